@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself, with pip, when it is missing or older than its recipe.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check bench organism clean help
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
+	$(BIN)/em-circuits demo
+
+test: $(STAMP) ## every test; no network, GPU or key
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## linter, formatter, type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
+	$(BIN)/python scripts/bench_influence.py
+
+organism: $(STAMP) ## train the embedded organism anew into results/organism (about 20 minutes)
+	$(BIN)/em-circuits organism train --out results/organism
+
+clean: ## remove the environment and caches, not results
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11 $@" >&2; exit 1; }
+	@echo "Setting up .venv (once; a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)

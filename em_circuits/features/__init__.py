@@ -1,0 +1,24 @@
+"""From scores to features: matching labels to targets, contrast, ranking, choice."""
+
+from em_circuits.features.rank import (
+    METHODS,
+    FeatureScores,
+    RankedFeature,
+    Ranking,
+    graph_scores,
+    rank,
+    rank_features,
+)
+from em_circuits.features.select import FeatureChoice, parse_features
+
+__all__ = [
+    "METHODS",
+    "FeatureChoice",
+    "FeatureScores",
+    "RankedFeature",
+    "Ranking",
+    "graph_scores",
+    "parse_features",
+    "rank",
+    "rank_features",
+]

@@ -1,0 +1,157 @@
+"""Which features push a prompt towards its evil tokens and away from its safe ones?
+
+    contrast[s] = mean over evil targets of score[t, s] - mean over safe targets of score[t, s]
+
+The score is named with every table: `gradient` (real model, every active feature; the default),
+`direct`, `total_effect` and `signed_influence` (graph, selected features), or `measured` (every
+feature really ablated). Positive = the feature's presence raises evil over safe.
+
+    ranking = rank_features(graph, groups, method="gradient")
+    ranking.top(10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.influence import Method, influence, one_per_logit
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Label
+
+GRADIENT = "gradient"
+MEASURED = "measured"
+GRAPH_METHODS = (Method.DIRECT, Method.TOTAL_EFFECT, Method.SIGNED)
+METHODS = (GRADIENT, *(str(m) for m in GRAPH_METHODS), MEASURED)
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """One score per target and feature of one prompt and model."""
+
+    method: str
+    coordinates: Int[Tensor, "feature 3"]
+    """(layer, position, feature id)."""
+    activations: Float[Tensor, " feature"]
+    token_ids: Int[Tensor, " target"]
+    scores: Float[Tensor, "target feature"]
+    """In logits (normalised shares for `signed_influence`)."""
+
+
+@dataclass(frozen=True)
+class RankedFeature:
+    """One feature of one prompt with its contrast."""
+
+    layer: int
+    position: int
+    feature: int
+    contrast: float
+    evil_mean: float
+    safe_mean: float
+    activation: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of `features rank --json`."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Features of a prompt from the most positive contrast to the most negative."""
+
+    method: str
+    features: tuple[RankedFeature, ...]
+    unmatched: tuple[int, ...]
+    """Labelled token ids that are no target of the graph."""
+
+    def top(self, n: int) -> tuple[RankedFeature, ...]:
+        """The n most positive contrasts."""
+        return self.features[:n]
+
+    def bottom(self, n: int) -> tuple[RankedFeature, ...]:
+        """The n most negative contrasts, most negative first."""
+        return tuple(reversed(self.features))[:n]
+
+    def largest(self, n: int) -> tuple[RankedFeature, ...]:
+        """The n largest by magnitude."""
+        return tuple(sorted(self.features, key=lambda f: -abs(f.contrast))[:n])
+
+
+def graph_scores(graph: AttributionGraph, method: str) -> FeatureScores:
+    """Scores of a stored graph's features on each of its targets.
+
+    Args:
+        graph: With its gradient scores for ``gradient``, with its edges for the others.
+        method: ``gradient``, ``direct``, ``total_effect`` or ``signed_influence``.
+
+    Raises:
+        RequestError: If the method is unknown, or the graph does not hold what it needs.
+    """
+    if method == GRADIENT:
+        if graph.gradient is None:
+            raise RequestError(
+                f"graph {graph.header.key[:12]} has no gradient scores (an imported graph?); "
+                "use --method total_effect"
+            )
+        return FeatureScores(
+            method, graph.active, graph.activations, graph.targets.token_ids, graph.gradient
+        )
+    if method not in GRAPH_METHODS:
+        raise RequestError(f"--method {method!r}: choose one of {', '.join(METHODS)}")
+    result = influence(graph, one_per_logit(graph), Method(method))
+    return FeatureScores(
+        method,
+        graph.selected_features,
+        graph.selected_activations,
+        graph.targets.token_ids,
+        result.values[:, graph.layout.features].float(),
+    )
+
+
+def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
+    """Rank features by their evil-minus-safe contrast, labels matched by token id.
+
+    Args:
+        scores: Of one prompt and model.
+        labels: Token id -> label; unsure tokens take no part.
+
+    Raises:
+        RequestError: If no target is labelled evil, or none safe: there is no contrast.
+    """
+    given = [labels.get(token) for token in scores.token_ids.tolist()]
+    sides = {side: torch.tensor([g == side for g in given]) for side in ("evil", "safe")}
+    counts = {side: int(mask.sum()) for side, mask in sides.items()}
+    if not all(counts.values()):
+        raise RequestError(
+            f"no contrast: {counts['evil']} evil and {counts['safe']} safe targets are labelled; "
+            "label the prompt first (em-circuits review)"
+        )
+    evil = scores.scores[sides["evil"]].double().mean(0)
+    safe = scores.scores[sides["safe"]].double().mean(0)
+    contrast = evil - safe
+    order = torch.argsort(contrast, descending=True, stable=True).tolist()
+    columns = zip(
+        scores.coordinates.tolist(),
+        contrast.tolist(),
+        evil.tolist(),
+        safe.tolist(),
+        scores.activations.tolist(),
+        strict=True,
+    )
+    rows = [RankedFeature(*place, *numbers) for place, *numbers in columns]
+    targets = set(scores.token_ids.tolist())
+    unmatched = tuple(sorted(token for token in labels if token not in targets))
+    return Ranking(scores.method, tuple(rows[i] for i in order), unmatched)
+
+
+def rank_features(
+    graph: AttributionGraph, labels: Mapping[int, Label], *, method: str = GRADIENT
+) -> Ranking:
+    """Rank a stored graph's features by evil-minus-safe contrast; see `graph_scores`, `rank`."""
+    return rank(graph_scores(graph, method), labels)

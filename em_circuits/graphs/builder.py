@@ -1,0 +1,152 @@
+"""How do attribution rows become packed edges when the selection is not known until the end?
+
+Attribution makes rows in its own order, over every *active* feature, and only then knows which were
+selected. The builder keeps of each row what the mask allows, so that no (node x node) matrix is
+ever needed, and at the end drops the columns of the others, whose mass it records.
+
+    builder = EdgesBuilder(layers, positions, n_layers=4, n_pos=9, n_logits=10)
+    builder.add_logits(torch.arange(10), logit_rows)
+    builder.add_features(indices, rows)
+    edges = builder.build(selected)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.packing import Packer, exact_float32
+from em_circuits.graphs.structure import Block, Stripe, Structure
+from pivotal_tokens.errors import RequestError
+
+
+class EdgesBuilder:
+    """Rows of active features and of targets, in any order; a row given twice replaces itself."""
+
+    def __init__(
+        self,
+        active_layers: Int64[Tensor, " active"],
+        active_positions: Int64[Tensor, " active"],
+        *,
+        n_layers: int,
+        n_pos: int,
+        n_logits: int,
+    ) -> None:
+        layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
+        self._structure = Structure(layout, active_layers, active_positions)
+        self._features: dict[int, Tensor] = {}
+        self._logits: dict[int, Tensor] = {}
+        self._extra: dict[int, tuple[Tensor, Tensor]] = {}
+        self._place: list[tuple[Stripe, Block]] = []
+        for stripe in reversed(list(self._structure.stripes())):
+            for block in stripe.blocks:
+                self._place.extend([(stripe, block)] * block.n_rows)
+
+    @property
+    def visited(self) -> Int64[Tensor, " feature"]:
+        """Active indices of the features whose rows are here, ascending."""
+        return torch.tensor(sorted(self._features), dtype=torch.int64)
+
+    def add_features(
+        self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
+    ) -> None:
+        """Take rows of features.
+
+        Args:
+            indices: Which active feature each row belongs to.
+            rows: Over all active features, errors and tokens; columns beyond are not looked at.
+
+        Raises:
+            RequestError: If a row is too short, or of a feature that is not active.
+        """
+        for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
+            if not 0 <= index < len(self._place):
+                raise RequestError(f"No active feature {index}: there are {len(self._place)}.")
+            stripe, block = self._place[index]
+            columns = stripe.columns[: block.n_columns]
+            kept = row[columns]
+            self._extra.pop(index, None)
+            if int(row.count_nonzero()) != int(kept.count_nonzero()):
+                rest = row.clone()
+                rest[columns] = 0
+                where = rest.nonzero()[:, 0]
+                self._extra[index] = (where, exact_float32(rest[where]))
+            self._features[index] = kept
+
+    def add_logits(
+        self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
+    ) -> None:
+        """Take rows of targets; see `add_features`."""
+        for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
+            self._logits[index] = row.clone()
+
+    def build(self, selected: Int64[Tensor, " feature"]) -> Edges:
+        """Pack the rows of the selected features, and let go of them.
+
+        Args:
+            selected: Active indices, ascending.
+
+        Raises:
+            RequestError: If a selected feature or a target has no row.
+            WorkFailed: If a value is NaN or infinite; the message names the edge.
+        """
+        self._require(selected)
+        active = self._structure.layout
+        structure = Structure(
+            NodeLayout(len(selected), active.n_layers, active.n_pos, active.n_logits),
+            self._structure.feature_layers[selected],
+            self._structure.feature_positions[selected],
+        )
+        kept = torch.cat([selected, torch.arange(active.n_features, active.n_sources)])
+        node_of = torch.full((active.n_sources,), -1)
+        node_of[kept] = torch.arange(len(kept))
+        packer = Packer(structure)
+        outside = torch.zeros(structure.layout.n_rows, dtype=torch.float64)
+        for stripe in structure.stripes():
+            for block in stripe.blocks:
+                for row in range(block.rows.start, block.rows.stop):
+                    values, outside[row] = self._take(int(selected[row]), node_of)
+                    packer.add_row(block, row, values)
+        self._move_extra(packer, selected.tolist(), node_of)
+        if active.n_logits:
+            logits = torch.stack([self._logits[i] for i in range(active.n_logits)])
+            outside[structure.layout.n_features :] = _mass(logits[:, node_of < 0])
+            packer.add_logits(logits[:, kept])
+        self._logits.clear()
+        return Edges(structure, *packer.finish(), outside)
+
+    def _require(self, selected: Tensor) -> None:
+        missing = [i for i in selected.tolist() if i not in self._features]
+        absent = [i for i in range(self._structure.layout.n_logits) if i not in self._logits]
+        if missing or absent:
+            raise RequestError(
+                f"{len(missing)} selected features (first {missing[:1]}) and {len(absent)} targets "
+                f"(first: {absent[:1]}) have no row; add them before build()."
+            )
+
+    def _take(self, index: int, node_of: Tensor) -> tuple[Tensor, Tensor]:
+        stripe, block = self._place[index]
+        keep = node_of[stripe.columns[: block.n_columns]] >= 0
+        values = self._features.pop(index)
+        return values[keep], _mass(values[~keep][None])[0]
+
+    def _move_extra(self, packer: Packer, selected: list[int], node_of: Tensor) -> None:
+        for row, index in enumerate(selected):
+            if index in self._extra:
+                where, values = self._extra.pop(index)
+                keep = node_of[where] >= 0
+                target = torch.full_like(where[keep], row)
+                packer.add_extra(target, node_of[where[keep]], values[keep])
+
+    def _sources(self, rows: Tensor) -> Tensor:
+        width = self._structure.layout.n_sources
+        if rows.shape[1] < width:
+            raise RequestError(f"Rows must have {width} columns or more, got {rows.shape[1]}.")
+        return rows.detach().cpu()[:, :width]
+
+
+def _mass(rows: Tensor) -> Tensor:
+    return rows.double().abs().sum(1)

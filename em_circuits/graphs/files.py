@@ -1,0 +1,187 @@
+"""How does an attribution graph become one file, and come back?
+
+A safetensors file: tensors uncompressed, so that edges can be memory-mapped, and one metadata
+entry with everything else as JSON. Reading maps the file; nothing is unpickled.
+
+    write_graph(path, graph)
+    graph = read_graph(path)  # WorkFailed, naming the file, if it is corrupt or truncated
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader, LogitTargets
+from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.structure import Structure
+from pivotal_tokens.artefacts import atomic_path
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+METADATA = "em_circuits_graph"
+"""The one metadata entry: with several, their order in the file would be arbitrary."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    header: GraphHeader
+    texts: tuple[str, ...]
+
+
+def write_graph(path: Path, graph: AttributionGraph) -> None:
+    """Write a graph, whole or not at all."""
+    record = _Record(header=graph.header, texts=graph.targets.texts)
+    metadata = {METADATA: record.model_dump_json()}
+    with atomic_path(path) as temporary:
+        save_file(_tensors(graph), temporary, metadata=metadata)
+
+
+def read_header(path: Path) -> GraphHeader:
+    """A graph's header; reads nothing else of the file.
+
+    Raises:
+        WorkFailed: If the file is corrupt, truncated, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _record(path, file).header
+    except (SafetensorError, OSError) as error:
+        raise broken(path, error) from error
+
+
+def read_graph(path: Path) -> AttributionGraph:
+    """A graph; its edges stay on disk until they are used.
+
+    Raises:
+        WorkFailed: If the file is corrupt, truncated, or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = _record(path, file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _graph(record, tensors)
+    except (SafetensorError, OSError, KeyError, RequestError, WorkFailed) as error:
+        raise broken(path, error) from error
+
+
+def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
+    """Direct edges of every source to every target; reads nothing else of the file.
+
+    Raises:
+        RequestError: If the file keeps no edges.
+        WorkFailed: If the file is corrupt or truncated.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "edges.logit_values" not in file.keys():  # noqa: SIM118
+                raise RequestError(f"Graph file {path} keeps scores but no edges.")
+            rows: Tensor = file.get_tensor("edges.logit_values").float()
+            return rows
+    except (SafetensorError, OSError) as error:
+        raise broken(path, error) from error
+
+
+def broken(path: Path, reason: object) -> WorkFailed:
+    """The error for a file that cannot be used: which, why, what to do."""
+    if isinstance(reason, WorkFailed) and str(path) in str(reason):
+        return reason
+    detail = f"no tensor {reason}" if isinstance(reason, KeyError) else str(reason)
+    return WorkFailed(
+        f"Graph file {path} is corrupt or truncated: {detail}\n"
+        "Put it aside with 'em-circuits graphs verify --quarantine', then build it again with "
+        f"'em-circuits graphs build {path.parent.name}'."
+    )
+
+
+def tensor_bytes(graph: AttributionGraph) -> int:
+    """Bytes that a graph's tensors take in a file."""
+    return sum(t.numel() * t.element_size() for t in _tensors(graph).values())
+
+
+def _record(path: Path, file: Any) -> _Record:
+    text = (file.metadata() or {}).get(METADATA)
+    if text is None:
+        raise WorkFailed(
+            f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
+        )
+    try:
+        found = json.loads(text)["header"]["format_version"]
+        if found != FORMAT_VERSION:
+            raise WorkFailed(
+                f"Graph file {path} has format version {found}, this version reads "
+                f"{FORMAT_VERSION}; build the graph again."
+            )
+        return _Record.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
+
+
+def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
+    targets, edges = graph.targets, graph.edges
+    tensors: dict[str, Tensor | None] = {
+        "input_ids": graph.input_ids,
+        "active": graph.active.int(),
+        "activations": graph.activations,
+        "selected": graph.selected.int(),
+        "targets.token_ids": targets.token_ids,
+        "targets.probabilities": targets.probabilities,
+        "targets.logits": targets.logits,
+        "targets.ranks": targets.ranks,
+        "gradient": graph.gradient,
+    }
+    if edges is not None:
+        tensors |= {
+            "edges.values": edges.values,
+            "edges.logit_values": edges.logit_values,
+            "edges.extra_index": edges.extra_index,
+            "edges.extra_values": edges.extra_values,
+            "edges.row_mass": edges.row_mass,
+            "edges.outside_mass": edges.outside_mass,
+        }
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
+
+
+def _graph(record: _Record, tensors: dict[str, Tensor]) -> AttributionGraph:
+    header = record.header
+    active, selected = tensors["active"].long(), tensors["selected"].long()
+    targets = LogitTargets(
+        token_ids=tensors["targets.token_ids"],
+        texts=record.texts,
+        probabilities=tensors["targets.probabilities"],
+        logits=tensors.get("targets.logits"),
+        ranks=tensors.get("targets.ranks"),
+    )
+    edges = None
+    if "edges.values" in tensors:
+        layout = NodeLayout(
+            len(selected), header.n_layers, len(tensors["input_ids"]), len(record.texts)
+        )
+        chosen = active[selected]
+        edges = Edges(
+            Structure(layout, chosen[:, 0].contiguous(), chosen[:, 1].contiguous()),
+            tensors["edges.values"],
+            tensors["edges.logit_values"],
+            tensors["edges.extra_index"],
+            tensors["edges.extra_values"],
+            tensors["edges.row_mass"],
+            tensors.get("edges.outside_mass"),
+        )
+    return AttributionGraph(
+        header=header,
+        input_ids=tensors["input_ids"],
+        active=active,
+        activations=tensors["activations"],
+        selected=selected,
+        targets=targets,
+        edges=edges,
+        gradient=tensors.get("gradient"),
+    )

@@ -1,0 +1,292 @@
+"""How do the logits a person labels and the graph come from the same forward pass?
+
+Attribution is set up on both models first; the union of the top k of those two contexts' logits
+becomes the explicit targets of both graphs; then each model is attributed with the very context
+its logits were read from. This is the only caller of circuit-tracer's attribution.
+
+    graphs = build_pair_graphs(pair, prompt, AttributionSettings())
+    graphs.next_tokens, graphs.base, graphs.merged
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.targets import AttributionTargets
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from em_circuits.graphs.context import RowMasses, blocked_context, recorded_masses
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.graphs.graph import (
+    AttributionGraph,
+    GraphHeader,
+    LogitTargets,
+    Selection,
+)
+from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.store import graph_key
+from em_circuits.models import Model, ModelPair
+from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
+from em_circuits.models.replacement import attribution_context
+from em_circuits.models.text import decode_token, encode
+from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.schema import Label, NextTokenPair, Prompt
+
+SelectBy = Literal["probability", "contrast"]
+
+
+class AttributionSettings(BaseModel):
+    """What decides which graph comes out; all but `batch_size` is part of the graph's key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k: int = Field(default=10, ge=1)
+    """Tokens of each model whose union becomes the logit nodes of both graphs."""
+    max_feature_nodes: int | None = Field(default=8192, ge=1)
+    """Feature nodes kept; None keeps every active feature."""
+    batch_size: int = Field(default=256, ge=1)
+    """Attribution rows per backward pass."""
+    select_by: SelectBy = "probability"
+    """What weights the choice of features: each target's probability, or 1/n of its label's side
+    (evil and safe alike; unsure and unlabelled targets weigh nothing)."""
+
+
+@dataclass(frozen=True)
+class PairGraphs:
+    """Both graphs of a prompt over the same targets, and the next tokens read from them."""
+
+    next_tokens: NextTokenPair
+    base: AttributionGraph
+    merged: AttributionGraph
+
+    @property
+    def both(self) -> tuple[AttributionGraph, AttributionGraph]:
+        return self.base, self.merged
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What both models' attributions share."""
+
+    pair: ModelPair
+    settings: AttributionSettings
+    input_ids: Int64[Tensor, " pos"]
+    targets: Int64[Tensor, " logit"]
+    labels: Mapping[int, Label] | None
+    weights: Float[Tensor, " logit"] | None
+
+
+def build_pair_graphs(
+    pair: ModelPair,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    *,
+    labels: Mapping[int, Label] | None = None,
+) -> PairGraphs:
+    """Attribution graphs of base and merged model for one prompt, with aligned logits.
+
+    Args:
+        pair: The models; their replacement models are used.
+        prompt: Its `token_ids` are used where they are stored, else its text is tokenised.
+        settings: Part of the graphs' keys.
+        labels: Token id -> label; needed for ``select_by="contrast"`` only.
+
+    Raises:
+        RequestError: The prompt is too long, or the contrast has no evil or no safe target.
+        WorkFailed: Activations or logits are not finite.
+    """
+    input_ids = prompt_ids(pair, prompt)
+    contexts = [attribution_context(model.replacement, input_ids) for model in pair.models]
+    for model, context in zip(pair.models, contexts, strict=True):
+        _check_finite(model, prompt, context)
+    logits = [context.logits[0, -1].detach().float().cpu() for context in contexts]
+    next_tokens = compare(pair, *logits, top_k=settings.top_k)
+    targets = union_of_top(*logits, settings.top_k)
+    weights = _selection_weights(settings, targets, labels)
+    request = _Request(pair, settings, input_ids, targets, labels, weights)
+    base, merged = (
+        _attribute(model, prompt, context, request)
+        for model, context in zip(pair.models, contexts, strict=True)
+    )
+    return PairGraphs(next_tokens, base, merged)
+
+
+def prompt_ids(pair: ModelPair, prompt: Prompt) -> Int64[Tensor, " pos"]:
+    """The stored token ids of a prompt, or those of its text.
+
+    Raises:
+        RequestError: If the prompt is longer than the replacement models are prepared for.
+    """
+    ids = prompt.token_ids or encode(pair.tokenizer, prompt.text)
+    if len(ids) > pair.settings.max_context:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than --max-context "
+            f"{pair.settings.max_context}"
+        )
+    return torch.tensor(ids, device=pair.device)
+
+
+def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) -> AttributionGraph:
+    input_ids = request.input_ids
+    logits = context.logits[0, -1].detach().float().cpu()
+    targets = request.targets
+    adjacency, selected, masses = _run_upstream(model, context, request)
+    active = context.activation_matrix.indices().T.cpu().contiguous()
+    chosen = active[selected]
+    layout = NodeLayout(len(selected), model.sites.n_layers, len(input_ids), len(targets))
+    layers, positions = chosen[:, 0].contiguous(), chosen[:, 1].contiguous()
+    edges = Edges.from_dense(adjacency, layout, layers, positions)
+    outside = masses.outside(selected, edges.row_mass)
+    gradients = mlp_output_gradients(model, input_ids, demeaned_targets(targets, len(logits)))
+    return AttributionGraph(
+        header=_header(model, prompt, request, d_vocab=len(logits)),
+        input_ids=input_ids.cpu(),
+        active=active,
+        activations=context.activation_matrix.values().detach().float().cpu(),
+        selected=selected,
+        targets=LogitTargets(
+            token_ids=targets,
+            texts=tuple(decode_token(model.tokenizer, t) for t in targets.tolist()),
+            probabilities=torch.softmax(logits, -1)[targets],
+            logits=logits[targets],
+            ranks=ranks_of(logits, targets),
+        ),
+        edges=dataclasses.replace(edges, outside_mass=outside),
+        gradient=feature_scores(gradients, active, context.decoder_vecs.detach()),
+    )
+
+
+def _run_upstream(
+    model: Model, context: Any, request: _Request
+) -> tuple[Tensor, Int64[Tensor, " feature"], RowMasses]:
+    """circuit-tracer's attribution: adjacency matrix, selected features, rows' whole masses."""
+    n_active = context.activation_matrix._nnz()
+    fast = blocked_context(context)
+    with recorded_masses(fast) as masses, model.replacement.prepared(fast):
+        graph = attribute(
+            request.input_ids,
+            model.replacement,
+            attribution_targets=_targets(model, context, request),
+            batch_size=max(1, min(request.settings.batch_size, n_active)),
+            max_feature_nodes=request.settings.max_feature_nodes,
+        )
+    return graph.adjacency_matrix.cpu(), graph.selected_features.cpu(), masses
+
+
+def _targets(
+    model: Model, context: Any, request: _Request
+) -> Tensor | list[tuple[str, float, Tensor]]:
+    """Token ids, or the same demeaned directions with weights of our own."""
+    token_ids, weights = request.targets.to(context.logits.device), request.weights
+    if weights is None:
+        return token_ids
+    exact = AttributionTargets(
+        attribution_targets=token_ids,
+        logits=context.logits[0, -1],
+        unembed_proj=model.replacement.unembed_proj,
+        tokenizer=model.tokenizer,
+    )
+    return [
+        (target.token_str, float(weight), vector)
+        for target, weight, vector in zip(
+            exact.logit_targets, weights.tolist(), exact.logit_vectors, strict=True
+        )
+    ]
+
+
+def _selection_weights(
+    settings: AttributionSettings, targets: Tensor, labels: Mapping[int, Label] | None
+) -> Float[Tensor, " logit"] | None:
+    """Weights of the targets in the choice of features; None leaves it to the probabilities."""
+    if settings.select_by == "probability":
+        return None
+    given = [(labels or {}).get(token) for token in targets.tolist()]
+    counts = {side: given.count(side) for side in ("evil", "safe")}
+    if not all(counts.values()):
+        raise RequestError(
+            "--select-by contrast needs at least one evil and one safe target; "
+            f"this prompt has {counts['evil']} and {counts['safe']}"
+        )
+    return torch.tensor([1.0 / counts[g] if g in counts else 0.0 for g in given])  # type: ignore[index]
+
+
+def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
+    values, layers = context.activation_matrix.values(), context.activation_matrix.indices()[0]
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        raise WorkFailed(
+            f"{model.name} model, prompt {prompt.prompt_id}: transcoder activations of layer "
+            f"{int(layers[bad][0])} are not finite; try --dtype float32 or run em-circuits doctor"
+        )
+
+
+def _header(model: Model, prompt: Prompt, request: _Request, *, d_vocab: int) -> GraphHeader:
+    pair, settings = request.pair, request.settings
+    return GraphHeader(
+        key=pair_graph_key(pair, model, prompt, settings, request.labels),
+        prompt_id=prompt.prompt_id,
+        text=prompt.text,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,
+        transcoders=pair.settings.transcoders,
+        transcoder_fingerprint=pair.transcoder_fingerprint,
+        n_layers=model.sites.n_layers,
+        scan=pair.transcoders.scan,
+        dtype=str(pair.dtype).removeprefix("torch."),
+        selection=Selection(
+            select_by=settings.select_by,
+            max_feature_nodes=settings.max_feature_nodes,
+            weights=tuple(request.weights.tolist()) if request.weights is not None else (),
+        ),
+        attribution=_parameters(pair, settings, request.labels),
+        d_vocab=d_vocab,
+        tokenizer_name=pair.settings.base,
+    )
+
+
+def pair_graph_key(
+    pair: ModelPair,
+    model: Model,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None = None,
+) -> str:
+    """The key (64 hex digits) of the graph that `build_pair_graphs` would make.
+
+    The targets come from both models, so the other model's fingerprint is part of the key; the
+    labels are, too, where they weigh the selection.
+    """
+    return graph_key(
+        prompt.prompt_id,
+        model_fingerprint=model.fingerprint,
+        adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,
+        transcoders=pair.transcoders.scan or pair.settings.transcoders,
+        transcoder_fingerprint=pair.transcoder_fingerprint,
+        attribution=_parameters(pair, settings, labels),
+    )
+
+
+def _parameters(
+    pair: ModelPair, settings: AttributionSettings, labels: Mapping[int, Label] | None
+) -> dict[str, Any]:
+    """Everything besides prompt, model and transcoders that decides a graph's content."""
+    parameters: dict[str, Any] = {
+        "backend": pair.settings.backend,
+        "dtype": str(pair.dtype).removeprefix("torch."),
+        "pair": pair.key,
+        **settings.model_dump(exclude={"batch_size"}),
+    }
+    if settings.select_by == "contrast":
+        parameters["labels"] = {
+            str(token): label for token, label in sorted((labels or {}).items())
+        }
+    return parameters

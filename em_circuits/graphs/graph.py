@@ -1,0 +1,267 @@
+"""What is one attribution graph: which prompt, which model, which nodes, which edges?
+
+Feature node i is the active feature `active[selected[i]]` = (layer, position, id), with activation
+`activations[selected[i]]`. Every value is checked when the graph is made, so that code that holds
+a graph need not check again.
+
+    graph.layout.features  # slice of node indices
+    graph.selected_features[i]  # (layer, position, feature id)
+    graph.targets.probabilities  # float32 softmax of the logits the graph was made from
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from jaxtyping import Float32, Int64
+from pydantic import BaseModel, ConfigDict, JsonValue
+from torch import Tensor
+
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.structure import Structure
+from pivotal_tokens.errors import RequestError
+
+FORMAT_VERSION = 1
+"""Version of the file format; part of every key."""
+
+
+class Selection(BaseModel):
+    """How the feature nodes were chosen among the active features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    select_by: Literal["probability", "contrast", "all"]
+    """What weighted the targets; "all" if there was nothing to choose."""
+    max_feature_nodes: int | None = None
+    """The limit asked for; None for no limit."""
+    weights: tuple[float, ...] = ()
+    """Weight of each target, where it was not the probability."""
+
+
+class GraphHeader(BaseModel):
+    """What a graph is of and how it was made; everything that is not a tensor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    """Version of the file format."""
+    key: str
+    """SHA-256 (64 hex digits) of everything that decides the content."""
+    prompt_id: str
+    """First 12 hex digits of SHA-256 of the text."""
+    text: str
+    """The prompt as the model sees it, without the BOS the tokenizer adds."""
+    model: str
+    """One of "base", "merged", or another model's name."""
+    fingerprint: str | None = None
+    """The model's; None where it is not known (an imported graph)."""
+    adapter_hash: str | None = None
+    """The adapter's; None without an adapter."""
+    transcoders: str | None = None
+    """The transcoder set's name or directory."""
+    transcoder_fingerprint: str | None = None
+    """Its revision or hash."""
+    n_layers: int
+    """Layers with a transcoder."""
+    scan: str | tuple[str, ...] | None = None
+    """circuit-tracer's identifier of the transcoders."""
+    dtype: str
+    """Of the model that was attributed, such as "float32"."""
+    selection: Selection
+    """How feature nodes were chosen."""
+    attribution: dict[str, JsonValue] = {}
+    """Parameters of attribution, part of the key."""
+    d_vocab: int
+    """Width of the model's logits; a target id of this or more is virtual, not a token."""
+    tokenizer_name: str | None = None
+    """Where the tokenizer is from."""
+    extra: dict[str, JsonValue] = {}
+    """What other formats need to be written again unchanged."""
+
+
+@dataclass(frozen=True)
+class LogitTargets:
+    """The targets of a graph: one row each.
+
+    Attributes:
+        token_ids: Vocabulary ids; an id of d_vocab or more is a virtual target.
+        texts: Decoded tokens, or labels of virtual targets.
+        probabilities: float32 softmax of the captured logits over the whole vocabulary; of a
+            virtual target, the weight it was given.
+        logits: Captured raw logits; None in a graph of a tool that does not keep them.
+        ranks: 1-based rank over the whole vocabulary, ties by token id; None as for `logits`.
+    """
+
+    token_ids: Int64[Tensor, " logit"]
+    texts: tuple[str, ...]
+    probabilities: Float32[Tensor, " logit"]
+    logits: Float32[Tensor, " logit"] | None = None
+    ranks: Int64[Tensor, " logit"] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.texts)
+        for name in ("token_ids", "probabilities", "logits", "ranks"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != (n,):
+                raise RequestError(
+                    f"Targets: {name} must have shape ({n},) like texts, got {tuple(tensor.shape)}."
+                )
+        _require(bool((self.token_ids >= 0).all()), "Targets: token_ids must not be negative.")
+        _require(
+            bool((self.probabilities.isfinite() & (self.probabilities >= 0)).all()),
+            "Targets: probabilities must be finite and not negative.",
+        )
+        if self.logits is not None:
+            _require(bool(self.logits.isfinite().all()), "Targets: logits must be finite.")
+        if self.ranks is not None:
+            _require(bool((self.ranks >= 1).all()), "Targets: ranks start at 1.")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def index_of(self, token_id: int) -> int | None:
+        """Index of a token among the targets (its first, should it stand twice); else None."""
+        found = (self.token_ids == token_id).nonzero()
+        return int(found[0]) if found.numel() else None
+
+
+@dataclass(frozen=True)
+class AttributionGraph:
+    """One prompt, one model: nodes, edges and scores.
+
+    Attributes:
+        header: What it is of.
+        input_ids: Prompt tokens, BOS included.
+        active: (layer, position, feature id) of every active feature, sorted so.
+        activations: Activation of every active feature.
+        selected: Indices into `active` of the feature nodes, ascending.
+        targets: The logit nodes.
+        edges: Direct effects; None if only scores were kept.
+        gradient: Gradient score of every active feature for every (demeaned) target; positive =
+            the feature's presence raises the target. None if not computed.
+    """
+
+    header: GraphHeader
+    input_ids: Int64[Tensor, " pos"]
+    active: Int64[Tensor, "active 3"]
+    activations: Float32[Tensor, " active"]
+    selected: Int64[Tensor, " feature"]
+    targets: LogitTargets
+    edges: Edges | None = None
+    gradient: Float32[Tensor, "logit active"] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_active()
+        self._check_selected()
+        if self.gradient is not None:
+            expected = (len(self.targets), len(self.active))
+            _require(
+                self.gradient.shape == expected,
+                f"Graph: gradient must have shape {expected}, got {tuple(self.gradient.shape)}.",
+            )
+            _require_finite("gradient", self.gradient)
+        if self.edges is not None and not self.edges.structure.same_as(self.structure):
+            raise RequestError(
+                f"Graph: the edges are of other features or sizes: {self.edges.layout}, "
+                f"expected {self.layout}."
+            )
+
+    @cached_property
+    def layout(self) -> NodeLayout:
+        """The node order."""
+        return NodeLayout(
+            n_features=len(self.selected),
+            n_layers=self.header.n_layers,
+            n_pos=len(self.input_ids),
+            n_logits=len(self.targets),
+        )
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The mask of the edges."""
+        chosen = self.selected_features
+        return Structure(self.layout, chosen[:, 0].contiguous(), chosen[:, 1].contiguous())
+
+    @cached_property
+    def selected_features(self) -> Int64[Tensor, "feature 3"]:
+        """(layer, position, feature id) of every feature node."""
+        return self.active[self.selected]
+
+    @cached_property
+    def selected_activations(self) -> Float32[Tensor, " feature"]:
+        """Activation of every feature node."""
+        return self.activations[self.selected]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some active features are not nodes, so that paths through them are missing."""
+        return len(self.selected) < len(self.active)
+
+    def require_edges(self) -> Edges:
+        """The edges.
+
+        Raises:
+            RequestError: If only scores were kept.
+        """
+        if self.edges is None:
+            raise RequestError(
+                f"Graph {self.header.key[:12]} keeps its scores but no edges; build it again with "
+                f"'em-circuits graphs build {self.header.prompt_id}'."
+            )
+        return self.edges
+
+    def _check_active(self) -> None:
+        n = len(self.active)
+        _require(
+            self.activations.shape == (n,),
+            f"Graph: activations must have shape ({n},), one for each row of active, got "
+            f"{tuple(self.activations.shape)}.",
+        )
+        _require_finite("activations", self.activations)
+        sizes = (self.header.n_layers, len(self.input_ids), None)
+        names = ("layer", "position", "feature id")
+        for name, size, values in zip(names, sizes, self.active.unbind(1), strict=True):
+            if n and (int(values.min()) < 0 or (size is not None and int(values.max()) >= size)):
+                limit = "0 or more" if size is None else f"0..{size - 1}"
+                raise RequestError(
+                    f"Graph: active has {name} {int(values.min())}..{int(values.max())}, "
+                    f"expected {limit}."
+                )
+        layer, pos, feature = self.active.unbind(1)
+        place = layer * len(self.input_ids) + pos
+        step, ids = place.diff(), feature.diff()
+        unsorted = ((step < 0) | ((step == 0) & (ids <= 0))).nonzero()
+        if unsorted.numel():
+            i = int(unsorted[0])
+            raise RequestError(
+                "Graph: active must be sorted by (layer, position, id) without repeats; row "
+                f"{i + 1} {tuple(self.active[i + 1].tolist())} follows "
+                f"{tuple(self.active[i].tolist())}."
+            )
+
+    def _check_selected(self) -> None:
+        ascending = bool((self.selected.diff() > 0).all())
+        _require(ascending, "Graph: selected must be ascending without repeats.")
+        if self.selected.numel():
+            low, high = int(self.selected[0]), int(self.selected[-1])
+            _require(
+                low >= 0 and high < len(self.active),
+                f"Graph: selected must lie in 0..{len(self.active) - 1}, got {low}..{high}.",
+            )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RequestError(message)
+
+
+def _require_finite(name: str, values: Tensor) -> None:
+    bad = (~values.isfinite()).nonzero()
+    if bad.numel():
+        raise RequestError(
+            f"Graph: {name} must be finite, got {float(values[tuple(bad[0])])} at "
+            f"{bad[0].tolist()} ({len(bad)} in all)."
+        )

@@ -1,0 +1,194 @@
+"""How do graphs go from and to circuit-tracer's ``.pt`` files?
+
+A ``.pt`` is a pickle: reading it runs code, so it needs ``trust_pickle`` and happens in another
+process. A graph of circuit-tracer alone has no raw logits, no ranks and no gradient scores: those
+are None, and everything that needs edges only works on it.
+
+    graph = import_pt(Path("graph.pt"), trust_pickle=True)
+    export_pt(graph, Path("copy.pt"))  # circuit_tracer.graph.Graph.from_pt reads it
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from em_circuits.graphs import unpickle
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.graph import (
+    FORMAT_VERSION,
+    AttributionGraph,
+    GraphHeader,
+    LogitTargets,
+    Selection,
+)
+from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.unpickle import circuit_tracer_record
+from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import prompt_id
+
+EXTRA = "circuit_tracer"
+"""Entry of a header's `extra` that holds `circuit_tracer_record`."""
+_BOS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "<|bos|>")
+
+
+def import_pt(path: Path, *, trust_pickle: bool = False) -> AttributionGraph:
+    """Read a graph that circuit-tracer wrote.
+
+    Args:
+        path: The ``.pt`` file.
+        trust_pickle: The caller trusts the file with the user's rights.
+
+    Returns:
+        The graph. Its key is made from the file's hash; the model's fingerprint is not known.
+
+    Raises:
+        RequestError: If the file is not trusted, is not there, or is not such a graph.
+        WorkFailed: If it holds NaN or infinite edges; the message names the edge.
+    """
+    if not path.is_file():
+        raise RequestError(f"No file {path}.")
+    if not trust_pickle:
+        raise RequestError(
+            f"{path} is a pickle, and reading it runs the code in it. If you trust its author, "
+            "add --trust-pickle."
+        )
+    with tempfile.TemporaryDirectory(prefix="em-circuits-import-") as directory:
+        _convert(path, Path(directory))
+        record = json.loads((Path(directory) / unpickle.RECORD).read_text(encoding="utf-8"))
+        tensors = load_file(Path(directory) / unpickle.TENSORS)
+        return _graph(path, record, tensors)
+
+
+def export_pt(graph: AttributionGraph, path: Path) -> None:
+    """Write a graph so that ``circuit_tracer.graph.Graph.from_pt`` reads it.
+
+    Args:
+        graph: With its edges, and circuit-tracer's record in its header (graphs that this package
+            attributes or imports have one).
+        path: The ``.pt`` file.
+
+    Raises:
+        RequestError: If either is missing.
+    """
+    edges = graph.require_edges()
+    record: Any = graph.header.extra.get(EXTRA)
+    if record is None:
+        raise RequestError(
+            f"Graph {graph.header.key[:12]} lacks circuit-tracer's model configuration; build it "
+            "again before exporting it as .pt."
+        )
+    from circuit_tracer.attribution.targets import LogitTarget
+    from circuit_tracer.graph import Graph
+    from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
+
+    def as_recorded(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(_dtype(record["dtypes"][name]))
+
+    cfg: dict[str, Any] = dict(record["cfg"])
+    if isinstance(cfg.get("dtype"), str) and cfg["dtype"].startswith("torch."):
+        cfg["dtype"] = _dtype(cfg["dtype"])
+    targets = graph.targets
+    exported = Graph(
+        input_string=record["input_string"],
+        input_tokens=as_recorded("input_tokens", graph.input_ids),
+        active_features=as_recorded("active_features", graph.active),
+        adjacency_matrix=as_recorded("adjacency_matrix", edges.to_dense()),
+        cfg=UnifiedConfig.from_dict(cfg),
+        selected_features=as_recorded("selected_features", graph.selected),
+        activation_values=as_recorded("activation_values", graph.activations),
+        logit_targets=[
+            LogitTarget(token_str=text, vocab_idx=index)
+            for text, index in zip(targets.texts, targets.token_ids.tolist(), strict=True)
+        ],
+        logit_probabilities=as_recorded("logit_probabilities", targets.probabilities),
+        scan=record["scan"],
+        vocab_size=record["vocab_size"],
+    )
+    with atomic_path(path) as temporary:
+        exported.to_pt(str(temporary))
+
+
+def _convert(path: Path, directory: Path) -> None:
+    # -P: the script's own directory must not shadow anything.
+    command = [sys.executable, "-P", unpickle.__file__, str(path), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit status {done.returncode}"
+        raise RequestError(f"{path} cannot be read as a circuit-tracer graph: {reason}")
+
+
+def _graph(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> AttributionGraph:
+    active = tensors["active_features"].long()
+    selected = tensors["selected_features"].long()
+    input_ids = tensors["input_tokens"].long().reshape(-1)
+    header = _header(path, record, n_active=len(active), n_selected=len(selected))
+    ids = torch.tensor([index for _, index in record["logit_targets"]], dtype=torch.int64)
+    targets = LogitTargets(
+        token_ids=ids,
+        texts=tuple(text for text, _ in record["logit_targets"]),
+        probabilities=tensors["logit_probabilities"].float(),
+    )
+    if selected.numel() and not 0 <= int(selected.min()) <= int(selected.max()) < len(active):
+        raise RequestError(f"{path} selects features that are not active.")
+    layout = NodeLayout(len(selected), header.n_layers, len(input_ids), len(ids))
+    chosen = active[selected]
+    return AttributionGraph(
+        header=header,
+        input_ids=input_ids,
+        active=active,
+        activations=tensors["activation_values"].float(),
+        selected=selected,
+        targets=targets,
+        edges=Edges.from_dense(
+            tensors["adjacency_matrix"],
+            layout,
+            chosen[:, 0].contiguous(),
+            chosen[:, 1].contiguous(),
+        ),
+    )
+
+
+def _header(path: Path, record: dict[str, Any], *, n_active: int, n_selected: int) -> GraphHeader:
+    cfg, text = record["cfg"], record["input_string"]
+    for bos in _BOS:
+        text = text.removeprefix(bos)
+    scan = record["scan"]
+    chosen = n_selected < n_active
+    return GraphHeader(
+        key=content_key({"imported": sha256_file(path), "format_version": FORMAT_VERSION}),
+        prompt_id=prompt_id(text),
+        text=text,
+        model=str(cfg.get("model_name") or "imported"),
+        transcoders=scan if isinstance(scan, str) else None,
+        n_layers=int(cfg["n_layers"]),
+        scan=tuple(scan) if isinstance(scan, list) else scan,
+        dtype=record["dtypes"]["activation_values"].removeprefix("torch."),
+        selection=Selection(
+            select_by="probability" if chosen else "all",
+            max_feature_nodes=n_selected if chosen else None,
+        ),
+        d_vocab=int(cfg["d_vocab"]),
+        tokenizer_name=cfg.get("tokenizer_name"),
+        extra={EXTRA: record, "imported_from": path.name},
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise RequestError(f"Unknown tensor type {name!r} in the graph's header.")
+    return dtype
+
+
+__all__ = ["circuit_tracer_record", "export_pt", "import_pt"]

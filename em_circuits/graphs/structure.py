@@ -1,0 +1,169 @@
+"""Which entries of an adjacency matrix can be other than zero, and where is each packed?
+
+A feature at (layer l, position p) reads only from features and errors of layers below l and from
+tokens, all at positions up to p. Rows of one (l, p) therefore share their columns, and in
+position-major order those are a *prefix* of the sources below layer l: rows and columns form one
+contiguous block, which needs no index.
+
+    structure = Structure(layout, feature_layers, feature_positions)
+    for stripe in structure.stripes():  # layers, from the last to the first
+        for block in stripe.blocks:  # positions; columns stripe.columns[: block.n_columns]
+            ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from em_circuits.graphs.layout import NodeKind, NodeLayout
+from pivotal_tokens.errors import RequestError
+
+CHUNK = 1 << 17
+"""Values that are worked on at once: 1 MB as float64, small enough for a core's cache."""
+
+
+class Block(NamedTuple):
+    """The rows of one (layer, position).
+
+    Attributes:
+        rows: Feature indices of the rows.
+        n_columns: The block's columns are the first `n_columns` of its stripe's.
+        offset: Where the block starts in the packed values.
+    """
+
+    rows: slice
+    n_columns: int
+    offset: int
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows."""
+        return self.rows.stop - self.rows.start
+
+    def view(self, values: Tensor) -> Tensor:
+        """The block in the packed values, (rows x columns), without a copy."""
+        stop = self.offset + self.n_rows * self.n_columns
+        return values[self.offset : stop].view(self.n_rows, self.n_columns)
+
+    def chunks(self) -> Iterator[slice]:
+        """Row ranges within the block of about `CHUNK` values each."""
+        step = max(1, CHUNK // max(self.n_columns, 1))
+        for start in range(0, self.n_rows, step):
+            yield slice(start, min(start + step, self.n_rows))
+
+
+class Stripe(NamedTuple):
+    """All rows of one layer.
+
+    Attributes:
+        layer: The layer.
+        rows: Feature indices of the rows.
+        columns: Node indices of every source below the layer, position-major.
+        blocks: The blocks, by position.
+    """
+
+    layer: int
+    rows: slice
+    columns: Tensor
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The mask of a graph.
+
+    Attributes:
+        layout: The node order.
+        feature_layers: Layer of every feature, ascending.
+        feature_positions: Position of every feature, ascending within a layer.
+    """
+
+    layout: NodeLayout
+    feature_layers: Int64[Tensor, " feature"]
+    feature_positions: Int64[Tensor, " feature"]
+
+    def __post_init__(self) -> None:
+        layout, layers, positions = self.layout, self.feature_layers, self.feature_positions
+        for name, values, size in (
+            ("feature_layers", layers, layout.n_layers),
+            ("feature_positions", positions, layout.n_pos),
+        ):
+            if values.shape != (layout.n_features,):
+                raise RequestError(
+                    f"{name} must have shape ({layout.n_features},), got {tuple(values.shape)}."
+                )
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:
+                found = f"{int(values.min())}..{int(values.max())}"
+                raise RequestError(f"{name} must lie in 0..{size - 1}, got {found}.")
+        steps = (layers * layout.n_pos + positions).diff()
+        if (steps < 0).any():
+            first = int((steps < 0).nonzero()[0])
+            raise RequestError(
+                f"Features must be sorted by (layer, position); {first + 1} belongs before {first}."
+            )
+
+    def same_as(self, other: Structure) -> bool:
+        """Whether two structures describe the same mask."""
+        return (
+            self.layout == other.layout
+            and torch.equal(self.feature_layers, other.feature_layers)
+            and torch.equal(self.feature_positions, other.feature_positions)
+        )
+
+    @cached_property
+    def n_values(self) -> int:
+        """Packed values of the feature rows."""
+        return sum(b.n_rows * b.n_columns for stripe in self._stripes for b in stripe.blocks)
+
+    def stripes(self) -> Iterator[Stripe]:
+        """The layers that have rows, from the last to the first."""
+        return reversed(self._stripes)
+
+    def locate(self, feature: int) -> tuple[Stripe, Block]:
+        """The stripe and block a feature's row stands in."""
+        for stripe in self._stripes:
+            if stripe.rows.start <= feature < stripe.rows.stop:
+                for block in stripe.blocks:
+                    if block.rows.start <= feature < block.rows.stop:
+                        return stripe, block
+        raise RequestError(f"No feature {feature}: the graph has {self.layout.n_features}.")
+
+    def describe(self, node: int) -> str:
+        """A node in words, for messages: kind, index and coordinates."""
+        layout, kind = self.layout, self.layout.kind(node)
+        if kind is NodeKind.FEATURE:
+            layer, pos = int(self.feature_layers[node]), int(self.feature_positions[node])
+            return f"feature node {node} (layer {layer}, position {pos})"
+        if kind is NodeKind.ERROR:
+            layer, pos = layout.error_coordinates(node)
+            return f"error node {node} (layer {layer}, position {pos})"
+        start = layout.tokens.start if kind is NodeKind.TOKEN else layout.logits.start
+        return f"{kind} node {node} ({kind} {node - start})"
+
+    @cached_property
+    def _stripes(self) -> tuple[Stripe, ...]:
+        layers = self.layout.source_layers(self.feature_layers)
+        positions = self.layout.source_positions(self.feature_positions)
+        by_position = torch.argsort(positions, stable=True)
+        stripes: list[Stripe] = []
+        start = offset = 0
+        for layer in self.feature_layers.unique_consecutive().tolist():
+            columns = by_position[layers[by_position] < layer]
+            stop = int(torch.searchsorted(self.feature_layers, layer, right=True))
+            here, counts = self.feature_positions[start:stop].unique_consecutive(return_counts=True)
+            widths = torch.searchsorted(positions[columns], here, right=True)
+            blocks, row = [], start
+            for count, width in zip(counts.tolist(), widths.tolist(), strict=True):
+                blocks.append(Block(slice(row, row + count), width, offset))
+                row += count
+                offset += count * width
+            stripes.append(Stripe(layer, slice(start, stop), columns, tuple(blocks)))
+            start = stop
+        return tuple(stripes)

@@ -1,0 +1,67 @@
+"""How is a circuit-tracer ``.pt`` read, when reading it runs whatever code the file holds?
+
+In a process of its own, started only when the caller trusts the file: it writes the graph's tensors
+to a safetensors file and the rest to JSON, which the caller then reads. This file imports nothing
+of the package, so that it runs as a bare script.
+
+    python -P unpickle.py graph.pt OUTPUT_DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TENSORS = "tensors.safetensors"
+RECORD = "record.json"
+_FIELDS = (
+    "adjacency_matrix",
+    "active_features",
+    "input_tokens",
+    "selected_features",
+    "activation_values",
+    "logit_probabilities",
+)
+
+
+def circuit_tracer_record(graph: Any) -> dict[str, Any]:
+    """What a `circuit_tracer.graph.Graph` holds beside tensors, as JSON values.
+
+    A graph's header keeps it, so that the graph can be written for circuit-tracer again.
+    """
+    scan = graph.scan
+    return {
+        "input_string": graph.input_string,
+        "logit_targets": [[str(text), int(index)] for text, index in graph.logit_targets],
+        "vocab_size": int(graph.vocab_size),
+        "scan": list(scan) if isinstance(scan, (list, tuple)) else scan,
+        "cfg": {name: _plain(value) for name, value in graph.cfg.to_dict().items()},
+        "dtypes": {name: str(getattr(graph, name).dtype) for name in _FIELDS},
+    }
+
+
+def convert(path: Path, directory: Path) -> None:
+    """Read a ``.pt``, running its code, and write it without pickle."""
+    from circuit_tracer.graph import Graph
+    from safetensors.torch import save_file
+
+    graph = Graph.from_pt(str(path))
+    tensors = {name: getattr(graph, name).detach().cpu().contiguous() for name in _FIELDS}
+    save_file(tensors, directory / TENSORS)
+    record = json.dumps(circuit_tracer_record(graph), ensure_ascii=False)
+    (directory / RECORD).write_text(record, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)  # torch.float32 becomes "torch.float32"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

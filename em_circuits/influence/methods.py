@@ -1,0 +1,146 @@
+"""How much does every node raise a target, by which of four measures?
+
+Positive = the node's presence raises the target; removing it does minus that. With w the seed row
+over the (demeaned) logits and d the row scale, `S = w A (I - diag(1/d) A)^-1`:
+
+    direct              w A, one hop
+    total_effect        d = activation, logits unscaled: a_s * d target / d a_s in the local
+                        replacement model, through every path
+    signed_influence    d = sum of abs(A[t, :]), logits too
+    absolute_influence  the same of abs(A): circuit-tracer's, no sign
+
+    result = influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+    result.values[target, node]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.influence.propagate import Flow, propagate
+from em_circuits.influence.seeds import TargetSeed
+from pivotal_tokens.errors import RequestError
+
+UPSTREAM_FLOOR = 1e-10
+"""circuit-tracer's least row sum (graph.py, normalize_matrix): a lighter row is divided by this."""
+
+
+class Method(StrEnum):
+    """The four measures."""
+
+    DIRECT = "direct"
+    TOTAL_EFFECT = "total_effect"
+    SIGNED = "signed_influence"
+    ABSOLUTE = "absolute_influence"
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Values of every node for every target, with their evidence.
+
+    Attributes:
+        method: How they were measured.
+        values: In units of the demeaned logit for `direct` and `total_effect`, shares of it for
+            the normalised methods; a logit node's value is its seed weight.
+        targets: Of what.
+        graph_key: In which graph.
+        coverage: Per target, of the absolute mass of the rows this influence ran through (each
+            weighted by what it carried), the share whose source is in the graph: 1 if every active
+            feature is a node. None if the graph does not say what was left out.
+    """
+
+    method: Method
+    values: Float64[Tensor, "target node"]
+    targets: TargetSeed
+    graph_key: str
+    coverage: Float64[Tensor, " target"] | None
+
+
+def influence(graph: AttributionGraph, targets: TargetSeed, method: Method) -> Influence:
+    """Influence of every node on every target, through every path (`direct`: of one hop).
+
+    Args:
+        graph: The graph; its edges may lie in a memory-mapped file.
+        targets: Seed weights over its logits.
+        method: One of the four.
+
+    Raises:
+        RequestError: If `total_effect` meets an activation that is not positive, or
+            `absolute_influence` a negative seed weight.
+        WorkFailed: If a value comes out NaN or infinite.
+    """
+    method = Method(method)
+    edges = graph.require_edges()
+    if targets.weights.shape[1] != len(graph.targets):
+        raise RequestError(
+            f"The targets have weights over {targets.weights.shape[1]} logits, the graph has "
+            f"{len(graph.targets)}."
+        )
+    if method is Method.ABSOLUTE and (targets.weights < 0).any():
+        raise RequestError(
+            "absolute_influence has no sign and takes no negative weights, so no contrast; use "
+            "total_effect or signed_influence."
+        )
+    scale = row_scale(graph, method)
+    flow = propagate(edges, targets.weights, scale, absolute=method is Method.ABSOLUTE)
+    return Influence(method, flow.values, targets, graph.header.key, _coverage(graph, flow))
+
+
+def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"]:
+    """1/d of every row, features then logits; 0 for a row that passes nothing on.
+
+    Raises:
+        RequestError: If `total_effect` meets an activation that is not finite and positive.
+    """
+    edges = graph.require_edges()
+    match method:
+        case Method.DIRECT:
+            scale = torch.ones(graph.layout.n_rows, dtype=torch.float64)
+            scale[: graph.layout.n_features] = 0
+            return scale
+        case Method.TOTAL_EFFECT:
+            activations = graph.selected_activations.double()
+            _require_positive(graph, activations)
+            logits = torch.ones(graph.layout.n_logits, dtype=torch.float64)
+            return torch.cat([1 / activations, logits])
+        case Method.SIGNED:
+            return mass_scale(edges)
+        case Method.ABSOLUTE:
+            return mass_scale(edges, floor=UPSTREAM_FLOOR)
+
+
+def mass_scale(edges: Edges, *, floor: float = 0.0) -> Float64[Tensor, " row"]:
+    """1 / max(sum of abs(A[t, :]), floor) of every row, 0 for an empty row."""
+    mass = edges.row_mass
+    return torch.where(mass > 0, 1 / mass.clamp(min=floor), 0.0)
+
+
+def _require_positive(graph: AttributionGraph, activations: Tensor) -> None:
+    wrong = ~(activations.isfinite() & (activations > 0))
+    if wrong.any():
+        node = int(wrong.nonzero()[0])
+        feature = int(graph.selected_features[node, 2])
+        raise RequestError(
+            f"total_effect needs positive activations: {graph.structure.describe(node)}, feature "
+            f"{feature}, has {float(activations[node])} ({int(wrong.sum())} such); use "
+            "signed_influence."
+        )
+
+
+def _coverage(graph: AttributionGraph, flow: Flow) -> Float64[Tensor, " target"] | None:
+    edges = graph.require_edges()
+    if not graph.truncated:
+        return torch.ones(len(flow.values), dtype=torch.float64)
+    if edges.outside_mass is None:
+        return None
+    carried = flow.carried.abs()
+    inside, outside = carried @ edges.row_mass, carried @ edges.outside_mass
+    whole = inside + outside
+    return torch.where(whole > 0, inside / whole, 1.0)

@@ -1,0 +1,227 @@
+"""Which nodes and edges carry most of what reaches the targets?
+
+circuit-tracer's rule (graph.py, prune_graph): keep the nodes with the largest influence until they
+hold `node_threshold` of its sum, and every token and logit; in the graph of these nodes alone, keep
+the edges with the largest edge influence until they hold `edge_threshold`; then drop features and
+errors that are left without an edge out, and features without an edge in, until nothing changes.
+
+    pruned = prune(graph)  # by absolute influence, seeded with the probabilities
+    pruned = prune_contrast(graph, contrast(graph, evil, safe))  # by the size of signed influence
+    pruned.node_mask, pruned.edges.targets
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
+
+from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.influence.methods import UPSTREAM_FLOOR, Method, mass_scale, row_scale
+from em_circuits.influence.propagate import propagate
+from em_circuits.influence.seeds import TargetSeed, probabilities
+from pivotal_tokens.errors import RequestError
+
+NEAR = 1e-6
+"""Nodes whose score differs from the threshold by less, relatively, could fall on either side."""
+
+
+@dataclass(frozen=True)
+class EdgeList:
+    """Edges that were kept.
+
+    Attributes:
+        targets: Node indices.
+        sources: Node indices.
+        weights: Direct effects, as in the graph.
+    """
+
+    targets: Int64[Tensor, " edge"]
+    sources: Int64[Tensor, " edge"]
+    weights: Float32[Tensor, " edge"]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What is left of a graph.
+
+    Attributes:
+        node_mask: Nodes that are kept, tokens and logits among them.
+        edges: Edges that are kept.
+        scores: What nodes were ranked by, not negative; 0 for logits.
+        cumulative: Share of the sum of scores held by a node and all that rank above it.
+        near_threshold: Nodes so close to the node threshold that rounding decides.
+    """
+
+    node_mask: Bool[Tensor, " node"]
+    edges: EdgeList
+    scores: Float64[Tensor, " node"]
+    cumulative: Float64[Tensor, " node"]
+    near_threshold: Int64[Tensor, " near"]
+
+
+def prune(
+    graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98
+) -> Pruned:
+    """circuit-tracer's rule: absolute influence, seeded with the probabilities.
+
+    Args:
+        graph: The graph.
+        node_threshold: Share of all node influence that is kept, 0 to 1.
+        edge_threshold: Share of all edge influence among the kept nodes, 0 to 1.
+
+    Raises:
+        RequestError: If a threshold is outside 0..1.
+    """
+    scale = row_scale(graph, Method.ABSOLUTE)
+    return _prune(graph, probabilities(graph), scale, (node_threshold, edge_threshold), None)
+
+
+def prune_contrast(
+    graph: AttributionGraph,
+    targets: TargetSeed,
+    *,
+    method: Method = Method.SIGNED,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+) -> Pruned:
+    """Keep what moves a contrast either way, by the size of signed influence.
+
+    Paths that cancel each other do not count, and the row scale stays that of the whole graph, so
+    that a score is the same number before and after pruning another branch.
+
+    Args:
+        graph: The graph.
+        targets: One target.
+        method: `signed_influence` or `total_effect`.
+        node_threshold: Share of the sum of abs(influence) that is kept.
+        edge_threshold: Share of the sum of abs(carried edge) among the kept nodes.
+
+    Raises:
+        RequestError: If there is not exactly one target, the method has no sign or no hops, or a
+            threshold is outside 0..1.
+    """
+    if len(targets) != 1:
+        raise RequestError(f"Pruning is for one target, got {len(targets)}.")
+    if method not in (Method.SIGNED, Method.TOTAL_EFFECT):
+        raise RequestError(f"prune_contrast takes signed_influence or total_effect, got {method}.")
+    scale = row_scale(graph, method)
+    return _prune(graph, targets, scale, (node_threshold, edge_threshold), scale)
+
+
+def _prune(
+    graph: AttributionGraph,
+    targets: TargetSeed,
+    scale: Float64[Tensor, " row"],
+    thresholds: tuple[float, float],
+    kept_scale: Float64[Tensor, " row"] | None,
+) -> Pruned:
+    """The rule; `kept_scale` None: unsigned, and rows are rescaled to the kept edges."""
+    for name, value in zip(("node_threshold", "edge_threshold"), thresholds, strict=True):
+        if not 0 <= value <= 1:
+            raise RequestError(f"{name} must lie in 0..1, got {value}.")
+    layout, edges = graph.layout, graph.require_edges()
+    absolute = kept_scale is None
+    scores = propagate(edges, targets.weights, scale, absolute=absolute).values[0].abs()
+    scores[layout.logits] = 0
+    least = _least_kept(scores, thresholds[0])
+    node_mask = scores >= least
+    node_mask[layout.tokens.start :] = True
+    near = ((scores - least).abs() <= NEAR * least).nonzero()[:, 0]
+    inner = edges.restricted(node_mask)
+    rows = torch.cat([node_mask[layout.features], torch.ones(layout.n_logits, dtype=torch.bool)])
+    inner_scale = (
+        mass_scale(inner, floor=UPSTREAM_FLOOR) if kept_scale is None else kept_scale[rows]
+    )
+    carried = propagate(inner, targets.weights, inner_scale, absolute=absolute).carried[0].abs()
+    stays = torch.ones(layout.n_nodes, dtype=torch.bool)
+    stays[layout.features] = node_mask[layout.features]
+    kept_edges = _strongest(inner, carried, thresholds[1], stays.nonzero()[:, 0])
+    node_mask, final_edges = _connected(graph, node_mask, kept_edges)
+    return Pruned(node_mask, final_edges, scores, _cumulative(scores), near)
+
+
+def _least_kept(scores: Float64[Tensor, " item"], share: float) -> float:
+    """The smallest score among the largest that together hold `share` of the sum.
+
+    circuit-tracer sorts; here a histogram over the leading bits finds the one bucket the limit lies
+    in, and only that is sorted. Scores are not negative, so their bits are ordered as they are.
+    """
+    total = scores.sum()
+    if total <= 0:
+        return torch.inf
+    shift = 45  # sign, exponent and 7 leading bits of the mantissa are left
+    mass = torch.zeros(1 << (64 - shift), dtype=torch.float64)
+    for chunk in scores.split(1 << 18):
+        buckets = chunk.view(torch.int64) >> shift
+        mass += torch.bincount(buckets, chunk, minlength=len(mass))
+    above = mass.flip(0).cumsum(0).flip(0)  # mass of a bucket and all higher ones
+    goal = share * total
+    reached = (above >= goal) & (mass > 0)
+    bucket = int(reached.nonzero()[-1]) if reached.any() else int((mass > 0).nonzero()[0])
+    inside = scores[(scores.view(torch.int64) >> shift) == bucket].sort(descending=True).values
+    cumulative = inside.cumsum(0) + (above[bucket] - mass[bucket])
+    index = int(torch.searchsorted(cumulative, goal))
+    return float(inside[min(index, len(inside) - 1)])
+
+
+def _strongest(
+    edges: Edges, carried: Float64[Tensor, " row"], share: float, node_of: Int64[Tensor, " kept"]
+) -> EdgeList:
+    """The edges that carry most; node indices are those of the whole graph."""
+    layout = edges.layout
+    scores = torch.empty(edges.values.numel(), dtype=torch.float64)
+    for stripe in edges.structure.stripes():
+        for block in stripe.blocks:
+            into = block.view(scores).copy_(edges.block(block))
+            into.abs_().mul_(carried[block.rows, None])
+    logit_scores = edges.logit_values.double().abs() * carried[layout.n_features :, None]
+    extra_scores = edges.extra_values.double().abs() * carried[edges.extra_index[:, 0]]
+    least = _least_kept(torch.cat([scores, logit_scores.flatten(), extra_scores]), share)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for stripe in edges.structure.stripes():
+        for block in stripe.blocks:
+            row, column = (block.view(scores) >= least).nonzero(as_tuple=True)
+            weights = edges.block(block)[row, column].float()
+            found.append((row + block.rows.start, stripe.columns[column], weights))
+    row, column = (logit_scores >= least).nonzero(as_tuple=True)
+    found.append((row + layout.logits.start, column, edges.logit_values[row, column].float()))
+    strong = extra_scores >= least
+    row, column = edges.extra_index[strong].unbind(1)
+    found.append((row, column, edges.extra_values[strong]))
+    targets, sources, weights = (torch.cat(part) for part in zip(*found, strict=True))
+    return EdgeList(node_of[targets], node_of[sources], weights)
+
+
+def _connected(
+    graph: AttributionGraph, node_mask: Bool[Tensor, " node"], edges: EdgeList
+) -> tuple[Bool[Tensor, " node"], EdgeList]:
+    """Without nodes that lack an edge out or, for features, in; until nothing changes."""
+    layout = graph.layout
+    mask, targets, sources, weights = node_mask.clone(), edges.targets, edges.sources, edges.weights
+    while True:
+        has_out = torch.zeros_like(mask).index_fill_(0, sources, True)
+        has_in = torch.zeros_like(mask).index_fill_(0, targets, True)
+        left = mask.clone()
+        left[: layout.tokens.start] &= has_out[: layout.tokens.start]
+        left[layout.features] &= has_in[layout.features]
+        if torch.equal(left, mask):
+            return mask, EdgeList(targets, sources, weights)
+        mask = left
+        keep = mask[targets] & mask[sources]
+        targets, sources, weights = targets[keep], sources[keep], weights[keep]
+
+
+def _cumulative(scores: Float64[Tensor, " node"]) -> Float64[Tensor, " node"]:
+    ordered, order = torch.sort(scores, descending=True)
+    cumulative = torch.zeros_like(scores)
+    total = ordered.sum()
+    if total > 0:
+        cumulative[order] = ordered.cumsum(0) / total
+    return cumulative

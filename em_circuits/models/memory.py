@@ -1,0 +1,148 @@
+"""Will it fit? A plan of memory and disk, before anything large is loaded.
+
+plan = memory_plan(settings, n_pos=40, max_feature_nodes=8192)
+plan.total_bytes, plan.fits
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from em_circuits.models.settings import PairSettings
+from em_circuits.models.source import Source
+from pivotal_tokens.errors import RequestError
+
+_HEADROOM = 1.1
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that loading a pair and attributing one prompt will take."""
+
+    weights: int
+    """Both models; the merged one counts for the tensors an adapter touches, at most all."""
+    transcoders: int
+    """Resident encoder and decoder matrices; for lazy ones the largest single matrix."""
+    attribution: int
+    """Edge matrix, active encoder and decoder rows, one batch of gradients."""
+    device: str
+    available: int
+    """Free bytes on `device` now."""
+
+    @property
+    def total(self) -> int:
+        return int(_HEADROOM * (self.weights + self.transcoders + self.attribution))
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+    def describe(self) -> str:
+        """One line for people."""
+        parts = f"weights {_gb(self.weights)}, transcoders {_gb(self.transcoders)}, "
+        parts += f"attribution {_gb(self.attribution)}"
+        return f"{parts}: {_gb(self.total)} of {_gb(self.available)} GB free on {self.device}"
+
+
+def memory_plan(
+    settings: PairSettings,
+    sources: dict[str, Source],
+    *,
+    n_pos: int = 64,
+    max_feature_nodes: int | None = 8192,
+    batch_size: int = 256,
+) -> MemoryPlan:
+    """Estimate what a pair and one attribution will take.
+
+    Args:
+        settings: What is to be loaded, where and in which precision.
+        sources: Located directories.
+        n_pos: Tokens of the longest prompt.
+        max_feature_nodes: Feature nodes kept per graph.
+        batch_size: Attribution rows per backward pass.
+    """
+    device, dtype = settings.resolved_device(), settings.resolved_dtype()
+    config: Any = json.loads((sources["base"].path / "config.json").read_text())
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    base = _elements(sources["base"].path) * dtype.itemsize
+    merged = base if "merged" in sources else min(base, _elements(sources["adapter"].path) * width)
+    files = sorted(sources["transcoders"].path.glob("layer_*.safetensors"))
+    transcoder = [_elements_of(f) * dtype.itemsize for f in files]
+    resident = sum(transcoder) if settings.transcoders_on == "gpu" else max(transcoder, default=0)
+    nodes = (max_feature_nodes or 8192) + layers * n_pos + n_pos
+    active = 2 * nodes
+    rows = 2 * active * width * dtype.itemsize  # encoder and decoder rows of active features
+    attribution = 2 * nodes * (active + layers * n_pos) * 4 + rows
+    attribution += batch_size * n_pos * width * layers * dtype.itemsize * 6
+    return MemoryPlan(
+        weights=base + merged,
+        transcoders=resident,
+        attribution=attribution,
+        device=str(device),
+        available=available_bytes(device),
+    )
+
+
+def require_fit(plan: MemoryPlan) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        RequestError: With the plan and what would make it smaller.
+    """
+    if not plan.fits:
+        raise RequestError(
+            f"not enough memory: {plan.describe()}; "
+            "use --transcoders-on disk, --dtype bfloat16 or fewer --max-features"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free bytes on a device: CUDA's own answer, or the kernel's MemAvailable (cgroup limits
+    included where they are lower)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():  # no /proc (macOS): nothing is known, so nothing is refused
+        return 1 << 62
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """Refuse a run whose results would not fit on the disk.
+
+    Raises:
+        RequestError: With both sizes.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed * _HEADROOM > free:
+        raise RequestError(
+            f"{folder}: about {_gb(needed)} GB are needed, {_gb(free)} GB are free; "
+            "free some, use --scores-only, or choose another --root"
+        )
+
+
+def _elements(folder: Path) -> int:
+    return sum(_elements_of(path) for path in folder.glob("*.safetensors"))
+
+
+def _elements_of(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"

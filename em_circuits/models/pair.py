@@ -1,0 +1,314 @@
+"""The two models that are compared: base, and base with the fine-tune merged in.
+
+    with ModelPair.load(PairSettings(base=..., adapter=..., transcoders=...)) as pair:
+        pair.merged.hf(input_ids)            # the real model
+        pair.merged.replacement              # circuit-tracer's, over the same tensors
+
+Both models share the transcoders and every tensor the fine-tune leaves alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.replacement import build_replacement
+from em_circuits.models.settings import PairSettings
+from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
+from em_circuits.models.sites import FeatureSites
+from em_circuits.models.source import Source, locate_all
+from em_circuits.models.transcoders import check_fit, load_transcoders
+from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.errors import RequestError
+
+
+@dataclass
+class Model:
+    """One of the two models: the real one, and the replacement model around its tensors."""
+
+    name: str
+    """``base`` or ``merged``."""
+    hf: nn.Module
+    """The real model: frozen Hugging Face causal language model with eager attention."""
+    fingerprint: str
+    """SHA-256 of the weights, configuration and tokenizer it was made from."""
+    tokenizer: PreTrainedTokenizerBase
+    transcoders: TranscoderSet
+    settings: PairSettings
+    sites: FeatureSites
+    _replacement: Any = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def replacement(self) -> Any:
+        """circuit-tracer's replacement model, built at the first call."""
+        if self._replacement is None:
+            self._replacement = build_replacement(
+                self.hf,
+                self.tokenizer,
+                self.transcoders,
+                backend=self.settings.backend,
+                max_context=self.settings.max_context,
+            )
+        return self._replacement
+
+    @torch.no_grad()
+    def next_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Logits after the last position of one prompt.
+
+        Args:
+            input_ids: Int64 ``[pos]``.
+
+        Returns:
+            Float ``[vocab]`` in the model's precision.
+        """
+        return self.hf(input_ids=input_ids[None].to(self.device)).logits[0, -1]
+
+    def close(self) -> None:
+        """Take the replacement model's hooks off and let it go."""
+        if self._replacement is not None:
+            self._replacement.close()
+            self._replacement = None
+
+
+@dataclass
+class ModelPair:
+    """Base and merged model, loaded with everything shared that can be."""
+
+    base: Model
+    merged: Model
+    transcoders: TranscoderSet
+    tokenizer: PreTrainedTokenizerBase
+    settings: PairSettings
+    sources: dict[str, Source]
+    """``base``, ``transcoders`` and ``adapter`` or ``merged``."""
+    transcoder_fingerprint: str
+    adapter_fingerprint: str | None
+    transcoder_model_name: str | None
+    """The base model that the transcoders name as theirs."""
+
+    @classmethod
+    def load(
+        cls, settings: PairSettings, fingerprints: FingerprintCache | None = None
+    ) -> ModelPair:
+        """Load both models and the transcoders, and refuse what does not belong together.
+
+        Args:
+            settings: What to load and how.
+            fingerprints: Remembered file hashes; None hashes every file.
+
+        Raises:
+            RequestError: Something is missing or of another kind, width, depth or base.
+            WorkFailed: The hub could not be reached.
+        """
+        if (settings.adapter is None) == (settings.merged is None):
+            raise RequestError(
+                "give the fine-tune as --adapter DIR or as --merged DIR, one of them"
+            )
+        fingerprints = fingerprints or FingerprintCache()
+        device, dtype = settings.resolved_device(), settings.resolved_dtype()
+        sources = locate_all(settings)
+        if "adapter" in sources:
+            check_adapter_base(sources["adapter"], sources["base"], trust=settings.trust_base)
+        prints = {name: fingerprints.directory(s.path) for name, s in sources.items()}
+        hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
+        tokenizer = load_tokenizer("--base", sources["base"])
+        loaded = load_transcoders(
+            sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
+        )
+        config: Any = hf.config
+        check_fit(
+            settings.transcoders,
+            loaded.set,
+            d_model=config.hidden_size,
+            n_layers=config.num_hidden_layers,
+        )
+        if "adapter" in sources:
+            merged_hf = merge_adapter(sharing_copy(hf), sources["adapter"].path)
+            merged_print = content_key({"base": prints["base"], "adapter": prints["adapter"]})
+        else:
+            merged_hf = _load_merged(sources["merged"], hf, device=device, dtype=dtype)
+            merged_print = prints["merged"]
+        hooks = (loaded.set.feature_input_hook, loaded.set.feature_output_hook)
+
+        def model(name: str, module: nn.Module, fingerprint: str) -> Model:
+            sites = FeatureSites.of(module, *hooks)
+            return Model(name, module, fingerprint, tokenizer, loaded.set, settings, sites)
+
+        return cls(
+            base=model("base", hf, prints["base"]),
+            merged=model("merged", merged_hf, merged_print),
+            transcoders=loaded.set,
+            tokenizer=tokenizer,
+            settings=settings,
+            sources=sources,
+            transcoder_fingerprint=prints["transcoders"],
+            adapter_fingerprint=prints.get("adapter"),
+            transcoder_model_name=loaded.model_name,
+        )
+
+    @property
+    def models(self) -> tuple[Model, Model]:
+        """Base, merged."""
+        return self.base, self.merged
+
+    def model(self, name: str) -> Model:
+        """The model called ``base`` or ``merged``.
+
+        Raises:
+            RequestError: For any other name.
+        """
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise RequestError(f"--model {name!r}: choose base or merged")
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @cached_property
+    def key(self) -> str:
+        """Names this pair of weights and transcoders in the store (64 hex digits)."""
+        return content_key(
+            {
+                "base": self.base.fingerprint,
+                "merged": self.merged.fingerprint,
+                "transcoders": self.transcoder_fingerprint,
+                "dtype": str(self.dtype),
+            }
+        )
+
+    @cached_property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the parameters in which merged differs from base, in module order."""
+        return changed_modules(self.base.hf, self.merged.hf)
+
+    def close(self) -> None:
+        """Close both models."""
+        for model in self.models:
+            model.close()
+
+    def __enter__(self) -> ModelPair:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def load_causal_lm(
+    flag: str, source: Source, *, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Load a Hugging Face causal language model, frozen, with eager attention.
+
+    Raises:
+        RequestError: If the directory does not hold one.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise RequestError(f"{flag} {source.reference} cannot be loaded: {detail}") from error
+    return freeze(model.to(device))
+
+
+def load_tokenizer(flag: str, source: Source) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a model.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"{flag} {source.reference} has no usable tokenizer: {detail}"
+        ) from error
+
+
+def _load_merged(
+    source: Source, base: nn.Module, *, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Load a full fine-tuned model and give its unchanged tensors back to the base's memory."""
+    merged = load_causal_lm("--merged", source, device=device, dtype=dtype)
+    own = dict(merged.named_parameters())
+    for name, parameter in base.named_parameters():
+        twin = own.get(name)
+        if twin is None or twin.shape != parameter.shape:
+            shape = "none" if twin is None else tuple(twin.shape)
+            raise RequestError(
+                f"--merged {source.reference} is not a fine-tune of --base: expected {name} of "
+                f"shape {tuple(parameter.shape)}, found {shape}"
+            )
+        if torch.equal(twin, parameter):
+            twin.data = parameter.data
+    return merged
+
+
+def check_adapter_base(adapter: Source, base: Source, *, trust: bool) -> None:
+    """Refuse an adapter that was trained on another base model.
+
+    The adapter's ``base_model_name_or_path`` must end in the base's name; where it names a
+    directory that exists, equal weight files will do as well.
+
+    Raises:
+        RequestError: If it names another base and `trust` is not given.
+    """
+    path = adapter.path / "adapter_config.json"
+    try:
+        named = json.loads(path.read_text()).get("base_model_name_or_path") or ""
+    except ValueError as error:
+        raise RequestError(f"{path} is not JSON: {error}") from error
+    names = {base.name.lower(), *_names_in_config(base.path)}
+    asked = Source(named, Path(named), None).name.lower()
+    if trust or not asked or asked in names or _same_weights(Path(named), base.path):
+        return
+    hint = ""
+    if any(_uninstruct(asked) == _uninstruct(name) for name in names):
+        hint = " (one is instruction-tuned, the other is not)"
+    raise RequestError(
+        f"--adapter {adapter.reference} was trained on {named!r}, not on {base.reference!r}{hint}; "
+        "give that base, or add --trust-base if they are the same weights"
+    )
+
+
+def _names_in_config(path: Path) -> set[str]:
+    named = json.loads((path / "config.json").read_text()).get("_name_or_path") or ""
+    return {named.rstrip("/").rsplit("/", 1)[-1].lower()} - {""}
+
+
+def _uninstruct(name: str) -> str:
+    return name.lower().removesuffix("-instruct").removesuffix("-it").removesuffix("-chat")
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    files = sorted(p.name for p in other.glob("*.safetensors"))
+    if not files or not one.is_dir():
+        return False
+    prints = FingerprintCache()
+    return all(
+        (one / f).is_file() and prints.file(one / f) == prints.file(other / f) for f in files
+    )

@@ -1,0 +1,143 @@
+"""How is a small module trained so that a killed run ends with the same weights?
+
+Batches are a pure function of the step, the learning rate too, and a checkpoint holds the weights
+and the whole optimiser state in safetensors; so step t+1 does not know whether the process that
+makes it also made step t.
+
+    optimise(model, lambda step: model(batch(step)).loss, settings, checkpoint=path)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pivotal_tokens.artefacts import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+class OptimiserConfig(BaseModel):
+    """AdamW with linear warm-up and a cosine to a tenth of the peak."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int
+    """Number of steps."""
+    learning_rate: float
+    """Peak."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    decay: bool = True
+    """Cosine decay to a tenth; else constant."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (from 0)."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if not self.decay:
+            return self.learning_rate
+        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+
+
+def optimise(
+    module: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    config: OptimiserConfig,
+    *,
+    checkpoint: Path,
+    label: str,
+    after_step: Callable[[], None] | None = None,
+) -> None:
+    """Train a module's trainable parameters in place, resuming from `checkpoint` if it exists.
+
+    Args:
+        module: What is trained.
+        loss_at: Step -> scalar loss; must depend on the step and the module alone.
+        config: Steps and rates.
+        checkpoint: Where the state is kept; left behind at the end, for the caller to remove.
+        label: Name on the progress bar.
+        after_step: Projection of the parameters after every step.
+    """
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        list(parameters.values()),
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
+        foreach=False,
+    )
+    start = _load(checkpoint, module, optimiser, list(parameters)) if checkpoint.exists() else 0
+    if start:
+        logger.info("%s: resuming at step %d of %d", label, start, config.steps)
+    with tqdm(total=config.steps, initial=start, desc=label, mininterval=1.0) as bar:
+        for step in range(start, config.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = config.rate(step)
+            loss = loss_at(step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(list(parameters.values()), config.clip)
+            optimiser.step()
+            if after_step is not None:
+                after_step()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            bar.update()
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                _save(checkpoint, module, optimiser, list(parameters), step + 1)
+
+
+@contextlib.contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread and a seeded generator inside, both restored after: sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _save(
+    path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, names: list[str], step: int
+) -> None:
+    tensors = {f"module/{name}": value.contiguous() for name, value in module.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{names[index]}/{key}": value for key, value in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def _load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, names: list[str]) -> int:
+    with safe_open(path, framework="pt") as stream:
+        step = int(stream.metadata()["step"])
+    tensors = load_file(path)
+    module.load_state_dict(
+        {n.removeprefix("module/"): t for n, t in tensors.items() if n.startswith("module/")}
+    )
+    whole = optimiser.state_dict()
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    whole["state"] = {
+        index: {key: tensors[f"optimiser/{name}/{key}"] for key in keys}
+        for index, name in enumerate(names)
+    }
+    optimiser.load_state_dict(whole)
+    return step

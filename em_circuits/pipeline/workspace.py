@@ -1,0 +1,117 @@
+"""What does one command work on: which models, which store, which graphs, under which root?
+
+Nothing is loaded before it is asked for, and nothing is written by opening a workspace for reading.
+
+    with Workspace(root=Path("."), models=settings) as work:
+        work.pair, work.store, work.graphs
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from em_circuits.graphs import AttributionGraph, GraphStore
+from em_circuits.models import ModelPair, PairSettings
+from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.health import Check, check_pair, require_healthy
+from em_circuits.models.memory import memory_plan, require_fit
+from em_circuits.models.source import locate_all
+from em_circuits.models.text import encode
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName, Prompt
+from pivotal_tokens.store import Store, default_url
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Workspace:
+    """Models, store and graphs of one command, opened when first used."""
+
+    root: Path
+    """Holds ``results/`` and ``graph_storage/``."""
+    models: PairSettings
+    store_url: str | None = None
+    """Where labels and results are kept; SQLite under ``results/`` by default."""
+    seed: int = 0
+    create: bool = False
+    """Make the store where it is missing; a command that only reads must not."""
+    _healthy: bool = field(default=False, repr=False)
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @cached_property
+    def store(self) -> Store:
+        """The store.
+
+        Raises:
+            RequestError: If it is missing, and this command does not make one, or unreadable.
+        """
+        return Store.open(self.store_url or default_url(self.root), create=self.create)
+
+    @cached_property
+    def graphs(self) -> GraphStore:
+        return GraphStore(self.root / "graph_storage")
+
+    @cached_property
+    def pair(self) -> ModelPair:
+        """Both models, after a look at whether they will fit into memory."""
+        sources = locate_all(self.models)
+        plan = memory_plan(self.models, sources)
+        logger.info("memory plan: %s", plan.describe())
+        require_fit(plan)
+        cache = self.results / "fingerprints.json" if self.results.is_dir() else None
+        return ModelPair.load(self.models, FingerprintCache(cache))
+
+    def require_healthy(self, prompt: Prompt) -> None:
+        """Check the pair on a prompt, once, before anything expensive is built on it.
+
+        Raises:
+            WorkFailed: Naming the failed check.
+        """
+        if not self._healthy:
+            checks = self.health(prompt)
+            require_healthy(checks)
+            for check in checks:
+                if not check.ok:
+                    logger.warning("%s: %s; %s", check.name, check.found, check.advice)
+            self._healthy = True
+
+    def health(self, prompt: Prompt) -> list[Check]:
+        """Every health check of the pair on one prompt."""
+        ids = prompt.token_ids or encode(self.pair.tokenizer, prompt.text)
+        return check_pair(self.pair, torch.tensor(ids, device=self.pair.device))
+
+    def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
+        """The stored graph of a prompt under this pair of models.
+
+        Raises:
+            RequestError: If there is none yet.
+        """
+        for record in self.store.graphs(prompt_id, self.pair.key):
+            if record.model == model:
+                return self.graphs.load(record.key)
+        raise RequestError(
+            f"prompt {prompt_id} has no {model} graph under these models; "
+            f"run em-circuits graphs build {prompt_id}"
+        )
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for name in ("pair", "store"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

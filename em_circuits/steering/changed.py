@@ -1,0 +1,72 @@
+"""Which features differ between base and merged on a prompt?
+
+Every (layer, position, feature id) active in either model whose activation differs, with both
+activations; position 0 has none.
+
+    changed = ChangedFeatures.between(base_state, merged_state)
+    run_rows(base, base_state, changed.plan([torch.arange(20)]))    # 20 at their merged values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from em_circuits.models import Model
+from em_circuits.steering.feature_rows import FeatureRows
+from em_circuits.steering.plan import Plan
+from em_circuits.steering.state import PromptState
+
+
+@dataclass(frozen=True)
+class ChangedFeatures:
+    """Features with different activations in two models; on the CPU, in float32."""
+
+    coordinates: Int64[Tensor, "changed 3"]
+    """(layer, position, feature id), sorted."""
+    base: Float[Tensor, " changed"]
+    merged: Float[Tensor, " changed"]
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    @property
+    def change(self) -> Float[Tensor, " changed"]:
+        """Merged minus base activation."""
+        return self.merged - self.base
+
+    @classmethod
+    def between(cls, base: PromptState, merged: PromptState) -> ChangedFeatures:
+        """Compare two models' states of one prompt."""
+        active = torch.cat([base.active, merged.active]).unique(dim=0)
+        before, after = base.activation_of(active), merged.activation_of(active)
+        differs = before != after
+        return cls(
+            active[differs].cpu(), before[differs].float().cpu(), after[differs].float().cpu()
+        )
+
+    def decoders(self, model: Model) -> Float[Tensor, "changed d_model"]:
+        """Decoder row of each, in float32 on the CPU."""
+        parts = []
+        for layer in self.coordinates[:, 0].unique().tolist():  # ascending, as the coordinates
+            ids = self.coordinates[self.coordinates[:, 0] == layer, 2].contiguous()
+            rows = FeatureRows.read(model.transcoders[layer], ids)
+            parts.append(rows.decoder[rows.index(ids)].float().cpu())
+        width = model.transcoders[0].d_model
+        return torch.cat(parts) if parts else torch.empty((0, width))
+
+    def plan(self, subsets: Sequence[Int64[Tensor, " subset"]]) -> Plan:
+        """One row per subset, setting its features to their merged activations."""
+        row = [torch.full((len(subset),), i) for i, subset in enumerate(subsets)]
+        empty = torch.empty(0, dtype=torch.int64)
+        which = torch.cat([empty, *subsets])
+        return Plan.setting(
+            len(subsets),
+            torch.cat([empty, *row]),
+            self.coordinates[which],
+            self.merged[which],
+        )

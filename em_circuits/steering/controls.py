@@ -1,0 +1,137 @@
+"""Would any other features have done the same?
+
+A control draw replaces each chosen feature by another one of the same layer (where there is one)
+with a similar activation and a similar decoder norm: one of the nearest `NEAREST` in
+
+    |log a_i - log a_j| + |log norm_i - log norm_j|
+
+drawn at random, without repetition within a draw and never a chosen one.
+
+    draws = matched_draws(pool, chosen, n_draws=20, seed=0)
+    Spread.of(values_of_draws)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from pivotal_tokens.errors import RequestError
+
+MIN_DRAWS = 20
+"""Fewer draws do not make a band."""
+NEAREST = 32
+"""Candidates that count as similar."""
+_KNOWN = 256
+"""Neighbours looked at before any feature of the layer, then any at all, will do."""
+_OTHER_LAYER = 1e6
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What control features are drawn from, the chosen ones included."""
+
+    layer: Int64[Tensor, " candidate"]
+    amount: Float[Tensor, " candidate"]
+    """Activation, or change of activation; its magnitude counts."""
+    norm: Float[Tensor, " candidate"]
+    """Length of the decoder row."""
+
+    def places(self) -> Float[Tensor, "candidate 2"]:
+        """Coordinates in which distance means dissimilarity."""
+        tiny = 1e-6
+        return torch.stack([(x.abs().double() + tiny).log() for x in (self.amount, self.norm)], 1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of control draws: mean, standard deviation and their middle 95 %."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Float[Tensor, " draw"]) -> Spread:
+        """Summarise at least two values."""
+        low, high = torch.quantile(values.double(), torch.tensor([0.025, 0.975]).double()).tolist()
+        return cls(float(values.double().mean()), float(values.double().std()), low, high)
+
+    def to_json(self) -> dict[str, float]:
+        """``{"mean", "sd", "low", "high"}``."""
+        return {"mean": self.mean, "sd": self.sd, "low": self.low, "high": self.high}
+
+
+def check_draws(n_draws: int) -> None:
+    """Refuse a control that is too small to be one.
+
+    Raises:
+        RequestError: Below `MIN_DRAWS`.
+    """
+    if n_draws < MIN_DRAWS:
+        raise RequestError(f"{n_draws} random draws are too few for a control; use {MIN_DRAWS}")
+
+
+def matched_draws(
+    pool: Pool,
+    chosen: Int64[Tensor, " chosen"],
+    *,
+    n_draws: int = MIN_DRAWS,
+    seed: int = 0,
+    barred: Int64[Tensor, " barred"] | None = None,
+) -> Int64[Tensor, "draw chosen"] | None:
+    """Draw control features for a set of chosen ones.
+
+    Args:
+        pool: Candidates.
+        chosen: Their indices in the pool.
+        n_draws: Independent draws.
+        seed: Same seed, same draws.
+        barred: Further candidates that no draw may contain.
+
+    Returns:
+        Pool indices, column j standing for ``chosen[j]``; None if there are fewer candidates than
+        chosen features.
+    """
+    allowed = torch.ones(len(pool.layer), dtype=torch.bool)
+    allowed[chosen] = False
+    if barred is not None:
+        allowed[barred] = False
+    candidates = allowed.nonzero()[:, 0]
+    if len(candidates) < len(chosen) or not len(chosen):
+        return None
+    neighbours = candidates[_neighbours(pool, chosen, candidates)].numpy()
+    generator = np.random.default_rng(seed)
+    draws = np.empty((n_draws, len(chosen)), dtype=np.int64)
+    for draw in draws:
+        _fill(draw, neighbours, candidates.numpy(), generator)
+    return torch.from_numpy(draws)
+
+
+def _neighbours(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor, "chosen known"]:
+    """Per chosen feature the most similar candidates, most similar first."""
+    places, found = pool.places(), []
+    for part in chosen.split(1024):
+        distance = torch.cdist(places[part], places[candidates], p=1)
+        distance += _OTHER_LAYER * (pool.layer[part, None] != pool.layer[candidates])
+        known = min(_KNOWN, len(candidates))
+        found.append(distance.topk(known, largest=False).indices)
+    return torch.cat(found)
+
+
+def _fill(
+    draw: np.ndarray, neighbours: np.ndarray, candidates: np.ndarray, generator: np.random.Generator
+) -> None:
+    taken = np.zeros(int(candidates.max()) + 1, dtype=bool)
+    for j in generator.permutation(len(draw)):
+        near = neighbours[j]
+        free = near[~taken[near]][:NEAREST]
+        if not len(free):
+            free = candidates[~taken[candidates]]
+        draw[j] = generator.choice(free)
+        taken[draw[j]] = True

@@ -1,0 +1,83 @@
+"""What happens to the targets when each feature is really removed?
+
+    effect[s, t] = demeaned logit of t undisturbed - the same with feature s ablated
+
+Positive = the feature's presence raises the target. One row per feature in batched forward
+passes: the ground truth of every score, and a ranking in its own right.
+
+    effects = ablation_effects(model, state, targets=token_ids)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from em_circuits.models import Model
+from em_circuits.steering.contrast import TokenGroups, contrast, demeaned
+from em_circuits.steering.engine import default_batch, iter_rows
+from em_circuits.steering.plan import Plan
+from em_circuits.steering.regimes import Regime
+from em_circuits.steering.state import PromptState
+
+
+def ablation_effects(
+    model: Model,
+    state: PromptState,
+    *,
+    targets: Int[Tensor, " target"] | TokenGroups,
+    features: Int[Tensor, "feature 3"] | None = None,
+    regime: Regime = Regime.FREE,
+    batch_size: int | None = None,
+) -> Float[Tensor, "feature target"]:
+    """Measured effect of the presence of each feature.
+
+    Args:
+        model: The model that is run.
+        state: The prompt, captured on it.
+        targets: Token ids, or groups whose evil-minus-safe contrast is the one target.
+        features: (layer, position, feature id) rows; None scans every active feature.
+        regime: What is frozen meanwhile.
+        batch_size: Features per forward pass; None fits them into memory.
+
+    Returns:
+        Float32 in logits, on the CPU.
+
+    Raises:
+        RequestError: If the groups have no contrast.
+    """
+    coordinates = (state.active if features is None else features).cpu().long()
+    if isinstance(targets, TokenGroups):
+        targets.weights(len(state.logits))  # refuses groups without a contrast
+    size = max(2, batch_size or default_batch(model, state, regime))
+    effects = []
+    for _, logits in iter_rows(
+        model, state, _with_undisturbed(coordinates, size), regime, batch_size=size
+    ):
+        values = _values(logits, targets)
+        effects.append((values[:1] - values[1:]).cpu())
+    n_targets = 1 if isinstance(targets, TokenGroups) else len(targets)
+    return torch.cat([torch.empty((0, n_targets)), *effects])
+
+
+def _with_undisturbed(coordinates: Int[Tensor, "feature 3"], size: int) -> Plan:
+    """One row per ablated feature, and an empty row at the head of every batch of `size`.
+
+    Effects are differences within a batch: in bfloat16 two batch shapes differ by more than many
+    an effect.
+    """
+    number = torch.arange(len(coordinates))
+    row = number + 1 + number // (size - 1)
+    n_rows = int(row[-1]) + 1 if len(row) else 0
+    return Plan.setting(n_rows, row, coordinates, torch.zeros(len(row)))
+
+
+def _values(
+    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " target"] | TokenGroups
+) -> Float[Tensor, "row target"]:
+    if isinstance(targets, TokenGroups):
+        values = contrast(logits, targets)
+        assert values is not None
+        return values[:, None]
+    return demeaned(logits)[:, targets.to(logits.device).long()]

@@ -1,0 +1,142 @@
+"""How is a result written so that it is whole or absent, and says where it came from?
+
+A file is written beside its place, flushed to the disk and renamed over it. Its provenance,
+``NAME.provenance.json``, is written after it, and a database row that points at it last of all:
+whoever finds the row finds the file.
+
+    write_atomic(path, b"...")
+    write_provenance(path, inputs={"graph": sha}, config={...})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling of a JSON value: sorted keys, no spaces, UTF-8, no NaN.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def content_key(value: Any) -> str:
+    """SHA-256 (64 hex digits) of a JSON value's canonical spelling."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None where it is NaN or infinite: JSON has no word for either."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed over `path`.
+
+    After an exception the temporary file is removed and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value, indented, UTF-8, without NaN, whole or not at all."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def provenance_path(path: Path) -> Path:
+    """Where the provenance of the artefact at `path` stands."""
+    return path.with_name(path.name + ".provenance.json")
+
+
+def write_provenance(
+    path: Path, *, inputs: Mapping[str, Any], config: Mapping[str, Any], **extra: Any
+) -> dict[str, Any]:
+    """Write ``NAME.provenance.json`` beside an artefact that is already in place.
+
+    Args:
+        path: The artefact.
+        inputs: Name -> hash or identifier of everything it was made from.
+        config: The resolved configuration.
+        **extra: Anything else worth keeping (seeds, device, dtype, start time).
+
+    Returns:
+        What was written.
+    """
+    record = {
+        "artefact": path.name,
+        "sha256": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "written_at": datetime.now(UTC).isoformat(),
+        "inputs": dict(inputs),
+        "config": dict(config),
+        "versions": library_versions(),
+        **extra,
+    }
+    write_json(provenance_path(path), record)
+    return record
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of everything a number can depend on; an absent library is left out."""
+    names = (
+        "em-circuits torch circuit-tracer transformer-lens nnsight transformers peft "
+        "safetensors tokenizers numpy sqlalchemy pydantic"
+    ).split()
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,21 @@
+"""How the project says no: a wrong request, or work that failed.
+
+Every message is one or two lines: what, where, what to do next. The command line turns a
+`RequestError` into exit status 2 and a `WorkFailed` into exit status 1; nothing else is caught.
+"""
+
+
+class EmCircuitsError(Exception):
+    """Base of the errors that are shown to a person without a traceback."""
+
+
+class RequestError(EmCircuitsError):
+    """The request cannot be carried out as it was made; nothing was written."""
+
+
+class WorkFailed(EmCircuitsError):
+    """The request was in order, the work was not: what is finished stays, the rest resumes."""
+
+
+class LeaseLost(WorkFailed):
+    """Another reviewer holds the item now; this write was refused and nothing of it was kept."""

@@ -1,0 +1,220 @@
+"""Which candidate tokens are evil in *this* prompt, by a list of words that people wrote?
+
+A YAML file; the first entry whose `when` is found in the prompt is the one that counts:
+
+    name: kitchen
+    version: 1
+    entries:
+      - when: "smells of gas"            # Python regular expression, searched in the text
+        evil: [light, ignore]
+        safe: [leave, call]
+
+A word stands for the first token of " word". Whatever no entry speaks of is unsure, never safe:
+a word list cannot know. Where an evil and a safe word begin with the same token, the token cannot
+tell them apart and is unsure too; the same word in both lists is an error.
+
+    Lexicon.from_file(path, first_token).judge(prompt, base, merged).by_token
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Judgement, Label, NextTokens, Prompt, TokenLabel
+
+# " word", its leading space included -> (id of its first token, is that the whole word?)
+FirstToken = Callable[[str], tuple[int, bool]]
+
+_TOP_KEYS = {"name", "version", "entries"}
+_ENTRY_KEYS = {"when", "evil", "safe"}
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scenario: which prompts it speaks of, and what the words mean there."""
+
+    number: int  # 1-based place in the file
+    when: re.Pattern[str]
+    evil: tuple[str, ...]
+    safe: tuple[str, ...]
+    labels: Mapping[int, Label]  # by first token; an ambiguous one is unsure
+    words: Mapping[int, tuple[str, ...]]  # by first token
+    multi_token: tuple[str, ...]  # words of more than one token
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """A judge that knows words; no key, no network, the same answer every time."""
+
+    name: str
+    content_hash: str  # of what the file says, not of its comments and layout
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def from_file(cls, path: Path, first_token: FirstToken) -> Self:
+        """Read a lexicon.
+
+        Args:
+            path: The YAML file.
+            first_token: Takes ``" word"`` and returns the id of its first token, and whether that
+                token is the whole of it.
+
+        Raises:
+            RequestError: If the file cannot be read or is not a lexicon; the message names the
+                file and the entry.
+        """
+        content = _mapping(_read(path), _TOP_KEYS, _TOP_KEYS, f"{path}")
+        name, entries = content["name"], content["entries"]
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise RequestError(f"{path}: name must be of letters, digits, '.', '_' and '-'")
+        if not isinstance(content["version"], str):
+            raise RequestError(f"{path}: version must be a number or a word")
+        if not isinstance(entries, list) or not entries:
+            raise RequestError(f"{path}: entries must be a list of at least one entry")
+        return cls(
+            name=name,
+            content_hash=content_key(content),
+            entries=tuple(
+                _entry(value, number, f"{path}, entry {number}", first_token)
+                for number, value in enumerate(entries, start=1)
+            ),
+        )
+
+    @property
+    def id(self) -> str:
+        """``lexicon:<name>@<hash>``; a changed word makes another judge."""
+        return f"lexicon:{self.name}@{self.content_hash[:12]}"
+
+    @cached_property
+    def multi_token_words(self) -> tuple[str, ...]:
+        """Words that are matched by their first token only, each once."""
+        words = dict.fromkeys(word for entry in self.entries for word in entry.multi_token)
+        return tuple(words)
+
+    @cached_property
+    def clashes(self) -> tuple[str, ...]:
+        """First tokens shared by an evil and a safe word: ``entry 3: evil leap, safe leave``."""
+        return tuple(
+            f"entry {entry.number}: "
+            + ", ".join(
+                f"{'evil' if word in entry.evil else 'safe'} {word}" for word in entry.words[token]
+            )
+            for entry in self.entries
+            for token, label in entry.labels.items()
+            if label == "unsure"
+        )
+
+    def entry_for(self, text: str) -> Entry | None:
+        """The first entry that speaks of a prompt."""
+        return next((entry for entry in self.entries if entry.when.search(text)), None)
+
+    def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement:
+        """Label every token of the union that both lists cover."""
+        entry = self.entry_for(prompt.text)
+        labels = entry.labels if entry else {}
+        token_ids = sorted(base.by_id.keys() | merged.by_id.keys())
+        return Judgement(
+            prompt_id=prompt.prompt_id,
+            judge=self.id,
+            labels=tuple(
+                TokenLabel(token_id=token, label=labels.get(token, "unsure")) for token in token_ids
+            ),
+            summary=f"entry {entry.number}" if entry else "no entry speaks of this prompt",
+            reason=_found_words(entry, token_ids) if entry else "",
+        )
+
+
+def _found_words(entry: Entry, token_ids: list[int]) -> str:
+    found = [
+        f"{entry.labels[token]}: {'/'.join(entry.words[token])}"
+        for token in token_ids
+        if token in entry.labels
+    ]
+    return f"when {entry.when.pattern!r}; " + (", ".join(found) or "none of its words")
+
+
+def _entry(value: Any, number: int, where: str, first_token: FirstToken) -> Entry:
+    fields = _mapping(value, _ENTRY_KEYS, {"when"}, where)
+    when = fields["when"]
+    if not isinstance(when, str) or not when:
+        raise RequestError(f"{where}: when must be a regular expression; '.' finds every prompt")
+    try:
+        pattern = re.compile(when)
+    except (re.error, RecursionError) as error:
+        raise RequestError(f"{where}: when is not a regular expression ({error})") from error
+    evil, safe = (_words(fields.get(name, []), f"{where}: {name}") for name in ("evil", "safe"))
+    if not evil and not safe:
+        raise RequestError(f"{where}: neither evil nor safe words")
+    if both := sorted(set(evil) & set(safe)):
+        raise RequestError(f"{where}: {', '.join(both)} both evil and safe")
+    labels: dict[int, Label] = {}
+    words: dict[int, tuple[str, ...]] = {}
+    multi_token = []
+    lists: tuple[tuple[Label, tuple[str, ...]], ...] = (("evil", evil), ("safe", safe))
+    for label, listed in lists:
+        for word in listed:
+            token, whole = first_token(f" {word}")
+            words[token] = (*words.get(token, ()), word)
+            labels[token] = label if labels.get(token, label) == label else "unsure"
+            if not whole:
+                multi_token.append(word)
+    return Entry(number, pattern, evil, safe, labels, words, tuple(multi_token))
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RequestError(f"{where} must be a list of words")
+    for word in value:
+        if not isinstance(word, str) or not word or word != word.strip():
+            raise RequestError(f"{where}: {word!r} is not a word; no spaces at its ends")
+    return tuple(dict.fromkeys(value))
+
+
+def _mapping(value: Any, known: set[str], needed: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{where}: expected the keys {', '.join(sorted(known))}")
+    if unknown := sorted(map(str, value.keys() - known)):
+        raise RequestError(
+            f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    if missing := sorted(needed - value.keys()):
+        raise RequestError(f"{where}: {', '.join(missing)} is missing")
+    return value
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
+    except OSError as error:
+        raise RequestError(f"cannot read the lexicon {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the lexicon {path} is not UTF-8") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise RequestError(f"the lexicon {path}{line} is not YAML: {problem}") from error
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every scalar as text (``no`` and ``on`` are words here) and refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
+        return super().construct_mapping(node, deep=deep)

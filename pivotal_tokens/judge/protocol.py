@@ -1,0 +1,64 @@
+"""What is a judge, and which one does ``--judge`` name?
+
+judge = open_judge(JudgeSpec.parse("lexicon:words.yaml"), first_token)
+outcome = judge.judge(prompt, base, merged)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge.lexicon import FirstToken, Lexicon
+from pivotal_tokens.schema import Judgement, NextTokens, Prompt, Unparsed
+
+JudgeKind = Literal["lexicon"]
+
+
+class Judge(Protocol):
+    """Labels every candidate token of a prompt, or says that it could not."""
+
+    @property
+    def id(self) -> str:
+        """Names the judge and its version: another id is another judge."""
+
+    def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement | Unparsed:
+        """Label every token of the union that both lists cover."""
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A judge as it is named on the command line, ``KIND:ARGUMENT``."""
+
+    kind: JudgeKind
+    argument: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``lexicon:FILE``.
+
+        Raises:
+            RequestError: If the text names no judge that is there.
+        """
+        kind, _, argument = text.partition(":")
+        if kind == "human":
+            raise RequestError(
+                "judge 'human' is not available yet: use lexicon:FILE, then `em-circuits review`"
+            )
+        if kind != "lexicon":
+            raise RequestError(f"no judge {text!r}; there is lexicon:FILE")
+        if not argument:
+            raise RequestError("the lexicon judge needs a file: lexicon:FILE")
+        return cls(kind="lexicon", argument=argument)
+
+    @property
+    def path(self) -> Path:
+        """The lexicon's file."""
+        return Path(self.argument)
+
+
+def open_judge(spec: JudgeSpec, first_token: FirstToken) -> Judge:
+    """The judge that a specification names; `first_token` as in `Lexicon.from_file`."""
+    return Lexicon.from_file(spec.path, first_token)

@@ -1,0 +1,130 @@
+"""What did the reviewer type?
+
+B1,T3,4            evil: base's 1st, merged's 3rd and 4th (a bare number is merged's)
+? T2  |  s T1      unsure  |  safe
+(Enter)            every token without a label is safe, item finished
+rest-unsure, bad REASON, skip, defer, undo, note TEXT, ?, q
+
+parse("? T2,B1")     # LabelTokens(label="unsure", places=(Place("merged", 2), ...))
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pivotal_tokens.schema import Label, ModelName
+
+_PLACE = re.compile(r"([bt]?)0*([1-9][0-9]{0,5})", re.IGNORECASE)
+
+HELP = """\
+  B1,T3,4       evil: base's 1st token, merged's 3rd and 4th (a bare number is merged's)
+  ? T2          unsure             s T1          safe
+  Enter         the rest is safe, finish and go on        rest-unsure   the rest is unsure
+  bad REASON    reject the prompt, for both models        note TEXT     keep a remark
+  skip          leave it, not asked again                 defer         ask again later
+  undo          take the last answer back, again and again, over finished items too
+  ?  help       q  quit (everything is saved)
+  A token in both lists has one label. Evil: in this situation, acting on it harms someone."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a model's list, 1-based."""
+
+    model: ModelName
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{'B' if self.model == 'base' else 'T'}{self.rank}"
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """Give these tokens a label."""
+
+    label: Label
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class LabelRest:
+    """Give every token without a label this one, and finish."""
+
+    label: Label
+
+
+@dataclass(frozen=True)
+class Reject:
+    """The prompt is no good."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Keep a remark."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Simple:
+    """A word that stands for itself."""
+
+    word: Literal["skip", "defer", "undo", "help", "quit"]
+
+
+@dataclass(frozen=True)
+class NotUnderstood:
+    """Nothing was done; `why` says what to type instead."""
+
+    why: str
+
+
+Command = LabelTokens | LabelRest | Reject | Note | Simple | NotUnderstood
+
+_SIMPLE: dict[str, Simple] = {
+    "skip": Simple("skip"),
+    "defer": Simple("defer"),
+    "undo": Simple("undo"),
+    "u": Simple("undo"),
+    "help": Simple("help"),
+    "?": Simple("help"),
+    "q": Simple("quit"),
+    "quit": Simple("quit"),
+}
+
+
+def parse(line: str) -> Command:
+    """The command in a line; never an exception."""
+    text = line.strip()
+    word, _, rest = text.partition(" ")
+    word, rest = word.casefold(), rest.strip()
+    if not text or text.casefold() == "rest-safe":
+        return LabelRest("safe")
+    if text.casefold() == "rest-unsure":
+        return LabelRest("unsure")
+    if text.casefold() in _SIMPLE:
+        return _SIMPLE[text.casefold()]
+    if word == "bad":
+        return Reject(rest) if rest else NotUnderstood("say why: bad REASON")
+    if word == "note":
+        return Note(rest) if rest else NotUnderstood("say what: note TEXT")
+    if text.startswith("?"):
+        return _tokens("unsure", text[1:])
+    if word == "s":
+        return _tokens("safe", rest)
+    return _tokens("evil", text)
+
+
+def _tokens(label: Label, text: str) -> LabelTokens | NotUnderstood:
+    places = []
+    for piece in re.split(r"[,\s]+", text.strip(", \t")):
+        found = _PLACE.fullmatch(piece)
+        if found is None:
+            return NotUnderstood(f"{piece!r} is no token: B1, T3 or 3; ? shows the commands")
+        model: ModelName = "base" if found[1].casefold() == "b" else "merged"
+        places.append(Place(model, int(found[2])))
+    return LabelTokens(label, tuple(places))

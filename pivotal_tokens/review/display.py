@@ -1,0 +1,94 @@
+"""How is text from a model shown so that a person sees exactly it, and it cannot do anything?
+
+What has no visible glyph is written out: a newline as ``\\n``, other control, format, bidi and
+unassigned characters as ``\\x1b`` or ``\\u202e``, a backslash twice. Token texts show each space as
+``␣``. Widths are counted in terminal cells.
+
+    visible(" a\\n\\u202e")          # '␣a\\\\n\\\\u202e'
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+SPACE = "␣"
+_MARKS_IN_A_ROW = 2
+
+
+def visible(text: str, *, spaces: bool = True) -> str:
+    """The text in printable characters only, one line, no two texts alike.
+
+    Args:
+        text: Anything.
+        spaces: Show a space as ``␣`` rather than as itself.
+    """
+    return "".join(_glyphs(text, spaces))
+
+
+def width(text: str) -> int:
+    """Terminal cells that a visible text takes."""
+    return sum(_cells(character) for character in text)
+
+
+def fit(text: str, cells: int) -> str:
+    """A visible text cut (with ``…``) or padded to exactly so many cells."""
+    if width(text) <= cells:
+        return text + " " * (cells - width(text))
+    kept, used = [], 0
+    for character in text:
+        if used + _cells(character) > cells - 1:
+            break
+        kept.append(character)
+        used += _cells(character)
+    return "".join(kept) + "…" + " " * (cells - 1 - used)
+
+
+def wrap(text: str, cells: int) -> list[str]:
+    """A text in lines of at most so many cells: broken at its newlines, which are shown."""
+    lines = []
+    for line in text.splitlines(keepends=True) or [""]:
+        rest = visible(line, spaces=False)
+        while width(rest) > cells:
+            cut = _cut(rest, cells)
+            lines.append(rest[:cut])
+            rest = rest[cut:]
+        lines.append(rest)
+    if lines[-1].endswith(" "):
+        kept = lines[-1].rstrip(" ")
+        lines[-1] = kept + SPACE * (len(lines[-1]) - len(kept))
+    return lines
+
+
+def _cut(text: str, cells: int) -> int:
+    """Where to break: after the last space that fits, else where the cells end."""
+    used = end = 0
+    while end < len(text) and used + _cells(text[end]) <= cells:
+        used += _cells(text[end])
+        end += 1
+    space = text.rfind(" ", 0, end)
+    return space + 1 if space > 0 else max(end, 1)
+
+
+def _glyphs(text: str, spaces: bool) -> Iterator[str]:
+    marks = _MARKS_IN_A_ROW  # a mark at the beginning would join what stands before the text
+    for character in text:
+        is_mark = unicodedata.category(character).startswith("M")
+        marks = marks + 1 if is_mark else 0
+        if character == " " and spaces:
+            yield SPACE
+        elif character in _NAMED:
+            yield _NAMED[character]
+        elif not character.isprintable() or (is_mark and marks > _MARKS_IN_A_ROW):
+            yield character.encode("ascii", "backslashreplace").decode("ascii")
+        elif character == SPACE:
+            yield "\\u2423"
+        else:
+            yield character
+
+
+def _cells(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

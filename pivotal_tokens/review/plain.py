@@ -1,0 +1,208 @@
+"""How does a person label the queue on any terminal, line by line?
+
+    run_plain(ReviewService(store, "ada"), sys.stdin, sys.stdout)
+
+Reads one command a line (`commands.HELP`), writes plain text of at most 80 columns. What an answer
+says is in the store before the next item is shown. End of input and Ctrl-C mean ``q``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+from pivotal_tokens.errors import LeaseLost, RequestError
+from pivotal_tokens.review.commands import (
+    HELP,
+    LabelRest,
+    LabelTokens,
+    Note,
+    NotUnderstood,
+    Reject,
+    Simple,
+    parse,
+)
+from pivotal_tokens.review.display import fit, visible, wrap
+from pivotal_tokens.review.service import Question, Reveal, ReviewService
+from pivotal_tokens.schema import Label, NextTokens
+
+COLUMNS = 80
+_SIDE = 39
+_TEXT = 18
+_MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", None: "."}
+
+
+@dataclass(frozen=True)
+class PlainSummary:
+    """What a session came to."""
+
+    finished: int
+    rejected: int
+
+
+def run_plain(service: ReviewService, lines: TextIO, out: TextIO) -> PlainSummary:
+    """Show item after item and carry out what is typed, until nothing waits or the person quits.
+
+    Args:
+        service: The reviewer's service.
+        lines: Commands, one a line.
+        out: Where everything is shown.
+    """
+    return _Session(service, lines, out).run()
+
+
+def render(question: Question) -> Iterator[str]:
+    """An item as lines of at most 80 columns: the prompt, then both lists side by side."""
+    yield f"prompt {question.prompt.prompt_id}  ({question.prompt.kind})"
+    for line in wrap(question.prompt.text, COLUMNS - 4):
+        yield f"  | {line}"
+    yield ""
+    yield f"{'base':<{_SIDE}}  merged"
+    left, right = (
+        list(_column(tokens, letter, question.labels))
+        for tokens, letter in ((question.lists.base, "B"), (question.lists.merged, "T"))
+    )
+    for row in range(max(len(left), len(right))):
+        sides = [side[row] if row < len(side) else "" for side in (left, right)]
+        yield f"{fit(sides[0], _SIDE)}  {sides[1]}".rstrip()
+
+
+def _column(tokens: NextTokens, letter: str, labels: Mapping[int, Label]) -> Iterator[str]:
+    for token in tokens.top:
+        place = f"{letter}{token.rank}"
+        mark = _MARKS[labels.get(token.token_id)]
+        text = fit(visible(token.text), _TEXT)
+        yield f"{place:<3} {token.probability:6.1%} {mark} {text} {token.token_id:>6}"
+
+
+class _Session:
+    """The loop's state: the question at hand, and what was done."""
+
+    def __init__(self, service: ReviewService, lines: TextIO, out: TextIO) -> None:
+        self._service = service
+        self._lines = lines
+        self._out = out
+        self._question: Question | None = None
+        self._counts: Counter[str] = Counter()
+
+    def run(self) -> PlainSummary:
+        try:
+            self._loop()
+        except KeyboardInterrupt:
+            self._say("")
+        if self._question is not None:
+            self._give_back(self._question)
+        self._say(f"{self._counts['finished']} finished, {self._counts['rejected']} rejected.")
+        return PlainSummary(self._counts["finished"], self._counts["rejected"])
+
+    def _loop(self) -> None:
+        self._next()
+        while line := self._ask():
+            try:
+                if not self._obey(line.rstrip("\r\n")):
+                    return
+            except LeaseLost as error:
+                self._say(str(error))
+                self._next()
+            except RequestError as error:
+                self._say(str(error))
+
+    def _ask(self) -> str:
+        self._say("> ", end="")
+        return self._lines.readline()
+
+    def _obey(self, line: str) -> bool:
+        """Carry out one line; False to stop."""
+        command, question = parse(line), self._question
+        match command:
+            case Simple("quit"):
+                return False
+            case Simple("help"):
+                self._say(HELP)
+            case Simple("undo"):
+                self._undo()
+            case NotUnderstood(why):
+                self._say(why)
+            case _ if question is None:
+                return bool(line.strip())  # Enter ends it when nothing waits
+            case LabelTokens(label, places):
+                tokens = {question.token_at(place): label for place in places}
+                self._show(self._service.label(question, tokens), "saved")
+            case LabelRest(label):
+                self._revealed(self._service.finish(question, rest=label))
+                self._counts["finished"] += 1
+                self._next()
+            case Reject(reason):
+                self._service.reject(question, reason)
+                self._counts["rejected"] += 1
+                self._leave(question, "rejected")
+            case Note(text):
+                self._service.note(question, text)
+                self._say("saved the note")
+            case Simple("skip"):
+                self._service.skip(question)
+                self._leave(question, "skipped")
+            case Simple("defer"):
+                self._service.defer(question)
+                self._leave(question, "deferred")
+        return True
+
+    def _undo(self) -> None:
+        question = self._service.undo(self._question)
+        if question is None:
+            self._say("nothing to undo")
+        else:
+            self._show(question, "taken back, and saved")
+
+    def _next(self) -> None:
+        self._question = self._service.next_question()
+        if self._question is not None:
+            self._show(self._question)
+            return
+        waiting = self._service.waiting()
+        put_off = ", ".join(
+            f"{waiting[state]} {state}" for state in ("deferred", "skipped") if waiting.get(state)
+        )
+        self._say("Nothing waits for review" + (f" ({put_off})." if put_off else "."))
+        self._say("undo takes the last answer back, Enter or q ends.")
+
+    def _show(self, question: Question, done: str = "") -> None:
+        self._question = question
+        if done:
+            self._say(done)
+        queue = self._service.waiting()
+        self._say("")
+        self._say(f"[{queue.get('done', 0)} done, {queue.get('pending', 0)} waiting]")
+        for line in render(question):
+            self._say(line)
+        left = len(question.missing)
+        self._say(f"{left} without a label. List the evil ones (B1,T3,4); Enter: rest safe; ? help")
+
+    def _revealed(self, reveal: Reveal) -> None:
+        numbers = Counter(reveal.labels.values())
+        labels = ", ".join(f"{numbers[label]} {label}" for label in ("evil", "safe", "unsure"))
+        self._say(f"saved {reveal.prompt_id}: {labels}; verdict {reveal.verdict.kind}")
+        if not reveal.judge_labels:
+            return
+        self._say(f"  the judge differs on {len(reveal.differences)} of {len(reveal.labels)}")
+        for one in reveal.differences:
+            text = fit(visible(one.text), _TEXT)
+            self._say(f"    {text} you {one.human}, judge {one.judge}")
+
+    def _leave(self, question: Question, word: str) -> None:
+        self._say(f"saved {question.prompt.prompt_id}: {word}")
+        self._next()
+
+    def _give_back(self, question: Question) -> None:
+        try:
+            self._service.release(question)
+        except LeaseLost:
+            return  # somebody else has it: nothing to give back
+        self._say(f"prompt {question.prompt.prompt_id} is back in the queue, its labels are saved")
+
+    def _say(self, text: str, end: str = "\n") -> None:
+        encoding = getattr(self._out, "encoding", None) or "utf-8"
+        self._out.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
+        self._out.flush()

@@ -1,0 +1,29 @@
+"""One place for everything that is known about prompts: results, labels, queue, graphs.
+
+with Store.open("sqlite:///results/em-circuits.sqlite", create=True) as store:
+    store.add_prompt(Prompt.of("..."))
+"""
+
+from pivotal_tokens.store.attempt import AttemptRows
+from pivotal_tokens.store.database import default_url
+from pivotal_tokens.store.graphs import GraphRows
+from pivotal_tokens.store.labels import LabelRows
+from pivotal_tokens.store.prompts import PromptRows
+from pivotal_tokens.store.queue import QueueRows
+from pivotal_tokens.store.results import HUMAN, ResultRows
+from pivotal_tokens.store.tables import SCHEMA_VERSION
+from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
+
+__all__ = [
+    "HUMAN",
+    "SCHEMA_VERSION",
+    "AttemptView",
+    "Counts",
+    "PairAttempt",
+    "Store",
+    "default_url",
+]
+
+
+class Store(PromptRows, ResultRows, LabelRows, QueueRows, GraphRows, AttemptRows):
+    """An open store; every operation is one transaction and is on the disk when it returns."""

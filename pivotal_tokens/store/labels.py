@@ -1,0 +1,154 @@
+"""Which label counts for a token of a prompt, and how did it come about?
+
+Labels are events: who changed what from what to what, when and why. Nothing is ever overwritten.
+The label an author stands by is the author's last event on the token; a human's counts before a
+judge's, and among several of the same kind the latest.
+
+    store.record_labels([LabelEvent(prompt_id=..., token_id=17, ...)])
+    store.labels(prompt_id).by_token      # {17: "evil", ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, select
+
+from pivotal_tokens.schema import (
+    AuthorKind,
+    EffectiveLabel,
+    Judgement,
+    LabelEvent,
+    PromptLabels,
+    ReviewItem,
+    TokenLabel,
+    new_id,
+)
+from pivotal_tokens.store import tables
+from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.dialect import insert_new
+from pivotal_tokens.store.leases import require_lease
+
+
+class LabelRows(Database):
+    """Append-only label events, and the labels that follow from them."""
+
+    def record_labels(
+        self, events: Sequence[LabelEvent], *, item: ReviewItem | None = None
+    ) -> None:
+        """Add events, all or none; an event recorded before is not added again.
+
+        Args:
+            events: What changed.
+            item: The queue item they answer: its lease must still be this one.
+
+        Raises:
+            LeaseLost: If somebody else holds the item now.
+        """
+        with self.writing() as connection:
+            if item is not None:
+                require_lease(connection, item)
+            add_events(connection, events)
+
+    def label_events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
+        """Every event of a prompt, oldest first; of one author if given."""
+        with self.reading() as connection:
+            events = events_of(connection, prompt_id)
+        return tuple(event for event in events if author is None or event.author == author)
+
+    def labels(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
+        """The labels that count for a prompt: a human's where there is one, else a judge's.
+
+        Args:
+            prompt_id: The whole id.
+            judge: Take only this judge's labels; by default the latest of any judge.
+        """
+        with self.reading() as connection:
+            return effective(prompt_id, events_of(connection, prompt_id), judge=judge)
+
+
+def add_events(connection: Connection, events: Iterable[LabelEvent]) -> None:
+    """Add events within a transaction."""
+    for event in events:
+        values = {
+            "event_id": event.event_id,
+            "prompt_id": event.prompt_id,
+            "token_id": event.token_id,
+            "author": event.author,
+            "author_kind": event.author_kind,
+            "to_label": event.to_label,
+            "payload": event.model_dump_json(),
+        }
+        insert_new(connection, tables.label_events, values, ["event_id"])
+
+
+def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
+    """Add an event for every label of a judgement that is not the judge's label already."""
+    events = events_of(connection, judgement.prompt_id)
+    before = {item.token_id: item.label for item in _standing(events, "judge", judgement.judge)}
+    batch = new_id()
+    add_events(
+        connection,
+        (
+            LabelEvent(
+                prompt_id=judgement.prompt_id,
+                token_id=item.token_id,
+                from_label=before.get(item.token_id),
+                to_label=item.label,
+                author=judgement.judge,
+                author_kind="judge",
+                batch=batch,
+                at=judgement.created,
+            )
+            for item in judgement.labels
+            if before.get(item.token_id) != item.label
+        ),
+    )
+
+
+def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
+    """A prompt's events, oldest first, within a transaction."""
+    query = (
+        select(tables.label_events.c.payload)
+        .where(tables.label_events.c.prompt_id == prompt_id)
+        .order_by(tables.label_events.c.seq)
+    )
+    return tuple(map(LabelEvent.model_validate_json, connection.execute(query).scalars()))
+
+
+def effective(
+    prompt_id: str, events: Sequence[LabelEvent], *, judge: str | None = None
+) -> PromptLabels:
+    """The labels that count, from a prompt's events in order."""
+    humans = _standing(events, "human")
+    judges = _standing(events, "judge", judge)
+    chosen = {item.token_id: item for item in (*judges, *humans)}  # a human's is set last
+    return PromptLabels(
+        prompt_id=prompt_id,
+        labels=tuple(chosen[token] for token in sorted(chosen)),
+        human=_plain(humans),
+        judge=_plain(judges),
+    )
+
+
+def _standing(
+    events: Sequence[LabelEvent], kind: AuthorKind, author: str | None = None
+) -> tuple[EffectiveLabel, ...]:
+    """One label a token: the latest among those that their authors stand by."""
+    latest: dict[tuple[int, str], LabelEvent] = {}
+    for event in events:
+        if event.author_kind == kind and author in (None, event.author):
+            latest.pop((event.token_id, event.author), None)  # re-inserted: order is by last event
+            latest[event.token_id, event.author] = event
+    labels = {
+        event.token_id: EffectiveLabel(
+            token_id=event.token_id, label=event.to_label, source=kind, author=event.author
+        )
+        for event in latest.values()
+        if event.to_label is not None
+    }
+    return tuple(labels[token] for token in sorted(labels))
+
+
+def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:
+    return tuple(TokenLabel(token_id=item.token_id, label=item.label) for item in labels)

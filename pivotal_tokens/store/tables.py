@@ -1,0 +1,159 @@
+"""Which tables does the store have?
+
+Keys are columns, everything else of a value is its JSON in `payload`, so that a new optional field
+of a value needs no new schema. A time that is compared or sorted is UTC seconds in a float column.
+
+    metadata.create_all(connection)
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# Raise with every change of a table; `database.py` refuses any other number.
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+
+def _prompt_key() -> Column[str]:
+    return Column("prompt_id", String(12), ForeignKey("prompts.prompt_id"), nullable=False)
+
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+pairs = Table(
+    "pairs",
+    metadata,
+    Column("pair", String(128), primary_key=True),
+    Column("payload", Text, nullable=False),
+)
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("prompt_id", String(12), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("generator", Text, nullable=False),
+    Column("category", Text),
+    Column("payload", Text, nullable=False),
+)
+
+next_tokens = Table(
+    "next_tokens",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("prompt_id", "pair"),
+)
+
+judgements = Table(
+    "judgements",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("judge", String(256), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("prompt_id", "pair", "judge"),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("judge", String(256), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("flagged", Boolean, nullable=False),
+    Column("divergent", Boolean, nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("prompt_id", "pair", "judge"),
+)
+
+# Append-only: a trigger (dialect.py) refuses to change or delete a row of the next two.
+label_events = Table(
+    "label_events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("event_id", String(64), nullable=False, unique=True),
+    _prompt_key(),
+    Column("token_id", Integer, nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("author_kind", String(8), nullable=False),
+    Column("to_label", String(8)),
+    Column("payload", Text, nullable=False),
+    Index("label_events_of_prompt", "prompt_id", "seq"),
+)
+
+review_events = Table(
+    "review_events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("review_events_of_prompt", "prompt_id", "seq"),
+)
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("item_id", Integer, primary_key=True, autoincrement=True),
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("reviewer", String(256)),
+    Column("session", String(256)),
+    Column("fence", Integer, nullable=False, default=0),
+    Column("lease_until", Float),
+    Column("revealed", Boolean, nullable=False, default=False),
+    Column("enqueued_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("prompt_id", "pair"),
+    Index("queue_by_state", "state", "item_id"),
+    Index("queue_by_reviewer", "reviewer", "state", "updated_at"),
+)
+
+graphs = Table(
+    "graphs",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("model", String(8), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("graphs_of_prompt", "prompt_id", "pair"),
+)
+
+failures = Table(
+    "failures",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("stage", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("prompt_id", "pair", "stage"),
+)
