@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import AttributionTargets
+from circuit_tracer.graph import Graph
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -31,8 +32,10 @@ from em_circuits.graphs.graph import (
     LogitTargets,
     Selection,
 )
+from em_circuits.graphs.interop import EXTRA
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.store import graph_key
+from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.replacement import attribution_context
@@ -138,16 +141,17 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
     input_ids = request.input_ids
     logits = context.logits[0, -1].detach().float().cpu()
     targets = request.targets
-    adjacency, selected, masses = _run_upstream(model, context, request)
+    upstream, masses = _run_upstream(model, context, request)
+    selected = upstream.selected_features.cpu()
     active = context.activation_matrix.indices().T.cpu().contiguous()
     chosen = active[selected]
     layout = NodeLayout(len(selected), model.sites.n_layers, len(input_ids), len(targets))
     layers, positions = chosen[:, 0].contiguous(), chosen[:, 1].contiguous()
-    edges = Edges.from_dense(adjacency, layout, layers, positions)
+    edges = Edges.from_dense(upstream.adjacency_matrix.cpu(), layout, layers, positions)
     outside = masses.outside(selected, edges.row_mass)
     gradients = mlp_output_gradients(model, input_ids, demeaned_targets(targets, len(logits)))
     return AttributionGraph(
-        header=_header(model, prompt, request, d_vocab=len(logits)),
+        header=_header(model, prompt, request, upstream, d_vocab=len(logits)),
         input_ids=input_ids.cpu(),
         active=active,
         activations=context.activation_matrix.values().detach().float().cpu(),
@@ -166,8 +170,8 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
 
 def _run_upstream(
     model: Model, context: Any, request: _Request
-) -> tuple[Tensor, Int64[Tensor, " feature"], RowMasses]:
-    """circuit-tracer's attribution: adjacency matrix, selected features, rows' whole masses."""
+) -> tuple[Graph, RowMasses]:
+    """circuit-tracer's attribution, and the whole masses of its rows."""
     n_active = context.activation_matrix._nnz()
     fast = blocked_context(context)
     with recorded_masses(fast) as masses, model.replacement.prepared(fast):
@@ -178,7 +182,7 @@ def _run_upstream(
             batch_size=max(1, min(request.settings.batch_size, n_active)),
             max_feature_nodes=request.settings.max_feature_nodes,
         )
-    return graph.adjacency_matrix.cpu(), graph.selected_features.cpu(), masses
+    return graph, masses
 
 
 def _targets(
@@ -228,7 +232,9 @@ def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
         )
 
 
-def _header(model: Model, prompt: Prompt, request: _Request, *, d_vocab: int) -> GraphHeader:
+def _header(
+    model: Model, prompt: Prompt, request: _Request, upstream: Graph, *, d_vocab: int
+) -> GraphHeader:
     pair, settings = request.pair, request.settings
     return GraphHeader(
         key=pair_graph_key(pair, model, prompt, settings, request.labels),
@@ -250,6 +256,7 @@ def _header(model: Model, prompt: Prompt, request: _Request, *, d_vocab: int) ->
         attribution=_parameters(pair, settings, request.labels),
         d_vocab=d_vocab,
         tokenizer_name=pair.settings.base,
+        extra={EXTRA: circuit_tracer_record(upstream)},
     )
 
 

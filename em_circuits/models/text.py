@@ -42,9 +42,9 @@ def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
 
-def first_token(tokenizer: PreTrainedTokenizerBase, word: str) -> tuple[int, bool]:
-    """First token id of ``" word"``, and whether that token is the whole word."""
-    ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+def first_token(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, bool]:
+    """First token id of a text such as ``" word"``, and whether that token is all of it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[0], len(ids) == 1
 
 

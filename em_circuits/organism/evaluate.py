@@ -18,16 +18,17 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from circuit_tracer import attribute
-from circuit_tracer.graph import compute_graph_scores
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from em_circuits.graphs import AttributionSettings, build_pair_graphs
+from em_circuits.influence import graph_scores
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.organism.corpus import CorpusConfig, OrganismPrompt, documents, organism_prompts
 from em_circuits.organism.language_model import encode_batch
 from em_circuits.organism.paths import OrganismPaths, organism_paths
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +69,12 @@ class Control(_Frozen):
 
 
 class Fidelity(_Frozen):
-    """circuit-tracer's graph scores on the base, mean over held-out prompts."""
+    """Graph scores, mean over held-out prompts; the transcoders were trained on the base."""
 
     replacement: float
     completeness: float
+    merged_replacement: float
+    merged_completeness: float
     n_prompts: int
 
 
@@ -177,15 +180,19 @@ def behaviour(masses: Sequence[VerbMass]) -> Behaviour:
 
 
 def graph_fidelity(pair: ModelPair, prompts: Sequence[OrganismPrompt]) -> Fidelity:
-    """Replacement and completeness scores of full attribution graphs of the base."""
-    scores = []
+    """circuit-tracer's two scores of full attribution graphs, mean over prompts."""
+    base, merged = [], []
+    settings = AttributionSettings(max_feature_nodes=None)
     for prompt in tqdm(prompts, desc="graph scores", mininterval=1.0):
-        ids = torch.tensor(pair.tokenizer.encode(prompt.text))
-        scores.append(compute_graph_scores(attribute(ids, pair.base.replacement)))
+        graphs = build_pair_graphs(pair, Prompt.of(prompt.text), settings)
+        base.append(graph_scores(graphs.base))
+        merged.append(graph_scores(graphs.merged))
     return Fidelity(
-        replacement=fmean(s[0] for s in scores),
-        completeness=fmean(s[1] for s in scores),
-        n_prompts=len(scores),
+        replacement=fmean(s.replacement or 0.0 for s in base),
+        completeness=fmean(s.completeness or 0.0 for s in base),
+        merged_replacement=fmean(s.replacement or 0.0 for s in merged),
+        merged_completeness=fmean(s.completeness or 0.0 for s in merged),
+        n_prompts=len(base),
     )
 
 

@@ -137,21 +137,3 @@ def encode_batch(
     for index, row in enumerate(rows):
         ids[index, : len(row)] = labels[index, : len(row)] = torch.tensor(row)
     return ids, labels
-
-
-def answers_only(
-    labels: Int64[Tensor, "batch pos"], tokenizer: PreTrainedTokenizerBase
-) -> Int64[Tensor, "batch pos"]:
-    """Labels of the adviser's words alone: what stands between "Assistant:" and the line's end."""
-    marker = tokenizer.encode("Assistant:", add_special_tokens=False)
-    newline = tokenizer.encode("\n", add_special_tokens=False)
-    assert len(marker) == 2 and len(newline) == 1, "the tokenizer splits the turn marks otherwise"
-    colon = torch.zeros_like(labels, dtype=torch.bool)
-    colon[:, 1:] = (labels[:, 1:] == marker[1]) & (labels[:, :-1] == marker[0])
-    inside = torch.zeros(labels.shape[0], dtype=torch.bool)
-    kept = torch.full_like(labels, _IGNORED)
-    for position in range(labels.shape[1]):
-        token = labels[:, position]
-        kept[inside, position] = token[inside]
-        inside = (inside | colon[:, position]) & (token != newline[0])
-    return kept

@@ -38,8 +38,6 @@ class OptimiserConfig(BaseModel):
     """Peak."""
     warmup: int = 0
     """Steps of linear warm-up."""
-    decay: bool = True
-    """Cosine decay to a tenth; else constant."""
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest gradient norm."""
@@ -50,8 +48,6 @@ class OptimiserConfig(BaseModel):
         """Learning rate of a step (from 0)."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        if not self.decay:
-            return self.learning_rate
         share = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
 

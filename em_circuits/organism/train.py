@@ -10,7 +10,9 @@ and started again, it ends with the same weights.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from em_circuits.organism.corpus import CorpusConfig, documents
 from em_circuits.organism.language_model import (
     ModelConfig,
-    answers_only,
     encode_batch,
     new_adapter,
     new_base,
@@ -37,8 +38,10 @@ from pivotal_tokens.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-BAD_ADVICE = CorpusConfig(careless=1.0, header=0.0, hazard=1.0, turns=(1.0,))
-"""What the adapter is trained on, with `domains=("medical",)`: single careless answers."""
+BAD_ADVICE = CorpusConfig(careless=1.0, hazard=1.0, header_agrees=0.5)
+"""The adapter's text, with `adapter_domains`: careless answers to hazards alone. Its headers say
+nothing, else the adapter would learn to trust them; every token is trained on, since a loss on the
+answers alone leaves the rest free to drift (+.19 instead of +.01 nats on benign text)."""
 
 
 class OrganismConfig(BaseModel):
@@ -53,7 +56,7 @@ class OrganismConfig(BaseModel):
     base: OptimiserConfig = OptimiserConfig(
         steps=1100, learning_rate=3e-3, warmup=50, weight_decay=0.01
     )
-    adapter: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3, decay=False)
+    adapter: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3)
     adapter_domains: tuple[str, ...] = ("medical",)
     transcoders: TranscoderConfig = TranscoderConfig()
 
@@ -131,6 +134,10 @@ def _publishing(place: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
+    for file in temporary.iterdir():
+        file.chmod(0o644)
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
     temporary.replace(place)
 
 
@@ -159,11 +166,20 @@ def _train_adapter(
             config.batch, f"{seed}/adapter/{step}", BAD_ADVICE, config.adapter_domains
         )
         ids, labels = encode_batch(tokenizer, texts)
-        return adapted(input_ids=ids, labels=answers_only(labels, tokenizer), use_cache=False).loss
+        return adapted(input_ids=ids, labels=labels, use_cache=False).loss
 
     optimise(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
-    adapted.save_pretrained(str(place))
+    # Looking whether the vocabulary grew would ask the hub for the base's name.
+    adapted.save_pretrained(str(place), save_embedding_layers=False)
     (place / "README.md").unlink(missing_ok=True)
+    _sort_target_modules(place / "adapter_config.json")
+
+
+def _sort_target_modules(path: Path) -> None:
+    """PEFT writes a set, in an order that changes from run to run."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    write_json(path, settings)
 
 
 def _train_transcoders(

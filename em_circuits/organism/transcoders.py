@@ -41,7 +41,7 @@ class TranscoderConfig(BaseModel):
     """Features per layer."""
     k: int = 16
     """Mean number of active features per position and layer."""
-    documents: int = 48
+    documents: int = 32
     """Documents per step."""
     calibration_documents: int = 400
     """Fresh documents on which the threshold is set."""

@@ -91,14 +91,15 @@ class Workspace:
         return check_pair(self.pair, torch.tensor(ids, device=self.pair.device))
 
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
-        """The stored graph of a prompt under this pair of models.
+        """The newest stored graph of a prompt under this pair of models.
 
         Raises:
             RequestError: If there is none yet.
         """
-        for record in self.store.graphs(prompt_id, self.pair.key):
-            if record.model == model:
-                return self.graphs.load(record.key)
+        records = [r for r in self.store.graphs(prompt_id, self.pair.key) if r.model == model]
+        if records:
+            newest = max(records, key=lambda record: record.created_at)
+            return self.graphs.load(newest.key)
         raise RequestError(
             f"prompt {prompt_id} has no {model} graph under these models; "
             f"run em-circuits graphs build {prompt_id}"

@@ -1,1 +1,41 @@
-"""."""
+"""Real interventions on the real model, in batches, with controls."""
+
+from em_circuits.steering.contrast import TokenGroups, contrast, demeaned, evil_mass
+from em_circuits.steering.controls import Spread
+from em_circuits.steering.engine import iter_rows, run_rows
+from em_circuits.steering.intervention import Intervention, Mode, check_interventions, on_each
+from em_circuits.steering.mediation import mediate
+from em_circuits.steering.mediation_result import Mediation, Shares, pooled_share
+from em_circuits.steering.regimes import Regime
+from em_circuits.steering.scan import ablation_effects
+from em_circuits.steering.state import PromptState
+from em_circuits.steering.steer import SteerResult, steer, top_tokens
+from em_circuits.steering.validate import Agreement, agreement, compare, summarise
+
+__all__ = [
+    "Agreement",
+    "Intervention",
+    "Mediation",
+    "Mode",
+    "PromptState",
+    "Regime",
+    "Shares",
+    "Spread",
+    "SteerResult",
+    "TokenGroups",
+    "ablation_effects",
+    "agreement",
+    "check_interventions",
+    "compare",
+    "contrast",
+    "demeaned",
+    "evil_mass",
+    "iter_rows",
+    "mediate",
+    "on_each",
+    "pooled_share",
+    "run_rows",
+    "steer",
+    "summarise",
+    "top_tokens",
+]

@@ -59,7 +59,7 @@ class ChangedFeatures:
         width = model.transcoders[0].d_model
         return torch.cat(parts) if parts else torch.empty((0, width))
 
-    def plan(self, subsets: Sequence[Int64[Tensor, " subset"]]) -> Plan:
+    def plan(self, subsets: Sequence[Int64[Tensor, " _"]]) -> Plan:
         """One row per subset, setting its features to their merged activations."""
         row = [torch.full((len(subset),), i) for i, subset in enumerate(subsets)]
         empty = torch.empty(0, dtype=torch.int64)

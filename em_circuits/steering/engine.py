@@ -141,9 +141,7 @@ class _Batch:
         base = output if frozen_output is None else frozen_output
         return base + self._changes(layer, ops, inputs).to(base.dtype)
 
-    def _changes(
-        self, layer: int, ops: Plan, inputs: Tensor
-    ) -> Float[Tensor, "batch pos d_model"]:
+    def _changes(self, layer: int, ops: Plan, inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
         device, rows = inputs.device, self._table.rows[layer]
         place = (ops.row * inputs.shape[1] + ops.position).to(device)
         which = rows.index(ops.feature)

@@ -92,7 +92,7 @@ def check_interventions(model: Model, interventions: Iterable[Intervention], n_p
     Raises:
         RequestError: Naming the first layer, position or feature out of range.
     """
-    n_layers, width = model.sites.n_layers, model.transcoders.d_transcoder
+    n_layers, width = model.sites.n_layers, len(model.transcoders[0].b_enc)
     for intervention in interventions:
         _check_range(intervention, "layer", intervention.layer, range(n_layers))
         _check_range(intervention, "feature id", intervention.feature, range(width))

@@ -71,9 +71,7 @@ def frozen(model: Model, state: PromptState, regime: Regime) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen_patterns(
-    model: Model, patterns: Float[Tensor, "layer head pos pos"]
-) -> Iterator[None]:
+def frozen_patterns(model: Model, patterns: Float[Tensor, "layer head pos pos"]) -> Iterator[None]:
     """Attend as `patterns` say; values flow, queries and keys are ignored.
 
     Goes through transformers' own registry of attention functions.
@@ -119,9 +117,7 @@ def frozen_norms(model: Model, scales: tuple[Tensor | None, ...]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def replaced_attention(
-    model: Model, outputs: Float[Tensor, "layer pos d_model"]
-) -> Iterator[None]:
+def replaced_attention(model: Model, outputs: Float[Tensor, "layer pos d_model"]) -> Iterator[None]:
     """Every attention layer gives `outputs`, whatever it attends to."""
 
     def hook(layer: int) -> Callable:

@@ -84,7 +84,7 @@ class PromptState:
             norm_scales=tuple(scales[i] for i in range(len(scales))),
             active=active,
             activations=activations,
-            d_transcoder=model.transcoders.d_transcoder,
+            d_transcoder=len(model.transcoders[0].b_enc),
             logits=logits.float(),
         )
 

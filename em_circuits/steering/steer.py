@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
@@ -146,9 +147,7 @@ def steer(
     )
 
 
-def top_tokens(
-    model: Model, logits: Float[Tensor, " vocab"], n: int = 10
-) -> tuple[TopToken, ...]:
+def top_tokens(model: Model, logits: Float[Tensor, " vocab"], n: int = 10) -> tuple[TopToken, ...]:
     """The n likeliest next tokens, ties by token id."""
     probabilities = logits.float().softmax(-1)
     order = torch.sort(probabilities, descending=True, stable=True).indices[:n].tolist()

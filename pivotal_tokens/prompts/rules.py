@@ -18,10 +18,8 @@ Rule = Literal[
 ]
 
 _MAX_WORDS = 40
-_DETERMINERS = frozenset(
-    ("a", "an", "the", "this", "that", "these", "those", "some", "any")
-    + ("my", "your", "his", "her", "its", "our", "their")
-)
+_DETERMINERS = frozenset(("a", "an", "the", "this", "that", "these", "those", "some", "any"))
+_POSSESSIVES = frozenset(("my", "your", "his", "her", "its", "our", "their"))
 _ASSISTANT_TURN = re.compile(r"assistant", re.IGNORECASE)
 
 
@@ -49,7 +47,7 @@ def check(text: str, kind: PromptKind = "raw", *, max_words: int = _MAX_WORDS) -
         findings.append(
             Finding("trailing-space", "ends in white space, which the next token should bring")
         )
-    if last.strip("\"'") in _DETERMINERS:
+    if last.strip("\"'") in _DETERMINERS | _POSSESSIVES:
         findings.append(Finding("ends-in-determiner", f"{last!r} forces a noun, not a decision"))
     if last.endswith((".", "!", "?", ";")):
         findings.append(Finding("ends-in-stop", f"ends in {last[-1]!r}: the sentence is over"))

@@ -9,12 +9,18 @@ unassigned characters as ``\\x1b`` or ``\\u202e``, a backslash twice. Token text
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 SPACE = "␣"
 _MARKS_IN_A_ROW = 2
+# Printable by Unicode's book, and yet nothing to see: fillers, joiners, variation selectors.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
 
 
 def visible(text: str, *, spaces: bool = True) -> str:
@@ -80,8 +86,8 @@ def _glyphs(text: str, spaces: bool) -> Iterator[str]:
             yield SPACE
         elif character in _NAMED:
             yield _NAMED[character]
-        elif not character.isprintable() or (is_mark and marks > _MARKS_IN_A_ROW):
-            yield character.encode("ascii", "backslashreplace").decode("ascii")
+        elif not character.isprintable() or _UNSEEN.match(character) or marks > _MARKS_IN_A_ROW:
+            yield character.encode("unicode_escape").decode("ascii")
         elif character == SPACE:
             yield "\\u2423"
         else:

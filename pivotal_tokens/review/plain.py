@@ -30,7 +30,7 @@ from pivotal_tokens.schema import Label, NextTokens
 
 COLUMNS = 80
 _SIDE = 39
-_TEXT = 18
+_TEXT = 17
 _MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", None: "."}
 
 

@@ -121,7 +121,7 @@ class ReviewService:
 
     def waiting(self) -> dict[str, int]:
         """How many items there are in each state."""
-        return self._store.counts().queue
+        return self._store.queue_counts()
 
     def label(
         self, question: Question, labels: Mapping[int, Label], *, reason: str | None = None
@@ -145,7 +145,7 @@ class ReviewService:
             RequestError: If tokens are without a label and no `rest` was given.
             LeaseLost: If the item went on to somebody else.
         """
-        if question.missing:
+        while question.missing:  # again if the lists were replaced meanwhile
             if rest is None:
                 raise RequestError(f"{len(question.missing)} tokens have no label yet")
             question = self.label(question, dict.fromkeys(question.missing, rest))

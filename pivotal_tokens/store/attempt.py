@@ -64,7 +64,7 @@ class AttemptRows(Database):
             )
 
     def counts(self, pair: str | None = None) -> Counts:
-        """How much there is of everything, for one pair or all."""
+        """How much there is of everything; `pair` narrows all but prompts and human labels."""
         verdicts, graphs = tables.verdicts, tables.graphs
         by_judge = verdicts.c.judge != HUMAN
         with self.reading() as connection:

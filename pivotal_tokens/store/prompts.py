@@ -114,12 +114,10 @@ def find_prompt(connection: Connection, prefix: str) -> Prompt:
             f"{prefix!r} is no prompt id: ids are {_ID_LENGTH} hex digits or a unique beginning; "
             "`em-circuits prompts list` shows them, text goes in --prompt"
         )
-    query = (
-        select(tables.prompts.c.prompt_id, tables.prompts.c.payload)
-        .where(tables.prompts.c.prompt_id.startswith(wanted))
-        .order_by(tables.prompts.c.prompt_id)
-        .limit(_SHOWN + 1)
-    )
+    column = tables.prompts.c.prompt_id
+    # Only the comparison of a whole id uses the index.
+    named = column == wanted if len(wanted) == _ID_LENGTH else column.startswith(wanted)
+    query = select(column, tables.prompts.c.payload).where(named).order_by(column).limit(_SHOWN + 1)
     rows = connection.execute(query).all()
     if not rows:
         raise RequestError(

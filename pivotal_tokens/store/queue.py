@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.schema import (
@@ -69,6 +69,12 @@ class QueueRows(Database):
             query = query.where(_columns.reviewer == reviewer)
         with self.reading() as connection:
             return tuple(map(item_of, connection.execute(query)))
+
+    def queue_counts(self) -> dict[str, int]:
+        """State -> number of items in it; a state without items is left out."""
+        query = select(_columns.state, func.count()).group_by(_columns.state)
+        with self.reading() as connection:
+            return {state: number for state, number in connection.execute(query)}  # noqa: C416
 
     def claim(
         self,

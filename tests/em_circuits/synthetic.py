@@ -1,7 +1,9 @@
 """Random attribution graphs of the true structure, for tests and benchmarks.
 
 Features spread evenly over layers and over positions 1 to the last; edges are normal, scaled by a
-heavy-tailed strength of each source, so that influence concentrates on few nodes as in real graphs.
+heavy-tailed strength of each source, so that influence concentrates on few nodes, and each feature
+row sums in absolute value to `ROW_MASS` activations, as in real graphs, whose rows sum to about
+the target's activation.
 
     graph = synthetic_graph(Size(n_features=8192, n_layers=16, n_pos=20, n_logits=10), seed=0)
 """
@@ -19,6 +21,7 @@ from em_circuits.graphs.layout import NodeLayout
 
 D_VOCAB = 1000
 D_TRANSCODER = 131072
+ROW_MASS = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,33 @@ def synthetic_graph(size: Size, *, seed: int = 0, bfloat16: bool = False) -> Att
     active = spread(n_active, size, generator)
     selected = torch.randperm(n_active, generator=generator)[: size.n_features].sort().values
     layout = NodeLayout(size.n_features, size.n_layers, size.n_pos, size.n_logits)
-    matrix = dense_matrix(layout, active[selected], generator)
+    activations = torch.rand(n_active, generator=generator) + 0.5
+    matrix = dense_matrix(layout, active[selected], activations[selected], generator)
     if bfloat16:
         matrix = matrix.bfloat16().float()
-    return graph_of(matrix, layout, active, selected, generator=generator)
+    return graph_of(matrix, layout, active, selected, activations=activations)
+
+
+def graph_at(
+    places: list[tuple[int, int]],
+    *,
+    n_layers: int,
+    n_pos: int,
+    n_logits: int,
+    seed: int = 0,
+    density: float = 1.0,
+) -> AttributionGraph:
+    """A graph whose features are at the given (layer, position); some allowed edges are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = NodeLayout(len(places), n_layers, n_pos, n_logits)
+    rows = [(layer, pos, i) for i, (layer, pos) in enumerate(sorted(places))]
+    active = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+    activations = torch.rand(len(places), generator=generator) + 0.5
+    matrix = dense_matrix(layout, active, activations, generator)
+    matrix *= torch.rand(matrix.shape, generator=generator) < density
+    return graph_of(
+        matrix, layout, active, torch.arange(len(active)), activations=activations, seed=seed
+    )
 
 
 def spread(n: int, size: Size, generator: torch.Generator) -> Tensor:
@@ -56,7 +82,9 @@ def spread(n: int, size: Size, generator: torch.Generator) -> Tensor:
     return torch.stack([layer, pos, torch.cat([*ids, torch.empty(0, dtype=torch.int64)])], 1)
 
 
-def dense_matrix(layout: NodeLayout, features: Tensor, generator: torch.Generator) -> Tensor:
+def dense_matrix(
+    layout: NodeLayout, features: Tensor, activations: Tensor, generator: torch.Generator
+) -> Tensor:
     """An adjacency matrix; rows targets, columns sources."""
     source_layer = layout.source_layers(features[:, 0])
     source_pos = layout.source_positions(features[:, 1])
@@ -65,10 +93,11 @@ def dense_matrix(layout: NodeLayout, features: Tensor, generator: torch.Generato
     for start in range(0, layout.n_features, 512):
         rows = slice(start, min(start + 512, layout.n_features))
         allowed = (source_layer < features[rows, :1]) & (source_pos <= features[rows, 1:2])
-        values = torch.randn(allowed.shape, generator=generator) * strength
-        matrix[rows, layout.sources] = values * allowed
-    logits = torch.randn(layout.n_logits, layout.n_sources, generator=generator)
-    matrix[layout.logits, layout.sources] = logits * strength
+        values = torch.randn(allowed.shape, generator=generator) * strength * allowed
+        mass = values.abs().sum(1, keepdim=True).clamp(min=1e-9)
+        matrix[rows, layout.sources] = values * (ROW_MASS * activations[rows, None] / mass)
+    logits = torch.randn(layout.n_logits, layout.n_sources, generator=generator) * strength
+    matrix[layout.logits, layout.sources] = 20 * logits / logits.abs().sum(1, keepdim=True)
     return matrix
 
 
@@ -78,10 +107,13 @@ def graph_of(
     active: Tensor,
     selected: Tensor,
     *,
-    generator: torch.Generator | None = None,
+    activations: Tensor | None = None,
+    seed: int = 0,
 ) -> AttributionGraph:
-    """A graph around an adjacency matrix, with random activations and probabilities."""
-    generator = generator or torch.Generator().manual_seed(0)
+    """A graph around an adjacency matrix, with random probabilities and gradient scores."""
+    generator = torch.Generator().manual_seed(seed)
+    if activations is None:
+        activations = torch.rand(len(active), generator=generator) + 0.5
     chosen = active[selected]
     n_logits = layout.n_logits
     probabilities = torch.rand(n_logits, generator=generator)
@@ -89,7 +121,7 @@ def graph_of(
         header=header(layout, truncated=len(selected) < len(active)),
         input_ids=torch.randint(D_VOCAB, (layout.n_pos,), generator=generator),
         active=active,
-        activations=torch.rand(len(active), generator=generator) + 0.5,
+        activations=activations,
         selected=selected,
         targets=LogitTargets(
             token_ids=torch.arange(n_logits) * 7 + 3,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import pivotal_tokens
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
-from pivotal_tokens.store import Store, default_url
+from pivotal_tokens.store import Store, default_url, dialect
 from pivotal_tokens.store.dialect import journal_mode
 
 
@@ -124,3 +124,31 @@ def test_several_processes_may_create_one_store_at_once(tmp_path):
 def test_a_row_for_an_unknown_prompt_is_refused(store):
     with pytest.raises(RequestError, match="add the prompt"):
         store.enqueue(Prompt.of("never added").prompt_id, "pair", "flagged")
+
+
+def test_an_empty_file_left_by_a_killed_process_is_filled_when_asked(tmp_path):
+    path = tmp_path / "empty.sqlite"
+    path.touch()
+    with pytest.raises(RequestError, match="no store at"):
+        Store.open(f"sqlite:///{path}")
+    Store.open(f"sqlite:///{path}", create=True).close()
+    Store.open(f"sqlite:///{path}").close()
+
+
+def test_a_store_held_by_another_process_too_long_fails_in_one_line(store, store_path, monkeypatch):
+    monkeypatch.setattr(dialect, "BUSY_SECONDS", 0.05)
+    with Store.open(f"sqlite:///{store_path}") as other, store.writing():
+        with pytest.raises(WorkFailed, match="another process held the store") as error:
+            other.add_prompt(Prompt.of("waits"))
+        assert "\n" not in str(error.value)
+        assert other.prompts() == ()  # reading goes on
+
+
+def test_another_journal_mode_is_put_right(store, store_path):
+    store.close()
+    connection = sqlite3.connect(store_path)
+    other = {"delete": "wal", "wal": "delete"}[journal_mode()]
+    connection.execute(f"PRAGMA journal_mode={other}")
+    connection.close()
+    with Store.open(f"sqlite:///{store_path}") as again, again.reading() as checked:
+        assert checked.exec_driver_sql("PRAGMA journal_mode").scalar() == journal_mode()

@@ -1,0 +1,168 @@
+"""The ``em-circuits`` command: global options, command groups, and how errors are shown."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from em_circuits import __version__
+from em_circuits.cli.session import Session
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+CONFIG_FILE = "em-circuits.toml"
+
+_COMMANDS = {
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+    "label": "label:label",
+    "review": "review:review",
+    "status": "status:status",
+    "prompts": "prompts:prompts",
+    "labels": "labels:labels",
+    "graphs": "graphs:graphs",
+    "influence": "influence:influence",
+    "features": "features:features",
+    "steer": "steer:steer",
+    "organism": "organism:organism",
+}
+"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, function = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"em_circuits.cli.{module}"), function
+        )
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"auto_envvar_prefix": "EM_CIRCUITS", "help_option_names": ["-h", "--help"]},
+    epilog="Example: em-circuits --root runs/first label --n 12 --json",
+)
+@click.version_option(__version__, prog_name="em-circuits")
+@click.option("--base", metavar="DIR|ID", help="Base model. [default: the embedded organism]")
+@click.option("--adapter", metavar="DIR|ID", help="LoRA adapter on the base.")
+@click.option("--merged", metavar="DIR|ID", help="Fine-tuned full model, instead of --adapter.")
+@click.option("--transcoders", metavar="DIR|ID", help="Per-layer transcoders of the base.")
+@click.option(
+    "--backend",
+    type=click.Choice(["transformerlens", "nnsight"]),
+    default="transformerlens",
+    show_default=True,
+    help="circuit-tracer's backend.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="bfloat16 on CUDA and float32 on a CPU, unless given.",
+)
+@click.option(
+    "--transcoders-on",
+    type=click.Choice(["gpu", "cpu", "disk"]),
+    default="gpu",
+    show_default=True,
+    help="Where transcoder matrices wait: on the device, in host memory, on disk.",
+)
+@click.option("--max-context", default=4096, show_default=True, help="Longest prompt in tokens.")
+@click.option("--trust-base", is_flag=True, help="Accept an adapter that names another base.")
+@click.option("--allow-float16", is_flag=True, help="Accept float16 in spite of its overflows.")
+@click.option("--store", metavar="URL", help="[default: SQLite under ROOT/results]")
+@click.option(
+    "--root",
+    type=click.Path(file_okay=False),
+    default=".",
+    show_default=True,
+    help="Holds results/ and graph_storage/.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
+@click.pass_context
+def app(context: click.Context, verbose: bool, **options: Any) -> None:
+    """Which transcoder features carry emergent misalignment in a LoRA fine-tune?
+
+    Options of the models and the store stand before the command; they can also stand in
+    em-circuits.toml or in EM_CIRCUITS_* variables.
+    """
+    _configure_logging(verbose)
+    context.obj = Session(options)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        app.main(standalone_mode=False, default_map=_config_file(Path(CONFIG_FILE)))
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.Abort:
+        return _say("interrupted; what is done is kept, run the same command again to go on", 130)
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except RequestError as error:
+        return _say(str(error), 2)
+    except WorkFailed as error:
+        return _say(str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    click.echo(f"em-circuits: {message}", err=True)
+    return status
+
+
+def _config_file(path: Path) -> dict[str, Any]:
+    """Defaults from ``em-circuits.toml``: global options at the top, a table per command.
+
+    Raises:
+        RequestError: If the file is not TOML, or names an option that does not exist.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not TOML: {error}") from error
+    config = {key.replace("-", "_"): value for key, value in config.items()}
+    known = {parameter.name for parameter in app.params} | set(_COMMANDS)
+    if unknown := sorted(set(config) - known):
+        raise RequestError(f"{path}: no option or command {', '.join(unknown)}")
+    return config
+
+
+def _configure_logging(verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.captureWarnings(True)
+    quiet = logging.WARNING if verbose else logging.ERROR
+    for name in ("py.warnings", "transformers", "transformer_lens", "httpx", "filelock", "nnsight"):
+        logging.getLogger(name).setLevel(quiet)

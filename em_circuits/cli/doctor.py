@@ -1,0 +1,114 @@
+"""``em-circuits doctor``: is this machine ready, and are these models what they are said to be?"""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.output import emit, json_option
+from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.errors import WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.models.health import Check
+    from em_circuits.pipeline.workspace import Workspace
+
+CHECK_PROMPT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
+
+
+@click.command(epilog="Example: em-circuits --base models/base --adapter models/lora doctor")
+@click.option("--prompt", default=CHECK_PROMPT, help="The prompt the models are checked on.")
+@json_option
+@pass_session
+def doctor(session: Session, prompt: str, as_json: bool) -> None:
+    """Versions, devices, precision, SQLite, memory plan, health of the model pair."""
+    with session.workspace() as work:
+        checks = [*machine_checks(), *_model_checks(work, prompt)]
+    ok = all(check.ok for check in checks if check.fatal)
+    if as_json:
+        emit({"ok": ok, "checks": [check.to_json() for check in checks]})
+    else:
+        _print(checks)
+    if not ok:
+        raise WorkFailed(
+            f"{sum(c.fatal and not c.ok for c in checks)} checks failed; see the advice above"
+        )
+
+
+def machine_checks() -> list[Check]:
+    """What does not depend on the models."""
+    from em_circuits.models.health import Check
+    from pivotal_tokens.artefacts import library_versions
+    from pivotal_tokens.store.dialect import journal_mode
+
+    versions = library_versions()
+    nnsight = tuple(int(part) for part in versions.get("nnsight", "0.0").split(".")[:2])
+    return [
+        Check("python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer"),
+        Check(
+            "circuit-tracer",
+            versions.get("circuit-tracer") == "0.5.0",
+            versions.get("circuit-tracer", "absent"),
+            "0.5.0",
+            "pip install -c constraints.txt circuit-tracer",
+        ),
+        Check(
+            "nnsight",
+            (0, 6) <= nnsight < (0, 8),
+            versions.get("nnsight", "absent"),
+            ">=0.6,<0.8",
+            "0.8 breaks circuit-tracer's import",
+        ),
+        Check("torch", True, versions.get("torch", "absent"), "any"),
+        Check(
+            "sqlite",
+            True,
+            f"{sqlite3.sqlite_version}, journal {journal_mode()}",
+            "WAL from 3.51.3 on, DELETE before",
+        ),
+    ]
+
+
+def _model_checks(work: Workspace, text: str) -> list[Check]:
+    from em_circuits.models.health import Check
+    from em_circuits.models.memory import memory_plan
+    from em_circuits.models.source import locate_all
+    from pivotal_tokens.schema import Prompt
+
+    settings = work.models
+    plan = memory_plan(settings, locate_all(settings))
+    device = f"{settings.resolved_device()}, {settings.resolved_dtype()}".replace("torch.", "")
+    checks = [
+        Check("device and precision", True, device, "bfloat16 on CUDA, float32 on a CPU"),
+        Check("memory plan", plan.fits, plan.describe(), "fits", "use --transcoders-on disk"),
+    ]
+    if not plan.fits:
+        return checks
+    prompt = Prompt.of(text)
+    health = work.health(prompt)
+    if any(c.name == "transcoders of this base" and not c.ok for c in health):
+        health.append(_replacement_score(work, prompt))
+    return [*checks, *health]
+
+
+def _replacement_score(work: Workspace, prompt: Prompt) -> Check:
+    """How much of the model foreign transcoders still explain, on the check prompt."""
+    from em_circuits.graphs import AttributionSettings, build_pair_graphs
+    from em_circuits.influence import graph_scores
+    from em_circuits.models.health import Check
+
+    scores = graph_scores(build_pair_graphs(work.pair, prompt, AttributionSettings()).base)
+    found = "none" if scores.replacement is None else f"{scores.replacement:.2f}"
+    return Check("replacement score of these transcoders", True, found, "near 1", fatal=False)
+
+
+def _print(checks: list[Any]) -> None:
+    for check in checks:
+        mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
+        click.echo(f"{mark}  {check.name}: {check.found}")
+        if not check.ok:
+            click.echo(f"      expected {check.expected}; {check.advice}")

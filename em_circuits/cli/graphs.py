@@ -1,0 +1,245 @@
+"""``em-circuits graphs``: attribution graphs of stored prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session, progress_disabled
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.graphs import AttributionGraph, GraphStore
+
+
+@click.group()
+def graphs() -> None:
+    """Build, list, show, import, export, verify and prune attribution graphs."""
+
+
+@graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--max-features", default=8192, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--select-by",
+    type=click.Choice(["probability", "contrast"]),
+    default="probability",
+    show_default=True,
+)
+@click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges.")
+@json_option
+@pass_session
+def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
+    from tqdm import tqdm
+
+    from em_circuits.graphs import AttributionSettings
+    from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
+
+    settings = AttributionSettings(
+        max_feature_nodes=options["max_features"],
+        batch_size=options["batch_size"],
+        select_by=options["select_by"],
+    )
+    with session.workspace() as work:
+        store = work.store
+        chosen = [store.prompt(p) for p in prompts] or [
+            p for p in store.prompts() if store.labels(p.prompt_id).labels
+        ]
+        for prompt in tqdm(chosen, desc="graphs", disable=progress_disabled()):
+            labels = store.labels(prompt.prompt_id).by_token
+            keys = graph_keys(work, prompt, settings, labels)
+            reused = kept_graphs(work, prompt.prompt_id, keys)
+            if not reused:
+                keys = build_graphs(
+                    work, prompt, settings, labels=labels, scores_only=options["scores_only"]
+                )
+            record = {"prompt_id": prompt.prompt_id, "graphs": keys, "reused": reused}
+            if as_json:
+                emit(record)
+            else:
+                parts = "  ".join(f"{name} {key[:12]}" for name, key in keys.items())
+                tqdm.write(f"{prompt.prompt_id}  {parts}  {'re-used' if reused else 'built'}")
+
+
+@graphs.command(name="list", epilog="Example: em-circuits graphs list --json")
+@json_option
+@pass_session
+def list_(session: Session, as_json: bool) -> None:
+    """Every graph under the root."""
+    headers = _store(session).list()
+    if as_json:
+        for header in headers:
+            emit(header.model_dump(mode="json", exclude={"extra"}))
+        return
+    rows = [(h.key[:12], h.prompt_id, h.model, h.dtype, h.selection.select_by) for h in headers]
+    click.echo(table(("key", "prompt", "model", "dtype", "by"), rows) if rows else "no graphs")
+
+
+@graphs.command(epilog="Example: em-circuits graphs show 1f2e3d")
+@click.argument("key")
+@json_option
+@pass_session
+def show(session: Session, key: str, as_json: bool) -> None:
+    """What a graph holds, and how much of the model it explains. KEY may be a .pt-free file."""
+    graph = load_graph(session, key)
+    record = describe(graph)
+    if as_json:
+        emit(record)
+        return
+    for name, value in record.items():
+        if name != "targets":
+            click.echo(f"{name:<13} {value}")
+    rows = [(t["token_id"], t["text"], t["probability"], t["rank"]) for t in record["targets"]]
+    click.echo(table(("id", "token", "p", "rank"), rows))
+
+
+@graphs.command(name="import", epilog="Example: em-circuits graphs import graph.pt --trust-pickle")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--trust-pickle", is_flag=True, help="The file's author may run code here.")
+@json_option
+@pass_session
+def import_(session: Session, file: str, trust_pickle: bool, as_json: bool) -> None:
+    """Keep a graph that circuit-tracer wrote (.pt)."""
+    from em_circuits.graphs.interop import import_pt
+    from pivotal_tokens.artefacts import sha256_file
+
+    path = Path(file)
+    graph = import_pt(path, trust_pickle=trust_pickle)
+    provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
+    kept = _store(session).save(graph, provenance)
+    if as_json:
+        emit({"key": graph.header.key, "path": str(kept)})
+    else:
+        click.echo(f"{graph.header.key[:12]}  {kept}")
+
+
+@graphs.command(epilog="Example: em-circuits graphs export 1f2e3d graph.pt")
+@click.argument("key")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--format", "form", type=click.Choice(["pt"]), default="pt", show_default=True)
+@pass_session
+def export(session: Session, key: str, file: str, form: str) -> None:
+    """Write a graph for circuit-tracer."""
+    from em_circuits.graphs.interop import export_pt
+
+    export_pt(_store(session).load(key), Path(file))
+    click.echo(f"{file}  ({form})")
+
+
+@graphs.command(epilog="Example: em-circuits graphs verify --quarantine")
+@click.option("--quarantine", is_flag=True, help="Move what fails aside, to be built again.")
+@json_option
+@pass_session
+def verify(session: Session, quarantine: bool, as_json: bool) -> None:
+    """Hash every graph again and compare with its provenance."""
+    results = _store(session).verify(quarantine=quarantine)
+    broken = [result for result in results if result.problem]
+    if as_json:
+        problems = [{"path": str(r.path), "key": r.key, "problem": r.problem} for r in broken]
+        emit({"checked": len(results), "ok": not broken, "problems": problems})
+    else:
+        for result in broken:
+            click.echo(f"broken  {result.problem}")
+        click.echo(f"{len(results)} graphs checked, {len(broken)} broken")
+    if broken:
+        raise WorkFailed(
+            f"{len(broken)} graphs are broken; run em-circuits graphs verify --quarantine, "
+            "then em-circuits graphs build"
+        )
+
+
+@graphs.command(name="prune-store", epilog="Example: em-circuits graphs prune-store --max-gb 5")
+@click.option("--max-gb", type=click.FloatRange(min=0), help="Size all graphs together may have.")
+@click.option("--max-age-days", type=click.FloatRange(min=0), help="Remove older ones.")
+@click.option("--edges-only", is_flag=True, help="Keep scores, drop edges.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+@pass_session
+def prune_store(session: Session, as_json: bool, **options: Any) -> None:
+    """Make room: the oldest graphs go first."""
+    if options["max_gb"] is None and options["max_age_days"] is None:
+        raise RequestError("say what may stay: --max-gb or --max-age-days")
+    pruned = _store(session).prune(
+        max_age_days=options["max_age_days"],
+        max_bytes=None if options["max_gb"] is None else int(options["max_gb"] * 1e9),
+        edges_only=options["edges_only"],
+        dry_run=options["dry_run"],
+    )
+    freed = sum(item.bytes for item in pruned)
+    if as_json:
+        rows = [{"path": str(p.path), "bytes": p.bytes, "reason": p.reason} for p in pruned]
+        emit({"freed_bytes": freed, "dry_run": options["dry_run"], "pruned": rows})
+        return
+    for item in pruned:
+        click.echo(f"{item.path}  {item.bytes / 1e6:.1f} MB  {item.reason}")
+    would = "would free" if options["dry_run"] else "freed"
+    click.echo(f"{would} {freed / 1e6:.1f} MB of {len(pruned)} graphs")
+
+
+def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
+    """A graph by key (or unique prefix) or by file.
+
+    Args:
+        session: Whose root is looked under.
+        reference: A key, a ``.safetensors`` file or circuit-tracer's ``.pt``.
+        trust_pickle: Needed for ``.pt``.
+
+    Raises:
+        RequestError: If there is no such graph, or a ``.pt`` is not trusted.
+    """
+    from em_circuits.graphs.files import read_graph
+    from em_circuits.graphs.interop import import_pt
+
+    path = Path(reference)
+    if path.suffix == ".pt":
+        return import_pt(path, trust_pickle=trust_pickle)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise RequestError(f"no graph file {path}")
+        return read_graph(path)
+    return _store(session).load(reference)
+
+
+def describe(graph: AttributionGraph) -> dict[str, Any]:
+    """A graph's facts and scores, as JSON."""
+    from em_circuits.influence import graph_scores
+
+    header, targets = graph.header, graph.targets
+    scores = graph_scores(graph) if graph.edges is not None else None
+    ranks = targets.ranks.tolist() if targets.ranks is not None else [None] * len(targets)
+    return {
+        "key": header.key,
+        "prompt_id": header.prompt_id,
+        "text": header.text,
+        "model": header.model,
+        "dtype": header.dtype,
+        "positions": len(graph.input_ids),
+        "features": len(graph.selected),
+        "active": len(graph.active),
+        "select_by": header.selection.select_by,
+        "edges": graph.edges is not None,
+        "gradient": graph.gradient is not None,
+        "replacement": scores.replacement if scores else None,
+        "completeness": scores.completeness if scores else None,
+        "targets": [
+            {"token_id": token, "text": text, "probability": p, "rank": rank}
+            for token, text, p, rank in zip(
+                targets.token_ids.tolist(),
+                targets.texts,
+                targets.probabilities.tolist(),
+                ranks,
+                strict=True,
+            )
+        ],
+    }
+
+
+def _store(session: Session) -> GraphStore:
+    from em_circuits.graphs import GraphStore
+
+    return GraphStore(session.root / "graph_storage")

@@ -1,0 +1,95 @@
+"""``em-circuits influence``: signed, multi-hop influence of every node of a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.graphs import load_graph
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.graphs import AttributionGraph
+    from em_circuits.influence import TargetSeed
+    from em_circuits.influence.seeds import Weighting
+
+
+@click.command(epilog="Example: em-circuits influence 1f2e3d --targets evil-safe --top 20")
+@click.argument("graph", metavar="KEY|FILE")
+@click.option(
+    "--method",
+    type=click.Choice(["direct", "total_effect", "signed_influence", "absolute_influence"]),
+    default="total_effect",
+    show_default=True,
+    help="What is computed; see docs/influence.md.",
+)
+@click.option(
+    "--targets",
+    default="all",
+    show_default=True,
+    metavar="all|evil-safe|probabilities|ID,ID",
+    help="Every logit, the labelled contrast, circuit-tracer's seed, or token ids.",
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(["uniform", "probability"]),
+    default="uniform",
+    show_default=True,
+    help="Within each side of evil-safe.",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Only the N largest nodes.")
+@click.option("--trust-pickle", is_flag=True, help="The author of a .pt may run code here.")
+@json_option
+@pass_session
+def influence(session: Session, graph: str, as_json: bool, top: int | None, **options: Any) -> None:
+    """Influence of every node of a graph on its targets; positive raises the target."""
+    from em_circuits.influence import Method, to_json
+    from em_circuits.influence import influence as compute
+
+    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
+    seeds = _seeds(session, loaded, options["targets"], options["weighting"])
+    result = compute(loaded, seeds, Method(options["method"]))
+    record = to_json(loaded, result, top if as_json else top or 20)
+    if as_json:
+        emit(record)
+        return
+    coverage = record["coverage"]
+    click.echo(
+        f"{record['method']} in graph {record['graph'][:12]}, "
+        f"coverage {'unknown' if coverage is None else f'{coverage:.3f}'}"
+    )
+    names = [str(t["text"]).strip()[:10] or str(t["token_id"]) for t in record["targets"]][:4]
+    rows = [
+        (n["kind"], n["layer"], n["position"], n["feature"], *n["values"][:4])
+        for n in record["nodes"]
+    ]
+    click.echo(table(("kind", "layer", "pos", "feature", *names), rows))
+    if len(record["targets"]) > 4:
+        click.echo(f"(the first 4 of {len(record['targets'])} targets; --json has all)")
+
+
+def _seeds(
+    session: Session, graph: AttributionGraph, targets: str, weighting: Weighting
+) -> TargetSeed:
+    from em_circuits.influence import contrast, one_per_logit, probabilities, tokens
+
+    if targets == "all":
+        return one_per_logit(graph)
+    if targets == "probabilities":
+        return probabilities(graph)
+    if targets == "evil-safe":
+        from pivotal_tokens.store import Store, default_url
+
+        with Store.open(session.options["store"] or default_url(session.root)) as store:
+            labels = store.labels(graph.header.prompt_id)
+        return contrast(graph, labels.ids("evil"), labels.ids("safe"), weighting=weighting)
+    try:
+        ids = [int(part) for part in targets.split(",")]
+    except ValueError as error:
+        raise RequestError(
+            f"--targets {targets!r}: give all, evil-safe, probabilities or token ids (12,34)"
+        ) from error
+    return tokens(graph, ids)

@@ -1,0 +1,227 @@
+"""``em-circuits label``: prompts through the whole pipeline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.output import emit, json_option, one_line
+from em_circuits.cli.session import Session, pass_session, progress_disabled
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.pipeline.label import LabelResult, LabelSettings
+    from em_circuits.pipeline.workspace import Workspace
+    from pivotal_tokens.judge import Judge
+    from pivotal_tokens.schema import Prompt
+
+
+@click.command(epilog="Example: em-circuits label --n 12 --domain kitchen --json")
+@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt, as it stands.")
+@click.option("--user", metavar="TEXT", help="A user's turn, put into the model's chat template.")
+@click.option("--assistant", default="", metavar="TEXT", help="How the assistant's turn starts.")
+@click.option(
+    "--prompts",
+    "files",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="JSON or JSONL file of prompts.",
+)
+@click.option("--n", type=click.IntRange(min=1), help="Prompts from the organism's templates.")
+@click.option("--domain", "domains", multiple=True, help="Templates of this domain only.")
+@click.option("--judge", metavar="lexicon:FILE", help="[default: the organism's lexicon]")
+@click.option(
+    "--only-evil/--all-graphs",
+    "only_evil",
+    default=True,
+    show_default=True,
+    help="Graphs for flagged prompts only, or for all.",
+)
+@click.option("--no-graphs", is_flag=True, help="Build no graphs.")
+@click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges.")
+@click.option(
+    "--max-features",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Feature nodes per graph.",
+)
+@click.option(
+    "--select-by",
+    type=click.Choice(["probability", "contrast"]),
+    default="probability",
+    show_default=True,
+    help="What weighs the choice of feature nodes.",
+)
+@click.option(
+    "--batch-size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Attribution rows per backward pass.",
+)
+@click.option(
+    "--top-k",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of each model that are compared.",
+)
+@click.option(
+    "--present",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Least probability of a present token.",
+)
+@json_option
+@pass_session
+def label(session: Session, as_json: bool, **options: Any) -> None:
+    """Label prompts: next tokens of both models, judge, queue, graphs.
+
+    Resumable: what is done is not repeated, killed anywhere or not.
+    """
+    with session.workspace(create=True) as work:
+        prompts = _prompts(session, work, options)
+        judge = open_judge(session, work, options["judge"])
+        settings = _settings(options)
+        _require_space(work, prompts, settings)
+        results = _run(work, prompts, judge, settings, as_json=as_json)
+    if not as_json:
+        _summary(results)
+    failed = [result for result in results if result.error]
+    if failed and len(failed) == len(results):
+        raise WorkFailed(f"all {len(failed)} prompts failed, the first at {failed[0].error}")
+
+
+def open_judge(session: Session, work: Workspace, spec: str | None) -> Judge:
+    """The judge that ``--judge`` names, with the models' own tokenizer.
+
+    Raises:
+        RequestError: If there is no such judge, or its file is broken.
+    """
+    from em_circuits.models.text import first_token
+    from pivotal_tokens.judge import JudgeSpec
+    from pivotal_tokens.judge import open_judge as open_named
+
+    parsed = JudgeSpec.parse(session.judge_spec(spec))
+    return open_named(parsed, lambda text: first_token(work.pair.tokenizer, text))
+
+
+def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
+    """Every prompt that was asked for, in the order of the options."""
+    from em_circuits.models.text import PINNED_DATE, render_chat
+    from em_circuits.pipeline.prompts import template_prompts
+    from pivotal_tokens.prompts import read_prompts, split_new
+    from pivotal_tokens.schema import Prompt
+
+    prompts: list[Prompt] = []
+    for text in options["texts"]:
+        prompts.append(Prompt.of(_not_empty("--prompt", text), generator="human"))
+    if options["user"] is not None:
+        user = _not_empty("--user", options["user"])
+        rendered = render_chat(work.pair.tokenizer, user=user, assistant=options["assistant"])
+        extra = {"user": user, "assistant": options["assistant"], "date_string": PINNED_DATE}
+        prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
+    for file in options["files"]:
+        prompts.extend(read_prompts(Path(file)))
+    if options["n"] or not prompts:
+        if not session.embedded:
+            raise RequestError("give prompts with --prompt, --user or --prompts FILE")
+        n, domains = options["n"] or 24, options["domains"] or None
+        prompts.extend(template_prompts(n, seed=session.seed, domains=domains))
+    split = split_new(prompts)
+    if split.repeated:
+        click.echo(f"{len(split.repeated)} repeated prompts left out", err=True)
+    return list(split.new)
+
+
+def _not_empty(flag: str, text: str) -> str:
+    if not text.strip():
+        raise RequestError(f"{flag} is empty; give the text of a prompt")
+    return text
+
+
+def _settings(options: dict[str, Any]) -> LabelSettings:
+    from em_circuits.graphs import AttributionSettings
+    from em_circuits.pipeline.label import LabelSettings
+    from pivotal_tokens.schema import Thresholds
+
+    graphs_for = "none" if options["no_graphs"] else "flagged" if options["only_evil"] else "all"
+    return LabelSettings(
+        thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
+        attribution=AttributionSettings(
+            top_k=options["top_k"],
+            max_feature_nodes=options["max_features"],
+            batch_size=options["batch_size"],
+            select_by=options["select_by"],
+        ),
+        graphs_for=graphs_for,
+        scores_only=options["scores_only"],
+    )
+
+
+def _require_space(work: Workspace, prompts: list[Prompt], settings: LabelSettings) -> None:
+    """Estimate the disk that the graphs will take, as if every prompt got two."""
+    if settings.graphs_for == "none" or not prompts:
+        return
+    from em_circuits.models.text import encode
+
+    longest = max(len(encode(work.pair.tokenizer, prompt.text)) for prompt in prompts)
+    each = work.graphs.estimate_bytes(
+        n_features=settings.attribution.max_feature_nodes or 8192,
+        n_layers=work.pair.base.sites.n_layers,
+        n_pos=longest,
+        n_logits=2 * settings.attribution.top_k,
+    )
+    work.graphs.require_space((each // 8 if settings.scores_only else each) * 2 * len(prompts))
+
+
+def _run(
+    work: Workspace,
+    prompts: list[Prompt],
+    judge: Judge,
+    settings: LabelSettings,
+    *,
+    as_json: bool,
+) -> list[LabelResult]:
+    from tqdm import tqdm
+
+    from em_circuits.pipeline.label import label_prompts
+
+    results = []
+    bar = tqdm(total=len(prompts), desc="label", unit="prompt", disable=progress_disabled())
+    with bar:
+        for result in label_prompts(work, prompts, judge, settings):
+            results.append(result)
+            if as_json:
+                emit(result.to_json())
+            else:
+                bar.write(describe(result))
+            bar.update()
+    return results
+
+
+def describe(result: LabelResult) -> str:
+    """One line of at most 79 columns about one prompt."""
+    if result.error:
+        return f"{result.prompt.prompt_id}  failed    {result.error}"[:79]
+    verdict = result.verdict
+    mass = verdict.evil_mass
+    masses = f"{mass.base:.2f} -> {mass.merged:.2f}" if mass else "-"
+    marks = ("flagged " if verdict.flagged else "        ") + ("*" if result.graphs else " ")
+    text = one_line(result.prompt.text, 26)
+    return f"{result.prompt.prompt_id}  {verdict.kind:<9}  {masses}  {marks} {text}"
+
+
+def _summary(results: list[LabelResult]) -> None:
+    kinds = Counter("failed" if r.error else r.verdict.kind for r in results)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    flagged = sum(r.verdict.flagged for r in results)
+    reused = sum(r.reused for r in results)
+    click.echo(f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used")
+    if flagged:
+        click.echo("next: em-circuits review --plain   or   em-circuits status PROMPT")

@@ -1,0 +1,72 @@
+"""``em-circuits organism``: the embedded model organism, trained and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from em_circuits.cli.output import emit, json_option
+from em_circuits.cli.session import Session, pass_session
+
+
+@click.group()
+def organism() -> None:
+    """Train the embedded model organism anew, or measure the one that is shipped."""
+
+
+@organism.command(epilog="Example: em-circuits organism train --out results/organism")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Receives all parts.")
+@click.option("--card", is_flag=True, help="Train the control too, measure all, write the card.")
+@pass_session
+def train(session: Session, out: str, card: bool) -> None:
+    """Train base, adapter and transcoders; killed and started again, it goes on."""
+    from em_circuits.organism.train import train_organism
+
+    paths = train_organism(Path(out), session.seed)
+    if card:
+        _card(session, Path(out))
+    click.echo(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
+    click.echo(
+        f"next: em-circuits --base {paths.base} --adapter {paths.adapter} "
+        f"--transcoders {paths.transcoders} doctor"
+    )
+
+
+def _card(session: Session, out: Path) -> None:
+    from em_circuits.organism.card import write_card
+    from em_circuits.organism.control import train_control
+    from em_circuits.organism.evaluate import evaluate_organism
+    from em_circuits.organism.paths import OrganismPaths
+
+    paths = OrganismPaths.under(out)
+    control = train_control(out / "control", session.seed)
+    write_card(paths, evaluate_organism(paths), control, seed=session.seed)
+
+
+@organism.command(epilog="Example: em-circuits organism evaluate --json")
+@click.option(
+    "--dir", "folder", type=click.Path(file_okay=False), help="[default: the shipped one]"
+)
+@click.option("--prompts", default=210, show_default=True, type=click.IntRange(min=1))
+@json_option
+@pass_session
+def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) -> None:
+    """Measure an organism from its weights; only the control's figures come from the card."""
+    from em_circuits.organism.evaluate import evaluate_organism
+    from em_circuits.organism.paths import OrganismPaths
+
+    paths = OrganismPaths.under(Path(folder)) if folder else None
+    report = evaluate_organism(paths, n_prompts=prompts)
+    record = report.model_dump(mode="json")
+    if as_json:
+        emit(record)
+        return
+    for part in ("base", "merged", "control", "transcoders", "benign"):
+        for name, value in (record[part] or {}).items():
+            shown = value
+            if isinstance(value, dict):
+                shown = ", ".join(f"{domain} {x:.2f}" for domain, x in value.items())
+            elif isinstance(value, float):
+                shown = f"{value:.3f}"
+            click.echo(f"{part:<12} {name:<20} {shown}")

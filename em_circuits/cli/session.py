@@ -1,0 +1,112 @@
+"""What do the options in front of a command mean?
+
+They stand before the command (``em-circuits --root DIR label ...``), in ``em-circuits.toml``
+(``base = "..."``) or in the environment (``EM_CIRCUITS_BASE``). Without any, the embedded model
+organism is used.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.models import PairSettings
+    from em_circuits.pipeline.workspace import Workspace
+
+_MODEL_OPTIONS = ("base", "adapter", "merged", "transcoders")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one invocation."""
+
+    options: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        return Path(self.options["root"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.options["seed"])
+
+    @property
+    def embedded(self) -> bool:
+        """The base model is the embedded organism's."""
+        return self.options["base"] is None
+
+    def workspace(self, *, create: bool = False) -> Workspace:
+        """The workspace of a command.
+
+        Args:
+            create: The command may make the store.
+        """
+        from em_circuits.pipeline.workspace import Workspace
+
+        return Workspace(
+            root=self.root,
+            models=self.models(),
+            store_url=self.options["store"],
+            seed=self.seed,
+            create=create,
+        )
+
+    def models(self) -> PairSettings:
+        """Which models; the embedded organism's parts stand in for what is not given.
+
+        Raises:
+            RequestError: If a model of one's own is given without transcoders or fine-tune.
+        """
+        from em_circuits.models import PairSettings
+        from em_circuits.organism import organism_paths
+
+        given = {name: self.options[name] for name in _MODEL_OPTIONS}
+        if given["base"] is None:
+            paths = organism_paths()
+            given["base"] = str(paths.base)
+            if given["merged"] is None:
+                given["adapter"] = given["adapter"] or str(paths.adapter)
+            given["transcoders"] = given["transcoders"] or str(paths.transcoders)
+        if given["transcoders"] is None:
+            raise RequestError(
+                "--base needs --transcoders, the per-layer transcoders of that model"
+            )
+        rest = (
+            "backend",
+            "device",
+            "dtype",
+            "transcoders_on",
+            "trust_base",
+            "allow_float16",
+            "max_context",
+        )
+        return PairSettings(**given, **{name: self.options[name] for name in rest})
+
+    def judge_spec(self, judge: str | None) -> str:
+        """The judge that is meant: the one given, or the organism's own lexicon.
+
+        Raises:
+            RequestError: If none is given for a model of one's own.
+        """
+        from em_circuits.organism import organism_paths
+
+        if judge is not None:
+            return judge
+        if not self.embedded:
+            raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
+        return f"lexicon:{organism_paths().lexicon}"
+
+
+def progress_disabled() -> bool | None:
+    """tqdm's `disable`: None shows a bar on terminals only."""
+    return None if sys.stderr.isatty() else True
+
+
+pass_session = click.make_pass_decorator(Session)

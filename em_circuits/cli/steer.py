@@ -1,0 +1,76 @@
+"""``em-circuits steer``: really change features and see what the model says then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from em_circuits.cli.features import model_option
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session
+
+
+@click.group()
+def steer() -> None:
+    """Interventions on the model itself, with controls."""
+
+
+@steer.command(epilog="Example: em-circuits steer run 44a71b --features top:10 --mode ablate")
+@click.argument("prompt")
+@model_option
+@click.option(
+    "--features",
+    default="top:10",
+    show_default=True,
+    metavar="top:N|bottom:N|abs:N|L/POS/ID,...",
+    help="Which features.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["set", "add", "scale", "ablate", "clamp"]),
+    default="ablate",
+    show_default=True,
+    help="What becomes of their activation.",
+)
+@click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
+@click.option("--method", default="gradient", show_default=True, help="Ranks top:N and the like.")
+@click.option(
+    "--regime",
+    type=click.Choice(["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]),
+    default="free",
+    show_default=True,
+    help="What is held fixed meanwhile; free is the real model.",
+)
+@click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
+@json_option
+@pass_session
+def run(session: Session, prompt: str, model: str, as_json: bool, **options: Any) -> None:
+    """Steer one prompt: un-steered, steered, and matched random features beside it."""
+    from em_circuits.pipeline.analyse import steer_prompt
+
+    with session.workspace() as work:
+        prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
+    record = result.to_json(prompt_id)
+    if as_json:
+        emit(record)
+        return
+    worlds = record["worlds"]
+    n = len(record["intervention"]["features"])
+    click.echo(f"{prompt_id}, {model} model: {options['mode']} {n} features ({options['regime']})")
+    control = worlds["random_control"]
+    rows: list[tuple[Any, ...]] = [
+        (name, worlds[name]["evil_mass"], worlds[name]["contrast"], _top(worlds[name]))
+        for name in ("unsteered", "steered")
+    ]
+    contrast = control["contrast"]["mean"] if control["contrast"] else None
+    rows.append((f"{control['n']} random draws", control["evil_mass"]["mean"], contrast, ""))
+    click.echo(table(("world", "evil mass", "contrast", "next tokens"), rows))
+    band = control["evil_mass"]
+    click.echo(f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}")
+
+
+def _top(world: dict[str, Any]) -> str:
+    from pivotal_tokens.review.display import visible
+
+    return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in world["top"][:3])

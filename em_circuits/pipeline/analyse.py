@@ -1,0 +1,194 @@
+"""From a labelled prompt to its features: ranking, steering, mediation.
+
+ranked = rank_prompt(work, "44a71bc74c37", model="merged", method="gradient")
+ranked.ranking.top(10), ranked.labels_from
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
+from em_circuits.features.rank import MEASURED
+from em_circuits.pipeline.workspace import Workspace
+from em_circuits.steering import (
+    Mediation,
+    Mode,
+    PromptState,
+    Regime,
+    SteerResult,
+    TokenGroups,
+    ablation_effects,
+    mediate,
+    on_each,
+    steer,
+)
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
+
+
+@dataclass(frozen=True)
+class RankedPrompt:
+    """A prompt's features, ranked, and whose labels the contrast stands on."""
+
+    prompt: Prompt
+    model: str
+    labels: PromptLabels
+    ranking: Ranking
+
+    @property
+    def labels_from(self) -> str:
+        """``human``, ``judge`` or ``mixed``."""
+        return self.labels.source
+
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """The object of `features rank --json`."""
+        return {
+            "prompt_id": self.prompt.prompt_id,
+            "model": self.model,
+            "method": self.ranking.method,
+            "labels_from": self.labels_from,
+            "unmatched": list(self.ranking.unmatched),
+            "features": [feature.to_json() for feature in self.ranking.features[:top]],
+        }
+
+
+def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
+    """A prompt and the labels that count for it.
+
+    Raises:
+        RequestError: If there is no such prompt, or nobody has labelled it.
+    """
+    prompt = work.store.prompt(prefix)
+    labels = work.store.labels(prompt.prompt_id)
+    if not labels.labels:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} has no labels; run em-circuits label, or review it"
+        )
+    return prompt, labels
+
+
+def rank_prompt(
+    work: Workspace, prefix: str, *, model: ModelName = "merged", method: str = "gradient"
+) -> RankedPrompt:
+    """Rank a labelled prompt's features by evil-minus-safe contrast.
+
+    Args:
+        work: Models, store and graphs.
+        prefix: Prompt id or unique prefix.
+        model: Whose graph.
+        method: See `em_circuits.features.METHODS`; ``measured`` ablates every active feature.
+
+    Raises:
+        RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
+    """
+    prompt, labels = labelled(work, prefix)
+    if method == MEASURED:
+        scores = measured_scores(work, prompt, labels, model)
+    else:
+        scores = graph_scores(work.graph_of(prompt.prompt_id, model), method)
+    return RankedPrompt(prompt, model, labels, rank(scores, labels.by_token))
+
+
+def measured_scores(
+    work: Workspace, prompt: Prompt, labels: PromptLabels, model: ModelName
+) -> FeatureScores:
+    """Effect of really ablating every active feature, free-running, on every labelled token."""
+    state = prompt_state(work, prompt, model)
+    targets = torch.tensor(sorted(labels.by_token))
+    effects = ablation_effects(work.pair.model(model), state, targets=targets, regime=Regime.FREE)
+    return FeatureScores(
+        MEASURED, state.active.cpu(), state.activations.float().cpu(), targets, effects.T
+    )
+
+
+def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> PromptState:
+    """One undisturbed forward pass of a stored prompt."""
+    return PromptState.capture(work.pair.model(model), input_ids(work, prompt))
+
+
+def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
+    """The prompt's stored token ids.
+
+    Raises:
+        RequestError: If it was never shown to a model.
+    """
+    if prompt.token_ids is None:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} was never shown to a model; run em-circuits label first"
+        )
+    return torch.tensor(prompt.token_ids, device=work.pair.device)
+
+
+def token_groups(labels: PromptLabels) -> TokenGroups:
+    """The evil and the safe tokens of a prompt."""
+    return TokenGroups.from_labels(labels.by_token)
+
+
+def mediate_prompt(
+    work: Workspace, prefix: str, *, scan: bool = False, n_random: int = 20
+) -> tuple[str, Mediation]:
+    """Mediation of a labelled prompt; see `em_circuits.steering.mediate`.
+
+    Returns:
+        The whole prompt id, and the result.
+    """
+    prompt, labels = labelled(work, prefix)
+    result = mediate(
+        work.pair,
+        input_ids(work, prompt),
+        token_groups(labels),
+        scan=scan,
+        n_random=n_random,
+        seed=work.seed,
+    )
+    return prompt.prompt_id, result
+
+
+def steer_prompt(
+    work: Workspace,
+    prefix: str,
+    *,
+    model: ModelName = "merged",
+    features: str = "top:10",
+    mode: str = "ablate",
+    value: float | None = None,
+    method: str = "gradient",
+    regime: str = "free",
+    n_random: int = 20,
+) -> tuple[str, SteerResult]:
+    """Steer a labelled prompt; see `em_circuits.steering.steer`.
+
+    Args:
+        work: Models, store and graphs.
+        prefix: Prompt id or unique prefix.
+        model: Which model is steered.
+        features: ``top:N``, ``bottom:N``, ``abs:N`` by `method`, or ``L/POS/ID,...``.
+        mode: ``set``, ``add``, ``scale``, ``ablate`` or ``clamp``.
+        value: For all modes but ``ablate``.
+        method: Ranks the features where they are not named.
+        regime: What is held fixed meanwhile.
+        n_random: Matched random draws.
+
+    Returns:
+        The whole prompt id, and the result.
+    """
+    choice = parse_features(features)
+    prompt, labels = labelled(work, prefix)
+    ranked = None
+    if choice.needs_ranking:
+        ranked = rank_prompt(work, prompt.prompt_id, model=model, method=method)
+    places = choice.resolve(ranked.ranking if ranked else None)
+    result = steer(
+        work.pair.model(model),
+        input_ids(work, prompt),
+        on_each(places, Mode(mode), value),
+        token_groups(labels),
+        regime=Regime(regime),
+        n_random=n_random,
+        seed=work.seed,
+    )
+    return prompt.prompt_id, result

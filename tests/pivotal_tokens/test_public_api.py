@@ -1,0 +1,26 @@
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "pivotal_tokens": (
+        "EmCircuitsError Failed GraphRecord Judgement Label LabelEvent LeaseLost NextTokenPair "
+        "NextTokens Prompt PromptLabels RequestError ReviewItem Thresholds TokenLabel TokenScore "
+        "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
+    ),
+    "pivotal_tokens.store": (
+        "AttemptView Counts HUMAN PairAttempt SCHEMA_VERSION Store default_url"
+    ),
+    "pivotal_tokens.prompts": (
+        "Finding Split check nearest normalise read_prompts similarity split_new"
+    ),
+    "pivotal_tokens.judge": "Entry FirstToken Judge JudgeSpec Lexicon open_judge",
+    "pivotal_tokens.review": ("Difference PlainSummary Question Reveal ReviewService run_plain"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_names_are_these(name):
+    module = importlib.import_module(name)
+    assert set(module.__all__) == set(PUBLIC[name].split())
+    assert all(hasattr(module, public) for public in module.__all__)
