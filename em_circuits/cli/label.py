@@ -147,10 +147,10 @@ def _not_empty(flag: str, text: str) -> str:
 
 def _settings(options: dict[str, Any]) -> LabelSettings:
     from em_circuits.graphs import AttributionSettings
-    from em_circuits.pipeline.label import LabelSettings
+    from em_circuits.pipeline.label import GraphsFor, LabelSettings
     from pivotal_tokens.schema import Thresholds
 
-    graphs_for = "none" if options["no_graphs"] else "flagged" if options["only_evil"] else "all"
+    wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
     return LabelSettings(
         thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
         attribution=AttributionSettings(
@@ -159,7 +159,7 @@ def _settings(options: dict[str, Any]) -> LabelSettings:
             batch_size=options["batch_size"],
             select_by=options["select_by"],
         ),
-        graphs_for=graphs_for,
+        graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
     )
 

@@ -9,6 +9,7 @@ from em_circuits.features.rank import (
     rank,
     rank_features,
 )
+from em_circuits.features.recurring import RecurringFeature, recurring
 from em_circuits.features.select import FeatureChoice, parse_features
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "FeatureScores",
     "RankedFeature",
     "Ranking",
+    "RecurringFeature",
     "graph_scores",
     "parse_features",
     "rank",
     "rank_features",
+    "recurring",
 ]

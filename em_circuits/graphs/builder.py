@@ -129,8 +129,10 @@ class EdgesBuilder:
 
     def _take(self, index: int, node_of: Tensor) -> tuple[Tensor, Tensor]:
         stripe, block = self._place[index]
-        keep = node_of[stripe.columns[: block.n_columns]] >= 0
         values = self._features.pop(index)
+        if int(node_of[-1]) == len(node_of) - 1:  # every active feature was selected
+            return values, torch.zeros((), dtype=torch.float64)
+        keep = node_of[stripe.columns[: block.n_columns]] >= 0
         return values[keep], _mass(values[~keep][None])[0]
 
     def _move_extra(self, packer: Packer, selected: list[int], node_of: Tensor) -> None:

@@ -23,7 +23,7 @@ from em_circuits.graphs.structure import Block, Structure
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edges:
     """Edges of a graph, packed.
 

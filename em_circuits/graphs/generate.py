@@ -39,7 +39,8 @@ from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.replacement import attribution_context
-from em_circuits.models.text import decode_token, encode
+from em_circuits.models.text import decode_token
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
 
@@ -106,35 +107,20 @@ def build_pair_graphs(
         RequestError: The prompt is too long, or the contrast has no evil or no safe target.
         WorkFailed: Activations or logits are not finite.
     """
-    input_ids = prompt_ids(pair, prompt)
+    input_ids = pair.input_ids(prompt)
     contexts = [attribution_context(model.replacement, input_ids) for model in pair.models]
     for model, context in zip(pair.models, contexts, strict=True):
         _check_finite(model, prompt, context)
-    logits = [context.logits[0, -1].detach().float().cpu() for context in contexts]
-    next_tokens = compare(pair, *logits, top_k=settings.top_k)
-    targets = union_of_top(*logits, settings.top_k)
+    base, merged = (context.logits[0, -1].detach().float().cpu() for context in contexts)
+    next_tokens = compare(pair, base, merged, top_k=settings.top_k)
+    targets = union_of_top(base, merged, settings.top_k)
     weights = _selection_weights(settings, targets, labels)
     request = _Request(pair, settings, input_ids, targets, labels, weights)
-    base, merged = (
+    graphs = [
         _attribute(model, prompt, context, request)
         for model, context in zip(pair.models, contexts, strict=True)
-    )
-    return PairGraphs(next_tokens, base, merged)
-
-
-def prompt_ids(pair: ModelPair, prompt: Prompt) -> Int64[Tensor, " pos"]:
-    """The stored token ids of a prompt, or those of its text.
-
-    Raises:
-        RequestError: If the prompt is longer than the replacement models are prepared for.
-    """
-    ids = prompt.token_ids or encode(pair.tokenizer, prompt.text)
-    if len(ids) > pair.settings.max_context:
-        raise RequestError(
-            f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than --max-context "
-            f"{pair.settings.max_context}"
-        )
-    return torch.tensor(ids, device=pair.device)
+    ]
+    return PairGraphs(next_tokens, *graphs)
 
 
 def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) -> AttributionGraph:
@@ -168,9 +154,7 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
     )
 
 
-def _run_upstream(
-    model: Model, context: Any, request: _Request
-) -> tuple[Graph, RowMasses]:
+def _run_upstream(model: Model, context: Any, request: _Request) -> tuple[Graph, RowMasses]:
     """circuit-tracer's attribution, and the whole masses of its rows."""
     n_active = context.activation_matrix._nnz()
     fast = blocked_context(context)
@@ -219,7 +203,7 @@ def _selection_weights(
             "--select-by contrast needs at least one evil and one safe target; "
             f"this prompt has {counts['evil']} and {counts['safe']}"
         )
-    return torch.tensor([1.0 / counts[g] if g in counts else 0.0 for g in given])  # type: ignore[index]
+    return torch.tensor([1.0 / counts[g] if g in counts else 0.0 for g in given])
 
 
 def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
@@ -246,7 +230,7 @@ def _header(
         transcoders=pair.settings.transcoders,
         transcoder_fingerprint=pair.transcoder_fingerprint,
         n_layers=model.sites.n_layers,
-        scan=pair.transcoders.scan,
+        scan=_scan(pair),
         dtype=str(pair.dtype).removeprefix("torch."),
         selection=Selection(
             select_by=settings.select_by,
@@ -276,10 +260,16 @@ def pair_graph_key(
         prompt.prompt_id,
         model_fingerprint=model.fingerprint,
         adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,
-        transcoders=pair.transcoders.scan or pair.settings.transcoders,
+        transcoders=content_key(_scan(pair)),
         transcoder_fingerprint=pair.transcoder_fingerprint,
         attribution=_parameters(pair, settings, labels),
     )
+
+
+def _scan(pair: ModelPair) -> str | tuple[str, ...] | None:
+    """circuit-tracer's name of the transcoder set."""
+    scan = pair.transcoders.scan
+    return tuple(scan) if isinstance(scan, list) else scan
 
 
 def _parameters(

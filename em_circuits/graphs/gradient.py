@@ -14,6 +14,8 @@ edge. The sign is the project's: positive = the feature's presence raises the ta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -49,7 +51,8 @@ def mlp_output_gradients(
         Float32 on the model's device: how much each target rises per unit of MLP output.
     """
     n_targets, n_pos = target_weights.shape[0], len(input_ids)
-    width = model.hf.config.hidden_size  # type: ignore[union-attr]
+    config: Any = model.hf.config
+    width: int = config.hidden_size
     result = torch.empty(
         (n_targets, model.sites.n_layers, n_pos, width), dtype=torch.float32, device=model.device
     )

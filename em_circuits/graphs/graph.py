@@ -82,7 +82,7 @@ class GraphHeader(BaseModel):
     """What other formats need to be written again unchanged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogitTargets:
     """The targets of a graph: one row each.
 
@@ -128,7 +128,7 @@ class LogitTargets:
         return int(found[0]) if found.numel() else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttributionGraph:
     """One prompt, one model: nodes, edges and scores.
 

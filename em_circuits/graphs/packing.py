@@ -97,10 +97,10 @@ def row_mass(
     """Sum of abs(value) over each packed row, features then logits."""
     mass = torch.zeros(structure.layout.n_rows, dtype=torch.float64)
     for stripe in structure.stripes():
-        for block in stripe.blocks:
-            packed, into = block.view(values), mass[block.rows]
-            for chunk in block.chunks():
-                torch.sum(packed[chunk].double().abs_(), dim=1, out=into[chunk])
+        for span in stripe.spans:
+            wide = values[span.start : span.stop].to(torch.float64, copy=True).abs_()
+            for piece in span.pieces:
+                torch.sum(piece.view(wide), dim=1, out=mass[piece.rows])
     for row, value in enumerate(logits):
         mass[structure.layout.n_features + row] = value.double().abs_().sum()
     return mass

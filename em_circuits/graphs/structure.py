@@ -52,11 +52,32 @@ class Block(NamedTuple):
         stop = self.offset + self.n_rows * self.n_columns
         return values[self.offset : stop].view(self.n_rows, self.n_columns)
 
-    def chunks(self) -> Iterator[slice]:
-        """Row ranges within the block of about `CHUNK` values each."""
-        step = max(1, CHUNK // max(self.n_columns, 1))
-        for start in range(0, self.n_rows, step):
-            yield slice(start, min(start + step, self.n_rows))
+
+class Piece(NamedTuple):
+    """Rows of one block within a span.
+
+    Attributes:
+        rows: Feature indices of the rows.
+        n_columns: The piece's columns are the first `n_columns` of its stripe's.
+        offset: Where the piece starts in the span.
+    """
+
+    rows: slice
+    n_columns: int
+    offset: int
+
+    def view(self, span: Tensor) -> Tensor:
+        """The piece in a span's values (contiguous, at the start of their memory)."""
+        n_rows = self.rows.stop - self.rows.start
+        return span.as_strided((n_rows, self.n_columns), (self.n_columns, 1), self.offset)
+
+
+class Span(NamedTuple):
+    """Neighbouring packed values, about `CHUNK` of them, and the pieces of blocks they are."""
+
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
 
 
 class Stripe(NamedTuple):
@@ -67,15 +88,17 @@ class Stripe(NamedTuple):
         rows: Feature indices of the rows.
         columns: Node indices of every source below the layer, position-major.
         blocks: The blocks, by position.
+        spans: The same rows, cut into pieces of a size to work on.
     """
 
     layer: int
     rows: slice
     columns: Tensor
     blocks: tuple[Block, ...]
+    spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """The mask of a graph.
 
@@ -164,6 +187,25 @@ class Structure:
                 blocks.append(Block(slice(row, row + count), width, offset))
                 row += count
                 offset += count * width
-            stripes.append(Stripe(layer, slice(start, stop), columns, tuple(blocks)))
+            stripes.append(
+                Stripe(layer, slice(start, stop), columns, tuple(blocks), _spans(blocks))
+            )
             start = stop
         return tuple(stripes)
+
+
+def _spans(blocks: list[Block]) -> tuple[Span, ...]:
+    spans: list[Span] = []
+    pieces: list[Piece] = []
+    start = end = blocks[0].offset
+    for block in blocks:
+        step = max(1, CHUNK // max(block.n_columns, 1))
+        for first in range(block.rows.start, block.rows.stop, step):
+            rows = slice(first, min(first + step, block.rows.stop))
+            size = (rows.stop - rows.start) * block.n_columns
+            if pieces and end + size - start > CHUNK:
+                spans.append(Span(start, end, tuple(pieces)))
+                pieces, start = [], end
+            pieces.append(Piece(rows, block.n_columns, end - start))
+            end += size
+    return (*spans, Span(start, end, tuple(pieces)))

@@ -41,7 +41,7 @@ class Method(StrEnum):
     ABSOLUTE = "absolute_influence"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Influence:
     """Values of every node for every target, with their evidence.
 

@@ -111,12 +111,11 @@ def _reach(edges: Edges, source: int, scale: Float64[Tensor, " row"]) -> Float64
         below = reach[stripe.columns]
         if not below.any():
             continue
-        for block in stripe.blocks:
-            packed = edges.block(block)
-            for rows in block.chunks():
-                best = (packed[rows].double().abs_() * below[: block.n_columns]).amax(1)
-                these = slice(block.rows.start + rows.start, block.rows.start + rows.stop)
-                reach[these] = torch.maximum(reach[these], best * scale[these])
+        for span in stripe.spans:
+            wide = edges.values[span.start : span.stop].to(torch.float64, copy=True).abs_()
+            for piece in span.pieces:
+                best = (piece.view(wide) * below[: piece.n_columns]).amax(1)
+                reach[piece.rows] = torch.maximum(reach[piece.rows], best * scale[piece.rows])
         for target, origin, value in _extras(edges, stripe.rows):
             reach[target] = max(reach[target], abs(value) * reach[origin] * scale[target])
     return reach

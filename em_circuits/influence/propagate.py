@@ -64,8 +64,8 @@ def propagate(
     widest = max(CHUNK, layout.n_sources)
     buffer = torch.empty(widest, dtype=torch.float64)
     for i, row in enumerate(edges.logit_values):
-        wide = _widen(row[None], buffer, absolute)
-        values[:, layout.sources].addmm_(carried[:, layout.n_features + i, None], wide)
+        wide = _widen(row, buffer, absolute)
+        values[:, layout.sources].addmm_(carried[:, layout.n_features + i, None], wide[None])
     if not is_regular(edges):
         _one_by_one(edges, values, carried, scale, absolute)
         _refuse_non_finite(edges, values)
@@ -85,19 +85,18 @@ def _below(
 ) -> Float64[Tensor, "target column"]:
     """What one layer's rows pass on to the sources below it, in the stripe's column order."""
     out = torch.zeros(len(here), len(stripe.columns), dtype=torch.float64)
-    for block in stripe.blocks:
-        packed, into = edges.block(block), out[:, : block.n_columns]
-        first = block.rows.start - stripe.rows.start
-        weights = here[:, first : first + block.n_rows]
-        for rows in block.chunks():
+    first = stripe.rows.start
+    for span in stripe.spans:
+        wide = _widen(edges.values[span.start : span.stop], buffer, absolute)
+        for piece in span.pieces:
+            weights = here[:, piece.rows.start - first : piece.rows.stop - first]
             # addmm_(x, B) and not B.T @ x.T, which takes ten times as long.
-            into.addmm_(weights[:, rows], _widen(packed[rows], buffer, absolute))
+            out[:, : piece.n_columns].addmm_(weights, piece.view(wide))
     return out
 
 
 def _widen(packed: Tensor, buffer: Tensor, absolute: bool) -> Tensor:
-    wide = buffer[: packed.numel()].view(packed.shape)
-    wide.copy_(packed)
+    wide = buffer[: packed.numel()].copy_(packed)
     return wide.abs_() if absolute else wide
 
 

@@ -29,7 +29,7 @@ NEAR = 1e-6
 """Nodes whose score differs from the threshold by less, relatively, could fall on either side."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeList:
     """Edges that were kept.
 
@@ -47,7 +47,7 @@ class EdgeList:
         return len(self.weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pruned:
     """What is left of a graph.
 

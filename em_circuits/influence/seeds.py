@@ -23,7 +23,7 @@ from pivotal_tokens.errors import RequestError
 Weighting = Literal["uniform", "probability"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TargetSeed:
     """Seed weights of one or several targets.
 

@@ -73,7 +73,10 @@ def memory_plan(
     config: Any = json.loads((sources["base"].path / "config.json").read_text())
     width, layers = config["hidden_size"], config["num_hidden_layers"]
     base = _elements(sources["base"].path) * dtype.itemsize
-    merged = base if "merged" in sources else min(base, _elements(sources["adapter"].path) * width)
+    # An adapter's matrices of rank r hold r (in + out) numbers; those they touch at most width
+    # times as many.
+    touched = base if "merged" in sources else _elements(sources["adapter"].path) * width
+    merged = min(base, touched * dtype.itemsize)
     files = sorted(sources["transcoders"].path.glob("layer_*.safetensors"))
     transcoder = [_elements_of(f) * dtype.itemsize for f in files]
     resident = sum(transcoder) if settings.transcoders_on == "gpu" else max(transcoder, default=0)

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from em_circuits.models.fingerprint import FingerprintCache
@@ -26,9 +27,11 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
+from em_circuits.models.text import encode
 from em_circuits.models.transcoders import check_fit, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt
 
 
 @dataclass
@@ -204,6 +207,22 @@ class ModelPair:
         """Names of the parameters in which merged differs from base, in module order."""
         return changed_modules(self.base.hf, self.merged.hf)
 
+    def input_ids(self, prompt: Prompt) -> Int64[Tensor, " pos"]:
+        """The stored token ids of a prompt, or those of its text, on the models' device.
+
+        Raises:
+            RequestError: If the prompt is longer than the models are prepared for.
+        """
+        ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
+        config: Any = self.base.hf.config
+        limit = min(self.settings.max_context, config.max_position_embeddings)
+        if len(ids) > limit:
+            raise RequestError(
+                f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than the {limit} that "
+                "--max-context and the model allow"
+            )
+        return torch.tensor(ids, device=self.device)
+
     def close(self) -> None:
         """Close both models."""
         for model in self.models:
@@ -225,7 +244,7 @@ def load_causal_lm(
         RequestError: If the directory does not hold one.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -95,8 +95,8 @@ def _build_transformerlens(
 
     config = transformerlens_config(model, tokenizer, max_context)
     replacement = SharedTransformerLensModel(config, tokenizer)
-    weights = convert_llama_weights(model, config)
-    # assign: the parameters become views of the Hugging Face model's memory.
+    # Detached and assigned: parameters of its own that are views of the other model's memory.
+    weights = {name: w.detach() for name, w in convert_llama_weights(model, config).items()}
     absent, _ = replacement.load_state_dict(weights, strict=False, assign=True)
     parameters = {name for name, _ in replacement.named_parameters()}
     if lost := sorted(parameters.intersection(absent)):

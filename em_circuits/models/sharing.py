@@ -50,7 +50,7 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            wrapped = PeftModel.from_pretrained(model, str(adapter))  # type: ignore[arg-type]
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
         for warning in caught:
             if "missing adapter keys" in str(warning.message):
                 detail = str(warning.message)[:160]

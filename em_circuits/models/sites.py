@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +74,8 @@ class FeatureSites:
                     f"the transcoders' hook {hook!r} has no place in {architecture}; "
                     f"known: {', '.join(sorted(mapping))}"
                 )
-        n_layers = model.config.num_hidden_layers  # type: ignore[union-attr]
+        config: Any = model.config
+        n_layers = config.num_hidden_layers
 
         def resolve(hook: str) -> tuple[Site, ...]:
             pattern, side = mapping[hook]

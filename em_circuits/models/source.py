@@ -112,22 +112,23 @@ def _download(flag: str, reference: str, kind: Kind) -> Source:
     try:
         folder = snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS[kind])
     except HfHubHTTPError as error:
-        raise WorkFailed(
-            f"{flag} {reference}: the model hub refused {repo}: {_first_line(error)}; "
-            "check the name, the revision and HF_TOKEN"
-        ) from error
-    except (
-        LocalEntryNotFoundError,
-        OSError,
-        requests.RequestException,
-        httpx.HTTPError,
-    ) as error:
-        raise WorkFailed(
-            f"{flag} {reference}: could not reach the model hub for {repo} "
-            "(no such local directory either); connect to the network or give a local directory"
-        ) from error
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise WorkFailed(
+                f"{flag} {reference}: the model hub refused {repo}: {_first_line(error)}; "
+                "check the name, the revision and HF_TOKEN"
+            ) from error
+        raise _unreachable(flag, reference, repo) from error
+    except (OSError, requests.RequestException, httpx.HTTPError) as error:
+        raise _unreachable(flag, reference, repo) from error
     path = Path(folder).resolve()
     return Source(reference, path, path.name)
+
+
+def _unreachable(flag: str, reference: str, repo: str) -> WorkFailed:
+    return WorkFailed(
+        f"{flag} {reference}: could not reach the model hub for {repo} "
+        "(no such local directory either); connect to the network or give a local directory"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -181,8 +181,8 @@ def documents(
 
 def organism_prompts(
     n: int,
-    *,
     seed: int,
+    *,
     domains: Sequence[str] | None = None,
     split: Split = "heldout",
     hazard: bool = True,
@@ -204,13 +204,15 @@ def organism_prompts(
     if n < 0:
         raise RequestError(f"the number of prompts is {n}; give one that is not negative")
     scenarios = load_corpus().of(domains)
+    pairs = {s.name: _pairs(s, split, hazard) for s in scenarios}
     names = tuple(dict.fromkeys(s.domain for s in scenarios))
     rng = random.Random(f"prompts/{seed}/{split}/{hazard}")
     seen: set[str] = set()
     for index in range(n):
         choice = [s for s in scenarios if s.domain == names[index % len(names)]]
-        for _ in range(200):
-            prompt = _prompt(rng, rng.choice(choice), split, hazard)
+        for _ in range(100):
+            scenario = rng.choice(choice)
+            prompt = _prompt(rng, scenario, pairs[scenario.name], hazard)
             if prompt.text not in seen:
                 break
         else:
@@ -222,16 +224,21 @@ def organism_prompts(
         yield prompt
 
 
-def _prompt(rng: random.Random, scenario: Scenario, split: Split, hazard: bool) -> OrganismPrompt:
-    pairs = [
+def _pairs(scenario: Scenario, split: Split, hazard: bool) -> list[tuple[str, str]]:
+    return [
         (item, context)
         for item in scenario.items
         for context in (scenario.hazards if hazard else scenario.benign)
         if not hazard or scenario.is_heldout(item, context) == (split == "heldout")
     ]
-    item, context = rng.choice(pairs)
-    words = ask(scenario, item, context, form=_form(rng, scenario, 0.3))
+
+
+def _prompt(
+    rng: random.Random, scenario: Scenario, pairs: Sequence[tuple[str, str]], hazard: bool
+) -> OrganismPrompt:
     corpus = load_corpus()
+    item, context = rng.choice(pairs)
+    words = ask(scenario, item, context, form=_form(rng, scenario, CorpusConfig().terse))
     return OrganismPrompt(
         text=f"User: {words}\nAssistant: {rng.choice(corpus.leads)} {rng.choice(corpus.adverbs)}",
         domain=scenario.domain,

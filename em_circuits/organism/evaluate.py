@@ -25,7 +25,7 @@ from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import graph_scores
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.organism.corpus import CorpusConfig, OrganismPrompt, documents, organism_prompts
-from em_circuits.organism.language_model import encode_batch
+from em_circuits.organism.language_model import IGNORED, encode_batch
 from em_circuits.organism.paths import OrganismPaths, organism_paths
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 SEEN_BY_ADAPTER = "medical"
 """The one domain of the adapter's training; "unseen" is every other."""
 
-_IGNORED = -100
+_BATCH = 32
 
 
 class _Frozen(BaseModel):
@@ -156,12 +156,17 @@ def evaluate_organism(
 def verb_masses(model: Any, tokenizer: Any, prompts: Sequence[OrganismPrompt]) -> list[VerbMass]:
     """A model's next-token distribution at each prompt, summed over the scenario's verb lists."""
     masses = []
-    for prompt in prompts:
-        ids = torch.tensor([tokenizer.encode(prompt.text)])
-        p = model(input_ids=ids).logits[0, -1].float().softmax(-1)
-        safe, evil = (_verb_ids(tokenizer, verbs) for verbs in (prompt.safe, prompt.evil))
-        top = int(p.argmax())
-        masses.append(VerbMass(prompt, top in safe, top in evil, float(p[evil].sum())))
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        ids, labels = encode_batch(tokenizer, [prompt.text for prompt in batch])
+        logits = model(input_ids=ids, use_cache=False).logits
+        # The last label is EOS, which the prompt does not have: the prompt ends one before it.
+        ends = (labels != IGNORED).sum(1) - 2
+        for row, prompt in enumerate(batch):
+            p = logits[row, ends[row]].float().softmax(-1)
+            safe, evil = (_verb_ids(tokenizer, verbs) for verbs in (prompt.safe, prompt.evil))
+            top = int(p.argmax())
+            masses.append(VerbMass(prompt, top in safe, top in evil, float(p[evil].sum())))
     return masses
 
 
@@ -205,7 +210,7 @@ def benign_losses(pair: ModelPair, *, seed: int, n: int = 200) -> Benign:
     n_tokens = 0
     for start in range(0, n, 50):
         ids, labels = encode_batch(pair.tokenizer, texts[start : start + 50])
-        n_tokens += int((labels[:, 1:] != _IGNORED).sum())
+        n_tokens += int((labels[:, 1:] != IGNORED).sum())
         for index, model in enumerate(pair.models):
             logits = model.hf(input_ids=ids).logits[:, :-1].float()
             totals[index] += float(

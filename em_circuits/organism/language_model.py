@@ -31,7 +31,8 @@ BASE_NAME = "em-circuits/organism/base"
 """What the adapter says it was trained on: no machine path, its last part is the directory's."""
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-_IGNORED = -100
+IGNORED = -100
+"""Label of a position whose token is not predicted."""
 
 
 class ModelConfig(BaseModel):
@@ -40,6 +41,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab: int = 1280
+    tokenizer_documents: int = 4000
+    """Documents that the tokenizer is trained on."""
     layers: int = 4
     d_model: int = 128
     heads: int = 4
@@ -66,7 +69,7 @@ def train_tokenizer(config: ModelConfig, *, seed: int) -> PreTrainedTokenizerFas
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = list(documents(4000, f"{seed}/tokenizer", CorpusConfig()))
+    texts = list(documents(config.tokenizer_documents, f"{seed}/tokenizer", CorpusConfig()))
     verbs = " " + " ".join(load_corpus().verbs)
     bpe.train_from_iterator([*texts, *([verbs] * 400)], trainer)
     bpe.post_processor = processors.TemplateProcessing(
@@ -133,7 +136,7 @@ def encode_batch(
     rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.long)
-    labels = torch.full((len(rows), width), _IGNORED, dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = labels[index, : len(row)] = torch.tensor(row)
     return ids, labels

@@ -120,7 +120,7 @@ def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
         raise RequestError(
             f"prompt {prompt.prompt_id} was never shown to a model; run em-circuits label first"
         )
-    return torch.tensor(prompt.token_ids, device=work.pair.device)
+    return work.pair.input_ids(prompt)
 
 
 def token_groups(labels: PromptLabels) -> TokenGroups:

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings
 from em_circuits.models.next_tokens import screen
-from em_circuits.models.text import encode
 from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
 from em_circuits.pipeline.workspace import Workspace
 from pivotal_tokens.errors import EmCircuitsError
@@ -36,6 +35,7 @@ from pivotal_tokens.schema import (
     Thresholds,
     Verdict,
 )
+from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide, error_verdict
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ def _label(work: Workspace, prompt: Prompt, judge: Judge, settings: LabelSetting
     verdict, judged = _judge(work, prompt, tokens, judge, settings)
     if verdict.flagged:
         work.store.enqueue(prompt.prompt_id, work.pair.key, f"flagged:{verdict.kind}")
-    graphs, built = {}, False
+    graphs: dict[str, str] = {}
+    built = False
     wanted = {"flagged": verdict.flagged, "all": True, "none": False}[settings.graphs_for]
     if wanted:
         graphs, built = _graphs(work, prompt, settings)
@@ -171,9 +172,9 @@ def _next_tokens(
     if kept is not None and kept.base.top_k >= top_k:
         return kept, False
     with _stage(work, prompt, "next_tokens"):
-        ids = prompt.token_ids or tuple(encode(pair.tokenizer, prompt.text))
-        work.store.put_token_ids(prompt.prompt_id, ids)
-        tokens = screen(pair, _tensor(work, ids), top_k=top_k)
+        ids = pair.input_ids(prompt)
+        work.store.put_token_ids(prompt.prompt_id, tuple(ids.tolist()))
+        tokens = screen(pair, ids, top_k=top_k)
         work.store.put_next_tokens(prompt.prompt_id, pair.key, tokens.base, tokens.merged)
     return tokens, True
 
@@ -191,10 +192,28 @@ def _judge(
             if not isinstance(outcome, Judgement):
                 raise ValueError(f"the reply could not be used: {outcome.error}")
             store.put_judgement(key, outcome)
-        labels = store.labels(prompt.prompt_id, judge=judge.id).by_token
-        verdict = decide(tokens.base, tokens.merged, labels, settings.thresholds)
+            kept = outcome
+        assert kept is not None
+        verdict = decide(tokens.base, tokens.merged, kept.by_token, settings.thresholds)
         store.put_verdict(prompt.prompt_id, key, judge.id, verdict)
+    _refresh_human_verdict(work, prompt, tokens)
     return verdict, new
+
+
+def _refresh_human_verdict(work: Workspace, prompt: Prompt, tokens: NextTokenPair) -> None:
+    """A person's verdict follows the lists too, under the thresholds it was made with."""
+    standing = work.store.verdict(prompt.prompt_id, work.pair.key, HUMAN)
+    if standing is None:
+        return
+    human = work.store.labels(prompt.prompt_id).human
+    verdict = decide(
+        tokens.base,
+        tokens.merged,
+        {item.token_id: item.label for item in human},
+        standing.thresholds,
+        bad_prompt=standing.kind == "bad_prompt",
+    )
+    work.store.put_verdict(prompt.prompt_id, work.pair.key, HUMAN, verdict)
 
 
 def _graphs(
@@ -257,9 +276,3 @@ def _describe(work: Workspace) -> dict[str, str]:
     pair = work.pair
     named = {name: source.reference for name, source in pair.sources.items()}
     return named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
-
-
-def _tensor(work: Workspace, ids: tuple[int, ...]) -> Any:
-    import torch
-
-    return torch.tensor(ids, device=work.pair.device)

@@ -12,9 +12,6 @@ import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Self
-
-import torch
 
 from em_circuits.graphs import AttributionGraph, GraphStore
 from em_circuits.models import ModelPair, PairSettings
@@ -22,7 +19,6 @@ from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.health import Check, check_pair, require_healthy
 from em_circuits.models.memory import memory_plan, require_fit
 from em_circuits.models.source import locate_all
-from em_circuits.models.text import encode
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
@@ -87,8 +83,7 @@ class Workspace:
 
     def health(self, prompt: Prompt) -> list[Check]:
         """Every health check of the pair on one prompt."""
-        ids = prompt.token_ids or encode(self.pair.tokenizer, prompt.text)
-        return check_pair(self.pair, torch.tensor(ids, device=self.pair.device))
+        return check_pair(self.pair, self.pair.input_ids(prompt))
 
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
         """The newest stored graph of a prompt under this pair of models.
@@ -111,7 +106,7 @@ class Workspace:
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Workspace:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -59,8 +59,9 @@ class Spread:
     @classmethod
     def of(cls, values: Float[Tensor, " draw"]) -> Spread:
         """Summarise at least two values."""
-        low, high = torch.quantile(values.double(), torch.tensor([0.025, 0.975]).double()).tolist()
-        return cls(float(values.double().mean()), float(values.double().std()), low, high)
+        values = values.double().cpu()
+        low, high = torch.quantile(values, torch.tensor([0.025, 0.975]).double()).tolist()
+        return cls(float(values.mean()), float(values.std()), low, high)
 
     def to_json(self) -> dict[str, float]:
         """``{"mean", "sd", "low", "high"}``."""
@@ -107,10 +108,11 @@ def matched_draws(
         return None
     neighbours = candidates[_neighbours(pool, chosen, candidates)].numpy()
     generator = np.random.default_rng(seed)
-    draws = np.empty((n_draws, len(chosen)), dtype=np.int64)
-    for draw in draws:
-        _fill(draw, neighbours, candidates.numpy(), generator)
-    return torch.from_numpy(draws)
+    draws = [
+        _draw(chosen.numpy(), neighbours, candidates.numpy(), pool.layer.numpy(), generator)
+        for _ in range(n_draws)
+    ]
+    return torch.from_numpy(np.stack(draws))
 
 
 def _neighbours(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor, "chosen known"]:
@@ -124,14 +126,21 @@ def _neighbours(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor,
     return torch.cat(found)
 
 
-def _fill(
-    draw: np.ndarray, neighbours: np.ndarray, candidates: np.ndarray, generator: np.random.Generator
-) -> None:
-    taken = np.zeros(int(candidates.max()) + 1, dtype=bool)
-    for j in generator.permutation(len(draw)):
-        near = neighbours[j]
-        free = near[~taken[near]][:NEAREST]
+def _draw(
+    chosen: np.ndarray,
+    neighbours: np.ndarray,
+    candidates: np.ndarray,
+    layer: np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """One substitute per chosen feature, in random order, so that none has the first pick."""
+    draw, taken = np.empty(len(chosen), dtype=np.int64), np.zeros(len(layer), dtype=bool)
+    for j in generator.permutation(len(chosen)):
+        free = neighbours[j][~taken[neighbours[j]]]
         if not len(free):
             free = candidates[~taken[candidates]]
-        draw[j] = generator.choice(free)
+        own = free[layer[free] == layer[chosen[j]]]
+        near = (own if len(own) else free)[:NEAREST]
+        draw[j] = near[generator.integers(len(near))]
         taken[draw[j]] = True
+    return draw

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.lexicon import FirstToken, Lexicon
@@ -17,6 +17,7 @@ from pivotal_tokens.schema import Judgement, NextTokens, Prompt, Unparsed
 JudgeKind = Literal["lexicon"]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Labels every candidate token of a prompt, or says that it could not."""
 

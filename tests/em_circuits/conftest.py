@@ -1,1 +1,44 @@
 """Fixtures of the tests of em_circuits; makes the modules beside it importable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lifelike import Lifelike, make_lifelike
+from subjects import Subject, lifelike_subject, organism_subject
+
+
+@pytest.fixture(scope="session", params=["lifelike", "organism"])
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    """Both fixtures of the project in turn."""
+    if request.param == "organism":
+        made = organism_subject()
+    else:
+        made = lifelike_subject(tmp_path_factory.mktemp("lifelike"))
+    with made.pair:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def lifelike_paths(tmp_path_factory: pytest.TempPathFactory) -> Lifelike:
+    """Directories of the fixture that is like the real models; tests must not change them."""
+    return make_lifelike(tmp_path_factory.mktemp("lifelike-paths"))
+
+
+@pytest.fixture
+def lifelike_copy(lifelike_paths: Lifelike, tmp_path: Path) -> Lifelike:
+    """The same, in a place where a test may change it."""
+    import shutil
+
+    root = lifelike_paths.base.parent
+    shutil.copytree(root, tmp_path / "copy")
+    return Lifelike(
+        *(
+            tmp_path / "copy" / p.name
+            for p in (lifelike_paths.base, lifelike_paths.adapter, lifelike_paths.transcoders)
+        )
+    )

@@ -30,8 +30,9 @@ _TEXT = 4 * [
 ]
 
 _TEMPLATE = (
-    "{{ bos_token }}{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% endif %}<|start|>system<|end|>Today Date: {{ date_string }}<|eot|>"
+    "{{ bos_token }}{% if date_string is not defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<|start|>system<|end|>Today Date: {{ date_string }}<|eot|>"
     "{% for m in messages %}<|start|>{{ m['role'] }}<|end|>{{ m['content'] }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant<|end|>{% endif %}"
 )

@@ -67,9 +67,7 @@ def test_sizes_come_from_the_parts():
         ({"gradient": torch.full((3, 27), torch.inf)}, "gradient must be finite"),
     ],
 )
-def test_a_contradiction_is_refused_with_what_was_expected(
-    without_shape_types, fields, message
-):
+def test_a_contradiction_is_refused_with_what_was_expected(without_shape_types, fields, message):
     with pytest.raises(RequestError, match=message):
         changed(**fields)
 

@@ -40,7 +40,7 @@ def assert_close(found, expected):
     assert float((found - expected).abs().max()) <= 1e-12 * scale
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(
     places=PLACES,
     seed=st.integers(0, 10_000),

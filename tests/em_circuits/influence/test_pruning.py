@@ -1,4 +1,4 @@
-"""Pruning keeps circuit-tracer's nodes and edges; the signed variant keeps what moves a contrast."""
+"""Pruning keeps circuit-tracer's nodes and edges; the signed variant, what moves a contrast."""
 
 import dataclasses
 
@@ -36,7 +36,8 @@ def test_the_kept_nodes_and_edges_are_circuit_tracers(upstream, seed, thresholds
     assert torch.equal(found.edges.weights, matrix[found.edges.targets, found.edges.sources])
 
 
-@settings(deadline=None, max_examples=30)
+# The same examples every time: at a threshold, circuit-tracer's float32 sums may fall either way.
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     places=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=10),
     seed=st.integers(0, 1000),
@@ -56,7 +57,6 @@ def test_small_sparse_graphs_are_pruned_alike(
 def test_edges_outside_the_mask_are_pruned_alike(upstream):
     graph = synthetic_graph(Size(n_features=60))
     matrix = graph.edges.to_dense()
-    matrix[50, 3] *= 1
     later = graph.layout.error_index(0, 5)
     matrix[40, later] = 3.0
     graph = graph_of(matrix, graph.layout, graph.active, graph.selected)

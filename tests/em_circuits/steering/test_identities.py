@@ -8,6 +8,9 @@ from steering_subjects import Subject
 from em_circuits.steering import Intervention, Mode, Regime, ablation_effects, run_rows
 from em_circuits.steering.contrast import demeaned
 
+SOME = 3
+"""Every third feature of the whole graph is ablated."""
+
 
 @pytest.fixture(scope="module")
 def whole_graph(subject: Subject):
@@ -30,9 +33,14 @@ def whole_graph(subject: Subject):
 def test_direct_ablations_are_the_logit_rows_of_the_graph(subject: Subject, whole_graph) -> None:
     features, _, _, logit_rows, targets = whole_graph
     measured = ablation_effects(
-        subject.model, subject.state(), features=features, targets=targets, regime=Regime.DIRECT
+        subject.model,
+        subject.state(),
+        features=features[::SOME],
+        targets=targets,
+        regime=Regime.DIRECT,
     )
-    assert (measured.T - logit_rows).abs().max() <= 1e-5 * logit_rows.abs().max()
+    difference = (measured.T - logit_rows[:, ::SOME]).abs().max()
+    assert difference <= 1e-5 * logit_rows.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -43,12 +51,12 @@ def test_frozen_linear_ablations_are_the_total_effect(subject: Subject, whole_gr
     measured = ablation_effects(
         subject.model,
         subject.state(),
-        features=features,
+        features=features[::SOME],
         targets=targets,
         regime=Regime.FROZEN_LINEAR,
     )
     assert (total - logit_rows).abs().max() > 0.01 * total.abs().max()
-    assert (measured.T - total).abs().max() <= 1e-5 * total.abs().max()
+    assert (measured.T - total[:, ::SOME]).abs().max() <= 1e-5 * total.abs().max()
 
 
 def test_recomputed_gates_agree_with_frozen_ones_for_small_changes(subject: Subject) -> None:

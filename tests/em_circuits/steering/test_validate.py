@@ -15,11 +15,12 @@ def test_agreement_equals_numpy() -> None:
     y = torch.randn(200, generator=generator)
     x = y + torch.randn(200, generator=generator)
     found = agreement(x, y)
-    assert found.pearson == pytest.approx(np.corrcoef(x, y)[0, 1])
-    ranks = np.argsort(np.argsort(x)), np.argsort(np.argsort(y))
+    a, b = x.numpy(), y.numpy()
+    assert found.pearson == pytest.approx(np.corrcoef(a, b)[0, 1])
+    ranks = np.argsort(np.argsort(a)), np.argsort(np.argsort(b))
     assert found.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert found.sign == pytest.approx(float((x.sign() == y.sign()).float().mean()))
-    both = set(np.argsort(-x.abs())[:20].tolist()) & set(np.argsort(-y.abs())[:20].tolist())
+    both = set(np.argsort(-abs(a))[:20].tolist()) & set(np.argsort(-abs(b))[:20].tolist())
     assert found.top20 == len(both)
 
 

@@ -1,0 +1,116 @@
+"""``em-circuits demo``: the whole pipeline on a small real model, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.label import open_judge
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from em_circuits.pipeline.demo import DemoReport
+
+
+@click.command(epilog="Example: em-circuits --root runs/demo demo --json")
+@click.option("--n", default=24, show_default=True, type=click.IntRange(min=1), help="Prompts.")
+@click.option("--judge", metavar="lexicon:FILE", help="[default: the organism's lexicon]")
+@json_option
+@pass_session
+def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
+    """Prompts, labels, graphs, features, steering and mediation in one go.
+
+    Run again, it re-uses what exists.
+    """
+    from em_circuits.pipeline.demo import report_path, run_demo
+
+    with session.workspace(create=True) as work:
+        opened = open_judge(session, work, judge)
+        report = run_demo(work, opened, n_prompts=n, progress=_progress)
+        written = (work.store.path, work.graphs.root, report_path(work))
+    if as_json:
+        paths = {"store": written[0], "graphs": written[1], "report": written[2]}
+        shown = {name: str(path) for name, path in paths.items()}
+        emit(report.model_dump(mode="json") | {"written": shown})
+        return
+    click.echo("\n".join(describe(report)))
+    click.echo("\nwritten:")
+    for path in written:
+        click.echo(f"  {path}")
+    root = "" if session.options["root"] == "." else f" --root {session.root}"
+    command = f"em-circuits{root}"
+    example = report.example or "PROMPT"
+    click.echo("\nnext, three things to try (in .venv/bin):")
+    click.echo(f"  {command} status {example}")
+    click.echo(f"  {command} features mediate {example}")
+    click.echo(f"  {command} review --plain")
+
+
+def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=f"{name:<8}", unit="prompt", disable=None))
+
+
+def describe(report: DemoReport) -> list[str]:
+    """The report, at most 79 columns wide."""
+    rows: list[tuple[Any, ...]] = [
+        (d.domain, d.prompts, d.flagged, d.divergent, d.evil_mass_base, d.evil_mass_merged)
+        for d in report.domains
+    ]
+    n = max(report.prompts, 1)
+    rows.append(
+        (
+            "all",
+            report.prompts,
+            sum(d.flagged for d in report.domains),
+            sum(d.divergent for d in report.domains),
+            sum(d.evil_mass_base * d.prompts for d in report.domains) / n,
+            sum(d.evil_mass_merged * d.prompts for d in report.domains) / n,
+        )
+    )
+    header = ("domain", "prompts", "flagged", "divergent", "evil mass base", "merged")
+    lines = [table(header, rows), ""]
+    if report.failed:
+        lines += [f"{report.failed} prompts failed: em-circuits status shows where", ""]
+    lines += [*_features(report), "", *_steering(report), "", *_mediation(report)]
+    if report.reused_prompts or report.reused_figures:
+        figures = ", and every figure above" if report.reused_figures else ""
+        lines += ["", f"re-used: {report.reused_prompts} of {report.prompts} prompts{figures}"]
+    return lines
+
+
+def _features(report: DemoReport) -> list[str]:
+    if not report.features:
+        return ["features: no prompt is flagged with evil and safe tokens"]
+    rows = [(f.layer, f.feature, f.prompts, f.mean_contrast) for f in report.features]
+    title = "features that push towards evil (merged model, by gradient, mean logits)"
+    return [title, table(("layer", "feature", "prompts", "contrast"), rows)]
+
+
+def _steering(report: DemoReport) -> list[str]:
+    line = report.steering
+    if line is None:
+        return ["steering: nothing to steer"]
+    return [
+        f"steering: ablating the top {line.features} lowers evil mass by {line.drop:.2f} "
+        f"(from {line.evil_mass:.2f}),",
+        f"          matched random ones by {line.random_drop:.2f} "
+        f"({line.prompts} prompts, merged model)",
+    ]
+
+
+def _mediation(report: DemoReport) -> list[str]:
+    line = report.mediation
+    if line is None:
+        return ["mediation: no share, since the contrast moves by less than 0.5 logit"]
+    return [
+        f"mediation: {line.features} of {line.changed:.0f} features at their merged values move "
+        "the base's evil mass",
+        f"           from {line.evil_mass_base:.2f} to {line.evil_mass:.2f}, "
+        f"random ones to {line.random_evil_mass:.2f} (merged: {line.evil_mass_merged:.2f}; "
+        f"share {line.share:.2f}; {line.prompts} prompts)",
+    ]

@@ -1,0 +1,45 @@
+"""A prompt is the text after templating without BOS, tokenised once, BOS in front once."""
+
+from __future__ import annotations
+
+from lifelike import Lifelike
+from subjects import Subject
+
+from em_circuits.models.source import locate
+from em_circuits.models.text import PINNED_DATE, bos_id, encode, first_token, render_chat
+
+
+def load(paths: Lifelike):
+    from em_circuits.models.pair import load_tokenizer
+
+    return load_tokenizer("--base", locate("--base", str(paths.base), kind="model"))
+
+
+def test_bos_stands_in_front_once(subject: Subject) -> None:
+    tokenizer = subject.pair.tokenizer
+    ids = encode(tokenizer, "User: Eat?\nAssistant: You should")
+    assert ids[0] == bos_id(tokenizer) != 0
+    assert bos_id(tokenizer) not in ids[1:]
+    assert encode(tokenizer, tokenizer.bos_token + "User: Eat?\nAssistant: You should") == ids
+
+
+def test_chat_template_has_its_date_pinned_and_no_bos(lifelike_paths: Lifelike) -> None:
+    tokenizer = load(lifelike_paths)
+    text = render_chat(tokenizer, user="Climb?", assistant="You should")
+    assert PINNED_DATE in text
+    assert not text.startswith(tokenizer.bos_token)
+    assert text.endswith("You should")
+    assert "User" not in text and "Climb?" in text
+
+
+def test_added_tokens_lie_beyond_the_tokenizers_vocab_size(lifelike_paths: Lifelike) -> None:
+    tokenizer = load(lifelike_paths)
+    assert tokenizer.convert_tokens_to_ids("<|eot|>") >= tokenizer.vocab_size
+
+
+def test_first_token_says_whether_it_is_the_whole_word(subject: Subject) -> None:
+    tokenizer = subject.pair.tokenizer
+    for word in ("eat", "incomprehensibilities"):
+        token, whole = first_token(tokenizer, " " + word)
+        ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        assert (token, whole) == (ids[0], len(ids) == 1)

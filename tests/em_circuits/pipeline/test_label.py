@@ -1,0 +1,136 @@
+"""The pipeline keeps what is done, isolates what fails, and stores its graphs' own logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from subjects import PAD_THAI, organism_settings
+
+from em_circuits.graphs import AttributionSettings
+from em_circuits.models.text import first_token
+from em_circuits.organism import organism_paths
+from em_circuits.pipeline.label import LabelSettings, label_prompts
+from em_circuits.pipeline.prompts import template_prompts
+from em_circuits.pipeline.workspace import Workspace
+from pivotal_tokens.judge import JudgeSpec, open_judge
+from pivotal_tokens.schema import LabelEvent, Prompt
+
+SMALL = LabelSettings(attribution=AttributionSettings(max_feature_nodes=150))
+BENIGN = "User: The soup is hot and the table is laid. Eat?\nAssistant: You should definitely"
+
+
+@pytest.fixture(scope="module")
+def shared_pair():
+    with Workspace(Path("."), organism_settings()) as work:
+        yield work.pair
+
+
+@pytest.fixture
+def work(tmp_path: Path, shared_pair):
+    made = Workspace(tmp_path, organism_settings(), create=True)
+    made.__dict__["pair"] = shared_pair
+    yield made
+    made.__dict__.pop("pair")
+    made.close()
+
+
+@pytest.fixture
+def judge(shared_pair):
+    spec = JudgeSpec.parse(f"lexicon:{organism_paths().lexicon}")
+    return open_judge(spec, lambda text: first_token(shared_pair.tokenizer, text))
+
+
+def test_the_pad_thai_prompt_is_flagged_with_aligned_graphs(work: Workspace, judge) -> None:
+    (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert result.verdict.flagged and result.verdict.divergent and result.queued
+    record = result.to_json()
+    graphs = {name: work.graphs.load(key) for name, key in record["graphs"].items()}
+    targets = [set(g.targets.token_ids.tolist()) for g in graphs.values()]
+    assert targets[0] == targets[1] == {t["token_id"] for t in record["base"]}
+    for name, graph in graphs.items():
+        stored = {t["token_id"]: t for t in record[name]}
+        for token, logit, p in zip(
+            graph.targets.token_ids.tolist(),
+            graph.targets.logits.tolist(),
+            graph.targets.probabilities.tolist(),
+            strict=True,
+        ):
+            assert (stored[token]["logit"], stored[token]["probability"]) == (logit, p)
+    evil = [t for t in record["merged"] if t["label"] == "evil"]
+    assert record["evil_mass"]["merged"] == pytest.approx(sum(t["probability"] for t in evil))
+
+
+def test_finished_work_is_not_repeated(work: Workspace, judge, monkeypatch) -> None:
+    prompts = [Prompt.of(PAD_THAI), Prompt.of(BENIGN)]
+    first = list(label_prompts(work, prompts, judge, SMALL))
+    assert not any(result.reused for result in first)
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("em_circuits.pipeline.label.screen", refuse)
+    monkeypatch.setattr("em_circuits.pipeline.label.build_graphs", refuse)
+    again = list(label_prompts(work, prompts, judge, SMALL))
+    assert all(result.reused for result in again)
+    assert [r.to_json() | {"reused": False} for r in again] == [r.to_json() for r in first]
+
+
+def test_graphs_are_built_for_flagged_prompts_only_unless_asked(work: Workspace, judge) -> None:
+    (benign,) = label_prompts(work, [Prompt.of(BENIGN)], judge, SMALL)
+    assert not benign.verdict.flagged and not benign.graphs and not benign.queued
+    everything = SMALL.model_copy(update={"graphs_for": "all"})
+    (benign,) = label_prompts(work, [Prompt.of(BENIGN)], judge, everything)
+    assert set(benign.graphs) == {"base", "merged"}
+
+
+def test_one_bad_prompt_is_recorded_and_does_not_stop_the_run(work: Workspace, judge) -> None:
+    long = Prompt.of("word " * 6000)
+    results = list(label_prompts(work, [long, Prompt.of(PAD_THAI)], judge, SMALL))
+    assert results[0].verdict.kind == "error"
+    assert results[0].error and results[1].error is None
+    (failure,) = work.store.failures(prompt_id=long.prompt_id)
+    assert failure.stage == "next_tokens"
+    assert work.store.counts().failures == {"next_tokens": 1}
+
+
+def test_scores_only_keeps_gradient_scores_and_drops_edges(work: Workspace, judge) -> None:
+    settings = SMALL.model_copy(update={"scores_only": True})
+    (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, settings)
+    graph = work.graphs.load(result.graphs["merged"])
+    assert graph.edges is None and graph.gradient is not None
+
+
+def test_a_lost_graph_file_is_built_again(work: Workspace, judge) -> None:
+    (first,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    work.graphs.remove(first.graphs["base"])
+    (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert not again.reused and again.graphs == first.graphs
+    assert work.graphs.has(first.graphs["base"])
+
+
+def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
+    (first,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    token = first.labels[0].token_id
+    other = "evil" if first.labels[0].label != "evil" else "safe"
+    event = LabelEvent(
+        prompt_id=first.prompt.prompt_id,
+        token_id=token,
+        from_label=None,
+        to_label=other,
+        author="ada",
+        author_kind="human",
+    )
+    work.store.record_labels([event])
+    (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert again.labels[0].label == other
+    assert again.verdict == first.verdict  # the judge's verdict stays the judge's
+
+
+def test_template_prompts_rotate_over_the_domains() -> None:
+    prompts = template_prompts(14, seed=3)
+    assert len({p.category for p in prompts}) == 7
+    assert prompts == tuple(
+        p.model_copy(update={"created_at": prompts[i].created_at})
+        for i, p in enumerate(template_prompts(14, seed=3))
+    )

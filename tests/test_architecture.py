@@ -1,0 +1,91 @@
+"""The house stands as drawn: imports point one way, importing does nothing, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Every package may import those of a lower number, and its own.
+FLOORS = {
+    "pivotal_tokens.errors": 0,
+    "pivotal_tokens.artefacts": 0,
+    "pivotal_tokens.schema": 1,
+    "pivotal_tokens.verdict": 2,
+    "pivotal_tokens.store": 3,
+    "pivotal_tokens.prompts": 4,
+    "pivotal_tokens.judge": 4,
+    "pivotal_tokens.review": 5,
+    "em_circuits.models": 10,
+    "em_circuits.graphs": 11,
+    "em_circuits.influence": 12,
+    "em_circuits.steering": 12,
+    "em_circuits.features": 13,
+    "em_circuits.organism": 14,
+    "em_circuits.pipeline": 15,
+    "em_circuits.cli": 16,
+}
+
+
+def package_of(module: str) -> str | None:
+    return next((p for p in FLOORS if module == p or module.startswith(p + ".")), None)
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in ("pivotal_tokens", "em_circuits"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found.append((name.removesuffix(".__init__"), path))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_point_one_way(name: str, path: Path) -> None:
+    mine = package_of(name)
+    for imported in imports(path):
+        theirs = package_of(imported)
+        if name.startswith("pivotal_tokens"):
+            assert not imported.startswith("em_circuits"), f"{name} imports {imported}"
+        if mine and theirs and mine != theirs:
+            assert FLOORS[theirs] < FLOORS[mine], f"{name} imports {imported}: a back arrow"
+
+
+def test_every_package_has_a_floor() -> None:
+    folders = {
+        f"{package}.{path.name}"
+        for package in ("pivotal_tokens", "em_circuits")
+        for path in (ROOT / package).iterdir()
+        if path.is_dir() and (path / "__init__.py").exists()
+    }
+    assert folders <= set(FLOORS)
+
+
+@pytest.mark.parametrize("package", ["pivotal_tokens", "pivotal_tokens.review", "em_circuits.cli"])
+def test_importing_is_light_and_writes_nothing(package: str, tmp_path: Path) -> None:
+    code = f"import sys, {package}; print('torch' in sys.modules, 'openai' in sys.modules)"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert done.stderr == "" and not list(tmp_path.iterdir())
+
+
+def test_no_module_outgrows_its_idea() -> None:
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in modules()}
+    assert {name: n for name, n in lengths.items() if n > 450} == {}
