@@ -13,7 +13,7 @@ demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 	$(BIN)/em-circuits demo
 
 test: $(STAMP) ## every test; no network, GPU or key
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## linter, formatter, type checker
 	$(BIN)/ruff check .

@@ -24,6 +24,20 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_LIBRARIES = (
+    "em-circuits",
+    "torch",
+    "circuit-tracer",
+    "transformer-lens",
+    "nnsight",
+    "transformers",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "sqlalchemy",
+    "pydantic",
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -123,12 +137,8 @@ def write_provenance(
 
 def library_versions() -> dict[str, str]:
     """Versions of everything a number can depend on; an absent library is left out."""
-    names = (
-        "em-circuits torch circuit-tracer transformer-lens nnsight transformers peft "
-        "safetensors tokenizers numpy sqlalchemy pydantic"
-    ).split()
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

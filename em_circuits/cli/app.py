@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,14 @@ def main() -> None:
     """Run the command line and leave with its exit status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(_run())
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run() -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status; errors are told on standard error."""
     try:
-        app.main(standalone_mode=False, default_map=_config_file(Path(CONFIG_FILE)))
+        defaults = _config_file(Path(CONFIG_FILE))
+        app.main(list(arguments), "em-circuits", standalone_mode=False, default_map=defaults)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.Abort:

@@ -108,9 +108,9 @@ def _mediation(report: DemoReport) -> list[str]:
     if line is None:
         return ["mediation: no share, since the contrast moves by less than 0.5 logit"]
     return [
-        f"mediation: {line.features} of {line.changed:.0f} features at their merged values move "
-        "the base's evil mass",
-        f"           from {line.evil_mass_base:.2f} to {line.evil_mass:.2f}, "
-        f"random ones to {line.random_evil_mass:.2f} (merged: {line.evil_mass_merged:.2f}; "
-        f"share {line.share:.2f}; {line.prompts} prompts)",
+        f"mediation: {line.features} of {line.changed:.0f} features at their merged values move",
+        f"           the base's evil mass from {line.evil_mass_base:.2f} to {line.evil_mass:.2f}, "
+        f"random ones to {line.random_evil_mass:.2f}",
+        f"           (merged: {line.evil_mass_merged:.2f}; share of the shift {line.share:.2f}; "
+        f"{line.prompts} prompts)",
     ]

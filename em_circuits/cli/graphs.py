@@ -23,7 +23,7 @@ def graphs() -> None:
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--max-features", default=8192, show_default=True, type=click.IntRange(min=1))
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--select-by",
     type=click.Choice(["probability", "contrast"]),

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--batch-size",
-    default=256,
+    default=128,
     show_default=True,
     type=click.IntRange(min=1),
     help="Attribution rows per backward pass.",

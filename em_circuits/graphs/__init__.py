@@ -1,5 +1,6 @@
 """Attribution graphs with aligned logits: what they are, how they are made, where they are kept."""
 
+from em_circuits.graphs.builder import EdgesBuilder
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.generate import (
     AttributionSettings,
@@ -7,20 +8,26 @@ from em_circuits.graphs.generate import (
     build_pair_graphs,
     pair_graph_key,
 )
-from em_circuits.graphs.graph import AttributionGraph, GraphHeader, LogitTargets
+from em_circuits.graphs.graph import AttributionGraph, GraphHeader, LogitTargets, Selection
+from em_circuits.graphs.interop import export_pt, import_pt
 from em_circuits.graphs.layout import NodeKind, NodeLayout
-from em_circuits.graphs.store import GraphStore
+from em_circuits.graphs.store import GraphStore, graph_key
 
 __all__ = [
     "AttributionGraph",
     "AttributionSettings",
     "Edges",
+    "EdgesBuilder",
     "GraphHeader",
     "GraphStore",
     "LogitTargets",
     "NodeKind",
     "NodeLayout",
     "PairGraphs",
+    "Selection",
     "build_pair_graphs",
+    "export_pt",
+    "graph_key",
+    "import_pt",
     "pair_graph_key",
 ]

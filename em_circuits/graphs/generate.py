@@ -56,8 +56,8 @@ class AttributionSettings(BaseModel):
     """Tokens of each model whose union becomes the logit nodes of both graphs."""
     max_feature_nodes: int | None = Field(default=8192, ge=1)
     """Feature nodes kept; None keeps every active feature."""
-    batch_size: int = Field(default=256, ge=1)
-    """Attribution rows per backward pass."""
+    batch_size: int = Field(default=128, ge=1)
+    """Attribution rows per backward pass; not part of the key."""
     select_by: SelectBy = "probability"
     """What weights the choice of features: each target's probability, or 1/n of its label's side
     (evil and safe alike; unsure and unlabelled targets weigh nothing)."""

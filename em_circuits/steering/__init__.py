@@ -6,6 +6,7 @@ from em_circuits.steering.engine import iter_rows, run_rows
 from em_circuits.steering.intervention import Intervention, Mode, check_interventions, on_each
 from em_circuits.steering.mediation import mediate
 from em_circuits.steering.mediation_result import Mediation, Shares, pooled_share
+from em_circuits.steering.refine import refined_scores
 from em_circuits.steering.regimes import Regime
 from em_circuits.steering.scan import ablation_effects
 from em_circuits.steering.state import PromptState
@@ -34,6 +35,7 @@ __all__ = [
     "mediate",
     "on_each",
     "pooled_share",
+    "refined_scores",
     "run_rows",
     "steer",
     "summarise",

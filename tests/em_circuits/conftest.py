@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from lifelike import Lifelike, make_lifelike
 from subjects import Subject, lifelike_subject, organism_subject
+
+torch.set_num_threads(1)  # models this small lose more to threads than they gain
 
 
 @pytest.fixture(scope="session", params=["lifelike", "organism"])

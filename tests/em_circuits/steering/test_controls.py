@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steering_subjects import Subject
+from subjects import Subject
 
 from em_circuits.steering import Mode, Spread, on_each
 from em_circuits.steering.controls import Pool, matched_draws

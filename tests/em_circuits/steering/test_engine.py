@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from steering_subjects import Subject
+from subjects import Subject
 
 from em_circuits.steering import Intervention, Mode, PromptState, Regime, run_rows
 from em_circuits.steering.state import attention_modules, norm_modules

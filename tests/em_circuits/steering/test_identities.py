@@ -3,7 +3,7 @@
 import pytest
 import torch
 from circuit_tracer import attribute
-from steering_subjects import Subject
+from subjects import Subject
 
 from em_circuits.steering import Intervention, Mode, Regime, ablation_effects, run_rows
 from em_circuits.steering.contrast import demeaned

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from steering_subjects import Subject
+from subjects import Subject
 
 from em_circuits.steering import Intervention, Mode, check_interventions, on_each
 from em_circuits.steering.plan import Plan

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from steering_subjects import Subject, lifelike_settings, organism_settings
+from subjects import Subject, lifelike_settings, organism_settings
 
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.steering import (

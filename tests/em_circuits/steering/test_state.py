@@ -1,5 +1,5 @@
 import torch
-from steering_subjects import Subject
+from subjects import Subject
 
 
 def test_active_features_and_errors_are_those_of_a_graph(subject: Subject) -> None:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from steering_subjects import Subject
+from subjects import Subject
 
 from em_circuits.steering import Regime, ablation_effects, agreement, compare, summarise
 from em_circuits.steering.validate import Comparison, _ranks

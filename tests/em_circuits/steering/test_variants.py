@@ -6,7 +6,7 @@ import pytest
 import torch
 from lifelike import PROMPT
 from safetensors.torch import load_file, save_file
-from steering_subjects import lifelike_settings
+from subjects import lifelike_settings
 
 from em_circuits.models import Model, ModelPair, encode
 from em_circuits.steering import Intervention, Mode, PromptState, Regime, run_rows

@@ -1,0 +1,253 @@
+"""The commands as a person types them: documented JSON, exit statuses, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lifelike import Lifelike
+from subjects import PAD_THAI
+
+from em_circuits.cli.app import run
+
+SMALL = ("--max-features", "150")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A root with the pad-thai prompt taken through the pipeline, and the prompt's id."""
+    root = tmp_path_factory.mktemp("cli")
+    assert run(["--root", str(root), "label", "--prompt", PAD_THAI, *SMALL, "--json"]) == 0
+    return root, _only_prompt(root)
+
+
+def _only_prompt(root: Path) -> str:
+    from pivotal_tokens.store import Store, default_url
+
+    with Store.open(default_url(root)) as store:
+        return store.prompts()[0].prompt_id
+
+
+def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
+    capsys.readouterr()
+    status = run(["--root", str(root), *arguments])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_label_streams_the_documented_line(labelled, capsys) -> None:
+    root, prompt = labelled
+    line = ask(capsys, root, "label", "--prompt", PAD_THAI, *SMALL, "--json")
+    assert line["prompt_id"] == prompt and line["text"] == PAD_THAI
+    assert line["flagged"] is True and line["queued"] is True and line["reused"] is True
+    assert line["verdict"] in ("injection", "promotion")
+    assert set(line["graphs"]) == {"base", "merged"} and all(line["graphs"].values())
+    assert {"token_id", "text", "logit", "probability", "rank", "label"} == set(line["base"][0])
+
+
+def test_status_shows_everything_about_one_attempt(labelled, capsys) -> None:
+    root, prompt = labelled
+    view = ask(capsys, root, "status", prompt[:5], "--json")
+    assert view["prompt"]["prompt_id"] == prompt
+    (pair,) = view["pairs"]
+    assert pair["next_tokens"] and pair["verdicts"] and len(pair["graphs"]) == 2
+    assert ask(capsys, root, "status", "--json")["flagged"] == 1
+
+
+def test_every_report_command_keeps_its_shape(labelled, capsys) -> None:
+    root, prompt = labelled
+    for method in ("gradient", "total_effect"):
+        ranked = ask(capsys, root, "features", "rank", prompt, "--method", method, "--json")
+        assert (ranked["method"], ranked["labels_from"]) == (method, "judge")
+        contrasts = [f["contrast"] for f in ranked["features"]]
+        assert contrasts == sorted(contrasts, reverse=True)
+    steered = ask(capsys, root, "steer", "run", prompt, "--mode", "scale", "--value", "0", "--json")
+    worlds = steered["worlds"]
+    assert worlds["random_control"]["n"] >= 20
+    assert worlds["steered"]["evil_mass"] < worlds["unsteered"]["evil_mass"]
+    mediated = ask(capsys, root, "features", "mediate", prompt, "--json", "--top", "3")
+    assert len(mediated["features"]) == 3
+    assert set(mediated["shares"]) == {
+        "features",
+        "errors",
+        "attention",
+        "together",
+        "interaction",
+    }
+
+
+def test_influence_works_on_keys_and_on_files_of_circuit_tracer(labelled, capsys, tmp_path) -> None:
+    root, prompt = labelled
+    view = ask(capsys, root, "status", prompt, "--json")
+    key = next(g["key"] for g in view["pairs"][0]["graphs"] if g["model"] == "merged")
+    whole = ask(capsys, root, "influence", key[:8], "--json")
+    assert {n["kind"] for n in whole["nodes"]} == {"feature", "error", "token", "logit"}
+    contrast = ask(capsys, root, "influence", key[:8], "--targets", "evil-safe", "--json")
+    assert contrast["targets"][0]["token_id"] is None
+    assert sum(contrast["targets"][0]["weights"].values()) == pytest.approx(0, abs=1e-12)
+    file = tmp_path / "graph.pt"
+    assert run(["--root", str(root), "graphs", "export", key, str(file)]) == 0
+    assert run(["--root", str(root), "influence", str(file)]) == 2
+    again = ask(capsys, root, "influence", str(file), "--trust-pickle", "--json")
+    for left, right in zip(whole["nodes"], again["nodes"], strict=True):
+        assert left["values"] == pytest.approx(right["values"], rel=1e-9, abs=1e-12)
+
+
+def test_a_person_reviews_what_was_flagged(labelled, capsys, monkeypatch) -> None:
+    import io
+
+    root, prompt = labelled
+    monkeypatch.setattr("sys.stdin", io.StringIO("T1\nrest-safe\nq\n"))
+    assert run(["--root", str(root), "review", "--plain", "--reviewer", "ada"]) == 0
+    out, _ = capsys.readouterr()
+    assert "saved" in out and all(len(line) <= 80 for line in out.splitlines())
+    ranked = ask(capsys, root, "features", "rank", prompt, "--json", "--top", "1")
+    assert ranked["labels_from"] == "human"
+
+
+def test_graphs_list_show_and_verify(labelled, capsys) -> None:
+    root, _ = labelled
+    assert ask(capsys, root, "graphs", "verify", "--json") == {
+        "checked": 2,
+        "ok": True,
+        "problems": [],
+    }
+    assert run(["--root", str(root), "graphs", "list"]) == 0
+    key = capsys.readouterr()[0].splitlines()[1].split()[0]
+    shown = ask(capsys, root, "graphs", "show", key, "--json")
+    assert shown["features"] <= 150 < shown["active"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--base", "/x", "--adapter", "/x", "--transcoders", "/x", "label", "--prompt", "a"],
+            "no such",
+        ),
+        (["--adapter", "/nowhere", "label", "--n", "1"], "no such directory"),
+        (["label", "--prompt", "  "], "--prompt is empty"),
+        (["label", "--prompts", "/nowhere.json"], "cannot read prompts"),
+        (["label", "--judge", "lexicon:/nowhere.yaml", "--n", "1"], "cannot read the lexicon"),
+        (["label", "--judge", "oracle"], "no judge"),
+        (["status"], "no store at"),
+        (["features", "rank", "abc"], "no store at"),
+        (["influence", "abcd"], "No graph abcd"),
+        (["graphs", "import", "/nowhere.pt", "--trust-pickle"], "No file"),
+        (["steer", "run", "abc", "--features", "best"], "--features"),
+        (["--dtype", "float16", "label", "--n", "1"], "--allow-float16"),
+        (["label", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_2_and_nothing_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys
+) -> None:
+    root = tmp_path / "root"
+    assert run(["--root", str(root), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and out == ""
+    assert len(err.strip().splitlines()) <= 2
+    assert not root.exists()
+
+
+def test_a_broken_lexicon_an_unreadable_store_and_an_untrusted_pt(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "root"
+    lexicon = tmp_path / "broken.yaml"
+    lexicon.write_text("name: x\nversion: 1\nentries: [{when: '(', evil: [eat]}]\n")
+    command = ["--root", str(root), "label", "--judge", f"lexicon:{lexicon}", "--n", "1"]
+    assert run(command) == 2
+    assert "entry 1" in capsys.readouterr().err
+    store = tmp_path / "store.sqlite"
+    store.write_bytes(b"this is no database, it only has the name of one" * 40)
+    assert run(["--root", str(root), "--store", f"sqlite:///{store}", "status"]) == 2
+    assert "store.sqlite" in capsys.readouterr().err
+    pickle = tmp_path / "graph.pt"
+    pickle.write_bytes(b"cos\nsystem\n(S'touch /tmp/em-circuits-was-here'\ntR.")
+    for command in (["graphs", "import", str(pickle)], ["influence", str(pickle)]):
+        assert run(["--root", str(root), *command]) == 2
+        assert "--trust-pickle" in capsys.readouterr().err
+    assert not root.exists() and not Path("/tmp/em-circuits-was-here").exists()
+
+
+def test_models_that_do_not_belong_together(
+    lifelike_paths: Lifelike, tmp_path: Path, capsys
+) -> None:
+    root = tmp_path / "root"
+    other = str(lifelike_paths.transcoders)
+    assert run(["--root", str(root), "--transcoders", other, "label", "--n", "1"]) == 2
+    assert "wide" in capsys.readouterr().err
+    adapter = str(lifelike_paths.adapter)
+    assert run(["--root", str(root), "--adapter", adapter, "label", "--n", "1"]) == 2
+    assert "was trained on" in capsys.readouterr().err
+    assert not root.exists()
+
+
+def test_the_config_file_and_the_environment_give_defaults(
+    labelled, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    root, _ = labelled
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "em-circuits.toml").write_text(f'root = "{root}"\n')
+    assert run(["status"]) == 0
+    (tmp_path / "em-circuits.toml").write_text('colour = "red"\n')
+    assert run(["status"]) == 2
+    assert "no option or command colour" in capsys.readouterr().err
+    (tmp_path / "em-circuits.toml").unlink()
+    monkeypatch.setenv("EM_CIRCUITS_ROOT", str(root))
+    assert run(["status"]) == 0
+
+
+def test_every_command_has_help_with_an_example(capsys) -> None:
+    import click
+
+    from em_circuits.cli.app import app
+
+    def visit(command: click.Command, path: list[str]) -> None:
+        assert run([*path, "--help"]) == 0
+        text = capsys.readouterr().out
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                visit(child, [*path, name])
+        else:
+            assert "Example: em-circuits" in text, path
+
+    visit(app, [])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """SIGKILL in the middle, twice; then every prompt has one verdict and both graphs."""
+    command = [sys.executable, "-c", "from em_circuits.cli import main; main()"]
+    command += ["--root", str(tmp_path), "label", "--n", "5", *SMALL, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for lines_before_kill in (1, 2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        assert process.stdout is not None
+        for _ in range(lines_before_kill):
+            process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    done = subprocess.run(command, capture_output=True, env=environment, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({line["prompt_id"] for line in lines}) == 5
+    assert sum(line["reused"] for line in lines) >= 2
+    from em_circuits.graphs import GraphStore
+    from pivotal_tokens.store import Store, default_url
+
+    with Store.open(default_url(tmp_path)) as store:
+        counts = store.counts()
+        assert counts.prompts == counts.next_tokens == 5 == sum(counts.verdicts.values())
+        assert counts.graphs == 2 * counts.flagged
+    assert all(v.problem is None for v in GraphStore(tmp_path / "graph_storage").verify())
