@@ -57,7 +57,10 @@ class AttributionSettings(BaseModel):
     max_feature_nodes: int | None = Field(default=8192, ge=1)
     """Feature nodes kept; None keeps every active feature."""
     batch_size: int = Field(default=128, ge=1)
-    """Attribution rows per backward pass; not part of the key."""
+    """Attribution rows per backward pass, rounded down to a power of two; not part of the key."""
+    update_rows: Literal[256, 512, 1024, 2048] = 1024
+    """Rows between two rankings of what to attribute next. circuit-tracer counts them in batches,
+    so that its batch size changes which features a truncated graph has; here it does not."""
     select_by: SelectBy = "probability"
     """What weights the choice of features: each target's probability, or 1/n of its label's side
     (evil and safe alike; unsure and unlabelled targets weigh nothing)."""
@@ -156,15 +159,17 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
 
 def _run_upstream(model: Model, context: Any, request: _Request) -> tuple[Graph, RowMasses]:
     """circuit-tracer's attribution, and the whole masses of its rows."""
-    n_active = context.activation_matrix._nnz()
+    settings = request.settings
+    batch = 1 << min(settings.batch_size, settings.update_rows).bit_length() - 1
     fast = blocked_context(context)
     with recorded_masses(fast) as masses, model.replacement.prepared(fast):
         graph = attribute(
             request.input_ids,
             model.replacement,
             attribution_targets=_targets(model, context, request),
-            batch_size=max(1, min(request.settings.batch_size, n_active)),
-            max_feature_nodes=request.settings.max_feature_nodes,
+            batch_size=batch,
+            update_interval=settings.update_rows // batch,
+            max_feature_nodes=settings.max_feature_nodes,
         )
     return graph, masses
 

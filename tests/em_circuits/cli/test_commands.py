@@ -129,8 +129,8 @@ def test_graphs_list_show_and_verify(labelled, capsys) -> None:
     ("arguments", "message"),
     [
         (
-            ["--base", "/x", "--adapter", "/x", "--transcoders", "/x", "label", "--prompt", "a"],
-            "no such",
+            ["--base", "/x", "--adapter", "/x", "--transcoders", "/x", "doctor"],
+            "no such directory",
         ),
         (["--adapter", "/nowhere", "label", "--n", "1"], "no such directory"),
         (["label", "--prompt", "  "], "--prompt is empty"),

@@ -75,6 +75,22 @@ def test_edges_are_upstreams(subject: Subject, graphs: PairGraphs) -> None:
         assert difference <= 1e-6 * largest
 
 
+def test_the_batch_size_does_not_change_a_truncated_graph(subject: Subject, prompt: Prompt) -> None:
+    """circuit-tracer ranks anew every few batches, so its selection depends on their size."""
+
+    def build(batch_size: int) -> PairGraphs:
+        settings = AttributionSettings(
+            max_feature_nodes=400, batch_size=batch_size, update_rows=256
+        )
+        return build_pair_graphs(subject.pair, prompt, settings)
+
+    for left, right in zip(build(100).both, build(16).both, strict=True):
+        assert torch.equal(left.selected, right.selected)
+        largest = left.edges.to_dense().abs().max()
+        difference = (left.edges.to_dense() - right.edges.to_dense()).abs().max()
+        assert difference <= 1e-6 * largest
+
+
 def test_logit_rows_are_demeaned(subject: Subject, graphs: PairGraphs) -> None:
     """Every source's edges to z_t - mean(z): adding a constant to all logits changes nothing."""
     model, graph = subject.pair.merged, graphs.merged
@@ -150,6 +166,7 @@ def test_keys_change_with_what_changes_the_graph(subject: Subject, prompt: Promp
         pair_graph_key(subject.pair, subject.pair.base, Prompt.of("other"), AttributionSettings()),
     }
     assert len(keys) == 7
+    assert key(update_rows=512) not in keys
     assert key(batch_size=7) == key() == key(labels={1: "evil"})
 
 
