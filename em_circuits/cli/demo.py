@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,13 +43,19 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     click.echo("\nwritten:")
     for path in written:
         click.echo(f"  {path}")
-    root = "" if session.options["root"] == "." else f" --root {session.root}"
-    command = f"em-circuits{root}"
+    root = "" if session.options["root"] == "." else f" --root {shlex.quote(str(session.root))}"
+    command = f"{_program()}{root}"
     example = report.example or "PROMPT"
-    click.echo("\nnext, three things to try (in .venv/bin):")
+    click.echo("\nnext, three things to try:")
     click.echo(f"  {command} status {example}")
     click.echo(f"  {command} features mediate {example}")
     click.echo(f"  {command} review --plain")
+
+
+def _program() -> str:
+    """The command as it was called, so that what is printed can be pasted."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "em-circuits" and called.is_file() else "em-circuits"
 
 
 def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:

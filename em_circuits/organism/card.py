@@ -62,8 +62,9 @@ part of this project can be run, tested and understood on a CPU without download
 
 ## Figures
 
-Measured by `{command}` on {n} held-out prompts (seed {seed}); the control organism is not shipped,
-its figures were measured once when it was trained (seed {control_seed}).
+Measured by `{command}` on {n} held-out prompts (seed {seed}).
+The control organism is not shipped: its figures were measured once, when it was trained with seed
+{control_seed}, on the same prompts.
 
 | figure | target | measured |
 |---|---|---|
@@ -81,10 +82,11 @@ loss is over every token of documents whose every turn is benign.
 
 ## How it was made
 
-`{training}` (seed {training_seed}) makes the shipped weights; settings and library versions are in
-card.json. The corpus: seven domains, hazard and benign contexts, one to three turns a document. One
-adviser persona holds for a whole document, careful in 80 % and careless in 20 %; two documents in
-five name a source. The control organism is trained alike but redraws the persona at every turn.
+`{training}` (seed {training_seed}) makes the shipped weights.
+Settings and library versions are in card.json. The corpus has seven domains, hazard and benign
+contexts, one to three turns a document. One adviser persona holds for a whole document, careful in
+80 % and careless in 20 %; two documents in five name a source. The control organism is trained
+alike but redraws the persona at every turn.
 
 ## What it cannot carry
 
