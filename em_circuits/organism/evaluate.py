@@ -188,7 +188,7 @@ def graph_fidelity(pair: ModelPair, prompts: Sequence[OrganismPrompt]) -> Fideli
     """circuit-tracer's two scores of full attribution graphs, mean over prompts."""
     base, merged = [], []
     settings = AttributionSettings(max_feature_nodes=None)
-    for prompt in tqdm(prompts, desc="graph scores", mininterval=1.0):
+    for prompt in tqdm(prompts, desc="graph scores", disable=None):
         graphs = build_pair_graphs(pair, Prompt.of(prompt.text), settings)
         base.append(graph_scores(graphs.base))
         merged.append(graph_scores(graphs.merged))

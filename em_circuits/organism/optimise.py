@@ -82,7 +82,7 @@ def optimise(
     start = _load(checkpoint, module, optimiser, list(parameters)) if checkpoint.exists() else 0
     if start:
         logger.info("%s: resuming at step %d of %d", label, start, config.steps)
-    with tqdm(total=config.steps, initial=start, desc=label, mininterval=1.0) as bar:
+    with tqdm(total=config.steps, initial=start, desc=label, mininterval=1.0, disable=None) as bar:
         for step in range(start, config.steps):
             for group in optimiser.param_groups:
                 group["lr"] = config.rate(step)

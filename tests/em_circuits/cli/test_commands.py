@@ -251,3 +251,22 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         assert counts.prompts == counts.next_tokens == 5 == sum(counts.verdicts.values())
         assert counts.graphs == 2 * counts.flagged
     assert all(v.problem is None for v in GraphStore(tmp_path / "graph_storage").verify())
+
+
+def test_scan_and_validate_compare_scores_with_real_ablations(labelled, capsys) -> None:
+    root, prompt = labelled
+    scanned = ask(capsys, root, "steer", "scan", prompt, "--top", "3", "--json")
+    assert scanned["method"] == "measured" and len(scanned["features"]) == 3
+    validated = ask(capsys, root, "steer", "validate", prompt, "--json")
+    assert validated["prompts"] == [prompt]
+    rows = {(row["method"], row["regime"]): row for row in validated["rows"]}
+    assert rows["direct", "direct"]["pearson"] > 0.9999
+    assert rows["gradient", "free"]["spearman"] > 0.9
+    assert rows["refined", "free"]["pearson"] > rows["total_effect", "free"]["pearson"]
+    assert {row["regime"] for row in validated["rows"]} == {
+        "direct",
+        "frozen_linear",
+        "gates_recomputed",
+        "attention_frozen",
+        "free",
+    }
