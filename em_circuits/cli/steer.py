@@ -11,7 +11,6 @@ from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
-
 _COLUMNS = ("pearson", "low", "high", "spearman", "top20")
 
 

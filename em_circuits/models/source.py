@@ -103,8 +103,6 @@ def _check_kind(flag: str, source: Source, kind: Kind) -> None:
 
 
 def _download(flag: str, reference: str, kind: Kind) -> Source:
-    import httpx
-    import requests
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -118,7 +116,7 @@ def _download(flag: str, reference: str, kind: Kind) -> Source:
                 "check the name, the revision and HF_TOKEN"
             ) from error
         raise _unreachable(flag, reference, repo) from error
-    except (OSError, requests.RequestException, httpx.HTTPError) as error:
+    except OSError as error:  # every connection error of the hub's client is one
         raise _unreachable(flag, reference, repo) from error
     path = Path(folder).resolve()
     return Source(reference, path, path.name)
