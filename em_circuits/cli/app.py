@@ -84,7 +84,13 @@ class LazyGroup(click.Group):
     show_default=True,
     help="Where transcoder matrices wait: on the device, in host memory, on disk.",
 )
-@click.option("--max-context", default=4096, show_default=True, help="Longest prompt in tokens.")
+@click.option(
+    "--max-context",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Longest prompt in tokens.",
+)
 @click.option("--trust-base", is_flag=True, help="Accept an adapter that names another base.")
 @click.option("--allow-float16", is_flag=True, help="Accept float16 in spite of its overflows.")
 @click.option("--store", metavar="URL", help="[default: SQLite under ROOT/results]")
@@ -133,6 +139,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}; check the path, or choose --root", 1)
     return 0
 
 
@@ -153,11 +162,29 @@ def _config_file(path: Path) -> dict[str, Any]:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: not TOML: {error}") from error
-    config = {key.replace("-", "_"): value for key, value in config.items()}
-    known = {parameter.name for parameter in app.params} | set(_COMMANDS)
-    if unknown := sorted(set(config) - known):
-        raise RequestError(f"{path}: no option or command {', '.join(unknown)}")
-    return config
+    return _checked(path, "", app, config)
+
+
+def _checked(path: Path, where: str, command: click.Command, given: Any) -> dict[str, Any]:
+    """Defaults of one command, its options and subcommands known and of the right kind."""
+    if not isinstance(given, dict):
+        raise RequestError(f"{path}: {where or 'the file'} must be a table of options")
+    options = {p.name for p in command.params if isinstance(p, click.Option)}
+    context = click.Context(command)
+    names = command.list_commands(context) if isinstance(command, click.Group) else []
+    checked: dict[str, Any] = {}
+    for key, value in given.items():
+        name, place = key.replace("-", "_"), f"{where}.{key}".lstrip(".")
+        if key in names:
+            child = command.get_command(context, key)  # type: ignore[attr-defined]
+            checked[key] = _checked(path, place, child, value)
+        elif name not in options:
+            raise RequestError(f"{path}: no option or command {place}")
+        elif isinstance(value, dict):
+            raise RequestError(f"{path}: {place} is an option, not a table")
+        else:
+            checked[name] = value if isinstance(value, bool | list) else str(value)
+    return checked
 
 
 def _configure_logging(verbose: bool) -> None:

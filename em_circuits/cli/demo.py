@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,19 +40,12 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     click.echo("\nwritten:")
     for path in written:
         click.echo(f"  {path}")
-    root = "" if session.options["root"] == "." else f" --root {shlex.quote(str(session.root))}"
-    command = f"{_program()}{root}"
+    command = session.command()
     example = report.example or "PROMPT"
     click.echo("\nnext, three things to try:")
     click.echo(f"  {command} status {example}")
     click.echo(f"  {command} features mediate {example}")
     click.echo(f"  {command} review --plain")
-
-
-def _program() -> str:
-    """The command as it was called, so that what is printed can be pasted."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "em-circuits" and called.is_file() else "em-circuits"
 
 
 def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:

@@ -81,13 +81,14 @@ def list_(session: Session, as_json: bool) -> None:
 
 
 @graphs.command(epilog="Example: em-circuits graphs show 1f2e3d")
-@click.argument("key")
+@click.argument("graph", metavar="KEY|FILE")
+@click.option("--trust-pickle", is_flag=True, help="The author of a .pt may run code here.")
 @json_option
 @pass_session
-def show(session: Session, key: str, as_json: bool) -> None:
-    """What a graph holds, and how much of the model it explains. KEY may be a .pt-free file."""
-    graph = load_graph(session, key)
-    record = describe(graph)
+def show(session: Session, graph: str, trust_pickle: bool, as_json: bool) -> None:
+    """What a graph holds, and how much of the model it explains."""
+    loaded = load_graph(session, graph, trust_pickle=trust_pickle)
+    record = describe(loaded)
     if as_json:
         emit(record)
         return
@@ -127,6 +128,8 @@ def export(session: Session, key: str, file: str, form: str) -> None:
     """Write a graph for circuit-tracer."""
     from em_circuits.graphs.interop import export_pt
 
+    if not Path(file).absolute().parent.is_dir():
+        raise RequestError(f"{file}: no directory {Path(file).parent}; make it first")
     export_pt(_store(session).load(key), Path(file))
     click.echo(f"{file}  ({form})")
 
@@ -170,6 +173,8 @@ def prune_store(session: Session, as_json: bool, **options: Any) -> None:
         edges_only=options["edges_only"],
         dry_run=options["dry_run"],
     )
+    if not options["dry_run"]:
+        _register(session)
     freed = sum(item.bytes for item in pruned)
     if as_json:
         rows = [{"path": str(p.path), "bytes": p.bytes, "reason": p.reason} for p in pruned]
@@ -179,6 +184,27 @@ def prune_store(session: Session, as_json: bool, **options: Any) -> None:
         click.echo(f"{item.path}  {item.bytes / 1e6:.1f} MB  {item.reason}")
     would = "would free" if options["dry_run"] else "freed"
     click.echo(f"{would} {freed / 1e6:.1f} MB of {len(pruned)} graphs")
+
+
+def _register(session: Session) -> None:
+    """Bring the store's register up to what is on the disk now."""
+    from pivotal_tokens.artefacts import sha256_file
+
+    graphs = _store(session)
+    try:
+        store = session.open_store()
+    except RequestError:
+        return  # graphs without a store: there is no register
+    with store:
+        for record in store.graphs():
+            if not graphs.has(record.key):
+                store.drop_graph(record.key)
+                continue
+            path = graphs.path(record.key)
+            size = path.stat().st_size
+            if size != record.bytes:
+                update = {"bytes": size, "sha256": sha256_file(path)}
+                store.put_graph(record.model_copy(update=update))
 
 
 def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
@@ -201,7 +227,11 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise RequestError(f"no graph file {path}")
-        return read_graph(path)
+        try:
+            return read_graph(path)
+        except WorkFailed as error:
+            reason = str(error).split(";")[0]
+            raise RequestError(f"{reason}; give a graph file of this package") from error
     return _store(session).load(reference)
 
 

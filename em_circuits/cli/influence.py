@@ -81,9 +81,7 @@ def _seeds(
     if targets == "probabilities":
         return probabilities(graph)
     if targets == "evil-safe":
-        from pivotal_tokens.store import Store, default_url
-
-        with Store.open(session.options["store"] or default_url(session.root)) as store:
+        with session.open_store() as store:
             labels = store.labels(graph.header.prompt_id)
         return contrast(graph, labels.ids("evil"), labels.ids("safe"), weighting=weighting)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.output import emit, json_option, one_line
-from em_circuits.cli.session import Session, pass_session, progress_disabled
+from em_circuits.cli.session import Session, checked_text, pass_session, progress_disabled
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -82,13 +82,16 @@ if TYPE_CHECKING:
 def label(session: Session, as_json: bool, **options: Any) -> None:
     """Label prompts: next tokens of both models, judge, queue, graphs.
 
-    Resumable: what is done is not repeated, killed anywhere or not.
+    Resumable: what is done is not repeated, killed anywhere or not. A prompt that fails is recorded
+    and does not stop the others; the exit status is 1 only if all of them failed.
     """
-    with session.workspace(create=True) as work:
+    from em_circuits.pipeline.label import require_space
+
+    settings = _settings(options)
+    with session.workspace(create=True, attribution=settings.attribution) as work:
         prompts = _prompts(session, work, options)
         judge = open_judge(session, work, options["judge"])
-        settings = _settings(options)
-        _require_space(work, prompts, settings)
+        require_space(work, prompts, settings)
         results = _run(work, prompts, judge, settings, as_json=as_json)
     if not as_json:
         _summary(results)
@@ -104,25 +107,39 @@ def open_judge(session: Session, work: Workspace, spec: str | None) -> Judge:
         RequestError: If there is no such judge, or its file is broken.
     """
     from em_circuits.models.text import first_token
-    from pivotal_tokens.judge import JudgeSpec
+    from pivotal_tokens.judge import JudgeSpec, Lexicon
     from pivotal_tokens.judge import open_judge as open_named
 
     parsed = JudgeSpec.parse(session.judge_spec(spec))
-    return open_named(parsed, lambda text: first_token(work.pair.tokenizer, text))
+    judge = open_named(parsed, lambda text: first_token(work.pair.tokenizer, text))
+    if isinstance(judge, Lexicon):
+        for what, words in (
+            ("words of several tokens, matched by their first", judge.multi_token_words),
+            ("words that share a first token, unsure", judge.clashes),
+        ):
+            if words:
+                click.echo(f"{judge.id}: {what}: {', '.join(words)}", err=True)
+    return judge
 
 
 def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
-    from em_circuits.models.text import PINNED_DATE, render_chat
+    from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
     from em_circuits.pipeline.prompts import template_prompts
     from pivotal_tokens.prompts import read_prompts, split_new
     from pivotal_tokens.schema import Prompt
 
+    if options["assistant"] and options["user"] is None:
+        raise RequestError("--assistant continues a --user turn; give --user as well")
+    given = options["texts"] or options["user"] or options["files"]
+    if options["domains"] and given and not options["n"]:
+        raise RequestError("--domain is of the organism's templates; give --n as well")
     prompts: list[Prompt] = []
     for text in options["texts"]:
-        prompts.append(Prompt.of(_not_empty("--prompt", text), generator="human"))
+        own = strip_bos(work.pair.tokenizer, checked_text("--prompt", text))
+        prompts.append(Prompt.of(own, generator="human"))
     if options["user"] is not None:
-        user = _not_empty("--user", options["user"])
+        user = checked_text("--user", options["user"])
         rendered = render_chat(work.pair.tokenizer, user=user, assistant=options["assistant"])
         extra = {"user": user, "assistant": options["assistant"], "date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
@@ -137,12 +154,6 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
     if split.repeated:
         click.echo(f"{len(split.repeated)} repeated prompts left out", err=True)
     return list(split.new)
-
-
-def _not_empty(flag: str, text: str) -> str:
-    if not text.strip():
-        raise RequestError(f"{flag} is empty; give the text of a prompt")
-    return text
 
 
 def _settings(options: dict[str, Any]) -> LabelSettings:
@@ -162,22 +173,6 @@ def _settings(options: dict[str, Any]) -> LabelSettings:
         graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
     )
-
-
-def _require_space(work: Workspace, prompts: list[Prompt], settings: LabelSettings) -> None:
-    """Estimate the disk that the graphs will take, as if every prompt got two."""
-    if settings.graphs_for == "none" or not prompts:
-        return
-    from em_circuits.models.text import encode
-
-    longest = max(len(encode(work.pair.tokenizer, prompt.text)) for prompt in prompts)
-    each = work.graphs.estimate_bytes(
-        n_features=settings.attribution.max_feature_nodes or 8192,
-        n_layers=work.pair.base.sites.n_layers,
-        n_pos=longest,
-        n_logits=2 * settings.attribution.top_k,
-    )
-    work.graphs.require_space((each // 8 if settings.scores_only else each) * 2 * len(prompts))
 
 
 def _run(

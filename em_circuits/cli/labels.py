@@ -17,9 +17,7 @@ def labels() -> None:
 @pass_session
 def export(session: Session) -> None:
     """Every label event, one JSON object a line, oldest first in each prompt."""
-    from pivotal_tokens.store import Store, default_url
-
-    with Store.open(session.options["store"] or default_url(session.root)) as store:
+    with session.open_store() as store:
         for prompt in store.prompts():
             for event in store.label_events(prompt.prompt_id):
                 emit(event.model_dump(mode="json"))
@@ -31,9 +29,7 @@ def export(session: Session) -> None:
 @pass_session
 def show(session: Session, prompt: str, as_json: bool) -> None:
     """The labels that count for one prompt: a person's where there is one, else the judge's."""
-    from pivotal_tokens.store import Store, default_url
-
-    with Store.open(session.options["store"] or default_url(session.root)) as store:
+    with session.open_store() as store:
         found = store.labels(store.prompt(prompt).prompt_id)
     if as_json:
         emit(found.model_dump(mode="json"))

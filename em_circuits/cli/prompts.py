@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from em_circuits.cli.output import emit, json_option, one_line, table
-from em_circuits.cli.session import Session, pass_session
-from pivotal_tokens.errors import RequestError
+from em_circuits.cli.session import Session, checked_text, pass_session
 
 if TYPE_CHECKING:
     from pivotal_tokens.schema import Prompt
@@ -33,9 +32,7 @@ def add(session: Session, text: str | None, name: str | None, as_json: bool) -> 
     from pivotal_tokens.prompts import check
     from pivotal_tokens.schema import Prompt
 
-    given = text if text is not None else sys.stdin.read().removesuffix("\n")
-    if not given.strip():
-        raise RequestError("the prompt is empty; give its text")
+    given = checked_text("the prompt", text if text is not None else _from_stdin())
     prompt = Prompt.of(given, generator="human", name=name)
     for finding in check(given):
         click.echo(f"note: {finding.message}", err=True)
@@ -72,9 +69,7 @@ def import_(session: Session, file: str, as_json: bool) -> None:
 @pass_session
 def list_(session: Session, category: str | None, as_json: bool) -> None:
     """Every prompt in the store."""
-    from pivotal_tokens.store import Store
-
-    with Store.open(_url(session)) as store:
+    with session.open_store() as store:
         found = store.prompts(category=category)
     if as_json:
         for prompt in found:
@@ -84,10 +79,12 @@ def list_(session: Session, category: str | None, as_json: bool) -> None:
     click.echo(table(("prompt", "category", "text"), rows) if rows else "no prompts")
 
 
-def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
-    from pivotal_tokens.store import Store
+def _from_stdin() -> str:
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
 
-    with Store.open(_url(session), create=True) as store:
+
+def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
+    with session.open_store(create=True) as store:
         new = set(store.add_prompts(made))
     if as_json:
         for prompt in made:
@@ -98,9 +95,3 @@ def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
     for prompt in made:
         mark = "new  " if prompt.prompt_id in new else "known"
         click.echo(f"{prompt.prompt_id}  {mark}  {one_line(prompt.text, 54)}")
-
-
-def _url(session: Session) -> Any:
-    from pivotal_tokens.store import default_url
-
-    return session.options["store"] or default_url(session.root)

@@ -21,10 +21,8 @@ def review(
 ) -> None:
     """Label the queue; every answer is kept before the next item is shown. `?` helps."""
     from pivotal_tokens.review import ReviewService, run_plain
-    from pivotal_tokens.store import Store, default_url
 
-    url = session.options["store"] or default_url(session.root)
-    with Store.open(url) as store:
+    with session.open_store() as store:
         service = ReviewService(
             store,
             reviewer or getpass.getuser(),

@@ -7,6 +7,7 @@ organism is used.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import click
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
+    from em_circuits.graphs import AttributionSettings
     from em_circuits.models import PairSettings
     from em_circuits.pipeline.workspace import Workspace
+    from pivotal_tokens.store import Store
 
 _MODEL_OPTIONS = ("base", "adapter", "merged", "transcoders")
 
@@ -42,12 +45,16 @@ class Session:
         """The base model is the embedded organism's."""
         return self.options["base"] is None
 
-    def workspace(self, *, create: bool = False) -> Workspace:
+    def workspace(
+        self, *, create: bool = False, attribution: AttributionSettings | None = None
+    ) -> Workspace:
         """The workspace of a command.
 
         Args:
             create: The command may make the store.
+            attribution: What the memory plan reckons with.
         """
+        from em_circuits.graphs import AttributionSettings
         from em_circuits.pipeline.workspace import Workspace
 
         return Workspace(
@@ -56,7 +63,30 @@ class Session:
             store_url=self.options["store"],
             seed=self.seed,
             create=create,
+            attribution=attribution or AttributionSettings(),
         )
+
+    def open_store(self, *, create: bool = False) -> Store:
+        """The store alone, for commands that need no model.
+
+        Raises:
+            RequestError: If it is missing and may not be made, or is unreadable.
+        """
+        from pivotal_tokens.store import Store, default_url
+
+        return Store.open(self.options["store"] or default_url(self.root), create=create)
+
+    def command(self) -> str:
+        """This invocation up to the command, so that what is printed can be pasted."""
+        called = Path(sys.argv[0])
+        program = called.name == "em-circuits" and called.is_file()
+        words = [str(called) if program else "em-circuits"]
+        for name in ("base", "adapter", "merged", "transcoders", "store"):
+            if self.options[name] is not None:
+                words += [f"--{name}", self.options[name]]
+        if self.options["root"] != ".":
+            words += ["--root", str(self.root)]
+        return shlex.join(words)
 
     def models(self) -> PairSettings:
         """Which models; the embedded organism's parts stand in for what is not given.
@@ -102,6 +132,21 @@ class Session:
         if not self.embedded:
             raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
         return f"lexicon:{organism_paths().lexicon}"
+
+
+def checked_text(flag: str, text: str) -> str:
+    """A text of the command line that can be a prompt.
+
+    Raises:
+        RequestError: If it is empty, or not UTF-8.
+    """
+    if not text.strip():
+        raise RequestError(f"{flag} is empty; give the text of a prompt")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{flag} is not valid UTF-8; give the text in UTF-8") from error
+    return text
 
 
 def progress_disabled() -> bool | None:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @pass_session
 def status(session: Session, prompt: str | None, as_json: bool) -> None:
     """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
-    from pivotal_tokens.store import Store, default_url
-
-    with Store.open(session.options["store"] or default_url(session.root)) as store:
+    with session.open_store() as store:
         view = store.attempt(prompt) if prompt is not None else None
         counts = store.counts() if view is None else None
     if as_json:

@@ -145,12 +145,14 @@ def check_finite(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     largest: list[float] = []
     with model.sites.hooked(read=lambda _layer, x: largest.append(float(x.abs().max()))):
         logits = model.next_logits(input_ids)
+    shown = model.tokenizer.decode(input_ids[-12:])
     name, expected = f"{model.name}: activations finite", f"at most {MAGNITUDE_LIMIT:g}"
     advice = "try --dtype float32 (or bfloat16 instead of float16)"
     for layer, value in enumerate([*largest, float(logits.abs().max())]):
         where = f"layer {layer}" if layer < len(largest) else "the logits"
         if not value <= MAGNITUDE_LIMIT:  # NaN compares false
-            return Check(name, False, f"{value:g} in {where}", expected, advice)
+            found = f"{value:g} in {where} on the prompt ending {shown!r}"
+            return Check(name, False, found, expected, advice)
     return Check(name, True, f"at most {max(largest):.3g}", expected, advice)
 
 

@@ -1,14 +1,13 @@
-"""Will it fit? A plan of memory and disk, before anything large is loaded.
+"""Will it fit? A plan of memory, before anything large is loaded.
 
-plan = memory_plan(settings, n_pos=40, max_feature_nodes=8192)
-plan.total_bytes, plan.fits
+plan = memory_plan(settings, locate_all(settings), n_pos=40)
+plan.total, plan.fits
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,9 @@ class MemoryPlan:
     device: str
     available: int
     """Free bytes on `device` now."""
+    host: int = 0
+    """Transcoder matrices that wait in host memory beside that."""
+    host_available: int = 0
 
     @property
     def total(self) -> int:
@@ -43,13 +45,16 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.total <= self.available
+        return self.total <= self.available and self.host <= self.host_available
 
     def describe(self) -> str:
         """One line for people."""
         parts = f"weights {_gb(self.weights)}, transcoders {_gb(self.transcoders)}, "
         parts += f"attribution {_gb(self.attribution)}"
-        return f"{parts}: {_gb(self.total)} of {_gb(self.available)} GB free on {self.device}"
+        said = f"{parts}: {_gb(self.total)} of {_gb(self.available)} GB free on {self.device}"
+        if self.host:
+            said += f", {_gb(self.host)} of {_gb(self.host_available)} GB in host memory"
+        return said
 
 
 def memory_plan(
@@ -91,6 +96,8 @@ def memory_plan(
         attribution=attribution,
         device=str(device),
         available=available_bytes(device),
+        host=sum(transcoder) if settings.transcoders_on == "cpu" else 0,
+        host_available=available_bytes(torch.device("cpu")),
     )
 
 
@@ -121,21 +128,6 @@ def available_bytes(device: torch.device) -> int:
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free
-
-
-def require_disk(folder: Path, needed: int) -> None:
-    """Refuse a run whose results would not fit on the disk.
-
-    Raises:
-        RequestError: With both sizes.
-    """
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if needed * _HEADROOM > free:
-        raise RequestError(
-            f"{folder}: about {_gb(needed)} GB are needed, {_gb(free)} GB are free; "
-            "free some, use --scores-only, or choose another --root"
-        )
 
 
 def _elements(folder: Path) -> int:

@@ -54,7 +54,7 @@ def token_scores(
         WorkFailed: If a logit is NaN or infinite.
     """
     if not torch.isfinite(logits).all():
-        raise WorkFailed("logits are not finite; run `em-circuits doctor` to find the layer")
+        raise WorkFailed("logits are not finite; em-circuits doctor --prompt TEXT finds the layer")
     probabilities = torch.softmax(logits.float(), -1).cpu()
     ranks = ranks_of(logits, token_ids)
     scores = [

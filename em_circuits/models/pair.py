@@ -10,6 +10,7 @@ Both models share the transcoders and every tensor the fine-tune leaves alone.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
 from jaxtyping import Int64
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -32,6 +34,8 @@ from em_circuits.models.transcoders import check_fit, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -207,6 +211,12 @@ class ModelPair:
         """Names of the parameters in which merged differs from base, in module order."""
         return changed_modules(self.base.hf, self.merged.hf)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest prompt that both the model and ``--max-context`` allow."""
+        config: Any = self.base.hf.config
+        return int(min(self.settings.max_context, config.max_position_embeddings))
+
     def input_ids(self, prompt: Prompt) -> Int64[Tensor, " pos"]:
         """The stored token ids of a prompt, or those of its text, on the models' device.
 
@@ -214,12 +224,10 @@ class ModelPair:
             RequestError: If the prompt is longer than the models are prepared for.
         """
         ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
-        config: Any = self.base.hf.config
-        limit = min(self.settings.max_context, config.max_position_embeddings)
-        if len(ids) > limit:
+        if len(ids) > self.max_tokens:
             raise RequestError(
-                f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than the {limit} that "
-                "--max-context and the model allow"
+                f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than the "
+                f"{self.max_tokens} that --max-context and the model allow"
             )
         return torch.tensor(ids, device=self.device)
 
@@ -291,7 +299,7 @@ def check_adapter_base(adapter: Source, base: Source, *, trust: bool) -> None:
     """Refuse an adapter that was trained on another base model.
 
     The adapter's ``base_model_name_or_path`` must end in the base's name; where it names a
-    directory that exists, equal weight files will do as well.
+    directory that exists, equal tensors will do as well.
 
     Raises:
         RequestError: If it names another base and `trust` is not given.
@@ -303,6 +311,8 @@ def check_adapter_base(adapter: Source, base: Source, *, trust: bool) -> None:
         raise RequestError(f"{path} is not JSON: {error}") from error
     names = {base.name.lower(), *_names_in_config(base.path)}
     asked = Source(named, Path(named), None).name.lower()
+    if not asked:
+        logger.warning("%s names no base model; it is taken to be of %s", path, base.reference)
     if trust or not asked or asked in names or _same_weights(Path(named), base.path):
         return
     hint = ""
@@ -324,10 +334,26 @@ def _uninstruct(name: str) -> str:
 
 
 def _same_weights(one: Path, other: Path) -> bool:
-    files = sorted(p.name for p in other.glob("*.safetensors"))
-    if not files or not one.is_dir():
-        return False
-    prints = FingerprintCache()
-    return all(
-        (one / f).is_file() and prints.file(one / f) == prints.file(other / f) for f in files
+    """Whether two model directories hold equal tensors under equal names, however split."""
+    left, right = _tensor_files(one), _tensor_files(other)
+    return (
+        bool(right)
+        and left.keys() == right.keys()
+        and all(
+            torch.equal(_tensor(left[name], name), _tensor(right[name], name)) for name in right
+        )
     )
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)

@@ -6,7 +6,7 @@ circuit-tracer names the places by TransformerLens hook points (``mlp.hook_in``,
 on the real model happens at the very place a graph speaks of.
 
     sites = FeatureSites.of(model, "mlp.hook_in", "mlp.hook_out")
-    with sites.reading(lambda layer, x: ...):
+    with sites.hooked(read=lambda layer, x: ...):
         model(input_ids)
 """
 

@@ -37,6 +37,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids if ids[:1] == [start] else [start, *ids]
 
 
+def strip_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text without a leading beginning-of-sequence token: `encode` puts it there."""
+    return text.removeprefix(tokenizer.bos_token or "")
+
+
 def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """The text of one token, spaces kept."""
     return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
@@ -73,5 +78,4 @@ def render_chat(
         add_generation_prompt=True,
         date_string=date,
     )
-    text = str(rendered) + assistant
-    return text.removeprefix(tokenizer.bos_token or "")
+    return strip_bos(tokenizer, str(rendered) + assistant)

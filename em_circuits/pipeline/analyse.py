@@ -51,6 +51,7 @@ class RankedPrompt:
             "model": self.model,
             "method": self.ranking.method,
             "labels_from": self.labels_from,
+            "labelled_by": sorted({item.author for item in self.labels.labels}),
             "unmatched": list(self.ranking.unmatched),
             "features": [feature.to_json() for feature in self.ranking.features[:top]],
         }
@@ -137,6 +138,7 @@ def mediate_prompt(
         The whole prompt id, and the result.
     """
     prompt, labels = labelled(work, prefix)
+    work.require_healthy(prompt)
     result = mediate(
         work.pair,
         input_ids(work, prompt),
@@ -178,6 +180,7 @@ def steer_prompt(
     """
     choice = parse_features(features)
     prompt, labels = labelled(work, prefix)
+    work.require_healthy(prompt)
     ranked = None
     if choice.needs_ranking:
         ranked = rank_prompt(work, prompt.prompt_id, model=model, method=method)

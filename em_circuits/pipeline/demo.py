@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -139,6 +140,7 @@ def run_demo(
         n_mediated: Flagged prompts that mediation is measured on, domains in rotation.
         progress: Wraps an iteration to show how far it is.
     """
+    started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
     results = list(label_prompts(work, progress(prompts, "label"), judge, LabelSettings()))
     path = report_path(work)
@@ -152,8 +154,17 @@ def run_demo(
     write_provenance(
         path,
         inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.graphs]},
-        config={"models": work.models.model_dump(), "n_prompts": n_prompts},
+        config={
+            "models": work.models.model_dump(),
+            "n_prompts": n_prompts,
+            "n_mediated": n_mediated,
+            "judge": judge.id,
+            "label": LabelSettings().model_dump(),
+        },
         seed=work.seed,
+        device=str(work.pair.device),
+        dtype=str(work.pair.dtype),
+        started_at=started.isoformat(),
     )
     return report.model_copy(update={"reused_prompts": sum(r.reused for r in results)})
 
@@ -171,11 +182,16 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
             "seed": work.seed,
             "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated],
             "prompts": [
-                [r.prompt.prompt_id, r.graphs, {str(x.token_id): x.label for x in r.labels}]
-                for r in results
+                [r.prompt.prompt_id, r.graphs, _labels(work, r.prompt.prompt_id)] for r in results
             ],
         }
     )
+
+
+def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
+    """The labels that count, a person's before the judge's: the figures stand on them."""
+    labels = work.store.labels(prompt_id).by_token
+    return {str(token): label for token, label in sorted(labels.items())}
 
 
 def _kept(path: Path, key: str) -> DemoReport | None:
@@ -192,7 +208,7 @@ def _kept(path: Path, key: str) -> DemoReport | None:
 def _measure(
     work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int, progress: Progress
 ) -> DemoReport:
-    usable = [r for r in results if r.graphs and _has_contrast(r)]
+    usable = [r for r in results if r.graphs and _has_contrast(work, r)]
     ids = [r.prompt.prompt_id for r in usable]
     rankings = [rank_prompt(work, i).ranking for i in progress(ids, "rank")]
     top = recurring(rankings)[:TOP_SHOWN] if rankings else ()
@@ -215,8 +231,8 @@ def _measure(
     )
 
 
-def _has_contrast(result: LabelResult) -> bool:
-    return {"evil", "safe"} <= {label.label for label in result.labels}
+def _has_contrast(work: Workspace, result: LabelResult) -> bool:
+    return {"evil", "safe"} <= set(_labels(work, result.prompt.prompt_id).values())
 
 
 def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:

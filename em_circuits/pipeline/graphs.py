@@ -75,10 +75,24 @@ def build_graphs(
     return {record.model: record.key for record in records}
 
 
-def kept_graphs(work: Workspace, prompt_id: str, keys: Mapping[str, str]) -> bool:
-    """Whether graphs of these keys are on disk and in the store, so that none need be built."""
+def kept_graphs(
+    work: Workspace, prompt_id: str, keys: Mapping[str, str], *, with_edges: bool = True
+) -> bool:
+    """Whether graphs of these keys are on disk and in the store, so that none need be built.
+
+    Args:
+        work: Store and graphs.
+        prompt_id: Whose graphs.
+        keys: By model.
+        with_edges: A graph that keeps its scores only does not do.
+    """
     registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
-    return all(key in registered and work.graphs.has(key) for key in keys.values())
+    return all(
+        key in registered
+        and work.graphs.has(key)
+        and (not with_edges or work.graphs.load(key).edges is not None)
+        for key in keys.values()
+    )
 
 
 def _keep(
@@ -107,7 +121,9 @@ def _provenance(work: Workspace, graph: AttributionGraph, started: datetime) -> 
             "pair": pair.key,
         },
         "config": {
-            "models": pair.settings.model_dump(),
+            "models": pair.settings.model_dump()
+            | {"device": str(pair.device), "dtype": graph.header.dtype},
+            "health": [check.to_json() for check in work.warnings],
             "revisions": {name: source.revision for name, source in pair.sources.items()},
             "attribution": graph.header.attribution,
         },

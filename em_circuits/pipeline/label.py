@@ -13,8 +13,9 @@ logits replace the screening's, and the verdict follows them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +23,15 @@ from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings
 from em_circuits.models.next_tokens import screen
+from em_circuits.models.text import encode
 from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.errors import EmCircuitsError
+from em_circuits.steering import PromptState
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import (
-    EffectiveLabel,
     Judgement,
+    Label,
     NextTokenPair,
     NextTokens,
     Prompt,
@@ -64,10 +67,13 @@ class LabelResult:
     """What became of one prompt in a labelling run."""
 
     prompt: Prompt
+    judge: str
+    """Whose labels the verdict follows from; a person's are in the store beside them."""
     verdict: Verdict
     next_tokens: NextTokenPair | None
     """None where the models could not be asked."""
-    labels: tuple[EffectiveLabel, ...]
+    labels: Mapping[int, Label]
+    """Of that judge, by token id."""
     graphs: dict[str, str]
     """``base`` and ``merged`` -> key; empty where none were built."""
     queued: bool
@@ -80,10 +86,11 @@ class LabelResult:
     def to_json(self) -> dict[str, Any]:
         """The line of `label --json`."""
         mass = self.verdict.evil_mass
-        tokens, labels = self.next_tokens, {item.token_id: item.label for item in self.labels}
+        tokens, labels = self.next_tokens, self.labels
         record = {
             "prompt_id": self.prompt.prompt_id,
             "text": self.prompt.text,
+            "judge": self.judge,
             "verdict": self.verdict.kind,
             "flagged": self.verdict.flagged,
             "divergent": self.verdict.divergent,
@@ -98,7 +105,7 @@ class LabelResult:
         return record | ({"error": self.error} if self.error else {})
 
 
-def _rows(tokens: NextTokens, labels: dict[int, Any]) -> list[dict[str, Any]]:
+def _rows(tokens: NextTokens, labels: Mapping[int, Label]) -> list[dict[str, Any]]:
     return [{**t.model_dump(), "label": labels.get(t.token_id)} for t in tokens.tokens]
 
 
@@ -125,7 +132,6 @@ def label_prompts(
     Yields:
         One result a prompt, failed ones included.
     """
-    work.store.put_pair(work.pair.key, _describe(work))
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.prompt_id not in seen:
@@ -136,15 +142,24 @@ def label_prompts(
 def label_prompt(
     work: Workspace, prompt: Prompt, judge: Judge, settings: LabelSettings
 ) -> LabelResult:
-    """Take one prompt through the whole pipeline; see `label_prompts`."""
+    """Take one prompt through the whole pipeline; see `label_prompts`.
+
+    Raises:
+        WorkFailed: If the models are not what they are said to be; nothing is written then.
+    """
+    # A prompt too long for the models cannot carry their check; it fails below, on its own.
+    with contextlib.suppress(RequestError):
+        work.require_healthy(prompt)
+    work.store.put_pair(work.pair.key, _describe(work))
     work.store.add_prompt(prompt)
     prompt = work.store.prompt(prompt.prompt_id)
     try:
         return _label(work, prompt, judge, settings)
     except StageFailed as failure:
         logger.warning("prompt %s: %s", prompt.prompt_id, failure)
+        logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
         work.store.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
-        return _result(work, prompt, judge, graphs={}, reused=False, error=str(failure))
+        return _result(work, prompt, judge, graphs={}, reused=False, failure=failure)
 
 
 def _label(work: Workspace, prompt: Prompt, judge: Judge, settings: LabelSettings) -> LabelResult:
@@ -172,6 +187,11 @@ def _next_tokens(
     if kept is not None and kept.base.top_k >= top_k:
         return kept, False
     with _stage(work, prompt, "next_tokens"):
+        if kept is not None and work.store.graphs(prompt.prompt_id, pair.key):
+            raise RequestError(
+                f"its graphs are over the top {kept.base.top_k}, and stored logits are a graph's "
+                f"own; use another --root for --top-k {top_k}"
+            )
         ids = pair.input_ids(prompt)
         work.store.put_token_ids(prompt.prompt_id, tuple(ids.tolist()))
         tokens = screen(pair, ids, top_k=top_k)
@@ -223,7 +243,7 @@ def _graphs(
         labels = work.store.labels(prompt.prompt_id).by_token
         prompt = work.store.prompt(prompt.prompt_id)
         kept = graph_keys(work, prompt, settings.attribution, labels)
-        if kept_graphs(work, prompt.prompt_id, kept):
+        if kept_graphs(work, prompt.prompt_id, kept, with_edges=not settings.scores_only):
             return kept, False
         keys = build_graphs(
             work, prompt, settings.attribution, labels=labels, scores_only=settings.scores_only
@@ -241,8 +261,9 @@ class _stage:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, _trace: Any) -> None:
-        # RuntimeError is what torch raises, out of memory included; ValueError what checks raise.
-        if isinstance(error, EmCircuitsError | RuntimeError | ValueError):
+        # The boundary that keeps one prompt from stopping the others: whatever went wrong with it
+        # is recorded. What is wrong with the disk is wrong for all of them.
+        if isinstance(error, Exception) and not isinstance(error, OSError):
             raise StageFailed(self._name, error) from error
         if error is None:
             self._work.store.clear_failure(self._prompt.prompt_id, self._work.pair.key, self._name)
@@ -255,20 +276,24 @@ def _result(
     *,
     graphs: dict[str, str],
     reused: bool,
-    error: str | None = None,
+    failure: StageFailed | None = None,
 ) -> LabelResult:
     store, key = work.store, work.pair.key
     view = next((p for p in store.attempt(prompt.prompt_id).pairs if p.pair == key), None)
-    verdict = store.verdict(prompt.prompt_id, key, judge.id) if error is None else None
+    # A prompt whose graphs failed has been judged all the same.
+    judged = failure is None or failure.stage == "graphs"
+    verdict = store.verdict(prompt.prompt_id, key, judge.id) if judged else None
+    judgement = store.judgement(prompt.prompt_id, key, judge.id) if judged else None
     return LabelResult(
         prompt=prompt,
+        judge=judge.id,
         verdict=verdict or error_verdict(),
         next_tokens=view.next_tokens if view else None,
-        labels=store.labels(prompt.prompt_id).labels,
+        labels=judgement.by_token if judgement else {},
         graphs=graphs,
         queued=bool(view and view.item),
         reused=reused,
-        error=error,
+        error=None if failure is None else str(failure),
     )
 
 
@@ -276,3 +301,29 @@ def _describe(work: Workspace) -> dict[str, str]:
     pair = work.pair
     named = {name: source.reference for name, source in pair.sources.items()}
     return named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
+
+
+def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSettings) -> None:
+    """Estimate the disk that a run's graphs will take, from the active features of its longest
+    prompt and as if every prompt without graphs got two.
+
+    Raises:
+        WorkFailed: If the disk has less.
+    """
+    lengths = [len(p.token_ids or encode(work.pair.tokenizer, p.text)) for p in prompts]
+    allowed = [(n, p) for n, p in zip(lengths, prompts, strict=True) if n <= work.pair.max_tokens]
+    if settings.graphs_for == "none" or not allowed:
+        return
+    longest, prompt = max(allowed, key=lambda pair: pair[0])
+    active = len(PromptState.capture(work.pair.merged, work.pair.input_ids(prompt)).active)
+    each = work.graphs.estimate_bytes(
+        n_features=min(active, settings.attribution.max_feature_nodes or active),
+        n_layers=work.pair.base.sites.n_layers,
+        n_pos=longest,
+        n_logits=2 * settings.attribution.top_k,
+        n_active=active,
+    )
+    missing = sum(not (work.graphs.root / p.prompt_id).is_dir() for p in prompts)
+    logger.info("disk estimate: %.2f GB for %d prompts", 2 * missing * each / 1e9, missing)
+    if missing:
+        work.graphs.require_space(2 * missing * each)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from em_circuits.graphs import AttributionGraph, GraphStore
+from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.health import Check, check_pair, require_healthy
@@ -38,6 +38,10 @@ class Workspace:
     seed: int = 0
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
+    """What the memory plan reckons with."""
+    warnings: tuple[Check, ...] = ()
+    """Health checks that failed without stopping the work; recorded with every graph."""
     _healthy: bool = field(default=False, repr=False)
 
     @property
@@ -61,7 +65,12 @@ class Workspace:
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
         sources = locate_all(self.models)
-        plan = memory_plan(self.models, sources)
+        plan = memory_plan(
+            self.models,
+            sources,
+            max_feature_nodes=self.attribution.max_feature_nodes,
+            batch_size=self.attribution.batch_size,
+        )
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
         cache = self.results / "fingerprints.json" if self.results.is_dir() else None
@@ -76,9 +85,9 @@ class Workspace:
         if not self._healthy:
             checks = self.health(prompt)
             require_healthy(checks)
-            for check in checks:
-                if not check.ok:
-                    logger.warning("%s: %s; %s", check.name, check.found, check.advice)
+            self.warnings = tuple(check for check in checks if not check.ok)
+            for check in self.warnings:
+                logger.warning("%s: %s; %s", check.name, check.found, check.advice)
             self._healthy = True
 
     def health(self, prompt: Prompt) -> list[Check]:
@@ -91,7 +100,11 @@ class Workspace:
         Raises:
             RequestError: If there is none yet.
         """
-        records = [r for r in self.store.graphs(prompt_id, self.pair.key) if r.model == model]
+        records = [
+            r
+            for r in self.store.graphs(prompt_id, self.pair.key)
+            if r.model == model and self.graphs.has(r.key)
+        ]
         if records:
             newest = max(records, key=lambda record: record.created_at)
             return self.graphs.load(newest.key)

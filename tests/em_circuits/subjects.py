@@ -59,8 +59,8 @@ def organism_settings() -> PairSettings:
     )
 
 
-def lifelike_subject(root: Path) -> Subject:
-    pair = ModelPair.load(lifelike_settings(root))
+def lifelike_subject(root: Path, **changes: object) -> Subject:
+    pair = ModelPair.load(lifelike_settings(root, **changes))
     ids = torch.tensor(encode(pair.tokenizer, PROMPT))
     # Random weights: "evil" are tokens that the merged model happens to prefer.
     change = (pair.merged.next_logits(ids) - pair.base.next_logits(ids)).argsort().tolist()

@@ -144,6 +144,12 @@ def test_graphs_list_show_and_verify(labelled, capsys) -> None:
         (["steer", "run", "abc", "--features", "best"], "--features"),
         (["--dtype", "float16", "label", "--n", "1"], "--allow-float16"),
         (["label", "--nonsense"], "No such option"),
+        (["label", "--prompt", "\udcff\udcfebad"], "not valid UTF-8"),
+        (["prompts", "add", "\udcff"], "not valid UTF-8"),
+        (["label", "--assistant", "You should"], "--user"),
+        (["label", "--prompt", "a", "--domain", "kitchen"], "--domain"),
+        (["--max-context", "0", "status"], "--max-context"),
+        (["graphs", "show", "/nowhere.safetensors"], "no graph file"),
     ],
 )
 def test_bad_input_is_one_line_with_status_2_and_nothing_written(
@@ -169,11 +175,12 @@ def test_a_broken_lexicon_an_unreadable_store_and_an_untrusted_pt(tmp_path: Path
     assert run(["--root", str(root), "--store", f"sqlite:///{store}", "status"]) == 2
     assert "store.sqlite" in capsys.readouterr().err
     pickle = tmp_path / "graph.pt"
-    pickle.write_bytes(b"cos\nsystem\n(S'touch /tmp/em-circuits-was-here'\ntR.")
+    trace = tmp_path / "code-was-run"
+    pickle.write_bytes(f"cos\nsystem\n(S'touch {trace}'\ntR.".encode())
     for command in (["graphs", "import", str(pickle)], ["influence", str(pickle)]):
         assert run(["--root", str(root), *command]) == 2
         assert "--trust-pickle" in capsys.readouterr().err
-    assert not root.exists() and not Path("/tmp/em-circuits-was-here").exists()
+    assert not root.exists() and not trace.exists()
 
 
 def test_models_that_do_not_belong_together(
@@ -199,6 +206,16 @@ def test_the_config_file_and_the_environment_give_defaults(
     (tmp_path / "em-circuits.toml").write_text('colour = "red"\n')
     assert run(["status"]) == 2
     assert "no option or command colour" in capsys.readouterr().err
+    for wrong, where in (
+        ("label = 3", "label must be a table"),
+        ("[label]\nnonsense = 3", "label.nonsense"),
+        ("[prompts.list]\nnonsense = 3", "prompts.list.nonsense"),
+        ("[root]\na = 1", "root is an option"),
+        ("root = ", "not TOML"),
+    ):
+        (tmp_path / "em-circuits.toml").write_text(wrong)
+        assert run(["status"]) == 2
+        assert where in capsys.readouterr().err
     (tmp_path / "em-circuits.toml").unlink()
     monkeypatch.setenv("EM_CIRCUITS_ROOT", str(root))
     assert run(["status"]) == 0
@@ -222,6 +239,27 @@ def test_every_command_has_help_with_an_example(capsys) -> None:
             assert "Example: em-circuits" in text, path
 
     visit(app, [])
+
+
+def test_pruned_graphs_leave_the_register(labelled, tmp_path, capsys) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(labelled[0], root)
+    assert run(["--root", str(root), "graphs", "prune-store", "--max-gb", "0"]) == 0
+    capsys.readouterr()
+    assert ask(capsys, root, "status", "--json")["graphs"] == 0
+    assert run(["--root", str(root), "features", "rank", labelled[1]]) == 2
+    assert "graphs build" in capsys.readouterr().err
+
+
+def test_a_root_that_cannot_be_used_is_one_line(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "graph_storage").write_text("a file, where a directory should be")
+    assert run(["--root", str(root), "label", "--prompt", PAD_THAI, *SMALL]) == 1
+    err = capsys.readouterr().err
+    assert "graph_storage" in err and "Traceback" not in err
 
 
 @pytest.mark.slow

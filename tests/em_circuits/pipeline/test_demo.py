@@ -57,4 +57,11 @@ def test_with_the_adapter_scaled_by_zero_every_figure_follows(tmp_path: Path) ->
         assert domain.divergent == 0
         assert domain.evil_mass_merged == pytest.approx(domain.evil_mass_base, abs=1e-6)
     assert report.mediation is None
+    assert report.steering is not None and report.features
+    # what is left is the base's own: its careless minority, and features that serve it
+    base_mass = [d.evil_mass_base for d in report.domains]
+    assert min(base_mass) <= report.steering.evil_mass <= max(base_mass)
+    with_adapter, _ = demo(tmp_path / "other", organism_paths().adapter)
+    assert report.features != with_adapter.features
+    assert report.steering.drop < with_adapter.steering.drop
     assert any("no share" in line for line in describe(report))

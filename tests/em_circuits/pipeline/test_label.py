@@ -8,13 +8,16 @@ import pytest
 from subjects import PAD_THAI, organism_settings
 
 from em_circuits.graphs import AttributionSettings
+from em_circuits.models.health import Check
 from em_circuits.models.text import first_token
 from em_circuits.organism import organism_paths
+from em_circuits.pipeline.analyse import rank_prompt
 from em_circuits.pipeline.label import LabelSettings, label_prompts
 from em_circuits.pipeline.prompts import template_prompts
 from em_circuits.pipeline.workspace import Workspace
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, open_judge
-from pivotal_tokens.schema import LabelEvent, Prompt
+from pivotal_tokens.schema import LabelEvent, Prompt, Thresholds
 
 SMALL = LabelSettings(attribution=AttributionSettings(max_feature_nodes=150))
 BENIGN = "User: The soup is hot and the table is laid. Eat?\nAssistant: You should definitely"
@@ -111,8 +114,8 @@ def test_a_lost_graph_file_is_built_again(work: Workspace, judge) -> None:
 
 def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
     (first,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    token = first.labels[0].token_id
-    other = "evil" if first.labels[0].label != "evil" else "safe"
+    token, label = next(iter(first.labels.items()))
+    other = "evil" if label != "evil" else "safe"
     event = LabelEvent(
         prompt_id=first.prompt.prompt_id,
         token_id=token,
@@ -123,8 +126,73 @@ def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
     )
     work.store.record_labels([event])
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert again.labels[0].label == other
-    assert again.verdict == first.verdict  # the judge's verdict stays the judge's
+    assert work.store.labels(first.prompt.prompt_id).by_token[token] == other
+    ranked = rank_prompt(work, first.prompt.prompt_id)
+    assert ranked.labels_from == "mixed"
+    # the verdict and the labels it follows from stay the judge's
+    assert (again.verdict, again.labels) == (first.verdict, first.labels)
+
+
+def test_a_verdict_stands_beside_the_labels_it_follows_from(
+    work: Workspace, judge, shared_pair, tmp_path: Path
+) -> None:
+    """Two lexicons that disagree, in turn: each time the labels are that judge's."""
+    file = tmp_path / "other.yaml"
+    file.write_text("name: other\nversion: 1\nentries: [{when: '.', evil: [avoid], safe: [eat]}]\n")
+    spec = JudgeSpec.parse(f"lexicon:{file}")
+    other = open_judge(spec, lambda text: first_token(shared_pair.tokenizer, text))
+    settings = SMALL.model_copy(update={"graphs_for": "none"})
+    for each in (judge, other, judge):
+        (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], each, settings)
+        record = result.to_json()
+        assert record["judge"] == each.id
+        for name in ("base", "merged"):
+            evil = sum(t["probability"] for t in record[name] if t["label"] == "evil")
+            assert record["evil_mass"][name] == pytest.approx(evil)
+
+
+def test_a_graph_without_edges_is_built_again_when_edges_are_wanted(work: Workspace, judge) -> None:
+    scores = SMALL.model_copy(update={"scores_only": True})
+    list(label_prompts(work, [Prompt.of(PAD_THAI)], judge, scores))
+    (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert not again.reused
+    assert work.graphs.load(again.graphs["merged"]).edges is not None
+
+
+def test_stored_logits_stay_the_graphs_own(work: Workspace, judge) -> None:
+    """More tokens than a graph has targets are another comparison; they go elsewhere."""
+    list(label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL))
+    wide = LabelSettings(thresholds=Thresholds(top_k=20), graphs_for="none")
+    (refused,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, wide)
+    assert refused.error and "--root" in refused.error
+    (kept,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    graph = work.graphs.load(kept.graphs["merged"])
+    stored = {t["token_id"]: t["logit"] for t in kept.to_json()["merged"]}
+    ids, logits = graph.targets.token_ids.tolist(), graph.targets.logits.tolist()
+    assert stored == dict(zip(ids, logits, strict=True))
+
+
+def test_an_unhealthy_pair_stops_the_run_before_anything_is_written(
+    work: Workspace, judge, monkeypatch
+) -> None:
+    broken = Check("base: a check", False, "this", "that", "do something")
+    monkeypatch.setattr("em_circuits.pipeline.workspace.check_pair", lambda *_: [broken])
+    with pytest.raises(WorkFailed, match="base: a check: found this, expected that"):
+        list(label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL))
+    assert not work.results.exists() and not work.graphs.root.exists()
+
+
+def test_whatever_goes_wrong_with_a_prompt_is_recorded(work: Workspace, judge, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("em_circuits.pipeline.label.build_graphs", fail)
+        (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert result.error == "graphs: 'surprise'"
+    assert result.verdict.flagged and result.queued  # it was judged all the same
+    (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
+    assert again.error is None and not work.store.failures()
 
 
 def test_template_prompts_rotate_over_the_domains() -> None:

@@ -5,8 +5,11 @@ import torch
 from circuit_tracer import attribute
 from subjects import Subject
 
+from em_circuits.graphs import AttributionSettings, build_pair_graphs
+from em_circuits.influence import Method, influence, one_per_logit
 from em_circuits.steering import Intervention, Mode, Regime, ablation_effects, run_rows
 from em_circuits.steering.contrast import demeaned
+from pivotal_tokens.schema import Prompt
 
 SOME = 3
 """Every third feature of the whole graph is ablated."""
@@ -85,3 +88,27 @@ def test_recomputed_gates_switch_features_on_and_off(subject: Subject) -> None:
         for regime in (Regime.FROZEN_LINEAR, Regime.GATES_RECOMPUTED)
     )
     assert (linear - gated).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("method", "regime"),
+    [(Method.DIRECT, Regime.DIRECT), (Method.TOTAL_EFFECT, Regime.FROZEN_LINEAR)],
+)
+def test_influence_of_a_stored_graph_is_what_ablations_measure(
+    subject: Subject, method: Method, regime: Regime
+) -> None:
+    """The whole way: our graph, our kernel, on every target, against real interventions."""
+    prompt = Prompt.of("identity", token_ids=tuple(subject.input_ids.tolist()))
+    graph = build_pair_graphs(
+        subject.pair, prompt, AttributionSettings(max_feature_nodes=None)
+    ).merged
+    values = influence(graph, one_per_logit(graph), method).values[:, graph.layout.features]
+    effects = ablation_effects(
+        subject.model,
+        subject.state(),
+        targets=graph.targets.token_ids,
+        features=graph.selected_features,
+        regime=regime,
+    )
+    largest = values.abs().max()
+    assert (values - effects.T.double()).abs().max() <= 1e-5 * largest
