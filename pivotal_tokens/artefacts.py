@@ -35,6 +35,7 @@ _LIBRARIES = (
     "safetensors",
     "tokenizers",
     "numpy",
+    "pyarrow",
     "sqlalchemy",
     "pydantic",
 )

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from em_circuits.cli.feature_tables import (
+    aggregate_notes,
+    aggregate_table,
+    aggregate_title,
+    diff_table,
+)
 from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, pass_session, progress_disabled
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.features import AggregateSettings
 
 model_option = click.option(
     "--model", type=click.Choice(["base", "merged"]), default="merged", show_default=True
 )
+
+
+by_position_option = click.option(
+    "--by-position", is_flag=True, help="Keep positions apart, counted from the prompt's end."
+)
+min_prompts_option = click.option(
+    "--min-prompts",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Test features that are scored in at least so many prompts.",
+)
+stored_methods = ["gradient", "direct", "total_effect", "signed_influence"]
 
 
 @click.group()
@@ -22,7 +48,7 @@ def features() -> None:
 @model_option
 @click.option(
     "--method",
-    type=click.Choice(["gradient", "direct", "total_effect", "signed_influence", "measured"]),
+    type=click.Choice([*stored_methods, "measured"]),
     default="gradient",
     show_default=True,
     help="gradient and measured see every active feature; the others a graph's nodes.",
@@ -45,12 +71,135 @@ def rank(
         f"{ranked.prompt.prompt_id}, {model} model, by {method}; labels from: {ranked.labels_from}"
     )
     rows = [
-        (f.layer, f.position, f.feature, f.contrast, f.evil_mean, f.safe_mean, f.activation)
+        (
+            f.layer,
+            f.position,
+            f.feature,
+            f.contrast,
+            f.evil_mean,
+            f.safe_mean,
+            f.hedges_g,
+            f.activation,
+        )
         for f in ranked.ranking.top(top or 15)
     ]
-    header = ("layer", "pos", "feature", "contrast", "evil", "safe", "activation")
+    header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation")
     click.echo(table(header, rows))
-    click.echo(f"{len(ranked.ranking.features)} features in all; contrast in logits")
+    click.echo(
+        f"{len(ranked.ranking.features)} features in all; contrast in logits, g is Hedges' g"
+    )
+
+
+@features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@model_option
+@click.option(
+    "--method",
+    type=click.Choice([*stored_methods, "measured"]),
+    default="gradient",
+    show_default=True,
+    help="gradient and measured see every active feature; the others a graph's nodes.",
+)
+@by_position_option
+@click.option(
+    "--exclude-layers",
+    default="",
+    metavar="L,L,...",
+    help="Leave these layers out, and compare them with the rest.",
+)
+@min_prompts_option
+@click.option("--pair", metavar="KEY", help="Another model pair in the store, not loaded.")
+@click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
+@json_option
+@pass_session
+def aggregate(
+    session: Session,
+    prompts: tuple[str, ...],
+    exclude_layers: str,
+    min_prompts: int,
+    pair: str | None,
+    top: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Features over all labelled prompts, or over those that are named, by mean contrast."""
+    from em_circuits.pipeline.aggregate import AggregateRequest, aggregate_prompts, find_pair
+
+    request = AggregateRequest(
+        exclude_layers=_layers(exclude_layers),
+        settings=_aggregate_settings(session, min_prompts),
+        **options,
+    )
+    with session.workspace() as work:
+        key = find_pair(work, pair) if pair else None
+        table = aggregate_prompts(work, prompts, request, pair=key, progress=_progress)
+    record, lines = table.record, table.rows()
+    if as_json:
+        emit({**table.head(), "features": lines[:top]})
+        return
+    click.echo(aggregate_title(record))
+    click.echo(aggregate_table(lines[: top or 15], by_position=request.by_position))
+    click.echo("\n".join(aggregate_notes(record)))
+    click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
+
+
+@features.command(epilog="Example: em-circuits features diff --method total_effect --json")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option(
+    "--method",
+    type=click.Choice(stored_methods),
+    default="gradient",
+    show_default=True,
+    help="Of the score.",
+)
+@by_position_option
+@min_prompts_option
+@click.option("--pair", "pairs", multiple=True, metavar="KEY", help="A model pair in the store.")
+@click.option(
+    "--also",
+    "roots",
+    multiple=True,
+    type=click.Path(file_okay=False),
+    help="Also every model pair of the store under this root.",
+)
+@click.option("--top", type=click.IntRange(min=1), help="Only the N largest rises of the score.")
+@json_option
+@pass_session
+def diff(
+    session: Session,
+    prompts: tuple[str, ...],
+    pairs: tuple[str, ...],
+    roots: tuple[str, ...],
+    min_prompts: int,
+    top: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """What merged changes of base's features: activation, score, direct edge to the contrast."""
+    from contextlib import ExitStack
+
+    from em_circuits.pipeline.difference import (
+        DifferenceRequest,
+        difference_over_prompts,
+        find_sources,
+        joined,
+    )
+
+    request = DifferenceRequest(settings=_aggregate_settings(session, min_prompts), **options)
+    with ExitStack() as stack:
+        work = stack.enter_context(session.workspace())
+        others = [stack.enter_context(session.workspace(root=root)) for root in roots]
+        sources = find_sources(work, pairs, others)
+        table = difference_over_prompts(sources, prompts, request, progress=_progress)
+    lines = joined(table)
+    if as_json:
+        emit({**table.head(), "features": lines[:top]})
+        return
+    for number, pair in enumerate(table.record["pairs"]):
+        n = len(pair["prompts"])
+        click.echo(f"pair {pair['pair'][:12]}: merged minus base, {n} prompts, by {request.method}")
+        click.echo(diff_table(lines[: top or 15], number, by_position=request.by_position))
+    click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
 
 
 @features.command(epilog="Example: em-circuits features mediate 44a71b --json")
@@ -90,3 +239,22 @@ def mediate(
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _aggregate_settings(session: Session, min_prompts: int) -> AggregateSettings:
+    from em_circuits.features import AggregateSettings
+
+    return AggregateSettings(min_prompts=min_prompts, seed=session.seed)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise RequestError(f"--exclude-layers {text!r}: give layer numbers, such as 14,15")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=name, unit="prompt", disable=progress_disabled()))

@@ -46,21 +46,26 @@ class Session:
         return self.options["base"] is None
 
     def workspace(
-        self, *, create: bool = False, attribution: AttributionSettings | None = None
+        self,
+        *,
+        create: bool = False,
+        root: str | None = None,
+        attribution: AttributionSettings | None = None,
     ) -> Workspace:
         """The workspace of a command.
 
         Args:
             create: The command may make the store.
+            root: Another root than the command's, with the store that stands under it.
             attribution: What the memory plan reckons with.
         """
         from em_circuits.graphs import AttributionSettings
         from em_circuits.pipeline.workspace import Workspace
 
         return Workspace(
-            root=self.root,
+            root=self.root if root is None else Path(root),
             models=self.models(),
-            store_url=self.options["store"],
+            store_url=self.options["store"] if root is None else None,
             seed=self.seed,
             create=create,
             attribution=attribution or AttributionSettings(),

@@ -1,5 +1,16 @@
-"""From scores to features: matching labels to targets, contrast, ranking, choice."""
+"""From scores to features: matching labels to targets, contrast, ranking, choice, aggregation."""
 
+from em_circuits.features.aggregate import (
+    FORMULA,
+    Aggregate,
+    AggregateSettings,
+    Stability,
+    Summary,
+    aggregate,
+)
+from em_circuits.features.difference import activation_block, change
+from em_circuits.features.keyed import Block, KeyedScores, PromptScores, block_of, of_graph
+from em_circuits.features.layers import LayerComparison, compare_layers, without_layers
 from em_circuits.features.rank import (
     METHODS,
     FeatureScores,
@@ -9,19 +20,32 @@ from em_circuits.features.rank import (
     rank,
     rank_features,
 )
-from em_circuits.features.recurring import RecurringFeature, recurring
 from em_circuits.features.select import FeatureChoice, parse_features
 
 __all__ = [
+    "FORMULA",
     "METHODS",
+    "Aggregate",
+    "AggregateSettings",
+    "Block",
     "FeatureChoice",
     "FeatureScores",
+    "KeyedScores",
+    "LayerComparison",
+    "PromptScores",
     "RankedFeature",
     "Ranking",
-    "RecurringFeature",
+    "Stability",
+    "Summary",
+    "activation_block",
+    "aggregate",
+    "block_of",
+    "change",
+    "compare_layers",
     "graph_scores",
+    "of_graph",
     "parse_features",
     "rank",
     "rank_features",
-    "recurring",
+    "without_layers",
 ]

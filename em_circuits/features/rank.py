@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from em_circuits.features.statistics import standardised
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, influence, one_per_logit
+from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
@@ -55,6 +57,10 @@ class RankedFeature:
     evil_mean: float
     safe_mean: float
     activation: float
+    welch_t: float | None = None
+    """Descriptive, as are the next two; None where there is no spread to measure by."""
+    welch_df: float | None = None
+    hedges_g: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row of `features rank --json`."""
@@ -124,16 +130,10 @@ def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
     Raises:
         RequestError: If no target is labelled evil, or none safe: there is no contrast.
     """
-    given = [labels.get(token) for token in scores.token_ids.tolist()]
-    sides = {side: torch.tensor([g == side for g in given]) for side in ("evil", "safe")}
-    counts = {side: int(mask.sum()) for side, mask in sides.items()}
-    if not all(counts.values()):
-        raise RequestError(
-            f"no contrast: {counts['evil']} evil and {counts['safe']} safe targets are labelled; "
-            "label the prompt first (em-circuits review)"
-        )
-    evil = scores.scores[sides["evil"]].double().mean(0)
-    safe = scores.scores[sides["safe"]].double().mean(0)
+    is_evil, is_safe = sides_of(scores.token_ids, labels)
+    evil = scores.scores[is_evil].double().mean(0)
+    safe = scores.scores[is_safe].double().mean(0)
+    spread = standardised(scores.scores, is_evil, is_safe)
     contrast = evil - safe
     order = torch.argsort(contrast, descending=True, stable=True).tolist()
     columns = zip(
@@ -142,12 +142,33 @@ def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
         evil.tolist(),
         safe.tolist(),
         scores.activations.tolist(),
+        *([finite(v) for v in values.tolist()] for values in (spread.t, spread.df, spread.g)),
         strict=True,
     )
     rows = [RankedFeature(*place, *numbers) for place, *numbers in columns]
     targets = set(scores.token_ids.tolist())
     unmatched = tuple(sorted(token for token in labels if token not in targets))
     return Ranking(scores.method, tuple(rows[i] for i in order), unmatched)
+
+
+def sides_of(
+    token_ids: Int[Tensor, " target"], labels: Mapping[int, Label]
+) -> tuple[Bool[Tensor, " target"], Bool[Tensor, " target"]]:
+    """Which targets are labelled evil, and which safe.
+
+    Raises:
+        RequestError: If no target is labelled evil, or none safe: there is no contrast.
+    """
+    given = [labels.get(token) for token in token_ids.tolist()]
+    evil, safe = (
+        torch.tensor([g == side for g in given], dtype=torch.bool) for side in ("evil", "safe")
+    )
+    if not (evil.any() and safe.any()):
+        raise RequestError(
+            f"no contrast: {int(evil.sum())} evil and {int(safe.sum())} safe targets are "
+            "labelled; label the prompt first (em-circuits review)"
+        )
+    return evil, safe
 
 
 def rank_features(

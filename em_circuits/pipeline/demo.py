@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +22,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from em_circuits import __version__
-from em_circuits.features import RecurringFeature, recurring
-from em_circuits.pipeline.analyse import mediate_prompt, rank_prompt, steer_prompt
+from em_circuits.features import FORMULA
+from em_circuits.pipeline.aggregate import Progress, aggregate_prompts, no_progress
+from em_circuits.pipeline.analyse import mediate_prompt, steer_prompt
 from em_circuits.pipeline.label import LabelResult, LabelSettings, label_prompts
 from em_circuits.pipeline.prompts import template_prompts
 from em_circuits.pipeline.workspace import Workspace
@@ -120,16 +121,13 @@ class DemoReport(_Frozen):
         return sum(row.prompts for row in self.domains)
 
 
-Progress = Callable[[Sequence[Any], str], Iterator[Any]]
-
-
 def run_demo(
     work: Workspace,
     judge: Judge,
     *,
     n_prompts: int = 24,
     n_mediated: int = 7,
-    progress: Progress = lambda items, _name: iter(items),
+    progress: Progress = no_progress,
 ) -> DemoReport:
     """Run the pipeline and the first experiments, and keep the report.
 
@@ -180,7 +178,7 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
             "version": __version__,
             "pair": work.pair.key,
             "seed": work.seed,
-            "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated],
+            "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated, FORMULA],
             "prompts": [
                 [r.prompt.prompt_id, r.graphs, _labels(work, r.prompt.prompt_id)] for r in results
             ],
@@ -210,8 +208,7 @@ def _measure(
 ) -> DemoReport:
     usable = [r for r in results if r.graphs and _has_contrast(work, r)]
     ids = [r.prompt.prompt_id for r in usable]
-    rankings = [rank_prompt(work, i).ranking for i in progress(ids, "rank")]
-    top = recurring(rankings)[:TOP_SHOWN] if rankings else ()
+    top = aggregate_prompts(work, ids, progress=progress).rows()[:TOP_SHOWN] if ids else []
     steered = [
         steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1] for i in progress(ids, "steer")
     ]
@@ -264,12 +261,12 @@ def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
     return tuple(rows)
 
 
-def _feature_row(feature: RecurringFeature) -> FeatureRow:
+def _feature_row(line: dict[str, Any]) -> FeatureRow:
     return FeatureRow(
-        layer=feature.layer,
-        feature=feature.feature,
-        prompts=feature.prompts,
-        mean_contrast=feature.mean_contrast,
+        layer=line["layer"],
+        feature=line["feature"],
+        prompts=line["selected"],
+        mean_contrast=line["mean"],
     )
 
 

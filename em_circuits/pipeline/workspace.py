@@ -20,7 +20,7 @@ from em_circuits.models.health import Check, check_pair, require_healthy
 from em_circuits.models.memory import memory_plan, require_fit
 from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName, Prompt
+from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,21 @@ class Workspace:
         Raises:
             RequestError: If there is none yet.
         """
+        return self.graphs.load(self.graph_record(prompt_id, model, self.pair.key).key)
+
+    def graph_record(self, prompt_id: str, model: ModelName, pair: str) -> GraphRecord:
+        """The newest registered graph of a prompt under a pair, which need not be loaded.
+
+        Raises:
+            RequestError: If there is none yet.
+        """
         records = [
             r
-            for r in self.store.graphs(prompt_id, self.pair.key)
+            for r in self.store.graphs(prompt_id, pair)
             if r.model == model and self.graphs.has(r.key)
         ]
         if records:
-            newest = max(records, key=lambda record: record.created_at)
-            return self.graphs.load(newest.key)
+            return max(records, key=lambda record: record.created_at)
         raise RequestError(
             f"prompt {prompt_id} has no {model} graph under these models; "
             f"run em-circuits graphs build {prompt_id}"

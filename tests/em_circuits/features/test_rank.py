@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from em_circuits.features import FeatureScores, Ranking, parse_features, rank, recurring
-from em_circuits.features.rank import RankedFeature
+from em_circuits.features import FeatureScores, parse_features, rank
 from pivotal_tokens.errors import RequestError
 
 SCORES = FeatureScores(
@@ -28,6 +27,7 @@ def test_contrast_is_mean_evil_minus_mean_safe() -> None:
     assert [f.contrast for f in ranking.features] == [1.0, -0.75, -4.0]
     first = ranking.features[0]
     assert (first.evil_mean, first.safe_mean, first.activation) == (2.0, 1.0, 1.0)
+    assert (first.welch_t, first.hedges_g) == (None, None)  # one safe token has no spread
     assert ranking.unmatched == (99,)
     assert ranking.bottom(1)[0].contrast == -4.0
     assert [f.contrast for f in ranking.largest(2)] == [-4.0, 1.0]
@@ -64,17 +64,3 @@ def test_feature_choices_resolve_in_order_of_importance() -> None:
 def test_what_is_no_choice_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="--features"):
         parse_features(text)
-
-
-def test_recurring_features_sum_positions_and_count_absence_as_zero() -> None:
-    def ranking(*rows: tuple[int, int, int, float]) -> Ranking:
-        features = tuple(RankedFeature(*row, 0.0, 0.0, 1.0) for row in rows)
-        return Ranking("gradient", features, ())
-
-    found = recurring(
-        [ranking((1, 4, 7, 1.0), (1, 5, 7, 2.0), (0, 2, 3, -1.0)), ranking((0, 9, 3, 0.5))]
-    )
-    assert [(f.layer, f.feature, f.prompts) for f in found] == [(1, 7, 1), (0, 3, 2)]
-    assert found[0].mean_contrast == 1.5
-    assert found[1].mean_contrast == -0.25
-    assert (found[0].same_sign, found[1].same_sign) == (1.0, 0.5)

@@ -1,0 +1,164 @@
+"""`features aggregate` and `features diff` on a few labelled prompts of the organism."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from em_circuits.cli.app import run
+from em_circuits.features import graph_scores, rank
+
+N = 3
+PLACE = {"layer", "feature", "offset"}
+STATES = {"selected", "partial", "not_selected", "inactive", "n"}
+FIGURES = {"mean", "sd", "low", "high", "mean_selected", "same_sign", "p", "q", "stable"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a few flagged prompts and their graphs."""
+    made = tmp_path_factory.mktemp("features")
+    command = ["label", "--n", str(N), "--max-features", "120", "--json"]
+    assert run(["--root", str(made), *command]) == 0
+    return made
+
+
+def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
+    capsys.readouterr()
+    status = run(["--root", str(root), "features", *arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+def contrasts(root: Path, shown: dict, model: str = "merged") -> dict[tuple[int, int], list[float]]:
+    """The mean contrast of every (layer, feature), summed by hand from the stored graphs."""
+    from em_circuits.graphs import GraphStore
+    from pivotal_tokens.store import Store, default_url
+
+    sums: dict[tuple[int, int], list[float]] = {}
+    with Store.open(default_url(root)) as store:
+        for number, prompt in enumerate(shown["prompts"]):
+            graph = GraphStore(root / "graph_storage").load(prompt["graphs"][model])
+            labels = store.labels(prompt["prompt_id"]).by_token
+            for row in rank(graph_scores(graph, "gradient"), labels).features:
+                sums.setdefault((row.layer, row.feature), [0.0] * N)[number] += row.contrast
+    return sums
+
+
+def test_aggregate_has_the_documented_shape_and_the_means_of_the_ranks(root, capsys) -> None:
+    shown = ask(capsys, root, "aggregate", "--min-prompts", "3")
+    assert {p["labels_from"] for p in shown["prompts"]} == {"judge"} and not shown["left_out"]
+    assert set(shown["features"][0]) == PLACE | STATES | FIGURES
+    assert shown["permutations"]["n"] > 0 and shown["n_tested"] > 10
+    assert shown["stability"]["k"] == 20 and 0 <= shown["stability"]["least_overlap"] <= 1
+    expected = contrasts(root, shown)
+    assert len(expected) == shown["n_features"] == len(shown["features"])
+    for line in shown["features"]:
+        values = expected[line["layer"], line["feature"]]
+        assert line["mean"] == pytest.approx(sum(values) / N, abs=1e-9)
+        assert line["offset"] is None and line["n"] == N
+        assert (line["p"] is None) == (line["selected"] < 3)
+    means = [line["mean"] for line in shown["features"]]
+    assert means == sorted(means, reverse=True)
+
+
+def test_a_kept_table_is_used_until_a_label_changes(root, capsys, monkeypatch) -> None:
+    first = ask(capsys, root, "aggregate", "--top", "2")
+    again = ask(capsys, root, "aggregate", "--top", "2")
+    assert again["reused"] and again | {"reused": None} == first | {"reused": None}
+    assert all(Path(path).is_file() for path in again["files"].values())
+    named = [p["prompt_id"][:8] for p in reversed(first["prompts"])]
+    assert ask(capsys, root, "aggregate", *named, "--top", "2")["key"] == first["key"]
+    assert not ask(capsys, root, "aggregate", named[0], "--top", "2")["reused"]
+
+    from pivotal_tokens.schema import LabelEvent
+    from pivotal_tokens.store import Store, default_url
+
+    prompt_id = first["prompts"][0]["prompt_id"]
+    with Store.open(default_url(root)) as store:
+        token = store.labels(prompt_id).ids("evil")[-1]
+        event = {"prompt_id": prompt_id, "token_id": token, "author": "ada"}
+        change = {"from_label": None, "to_label": "unsure", "author_kind": "human"}
+        store.record_labels([LabelEvent(**event, **change)])
+    changed = ask(capsys, root, "aggregate", "--top", "2")
+    assert not changed["reused"] and changed["key"] != first["key"]
+    assert changed["prompts"][0]["labels_from"] == "mixed"
+
+
+def test_layers_positions_and_graph_methods(root, capsys) -> None:
+    options = ("--method", "total_effect", "--by-position", "--exclude-layers", "0,1")
+    shown = ask(capsys, root, "aggregate", *options)
+    assert {line["layer"] for line in shown["features"]} == {2, 3}
+    assert all(line["offset"] <= 0 for line in shown["features"])
+    assert any(line["not_selected"] for line in shown["features"])
+    layers = shown["layers"]
+    assert layers["excluded"] == [0, 1] and layers["prompts"] == N
+    assert layers["difference"] == pytest.approx(layers["kept_mean"] - layers["excluded_mean"])
+    assert layers["low"] <= layers["difference"] <= layers["high"]
+
+
+def test_measured_effects_are_summed_up_too(root, capsys) -> None:
+    first = ask(capsys, root, "aggregate", "--top", "1")["prompts"][0]["prompt_id"]
+    shown = ask(capsys, root, "aggregate", first, "--method", "measured")
+    gradient = ask(capsys, root, "aggregate", first)
+    assert shown["prompts"][0]["graphs"] == {} and shown["n_features"] == gradient["n_features"]
+    known = {(x["layer"], x["feature"]): x["mean"] for x in gradient["features"]}
+    top = [(known[x["layer"], x["feature"]], x["mean"]) for x in shown["features"][:10]]
+    assert all(x > 0 and y > 0 for x, y in top)
+
+
+def test_diff_is_merged_minus_base_of_three_measures(root, capsys) -> None:
+    shown = ask(capsys, root, "diff", "--min-prompts", "3")
+    (pair,) = shown["pairs"]
+    assert len(pair["prompts"]) == N == pair["prompts_with_edges"]
+    merged, base = (contrasts(root, pair, model) for model in ("merged", "base"))
+    nothing = [0.0] * N
+    for line in shown["features"]:
+        (changes,) = line["changes"]
+        assert set(changes) == {"activation", "score", "edge"}
+        key = line["layer"], line["feature"]
+        expected = sum(merged.get(key, nothing)) - sum(base.get(key, nothing))
+        assert changes["score"]["mean"] == pytest.approx(expected / N, abs=1e-9)
+        assert changes["activation"]["p"] is None
+    assert any(line["changes"][0]["edge"] is None for line in shown["features"])
+    assert {len(str(x)) for x in (pair["pair"],)} == {64}
+    assert ask(capsys, root, "diff", "--min-prompts", "3")["reused"]
+
+
+def test_diff_over_two_stores_lines_the_pairs_up_by_key(root, capsys) -> None:
+    shown = ask(capsys, root, "diff", "--also", str(root), "--by-position", "--top", "3")
+    assert [p["pair"] for p in shown["pairs"]] == [shown["pairs"][0]["pair"]] * 2
+    for line in shown["features"]:
+        assert line["changes"][0] == line["changes"][1] and line["offset"] <= 0
+        assert math.isfinite(line["changes"][0]["score"]["mean"])
+
+
+def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
+    options = ["--by-position", "--exclude-layers", "3"]
+    for command in (["aggregate", *options], ["diff"]):
+        capsys.readouterr()
+        assert run(["--root", str(root), "features", *command, "--top", "4"]) == 0
+        out = capsys.readouterr().out.splitlines()
+        assert all(len(line) <= 79 for line in out[:-1]) and "results/features" in out[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aggregate", "--exclude-layers", "last"], "layer numbers"),
+        (["aggregate", "--exclude-layers", "0,1,2,3"], "no feature is left"),
+        (["aggregate", "--pair", "zzz"], "0 model pairs begin with"),
+        (["aggregate", "ffffffffffff"], "ffffffffffff"),
+        (["diff", "--pair", "zzz"], "0 model pairs begin with"),
+        (["diff", "--method", "measured"], "measured"),
+        (["diff", "--also", "/nowhere"], "no store at"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(root, capsys, arguments, message) -> None:
+    capsys.readouterr()
+    assert run(["--root", str(root), "features", *arguments]) == 2
+    assert message in capsys.readouterr().err
