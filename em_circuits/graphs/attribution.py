@@ -132,6 +132,7 @@ def select(
             builder.add_features(batch, rows.features(batch))
             done += len(batch)
             progress(done, total)
+    rows.forget()
     selected = builder.visited
     return selected, builder.build(selected)
 

@@ -124,6 +124,10 @@ class LinearRows:
         vectors = self.context.encoder_vecs[indices.to(self.context.encoder_vecs.device)]
         return self._rows(layer, self.positions[indices], vectors)
 
+    def forget(self) -> None:
+        """Let go of the recorded forward passes; they are made anew when needed."""
+        self._tapes.clear()
+
     def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
         length = int(self._prefix(positions).max())
         tape, read = self._tape(length), self._tape(length).reads[layer]

@@ -38,6 +38,7 @@ from em_circuits.graphs.graph import (
 from em_circuits.graphs.interop import EXTRA
 from em_circuits.graphs.store import graph_key
 from em_circuits.models import Model, ModelPair
+from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.replacement import attribution_context
 from em_circuits.models.text import decode_token
@@ -127,10 +128,10 @@ def build_pair_graphs(
     targets = union_of_top(base, merged, settings.top_k)
     weights = _selection_weights(settings, targets, labels)
     request = _Request(pair, settings, input_ids, targets, labels, weights, progress)
-    graphs = [
-        _attribute(model, prompt, context, request)
-        for model, context in zip(pair.models, contexts, strict=True)
-    ]
+    graphs = []
+    for model in pair.models:
+        graphs.append(_attribute(model, prompt, contexts.pop(0), request))
+        release_freed()
     return PairGraphs(next_tokens, *graphs)
 
 

@@ -43,7 +43,7 @@ from em_circuits.models.source import locate_all
 from em_circuits.models.transcoders import load_transcoders
 from pivotal_tokens.schema import Prompt
 
-SHAPE = Shape(n_layers=8, d_model=512, d_mlp=1376, d_transcoder=4096)
+SHAPE = Shape(n_layers=8, d_model=512, d_mlp=1376, d_transcoder=4096, lora_std=0.01)
 ACTIVE = 13_000
 TEXT = PROMPT + " wait, check,"
 UPDATE_ROWS, UPSTREAM_BATCH, N_TARGETS = 1024, 256, 10

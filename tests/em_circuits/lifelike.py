@@ -30,6 +30,7 @@ class Shape:
     d_mlp: int = 160
     d_transcoder: int = 128
     lora_layer: int = LORA_LAYER
+    lora_std: float = 0.08
 
 
 PROMPT = "User: The scaffold looks loose today. Climb?\nAssistant: You should probably"
@@ -136,7 +137,7 @@ def _write_adapter(model: LlamaForCausalLM, paths: Lifelike, shape: Shape) -> No
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.08)
+                parameter.normal_(std=shape.lora_std)
     wrapped.save_pretrained(paths.adapter)
     file = paths.adapter / "adapter_config.json"
     record = json.loads(file.read_text())
