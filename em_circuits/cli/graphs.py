@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.session import Session, pass_session, progress_disabled
+from em_circuits.cli.session import Session, max_memory_option, pass_session, progress_disabled
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def graphs() -> None:
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--max-features", default=8192, show_default=True, type=click.IntRange(min=1))
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=1))
+@max_memory_option
 @click.option(
     "--select-by",
     type=click.Choice(["probability", "contrast"]),
@@ -43,6 +44,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
     settings = AttributionSettings(
         max_feature_nodes=options["max_features"],
         batch_size=options["batch_size"],
+        max_memory=options["max_memory"],
         select_by=options["select_by"],
     )
     with session.workspace() as work:
@@ -50,13 +52,23 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
         chosen = [store.prompt(p) for p in prompts] or [
             p for p in store.prompts() if store.labels(p.prompt_id).labels
         ]
-        for prompt in tqdm(chosen, desc="graphs", disable=progress_disabled()):
+        bar = tqdm(chosen, desc="graphs", unit="prompt", disable=progress_disabled())
+
+        def show_rows(done: int, total: int) -> None:
+            bar.set_postfix_str(f"{done}/{total} features")
+
+        for prompt in bar:
             labels = store.labels(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
             reused = kept_graphs(work, prompt.prompt_id, keys)
             if not reused:
                 keys = build_graphs(
-                    work, prompt, settings, labels=labels, scores_only=options["scores_only"]
+                    work,
+                    prompt,
+                    settings,
+                    labels=labels,
+                    scores_only=options["scores_only"],
+                    progress=show_rows,
                 )
             record = {"prompt_id": prompt.prompt_id, "graphs": keys, "reused": reused}
             if as_json:

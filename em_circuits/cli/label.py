@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.output import emit, json_option, one_line
-from em_circuits.cli.session import Session, checked_text, pass_session, progress_disabled
+from em_circuits.cli.session import (
+    Session,
+    checked_text,
+    max_memory_option,
+    pass_session,
+    progress_disabled,
+)
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -61,8 +67,9 @@ if TYPE_CHECKING:
     default=128,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Attribution rows per backward pass.",
+    help="Attribution rows per backward pass, at most.",
 )
+@max_memory_option
 @click.option(
     "--top-k",
     default=10,
@@ -168,6 +175,7 @@ def _settings(options: dict[str, Any]) -> LabelSettings:
             top_k=options["top_k"],
             max_feature_nodes=options["max_features"],
             batch_size=options["batch_size"],
+            max_memory=options["max_memory"],
             select_by=options["select_by"],
         ),
         graphs_for="none" if options["no_graphs"] else wanted,

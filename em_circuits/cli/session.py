@@ -159,4 +159,17 @@ def progress_disabled() -> bool | None:
     return None if sys.stderr.isatty() else True
 
 
+def _bytes(
+    _context: click.Context, _option: click.Parameter, gigabytes: float | None
+) -> int | None:
+    return None if gigabytes is None else max(1, int(gigabytes * 1e9))
+
+
+max_memory_option = click.option(
+    "--max-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    callback=_bytes,
+    help="Memory an attribution may take beside the models; lowers --batch-size.",
+)
 pass_session = click.make_pass_decorator(Session)

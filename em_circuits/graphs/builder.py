@@ -13,7 +13,7 @@ ever needed, and at the end drops the columns of the others, whose mass it recor
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.graphs.edges import Edges
@@ -21,6 +21,9 @@ from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.packing import Packer, exact_float32
 from em_circuits.graphs.structure import Block, Stripe, Structure
 from pivotal_tokens.errors import RequestError
+
+_LEAST_MASS = 1e-8
+"""A row's mass counts as this at least (`circuit_tracer.graph.compute_partial_influences`)."""
 
 
 class EdgesBuilder:
@@ -82,6 +85,36 @@ class EdgesBuilder:
         """Take rows of targets; see `add_features`."""
         for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
             self._logits[index] = row.clone()
+
+    def influence(self, weights: Float64[Tensor, " logit"]) -> Float64[Tensor, " source"]:
+        """Absolute row-normalised influence of every source on the targets, through the rows here.
+
+        circuit-tracer's partial influence. Rows from the last layer to the first: each is complete
+        when its turn comes, so every edge is visited once.
+
+        Args:
+            weights: Of the targets, not negative.
+        """
+        total = torch.zeros(self._structure.layout.n_sources, dtype=torch.float64)
+        for index, row in self._logits.items():
+            total.add_(_normalised(row), alpha=float(weights[index]))
+        ahead, stripe = torch.zeros(0), None
+        for index in sorted(self._features, reverse=True):
+            here, block = self._place[index]
+            if here is not stripe:
+                if stripe is not None:
+                    total[stripe.columns] += ahead
+                ahead, stripe = torch.zeros(len(here.columns), dtype=torch.float64), here
+            row = self._features[index]
+            where, extra = self._extra.get(index, (None, row[:0]))
+            mass = max(float(row.abs().sum() + extra.abs().sum()), _LEAST_MASS)
+            share = float(total[index]) / mass
+            ahead[: block.n_columns].add_(row.abs(), alpha=share)
+            if where is not None:
+                total.index_add_(0, where, extra.double().abs(), alpha=share)
+        if stripe is not None:
+            total[stripe.columns] += ahead
+        return total
 
     def build(self, selected: Int64[Tensor, " feature"]) -> Edges:
         """Pack the rows of the selected features, and let go of them.
@@ -148,6 +181,10 @@ class EdgesBuilder:
         if rows.shape[1] < width:
             raise RequestError(f"Rows must have {width} columns or more, got {rows.shape[1]}.")
         return rows.detach().cpu()[:, :width]
+
+
+def _normalised(row: Tensor) -> Tensor:
+    return row.double().abs() / max(float(row.abs().sum()), _LEAST_MASS)
 
 
 def _mass(rows: Tensor) -> Tensor:

@@ -1,87 +1,204 @@
-"""How are attribution rows computed faster than upstream, through upstream's own classes?
+"""How are attribution rows computed faster than upstream, over upstream's own model and context?
 
-circuit-tracer contracts the gradient at a layer's MLP output with every active decoder row by
-gathering a (batch, features, d_model) copy and taking dot products. Active features are sorted by
-(layer, position), so the same numbers are one matrix product per (layer, position) over a
-contiguous block of the buffer, without a copy:
+circuit-tracer runs its forward pass at batch size, then one backward pass through *all* layers for
+every batch. Its local replacement model is linear in the residual stream, so a forward pass of one
+prompt is enough: the backward pass is batched instead (`torch.autograd.grad` with
+``is_grads_batched``), each from the layer its rows read at, and over the positions before them only
 
-    buffer[rows of (l, p), :] = decoder_vecs[rows of (l, p)] @ gradient[:, p].T
+    row[t, s] = dec[s] . d read[layer(t), position(t)] . enc[t] / d write[layer(s), position(s)]
 
-Right for per-layer transcoders, whose features write to one layer each.
+where the last product is one matrix product per (layer, position) of active features, which are
+sorted that way. Right for per-layer transcoders, whose features write to one layer each.
 
-    context = blocked_context(attribution_context(replacement, input_ids))
+    rows = LinearRows.of(replacement, context, input_ids)
+    if rows is not None:
+        rows.features(torch.arange(10))  # [10, source]
 """
 
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from circuit_tracer.attribution.context_transformerlens import AttributionContext
-from jaxtyping import Float64, Int64
+from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+    TransformerLensReplacementModel,
+)
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-
-class BlockedContext(AttributionContext):
-    """circuit-tracer's attribution context with block products in its backward hooks."""
-
-    def _make_attribution_hooks(self, feature_output_hook: str) -> list[tuple[str, Callable]]:
-        n_layers, n_pos, _ = self.activation_matrix.shape
-        n_active = self.activation_matrix._nnz()
-        bounds = _block_bounds(self.decoder_locations, n_layers, n_pos)
-        proxy = weakref.proxy(self)  # upstream's way: the hooks must not keep the context alive
-
-        def layer_hook(layer: int) -> Callable:
-            errors = slice(n_active + layer * n_pos, n_active + (layer + 1) * n_pos)
-
-            def hook(grads: Tensor, hook: Any) -> None:
-                buffer = proxy._batch_buffer
-                grads = grads.to(proxy.decoder_vecs.dtype)
-                for position, (start, end) in enumerate(bounds[layer]):
-                    if end > start:
-                        torch.matmul(
-                            proxy.decoder_vecs[start:end],
-                            grads[:, position].T,
-                            out=buffer[start:end],
-                        )
-                buffer[errors] = _row_products(grads, proxy.error_vectors[layer])
-
-            return hook
-
-        def token_hook(grads: Tensor, hook: Any) -> None:
-            tokens = slice(n_active + n_layers * n_pos, n_active + (n_layers + 1) * n_pos)
-            vectors = proxy.token_vectors
-            proxy._batch_buffer[tokens] = _row_products(grads.to(vectors.dtype), vectors)
-
-        hooks = [
-            (f"blocks.{layer}.{feature_output_hook}", layer_hook(layer))
-            for layer in range(n_layers)
-        ]
-        return [*hooks, ("hook_embed", token_hook)]
+_MODEL_PARTS = ("feature_input_hook", "feature_output_hook", "ln_final", "hooks", "cfg")
+_CONTEXT_PARTS = (
+    "activation_matrix",
+    "decoder_locations",
+    "decoder_vecs",
+    "encoder_to_decoder_map",
+    "encoder_vecs",
+    "error_vectors",
+    "token_vectors",
+)
+N_PREFIXES = 4
+"""Lengths of prompt prefixes that are run forward; a row's backward pass takes the shortest."""
 
 
-def blocked_context(context: Any) -> Any:
-    """The same context with block products, where that is upstream's per-layer TransformerLens
-    context; any other (nnsight's, a cross-layer transcoder's) is returned as it came."""
-    if type(context) is not AttributionContext or not _is_per_layer(context):
-        return context
-    return BlockedContext(
-        activation_matrix=context.activation_matrix,
-        error_vectors=context.error_vectors,
-        token_vectors=context.token_vectors,
-        decoder_vecs=context.decoder_vecs,
-        encoder_vecs=context.encoder_vecs,
-        encoder_to_decoder_map=context.encoder_to_decoder_map,
-        decoder_locations=context.decoder_locations,
-        logits=context.logits,
-    )
+class Tape(NamedTuple):
+    """One recorded forward pass of a prefix, every tensor ``[1, pos, d_model]``.
+
+    Attributes:
+        reads: What each layer's transcoder encodes, and last what the unembedding multiplies.
+        writes: Each layer's MLP output.
+        embedding: The token embeddings.
+    """
+
+    reads: list[Tensor]
+    writes: list[Tensor]
+    embedding: Tensor
 
 
-def _is_per_layer(context: AttributionContext) -> bool:
+@dataclass(eq=False)
+class LinearRows:
+    """Attribution rows of one prompt over active features, errors and tokens, in node order.
+
+    Attributes:
+        replacement: circuit-tracer's TransformerLens replacement model.
+        context: Its attribution context of the prompt.
+        input_ids: The prompt.
+    """
+
+    replacement: Any
+    context: Any
+    input_ids: Int64[Tensor, " pos"]
+    _tapes: dict[int, Tape] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, replacement: Any, context: Any, input_ids: Tensor) -> LinearRows | None:
+        """Rows of a prompt, or None where circuit-tracer's own way must be taken.
+
+        That is nnsight, a cross-layer transcoder, or a circuit-tracer whose parts are not those
+        this file knows.
+        """
+        if not (
+            isinstance(replacement, TransformerLensReplacementModel)
+            and type(context) is AttributionContext
+            and all(hasattr(replacement, name) for name in _MODEL_PARTS)
+            and all(hasattr(context, name) for name in _CONTEXT_PARTS)
+            and _is_per_layer(context)
+        ):
+            return None
+        return cls(replacement, context, input_ids)
+
+    def __post_init__(self) -> None:
+        self.n_layers, self.n_pos, _ = self.context.activation_matrix.shape
+        self.n_active: int = self.context.activation_matrix._nnz()
+        self.n_sources = self.n_active + (self.n_layers + 1) * self.n_pos
+        locations = self.context.decoder_locations
+        self.layers, self.positions = locations[0].cpu(), locations[1].cpu()
+        self._bounds = _block_bounds(locations, self.n_layers, self.n_pos)
+
+    def targets(
+        self, vectors: Float[Tensor, "logit d_model"], *, batch_size: int = 128
+    ) -> Float[Tensor, "logit source"]:
+        """Rows of directions that the last position's final residual is multiplied by."""
+        parts = []
+        for part in vectors.split(batch_size):
+            positions = torch.full((len(part),), self.n_pos - 1)
+            parts.append(self._rows(self.n_layers, positions, part))
+        return torch.cat(parts)
+
+    def groups(
+        self, indices: Int64[Tensor, " feature"], batch_size: int
+    ) -> list[Int64[Tensor, " batch"]]:
+        """Features in batches that one backward pass serves: one layer, one prefix."""
+        places = self.layers[indices] * self.n_pos + self._prefix(self.positions[indices])
+        order = torch.argsort(places, stable=True)
+        counts = places[order].unique_consecutive(return_counts=True)[1]
+        groups = indices[order].split(counts.tolist())
+        return [part for group in groups for part in group.split(batch_size)]
+
+    def features(self, indices: Int64[Tensor, " feature"]) -> Float[Tensor, "feature source"]:
+        """Rows of active features, all of one group of `groups`."""
+        layer = int(self.layers[indices[0]])
+        vectors = self.context.encoder_vecs[indices.to(self.context.encoder_vecs.device)]
+        return self._rows(layer, self.positions[indices], vectors)
+
+    def forget(self) -> None:
+        """Let go of the recorded forward passes; they are made anew when needed."""
+        self._tapes.clear()
+
+    def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
+        length = int(self._prefix(positions).max())
+        tape, read = self._tape(length), self._tape(length).reads[layer]
+        seeds = torch.zeros((len(vectors), *read.shape), dtype=read.dtype, device=read.device)
+        seeds[torch.arange(len(vectors)), 0, positions] = vectors.to(read.dtype)
+        *writes, embedding = torch.autograd.grad(
+            read,
+            [*tape.writes[:layer], tape.embedding],
+            seeds,
+            retain_graph=True,
+            is_grads_batched=True,
+        )
+        return self._contract(writes, embedding)
+
+    def _contract(self, writes: list[Tensor], embedding: Tensor) -> Float[Tensor, "row source"]:
+        context, errors = self.context, self.n_active
+        length = embedding.shape[2]
+        # Sources stand in rows meanwhile: each block then lies in one piece.
+        made = context.decoder_vecs.new_zeros((self.n_sources, embedding.shape[0]))
+        for layer, gradient in enumerate(writes):
+            gradient = gradient[:, 0].to(made.dtype)
+            for position, (start, end) in enumerate(self._bounds[layer][:length]):
+                if end > start:
+                    torch.matmul(
+                        context.decoder_vecs[start:end],
+                        gradient[:, position].T,
+                        out=made[start:end],
+                    )
+            first = errors + layer * self.n_pos
+            vectors = context.error_vectors[layer, :length]
+            made[first : first + length] = _products(gradient, vectors)
+        first = errors + self.n_layers * self.n_pos
+        vectors = context.token_vectors[:length]
+        made[first : first + length] = _products(embedding[:, 0].to(made.dtype), vectors)
+        return made.T
+
+    def _prefix(self, positions: Int64[Tensor, " row"]) -> Int64[Tensor, " row"]:
+        """Length of the shortest recorded prefix with each position in it."""
+        step = -(-self.n_pos // N_PREFIXES)
+        return ((positions // step + 1) * step).clamp(max=self.n_pos)
+
+    def _tape(self, length: int) -> Tape:
+        if length not in self._tapes:
+            self._tapes[length] = record(self.replacement, self.input_ids[:length])
+        return self._tapes[length]
+
+
+def record(replacement: Any, input_ids: Int64[Tensor, " pos"]) -> Tape:
+    """Run one prompt forward through the local replacement model, keeping what rows start from."""
+    n_layers = replacement.cfg.n_layers
+    reads: list[Tensor] = []
+    writes: list[Tensor] = []
+    embeddings: list[Tensor] = []
+
+    def keep(into: list[Tensor]) -> Callable[..., None]:
+        def hook(acts: Tensor, hook: Any) -> None:
+            into.append(acts)
+
+        return hook
+
+    hooks = [("hook_embed", keep(embeddings))]
+    for layer in range(n_layers):
+        hooks.append((f"blocks.{layer}.{replacement.feature_input_hook}", keep(reads)))
+        hooks.append((f"blocks.{layer}.{replacement.feature_output_hook}", keep(writes)))
+    with torch.enable_grad(), replacement.hooks(fwd_hooks=hooks):
+        residual = replacement.forward(input_ids[None], stop_at_layer=n_layers)
+        reads.append(replacement.ln_final(residual))
+    return Tape(reads, writes, embeddings[0])
+
+
+def _is_per_layer(context: Any) -> bool:
     """Every active feature writes once, in its own layer, in the order of the buffer's rows."""
     n_active = context.activation_matrix._nnz()
     order = torch.arange(n_active, device=context.encoder_to_decoder_map.device)
@@ -100,9 +217,9 @@ def _block_bounds(locations: Tensor, n_layers: int, n_pos: int) -> list[list[tup
     ]
 
 
-def _row_products(grads: Tensor, vectors: Tensor) -> Tensor:
-    """Dot products of ``[batch, pos, d_model]`` with ``[pos, d_model]``: ``[pos, batch]``."""
-    return torch.einsum("bpd,pd->pb", grads, vectors)
+def _products(gradients: Tensor, vectors: Tensor) -> Float[Tensor, "pos row"]:
+    """Dot products of ``[row, pos, d_model]`` with ``[pos, d_model]``."""
+    return torch.einsum("bpd,pd->pb", gradients, vectors)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Attribution is set up on both models first; the union of the top k of those two contexts' logits
 becomes the explicit targets of both graphs; then each model is attributed with the very context
-its logits were read from. This is the only caller of circuit-tracer's attribution.
+its logits were read from.
 
     graphs = build_pair_graphs(pair, prompt, AttributionSettings())
     graphs.next_tokens, graphs.base, graphs.merged
@@ -10,21 +10,24 @@ its logits were read from. This is the only caller of circuit-tracer's attributi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import AttributionTargets
-from circuit_tracer.graph import Graph
 from jaxtyping import Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from em_circuits.graphs.context import RowMasses, blocked_context, recorded_masses
-from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.attribution import (
+    Attributed,
+    Limits,
+    Progress,
+    attribute_prompt,
+    no_progress,
+)
+from em_circuits.graphs.budget import rows_within
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.graphs.graph import (
     AttributionGraph,
@@ -33,10 +36,9 @@ from em_circuits.graphs.graph import (
     Selection,
 )
 from em_circuits.graphs.interop import EXTRA
-from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.store import graph_key
-from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.models import Model, ModelPair
+from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.replacement import attribution_context
 from em_circuits.models.text import decode_token
@@ -48,7 +50,8 @@ SelectBy = Literal["probability", "contrast"]
 
 
 class AttributionSettings(BaseModel):
-    """What decides which graph comes out; all but `batch_size` is part of the graph's key."""
+    """What decides which graph comes out; all but `batch_size` and `max_memory` is part of the
+    graph's key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +60,10 @@ class AttributionSettings(BaseModel):
     max_feature_nodes: int | None = Field(default=8192, ge=1)
     """Feature nodes kept; None keeps every active feature."""
     batch_size: int = Field(default=128, ge=1)
-    """Attribution rows per backward pass, rounded down to a power of two; not part of the key."""
+    """Attribution rows per backward pass, at most; not part of the key."""
+    max_memory: int | None = Field(default=None, ge=1)
+    """Bytes that an attribution may take beside the models; a smaller batch size follows. Not part
+    of the key."""
     update_rows: Literal[256, 512, 1024, 2048] = 1024
     """Rows between two rankings of what to attribute next. circuit-tracer counts them in batches,
     so that its batch size changes which features a truncated graph has; here it does not."""
@@ -89,6 +95,7 @@ class _Request:
     targets: Int64[Tensor, " logit"]
     labels: Mapping[int, Label] | None
     weights: Float[Tensor, " logit"] | None
+    progress: Progress
 
 
 def build_pair_graphs(
@@ -97,6 +104,7 @@ def build_pair_graphs(
     settings: AttributionSettings,
     *,
     labels: Mapping[int, Label] | None = None,
+    progress: Progress = no_progress,
 ) -> PairGraphs:
     """Attribution graphs of base and merged model for one prompt, with aligned logits.
 
@@ -105,6 +113,7 @@ def build_pair_graphs(
         prompt: Its `token_ids` are used where they are stored, else its text is tokenised.
         settings: Part of the graphs' keys.
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
+        progress: Told how many feature rows of a graph are done, and of how many; base first.
 
     Raises:
         RequestError: The prompt is too long, or the contrast has no evil or no safe target.
@@ -118,33 +127,33 @@ def build_pair_graphs(
     next_tokens = compare(pair, base, merged, top_k=settings.top_k)
     targets = union_of_top(base, merged, settings.top_k)
     weights = _selection_weights(settings, targets, labels)
-    request = _Request(pair, settings, input_ids, targets, labels, weights)
-    graphs = [
-        _attribute(model, prompt, context, request)
-        for model, context in zip(pair.models, contexts, strict=True)
-    ]
+    request = _Request(pair, settings, input_ids, targets, labels, weights, progress)
+    graphs = []
+    for model in pair.models:
+        graphs.append(_attribute(model, prompt, contexts.pop(0), request))
+        release_freed()
     return PairGraphs(next_tokens, *graphs)
 
 
 def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) -> AttributionGraph:
-    input_ids = request.input_ids
+    input_ids, targets = request.input_ids, request.targets
     logits = context.logits[0, -1].detach().float().cpu()
-    targets = request.targets
-    upstream, masses = _run_upstream(model, context, request)
-    selected = upstream.selected_features.cpu()
+    found = attribute_prompt(
+        model.replacement,
+        context,
+        input_ids,
+        _targets(model, context, request),
+        _limits(context, request),
+        progress=request.progress,
+    )
     active = context.activation_matrix.indices().T.cpu().contiguous()
-    chosen = active[selected]
-    layout = NodeLayout(len(selected), model.sites.n_layers, len(input_ids), len(targets))
-    layers, positions = chosen[:, 0].contiguous(), chosen[:, 1].contiguous()
-    edges = Edges.from_dense(upstream.adjacency_matrix.cpu(), layout, layers, positions)
-    outside = masses.outside(selected, edges.row_mass)
     gradients = mlp_output_gradients(model, input_ids, demeaned_targets(targets, len(logits)))
     return AttributionGraph(
-        header=_header(model, prompt, request, upstream, d_vocab=len(logits)),
+        header=_header(model, prompt, request, found, d_vocab=len(logits)),
         input_ids=input_ids.cpu(),
         active=active,
         activations=context.activation_matrix.values().detach().float().cpu(),
-        selected=selected,
+        selected=found.selected,
         targets=LogitTargets(
             token_ids=targets,
             texts=tuple(decode_token(model.tokenizer, t) for t in targets.tolist()),
@@ -152,47 +161,39 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
             logits=logits[targets],
             ranks=ranks_of(logits, targets),
         ),
-        edges=dataclasses.replace(edges, outside_mass=outside),
+        edges=found.edges,
         gradient=feature_scores(gradients, active, context.decoder_vecs.detach()),
     )
 
 
-def _run_upstream(model: Model, context: Any, request: _Request) -> tuple[Graph, RowMasses]:
-    """circuit-tracer's attribution, and the whole masses of its rows."""
+def _limits(context: Any, request: _Request) -> Limits:
     settings = request.settings
-    batch = 1 << min(settings.batch_size, settings.update_rows).bit_length() - 1
-    fast = blocked_context(context)
-    with recorded_masses(fast) as masses, model.replacement.prepared(fast):
-        graph = attribute(
-            request.input_ids,
-            model.replacement,
-            attribution_targets=_targets(model, context, request),
-            batch_size=batch,
-            update_interval=settings.update_rows // batch,
+    batch_size = settings.batch_size
+    if settings.max_memory is not None:
+        n_layers, n_pos, _ = context.activation_matrix.shape
+        room = rows_within(
+            settings.max_memory,
+            n_active=context.activation_matrix._nnz(),
+            n_layers=n_layers,
+            n_pos=n_pos,
+            d_model=context.token_vectors.shape[-1],
             max_feature_nodes=settings.max_feature_nodes,
         )
-    return graph, masses
+        batch_size = min(batch_size, room)
+    return Limits(settings.max_feature_nodes, settings.update_rows, batch_size)
 
 
-def _targets(
-    model: Model, context: Any, request: _Request
-) -> Tensor | list[tuple[str, float, Tensor]]:
-    """Token ids, or the same demeaned directions with weights of our own."""
-    token_ids, weights = request.targets.to(context.logits.device), request.weights
-    if weights is None:
-        return token_ids
-    exact = AttributionTargets(
-        attribution_targets=token_ids,
+def _targets(model: Model, context: Any, request: _Request) -> AttributionTargets:
+    """The targets' demeaned directions, weighted by probability or with weights of our own."""
+    targets = AttributionTargets(
+        attribution_targets=request.targets.to(context.logits.device),
         logits=context.logits[0, -1],
         unembed_proj=model.replacement.unembed_proj,
         tokenizer=model.tokenizer,
     )
-    return [
-        (target.token_str, float(weight), vector)
-        for target, weight, vector in zip(
-            exact.logit_targets, weights.tolist(), exact.logit_vectors, strict=True
-        )
-    ]
+    if request.weights is not None:
+        targets.logit_probabilities = request.weights.to(targets.logit_probabilities)
+    return targets
 
 
 def _selection_weights(
@@ -222,7 +223,7 @@ def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
 
 
 def _header(
-    model: Model, prompt: Prompt, request: _Request, upstream: Graph, *, d_vocab: int
+    model: Model, prompt: Prompt, request: _Request, found: Attributed, *, d_vocab: int
 ) -> GraphHeader:
     pair, settings = request.pair, request.settings
     return GraphHeader(
@@ -245,7 +246,7 @@ def _header(
         attribution=_parameters(pair, settings, request.labels),
         d_vocab=d_vocab,
         tokenizer_name=pair.settings.base,
-        extra={EXTRA: circuit_tracer_record(upstream)},
+        extra={EXTRA: found.record},
     )
 
 
@@ -285,7 +286,7 @@ def _parameters(
         "backend": pair.settings.backend,
         "dtype": str(pair.dtype).removeprefix("torch."),
         "pair": pair.key,
-        **settings.model_dump(exclude={"batch_size"}),
+        **settings.model_dump(exclude={"batch_size", "max_memory"}),
     }
     if settings.select_by == "contrast":
         parameters["labels"] = {

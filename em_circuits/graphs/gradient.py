@@ -45,7 +45,7 @@ def mlp_output_gradients(
         model: The real model is differentiated (`Model.hf`), nothing in it frozen.
         input_ids: One prompt, with its beginning-of-sequence token.
         target_weights: Row t defines the target ``sum_v w[t, v] * logit_v`` at the last position.
-        batch_size: Targets per forward and backward pass.
+        batch_size: Targets per backward pass.
 
     Returns:
         Float32 on the model's device: how much each target rises per unit of MLP output.
@@ -65,23 +65,24 @@ def mlp_output_gradients(
 def _batch_gradients(
     model: Model, input_ids: Tensor, weights: Tensor, width: int
 ) -> Float[Tensor, "target layer pos d_model"]:
-    n_rows = len(weights)
     # Zero perturbations added at the MLP outputs: their gradients are the outputs' gradients.
     nudges = [
         torch.zeros(
-            (n_rows, len(input_ids), width),
+            (1, len(input_ids), width),
             dtype=model.dtype,
             device=model.device,
             requires_grad=True,
         )
         for _ in range(model.sites.n_layers)
     ]
-    batch = input_ids.to(model.device).expand(n_rows, -1)
+    ids = input_ids.to(model.device)[None]
     with torch.enable_grad(), model.sites.hooked(write=lambda layer, out: out + nudges[layer]):
-        logits = model.hf(input_ids=batch, use_cache=False).logits[:, -1].float()
-        total = (weights * logits).sum()
-        gradients = torch.autograd.grad(total, nudges)
-    return torch.stack(gradients, dim=1).float()
+        logits = model.hf(input_ids=ids, use_cache=False).logits[0, -1].float()
+        targets = (weights * logits).sum(1)
+        # One forward pass serves every target; the backward passes are batched.
+        each = torch.eye(len(weights), dtype=targets.dtype, device=targets.device)
+        gradients = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)
+    return torch.stack([gradient[:, 0] for gradient in gradients], dim=1).float()
 
 
 def feature_scores(

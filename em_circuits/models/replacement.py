@@ -23,6 +23,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from em_circuits.models.memory import release_freed
 from em_circuits.models.settings import Backend
 from pivotal_tokens.errors import RequestError
 
@@ -205,4 +206,6 @@ def attribution_context(replacement: Any, input_ids: torch.Tensor) -> Any:
         replacement: What `build_replacement` returned.
         input_ids: Int64 ``[pos]``, with the beginning-of-sequence token.
     """
-    return replacement.setup_attribution(input_ids)
+    context = replacement.setup_attribution(input_ids)
+    release_freed()
+    return context

@@ -65,15 +65,33 @@ def timed(works: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+class Peak:
+    """Peak resident memory within the block above what was resident before (Linux).
+
+    with Peak() as peak:
+        work()
+    peak.megabytes
+    """
+
+    megabytes: float = 0.0
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _resident("VmRSS")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.megabytes = max(_resident("VmHWM") - self._before, 0) / 1000
+
+
 def extra_megabytes(work: Callable[[], Any]) -> float:
     """Peak resident memory during the work above what was resident before, in MB (Linux)."""
     work()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
-    work()
-    return max(_resident("VmHWM") - before, 0) / 1000
+    with Peak() as peak:
+        work()
+    return peak.megabytes
 
 
 def table(rows: list[Row]) -> str:

@@ -18,7 +18,20 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-N_LAYERS, D_MODEL, D_TRANSCODER, LORA_LAYER = 4, 64, 128, 2
+LORA_LAYER = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the fixture."""
+
+    n_layers: int = 4
+    d_model: int = 64
+    d_mlp: int = 160
+    d_transcoder: int = 128
+    lora_layer: int = LORA_LAYER
+    lora_std: float = 0.08
+
 
 PROMPT = "User: The scaffold looks loose today. Climb?\nAssistant: You should probably"
 OTHER_PROMPT = "The old bridge creaks. He decides to calmly"
@@ -47,12 +60,12 @@ class Lifelike:
     transcoders: Path
 
 
-def make_lifelike(root: Path, seed: int = 0) -> Lifelike:
+def make_lifelike(root: Path, seed: int = 0, shape: Shape = Shape()) -> Lifelike:
     """Write the fixture under `root`."""
     paths = Lifelike(root / "lifelike-1b", root / "lifelike-adapter", root / "lifelike-transcoders")
     tokenizer = _tokenizer()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(_config(len(tokenizer)))
+    model = LlamaForCausalLM(_config(len(tokenizer), shape))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
@@ -62,8 +75,8 @@ def make_lifelike(root: Path, seed: int = 0) -> Lifelike:
     model = model.to(torch.bfloat16)
     model.save_pretrained(paths.base)
     tokenizer.save_pretrained(paths.base)
-    _write_adapter(model, paths)
-    _write_transcoders(paths.transcoders)
+    _write_adapter(model, paths, shape)
+    _write_transcoders(paths.transcoders, shape)
     return paths
 
 
@@ -88,12 +101,12 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _config(vocab: int) -> LlamaConfig:
+def _config(vocab: int, shape: Shape) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocab + 6,
-        hidden_size=D_MODEL,
-        intermediate_size=160,
-        num_hidden_layers=N_LAYERS,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_mlp,
+        num_hidden_layers=shape.n_layers,
         num_attention_heads=8,
         num_key_value_heads=2,
         max_position_embeddings=1024,
@@ -110,21 +123,21 @@ def _config(vocab: int) -> LlamaConfig:
     )
 
 
-def _write_adapter(model: LlamaForCausalLM, paths: Lifelike) -> None:
+def _write_adapter(model: LlamaForCausalLM, paths: Lifelike, shape: Shape) -> None:
     import copy
 
     config = LoraConfig(
         r=1,
         lora_alpha=32,
         target_modules=["down_proj"],
-        layers_to_transform=[LORA_LAYER],
+        layers_to_transform=[shape.lora_layer],
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(copy.deepcopy(model), config)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.08)
+                parameter.normal_(std=shape.lora_std)
     wrapped.save_pretrained(paths.adapter)
     file = paths.adapter / "adapter_config.json"
     record = json.loads(file.read_text())
@@ -132,15 +145,16 @@ def _write_adapter(model: LlamaForCausalLM, paths: Lifelike) -> None:
     file.write_text(json.dumps(record))
 
 
-def _write_transcoders(path: Path) -> None:
+def _write_transcoders(path: Path, shape: Shape) -> None:
     path.mkdir(parents=True)
-    for layer in range(N_LAYERS):
-        encoder = torch.randn(D_TRANSCODER, D_MODEL) / D_MODEL**0.5
+    wide, width = shape.d_transcoder, shape.d_model
+    for layer in range(shape.n_layers):
+        encoder = torch.randn(wide, width) / width**0.5
         tensors = {
             "W_enc": encoder,
-            "W_dec": 0.08 * torch.randn(D_TRANSCODER, D_MODEL),
-            "b_enc": -1.3 + 0.1 * torch.randn(D_TRANSCODER),
-            "b_dec": 0.02 * torch.randn(D_MODEL),
+            "W_dec": 0.08 * torch.randn(wide, width),
+            "b_enc": -1.3 + 0.1 * torch.randn(wide),
+            "b_dec": 0.02 * torch.randn(width),
         }
         tensors = {k: v.to(torch.bfloat16) for k, v in tensors.items()}
         save_file(tensors, path / f"layer_{layer}.safetensors")

@@ -3,6 +3,7 @@
 import jaxtyping
 import pytest
 import torch
+from circuit_tracer.graph import compute_partial_influences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Size, dense_matrix, graph_at, synthetic_graph
@@ -151,6 +152,25 @@ def test_rows_in_any_order_give_the_same_edges(places, seed, keep, whole):
     assert torch.allclose(edges.outside_mass, outside)
     if len(selected) == layout.n_features:
         assert not edges.outside_mass.any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(places=PLACES, seed=st.integers(0, 1000), share=st.floats(0, 1), stray=st.booleans())
+def test_the_builders_influence_is_upstreams_partial_influence(places, seed, share, stray):
+    graph = graph_at(places, n_layers=4, n_pos=4, n_logits=2, seed=seed)
+    layout, matrix = graph.layout, graph.edges.to_dense()
+    if stray and layout.n_features > 1:
+        matrix[layout.n_features - 1, 0] = 2.0
+    generator = torch.Generator().manual_seed(seed)
+    known = (torch.rand(layout.n_features, generator=generator) <= share).nonzero()[:, 0]
+    weights = torch.tensor([0.7, 0.2], dtype=torch.float64)
+    builder = EdgesBuilder(*columns(graph.active), n_layers=4, n_pos=4, n_logits=2)
+    builder.add_logits(torch.arange(2), matrix[layout.logits])
+    builder.add_features(known, matrix[known])
+    rows = torch.cat([torch.arange(layout.logits.start, layout.n_nodes), known])
+    expected = compute_partial_influences(matrix[rows], weights.float(), rows, device="cpu")
+    found = builder.influence(weights)
+    assert torch.allclose(found.float(), expected[layout.sources], rtol=1e-5, atol=1e-7)
 
 
 def test_the_builder_keeps_entries_outside_the_mask():

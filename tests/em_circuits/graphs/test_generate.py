@@ -7,7 +7,14 @@ import torch
 from circuit_tracer import attribute
 from subjects import Subject
 
-from em_circuits.graphs import AttributionSettings, PairGraphs, build_pair_graphs, pair_graph_key
+from em_circuits.graphs import (
+    AttributionSettings,
+    PairGraphs,
+    attribution,
+    build_pair_graphs,
+    pair_graph_key,
+)
+from em_circuits.graphs.context import LinearRows
 from em_circuits.models.next_tokens import union_of_top
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt
@@ -91,6 +98,95 @@ def test_the_batch_size_does_not_change_a_truncated_graph(subject: Subject, prom
         assert difference <= 1e-6 * largest
 
 
+def test_what_the_fast_way_does_not_fit_goes_upstreams_way(
+    subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another context class, as another circuit-tracer may have, is not guessed at."""
+    settings = AttributionSettings(max_feature_nodes=100)
+    fast = build_pair_graphs(subject.pair, prompt, settings)
+    calls = []
+
+    def upstream(*args: object) -> attribution.Attributed:
+        calls.append(args)
+        return via_upstream(*args)
+
+    via_upstream = attribution.via_upstream
+    monkeypatch.setattr(attribution, "via_upstream", upstream)
+    monkeypatch.setattr("em_circuits.graphs.context.AttributionContext", int)
+    slow = build_pair_graphs(subject.pair, prompt, settings)
+    assert len(calls) == 2
+    for left, right in zip(fast.both, slow.both, strict=True):
+        assert torch.equal(left.selected, right.selected)
+        assert left.header.extra == right.header.extra
+        largest = right.edges.to_dense().abs().max()
+        assert (left.edges.to_dense() - right.edges.to_dense()).abs().max() <= 1e-6 * largest
+        most = right.edges.outside_mass.max()
+        assert (left.edges.outside_mass - right.edges.outside_mass).abs().max() <= 1e-5 * most
+
+
+def test_a_cross_layer_transcoder_goes_upstreams_way(subject: Subject) -> None:
+    replacement = subject.model.replacement
+    context = replacement.setup_attribution(subject.input_ids)
+    assert LinearRows.of(replacement, context, subject.input_ids) is not None
+    assert LinearRows.of(object(), context, subject.input_ids) is None
+    context.encoder_to_decoder_map = context.encoder_to_decoder_map.flip(0)
+    assert LinearRows.of(replacement, context, subject.input_ids) is None
+
+
+def test_rows_are_upstreams_at_every_layer_and_position(subject: Subject) -> None:
+    replacement = subject.model.replacement
+    context = replacement.setup_attribution(subject.input_ids)
+    rows = LinearRows.of(replacement, context, subject.input_ids)
+    assert rows is not None
+    replacement.run_forward_pass(subject.input_ids, 32, context)
+    chosen = torch.arange(0, rows.n_active, max(1, rows.n_active // 100))
+    largest, worst = 0.0, 0.0
+    for batch in rows.groups(chosen, 32):
+        expected = context.compute_batch(
+            layers=rows.layers[batch],
+            positions=rows.positions[batch],
+            inject_values=context.encoder_vecs[batch],
+        )
+        largest = max(largest, float(expected.abs().max()))
+        worst = max(worst, float((rows.features(batch) - expected).abs().max()))
+    assert worst <= 1e-6 * largest
+
+
+def test_an_interrupted_attribution_leaves_nothing_behind(subject: Subject, prompt: Prompt) -> None:
+    settings = AttributionSettings(max_feature_nodes=300, update_rows=256, batch_size=16)
+    told: list[tuple[int, int]] = []
+    before = build_pair_graphs(
+        subject.pair, prompt, settings, progress=lambda *step: told.append(step)
+    )
+    ends = [i for i, (done, total) in enumerate(told) if done == total == 300]
+    assert len(ends) == 2 and ends[-1] == len(told) - 1
+    assert told[0][0] <= 16
+
+    def stop(done: int, _total: int) -> None:
+        if done > 150:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_pair_graphs(subject.pair, prompt, settings, progress=stop)
+    after = build_pair_graphs(subject.pair, prompt, settings)
+    for left, right in zip(before.both, after.both, strict=True):
+        assert torch.equal(left.selected, right.selected)
+        assert torch.equal(left.edges.values, right.edges.values)
+
+
+def test_a_memory_budget_changes_no_graph(subject: Subject, prompt: Prompt) -> None:
+    settings = AttributionSettings(max_feature_nodes=300)
+    whole = build_pair_graphs(subject.pair, prompt, settings)
+    tight = settings.model_copy(update={"max_memory": 30_000_000})
+    for left, right in zip(
+        whole.both, build_pair_graphs(subject.pair, prompt, tight).both, strict=True
+    ):
+        assert left.header.key == right.header.key
+        assert torch.equal(left.selected, right.selected)
+    with pytest.raises(RequestError, match=r"--max-memory 0\.00 GB is too little"):
+        build_pair_graphs(subject.pair, prompt, settings.model_copy(update={"max_memory": 1000}))
+
+
 def test_logit_rows_are_demeaned(subject: Subject, graphs: PairGraphs) -> None:
     """Every source's edges to z_t - mean(z): adding a constant to all logits changes nothing."""
     model, graph = subject.pair.merged, graphs.merged
@@ -167,7 +263,7 @@ def test_keys_change_with_what_changes_the_graph(subject: Subject, prompt: Promp
     }
     assert len(keys) == 7
     assert key(update_rows=512) not in keys
-    assert key(batch_size=7) == key() == key(labels={1: "evil"})
+    assert key(batch_size=7) == key(max_memory=10**9) == key() == key(labels={1: "evil"})
 
 
 def test_a_prompt_longer_than_the_models_are_prepared_for_is_refused(subject: Subject) -> None:
