@@ -152,7 +152,9 @@ def _one_prompt(pair: ModelPair, plan: Plan) -> list[Row]:
     ]
 
 
-def _attribute(model: Model, ids: torch.Tensor, tokens: torch.Tensor, plan: Plan) -> Attributed:
+def _attribute(
+    model: Model, ids: torch.Tensor, tokens: torch.Tensor, plan: Plan, *, scores: bool = False
+) -> Attributed:
     context = attribution_context(model.replacement, ids)
     targets = AttributionTargets(
         attribution_targets=tokens,
@@ -162,7 +164,7 @@ def _attribute(model: Model, ids: torch.Tensor, tokens: torch.Tensor, plan: Plan
     )
     limits = Limits(plan.max_feature_nodes, UPDATE_ROWS, 128)
     found = attribute_prompt(model.replacement, context, ids, targets, limits)
-    if sys.argv[0] == "-c":  # a process of `_pair`, which makes what a graph holds beside edges
+    if scores:
         weights = demeaned_targets(tokens, context.logits.shape[-1])
         active = context.activation_matrix.indices().T
         gradients = mlp_output_gradients(model, ids, weights)
@@ -205,7 +207,9 @@ def child(root: str, max_feature_nodes: int, which: str, tokens: list[int]) -> N
         else:
             model = _single(settings, which)
             ids = torch.tensor(encode(model.tokenizer, TEXT))
-            edges = [_attribute(model, ids, torch.tensor(tokens), plan).edges]
+            # with gradient scores, as a graph of the pair has them
+            found = _attribute(model, ids, torch.tensor(tokens), plan, scores=True)
+            edges = [found.edges]
     seconds = time.perf_counter() - start
     record = {"mb": peak.megabytes, "s": seconds, "tokens": tokens}
     print(json.dumps(record | {"edges": [_digest(e) for e in edges]}))
