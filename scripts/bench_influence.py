@@ -6,7 +6,6 @@ python scripts/bench_influence.py --out results/bench_influence.json
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -14,9 +13,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "em_circuits")]
 
 from benchmarks.influence import Plan, measure  # noqa: E402
-from benchmarks.measure import table  # noqa: E402
-
-from pivotal_tokens.artefacts import library_versions, write_json  # noqa: E402
+from benchmarks.measure import report  # noqa: E402
 
 
 def main() -> None:
@@ -28,12 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     given = parser.parse_args()
     rows = measure(Plan(tuple(given.sizes), given.repeats, files=tuple(given.graphs)))
-    print(table(rows))
-    missed = [row.work for row in rows if row.met is False]
-    print(f"\n{len(missed)} targets missed{': ' + '; '.join(missed) if missed else ''}")
-    if given.out:
-        record = {"versions": library_versions(), "rows": [row.to_json() for row in rows]}
-        write_json(given.out, json.loads(json.dumps(record, allow_nan=False)))
+    report(rows, given.out)
 
 
 if __name__ == "__main__":

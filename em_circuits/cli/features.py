@@ -14,7 +14,7 @@ from em_circuits.cli.feature_tables import (
     diff_table,
 )
 from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.session import Session, pass_session, progress_disabled
+from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -257,4 +257,4 @@ def _layers(text: str) -> tuple[int, ...]:
 def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
     from tqdm import tqdm
 
-    return iter(tqdm(items, desc=name, unit="prompt", disable=progress_disabled()))
+    return iter(tqdm(items, desc=name, unit="prompt", disable=None))

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.session import Session, max_memory_option, pass_session, progress_disabled
+from em_circuits.cli.session import (
+    Session,
+    attribution_options,
+    attribution_settings,
+    pass_session,
+)
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -22,37 +27,22 @@ def graphs() -> None:
 
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--max-features", default=8192, show_default=True, type=click.IntRange(min=1))
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=1))
-@max_memory_option
-@click.option(
-    "--select-by",
-    type=click.Choice(["probability", "contrast"]),
-    default="probability",
-    show_default=True,
-)
-@click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges.")
+@attribution_options
 @json_option
 @pass_session
 def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
     from tqdm import tqdm
 
-    from em_circuits.graphs import AttributionSettings
     from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
 
-    settings = AttributionSettings(
-        max_feature_nodes=options["max_features"],
-        batch_size=options["batch_size"],
-        max_memory=options["max_memory"],
-        select_by=options["select_by"],
-    )
+    settings = attribution_settings(options)
     with session.workspace() as work:
         store = work.store
         chosen = [store.prompt(p) for p in prompts] or [
             p for p in store.prompts() if store.labels(p.prompt_id).labels
         ]
-        bar = tqdm(chosen, desc="graphs", unit="prompt", disable=progress_disabled())
+        bar = tqdm(chosen, desc="graphs", unit="prompt", disable=None)
 
         def show_rows(done: int, total: int) -> None:
             bar.set_postfix_str(f"{done}/{total} features")
@@ -203,11 +193,9 @@ def _register(session: Session) -> None:
     from pivotal_tokens.artefacts import sha256_file
 
     graphs = _store(session)
-    try:
-        store = session.open_store()
-    except RequestError:
+    if session.options["store"] is None and not session.default_store.exists():
         return  # graphs without a store: there is no register
-    with store:
+    with session.open_store() as store:
         for record in store.graphs():
             if not graphs.has(record.key):
                 store.drop_graph(record.key)

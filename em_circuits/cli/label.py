@@ -11,10 +11,10 @@ import click
 from em_circuits.cli.output import emit, json_option, one_line
 from em_circuits.cli.session import (
     Session,
+    attribution_options,
+    attribution_settings,
     checked_text,
-    max_memory_option,
     pass_session,
-    progress_disabled,
 )
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -47,29 +47,7 @@ if TYPE_CHECKING:
     help="Graphs for flagged prompts only, or for all.",
 )
 @click.option("--no-graphs", is_flag=True, help="Build no graphs.")
-@click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges.")
-@click.option(
-    "--max-features",
-    default=8192,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Feature nodes per graph.",
-)
-@click.option(
-    "--select-by",
-    type=click.Choice(["probability", "contrast"]),
-    default="probability",
-    show_default=True,
-    help="What weighs the choice of feature nodes.",
-)
-@click.option(
-    "--batch-size",
-    default=128,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Attribution rows per backward pass, at most.",
-)
-@max_memory_option
+@attribution_options
 @click.option(
     "--top-k",
     default=10,
@@ -164,20 +142,13 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
 
 
 def _settings(options: dict[str, Any]) -> LabelSettings:
-    from em_circuits.graphs import AttributionSettings
     from em_circuits.pipeline.label import GraphsFor, LabelSettings
     from pivotal_tokens.schema import Thresholds
 
     wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
     return LabelSettings(
         thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
-        attribution=AttributionSettings(
-            top_k=options["top_k"],
-            max_feature_nodes=options["max_features"],
-            batch_size=options["batch_size"],
-            max_memory=options["max_memory"],
-            select_by=options["select_by"],
-        ),
+        attribution=attribution_settings(options, top_k=options["top_k"]),
         graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
     )
@@ -196,7 +167,7 @@ def _run(
     from em_circuits.pipeline.label import label_prompts
 
     results = []
-    bar = tqdm(total=len(prompts), desc="label", unit="prompt", disable=progress_disabled())
+    bar = tqdm(total=len(prompts), desc="label", unit="prompt", disable=None)
     with bar:
         for result in label_prompts(work, prompts, judge, settings):
             results.append(result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,13 @@ class Session:
             create=create,
             attribution=attribution or AttributionSettings(),
         )
+
+    @property
+    def default_store(self) -> Path:
+        """Where the store is unless ``--store`` says otherwise."""
+        from pivotal_tokens.store.database import DEFAULT_NAME
+
+        return self.root / "results" / DEFAULT_NAME
 
     def open_store(self, *, create: bool = False) -> Store:
         """The store alone, for commands that need no model.
@@ -154,22 +162,63 @@ def checked_text(flag: str, text: str) -> str:
     return text
 
 
-def progress_disabled() -> bool | None:
-    """tqdm's `disable`: None shows a bar on terminals only."""
-    return None if sys.stderr.isatty() else True
-
-
 def _bytes(
     _context: click.Context, _option: click.Parameter, gigabytes: float | None
 ) -> int | None:
     return None if gigabytes is None else max(1, int(gigabytes * 1e9))
 
 
-max_memory_option = click.option(
-    "--max-memory",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="GB",
-    callback=_bytes,
-    help="Memory an attribution may take beside the models; lowers --batch-size.",
+_ATTRIBUTION_OPTIONS = (
+    click.option(
+        "--max-features",
+        default=8192,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Feature nodes per graph.",
+    ),
+    click.option(
+        "--select-by",
+        type=click.Choice(["probability", "contrast"]),
+        default="probability",
+        show_default=True,
+        help="What weighs the choice of feature nodes.",
+    ),
+    click.option(
+        "--batch-size",
+        default=128,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Attribution rows per backward pass, at most.",
+    ),
+    click.option(
+        "--max-memory",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GB",
+        callback=_bytes,
+        help="Memory an attribution may take beside the models; lowers --batch-size.",
+    ),
+    click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges."),
 )
+
+
+def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that builds graphs; see `attribution_settings`."""
+    for option in reversed(_ATTRIBUTION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
+    """What `attribution_options` ask for."""
+    from em_circuits.graphs import AttributionSettings
+
+    return AttributionSettings(
+        top_k=top_k,
+        max_feature_nodes=options["max_features"],
+        batch_size=options["batch_size"],
+        max_memory=options["max_memory"],
+        select_by=options["select_by"],
+    )
+
+
 pass_session = click.make_pass_decorator(Session)

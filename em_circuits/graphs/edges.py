@@ -109,8 +109,9 @@ class Edges:
         for stripe in structure.stripes():
             for block in stripe.blocks:
                 packer.add_block(block, stripe.columns, matrix[block.rows])
-        packer.add_logits(matrix[matrix.shape[0] - layout.n_logits :])
-        packer.add_empty_rows(matrix[layout.n_features : matrix.shape[0] - layout.n_logits])
+        logits = layout.logits_of(len(matrix))
+        packer.add_logits(matrix[logits])
+        packer.add_empty_rows(matrix[layout.features.stop : logits.start])
         return cls(structure, *packer.finish(), outside_mass)
 
     def to_dense(self) -> Float32[Tensor, "node node"]:

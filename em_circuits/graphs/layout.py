@@ -91,6 +91,10 @@ class NodeLayout:
         """Rows that can hold edges: features, then logits."""
         return self.n_features + self.n_logits
 
+    def logits_of(self, n_rows: int) -> slice:
+        """The logits' rows of a matrix over all nodes, or over features and logits: the last."""
+        return slice(n_rows - self.n_logits, n_rows)
+
     @property
     def n_nodes(self) -> int:
         """All nodes."""

@@ -217,6 +217,10 @@ class ModelPair:
         config: Any = self.base.hf.config
         return int(min(self.settings.max_context, config.max_position_embeddings))
 
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, the beginning-of-sequence token included."""
+        return len(prompt.token_ids or encode(self.tokenizer, prompt.text))
+
     def input_ids(self, prompt: Prompt) -> Int64[Tensor, " pos"]:
         """The stored token ids of a prompt, or those of its text, on the models' device.
 

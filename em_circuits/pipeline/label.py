@@ -13,7 +13,6 @@ logits replace the screening's, and the verdict follows them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings
 from em_circuits.models.next_tokens import screen
-from em_circuits.models.text import encode
 from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import PromptState
@@ -148,7 +146,7 @@ def label_prompt(
         WorkFailed: If the models are not what they are said to be; nothing is written then.
     """
     # A prompt too long for the models cannot carry their check; it fails below, on its own.
-    with contextlib.suppress(RequestError):
+    if work.pair.length(prompt) <= work.pair.max_tokens:
         work.require_healthy(prompt)
     work.store.put_pair(work.pair.key, _describe(work))
     work.store.add_prompt(prompt)
@@ -310,7 +308,7 @@ def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSet
     Raises:
         WorkFailed: If the disk has less.
     """
-    lengths = [len(p.token_ids or encode(work.pair.tokenizer, p.text)) for p in prompts]
+    lengths = [work.pair.length(prompt) for prompt in prompts]
     allowed = [(n, p) for n, p in zip(lengths, prompts, strict=True) if n <= work.pair.max_tokens]
     if settings.graphs_for == "none" or not allowed:
         return

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pivotal_tokens.artefacts import library_versions, write_json
+
 
 @dataclass(frozen=True)
 class Row:
@@ -116,3 +118,12 @@ def _resident(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def report(rows: list[Row], out: Path | None) -> None:
+    """Print the table and what was missed; write the rows as JSON where asked."""
+    print(table(rows))
+    missed = [row.work for row in rows if row.met is False]
+    print(f"\n{len(missed)} targets missed{': ' + '; '.join(missed) if missed else ''}")
+    if out is not None:
+        write_json(out, {"versions": library_versions(), "rows": [row.to_json() for row in rows]})
