@@ -18,9 +18,12 @@ FLOORS = {
     "pivotal_tokens.schema": 1,
     "pivotal_tokens.verdict": 2,
     "pivotal_tokens.store": 3,
-    "pivotal_tokens.prompts": 4,
-    "pivotal_tokens.judge": 4,
-    "pivotal_tokens.review": 5,
+    "pivotal_tokens.llm": 4,
+    "pivotal_tokens.prompts": 5,
+    "pivotal_tokens.judge": 6,
+    "pivotal_tokens.generator": 7,
+    "pivotal_tokens.review": 7,
+    "pivotal_tokens.labels": 8,
     "em_circuits.models": 10,
     "em_circuits.graphs": 11,
     "em_circuits.influence": 12,
@@ -28,7 +31,10 @@ FLOORS = {
     "em_circuits.features": 13,
     "em_circuits.organism": 14,
     "em_circuits.pipeline": 15,
-    "em_circuits.cli": 16,
+    "em_circuits.experiments": 16,
+    "em_circuits.report": 17,
+    "em_circuits.viewer": 18,
+    "em_circuits.cli": 19,
 }
 
 
