@@ -27,13 +27,14 @@ _COMMANDS = {
     "status": "status:status",
     "prompts": "prompts:prompts",
     "labels": "labels:labels",
-    "graphs": "graphs:graphs",
+    "graphs": "circuits:graphs",
     "influence": "influence:influence",
     "features": "features:features",
     "steer": "steer:steer",
     "organism": "organism:organism",
 }
-"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help."""
+"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help.
+`circuits` adds its commands to the group that `graphs` makes."""
 
 
 class LazyGroup(click.Group):

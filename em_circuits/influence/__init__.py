@@ -1,6 +1,13 @@
 """Signed, multi-hop influence of every node of an attribution graph on its targets."""
 
+from em_circuits.influence.circuit_report import (
+    PruneRule,
+    paths_json,
+    pruned_json,
+    scores_json,
+)
 from em_circuits.influence.methods import Influence, Method, influence
+from em_circuits.influence.names import node_named
 from em_circuits.influence.paths import Paths, SignedPath, top_paths
 from em_circuits.influence.pruning import EdgeList, Pruned, prune, prune_contrast
 from em_circuits.influence.report import to_json
@@ -25,6 +32,7 @@ __all__ = [
     "Influence",
     "Method",
     "Paths",
+    "PruneRule",
     "Pruned",
     "SignedPath",
     "TargetSeed",
@@ -34,10 +42,14 @@ __all__ = [
     "graph_scores",
     "influence",
     "match",
+    "node_named",
     "one_per_logit",
+    "paths_json",
     "probabilities",
     "prune",
     "prune_contrast",
+    "pruned_json",
+    "scores_json",
     "to_json",
     "tokens",
     "top_paths",

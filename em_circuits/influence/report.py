@@ -1,7 +1,8 @@
 """What does ``em-circuits influence --json`` print?
 
-One object: the method, the graph, its coverage, the targets, and for every node (or the N largest)
-its coordinates and one value per target. What does not apply is null; no number is NaN.
+One object: the method, the graph, its coverage, the targets, labelled tokens that are none, and
+for every node (or the N largest) its coordinates and one value per target. What does not apply is
+null; no number is NaN.
 
     to_json(graph, influence(graph, targets, Method.TOTAL_EFFECT), top=20)
 """
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 from em_circuits.graphs.graph import AttributionGraph
-from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Influence
+from em_circuits.influence.names import place
+from em_circuits.influence.seeds import TargetSeed
 from pivotal_tokens.errors import RequestError
 
 
@@ -31,8 +33,9 @@ def to_json(
 
     Returns:
         ``method``, ``graph`` (its key), ``coverage`` (the least over the targets, or null if it is
-        not known), ``targets`` and ``nodes``. A target that is one logit has token_id, text and
-        probability; another has ``weights``, token id -> weight.
+        not known), ``targets``, ``unmatched`` (token ids asked for that are no target) and
+        ``nodes``. A target that is one logit has token_id, text and probability; another has
+        ``weights``, token id -> weight.
     """
     if influence.graph_key != graph.header.key:
         raise RequestError(
@@ -43,8 +46,14 @@ def to_json(
         "method": str(influence.method),
         "graph": graph.header.key,
         "coverage": float(coverage.min()) if coverage is not None and len(coverage) else None,
-        "targets": [_target(graph, influence, i) for i in range(len(influence.targets))],
-        "nodes": [_node(graph, influence, i) for i in _nodes(influence, top)],
+        "targets": [
+            target_json(graph, influence.targets, i) for i in range(len(influence.targets))
+        ],
+        "unmatched": list(influence.targets.unmatched),
+        "nodes": [
+            {**place(graph, i), "values": influence.values[:, i].tolist()}
+            for i in _nodes(influence, top)
+        ],
     }
 
 
@@ -60,8 +69,9 @@ def _nodes(influence: Influence, top: int | None) -> list[int]:
     return torch.argsort(largest, descending=True, stable=True)[:top].tolist()
 
 
-def _target(graph: AttributionGraph, influence: Influence, i: int) -> dict[str, Any]:
-    targets, logit = graph.targets, influence.targets.logits[i]
+def target_json(graph: AttributionGraph, seeds: TargetSeed, i: int) -> dict[str, Any]:
+    """One target: a logit with its token, or the weights over several."""
+    targets, logit = graph.targets, seeds.logits[i]
     if logit is not None:
         return {
             "index": i,
@@ -70,32 +80,12 @@ def _target(graph: AttributionGraph, influence: Influence, i: int) -> dict[str, 
             "probability": float(targets.probabilities[logit]),
             "weights": None,
         }
-    row = influence.targets.weights[i]
+    row = seeds.weights[i]
     weights = {str(int(targets.token_ids[j])): float(row[j]) for j in row.nonzero()[:, 0].tolist()}
     return {
         "index": i,
         "token_id": None,
-        "text": influence.targets.names[i],
+        "text": seeds.names[i],
         "probability": None,
         "weights": weights,
-    }
-
-
-def _node(graph: AttributionGraph, influence: Influence, i: int) -> dict[str, Any]:
-    layout = graph.layout
-    kind = layout.kind(i)
-    layer = position = feature = None
-    if kind is NodeKind.FEATURE:
-        layer, position, feature = graph.selected_features[i].tolist()
-    elif kind is NodeKind.ERROR:
-        layer, position = layout.error_coordinates(i)
-    elif kind is NodeKind.TOKEN:
-        position = i - layout.tokens.start
-    return {
-        "index": i,
-        "kind": str(kind),
-        "layer": layer,
-        "position": position,
-        "feature": feature,
-        "values": influence.values[:, i].tolist(),
     }

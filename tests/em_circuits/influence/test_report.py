@@ -16,7 +16,7 @@ IDS = GRAPH.targets.token_ids.tolist()
 def test_every_node_is_there_in_node_order_with_one_value_per_target():
     result = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT)
     shape = to_json(GRAPH, result)
-    assert list(shape) == ["method", "graph", "coverage", "targets", "nodes"]
+    assert list(shape) == ["method", "graph", "coverage", "targets", "unmatched", "nodes"]
     assert (shape["method"], shape["graph"]) == ("total_effect", GRAPH.header.key)
     assert shape["coverage"] == 1.0
     assert [n["index"] for n in shape["nodes"]] == list(range(GRAPH.layout.n_nodes))
