@@ -140,7 +140,11 @@ def run_demo(
     """
     started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
-    results = list(label_prompts(work, progress(prompts, "label"), judge, LabelSettings()))
+    results = [
+        result
+        for prompt in progress(prompts, "label")
+        for result in label_prompts(work, [prompt], judge, LabelSettings())
+    ]
     path = report_path(work)
     key = _key(work, results, n_mediated)
     kept = _kept(path, key)

@@ -11,6 +11,7 @@ from pivotal_tokens.store.labels import LabelRows
 from pivotal_tokens.store.prompts import PromptRows
 from pivotal_tokens.store.queue import QueueRows
 from pivotal_tokens.store.results import HUMAN, ResultRows
+from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
 from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
 
@@ -19,11 +20,13 @@ __all__ = [
     "SCHEMA_VERSION",
     "AttemptView",
     "Counts",
+    "Judged",
     "PairAttempt",
+    "Screened",
     "Store",
     "default_url",
 ]
 
 
-class Store(PromptRows, ResultRows, LabelRows, QueueRows, GraphRows, AttemptRows):
+class Store(PromptRows, ResultRows, LabelRows, QueueRows, GraphRows, AttemptRows, ScreeningRows):
     """An open store; every operation is one transaction and is on the disk when it returns."""

@@ -33,14 +33,7 @@ class PromptRows(Database):
         new = []
         with self.writing() as connection:
             for prompt in prompts:
-                values = {
-                    "prompt_id": prompt.prompt_id,
-                    "kind": prompt.kind,
-                    "generator": prompt.generator,
-                    "category": prompt.category,
-                    "payload": prompt.model_dump_json(),
-                }
-                if insert_new(connection, tables.prompts, values, ["prompt_id"]):
+                if insert_prompt(connection, prompt):
                     new.append(prompt.prompt_id)
         return tuple(new)
 
@@ -104,6 +97,18 @@ class PromptRows(Database):
         with self.reading() as connection:
             rows = connection.execute(select(tables.pairs).order_by(tables.pairs.c.pair))
             return {row.pair: json.loads(row.payload) for row in rows}
+
+
+def insert_prompt(connection: Connection, prompt: Prompt) -> bool:
+    """Keep a prompt within a transaction; False if one of the same text was there."""
+    values = {
+        "prompt_id": prompt.prompt_id,
+        "kind": prompt.kind,
+        "generator": prompt.generator,
+        "category": prompt.category,
+        "payload": prompt.model_dump_json(),
+    }
+    return insert_new(connection, tables.prompts, values, ["prompt_id"])
 
 
 def find_prompt(connection: Connection, prefix: str) -> Prompt:

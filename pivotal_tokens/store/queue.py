@@ -44,19 +44,8 @@ class QueueRows(Database):
 
     def enqueue(self, prompt_id: str, pair: str, reason: str) -> bool:
         """Queue a prompt for review; False if it was queued before, whatever became of it."""
-        now = self.now().timestamp()
-        values = {
-            "prompt_id": prompt_id,
-            "pair": pair,
-            "reason": reason,
-            "state": "pending",
-            "fence": 0,
-            "revealed": False,
-            "enqueued_at": now,
-            "updated_at": now,
-        }
         with self.writing() as connection:
-            return insert_new(connection, _queue, values, ["prompt_id", "pair"])
+            return queue_prompt(connection, prompt_id, pair, reason, self.now())
 
     def queue(
         self, state: ReviewState | None = None, *, reviewer: str | None = None
@@ -264,6 +253,23 @@ class QueueRows(Database):
                 payload=event.model_dump_json(),
             )
         )
+
+
+def queue_prompt(
+    connection: Connection, prompt_id: str, pair: str, reason: str, now: datetime
+) -> bool:
+    """Queue a prompt within a transaction; False if it was queued before."""
+    values = {
+        "prompt_id": prompt_id,
+        "pair": pair,
+        "reason": reason,
+        "state": "pending",
+        "fence": 0,
+        "revealed": False,
+        "enqueued_at": now.timestamp(),
+        "updated_at": now.timestamp(),
+    }
+    return insert_new(connection, _queue, values, ["prompt_id", "pair"])
 
 
 def item_of(row: Row) -> ReviewItem:

@@ -31,14 +31,9 @@ class ResultRows(Database):
         self, prompt_id: str, pair: str, base: NextTokens, merged: NextTokens
     ) -> bool:
         """Keep both models' lists; False if exactly these were there."""
-        payload = NextTokenPair(base=base, merged=merged).model_dump_json()
+        both = NextTokenPair(base=base, merged=merged)
         with self.writing() as connection:
-            return _put(
-                connection,
-                tables.next_tokens,
-                {"prompt_id": prompt_id, "pair": pair},
-                {"payload": payload},
-            )
+            return put_next_tokens(connection, prompt_id, pair, both)
 
     def next_tokens(self, prompt_id: str, pair: str) -> NextTokenPair | None:
         """Both models' lists, or None where the models were not asked yet."""
@@ -52,12 +47,9 @@ class ResultRows(Database):
         Returns:
             False if the judge had given exactly these labels and reasons before.
         """
-        key = {"prompt_id": judgement.prompt_id, "pair": pair, "judge": judgement.judge}
         with self.writing() as connection:
-            row = _get(connection, tables.judgements, **key)
-            if row and _same(Judgement.model_validate_json(row.payload), judgement):
+            if not put_judgement(connection, pair, judgement):
                 return False
-            _put(connection, tables.judgements, key, {"payload": judgement.model_dump_json()})
             add_judgement_events(connection, judgement)
         return True
 
@@ -119,6 +111,21 @@ class ResultRows(Database):
                     *_where(tables.failures, prompt_id=prompt_id, pair=pair, stage=stage)
                 )
             )
+
+
+def put_next_tokens(connection: Connection, prompt_id: str, pair: str, both: NextTokenPair) -> bool:
+    """Keep both models' lists within a transaction; False if exactly these were there."""
+    key = {"prompt_id": prompt_id, "pair": pair}
+    return _put(connection, tables.next_tokens, key, {"payload": both.model_dump_json()})
+
+
+def put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
+    """Keep a judgement within a transaction, without label events; False if it was there."""
+    key = {"prompt_id": judgement.prompt_id, "pair": pair, "judge": judgement.judge}
+    row = _get(connection, tables.judgements, **key)
+    if row and _same(Judgement.model_validate_json(row.payload), judgement):
+        return False
+    return _put(connection, tables.judgements, key, {"payload": judgement.model_dump_json()})
 
 
 def put_verdict(

@@ -72,7 +72,7 @@ def test_finished_work_is_not_repeated(work: Workspace, judge, monkeypatch) -> N
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("done again")
 
-    monkeypatch.setattr("em_circuits.pipeline.label.screen", refuse)
+    monkeypatch.setattr("em_circuits.pipeline.screening.screen_many", refuse)
     monkeypatch.setattr("em_circuits.pipeline.label.build_graphs", refuse)
     again = list(label_prompts(work, prompts, judge, SMALL))
     assert all(result.reused for result in again)

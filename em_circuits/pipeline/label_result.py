@@ -1,0 +1,133 @@
+"""What is a labelling run asked for, and what does it say about each prompt?
+
+LabelSettings(graphs_for="none")
+read_result(work, prompt, judge.id, graphs={}, reused=True).to_json()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from em_circuits.graphs import AttributionSettings
+from em_circuits.pipeline.stages import StageFailed
+from em_circuits.pipeline.workspace import Workspace
+from pivotal_tokens.schema import (
+    Label,
+    NextTokenPair,
+    NextTokens,
+    Prompt,
+    Thresholds,
+    Verdict,
+)
+from pivotal_tokens.verdict import error_verdict
+
+GraphsFor = Literal["flagged", "all", "none"]
+
+
+class LabelSettings(BaseModel):
+    """How a labelling run goes about its prompts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thresholds: Thresholds = Thresholds()
+    """Where a difference between the two models begins to count."""
+    attribution: AttributionSettings = AttributionSettings()
+    """Which graphs are built."""
+    graphs_for: GraphsFor = "flagged"
+    """Prompts that get graphs: the flagged ones, all, or none."""
+    scores_only: bool = False
+    """Keep gradient scores and drop edges, for runs whose graphs would fill the disk."""
+
+    def wants_graphs(self, verdict: Verdict) -> bool:
+        """Whether a prompt with this verdict gets graphs."""
+        return {"flagged": verdict.flagged, "all": True, "none": False}[self.graphs_for]
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What became of one prompt in a labelling run."""
+
+    prompt: Prompt
+    judge: str
+    """Whose labels the verdict follows from; a person's are in the store beside them."""
+    verdict: Verdict
+    next_tokens: NextTokenPair | None
+    """None where the models could not be asked."""
+    labels: Mapping[int, Label]
+    """Of that judge, by token id."""
+    graphs: dict[str, str]
+    """``base`` and ``merged`` -> key; empty where none were built."""
+    queued: bool
+    """The prompt stands in the review queue."""
+    reused: bool
+    """Every step had been done before."""
+    error: str | None = None
+    """Stage and reason of a failure."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of `label --json`."""
+        mass = self.verdict.evil_mass
+        tokens, labels = self.next_tokens, self.labels
+        record = {
+            "prompt_id": self.prompt.prompt_id,
+            "text": self.prompt.text,
+            "judge": self.judge,
+            "verdict": self.verdict.kind,
+            "flagged": self.verdict.flagged,
+            "divergent": self.verdict.divergent,
+            "strict_divergent": self.verdict.strict_divergent,
+            "evil_mass": {"base": mass.base, "merged": mass.merged} if mass else None,
+            "base": _rows(tokens.base, labels) if tokens else [],
+            "merged": _rows(tokens.merged, labels) if tokens else [],
+            "graphs": {name: self.graphs.get(name) for name in ("base", "merged")},
+            "queued": self.queued,
+            "reused": self.reused,
+        }
+        return record | ({"error": self.error} if self.error else {})
+
+
+def read_result(
+    work: Workspace,
+    prompt: Prompt,
+    judge_id: str,
+    *,
+    graphs: dict[str, str],
+    reused: bool,
+    failure: StageFailed | None = None,
+) -> LabelResult:
+    """The result of a prompt as the store has it now.
+
+    Args:
+        work: Its store is read.
+        prompt: Whose result.
+        judge_id: Under whose labels.
+        graphs: Keys by model.
+        reused: Nothing had to be done.
+        failure: What went wrong.
+    """
+    store, key = work.store, work.pair.key
+    view = next((p for p in store.attempt(prompt.prompt_id).pairs if p.pair == key), None)
+    # A prompt whose graphs failed has been judged all the same.
+    judged = view is not None and (failure is None or failure.stage in ("graphs", "rollouts"))
+    verdict = view.verdicts.get(judge_id) if judged and view else None
+    judgements = {j.judge: j for j in view.judgements} if judged and view else {}
+    judgement = judgements.get(judge_id)
+    return LabelResult(
+        prompt=prompt,
+        judge=judge_id,
+        verdict=verdict or error_verdict(),
+        next_tokens=view.next_tokens if view else None,
+        labels=judgement.by_token if judgement else {},
+        graphs=graphs,
+        queued=bool(view and view.item),
+        reused=reused,
+        error=None if failure is None else str(failure),
+    )
+
+
+def _rows(tokens: NextTokens, labels: Mapping[int, Label]) -> list[dict[str, Any]]:
+    return [{**t.model_dump(), "label": labels.get(t.token_id)} for t in tokens.tokens]

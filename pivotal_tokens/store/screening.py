@@ -1,0 +1,132 @@
+"""How do the results of many prompts get into the store with one flush to the disk?
+
+A transaction costs a flush, about 20 ms; a model answers for a prompt in a few. So a batch is
+written whole, in one transaction: killed before its end, none of it was; after it, all is.
+
+    store.put_screened(pair, [Screened(prompt, next_tokens), ...])
+    store.put_judged(pair, [Judged(judgement, verdict, queue="flagged:injection"), ...])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy import Connection, delete, select, update
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen, Judgement, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.store import tables
+from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.labels import add_judgement_events
+from pivotal_tokens.store.prompts import insert_prompt
+from pivotal_tokens.store.queue import queue_prompt
+from pivotal_tokens.store.results import put_judgement, put_next_tokens, put_verdict
+
+_CHUNK = 500  # ids in one query; databases limit the number of parameters
+
+
+class Screened(Frozen):
+    """A prompt with its token ids, and what both models would say next."""
+
+    prompt: Prompt
+    next_tokens: NextTokenPair
+
+
+class Judged(Frozen):
+    """A judge's labels of one prompt, the verdict that follows, and whether people see it."""
+
+    judgement: Judgement
+    verdict: Verdict
+    queue: str | None = None  # the reason it is queued for; None: it is not
+
+
+class ScreeningRows(Database):
+    """Next tokens and verdicts of many prompts at once."""
+
+    def put_screened(self, pair: str, screened: Sequence[Screened]) -> None:
+        """Keep prompts, their token ids and both lists, in one transaction.
+
+        Raises:
+            RequestError: If a prompt has other token ids already; nothing was written.
+        """
+        with self.writing() as connection:
+            for item in screened:
+                insert_prompt(connection, item.prompt)
+                _put_token_ids(connection, item.prompt)
+                put_next_tokens(connection, item.prompt.prompt_id, pair, item.next_tokens)
+            ids = [item.prompt.prompt_id for item in screened]
+            _clear_failures(connection, ids, pair, "next_tokens")
+
+    def screened(self, prompt_ids: Iterable[str], pair: str) -> dict[str, NextTokenPair]:
+        """Prompt id -> both lists, of those prompts that were screened."""
+        table = tables.next_tokens.c
+        found: dict[str, NextTokenPair] = {}
+        with self.reading() as connection:
+            for chunk in _chunks(list(prompt_ids)):
+                query = select(table.prompt_id, table.payload).where(
+                    table.pair == pair, table.prompt_id.in_(chunk)
+                )
+                for row in connection.execute(query):
+                    found[row.prompt_id] = NextTokenPair.model_validate_json(row.payload)
+        return found
+
+    def prompts_of(self, prompt_ids: Iterable[str]) -> dict[str, Prompt]:
+        """Prompt id -> prompt as stored, of those that are there."""
+        table = tables.prompts.c
+        found: dict[str, Prompt] = {}
+        with self.reading() as connection:
+            for chunk in _chunks(list(prompt_ids)):
+                query = select(table.prompt_id, table.payload).where(table.prompt_id.in_(chunk))
+                for row in connection.execute(query):
+                    found[row.prompt_id] = Prompt.model_validate_json(row.payload)
+        return found
+
+    def put_judged(self, pair: str, judged: Sequence[Judged]) -> None:
+        """Keep judgements, their label events, verdicts and places in the queue: all, or none.
+
+        A flagged prompt is in the queue in the very moment its verdict exists.
+        """
+        with self.writing() as connection:
+            for item in judged:
+                judgement = item.judgement
+                if put_judgement(connection, pair, judgement):
+                    add_judgement_events(connection, judgement)
+                put_verdict(connection, judgement.prompt_id, pair, judgement.judge, item.verdict)
+                if item.queue is not None:
+                    queue_prompt(connection, judgement.prompt_id, pair, item.queue, self.now())
+            ids = [item.judgement.prompt_id for item in judged]
+            _clear_failures(connection, ids, pair, "judge")
+
+
+def _put_token_ids(connection: Connection, prompt: Prompt) -> None:
+    if prompt.token_ids is None:
+        return
+    table = tables.prompts
+    mine = table.c.prompt_id == prompt.prompt_id
+    stored = Prompt.model_validate_json(
+        connection.execute(select(table.c.payload).where(mine)).scalar_one()
+    )
+    if stored.token_ids is None:
+        payload = stored.model_copy(update={"token_ids": prompt.token_ids}).model_dump_json()
+        connection.execute(update(table).where(mine).values(payload=payload))
+    elif stored.token_ids != prompt.token_ids:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} was tokenised to other ids before: "
+            "use another --store for a model with another tokenizer"
+        )
+
+
+def _clear_failures(
+    connection: Connection, prompt_ids: Collection[str], pair: str, stage: str
+) -> None:
+    table = tables.failures
+    for chunk in _chunks(list(prompt_ids)):
+        connection.execute(
+            delete(table).where(
+                table.c.pair == pair, table.c.stage == stage, table.c.prompt_id.in_(chunk)
+            )
+        )
+
+
+def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))
