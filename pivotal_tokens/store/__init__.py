@@ -8,6 +8,7 @@ from pivotal_tokens.store.attempt import AttemptRows
 from pivotal_tokens.store.database import default_url
 from pivotal_tokens.store.graphs import GraphRows
 from pivotal_tokens.store.labels import LabelRows
+from pivotal_tokens.store.ledger import LedgerRows
 from pivotal_tokens.store.prompts import PromptRows
 from pivotal_tokens.store.queue import QueueRows
 from pivotal_tokens.store.results import HUMAN, ResultRows
@@ -28,5 +29,14 @@ __all__ = [
 ]
 
 
-class Store(PromptRows, ResultRows, LabelRows, QueueRows, GraphRows, AttemptRows, ScreeningRows):
+class Store(
+    PromptRows,
+    ResultRows,
+    LabelRows,
+    QueueRows,
+    GraphRows,
+    LedgerRows,
+    AttemptRows,
+    ScreeningRows,
+):
     """An open store; every operation is one transaction and is on the disk when it returns."""

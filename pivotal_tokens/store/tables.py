@@ -157,3 +157,55 @@ failures = Table(
     Column("payload", Text, nullable=False),
     UniqueConstraint("prompt_id", "pair", "stage"),
 )
+
+# --- Calls to language models (ledger.py) ---------------------------------------------------------
+# Money is whole billionths of a dollar, so that sums are exact.
+
+llm_account = Table(
+    "llm_account",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("version", Integer, nullable=False, default=0),
+    Column("tokens", BigInteger, nullable=False, default=0),
+    Column("nano_usd", BigInteger, nullable=False, default=0),
+)
+
+llm_calls = Table(
+    "llm_calls",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("call_id", String(32), nullable=False, unique=True),
+    Column("session", String(256), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("base_url", Text, nullable=False),
+    Column("cache_key", String(64), nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("status", Text, nullable=False, default=""),
+    Column("tokens", BigInteger, nullable=False),
+    Column("nano_usd", BigInteger),
+    Column("prompt_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("llm_calls_by_state", "state"),
+    Index("llm_calls_by_purpose", "purpose"),
+)
+
+llm_replies = Table(
+    "llm_replies",
+    metadata,
+    Column("call_id", String(32), primary_key=True),
+    Column("cache_key", String(64), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("llm_replies_by_content", "cache_key"),
+)
+
+llm_capabilities = Table(
+    "llm_capabilities",
+    metadata,
+    Column("base_url", String(512), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("payload", Text, nullable=False),
+)

@@ -1,0 +1,362 @@
+"""How is a question put to a model so that no reply is lost and no dollar is spent unseen?
+
+For every question: look for its reply under its content; else reserve its worst case in the ledger,
+send, keep the reply and what it used, and only then read it. Refusals of a parameter are learned
+from, passing errors are tried again, and all of it ends by the deadline.
+
+    async with LLMClient(settings, store=store, budget=Budget(max_usd=5)) as client:
+        reply = await client.ask(messages, schema=Answer, purpose="judge")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
+
+from pivotal_tokens.artefacts import canonical_json, content_key
+from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.llm.capabilities import Capabilities, request_body, strict_schema
+from pivotal_tokens.llm.journal import Journal
+from pivotal_tokens.llm.outcomes import (
+    CallFailed,
+    Filtered,
+    Invalid,
+    Ok,
+    Refused,
+    Reply,
+    Truncated,
+    Usage,
+)
+from pivotal_tokens.llm.pacing import RETRIED, UNCERTAIN, Pace, jittered_wait, retry_after
+from pivotal_tokens.llm.parse import parse_body
+from pivotal_tokens.llm.prices import limits_of, price_of, worst_case
+from pivotal_tokens.llm.secrets import Redactor, read_key, redacted_logging
+from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
+from pivotal_tokens.schema import new_id
+from pivotal_tokens.store import Store
+from pivotal_tokens.store.ledger import Closing, KeptReply, Opening, new_session
+
+if TYPE_CHECKING:
+    from pivotal_tokens.llm.transport import Answer, Attempt, Transport
+
+logger = logging.getLogger(__name__)
+
+_ADAPTATIONS = 4
+_ENDS_THE_RUN = frozenset({401, 402, 403, 404})
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
+
+
+class EndpointRefused(WorkFailed):
+    """The endpoint takes no call of this key or model: every further one would fail too."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One `ask`, with everything that does not change between its attempts."""
+
+    messages: tuple[Message, ...]
+    schema: type[BaseModel] | None
+    form: dict[str, Any] | None
+    purpose: str
+    key: str
+    worst: Usage
+
+
+class LLMClient:
+    """Asks one model; one client per event loop."""
+
+    def __init__(
+        self,
+        settings: LLMSettings,
+        *,
+        store: Store,
+        budget: Budget | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Check what can be checked before anything is sent.
+
+        Raises:
+            RequestError: If the key is missing, or a budget in dollars has no price.
+        """
+        self.settings = settings
+        self._store = store
+        self._limits = limits_of(budget, settings)
+        self._price = price_of(settings)
+        self._secret = read_key(settings.api_key_env, needed=settings.base_url is None)
+        self._redact = Redactor([self._secret])
+        self._session = new_session()
+        self._draw = random.Random(seed)
+        self._ability = Capabilities.expected(settings)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        from pivotal_tokens.llm.transport import Transport
+
+        self._stack.enter_context(redacted_logging(self._redact))
+        self._journal = await self._stack.enter_async_context(Journal(self._store, self._limits))
+        self._transport: Transport = await self._stack.enter_async_context(
+            Transport(self.settings, self._secret)
+        )
+        self._slots = asyncio.Semaphore(self.settings.max_concurrency)
+        self._pace = Pace(self.settings.requests_per_minute)
+        await self._journal.run(self._store.give_up_dead_calls)
+        known = await self._journal.run(
+            self._store.capabilities, self.settings.url, self.settings.model
+        )
+        if known is not None:
+            self._ability = Capabilities.model_validate_json(known)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: type[BaseModel] | None = None,
+        purpose: str,
+        salt: str | None = None,
+    ) -> Reply:
+        """Put a question, or find its reply.
+
+        Args:
+            messages: What the model is sent.
+            schema: The form of the answer; None takes any text.
+            purpose: What for ("judge", "generate", ...); charges are counted by it.
+            salt: Tells apart questions that are otherwise the same, as votes are.
+
+        Returns:
+            What came of it; see `outcomes`.
+
+        Raises:
+            BudgetExhausted: If its worst case does not fit into the budget.
+            EndpointRefused: If the endpoint takes no call at all.
+        """
+        question = self._question(tuple(messages), schema, purpose, salt)
+        async with self._slots:
+            return await self._answer(question)
+
+    def _question(
+        self,
+        messages: tuple[Message, ...],
+        schema: type[BaseModel] | None,
+        purpose: str,
+        salt: str | None,
+    ) -> _Question:
+        form = strict_schema(schema) if schema is not None else None
+        content = {
+            "url": self.settings.url,
+            "model": self.settings.model,
+            "temperature": self.settings.temperature,
+            "max_output_tokens": self.settings.output_limit,
+            "messages": [message.model_dump() for message in messages],
+            "schema": form,
+            "salt": salt,
+        }
+        worst = worst_case(messages, form, self.settings)
+        return _Question(messages, schema, form, purpose, content_key(content), worst)
+
+    async def _answer(self, question: _Question) -> Reply:
+        loop = asyncio.get_running_loop()
+        deadline: float | None = None  # from the moment that the first attempt may be sent
+        attempt = adaptations = 0
+        look_up = True
+        while True:
+            call_id = new_id()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._pace.turn()
+                    opened = await self._journal.open(self._opening(question, call_id, look_up))
+            except TimeoutError:
+                return CallFailed(self._too_late(), None)
+            look_up = False
+            if isinstance(opened, KeptReply):
+                reply = self._read(question, opened, cached=True)
+                if isinstance(reply, Ok):
+                    return reply
+                continue
+            if deadline is None:
+                deadline = loop.time() + self.settings.deadline_s
+            ability = self._ability
+            got = await self._send(question, ability, call_id, deadline)
+            kept = await self._settle(question, call_id, got)
+            if kept is not None:
+                return self._read(question, kept, cached=False)
+            if await self._learned(ability, got) and adaptations < _ADAPTATIONS:
+                adaptations += 1
+                continue
+            failed = self._final(got, call_id)
+            attempt += 1
+            wait = self._wait(got, attempt)
+            if failed is not None:
+                return failed
+            if attempt >= self.settings.max_attempts or loop.time() + wait >= deadline:
+                return CallFailed(f"{_said(got)}, after {attempt} attempts", call_id)
+            await asyncio.sleep(wait)
+
+    def _opening(self, question: _Question, call_id: str, look_up: bool) -> Opening:
+        worst = question.worst
+        expires = self._store.now().timestamp() + self.settings.deadline_s + 60
+        return Opening(
+            call_id=call_id,
+            session=self._session,
+            purpose=question.purpose,
+            model=self.settings.model,
+            base_url=self.settings.url,
+            cache_key=question.key,
+            tokens=worst.prompt_tokens + worst.output_tokens,
+            nano_usd=self._price.nano_usd(worst) if self._price else None,
+            expires_at=expires,
+            look_up=look_up,
+        )
+
+    async def _send(
+        self, question: _Question, ability: Capabilities, call_id: str, deadline: float
+    ) -> Attempt:
+        from pivotal_tokens.llm.transport import Answer, Lost
+
+        body = request_body(ability, self.settings, question.messages, question.form)
+        try:
+            async with asyncio.timeout_at(deadline):
+                got = await self._transport.send(body)
+        except TimeoutError:
+            return Lost(self._too_late(), sent=True, final=True)
+        except asyncio.CancelledError:
+            self._journal.closing(Closing(call_id, "unknown", "cancelled"))
+            raise
+        if isinstance(got, Answer):
+            return Answer(got.status, self._redact(got.body), got.headers)
+        return Lost(self._redact(got.error), got.sent, got.final)
+
+    async def _settle(self, question: _Question, call_id: str, got: Attempt) -> KeptReply | None:
+        """Write down what an attempt came to; the reply, if there is one."""
+        from pivotal_tokens.llm.transport import Lost
+
+        if isinstance(got, Lost):
+            state = "unknown" if got.sent else "free"
+            await self._journal.close(Closing(call_id, state, got.error[:200]))  # type: ignore[arg-type]
+            return None
+        if got.status != 200:
+            charged = got.status in UNCERTAIN
+            state = "unknown" if charged else "free"
+            await self._journal.close(Closing(call_id, state, str(got.status)))  # type: ignore[arg-type]
+            return None
+        told = [message.model_dump() for message in question.messages]
+        request = self._redact(canonical_json({"messages": told, "schema": question.form}))
+        reply = KeptReply(call_id, question.key, request, got.body)
+        usage = parse_body(got.body, None).usage
+        if usage is None:
+            await self._journal.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
+            return reply
+        await self._journal.close(
+            Closing(
+                call_id,
+                "settled",
+                "200",
+                prompt_tokens=usage.prompt_tokens,
+                output_tokens=usage.output_tokens,
+                nano_usd=self._price.nano_usd(usage) if self._price else None,
+                reply=reply,
+            )
+        )
+        return reply
+
+    def _read(self, question: _Question, kept: KeptReply, *, cached: bool) -> Reply:
+        parsed = parse_body(kept.body, question.schema)
+        common: dict[str, Any] = {
+            "raw": parsed.text,
+            "usage": parsed.usage,
+            "cached": cached,
+            "call_id": kept.call_id,
+        }
+        match parsed.outcome:
+            case "ok":
+                return Ok(**common, value=parsed.value)
+            case "refusal":
+                return Refused(**common, reason=parsed.detail)
+            case "truncated":
+                return Truncated(**common)
+            case "filtered":
+                return Filtered(**common)
+            case "invalid":
+                return Invalid(**common, error=parsed.detail)
+
+    async def _learned(self, used: Capabilities, got: Attempt) -> bool:
+        """Did the endpoint turn down something that the next attempt will do without?"""
+        from pivotal_tokens.llm.transport import Answer
+
+        if not isinstance(got, Answer) or got.status not in (400, 422):
+            return False
+        if self._ability != used:  # learned by another call meanwhile
+            return True
+        message, param, _ = got.error
+        better = used.without(message, param)
+        if better is None:
+            return False
+        logger.info("%s at %s: %s", self.settings.model, self.settings.url, message)
+        self._ability = better
+        await self._journal.run(
+            self._store.put_capabilities,
+            self.settings.url,
+            self.settings.model,
+            better.model_dump_json(),
+        )
+        return True
+
+    def _final(self, got: Attempt, call_id: str) -> Reply | None:
+        """The outcome, if another attempt would end the same way; None if it may not."""
+        from pivotal_tokens.llm.transport import Lost
+
+        if isinstance(got, Lost):
+            return CallFailed(got.error, call_id) if got.final else None
+        message, _, code = got.error
+        if got.status in _ENDS_THE_RUN or code in _NO_MONEY:
+            raise EndpointRefused(_refused(got, message, self.settings))
+        if got.status == 400 and code in ("content_filter", "content_policy_violation"):
+            return Filtered(raw=got.body, usage=None, cached=False, call_id=call_id)
+        if got.status not in RETRIED:
+            return CallFailed(f"the endpoint answered {got.status}: {message}", call_id)
+        return None
+
+    def _too_late(self) -> str:
+        return f"no whole answer within {self.settings.deadline_s:g} s"
+
+    def _wait(self, got: Attempt, attempt: int) -> float:
+        """Seconds before the next attempt; an endpoint's own word holds for every call."""
+        from pivotal_tokens.llm.transport import Answer
+
+        asked = retry_after(got.headers) if isinstance(got, Answer) else None
+        if asked is None:
+            return jittered_wait(attempt, self._draw)
+        self._pace.pause(min(asked, self.settings.deadline_s))
+        return asked + self._draw.uniform(0, 0.1)
+
+
+def _said(got: Attempt) -> str:
+    from pivotal_tokens.llm.transport import Answer
+
+    if isinstance(got, Answer):
+        return f"the endpoint answered {got.status}: {got.error[0]}"
+    return got.error
+
+
+def _refused(got: Answer, message: str, settings: LLMSettings) -> str:
+    what = {
+        401: f"check the key in {settings.api_key_env}",
+        404: f"check the model's name {settings.model!r} and --base-url",
+    }.get(got.status, "check the account behind the key")
+    return f"{settings.url} answered {got.status} ({message[:160]}): {what}"

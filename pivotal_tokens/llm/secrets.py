@@ -1,0 +1,133 @@
+"""How does a key get in, and how is it kept from coming out?
+
+It comes from an environment variable only, is held as a `SecretStr`, and is struck out of all that
+is logged, stored or raised: as it stands, percent-encoded, in base64 at any alignment, as Python's
+or JSON's repr, in hex.
+
+    key = read_key("OPENAI_API_KEY", needed=True)
+    with redacted_logging(Redactor([key])): ...
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from pydantic import SecretStr
+
+from pivotal_tokens.errors import RequestError
+
+REDACTED = "[redacted]"
+_SHORTEST = 8  # a shorter key would strike out ordinary words
+_NO_KEY = "none"
+
+
+def read_key(name: str, *, needed: bool) -> SecretStr:
+    """The key in an environment variable.
+
+    Args:
+        name: Of the variable.
+        needed: False for an endpoint that may ask for none.
+
+    Raises:
+        RequestError: If it is needed and not there, or cannot stand in a header.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value and needed:
+        raise RequestError(f"no API key: set the environment variable {name}")
+    if not value.isascii() or not value.isprintable():
+        raise RequestError(f"the key in {name} has characters that cannot be sent: set it again")
+    return SecretStr(value or _NO_KEY)
+
+
+class Redactor:
+    """Strikes keys out of text, in every spelling in which they come about."""
+
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        forms: set[str] = set()
+        for key in keys:
+            value = key.get_secret_value()
+            if len(value) >= _SHORTEST:
+                forms |= _spellings(value)
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._forms = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+
+    def __call__(self, text: str) -> str:
+        """`text` without the keys."""
+        return self._forms.sub(REDACTED, text) if self._forms else text
+
+
+class RedactingFilter(logging.Filter):
+    """Strikes keys out of log records: message, arguments, traceback and stack."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        clean_record(record, self._redact)
+        return True
+
+
+def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
+    """Replace what a record says by what may be said."""
+    message = record.getMessage()
+    record.msg, record.args = redact(message), None
+    if record.exc_info and record.exc_info[0] is not None:
+        record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        record.exc_info = None
+    elif record.exc_text:
+        record.exc_text = redact(record.exc_text)
+    if record.stack_info:
+        record.stack_info = redact(record.stack_info)
+
+
+@contextmanager
+def redacted_logging(redact: Redactor) -> Iterator[None]:
+    """Within the block no record carries a key, whatever handler it goes to.
+
+    The filter stands on the root logger and its handlers; records of other loggers, which pass no
+    filter of the root's, are cleaned where they are made.
+    """
+    root, before = logging.getLogger(), logging.getLogRecordFactory()
+    guard = RedactingFilter(redact)
+    guarded: list[Any] = [root, *root.handlers]
+
+    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        clean_record(record, redact)
+        return record
+
+    for place in guarded:
+        place.addFilter(guard)
+    logging.setLogRecordFactory(made)
+    try:
+        yield
+    finally:
+        if logging.getLogRecordFactory() is made:
+            logging.setLogRecordFactory(before)
+        for place in guarded:
+            place.removeFilter(guard)
+
+
+def _spellings(key: str) -> set[str]:
+    data = key.encode()
+    every = "".join(f"%{byte:02X}" for byte in data)
+    forms = {key, quote(key, safe=""), quote_plus(key), every, data.hex(), data.hex().upper()}
+    forms |= {repr(key)[1:-1], json.dumps(key)[1:-1], repr(data)[2:-1]}
+    forms |= {form.lower() for form in (quote(key, safe=""), every)}
+    for shift in range(3):  # base64 of text around the key: what does not depend on its neighbours
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            coded = encode(b"\0" * shift + data).decode().rstrip("=")
+            first = 0 if shift == 0 else 2 if shift == 1 else 3
+            last = len(coded) - (1 if (shift + len(data)) % 3 else 0)
+            forms.add(coded[first:last])
+    return {form for form in forms if len(form) >= _SHORTEST}

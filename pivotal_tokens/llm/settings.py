@@ -1,0 +1,79 @@
+"""Which model is asked, where, and within which limits?
+
+settings = LLMSettings(model="o3", deadline_s=120)
+settings.output_limit       # 10000: a reasoning model thinks in output tokens
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from pivotal_tokens.schema import Frozen
+
+OPENAI_URL = "https://api.openai.com/v1"
+Role = Literal["system", "user", "assistant"]
+
+_REASONING = re.compile(r"(o[1-9]|gpt-5)(\b|-|$)")
+
+
+class Message(Frozen):
+    """One turn of what a model is sent."""
+
+    role: Role
+    content: str
+
+
+class Budget(Frozen):
+    """What the store's ledger may come to, over every call it ever recorded; None: no limit."""
+
+    max_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+
+
+class LLMSettings(Frozen):
+    """How one model is asked."""
+
+    model: str = Field(min_length=1)
+    base_url: str | None = None  # of an OpenAI-compatible endpoint; None: OpenAI itself
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    max_concurrency: int = Field(default=20, ge=1)  # requests in flight
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    deadline_s: float = Field(default=60.0, gt=0)  # of one question, all its attempts together
+    max_attempts: int = Field(default=5, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)  # None: the endpoint's own
+    max_output_tokens: int | None = Field(default=None, ge=1)  # None: `output_limit`
+    max_body_bytes: int = Field(default=4_000_000, ge=1)  # a longer reply is cut off and unused
+    price_in: float | None = Field(default=None, ge=0)  # USD per million tokens; None: the table's
+    price_out: float | None = Field(default=None, ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        """A key belongs into the environment; an URL is written down in many places."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("must be http://HOST[:PORT]/v1 or https://...")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or query: keys come from the environment")
+        return url.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return self.base_url or OPENAI_URL
+
+    @property
+    def reasons(self) -> bool:
+        """A model that thinks in output tokens and takes no temperature (o-series, GPT-5)."""
+        return _REASONING.match(self.model.rsplit("/", 1)[-1]) is not None
+
+    @property
+    def output_limit(self) -> int:
+        """The most output tokens of one reply."""
+        return self.max_output_tokens or (10_000 if self.reasons else 2_000)

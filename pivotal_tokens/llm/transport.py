@@ -1,0 +1,149 @@
+"""What came of one HTTP attempt?
+
+The official client without its own retries and time-outs: those are ours, with a deadline over
+all attempts. A body is read as it is, never longer than the settings allow and never compressed;
+nothing of it is validated here.
+
+    async with Transport(settings, key) as transport:
+        match await transport.send(body): ...
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import openai
+from pydantic import SecretStr
+
+from pivotal_tokens.llm.settings import LLMSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole response, of any status."""
+
+    status: int
+    body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def error(self) -> tuple[str, str | None, str | None]:
+        """What an error response says: message, parameter, code."""
+        try:
+            said = json.loads(self.body)
+        except (ValueError, RecursionError):
+            said = None
+        if isinstance(said, dict):
+            told = said.get("error", said)
+            if isinstance(told, dict):
+                message = told.get("message") or told.get("detail") or self.body
+                return str(message)[:500], _text(told.get("param")), _text(told.get("code"))
+            return str(told)[:500], None, None
+        return " ".join(self.body.split())[:500] or "no message", None, None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """No whole response came."""
+
+    error: str
+    sent: bool  # False only where no connection came about: nothing can have been charged
+    final: bool = False  # the same would happen again
+
+
+Attempt = Answer | Lost
+
+
+class BodyTooLong(Exception):
+    """A response was longer than allowed, or compressed, which hides how long it is."""
+
+
+class _CappedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = 0
+        async for chunk in self._stream:
+            read += len(chunk)
+            if read > self._limit:
+                raise BodyTooLong(f"the reply is longer than {self._limit} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Transport:
+    """Sends chat completions to one endpoint."""
+
+    def __init__(self, settings: LLMSettings, key: SecretStr) -> None:
+        limit = settings.max_body_bytes
+
+        async def cap(response: httpx2.Response) -> None:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise BodyTooLong("the reply is compressed, though that was not asked for")
+            stream = response.stream
+            assert isinstance(stream, httpx2.AsyncByteStream)
+            response.stream = _CappedStream(stream, limit)
+
+        connections = httpx2.Limits(
+            max_connections=settings.max_concurrency + 4,
+            max_keepalive_connections=settings.max_concurrency,
+        )
+        self._client = openai.AsyncOpenAI(
+            api_key=key.get_secret_value(),
+            base_url=settings.url,
+            max_retries=0,
+            timeout=httpx2.Timeout(settings.deadline_s + 5, connect=min(10.0, settings.deadline_s)),
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(
+                event_hooks={"response": [cap]}, limits=connections, follow_redirects=False
+            ),
+        )
+
+    async def send(self, body: dict[str, Any]) -> Attempt:
+        """Make one attempt; never raises for what the endpoint or the network do."""
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**body)
+        except openai.APIStatusError as error:
+            response = error.response
+            return Answer(response.status_code, response.text, dict(response.headers))
+        except BodyTooLong as error:
+            return Lost(str(error), sent=True, final=True)
+        except openai.APIConnectionError as error:
+            return _lost(error.__cause__ or error)
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            return _lost(error)
+        response = raw.http_response
+        return Answer(response.status_code, response.text, dict(response.headers))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+
+def _lost(cause: BaseException) -> Lost:
+    if isinstance(cause, BodyTooLong):
+        return Lost(str(cause), sent=True, final=True)
+    said = f"{type(cause).__name__}: {cause}".rstrip(": ")
+    return Lost(said, sent=not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,346 @@
+"""What did calls to language models cost, and what came back?
+
+A row per HTTP attempt: reserved at its worst case before anything is sent, settled at what the
+reply says it used. What was reserved and never settled stays charged at its reservation, so that
+the account never says less than was spent. One transaction serves many calls at once: a commit
+costs a flush of the disk, and fifty calls in flight must not wait for fifty of them.
+
+    store.exchange([opening], [], limits=Limits(nano_usd=2_000_000_000))   # -> [Granted()]
+    store.exchange([], [Closing(call_id, "settled", prompt_tokens=900, ...)])
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from pivotal_tokens.schema import new_id
+from pivotal_tokens.store import tables
+from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.dialect import insert_new, upsert
+
+CallState = Literal["reserved", "settled", "unknown", "free"]
+"""``reserved``: sent or about to be. ``settled``: at what was used. ``unknown``: no word of what
+was used, charged as reserved. ``free``: refused or never sent, charged nothing."""
+
+_ACCOUNT = "all"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One HTTP attempt that is to be made."""
+
+    call_id: str
+    session: str  # HOST:PID:ID of the client, see `new_session`
+    purpose: str
+    model: str
+    base_url: str
+    cache_key: str
+    tokens: int  # worst case
+    nano_usd: int | None  # worst case; None where the price is not known
+    expires_at: float  # UTC seconds; reserved past it means that nobody will settle it
+    look_up: bool = True  # a reply that is kept under the same cache key will do
+
+
+@dataclass(frozen=True)
+class Closing:
+    """How an attempt ended."""
+
+    call_id: str
+    state: Literal["settled", "unknown", "free"]
+    status: str  # "200", "429", "timeout", ...
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    nano_usd: int | None = None  # of a settled call
+    reply: KeptReply | None = None
+
+
+@dataclass(frozen=True)
+class KeptReply:
+    """A reply as it came, with the request that it answers."""
+
+    call_id: str
+    cache_key: str
+    request: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be charged to the account, over all calls it ever recorded."""
+
+    nano_usd: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Reserved: the attempt may be sent."""
+
+
+@dataclass(frozen=True)
+class OverBudget:
+    """Not reserved: the worst case does not fit into what is left."""
+
+    tokens: int  # charged so far
+    nano_usd: int
+
+
+Opened = Granted | OverBudget | KeptReply
+
+
+@dataclass(frozen=True)
+class CallCounts:
+    """The ledger in a few figures, of one purpose or of all."""
+
+    calls: int
+    by_state: dict[str, int]
+    tokens: int
+    nano_usd: int
+    unpriced: int  # calls whose price was not known
+
+    @property
+    def usd(self) -> float:
+        """Dollars charged."""
+        return self.nano_usd / 1e9
+
+
+def new_session() -> str:
+    """A name for a client of this process, from which another can tell whether it still runs."""
+    return f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+
+
+class LedgerRows(Database):
+    """The ledger of calls, replies by content, and what endpoints can do."""
+
+    def exchange(
+        self,
+        openings: Sequence[Opening],
+        closings: Sequence[Closing],
+        *,
+        limits: Limits | None = None,
+    ) -> list[Opened]:
+        """Settle what ended, then answer or reserve what is to begin, in one transaction.
+
+        Args:
+            openings: Attempts to be made, in order of precedence.
+            closings: Attempts that ended.
+            limits: What the account may come to; no limit by default.
+
+        Returns:
+            One answer per opening.
+        """
+        with self.writing() as connection:
+            tokens, nano = _locked_account(connection)
+            freed_tokens, freed_nano = _settle(connection, closings)
+            tokens, nano = tokens - freed_tokens, nano - freed_nano
+            answers: list[Opened] = []
+            kept = _kept(connection, [o.cache_key for o in openings if o.look_up])
+            granted = []
+            for opening in openings:
+                if opening.look_up and opening.cache_key in kept:
+                    answers.append(kept[opening.cache_key])
+                elif _fits(opening, tokens, nano, limits or Limits()):
+                    tokens += opening.tokens
+                    nano += opening.nano_usd or 0
+                    granted.append(opening)
+                    answers.append(Granted())
+                else:
+                    answers.append(OverBudget(tokens, nano))
+            if granted:
+                now = self.now().timestamp()
+                rows = [_row(opening, now) for opening in granted]
+                connection.execute(insert(tables.llm_calls), rows)
+            table = tables.llm_account
+            connection.execute(
+                update(table).where(table.c.name == _ACCOUNT).values(tokens=tokens, nano_usd=nano)
+            )
+        return answers
+
+    def reply(self, cache_key: str) -> KeptReply | None:
+        """The latest reply that is kept under a key."""
+        with self.reading() as connection:
+            return _kept(connection, [cache_key]).get(cache_key)
+
+    def give_up_dead_calls(self) -> int:
+        """Mark as unknown what was reserved by processes that are gone, or too long ago.
+
+        Their charge stays. Returns how many there were.
+        """
+        table = tables.llm_calls
+        query = select(table.c.call_id, table.c.session, table.c.expires_at)
+        now = self.now().timestamp()
+        with self.writing() as connection:
+            rows = connection.execute(query.where(table.c.state == "reserved")).all()
+            dead = [r.call_id for r in rows if r.expires_at < now or session_is_over(r.session)]
+            if dead:
+                ended = {"state": "unknown", "status": "interrupted"}
+                connection.execute(
+                    update(table).where(table.c.call_id == bindparam("call")).values(**ended),
+                    [{"call": call} for call in dead],
+                )
+        return len(dead)
+
+    def call_counts(self, purpose: str | None = None, *, model: str | None = None) -> CallCounts:
+        """Calls and charges, of one purpose and model if given."""
+        table = tables.llm_calls
+        where = [table.c.purpose == purpose] if purpose is not None else []
+        if model is not None:
+            where.append(table.c.model == model)
+        query = select(
+            table.c.state,
+            func.count().label("calls"),
+            func.coalesce(func.sum(table.c.tokens), 0).label("tokens"),
+            func.coalesce(func.sum(table.c.nano_usd), 0).label("nano_usd"),
+            func.count(table.c.nano_usd).label("priced"),
+        )
+        query = query.where(*where).group_by(table.c.state).order_by(table.c.state)
+        with self.reading() as connection:
+            rows = connection.execute(query).all()
+        calls = sum(row.calls for row in rows)
+        return CallCounts(
+            calls=calls,
+            by_state={row.state: row.calls for row in rows},
+            tokens=int(sum(row.tokens for row in rows)),
+            nano_usd=int(sum(row.nano_usd for row in rows)),
+            unpriced=calls - sum(row.priced for row in rows),
+        )
+
+    def put_capabilities(self, base_url: str, model: str, payload: str) -> None:
+        """Keep what an endpoint was found to accept."""
+        values = {"base_url": base_url, "model": model, "payload": payload}
+        with self.writing() as connection:
+            upsert(connection, tables.llm_capabilities, values, ["base_url", "model"])
+
+    def capabilities(self, base_url: str, model: str) -> str | None:
+        """What an endpoint was found to accept, or None."""
+        table = tables.llm_capabilities
+        query = select(table.c.payload).where(table.c.base_url == base_url, table.c.model == model)
+        with self.reading() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+
+def session_is_over(session: str) -> bool:
+    """Is the process of a session on this host gone? Of another host's nothing is known."""
+    host, _, rest = session.partition(":")
+    pid = rest.partition(":")[0]
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _locked_account(connection: Connection) -> tuple[int, int]:
+    """Tokens and billionths charged so far; the row is this transaction's until it ends."""
+    table = tables.llm_account
+    mine = update(table).where(table.c.name == _ACCOUNT).values(version=table.c.version + 1)
+    if connection.execute(mine).rowcount == 0:
+        empty = {"name": _ACCOUNT, "version": 0, "tokens": 0, "nano_usd": 0}
+        insert_new(connection, table, empty, ["name"])
+        connection.execute(mine)
+    query = select(table.c.tokens, table.c.nano_usd).where(table.c.name == _ACCOUNT)
+    row = connection.execute(query).one()
+    return row.tokens, row.nano_usd
+
+
+def _settle(connection: Connection, closings: Sequence[Closing]) -> tuple[int, int]:
+    """Write how calls ended; how much less is charged now (tokens, billionths)."""
+    if not closings:
+        return 0, 0
+    table = tables.llm_calls
+    query = select(table.c.call_id, table.c.tokens, table.c.nano_usd)
+    query = query.where(table.c.call_id.in_([closing.call_id for closing in closings]))
+    before = {row.call_id: row for row in connection.execute(query)}
+    freed_tokens = freed_nano = 0
+    rows = []
+    for closing in closings:
+        was = before[closing.call_id]
+        tokens, nano = _charge(closing, was.tokens, was.nano_usd)
+        freed_tokens += was.tokens - tokens
+        freed_nano += (was.nano_usd or 0) - (nano or 0)
+        rows.append(
+            {
+                "call": closing.call_id,
+                "to_state": closing.state,
+                "to_status": closing.status,
+                "to_tokens": tokens,
+                "to_nano": nano,
+                "to_prompt": closing.prompt_tokens,
+                "to_output": closing.output_tokens,
+            }
+        )
+    ended = update(table).where(table.c.call_id == bindparam("call"))
+    ended = ended.values(
+        state=bindparam("to_state"),
+        status=bindparam("to_status"),
+        tokens=bindparam("to_tokens"),
+        nano_usd=bindparam("to_nano"),
+        prompt_tokens=bindparam("to_prompt"),
+        output_tokens=bindparam("to_output"),
+    )
+    connection.execute(ended, rows)
+    replies = [vars(closing.reply) for closing in closings if closing.reply]
+    if replies:
+        connection.execute(insert(tables.llm_replies), replies)
+    return freed_tokens, freed_nano
+
+
+def _charge(closing: Closing, tokens: int, nano: int | None) -> tuple[int, int | None]:
+    if closing.state == "unknown":
+        return tokens, nano
+    if closing.state == "free":
+        return 0, None if nano is None else 0
+    used = (closing.prompt_tokens or 0) + (closing.output_tokens or 0)
+    return used, closing.nano_usd
+
+
+def _fits(opening: Opening, tokens: int, nano: int, limits: Limits) -> bool:
+    if limits.tokens is not None and tokens + opening.tokens > limits.tokens:
+        return False
+    return limits.nano_usd is None or (
+        opening.nano_usd is not None and nano + opening.nano_usd <= limits.nano_usd
+    )
+
+
+def _row(opening: Opening, now: float) -> dict[str, object]:
+    return {
+        "call_id": opening.call_id,
+        "session": opening.session,
+        "purpose": opening.purpose,
+        "model": opening.model,
+        "base_url": opening.base_url,
+        "cache_key": opening.cache_key,
+        "state": "reserved",
+        "status": "",
+        "tokens": opening.tokens,
+        "nano_usd": opening.nano_usd,
+        "at": now,
+        "expires_at": opening.expires_at,
+    }
+
+
+def _kept(connection: Connection, keys: Sequence[str]) -> dict[str, KeptReply]:
+    """The latest reply under each key."""
+    if not keys:
+        return {}
+    replies, calls = tables.llm_replies, tables.llm_calls
+    query = (
+        select(replies)
+        .join(calls, calls.c.call_id == replies.c.call_id)
+        .where(replies.c.cache_key.in_(sorted(set(keys))))
+        .order_by(calls.c.seq)
+    )
+    return {
+        row.cache_key: KeptReply(row.call_id, row.cache_key, row.request, row.body)
+        for row in connection.execute(query)
+    }
