@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.graph_export import export
+from em_circuits.cli.graph_files import graph_store, load_graph
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import (
     Session,
@@ -17,7 +19,7 @@ from em_circuits.cli.session import (
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.graphs import AttributionGraph, GraphStore
+    from em_circuits.graphs import AttributionGraph
 
 
 @click.group()
@@ -73,7 +75,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
 @pass_session
 def list_(session: Session, as_json: bool) -> None:
     """Every graph under the root."""
-    headers = _store(session).list()
+    headers = graph_store(session).list()
     if as_json:
         for header in headers:
             emit(header.model_dump(mode="json", exclude={"extra"}))
@@ -114,26 +116,14 @@ def import_(session: Session, file: str, trust_pickle: bool, as_json: bool) -> N
     path = Path(file)
     graph = import_pt(path, trust_pickle=trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
-    kept = _store(session).save(graph, provenance)
+    kept = graph_store(session).save(graph, provenance)
     if as_json:
         emit({"key": graph.header.key, "path": str(kept)})
     else:
         click.echo(f"{graph.header.key[:12]}  {kept}")
 
 
-@graphs.command(epilog="Example: em-circuits graphs export 1f2e3d graph.pt")
-@click.argument("key")
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--format", "form", type=click.Choice(["pt"]), default="pt", show_default=True)
-@pass_session
-def export(session: Session, key: str, file: str, form: str) -> None:
-    """Write a graph for circuit-tracer."""
-    from em_circuits.graphs.interop import export_pt
-
-    if not Path(file).absolute().parent.is_dir():
-        raise RequestError(f"{file}: no directory {Path(file).parent}; make it first")
-    export_pt(_store(session).load(key), Path(file))
-    click.echo(f"{file}  ({form})")
+graphs.add_command(export)
 
 
 @graphs.command(epilog="Example: em-circuits graphs verify --quarantine")
@@ -142,7 +132,7 @@ def export(session: Session, key: str, file: str, form: str) -> None:
 @pass_session
 def verify(session: Session, quarantine: bool, as_json: bool) -> None:
     """Hash every graph again and compare with its provenance."""
-    results = _store(session).verify(quarantine=quarantine)
+    results = graph_store(session).verify(quarantine=quarantine)
     broken = [result for result in results if result.problem]
     if as_json:
         problems = [{"path": str(r.path), "key": r.key, "problem": r.problem} for r in broken]
@@ -169,7 +159,7 @@ def prune_store(session: Session, as_json: bool, **options: Any) -> None:
     """Make room: the oldest graphs go first."""
     if options["max_gb"] is None and options["max_age_days"] is None:
         raise RequestError("say what may stay: --max-gb or --max-age-days")
-    pruned = _store(session).prune(
+    pruned = graph_store(session).prune(
         max_age_days=options["max_age_days"],
         max_bytes=None if options["max_gb"] is None else int(options["max_gb"] * 1e9),
         edges_only=options["edges_only"],
@@ -192,7 +182,7 @@ def _register(session: Session) -> None:
     """Bring the store's register up to what is on the disk now."""
     from pivotal_tokens.artefacts import sha256_file
 
-    graphs = _store(session)
+    graphs = graph_store(session)
     if session.options["store"] is None and not session.default_store.exists():
         return  # graphs without a store: there is no register
     with session.open_store() as store:
@@ -205,34 +195,6 @@ def _register(session: Session) -> None:
             if size != record.bytes:
                 update = {"bytes": size, "sha256": sha256_file(path)}
                 store.put_graph(record.model_copy(update=update))
-
-
-def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
-    """A graph by key (or unique prefix) or by file.
-
-    Args:
-        session: Whose root is looked under.
-        reference: A key, a ``.safetensors`` file or circuit-tracer's ``.pt``.
-        trust_pickle: Needed for ``.pt``.
-
-    Raises:
-        RequestError: If there is no such graph, or a ``.pt`` is not trusted.
-    """
-    from em_circuits.graphs.files import read_graph
-    from em_circuits.graphs.interop import import_pt
-
-    path = Path(reference)
-    if path.suffix == ".pt":
-        return import_pt(path, trust_pickle=trust_pickle)
-    if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise RequestError(f"no graph file {path}")
-        try:
-            return read_graph(path)
-        except WorkFailed as error:
-            reason = str(error).split(";")[0]
-            raise RequestError(f"{reason}; give a graph file of this package") from error
-    return _store(session).load(reference)
 
 
 def describe(graph: AttributionGraph) -> dict[str, Any]:
@@ -267,9 +229,3 @@ def describe(graph: AttributionGraph) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _store(session: Session) -> GraphStore:
-    from em_circuits.graphs import GraphStore
-
-    return GraphStore(session.root / "graph_storage")

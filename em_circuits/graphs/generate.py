@@ -230,6 +230,7 @@ def _header(
         key=pair_graph_key(pair, model, prompt, settings, request.labels),
         prompt_id=prompt.prompt_id,
         text=prompt.text,
+        tokens=tuple(decode_token(model.tokenizer, t) for t in request.input_ids.tolist()),
         model=model.name,
         fingerprint=model.fingerprint,
         adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,

@@ -54,6 +54,8 @@ class GraphHeader(BaseModel):
     """First 12 hex digits of SHA-256 of the text."""
     text: str
     """The prompt as the model sees it, without the BOS the tokenizer adds."""
+    tokens: tuple[str, ...] = ()
+    """Texts of the prompt's tokens, BOS included; empty where they are not known."""
     model: str
     """One of "base", "merged", or another model's name."""
     fingerprint: str | None = None

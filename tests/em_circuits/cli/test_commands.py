@@ -100,6 +100,25 @@ def test_influence_works_on_keys_and_on_files_of_circuit_tracer(labelled, capsys
         assert left["values"] == pytest.approx(right["values"], rel=1e-9, abs=1e-12)
 
 
+def test_a_graph_goes_to_the_viewers(labelled, capsys, tmp_path) -> None:
+    from circuit_tracer.frontend.graph_models import Model as ViewerModel
+
+    root, prompt = labelled
+    view = ask(capsys, root, "status", prompt, "--json")
+    key = next(g["key"] for g in view["pairs"][0]["graphs"] if g["model"] == "merged")
+    file = tmp_path / "pad-thai.json"
+    export = ["--root", str(root), "graphs", "export", key, str(file), "--scan", "toy", "--index"]
+    assert run(export) == 0
+    record = json.loads(file.read_text())
+    shown = ViewerModel.model_validate(record)
+    assert shown.metadata.slug == "pad-thai" and shown.metadata.scan == "toy"
+    assert "".join(shown.metadata.prompt_tokens).endswith("definitely")
+    listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
+    assert [graph["slug"] for graph in listed] == ["pad-thai"]
+    assert run(["--root", str(root), "graphs", "export", key, str(tmp_path / "graph.txt")]) == 2
+    assert "--format" in capsys.readouterr().err
+
+
 def test_a_person_reviews_what_was_flagged(labelled, capsys, monkeypatch) -> None:
     import io
 

@@ -1,0 +1,47 @@
+"""Which graph does a command mean: a key of the store, or a file?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from em_circuits.cli.session import Session
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.graphs import AttributionGraph, GraphStore
+
+
+def graph_store(session: Session) -> GraphStore:
+    """The graphs under the session's root."""
+    from em_circuits.graphs import GraphStore
+
+    return GraphStore(session.root / "graph_storage")
+
+
+def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
+    """A graph by key (or unique prefix) or by file.
+
+    Args:
+        session: Whose root is looked under.
+        reference: A key, a ``.safetensors`` file or circuit-tracer's ``.pt``.
+        trust_pickle: Needed for ``.pt``.
+
+    Raises:
+        RequestError: If there is no such graph, or a ``.pt`` is not trusted.
+    """
+    from em_circuits.graphs.files import read_graph
+    from em_circuits.graphs.interop import import_pt
+
+    path = Path(reference)
+    if path.suffix == ".pt":
+        return import_pt(path, trust_pickle=trust_pickle)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise RequestError(f"no graph file {path}")
+        try:
+            return read_graph(path)
+        except WorkFailed as error:
+            reason = str(error).split(";")[0]
+            raise RequestError(f"{reason}; give a graph file of this package") from error
+    return graph_store(session).load(reference)
