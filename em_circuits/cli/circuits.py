@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.graphs import graphs, load_graph
+from em_circuits.cli.graph_files import load_graph
+from em_circuits.cli.graphs import graphs
 from em_circuits.cli.influence import (
     graph_argument,
     target_seeds,
