@@ -1,7 +1,7 @@
 """The viewers' JSON holds the pruned graph, validates under both schemas, and no two ids are alike.
 
-Neuronpedia's schema: github.com/hijohnnylin/neuronpedia, apps/webapp/app/api/graph/graph-schema.json
-(title "Anthropic Attribution Graph", version 1.0.0), restated below in pydantic.
+Neuronpedia's schema is github.com/hijohnnylin/neuronpedia's file
+apps/webapp/app/api/graph/graph-schema.json (version 1.0.0), restated below in pydantic.
 """
 
 from __future__ import annotations
