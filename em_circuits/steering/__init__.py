@@ -2,38 +2,64 @@
 
 from em_circuits.steering.contrast import TokenGroups, contrast, demeaned, evil_mass
 from em_circuits.steering.controls import Spread
+from em_circuits.steering.direction import Direction, Weighting
 from em_circuits.steering.engine import iter_rows, run_rows
-from em_circuits.steering.intervention import Intervention, Mode, check_interventions, on_each
+from em_circuits.steering.generate import Continuations, generate
+from em_circuits.steering.intervention import (
+    Intervention,
+    Mode,
+    Unit,
+    Where,
+    check_interventions,
+    on_each,
+)
 from em_circuits.steering.mediation import mediate
 from em_circuits.steering.mediation_result import Mediation, Shares, pooled_share
 from em_circuits.steering.refine import refined_scores
 from em_circuits.steering.regimes import Regime
+from em_circuits.steering.sampling import Sampling
 from em_circuits.steering.scan import ablation_effects
 from em_circuits.steering.state import PromptState
 from em_circuits.steering.steer import SteerResult, steer, top_tokens
+from em_circuits.steering.treatment import Form, Replacement, Tensors, Treatment
+from em_circuits.steering.units import absolute, asleep, own_activation
 from em_circuits.steering.validate import Agreement, agreement, compare, summarise
 
 __all__ = [
     "Agreement",
+    "Continuations",
+    "Direction",
+    "Form",
     "Intervention",
     "Mediation",
     "Mode",
     "PromptState",
     "Regime",
+    "Replacement",
+    "Sampling",
     "Shares",
     "Spread",
     "SteerResult",
+    "Tensors",
     "TokenGroups",
+    "Treatment",
+    "Unit",
+    "Weighting",
+    "Where",
     "ablation_effects",
+    "absolute",
     "agreement",
+    "asleep",
     "check_interventions",
     "compare",
     "contrast",
     "demeaned",
     "evil_mass",
+    "generate",
     "iter_rows",
     "mediate",
     "on_each",
+    "own_activation",
     "pooled_share",
     "refined_scores",
     "run_rows",

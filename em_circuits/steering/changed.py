@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.models import Model
-from em_circuits.steering.feature_rows import FeatureRows
+from em_circuits.steering.feature_rows import decoder_vectors
 from em_circuits.steering.plan import Plan
 from em_circuits.steering.state import PromptState
 
@@ -51,13 +51,7 @@ class ChangedFeatures:
 
     def decoders(self, model: Model) -> Float[Tensor, "changed d_model"]:
         """Decoder row of each, in float32 on the CPU."""
-        parts = []
-        for layer in self.coordinates[:, 0].unique().tolist():  # ascending, as the coordinates
-            ids = self.coordinates[self.coordinates[:, 0] == layer, 2].contiguous()
-            rows = FeatureRows.read(model.transcoders[layer], ids)
-            parts.append(rows.decoder[rows.index(ids)].float().cpu())
-        width = model.transcoders[0].d_model
-        return torch.cat(parts) if parts else torch.empty((0, width))
+        return decoder_vectors(model, self.coordinates[:, 0], self.coordinates[:, 2])
 
     def plan(self, subsets: Sequence[Int64[Tensor, " _"]]) -> Plan:
         """One row per subset, setting its features to their merged activations."""

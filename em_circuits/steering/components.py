@@ -61,7 +61,8 @@ def component_logits(
     nothing = changed.plan([torch.arange(0)])
 
     def run(plan: Plan) -> Tensor:
-        return run_rows(model, base, plan)[0]
+        # The hooks below speak of whole prompts, so no position may come from a cache.
+        return run_rows(model, base, plan, share_prefix=False)[0]
 
     features = run(all_features)
     with _added(model, after - before):

@@ -17,6 +17,8 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from em_circuits.models import Model
+
 _CHUNK = 16_384
 """Pairs of activation and feature that are gathered at a time."""
 
@@ -96,3 +98,16 @@ def _threshold(function: object, ids: Tensor, like: Tensor) -> Tensor | None:
         threshold = function.threshold.detach()
         return threshold.expand(len(ids)) if threshold.ndim == 0 else threshold[ids]
     return None
+
+
+def decoder_vectors(
+    model: Model, layer: Int64[Tensor, " feature"], feature: Int64[Tensor, " feature"]
+) -> Float[Tensor, "feature d_model"]:
+    """Decoder row of each (layer, feature id), in float32 on the CPU."""
+    vectors = torch.empty((len(layer), model.transcoders[0].d_model))
+    for number in layer.unique().tolist():
+        mask = layer == number
+        ids = feature[mask].contiguous()
+        rows = FeatureRows.read(model.transcoders[number], ids)
+        vectors[mask] = rows.decoder[rows.index(ids)].float().cpu()
+    return vectors

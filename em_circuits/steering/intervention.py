@@ -4,10 +4,12 @@ An intervention replaces the activation ``a`` a feature has at that moment by
 
     set: value    add: a + value    scale: value * a    ablate: 0    clamp: min(a, value)
 
-and adds ``(new - a) * W_dec`` to the MLP output at its layer and position. Multiplying cannot
-wake an inactive feature: 0 times anything is 0; only `set` and `add` can switch one on.
+and adds ``(new - a) * W_dec`` to the MLP output at its layer and position. A value in units of the
+feature's *own* activation is multiplied by that (`em_circuits.steering.units`). Multiplying cannot
+wake an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute value can.
 
     Intervention(layer=2, position=11, feature=431, mode=Mode.SCALE, value=3.0)
+    Intervention(layer=2, position=Where.GENERATED, feature=431, mode=Mode.SET, value=4.0)
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
 FIRST_POSITION = 1
 """Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
+
+EVERYTHING = "everything"
+"""Spelling of ``position=None``."""
 
 
 class Mode(StrEnum):
@@ -35,19 +41,49 @@ class Mode(StrEnum):
     CLAMP = "clamp"
 
 
+class Where(StrEnum):
+    """A class of positions; None stands for all of them, prompt and generated."""
+
+    LAST = "last"
+    """The prompt's last position."""
+    PROMPT = "prompt"
+    """Every position of the prompt but 0."""
+    GENERATED = "generated"
+    """Every token the model generates, as it is read back."""
+
+
+class Unit(StrEnum):
+    """What a value is measured in."""
+
+    ABSOLUTE = "absolute"
+    OWN = "own"
+    """The feature's activation on the undisturbed prompt: at the position where one is named, else
+    its largest."""
+
+
+Position = int | Where | None
+
+
 class Intervention(BaseModel):
-    """One feature, at one position or at every one, and what its activation becomes."""
+    """One feature, at one position or at a class of them, and what its activation becomes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
-    position: int | None = None
-    """Position in the prompt; None is every position but 0."""
+    position: Position = None
+    """Position in the prompt, or a class of positions; None is every position but 0."""
     feature: int
     """Feature id within the layer's transcoder."""
     mode: Mode = Mode.ABLATE
     value: float | None = None
     """Activation (`set`), change (`add`), factor (`scale`) or upper limit (`clamp`)."""
+    unit: Unit = Unit.ABSOLUTE
+    """Of the value; a factor has none."""
+
+    @field_validator("position", mode="before")
+    @classmethod
+    def _everything_is_none(cls, value: Any) -> Any:
+        return None if value == EVERYTHING else value
 
     @model_validator(mode="after")
     def _check_value(self) -> Intervention:
@@ -55,6 +91,11 @@ class Intervention(BaseModel):
             raise RequestError(f"{self.place}: mode {self.mode} needs a value")
         if self.value is not None and not math.isfinite(self.value):
             raise RequestError(f"{self.place}: the value must be finite, not {self.value}")
+        if self.unit is Unit.OWN and self.mode in (Mode.SCALE, Mode.ABLATE):
+            raise RequestError(
+                f"{self.place}: mode {self.mode} has no unit; scale already multiplies the "
+                "feature's own activation"
+            )
         return self
 
     @property
@@ -62,6 +103,11 @@ class Intervention(BaseModel):
         """``layer/position/feature``; every position is ``*``."""
         position = "*" if self.position is None else self.position
         return f"feature {self.layer}/{position}/{self.feature}"
+
+    @property
+    def while_generating(self) -> bool:
+        """It also acts on tokens that are generated."""
+        return self.position in (None, Where.GENERATED)
 
     def rule(self) -> tuple[float, float, float]:
         """(gain, offset, cap): the new activation is ``min(gain * a + offset, cap)``."""
@@ -76,9 +122,13 @@ class Intervention(BaseModel):
 
     def positions(self, n_pos: int) -> range:
         """The positions meant in a prompt of `n_pos` tokens."""
-        if self.position is None:
-            return range(FIRST_POSITION, n_pos)
-        return range(self.position, self.position + 1)
+        if isinstance(self.position, int):
+            return range(self.position, self.position + 1)
+        first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(
+            self.position,  # type: ignore[arg-type]
+            FIRST_POSITION,
+        )
+        return range(first, n_pos)
 
 
 def check_interventions(model: Model, interventions: Iterable[Intervention], n_pos: int) -> None:
@@ -96,7 +146,7 @@ def check_interventions(model: Model, interventions: Iterable[Intervention], n_p
     for intervention in interventions:
         _check_range(intervention, "layer", intervention.layer, range(n_layers))
         _check_range(intervention, "feature id", intervention.feature, range(width))
-        if intervention.position is not None:
+        if isinstance(intervention.position, int):
             _check_range(
                 intervention, "position", intervention.position, range(FIRST_POSITION, n_pos)
             )
@@ -111,10 +161,15 @@ def _check_range(intervention: Intervention, what: str, value: int, allowed: ran
 
 
 def on_each(
-    places: Sequence[tuple[int, int | None, int]], mode: Mode, value: float | None = None
+    places: Sequence[tuple[int, Position, int]],
+    mode: Mode,
+    value: float | None = None,
+    unit: Unit = Unit.ABSOLUTE,
 ) -> tuple[Intervention, ...]:
     """The same intervention on several (layer, position, feature id)."""
     return tuple(
-        Intervention(layer=layer, position=position, feature=feature, mode=mode, value=value)
+        Intervention(
+            layer=layer, position=position, feature=feature, mode=mode, value=value, unit=unit
+        )
         for layer, position, feature in places
     )

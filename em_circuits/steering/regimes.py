@@ -8,7 +8,7 @@
 | `attention_frozen` | frozen | real | real |
 | `free` | real | real | real |
 
-    with frozen(model, state, Regime.DIRECT):
+    with frozen(model, stacked, Regime.DIRECT):
         model.hf(batch)
 
 A transcoder's skip connection belongs to the linear part: in the first three regimes it passes
@@ -31,12 +31,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from em_circuits.models import Model
 from em_circuits.steering.feature_rows import FeatureRows
 from em_circuits.steering.intervention import FIRST_POSITION
-from em_circuits.steering.state import (
-    PromptState,
-    apply_scale,
-    attention_modules,
-    norm_modules,
-)
+from em_circuits.steering.stacked import Stacked
+from em_circuits.steering.state import apply_scale, attention_modules, norm_modules
 from pivotal_tokens.errors import RequestError
 
 
@@ -56,22 +52,36 @@ class Regime(StrEnum):
 
 
 @contextlib.contextmanager
-def frozen(model: Model, state: PromptState, regime: Regime) -> Iterator[None]:
+def frozen(model: Model, stacked: Stacked, regime: Regime, *, start: int = 0) -> Iterator[None]:
     """Freeze attention patterns and norm scales as the regime wants them.
+
+    Args:
+        model: The real model.
+        stacked: The undisturbed prompts of the batch's rows.
+        regime: What is frozen.
+        start: First position that is run; what stands before it comes from a cache.
 
     Raises:
         RequestError: If the model has parts that cannot be frozen.
     """
     with contextlib.ExitStack() as stack:
         if regime is not Regime.FREE:
-            stack.enter_context(frozen_patterns(model, state.patterns))
+            stack.enter_context(frozen_patterns(model, stacked.patterns[..., start:, :]))
         if regime.freezes_norms:
-            stack.enter_context(frozen_norms(model, state.norm_scales))
+            stack.enter_context(frozen_norms(model, stacked.norm_scales))
         yield
 
 
 @contextlib.contextmanager
-def frozen_patterns(model: Model, patterns: Float[Tensor, "layer head pos pos"]) -> Iterator[None]:
+def frozen_patterns(
+    model: Model,
+    patterns: Float[
+        Tensor,
+        (
+            layer  # row head query key
+        ),
+    ],
+) -> Iterator[None]:
     """Attend as `patterns` say; values flow, queries and keys are ignored.
 
     Goes through transformers' own registry of attention functions.
@@ -82,7 +92,7 @@ def frozen_patterns(model: Model, patterns: Float[Tensor, "layer head pos pos"])
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, None]:
         pattern = patterns[layer_of[id(module)]]
-        values = value.repeat_interleave(pattern.shape[0] // value.shape[1], dim=1)
+        values = value.repeat_interleave(pattern.shape[1] // value.shape[1], dim=1)
         return torch.matmul(pattern, values).transpose(1, 2).contiguous(), None
 
     name = f"em_circuits_frozen_patterns_{id(attend)}"
@@ -147,23 +157,24 @@ class FrozenMLP:
 
     Args:
         model: Its transcoders stand for the MLPs.
-        state: The undisturbed pass; everything is a change against it.
+        stacked: The undisturbed prompts; everything is a change against them.
         layer: Which layer.
         regime: `direct`, `frozen_linear` or `gates_recomputed`.
     """
 
-    def __init__(self, model: Model, state: PromptState, layer: int, regime: Regime) -> None:
+    def __init__(self, model: Model, stacked: Stacked, layer: int, regime: Regime) -> None:
         self._transcoder: Any = model.transcoders[layer]
         self._regime = regime
-        self._input = state.inputs[layer]
-        self._output = state.mlp_outputs[layer]
+        self._input = stacked.inputs[layer]
+        self._output = stacked.mlp_outputs[layer]
         if regime is Regime.GATES_RECOMPUTED:
-            self._active = state.dense_activations(layer)
+            self._active = stacked.dense_activations(layer)
         if regime is Regime.FROZEN_LINEAR:
-            mask = state.active[:, 0] == layer
-            self._rows = FeatureRows.read(self._transcoder, state.active[mask, 2])
-            self._gates = self._input.new_zeros((state.n_pos, len(self._rows.ids)))
-            self._gates[state.active[mask, 1], self._rows.index(state.active[mask, 2])] = 1
+            row, position, feature = stacked.active_in(layer)
+            self._rows = FeatureRows.read(self._transcoder, feature)
+            shape = (*self._input.shape[:2], len(self._rows.ids))
+            self._gates = self._input.new_zeros(shape)
+            self._gates[row, position, self._rows.index(feature)] = 1
 
     def __call__(
         self, inputs: Float[Tensor, "batch pos d_model"]

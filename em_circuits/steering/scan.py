@@ -51,14 +51,17 @@ def ablation_effects(
     if isinstance(targets, TokenGroups):
         targets.weights(len(state.logits))  # refuses groups without a contrast
     size = max(2, batch_size or default_batch(model, state, regime))
-    effects = []
-    for _, logits in iter_rows(
-        model, state, _with_undisturbed(coordinates, size), regime, batch_size=size
-    ):
-        values = _values(logits, targets)
-        effects.append((values[:1] - values[1:]).cpu())
+    # Late positions first: a batch runs nothing before the first position that it changes.
+    order = coordinates[:, 1].argsort(descending=True, stable=True)
+    plan = _with_undisturbed(coordinates[order], size)
     n_targets = 1 if isinstance(targets, TokenGroups) else len(targets)
-    return torch.cat([torch.empty((0, n_targets)), *effects])
+    effects, done = torch.empty((len(coordinates), n_targets)), 0
+    for _, logits in iter_rows(model, state, plan, regime, batch_size=size):
+        values = _values(logits, targets)
+        found = (values[:1] - values[1:]).cpu()
+        effects[order[done : done + len(found)]] = found
+        done += len(found)
+    return effects
 
 
 def _with_undisturbed(coordinates: Int[Tensor, "feature 3"], size: int) -> Plan:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from em_circuits.models import Model
 from em_circuits.steering.controls import Pool, matched_draws
-from em_circuits.steering.feature_rows import FeatureRows
-from em_circuits.steering.intervention import FIRST_POSITION, Intervention
+from em_circuits.steering.feature_rows import decoder_vectors
+from em_circuits.steering.intervention import FIRST_POSITION, Intervention, Where
 from em_circuits.steering.state import PromptState
 from pivotal_tokens.errors import RequestError
 
@@ -36,7 +36,7 @@ def random_places(
 ) -> Int64[Tensor, "draw chosen 3"]:
     """Matched random features for a set of interventions.
 
-    For an intervention at every position the candidates are features at every position as well,
+    For an intervention at a class of positions the candidates are features at the same class,
     compared by their largest activation.
 
     Args:
@@ -47,17 +47,12 @@ def random_places(
         seed: Same seed, same draws.
 
     Returns:
-        (layer, position or -1 for every one, feature id) of each substitute.
+        (layer, position or -1 for a class of them, feature id) of each substitute.
 
     Raises:
         RequestError: If the prompt has too few other active features.
     """
-    own = torch.tensor(
-        [
-            [i.layer, _EVERYWHERE if i.position is None else i.position, i.feature]
-            for i in interventions
-        ]
-    )
+    own = torch.tensor([[i.layer, _place(i, state), i.feature] for i in interventions])
     places = torch.empty((n_draws, len(own), 3), dtype=torch.int64)
     avoid = own[:, ::2]
     for everywhere in (False, True):
@@ -85,13 +80,13 @@ def moved(
 
     Args:
         interventions: The treatment.
-        places: (layer, position or -1 for every one, feature id) for each.
+        places: (layer, position or -1 for a class of them, feature id) for each.
     """
     return [
         item.model_copy(
             update={
                 "layer": layer,
-                "position": None if position == _EVERYWHERE else position,
+                "position": item.position if position == _EVERYWHERE else position,
                 "feature": feature,
             }
         )
@@ -103,13 +98,14 @@ def decoder_norms(
     model: Model, coordinates: Int64[Tensor, "feature 3"]
 ) -> Float[Tensor, " feature"]:
     """Length of each feature's decoder row, in float32 on the CPU."""
-    norms = torch.empty(len(coordinates))
-    for layer in coordinates[:, 0].unique().tolist():
-        mask = coordinates[:, 0] == layer
-        ids = coordinates[mask, 2].contiguous()
-        rows = FeatureRows.read(model.transcoders[layer], ids)
-        norms[mask] = rows.decoder.float().norm(dim=1)[rows.index(ids)].cpu()
-    return norms
+    return decoder_vectors(model, coordinates[:, 0], coordinates[:, 2]).norm(dim=1)
+
+
+def _place(item: Intervention, state: PromptState) -> int:
+    """The position that is meant, or -1 for a class of several."""
+    if isinstance(item.position, int):
+        return item.position
+    return state.n_pos - 1 if item.position is Where.LAST else _EVERYWHERE
 
 
 def _pool(
