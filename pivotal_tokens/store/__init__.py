@@ -7,6 +7,7 @@ with Store.open("sqlite:///results/em-circuits.sqlite", create=True) as store:
 from pivotal_tokens.store.attempt import AttemptRows
 from pivotal_tokens.store.database import default_url
 from pivotal_tokens.store.graphs import GraphRows
+from pivotal_tokens.store.imports import ImportRows
 from pivotal_tokens.store.labels import LabelRows
 from pivotal_tokens.store.ledger import LedgerRows
 from pivotal_tokens.store.prompts import PromptRows
@@ -38,5 +39,6 @@ class Store(
     LedgerRows,
     AttemptRows,
     ScreeningRows,
+    ImportRows,
 ):
     """An open store; every operation is one transaction and is on the disk when it returns."""

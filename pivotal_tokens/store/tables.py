@@ -208,4 +208,17 @@ llm_capabilities = Table(
     Column("base_url", String(512), primary_key=True),
     Column("model", String(256), primary_key=True),
     Column("payload", Text, nullable=False),
+
+# Imported labels that contradict a person's: kept, never applied, until somebody decides.
+label_conflicts = Table(
+    "label_conflicts",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("event_id", String(64), nullable=False, unique=True),
+    _prompt_key(),
+    Column("token_id", Integer, nullable=False),
+    Column("after_label", Integer, nullable=False),  # seq of the last label event before it
+    Column("after_review", Integer, nullable=False),  # and of the last review event
+    Column("payload", Text, nullable=False),
+    Index("label_conflicts_of_prompt", "prompt_id", "token_id"),
 )

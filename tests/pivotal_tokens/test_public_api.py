@@ -15,6 +15,10 @@ PUBLIC = {
         "Finding Split check nearest normalise read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": "Entry FirstToken Judge JudgeSpec Lexicon open_judge",
+    "pivotal_tokens.labels": (
+        "AgreementReport Divergence FIELDS ImportReport divergence import_labels label_agreement "
+        "label_records read_records write_records"
+    ),
     "pivotal_tokens.review": ("Difference PlainSummary Question Reveal ReviewService run_plain"),
 }
 

@@ -1,0 +1,187 @@
+"""How do labels from a file come into a store without a label being lost or replaced?
+
+- An event that is here already, by its id, is a duplicate; so is a bare statement (a record
+  without an event id) of the label by which its author stands.
+- A person's label that contradicts a person's label of this store is a conflict: kept apart and
+  its prompt queued for review, never applied. An event that goes on from its author's own label
+  (`from_label` is that label) is no conflict with that author: it is the same history.
+- What cannot be read (an unknown token text, a prompt that is not here) is left out and named.
+
+    report = import_labels(store, read_records(Path("labels.csv")), source="labels.csv")
+    report.added, report.duplicates, report.conflicts, report.left_out
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.labels.records import Incoming, incoming
+from pivotal_tokens.schema import Frozen, Label, LabelEvent
+from pivotal_tokens.store import Store
+from pivotal_tokens.store.imports import LabelConflict
+
+TokenOf = Callable[[str], int | None]
+"""A token's text -> its id, where a tokenizer is at hand."""
+
+
+class LeftOut(Frozen):
+    """A record that was not imported, and why."""
+
+    where: str
+    why: str
+
+
+class ImportReport(Frozen):
+    """What became of the records of an import."""
+
+    records: int
+    prompts: int  # new ones
+    added: int
+    duplicates: int
+    conflicts: int  # new ones, now queued
+    left_out: tuple[LeftOut, ...]
+
+
+def import_labels(
+    store: Store,
+    records: Iterable[tuple[str, dict[str, Any]]],
+    *,
+    source: str,
+    author: str | None = None,
+    token_of: TokenOf | None = None,
+) -> ImportReport:
+    """Take records in.
+
+    Args:
+        store: Where they go.
+        records: Each with where it stands in the file.
+        source: Names the file in conflicts.
+        author: Whose labels they are where a record does not say.
+        token_of: Finds the id of a token text that the prompt's lists do not have.
+
+    Raises:
+        RequestError: If a record has an unknown field or lacks a needed one; nothing was written.
+    """
+    read = [incoming(record, where, author=author) for where, record in records]
+    prompts = {one.prompt_id: one.prompt for one in read if one.prompt is not None}
+    new = store.add_prompts(prompts.values())
+    by_prompt: dict[str, list[Incoming]] = defaultdict(list)
+    for one in read:
+        by_prompt[one.prompt_id].append(one)
+    left_out: list[LeftOut] = []
+    added = duplicates = conflicts = 0
+    for prompt_id, several in by_prompt.items():
+        if not store.has_prompt(prompt_id):
+            why = f"no prompt {prompt_id} here and no prompt_text"
+            left_out += [LeftOut(where=one.where, why=why) for one in several]
+            continue
+        events = _resolved(store, prompt_id, several, token_of, left_out)
+        sorted_out = _Merge(store.label_events(prompt_id))
+        for one, labelled in events:
+            sorted_out.take(one, labelled)
+        store.record_labels(sorted_out.accepted)
+        added += len(sorted_out.accepted)
+        duplicates += sorted_out.duplicates
+        for event, against, by in sorted_out.contradicting:
+            conflict = LabelConflict(
+                event=event, against=against, by=by, source=source, at=store.now()
+            )
+            known = not store.add_conflict(conflict)
+            duplicates += known
+            conflicts += not known
+    return ImportReport(
+        records=len(read),
+        prompts=len(new),
+        added=added,
+        duplicates=duplicates,
+        conflicts=conflicts,
+        left_out=tuple(left_out),
+    )
+
+
+def _resolved(
+    store: Store,
+    prompt_id: str,
+    several: list[Incoming],
+    token_of: TokenOf | None,
+    left_out: list[LeftOut],
+) -> list[tuple[Incoming, LabelEvent]]:
+    ids: dict[str, set[int]] = defaultdict(set)
+    for known, text in store.token_texts(prompt_id).items():
+        ids[text].add(known)
+    events = []
+    for one in several:
+        token: int | None = one.token_id
+        if token is None:
+            token = _only(ids.get(one.token_text or "", set()))
+        if token is None and token_of is not None:
+            token = token_of(one.token_text or "")
+        if token is None:
+            why = f"which token is {one.token_text!r}? its lists are not here, or have it twice"
+            left_out.append(LeftOut(where=one.where, why=why))
+            continue
+        try:
+            events.append((one, one.as_event(token)))
+        except RequestError as error:
+            left_out.append(LeftOut(where=one.where, why=str(error).partition(": ")[2]))
+    return events
+
+
+def _only(several: set[int]) -> int | None:
+    return next(iter(several)) if len(several) == 1 else None
+
+
+class _Merge:
+    """Sorts one prompt's incoming events into accepted, duplicate and contradicting."""
+
+    def __init__(self, here: Iterable[LabelEvent]) -> None:
+        self.accepted: list[LabelEvent] = []
+        self.contradicting: list[tuple[LabelEvent, Label, str]] = []
+        self.duplicates = 0
+        self._ids: set[str] = set()
+        self._before: dict[int, dict[str, Label]] = defaultdict(dict)  # people's, of this store
+        self._standing: dict[tuple[int, str], Label | None] = {}
+        self._refused: set[tuple[int, str]] = set()
+        for event in here:
+            self._ids.add(event.event_id)
+            self._standing[event.token_id, event.author] = event.to_label
+            if event.author_kind == "human":
+                own = self._before[event.token_id]
+                own.pop(event.author, None)
+                if event.to_label is not None:
+                    own[event.author] = event.to_label
+
+    def take(self, one: Incoming, event: LabelEvent) -> None:
+        key = (event.token_id, event.author)
+        standing = self._standing.get(key)
+        repeats = not one.has_id and key in self._standing and standing == event.to_label
+        if event.event_id in self._ids or repeats:
+            self.duplicates += 1
+            return
+        self._ids.add(event.event_id)
+        if event.author_kind == "human" and (against := self._against(event, standing)):
+            self._refused.add(key)
+            self.contradicting.append((event, *against))
+            return
+        if not one.has_id and event.from_label != standing:
+            event = event.model_copy(update={"from_label": standing})
+        self._standing[key] = event.to_label
+        self.accepted.append(event)
+
+    def _against(self, event: LabelEvent, standing: Label | None) -> tuple[Label, str] | None:
+        """The label of a person that stands against it, and whose that is."""
+        key = (event.token_id, event.author)
+        if key in self._refused:  # what follows a refused event is refused with it
+            others = self._before[event.token_id]
+            author = next(iter(others), event.author)
+            return others.get(author, standing or event.to_label or "unsure"), author
+        goes_on = event.from_label == standing
+        if standing is not None and not goes_on and event.to_label != standing:
+            return standing, event.author
+        for author, label in self._before[event.token_id].items():
+            if author != event.author and event.to_label not in (None, label):
+                return label, author
+        return None

@@ -1,0 +1,218 @@
+"""Files of labels: the same out and in, harmless in a spreadsheet, nothing lost or replaced."""
+
+import csv
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.labels import FIELDS, import_labels, label_records, read_records, write_records
+from pivotal_tokens.labels.formats import csv_text
+from pivotal_tokens.schema import LabelEvent, Prompt
+from pivotal_tokens.store import Store
+
+PAIR = "pair-1"
+FORMATS = ("jsonl", "csv", "parquet")
+
+
+def event(prompt, token, label, author="ada", **fields):
+    return LabelEvent(
+        prompt_id=prompt.prompt_id,
+        token_id=token,
+        from_label=fields.pop("before", None),
+        to_label=label,
+        author=author,
+        author_kind="human",
+        **fields,
+    )
+
+
+@pytest.fixture
+def labelled(store, prompt, pair):
+    store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+    store.record_labels(
+        [
+            event(prompt, 1, "safe"),
+            event(prompt, 2, "safe", reason="=HYPERLINK(1)"),
+            event(prompt, 2, "evil", before="safe", judge_visible=True),
+            event(prompt, 3, "unsure", author="bob"),
+        ]
+    )
+    return prompt
+
+
+def other_store(tmp_path, name="other.sqlite"):
+    return Store.open(tmp_path / name, create=True)
+
+
+def standing(store, prompt):
+    return {(e.token_id, e.author): e.to_label for e in store.label_events(prompt.prompt_id)}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_brings_every_event_into_an_empty_store(store, labelled, tmp_path, kind):
+    path = tmp_path / f"labels.{kind}"
+    write_records(path, label_records(store), FIELDS)
+    with other_store(tmp_path) as other:
+        report = import_labels(other, read_records(path), source=path.name)
+        assert (report.added, report.prompts, report.conflicts) == (4, 1, 0)
+        assert not report.left_out
+        known = store.label_events(labelled.prompt_id)
+        assert other.label_events(labelled.prompt_id) == known
+        again = import_labels(other, read_records(path), source=path.name)
+        assert (again.added, again.duplicates) == (0, 4)
+        assert next(iter(label_records(other)))["prompt_text"] == labelled.text
+
+
+def test_a_contradiction_is_queued_and_replaces_nothing(store, labelled, tmp_path):
+    store.enqueue(labelled.prompt_id, PAIR, "flagged")
+    item = store.claim("ada", 60)
+    store.settle(item, "done", item.fence)
+    records = [
+        ("x, line 1", {"prompt_text": labelled.text, "token_id": 1, "label": "evil"}),
+        ("x, line 2", {"prompt_text": labelled.text, "token_id": 3, "label": "unsure"}),
+    ]
+    report = import_labels(store, records, source="x.csv", author="eve")
+    assert (report.added, report.conflicts) == (1, 1)
+    assert store.labels(labelled.prompt_id).by_token == {1: "safe", 2: "evil", 3: "unsure"}
+    (conflict,) = store.conflicts()
+    assert (conflict.against, conflict.by, conflict.source) == ("safe", "ada", "x.csv")
+    (waiting,) = store.queue()
+    assert waiting.state == "pending" and "conflict" in waiting.reason
+    assert import_labels(store, records, source="x.csv", author="eve").conflicts == 0
+    item = store.claim("ada", 60)
+    store.settle(item, "done", item.fence)
+    assert store.conflicts() == ()
+
+
+def test_a_contradiction_leaves_an_item_with_who_holds_it(store, labelled):
+    store.enqueue(labelled.prompt_id, PAIR, "flagged")
+    held = store.claim("ada", 60)
+    records = [("x", {"prompt_text": labelled.text, "token_id": 1, "label": "evil"})]
+    assert import_labels(store, records, source="x", author="eve").conflicts == 1
+    (item,) = store.queue()
+    assert (item.state, item.fence) == ("leased", held.fence)
+
+
+def test_the_same_author_without_history_does_not_replace_the_label_here(store, labelled):
+    records = [("x", {"prompt_text": labelled.text, "token_id": 1, "label": "evil"})]
+    report = import_labels(store, records, source="x", author="ada")
+    assert (report.added, report.conflicts) == (0, 1)
+    goes_on = [{"label": "evil", "from_label": "safe", "event_id": "e1"}]
+    goes_on[0] |= {"prompt_text": labelled.text, "token_id": 1, "author": "ada"}
+    assert import_labels(store, [("y", goes_on[0])], source="y").added == 1
+
+
+def test_bare_statements_are_dropped_when_they_stand_already(store, labelled):
+    record = {"prompt_id": labelled.prompt_id, "token_text": " w1", "label": "safe"}
+    report = import_labels(store, [("x", record)], source="x", author="ada")
+    assert (report.added, report.duplicates) == (0, 1)
+
+
+def test_what_cannot_be_used_is_named_and_the_rest_kept(store, labelled):
+    at = {"prompt_text": labelled.text, "author": "cy"}
+    records = [
+        ("f, line 1", at | {"token_text": " nowhere", "label": "evil"}),
+        ("f, line 2", {"prompt_id": "0" * 12, "author": "cy", "token_id": 1, "label": "evil"}),
+        ("f, line 3", at | {"token_id": 3, "label": "wicked"}),
+        ("f, line 4", at | {"token_text": " w3", "label": "unsure"}),
+    ]
+    report = import_labels(store, records, source="f")
+    assert report.added == 1 and standing(store, labelled)[3, "cy"] == "unsure"
+    assert {one.where[-1] for one in report.left_out} == {"1", "2", "3"}
+    found = import_labels(store, records[:1], source="f", token_of=lambda text: 77)
+    assert found.added == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"token_id": 1, "label": "evil", "author": "a"}, "no prompt_text"),
+        ({"prompt_text": "x", "label": "evil", "author": "a"}, "no token_id"),
+        ({"prompt_text": "x", "token_id": 1, "author": "a"}, "no label"),
+        ({"prompt_text": "x", "token_id": 1, "label": "evil"}, "no author"),
+        ({"prompt_text": "x", "prompt_id": "0" * 12, "token_id": 1}, "is not the text's"),
+        ({"prompt_text": "x", "colour": 1}, "colour"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_before_anything_is_written(store, record, message):
+    with pytest.raises(RequestError, match=message):
+        import_labels(store, [("file, line 1", record)], source="file")
+    assert store.prompts() == ()
+
+
+def test_a_file_of_another_format_is_one_line(tmp_path):
+    for name, content in (
+        ("a.jsonl", b"{"),
+        ("b.jsonl", b"[1]"),
+        ("c.csv", b"a,b\n1\n"),
+        ("d.csv", b"token_id\nx\n"),
+        ("e.parquet", b"PAR"),
+        ("f.jsonl", b"\xff\xfe"),
+        ("g.txt", b""),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(RequestError) as told:
+            list(read_records(path))
+        assert name in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(RequestError, match="no file"):
+        list(read_records(tmp_path / "absent.csv"))
+
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+texts = texts | st.sampled_from(
+    ["", "'", "''=", "=1+1", " -x", "\t", "\r\n", "@a", "\x00", '"', ","]
+)
+maybe = st.none() | texts
+moments = st.datetimes(
+    min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1), timezones=st.just(UTC)
+)
+
+
+@st.composite
+def records(draw):
+    text = draw(texts.filter(bool))
+    prompt = Prompt.of(text, name=draw(maybe), category=draw(maybe), generator=draw(texts))
+    made = LabelEvent(
+        prompt_id=prompt.prompt_id,
+        token_id=draw(st.integers(0, 2**31)),
+        from_label=draw(st.sampled_from(["evil", "safe", "unsure", None])),
+        to_label=draw(st.sampled_from(["evil", "safe", "unsure"])),
+        author=draw(texts.filter(bool)),
+        author_kind=draw(st.sampled_from(["human", "judge"])),
+        judge_visible=draw(st.booleans()),
+        reason=draw(maybe),
+        at=draw(moments),
+    )
+    from pivotal_tokens.labels.records import record_of
+
+    return record_of(made, prompt, draw(maybe))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(given_records=st.lists(records(), max_size=4))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_text_survives_every_format(tmp_path, kind, given_records):
+    path = tmp_path / f"labels.{kind}"
+    write_records(path, given_records, FIELDS)
+    assert [record for _, record in read_records(path)] == given_records
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts | st.text("=+-@\t\r\n' ＝＋", min_size=1, max_size=4))
+def test_no_cell_of_a_csv_is_a_formula(text):
+    (cells,) = list(csv.reader(csv_text([{"reason": text}], ["reason"]).splitlines(True)))[1:] or [
+        [""]
+    ]
+    assert not cells[0].lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋"))
+
+
+def test_jsonl_lines_hold_one_object_each(store, labelled, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    write_records(path, label_records(store), FIELDS)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == "" and [list(json.loads(line)) for line in lines] == [list(FIELDS)] * 4
