@@ -208,8 +208,10 @@ llm_capabilities = Table(
     Column("base_url", String(512), primary_key=True),
     Column("model", String(256), primary_key=True),
     Column("payload", Text, nullable=False),
+)
 
-# Imported labels that contradict a person's: kept, never applied, until somebody decides.
+# --- Imported labels that contradict a person's: kept, never applied, until somebody decides ---
+
 label_conflicts = Table(
     "label_conflicts",
     metadata,
