@@ -32,7 +32,7 @@ _VERDICT_COLOURS: Mapping[str, str] = {
     "error": "#333333",
 }
 _LABEL_COLOURS: Mapping[str, str] = {"evil": "#b2182b", "safe": "#67a9cf", "unsure": "#bdbdbd"}
-_NAME_CELLS = 28
+_NAME_CELLS = 40
 _WIDTH, _HEIGHT = 1100, 900
 
 Tally = dict[str, dict[str, int]]  # group -> kind -> number

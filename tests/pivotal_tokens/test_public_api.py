@@ -9,7 +9,7 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "AttemptView Counts HUMAN PairAttempt SCHEMA_VERSION Store default_url"
+        "AttemptView Counts HUMAN Judged PairAttempt SCHEMA_VERSION Screened Store default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Split check nearest normalise read_prompts similarity split_new"
