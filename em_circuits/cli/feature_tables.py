@@ -36,11 +36,12 @@ def aggregate_notes(record: dict[str, Any]) -> list[str]:
             f"{stability['least_overlap']:.0%} at least"
         )
     if layers := record["layers"]:
-        notes.append(_layer_note(layers))
+        notes.append(layer_note(layers))
     return notes
 
 
-def _layer_note(layers: dict[str, Any]) -> str:
+def layer_note(layers: dict[str, Any]) -> str:
+    """How excluded layers compare with the others."""
     if layers["difference"] is None:
         return f"layers {layers['excluded']}: no prompt has features on both sides"
     interval = "" if layers["low"] is None else f" [{layers['low']:.4f}, {layers['high']:.4f}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from em_circuits.cli.feature_tables import (
     aggregate_table,
     aggregate_title,
     diff_table,
+    layer_note,
 )
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
@@ -35,7 +36,35 @@ min_prompts_option = click.option(
     show_default=True,
     help="Test features that are scored in at least so many prompts.",
 )
-stored_methods = ["gradient", "direct", "total_effect", "signed_influence"]
+exclude_layers_option = click.option(
+    "--exclude-layers",
+    default="",
+    metavar="L,L,...",
+    help="Leave these layers out, and compare them with the rest.",
+)
+METHODS = [
+    "refined",
+    "gradient",
+    "measured",
+    "direct",
+    "total_effect",
+    "signed_influence",
+]
+
+
+FIRST_ORDER = ("refined", "gradient")
+
+
+def method_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--method`` of the commands that rank features."""
+    return click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        default=default,
+        show_default=True,
+        help="refined, gradient and measured see every active feature, the others a graph's nodes; "
+        "refined and measured run the model.",
+    )
 
 
 @click.group()
@@ -46,24 +75,37 @@ def features() -> None:
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")
 @click.argument("prompt")
 @model_option
+@method_option("refined")
 @click.option(
-    "--method",
-    type=click.Choice([*stored_methods, "measured"]),
-    default="gradient",
+    "--measure",
+    type=click.IntRange(min=0),
+    default=100,
     show_default=True,
-    help="gradient and measured see every active feature; the others a graph's nodes.",
+    help="Features that refined really ablates.",
 )
 @click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
 @json_option
 @pass_session
 def rank(
-    session: Session, prompt: str, model: str, method: str, top: int | None, as_json: bool
+    session: Session,
+    prompt: str,
+    model: str,
+    method: str,
+    measure: int,
+    top: int | None,
+    as_json: bool,
 ) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
     from em_circuits.pipeline.analyse import rank_prompt
 
     with session.workspace() as work:
-        ranked = rank_prompt(work, prompt, model=model, method=method)  # type: ignore[arg-type]
+        ranked = rank_prompt(
+            work,
+            prompt,
+            model=model,  # type: ignore[arg-type]
+            method=method,
+            n_measured=measure,
+        )
     if as_json:
         emit(ranked.to_json(top))
         return
@@ -80,10 +122,11 @@ def rank(
             f.safe_mean,
             f.hedges_g,
             f.activation,
+            "measured" if f.measured else "gradient" if method in FIRST_ORDER else "graph",
         )
         for f in ranked.ranking.top(top or 15)
     ]
-    header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation")
+    header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation", "by")
     click.echo(table(header, rows))
     click.echo(
         f"{len(ranked.ranking.features)} features in all; contrast in logits, g is Hedges' g"
@@ -93,20 +136,9 @@ def rank(
 @features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @model_option
-@click.option(
-    "--method",
-    type=click.Choice([*stored_methods, "measured"]),
-    default="gradient",
-    show_default=True,
-    help="gradient and measured see every active feature; the others a graph's nodes.",
-)
+@method_option("gradient")
 @by_position_option
-@click.option(
-    "--exclude-layers",
-    default="",
-    metavar="L,L,...",
-    help="Leave these layers out, and compare them with the rest.",
-)
+@exclude_layers_option
 @min_prompts_option
 @click.option("--pair", metavar="KEY", help="Another model pair in the store, not loaded.")
 @click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
@@ -145,14 +177,9 @@ def aggregate(
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option(
-    "--method",
-    type=click.Choice(stored_methods),
-    default="gradient",
-    show_default=True,
-    help="Of the score.",
-)
+@method_option("gradient")
 @by_position_option
+@exclude_layers_option
 @min_prompts_option
 @click.option("--pair", "pairs", multiple=True, metavar="KEY", help="A model pair in the store.")
 @click.option(
@@ -170,6 +197,7 @@ def diff(
     prompts: tuple[str, ...],
     pairs: tuple[str, ...],
     roots: tuple[str, ...],
+    exclude_layers: str,
     min_prompts: int,
     top: int | None,
     as_json: bool,
@@ -185,7 +213,11 @@ def diff(
         joined,
     )
 
-    request = DifferenceRequest(settings=_aggregate_settings(session, min_prompts), **options)
+    request = DifferenceRequest(
+        exclude_layers=_layers(exclude_layers),
+        settings=_aggregate_settings(session, min_prompts),
+        **options,
+    )
     with ExitStack() as stack:
         work = stack.enter_context(session.workspace())
         others = [stack.enter_context(session.workspace(root=root)) for root in roots]
@@ -199,6 +231,8 @@ def diff(
         n = len(pair["prompts"])
         click.echo(f"pair {pair['pair'][:12]}: merged minus base, {n} prompts, by {request.method}")
         click.echo(diff_table(lines[: top or 15], number, by_position=request.by_position))
+        if pair["layers"]:
+            click.echo(layer_note(pair["layers"]))
     click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
 
 

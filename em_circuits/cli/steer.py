@@ -37,7 +37,7 @@ def steer() -> None:
     help="What becomes of their activation.",
 )
 @click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
-@click.option("--method", default="gradient", show_default=True, help="Ranks top:N and the like.")
+@click.option("--method", default="refined", show_default=True, help="Ranks top:N and the like.")
 @click.option(
     "--regime",
     type=click.Choice(["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]),

@@ -12,7 +12,9 @@ from em_circuits.features.difference import activation_block, change
 from em_circuits.features.keyed import Block, KeyedScores, PromptScores, block_of, of_graph
 from em_circuits.features.layers import LayerComparison, compare_layers, without_layers
 from em_circuits.features.rank import (
+    LIVE_METHODS,
     METHODS,
+    STORED_METHODS,
     FeatureScores,
     RankedFeature,
     Ranking,
@@ -24,7 +26,9 @@ from em_circuits.features.select import FeatureChoice, parse_features
 
 __all__ = [
     "FORMULA",
+    "LIVE_METHODS",
     "METHODS",
+    "STORED_METHODS",
     "Aggregate",
     "AggregateSettings",
     "Block",

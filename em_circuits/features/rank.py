@@ -2,9 +2,10 @@
 
     contrast[s] = mean over evil targets of score[t, s] - mean over safe targets of score[t, s]
 
-The score is named with every table: `gradient` (real model, every active feature; the default),
-`direct`, `total_effect` and `signed_influence` (graph, selected features), or `measured` (every
-feature really ablated). Positive = the feature's presence raises evil over safe.
+The score is named with every table: `gradient` (real model, every active feature, first order),
+`refined` (the same, the features that could matter most really ablated), `measured` (every feature
+really ablated), or `direct`, `total_effect` and `signed_influence` (graph, selected features).
+Positive = the feature's presence raises evil over safe.
 
     ranking = rank_features(graph, groups, method="gradient")
     ranking.top(10)
@@ -28,9 +29,14 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
 GRADIENT = "gradient"
+REFINED = "refined"
 MEASURED = "measured"
 GRAPH_METHODS = (Method.DIRECT, Method.TOTAL_EFFECT, Method.SIGNED)
-METHODS = (GRADIENT, *(str(m) for m in GRAPH_METHODS), MEASURED)
+STORED_METHODS = (GRADIENT, *(str(m) for m in GRAPH_METHODS))
+"""Those a stored graph can answer."""
+LIVE_METHODS = (REFINED, MEASURED)
+"""Those the model is run for."""
+METHODS = (*STORED_METHODS, *LIVE_METHODS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class FeatureScores:
     token_ids: Int[Tensor, " target"]
     scores: Float[Tensor, "target feature"]
     """In logits (normalised shares for `signed_influence`)."""
+    measured: Bool[Tensor, " feature"] | None = None
+    """Which features were really ablated; None for none of them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class RankedFeature:
     """Descriptive, as are the next two; None where there is no spread to measure by."""
     welch_df: float | None = None
     hedges_g: float | None = None
+    measured: bool = False
+    """Its scores are effects of really ablating it."""
 
     def to_json(self) -> dict[str, Any]:
         """The row of `features rank --json`."""
@@ -108,6 +118,8 @@ def graph_scores(graph: AttributionGraph, method: str) -> FeatureScores:
         return FeatureScores(
             method, graph.active, graph.activations, graph.targets.token_ids, graph.gradient
         )
+    if method in LIVE_METHODS:
+        raise RequestError(f"--method {method} runs the model; no stored graph can answer it")
     if method not in GRAPH_METHODS:
         raise RequestError(f"--method {method!r}: choose one of {', '.join(METHODS)}")
     result = influence(graph, one_per_logit(graph), Method(method))
@@ -135,6 +147,8 @@ def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
     safe = scores.scores[is_safe].double().mean(0)
     spread = standardised(scores.scores, is_evil, is_safe)
     contrast = evil - safe
+    ablated = scores.measured
+    measured = ablated.tolist() if ablated is not None else [False] * len(contrast)
     order = torch.argsort(contrast, descending=True, stable=True).tolist()
     columns = zip(
         scores.coordinates.tolist(),
@@ -143,6 +157,7 @@ def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
         safe.tolist(),
         scores.activations.tolist(),
         *([finite(v) for v in values.tolist()] for values in (spread.t, spread.df, spread.g)),
+        measured,
         strict=True,
     )
     rows = [RankedFeature(*place, *numbers) for place, *numbers in columns]

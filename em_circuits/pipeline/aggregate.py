@@ -26,10 +26,11 @@ from em_circuits.features import (
     of_graph,
     without_layers,
 )
-from em_circuits.features.rank import MEASURED
-from em_circuits.pipeline.analyse import input_ids, labelled, measured_scores
+from em_circuits.features.rank import LIVE_METHODS, REFINED
+from em_circuits.pipeline.analyse import input_ids, labelled, live_scores
 from em_circuits.pipeline.kept import KeptTable, Made, kept_table
 from em_circuits.pipeline.workspace import Workspace
+from em_circuits.steering import N_MEASURED
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt, PromptLabels
 
@@ -156,14 +157,15 @@ def aggregate_prompts(
     """
     if request.method not in METHODS:
         raise RequestError(f"--method {request.method!r}: choose one of {', '.join(METHODS)}")
-    measured = request.method == MEASURED
-    if measured and pair not in (None, work.pair.key):
-        raise RequestError("measured needs the models themselves: leave out --pair")
+    live = request.method in LIVE_METHODS
     pair = pair or work.pair.key
-    models: list[ModelName] = [] if measured else [request.model]
+    if live:
+        require_loaded(work, pair, request.method)
+    models: list[ModelName] = [] if live else [request.model]
     chosen, left_out = choose_prompts(work, prefixes, pair, models)
     inputs = {
         "formula": FORMULA,
+        "n_measured": N_MEASURED if request.method == REFINED else None,
         "pair": pair,
         **request.model_dump(mode="json"),
         "prompts": [item.identity() for item in chosen],
@@ -172,7 +174,7 @@ def aggregate_prompts(
     def make() -> Made:
         blocks, prompts = [], []
         for item in progress(chosen, "aggregate"):
-            scores = prompt_scores(work, item, request)
+            scores = prompt_scores(work, item, request.method, request.model)
             blocks.append(block_of(scores, by_position=request.by_position))
             prompts.append({**item.to_json(), "unmatched": unmatched(scores)})
         return _made(blocks, request, {"pair": pair, "prompts": prompts})
@@ -182,13 +184,27 @@ def aggregate_prompts(
     return table
 
 
-def prompt_scores(work: Workspace, chosen: ChosenPrompt, request: AggregateRequest) -> PromptScores:
-    """Scores of one prompt by the method and of the model that are asked for."""
+def require_loaded(work: Workspace, pair: str, method: str) -> None:
+    """Refuse a method that runs models on a pair that is only known by its graphs.
+
+    Raises:
+        RequestError: If the workspace's models are another pair.
+    """
+    if pair != work.pair.key:
+        raise RequestError(
+            f"{method} runs the models, and pair {pair[:12]} is not loaded: leave out --pair, or "
+            f"give its models (--base, --adapter), or choose --method gradient"
+        )
+
+
+def prompt_scores(
+    work: Workspace, chosen: ChosenPrompt, method: str, model: ModelName
+) -> PromptScores:
+    """Scores of one prompt by a method, from its graph or by running a model."""
     labels = chosen.labels.by_token
-    if request.method != MEASURED:
-        graph = work.graphs.load(chosen.graphs[request.model].key)
-        return of_graph(graph, labels, request.method)
-    scores = measured_scores(work, chosen.prompt, chosen.labels, request.model)
+    if method not in LIVE_METHODS:
+        return of_graph(work.graphs.load(chosen.graphs[model].key), labels, method)
+    scores = live_scores(work, chosen.prompt, chosen.labels, method, model=model)
     none_left = torch.empty(0, 3, dtype=torch.int64)
     return PromptScores(scores, labels, input_ids(work, chosen.prompt).numel(), none_left)
 

@@ -1,6 +1,6 @@
 """From a labelled prompt to its features: ranking, steering, mediation.
 
-ranked = rank_prompt(work, "44a71bc74c37", model="merged", method="gradient")
+ranked = rank_prompt(work, "44a71bc74c37", model="merged", method="refined")
 ranked.ranking.top(10), ranked.labels_from
 """
 
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
-from em_circuits.features.rank import MEASURED
+from em_circuits.features.rank import LIVE_METHODS, MEASURED, REFINED
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import (
+    N_MEASURED,
     Mediation,
     Mode,
     PromptState,
@@ -24,6 +25,7 @@ from em_circuits.steering import (
     ablation_effects,
     mediate,
     on_each,
+    refined_scores,
     steer,
 )
 from pivotal_tokens.errors import RequestError
@@ -53,6 +55,7 @@ class RankedPrompt:
             "labels_from": self.labels_from,
             "labelled_by": sorted({item.author for item in self.labels.labels}),
             "unmatched": list(self.ranking.unmatched),
+            "n_measured": sum(feature.measured for feature in self.ranking.features),
             "features": [feature.to_json() for feature in self.ranking.features[:top]],
         }
 
@@ -73,37 +76,68 @@ def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
 
 
 def rank_prompt(
-    work: Workspace, prefix: str, *, model: ModelName = "merged", method: str = "gradient"
+    work: Workspace,
+    prefix: str,
+    *,
+    model: ModelName = "merged",
+    method: str = REFINED,
+    n_measured: int = N_MEASURED,
 ) -> RankedPrompt:
     """Rank a labelled prompt's features by evil-minus-safe contrast.
 
     Args:
         work: Models, store and graphs.
         prefix: Prompt id or unique prefix.
-        model: Whose graph.
-        method: See `em_circuits.features.METHODS`; ``measured`` ablates every active feature.
+        model: Whose features.
+        method: See `em_circuits.features.METHODS`. ``refined`` and ``measured`` run the model and
+            need no graph.
+        n_measured: Features that ``refined`` ablates for real.
 
     Raises:
         RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
     """
     prompt, labels = labelled(work, prefix)
-    if method == MEASURED:
-        scores = measured_scores(work, prompt, labels, model)
+    if method in LIVE_METHODS:
+        scores = live_scores(work, prompt, labels, method, model=model, n_measured=n_measured)
     else:
         scores = graph_scores(work.graph_of(prompt.prompt_id, model), method)
     return RankedPrompt(prompt, model, labels, rank(scores, labels.by_token))
 
 
-def measured_scores(
-    work: Workspace, prompt: Prompt, labels: PromptLabels, model: ModelName
+def live_scores(
+    work: Workspace,
+    prompt: Prompt,
+    labels: PromptLabels,
+    method: str,
+    *,
+    model: ModelName,
+    n_measured: int = N_MEASURED,
 ) -> FeatureScores:
-    """Effect of really ablating every active feature, free-running, on every labelled token."""
-    state = prompt_state(work, prompt, model)
+    """Score of every active feature on every labelled token, for which the model is run.
+
+    Args:
+        work: Models.
+        prompt: Shown to a model before.
+        labels: Its labels.
+        method: ``measured`` ablates every feature, free-running; ``refined`` only those that could
+            matter most, and scores the others by gradient.
+        model: Which model is run.
+        n_measured: Features that ``refined`` ablates.
+
+    Raises:
+        RequestError: If the prompt was never shown to a model, or ``refined`` has no contrast.
+    """
+    state, runs = prompt_state(work, prompt, model), work.pair.model(model)
     targets = torch.tensor(sorted(labels.by_token))
-    effects = ablation_effects(work.pair.model(model), state, targets=targets, regime=Regime.FREE)
-    return FeatureScores(
-        MEASURED, state.active.cpu(), state.activations.float().cpu(), targets, effects.T
-    )
+    if method == MEASURED:
+        scores = ablation_effects(runs, state, targets=targets, regime=Regime.FREE).T
+        measured = torch.ones(len(state.active), dtype=torch.bool)
+    else:
+        groups = token_groups(labels)
+        found = refined_scores(runs, state, groups=groups, targets=targets, n_measured=n_measured)
+        scores, measured = found.scores, found.measured
+    activations = state.activations.float().cpu()
+    return FeatureScores(method, state.active.cpu(), activations, targets, scores, measured)
 
 
 def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> PromptState:
@@ -158,7 +192,7 @@ def steer_prompt(
     features: str = "top:10",
     mode: str = "ablate",
     value: float | None = None,
-    method: str = "gradient",
+    method: str = REFINED,
     regime: str = "free",
     n_random: int = 20,
 ) -> tuple[str, SteerResult]:

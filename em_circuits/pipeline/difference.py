@@ -21,9 +21,11 @@ from em_circuits.features import (
     aggregate,
     block_of,
     change,
+    compare_layers,
     of_graph,
+    without_layers,
 )
-from em_circuits.features.rank import GRADIENT, GRAPH_METHODS
+from em_circuits.features.rank import LIVE_METHODS, METHODS, REFINED
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method
 from em_circuits.pipeline.aggregate import (
@@ -32,10 +34,14 @@ from em_circuits.pipeline.aggregate import (
     choose_prompts,
     find_pair,
     no_progress,
+    prompt_scores,
+    require_loaded,
 )
 from em_circuits.pipeline.kept import Columns, KeptTable, Made, kept_table
 from em_circuits.pipeline.workspace import Workspace
+from em_circuits.steering import N_MEASURED
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
 
 MEASURES = ("activation", "score", "edge")
 _PLACE = ("layer", "feature", "offset")
@@ -55,9 +61,11 @@ class DifferenceRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "gradient"
-    """Of the score: any that a stored graph can answer."""
+    """Of the score; ``refined`` and ``measured`` need the models of every pair loaded."""
     by_position: bool = False
     """Keys have the position from the end."""
+    exclude_layers: tuple[int, ...] = ()
+    """Features of these take no part."""
     settings: AggregateSettings = AggregateSettings()
 
 
@@ -108,11 +116,15 @@ def difference_over_prompts(
     Raises:
         RequestError: No such method, or a pair without prompts that will do.
     """
-    if request.method not in (GRADIENT, *GRAPH_METHODS):
-        raise RequestError(f"--method {request.method!r} cannot be read from stored graphs")
+    if request.method not in METHODS:
+        raise RequestError(f"--method {request.method!r}: choose one of {', '.join(METHODS)}")
+    if request.method in LIVE_METHODS:
+        for source in sources:
+            require_loaded(source.work, source.pair, request.method)
     chosen = [choose_prompts(s.work, prefixes, s.pair, ["base", "merged"]) for s in sources]
     inputs = {
         "formula": FORMULA,
+        "n_measured": N_MEASURED if request.method == REFINED else None,
         **request.model_dump(mode="json"),
         "prompts": [
             {"pair": source.pair, "prompts": [item.identity() for item in items]}
@@ -179,9 +191,15 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
         "models": source.work.store.pairs().get(source.pair, {}),
         "prompts": prompts,
         "prompts_with_edges": len(blocks["edge"]),
+        "layers": None,
     }
+    if excluded := request.exclude_layers:
+        record["layers"] = asdict(compare_layers(blocks["score"], excluded, request.settings))
+        blocks = {m: [without_layers(b, excluded) for b in mine] for m, mine in blocks.items()}
     for measure, mine in blocks.items():
         keyed = KeyedScores.of(mine, by_position=request.by_position)
+        if mine and not len(keyed):
+            raise RequestError(f"no feature is left without layers {list(excluded)}")
         result = aggregate(keyed, request.settings, test=measure != "activation")
         lines = result.summary.columns()
         if not request.by_position:
@@ -197,16 +215,20 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
 
 def _changes(work: Workspace, item: ChosenPrompt, request: DifferenceRequest) -> dict[str, Block]:
     """Merged minus base of one prompt by measure; without edges in both there is no edge."""
-    graphs = [work.graphs.load(item.graphs[name].key) for name in ("base", "merged")]
+    models: tuple[ModelName, ModelName] = ("base", "merged")
+    graphs = [work.graphs.load(item.graphs[name].key) for name in models]
     positions = {"by_position": request.by_position}
 
-    def contrast(graph: AttributionGraph, method: str) -> Block:
-        return block_of(of_graph(graph, item.labels.by_token, method), **positions)
+    def score(model: ModelName) -> Block:
+        return block_of(prompt_scores(work, item, request.method, model), **positions)
+
+    def edge(graph: AttributionGraph) -> Block:
+        return block_of(of_graph(graph, item.labels.by_token, Method.DIRECT), **positions)
 
     found = {
         "activation": change(*(activation_block(graph, **positions) for graph in graphs)),
-        "score": change(*(contrast(graph, request.method) for graph in graphs)),
+        "score": change(*(score(model) for model in models)),
     }
     if all(graph.edges is not None for graph in graphs):
-        found["edge"] = change(*(contrast(graph, Method.DIRECT) for graph in graphs))
+        found["edge"] = change(*(edge(graph) for graph in graphs))
     return found

@@ -1,5 +1,6 @@
 """Real interventions on the real model, in batches, with controls."""
 
+from em_circuits.steering.agreement import Agreement, agreement
 from em_circuits.steering.contrast import TokenGroups, contrast, demeaned, evil_mass
 from em_circuits.steering.controls import Spread
 from em_circuits.steering.direction import Direction, Weighting
@@ -15,7 +16,7 @@ from em_circuits.steering.intervention import (
 )
 from em_circuits.steering.mediation import mediate
 from em_circuits.steering.mediation_result import Mediation, Shares, pooled_share
-from em_circuits.steering.refine import refined_scores
+from em_circuits.steering.refine import N_MEASURED, Refined, refined_scores
 from em_circuits.steering.regimes import Regime
 from em_circuits.steering.sampling import Sampling
 from em_circuits.steering.scan import ablation_effects
@@ -23,9 +24,10 @@ from em_circuits.steering.state import PromptState
 from em_circuits.steering.steer import SteerResult, steer, top_tokens
 from em_circuits.steering.treatment import Form, Replacement, Tensors, Treatment
 from em_circuits.steering.units import absolute, asleep, own_activation
-from em_circuits.steering.validate import Agreement, agreement, compare, summarise
+from em_circuits.steering.validate import compare, summarise
 
 __all__ = [
+    "N_MEASURED",
     "Agreement",
     "Continuations",
     "Direction",
@@ -34,6 +36,7 @@ __all__ = [
     "Mediation",
     "Mode",
     "PromptState",
+    "Refined",
     "Regime",
     "Replacement",
     "Sampling",

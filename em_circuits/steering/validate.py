@@ -1,36 +1,29 @@
 """Does a ranking predict what really happens?
 
 Features are ablated for real, and the scores a method gave them are compared with the measured
-effects on the evil-minus-safe contrast, regime by regime: Pearson and Spearman correlation, share
-of equal signs, and how many of the 20 largest are the same.
+effects on the evil-minus-safe contrast, regime by regime (`em_circuits.steering.agreement`).
 
     pairs = compare(model, state, scores, features=features, groups=groups)
     rows = summarise(pairs_of_several_prompts)
-
-Intervals are 95 % bootstrap intervals of the Pearson correlation: over prompts where there are
-several, over the features where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.models import Model
+from em_circuits.steering.agreement import STATISTICS, Agreement, Interval, agreement, intervals
 from em_circuits.steering.contrast import TokenGroups
 from em_circuits.steering.regimes import Regime
 from em_circuits.steering.scan import ablation_effects
 from em_circuits.steering.state import PromptState
 from pivotal_tokens.errors import RequestError
-
-TOP = 20
-_NOISE = 1e-6
-"""Measured effects below this share of the largest have no sign."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +39,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How well predicted and measured agree; None where a correlation is not defined."""
-
-    pearson: float | None
-    spearman: float | None
-    sign: float | None
-    """Share of equal signs among features with a measured effect."""
-    top20: float
-    """How many of the 20 largest by magnitude are the same."""
-
-
-@dataclass(frozen=True)
 class ValidationRow:
     """One method in one regime, averaged over prompts."""
 
@@ -65,17 +46,19 @@ class ValidationRow:
     regime: Regime
     n_prompts: int
     agreement: Agreement
-    low: float | None
-    high: float | None
+    intervals: Mapping[str, Interval]
+    """95 % bootstrap interval of each statistic, by name."""
 
-    def to_json(self) -> dict[str, str | float | None]:
+    def to_json(self) -> dict[str, Any]:
         """The row of `steer validate --json`; ``low`` and ``high`` belong to ``pearson``."""
+        low, high = self.intervals["pearson"]
         return {
             "method": self.method,
             "regime": str(self.regime),
-            **self.agreement.__dict__,
-            "low": self.low,
-            "high": self.high,
+            **asdict(self.agreement),
+            "low": low,
+            "high": high,
+            "intervals": {name: list(self.intervals[name]) for name in STATISTICS},
         }
 
 
@@ -114,23 +97,6 @@ def compare(
     return tuple(comparisons)
 
 
-def agreement(
-    predicted: Float[Tensor, " feature"], measured: Float[Tensor, " feature"]
-) -> Agreement:
-    """Compare two lists of signed scores."""
-    x, y = predicted.double(), measured.double()
-    loud = y.abs() > _NOISE * y.abs().max() if len(y) else y.bool()
-    same = (x[loud].sign() == y[loud].sign()).double()
-    k = min(TOP, len(x))
-    top_x, top_y = (set(v.abs().topk(k).indices.tolist()) for v in (x, y))
-    return Agreement(
-        pearson=_finite(_pearson(x, y)),
-        spearman=_finite(_pearson(_ranks(x), _ranks(y))),
-        sign=_finite(same.mean()),
-        top20=float(len(top_x & top_y)),
-    )
-
-
 def summarise(
     comparisons: Sequence[Comparison], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> tuple[ValidationRow, ...]:
@@ -149,54 +115,17 @@ def summarise(
     for (method, regime), group in groupby(sorted(comparisons, key=key), key):
         pairs = list(group)
         each = [agreement(p.predicted, p.measured) for p in pairs]
-        low, high = _interval(pairs, each, n_bootstrap, seed)
+        sure = intervals(
+            [(p.predicted, p.measured) for p in pairs], n_bootstrap=n_bootstrap, seed=seed
+        )
         mean = Agreement(
             pearson=_mean([a.pearson for a in each]),
             spearman=_mean([a.spearman for a in each]),
             sign=_mean([a.sign for a in each]),
             top20=sum(a.top20 for a in each) / len(each),
         )
-        rows.append(ValidationRow(method, Regime(regime), len(pairs), mean, low, high))
+        rows.append(ValidationRow(method, Regime(regime), len(pairs), mean, sure))
     return tuple(rows)
-
-
-def _interval(
-    pairs: Sequence[Comparison], each: Sequence[Agreement], n_bootstrap: int, seed: int
-) -> tuple[float | None, float | None]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def resamples(n: int) -> Tensor:
-        return torch.randint(n, (n_bootstrap, n), generator=generator)
-
-    known = torch.tensor([a.pearson for a in each if a.pearson is not None]).double()
-    if len(pairs) > 1 and len(known) > 1:
-        values = known[resamples(len(known))].mean(1)
-    elif len(pairs) == 1 and len(known):
-        draws = resamples(len(pairs[0].measured))
-        values = _pearson(pairs[0].predicted.double()[draws], pairs[0].measured.double()[draws])
-        values = values[values.isfinite()]
-    else:
-        return None, None
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975]).double()).tolist()
-    return low, high
-
-
-def _pearson(
-    x: Float[Tensor, "*batch feature"], y: Float[Tensor, "*batch feature"]
-) -> Float[Tensor, "*batch"]:
-    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-
-
-def _ranks(values: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
-    """Ranks from 1, ties share their mean rank."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
-
-
-def _finite(value: Tensor) -> float | None:
-    return float(value) if bool(value.isfinite()) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

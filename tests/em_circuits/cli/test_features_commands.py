@@ -129,6 +129,46 @@ def test_diff_is_merged_minus_base_of_three_measures(root, capsys) -> None:
     assert ask(capsys, root, "diff", "--min-prompts", "3")["reused"]
 
 
+def test_the_default_ranking_is_the_gradient_with_what_matters_measured(root, capsys) -> None:
+    prompt = ask(capsys, root, "aggregate", "--top", "1")["prompts"][0]["prompt_id"]
+    shown = ask(capsys, root, "rank", prompt, "--measure", "60")
+    assert shown["method"] == "refined" and shown["n_measured"] == 60
+    refined, gradient, measured = (
+        {(f["layer"], f["position"], f["feature"]): f for f in features}
+        for features in (
+            shown["features"],
+            ask(capsys, root, "rank", prompt, "--method", "gradient")["features"],
+            ask(capsys, root, "rank", prompt, "--method", "measured")["features"],
+        )
+    )
+    assert set(refined) == set(gradient) == set(measured)
+    assert not any(f["measured"] for f in gradient.values())
+    assert all(f["measured"] for f in measured.values())
+    scale = max(abs(f["contrast"]) for f in measured.values())
+    for place, feature in refined.items():
+        same = (measured if feature["measured"] else gradient)[place]
+        for name in ("contrast", "evil_mean", "safe_mean"):
+            assert feature[name] == pytest.approx(same[name], abs=1e-4 * scale)
+    # What is left to the gradient matters less than what is measured.
+    largest = sorted(measured, key=lambda place: -abs(measured[place]["contrast"]))[:10]
+    assert sum(refined[place]["measured"] for place in largest) >= 9
+
+
+def test_live_methods_are_summed_up_and_compared_without_some_layers(root, capsys) -> None:
+    prompt = ask(capsys, root, "aggregate", "--top", "1")["prompts"][0]["prompt_id"]
+    merged = ask(capsys, root, "aggregate", prompt, "--method", "refined")
+    base = ask(capsys, root, "aggregate", prompt, "--method", "refined", "--model", "base")
+    means = [{(x["layer"], x["feature"]): x["mean"] for x in a["features"]} for a in (merged, base)]
+    shown = ask(capsys, root, "diff", prompt, "--method", "refined", "--exclude-layers", "0")
+    (pair,) = shown["pairs"]
+    assert pair["layers"]["excluded"] == [0] and pair["layers"]["prompts"] == 1
+    assert {line["layer"] for line in shown["features"]} == {1, 2, 3}
+    for line in shown["features"]:
+        key = line["layer"], line["feature"]
+        expected = means[0].get(key, 0.0) - means[1].get(key, 0.0)
+        assert line["changes"][0]["score"]["mean"] == pytest.approx(expected, abs=1e-9)
+
+
 def test_diff_over_two_stores_lines_the_pairs_up_by_key(root, capsys) -> None:
     shown = ask(capsys, root, "diff", "--also", str(root), "--by-position", "--top", "3")
     assert [p["pair"] for p in shown["pairs"]] == [shown["pairs"][0]["pair"]] * 2
@@ -154,7 +194,8 @@ def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
         (["aggregate", "--pair", "zzz"], "0 model pairs begin with"),
         (["aggregate", "ffffffffffff"], "ffffffffffff"),
         (["diff", "--pair", "zzz"], "0 model pairs begin with"),
-        (["diff", "--method", "measured"], "measured"),
+        (["diff", "--exclude-layers", "first"], "layer numbers"),
+        (["diff", "--exclude-layers", "0,1,2,3"], "no feature is left"),
         (["diff", "--also", "/nowhere"], "no store at"),
     ],
 )

@@ -66,15 +66,32 @@ def gradient_scores(subject: Subject, state: PromptState) -> tuple[torch.Tensor,
 
 def test_the_gradient_predicts_the_scan_and_refined_it_does_better(subject: Subject) -> None:
     state = subject.state()
-    first_order, gradients = gradient_scores(subject, state)
-    better = refined_scores(subject.model, state, first_order, gradients, groups=subject.groups)
+    first_order, _ = gradient_scores(subject, state)
+    targets = torch.tensor([*subject.groups.evil, *subject.groups.safe])
+    result = refined_scores(
+        subject.model, state, groups=subject.groups, targets=targets, n_measured=100
+    )
+    n_evil = len(subject.groups.evil)
+    better = result.scores[:n_evil].mean(0) - result.scores[n_evil:].mean(0)
     measured = ablation_effects(subject.model, state, targets=subject.groups)[:, 0]
     found, refined = (agreement(scores, measured) for scores in (first_order, better))
-    assert (first_order != better).sum() <= 100
+    assert int(result.measured.sum()) == 100
+    scale = float(measured.abs().max())
+    assert torch.allclose(
+        better[result.measured], measured[result.measured], atol=1e-4 * scale, rtol=1e-3
+    )
+    left = ~result.measured
+    assert torch.allclose(better[left], first_order[left], atol=1e-4 * scale, rtol=1e-3)
     assert refined.pearson > max(found.pearson, 0.9)
     if subject.name == "organism":  # random weights are too curved for a first-order score
         assert found.pearson > 0.9 and found.spearman > 0.95 and found.top20 >= 15
         assert refined.pearson > 0.99 and refined.top20 >= 19
+
+
+def test_refined_scores_need_the_contrast_among_their_targets(subject: Subject) -> None:
+    some = torch.tensor(subject.groups.evil)
+    with pytest.raises(RequestError, match="no targets"):
+        refined_scores(subject.model, subject.state(), groups=subject.groups, targets=some)
 
 
 def test_steering_reports_three_worlds(subject: Subject) -> None:

@@ -6,7 +6,8 @@ import torch
 from subjects import Subject
 
 from em_circuits.steering import Regime, ablation_effects, agreement, compare, summarise
-from em_circuits.steering.validate import Comparison, _ranks
+from em_circuits.steering.agreement import _ranks, intervals
+from em_circuits.steering.validate import Comparison
 from pivotal_tokens.errors import RequestError
 
 
@@ -49,11 +50,16 @@ def test_effects_validate_themselves_in_their_own_regime(subject: Subject) -> No
     assert exact.agreement.pearson == pytest.approx(1, abs=1e-6)
     assert exact.agreement.sign == 1 and exact.agreement.top20 == 20
     random = rows["noise", "free"]
-    assert random.low < random.agreement.pearson < random.high and abs(random.low) < 0.5
+    low, high = random.intervals["pearson"]
+    assert low < random.agreement.pearson < high and abs(low) < 0.5
     record = json.loads(json.dumps(random.to_json(), allow_nan=False))
     assert set(record) == {
-        "method", "regime", "pearson", "spearman", "sign", "top20", "low", "high",
+        "method", "regime", "pearson", "spearman", "sign", "top20", "low", "high", "intervals",
     }  # fmt: skip
+    assert (record["low"], record["high"]) == (low, high)
+    for name in ("pearson", "spearman", "sign", "top20"):
+        low, high = record["intervals"][name]
+        assert low <= record[name] <= high
 
 
 def test_several_prompts_are_averaged_and_resampled_as_prompts() -> None:
@@ -66,7 +72,25 @@ def test_several_prompts_are_averaged_and_resampled_as_prompts() -> None:
     (row,) = summarise(pairs)
     each = [agreement(p.predicted, p.measured).pearson for p in pairs]
     assert row.n_prompts == 3 and row.agreement.pearson == pytest.approx(sum(each) / 3)
-    assert min(each) <= row.low <= row.agreement.pearson <= row.high <= max(each)
+    low, high = row.intervals["pearson"]
+    assert min(each) <= low <= row.agreement.pearson <= high <= max(each)
+
+
+def test_an_interval_over_features_is_that_of_resampled_agreements() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(60, generator=generator)
+    x = y + 0.5 * torch.randn(60, generator=generator)
+    found = intervals([(x, y)], n_bootstrap=400, seed=1)
+    draws = torch.randint(60, (400, 60), generator=torch.Generator().manual_seed(1))
+    each = [agreement(x[d], y[d]) for d in draws]
+    for name in ("pearson", "sign"):
+        values = np.array([getattr(a, name) for a in each])
+        assert found[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    low, high = found["spearman"]
+    ranked = np.quantile([a.spearman for a in each], [0.025, 0.975])
+    assert low == pytest.approx(ranked[0], abs=0.03) and high == pytest.approx(ranked[1], abs=0.03)
+    nothing = intervals([(torch.zeros(30), y[:30])], n_bootstrap=50, seed=0)
+    assert nothing["pearson"] == (None, None)
 
 
 def test_scores_of_other_features_are_refused(subject: Subject) -> None:
