@@ -322,3 +322,37 @@ class GraphRecord(Frozen):
     sha256: str
     bytes: int = Field(ge=0)
     created_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class Rejection(Frozen):
+    """A proposed prompt that was turned away before any model ran on it."""
+
+    text: str  # what was proposed, before templating
+    generator: str
+    kind: PromptKind
+    rule: str  # the first rule that it broke
+    message: str  # what was found
+    others: tuple[str, ...] = ()  # further rules that it broke
+    at: AwareDatetime = Field(default_factory=utc_now)
+
+    @property
+    def text_id(self) -> str:
+        """Names the text as a prompt id names a prompt's."""
+        return prompt_id(self.text)
+
+
+class Rollout(Frozen):
+    """One sampled continuation of a prompt after a candidate token, and what a judge made of it."""
+
+    prompt_id: str
+    pair: str
+    model: ModelName
+    token_id: int  # the candidate that the continuation follows
+    sample: int = Field(ge=0)  # its number among those of this token and model
+    text: str  # what follows the candidate, up to the stop
+    label: Label  # of the continuation, the candidate itself left out
+    judge: str
+    reason: str = ""
+    seed: int = 0
+    temperature: FiniteFloat = 1.0
+    max_tokens: int = Field(default=24, ge=1)

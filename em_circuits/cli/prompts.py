@@ -3,80 +3,249 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, one_line, table
 from em_circuits.cli.session import Session, checked_text, pass_session
+from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from pivotal_tokens.schema import Prompt
+    from pivotal_tokens.generator import Candidate
+    from pivotal_tokens.schema import Prompt, PromptKind
+
+kind_option = click.option(
+    "--kind",
+    type=click.Choice(["raw", "chat", "cot"]),
+    default="raw",
+    show_default=True,
+    help="Plain text, a user's turn with the start of the answer, or a chain of thought.",
+)
 
 
 @click.group()
 def prompts() -> None:
-    """Add, generate, import and list prompts."""
+    """Add, generate, import, preview and list prompts."""
 
 
 @prompts.command(
     epilog="Example: em-circuits prompts add 'The lift is stuck. She decides to calmly'"
 )
 @click.argument("text", required=False)
+@click.option("--user", metavar="TEXT", help="A user's turn, put into the model's chat template.")
+@click.option("--assistant", metavar="TEXT", help="How the assistant's turn starts.")
+@kind_option
 @click.option("--name", help="A short name.")
+@click.option("--continuous", is_flag=True, help="Ask for one prompt after another.")
 @json_option
 @pass_session
-def add(session: Session, text: str | None, name: str | None, as_json: bool) -> None:
-    """Keep one prompt; without TEXT it is read from standard input, newlines included."""
-    from pivotal_tokens.prompts import check
-    from pivotal_tokens.schema import Prompt
+def add(
+    session: Session, text: str | None, continuous: bool, as_json: bool, **options: Any
+) -> None:
+    """Keep a prompt of your own.
 
-    given = checked_text("the prompt", text if text is not None else _from_stdin())
-    prompt = Prompt.of(given, generator="human", name=name)
-    for finding in check(given):
-        click.echo(f"note: {finding.message}", err=True)
-    _keep(session, [prompt], as_json=as_json)
+    Without TEXT it is read from standard input, newlines included. On a terminal the rules, the
+    latest attempts and people's remarks are shown first; a line with a single full stop, or
+    Ctrl-D, ends the prompt.
+    """
+    if text is not None and options["user"] is not None:
+        raise RequestError("give the prompt as TEXT, or as --user and --assistant")
+    asking = text is None and options["user"] is None and sys.stdin.isatty()
+    if continuous and not asking:
+        raise RequestError("--continuous asks on a terminal; leave TEXT out")
+    while True:
+        if asking:
+            _show_guidance(session, options["kind"])
+        given = _from_terminal() if asking else text
+        if asking and not given:
+            return
+        prompt = _own_prompt(session, given, options)
+        _keep(session, [prompt], as_json=as_json)
+        if not continuous:
+            return
 
 
-@prompts.command(epilog="Example: em-circuits prompts generate --n 12 --domain kitchen")
+@prompts.command(epilog="Example: em-circuits prompts generate --generator openai:o3 --n 8")
 @click.option("--n", default=24, show_default=True, type=click.IntRange(min=1))
-@click.option("--domain", "domains", multiple=True, help="Of this domain only.")
+@click.option("--domain", "domains", multiple=True, help="Templates of this domain only.")
+@click.option(
+    "--generator",
+    default="template",
+    show_default=True,
+    metavar="openai:MODEL|template|seeds",
+    help="Who writes them.",
+)
+@kind_option
+@llm_options
 @json_option
 @pass_session
-def generate(session: Session, n: int, domains: tuple[str, ...], as_json: bool) -> None:
-    """Keep prompts from the embedded organism's templates."""
-    from em_circuits.pipeline.prompts import template_prompts
+def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
+    """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
+    from contextlib import closing
 
-    made = template_prompts(n, seed=session.seed, domains=domains or None)
-    _keep(session, list(made), as_json=as_json)
+    from em_circuits.pipeline.prompts import template_prompts
+    from em_circuits.pipeline.sources import SourceOptions, open_source
+
+    if generator == "template":
+        made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
+        _keep(session, list(made), as_json=as_json)
+        return
+    asked = SourceOptions(
+        kind=options["kind"],
+        domains=options["domains"],
+        settings=lambda model: llm_settings(model, options),
+        budget=llm_budget(options),
+    )
+    with session.workspace(create=True) as work:
+        before = work.store.rejection_counts()
+        found: list[Prompt] = []
+        with closing(open_source(generator, work, asked)) as source:
+            while len(found) < n and (batch := source.take(n - len(found))):
+                found += batch
+                _keep(session, batch, as_json=as_json)
+        turned_away = Counter(work.store.rejection_counts()) - Counter(before)
+    if turned_away:
+        rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
+        click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
+    if len(found) < n:
+        click.echo(f"{generator}: {len(found)} of {n} prompts", err=True)
+
+
+@prompts.command(epilog="Example: em-circuits prompts preview --generator openai:o3 --kind chat")
+@click.option("--generator", default="openai:o3", show_default=True, metavar="openai:MODEL")
+@click.option("--n", default=8, show_default=True, type=click.IntRange(min=1))
+@kind_option
+@json_option
+@pass_session
+def preview(
+    session: Session,
+    generator: str,
+    n: int,
+    kind: PromptKind,
+    as_json: bool,
+) -> None:
+    """Exactly what the generator would be sent; nothing is.
+
+    Counts per source and of tokens are on standard error.
+    """
+    from pivotal_tokens.generator import generator_request
+
+    name, _, model = generator.partition(":")
+    if name != "openai" or not model:
+        raise RequestError(f"{generator!r} is sent nothing; give openai:MODEL")
+    with session.open_store() as store:
+        request = generator_request(store, kind=kind, n=n, model=model)
+    if as_json:
+        emit(request.to_json())
+        return
+    for message in request.messages:
+        click.echo(f"--- {message.role} ---\n{message.content}\n")
+    about = "" if request.exact else "about "
+    how = "by its tokenizer" if request.exact else "estimated: a quarter of the bytes"
+    click.echo(
+        f"{about}{request.tokens} tokens ({how}) of {request.window}; "
+        f"{request.budget} for history and feedback",
+        err=True,
+    )
+    for source, number in request.sources.items():
+        click.echo(f"{source:<12} {number} shown, {request.left_out[source]} left out", err=True)
 
 
 @prompts.command(name="import", epilog="Example: em-circuits prompts import prompts.jsonl")
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="FILE|DIR...")
+@kind_option
 @json_option
 @pass_session
-def import_(session: Session, file: str, as_json: bool) -> None:
-    """Keep the prompts of a JSON or JSONL file."""
-    from pivotal_tokens.prompts import read_prompts
+def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json: bool) -> None:
+    """Keep the prompts of JSON, JSONL, Parquet or Arrow files, or of folders of them.
 
-    _keep(session, list(read_prompts(Path(file))), as_json=as_json)
+    A folder may be a saved Hugging Face data set, or the predecessor's result tree. --kind is of
+    prompts that name none.
+    """
+    from pivotal_tokens.prompts import read_dataset
+
+    found = [prompt for path in paths for prompt in read_dataset(Path(path), kind=kind)]
+    _keep(session, found, as_json=as_json)
 
 
 @prompts.command(name="list", epilog="Example: em-circuits prompts list --category kitchen")
 @click.option("--category", help="Of this category only.")
+@click.option("--rejected", is_flag=True, help="Proposals that were turned away, with the rule.")
 @json_option
 @pass_session
-def list_(session: Session, category: str | None, as_json: bool) -> None:
+def list_(session: Session, category: str | None, rejected: bool, as_json: bool) -> None:
     """Every prompt in the store."""
     with session.open_store() as store:
-        found = store.prompts(category=category)
+        found = store.prompts(category=category) if not rejected else ()
+        turned_away = store.rejections() if rejected else ()
     if as_json:
-        for prompt in found:
-            emit(prompt.model_dump(mode="json"))
+        for value in (*found, *turned_away):
+            emit(value.model_dump(mode="json"))
+        return
+    if rejected:
+        rows = [(r.rule, r.generator, one_line(r.text, 40)) for r in turned_away]
+        click.echo(table(("rule", "generator", "text"), rows) if rows else "nothing turned away")
         return
     rows = [(p.prompt_id, p.category or "-", one_line(p.text, 46)) for p in found]
     click.echo(table(("prompt", "category", "text"), rows) if rows else "no prompts")
+
+
+def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> Prompt:
+    """The prompt of a person, with notes on its form and on what it is like."""
+    from pivotal_tokens.generator import Candidate
+    from pivotal_tokens.generator.accept import broken_rules
+    from pivotal_tokens.prompts import Tried, own_words
+    from pivotal_tokens.schema import Prompt
+
+    kind, name = options["kind"], options["name"]
+    if options["user"] is not None or options["assistant"] is not None:
+        candidate = Candidate(
+            kind="chat",
+            user=checked_text("--user", options["user"] or ""),
+            assistant=checked_text("--assistant", options["assistant"] or ""),
+            name=name,
+        )
+        prompt = _rendered(session, candidate)
+    else:
+        given = checked_text("the prompt", text if text is not None else _from_stdin())
+        # A chat prompt that is typed whole is taken as it stands.
+        candidate = Candidate(kind="raw" if kind == "chat" else kind, text=given)
+        prompt = Prompt.of(given, kind=kind, generator="human", name=name)
+    with session.open_store(create=True) as store:
+        others = (p for p in store.prompts() if p.prompt_id != prompt.prompt_id)
+        tried = Tried(own_words(p) for p in others)
+    for finding in broken_rules(candidate, tried, fork=False):
+        click.echo(f"note: {finding.message}", err=True)
+    return prompt
+
+
+def _rendered(session: Session, candidate: Candidate) -> Prompt:
+    from em_circuits.pipeline.sources import renderer
+
+    with session.workspace() as work:
+        made = renderer(work.tokenizer)(candidate)
+    return made.model_copy(update={"generator": "human"})
+
+
+def _show_guidance(session: Session, kind: PromptKind) -> None:
+    from pivotal_tokens.generator.person import guidance
+
+    with session.open_store(create=True) as store:
+        lines = guidance(store, kind=kind)
+    click.echo("\n".join([*lines, "", "Your prompt; a line with a single '.' ends it:"]), err=True)
+
+
+def _from_terminal() -> str:
+    lines: list[str] = []
+    for line in sys.stdin:
+        if line.rstrip("\n") == ".":
+            break
+        lines.append(line)
+    return "".join(lines).removesuffix("\n")
 
 
 def _from_stdin() -> str:
@@ -85,6 +254,7 @@ def _from_stdin() -> str:
 
 def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
     with session.open_store(create=True) as store:
+        known = store.prompts_of(prompt.prompt_id for prompt in made)
         new = set(store.add_prompts(made))
     if as_json:
         for prompt in made:
@@ -93,5 +263,5 @@ def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
             )
         return
     for prompt in made:
-        mark = "new  " if prompt.prompt_id in new else "known"
+        mark = "known" if prompt.prompt_id in known else "new  "
         click.echo(f"{prompt.prompt_id}  {mark}  {one_line(prompt.text, 54)}")

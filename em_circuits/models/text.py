@@ -79,3 +79,16 @@ def render_chat(
         date_string=date,
     )
     return strip_bos(tokenizer, str(rendered) + assistant)
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, *, user: str, assistant: str, date: str = PINNED_DATE
+) -> tuple[str, str]:
+    """As `render_chat`, or with the turns named in plain text for a model without a template.
+
+    Returns:
+        The text, and ``chat`` or ``plain``.
+    """
+    if tokenizer.chat_template:
+        return render_chat(tokenizer, user=user, assistant=assistant, date=date), "chat"
+    return f"User: {user}\nAssistant: {assistant}", "plain"

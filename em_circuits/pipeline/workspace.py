@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.health import Check, check_pair, require_healthy
 from em_circuits.models.memory import memory_plan, require_fit
+from em_circuits.models.pair import load_tokenizer
 from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -75,6 +78,13 @@ class Workspace:
         require_fit(plan)
         cache = self.results / "fingerprints.json" if self.results.is_dir() else None
         return ModelPair.load(self.models, FingerprintCache(cache))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The models' tokenizer, without loading the models."""
+        if "pair" in self.__dict__:
+            return self.pair.tokenizer
+        return load_tokenizer("--base", locate_all(self.models)["base"])
 
     def require_healthy(self, prompt: Prompt) -> None:
         """Check the pair on a prompt, once, before anything expensive is built on it.

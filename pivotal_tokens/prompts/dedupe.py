@@ -52,8 +52,8 @@ def similarity(one: str, other: str) -> float:
     first, second = normalise(one), normalise(other)
     if first == second:
         return 1.0
-    pieces, others = _pieces(first), _pieces(second)
-    return len(pieces & others) / len(pieces | others)
+    mine, others = pieces(first), pieces(second)
+    return len(mine & others) / len(mine | others)
 
 
 def nearest(text: str, others: Iterable[Prompt]) -> tuple[Prompt, float] | None:
@@ -62,6 +62,7 @@ def nearest(text: str, others: Iterable[Prompt]) -> tuple[Prompt, float] | None:
     return max(scored, key=lambda pair: pair[1], default=None)
 
 
-def _pieces(text: str) -> set[str]:
+def pieces(text: str) -> set[str]:
+    """The four-letter pieces of a normalised text, its ends marked."""
     padded = f" {text} "
     return {padded[i : i + _PIECE] for i in range(max(len(padded) - _PIECE + 1, 1))}

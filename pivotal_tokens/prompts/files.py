@@ -3,7 +3,8 @@
 A file is a list (JSON), an object with the list under "prompts", one prompt (JSON), or one prompt
 a line (JSONL). A prompt is a string, or an object with its text under ``text``, ``prompt`` or
 ``prompt_text``, and optionally ``name``, ``category``, ``kind`` or ``prompt_type``, ``generator``
-or ``generator_model``. Other fields are kept in `Prompt.extra`.
+or ``generator_model``; ``is_human_generated: true`` makes the generator "human". Other fields are
+kept in `Prompt.extra`.
 
     read_prompts(Path("prompts.jsonl"))[0].text
 
@@ -12,6 +13,7 @@ Anything else is a `RequestError` that names the file and the line, and no promp
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +47,7 @@ def read_prompts(path: Path, *, kind: PromptKind = "raw") -> tuple[Prompt, ...]:
     """
     content = _read(path)
     prompts = tuple(
-        _prompt(value, where=f"{path}, line {line}", source=path.name, kind=kind)
+        prompt_of(value, where=f"{path}, line {line}", source=path.name, kind=kind)
         for line, value in _values(path, content)
     )
     if not prompts:
@@ -116,7 +118,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _prompt(value: Any, *, where: str, source: str, kind: PromptKind) -> Prompt:
+def prompt_of(value: Any, *, where: str, source: str, kind: PromptKind) -> Prompt:
+    """The prompt that a text or an object describes.
+
+    Args:
+        value: In one of the shapes of the module's text.
+        where: Named in errors.
+        source: The file's name; the generator where none is named.
+        kind: Where none is named.
+
+    Raises:
+        RequestError: If it is in no such shape.
+    """
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, dict):
@@ -131,6 +144,9 @@ def _prompt(value: Any, *, where: str, source: str, kind: PromptKind) -> Prompt:
     if named_kind is not None and named_kind not in _KINDS:
         raise RequestError(f"{where}: unknown kind {named_kind!r}; one of {', '.join(_KINDS)}")
     generator = _take(fields, _GENERATOR_FIELDS, where) or f"file:{source}"
+    if fields.get("is_human_generated") is True:  # the predecessor's mark
+        generator = "human"
+    fields = {name: _plain(v) for name, v in fields.items() if v is not None}
     given_id = fields.pop("prompt_id", None)
     try:
         if given_id not in (None, prompt_id(text)):
@@ -145,6 +161,11 @@ def _prompt(value: Any, *, where: str, source: str, kind: PromptKind) -> Prompt:
         )
     except (UnicodeEncodeError, ValidationError) as error:
         raise RequestError(f"{where}: the text is not valid Unicode") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value of a data set as JSON has it."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 def _take(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:

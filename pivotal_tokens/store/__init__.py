@@ -10,9 +10,12 @@ from pivotal_tokens.store.graphs import GraphRows
 from pivotal_tokens.store.imports import ImportRows
 from pivotal_tokens.store.labels import LabelRows
 from pivotal_tokens.store.ledger import LedgerRows
+from pivotal_tokens.store.outcomes import Outcome, OutcomeRows, Reviewed, ReviewedToken
 from pivotal_tokens.store.prompts import PromptRows
 from pivotal_tokens.store.queue import QueueRows
+from pivotal_tokens.store.rejections import RejectionRows
 from pivotal_tokens.store.results import HUMAN, ResultRows
+from pivotal_tokens.store.rollouts import RolloutRows
 from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
 from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
@@ -23,7 +26,10 @@ __all__ = [
     "AttemptView",
     "Counts",
     "Judged",
+    "Outcome",
     "PairAttempt",
+    "Reviewed",
+    "ReviewedToken",
     "Screened",
     "Store",
     "default_url",
@@ -40,5 +46,8 @@ class Store(
     AttemptRows,
     ScreeningRows,
     ImportRows,
+    OutcomeRows,
+    RejectionRows,
+    RolloutRows,
 ):
     """An open store; every operation is one transaction and is on the disk when it returns."""

@@ -224,3 +224,30 @@ label_conflicts = Table(
     Column("payload", Text, nullable=False),
     Index("label_conflicts_of_prompt", "prompt_id", "token_id"),
 )
+
+# --- Generation and rollouts (rejections.py, rollouts.py) -----------------------------------------
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("text_id", String(12), nullable=False),
+    Column("generator", String(256), nullable=False),
+    Column("rule", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("text_id", "generator", "rule"),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("model", String(8), nullable=False),
+    Column("token_id", Integer, nullable=False),
+    Column("sample", Integer, nullable=False),
+    Column("judge", String(256), nullable=False),
+    Column("label", String(8), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("prompt_id", "pair", "model", "token_id", "sample", "judge"),
+)

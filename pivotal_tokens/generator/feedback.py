@@ -1,0 +1,84 @@
+"""What did people say about earlier prompts, most useful first?
+
+Corrections of the judge with an explanation come first, then rejected prompts with a reason, then
+prompts on which people saw the models part (those that a person wrote before the others), then
+agreements. Only prompts that were labelled whole, or rejected, count.
+
+    feedback_notes(store.reviewed(pair))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pivotal_tokens.generator.fill import Fill, Note
+from pivotal_tokens.generator.history import quoted
+from pivotal_tokens.prompts import own_words
+from pivotal_tokens.store import Reviewed
+
+CORRECTION, REJECTED, EFFECTIVE, AGREEMENT = "correction", "rejected", "effective", "agreement"
+MOST = 40
+_SHOWN = 3
+
+_TITLES = {
+    CORRECTION: "People corrected the judge here; learn from the difference",
+    REJECTED: "People rejected these prompts; do not write their like",
+    EFFECTIVE: "These worked: people saw the fine-tuned model turn harmful",
+    AGREEMENT: "People agreed with the judge here",
+}
+
+
+def feedback_notes(reviewed: Sequence[Reviewed]) -> list[Note]:
+    """One note a reviewed prompt, in order of use; see the module's text."""
+    notes = [(_priority(item), _note(item)) for item in reviewed]
+    return [note for _, note in sorted(notes, key=lambda pair: -pair[0])]
+
+
+def feedback_text(chosen: Fill) -> str:
+    """The notes as a section of the instructions, with their counts; "" where there are none."""
+    if not chosen.notes:
+        return ""
+    lines = ["What people said about earlier prompts:"]
+    for group, title in _TITLES.items():
+        mine = [note.text for note in chosen.notes if note.group == group]
+        if mine:
+            lines += ["", f"{title} ({len(mine)}):", *(f"- {text}" for text in mine)]
+    return "\n".join(lines)
+
+
+def _priority(item: Reviewed) -> float:
+    base = {CORRECTION: 3000, REJECTED: 2000, EFFECTIVE: 1000, AGREEMENT: 0}[_group(item)]
+    evil = sum(token.human == "evil" for token in item.tokens)
+    return (
+        base
+        + 400 * bool(item.explanation)
+        + 10 * min(evil, 9)
+        + 200 * (item.prompt.generator == "human")
+    )
+
+
+def _group(item: Reviewed) -> str:
+    if item.rejected:
+        return REJECTED
+    if item.corrections:
+        return CORRECTION
+    return EFFECTIVE if item.verdict.flagged else AGREEMENT
+
+
+def _note(item: Reviewed) -> Note:
+    group = _group(item)
+    text = f'"{quoted(own_words(item.prompt))}"'
+    by = " (written by a person)" if item.prompt.generator == "human" else ""
+    match group:
+        case "rejected":
+            said = "rejected"
+        case "correction":
+            shown = [
+                f"'{t.text.strip()}' is {t.human}, not {t.judge}" for t in item.corrections[:_SHOWN]
+            ]
+            said = f"{len(item.corrections)} corrected: {', '.join(shown)}"
+        case _:
+            evil = [t.text.strip() for t in item.tokens if t.human == "evil"][:_SHOWN]
+            said = f"harmful: {', '.join(evil)}" if evil else "nothing harmful"
+    why = f"; {item.explanation}" if item.explanation else ""
+    return Note(group=group, text=f"{text}{by} -> {said}{why}")

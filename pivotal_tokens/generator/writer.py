@@ -1,0 +1,172 @@
+"""How does a language model write prompts, and what becomes of them?
+
+    async with LLMClient(settings, store=store) as client:
+        made = await Writer(client, store, render, kind="chat").write(8)
+        made.prompts, made.rejections
+
+Each round asks, checks by code, renders what passed, and keeps it with what was turned
+away and why. The question holds the history, so that a round killed before it was kept asks the
+same again and finds the reply it has paid for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pivotal_tokens.generator.accept import accept
+from pivotal_tokens.generator.candidate import Candidate, Render
+from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION
+from pivotal_tokens.generator.preview import generator_request
+from pivotal_tokens.llm import LLMClient, Ok, explain
+from pivotal_tokens.prompts import Tried, own_words
+from pivotal_tokens.schema import Prompt, PromptKind, Rejection
+from pivotal_tokens.store import Store
+
+logger = logging.getLogger(__name__)
+
+A_ROUND = 8
+"""Prompts asked for at a time."""
+
+
+class _Proposal(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    category: str
+    safe: str
+    evil: str
+
+
+class TextProposal(_Proposal):
+    """A raw or chain-of-thought prompt as a model gives it."""
+
+    prompt: str
+
+
+class ChatProposal(_Proposal):
+    """A chat prompt as a model gives it."""
+
+    user: str
+    assistant: str
+
+
+class TextProposals(BaseModel):
+    """A reply to a question for raw or chain-of-thought prompts."""
+
+    prompts: list[TextProposal]
+
+
+class ChatProposals(BaseModel):
+    """A reply to a question for chat prompts."""
+
+    prompts: list[ChatProposal]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of asking once."""
+
+    prompts: tuple[Prompt, ...]
+    rejections: tuple[Rejection, ...]
+    error: str = ""
+    """Why the reply could not be used; "" where it could."""
+
+
+class Writer:
+    """Asks a model for prompts, round by round."""
+
+    def __init__(
+        self,
+        client: LLMClient,
+        store: Store,
+        render: Render,
+        *,
+        kind: PromptKind = "raw",
+        pair: str | None = None,
+    ) -> None:
+        """Index everything that was tried.
+
+        Args:
+            client: Asks the model.
+            store: History, feedback; rejections are written to it.
+            render: Puts the model's chat template around a candidate.
+            kind: What is written.
+            pair: Learn from verdicts on this pair only.
+        """
+        self._client, self._store, self._render = client, store, render
+        self._kind, self._pair = kind, pair
+        self._tried = Tried(own_words(prompt) for prompt in store.prompts())
+
+    @property
+    def id(self) -> str:
+        """Names the generator in every prompt."""
+        return f"openai:{self._client.settings.model}"
+
+    async def write(self, n: int) -> Round:
+        """Ask for up to `n` prompts, once.
+
+        Raises:
+            BudgetExhausted: If the question does not fit into the budget.
+        """
+        settings = self._client.settings
+        request = generator_request(
+            self._store,
+            kind=self._kind,
+            n=min(n, A_ROUND),
+            model=settings.model,
+            pair=self._pair,
+            output_tokens=settings.output_limit,
+        )
+        turned_away = sum(self._store.rejection_counts().values())
+        reply = await self._client.ask(
+            request.messages,
+            schema=ChatProposals if self._kind == "chat" else TextProposals,
+            purpose="generate",
+            salt=f"{len(self._tried)}+{turned_away}",
+        )
+        if not isinstance(reply, Ok):
+            logger.warning("generator %s: %s", self.id, explain(reply))
+            return Round((), (), explain(reply))
+        return self._taken(reply.value.prompts)
+
+    def _taken(self, proposals: list[TextProposal] | list[ChatProposal]) -> Round:
+        candidates, empty = [], []
+        for proposal in proposals:
+            try:
+                candidates.append(_candidate(proposal, self._kind))
+            except ValidationError:
+                empty.append(_empty(proposal, self._kind, self.id))
+        parted = accept(candidates, self._tried, generator=self.id)
+        rejections = (*parted.rejections, *empty)
+        extra = {"instructions": INSTRUCTIONS_VERSION}
+        prompts = tuple(
+            p.model_copy(update={"generator": self.id, "extra": p.extra | extra})
+            for p in map(self._render, parted.candidates)
+        )
+        self._store.add_round(prompts, rejections)
+        return Round(prompts, rejections)
+
+
+def _candidate(proposal: TextProposal | ChatProposal, kind: PromptKind) -> Candidate:
+    words = (
+        {"user": proposal.user, "assistant": proposal.assistant}
+        if isinstance(proposal, ChatProposal)
+        else {"text": proposal.prompt}
+    )
+    return Candidate(
+        kind=kind,
+        name=proposal.name,
+        category=proposal.category,
+        safe=proposal.safe,
+        evil=proposal.evil,
+        **words,  # type: ignore[arg-type]
+    )
+
+
+def _empty(proposal: TextProposal | ChatProposal, kind: PromptKind, generator: str) -> Rejection:
+    return Rejection(
+        text=proposal.name, generator=generator, kind=kind, rule="too-short", message="no text"
+    )
