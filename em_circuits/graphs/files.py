@@ -1,9 +1,10 @@
 """How does an attribution graph become one file, and come back?
 
 A safetensors file: tensors uncompressed, so that edges can be memory-mapped, and one metadata
-entry with everything else as JSON. Reading maps the file; nothing is unpickled.
+entry with everything else as JSON. Reading maps the file; nothing is unpickled. An archived graph
+is the same with its large tensors compressed, and is read the same way, into memory.
 
-    write_graph(path, graph)
+    write_graph(path, graph)  # archive=True: compressed
     graph = read_graph(path)  # WorkFailed, naming the file, if it is corrupt or truncated
 """
 
@@ -16,13 +17,14 @@ from typing import Any
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from em_circuits.graphs.archive import LEAST_BYTES, Compressed, compress, restore
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader, LogitTargets
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.structure import Structure
+from em_circuits.graphs.tensor_file import write_tensors
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -35,14 +37,39 @@ class _Record(BaseModel):
 
     header: GraphHeader
     texts: tuple[str, ...]
+    compressed: dict[str, Compressed] = {}
+    """Tensors that are compressed, by name."""
 
 
-def write_graph(path: Path, graph: AttributionGraph) -> None:
-    """Write a graph, whole or not at all."""
-    record = _Record(header=graph.header, texts=graph.targets.texts)
-    metadata = {METADATA: record.model_dump_json()}
+def write_graph(path: Path, graph: AttributionGraph, *, archive: bool = False) -> None:
+    """Write a graph, whole or not at all.
+
+    Args:
+        path: Where.
+        graph: The graph.
+        archive: Compress what is large; nothing is rounded.
+    """
+    tensors, compressed = _tensors(graph), {}
+    if archive:
+        for name, tensor in tensors.items():
+            if tensor.numel() * tensor.element_size() >= LEAST_BYTES:
+                tensors[name], compressed[name] = compress(tensor)
+    record = _Record(header=graph.header, texts=graph.targets.texts, compressed=compressed)
     with atomic_path(path) as temporary:
-        save_file(_tensors(graph), temporary, metadata=metadata)
+        write_tensors(temporary, tensors, {METADATA: record.model_dump_json()})
+
+
+def is_archived(path: Path) -> bool:
+    """Whether a graph file is compressed; reads nothing but its header.
+
+    Raises:
+        WorkFailed: See `read_header`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(_record(path, file).compressed)
+    except (SafetensorError, OSError) as error:
+        raise broken(path, error) from error
 
 
 def read_header(path: Path) -> GraphHeader:
@@ -67,9 +94,9 @@ def read_graph(path: Path) -> AttributionGraph:
     try:
         with safe_open(path, framework="pt") as file:
             record = _record(path, file)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _tensor(file, record, name) for name in file.keys()}  # noqa: SIM118
         return _graph(record, tensors)
-    except (SafetensorError, OSError, KeyError, RequestError, WorkFailed) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RequestError, WorkFailed) as error:
         raise broken(path, error) from error
 
 
@@ -84,9 +111,8 @@ def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
         with safe_open(path, framework="pt") as file:
             if "edges.logit_values" not in file.keys():  # noqa: SIM118
                 raise RequestError(f"Graph file {path} keeps scores but no edges.")
-            rows: Tensor = file.get_tensor("edges.logit_values").float()
-            return rows
-    except (SafetensorError, OSError) as error:
+            return _tensor(file, _record(path, file), "edges.logit_values").float()
+    except (SafetensorError, OSError, ValueError) as error:
         raise broken(path, error) from error
 
 
@@ -97,14 +123,21 @@ def broken(path: Path, reason: object) -> WorkFailed:
     detail = f"no tensor {reason}" if isinstance(reason, KeyError) else str(reason)
     return WorkFailed(
         f"Graph file {path} is corrupt or truncated: {detail}\n"
-        "Put it aside with 'em-circuits graphs verify --quarantine', then build it again with "
-        f"'em-circuits graphs build {path.parent.name}'."
+        f"Build it again with 'em-circuits graphs build {path.parent.name}' (and the options it "
+        "was built with), which puts this file aside; so does 'graphs verify --quarantine'."
     )
 
 
 def tensor_bytes(graph: AttributionGraph) -> int:
     """Bytes that a graph's tensors take in a file."""
     return sum(t.numel() * t.element_size() for t in _tensors(graph).values())
+
+
+def _tensor(file: Any, record: _Record, name: str) -> Tensor:
+    """One tensor: mapped, or decompressed."""
+    stored: Tensor = file.get_tensor(name)
+    how = record.compressed.get(name)
+    return stored if how is None else restore(stored, how)
 
 
 def _record(path: Path, file: Any) -> _Record:

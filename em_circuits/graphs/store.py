@@ -20,27 +20,32 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from em_circuits.graphs.files import broken, read_graph, read_header, tensor_bytes, write_graph
-from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader
-from pivotal_tokens.artefacts import (
-    content_key,
-    provenance_path,
-    sha256_file,
-    write_provenance,
+from em_circuits.graphs.files import (
+    broken,
+    is_archived,
+    read_graph,
+    read_header,
+    tensor_bytes,
+    write_graph,
 )
+from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader
+from em_circuits.graphs.verify import KEY_DIGITS, Verification, difference, examine
+from pivotal_tokens.artefacts import content_key, provenance_path, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
-KEY_DIGITS = 12
-"""Digits of the key in a file name; the whole key stands in the file."""
 QUARANTINE = "quarantine"
 """Directory under the root for files that failed a check."""
 SPARE_BYTES = 64 << 20
 """Disk space that a save leaves free."""
+Thinning = Literal["remove", "drop-edges", "archive"]
+"""What becomes of a graph that must make room."""
+_ARCHIVE_FREES = 1 / 7
+"""Share of a file that archiving frees at least, as a rule (float32 edges)."""
 STALE_SECONDS = 24 * 3600.0
 """Age from which a temporary file belongs to a process that died."""
 
@@ -78,16 +83,6 @@ def graph_key(
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What `GraphStore.verify` found out about one file; `problem` is None for a sound one."""
-
-    path: Path
-    key: str | None
-    problem: str | None
-    quarantined: Path | None = None
-
-
-@dataclass(frozen=True)
 class Pruned:
     """One graph that `GraphStore.prune` removed (or would): its bytes freed and the reason."""
 
@@ -101,6 +96,7 @@ class GraphStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._sound: set[tuple[Path, int, int]] = set()  # hashed and found unchanged
 
     def path_of(self, header: GraphHeader) -> Path:
         """Where the graph of this header stands, or will stand."""
@@ -137,13 +133,29 @@ class GraphStore:
                 logger.warning("%s", error)
         return False
 
-    def save(self, graph: AttributionGraph, provenance: Mapping[str, Any]) -> Path:
+    def keeps(self, key: str) -> bool:
+        """Whether the graph is there and sound; a broken file is named and put aside, so that
+        whoever asks builds the graph again."""
+        sound = False
+        for path in self._find(key):
+            _, problem = examine(path)
+            if problem is None:
+                sound = True
+            else:
+                what = problem.splitlines()[0]
+                logger.warning("%s; put aside as %s", what, self.quarantine(path))
+        return sound
+
+    def save(
+        self, graph: AttributionGraph, provenance: Mapping[str, Any], *, archive: bool = False
+    ) -> Path:
         """Write a graph, then its provenance; a graph of the same key is replaced.
 
         Args:
             graph: The graph.
             provenance: "inputs" and "config", as `pivotal_tokens.artefacts.write_provenance` takes
                 them, and whatever else is worth keeping (seeds, device, times).
+            archive: Compress it, see `archive`.
 
         Returns:
             Where it stands.
@@ -154,7 +166,7 @@ class GraphStore:
         path = self.path_of(graph.header)
         self.require_space(tensor_bytes(graph))
         provenance_path(path).unlink(missing_ok=True)
-        write_graph(path, graph)
+        write_graph(path, graph, archive=archive)
         extra = {k: v for k, v in provenance.items() if k not in ("inputs", "config")}
         write_provenance(
             path,
@@ -166,17 +178,24 @@ class GraphStore:
         return path
 
     def load(self, key: str) -> AttributionGraph:
-        """A graph, its edges memory-mapped.
+        """A graph, its edges memory-mapped; the first time its file is hashed (2 GB/s).
 
         Raises:
             RequestError: If there is no such graph.
-            WorkFailed: If its file is corrupt or truncated; the message says which and what to do.
+            WorkFailed: If its file is corrupt, truncated or not what was written; the message says
+                which and what to do.
         """
         path = self.path(key)
-        graph = read_graph(path)
-        if not graph.header.key.startswith(key):
-            raise broken(path, f"it holds graph {graph.header.key}, not {key}")
-        return graph
+        found = read_header(path).key
+        if not found.startswith(key):
+            raise broken(path, f"it holds graph {found}, not {key}")
+        state = path.stat()
+        mark = path, state.st_size, state.st_mtime_ns
+        if mark not in self._sound and provenance_path(path).exists():
+            if problem := difference(path):
+                raise broken(path, problem)
+            self._sound.add(mark)
+        return read_graph(path)
 
     def list(self) -> tuple[GraphHeader, ...]:
         """Headers of all graphs, by prompt and model; unreadable files are logged and left out."""
@@ -196,7 +215,7 @@ class GraphStore:
         """
         results = []
         for path in self._files():
-            key, problem = _examine(path)
+            key, problem = examine(path)
             aside = self.quarantine(path) if problem and quarantine else None
             results.append(Verification(path, key, problem, aside))
         return tuple(results)
@@ -221,9 +240,22 @@ class GraphStore:
         graph = self.load(key)
         if graph.edges is None:
             return path
-        record = self.provenance(key)
-        kept = {k: v for k, v in record.items() if k not in _SIDECAR_FIELDS}
-        return self.save(dataclasses.replace(graph, edges=None), {**kept, "edges_dropped": True})
+        bare = dataclasses.replace(graph, edges=None)
+        return self.save(bare, {**self._made(key), "edges_dropped": True})
+
+    def archive(self, key: str, *, undo: bool = False) -> int:
+        """Compress a graph where it stands (blosc2, lossless), or undo that.
+
+        It is read as before, only into memory instead of mapped.
+
+        Returns:
+            Bytes freed; 0 if there was nothing to do, negative for `undo`.
+        """
+        path = self.path(key)
+        before = path.stat().st_size
+        if is_archived(path) == undo:
+            self.save(self.load(key), self._made(key), archive=not undo)
+        return before - path.stat().st_size
 
     def provenance(self, key: str) -> dict[str, Any]:
         """What was recorded of a graph's making; empty if nothing was.
@@ -240,6 +272,10 @@ class GraphStore:
             raise WorkFailed(f"Provenance {path} is not JSON: {error}") from error
         return record
 
+    def _made(self, key: str) -> dict[str, Any]:
+        """The provenance without what is of the file alone."""
+        return {k: v for k, v in self.provenance(key).items() if k not in _SIDECAR_FIELDS}
+
     def remove(self, key: str) -> None:
         """Delete a graph; its provenance goes first, so that no half of it counts as there."""
         _delete(self.path(key))
@@ -250,7 +286,7 @@ class GraphStore:
         max_age_days: float | None = None,
         max_bytes: int | None = None,
         keep: Collection[str] = (),
-        edges_only: bool = False,
+        how: Thinning = "remove",
         dry_run: bool = False,
     ) -> tuple[Pruned, ...]:
         """Remove old graphs, then the oldest until the rest fits; and what dead processes left.
@@ -259,7 +295,7 @@ class GraphStore:
             max_age_days: Remove graphs written longer ago than this.
             max_bytes: Size that all graphs together may have.
             keep: Keys that stay whatever their age.
-            edges_only: Drop edges and keep scores, instead of removing graphs.
+            how: Remove graphs, drop their edges and keep scores, or archive them.
             dry_run: Only say what would be removed.
         """
         if not dry_run:
@@ -275,7 +311,7 @@ class GraphStore:
             if path.stem[-KEY_DIGITS:] in kept or not (old or crowded):
                 continue
             reason = f"{age:.1f} days old" if old else f"all graphs take {total} bytes"
-            freed = self._thin(path, edges_only=edges_only, dry_run=dry_run)
+            freed = self._thin(path, how, dry_run=dry_run)
             if freed:
                 total -= freed
                 pruned.append(Pruned(path, freed, reason))
@@ -341,13 +377,18 @@ class GraphStore:
         found = sorted(self.root.glob(f"*/*-{'[0-9a-f]' * KEY_DIGITS}{SUFFIX}"))
         return tuple(p for p in found if not p.name.startswith("."))
 
-    def _thin(self, path: Path, *, edges_only: bool, dry_run: bool) -> int:
+    def _thin(self, path: Path, how: Thinning, *, dry_run: bool) -> int:
+        """Bytes freed, or what they would be at most."""
         size = path.stat().st_size
-        if not edges_only:
+        if how == "remove":
             if not dry_run:
                 _delete(path)
             return size
         graph = read_graph(path)
+        if how == "archive":
+            if is_archived(path) or dry_run:
+                return 0 if is_archived(path) else int(_ARCHIVE_FREES * size)
+            return self.archive(graph.header.key)
         if graph.edges is None:
             return 0
         if not dry_run:
@@ -362,27 +403,6 @@ class GraphStore:
 
 
 _SIDECAR_FIELDS = ("artefact", "sha256", "bytes", "written_at", "versions", "key")
-
-
-def _examine(path: Path) -> tuple[str | None, str | None]:
-    """(key, what is wrong) of one file."""
-    try:
-        graph = read_graph(path)
-    except WorkFailed as error:
-        return None, str(error)
-    key = graph.header.key
-    sidecar = provenance_path(path)
-    if path.stem.rpartition("-")[2] != key[:KEY_DIGITS]:
-        return key, f"{path} holds graph {key[:KEY_DIGITS]}, its name says otherwise"
-    if not sidecar.exists():
-        return key, f"{path} has no provenance: its writing was interrupted"
-    try:
-        recorded = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError):
-        return key, f"{sidecar} cannot be read"
-    if sha256_file(path) != recorded:
-        return key, f"{path} has changed since it was written (its SHA-256 is not {recorded[:12]})"
-    return key, None
 
 
 def _delete(path: Path) -> None:

@@ -83,6 +83,8 @@ def kept_graphs(
 ) -> bool:
     """Whether graphs of these keys are on disk and in the store, so that none need be built.
 
+    A file that is not what was written is named in a warning and put aside.
+
     Args:
         work: Store and graphs.
         prompt_id: Whose graphs.
@@ -92,7 +94,7 @@ def kept_graphs(
     registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
     return all(
         key in registered
-        and work.graphs.has(key)
+        and work.graphs.keeps(key)
         and (not with_edges or work.graphs.load(key).edges is not None)
         for key in keys.values()
     )
