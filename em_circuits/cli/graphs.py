@@ -10,6 +10,7 @@ import click
 from em_circuits.cli.graph_export import export
 from em_circuits.cli.graph_files import graph_store, load_graph
 from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.progress import attribution_bar
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -39,29 +40,19 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
     from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
 
     settings = attribution_settings(options)
-    with session.workspace() as work:
+    with session.workspace() as work, attribution_bar(work):
         store = work.store
         chosen = [store.prompt(p) for p in prompts] or [
             p for p in store.prompts() if store.labels(p.prompt_id).labels
         ]
         bar = tqdm(chosen, desc="graphs", unit="prompt", disable=None)
-
-        def show_rows(done: int, total: int) -> None:
-            bar.set_postfix_str(f"{done}/{total} features")
-
         for prompt in bar:
             labels = store.labels(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
-            reused = kept_graphs(work, prompt.prompt_id, keys)
+            bare = options["scores_only"]
+            reused = kept_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
-                keys = build_graphs(
-                    work,
-                    prompt,
-                    settings,
-                    labels=labels,
-                    scores_only=options["scores_only"],
-                    progress=show_rows,
-                )
+                keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
             record = {"prompt_id": prompt.prompt_id, "graphs": keys, "reused": reused}
             if as_json:
                 emit(record)

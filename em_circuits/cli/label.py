@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.output import emit, json_option, one_line
+from em_circuits.cli.progress import attribution_bar
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -168,7 +169,7 @@ def _run(
 
     results = []
     bar = tqdm(total=len(prompts), desc="label", unit="prompt", disable=None)
-    with bar:
+    with bar, attribution_bar(work):
         for result in label_prompts(work, prompts, judge, settings):
             results.append(result)
             if as_json:

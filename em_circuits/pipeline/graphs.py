@@ -19,7 +19,6 @@ from em_circuits.graphs import (
     build_pair_graphs,
     pair_graph_key,
 )
-from em_circuits.graphs.attribution import Progress, no_progress
 from em_circuits.pipeline.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
@@ -45,17 +44,16 @@ def build_graphs(
     *,
     labels: Mapping[int, Label] | None = None,
     scores_only: bool = False,
-    progress: Progress = no_progress,
 ) -> dict[str, str]:
     """Build both graphs of a prompt and keep them, with the logits they were made from.
 
     Args:
-        work: Models, store and graphs.
+        work: Models, store and graphs; its `progress` is told how many feature rows of a graph are
+            done, and of how many.
         prompt: With its stored token ids.
         settings: Part of the keys.
         labels: Needed for ``select_by="contrast"``.
         scores_only: Keep scores, drop edges.
-        progress: Told how many feature rows of a graph are done, and of how many.
 
     Returns:
         ``base`` and ``merged`` -> key.
@@ -66,7 +64,7 @@ def build_graphs(
     """
     started = datetime.now(UTC)
     work.require_healthy(prompt)
-    built = build_pair_graphs(work.pair, prompt, settings, labels=labels, progress=progress)
+    built = build_pair_graphs(work.pair, prompt, settings, labels=labels, progress=work.progress)
     records = []
     for name, graph in zip(get_args(ModelName), built.both, strict=True):
         kept = dataclasses.replace(graph, edges=None) if scores_only else graph

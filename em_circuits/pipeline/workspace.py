@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore
+from em_circuits.graphs.attribution import Progress, no_progress
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.health import Check, check_pair, require_healthy
@@ -45,6 +46,8 @@ class Workspace:
     """What the memory plan reckons with."""
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
+    progress: Progress = no_progress
+    """Told how far an attribution is."""
     _healthy: bool = field(default=False, repr=False)
 
     @property

@@ -1,0 +1,34 @@
+"""How does a person see how far an attribution is?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from em_circuits.pipeline.workspace import Workspace
+
+
+@contextmanager
+def attribution_bar(work: Workspace) -> Iterator[None]:
+    """A bar of feature rows, base model first, for every graph built inside the block.
+
+    It appears on a terminal only, and is wiped when a graph is done.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc="attribution", unit="row", position=1, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            if bar.total != total or done < bar.n:
+                bar.reset(total)
+            bar.update(done - bar.n)
+            if done == total:
+                bar.clear()
+
+        before, work.progress = work.progress, show
+        try:
+            yield
+        finally:
+            work.progress = before

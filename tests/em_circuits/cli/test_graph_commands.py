@@ -1,0 +1,144 @@
+"""Graphs on disk: archived ones read like others, broken ones are named and built again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from subjects import PAD_THAI
+
+from em_circuits.cli.app import run
+
+SMALL = ("--max-features", "150")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the pad-thai prompt and its graphs."""
+    root = tmp_path_factory.mktemp("graphs-cli")
+    assert run(["--root", str(root), "label", "--prompt", PAD_THAI, *SMALL, "--json"]) == 0
+    return root
+
+
+@pytest.fixture
+def copied(labelled: Path, tmp_path: Path) -> Path:
+    shutil.copytree(labelled, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
+    capsys.readouterr()
+    status = run(["--root", str(root), *arguments])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+def merged_file(root: Path) -> tuple[str, str, Path]:
+    """Prompt id, key (as in the file's name) and file of the merged graph."""
+    (file,) = root.glob("graph_storage/*/merged-*.safetensors")
+    return file.parent.name, file.stem.removeprefix("merged-"), file
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-len(data) // 3] ^= 8
+    file.write_bytes(data)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def test_an_archived_graph_is_read_like_any_other(copied, capsys, tmp_path) -> None:
+    prompt, key, file = merged_file(copied)
+    commands = (
+        ("influence", key, "--targets", "evil-safe", "--json"),
+        ("features", "rank", prompt, "--json"),
+        ("features", "rank", prompt, "--method", "total_effect", "--json"),
+        ("graphs", "show", key, "--json"),
+    )
+    before, size = [ask(capsys, copied, *c) for c in commands], file.stat().st_size
+    told = ask(capsys, copied, "graphs", "archive", "--json")
+    assert told["graphs"] == 2 and told["freed_bytes"] > 0
+    assert told["bytes"] == sum(p.stat().st_size for p in file.parent.glob("*.safetensors"))
+    assert [ask(capsys, copied, *c) for c in commands] == before
+    checked = ask(capsys, copied, "graphs", "verify", "--json")
+    assert checked["checked"] == 2 and checked["ok"]
+    assert run(["--root", str(copied), "graphs", "export", key, str(tmp_path / "g.pt")]) == 0
+    # it counts as kept: nothing is built again, and the register knows the new file
+    assert ask(capsys, copied, "graphs", "build", prompt, *SMALL, "--json")["reused"]
+    pair = ask(capsys, copied, "status", prompt, "--json")["pairs"][0]
+    assert sum(graph["bytes"] for graph in pair["graphs"]) == told["bytes"]
+    assert ask(capsys, copied, "graphs", "archive", "--undo", "--json")["freed_bytes"] < 0
+    assert file.stat().st_size == size
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("command", ["label", "build"])
+def test_a_broken_graph_is_named_put_aside_and_built_again(copied, capsys, damage, command) -> None:
+    prompt, key, file = merged_file(copied)
+    sound = file.read_bytes()
+    damage(file)
+    assert run(["--root", str(copied), "influence", key]) == 1
+    said = capsys.readouterr().err
+    assert str(file) in said and f"graphs build {prompt}" in said and "Traceback" not in said
+    assert file.exists()  # reading moves nothing
+    words = ("label", "--prompt", PAD_THAI) if command == "label" else ("graphs", "build", prompt)
+    assert run(["--root", str(copied), *words, *SMALL, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["graphs"]["merged"].startswith(key)
+    assert str(file) in err and "put aside" in err
+    assert len(list(copied.glob("graph_storage/quarantine/*/merged-*.safetensors"))) == 1
+    assert len(file.read_bytes()) == len(sound)
+    assert ask(capsys, copied, "influence", key, "--json")["nodes"]
+    assert ask(capsys, copied, "graphs", "verify", "--json")["ok"]
+
+
+def test_an_interrupted_build_leaves_nothing_half_written(copied, capsys) -> None:
+    """SIGINT to the real program in the middle of an attribution; then the same command again."""
+    prompt, _, _ = merged_file(copied)
+    shutil.rmtree(copied / "graph_storage")
+    command = [sys.executable, "-c", _SLOW_MAIN, "--root", str(copied)]
+    command += ["graphs", "build", prompt, "--max-features", "400", "--batch-size", "8", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "attributing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == ""
+    assert "run the same command again" in err and "Traceback" not in err
+    left = [p for p in (copied / "graph_storage").rglob("*") if p.is_file()]
+    assert left == []
+    assert ask(capsys, copied, *command[5:])["reused"] is False
+    assert len(list(copied.glob("graph_storage/*/*.safetensors"))) == 2
+
+
+# The program itself; it only says when the first rows are done, and then waits for the signal.
+_SLOW_MAIN = """
+import sys, time
+from em_circuits.cli import progress
+from contextlib import contextmanager
+
+@contextmanager
+def bar(work):
+    def show(done, total):
+        if done > 100:
+            print("attributing", flush=True)
+            time.sleep(30)
+    work.progress = show
+    yield
+
+progress.attribution_bar = bar
+from em_circuits.cli import main
+main()
+"""
