@@ -109,7 +109,13 @@ def test_an_interrupted_build_leaves_nothing_half_written(copied, capsys) -> Non
     command += ["graphs", "build", prompt, "--max-features", "400", "--batch-size", "8", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # a test run in the background ignores SIGINT, and its children would, too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "attributing\n"
