@@ -24,6 +24,7 @@ _COMMANDS = {
     "doctor": "doctor:doctor",
     "label": "label:label",
     "review": "review:review",
+    "serve": "serve:serve",
     "status": "status:status",
     "prompts": "prompts:prompts",
     "labels": "labels:labels",

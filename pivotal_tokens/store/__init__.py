@@ -10,6 +10,7 @@ from pivotal_tokens.store.graphs import GraphRows
 from pivotal_tokens.store.imports import ImportRows
 from pivotal_tokens.store.labels import LabelRows
 from pivotal_tokens.store.ledger import LedgerRows
+from pivotal_tokens.store.listing import Listing, ListingLine, ListingQuery, ListingRows
 from pivotal_tokens.store.outcomes import Outcome, OutcomeRows, Reviewed, ReviewedToken
 from pivotal_tokens.store.prompts import PromptRows
 from pivotal_tokens.store.queue import QueueRows
@@ -26,6 +27,9 @@ __all__ = [
     "AttemptView",
     "Counts",
     "Judged",
+    "Listing",
+    "ListingLine",
+    "ListingQuery",
     "Outcome",
     "PairAttempt",
     "Reviewed",
@@ -46,6 +50,7 @@ class Store(
     AttemptRows,
     ScreeningRows,
     ImportRows,
+    ListingRows,
     OutcomeRows,
     RejectionRows,
     RolloutRows,

@@ -1,0 +1,104 @@
+"""The viewer as one ASGI application.
+
+app = create_app(Workspace(root=Path("."), models=settings), ViewerSettings(), Door("ada"))
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from em_circuits.pipeline.workspace import Workspace
+from em_circuits.viewer import overview, prompts, who
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.door import Door
+from em_circuits.viewer.guard import Guard
+from em_circuits.viewer.rendering import Json
+from em_circuits.viewer.settings import ViewerSettings
+from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(work: Workspace, settings: ViewerSettings, door: Door) -> ASGIApp:
+    """The application.
+
+    Args:
+        work: Store, graphs and models; nothing of it is opened before it is asked for.
+        settings: Where it listens and what may be done.
+        door: Lets browsers in.
+    """
+    desk = Desk(work, settings, door)
+    failed = _failed(desk)
+    inner = Starlette(
+        routes=[*_pages(desk), *_static()],
+        exception_handlers={EmCircuitsError: failed, HTTPException: failed, Exception: failed},
+    )
+    return Guard(inner, settings=settings, door=door)  # outermost: its headers are on every answer
+
+
+def _pages(desk: Desk) -> list[BaseRoute]:
+    return [
+        *who.routes(desk),
+        *overview.routes(desk),
+        *prompts.routes(desk),
+    ]
+
+
+def _static() -> list[BaseRoute]:
+    plotly = Path(str(files("plotly"))) / "package_data" / "plotly.min.js"
+
+    async def plotly_js(_request: Request) -> Response:
+        return FileResponse(
+            plotly, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"}
+        )
+
+    revalidated = StaticFiles(directory=STATIC)
+    return [
+        Route("/static/plotly.js", plotly_js, methods=["GET"]),
+        Mount("/static", revalidated),
+    ]
+
+
+def _failed(desk: Desk) -> Any:
+    """What is shown when a request cannot be carried out."""
+
+    def answer(request: Request, error: Exception) -> Response:
+        status, what = _said(error)
+        if status == 500 and not isinstance(error, EmCircuitsError):
+            logger.error("%s %s", request.method, request.url.path, exc_info=error)
+        first, _, rest = what.partition("; ")
+        if request.url.path.startswith("/api/"):
+            return Json({"error": first, "next": rest}, status)
+        if request.scope.get("state", {}).get("session") is None:
+            return Response(first, status, media_type="text/plain")
+        return desk.page(request, "error.html", status, status=status, what=first, next_step=rest)
+
+    return answer
+
+
+def _said(error: Exception) -> tuple[int, str]:
+    match error:
+        case LeaseLost():
+            return 409, str(error)
+        case RequestError():
+            return 404, str(error)
+        case EmCircuitsError():
+            return 500, str(error)
+        case HTTPException(status_code=404):
+            return 404, "There is no such page; the navigation above shows what there is"
+        case HTTPException(status_code=status, detail=detail):
+            return status, detail
+    return 500, "Something went wrong that should not have; the server's terminal says what"

@@ -1,0 +1,84 @@
+"""What does every page need: the workspace, the settings, the door, and who is asking?
+
+desk = Desk(work, ViewerSettings(), Door("ada"))
+desk.page(request, "overview.html", counts=desk.store.counts())
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from em_circuits.pipeline.workspace import Workspace
+from em_circuits.viewer.door import Door, Session
+from em_circuits.viewer.rendering import page
+from em_circuits.viewer.settings import ViewerSettings
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.store import Store
+
+NAVIGATION = (
+    ("/", "Overview", "o"),
+    ("/prompts", "Prompts", "p"),
+    ("/graphs", "Graphs", "g"),
+    ("/features", "Features", "f"),
+    ("/steering", "Steering", "s"),
+    ("/review", "Review", "r"),
+    ("/reports", "Reports", "e"),
+)
+"""Path, title, and the key that goes there after g."""
+
+
+class Desk:
+    """One server's workspace and what is asked of it; safe to use from several threads."""
+
+    def __init__(self, work: Workspace, settings: ViewerSettings, door: Door) -> None:
+        self.work = work
+        self.settings = settings
+        self.door = door
+        self._opening = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The store, opened when first asked for.
+
+        Raises:
+            RequestError: If there is none yet.
+        """
+        with self._opening:
+            return self.work.store
+
+    def session(self, request: Request) -> Session:
+        """Who asks; the guard has let them in."""
+        session: Session = request.scope["state"]["session"]
+        return session
+
+    def page(
+        self, request: Request, template: str, status: int = 200, /, **values: Any
+    ) -> Response:
+        """A page with its frame."""
+        return page(
+            template,
+            status,
+            navigation=NAVIGATION,
+            path=request.url.path,
+            reviewer=self.session(request).reviewer,
+            read_only=self.settings.read_only,
+            **values,
+        )
+
+    def pair(self, request: Request) -> str | None:
+        """The model pair that is looked at: ``?pair=`` or the busiest; None in a fresh store.
+
+        Raises:
+            RequestError: If the store has no such pair, or several.
+        """
+        prefix = request.query_params.get("pair")
+        if not prefix:
+            return self.store.busiest_pair()
+        found = [pair for pair in self.store.pairs() if pair.startswith(prefix)]
+        if len(found) != 1:
+            raise RequestError(f"{len(found)} model pairs begin with {prefix!r}")
+        return found[0]

@@ -1,0 +1,86 @@
+"""How far is the run, what waits for a person, and what was found lately?
+
+The page's body is a fragment of its own, ``/fragments/overview``, which the browser asks for again
+every few seconds and puts in place when it has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.rendering import page
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.store import Counts, ListingQuery
+
+RECENT = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline: how many prompts came that far."""
+
+    name: str
+    count: int
+    of: int
+    link: str
+    note: str = ""
+
+    @property
+    def share(self) -> float:
+        return min(self.count / self.of, 1.0) if self.of else 0.0
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """The overview and its live part."""
+
+    def overview(request: Request) -> Response:
+        return desk.page(request, "overview.html", live=_live(desk, request))
+
+    def fragment(request: Request) -> Response:
+        return page("overview_live.html", live=_live(desk, request))
+
+    return [
+        Route("/", overview, methods=["GET"]),
+        Route("/fragments/overview", fragment, methods=["GET"]),
+    ]
+
+
+def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
+    """Everything that changes; None where there is no store yet."""
+    try:
+        store = desk.store
+    except RequestError:
+        return None
+    pair = desk.pair(request)
+    counts = store.counts(pair)
+    found = store.listing(ListingQuery(divergent=True), pair=pair, limit=RECENT)
+    waiting = {name: n for name, n in counts.queue.items() if n}
+    return {
+        "counts": counts,
+        "steps": steps(counts),
+        "models": store.pairs().get(pair, {}) if pair else {},
+        "pair": pair,
+        "recent": found.lines,
+        "queue": waiting,
+        "queued": sum(waiting.values()),
+    }
+
+
+def steps(counts: Counts) -> list[Step]:
+    """The pipeline from prompts to reviews."""
+    queued, done = sum(counts.queue.values()), counts.queue.get("done", 0)
+    return [
+        Step("prompts", counts.prompts, counts.prompts, "/prompts"),
+        Step("next tokens", counts.next_tokens, counts.prompts, "/prompts"),
+        Step("judged", sum(counts.verdicts.values()), counts.prompts, "/prompts"),
+        Step("flagged", counts.flagged, counts.prompts, "/prompts?only=flagged"),
+        Step("divergent", counts.divergent, counts.prompts, "/prompts?only=divergent"),
+        Step("graphs", counts.graphs, 2 * counts.flagged, "/graphs", "2 per flagged"),
+        Step("reviewed", done, queued, "/review", f"of {queued} queued"),
+    ]

@@ -1,0 +1,222 @@
+"""Which prompts are there, and what is known about one of them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.features import rank_features
+from em_circuits.viewer.body import query_int
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.rendering import page
+from pivotal_tokens.errors import EmCircuitsError, RequestError
+from pivotal_tokens.schema import (
+    Label,
+    ModelName,
+    NextTokenPair,
+    NextTokens,
+    PromptLabels,
+    ReviewState,
+    VerdictKind,
+)
+from pivotal_tokens.store import AttemptView, ListingQuery, PairAttempt
+
+PER_PAGE = 50
+FEATURES_SHOWN = 12
+VERDICTS: tuple[str, ...] = get_args(VerdictKind)
+STATES: tuple[str, ...] = get_args(ReviewState)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One candidate next token in both models."""
+
+    token_id: int
+    text: str
+    base: float
+    merged: float
+    base_rank: int
+    merged_rank: int
+    label: Label | None
+    by: str | None  # "human", "judge"
+    judges: tuple[tuple[str, Label], ...]
+    listed: bool  # in the top k of either
+
+    @property
+    def change(self) -> float:
+        return self.merged - self.base
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """The list of prompts, the page of one, and its features."""
+
+    def listing(request: Request) -> Response:
+        asked = request.query_params
+        query = _query(request)
+        number = query_int(request, "page", 1, least=1, most=1_000_000)
+        offset = (number - 1) * PER_PAGE
+        pair = desk.pair(request)
+        found = desk.store.listing(query, pair=pair, limit=PER_PAGE, offset=offset)
+        pages = max(1, -(-found.total // PER_PAGE))
+        return desk.page(
+            request,
+            "prompts.html",
+            found=found,
+            asked=dict(asked),
+            categories=desk.store.categories(),
+            verdicts=VERDICTS,
+            states=STATES,
+            number=number,
+            pages=pages,
+            link=lambda n: "?" + urlencode({**asked, "page": n}),
+        )
+
+    def prompt(request: Request) -> Response:
+        view = desk.store.attempt(request.path_params["prompt"])
+        return desk.page(request, "prompt.html", **_shown(desk, request, view))
+
+    def features(request: Request) -> Response:
+        prompt = desk.store.prompt(request.path_params["prompt"])
+        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
+        try:
+            values = _features(desk, request, prompt.prompt_id, model)
+        except EmCircuitsError as error:
+            return page("nothing.html", what=str(error))
+        return page("prompt_features.html", prompt_id=prompt.prompt_id, model=model, **values)
+
+    return [
+        Route("/prompts", listing, methods=["GET"]),
+        Route("/prompt/{prompt}", prompt, methods=["GET"]),
+        Route("/fragments/prompt/{prompt}/features", features, methods=["GET"]),
+    ]
+
+
+def _query(request: Request) -> ListingQuery:
+    asked = request.query_params
+    verdict, state, only = (asked.get(name) for name in ("verdict", "state", "only"))
+    return ListingQuery(
+        search=asked.get("q", ""),
+        verdict=verdict if verdict in VERDICTS else None,  # type: ignore[arg-type]
+        flagged=True if only == "flagged" else None,
+        divergent=True if only == "divergent" else None,
+        category=asked.get("category") or None,
+        state=state if state in STATES else None,  # type: ignore[arg-type]
+        order="oldest" if asked.get("order") == "oldest" else "newest",
+    )
+
+
+def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
+    hidden = _under_review(desk, request, view)
+    pairs = desk.store.pairs()
+    rows = {a.pair: token_rows(a, view.labels, hide_judge=hidden) for a in view.pairs}
+    return {
+        "view": view,
+        "prompt": view.prompt,
+        "hidden": hidden,
+        "attempts": [
+            {
+                "attempt": attempt,
+                "models": pairs.get(attempt.pair, {}),
+                "rows": rows[attempt.pair],
+                "largest": max((max(r.base, r.merged) for r in rows[attempt.pair]), default=1),
+                "masses": masses(attempt, view.labels),
+                "provenance": _provenance(desk, attempt),
+            }
+            for attempt in view.pairs
+        ],
+    }
+
+
+def _under_review(desk: Desk, request: Request, view: AttemptView) -> bool:
+    """Is this reviewer answering this very prompt now, so that no judge's label may be shown?"""
+    name = desk.session(request).reviewer
+    return any(
+        a.item is not None
+        and a.item.state == "leased"
+        and a.item.reviewer == name
+        and not a.item.revealed
+        for a in view.pairs
+    )
+
+
+def token_rows(
+    attempt: PairAttempt, labels: PromptLabels, *, hide_judge: bool
+) -> tuple[TokenRow, ...]:
+    """The union of both lists, in the order of merged."""
+    if attempt.next_tokens is None:
+        return ()
+    lists: NextTokenPair = attempt.next_tokens
+    base, counts = lists.base.by_id, {item.token_id: item for item in labels.labels}
+    rows = []
+    for token in lists.merged.tokens:
+        other, known = base[token.token_id], counts.get(token.token_id)
+        if known is not None and hide_judge and known.source == "judge":
+            known = None
+        judges = tuple(
+            (j.judge, j.by_token[token.token_id])
+            for j in attempt.judgements
+            if token.token_id in j.by_token and not hide_judge
+        )
+        rows.append(
+            TokenRow(
+                token_id=token.token_id,
+                text=token.text,
+                base=other.probability,
+                merged=token.probability,
+                base_rank=other.rank,
+                merged_rank=token.rank,
+                label=known.label if known else None,
+                by=known.source if known else None,
+                judges=judges,
+                listed=min(token.rank, other.rank) <= lists.merged.top_k,
+            )
+        )
+    return tuple(rows)
+
+
+def masses(attempt: PairAttempt, labels: PromptLabels) -> dict[str, dict[str, float]]:
+    """Model -> probability mass by label, over the union of both lists."""
+    if attempt.next_tokens is None:
+        return {}
+
+    def of(tokens: NextTokens) -> dict[str, float]:
+        found = dict.fromkeys(("evil", "safe", "unsure", "unlabelled"), 0.0)
+        for token in tokens.tokens:
+            found[labels.by_token.get(token.token_id, "unlabelled")] += token.probability
+        return found | {"other": max(0.0, 1 - sum(found.values()))}
+
+    return {"base": of(attempt.next_tokens.base), "merged": of(attempt.next_tokens.merged)}
+
+
+def _provenance(desk: Desk, attempt: PairAttempt) -> dict[str, Any]:
+    """Model -> what is recorded of its graph's making."""
+    found = {}
+    for record in attempt.graphs:
+        try:
+            found[f"{record.model} {record.key[:12]}"] = desk.work.graphs.provenance(record.key)
+        except EmCircuitsError as error:
+            found[f"{record.model} {record.key[:12]}"] = {"missing": str(error)}
+    return found
+
+
+def _features(desk: Desk, request: Request, prompt_id: str, model: ModelName) -> dict[str, Any]:
+    pair = desk.pair(request)
+    if pair is None:
+        raise RequestError("no model has seen a prompt yet; run em-circuits label")
+    record = desk.work.graph_record(prompt_id, model, pair)
+    labels = desk.store.labels(prompt_id)
+    ranking = rank_features(desk.work.graphs.load(record.key), labels.by_token)
+    top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
+    largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0
+    return {
+        "top": top,
+        "bottom": bottom,
+        "largest": largest,
+        "n": len(ranking.features),
+        "source": labels.source,
+    }

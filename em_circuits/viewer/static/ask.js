@@ -1,0 +1,71 @@
+// Asking the server: JSON in, JSON out, one sentence when it says no.
+
+export class Refused extends Error {
+  constructor(status, error, next) {
+    super(next ? `${error} — ${next}` : error);
+    this.status = status;
+  }
+}
+
+export async function ask(path, body, method = body === undefined ? "GET" : "POST") {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch {
+    throw new Refused(0, "The server does not answer", "is em-circuits serve still running?");
+  }
+  const answer = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+  if (!response.ok) throw new Refused(response.status, answer.error, answer.next);
+  return answer;
+}
+
+export function toast(text, bad = false) {
+  const box = document.createElement("div");
+  box.className = bad ? "toast bad" : "toast";
+  box.textContent = text;
+  document.getElementById("toasts").append(box);
+  setTimeout(() => box.remove(), bad ? 8000 : 3000);
+}
+
+export const say = (error) => toast(error.message, true);
+
+export function make(tag, properties = {}, ...children) {
+  const { dataset, class: name, ...rest } = properties;
+  const node = Object.assign(document.createElement(tag), rest);
+  if (name) node.className = name;
+  if (dataset) Object.assign(node.dataset, dataset);
+  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
+  return node;
+}
+
+const MINUS = "−";
+
+export function signed(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  return (value > 0 ? "+" : "") + number(value, digits);
+}
+
+export function number(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  const text = value !== 0 && Math.abs(value) < 10 ** -digits ? value.toExponential(1) : value.toFixed(digits);
+  return text.replaceAll("-", MINUS);
+}
+
+export const percent = (value) => (value > 0 && value < 0.0005 ? "<0.1 %" : `${(100 * value).toFixed(1)} %`);
+
+// As the server writes texts out: nothing that has no glyph stays invisible.
+const NAMED = { "\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", " ": "␣" };
+export function visible(text, spaces = true) {
+  return Array.from(text, (c) => {
+    if (c === " " && !spaces) return c;
+    if (c in NAMED) return NAMED[c];
+    return /[\p{C}\p{Zl}\p{Zp}]/u.test(c) ? `\\u{${c.codePointAt(0).toString(16)}}` : c;
+  }).join("");
+}
+
+export const typing = (event) =>
+  event.target.closest?.("input, select, textarea, [contenteditable], dialog") && event.target.type !== "range";

@@ -1,0 +1,90 @@
+// What every page has: theme, blur, keys, name, link for another browser, live and lazy parts.
+import { ask, say, toast, typing } from "./ask.js";
+
+const root = document.documentElement;
+const byId = (id) => document.getElementById(id);
+
+function setTheme() {
+  const next = { null: "dark", dark: "light", light: null }[localStorage.getItem("theme")];
+  if (next) localStorage.setItem("theme", next);
+  else localStorage.removeItem("theme");
+  root.dispatchEvent(new Event("apply-theme"));
+  toast({ dark: "Dark", light: "Light" }[next] ?? "As the system");
+}
+
+function setBlur() {
+  const on = !("blur" in root.dataset);
+  if (on) { root.dataset.blur = ""; localStorage.setItem("blur", "1"); }
+  else { delete root.dataset.blur; localStorage.removeItem("blur"); }
+  showBlur();
+}
+
+const showBlur = () => byId("blur").setAttribute("aria-pressed", String("blur" in root.dataset));
+
+byId("theme").addEventListener("click", setTheme);
+byId("blur").addEventListener("click", setBlur);
+byId("help").addEventListener("click", () => byId("keys").showModal());
+showBlur();
+
+byId("me")?.addEventListener("click", () => byId("who").showModal());
+byId("who-form")?.addEventListener("submit", async (event) => {
+  if (event.submitter?.value !== "ok") return;
+  try {
+    const { name } = await ask("/api/me", { name: byId("who-name").value });
+    byId("my-name").textContent = name;
+    document.querySelector(".avatar").textContent = name[0];
+    root.dispatchEvent(new CustomEvent("renamed", { detail: name }));
+  } catch (error) { say(error); }
+});
+byId("new-link")?.addEventListener("click", async () => {
+  try {
+    const { url } = await ask("/api/link", {});
+    byId("link").hidden = false;
+    byId("link").value = url;
+    byId("link").select();
+  } catch (error) { say(error); }
+});
+
+let went = 0;
+addEventListener("keydown", (event) => {
+  if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (Date.now() - went < 1200) {
+    const link = document.querySelector(`.bar nav a[data-key="${CSS.escape(event.key)}"]`);
+    went = 0;
+    if (link) { event.preventDefault(); event.stopImmediatePropagation(); link.click(); return; }
+  }
+  const own = { b: setBlur, d: setTheme, "?": () => byId("keys").showModal(), "/": () => byId("search")?.focus() }[event.key];
+  if (event.key === "g") went = Date.now();
+  else if (own && !document.body.classList.contains(`own-${event.key === "?" ? "question" : event.key}`)) {
+    event.preventDefault();
+    own();
+  }
+}, { capture: true });
+
+async function fragment(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new Error(`${response.status}`);
+  return response.text();
+}
+
+// A live part is asked for again and again, and replaced only when it has changed.
+for (const part of document.querySelectorAll("[data-live]")) {
+  let before = null;
+  const refresh = async () => {
+    if (document.hidden || part.contains(document.activeElement)) return;
+    try {
+      const text = await fragment(part.dataset.live);
+      if (text !== before && before !== null) part.innerHTML = text;
+      before = text;
+      part.classList.remove("stale");
+    } catch { part.classList.add("stale"); }
+  };
+  setInterval(refresh, Number(part.dataset.every));
+  refresh();
+}
+
+for (const part of document.querySelectorAll("[data-lazy]")) {
+  fragment(part.dataset.lazy)
+    .then((text) => { part.innerHTML = text; })
+    .catch(() => { part.textContent = "This part could not be read; reload the page to try again."; });
+}
