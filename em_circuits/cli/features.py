@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.explain import explain
 from em_circuits.cli.feature_tables import (
     aggregate_notes,
     aggregate_table,
@@ -70,6 +71,9 @@ def method_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @click.group()
 def features() -> None:
     """Rank features, and measure which of them carry the shift from base to merged."""
+
+
+features.add_command(explain)
 
 
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")

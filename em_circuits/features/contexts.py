@@ -1,0 +1,179 @@
+"""Where in a text does a feature fire most?
+
+    contexts = top_contexts(model, features, texts, keep=5)
+    contexts[(2, 299)].best[0].marked         # "Assistant: You should«·definitely»"
+
+Every document is run through the model whose features they are, position 0 left out, as everywhere.
+One context per document is kept, its strongest, so that a repetitive document does not fill the list.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from em_circuits.models import Model
+from em_circuits.models.text import decode_token, encode
+from pivotal_tokens.errors import RequestError
+
+FeatureId = tuple[int, int]
+"""(layer, feature id)."""
+
+WINDOW = 12
+"""Tokens shown before the strongest one, and half as many after it."""
+
+
+@dataclass(frozen=True, order=True)
+class Context:
+    """One place where a feature fires."""
+
+    activation: float
+    document: int
+    """Number of the document in the text, from 0."""
+    position: int
+    """Of the strongest token, counted with the beginning-of-sequence token."""
+    before: str = field(compare=False)
+    token: str = field(compare=False)
+    after: str = field(compare=False)
+
+    @property
+    def marked(self) -> str:
+        """The window with the token between guillemets."""
+        return f"{self.before}«{self.token}»{self.after}"
+
+
+@dataclass(frozen=True)
+class FeatureContexts:
+    """What a text says about one feature."""
+
+    best: tuple[Context, ...]
+    """The strongest first; none if the feature never fires in the text."""
+    n_active: int
+    """Positions at which it fires."""
+    n_positions: int
+    """Positions seen, the first of each document left out."""
+
+    @property
+    def density(self) -> float:
+        """Share of positions at which it fires."""
+        return self.n_active / self.n_positions if self.n_positions else 0.0
+
+
+@torch.no_grad()
+def top_contexts(
+    model: Model,
+    features: Sequence[FeatureId],
+    texts: Iterable[str],
+    *,
+    keep: int = 5,
+    batch: int = 16,
+) -> dict[FeatureId, FeatureContexts]:
+    """The strongest contexts of some features over the documents of a text.
+
+    Args:
+        model: Whose activations are meant.
+        features: (layer, feature id) each.
+        texts: One document each; longer ones than the model allows are cut.
+        keep: Contexts per feature, from different documents.
+        batch: Documents per forward pass.
+
+    Raises:
+        RequestError: If a feature does not exist, or there is no document.
+    """
+    check_features(model, features)
+    heaps: dict[FeatureId, list[Context]] = {feature: [] for feature in features}
+    active = dict.fromkeys(features, 0)
+    n_documents = n_positions = 0
+    for rows in _batches(texts, batch):
+        ids = [_encode(model, text) for text in rows]
+        values = _activations(model, features, ids)
+        for feature, by_row in values.items():
+            for offset, (row, value) in enumerate(zip(ids, by_row, strict=True)):
+                active[feature] += int((value[1 : len(row)] > 0).sum())
+                _remember(heaps[feature], model, row, value, n_documents + offset, keep)
+        n_documents += len(rows)
+        n_positions += sum(len(row) - 1 for row in ids)
+    if not n_documents:
+        raise RequestError("the text holds no document: give a file with one per line")
+    return {
+        feature: FeatureContexts(tuple(sorted(heap, reverse=True)), active[feature], n_positions)
+        for feature, heap in heaps.items()
+    }
+
+
+def check_features(model: Model, features: Sequence[FeatureId]) -> None:
+    """Refuse features that the transcoders do not have.
+
+    Raises:
+        RequestError: Naming the first and what exists.
+    """
+    width = len(model.transcoders[0].b_enc)
+    for layer, feature in features:
+        if not (0 <= layer < model.sites.n_layers and 0 <= feature < width):
+            raise RequestError(
+                f"feature {layer}/{feature} does not exist: layers go from 0 to "
+                f"{model.sites.n_layers - 1}, features from 0 to {width - 1}"
+            )
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(text for text in texts if text.strip())
+    while rows := list(islice(rest, size)):
+        yield rows
+
+
+def _encode(model: Model, text: str) -> list[int]:
+    config = model.hf.config
+    longest = min(model.settings.max_context, config.max_position_embeddings)  # type: ignore[union-attr,type-var,call-overload]
+    return encode(model.tokenizer, text)[: int(longest)]
+
+
+def _activations(
+    model: Model, features: Sequence[FeatureId], ids: Sequence[Sequence[int]]
+) -> dict[FeatureId, Tensor]:
+    """(layer, feature id) -> activations, (row, pos); what stands on padding means nothing."""
+    padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+    for row, tokens in enumerate(ids):  # to the right: a causal model's tokens do not see it
+        padded[row, : len(tokens)] = torch.tensor(tokens)
+    by_layer: dict[int, list[int]] = {}
+    for layer, feature in features:
+        by_layer.setdefault(layer, []).append(feature)
+    found: dict[FeatureId, Tensor] = {}
+
+    def read(layer: int, x: Tensor) -> None:
+        if layer not in by_layer:
+            return
+        encoded = model.transcoders[layer].encode(x)[..., by_layer[layer]].float().cpu()
+        for column, feature in enumerate(by_layer[layer]):
+            found[layer, feature] = encoded[..., column]
+
+    with model.sites.hooked(read):
+        model.hf(input_ids=padded.to(model.device), use_cache=False)
+    return found
+
+
+def _remember(
+    heap: list[Context], model: Model, row: Sequence[int], value: Tensor, document: int, keep: int
+) -> None:
+    inside = value[1 : len(row)]
+    if not len(inside) or float(inside.max()) <= 0:
+        return
+    position = int(inside.argmax()) + 1
+    activation = float(value[position])
+    if len(heap) == keep and activation <= heap[0].activation:
+        return
+    text = [decode_token(model.tokenizer, token) for token in row]
+    context = Context(
+        activation=activation,
+        document=document,
+        position=position,
+        before="".join(text[max(1, position - WINDOW) : position]),
+        token=text[position],
+        after="".join(text[position + 1 : position + 1 + WINDOW // 2]),
+    )
+    (heapq.heappush if len(heap) < keep else heapq.heapreplace)(heap, context)

@@ -1,0 +1,123 @@
+"""What has somebody else written about a feature? Labels of Neuronpedia, kept on disk.
+
+    source = LabelSource.parse("llama3.2-1b/{layer}-transcoder")
+    labels = NeuronpediaLabels(source, cache=Path("results/neuronpedia"), online=False)
+    labels.of((2, 299))          # "advice to avoid risk", or None
+
+The API is ``GET https://www.neuronpedia.org/api/feature/{model}/{source}/{index}``
+(docs.neuronpedia.org/api-and-data/api), whose answer lists explanations; the first is taken. An
+answer is kept in ``cache/MODEL/SOURCE/INDEX.json``, "none" too, so that a run repeats without a network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from em_circuits.features.contexts import FeatureId
+from pivotal_tokens.artefacts import write_json
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+ADDRESS = "https://www.neuronpedia.org"
+TIMEOUT = 20.0
+"""Seconds an answer may take."""
+
+_NAME = re.compile(r"[A-Za-z0-9{][A-Za-z0-9._{}-]*")
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Which model and which source per layer the labels are of."""
+
+    model: str
+    source: str
+    """With ``{layer}`` where the layer number stands."""
+
+    @classmethod
+    def parse(cls, text: str) -> LabelSource:
+        """Read ``MODEL/SOURCE``, the source with ``{layer}`` in it.
+
+        Raises:
+            RequestError: If it has another form.
+        """
+        model, slash, source = text.partition("/")
+        if not slash or "{layer}" not in source or not all(map(_NAME.fullmatch, (model, source))):
+            raise RequestError(
+                f"--neuronpedia {text!r}: give MODEL/SOURCE with {{layer}} in the source, such as "
+                "gemma-2-2b/{layer}-gemmascope-transcoder-16k"
+            )
+        return cls(model, source)
+
+    def path(self, feature: FeatureId) -> str:
+        """MODEL/SOURCE/INDEX of one feature."""
+        layer, index = feature
+        return f"{self.model}/{self.source.replace('{layer}', str(layer))}/{index}"
+
+
+@dataclass(frozen=True)
+class NeuronpediaLabels:
+    """Labels from the cache and, when online, from the site."""
+
+    source: LabelSource
+    cache: Path
+    online: bool = True
+    address: str = ADDRESS
+
+    def of(self, feature: FeatureId) -> str | None:
+        """The label of a feature; None where nobody wrote one, or it is not in the cache.
+
+        Raises:
+            WorkFailed: If the site cannot be reached.
+            RequestError: If a cached file is not readable.
+        """
+        path = self._file(feature)
+        if path.is_file():
+            return _read(path)
+        if not self.online:
+            return None
+        label = self._fetch(feature)
+        write_json(path, {"feature": self.source.path(feature), "label": label})
+        return label
+
+    def known(self, layer: int) -> Iterator[tuple[int, str]]:
+        """(feature id, label) of every labelled feature of a layer in the cache, by id."""
+        folder = self._file((layer, 0)).parent
+        for path in sorted(folder.glob("*.json"), key=lambda p: (len(p.stem), p.stem)):
+            label = _read(path)
+            if label is not None and path.stem.isdecimal():
+                yield int(path.stem), label
+
+    def _file(self, feature: FeatureId) -> Path:
+        return self.cache / f"{self.source.path(feature)}.json"
+
+    def _fetch(self, feature: FeatureId) -> str | None:
+        url = f"{self.address}/api/feature/{self.source.path(feature)}"
+        request = urllib.request.Request(url, headers={"User-Agent": "em-circuits"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                record = json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise WorkFailed(f"{url} answered {error.code}; try later, or --cache-only") from error
+        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise WorkFailed(
+                f"{self.address} could not be reached ({reason}); use --cache-only"
+            ) from error
+        explanations = (record or {}).get("explanations") or [{}]
+        return (explanations[0].get("description") or "").strip() or None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        label: str | None = record["label"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is not a kept label: remove it ({error})") from error
+    return label

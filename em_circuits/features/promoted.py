@@ -1,0 +1,84 @@
+"""Which next tokens does a feature push up or down, read straight off its decoder?
+
+    direct[v] = W_dec[f] . (g * W_U[:, v]),   then minus the mean over the vocabulary
+
+with g the final norm's weight: the feature's output as if nothing stood between it and the logits (the logit lens,
+nostalgebraist 2020). The norm's scale is left out, so values compare within a feature, not between two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from em_circuits.features.contexts import FeatureId
+from em_circuits.models import Model
+from em_circuits.models.text import decode_token
+from pivotal_tokens.errors import RequestError
+
+
+@dataclass(frozen=True)
+class TokenPush:
+    """One token and how much a unit of the feature pushes its demeaned logit."""
+
+    token_id: int
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """The tokens at both ends."""
+
+    promoted: tuple[TokenPush, ...]
+    """Most positive first."""
+    suppressed: tuple[TokenPush, ...]
+    """Most negative first."""
+
+
+@torch.no_grad()
+def promoted_tokens(model: Model, feature: FeatureId, *, keep: int = 8) -> Promoted:
+    """Tokens that a feature promotes and suppresses most, by its decoder alone.
+
+    Args:
+        model: Whose unembedding is meant.
+        feature: (layer, feature id).
+        keep: Tokens at either end.
+    """
+    push = decoder_logits(model, feature)
+    order = torch.argsort(push, descending=True, stable=True)
+
+    def rows(ids: Tensor) -> tuple[TokenPush, ...]:
+        return tuple(
+            TokenPush(i, decode_token(model.tokenizer, i), float(push[i])) for i in ids.tolist()
+        )
+
+    return Promoted(rows(order[:keep]), rows(order.flip(0)[:keep]))
+
+
+@torch.no_grad()
+def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
+    """Demeaned direct effect of one unit of a feature on every logit, final norm's scale left out.
+
+    Raises:
+        RequestError: If the model's final norm has no place that is known.
+    """
+    layer, index = feature
+    decoder = model.transcoders[layer]._get_decoder_vectors(torch.tensor([index]))[0].float()
+    unembedding = model.hf.get_output_embeddings().weight.float()  # type: ignore[operator]
+    push = unembedding @ (decoder * _final_norm(model).float())
+    return (push - push.mean()).cpu()
+
+
+def _final_norm(model: Model) -> Tensor:
+    norm: nn.Module | None = getattr(model.hf.model, "norm", None)  # type: ignore[arg-type]
+    weight = getattr(norm, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise RequestError(
+            f"{type(model.hf).__name__} has no final norm at model.norm: promoted tokens unknown"
+        )
+    # Gemma's norms multiply by 1 + weight (transformers, modeling_gemma.py, GemmaRMSNorm.forward).
+    return weight + 1 if type(norm).__name__.startswith("Gemma") else weight
