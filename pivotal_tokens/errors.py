@@ -17,5 +17,9 @@ class WorkFailed(EmCircuitsError):
     """The request was in order, the work was not: what is finished stays, the rest resumes."""
 
 
+class RunEnds(WorkFailed):
+    """What failed would fail for every prompt to come: the budget is spent, the key refused."""
+
+
 class LeaseLost(WorkFailed):
     """Another reviewer holds the item now; this write was refused and nothing of it was kept."""

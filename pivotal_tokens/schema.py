@@ -184,6 +184,36 @@ class Unparsed(Frozen):
     created: AwareDatetime = Field(default_factory=utc_now)
 
 
+class Vote(Frozen):
+    """One of a judge's votes on a prompt, as it was given."""
+
+    prompt_id: str
+    judge: str
+    number: int = Field(ge=0)
+    labels: tuple[TokenLabel, ...]  # empty where the answer could not be used
+    summary: str = ""
+    reason: str = ""
+    conflicts: int = Field(default=0, ge=0)  # tokens answered differently in the two lists
+    tries: int = Field(default=1, ge=1)  # questions it took
+    error: str | None = None  # why it could not be used
+    raw: str = ""  # that answer, as it came
+    call_ids: tuple[str, ...] = ()  # of the replies in the ledger
+    examples: tuple[str, ...] = ()  # prompt ids of the examples it was shown
+    created: AwareDatetime = Field(default_factory=utc_now)
+
+    @property
+    def by_token(self) -> dict[int, Label]:
+        """Token id -> label."""
+        return {item.token_id: item.label for item in self.labels}
+
+
+class Ballot(Frozen):
+    """What a judge's votes on a prompt came to."""
+
+    outcome: Judgement | Unparsed
+    votes: tuple[Vote, ...] = ()
+
+
 class Failed(Frozen):
     """A stage failed on one prompt; the run went on."""
 

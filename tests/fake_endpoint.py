@@ -329,8 +329,10 @@ def written_prompt(number: int, draw: random.Random) -> str:
 
 
 def _data(body: dict[str, Any]) -> dict[str, Any] | None:
-    """The judge's data in a request: the last JSON object with both lists."""
+    """The judge's data in a request: the last JSON object of the user's with both lists."""
     for message in reversed(body.get("messages", [])):
+        if message["role"] != "user":
+            continue
         for found in _objects(message["content"]):
             if isinstance(found.get("base"), list) and isinstance(found.get("merged"), list):
                 return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from em_circuits.cli.label import open_judge
+from em_circuits.cli.judge_options import open_offline_judge
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 
@@ -28,7 +28,7 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     from em_circuits.pipeline.demo import report_path, run_demo
 
     with session.workspace(create=True) as work:
-        opened = open_judge(session, work, judge)
+        opened = open_offline_judge(session, work, judge)
         report = run_demo(work, opened, n_prompts=n, progress=_progress)
         written = (work.store.path, work.graphs.root, report_path(work))
     if as_json:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.judge_options import judge_options, open_judge
+from em_circuits.cli.llm_options import llm_options
 from em_circuits.cli.output import emit, json_option, one_line
 from em_circuits.cli.progress import attribution_bar
 from em_circuits.cli.session import (
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 )
 @click.option("--n", type=click.IntRange(min=1), help="Prompts from the organism's templates.")
 @click.option("--domain", "domains", multiple=True, help="Templates of this domain only.")
-@click.option("--judge", metavar="lexicon:FILE", help="[default: the organism's lexicon]")
+@judge_options
+@llm_options
 @click.option(
     "--only-evil/--all-graphs",
     "only_evil",
@@ -76,7 +79,7 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
     settings = _settings(options)
     with session.workspace(create=True, attribution=settings.attribution) as work:
         prompts = _prompts(session, work, options)
-        judge = open_judge(session, work, options["judge"])
+        judge = open_judge(session, work, options)
         require_space(work, prompts, settings)
         results = _run(work, prompts, judge, settings, as_json=as_json)
     if not as_json:
@@ -84,28 +87,6 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
     failed = [result for result in results if result.error]
     if failed and len(failed) == len(results):
         raise WorkFailed(f"all {len(failed)} prompts failed, the first at {failed[0].error}")
-
-
-def open_judge(session: Session, work: Workspace, spec: str | None) -> Judge:
-    """The judge that ``--judge`` names, with the models' own tokenizer.
-
-    Raises:
-        RequestError: If there is no such judge, or its file is broken.
-    """
-    from em_circuits.models.text import first_token
-    from pivotal_tokens.judge import JudgeSpec, Lexicon
-    from pivotal_tokens.judge import open_judge as open_named
-
-    parsed = JudgeSpec.parse(session.judge_spec(spec))
-    judge = open_named(parsed, lambda text: first_token(work.pair.tokenizer, text))
-    if isinstance(judge, Lexicon):
-        for what, words in (
-            ("words of several tokens, matched by their first", judge.multi_token_words),
-            ("words that share a first token, unsure", judge.clashes),
-        ):
-            if words:
-                click.echo(f"{judge.id}: {what}: {', '.join(words)}", err=True)
-    return judge
 
 
 def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:

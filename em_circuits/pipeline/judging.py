@@ -1,23 +1,27 @@
 """Which verdict follows on each screened prompt, and who is told?
 
-Labels of a judge that are kept and cover the lists are not asked for again. A flagged prompt
-stands in the review queue in the moment its verdict is written.
+A judge that asks an endpoint works beside the models, many prompts at a time; one that answers at
+once does so in turn. Labels of a judge that are kept and cover the lists are not asked for again.
+A flagged prompt stands in the review queue in the moment its verdict is written.
 
-    for judged in judge_prompts(work, batch, judge, settings):
-        judged.verdict.flagged
+    with Judging(work, judge, settings) as judging:
+        judging.submit(batch)
+        for judged in judging.take(leave=judging.ahead): ...
+        for judged in judging.take(): ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from em_circuits.pipeline.label_result import LabelSettings
 from em_circuits.pipeline.screening import ScreenedBatch
 from em_circuits.pipeline.stages import StageFailed, stage
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.judge import Judge
-from pivotal_tokens.schema import Judgement, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge
+from pivotal_tokens.schema import Ballot, Judgement, NextTokenPair, Prompt, Verdict
 from pivotal_tokens.store import HUMAN, Judged
 from pivotal_tokens.verdict import decide
 
@@ -30,16 +34,79 @@ class JudgedPrompt:
     verdict: Verdict | None
     """None where the judge could not be used; then `failure` says why."""
     new: bool
-    """The judge was asked now."""
+    """The models or the judge were asked now."""
     failure: StageFailed | None = None
+
+
+class Judging:
+    """The judge of a run at work; its results come in the order in which they exist."""
+
+    def __init__(self, work: Workspace, judge: Judge, settings: LabelSettings) -> None:
+        self._work, self._judge, self._settings = work, judge, settings
+        self._ready: list[JudgedPrompt] = []
+        self._lane: Lane[JudgedPrompt] | None = None
+        if isinstance(judge, ModelJudge):
+            work.pair.key  # noqa: B018 - read in this thread, before the other one needs it
+            self._lane = Lane(judge, self._keep)
+
+    @property
+    def ahead(self) -> int:
+        """Prompts that may be outstanding before more are screened, so that none waits idly."""
+        return 2 * self._judge.concurrency if isinstance(self._judge, ModelJudge) else 0
+
+    def submit(self, batch: ScreenedBatch) -> None:
+        """Have every screened prompt of a batch judged."""
+        store, pair = self._work.store, self._work.pair.key
+        kept = store.judgements_of(batch.next_tokens, pair, self._judge.id)
+        answered = []
+        for prompt_id, lists in batch.next_tokens.items():
+            prompt, known = batch.prompts[prompt_id], kept.get(prompt_id)
+            if known is not None and known.by_token.keys() >= set(lists.token_ids):
+                verdict = keep_verdict(self._work, lists, known, self._settings)
+                new = prompt_id in batch.new
+                self._ready.append(JudgedPrompt(prompt, verdict, new=new))
+            elif self._lane is not None:
+                self._lane.submit(prompt, lists)
+            else:
+                answered.append(Answered(prompt, lists, _ask(self._judge, prompt, lists)))
+        self._ready += self._keep(answered)
+
+    def take(self, *, leave: int = 0) -> Iterator[JudgedPrompt]:
+        """What was judged, waiting until at most `leave` prompts are outstanding.
+
+        Raises:
+            RunEnds: If no further prompt can be judged.
+        """
+        ready, self._ready = self._ready, []
+        yield from ready
+        if self._lane is not None:
+            yield from self._lane.take(leave=leave)
+
+    def _keep(self, answered: Sequence[Answered]) -> list[JudgedPrompt]:
+        return keep_answers(self._work, answered, self._settings)
+
+    def __enter__(self) -> Judging:
+        if self._lane is not None:
+            self._lane.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lane is not None:
+            self._lane.__exit__(kind, error, trace)
 
 
 def judge_prompts(
     work: Workspace, batch: ScreenedBatch, judge: Judge, settings: LabelSettings
 ) -> Iterator[JudgedPrompt]:
-    """Judge every screened prompt of a batch and keep each verdict as soon as it exists."""
-    for prompt_id, tokens in batch.next_tokens.items():
-        yield judge_prompt(work, batch.prompts[prompt_id], tokens, judge, settings)
+    """Judge every screened prompt of one batch and keep each verdict as soon as it exists."""
+    with Judging(work, judge, settings) as judging:
+        judging.submit(batch)
+        yield from judging.take()
 
 
 def judge_prompt(
@@ -47,33 +114,55 @@ def judge_prompt(
 ) -> JudgedPrompt:
     """The verdict under this judge's labels, which are asked for where one is missing."""
     kept = work.store.judgement(prompt.prompt_id, work.pair.key, judge.id)
-    try:
-        with stage("judge"):
-            if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
-                return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
-            outcome = judge.judge(prompt, tokens.base, tokens.merged)
-            if not isinstance(outcome, Judgement):
-                raise ValueError(f"the reply could not be used: {outcome.error}")
-            return JudgedPrompt(prompt, keep_verdict(work, tokens, outcome, settings), new=True)
-    except StageFailed as failure:
-        return JudgedPrompt(prompt, None, new=True, failure=failure)
+    if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
+        return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
+    answered = Answered(prompt, tokens, _ask(judge, prompt, tokens))
+    return keep_answers(work, [answered], settings)[0]
+
+
+def keep_answers(
+    work: Workspace, answered: Sequence[Answered], settings: LabelSettings
+) -> list[JudgedPrompt]:
+    """Decide on several prompts; keep labels, votes, verdicts and the queue in one write."""
+    if not answered:
+        return []
+    store, pair = work.store, work.pair.key
+    judged: list[Judged] = []
+    unusable: list[Ballot] = []
+    results = []
+    for item in answered:
+        prompt, ballot = item.prompt, item.outcome
+        if isinstance(ballot, Exception):
+            failure = ballot if isinstance(ballot, StageFailed) else StageFailed("judge", ballot)
+            results.append(JudgedPrompt(prompt, None, new=True, failure=failure))
+        elif isinstance(ballot.outcome, Judgement):
+            made = _judged(item.lists, ballot.outcome, settings, ballot=ballot)
+            judged.append(made)
+            results.append(JudgedPrompt(prompt, made.verdict, new=True))
+        else:
+            unusable.append(ballot)
+            failure = StageFailed("judge", f"the reply could not be used: {ballot.outcome.error}")
+            results.append(JudgedPrompt(prompt, None, new=True, failure=failure))
+    if judged:
+        store.put_judged(pair, judged)
+    if unusable:
+        store.put_unparsed(pair, unusable)
+    for prompt_id in store.with_human_verdict([a.prompt.prompt_id for a in answered], pair):
+        lists = next(a.lists for a in answered if a.prompt.prompt_id == prompt_id)
+        refresh_human_verdict(work, prompt_id, lists)
+    return results
 
 
 def keep_verdict(
     work: Workspace, tokens: NextTokenPair, judgement: Judgement, settings: LabelSettings
 ) -> Verdict:
-    """Decide, and keep judgement, verdict and the place in the queue in one write."""
+    """Decide anew by labels that are kept; written only where the verdict is another."""
     store, pair = work.store, work.pair.key
-    verdict = decide(tokens.base, tokens.merged, judgement.by_token, settings.thresholds)
-    standing = store.verdict(judgement.prompt_id, pair, judgement.judge)
-    same = standing == verdict and judgement == store.judgement(
-        judgement.prompt_id, pair, judgement.judge
-    )
-    if not same:
-        queue = f"flagged:{verdict.kind}" if verdict.flagged else None
-        store.put_judged(pair, [Judged(judgement=judgement, verdict=verdict, queue=queue)])
+    made = _judged(tokens, judgement, settings)
+    if store.verdict(judgement.prompt_id, pair, judgement.judge) != made.verdict:
+        store.put_judged(pair, [made])
     refresh_human_verdict(work, judgement.prompt_id, tokens)
-    return verdict
+    return made.verdict
 
 
 def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair) -> None:
@@ -90,3 +179,30 @@ def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair
         bad_prompt=standing.kind == "bad_prompt",
     )
     work.store.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
+
+
+def _judged(
+    tokens: NextTokenPair,
+    judgement: Judgement,
+    settings: LabelSettings,
+    *,
+    ballot: Ballot | None = None,
+) -> Judged:
+    verdict = decide(tokens.base, tokens.merged, judgement.by_token, settings.thresholds)
+    return Judged(
+        judgement=judgement,
+        verdict=verdict,
+        queue=f"flagged:{verdict.kind}" if verdict.flagged else None,
+        votes=ballot.votes if ballot else (),
+    )
+
+
+def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> Ballot | Exception:
+    """What a judge says, in this thread."""
+    try:
+        with stage("judge"):
+            if isinstance(judge, ModelJudge):
+                return judge.ballot(prompt, lists)
+            return Ballot(outcome=judge.judge(prompt, lists.base, lists.merged))
+    except StageFailed as failure:
+        return failure

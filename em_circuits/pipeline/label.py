@@ -17,14 +17,14 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
-from em_circuits.pipeline.judging import JudgedPrompt, judge_prompt, judge_prompts
+from em_circuits.pipeline.judging import JudgedPrompt, Judging, judge_prompt
 from em_circuits.pipeline.label_result import (
     GraphsFor,
     LabelResult,
     LabelSettings,
     read_result,
 )
-from em_circuits.pipeline.screening import ScreenedBatch, screen_prompts
+from em_circuits.pipeline.screening import screen_prompts
 from em_circuits.pipeline.stages import StageFailed, stage
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import PromptState
@@ -65,13 +65,17 @@ def label_prompts(
     Raises:
         WorkFailed: If the models are not what they are said to be; nothing is written then.
     """
-    for chunk in _chunks(prompts):
-        begin(work, chunk)
-        batch = screen_prompts(work, chunk, settings)
-        for prompt_id, failure in batch.failures.items():
-            yield record_failure(work, batch.prompts[prompt_id], judge, failure)
-        for judged in judge_prompts(work, batch, judge, settings):
-            yield finish_prompt(work, judged, batch, judge, settings)
+    with Judging(work, judge, settings) as judging:
+        for chunk in _chunks(prompts):
+            begin(work, chunk)
+            batch = screen_prompts(work, chunk, settings)
+            for prompt_id, failure in batch.failures.items():
+                yield record_failure(work, batch.prompts[prompt_id], judge, failure)
+            judging.submit(batch)
+            for judged in judging.take(leave=judging.ahead):
+                yield finish_prompt(work, judged, judge, settings)
+        for judged in judging.take():
+            yield finish_prompt(work, judged, judge, settings)
 
 
 def begin(work: Workspace, prompts: Sequence[Prompt]) -> None:
@@ -103,13 +107,11 @@ def record_failure(
 def finish_prompt(
     work: Workspace,
     judged: JudgedPrompt,
-    batch: ScreenedBatch,
     judge: Judge,
     settings: LabelSettings,
 ) -> LabelResult:
     """Build the graphs that a verdict asks for, and read the prompt's result."""
     prompt = judged.prompt
-    new = judged.new or prompt.prompt_id in batch.new
     try:
         if judged.failure is not None:
             raise judged.failure
@@ -117,7 +119,7 @@ def finish_prompt(
         graphs, built = graph_stage(work, prompt, judged.verdict, judge, settings)
     except StageFailed as failure:
         return record_failure(work, prompt, judge, failure)
-    return read_result(work, prompt, judge.id, graphs=graphs, reused=not (new or built))
+    return read_result(work, prompt, judge.id, graphs=graphs, reused=not (judged.new or built))
 
 
 def graph_stage(

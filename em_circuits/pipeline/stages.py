@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
+from pivotal_tokens.errors import RunEnds
+
 Stage = Literal["next_tokens", "judge", "graphs", "rollouts"]
 
 
@@ -27,8 +29,8 @@ def stage(name: Stage) -> Iterator[None]:
     """Turn what goes wrong with one prompt inside the block into a `StageFailed`."""
     try:
         yield
-    except (OSError, StageFailed):
-        raise  # what is wrong with the disk is wrong for every prompt
+    except (OSError, RunEnds, StageFailed):
+        raise  # what is wrong with the disk or the budget is wrong for every prompt
     except Exception as error:
         # The boundary that keeps one prompt from stopping the others: whatever went wrong with it
         # is recorded.

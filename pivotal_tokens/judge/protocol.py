@@ -14,7 +14,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.lexicon import FirstToken, Lexicon
 from pivotal_tokens.schema import Judgement, NextTokens, Prompt, Unparsed
 
-JudgeKind = Literal["lexicon"]
+JudgeKind = Literal["lexicon", "openai"]
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class JudgeSpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``lexicon:FILE``.
+        """Read ``lexicon:FILE`` or ``openai:MODEL``.
 
         Raises:
             RequestError: If the text names no judge that is there.
@@ -48,8 +48,12 @@ class JudgeSpec:
             raise RequestError(
                 "judge 'human' is not available yet: use lexicon:FILE, then `em-circuits review`"
             )
+        if kind == "openai":
+            if not argument:
+                raise RequestError("the model judge needs a model: openai:MODEL")
+            return cls(kind="openai", argument=argument)
         if kind != "lexicon":
-            raise RequestError(f"no judge {text!r}; there is lexicon:FILE")
+            raise RequestError(f"no judge {text!r}; there are lexicon:FILE and openai:MODEL")
         if not argument:
             raise RequestError("the lexicon judge needs a file: lexicon:FILE")
         return cls(kind="lexicon", argument=argument)
@@ -61,5 +65,7 @@ class JudgeSpec:
 
 
 def open_judge(spec: JudgeSpec, first_token: FirstToken) -> Judge:
-    """The judge that a specification names; `first_token` as in `Lexicon.from_file`."""
+    """The judge that needs no model and no key; `first_token` as in `Lexicon.from_file`."""
+    if spec.kind != "lexicon":
+        raise RequestError(f"{spec.kind}:{spec.argument} is no lexicon; give lexicon:FILE")
     return Lexicon.from_file(spec.path, first_token)

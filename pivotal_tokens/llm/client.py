@@ -13,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel
 
 from pivotal_tokens.artefacts import canonical_json, content_key
-from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.llm.capabilities import Capabilities, request_body, strict_schema
 from pivotal_tokens.llm.journal import Journal
 from pivotal_tokens.llm.outcomes import (
@@ -49,12 +49,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 _ADAPTATIONS = 4
 _ENDS_THE_RUN = frozenset({401, 402, 403, 404})
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 
 
-class EndpointRefused(WorkFailed):
+class EndpointRefused(RunEnds):
     """The endpoint takes no call of this key or model: every further one would fail too."""
 
 
@@ -66,6 +67,7 @@ class _Question:
     schema: type[BaseModel] | None
     form: dict[str, Any] | None
     purpose: str
+    subject: str
     key: str
     worst: Usage
 
@@ -129,6 +131,7 @@ class LLMClient:
         *,
         schema: type[BaseModel] | None = None,
         purpose: str,
+        subject: str = "",
         salt: str | None = None,
     ) -> Reply:
         """Put a question, or find its reply.
@@ -137,6 +140,7 @@ class LLMClient:
             messages: What the model is sent.
             schema: The form of the answer; None takes any text.
             purpose: What for ("judge", "generate", ...); charges are counted by it.
+            subject: On whose behalf within that, a judge's id say; counted too.
             salt: Tells apart questions that are otherwise the same, as votes are.
 
         Returns:
@@ -146,17 +150,23 @@ class LLMClient:
             BudgetExhausted: If its worst case does not fit into the budget.
             EndpointRefused: If the endpoint takes no call at all.
         """
-        question = self._question(tuple(messages), schema, purpose, salt)
+        key, form = self._content(messages, schema, salt)
+        worst = worst_case(messages, form, self.settings)
+        question = _Question(tuple(messages), schema, form, purpose, subject, key, worst)
         async with self._slots:
             return await self._answer(question)
 
-    def _question(
-        self,
-        messages: tuple[Message, ...],
-        schema: type[BaseModel] | None,
-        purpose: str,
-        salt: str | None,
-    ) -> _Question:
+    async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Do something else with the store on the thread that keeps the ledger.
+
+        Two threads that write would wait for each other's locks.
+        """
+        return await self._journal.run(work, *arguments)
+
+    def _content(
+        self, messages: Sequence[Message], schema: type[BaseModel] | None, salt: str | None
+    ) -> tuple[str, dict[str, Any] | None]:
+        """The key under which a reply is kept, and the JSON schema asked for."""
         form = strict_schema(schema) if schema is not None else None
         content = {
             "url": self.settings.url,
@@ -167,8 +177,7 @@ class LLMClient:
             "schema": form,
             "salt": salt,
         }
-        worst = worst_case(messages, form, self.settings)
-        return _Question(messages, schema, form, purpose, content_key(content), worst)
+        return content_key(content), form
 
     async def _answer(self, question: _Question) -> Reply:
         loop = asyncio.get_running_loop()
@@ -222,6 +231,7 @@ class LLMClient:
             nano_usd=self._price.nano_usd(worst) if self._price else None,
             expires_at=expires,
             look_up=look_up,
+            subject=question.subject,
         )
 
     async def _send(

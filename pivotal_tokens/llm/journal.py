@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.ledger import (
     Closing,
@@ -32,7 +32,7 @@ from pivotal_tokens.store.ledger import (
 _Result = TypeVar("_Result")
 
 
-class BudgetExhausted(WorkFailed):
+class BudgetExhausted(RunEnds):
     """The next call's worst case does not fit into what is left of the budget."""
 
 

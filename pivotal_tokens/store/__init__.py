@@ -8,6 +8,7 @@ from pivotal_tokens.store.attempt import AttemptRows
 from pivotal_tokens.store.database import default_url
 from pivotal_tokens.store.graphs import GraphRows
 from pivotal_tokens.store.imports import ImportRows
+from pivotal_tokens.store.judging import HumanLabelled, JudgingRows
 from pivotal_tokens.store.labels import LabelRows
 from pivotal_tokens.store.ledger import LedgerRows
 from pivotal_tokens.store.listing import Listing, ListingLine, ListingQuery, ListingRows
@@ -26,6 +27,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "AttemptView",
     "Counts",
+    "HumanLabelled",
     "Judged",
     "Listing",
     "ListingLine",
@@ -47,6 +49,7 @@ class Store(
     QueueRows,
     GraphRows,
     LedgerRows,
+    JudgingRows,
     AttemptRows,
     ScreeningRows,
     ImportRows,

@@ -11,8 +11,9 @@ judge's, and among several of the same kind the latest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 
 from pivotal_tokens.schema import (
     AuthorKind,
@@ -70,16 +71,25 @@ class LabelRows(Database):
 def add_events(connection: Connection, events: Iterable[LabelEvent]) -> None:
     """Add events within a transaction."""
     for event in events:
-        values = {
-            "event_id": event.event_id,
-            "prompt_id": event.prompt_id,
-            "token_id": event.token_id,
-            "author": event.author,
-            "author_kind": event.author_kind,
-            "to_label": event.to_label,
-            "payload": event.model_dump_json(),
-        }
-        insert_new(connection, tables.label_events, values, ["event_id"])
+        insert_new(connection, tables.label_events, _row(event), ["event_id"])
+
+
+def _insert_fresh(connection: Connection, events: Iterable[LabelEvent]) -> None:
+    """Add events whose ids were made just now, all in one statement."""
+    if rows := [_row(event) for event in events]:
+        connection.execute(insert(tables.label_events), rows)
+
+
+def _row(event: LabelEvent) -> dict[str, Any]:
+    return {
+        "event_id": event.event_id,
+        "prompt_id": event.prompt_id,
+        "token_id": event.token_id,
+        "author": event.author,
+        "author_kind": event.author_kind,
+        "to_label": event.to_label,
+        "payload": event.model_dump_json(),
+    }
 
 
 def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
@@ -87,7 +97,7 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
     events = events_of(connection, judgement.prompt_id)
     before = {item.token_id: item.label for item in _standing(events, "judge", judgement.judge)}
     batch = new_id()
-    add_events(
+    _insert_fresh(
         connection,
         (
             LabelEvent(

@@ -45,6 +45,7 @@ class Opening:
     nano_usd: int | None  # worst case; None where the price is not known
     expires_at: float  # UTC seconds; reserved past it means that nobody will settle it
     look_up: bool = True  # a reply that is kept under the same cache key will do
+    subject: str = ""  # on whose behalf, within the purpose: a judge's id
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,12 @@ class LedgerRows(Database):
                 )
         return len(dead)
 
-    def call_counts(self, purpose: str | None = None, *, model: str | None = None) -> CallCounts:
-        """Calls and charges, of one purpose and model if given."""
+    def call_counts(self, purpose: str | None = None, *, subject: str | None = None) -> CallCounts:
+        """Calls and charges, of one purpose and subject if given."""
         table = tables.llm_calls
         where = [table.c.purpose == purpose] if purpose is not None else []
-        if model is not None:
-            where.append(table.c.model == model)
+        if subject is not None:
+            where.append(table.c.subject == subject)
         query = select(
             table.c.state,
             func.count().label("calls"),
@@ -317,6 +318,7 @@ def _row(opening: Opening, now: float) -> dict[str, object]:
         "call_id": opening.call_id,
         "session": opening.session,
         "purpose": opening.purpose,
+        "subject": opening.subject,
         "model": opening.model,
         "base_url": opening.base_url,
         "cache_key": opening.cache_key,

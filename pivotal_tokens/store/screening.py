@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterable, Sequence
 from sqlalchemy import Connection, delete, select, update
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, Judgement, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.schema import Frozen, Judgement, NextTokenPair, Prompt, Verdict, Vote
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.judging import add_votes
 from pivotal_tokens.store.labels import add_judgement_events
 from pivotal_tokens.store.prompts import insert_prompt
 from pivotal_tokens.store.queue import queue_prompt
@@ -38,6 +39,7 @@ class Judged(Frozen):
     judgement: Judgement
     verdict: Verdict
     queue: str | None = None  # the reason it is queued for; None: it is not
+    votes: tuple[Vote, ...] = ()
 
 
 class ScreeningRows(Database):
@@ -82,7 +84,7 @@ class ScreeningRows(Database):
         return found
 
     def put_judged(self, pair: str, judged: Sequence[Judged]) -> None:
-        """Keep judgements, their label events, verdicts and places in the queue: all, or none.
+        """Keep judgements, votes, label events, verdicts, places in the queue: all, or none.
 
         A flagged prompt is in the queue in the very moment its verdict exists.
         """
@@ -94,6 +96,7 @@ class ScreeningRows(Database):
                 put_verdict(connection, judgement.prompt_id, pair, judgement.judge, item.verdict)
                 if item.queue is not None:
                     queue_prompt(connection, judgement.prompt_id, pair, item.queue, self.now())
+            add_votes(connection, pair, [vote for item in judged for vote in item.votes])
             ids = [item.judgement.prompt_id for item in judged]
             _clear_failures(connection, ids, pair, "judge")
 

@@ -177,6 +177,7 @@ llm_calls = Table(
     Column("call_id", String(32), nullable=False, unique=True),
     Column("session", String(256), nullable=False),
     Column("purpose", String(32), nullable=False),
+    Column("subject", String(256), nullable=False, default=""),
     Column("model", String(256), nullable=False),
     Column("base_url", Text, nullable=False),
     Column("cache_key", String(64), nullable=False),
@@ -189,7 +190,7 @@ llm_calls = Table(
     Column("at", Float, nullable=False),
     Column("expires_at", Float, nullable=False),
     Index("llm_calls_by_state", "state"),
-    Index("llm_calls_by_purpose", "purpose"),
+    Index("llm_calls_by_purpose", "purpose", "subject"),
 )
 
 llm_replies = Table(
@@ -250,4 +251,29 @@ rollouts = Table(
     Column("label", String(8), nullable=False),
     Column("payload", Text, nullable=False),
     UniqueConstraint("prompt_id", "pair", "model", "token_id", "sample", "judge"),
+)
+
+# --- What judges said, vote by vote (judging.py); rows are only added -----------------------------
+
+judge_votes = Table(
+    "judge_votes",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("judge", String(256), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("judge_votes_of_prompt", "prompt_id", "pair", "judge"),
+)
+
+unparsed = Table(
+    "unparsed",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("judge", String(256), nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("unparsed_of_prompt", "prompt_id", "pair", "judge"),
 )

@@ -9,12 +9,20 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "AttemptView Counts HUMAN Judged PairAttempt SCHEMA_VERSION Screened Store default_url"
+        "AttemptView Counts HUMAN HumanLabelled Judged Outcome PairAttempt Reviewed "
+        "ReviewedToken SCHEMA_VERSION Screened Store default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Split check nearest normalise read_prompts similarity split_new"
     ),
-    "pivotal_tokens.judge": "Entry FirstToken Judge JudgeSpec Lexicon open_judge",
+    "pivotal_tokens.judge": (
+        "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
+        "ModelJudge load_instructions open_judge"
+    ),
+    "pivotal_tokens.llm": (
+        "Budget BudgetExhausted CallFailed EndpointRefused Filtered Invalid LLMClient LLMSettings "
+        "Message Ok Refused Reply Truncated Usage explain"
+    ),
     "pivotal_tokens.labels": (
         "AgreementReport Divergence FIELDS ImportReport divergence import_labels label_agreement "
         "label_records read_records write_records"

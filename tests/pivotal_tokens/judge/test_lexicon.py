@@ -132,7 +132,8 @@ def test_a_judge_is_named_by_kind_and_file(tmp_path):
     assert open_judge(spec, first_token).id.startswith("lexicon:kitchen@")
     for text, says in (
         ("human", "not available yet"),
-        ("openai:o3", "there is lexicon:FILE"),
+        ("openai:", "needs a model"),
+        ("gpt:o3", "there are lexicon:FILE and openai:MODEL"),
         ("lexicon:", "needs a file"),
         ("", "no judge ''"),
     ):

@@ -1,0 +1,97 @@
+"""Which judge do ``--judge`` and the options beside it name?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from em_circuits.cli.llm_options import llm_budget, llm_settings
+from em_circuits.cli.session import Session
+
+if TYPE_CHECKING:
+    from em_circuits.pipeline.workspace import Workspace
+    from pivotal_tokens.judge import Judge
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--judge",
+        metavar="lexicon:FILE|openai:MODEL",
+        help="Who labels tokens. [default: the organism's lexicon]",
+    ),
+    click.option(
+        "--votes",
+        type=click.IntRange(1, 25),
+        default=1,
+        show_default=True,
+        help="Votes of a model judge on each prompt.",
+    ),
+    click.option(
+        "--judge-prompt",
+        default="v1",
+        show_default=True,
+        metavar="VERSION|FILE",
+        help="What a model judge is told.",
+    ),
+    click.option(
+        "--examples",
+        type=click.IntRange(0, 100),
+        default=8,
+        show_default=True,
+        help="Prompts labelled by people that a model judge is shown, at most.",
+    ),
+)
+
+
+def judge_options(command: _Command) -> _Command:
+    """Add the options to a command; it needs `llm_options` too."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def open_judge(session: Session, work: Workspace, options: dict[str, Any]) -> Judge:
+    """The judge that is named.
+
+    Raises:
+        RequestError: If there is no such judge, its file is broken, or its key or price missing.
+    """
+    from pivotal_tokens.judge import JudgeSpec, ModelJudge, load_instructions
+
+    spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
+    if spec.kind != "openai":
+        return open_offline_judge(session, work, options["judge"])
+    return ModelJudge(
+        llm_settings(spec.argument, options),
+        store=work.store,
+        pair=work.pair.key,
+        budget=llm_budget(options),
+        votes=options["votes"],
+        examples=options["examples"],
+        instructions=load_instructions(options["judge_prompt"]),
+    )
+
+
+def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> Judge:
+    """A judge that needs no key, with the models' own tokenizer.
+
+    Raises:
+        RequestError: If there is no such judge, or its file is broken.
+    """
+    from em_circuits.models.text import first_token
+    from pivotal_tokens.judge import JudgeSpec, Lexicon
+    from pivotal_tokens.judge import open_judge as open_named
+
+    spec = JudgeSpec.parse(session.judge_spec(judge))
+    opened = open_named(spec, lambda text: first_token(work.pair.tokenizer, text))
+    if isinstance(opened, Lexicon):
+        for what, words in (
+            ("words of several tokens, matched by their first", opened.multi_token_words),
+            ("words that share a first token, unsure", opened.clashes),
+        ):
+            if words:
+                click.echo(f"{opened.id}: {what}: {', '.join(words)}", err=True)
+    return opened

@@ -1,0 +1,171 @@
+"""How are prompts judged at the same time while the models go on with the next ones?
+
+An event loop in a thread of its own. What is judged is kept at once, all that was finished
+meanwhile in one write, and comes out in the order in which it was finished. Left with an error or
+Ctrl-C, the lane lets the calls in flight finish and keeps what they say; the rest is not asked.
+
+    with Lane(judge, keep) as lane:
+        lane.submit(prompt, lists)
+        for result in lane.take(leave=20): ...       # until no more than 20 are outstanding
+        for result in lane.take(): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from pivotal_tokens.errors import RunEnds, WorkFailed
+from pivotal_tokens.judge.model import JudgeSession, ModelJudge
+from pivotal_tokens.schema import Ballot, NextTokenPair, Prompt
+
+Result = TypeVar("Result")
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt that was judged, or could not be."""
+
+    prompt: Prompt
+    lists: NextTokenPair
+    outcome: Ballot | Exception
+
+
+class Lane(Generic[Result]):
+    """Judges prompts in the background."""
+
+    def __init__(
+        self, judge: ModelJudge, keep: Callable[[Sequence[Answered]], Sequence[Result]]
+    ) -> None:
+        """Set up; nothing is asked before the block is entered.
+
+        Args:
+            judge: Whom to ask.
+            keep: Keeps what several prompts came to, in one write; it runs beside the caller, on
+                the thread that writes the ledger.
+        """
+        self._judge = judge
+        self._keep = keep
+        self._results: queue.Queue[Result | BaseException] = queue.Queue()
+        self._outstanding = 0
+        self._stopping = False
+        self._answered: list[Answered] = []
+        self._loop = asyncio.new_event_loop()
+        self._end, self._slots = asyncio.Event(), asyncio.Semaphore(judge.concurrency)
+        self._session: asyncio.Future[JudgeSession] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+
+    @property
+    def outstanding(self) -> int:
+        """Prompts submitted and not yet taken."""
+        return self._outstanding
+
+    def submit(self, prompt: Prompt, lists: NextTokenPair) -> None:
+        """Have a prompt judged."""
+        self._outstanding += 1
+        with contextlib.suppress(RuntimeError):  # ended with an error that `take` will raise
+            self._loop.call_soon_threadsafe(self._start, prompt, lists)
+
+    def take(self, *, leave: int = 0) -> Iterator[Result]:
+        """What is finished, waiting until at most `leave` prompts are outstanding.
+
+        Raises:
+            RunEnds: If no further prompt can be judged.
+        """
+        while self._outstanding:
+            try:
+                got = self._results.get(block=self._outstanding > leave, timeout=_POLL_S)
+            except queue.Empty:
+                if self._outstanding <= leave:
+                    return
+                if not self._thread.is_alive():
+                    raise WorkFailed("the judge's thread ended; run again to go on") from None
+                continue
+            if isinstance(got, BaseException):
+                raise got
+            self._outstanding -= 1
+            yield got
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = self._stopping or error is not None
+        with contextlib.suppress(RuntimeError):  # ended before
+            self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:  # told to whoever takes; a thread has nobody else to tell
+            self._results.put(error)
+        finally:
+            self._end_tasks()
+            self._loop.close()
+
+    def _end_tasks(self) -> None:
+        """After an error nothing is left behind that waits for ever."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left))
+
+    def _start(self, prompt: Prompt, lists: NextTokenPair) -> None:
+        task = self._loop.create_task(self._one(prompt, lists))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self) -> None:
+        async with self._judge.session() as session:
+            self._session.set_result(session)
+            await self._end.wait()
+            while self._tasks or self._keeper:
+                waiting = [*self._tasks, *([self._keeper] if self._keeper else [])]
+                await asyncio.wait(waiting)
+
+    async def _one(self, prompt: Prompt, lists: NextTokenPair) -> None:
+        session = await asyncio.shield(self._session)
+        async with self._slots:
+            if self._stopping:
+                return
+            outcome: Ballot | Exception
+            try:
+                outcome = await session.ask(prompt, lists)
+            except RunEnds as error:
+                self._stopping = True
+                self._results.put(error)
+                return
+            except Exception as error:  # of this prompt; the caller says what becomes of it
+                outcome = error
+        self._answered.append(Answered(prompt, lists, outcome))
+        if self._keeper is None:
+            self._keeper = self._loop.create_task(self._keep_all(session))
+
+    async def _keep_all(self, session: JudgeSession) -> None:
+        try:
+            while self._answered:
+                answered, self._answered = self._answered, []
+                for result in await session.in_store(self._keep, answered):
+                    self._results.put(result)
+        except BaseException as error:
+            self._stopping = True
+            self._results.put(error)
+        finally:
+            self._keeper = None
