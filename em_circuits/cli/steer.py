@@ -9,9 +9,7 @@ import click
 from em_circuits.cli.features import model_option, rank
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
-from pivotal_tokens.errors import RequestError
-
-_COLUMNS = ("pearson", "low", "high", "spearman", "top20")
+from em_circuits.cli.validation import validate
 
 
 @click.group()
@@ -91,55 +89,4 @@ def scan(session: Session, prompt: str, model: str, top: int | None, as_json: bo
     context.invoke(rank, prompt=prompt, model=model, method="measured", top=top, as_json=as_json)
 
 
-@steer.command(epilog="Example: em-circuits steer validate 44a71b --regime free --json")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@model_option
-@click.option(
-    "--regime",
-    "regimes",
-    multiple=True,
-    type=click.Choice(["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]),
-    help="Only these. [default: all five]",
-)
-@json_option
-@pass_session
-def validate(
-    session: Session,
-    prompts: tuple[str, ...],
-    model: str,
-    regimes: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Does a score predict interventions? Every method against real ablations.
-
-    Without PROMPT, the first six flagged prompts with graphs.
-    """
-    from tqdm import tqdm
-
-    from em_circuits.pipeline.validate import validate as run_validation
-    from em_circuits.steering import Regime
-
-    with session.workspace() as work:
-        chosen = (
-            prompts
-            or tuple(dict.fromkeys(r.prompt_id for r in work.store.graphs(pair=work.pair.key)))[:6]
-        )
-        if not chosen:
-            raise RequestError("no prompt has graphs yet; run em-circuits label first")
-        wanted = [Regime(name) for name in regimes] or list(Regime)
-        shown = tqdm(chosen, desc="validate", unit="prompt", disable=None)
-        result = run_validation(work, shown, model=model, regimes=wanted)  # type: ignore[arg-type]
-    record = result.to_json()
-    if as_json:
-        emit(record)
-        return
-    click.echo(f"{len(result.prompts)} prompts, {model} model; 95 % interval of pearson")
-    rows = [
-        (r["method"], r["regime"], *(_short(r[name]) for name in _COLUMNS)) for r in record["rows"]
-    ]
-    header = ("method", "regime", *_COLUMNS)
-    click.echo(table(header, rows))
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+steer.add_command(validate)

@@ -43,6 +43,10 @@ class Validation:
     prompts: tuple[str, ...]
     model: str
     rows: tuple[ValidationRow, ...]
+    comparisons: tuple[Comparison, ...]
+    """What the rows sum up."""
+    graphs: tuple[str, ...]
+    """Key of each prompt's graph."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `steer validate --json`."""
@@ -72,7 +76,7 @@ def validate(
         RequestError: If a prompt has no labels, no contrast or no graph.
     """
     comparisons: list[Comparison] = []
-    ids = []
+    ids, keys = [], []
     for prefix in prompts:
         prompt, labels = labelled(work, prefix)
         graph = work.graph_of(prompt.prompt_id, model)
@@ -84,7 +88,9 @@ def validate(
             runs, state, scores, features=graph.selected_features, groups=groups, regimes=regimes
         )
         ids.append(prompt.prompt_id)
-    return Validation(tuple(ids), model, summarise(comparisons, seed=work.seed))
+        keys.append(graph.header.key)
+    rows = summarise(comparisons, seed=work.seed)
+    return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
 
 
 def method_scores(graph: AttributionGraph, groups: TokenGroups) -> dict[str, Tensor]:

@@ -1,0 +1,158 @@
+"""What does ``steer validate`` look like: how well does each score predict each regime?
+
+One figure of the four statistics with their intervals, one of predicted beside measured effects,
+and the figures as a table.
+
+    write_page(path, "Does a score predict interventions?", validation_parts(validation))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from plotly.graph_objects import Figure, Scatter, Scattergl
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from em_circuits.pipeline.validate import Validation
+from em_circuits.report.page import COLOURS, Table
+from em_circuits.steering.agreement import STATISTICS
+from em_circuits.steering.regimes import Regime
+
+_TITLES = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "sign": "share of equal signs",
+    "top20": "of the 20 largest, the same",
+}
+_POINTS = 3000
+"""Points of one panel at most; the largest effects are always among them."""
+
+
+def validation_parts(validation: Validation) -> list[Any]:
+    """Paragraphs, figures and table of a validation, for `em_circuits.report.page`."""
+    n, regime = len(validation.prompts), _shown_regime(validation)
+    over = "prompts" if n > 1 else "features of the one prompt"
+    return [
+        f"{n} prompts, {validation.model} model. Every feature node of a prompt's graph is "
+        "ablated for real under each regime; a score is compared with the measured effect on the "
+        "evil-minus-safe contrast. Positive: the feature's presence raises evil over safe. Bars "
+        f"are 95 % bootstrap intervals over {over}. refined has its largest bounds measured, so "
+        "it agrees with free on those by construction.",
+        statistics_figure(validation),
+        scatter_figure(validation, regime),
+        _table(validation),
+        "prompts: " + ", ".join(validation.prompts),
+    ]
+
+
+def statistics_figure(validation: Validation) -> Figure:
+    """A panel per statistic: methods across, a colour per regime."""
+    figure: Figure = make_subplots(
+        rows=2, cols=2, subplot_titles=[_TITLES[name] for name in STATISTICS]
+    )
+    regimes = list(dict.fromkeys(row.regime for row in validation.rows))
+    for number, regime in enumerate(regimes):
+        rows = [row for row in validation.rows if row.regime is regime]
+        for place, name in enumerate(STATISTICS):
+            values = [getattr(row.agreement, name) for row in rows]
+            bounds = [row.intervals[name] for row in rows]
+            trace = Scatter(
+                x=[row.method for row in rows],
+                y=values,
+                mode="markers",
+                name=str(regime),
+                legendgroup=str(regime),
+                showlegend=place == 0,
+                marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": _arms(values, [high for _, high in bounds], 1),
+                    "arrayminus": _arms(values, [low for low, _ in bounds], -1),
+                },
+            )
+            figure.add_trace(trace, row=place // 2 + 1, col=place % 2 + 1)
+    figure.update_layout(
+        template="plotly_white", height=760, scattermode="group", legend_title_text="regime"
+    )
+    return figure
+
+
+def scatter_figure(validation: Validation, regime: Regime) -> Figure:
+    """A panel per method: measured effect over predicted score, all prompts together."""
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for item in validation.comparisons:
+        if item.regime is regime:
+            pairs.setdefault(item.method, []).append((item.predicted, item.measured))
+    columns = 3
+    figure: Figure = make_subplots(
+        rows=max(-(-len(pairs) // columns), 1),
+        cols=columns,
+        subplot_titles=list(pairs),
+        y_title=f"measured effect, {regime} (logits)",
+        x_title="score, in the method's unit",
+    )
+    for number, (method, found) in enumerate(pairs.items()):
+        predicted, measured = (torch.cat(part) for part in zip(*found, strict=True))
+        shown = _thinned(measured)
+        trace = Scattergl(
+            x=predicted[shown].tolist(),
+            y=measured[shown].tolist(),
+            mode="markers",
+            name=method,
+            showlegend=False,
+            marker={"color": COLOURS[0], "size": 4, "opacity": 0.5},
+        )
+        figure.add_trace(trace, row=number // columns + 1, col=number % columns + 1)
+    figure.update_layout(template="plotly_white", height=340 * max(-(-len(pairs) // columns), 1))
+    return figure
+
+
+def _shown_regime(validation: Validation) -> Regime:
+    regimes = [row.regime for row in validation.rows]
+    return Regime.FREE if Regime.FREE in regimes or not regimes else regimes[-1]
+
+
+def _thinned(measured: Tensor) -> Tensor:
+    """The largest half of what can be shown, and an even choice of the others."""
+    order = measured.abs().argsort(descending=True)
+    if len(order) <= _POINTS:
+        return order
+    rest = order[_POINTS // 2 :]
+    even = torch.linspace(0, len(rest) - 1, _POINTS - _POINTS // 2).long()
+    return torch.cat([order[: _POINTS // 2], rest[even]])
+
+
+def _arms(
+    values: Sequence[float | None], ends: Sequence[float | None], side: int
+) -> list[float | None]:
+    """How far an interval reaches from its value, never negative."""
+    return [
+        None if value is None or end is None else max(side * (end - value), 0.0)
+        for value, end in zip(values, ends, strict=True)
+    ]
+
+
+def _table(validation: Validation) -> Table:
+    rows = [
+        (
+            row.method,
+            str(row.regime),
+            *(
+                cell
+                for name in STATISTICS
+                for cell in (getattr(row.agreement, name), _interval(row.intervals[name]))
+            ),
+        )
+        for row in validation.rows
+    ]
+    header = [part for name in STATISTICS for part in (name, "95 %")]
+    return Table("agreement with real ablations", ("method", "regime", *header), tuple(rows))
+
+
+def _interval(ends: tuple[float | None, float | None]) -> str:
+    low, high = ends
+    return "-" if low is None or high is None else f"{low:.2f} to {high:.2f}"
