@@ -3,8 +3,8 @@
     contexts = top_contexts(model, features, texts, keep=5)
     contexts[(2, 299)].best[0].marked         # "Assistant: You should«·definitely»"
 
-Every document is run through the model whose features they are, position 0 left out, as everywhere.
-One context per document is kept, its strongest, so that a repetitive document does not fill the list.
+Every document is run through the model whose features they are, position 0 left out. One context
+per document is kept, its strongest, so that a repetitive document does not fill the list.
 """
 
 from __future__ import annotations

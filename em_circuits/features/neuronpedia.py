@@ -6,7 +6,7 @@
 
 The API is ``GET https://www.neuronpedia.org/api/feature/{model}/{source}/{index}``
 (docs.neuronpedia.org/api-and-data/api), whose answer lists explanations; the first is taken. An
-answer is kept in ``cache/MODEL/SOURCE/INDEX.json``, "none" too, so that a run repeats without a network.
+answer is kept in ``cache/MODEL/SOURCE/INDEX.json``, "none" too: a run repeats without a network.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     direct[v] = W_dec[f] . (g * W_U[:, v]),   then minus the mean over the vocabulary
 
-with g the final norm's weight: the feature's output as if nothing stood between it and the logits (the logit lens,
-nostalgebraist 2020). The norm's scale is left out, so values compare within a feature, not between two.
+with g the final norm's weight: the feature's output as if nothing stood between it and the logits
+(the logit lens, nostalgebraist 2020). The norm's scale is left out, so values compare within a
+feature, not between two.
 """
 
 from __future__ import annotations
