@@ -1,4 +1,4 @@
-"""Contexts are where a feature fires most, pushes are its decoder's, a proxy says that it is one."""
+"""Contexts are where a feature fires most, pushes its decoder's, a proxy says that it is one."""
 
 from __future__ import annotations
 
