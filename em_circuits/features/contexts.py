@@ -13,6 +13,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,9 +129,9 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def _encode(model: Model, text: str) -> list[int]:
-    config = model.hf.config
-    longest = min(model.settings.max_context, config.max_position_embeddings)  # type: ignore[union-attr,type-var,call-overload]
-    return encode(model.tokenizer, text)[: int(longest)]
+    config: Any = model.hf.config
+    longest = int(min(model.settings.max_context, config.max_position_embeddings))
+    return encode(model.tokenizer, text)[:longest]
 
 
 def _activations(

@@ -75,7 +75,7 @@ def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
 
 
 def _final_norm(model: Model) -> Tensor:
-    norm: nn.Module | None = getattr(model.hf.model, "norm", None)  # type: ignore[arg-type]
+    norm: nn.Module | None = getattr(model.hf.model, "norm", None)
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, Tensor):
         raise RequestError(
