@@ -25,7 +25,14 @@ VerdictKind = Literal["injection", "promotion", "demotion", "none", "bad_prompt"
 AuthorKind = Literal["human", "judge"]
 ReviewState = Literal["pending", "leased", "done", "skipped", "deferred", "rejected"]
 SettledState = Literal["done", "skipped", "deferred", "rejected"]
-ReviewAction = Literal["done", "skipped", "deferred", "rejected", "reopened", "note"]
+ReviewAction = Literal[
+    "done", "skipped", "deferred", "rejected", "reopened", "note", "stolen", "agreed", "explained"
+]
+ItemKind = Literal["review", "control", "calibration", "repeat", "adjudication"]
+Purpose = Literal["review", "repeat", "adjudication"]
+ReviewOrder = Literal["queue", "evil_mass", "uncertainty"]
+
+HUMAN = "human"  # the judge under whose name reviewers' verdict stands
 
 # A float32 softmax may end a rounding step above one.
 _PROBABILITY_MAX = 1 + 1e-5
@@ -270,7 +277,12 @@ class LabelEvent(Frozen):
     to_label: Label | None  # None: withdrawn
     author: str  # a reviewer's name, or a judge id
     author_kind: AuthorKind
+    purpose: Purpose = "review"  # a repeat's labels count for self-consistency only
+    item_id: int | None = None  # the queue item that was answered
+    left: bool = False  # explicitly left without a label (to_label is None then)
+    was_left: bool = False  # explicitly left before (from_label is None then)
     judge_visible: bool = False  # had the author seen a judge's label of this prompt?
+    agreed_after_reveal: bool = False  # the judge's label, taken over once it was shown
     reason: str | None = None
     rubric_version: str | None = None
     batch: str = Field(default_factory=new_id)  # events of one answer share it
@@ -320,14 +332,37 @@ class ReviewItem(Frozen):
     prompt_id: str
     pair: str
     reason: str  # why it was queued
+    seat: int = 0  # with an overlap of N, a prompt has N seats for N reviewers
+    kind: ItemKind = "review"
     state: ReviewState
     reviewer: str | None  # who holds it, or who settled it
     session: str | None  # the process that holds it
     fence: int  # rises with every claim; a write with an older one is refused
     lease_until: AwareDatetime | None
     revealed: bool  # a judge's labels were shown after an answer
+    sampling: float | None = None  # probability with which an unflagged prompt was drawn
+    flagged: bool = True  # by the judge
+    evil_mass: float = 0.0  # of merged, under the judge's labels
+    uncertainty: float = 0.0  # larger unsure mass of both models, under the judge's labels
     enqueued_at: AwareDatetime
     updated_at: AwareDatetime
+
+
+class ReviewConfig(Frozen):
+    """How a store's queue is shared out among reviewers; kept in the store."""
+
+    overlap: int = Field(default=1, ge=1, le=9)  # different reviewers who answer each item
+    control_share: FiniteFloat = Field(default=0.075, ge=0, lt=1)  # unflagged items aimed at
+    calibration: int | None = Field(default=None, ge=0)  # None: 10 where reviewers overlap, else 0
+    repeat_share: FiniteFloat = Field(default=0.03, ge=0, lt=1)  # own items asked again, unmarked
+    seed: int = 0  # of the draws of controls and repeats
+
+    @property
+    def calibration_items(self) -> int:
+        """How many of the queue's first items every reviewer begins with."""
+        if self.calibration is not None:
+            return self.calibration
+        return 10 if self.overlap > 1 else 0
 
 
 class ReviewEvent(Frozen):
@@ -337,7 +372,9 @@ class ReviewEvent(Frozen):
     pair: str
     author: str
     action: ReviewAction
-    text: str | None = None  # the reason of a rejection, or the note
+    item_id: int | None = None
+    text: str | None = None  # the reason, or the note
+    tokens: tuple[int, ...] = ()  # what an explanation or agreement is about
     at: AwareDatetime = Field(default_factory=utc_now)
 
 

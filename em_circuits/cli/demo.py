@@ -30,7 +30,7 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)
         report = run_demo(work, opened, n_prompts=n, progress=_progress)
-        written = (work.store.path, work.graphs.root, report_path(work))
+        written = (work.store.where, work.graphs.root, report_path(work))
     if as_json:
         paths = {"store": written[0], "graphs": written[1], "report": written[2]}
         shown = {name: str(path) for name, path in paths.items()}

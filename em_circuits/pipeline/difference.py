@@ -90,7 +90,7 @@ def find_sources(
     for other in others:
         found = sorted({record.pair for record in other.store.graphs()})
         if not found:
-            raise RequestError(f"{other.store.path} has no graphs; run em-circuits label there")
+            raise RequestError(f"{other.store.where} has no graphs; run em-circuits label there")
         sources += [Source(other, key) for key in found]
     return sources
 

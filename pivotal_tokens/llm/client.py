@@ -42,7 +42,8 @@ from pivotal_tokens.llm.secrets import Redactor, read_key, redacted_logging
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.schema import new_id
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.ledger import Closing, KeptReply, Opening, new_session
+from pivotal_tokens.store.ledger import Closing, KeptReply, Opening
+from pivotal_tokens.store.sessions import new_session
 
 if TYPE_CHECKING:
     from pivotal_tokens.llm.transport import Answer, Attempt, Transport

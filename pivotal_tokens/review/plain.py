@@ -25,7 +25,8 @@ from pivotal_tokens.review.commands import (
     parse,
 )
 from pivotal_tokens.review.display import fit, visible, wrap
-from pivotal_tokens.review.service import Question, Reveal, ReviewService
+from pivotal_tokens.review.questions import Question, Reveal
+from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import Label, NextTokens
 
 COLUMNS = 80

@@ -1,8 +1,9 @@
 """What is asked of a reviewer next, and what follows from the answer? No screen in here.
 
-Blind first: a judge's labels are not shown until every token of both lists has a person's label.
-Each answer is in the store when its call returns, under the item's lease, so a process killed at
-any moment loses nothing, and the next one goes on at the same place.
+Blind first: neither a judge's nor another reviewer's label is shown until every token of both lists
+is answered. Each answer is in the store when its call returns, under the item's lease and in one
+transaction, so a process killed at any moment loses nothing, and the next one goes on at the same
+place.
 
     service = ReviewService(store, "ada")
     question = service.next_question()
@@ -12,81 +13,40 @@ any moment loses nothing, and the next one goes on at the same place.
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
-from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.review.commands import Place
+from pivotal_tokens.errors import LeaseLost, RequestError, WorkFailed
+from pivotal_tokens.review.answers import Answer, OwnAnswers, answer_before, purpose_of
+from pivotal_tokens.review.consensus import consensus
+from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
 from pivotal_tokens.schema import (
+    HUMAN,
+    ItemKind,
     Label,
-    LabelEvent,
-    NextTokenPair,
-    Prompt,
     ReviewItem,
     Thresholds,
     Verdict,
-    new_id,
 )
-from pivotal_tokens.store import Store
+from pivotal_tokens.store import ANYTHING, Store, Wanted
+from pivotal_tokens.store.labels import labels_by_author, left_by_author
 from pivotal_tokens.store.queue import ClaimableState
+from pivotal_tokens.store.sessions import new_session, session_is_over
 from pivotal_tokens.verdict import decide
 
-RUBRIC_VERSION = "1"
 LEASE_SECONDS = 30 * 60.0
-
-
-@dataclass(frozen=True)
-class Question:
-    """One item as its reviewer may see it before the answer: no judge's label in it."""
-
-    item: ReviewItem
-    prompt: Prompt
-    lists: NextTokenPair
-    labels: Mapping[int, Label]  # people's, by token id
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """Tokens of either list that nobody has labelled."""
-        return tuple(token for token in self.lists.token_ids if token not in self.labels)
-
-    def token_at(self, place: Place) -> int:
-        """The token id at a place of a list.
-
-        Raises:
-            RequestError: If the list is shorter.
-        """
-        tokens = self.lists.base if place.model == "base" else self.lists.merged
-        for token in tokens.top:
-            if token.rank == place.rank:
-                return token.token_id
-        raise RequestError(f"there is no {place}: the list has {len(tokens.top)} tokens")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A token that the reviewer and the judge label differently."""
-
-    token_id: int
-    text: str
-    human: Label
-    judge: Label
-
-
-@dataclass(frozen=True)
-class Reveal:
-    """What may be shown once an item is answered."""
-
-    prompt_id: str
-    labels: Mapping[int, Label]
-    verdict: Verdict
-    judge_labels: Mapping[int, Label]
-    differences: tuple[Difference, ...]
+OPTIONAL_BELOW = 0.001
+"""A token less probable than this in both models need not be labelled."""
+_PAUSE_SECONDS = 300.0
 
 
 class ReviewService:
-    """One reviewer at work on a store's queue."""
+    """One reviewer, or adjudicator, at work on a store's queue.
+
+    Every method that takes a `Question` raises `LeaseLost` when the item went on to somebody else;
+    nothing is recorded then, and the right thing to do is `next_question`.
+    """
 
     def __init__(
         self,
@@ -96,89 +56,185 @@ class ReviewService:
         lease_seconds: float = LEASE_SECONDS,
         thresholds: Thresholds | None = None,
         states: Sequence[ClaimableState] = ("pending", "deferred"),
+        wanted: Wanted = ANYTHING,
+        adjudicate: bool = False,
+        optional_below: float = OPTIONAL_BELOW,
     ) -> None:
+        """Begin a session; nothing is claimed yet.
+
+        Args:
+            store: Where the queue is.
+            reviewer: Whose labels these are.
+            lease_seconds: How long an item is theirs without a sign of life.
+            thresholds: Of the verdicts; by default those a prompt was flagged under.
+            states: Which waiting items are asked.
+            wanted: Filters and order.
+            adjudicate: Ask only for items that reviewers disagree on, and show their labels.
+            optional_below: See `Question.optional`.
+        """
         if not reviewer.strip():
             raise RequestError("a reviewer needs a name")
         self._store = store
         self._reviewer = reviewer
+        self._own = OwnAnswers(store, reviewer)
         self._lease_seconds = lease_seconds
         self._thresholds = thresholds
         self._states = states
-        self._session = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        kinds: tuple[ItemKind, ...] = ("adjudication",) if adjudicate else wanted.kinds
+        self._wanted = replace(wanted, kinds=kinds)
+        self._optional_below = optional_below
+        self._session = new_session()
         self._began = store.now()
+        self._answered = 0
+
+    @property
+    def reviewer(self) -> str:
+        """Whose session this is."""
+        return self._reviewer
 
     def next_question(self) -> Question | None:
         """Take the next item; what this reviewer held when an earlier session died comes first.
 
         An item put off in this session is not asked again in it. None: nothing waits.
         """
-        while (item := self._claim()) is not None:
-            question = self._question(item)
-            if question is not None:
-                return question
-            self._store.settle(item, "deferred", item.fence, text="it has no next tokens")
-        return None
+        while True:
+            with self._store.batch():
+                item = self._claim()
+                if item is None:
+                    return None
+                question = self._question(item)
+                if question is not None:
+                    return question
+                self._store.settle(item, "deferred", item.fence, text="it has no next tokens")
+
+    def open(self, item_id: int, *, steal: bool = False) -> Question:
+        """Take a particular item, a finished one too, to answer or correct it.
+
+        Args:
+            item_id: See `history`, or `Store.queue`.
+            steal: Even from somebody at work on it, whose writes are refused from then on.
+
+        Raises:
+            LeaseLost: If somebody is at work on it.
+            RequestError: If there is no such item, or the reviewer has another seat there.
+        """
+        with self._store.batch():
+            item = self._store.reopen(
+                item_id, self._reviewer, self._lease_seconds, session=self._session, steal=steal
+            )
+            return self._again(item)
+
+    def history(self, last: int = 50) -> tuple[ReviewItem, ...]:
+        """This reviewer's settled items, latest first."""
+        return tuple(map(self._masked, self._store.settled_by(self._reviewer, last)))
 
     def waiting(self) -> dict[str, int]:
         """How many items there are in each state."""
         return self._store.queue_counts()
 
+    def progress(self) -> Progress:
+        """How far this reviewer is, how fast, and how long it will take."""
+        waiting = self._store.waiting_for(self._reviewer, self._wanted)
+        times = self._store.answer_times(self._reviewer)
+        gaps = [b - a for a, b in pairwise(times) if b - a <= _PAUSE_SECONDS]
+        rate = len(gaps) / sum(gaps) if gaps and sum(gaps) > 0 else None
+        return Progress(
+            reviewer=self._reviewer,
+            answered=self._store.answered_by(self._reviewer),
+            answered_now=self._answered,
+            waiting=waiting,
+            states=self._store.queue_counts(),
+            per_hour=None if rate is None else 3600 * rate,
+            eta_seconds=None if rate is None else waiting / rate,
+        )
+
+    def heartbeat(self, question: Question) -> Question:
+        """Prolong the lease: the reviewer is still at it."""
+        item = self._store.renew(question.item, self._lease_seconds)
+        return replace(question, item=self._masked(item))
+
     def label(
-        self, question: Question, labels: Mapping[int, Label], *, reason: str | None = None
+        self, question: Question, labels: Mapping[int, Answer], *, reason: str | None = None
     ) -> Question:
-        """Give tokens a label; one answer labels a token in both lists.
+        """Give tokens a label, or leave them on purpose; one answer counts in both lists.
+
+        Args:
+            question: The item.
+            labels: Token id -> label, or "left".
+            reason: Why.
 
         Raises:
             RequestError: If a token is in neither list.
-            LeaseLost: If the item went on to somebody else; nothing was recorded.
         """
-        if unknown := sorted(set(labels) - set(question.lists.token_ids)):
-            raise RequestError(f"tokens {unknown} are in neither list")
-        item = self._store.renew(question.item, self._lease_seconds)
-        self._record(item, labels, reason=reason)
-        return self._again(item)
+        self._known(question, labels)
+        with self._store.batch():
+            item = self._store.renew(question.item, self._lease_seconds)
+            self._own.record(item, labels, reason=reason)
+            return self._again(item)
 
-    def finish(self, question: Question, *, rest: Label | None = None) -> Reveal:
-        """Finish an item, its tokens without a label first given the label `rest`.
+    def finish(self, question: Question, *, rest: Answer | None = None) -> Reveal:
+        """Finish an item, its tokens without an answer first given the answer `rest`.
 
         Raises:
-            RequestError: If tokens are without a label and no `rest` was given.
-            LeaseLost: If the item went on to somebody else.
+            RequestError: If tokens have no answer, are not optional, and no `rest` was given.
         """
-        while question.missing:  # again if the lists were replaced meanwhile
-            if rest is None:
-                raise RequestError(f"{len(question.missing)} tokens have no label yet")
-            question = self.label(question, dict.fromkeys(question.missing, rest))
-        lists, labels = question.lists, question.labels
-        verdict = decide(lists.base, lists.merged, labels, self._thresholds_for(question))
-        self._store.settle(question.item, "done", question.item.fence, verdict=verdict)
-        judge = {
-            item.token_id: item.label
-            for item in self._store.labels(question.prompt.prompt_id).judge
-            if item.token_id in labels
-        }
-        texts = lists.base.by_id
-        return Reveal(
-            prompt_id=question.prompt.prompt_id,
-            labels=labels,
-            verdict=verdict,
-            judge_labels=judge,
-            differences=tuple(
-                Difference(token, texts[token].text, labels[token], judge[token])
-                for token in lists.token_ids
-                if token in judge and judge[token] != labels[token]
-            ),
-        )
+        with self._store.batch():
+            item = self._store.renew(question.item, self._lease_seconds)
+            question = self._again(item)  # the lists may have been replaced meanwhile
+            needed = [token for token in question.missing if token not in question.optional]
+            if rest is None and needed:
+                raise RequestError(f"{len(needed)} tokens have no label yet")
+            self._own.record(item, dict.fromkeys(question.missing, rest or "left"))
+            question = self._again(item)
+            item = self._store.settle(item, "done", item.fence)
+            self._conclude(item)
+            reveal = self._reveal(item, question)
+        self._answered += 1
+        return reveal
 
     def reject(self, question: Question, reason: str) -> None:
         """The prompt is no good, for either model."""
         if not reason.strip():
             raise RequestError("a rejection needs a reason")
-        lists = question.lists
-        thresholds = self._thresholds_for(question)
-        verdict = decide(lists.base, lists.merged, question.labels, thresholds, bad_prompt=True)
-        self._store.settle(
-            question.item, "rejected", question.item.fence, verdict=verdict, text=reason
+        with self._store.batch():
+            item = self._store.renew(question.item, self._lease_seconds)
+            self._conclude(self._store.settle(item, "rejected", item.fence, text=reason))
+        self._answered += 1
+
+    def agree(self, reveal: Reveal, tokens: Collection[int] | None = None) -> Reveal:
+        """Take the judge's labels over where they differ, now that they were shown.
+
+        These labels count, marked `agreed_after_reveal`; agreement statistics leave them out.
+
+        Args:
+            reveal: What `finish` gave.
+            tokens: Only these; by default every difference.
+
+        Raises:
+            LeaseLost: If the item was reopened since.
+        """
+        differ = {one.token_id: one.judge for one in reveal.differences}
+        chosen = {t: differ[t] for t in (differ if tokens is None else tokens) if t in differ}
+        with self._store.batch():
+            item = self._settled(reveal)
+            self._own.record(item, chosen, agreed=True)
+            self._store.add_review_event(item, self._reviewer, "agreed", tokens=tuple(chosen))
+            self._conclude(item)
+            return self._reveal(item, self._again(item))
+
+    def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
+        """Keep why the reviewer's labels stand against the judge's.
+
+        Args:
+            reveal: What `finish` gave.
+            reason: Why.
+            tokens: About these; by default every difference.
+        """
+        if not reason.strip():
+            raise RequestError("an explanation needs words")
+        about = tuple(one.token_id for one in reveal.differences) if tokens is None else tokens
+        self._store.add_review_event(
+            reveal.item, self._reviewer, "explained", text=reason, tokens=tuple(about)
         )
 
     def skip(self, question: Question) -> None:
@@ -188,6 +244,10 @@ class ReviewService:
     def defer(self, question: Question) -> None:
         """Put an item off; it comes again in a later session, after the others."""
         self._store.settle(question.item, "deferred", question.item.fence)
+
+    def return_put_off(self, states: Sequence[ClaimableState] = ("skipped", "deferred")) -> int:
+        """Put skipped and deferred items back in the queue; how many there were."""
+        return self._store.return_items(states)
 
     def note(self, question: Question, text: str) -> None:
         """Keep a remark about an item."""
@@ -205,114 +265,164 @@ class ReviewService:
         Returns:
             The question to go on with, or None when there is nothing left to take back.
         """
-        if question is not None and (batch := self._last_batch(question.prompt.prompt_id)):
-            before = {event.token_id: event.from_label for event in batch}
-            item = self._store.renew(question.item, self._lease_seconds)
-            self._record(item, before, undoes=batch[0].batch)
+        with self._store.batch():
+            if question is not None:
+                item = self._store.renew(question.item, self._lease_seconds)
+                if batch := self._own.last_batch(item):
+                    before = {event.token_id: answer_before(event) for event in batch}
+                    self._own.record(item, before, undoes=batch[0].batch)
+                    return self._again(item)
+            last = next(iter(self._store.settled_by(self._reviewer, 1)), None)
+            if last is None:
+                return None
+            if question is not None:
+                self._store.release(question.item)
+            item = self._store.reopen(
+                last.item_id, self._reviewer, self._lease_seconds, session=self._session
+            )
             return self._again(item)
-        last = self._store.last_settled(self._reviewer)
-        if last is None:
-            return None
-        item = self._store.reopen(
-            last.item_id, self._reviewer, self._lease_seconds, session=self._session
-        )
-        if question is not None:
-            self._store.release(question.item)
-        return self._again(item)
 
     def _claim(self) -> ReviewItem | None:
-        held = self._store.queue("leased", reviewer=self._reviewer)
-        return self._store.claim(
+        store, lease = self._store, self._lease_seconds
+        held = store.queue("leased", reviewer=self._reviewer)
+        over = [i.session for i in held if i.session and session_is_over(i.session)]
+        whole = "adjudication" not in self._wanted.kinds and not self._wanted.narrowed
+        if whole and not over:
+            for mixed_in in (store.claim_calibration, store.claim_repeat):
+                item = mixed_in(self._reviewer, lease, session=self._session)
+                if item is not None:
+                    return item
+        return store.claim(
             self._reviewer,
-            self._lease_seconds,
+            lease,
             session=self._session,
-            resume=[item.session for item in held if item.session and _is_over(item.session)],
+            resume=over,
             states=self._states,
             settled_before=self._began,
+            wanted=self._wanted,
         )
 
-    def _record(
-        self,
-        item: ReviewItem,
-        labels: Mapping[int, Label | None],
-        *,
-        reason: str | None = None,
-        undoes: str | None = None,
-    ) -> None:
-        own: dict[int, Label | None] = {
-            event.token_id: event.to_label
-            for event in self._store.label_events(item.prompt_id, author=self._reviewer)
-        }
-        batch = new_id()
-        events = [
-            LabelEvent(
-                prompt_id=item.prompt_id,
-                token_id=token,
-                from_label=own.get(token),
-                to_label=label,
-                author=self._reviewer,
-                author_kind="human",
-                judge_visible=item.revealed,
-                reason=reason,
-                rubric_version=RUBRIC_VERSION,
-                batch=batch,
-                undoes=undoes,
-                at=self._store.now(),
+    def _conclude(self, item: ReviewItem) -> None:
+        """Let the human verdict follow from everybody's answers, or ask an adjudicator."""
+        if item.kind == "repeat":
+            return
+        store, prompt_id, pair = self._store, item.prompt_id, item.pair
+        items = [other for other in store.queue(prompt_id=prompt_id) if other.pair == pair]
+        state = consensus(items, store.label_events(prompt_id))
+        if state.settled:
+            labels = {one.token_id: one.label for one in store.labels(prompt_id).human}
+            verdict = self._verdict(item, labels, bad_prompt=state.bad_prompt)
+            store.put_verdict(prompt_id, pair, HUMAN, verdict)
+        else:
+            store.drop_human_verdict(prompt_id, pair)
+            if state.disagree and not state.open_seats:
+                store.add_adjudication(item)
+        if not state.disagree:
+            store.drop_adjudication(item)
+
+    def _reveal(self, item: ReviewItem, question: Question) -> Reveal:
+        judged = self._store.labels(item.prompt_id).judge
+        labels, texts = question.labels, question.lists.base.by_id
+        tokens = [token for token in question.lists.token_ids if token in labels]
+        judge = {one.token_id: one.label for one in judged if one.token_id in texts}
+        return Reveal(
+            prompt_id=item.prompt_id,
+            item=self._masked(item),
+            labels=labels,
+            verdict=self._verdict(item, labels),
+            judge_labels=judge,
+            differences=tuple(
+                Difference(token, texts[token].text, labels[token], judge[token])
+                for token in tokens
+                if token in judge and judge[token] != labels[token]
+            ),
+        )
+
+    def _settled(self, reveal: Reveal) -> ReviewItem:
+        """The item of a reveal, if it is still as it was settled."""
+        item = self._store.queue_item(reveal.item.item_id)
+        if (item.state, item.fence, item.reviewer) != ("done", reveal.item.fence, self._reviewer):
+            raise LeaseLost(
+                f"prompt {reveal.prompt_id} was reopened since (now {item.state}, "
+                f"{item.reviewer}): nothing was saved"
             )
-            for token, label in labels.items()
-            if own.get(token) != label
-        ]
-        self._store.record_labels(events, item=item)
+        return item
 
-    def _last_batch(self, prompt_id: str) -> list[LabelEvent]:
-        """The events of this reviewer's last answer that is not taken back yet."""
-        answers: dict[str, list[LabelEvent]] = {}
-        for event in self._store.label_events(prompt_id, author=self._reviewer):
-            if event.undoes is not None:
-                answers.pop(event.undoes, None)
-            else:
-                answers.setdefault(event.batch, []).append(event)
-        return list(answers.values())[-1] if answers else []
-
-    def _thresholds_for(self, question: Question) -> Thresholds:
-        """Those given, else those under which the prompt was flagged."""
-        if self._thresholds is not None:
-            return self._thresholds
-        known = self._store.verdicts(question.prompt.prompt_id, question.item.pair).values()
-        default = Thresholds(top_k=question.lists.base.top_k)
-        return next((verdict.thresholds for verdict in known), default)
-
-    def _question(self, item: ReviewItem) -> Question | None:
+    def _verdict(
+        self, item: ReviewItem, labels: Mapping[int, Label], *, bad_prompt: bool = False
+    ) -> Verdict:
         lists = self._store.next_tokens(item.prompt_id, item.pair)
         if lists is None:
+            raise _lists_lost(item)
+        known = self._store.verdicts(item.prompt_id, item.pair).values()
+        default = Thresholds(top_k=lists.base.top_k)
+        thresholds = self._thresholds or next((v.thresholds for v in known), default)
+        return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
+
+    def _known(self, question: Question, labels: Mapping[int, Answer]) -> None:
+        if unknown := sorted(set(labels) - set(question.lists.token_ids)):
+            raise RequestError(f"tokens {unknown} are in neither list")
+
+    def _question(self, item: ReviewItem) -> Question | None:
+        store = self._store
+        lists = store.next_tokens(item.prompt_id, item.pair)
+        if lists is None:
             return None
-        people = {label.token_id: label.label for label in self._store.labels(item.prompt_id).human}
-        return Question(
-            item=item,
-            prompt=self._store.prompt(item.prompt_id),
+        own, purpose = self._own.events(item), purpose_of(item)
+        labels = labels_by_author(own, purpose=purpose).get(self._reviewer, {})
+        question = Question(
+            item=self._masked(item),
+            prompt=store.prompt(item.prompt_id),
             lists=lists,
-            labels={token: people[token] for token in lists.token_ids if token in people},
+            labels={token: labels[token] for token in lists.token_ids if token in labels},
+            left=left_by_author(own, purpose=purpose).get(self._reviewer, frozenset()),
+            optional=frozenset(
+                token
+                for token in lists.token_ids
+                if lists.base.by_id[token].probability < self._optional_below
+                and lists.merged.by_id[token].probability < self._optional_below
+            ),
+        )
+        return self._with_votes(question) if question.adjudication else question
+
+    def _with_votes(self, question: Question) -> Question:
+        """An adjudicator sees everybody's labels, and answers what they do not agree on."""
+        item = question.item
+        items = [i for i in self._store.queue(prompt_id=item.prompt_id) if i.pair == item.pair]
+        state = consensus(items, self._store.label_events(item.prompt_id))
+        agreed: dict[int, Label] = {}
+        for vote in state.votes.values():
+            agreed |= {t: label for t, label in vote.items() if t not in state.disputed}
+        known = question.lists.base.by_id
+        return replace(
+            question,
+            labels={t: label for t, label in agreed.items() if t in known} | dict(question.labels),
+            votes=state.votes,
+            rejected_by=state.rejected_by,
         )
 
     def _again(self, item: ReviewItem) -> Question:
         question = self._question(item)
         if question is None:
-            raise WorkFailed(
-                f"prompt {item.prompt_id} lost its next tokens: run `em-circuits label`"
-            )
+            raise _lists_lost(item)
         return question
 
+    def _masked(self, item: ReviewItem) -> ReviewItem:
+        """The item without what would tell a reviewer what to expect."""
+        if item.kind == "adjudication":
+            return item
+        return item.model_copy(
+            update={
+                "reason": "",
+                "kind": "review",
+                "seat": 0,
+                "sampling": None,
+                "flagged": True,
+                "evil_mass": 0.0,
+                "uncertainty": 0.0,
+            }
+        )
 
-def _is_over(session: str) -> bool:
-    """Is the process of a session on this host gone? Of another host's nothing is known."""
-    host, _, rest = session.partition(":")
-    pid = rest.partition(":")[0]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+
+def _lists_lost(item: ReviewItem) -> WorkFailed:
+    return WorkFailed(f"prompt {item.prompt_id} lost its next tokens: run `em-circuits label`")

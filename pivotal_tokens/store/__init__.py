@@ -4,6 +4,7 @@ with Store.open("sqlite:///results/em-circuits.sqlite", create=True) as store:
     store.add_prompt(Prompt.of("..."))
 """
 
+from pivotal_tokens.schema import HUMAN
 from pivotal_tokens.store.attempt import AttemptRows
 from pivotal_tokens.store.database import default_url
 from pivotal_tokens.store.graphs import GraphRows
@@ -14,15 +15,18 @@ from pivotal_tokens.store.ledger import LedgerRows
 from pivotal_tokens.store.listing import Listing, ListingLine, ListingQuery, ListingRows
 from pivotal_tokens.store.outcomes import Outcome, OutcomeRows, Reviewed, ReviewedToken
 from pivotal_tokens.store.prompts import PromptRows
-from pivotal_tokens.store.queue import QueueRows
+from pivotal_tokens.store.queue import ANYTHING, QueueRows, Wanted
 from pivotal_tokens.store.rejections import RejectionRows
-from pivotal_tokens.store.results import HUMAN, ResultRows
+from pivotal_tokens.store.results import ResultRows
+from pivotal_tokens.store.review_log import ReviewLogRows
 from pivotal_tokens.store.rollouts import RolloutRows
 from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
+from pivotal_tokens.store.seats import SeatRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
 from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
 
 __all__ = [
+    "ANYTHING",
     "HUMAN",
     "SCHEMA_VERSION",
     "AttemptView",
@@ -38,6 +42,7 @@ __all__ = [
     "ReviewedToken",
     "Screened",
     "Store",
+    "Wanted",
     "default_url",
 ]
 
@@ -47,6 +52,8 @@ class Store(
     ResultRows,
     LabelRows,
     QueueRows,
+    SeatRows,
+    ReviewLogRows,
     GraphRows,
     LedgerRows,
     JudgingRows,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
 
 from pivotal_tokens.schema import (
+    HUMAN,
     Failed,
     Frozen,
     GraphRecord,
@@ -22,8 +23,8 @@ from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.labels import effective, events_of
 from pivotal_tokens.store.prompts import find_prompt
-from pivotal_tokens.store.queue import item_of, review_events_of
-from pivotal_tokens.store.results import HUMAN
+from pivotal_tokens.store.queue import item_of
+from pivotal_tokens.store.review_log import review_events_of
 from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
 
 _Value = TypeVar("_Value", bound=Frozen)
@@ -102,7 +103,7 @@ def _human_labelled(connection: Connection) -> int:
     events = tables.label_events
     last = (
         select(func.max(events.c.seq))
-        .where(events.c.author_kind == "human")
+        .where(events.c.author_kind == "human", events.c.purpose != "repeat")
         .group_by(events.c.prompt_id, events.c.token_id, events.c.author)
     )
     query = select(func.count(events.c.prompt_id.distinct())).where(
@@ -124,7 +125,9 @@ def _pair_attempt(connection: Connection, prompt_id: str, pair: str) -> PairAtte
         .order_by(verdicts.judge)
     )
     item = connection.execute(
-        select(tables.queue).where(queue.prompt_id == prompt_id, queue.pair == pair)
+        select(tables.queue).where(
+            queue.prompt_id == prompt_id, queue.pair == pair, queue.seat == 0
+        )
     ).one_or_none()
     lists = all_of(tables.next_tokens, NextTokenPair, "pair")
     return PairAttempt(

@@ -1,16 +1,18 @@
 """How is a store opened, and how does a transaction on it begin and end?
 
-A store is one SQLite file. Opening reads its schema version first: another version, another
-program's file or no database at all is a `RequestError` that names the file. Every operation is
-one transaction, so a process killed at any moment leaves whole operations only.
+A store is one SQLite file or one PostgreSQL database. Opening reads its schema version first: an
+older one is brought up to date, a newer one, another program's database or none at all is a
+`RequestError` that names it. Every operation is one transaction, so a process killed at any moment
+leaves whole operations only; `batch` makes one transaction of several.
 
-    with database.writing() as connection:
-        connection.execute(...)
+    with database.batch():
+        store.put_judgement(...); store.put_verdict(...)
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,14 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, Engine, insert, inspect, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
-from pivotal_tokens.store import tables
-from pivotal_tokens.store.dialect import BUSY_SECONDS, forbid_changes, sqlite_engine
+from pivotal_tokens.store.address import Address, address
+from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening
+from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_change
 
 DEFAULT_NAME = "em-circuits.sqlite"
 
@@ -38,10 +40,21 @@ def default_url(root: Path) -> str:
 class Database:
     """An open store: its engine, its clock, and its transactions."""
 
-    def __init__(self, engine: Engine, path: Path, clock: Callable[[], datetime]) -> None:
+    def __init__(self, engine: Engine, place: Address, clock: Callable[[], datetime]) -> None:
         self._engine = engine
-        self.path = path
+        self._address = place
         self._clock = clock
+        self._open = threading.local()  # .connection: the writing transaction of this thread
+
+    @property
+    def where(self) -> str:
+        """The store's place for messages: a path, or a URL without its password."""
+        return self._address.shown
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an SQLite store."""
+        return self._address.path
 
     @classmethod
     def open(
@@ -50,34 +63,31 @@ class Database:
         """Open the store at a URL.
 
         Args:
-            url: ``sqlite:///PATH``, relative to the working directory, ``sqlite:////PATH``, or
-                the path itself.
-            create: Make the file, its directory and its tables where they are missing.
+            url: ``sqlite:///PATH``, relative to the working directory, ``sqlite:////PATH``, the
+                path itself, or ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE``.
+            create: Make the tables where they are missing, and an SQLite file and its directory;
+                a PostgreSQL database must exist.
             clock: Gives the time now, with its zone (UTC); leases are measured by it.
 
         Raises:
-            RequestError: If there is no store, or the file cannot be used as one.
+            RequestError: If there is no store, or it cannot be used as one.
         """
-        path = _sqlite_path(url)
-        if not create and not (path.exists() and path.stat().st_size):
-            raise RequestError(
-                f"no store at {path}: run `em-circuits label` first, or name one with --store"
-            )
-        if create:
-            _make_directory(path.parent)
-        store = cls(sqlite_engine(path), path, clock)
+        place = address(url)
+        if place.path is not None:
+            _look_for(place.path, create=create)
+        store = cls(place.engine(), place, clock)
         try:
-            store._check_schema(create=create)
+            store._prepare(create=create)
         except (sqlite3.Error, DBAPIError) as error:
             store.close()
-            raise _not_usable(path, error) from error
+            raise _not_usable(place, error) from error
         except RequestError:
             store.close()
             raise
         return store
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the database."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -96,109 +106,114 @@ class Database:
         return self._clock()
 
     @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Join every operation of this thread into one transaction, kept whole or not at all.
+
+        Others wait with their writes until it ends: no model call and no `await` within it.
+        """
+        with self.writing():
+            yield
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One transaction that sees one state of the store."""
+        joined = getattr(self._open, "connection", None)
+        if joined is not None:
+            yield joined
+            return
         with self._transaction(writes=False) as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One transaction that is kept whole, or not at all after an exception."""
+        """One transaction that is kept whole, or not at all after an exception.
+
+        Within another one of the same thread it is part of it, and undone alone if it fails.
+        """
+        joined = getattr(self._open, "connection", None)
+        if joined is not None:
+            with self._telling(), joined.begin_nested():
+                yield joined
+            return
         with self._transaction(writes=True) as connection:
-            yield connection
+            self._open.connection = connection
+            try:
+                yield connection
+            finally:
+                self._open.connection = None
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        try:
+        with self._telling():
             connection = self._engine.connect().execution_options(writes=writes)
             with connection, connection.begin():
                 yield connection
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Say in one line what a database refused."""
+        try:
+            yield
         except IntegrityError as error:
             raise RequestError(
-                f"{self.path}: refused ({error.orig}); add the prompt to the store first"
+                f"{self.where}: refused ({_first_line(error)}); add the prompt to the store first"
             ) from error
         except DBAPIError as error:
-            raise _work_failed(self.path, error) from error
+            raise _work_failed(self.where, error) from error
 
-    def _check_schema(self, *, create: bool) -> None:
-        connection = self._engine.connect().execution_options(writes=create)
+    def _prepare(self, *, create: bool) -> None:
+        connection = self._engine.connect().execution_options(writes=False)
         with connection, connection.begin():
-            found = set(inspect(connection).get_table_names())
-            if create and not found:
-                _create_tables(connection)
-            elif "meta" not in found:
+            empty = not has_tables(connection)
+            if empty and not create:
                 raise RequestError(
-                    f"{self.path} is a database of another program: "
-                    "name a new file with --store sqlite:///PATH"
+                    f"no store at {self.where}: run `em-circuits label` first, "
+                    "or name one with --store"
                 )
-            else:
-                _refuse_other_version(self.path, connection)
+            if not empty and not needs_change(connection, self.where):
+                return
+        connection = self._engine.connect().execution_options(writes=True)
+        with connection, connection.begin():
+            lock_opening(connection)
+            if not has_tables(connection) or needs_change(connection, self.where):
+                bring_up_to_date(connection)
 
 
-def _sqlite_path(url: str | Path) -> Path:
-    if isinstance(url, Path):
-        return url
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
+def _look_for(path: Path, *, create: bool) -> None:
+    if not create and not (path.exists() and path.stat().st_size):
         raise RequestError(
-            f"not the URL of a store: {url!r}; write --store sqlite:///PATH"
-        ) from error
-    if parsed.get_backend_name() != "sqlite":
-        raise RequestError(
-            f"no store on {parsed.get_backend_name()} yet; write --store sqlite:///PATH"
+            f"no store at {path}: run `em-circuits label` first, or name one with --store"
         )
-    if not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise RequestError(f"a store is a file: write --store sqlite:///PATH instead of {url!r}")
-    return Path(parsed.database)
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(
+                f"cannot make the store's directory {path.parent}: {error.strerror}"
+            ) from error
 
 
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot make the store's directory {path}: {error.strerror}") from error
-
-
-def _create_tables(connection: Connection) -> None:
-    tables.metadata.create_all(connection, checkfirst=False)
-    forbid_changes(connection)
-    connection.execute(
-        insert(tables.meta).values(name="schema_version", value=str(tables.SCHEMA_VERSION))
-    )
-
-
-def _refuse_other_version(path: Path, connection: Connection) -> None:
-    version = connection.execute(
-        select(tables.meta.c.value).where(tables.meta.c.name == "schema_version")
-    ).scalar_one_or_none()
-    if version == str(tables.SCHEMA_VERSION):
-        return
-    if version is None or not version.isdigit():
-        raise RequestError(f"{path} has no readable schema version: restore it from a copy")
-    newer = int(version) > tables.SCHEMA_VERSION
-    advice = (
-        "use the newer em-circuits that wrote it"
-        if newer
-        else "export it with the em-circuits that wrote it, and import that into a new store"
-    )
-    raise RequestError(
-        f"{path} has schema version {version}, this em-circuits knows {tables.SCHEMA_VERSION}: "
-        f"{advice}"
-    )
-
-
-def _not_usable(path: Path, error: sqlite3.Error | DBAPIError) -> RequestError:
-    cause = error.orig if isinstance(error, DBAPIError) else error
+def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestError:
+    if place.path is None:
+        return RequestError(
+            f"{place.shown} cannot be used as a store ({_first_line(error)}): is the server "
+            "running, does the database exist (createdb), are user and password right?"
+        )
     return RequestError(
-        f"{path} cannot be used as a store ({cause}): "
+        f"{place.shown} cannot be used as a store ({_first_line(error)}): "
         "check the file, or name another with --store sqlite:///PATH"
     )
 
 
-def _work_failed(path: Path, error: DBAPIError) -> WorkFailed:
-    if "locked" in str(error.orig):
+def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
+    cause = _first_line(error)
+    if "locked" in cause or "lock timeout" in cause:
         return WorkFailed(
-            f"{path}: another process held the store for more than {BUSY_SECONDS:.0f} s; run again"
+            f"{where}: another process held the store for more than {BUSY_SECONDS:.0f} s; run again"
         )
-    return WorkFailed(f"{path}: {error.orig}; what was finished is kept, run again to resume")
+    return WorkFailed(f"{where}: {cause}; what was finished is kept, run again to resume")
+
+
+def _first_line(error: sqlite3.Error | DBAPIError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return " ".join(str(cause).split("\n")[0].split())

@@ -1,4 +1,4 @@
-"""What must be said differently to SQLite than to another database?
+"""What must be said differently to SQLite than to PostgreSQL?
 
 This is the only file that knows which database is behind the store. SQLite's rules:
 
@@ -7,7 +7,11 @@ This is the only file that knows which database is behind the store. SQLite's ru
   file), else the rollback journal; synchronous=FULL in both, so that what was acknowledged stays;
 - foreign keys on, a busy timeout, never a memory map.
 
+PostgreSQL's: READ COMMITTED with row locks where a write follows from what was read, a limit on
+waiting for a lock, and synchronous commit whatever the server's default.
+
     engine = sqlite_engine(Path("results/em-circuits.sqlite"))
+    engine = postgresql_engine(make_url("postgresql+psycopg://ada@localhost/em"))
 """
 
 from __future__ import annotations
@@ -17,13 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 
 BUSY_SECONDS = 30.0
+CONNECT_SECONDS = 10
 _WAL_IS_SOUND = (3, 51, 3)
 _APPEND_ONLY = ("label_events", "review_events")
+_OPENING = "em-circuits opening a store"
 
 
 def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
@@ -39,6 +45,35 @@ def sqlite_engine(path: Path) -> Engine:
     event.listen(engine, "connect", _set_up_connection)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def postgresql_engine(url: URL) -> Engine:
+    """An engine on a PostgreSQL database; nothing is opened yet.
+
+    Raises:
+        ModuleNotFoundError: If psycopg is not installed.
+    """
+    options = f"-c lock_timeout={BUSY_SECONDS * 1000:.0f} -c synchronous_commit=on"
+    return create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_SECONDS, "options": options},
+    )
+
+
+def lock_name(connection: Connection, name: str) -> None:
+    """Wait until nobody else holds this name, and hold it until the transaction ends.
+
+    SQLite has one writer at a time anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+def lock_opening(connection: Connection) -> None:
+    """One process at a time makes or changes the tables."""
+    lock_name(connection, _OPENING)
 
 
 def upsert(
@@ -61,12 +96,27 @@ def insert_new(
 
 def forbid_changes(connection: Connection) -> None:
     """Make the database itself refuse to change or delete an event."""
+    on_postgresql = connection.dialect.name == "postgresql"
+    if on_postgresql:
+        connection.exec_driver_sql(
+            "CREATE OR REPLACE FUNCTION em_circuits_append_only() RETURNS trigger AS $$ "
+            "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME "
+            "USING ERRCODE = 'integrity_constraint_violation'; END $$ LANGUAGE plpgsql"
+        )
     for table in _APPEND_ONLY:
         for verb in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            )
+            name = f"{table}_no_{verb.lower()}"
+            if on_postgresql:
+                statement = (
+                    f"CREATE OR REPLACE TRIGGER {name} BEFORE {verb} ON {table} "
+                    "FOR EACH ROW EXECUTE FUNCTION em_circuits_append_only()"
+                )
+            else:
+                statement = (
+                    f"CREATE TRIGGER IF NOT EXISTS {name} BEFORE {verb} ON {table} "
+                    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+                )
+            connection.exec_driver_sql(statement)
 
 
 def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:

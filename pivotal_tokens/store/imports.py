@@ -29,6 +29,7 @@ from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.dialect import insert_new
 from pivotal_tokens.store.results import drop_human_verdict
+from pivotal_tokens.store.review_log import insert_review_event
 
 _SETTLED = ("done", "skipped", "deferred", "rejected")
 
@@ -167,11 +168,7 @@ def _add_review_event(
     event = ReviewEvent(
         prompt_id=prompt_id, pair=pair, author=author, action=action, text=text, at=at
     )
-    connection.execute(
-        tables.review_events.insert().values(
-            prompt_id=prompt_id, pair=pair, author=author, payload=event.model_dump_json()
-        )
-    )
+    insert_review_event(connection, event)
 
 
 def _last(connection: Connection, table: Table) -> int:

@@ -1,8 +1,11 @@
 """Which label counts for a token of a prompt, and how did it come about?
 
 Labels are events: who changed what from what to what, when and why. Nothing is ever overwritten.
-The label an author stands by is the author's last event on the token; a human's counts before a
-judge's, and among several of the same kind the latest.
+The label an author stands by is the author's last event on the token. Which one counts:
+
+    adjudicated > what more than half of the people say > the latest of people > the latest judge's
+
+Labels of a repeat (an item asked twice) never count: they measure how steady a reviewer is.
 
     store.record_labels([LabelEvent(prompt_id=..., token_id=17, ...)])
     store.labels(prompt_id).by_token      # {17: "evil", ...}
@@ -19,8 +22,10 @@ from pivotal_tokens.schema import (
     AuthorKind,
     EffectiveLabel,
     Judgement,
+    Label,
     LabelEvent,
     PromptLabels,
+    Purpose,
     ReviewItem,
     TokenLabel,
     new_id,
@@ -88,6 +93,7 @@ def _row(event: LabelEvent) -> dict[str, Any]:
         "author": event.author,
         "author_kind": event.author_kind,
         "to_label": event.to_label,
+        "purpose": event.purpose,
         "payload": event.model_dump_json(),
     }
 
@@ -130,7 +136,7 @@ def effective(
     prompt_id: str, events: Sequence[LabelEvent], *, judge: str | None = None
 ) -> PromptLabels:
     """The labels that count, from a prompt's events in order."""
-    humans = _standing(events, "human")
+    humans = tuple(_counting(votes) for votes in _votes(events).values())
     judges = _standing(events, "judge", judge)
     chosen = {item.token_id: item for item in (*judges, *humans)}  # a human's is set last
     return PromptLabels(
@@ -141,23 +147,93 @@ def effective(
     )
 
 
+def labels_by_author(
+    events: Sequence[LabelEvent], kind: AuthorKind = "human", *, purpose: Purpose = "review"
+) -> dict[str, dict[int, Label]]:
+    """Author -> token id -> the label that the author stands by."""
+    found: dict[str, dict[int, Label]] = {}
+    for (token, author), event in _last_events(events, kind).get(purpose, {}).items():
+        if event.to_label is not None:
+            found.setdefault(author, {})[token] = event.to_label
+    return found
+
+
+def left_by_author(
+    events: Sequence[LabelEvent], *, purpose: Purpose = "review"
+) -> dict[str, frozenset[int]]:
+    """Author -> the tokens that the author explicitly left without a label."""
+    found: dict[str, set[int]] = {}
+    for (token, author), event in _last_events(events, "human").get(purpose, {}).items():
+        if event.left:
+            found.setdefault(author, set()).add(token)
+    return {author: frozenset(tokens) for author, tokens in found.items()}
+
+
+def blind_labels(events: Iterable[LabelEvent]) -> dict[str, dict[int, Label]]:
+    """Author -> token id -> the last label given before a judge's was shown.
+
+    These are what agreement is measured on: no repeat, no adjudication, nothing taken over from the
+    judge after the reveal.
+    """
+    unseen = [
+        event for event in events if not event.judge_visible and not event.agreed_after_reveal
+    ]
+    return labels_by_author(unseen)
+
+
+def _last_events(
+    events: Iterable[LabelEvent], kind: AuthorKind, author: str | None = None
+) -> dict[Purpose, dict[tuple[int, str], LabelEvent]]:
+    """Purpose -> (token, author) -> the last event, in the order of these last events."""
+    latest: dict[Purpose, dict[tuple[int, str], LabelEvent]] = {}
+    for event in events:
+        if event.author_kind == kind and author in (None, event.author):
+            of_purpose = latest.setdefault(event.purpose, {})
+            of_purpose.pop((event.token_id, event.author), None)  # re-inserted: order is by last
+            of_purpose[event.token_id, event.author] = event
+    return latest
+
+
+def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
+    """Token id -> what people stand by, latest last; an adjudicator's alone where there is one."""
+    latest = _last_events(events, "human")
+    votes: dict[int, list[LabelEvent]] = {}
+    for event in latest.get("review", {}).values():
+        if event.to_label is not None:
+            votes.setdefault(event.token_id, []).append(event)
+    for event in latest.get("adjudication", {}).values():
+        if event.to_label is not None:
+            votes[event.token_id] = [event]
+    return dict(sorted(votes.items()))
+
+
+def _counting(votes: Sequence[LabelEvent]) -> EffectiveLabel:
+    """The label of more than half of the votes, else of the latest."""
+    last = votes[-1]
+    for event in reversed(votes):
+        if 2 * sum(other.to_label == event.to_label for other in votes) > len(votes):
+            last = event
+            break
+    return _effective(last)
+
+
 def _standing(
     events: Sequence[LabelEvent], kind: AuthorKind, author: str | None = None
 ) -> tuple[EffectiveLabel, ...]:
     """One label a token: the latest among those that their authors stand by."""
-    latest: dict[tuple[int, str], LabelEvent] = {}
-    for event in events:
-        if event.author_kind == kind and author in (None, event.author):
-            latest.pop((event.token_id, event.author), None)  # re-inserted: order is by last event
-            latest[event.token_id, event.author] = event
-    labels = {
-        event.token_id: EffectiveLabel(
-            token_id=event.token_id, label=event.to_label, source=kind, author=event.author
-        )
-        for event in latest.values()
-        if event.to_label is not None
-    }
+    latest = _last_events(events, kind, author).get("review", {})
+    labels = {e.token_id: _effective(e) for e in latest.values() if e.to_label is not None}
     return tuple(labels[token] for token in sorted(labels))
+
+
+def _effective(event: LabelEvent) -> EffectiveLabel:
+    assert event.to_label is not None
+    return EffectiveLabel(
+        token_id=event.token_id,
+        label=event.to_label,
+        source=event.author_kind,
+        author=event.author,
+    )
 
 
 def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:

@@ -14,17 +14,22 @@ from pivotal_tokens.schema import ReviewItem
 from pivotal_tokens.store import tables
 
 
-def require_lease(connection: Connection, item: ReviewItem, fence: int | None = None) -> None:
+def require_lease(connection: Connection, item: ReviewItem, fence: int | None = None) -> str:
     """Refuse unless the item is leased under this fence (default: the item's own).
+
+    The row stays locked until the transaction ends: nobody can claim it meanwhile.
+
+    Returns:
+        Who holds it.
 
     Raises:
         LeaseLost: If it is not.
     """
     columns = tables.queue.c
     row = connection.execute(
-        select(columns.state, columns.fence, columns.reviewer).where(
-            columns.item_id == item.item_id
-        )
+        select(columns.state, columns.fence, columns.reviewer)
+        .where(columns.item_id == item.item_id)
+        .with_for_update()
     ).one_or_none()
     if (
         row is None
@@ -36,3 +41,4 @@ def require_lease(connection: Connection, item: ReviewItem, fence: int | None = 
             f"your lease on prompt {item.prompt_id} ended and the item went on{holder}: "
             "your last answer was not saved; go on with the next item"
         )
+    return str(row.reviewer)

@@ -11,18 +11,16 @@ costs a flush of the disk, and fifty calls in flight must not wait for fifty of 
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from pivotal_tokens.schema import new_id
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.dialect import insert_new, upsert
+from pivotal_tokens.store.sessions import session_is_over
 
 CallState = Literal["reserved", "settled", "unknown", "free"]
 """``reserved``: sent or about to be. ``settled``: at what was used. ``unknown``: no word of what
@@ -36,7 +34,7 @@ class Opening:
     """One HTTP attempt that is to be made."""
 
     call_id: str
-    session: str  # HOST:PID:ID of the client, see `new_session`
+    session: str  # HOST:PID:ID of the client, see `sessions.py`
     purpose: str
     model: str
     base_url: str
@@ -109,11 +107,6 @@ class CallCounts:
     def usd(self) -> float:
         """Dollars charged."""
         return self.nano_usd / 1e9
-
-
-def new_session() -> str:
-    """A name for a client of this process, from which another can tell whether it still runs."""
-    return f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
 
 
 class LedgerRows(Database):
@@ -224,21 +217,6 @@ class LedgerRows(Database):
         query = select(table.c.payload).where(table.c.base_url == base_url, table.c.model == model)
         with self.reading() as connection:
             return connection.execute(query).scalar_one_or_none()
-
-
-def session_is_over(session: str) -> bool:
-    """Is the process of a session on this host gone? Of another host's nothing is known."""
-    host, _, rest = session.partition(":")
-    pid = rest.partition(":")[0]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _locked_account(connection: Connection) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class ListingRows(Database):
     ) -> Listing:
         """A page of prompts with what is known of them under a pair."""
         judged, chosen = _judged(pair), _human(pair)
-        queued = select(tables.queue).where(_queue.pair == pair).subquery()
+        queued = select(tables.queue).where(_queue.pair == pair, _queue.seat == 0).subquery()
         rows = (
             select(
                 _prompts.prompt_id,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Connection, select
 
 from pivotal_tokens.schema import (
+    HUMAN,
     Frozen,
     Judgement,
     Label,
@@ -21,8 +22,7 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.labels import effective, events_of
-from pivotal_tokens.store.queue import review_events_of
-from pivotal_tokens.store.results import HUMAN
+from pivotal_tokens.store.review_log import review_events_of
 
 
 class Outcome(Frozen):

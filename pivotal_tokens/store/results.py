@@ -15,13 +15,12 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, Row, Table, delete, select
 
-from pivotal_tokens.schema import Failed, Judgement, NextTokenPair, NextTokens, Verdict
+from pivotal_tokens.schema import HUMAN, Failed, Judgement, NextTokenPair, NextTokens, Verdict
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.dialect import upsert
 from pivotal_tokens.store.labels import add_judgement_events
-
-HUMAN = "human"  # the judge under whose name a reviewer's verdict stands
+from pivotal_tokens.store.order import reorder
 
 
 class ResultRows(Database):
@@ -132,7 +131,7 @@ def put_verdict(
     connection: Connection, prompt_id: str, pair: str, judge: str, verdict: Verdict
 ) -> bool:
     """Keep a verdict within a transaction; False if it was there."""
-    return _put(
+    new = _put(
         connection,
         tables.verdicts,
         {"prompt_id": prompt_id, "pair": pair, "judge": judge},
@@ -143,6 +142,9 @@ def put_verdict(
             "payload": verdict.model_dump_json(),
         },
     )
+    if new and judge != HUMAN:
+        reorder(connection, prompt_id, pair)
+    return new
 
 
 def drop_human_verdict(connection: Connection, prompt_id: str, pair: str) -> None:

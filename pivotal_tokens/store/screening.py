@@ -20,8 +20,8 @@ from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.judging import add_votes
 from pivotal_tokens.store.labels import add_judgement_events
 from pivotal_tokens.store.prompts import insert_prompt
-from pivotal_tokens.store.queue import queue_prompt
 from pivotal_tokens.store.results import put_judgement, put_next_tokens, put_verdict
+from pivotal_tokens.store.seats import draw_control, queue_prompt
 
 _CHUNK = 500  # ids in one query; databases limit the number of parameters
 
@@ -96,6 +96,8 @@ class ScreeningRows(Database):
                 put_verdict(connection, judgement.prompt_id, pair, judgement.judge, item.verdict)
                 if item.queue is not None:
                     queue_prompt(connection, judgement.prompt_id, pair, item.queue, self.now())
+                elif not item.verdict.flagged:
+                    draw_control(connection, judgement.prompt_id, pair, self.now())
             add_votes(connection, pair, [vote for item in judged for vote in item.votes])
             ids = [item.judgement.prompt_id for item in judged]
             _clear_failures(connection, ids, pair, "judge")

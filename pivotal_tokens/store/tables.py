@@ -21,10 +21,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    true,
 )
 
-# Raise with every change of a table; `database.py` refuses any other number.
-SCHEMA_VERSION = 1
+# Raise when what is stored changes its meaning; `migrations.py` brings older stores up to it.
+# A new table or a new column with a server default needs no new number: it is added on opening.
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -101,8 +104,10 @@ label_events = Table(
     Column("author", String(256), nullable=False),
     Column("author_kind", String(8), nullable=False),
     Column("to_label", String(8)),
+    Column("purpose", String(16), nullable=False, server_default="review"),
     Column("payload", Text, nullable=False),
     Index("label_events_of_prompt", "prompt_id", "seq"),
+    Index("label_events_of_author", "author", "seq"),
 )
 
 review_events = Table(
@@ -112,28 +117,53 @@ review_events = Table(
     _prompt_key(),
     Column("pair", String(128), nullable=False),
     Column("author", String(256), nullable=False),
+    Column("action", String(16), nullable=False, server_default=""),
+    Column("at", Float, nullable=False, server_default="0"),
     Column("payload", Text, nullable=False),
     Index("review_events_of_prompt", "prompt_id", "seq"),
+    Index("review_events_of_author", "author", "seq"),
 )
 
+# One row is one reviewer's seat at one prompt: with an overlap of N, N rows of different seats.
 queue = Table(
     "queue",
     metadata,
     Column("item_id", Integer, primary_key=True, autoincrement=True),
     _prompt_key(),
     Column("pair", String(128), nullable=False),
+    Column("seat", Integer, nullable=False, server_default="0"),
+    Column("kind", String(16), nullable=False, server_default="review"),
     Column("reason", Text, nullable=False),
     Column("state", String(8), nullable=False),
     Column("reviewer", String(256)),
     Column("session", String(256)),
-    Column("fence", Integer, nullable=False, default=0),
+    Column("fence", Integer, nullable=False, server_default="0"),
     Column("lease_until", Float),
-    Column("revealed", Boolean, nullable=False, default=False),
+    Column("revealed", Boolean, nullable=False, server_default=false()),
+    Column("sampling", Float),  # probability with which an unflagged prompt was drawn
+    Column("flagged", Boolean, nullable=False, server_default=true()),
+    Column("evil_mass", Float, nullable=False, server_default="0"),
+    Column("uncertainty", Float, nullable=False, server_default="0"),
     Column("enqueued_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
-    UniqueConstraint("prompt_id", "pair"),
+    UniqueConstraint("prompt_id", "pair", "seat"),
     Index("queue_by_state", "state", "item_id"),
+    Index("queue_by_evil_mass", "state", "evil_mass", "item_id"),
+    Index("queue_by_uncertainty", "state", "uncertainty", "item_id"),
+    Index("queue_by_lease", "state", "lease_until"),
     Index("queue_by_reviewer", "reviewer", "state", "updated_at"),
+)
+
+# Was an unflagged prompt drawn for review, and with which probability? One row a prompt and pair.
+control_draws = Table(
+    "control_draws",
+    metadata,
+    _prompt_key(),
+    Column("pair", String(128), nullable=False),
+    Column("sampling", Float, nullable=False),
+    Column("drawn", Boolean, nullable=False),
+    UniqueConstraint("prompt_id", "pair"),
+    Index("control_draws_of_pair", "pair"),
 )
 
 graphs = Table(

@@ -9,8 +9,9 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "AttemptView Counts HUMAN HumanLabelled Judged Outcome PairAttempt Reviewed "
-        "ReviewedToken SCHEMA_VERSION Screened Store default_url"
+        "ANYTHING AttemptView Counts HUMAN HumanLabelled Judged Listing ListingLine ListingQuery "
+        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Wanted "
+        "default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Split check nearest normalise read_prompts similarity split_new"
@@ -27,7 +28,9 @@ PUBLIC = {
         "AgreementReport Divergence FIELDS ImportReport divergence import_labels label_agreement "
         "label_records read_records write_records"
     ),
-    "pivotal_tokens.review": ("Difference PlainSummary Question Reveal ReviewService run_plain"),
+    "pivotal_tokens.review": (
+        "Difference PlainSummary Progress Question Reveal ReviewService run_plain"
+    ),
 }
 
 

@@ -58,7 +58,9 @@ def test_an_unreadable_file_is_refused(store, store_path):
         Store.open(f"sqlite:///{store_path}")
 
 
-@pytest.mark.parametrize(("version", "advice"), [("2", "newer"), ("0", "export"), ("?", "restore")])
+@pytest.mark.parametrize(
+    ("version", "advice"), [("3", "newer"), ("0", "restore"), ("?", "restore")]
+)
 def test_another_schema_version_is_refused_with_advice(store, store_path, version, advice):
     connection = sqlite3.connect(store_path)
     connection.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", (version,))
@@ -101,7 +103,8 @@ def test_an_exception_keeps_nothing_of_a_transaction(store):
         connection.exec_driver_sql("INSERT INTO meta VALUES (:name, :value)", values)
         1 / 0  # noqa: B018
     with store.reading() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM meta").scalar() == 1
+        names = connection.exec_driver_sql("SELECT name FROM meta").scalars().all()
+    assert names and "half" not in names
 
 
 def test_several_processes_may_create_one_store_at_once(tmp_path):

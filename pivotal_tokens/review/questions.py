@@ -1,0 +1,113 @@
+"""What passes between the review service and whoever shows it: questions, reveals, progress.
+
+question.missing                      # tokens that still need an answer
+reveal.differences                    # where the reviewer and the judge differ
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.commands import Place
+from pivotal_tokens.schema import Label, NextTokenPair, Prompt, ReviewItem, Verdict
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item as its reviewer may see it before the answer: no judge's and no other's label."""
+
+    item: ReviewItem
+    """Why and with which probability it was queued is blanked out, unless it is adjudicated."""
+    prompt: Prompt
+    lists: NextTokenPair
+    labels: Mapping[int, Label]
+    """The reviewer's own, by token id; for an adjudicator also those that all reviewers gave."""
+    left: frozenset[int] = frozenset()
+    """Tokens that the reviewer explicitly left without a label."""
+    optional: frozenset[int] = frozenset()
+    """Tokens so improbable in both models that `finish` leaves them where nothing is said."""
+    votes: Mapping[str, Mapping[int, Label]] = field(default_factory=dict)
+    """Reviewer -> labels; for an adjudicator only."""
+    rejected_by: tuple[str, ...] = ()
+    """Reviewers who found the prompt bad; for an adjudicator only."""
+
+    @property
+    def adjudication(self) -> bool:
+        """Do this answer's labels settle a disagreement?"""
+        return self.item.kind == "adjudication"
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Tokens of either list with neither a label nor a decision to leave them."""
+        return tuple(
+            token
+            for token in self.lists.token_ids
+            if token not in self.labels and token not in self.left
+        )
+
+    @property
+    def disputed(self) -> tuple[int, ...]:
+        """Tokens that reviewers label differently; for an adjudicator only."""
+        given: dict[int, set[Label]] = {}
+        for labels in self.votes.values():
+            for token, label in labels.items():
+                given.setdefault(token, set()).add(label)
+        return tuple(t for t in self.lists.token_ids if len(given.get(t, ())) > 1)
+
+    def token_at(self, place: Place) -> int:
+        """The token id at a place of a list.
+
+        Raises:
+            RequestError: If the list is shorter.
+        """
+        tokens = self.lists.base if place.model == "base" else self.lists.merged
+        for token in tokens.top:
+            if token.rank == place.rank:
+                return token.token_id
+        raise RequestError(f"there is no {place}: the list has {len(tokens.top)} tokens")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A token that the reviewer and the judge label differently."""
+
+    token_id: int
+    text: str
+    human: Label
+    judge: Label
+
+
+@dataclass(frozen=True)
+class Reveal:
+    """What may be shown once an item is answered."""
+
+    prompt_id: str
+    item: ReviewItem
+    """As it was settled; `ReviewService.agree` and `explain` go by it."""
+    labels: Mapping[int, Label]
+    verdict: Verdict
+    """Under this reviewer's labels alone."""
+    judge_labels: Mapping[int, Label]
+    differences: tuple[Difference, ...]
+    """Each asks for a reason: `ReviewService.explain`, or `agree`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a reviewer is."""
+
+    reviewer: str
+    answered: int
+    """Items finished or rejected, over all sessions."""
+    answered_now: int
+    """Of these, in this session."""
+    waiting: int
+    """Items that this reviewer may still be asked."""
+    states: Mapping[str, int]
+    """Items of the whole queue by state, a seat counting as one."""
+    per_hour: float | None
+    """Over the last 50 answers, pauses of more than five minutes left out; None before two."""
+    eta_seconds: float | None
+    """Time for what waits, at this rate and alone; None where the rate is not known."""
