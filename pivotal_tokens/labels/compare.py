@@ -76,10 +76,13 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
 
 
 def blind_labels(events: tuple[LabelEvent, ...]) -> dict[str, dict[int, Label]]:
-    """Author -> token id -> the label the author stood by last without having seen a judge's."""
+    """Author -> token id -> the label the author stood by last without having seen a judge's.
+
+    An item asked twice counts by its first answer, and an adjudicator has seen the reviewers'.
+    """
     labels: dict[str, dict[int, Label]] = {}
     for event in events:
-        if event.author_kind == "human" and event.judge_visible:
+        if event.author_kind == "human" and (event.judge_visible or event.purpose != "review"):
             continue
         own = labels.setdefault(event.author, {})
         own.pop(event.token_id, None)

@@ -26,8 +26,8 @@ Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CELL_LIMIT = 1 << 30
-_INTEGERS = ("token_id",)
-_BOOLEANS = ("judge_visible", "agreed_after_reveal")
+_INTEGERS = ("token_id", "item_id")
+_BOOLEANS = ("left", "was_left", "judge_visible", "agreed_after_reveal")
 
 
 def format_of(path: Path, given: str | None = None) -> Format:

@@ -169,18 +169,6 @@ def left_by_author(
     return {author: frozenset(tokens) for author, tokens in found.items()}
 
 
-def blind_labels(events: Iterable[LabelEvent]) -> dict[str, dict[int, Label]]:
-    """Author -> token id -> the last label given before a judge's was shown.
-
-    These are what agreement is measured on: no repeat, no adjudication, nothing taken over from the
-    judge after the reveal.
-    """
-    unseen = [
-        event for event in events if not event.judge_visible and not event.agreed_after_reveal
-    ]
-    return labels_by_author(unseen)
-
-
 def _last_events(
     events: Iterable[LabelEvent], kind: AuthorKind, author: str | None = None
 ) -> dict[Purpose, dict[tuple[int, str], LabelEvent]]:

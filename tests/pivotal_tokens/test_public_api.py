@@ -14,7 +14,8 @@ PUBLIC = {
         "default_url"
     ),
     "pivotal_tokens.prompts": (
-        "Finding Split check nearest normalise read_prompts similarity split_new"
+        "Finding Likeness MAX_WORDS Rule Split Tried check check_fork nearest normalise own_words "
+        "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
         "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
