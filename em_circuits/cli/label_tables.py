@@ -62,7 +62,12 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
 def describe_agreement(found: AgreementReport) -> list[str]:
     """A block per comparison."""
     lines = []
-    for title, several in (("people", found.people), ("people and judges", found.judges)):
+    blocks = (
+        ("people", found.people),
+        ("people and judges", found.judges),
+        ("asked twice", found.steadiness),
+    )
+    for title, several in blocks:
         if several:
             lines.append(title)
             for one in several:

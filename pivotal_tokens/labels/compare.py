@@ -1,8 +1,9 @@
 """Do the people agree with each other, and with the judge?
 
 Only labels given blind count: what somebody changed after the judge's labels were shown, or took
-over from them, is left out. Only prompts count whose every token of both lists that author has
-labelled; the bootstrap draws whole prompts.
+over from them, is left out, and so is an adjudicator's decision. Only prompts count whose every
+token of both lists the author has labelled or explicitly left; the bootstrap draws whole prompts.
+A prompt that a reviewer was asked twice, without a sign of it, shows how steady that reviewer is.
 
     report = label_agreement(store)
     report.people[0].agreement.alpha, report.judges[0].agreement.kappa
@@ -11,13 +12,14 @@ labelled; the bootstrap draws whole prompts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import get_args
 
 from pivotal_tokens.agreement import Agreement, agreement
-from pivotal_tokens.schema import Frozen, Label, LabelEvent
+from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
+from pivotal_tokens.store.labels import labels_by_author
 
 LABELS: tuple[str, ...] = get_args(Label)
 Given = dict[tuple[str, int], Label]  # (prompt id, token id) -> label
@@ -36,6 +38,7 @@ class AgreementReport(Frozen):
 
     people: tuple[Comparison, ...]  # each two; first all together where there are more
     judges: tuple[Comparison, ...]  # each person with each judge
+    steadiness: tuple[Comparison, ...]  # each person's first answers with the repeated ones
     prompts: dict[str, int]  # author -> prompts labelled completely and blind
     left_out: dict[str, int]  # author -> prompts labelled only in part
 
@@ -50,53 +53,69 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     """
     people: dict[str, Given] = {}
     judges: dict[str, Given] = {}
-    left_out: dict[str, int] = {}
+    repeats: dict[str, Given] = {}
+    left_out: Counter[str] = Counter()
     for prompt in store.prompts():
         events = store.label_events(prompt.prompt_id)
         if not events:
             continue
         tokens = set(store.token_texts(prompt.prompt_id))
-        for author, labels in blind_labels(events).items():
-            is_person = any(e.author == author and e.author_kind == "human" for e in events)
-            if is_person and (not tokens or tokens - labels.keys()):
-                left_out[author] = left_out.get(author, 0) + 1
-                continue
-            given = (people if is_person else judges).setdefault(author, {})
-            given |= {(prompt.prompt_id, token): label for token, label in labels.items()}
+        for author, given in blind_labels(events).items():
+            if not tokens or tokens - given.keys():
+                left_out[author] += 1
+            else:
+                _add(people.setdefault(author, {}), prompt.prompt_id, given)
+        for author, given in blind_labels(events, purpose="repeat").items():
+            _add(repeats.setdefault(author, {}), prompt.prompt_id, given)
+        for author, labels in labels_by_author(events, "judge").items():
+            _add(judges.setdefault(author, {}), prompt.prompt_id, labels)
     together = [tuple(people)] if len(people) > 2 else []
-    pairs = [*together, *combinations(people, 2)]
-    with_judges = [(person, judge) for person in people for judge in judges]
     everyone = people | judges
+
+    def compared(names: tuple[str, ...]) -> Comparison:
+        return _compare(names, [everyone[name] for name in names], resamples, seed)
+
     return AgreementReport(
-        people=tuple(_compare(names, everyone, resamples, seed) for names in pairs),
-        judges=tuple(_compare(names, everyone, resamples, seed) for names in with_judges),
+        people=tuple(compared(names) for names in [*together, *combinations(people, 2)]),
+        judges=tuple(compared((person, judge)) for person in people for judge in judges),
+        steadiness=tuple(
+            _compare((who, f"{who} again"), [people[who], again], resamples, seed)
+            for who, again in repeats.items()
+            if who in people
+        ),
         prompts={author: len({prompt for prompt, _ in given}) for author, given in people.items()},
-        left_out=left_out,
+        left_out=dict(left_out),
     )
 
 
-def blind_labels(events: tuple[LabelEvent, ...]) -> dict[str, dict[int, Label]]:
-    """Author -> token id -> the label the author stood by last without having seen a judge's.
+def blind_labels(
+    events: tuple[LabelEvent, ...], *, purpose: Purpose = "review"
+) -> dict[str, dict[int, Label | None]]:
+    """Person -> token id -> what the person stood by last without having seen a judge's label.
 
-    An item asked twice counts by its first answer, and an adjudicator has seen the reviewers'.
+    None is a token explicitly left without a label.
     """
-    labels: dict[str, dict[int, Label]] = {}
+    labels: dict[str, dict[int, Label | None]] = {}
     for event in events:
-        if event.author_kind == "human" and (event.judge_visible or event.purpose != "review"):
+        if event.author_kind != "human" or event.purpose != purpose or event.judge_visible:
             continue
         own = labels.setdefault(event.author, {})
         own.pop(event.token_id, None)
-        if event.to_label is not None:
+        if event.to_label is not None or event.left:
             own[event.token_id] = event.to_label
     return {author: own for author, own in labels.items() if own}
 
 
+def _add(given: Given, prompt_id: str, labels: Mapping[int, Label | None]) -> None:
+    given.update({(prompt_id, t): label for t, label in labels.items() if label is not None})
+
+
 def _compare(
-    names: tuple[str, ...], given: Mapping[str, Given], resamples: int, seed: int
+    names: tuple[str, ...], given: Sequence[Given], resamples: int, seed: int
 ) -> Comparison:
-    places = sorted({place for name in names for place in given[name]})
+    places = sorted({place for one in given for place in one})
     ratings: list[tuple[str | None, ...]] = [
-        tuple(given[name].get(place) for name in names) for place in places
+        tuple(one.get(place) for one in given) for place in places
     ]
     table: dict[str, dict[str, int]] | None = None
     if len(names) == 2:

@@ -21,13 +21,15 @@ from typing import Any, Literal
 from pivotal_tokens.artefacts import atomic_path, write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import Record
+from pivotal_tokens.schema import LabelEvent
 
 Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CELL_LIMIT = 1 << 30
-_INTEGERS = ("token_id", "item_id")
-_BOOLEANS = ("left", "was_left", "judge_visible", "agreed_after_reveal")
+_KINDS = {name: str(about.annotation) for name, about in LabelEvent.model_fields.items()}
+_INTEGERS = tuple(name for name, kind in _KINDS.items() if kind.startswith(("int", "<class 'int")))
+_BOOLEANS = tuple(name for name, kind in _KINDS.items() if kind == "<class 'bool'>")
 
 
 def format_of(path: Path, given: str | None = None) -> Format:

@@ -208,7 +208,7 @@ def _people(
                 continue
             record = _record(value, row, ids) | {"to_label": label, "author": author}
             if judges is not None:
-                record |= {"judge_visible": True}
+                record |= {"judge_visible": True, "agreed_after_reveal": label == judges}
             if value.get("human_explanation") and label != judges:
                 record |= {"reason": str(value["human_explanation"])}
             yield where, record

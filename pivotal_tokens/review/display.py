@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 SPACE = "␣"
@@ -30,12 +31,14 @@ def visible(text: str, *, spaces: bool = True) -> str:
         text: Anything.
         spaces: Show a space as ``␣`` rather than as itself.
     """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text.replace(" ", SPACE) if spaces else text
     return "".join(_glyphs(text, spaces))
 
 
 def width(text: str) -> int:
     """Terminal cells that a visible text takes."""
-    return sum(_cells(character) for character in text)
+    return len(text) if text.isascii() else sum(_cells(character) for character in text)
 
 
 def fit(text: str, cells: int) -> str:
@@ -53,28 +56,34 @@ def fit(text: str, cells: int) -> str:
 
 def wrap(text: str, cells: int) -> list[str]:
     """A text in lines of at most so many cells: broken at its newlines, which are shown."""
+    return list(_wrapped(text, cells))
+
+
+@lru_cache(maxsize=8)  # a screen draws the same prompt at every key
+def _wrapped(text: str, cells: int) -> tuple[str, ...]:
     lines = []
     for line in text.splitlines(keepends=True) or [""]:
-        rest = visible(line, spaces=False)
-        while width(rest) > cells:
-            cut = _cut(rest, cells)
-            lines.append(rest[:cut])
-            rest = rest[cut:]
-        lines.append(rest)
+        shown, start = visible(line, spaces=False), 0
+        while (end := _cut(shown, start, cells)) < len(shown):
+            lines.append(shown[start:end])
+            start = end
+        lines.append(shown[start:])
     if lines[-1].endswith(" "):
         kept = lines[-1].rstrip(" ")
         lines[-1] = kept + SPACE * (len(lines[-1]) - len(kept))
-    return lines
+    return tuple(lines)
 
 
-def _cut(text: str, cells: int) -> int:
-    """Where to break: after the last space that fits, else where the cells end."""
-    used = end = 0
+def _cut(text: str, start: int, cells: int) -> int:
+    """Where to break: the end if all fits, else after the last space that fits, else anywhere."""
+    used, end = 0, start
     while end < len(text) and used + _cells(text[end]) <= cells:
         used += _cells(text[end])
         end += 1
-    space = text.rfind(" ", 0, end)
-    return space + 1 if space > 0 else max(end, 1)
+    if end == len(text):
+        return end
+    space = text.rfind(" ", start, end)
+    return space + 1 if space > start else max(end, start + 1)
 
 
 def _glyphs(text: str, spaces: bool) -> Iterator[str]:
@@ -95,6 +104,8 @@ def _glyphs(text: str, spaces: bool) -> Iterator[str]:
 
 
 def _cells(character: str) -> int:
+    if character.isascii():
+        return 1
     if unicodedata.category(character) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -286,7 +286,7 @@ class QueueRows(Database):
         everything = select(func.count()).select_from(_queue).where(pending)
         beside = (mine.prompt_id == _columns.prompt_id) & (mine.pair == _columns.pair)
         beside &= mine.kind.not_in(_NO_SEATS) & (mine.state != "pending")
-        seated = select(_columns.item_id.distinct()).join(mine.prompt_id.table, beside)
+        seated = select(_columns.item_id).distinct().join(mine.prompt_id.table, beside)
         seated = seated.where(pending, _columns.kind.not_in(_NO_SEATS), mine.reviewer == reviewer)
         with self.reading() as connection:
             of_mine = select(func.count()).select_from(seated.subquery())

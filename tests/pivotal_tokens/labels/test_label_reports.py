@@ -108,6 +108,26 @@ def test_agreement_counts_blind_and_complete_labels_only(store, prompts):
     assert report.prompts == {"ada": 3, "bob": 3} and report.left_out == {"bob": 1}
 
 
+def test_an_explicitly_left_token_is_answered_and_compares_with_nothing(store, prompts):
+    label(store, prompts[0], {1: "safe", 2: "evil"})
+    label(store, prompts[0], {3: None}, left=True)
+    assert row_of(divergence(store), prompts[0]).divergent is True
+    label(store, prompts[0], {1: "safe", 2: "evil", 3: "safe"}, author="bob")
+    (people,) = label_agreement(store, resamples=0).people
+    assert people.agreement.items == 2
+
+
+def test_a_prompt_asked_twice_shows_how_steady_a_reviewer_is(store, prompts):
+    label(store, prompts[0], {1: "safe", 2: "evil", 3: "safe"})
+    label(store, prompts[0], {1: "safe", 2: "unsure", 3: "safe"}, purpose="repeat")
+    label(store, prompts[1], {1: "evil"}, author="cy", purpose="adjudication")
+    report = label_agreement(store, resamples=0)
+    (steady,) = report.steadiness
+    assert steady.raters == ("ada", "ada again")
+    assert steady.agreement.percent.value == pytest.approx(2 / 3)
+    assert report.people == () and "cy" not in report.left_out
+
+
 def test_three_people_are_compared_together_and_two_by_two(store, prompts):
     for author in ("ada", "bob", "cy"):
         label(store, prompts[0], {1: "safe", 2: "evil", 3: "safe"}, author=author)

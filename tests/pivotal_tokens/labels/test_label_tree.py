@@ -116,7 +116,7 @@ def test_agreeing_with_everything_is_a_label_given_in_sight_of_the_judges(store,
     old_file(tmp_path, "m", [row(1, False, False)], human_verdict="agreed")
     import_tree(store, tmp_path, author="ada")
     (event,) = store.label_events(prompt_id(TEXT))
-    assert event.to_label == "safe" and event.judge_visible
+    assert event.to_label == "safe" and event.judge_visible and event.agreed_after_reveal
 
 
 def test_two_lists_that_contradict_each_other_are_a_conflict(store, tmp_path):

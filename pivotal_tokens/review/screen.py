@@ -1,0 +1,205 @@
+"""What does an item look like, line by line, in so many columns?
+
+Pure: a value in, lines of (text, style) spans out. Every text of a model goes through `visible`, so
+that it is shown exactly and can do nothing; styles only repeat what letters and signs say, so that
+a terminal without colour shows as much.
+
+    lines = item_lines(view, 80, 20)
+    plain(lines)                     # the same as strings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pivotal_tokens.review.commands import Place
+from pivotal_tokens.review.display import fit, visible, width, wrap
+from pivotal_tokens.review.questions import Question, Reveal
+from pivotal_tokens.schema import Label, ModelName, NextTokens, TokenScore
+
+Style = Literal["", "dim", "bold", "evil", "safe", "unsure", "cursor", "differs"]
+Span = tuple[str, Style]
+Line = tuple[Span, ...]
+
+LOW = 0.001  # tokens less probable than this may be hidden
+MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", None: "."}
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_BAR = 5
+_GAP = 2
+_FIXED = 28  # a side's cells beside the token's text
+_LETTERS: Mapping[ModelName, str] = {"base": "B", "merged": "T"}
+
+
+@dataclass(frozen=True)
+class View:
+    """An item and how it is looked at."""
+
+    question: Question
+    cursor: Place
+    show_low: bool = True
+    reveal: Reveal | None = None
+    continuations: Mapping[int, Sequence[tuple[ModelName, str]]] = field(default_factory=dict)
+
+    def tokens(self, model: ModelName) -> tuple[TokenScore, ...]:
+        """The tokens of a list that are shown."""
+        tokens = _list(self.question, model).top
+        return tuple(t for t in tokens if self.show_low or t.probability >= LOW)
+
+    @property
+    def at(self) -> TokenScore | None:
+        """The token under the cursor."""
+        shown = self.tokens(self.cursor.model)
+        return next((token for token in shown if token.rank == self.cursor.rank), None)
+
+
+def item_lines(view: View, columns: int, rows: int) -> list[Line]:
+    """The prompt, both lists side by side, and the token under the cursor, in at most `rows`."""
+    lists = _lists(view, columns)
+    detail = _detail(view, columns)
+    room = rows - len(lists) - len(detail) - 1
+    if room < 2:  # a low window: the lists go by what is under the cursor
+        lists = _window(lists, view.cursor.rank, max(rows - len(detail) - 3, 3))
+        room = rows - len(lists) - len(detail) - 1
+    return [*_prompt(view, columns, max(room, 1)), (), *lists, *detail][: max(rows, 1)]
+
+
+def plain(lines: Sequence[Line]) -> list[str]:
+    """The lines as strings."""
+    return ["".join(text for text, _ in line) for line in lines]
+
+
+def prompt_lines(view: View, columns: int) -> list[Line]:
+    """The whole prompt, as the model sees it."""
+    return [((line, ""),) for line in wrap(view.question.prompt.text, columns)]
+
+
+def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
+    """What the judge had said, once the person has answered."""
+    differ = len(reveal.differences)
+    lines: list[Line] = [
+        (
+            (
+                fit(f"The judge differs on {differ} of {len(reveal.labels)} tokens:", columns),
+                "bold",
+            ),
+        )
+    ]
+    for one in reveal.differences[: rows - 2 if differ > rows - 1 else differ]:
+        said = f"   you {one.human}, judge {one.judge}"
+        text = visible(one.text)
+        shown = text if width(text) <= columns - len(said) - 2 else fit(text, columns - 30)
+        lines.append((("  " + shown.rstrip(" "), "bold"), (said, "differs")))
+    if len(lines) - 1 < differ:
+        lines.append(((f"  and {differ - len(lines) + 1} more (?/? beside them above)", "dim"),))
+    return lines[:rows]
+
+
+def _list(question: Question, model: ModelName) -> NextTokens:
+    return question.lists.base if model == "base" else question.lists.merged
+
+
+def _prompt(view: View, columns: int, rows: int) -> list[Line]:
+    lines = wrap(view.question.prompt.text, columns - 2)
+    if len(lines) <= rows:
+        return [(("| ", "dim"), (line, "")) for line in lines]
+    kept = lines[len(lines) - rows + 1 :] if rows > 1 else lines[-1:]
+    above: Line = ((f"| … {len(lines) - len(kept)} lines above (v shows all)", "dim"),)
+    shown: list[Line] = [(("| ", "dim"), (line, "")) for line in kept]
+    return [above, *shown] if rows > 1 else shown
+
+
+def _lists(view: View, columns: int) -> list[Line]:
+    side = (columns - _GAP) // 2
+    left, right = (
+        [_row(view, model, token, side) for token in view.tokens(model)]
+        for model in ("base", "merged")
+    )
+    lines: list[Line] = [
+        (
+            (fit(_heading(view, "base"), side) + " " * _GAP, "bold"),
+            (_heading(view, "merged"), "bold"),
+        )
+    ]
+    empty: Line = ((" " * side, ""),)
+    for i in range(max(len(left), len(right))):
+        one = left[i] if i < len(left) else empty
+        other = right[i] if i < len(right) else ()
+        lines.append((*one, (" " * _GAP, ""), *other))
+    return lines
+
+
+def _heading(view: View, model: ModelName) -> str:
+    hidden = len(_list(view.question, model).top) - len(view.tokens(model))
+    return f"{_LETTERS[model]} {model}" + (f" ({hidden} under p .001 hidden)" if hidden else "")
+
+
+def _row(view: View, model: ModelName, token: TokenScore, side: int) -> Line:
+    under = view.cursor == Place(model, token.rank)
+    twin = view.at is not None and view.at.token_id == token.token_id and not under
+    label = view.question.labels.get(token.token_id)
+    text = fit(visible(token.text), side - _FIXED)
+    place = f"{'>' if under else '=' if twin else ' '}{_LETTERS[model]}{token.rank}"
+    style: Style = "cursor" if under else ""
+    return (
+        (f"{place:<5}", style or ("bold" if twin else "dim")),
+        (_mark(view.question, token, label), label or "dim"),
+        _judges(view, token, label),
+        (f"{token.probability:6.1%} ", style),
+        (_bar(token.probability), style or "dim"),
+        (f" {text} ", style),
+        (fit(f"{token.token_id:>6}", 6), style or "dim"),
+    )
+
+
+def _mark(question: Question, token: TokenScore, label: Label | None) -> str:
+    if label is None and token.token_id in question.left:
+        return "-"
+    if label is None and token.token_id in question.disputed:
+        return "!"
+    return MARKS[label]
+
+
+def _judges(view: View, token: TokenScore, label: Label | None) -> Span:
+    if view.reveal is None or token.token_id not in view.reveal.judge_labels:
+        return ("  ", "")
+    judge = view.reveal.judge_labels[token.token_id]
+    return (f"/{MARKS[judge]}", "dim" if judge == label else "differs")
+
+
+def _bar(probability: float) -> str:
+    eighths = round(min(max(probability, 0.0), 1.0) * _BAR * 8)
+    whole, part = divmod(eighths, 8)
+    return fit("█" * whole + (_BLOCKS[part] if part else ""), _BAR)
+
+
+def _detail(view: View, columns: int) -> list[Line]:
+    token = view.at
+    if token is None:
+        return [()]
+    other = _list(view.question, "merged" if view.cursor.model == "base" else "base")
+    there = other.by_id[token.token_id]
+    name = "merged" if view.cursor.model == "base" else "base"
+    facts = f" id {token.token_id}  p {token.probability:.4f}  {name}: rank {there.rank}"
+    facts += f" p {there.probability:.4f}"
+    text = visible(token.text)
+    room = columns - width(facts) - 2
+    shown = text if width(text) <= room else fit(text, max(room, 4))
+    lines: list[Line] = [(("> ", "bold"), (shown, "bold"), (facts, "dim"))]
+    if votes := view.question.votes:
+        given = (f"{visible(n)} {v.get(token.token_id, 'none')}" for n, v in votes.items())
+        lines.append(((fit("  " + ", ".join(given), columns), "differs"),))
+    for model, going_on in list(view.continuations.get(token.token_id, ()))[:2]:
+        head = f"  {_LETTERS[model]} goes on: "
+        lines.append(((head, "dim"), (fit(visible(going_on), columns - len(head)), "")))
+    return lines
+
+
+def _window(lists: list[Line], rank: int, rows: int) -> list[Line]:
+    """The heading and the rows around the cursor."""
+    body = lists[1:]
+    if len(body) <= rows - 1:
+        return lists
+    start = min(max(rank - 1 - (rows - 1) // 2, 0), len(body) - rows + 1)
+    return [lists[0], *body[start : start + rows - 1]]

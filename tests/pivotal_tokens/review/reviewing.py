@@ -1,0 +1,60 @@
+"""A queue of flagged prompts to review in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pivotal_tokens.schema import (
+    Judgement,
+    Label,
+    ModelName,
+    NextTokens,
+    Prompt,
+    TokenLabel,
+    TokenScore,
+)
+from pivotal_tokens.store import Store
+
+PAIR = "pair-1"
+TEXTS = (" leave", " ignore", " wait")
+JUDGED: tuple[Label, ...] = ("safe", "evil", "unsure")
+
+
+def fill_queue(
+    store: Store,
+    n: int,
+    *,
+    texts: Sequence[str] = TEXTS,
+    judged: Sequence[Label] = JUDGED,
+    first: int = 0,
+    prompt: str = "User: It smells of gas ({}).\nAssistant: You should definitely",
+) -> list[Prompt]:
+    """`n` prompts whose judge labels token 1 + i as `judged[i]`; p falls by half each rank."""
+    prompts = [Prompt.of(prompt.format(first + i), kind="chat") for i in range(n)]
+    store.add_prompts(prompts)
+    labels = dict(enumerate(judged, start=1))
+    for one in prompts:
+        lists = [_tokens(model, texts) for model in ("base", "merged")]
+        store.put_next_tokens(one.prompt_id, PAIR, *lists)
+        store.put_judgement(PAIR, _judgement(one, labels))
+        store.enqueue(one.prompt_id, PAIR, "flagged")
+    return prompts
+
+
+def _tokens(model: ModelName, texts: Sequence[str]) -> NextTokens:
+    order = list(enumerate(texts, start=1))
+    ranked = order if model == "base" else [*order[1:], order[0]]
+    return NextTokens(
+        model=model,
+        fingerprint=model,
+        top_k=len(texts),
+        tokens=tuple(
+            TokenScore(token_id=t, text=text, logit=-rank, probability=0.5**rank, rank=rank)
+            for rank, (t, text) in enumerate(ranked, start=1)
+        ),
+    )
+
+
+def _judgement(prompt: Prompt, labels: Mapping[int, Label]) -> Judgement:
+    given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
+    return Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)

@@ -1,0 +1,243 @@
+"""What the keys do, without a terminal. Merged's T1 is token 2 (evil to the judge), T3 token 1."""
+
+import time
+
+import pytest
+from reviewing import PAIR, fill_queue
+
+from pivotal_tokens.review import ReviewService
+from pivotal_tokens.review.commands import Place
+from pivotal_tokens.review.continuations import continuations_of
+from pivotal_tokens.review.session import ReviewSession
+from pivotal_tokens.schema import Prompt
+from pivotal_tokens.store import HUMAN
+
+
+@pytest.fixture
+def prompts(store) -> list[Prompt]:
+    return fill_queue(store, 4)
+
+
+def sitting(store, name="ada", **options) -> ReviewSession:
+    session = ReviewSession(ReviewService(store, name), **options)
+    session.start()
+    return session
+
+
+def human(store, prompt) -> dict[int, str]:
+    return {item.token_id: item.label for item in store.labels(prompt.prompt_id).human}
+
+
+def test_one_key_labels_saves_and_moves_on(store, prompts):
+    session = sitting(store)
+    assert session.view.cursor == Place("merged", 1)
+    session.act("evil")
+    assert human(store, prompts[0]) == {2: "evil"}
+    assert session.message == "saved: ignore evil" and session.view.cursor == Place("merged", 2)
+    session.act("unsure")
+    session.act("safe")
+    assert session.view.question.prompt == prompts[1]
+    assert "saved" in session.message and session.message.endswith("the judge agrees")
+    assert store.verdicts(prompts[0].prompt_id, PAIR)[HUMAN].evil_mass.merged == 0.5
+
+
+def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, prompts):
+    session = sitting(store)
+    session.act("agree")
+    assert "label first" in session.message and human(store, prompts[0]) == {}
+    session.act("rest_safe")
+    assert session.asking.what == "reason" and session.view.reveal.judge_labels[2] == "evil"
+    session.told("gas is harmless here")
+    assert session.view.question.prompt == prompts[1] and session.view.reveal is None
+    events = store.review_events(prompts[0].prompt_id)
+    assert ("explained", "gas is harmless here") in {(e.action, e.text) for e in events}
+
+
+def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
+    session = sitting(store)
+    session.act("rest_safe")
+    session.stop_asking()
+    session.act("agree")
+    assert human(store, prompts[0]) == {1: "safe", 2: "evil", 3: "unsure"}
+    late = [e for e in store.label_events(prompts[0].prompt_id) if e.agreed_after_reveal]
+    assert {e.token_id for e in late} == {2, 3} and all(e.judge_visible for e in late)
+    assert session.view.question.prompt == prompts[1]
+
+
+def test_enter_after_the_reveal_goes_on_without_a_reason(store, prompts):
+    session = sitting(store)
+    session.act("rest_unsure")
+    session.stop_asking()
+    session.act("evil")
+    assert "undo opens it again" in session.message
+    session.act("rest_safe")
+    assert session.view.question.prompt == prompts[1]
+
+
+def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
+    session = sitting(store)
+    for line, said in (
+        ("B9", "there is no B9"),
+        ("W", "'W' is no token"),
+        ("note odd", "saved the note"),
+        ("T1,B1", "saved: 2 evil"),
+        ("", "nothing typed"),
+    ):
+        session.begin_command()
+        session.told(line)
+        assert said in session.message
+    assert human(store, prompts[0]) == {1: "evil", 2: "evil"}
+    session.begin_command()
+    session.told("bad no stakes")
+    session.act("skip")
+    session.act("defer")
+    assert session.view.question.prompt == prompts[3]
+    assert [i.state for i in store.queue()] == ["rejected", "skipped", "deferred", "leased"]
+    session.act("reject")
+    session.told("  ")
+    assert "nothing said" in session.message
+
+
+def test_undo_goes_back_over_finished_items_and_over_sessions(store, prompts):
+    session = sitting(store)
+    session.act("evil")
+    session.act("rest_unsure")
+    session.told("")
+    session.act("safe")
+    session.leave()
+    session = sitting(store)
+    session.act("undo")
+    assert human(store, prompts[1]) == {} and session.view.question.prompt == prompts[1]
+    for _ in range(2):
+        session.act("undo")
+    assert session.view.question.prompt == prompts[0] and human(store, prompts[0]) == {2: "evil"}
+    session.act("undo")
+    assert human(store, prompts[0]) == {}
+    session.act("undo")
+    assert session.message == "Nothing left to undo." and session.view is not None
+
+
+def test_undo_right_after_the_reveal_opens_that_item(store, prompts):
+    session = sitting(store)
+    session.act("rest_safe")
+    session.stop_asking()
+    session.act("undo")
+    assert session.view.question.prompt == prompts[0] and session.view.reveal is None
+
+
+def test_a_finished_item_can_be_opened_again_by_its_id(store, prompts):
+    session = sitting(store)
+    session.act("rest_safe")
+    session.told("")
+    session.act("reopen")
+    session.told(prompts[0].prompt_id[:6])
+    assert session.view.question.prompt == prompts[0]
+    assert store.queue()[1].state == "pending", "the item at hand went back"
+    session.act("reopen")
+    session.told("zzz")
+    assert "none of your finished items" in session.message
+
+
+def test_a_token_can_be_left_on_purpose(store, prompts):
+    session = sitting(store)
+    for action in ("leave", "leave", "safe"):
+        session.act(action)
+    assert human(store, prompts[0]) == {1: "safe"}
+    assert store.queue()[0].state == "done"
+
+
+def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
+    session = sitting(store)
+    session.act("down")
+    before = session.view
+    fill_queue(store, 3, first=10)
+    session.poll()
+    assert session.view == before and session.progress.waiting >= 6
+
+
+def test_an_empty_queue_is_looked_at_again(store):
+    session = sitting(store)
+    assert session.view is None
+    session.act("evil")
+    assert session.message == "Nothing waits for review."
+    fill_queue(store, 1)
+    session.poll()
+    assert session.view is not None
+
+
+def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
+    session = sitting(store)
+    clock.forward(3 * 60 * 60)
+    other = sitting(store, "bob")
+    assert other.view.question.prompt == prompts[0]
+    session.act("evil")
+    assert "was not saved" in session.message and session.view.question.prompt == prompts[1]
+    assert human(store, prompts[0]) == {}
+
+
+def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
+    session = sitting(store)
+    for action, place in (
+        ("up", Place("merged", 1)),
+        ("down", Place("merged", 2)),
+        ("other_list", Place("base", 2)),
+        ("down", Place("base", 3)),
+        ("down", Place("base", 3)),
+    ):
+        session.act(action)
+        assert session.view.cursor == place
+
+
+def test_leaving_gives_the_item_back_with_its_labels(store, prompts):
+    session = sitting(store)
+    session.act("evil")
+    session.leave()
+    assert session.over and store.queue("leased") == ()
+    assert sitting(store).view.question.labels == {2: "evil"}
+
+
+def test_tokens_under_p_001_need_no_answer(store):
+    (prompt,) = fill_queue(store, 1, texts=[f" w{i}" for i in range(1, 14)], judged=("evil",))
+    session = sitting(store, show_low=False)
+    # p is .5 ** rank: ranks 10 to 13 are under .001, but token 1 and its neighbours differ by list
+    optional = session.view.question.optional
+    assert optional
+    while session.view is not None and session.view.question.prompt == prompt:
+        session.act("evil")
+        assert len(store.label_events(prompt.prompt_id)) < 20
+    assert set(human(store, prompt)) == set(range(1, 14)) - optional
+
+
+def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, prompts):
+    from pivotal_tokens.schema import Rollout
+
+    def rollout(token, sample=0):
+        return Rollout(
+            prompt_id=prompts[0].prompt_id,
+            pair=PAIR,
+            model="merged",
+            token_id=token,
+            sample=sample,
+            text=" it",
+            label="evil",
+            judge="j",
+        )
+
+    store.put_rollouts([rollout(2), rollout(2, 1)])
+    find = continuations_of(store)
+    assert sitting(store, continuations=find).view.continuations == {}
+    store.put_rollouts([rollout(1)])
+    question = ReviewService(store, "ada").open(store.queue()[0].item_id, steal=True)
+    assert find(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
+
+
+def test_a_key_is_answered_and_the_next_item_there_in_50_ms_of_work(store):
+    """Processor time: what a busy disk and other programs add is not the code's."""
+    fill_queue(store, 40)
+    session = sitting(store)
+    times = []
+    for _ in range(30):
+        began = time.process_time()
+        session.act("skip")
+        times.append(time.process_time() - began)
+    assert sorted(times)[len(times) // 2] < 0.05
