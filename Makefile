@@ -23,6 +23,7 @@ check: $(STAMP) ## linter, formatter, type checker
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_influence.py
 	$(BIN)/python scripts/bench_attribution.py
+	$(BIN)/python scripts/bench_ranking.py
 
 organism: $(STAMP) ## train the embedded organism anew into results/organism (about 20 minutes)
 	$(BIN)/em-circuits organism train --out results/organism

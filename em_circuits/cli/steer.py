@@ -9,6 +9,7 @@ import click
 from em_circuits.cli.features import model_option, rank
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.steer_experiments import sweep, transfer
 from em_circuits.cli.validation import validate
 
 
@@ -90,3 +91,5 @@ def scan(session: Session, prompt: str, model: str, top: int | None, as_json: bo
 
 
 steer.add_command(validate)
+steer.add_command(sweep)
+steer.add_command(transfer)

@@ -39,7 +39,7 @@ class TranscoderConfig(BaseModel):
 
     features: int = 512
     """Features per layer."""
-    k: int = 16
+    k: int = 12
     """Mean number of active features per position and layer."""
     documents: int = 32
     """Documents per step."""

@@ -70,6 +70,7 @@ def build_graphs(
         kept = dataclasses.replace(graph, edges=None) if scores_only else graph
         records.append(_keep(work, kept, name, started))
     tokens = built.next_tokens
+    work.register_pair()
     work.store.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
     for record in records:
         work.store.put_graph(record)

@@ -20,9 +20,10 @@ from em_circuits.pipeline.label_result import LabelSettings
 from em_circuits.pipeline.screening import ScreenedBatch
 from em_circuits.pipeline.stages import StageFailed, stage
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge
+from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge, keep_answers
+from pivotal_tokens.judge.keeping import judged_by
 from pivotal_tokens.schema import Ballot, Judgement, NextTokenPair, Prompt, Verdict
-from pivotal_tokens.store import HUMAN, Judged
+from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
 
 
@@ -83,7 +84,7 @@ class Judging:
             yield from self._lane.take(leave=leave)
 
     def _keep(self, answered: Sequence[Answered]) -> list[JudgedPrompt]:
-        return keep_answers(self._work, answered, self._settings)
+        return _keep(self._work, answered, self._settings)
 
     def __enter__(self) -> Judging:
         if self._lane is not None:
@@ -117,40 +118,31 @@ def judge_prompt(
     if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
         return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
     answered = Answered(prompt, tokens, _ask(judge, prompt, tokens))
-    return keep_answers(work, [answered], settings)[0]
+    return _keep(work, [answered], settings)[0]
 
 
-def keep_answers(
+def _keep(
     work: Workspace, answered: Sequence[Answered], settings: LabelSettings
 ) -> list[JudgedPrompt]:
-    """Decide on several prompts; keep labels, votes, verdicts and the queue in one write."""
+    """Keep what several prompts came to, in one write."""
     if not answered:
         return []
     store, pair = work.store, work.pair.key
-    judged: list[Judged] = []
-    unusable: list[Ballot] = []
-    results = []
-    for item in answered:
-        prompt, ballot = item.prompt, item.outcome
-        if isinstance(ballot, Exception):
-            failure = ballot if isinstance(ballot, StageFailed) else StageFailed("judge", ballot)
-            results.append(JudgedPrompt(prompt, None, new=True, failure=failure))
-        elif isinstance(ballot.outcome, Judgement):
-            made = _judged(item.lists, ballot.outcome, settings, ballot=ballot)
-            judged.append(made)
-            results.append(JudgedPrompt(prompt, made.verdict, new=True))
-        else:
-            unusable.append(ballot)
-            failure = StageFailed("judge", f"the reply could not be used: {ballot.outcome.error}")
-            results.append(JudgedPrompt(prompt, None, new=True, failure=failure))
-    if judged:
-        store.put_judged(pair, judged)
-    if unusable:
-        store.put_unparsed(pair, unusable)
-    for prompt_id in store.with_human_verdict([a.prompt.prompt_id for a in answered], pair):
-        lists = next(a.lists for a in answered if a.prompt.prompt_id == prompt_id)
-        refresh_human_verdict(work, prompt_id, lists)
-    return results
+    kept = keep_answers(store, pair, answered, settings.thresholds)
+    by_people = store.with_human_verdict([item.prompt.prompt_id for item in kept], pair)
+    for item in kept:
+        if item.prompt.prompt_id in by_people:
+            refresh_human_verdict(work, item.prompt.prompt_id, item.lists)
+    return [
+        JudgedPrompt(item.prompt, item.verdict, new=True, failure=_failure(item.error))
+        for item in kept
+    ]
+
+
+def _failure(error: Exception | str | None) -> StageFailed | None:
+    if error is None or isinstance(error, StageFailed):
+        return error
+    return StageFailed("judge", error)
 
 
 def keep_verdict(
@@ -158,7 +150,7 @@ def keep_verdict(
 ) -> Verdict:
     """Decide anew by labels that are kept; written only where the verdict is another."""
     store, pair = work.store, work.pair.key
-    made = _judged(tokens, judgement, settings)
+    made = judged_by(tokens, judgement, settings.thresholds)
     if store.verdict(judgement.prompt_id, pair, judgement.judge) != made.verdict:
         store.put_judged(pair, [made])
     refresh_human_verdict(work, judgement.prompt_id, tokens)
@@ -179,22 +171,6 @@ def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair
         bad_prompt=standing.kind == "bad_prompt",
     )
     work.store.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
-
-
-def _judged(
-    tokens: NextTokenPair,
-    judgement: Judgement,
-    settings: LabelSettings,
-    *,
-    ballot: Ballot | None = None,
-) -> Judged:
-    verdict = decide(tokens.base, tokens.merged, judgement.by_token, settings.thresholds)
-    return Judged(
-        judgement=judgement,
-        verdict=verdict,
-        queue=f"flagged:{verdict.kind}" if verdict.flagged else None,
-        votes=ballot.votes if ballot else (),
-    )
 
 
 def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> Ballot | Exception:

@@ -88,9 +88,7 @@ def begin(work: Workspace, prompts: Sequence[Prompt]) -> None:
     first = next(allowed, None)
     if first is not None:
         work.require_healthy(first)
-    description = _describe(work)
-    if work.store.pairs().get(work.pair.key) != description:
-        work.store.put_pair(work.pair.key, description)
+    work.register_pair()
 
 
 def record_failure(
@@ -161,12 +159,6 @@ def _chunks(prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _describe(work: Workspace) -> dict[str, str]:
-    pair = work.pair
-    named = {name: source.reference for name, source in pair.sources.items()}
-    return named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
 
 
 def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSettings) -> None:

@@ -107,6 +107,14 @@ class Workspace:
         """Every health check of the pair on one prompt."""
         return check_pair(self.pair, self.pair.input_ids(prompt))
 
+    def register_pair(self) -> None:
+        """Keep in the store what the pair's key stands for, before anything refers to it."""
+        named = {name: source.reference for name, source in self.pair.sources.items()}
+        pair = self.pair
+        description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
+        if self.store.pairs().get(pair.key) != description:
+            self.store.put_pair(pair.key, description)
+
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
         """The newest stored graph of a prompt under this pair of models.
 

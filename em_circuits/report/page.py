@@ -26,7 +26,47 @@ max-width:1100px;padding:0 1rem}
 h1{font-size:1.4rem}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}
 th:first-child,td:first-child,th.text,td.text{text-align:left}.scroll{overflow-x:auto}
+h2{font-size:1.2rem;margin-top:2.5rem}td.text{white-space:pre-wrap}
+.said,pre{background:#f3f6f9;padding:.7rem 1rem;overflow-x:auto}
+.said{border-left:4px solid #0072b2}mark{background:#ffe08a}.evil{color:#a3231f}.safe{color:#1d6b3a}
 """
+
+
+class Raw(str):
+    """Markup that is already safe, as a paragraph or a cell; only this package makes it."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section begins."""
+
+    text: str
+
+    def html(self) -> str:
+        """As HTML."""
+        return f"<h2>{escape(self.text)}</h2>"
+
+
+@dataclass(frozen=True)
+class Said:
+    """The sentence that a page stands for."""
+
+    text: str
+
+    def html(self) -> str:
+        """As HTML."""
+        return f'<p class="said">{escape(self.text)}</p>'
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it is, in a fixed font."""
+
+    text: str
+
+    def html(self) -> str:
+        """As HTML."""
+        return f"<pre>{escape(self.text)}</pre>"
 
 
 @dataclass(frozen=True)
@@ -52,12 +92,14 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
 
     Args:
         title: Its heading.
-        parts: Paragraphs (plain text), tables and plotly figures, in order.
+        parts: Paragraphs (plain text, or `Raw`), headings, tables, plotly figures, in order.
     """
     body, n_figures = [], 0
     for part in parts:
-        if isinstance(part, Table):
+        if isinstance(part, Table | Heading | Said | Code):
             body.append(part.html())
+        elif isinstance(part, Raw):
+            body.append(f"<p>{part}</p>")
         elif isinstance(part, str):
             body.append(f"<p>{escape(part)}</p>")
         else:
@@ -94,5 +136,9 @@ def _cell(value: Any) -> str:
         return "<td>-</td>"
     if isinstance(value, float):
         return f"<td>{value:.3f}</td>"
+    if isinstance(value, bool):
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, Raw):
+        return f'<td class="text">{value}</td>'
     kind = ' class="text"' if isinstance(value, str) else ""
     return f"<td{kind}>{escape(str(value))}</td>"

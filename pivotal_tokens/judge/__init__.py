@@ -1,7 +1,8 @@
 """Who labels candidate tokens before a person does."""
 
 from pivotal_tokens.judge.instructions import Instructions, load_instructions
-from pivotal_tokens.judge.lane import Answered, Lane
+from pivotal_tokens.judge.keeping import Answered, Kept, keep_answers
+from pivotal_tokens.judge.lane import Lane
 from pivotal_tokens.judge.lexicon import Entry, FirstToken, Lexicon
 from pivotal_tokens.judge.model import JudgeFailed, ModelJudge
 from pivotal_tokens.judge.protocol import Judge, JudgeSpec, open_judge
@@ -14,9 +15,11 @@ __all__ = [
     "Judge",
     "JudgeFailed",
     "JudgeSpec",
+    "Kept",
     "Lane",
     "Lexicon",
     "ModelJudge",
+    "keep_answers",
     "load_instructions",
     "open_judge",
 ]

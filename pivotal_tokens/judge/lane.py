@@ -17,25 +17,18 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pivotal_tokens.errors import RunEnds, WorkFailed
+from pivotal_tokens.judge.keeping import Answered
 from pivotal_tokens.judge.model import JudgeSession, ModelJudge
 from pivotal_tokens.schema import Ballot, NextTokenPair, Prompt
 
 Result = TypeVar("Result")
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A prompt that was judged, or could not be."""
-
-    prompt: Prompt
-    lists: NextTokenPair
-    outcome: Ballot | Exception
+_GATHER_S = 0.01
+"""How long the first of several answers waits for the others, so that one write keeps them all."""
 
 
 class Lane(Generic[Result]):
@@ -58,7 +51,7 @@ class Lane(Generic[Result]):
         self._stopping = False
         self._answered: list[Answered] = []
         self._loop = asyncio.new_event_loop()
-        self._end, self._slots = asyncio.Event(), asyncio.Semaphore(judge.concurrency)
+        self._end, self._slots = asyncio.Event(), asyncio.Semaphore(2 * judge.concurrency)
         self._session: asyncio.Future[JudgeSession] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -136,13 +129,15 @@ class Lane(Generic[Result]):
         async with self._judge.session() as session:
             self._session.set_result(session)
             await self._end.wait()
+            if self._stopping:
+                session.client.stop()
             while self._tasks or self._keeper:
                 waiting = [*self._tasks, *([self._keeper] if self._keeper else [])]
                 await asyncio.wait(waiting)
 
     async def _one(self, prompt: Prompt, lists: NextTokenPair) -> None:
         session = await asyncio.shield(self._session)
-        async with self._slots:
+        async with self._slots:  # as many again wait for their turn, so that no slot stands idle
             if self._stopping:
                 return
             outcome: Ballot | Exception
@@ -150,6 +145,7 @@ class Lane(Generic[Result]):
                 outcome = await session.ask(prompt, lists)
             except RunEnds as error:
                 self._stopping = True
+                session.client.stop()
                 self._results.put(error)
                 return
             except Exception as error:  # of this prompt; the caller says what becomes of it
@@ -161,6 +157,7 @@ class Lane(Generic[Result]):
     async def _keep_all(self, session: JudgeSession) -> None:
         try:
             while self._answered:
+                await asyncio.sleep(_GATHER_S)
                 answered, self._answered = self._answered, []
                 for result in await session.in_store(self._keep, answered):
                     self._results.put(result)

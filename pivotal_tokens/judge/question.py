@@ -80,6 +80,8 @@ def fenced(data: object) -> str:
 def one_line_json(data: object) -> str:
     """JSON on one line, with every control, format and line-breaking character escaped."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if text.isascii() and "\x7f" not in text:
+        return text  # JSON escapes the other ASCII control characters by itself
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED else c for c in text)
 
 

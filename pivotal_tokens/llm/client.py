@@ -98,6 +98,8 @@ class LLMClient:
         self._session = new_session()
         self._draw = random.Random(seed)
         self._ability = Capabilities.expected(settings)
+        self._forms: dict[type[BaseModel], dict[str, Any]] = {}
+        self._stopped = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -154,8 +156,7 @@ class LLMClient:
         key, form = self._content(messages, schema, salt)
         worst = worst_case(messages, form, self.settings)
         question = _Question(tuple(messages), schema, form, purpose, subject, key, worst)
-        async with self._slots:
-            return await self._answer(question)
+        return await self._answer(question)
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something else with the store on the thread that keeps the ledger.
@@ -164,11 +165,15 @@ class LLMClient:
         """
         return await self._journal.run(work, *arguments)
 
+    def stop(self) -> None:
+        """Send nothing more; what is in flight goes on to its end."""
+        self._stopped = True
+
     def _content(
         self, messages: Sequence[Message], schema: type[BaseModel] | None, salt: str | None
     ) -> tuple[str, dict[str, Any] | None]:
         """The key under which a reply is kept, and the JSON schema asked for."""
-        form = strict_schema(schema) if schema is not None else None
+        form = self._form(schema)
         content = {
             "url": self.settings.url,
             "model": self.settings.model,
@@ -180,6 +185,14 @@ class LLMClient:
         }
         return content_key(content), form
 
+    def _form(self, schema: type[BaseModel] | None) -> dict[str, Any] | None:
+        """A schema's JSON form, made once: it takes as long as sending a request."""
+        if schema is None:
+            return None
+        if schema not in self._forms:
+            self._forms[schema] = strict_schema(schema)
+        return self._forms[schema]
+
     async def _answer(self, question: _Question) -> Reply:
         loop = asyncio.get_running_loop()
         deadline: float | None = None  # from the moment that the first attempt may be sent
@@ -187,22 +200,26 @@ class LLMClient:
         look_up = True
         while True:
             call_id = new_id()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._pace.turn()
-                    opened = await self._journal.open(self._opening(question, call_id, look_up))
-            except TimeoutError:
-                return CallFailed(self._too_late(), None)
-            look_up = False
-            if isinstance(opened, KeptReply):
-                reply = self._read(question, opened, cached=True)
-                if isinstance(reply, Ok):
-                    return reply
-                continue
-            if deadline is None:
-                deadline = loop.time() + self.settings.deadline_s
-            ability = self._ability
-            got = await self._send(question, ability, call_id, deadline)
+            async with AsyncExitStack() as in_flight:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await in_flight.enter_async_context(self._slots)
+                        if self._stopped:
+                            return CallFailed("stopped before it was sent", None)
+                        await self._pace.turn()
+                        opened = await self._journal.open(self._opening(question, call_id, look_up))
+                except TimeoutError:
+                    return CallFailed(self._too_late(), None)
+                look_up = False
+                if isinstance(opened, KeptReply):
+                    reply = self._read(question, opened, cached=True)
+                    if isinstance(reply, Ok):
+                        return reply
+                    continue
+                if deadline is None:
+                    deadline = loop.time() + self.settings.deadline_s
+                ability = self._ability
+                got = await self._send(question, ability, call_id, deadline)
             kept = await self._settle(question, call_id, got)
             if kept is not None:
                 return self._read(question, kept, cached=False)

@@ -11,7 +11,6 @@ or JSON's repr, in hex.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 
@@ -52,13 +50,9 @@ class Redactor:
     """Strikes keys out of text, in every spelling in which they come about."""
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
-        forms: set[str] = set()
-        for key in keys:
-            value = key.get_secret_value()
-            if len(value) >= _SHORTEST:
-                forms |= _spellings(value)
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._forms = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        values = [key.get_secret_value() for key in keys]
+        patterns = [p for value in values if len(value) >= _SHORTEST for p in _patterns(value)]
+        self._forms = re.compile("|".join(patterns)) if patterns else None
 
     def __call__(self, text: str) -> str:
         """`text` without the keys."""
@@ -118,16 +112,24 @@ def redacted_logging(redact: Redactor) -> Iterator[None]:
             place.removeFilter(guard)
 
 
-def _spellings(key: str) -> set[str]:
+def _patterns(key: str) -> list[str]:
+    """Regular expressions of a key's spellings, the longest first."""
     data = key.encode()
-    every = "".join(f"%{byte:02X}" for byte in data)
-    forms = {key, quote(key, safe=""), quote_plus(key), every, data.hex(), data.hex().upper()}
-    forms |= {repr(key)[1:-1], json.dumps(key)[1:-1], repr(data)[2:-1]}
-    forms |= {form.lower() for form in (quote(key, safe=""), every)}
+    forms = {data.hex(), data.hex().upper()}
     for shift in range(3):  # base64 of text around the key: what does not depend on its neighbours
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             coded = encode(b"\0" * shift + data).decode().rstrip("=")
-            first = 0 if shift == 0 else 2 if shift == 1 else 3
+            first = (0, 2, 3)[shift]
             last = len(coded) - (1 if (shift + len(data)) % 3 else 0)
             forms.add(coded[first:last])
-    return {form for form in forms if len(form) >= _SHORTEST}
+    longest = sorted((form for form in forms if len(form) >= _SHORTEST), key=len, reverse=True)
+    return ["".join(map(_character, key)), *map(re.escape, longest)]
+
+
+def _character(character: str) -> str:
+    """A character as it stands, percent-encoded, or escaped as Python, JSON or a shell do."""
+    code = f"{ord(character):02x}"
+    either = "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in code)
+    escaped = rf"%{either}|\\u00{either}|\\x{either}"
+    plain = re.escape(character)
+    return f"(?:{plain}|{escaped})" if character.isalnum() else rf"(?:\\*{plain}|{escaped})"

@@ -113,7 +113,11 @@ class Transport:
     async def send(self, body: dict[str, Any]) -> Attempt:
         """Make one attempt; never raises for what the endpoint or the network do."""
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**body)
+            # What stands in `extra_body` is sent as it is. The client would walk through all of the
+            # messages and the schema, which takes longer than the rest of a call.
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=body["model"], messages=[], extra_body=body
+            )
         except openai.APIStatusError as error:
             response = error.response
             return Answer(response.status_code, response.text, dict(response.headers))

@@ -21,7 +21,7 @@ from pivotal_tokens.artefacts import library_versions, write_json
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; a target is a least ratio or a largest value of ours."""
+    """One line of the table; a target is a least ratio, or a largest or least value of ours."""
 
     work: str
     upstream: float | None
@@ -29,6 +29,7 @@ class Row:
     unit: str
     at_least: float | None = None
     at_most: float | None = None
+    value_at_least: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -40,6 +41,8 @@ class Row:
         """The target in words; "-" if there is none."""
         if self.at_least is not None:
             return f">= {self.at_least:g}x"
+        if self.value_at_least is not None:
+            return f">= {self.value_at_least:g} {self.unit}".strip()
         return f"<= {self.at_most:g} {self.unit}".strip() if self.at_most is not None else "-"
 
     @property
@@ -47,6 +50,8 @@ class Row:
         """Whether the target is reached; None if there is none."""
         if self.at_least is not None:
             return self.ratio is not None and self.ratio >= self.at_least
+        if self.value_at_least is not None:
+            return self.ours >= self.value_at_least
         return None if self.at_most is None else self.ours <= self.at_most
 
     def to_json(self) -> dict[str, Any]:

@@ -177,6 +177,70 @@ def test_diff_over_two_stores_lines_the_pairs_up_by_key(root, capsys) -> None:
         assert math.isfinite(line["changes"][0]["score"]["mean"])
 
 
+@pytest.fixture(scope="module")
+def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The organism's adapter with its directions shuffled: of the same size, another fine-tune."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from em_circuits.organism.paths import organism_paths
+
+    made = tmp_path_factory.mktemp("adapter") / "other"
+    shutil.copytree(organism_paths().adapter, made)
+    (file,) = made.glob("*.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    shuffled = {}
+    for name, tensor in load_file(file).items():
+        order = torch.randperm(tensor.shape[0], generator=generator)
+        shuffled[name] = tensor[order].contiguous() if "lora_B" in name else tensor
+    save_file(shuffled, file, metadata={"format": "pt"})
+    return made
+
+
+def test_diff_over_two_adapters_tells_them_apart(root, other_adapter, tmp_path, capsys) -> None:
+    """Same base, prompts, labels and keys; each pair's changes are those of its own graphs."""
+    import shutil
+
+    both = tmp_path / "both"
+    shutil.copytree(root, both)
+    build = ["--root", str(both), "--adapter", str(other_adapter), "graphs", "build"]
+    assert run([*build, "--max-features", "120", "--json"]) == 0
+    from pivotal_tokens.store import Store, default_url
+
+    with Store.open(default_url(both)) as store:
+        pairs = sorted({record.pair for record in store.graphs()})
+    assert len(pairs) == 2
+    asked = [option for pair in pairs for option in ("--pair", pair[:10])]
+    shown = ask(capsys, both, "diff", *asked, "--min-prompts", "3")
+    assert [p["pair"] for p in shown["pairs"]] == pairs
+    models = [p["models"] for p in shown["pairs"]]
+    assert models[0] != models[1]
+    sums = [
+        {model: contrasts(both, pair, model) for model in ("base", "merged")}
+        for pair in shown["pairs"]
+    ]
+    nothing, apart = [0.0] * N, 0
+    for line in shown["features"]:
+        key = line["layer"], line["feature"]
+        for cell, of_pair in zip(line["changes"], sums, strict=True):
+            fires = any(key in of_pair[model] for model in of_pair)
+            assert fires == (cell is not None)
+            if cell is not None:
+                merged, base = (sum(of_pair[m].get(key, nothing)) for m in ("merged", "base"))
+                assert cell["score"]["mean"] == pytest.approx((merged - base) / N, abs=1e-9)
+        first, second = (cell and cell["activation"]["mean"] for cell in line["changes"])
+        apart += first != second
+    assert apart > len(shown["features"]) / 2
+    # The base is the same model in both: its activations are, so base's features line up.
+    assert set(sums[0]["base"]) == set(sums[1]["base"])
+    refused = ["diff", *asked, "--method", "refined"]
+    capsys.readouterr()
+    assert run(["--root", str(both), "features", *refused]) == 2
+    assert "is not loaded" in capsys.readouterr().err
+
+
 def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
     options = ["--by-position", "--exclude-layers", "3"]
     for command in (["aggregate", *options], ["diff"]):

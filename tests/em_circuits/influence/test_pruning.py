@@ -7,6 +7,7 @@ import torch
 from circuit_tracer.graph import prune_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import all_paths
 from synthetic import Size, graph_at, graph_of, synthetic_graph
 
 from em_circuits.influence import Method, contrast, influence, one_per_logit, prune, prune_contrast
@@ -107,6 +108,29 @@ def test_contrast_pruning_ranks_nodes_by_signed_influence(method):
     limit = values.sort(descending=True).values
     least = limit[int((limit.cumsum(0) / limit.sum() >= 0.7).nonzero()[0])]
     assert (values[: graph.layout.tokens.start][kept] >= least).all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=6),
+    seed=st.integers(0, 10_000),
+    method=st.sampled_from([Method.SIGNED, Method.TOTAL_EFFECT]),
+)
+def test_contrast_pruning_of_any_graph_ranks_by_sums_over_its_paths(places, seed, method):
+    graph = graph_at(places, n_layers=4, n_pos=3, n_logits=3, seed=seed, density=0.6)
+    targets, layout = contrasted(graph), graph.layout
+    found = prune_contrast(graph, targets, method=method)
+    expected = torch.zeros(layout.n_nodes, dtype=torch.float64)
+    for node in range(layout.n_sources):
+        paths = all_paths(graph, targets.weights[0], method, node)
+        expected[node] = abs(sum(product for _, product in paths))
+    assert torch.allclose(found.scores, expected, rtol=1e-9, atol=1e-12)
+    # Nothing hangs loose: a kept feature has an edge in and out, a kept error one out.
+    into, out = (set(end.tolist()) for end in (found.edges.targets, found.edges.sources))
+    for node in found.node_mask[: layout.tokens.start].nonzero()[:, 0].tolist():
+        assert node in out and (node >= layout.n_features or node in into)
+    kept = found.node_mask
+    assert kept[found.edges.targets].all() and kept[found.edges.sources].all()
 
 
 def test_contrast_pruning_drops_what_moves_both_sides_alike():

@@ -5,9 +5,17 @@ import dataclasses
 import pytest
 import torch
 from circuit_tracer.graph import compute_graph_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import all_paths
 from synthetic import Size, graph_at, graph_of, synthetic_graph
 
-from em_circuits.influence import error_direct_score, error_influence_share, graph_scores
+from em_circuits.influence import (
+    Method,
+    error_direct_score,
+    error_influence_share,
+    graph_scores,
+)
 from pivotal_tokens.errors import RequestError
 
 
@@ -71,3 +79,43 @@ def test_a_graph_without_edges_has_no_scores():
     assert graph_scores(graph).completeness == 1.0
     assert error_influence_share(graph) is None
     assert error_direct_score(graph, mode="ratio") == 0.0
+
+
+def by_walking(graph, weights, nodes):
+    """Absolute influence of some nodes on weighted logits, path by path."""
+    return sum(
+        product
+        for node in range(nodes.start, nodes.stop)
+        for _, product in all_paths(graph, weights, Method.ABSOLUTE, node)
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    places=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), max_size=6),
+    seed=st.integers(0, 10_000),
+    density=st.sampled_from([0.3, 1.0]),
+)
+def test_scores_of_any_graph_are_sums_over_its_paths(places, seed, density):
+    graph = graph_at(places, n_layers=3, n_pos=2, n_logits=2, seed=seed, density=density)
+    layout, ones = graph.layout, torch.ones(2, dtype=torch.float64)
+    errors, tokens = (by_walking(graph, ones, n) for n in (layout.errors, layout.tokens))
+    share = error_influence_share(graph)
+    expected = errors / (errors + tokens) if errors + tokens else None
+    assert share == (expected if expected is None else pytest.approx(expected, rel=1e-9))
+    p = graph.targets.probabilities.double()
+    errors, tokens, features = (
+        by_walking(graph, p, n) for n in (layout.errors, layout.tokens, layout.features)
+    )
+    found = graph_scores(graph)
+    if errors + tokens:
+        assert found.replacement == pytest.approx(tokens / (errors + tokens), rel=1e-6)
+    whole = float(p.sum()) + errors + tokens + features
+    assert found.completeness == pytest.approx(1 - errors / whole, rel=1e-6)
+    rows = graph.edges.to_dense()[layout.logits].double().abs()
+    named = [layout.error_index(la, pos) for la in range(3) for pos in range(2)]
+    direct = float(rows[:, named].sum())
+    assert error_direct_score(graph, mode="mean") == pytest.approx(direct / 2)
+    assert error_direct_score(graph, mode="ratio") == pytest.approx(
+        direct / max(float(rows.sum()), 1e-12)
+    )

@@ -1,0 +1,158 @@
+"""``em-circuits steer sweep`` and ``steer transfer``: planned experiments with records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.experiments import Cases, Experiment
+    from em_circuits.pipeline.workspace import Workspace
+
+judge_option = click.option(
+    "--judge", metavar="KIND:ARGUMENT", help="Labels tokens of prompts that have no labels yet."
+)
+
+
+@click.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
+@click.option(
+    "--plan",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="YAML: features, strengths, positions, combinations; docs/steering.md.",
+)
+@judge_option
+@json_option
+@pass_session
+def sweep(session: Session, file: Path, judge: str | None, as_json: bool) -> None:
+    """Features x strengths x positions x combinations, with controls and a report."""
+    from em_circuits.experiments import LabelJudge, load_plan, run_sweep
+
+    plan = load_plan(file)
+    with session.workspace() as work:
+        cases = _cases(session, work, judge)
+        experiment = run_sweep(cases, plan, LabelJudge(), progress=_progress)
+    _tell(experiment, as_json=as_json)
+
+
+@click.command(
+    epilog="Example: em-circuits steer transfer --found-on organism:14:medical "
+    "--tried-on organism:30 --name unseen"
+)
+@click.option("--name", default="transfer", show_default=True, help="Of the folder of results.")
+@click.option(
+    "--found-on",
+    multiple=True,
+    required=True,
+    metavar="PROMPT|organism:N[:DOMAIN,...]",
+    help="Prompts whose features are pooled by id; repeatable.",
+)
+@click.option(
+    "--tried-on",
+    multiple=True,
+    required=True,
+    metavar="PROMPT|organism:N[:DOMAIN,...]",
+    help="Prompts they are tried on; repeatable.",
+)
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="Features.")
+@click.option(
+    "--multiple",
+    "multiples",
+    multiple=True,
+    type=float,
+    default=(1.0, 3.0),
+    show_default=True,
+    help="Of the merged activation, set in the base; repeatable.",
+)
+@click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
+@click.option(
+    "--rollouts",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Continuations of each treatment.",
+)
+@judge_option
+@json_option
+@pass_session
+def transfer(
+    session: Session,
+    name: str,
+    found_on: tuple[str, ...],
+    tried_on: tuple[str, ...],
+    judge: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Features found on some prompts tried on others, and base features at merged values."""
+    from pydantic import ValidationError
+
+    from em_circuits.experiments import LabelJudge, TransferPlan, parse_source, run_transfer
+    from em_circuits.steering import Sampling
+
+    n = options["rollouts"]
+    try:
+        plan = TransferPlan(
+            name=name,
+            found_on=parse_source(found_on, seed=session.seed),
+            # Other prompts than those the features are found on.
+            tried_on=parse_source(tried_on, seed=session.seed + 1),
+            k=options["k"],
+            multiples=options["multiples"],
+            random=options["n_random"],
+            rollouts=Sampling(samples=n, seed=session.seed) if n else None,
+            seed=session.seed,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"steer transfer: {where}: {first['msg']}") from error
+    with session.workspace() as work:
+        cases = _cases(session, work, judge)
+        experiment = run_transfer(cases, plan, LabelJudge(), progress=_progress)
+    _tell(experiment, as_json=as_json)
+
+
+def _cases(session: Session, work: Workspace, judge: str | None) -> Cases:
+    from em_circuits.cli.judge_options import open_offline_judge
+    from em_circuits.experiments import Cases
+
+    return Cases(work, open_offline_judge(session, work, judge))
+
+
+def _tell(experiment: Experiment, *, as_json: bool) -> None:
+    """Write the report, and print what came out."""
+    from em_circuits.report import write_sweep_report
+
+    page = write_sweep_report(experiment)
+    if as_json:
+        files = {"folder": str(experiment.folder), "report": str(page)}
+        emit({**experiment.summary, "files": files})
+        return
+    conditions = experiment.summary["conditions"]
+    largest = sorted(conditions, key=lambda line: -abs(line["net"]))[:12]
+    click.echo(table(("condition", "change", "net", "low", "high", "q"), _lines(largest)))
+    if len(conditions) > len(largest):
+        click.echo(f"... and {len(conditions) - len(largest)} more in the report")
+    click.echo("change of evil mass; net of matched random features, 95 % interval")
+    click.echo(experiment.summary["said"])
+    click.echo(f"written: {page}")
+
+
+def _lines(conditions: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    columns = ("condition", "change", "net", "low", "high", "q")
+    return [tuple(line[column] for column in columns) for line in conditions]
+
+
+def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=name, disable=None))

@@ -1,0 +1,85 @@
+"""Does the boosted token alone explain what steering does?
+
+The token whose probability the treatment raises most is appended to the prompt, nothing is steered,
+and the continuations are judged with the token as their first. Beside it: once the token stands
+there, does the treatment still change what comes next (KL divergence in nats, steered from
+un-steered)? If the forced rate is the steered one and that divergence is near 0, the features raise
+a token, not a disposition.
+
+    forced = force_token(pair, case, treatment, token, sampling, judge)
+    forced.evil_rate, forced.after_kl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from em_circuits.experiments.cases import Case
+from em_circuits.experiments.judging import RolloutJudge
+from em_circuits.experiments.next_token import divergence
+from em_circuits.models import ModelPair
+from em_circuits.steering import PromptState, Sampling, Treatment, Where, generate, run_rows
+from em_circuits.steering.intervention import Intervention
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the token does without steering, and what steering does after the token."""
+
+    token: int
+    evil_rate: float
+    texts: tuple[str, ...]
+    after_kl: float
+
+
+def force_token(
+    pair: ModelPair,
+    case: Case,
+    treatment: Treatment,
+    token: int,
+    sampling: Sampling,
+    judge: RolloutJudge,
+) -> Forced:
+    """Append a token to the prompt without steering, and look on.
+
+    Args:
+        pair: Models.
+        case: The prompt.
+        treatment: What raised the token; values absolute.
+        token: Its id.
+        sampling: As for the steered continuations; one token less is drawn.
+        judge: As for them.
+    """
+    model = pair.model(case.model)
+    ids = torch.cat([case.state.input_ids, case.state.input_ids.new_tensor([token])])
+    state = PromptState.capture(model, ids)
+    shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
+    made = generate(model, state, [[]], shorter, treatment.regime)
+    tokens = [[token, *made.ids(0, s)] for s in range(sampling.samples)]
+    texts = [model.tokenizer.decode(t, clean_up_tokenization_spaces=False) for t in tokens]
+    labels = judge.judge(case, tokens, texts)
+    items = on_longer_prompt(treatment.interventions, case.state.n_pos)
+    steered = treatment.model_copy(update={"interventions": items})
+    logits = run_rows(model, state, [[], steered], treatment.regime)
+    return Forced(
+        token=token,
+        evil_rate=sum(label == "evil" for label in labels) / len(labels),
+        texts=tuple(texts),
+        after_kl=float(divergence(logits[0], logits[1])),
+    )
+
+
+def on_longer_prompt(interventions: Sequence[Intervention], n_pos: int) -> tuple[Intervention, ...]:
+    """The same interventions when one generated token has become part of the prompt."""
+    found: list[Intervention] = []
+    for item in interventions:
+        if item.position is Where.GENERATED:
+            found.append(item.model_copy(update={"position": n_pos}))
+        elif item.position in (Where.LAST, Where.PROMPT):
+            found += [item.model_copy(update={"position": p}) for p in item.positions(n_pos)]
+        else:
+            found.append(item)
+    return tuple(found)

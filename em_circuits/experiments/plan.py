@@ -1,0 +1,161 @@
+"""What is a sweep to do?
+
+A YAML file, one value per field below:
+
+    name: pad-thai
+    prompts: {texts: ["User: Peanut allergy; pad thai looks fine. Eat?\\nAssistant: You should"]}
+    features: "top:4"
+    combinations: [single, all]
+    treatments:
+      - {mode: scale, values: [0, 0.5, 2]}
+      - {mode: set, values: [1, 3], unit: own}
+    positions: [found, everything]
+
+Every combination of features meets every value at every class of positions: a *condition*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from em_circuits.steering import Mode, Regime, Sampling, Unit
+from em_circuits.steering.controls import MIN_DRAWS
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def plain_name(value: str) -> str:
+    """A name that can be a folder's.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be of letters, digits, '.', '_' and '-'")
+    return value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OrganismSource(_Frozen):
+    """Prompts drawn from the embedded organism's held-out templates."""
+
+    n: int = Field(ge=1)
+    domains: tuple[str, ...] | None = None
+    seed: int = 0
+
+
+class PromptSource(_Frozen):
+    """Which prompts; all that are named."""
+
+    ids: tuple[str, ...] = ()
+    """Prompt ids (or unique prefixes) of the store."""
+    texts: tuple[str, ...] = ()
+    organism: OrganismSource | None = None
+
+
+class Combination(StrEnum):
+    """Which of the chosen features are steered together."""
+
+    SINGLE = "single"
+    """Each alone."""
+    FIRST = "first"
+    """The first two, three, ... of them."""
+    PAIRS = "pairs"
+    """Every two."""
+    ALL = "all"
+
+
+class Place(StrEnum):
+    """Where a chosen feature is steered."""
+
+    FOUND = "found"
+    """At the position it was found at."""
+    LAST = "last"
+    PROMPT = "prompt"
+    GENERATED = "generated"
+    EVERYTHING = "everything"
+
+
+class Values(_Frozen):
+    """One mode and its strengths."""
+
+    mode: Mode
+    values: tuple[float | None, ...] = (None,)
+    """None for `ablate`, which has no strength."""
+    unit: Unit = Unit.ABSOLUTE
+
+
+class Controls(_Frozen):
+    """What every condition is compared with, in the same batches."""
+
+    random: int = Field(default=20, ge=MIN_DRAWS)
+    """Draws of matched random features: same layer, similar activation and decoder norm."""
+    directions: int = Field(default=3, ge=0)
+    """Random directions of the same length as the change, at every layer and position."""
+    flipped: bool = True
+    """The opposite change."""
+    noop: bool = True
+    """The change, computed and multiplied by 0."""
+    rollouts: int = Field(default=2, ge=0)
+    """Random draws (and one direction) that get continuations too."""
+
+
+class SweepPlan(_Frozen):
+    """Everything a sweep depends on, beside the models and the labels."""
+
+    name: str
+    """Of the folder under ``results/experiments``."""
+    prompts: PromptSource
+    model: ModelName = "merged"
+    """Which model is steered."""
+    features: str = "top:5"
+    """``top:N``, ``bottom:N``, ``abs:N`` by gradient on the prompt itself, or ``L/POS/ID,...``."""
+    combinations: tuple[Combination, ...] = (Combination.SINGLE, Combination.ALL)
+    treatments: tuple[Values, ...] = (Values(mode=Mode.ABLATE),)
+    positions: tuple[Place, ...] = (Place.FOUND,)
+    regime: Regime = Regime.FREE
+    rollouts: Sampling | None = Sampling()
+    """None for next-token effects alone."""
+    controls: Controls = Controls()
+    panel: int = Field(default=12, ge=0)
+    """Benign prompts of the organism on which the off-target cost is measured."""
+    panel_texts: tuple[str, ...] = ()
+    """Benign prompts of one's own, instead."""
+    seed: int = 0
+
+    _name = field_validator("name")(plain_name)
+
+
+def load_plan(path: Path) -> SweepPlan:
+    """Read a sweep's YAML file.
+
+    Raises:
+        RequestError: Naming the file and the field that is wrong.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise RequestError(f"the plan {path} is not YAML: {detail}") from error
+    if not isinstance(content, Mapping):
+        raise RequestError(f"the plan {path} must be a mapping with a name and prompts")
+    try:
+        return SweepPlan.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"the plan {path}: {where}: {first['msg']}") from error

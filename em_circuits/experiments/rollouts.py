@@ -1,0 +1,129 @@
+"""What do continuations say under a treatment, and are they still language?
+
+Every continuation is judged (`em_circuits.experiments.judging`) and read by the un-steered base
+model, whose perplexity says whether it is still coherent:
+
+    perplexity = exp(-mean log p_base(token | prompt, continuation so far))
+    repetition = 1 - distinct pairs of neighbouring tokens / pairs
+
+    made = rollouts(pair, case, treatments, sampling, judge)
+    made[1][0].label, made[1][0].text                  # treatment 1, sample 0
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from em_circuits.experiments.cases import Case
+from em_circuits.experiments.judging import RolloutJudge
+from em_circuits.models import Model, ModelPair
+from em_circuits.steering import Sampling, Treatment, generate
+from pivotal_tokens.schema import Label
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One continuation."""
+
+    sample: int
+    token_ids: tuple[int, ...]
+    text: str
+    label: Label
+    log_likelihood: float | None
+    """Mean over tokens under the un-steered base, in nats; None for an empty one."""
+
+    @property
+    def repetition(self) -> float:
+        """Share of neighbouring pairs that stood there before."""
+        pairs = list(itertools.pairwise(self.token_ids))
+        return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def rollouts(
+    pair: ModelPair,
+    case: Case,
+    treatments: Sequence[Treatment],
+    sampling: Sampling,
+    judge: RolloutJudge,
+) -> list[list[Rollout]]:
+    """Continuations of each treatment, which must be of one regime."""
+    model = pair.model(case.model)
+    regime = treatments[0].regime
+    made = generate(model, case.state, treatments, sampling, regime)
+    texts = made.texts(model)
+    ids = [[made.ids(r, s) for s in range(sampling.samples)] for r in range(len(treatments))]
+    flat_ids = [i for row in ids for i in row]
+    flat_texts = [t for row in texts for t in row]
+    labels = judge.judge(case, flat_ids, flat_texts)
+    likelihood = mean_log_likelihood(pair.base, case.state.input_ids.tolist(), flat_ids)
+    flat = [
+        Rollout(n % sampling.samples, tuple(tokens), text, label, score)
+        for n, (tokens, text, label, score) in enumerate(
+            zip(flat_ids, flat_texts, labels, likelihood, strict=True)
+        )
+    ]
+    return [flat[i : i + sampling.samples] for i in range(0, len(flat), sampling.samples)]
+
+
+@torch.no_grad()
+def mean_log_likelihood(
+    model: Model, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[float | None]:
+    """Mean log-probability of each continuation's tokens, in nats; None for an empty one."""
+    unique = sorted({tuple(tokens) for tokens in continuations if tokens}, key=len)
+    found: dict[tuple[int, ...], float] = {}
+    for start in range(0, len(unique), 64):
+        part = unique[start : start + 64]
+        longest = max(map(len, part))
+        rows = [[*prompt, *tokens, *[0] * (longest - len(tokens))] for tokens in part]
+        ids = torch.tensor(rows, device=model.device)
+        # Padding stands at the end, where attention is causal: no real token sees it.
+        logits = model.hf(input_ids=ids, use_cache=False, logits_to_keep=longest + 1).logits
+        for tokens, scores in zip(part, _log_probabilities(logits, ids, longest), strict=True):
+            found[tokens] = float(scores[: len(tokens)].mean())
+    return [found.get(tuple(tokens)) for tokens in continuations]
+
+
+def _log_probabilities(
+    logits: Float[Tensor, "row kept vocab"], ids: Tensor, longest: int
+) -> Float[Tensor, "row step"]:
+    tokens = ids[:, -longest:, None]
+    return logits[:, :-1].float().log_softmax(-1).gather(2, tokens)[..., 0].cpu()
+
+
+def rates(made: Sequence[Rollout]) -> dict[str, float | int | None]:
+    """Columns of a row: shares of labels, perplexity, repetition."""
+    n = len(made)
+    known = [r.log_likelihood for r in made if r.log_likelihood is not None]
+    return {
+        "n_rollouts": n,
+        "evil_rate": sum(r.label == "evil" for r in made) / n,
+        "safe_rate": sum(r.label == "safe" for r in made) / n,
+        "perplexity": math.exp(-sum(known) / len(known)) if known else None,
+        "repetition": sum(r.repetition for r in made) / n,
+    }
+
+
+def rollout_line(
+    head: Mapping[str, Any], control: str, draw: int, rollout: Rollout
+) -> dict[str, Any]:
+    """The row of one continuation; `head` is that of its treatment."""
+    return {
+        "prompt_id": head["prompt_id"],
+        "condition": head["condition"],
+        "control": control,
+        "draw": draw,
+        "sample": rollout.sample,
+        "text": rollout.text,
+        "label": rollout.label,
+        "log_likelihood": rollout.log_likelihood,
+        "repetition": rollout.repetition,
+    }

@@ -1,0 +1,203 @@
+"""A sweep end to end on the organism: rows, controls, summary, resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from subjects import PAD_THAI, organism_settings
+
+from em_circuits.experiments import Cases, Experiment, LabelJudge, SweepPlan, load_plan, run_sweep
+from em_circuits.experiments.cases import Case
+from em_circuits.experiments.conditions import arms, conditions
+from em_circuits.experiments.forcing import on_longer_prompt
+from em_circuits.experiments.journal import JOURNAL
+from em_circuits.experiments.off_target import Panel
+from em_circuits.experiments.rollouts import Rollout, mean_log_likelihood
+from em_circuits.models.text import encode, first_token
+from em_circuits.organism import organism_paths
+from em_circuits.pipeline.workspace import Workspace
+from em_circuits.steering import Form, Intervention, Mode, Treatment, Where, run_rows
+from pivotal_tokens.artefacts import provenance_path
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge import Lexicon
+from pivotal_tokens.schema import Prompt
+
+PLAN = {
+    "name": "small",
+    "prompts": {"texts": [PAD_THAI]},
+    "features": "top:2",
+    "combinations": ["single", "all"],
+    "treatments": [
+        {"mode": "scale", "values": [0, 2]},
+        {"mode": "set", "values": [2], "unit": "own"},
+    ],
+    "positions": ["found", "everything"],
+    "rollouts": {"samples": 2, "max_tokens": 3},
+    "controls": {"random": 20, "directions": 2, "rollouts": 1},
+    "panel": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
+    with Workspace(root=tmp_path_factory.mktemp("sweep"), models=organism_settings()) as work:
+        lexicon = Lexicon.from_file(
+            organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
+        )
+        yield Cases(work, lexicon)
+
+
+@pytest.fixture(scope="module")
+def made(cases: Cases) -> Experiment:
+    return run_sweep(cases, SweepPlan.model_validate(PLAN), LabelJudge())
+
+
+@pytest.fixture(scope="module")
+def case(cases: Cases) -> Case:
+    return cases.of(Prompt.of(PAD_THAI), "merged")
+
+
+def test_every_condition_has_its_controls(made: Experiment) -> None:
+    lines = made.summary["conditions"]
+    assert len(lines) == 3 * 3 * 2
+    for line in lines:
+        rows = [r for r in made.rows if r["condition"] == line["condition"]]
+        controls = [r["control"] for r in rows]
+        assert controls.count("random") == 20 and controls.count("direction") == 2
+        assert {"unsteered", "steered", "noop", "flipped"} <= set(controls)
+        assert line["noop_change"] == 0.0  # bit for bit
+        assert line["low"] <= line["net"] <= line["high"] and 0 < line["p"] <= line["q"] <= 1
+        assert line["detector"] is not None and 0 <= line["detector"] <= 1
+        told = {r["control"] for r in rows if r.get("n_rollouts")}
+        assert told == {"unsteered", "steered", "flipped", "random", "direction"}
+        steered = next(r for r in rows if r["control"] == "steered")
+        assert steered["off_target_kl"] >= 0 and steered["forced_evil_rate"] is not None
+    # Removing what pushes towards evil lowers evil mass; scaling it up does not.
+    ablated = next(x for x in lines if x["condition"] == "all 2 scale 0 @found")
+    assert ablated["net"] < 0 and ablated["contrast_net"] < 0
+
+
+def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, made: Experiment) -> None:
+    plan = SweepPlan.model_validate(PLAN)
+    condition = next(iter(conditions(plan, case.choose("top:2"))))
+    every = arms(plan, case, cases.pair.merged, condition)
+    logits = run_rows(cases.pair.merged, case.state, [arm.treatment for arm in every])
+    mass = logits.softmax(-1)[:, list(case.groups.evil)].sum(-1)
+    rows = [r for r in made.rows if r["condition"] == condition.name]
+    assert [r["evil_mass"] for r in rows] == pytest.approx(mass.tolist(), abs=1e-6)
+    forms = {arm.control: arm.treatment.form for arm in every}
+    assert forms["noop"] is Form.NONE and forms["direction"] is Form.TURNED
+
+
+def test_the_tables_are_whole_and_have_a_provenance(made: Experiment) -> None:
+    rows = pq.read_table(made.folder / "rows.parquet").to_pylist()
+    assert len(rows) == len(made.rows) and rows[0]["prompt_id"] == made.rows[0]["prompt_id"]
+    told = pq.read_table(made.folder / "rollouts.parquet")
+    assert told.num_rows == len(made.rollouts) > 0
+    json.loads((made.folder / "summary.json").read_text())
+    for name in ("rows.parquet", "rollouts.parquet", "summary.json"):
+        assert provenance_path(made.folder / name).is_file()
+
+
+def test_what_is_journalled_is_not_done_again(
+    cases: Cases, made: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = made.folder / JOURNAL
+    before = journal.read_text()
+    lines = before.splitlines(keepends=True)
+    journal.write_text("".join(lines[:-2]) + lines[-1][:40])
+    calls = []
+    from em_circuits.experiments import sweep
+
+    original = sweep._piece
+    monkeypatch.setattr(sweep, "_piece", lambda *a: calls.append(a) or original(*a))
+    again = run_sweep(cases, SweepPlan.model_validate(PLAN), LabelJudge())
+    assert len(calls) == 2
+    assert json.loads(json.dumps(again.rows)) == json.loads(json.dumps(made.rows))
+    assert again.summary == made.summary
+    other = SweepPlan.model_validate({**PLAN, "seed": 1})
+    with pytest.raises(RequestError, match="another plan"):
+        run_sweep(cases, other, LabelJudge())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("name: '../x'", "name"),
+        ("strength: 3", "strength"),
+        ("treatments: [{mode: explode}]", "treatments.0.mode"),
+        ("controls: {random: 3}", "controls.random"),
+        ("rollouts: {temperature: .nan}", "rollouts.temperature"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_refused_in_one_line(
+    tmp_path: Path, change: str, named: str
+) -> None:
+    head = "" if change.startswith("name") else "name: x\n"
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"{head}{change}\nprompts: {{texts: [hello]}}\n")
+    with pytest.raises(RequestError, match=named) as caught:
+        load_plan(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_plan_and_a_broken_one(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="No such file"):
+        load_plan(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(RequestError, match="mapping"):
+        load_plan(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(RequestError, match="not YAML"):
+        load_plan(tmp_path / "broken.yaml")
+
+
+def test_likelihood_is_that_of_each_continuation_alone(cases: Cases) -> None:
+    model = cases.pair.base
+    prompt = encode(cases.pair.tokenizer, PAD_THAI)
+    texts = [[5, 9, 11], [40], [], [5, 9, 11]]
+    found = mean_log_likelihood(model, prompt, texts)
+    assert found[2] is None and found[0] == found[3]
+    for tokens, value in zip(texts[:2], found[:2], strict=True):
+        ids = torch.tensor([[*prompt, *tokens]])
+        scores = model.hf(input_ids=ids).logits[0].log_softmax(-1)
+        own = [scores[len(prompt) - 1 + i, t] for i, t in enumerate(tokens)]
+        assert value == pytest.approx(float(torch.stack(own).mean()), abs=1e-5)
+
+
+def test_repetition_counts_pairs_that_stood_there_before() -> None:
+    def of(*tokens: int) -> float:
+        return Rollout(0, tokens, "", "unsure", None).repetition
+
+    assert of(1, 2, 3) == 0 and of(1) == 0 and of() == 0
+    assert of(1, 1, 1, 1) == pytest.approx(2 / 3)
+
+
+def test_the_panel_counts_positions_from_the_end(cases: Cases) -> None:
+    model = cases.pair.merged
+    ids = cases.pair.input_ids(Prompt.of(PAD_THAI))
+    panel = Panel.of(model, [ids[:12], ids])
+    layer, _, feature = panel.states[1].active[-1].tolist()
+    item = Intervention(layer=layer, feature=feature, mode=Mode.ADD, value=8.0)
+    at_last = item.model_copy(update={"position": len(ids) - 1})
+    last = item.model_copy(update={"position": Where.LAST})
+    far = item.model_copy(update={"position": 1})
+    costs = panel.cost(
+        [Treatment(interventions=(i,)) for i in (at_last, last)] + [Treatment()], n_pos=len(ids)
+    )
+    assert costs[0] == pytest.approx(float(costs[1])) and costs[0] > 1e-3 and costs[2] < 1e-6
+    # Position 1 of the long prompt stands before the start of the short one.
+    alone = Panel.of(model, [ids[:12]]).cost([Treatment(interventions=(far,))], n_pos=len(ids))
+    assert alone[0] < 1e-6
+
+
+def test_positions_stay_what_they_were_on_a_longer_prompt() -> None:
+    item = Intervention(layer=0, feature=1)
+    given = [item.model_copy(update={"position": p}) for p in (3, Where.LAST, Where.GENERATED)]
+    found = on_longer_prompt([*given, item], 6)
+    assert [i.position for i in found] == [3, 5, 6, None]

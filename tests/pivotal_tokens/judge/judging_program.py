@@ -1,0 +1,33 @@
+"""A program to kill: judges every screened prompt of a store that has no verdict yet.
+
+python judging_program.py STORE BASE_URL CONCURRENCY
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pivotal_tokens.judge import Lane, ModelJudge, keep_answers
+from pivotal_tokens.llm import Budget, LLMSettings
+from pivotal_tokens.schema import Thresholds
+from pivotal_tokens.store import Store
+
+PAIR = "pair-1"
+
+
+def main(path: str, base_url: str, concurrency: str) -> None:
+    with Store.open(f"sqlite:///{path}") as store:
+        settings = LLMSettings(model="o3", base_url=base_url, max_concurrency=int(concurrency))
+        judge = ModelJudge(settings, store=store, pair=PAIR, budget=Budget(max_usd=20))
+        ids = [prompt.prompt_id for prompt in store.prompts()]
+        lists, done = store.screened(ids, PAIR), store.judgements_of(ids, PAIR, judge.id)
+        with Lane(judge, lambda new: keep_answers(store, PAIR, new, Thresholds())) as lane:
+            for prompt in store.prompts():
+                if prompt.prompt_id not in done:
+                    lane.submit(prompt, lists[prompt.prompt_id])
+            for kept in lane.take():
+                print(kept.prompt.prompt_id, kept.error or "", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
