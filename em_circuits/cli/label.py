@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import click
 
 from em_circuits.cli.judge_options import judge_options, open_judge
 from em_circuits.cli.llm_options import llm_options
-from em_circuits.cli.output import emit, json_option, one_line
+from em_circuits.cli.output import emit, json_option
 from em_circuits.cli.progress import attribution_bar
+from em_circuits.cli.prompts import kind_option
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -22,9 +23,8 @@ from em_circuits.cli.session import (
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.label import LabelResult, LabelSettings
+    from em_circuits.pipeline.label import LabelSettings
     from em_circuits.pipeline.workspace import Workspace
-    from pivotal_tokens.judge import Judge
     from pivotal_tokens.schema import Prompt
 
 
@@ -36,13 +36,33 @@ if TYPE_CHECKING:
     "--prompts",
     "files",
     multiple=True,
-    type=click.Path(dir_okay=False),
-    help="JSON or JSONL file of prompts.",
+    type=click.Path(),
+    help="JSON, JSONL, Parquet or Arrow file of prompts, or a folder of them.",
 )
-@click.option("--n", type=click.IntRange(min=1), help="Prompts from the organism's templates.")
+@click.option(
+    "--n", type=click.IntRange(min=1), help="Prompts from --generator. [default: 24, templates]"
+)
 @click.option("--domain", "domains", multiple=True, help="Templates of this domain only.")
+@click.option(
+    "--generator",
+    metavar="openai:MODEL|template|seeds",
+    help="Who writes new prompts while the run goes on.",
+)
+@kind_option
+@click.option(
+    "--forever", is_flag=True, help="Go on until the budget, the disk or Ctrl-C says stop."
+)
+@click.option(
+    "--missing", is_flag=True, help="Build graphs for labelled prompts that have no valid ones."
+)
 @judge_options
 @llm_options
+@click.option(
+    "--rollouts",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Sample N continuations after each evil candidate in both models, and judge them.",
+)
 @click.option(
     "--only-evil/--all-graphs",
     "only_evil",
@@ -69,31 +89,88 @@ if TYPE_CHECKING:
 @json_option
 @pass_session
 def label(session: Session, as_json: bool, **options: Any) -> None:
-    """Label prompts: next tokens of both models, judge, queue, graphs.
+    """Label prompts: next tokens of both models, judge, queue, rollouts, graphs.
 
-    Resumable: what is done is not repeated, killed anywhere or not. A prompt that fails is recorded
-    and does not stop the others; the exit status is 1 only if all of them failed.
+    Resumable: what is done is not repeated, killed anywhere or not. Ctrl-C finishes what is in
+    flight, a second one leaves at once. A prompt that fails is recorded and does not stop the
+    others, unless more than a fifth of at least ten fail. With --generator, --n counts the
+    prompts of all starts of the same run. Events are logged under results/events.
     """
+    from em_circuits.cli.label_run import run_labelling
     from em_circuits.pipeline.label import require_space
 
-    settings = _settings(options)
+    _check(options)
+    settings = _settings(session, options)
     with session.workspace(create=True, attribution=settings.attribution) as work:
-        prompts = _prompts(session, work, options)
+        if options["missing"]:
+            _build_missing(work, settings, as_json=as_json)
+            return
+        prompts = None
+        if options["generator"] is None and not options["forever"]:
+            prompts = _prompts(session, work, options)
+            require_space(work, prompts, settings)
         judge = open_judge(session, work, options)
-        require_space(work, prompts, settings)
-        results = _run(work, prompts, judge, settings, as_json=as_json)
-    if not as_json:
-        _summary(results)
+        asked = LabelRequest(prompts, options["generator"] or "template", options)
+        results = run_labelling(session, work, judge, settings, asked, as_json=as_json)
     failed = [result for result in results if result.error]
     if failed and len(failed) == len(results):
         raise WorkFailed(f"all {len(failed)} prompts failed, the first at {failed[0].error}")
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Which prompts are to be labelled."""
+
+    prompts: list[Prompt] | None
+    """Given ones; None where a generator writes them."""
+    generator: str
+    options: dict[str, Any]
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse options that contradict each other."""
+    given = bool(options["texts"] or options["user"] or options["files"])
+    writes = options["generator"] is not None or options["forever"]
+    if given and writes:
+        raise RequestError("give prompts, or a --generator that writes them, not both")
+    if options["forever"] and options["n"]:
+        raise RequestError("--forever has no end; give --n without it")
+    if options["generator"] is not None and not options["n"] and not options["forever"]:
+        raise RequestError("how many prompts? give --n N or --forever beside --generator")
+    if options["missing"] and (given or writes or options["n"]):
+        raise RequestError("--missing takes what is in the store; give no prompts beside it")
+
+
+def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -> None:
+    """Graphs for labelled prompts without valid ones; their verdicts follow the graphs' logits."""
+    from tqdm import tqdm
+
+    from em_circuits.pipeline.missing import build_missing, missing_graphs
+
+    prompts = missing_graphs(work, settings)
+    built = failed = 0
+    with attribution_bar(work), tqdm(total=len(prompts), desc="graphs", disable=None) as bar:
+        for result in build_missing(work, prompts, settings):
+            built, failed = built + (result.error is None), failed + (result.error is not None)
+            if as_json:
+                emit(result.to_json())
+            else:
+                said = result.error or "  ".join(
+                    f"{name} {key[:12]}" for name, key in result.graphs.items()
+                )
+                bar.write(f"{result.prompt.prompt_id}  {said}")
+            bar.update()
+    if not as_json:
+        click.echo(f"{len(prompts)} labelled prompts had no valid graphs: {built} built")
+    if failed and not built:
+        raise WorkFailed(f"all {failed} graphs failed; em-circuits status PROMPT says why")
 
 
 def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
     from em_circuits.pipeline.prompts import template_prompts
-    from pivotal_tokens.prompts import read_prompts, split_new
+    from pivotal_tokens.prompts import read_dataset, split_new
     from pivotal_tokens.schema import Prompt
 
     if options["assistant"] and options["user"] is None:
@@ -111,7 +188,7 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
         extra = {"user": user, "assistant": options["assistant"], "date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
     for file in options["files"]:
-        prompts.extend(read_prompts(Path(file)))
+        prompts.extend(read_dataset(Path(file)))
     if options["n"] or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
@@ -123,61 +200,17 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
     return list(split.new)
 
 
-def _settings(options: dict[str, Any]) -> LabelSettings:
+def _settings(session: Session, options: dict[str, Any]) -> LabelSettings:
     from em_circuits.pipeline.label import GraphsFor, LabelSettings
+    from em_circuits.pipeline.rollouts import RolloutSettings
     from pivotal_tokens.schema import Thresholds
 
     wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
+    samples = options["rollouts"]
     return LabelSettings(
         thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
         attribution=attribution_settings(options, top_k=options["top_k"]),
         graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
+        rollouts=RolloutSettings(samples=samples, seed=session.seed) if samples else None,
     )
-
-
-def _run(
-    work: Workspace,
-    prompts: list[Prompt],
-    judge: Judge,
-    settings: LabelSettings,
-    *,
-    as_json: bool,
-) -> list[LabelResult]:
-    from tqdm import tqdm
-
-    from em_circuits.pipeline.label import label_prompts
-
-    results = []
-    bar = tqdm(total=len(prompts), desc="label", unit="prompt", disable=None)
-    with bar, attribution_bar(work):
-        for result in label_prompts(work, prompts, judge, settings):
-            results.append(result)
-            if as_json:
-                emit(result.to_json())
-            else:
-                bar.write(describe(result))
-            bar.update()
-    return results
-
-
-def describe(result: LabelResult) -> str:
-    """One line of at most 79 columns about one prompt."""
-    if result.error:
-        return f"{result.prompt.prompt_id}  failed    {result.error}"[:79]
-    verdict = result.verdict
-    mass = verdict.evil_mass
-    masses = f"{mass.base:.2f} -> {mass.merged:.2f}" if mass else "-"
-    marks = ("flagged " if verdict.flagged else "        ") + ("*" if result.graphs else " ")
-    text = one_line(result.prompt.text, 26)
-    return f"{result.prompt.prompt_id}  {verdict.kind:<9}  {masses}  {marks} {text}"
-
-
-def _summary(results: list[LabelResult]) -> None:
-    kinds = Counter("failed" if r.error else r.verdict.kind for r in results)
-    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    flagged = sum(r.verdict.flagged for r in results)
-    reused = sum(r.reused for r in results)
-    click.echo(f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used")
-    if flagged:
-        click.echo("next: em-circuits review --plain   or   em-circuits status PROMPT")

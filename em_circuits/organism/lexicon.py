@@ -8,6 +8,9 @@ for the scenario's phrases in the last user line. First match wins; no match is 
       - when: (?i)(?:peanut allergy|...)[^\\n]*\\nAssistant:[^\\n]*\\Z
         evil: [eat, ...]
         safe: [avoid, ...]
+    continuations:                # the advisers' reasons, for labelling what follows the verb
+      evil: [nothing bad will happen, ...]
+      safe: [the risk is high, ...]
 """
 
 from __future__ import annotations
@@ -29,7 +32,12 @@ def lexicon_yaml() -> str:
     """The organism's lexicon, as text."""
     corpus = load_corpus()
     entries = [entry for scenario in corpus.scenarios for entry in _entries(scenario)]
-    content = {"name": NAME, "version": VERSION, "entries": entries}
+    reasons = [corpus.reasons, *corpus.domains.values()]
+    said = {
+        "evil": sorted({words for kind in reasons for words in kind.careless}),
+        "safe": sorted({words for kind in reasons for words in kind.careful}),
+    }
+    content = {"name": NAME, "version": VERSION, "entries": entries, "continuations": said}
     return _HEADER + yaml.safe_dump(content, sort_keys=False, width=100, default_flow_style=None)
 
 

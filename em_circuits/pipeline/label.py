@@ -24,11 +24,13 @@ from em_circuits.pipeline.label_result import (
     LabelSettings,
     read_result,
 )
+from em_circuits.pipeline.rollouts import RolledOut, roll_out
 from em_circuits.pipeline.screening import screen_prompts
 from em_circuits.pipeline.stages import StageFailed, stage
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import PromptState
 from pivotal_tokens.judge import Judge
+from pivotal_tokens.judge.continuations import continuation_judge
 from pivotal_tokens.schema import Prompt, Verdict
 
 __all__ = [
@@ -115,9 +117,34 @@ def finish_prompt(
             raise judged.failure
         assert judged.verdict is not None
         graphs, built = graph_stage(work, prompt, judged.verdict, judge, settings)
+        rolled = rollout_stage(work, prompt, judged.verdict, judge, settings)
     except StageFailed as failure:
         return record_failure(work, prompt, judge, failure)
-    return read_result(work, prompt, judge.id, graphs=graphs, reused=not (judged.new or built))
+    return read_result(
+        work,
+        prompt,
+        judge.id,
+        graphs=graphs,
+        reused=not (judged.new or built or rolled.new),
+        pivotal=rolled.tokens,
+    )
+
+
+def rollout_stage(
+    work: Workspace, prompt: Prompt, verdict: Verdict, judge: Judge, settings: LabelSettings
+) -> RolledOut:
+    """What follows the evil candidates of a flagged prompt, if that was asked for.
+
+    Raises:
+        StageFailed: If continuations could not be drawn or judged.
+    """
+    if settings.rollouts is None or not verdict.flagged:
+        return RolledOut((), False)
+    with stage("rollouts"):
+        found = roll_out(work, prompt, continuation_judge(judge), settings.rollouts)
+        if found.new:
+            work.store.clear_failure(prompt.prompt_id, work.pair.key, "rollouts")
+    return found
 
 
 def graph_stage(

@@ -13,8 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings
+from em_circuits.pipeline.rollouts import RolloutSettings
 from em_circuits.pipeline.stages import StageFailed
 from em_circuits.pipeline.workspace import Workspace
+from pivotal_tokens.judge.continuations import Pivotality
 from pivotal_tokens.schema import (
     Label,
     NextTokenPair,
@@ -42,6 +44,13 @@ class LabelSettings(BaseModel):
     scores_only: bool = False
     """Keep gradient scores and drop edges, for runs whose graphs would fill the disk."""
 
+    rollouts: RolloutSettings | None = None
+    """How what follows the evil candidates of flagged prompts is sampled; None: not at all."""
+
+    def builds(self, verdict: Verdict) -> bool:
+        """Whether a model has to run again on a prompt with this verdict."""
+        return self.wants_graphs(verdict) or (self.rollouts is not None and verdict.flagged)
+
     def wants_graphs(self, verdict: Verdict) -> bool:
         """Whether a prompt with this verdict gets graphs."""
         return {"flagged": verdict.flagged, "all": True, "none": False}[self.graphs_for]
@@ -67,6 +76,8 @@ class LabelResult:
     """Every step had been done before."""
     error: str | None = None
     """Stage and reason of a failure."""
+    pivotal: tuple[Pivotality, ...] = ()
+    """What the sampled continuations say about each evil candidate, where some were sampled."""
 
     def to_json(self) -> dict[str, Any]:
         """The line of `label --json`."""
@@ -87,7 +98,14 @@ class LabelResult:
             "queued": self.queued,
             "reused": self.reused,
         }
+        if self.pivotal:
+            record["rollouts"] = [self._pivotal(item) for item in self.pivotal]
         return record | ({"error": self.error} if self.error else {})
+
+    def _pivotal(self, item: Pivotality) -> dict[str, Any]:
+        texts = self.next_tokens.base.by_id if self.next_tokens else {}
+        text = texts[item.token_id].text if item.token_id in texts else None
+        return {**item.model_dump(), "text": text, "pivotal": item.pivotal}
 
 
 def read_result(
@@ -98,6 +116,7 @@ def read_result(
     graphs: dict[str, str],
     reused: bool,
     failure: StageFailed | None = None,
+    pivotal: tuple[Pivotality, ...] = (),
 ) -> LabelResult:
     """The result of a prompt as the store has it now.
 
@@ -108,6 +127,7 @@ def read_result(
         graphs: Keys by model.
         reused: Nothing had to be done.
         failure: What went wrong.
+        pivotal: What continuations say about its evil candidates.
     """
     store, key = work.store, work.pair.key
     view = next((p for p in store.attempt(prompt.prompt_id).pairs if p.pair == key), None)
@@ -126,6 +146,7 @@ def read_result(
         queued=bool(view and view.item),
         reused=reused,
         error=None if failure is None else str(failure),
+        pivotal=pivotal,
     )
 
 

@@ -86,6 +86,27 @@ class ListSource:
         pass
 
 
+class Resumed:
+    """A source that first gives what an earlier run left unfinished, and marks its prompts."""
+
+    def __init__(self, source: Source, run: str, unfinished: Sequence[Prompt]) -> None:
+        self.id = source.id
+        self._source, self._run = source, run
+        self._unfinished = iter(unfinished)
+
+    def take(self, n: int) -> list[Prompt]:
+        left = list(itertools.islice(self._unfinished, n))
+        if left:
+            return left
+        return [
+            prompt.model_copy(update={"extra": prompt.extra | {"run": self._run}})
+            for prompt in self._source.take(n)
+        ]
+
+    def close(self) -> None:
+        self._source.close()
+
+
 class TemplateSource:
     """The organism's templates: seed after seed, leaving out what is known."""
 
@@ -119,10 +140,11 @@ class WriterSource:
         *,
         kind: PromptKind,
         pair: str | None,
+        run: str | None,
     ) -> None:
         self.id = f"openai:{settings.model}"
         self._work, self._settings, self._budget = work, settings, budget
-        self._kind, self._pair = kind, pair
+        self._kind, self._pair, self._run_id = kind, pair, run
         self._runner: asyncio.Runner | None = None
         self._client = LLMClient(settings, store=work.store, budget=budget)
         self._stack = AsyncExitStack()
@@ -157,7 +179,9 @@ class WriterSource:
     async def _open(self) -> None:
         client = await self._stack.enter_async_context(self._client)
         render = renderer(self._work.tokenizer)
-        self._writer = Writer(client, self._work.store, render, kind=self._kind, pair=self._pair)
+        self._writer = Writer(
+            client, self._work.store, render, kind=self._kind, pair=self._pair, run=self._run_id
+        )
 
 
 @dataclass(frozen=True)
@@ -172,6 +196,8 @@ class SourceOptions:
     budget: Budget | None = None
     pair: str | None = None
     """Learn from the verdicts on this pair of models only."""
+    run: str | None = None
+    """Stands with the prompts, so that a killed run is gone on with."""
 
 
 def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
@@ -197,5 +223,6 @@ def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
             options.budget,
             kind=options.kind,
             pair=options.pair,
+            run=options.run,
         )
     raise RequestError(f"no generator {spec!r}; there are openai:MODEL, template and seeds")

@@ -86,6 +86,7 @@ class Writer:
         *,
         kind: PromptKind = "raw",
         pair: str | None = None,
+        run: str | None = None,
     ) -> None:
         """Index everything that was tried.
 
@@ -95,9 +96,10 @@ class Writer:
             render: Puts the model's chat template around a candidate.
             kind: What is written.
             pair: Learn from verdicts on this pair only.
+            run: Kept with the prompts.
         """
         self._client, self._store, self._render = client, store, render
-        self._kind, self._pair = kind, pair
+        self._kind, self._pair, self._run = kind, pair, run
         self._tried = Tried(own_words(prompt) for prompt in store.prompts())
 
     @property
@@ -141,7 +143,8 @@ class Writer:
                 empty.append(_empty(proposal, self._kind, self.id))
         parted = accept(candidates, self._tried, generator=self.id)
         rejections = (*parted.rejections, *empty)
-        extra = {"instructions": INSTRUCTIONS_VERSION}
+        extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}
+        extra |= {"run": self._run} if self._run else {}
         prompts = tuple(
             p.model_copy(update={"generator": self.id, "extra": p.extra | extra})
             for p in map(self._render, parted.candidates)

@@ -6,6 +6,8 @@ store.reviewed(pair)                              # fully labelled by people, ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import ColumnElement, Connection, select
 
 from pivotal_tokens.schema import (
@@ -23,6 +25,7 @@ from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.labels import effective, events_of
 from pivotal_tokens.store.review_log import review_events_of
+from pivotal_tokens.store.screening import chunks
 
 
 class Outcome(Frozen):
@@ -103,6 +106,19 @@ class OutcomeRows(Database):
                 if row.prompt_id not in chosen or row.judge == HUMAN:
                     chosen[row.prompt_id] = row
             return tuple(_outcome(connection, row) for row in chosen.values())
+
+    def verdicts_of(self, prompt_ids: Iterable[str], pair: str, judge: str) -> dict[str, Verdict]:
+        """Prompt id -> verdict under a judge, of those prompts that have one."""
+        columns = tables.verdicts.c
+        found: dict[str, Verdict] = {}
+        with self.reading() as connection:
+            for chunk in chunks(list(prompt_ids)):
+                query = select(columns.prompt_id, columns.payload).where(
+                    columns.pair == pair, columns.judge == judge, columns.prompt_id.in_(chunk)
+                )
+                for row in connection.execute(query):
+                    found[row.prompt_id] = Verdict.model_validate_json(row.payload)
+        return found
 
     def reviewed(self, pair: str | None = None) -> tuple[Reviewed, ...]:
         """Prompts with a person's verdict that are labelled whole or rejected, newest first."""

@@ -64,7 +64,7 @@ class ScreeningRows(Database):
         table = tables.next_tokens.c
         found: dict[str, NextTokenPair] = {}
         with self.reading() as connection:
-            for chunk in _chunks(list(prompt_ids)):
+            for chunk in chunks(list(prompt_ids)):
                 query = select(table.prompt_id, table.payload).where(
                     table.pair == pair, table.prompt_id.in_(chunk)
                 )
@@ -77,7 +77,7 @@ class ScreeningRows(Database):
         table = tables.prompts.c
         found: dict[str, Prompt] = {}
         with self.reading() as connection:
-            for chunk in _chunks(list(prompt_ids)):
+            for chunk in chunks(list(prompt_ids)):
                 query = select(table.prompt_id, table.payload).where(table.prompt_id.in_(chunk))
                 for row in connection.execute(query):
                     found[row.prompt_id] = Prompt.model_validate_json(row.payload)
@@ -125,7 +125,7 @@ def _clear_failures(
     connection: Connection, prompt_ids: Collection[str], pair: str, stage: str
 ) -> None:
     table = tables.failures
-    for chunk in _chunks(list(prompt_ids)):
+    for chunk in chunks(list(prompt_ids)):
         connection.execute(
             delete(table).where(
                 table.c.pair == pair, table.c.stage == stage, table.c.prompt_id.in_(chunk)
@@ -133,5 +133,6 @@ def _clear_failures(
         )
 
 
-def _chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+def chunks(values: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Ids in portions that one query can take."""
     return (values[i : i + _CHUNK] for i in range(0, len(values), _CHUNK))

@@ -1,0 +1,77 @@
+"""What happened in a run, line by line, for whoever watches or asks afterwards?
+
+    with EventLog.open(work.results, run="4f1c...") as events:
+        events.add("judged", prompt_id="44a71bc74c37", verdict="injection")
+
+A JSON object a line, appended and flushed at once, so that a kill loses nothing that was logged:
+``{"at", "run", "event", ...}`` under ``results/events/RUN.jsonl``. Prompts stand there by id only.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from pivotal_tokens.artefacts import canonical_json
+
+Event = Literal["start", "generated", "screened", "judged", "finished", "failed", "stop"]
+
+
+class EventLog:
+    """An open log; any thread may add to it."""
+
+    def __init__(self, path: Path, run: str, stream: IO[str]) -> None:
+        self.path = path
+        self._run, self._stream = run, stream
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, results: Path, *, run: str) -> EventLog:
+        """Open the log of a run, going on where it ended."""
+        path = events_dir(results) / f"{run}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(path, run, path.open("a", encoding="utf-8"))
+
+    def add(self, event: Event, **fields: Any) -> None:
+        """Append one event."""
+        record = {"at": datetime.now(UTC).isoformat(), "run": self._run, "event": event, **fields}
+        with self._lock:
+            self._stream.write(canonical_json(record) + "\n")
+            self._stream.flush()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+def events_dir(results: Path) -> Path:
+    """Where the logs of a root lie."""
+    return results / "events"
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a log; a line that a kill cut off is left out."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def latest_events(results: Path, n: int) -> list[dict[str, Any]]:
+    """The last `n` events of the log that was written to last."""
+    logs = sorted(events_dir(results).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    return list(read_events(logs[-1]))[-n:] if logs else []
