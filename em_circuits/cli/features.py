@@ -242,19 +242,49 @@ def diff(
 
 @features.command(epilog="Example: em-circuits features mediate 44a71b --json")
 @click.argument("prompt")
-@click.option("--scan", is_flag=True, help="Rank by really setting each feature, not by gradient.")
+@click.option(
+    "--order",
+    type=click.Choice(["integrated", "gradient", "scan"]),
+    default="integrated",
+    show_default=True,
+    help="Take features by their part of the joint effect, by gradient, or each really set alone.",
+)
+@click.option("--scan", is_flag=True, help="The same as --order scan.")
+@click.option(
+    "--direction",
+    type=click.Choice(["sufficiency", "necessity"]),
+    default="sufficiency",
+    show_default=True,
+    help="Merged values into the base, or the base's into the merged model.",
+)
 @click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
 @click.option("--top", type=click.IntRange(min=1), help="Only the N largest effects.")
 @json_option
 @pass_session
 def mediate(
-    session: Session, prompt: str, scan: bool, n_random: int, top: int | None, as_json: bool
+    session: Session,
+    prompt: str,
+    order: str,
+    scan: bool,
+    direction: str,
+    n_random: int,
+    top: int | None,
+    as_json: bool,
 ) -> None:
-    """Set features of the base to their merged values: how much of the shift comes back?"""
+    """Set features of the base to their merged values: how much of the shift comes back?
+
+    With --direction necessity: of the merged model to the base's; how much goes away?
+    """
     from em_circuits.pipeline.analyse import mediate_prompt
 
     with session.workspace() as work:
-        prompt_id, mediation = mediate_prompt(work, prompt, scan=scan, n_random=n_random)
+        prompt_id, mediation = mediate_prompt(
+            work,
+            prompt,
+            order="scan" if scan else order,  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
+            n_random=n_random,
+        )
     record = mediation.to_json(prompt_id, top=top)
     if as_json:
         emit(record)

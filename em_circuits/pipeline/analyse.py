@@ -28,6 +28,7 @@ from em_circuits.steering import (
     refined_scores,
     steer,
 )
+from em_circuits.steering.mediation_result import Direction, Order
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
 
@@ -164,7 +165,12 @@ def token_groups(labels: PromptLabels) -> TokenGroups:
 
 
 def mediate_prompt(
-    work: Workspace, prefix: str, *, scan: bool = False, n_random: int = 20
+    work: Workspace,
+    prefix: str,
+    *,
+    order: Order = "integrated",
+    direction: Direction = "sufficiency",
+    n_random: int = 20,
 ) -> tuple[str, Mediation]:
     """Mediation of a labelled prompt; see `em_circuits.steering.mediate`.
 
@@ -177,7 +183,8 @@ def mediate_prompt(
         work.pair,
         input_ids(work, prompt),
         token_groups(labels),
-        scan=scan,
+        order=order,
+        direction=direction,
         n_random=n_random,
         seed=work.seed,
     )

@@ -1,4 +1,4 @@
-"""Which features differ between base and merged on a prompt?
+"""Which features differ between two models on a prompt?
 
 Every (layer, position, feature id) active in either model whose activation differs, with both
 activations; position 0 has none.
@@ -28,22 +28,24 @@ class ChangedFeatures:
 
     coordinates: Int64[Tensor, "changed 3"]
     """(layer, position, feature id), sorted."""
-    base: Float[Tensor, " changed"]
-    merged: Float[Tensor, " changed"]
+    own: Float[Tensor, " changed"]
+    """In the model that is treated."""
+    other: Float[Tensor, " changed"]
+    """In the model whose values it is given."""
 
     def __len__(self) -> int:
         return len(self.coordinates)
 
     @property
     def change(self) -> Float[Tensor, " changed"]:
-        """Merged minus base activation."""
-        return self.merged - self.base
+        """The other model's minus the own activation."""
+        return self.other - self.own
 
     @classmethod
-    def between(cls, base: PromptState, merged: PromptState) -> ChangedFeatures:
+    def between(cls, own: PromptState, other: PromptState) -> ChangedFeatures:
         """Compare two models' states of one prompt."""
-        active = torch.cat([base.active, merged.active]).unique(dim=0)
-        before, after = base.activation_of(active), merged.activation_of(active)
+        active = torch.cat([own.active, other.active]).unique(dim=0)
+        before, after = own.activation_of(active), other.activation_of(active)
         differs = before != after
         return cls(
             active[differs].cpu(), before[differs].float().cpu(), after[differs].float().cpu()
@@ -54,7 +56,7 @@ class ChangedFeatures:
         return decoder_vectors(model, self.coordinates[:, 0], self.coordinates[:, 2])
 
     def plan(self, subsets: Sequence[Int64[Tensor, " _"]]) -> Plan:
-        """One row per subset, setting its features to their merged activations."""
+        """One row per subset, setting its features to the other model's activations."""
         row = [torch.full((len(subset),), i) for i, subset in enumerate(subsets)]
         empty = torch.empty(0, dtype=torch.int64)
         which = torch.cat([empty, *subsets])
@@ -62,5 +64,5 @@ class ChangedFeatures:
             len(subsets),
             torch.cat([empty, *row]),
             self.coordinates[which],
-            self.merged[which],
+            self.other[which],
         )

@@ -1,6 +1,7 @@
 """How much of the shift enters by features, by transcoder errors, by attention?
 
-Four treatments of the base model, each with values of the merged one, the rest running free:
+Four treatments of one model, each with values of the other one, the rest running free. With the
+base treated and the merged model the other:
 
 * features: every changed feature is set to its merged activation;
 * errors: ``err_merged - err_base`` is added at every layer and position, where the error is the
@@ -8,11 +9,11 @@ Four treatments of the base model, each with values of the merged one, the rest 
 * attention: every attention layer gives its merged output;
 * together: merged attention outputs, features and errors at once.
 
-    logits = component_logits(pair, base_state, merged_state, changed)
+    logits = component_logits(pair.models, (base_state, merged_state), changed)
 
-In *together* the error is put at its merged value rather than added to: the base's own error has
-already answered to the merged inputs, and would be counted twice. MLP outputs then equal the
-merged model's, so what *together* reaches is the whole shift but for rounding.
+In *together* the error is put at the other model's value rather than added to: the own error has
+already answered to the other's inputs, and would be counted twice. MLP outputs then equal the
+other model's, so what *together* reaches is the whole shift but for rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_circuits.models import Model, ModelPair
+from em_circuits.models import Model
 from em_circuits.steering.changed import ChangedFeatures
 from em_circuits.steering.engine import run_rows
 from em_circuits.steering.intervention import FIRST_POSITION
@@ -36,7 +37,7 @@ from em_circuits.steering.state import PromptState
 
 @dataclass(frozen=True)
 class ComponentLogits:
-    """Raw last-position logits of the base under each treatment, in float32."""
+    """Raw last-position logits of the treated model under each treatment, in float32."""
 
     features: Float[Tensor, " vocab"]
     errors: Float[Tensor, " vocab"]
@@ -45,29 +46,28 @@ class ComponentLogits:
 
 
 def component_logits(
-    pair: ModelPair, base: PromptState, merged: PromptState, changed: ChangedFeatures
+    models: tuple[Model, Model], states: tuple[PromptState, PromptState], changed: ChangedFeatures
 ) -> ComponentLogits:
     """Run the four treatments.
 
     Args:
-        pair: Only the base is run.
-        base: The prompt, captured on the base.
-        merged: The same prompt, captured on the merged model.
+        models: The treated one and the other; only the treated one is run.
+        states: The same prompt, captured on each.
         changed: The features in which the two states differ.
     """
-    model = pair.base
-    before, after = base.errors(model), merged.errors(pair.merged)
+    model, (own, other) = models[0], states
+    before, after = own.errors(models[0]), other.errors(models[1])
     all_features = changed.plan([torch.arange(len(changed))])
     nothing = changed.plan([torch.arange(0)])
 
     def run(plan: Plan) -> Tensor:
         # The hooks below speak of whole prompts, so no position may come from a cache.
-        return run_rows(model, base, plan, share_prefix=False)[0]
+        return run_rows(model, own, plan, share_prefix=False)[0]
 
     features = run(all_features)
     with _added(model, after - before):
         errors = run(nothing)
-    with replaced_attention(model, merged.attention_outputs):
+    with replaced_attention(model, other.attention_outputs):
         attention = run(nothing)
         with _errors_at(model, after):
             together = run(all_features)

@@ -1,12 +1,18 @@
 """Which features carry the shift from base to merged?
 
-In the base model features are set to the activation they have in the merged model, everything
-else running free, and the share of the shift of the evil-minus-safe contrast that comes back is
+*Sufficiency*: in the base, features are set to the activation they have in the merged model,
+everything else running free, and the share of the shift of the evil-minus-safe contrast that comes
+back is
 
     share = (contrast with the features set - contrast of base) / (contrast of merged - of base)
 
-Single features are ranked by their first-order effect
-``(a_merged - a_base) * W_dec . d contrast / d mlp_out`` in the base, or by really setting each.
+*Necessity*: in the merged model they are set to the base's values, and the share is what goes away.
+Features are taken in the order of one of three scores:
+
+* `integrated`: what each contributes while all changed features move together
+  (`em_circuits.steering.integrated`), the default: a feature may do its work only beside others;
+* `gradient`: ``(a_merged - a_base) * W_dec . d contrast / d mlp_out``, the undisturbed model's;
+* `scan`: each is really set alone.
 
     mediation = mediate(pair, input_ids, groups)
     mediation.cumulative, mediation.shares
@@ -19,26 +25,31 @@ the MLPs change there counts as error.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.models import ModelPair
+from em_circuits.models import Model, ModelPair
 from em_circuits.steering.changed import ChangedFeatures
 from em_circuits.steering.components import component_logits
 from em_circuits.steering.contrast import TokenGroups, contrast, evil_mass
 from em_circuits.steering.controls import MIN_DRAWS, Pool, Spread, check_draws, matched_draws
 from em_circuits.steering.engine import run_rows
+from em_circuits.steering.integrated import integrated_effects
 from em_circuits.steering.mediation_result import (
     MIN_SHIFT,
     CumulativePoint,
+    Direction,
     InModel,
     Mediation,
+    Order,
     Shares,
 )
 from em_circuits.steering.state import PromptState
+from pivotal_tokens.errors import RequestError
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 """Sizes of the cumulative curve; all changed features are its last point."""
@@ -49,88 +60,116 @@ def mediate(
     input_ids: Int[Tensor, " pos"],
     groups: TokenGroups,
     *,
-    scan: bool = False,
+    order: Order = "integrated",
+    direction: Direction = "sufficiency",
     n_random: int = MIN_DRAWS,
     seed: int = 0,
 ) -> Mediation:
-    """Set features of the base to their merged values and see what comes back.
+    """Set features of one model to the other's values and see what comes back, or goes away.
 
     Args:
         pair: Base and merged model.
         input_ids: One prompt, with its beginning-of-sequence token.
         groups: Evil and safe tokens.
-        scan: Rank by really setting each feature alone instead of by the gradient.
+        order: By which score features are taken.
+        direction: ``sufficiency`` treats the base, ``necessity`` the merged model.
         n_random: Matched random draws per point of the curve, at least 20.
         seed: Of the draws.
 
     Raises:
-        RequestError: If no token is evil or none is safe ("no contrast").
+        RequestError: If no token is evil or none is safe ("no contrast"), or there is no such
+            order or direction.
     """
+    for given, known in ((order, Order), (direction, Direction)):
+        if given not in get_args(known):
+            raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
     weights = groups.weights(pair.base.hf.config.vocab_size)  # type: ignore[union-attr,arg-type]
-    base = PromptState.capture(pair.base, input_ids)
-    merged = PromptState.capture(pair.merged, input_ids)
-    changed = ChangedFeatures.between(base, merged)
-    if scan:
-        effects = scanned_effects(pair, base, changed, groups)
-    else:
-        effects = gradient_effects(pair, base, changed, weights)
-    order = torch.argsort(effects, descending=True, stable=True)
-    measure = _Measure(base, merged, groups)
-    pool = Pool(changed.coordinates[:, 0], changed.change, changed.decoders(pair.base).norm(dim=1))
+    models = pair.models if direction == "sufficiency" else pair.models[::-1]
+    own, other = (PromptState.capture(model, input_ids) for model in models)
+    measure = _Measure((models[0], models[1]), (own, other), groups, direction)
+    changed = ChangedFeatures.between(own, other)
+    effects = gradient_effects(models[0], own, changed, weights)
+    if order == "scan":
+        effects = scanned_effects(models[0], own, changed, groups)
+    joint = joint_effects(models[0], own, changed, weights)
+    rank_by = joint if order == "integrated" else effects
+    # What lowers the merged model's contrast counts as much as what raises the base's.
+    ranks = torch.argsort(rank_by * measure.sign, descending=True, stable=True)
+    norms = changed.decoders(models[0]).norm(dim=1)
+    pool = Pool(changed.coordinates[:, 0], changed.change, norms)
     return Mediation(
+        direction=direction,
         contrast=measure.contrast,
         evil_mass=measure.evil_mass,
-        changed=_ordered(changed, order),
-        effects=effects[order],
-        effects_by="scan" if scan else "gradient",
-        cumulative=_cumulative(pair, measure, changed, order, pool, (n_random, seed)),
-        layers=_layers(pair, measure, changed),
-        shares=_shares(pair, measure, changed),
+        changed=_ordered(changed, ranks),
+        effects=effects[ranks],
+        effects_by="scan" if order == "scan" else "gradient",
+        integrated=joint[ranks],
+        ordered_by=order,
+        cumulative=_cumulative(measure, changed, ranks, pool, (n_random, seed)),
+        layers=_layers(measure, changed),
+        shares=_shares(measure, changed),
     )
 
 
 def gradient_effects(
-    pair: ModelPair,
-    base: PromptState,
-    changed: ChangedFeatures,
-    weights: Float[Tensor, " vocab"],
+    model: Model, state: PromptState, changed: ChangedFeatures, weights: Float[Tensor, " vocab"]
 ) -> Float[Tensor, " changed"]:
-    """First-order change of the base's weighted logits by each feature's merged value."""
-    gradients = mlp_output_gradients(pair.base, base.input_ids, weights[None])
-    outputs = changed.change[:, None] * changed.decoders(pair.base)
+    """First-order change of the weighted logits by each feature's value in the other model."""
+    gradients = mlp_output_gradients(model, state.input_ids, weights[None])
+    outputs = changed.change[:, None] * changed.decoders(model)
     return feature_scores(gradients, changed.coordinates, outputs)[0]
 
 
-def scanned_effects(
-    pair: ModelPair, base: PromptState, changed: ChangedFeatures, groups: TokenGroups
+def joint_effects(
+    model: Model, state: PromptState, changed: ChangedFeatures, weights: Float[Tensor, " vocab"]
 ) -> Float[Tensor, " changed"]:
-    """Change of the base's contrast when each feature alone is put at its merged value."""
+    """Change of the weighted logits by each feature while all move to the other model's values."""
+    return integrated_effects(
+        model, state.input_ids, changed.coordinates, changed.own, changed.other, weights
+    )
+
+
+def scanned_effects(
+    model: Model, state: PromptState, changed: ChangedFeatures, groups: TokenGroups
+) -> Float[Tensor, " changed"]:
+    """Change of the contrast when each feature alone is put at the other model's value."""
     alone = [torch.arange(0), *torch.arange(len(changed)).split(1)]
-    values = contrast(run_rows(pair.base, base, changed.plan(alone)), groups)
+    values = contrast(run_rows(model, state, changed.plan(alone)), groups)
     assert values is not None
     return (values[1:] - values[0]).cpu()
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """Turns logits of the treated base into shares of the shift."""
+    """Runs the treated model and turns its logits into shares of the shift."""
 
-    base_state: PromptState
-    merged_state: PromptState
+    models: tuple[Model, Model]
+    """The treated one, the other."""
+    states: tuple[PromptState, PromptState]
     groups: TokenGroups
+    direction: Direction
+
+    @property
+    def sign(self) -> int:
+        """1 where the other model is the merged one."""
+        return 1 if self.direction == "sufficiency" else -1
 
     @property
     def contrast(self) -> InModel:
-        return InModel(*(float(self.contrasts(s.logits[None])[0]) for s in self._states))
+        return self._in_model([float(self.contrasts(s.logits[None])[0]) for s in self.states])
 
     @property
     def evil_mass(self) -> InModel:
-        return InModel(*(float(evil_mass(s.logits, self.groups)) for s in self._states))
+        return self._in_model([float(evil_mass(s.logits, self.groups)) for s in self.states])
 
-    @property
-    def _states(self) -> tuple[PromptState, PromptState]:
-        return self.base_state, self.merged_state
+    def _in_model(self, values: list[float]) -> InModel:
+        return InModel(*values[:: self.sign])
+
+    def run(self, changed: ChangedFeatures, subsets: list[Tensor]) -> Float[Tensor, "row vocab"]:
+        """Logits of the treated model, each subset at the other model's values."""
+        return run_rows(self.models[0], self.states[0], changed.plan(subsets))
 
     def contrasts(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
         values = contrast(logits, self.groups)
@@ -138,10 +177,11 @@ class _Measure:
         return values.cpu()
 
     def shares(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"] | None:
-        measured = self.contrast
-        if measured.change < MIN_SHIFT:
+        shift = self.contrast.change
+        if shift < MIN_SHIFT:
             return None
-        return (self.contrasts(logits) - measured.base) / measured.change
+        own = self.contrasts(self.states[0].logits[None])
+        return self.sign * (self.contrasts(logits) - own) / shift
 
 
 def _ordered(changed: ChangedFeatures, order: Int64[Tensor, " changed"]) -> ChangedFeatures:
@@ -149,7 +189,6 @@ def _ordered(changed: ChangedFeatures, order: Int64[Tensor, " changed"]) -> Chan
 
 
 def _cumulative(
-    pair: ModelPair,
     measure: _Measure,
     changed: ChangedFeatures,
     order: Int64[Tensor, " changed"],
@@ -165,7 +204,7 @@ def _cumulative(
         random = matched_draws(pool, order[:k], n_draws=n_random, seed=seed + k)
         subsets += [order[:k], *(random if random is not None else ())]
         spans.append((len(subsets) - (0 if random is None else n_random), len(subsets)))
-    logits = run_rows(pair.base, measure.base_state, changed.plan(subsets))
+    logits = measure.run(changed, subsets)
     contrasts, mass = measure.contrasts(logits), evil_mass(logits, measure.groups).cpu()
     shares = measure.shares(logits)
 
@@ -186,17 +225,15 @@ def _cumulative(
     )
 
 
-def _layers(
-    pair: ModelPair, measure: _Measure, changed: ChangedFeatures
-) -> tuple[float | None, ...]:
-    layers = range(pair.base.sites.n_layers)
+def _layers(measure: _Measure, changed: ChangedFeatures) -> tuple[float | None, ...]:
+    layers = range(measure.models[0].sites.n_layers)
     subsets = [(changed.coordinates[:, 0] == layer).nonzero()[:, 0] for layer in layers]
-    shares = measure.shares(run_rows(pair.base, measure.base_state, changed.plan(subsets)))
+    shares = measure.shares(measure.run(changed, subsets))
     return tuple(None for _ in layers) if shares is None else tuple(shares.tolist())
 
 
-def _shares(pair: ModelPair, measure: _Measure, changed: ChangedFeatures) -> Shares:
-    treated = component_logits(pair, measure.base_state, measure.merged_state, changed)
+def _shares(measure: _Measure, changed: ChangedFeatures) -> Shares:
+    treated = component_logits(measure.models, measure.states, changed)
     names = [f.name for f in fields(treated)]
     shares = measure.shares(torch.stack([getattr(treated, name) for name in names]))
     values = [None] * len(names) if shares is None else shares.tolist()

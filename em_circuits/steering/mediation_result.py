@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.steering.changed import ChangedFeatures
 from em_circuits.steering.controls import Spread
+
+Order = Literal["integrated", "gradient", "scan"]
+"""By which score features are taken: `em_circuits.steering.mediation`."""
+Direction = Literal["sufficiency", "necessity"]
+"""Which model is treated: the base, or the merged one."""
 
 MIN_SHIFT = 0.5
 """Logits; a smaller shift, or one away from evil, has no shares."""
@@ -52,7 +57,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class CumulativePoint:
-    """The k features of largest effect, set together."""
+    """The first k features, set together."""
 
     k: int
     contrast: float
@@ -97,15 +102,19 @@ class InModel:
 class Mediation:
     """What carries the shift of one prompt."""
 
+    direction: Direction
     contrast: InModel
     """Evil minus safe, in logits."""
     evil_mass: InModel
     changed: ChangedFeatures
-    """Ordered from the largest effect towards the shift to the largest against it."""
+    """In the order in which the curve takes them."""
     effects: Float[Tensor, " changed"]
-    """Change of the base's contrast, in logits, in the same order."""
+    """Change of the treated model's contrast by each alone, in logits, in the same order."""
     effects_by: str
-    """``gradient`` or ``scan``."""
+    """How `effects` are known: ``gradient`` or ``scan``."""
+    integrated: Float[Tensor, " changed"]
+    """Its part of the change while all changed features move together, in logits."""
+    ordered_by: Order
     cumulative: tuple[CumulativePoint, ...]
     layers: tuple[float | None, ...]
     """Share of each layer's changed features, set together."""
@@ -124,12 +133,20 @@ class Mediation:
             "shift": {"base": self.contrast.base, "merged": self.contrast.merged},
             "evil_mass": {"base": self.evil_mass.base, "merged": self.evil_mass.merged},
             "features": [
-                {"layer": layer, "position": position, "feature": feature, "effect": effect}
-                for (layer, position, feature), effect in zip(
-                    places, self.effects[:top].tolist(), strict=True
+                {
+                    "layer": layer,
+                    "position": position,
+                    "feature": feature,
+                    "effect": effect,
+                    "integrated": joint,
+                }
+                for (layer, position, feature), effect, joint in zip(
+                    places, self.effects[:top].tolist(), self.integrated[:top].tolist(), strict=True
                 )
             ],
+            "direction": self.direction,
             "effects_by": self.effects_by,
+            "ordered_by": self.ordered_by,
             "n_changed": len(self.changed),
             "cumulative": [point.to_json() for point in self.cumulative],
             "layers": list(self.layers),
@@ -151,6 +168,9 @@ def pooled_share(mediations: Sequence[Mediation], k: int | None = None) -> float
     for mediation in mediations:
         points = [p for p in mediation.cumulative if k is None or p.k == k]
         if mediation.contrast.change >= MIN_SHIFT and points:
-            back += points[-1].contrast - mediation.contrast.base
+            if mediation.direction == "sufficiency":
+                back += points[-1].contrast - mediation.contrast.base
+            else:
+                back += mediation.contrast.merged - points[-1].contrast
             shift += mediation.contrast.change
     return back / shift if shift else None

@@ -71,7 +71,7 @@ def test_the_curve_sets_the_top_features_together(subject: Subject, mediation) -
 
 def test_the_gradient_predicts_setting_each_feature_alone(subject: Subject, mediation) -> None:
     base, _ = states(subject)
-    scanned = scanned_effects(subject.pair, base, mediation.changed, subject.groups)
+    scanned = scanned_effects(subject.pair.base, base, mediation.changed, subject.groups)
     found = agreement(mediation.effects, scanned)
     # First order: random weights bend much more than trained ones.
     assert found.pearson > (0.9 if subject.name == "organism" else 0.5)
@@ -80,11 +80,49 @@ def test_the_gradient_predicts_setting_each_feature_alone(subject: Subject, medi
 def test_a_scan_ranks_by_the_effect_of_each_feature_alone(subject: Subject, mediation) -> None:
     if subject.name == "organism":
         pytest.skip("the same code, and many more features")
-    scan = mediate(subject.pair, subject.input_ids, subject.groups, scan=True)
+    scan = mediate(subject.pair, subject.input_ids, subject.groups, order="scan")
     assert (scan.effects_by, mediation.effects_by) == ("scan", "gradient")
+    assert (scan.ordered_by, mediation.ordered_by) == ("scan", "integrated")
     first = scan.cumulative[0].contrast - scan.contrast.base
     assert first == pytest.approx(float(scan.effects[0]), abs=1e-4)
     assert first >= mediation.cumulative[0].contrast - mediation.contrast.base - 1e-4
+
+
+def test_integrated_effects_sum_to_what_all_features_carry(mediation) -> None:
+    carried = mediation.cumulative[-1].contrast - mediation.contrast.base
+    assert float(mediation.integrated.sum()) == pytest.approx(carried, rel=0.15, abs=0.05)
+    assert (mediation.integrated.diff() <= 0).all()
+
+
+def test_taken_jointly_features_carry_more_than_taken_by_the_gradient(subject: Subject) -> None:
+    if subject.name != "organism":
+        pytest.skip("random weights have no features that work together")
+    by_gradient, jointly = (
+        mediate(subject.pair, subject.input_ids, subject.groups, order=order)
+        for order in ("gradient", "integrated")
+    )
+    shares = [next(p.share for p in m.cumulative if p.k == 20) for m in (by_gradient, jointly)]
+    assert shares[1] > shares[0]
+
+
+def test_necessity_takes_away_from_the_merged_model_what_sufficiency_adds_to_the_base(
+    subject: Subject, mediation
+) -> None:
+    necessity = mediate(subject.pair, subject.input_ids, subject.groups, direction="necessity")
+    assert necessity.contrast == mediation.contrast and necessity.evil_mass == mediation.evil_mass
+    assert necessity.shares.together == pytest.approx(1.0, abs=1e-3)
+    base, merged = states(subject)
+    changed = ChangedFeatures.between(merged, base)
+    assert torch.equal(changed.own, merged.activation_of(changed.coordinates).float())
+    logits = run_rows(subject.pair.merged, merged, necessity.changed.plan([torch.arange(20)]))
+    value = float(contrast(logits, subject.groups)[0])
+    point = next(p for p in necessity.cumulative if p.k == 20)
+    gone = (necessity.contrast.merged - value) / necessity.contrast.change
+    assert point.share == pytest.approx(gone, abs=1e-4)
+    assert (necessity.integrated.diff() >= 0).all()
+    assert pooled_share([necessity], k=20) == pytest.approx(point.share, abs=1e-4)
+    with pytest.raises(Exception, match="both"):  # by its own check, or by the run-time types
+        mediate(subject.pair, subject.input_ids, subject.groups, direction="both")  # type: ignore[arg-type]
 
 
 def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
@@ -97,7 +135,8 @@ def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
         "k", "share", "evil_mass", "random_share", "random_low", "random_high",
     }  # fmt: skip
     assert len(record["features"]) == 5
-    assert set(record["features"][0]) == {"layer", "position", "feature", "effect"}
+    wanted = {"layer", "position", "feature", "effect", "integrated"}
+    assert set(record["features"][0]) == wanted
 
 
 def test_without_a_contrast_there_is_no_mediation(subject: Subject) -> None:

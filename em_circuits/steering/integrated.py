@@ -1,0 +1,180 @@
+"""What does each feature contribute when many of them move together?
+
+First-order scores look at one end of the way: with the base undisturbed, a persona feature whose
+work only shows once others work too has no gradient. Here all listed features move together along
+the straight line from `start` to `end`, each clamped to its place on the line, everything else
+running free, and the gradient is averaged over the line (integrated gradients, Sundararajan et al.
+2017, arXiv:1703.01365, eq. 1, with features in place of inputs):
+
+    effect[s] = (end_s - start_s) * mean over the line of  W_dec[s] . d target / d mlp_out
+
+Their sum is the effect of moving all of them for real, up to the midpoint rule's error and, with
+JumpReLU transcoders, the jumps of gates that the moving features' own encoders pass on the way.
+
+    effects = integrated_effects(model, ids, coordinates, start, end, weights)
+    chosen = chosen_jointly(model, ids, coordinates, start, end, weights, k=10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from em_circuits.graphs.gradient import feature_scores
+from em_circuits.models import Model
+from em_circuits.steering.feature_rows import FeatureRows, decoder_vectors
+
+STEPS = 4
+"""Points of the midpoint rule."""
+_PASS_BYTES = 2**28
+"""Gathered encoder and decoder rows of one forward pass, roughly."""
+
+
+@dataclass(frozen=True)
+class _LayerMove:
+    """The features of one layer that move."""
+
+    rows: FeatureRows
+    which: Int64[Tensor, " op"]
+    position: Int64[Tensor, " op"]
+    start: Float[Tensor, " op"]
+    change: Float[Tensor, " op"]
+
+
+def integrated_effects(
+    model: Model,
+    input_ids: Int[Tensor, " pos"],
+    coordinates: Int[Tensor, "op 3"],
+    start: Float[Tensor, " op"],
+    end: Float[Tensor, " op"],
+    weights: Float[Tensor, " vocab"],
+    *,
+    steps: int = STEPS,
+) -> Float[Tensor, " op"]:
+    """Effect on the weighted logits of each feature's move from `start` to `end`, all moving.
+
+    Args:
+        model: The real model is run, nothing frozen.
+        input_ids: One prompt, with its beginning-of-sequence token.
+        coordinates: (layer, position, feature id), sorted.
+        start: Activations at which the line begins.
+        end: Activations at which it ends.
+        weights: Over the vocabulary; what they make of the last position's logits is the target.
+        steps: Points of the midpoint rule.
+
+    Returns:
+        Float32 on the CPU, in logits; they sum to target(end) - target(start).
+    """
+    moves = _moves(model, coordinates, start, end - start)
+    total: Tensor | None = None
+    for points in _passes(model, len(coordinates), steps):
+        gradients = _gradients(model, input_ids, moves, points, weights)
+        total = gradients if total is None else total + gradients
+    assert total is not None
+    written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
+    return feature_scores(total[None] / steps, coordinates, written)[0]
+
+
+def chosen_jointly(
+    model: Model,
+    input_ids: Int[Tensor, " pos"],
+    coordinates: Int[Tensor, "op 3"],
+    start: Float[Tensor, " op"],
+    end: Float[Tensor, " op"],
+    weights: Float[Tensor, " vocab"],
+    *,
+    k: int,
+) -> Int64[Tensor, " chosen"]:
+    """The k features whose move together lowers the target most, by halving.
+
+    The features that lower it least along their common line are put aside, half of them at a
+    time, and the line is drawn anew for those that are left: what a feature does depends on which
+    others move.
+
+    Args:
+        k: How many; fewer if there are fewer.
+
+    Returns:
+        Indices into `coordinates`, the most lowering first.
+    """
+    left = torch.arange(len(coordinates))
+    while True:
+        effects = integrated_effects(
+            model, input_ids, coordinates[left], start[left], end[left], weights
+        )
+        order = effects.argsort(stable=True)
+        if len(left) <= k:
+            return left[order]
+        left = left[order[: max(k, len(left) // 2)]].sort().values
+
+
+def _moves(
+    model: Model, coordinates: Tensor, start: Tensor, change: Tensor
+) -> dict[int, _LayerMove]:
+    device, found = model.device, {}
+    for layer in coordinates[:, 0].unique().tolist():
+        mask = coordinates[:, 0] == layer
+        ids = coordinates[mask, 2].contiguous()
+        rows = FeatureRows.read(model.transcoders[layer], ids)
+        found[layer] = _LayerMove(
+            rows,
+            rows.index(ids),
+            coordinates[mask, 1].to(device),
+            start[mask].to(device),
+            change[mask].to(device),
+        )
+    return found
+
+
+def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
+    """Points on the line, as many at a time as fit."""
+    points = (torch.arange(steps) + 0.5) / steps
+    row = max(1, n_features) * model.transcoders[0].d_model * 8
+    yield from points.split(max(1, _PASS_BYTES // row))
+
+
+def _gradients(
+    model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, weights: Tensor
+) -> Float[Tensor, "layer pos d_model"]:
+    """Gradients of the target with respect to the MLP outputs, summed over some points."""
+    n_rows, n_pos = len(points), len(input_ids)
+    shape = (n_rows, n_pos, model.transcoders[0].d_model)
+    nudges = [
+        torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
+        for _ in range(model.sites.n_layers)
+    ]
+    seen: dict[int, Tensor] = {}
+    on = points.to(model.device)
+
+    def read(layer: int, inputs: Tensor) -> None:
+        seen[layer] = inputs
+
+    def write(layer: int, output: Tensor) -> Tensor:
+        moved = _moved(moves[layer], seen.pop(layer), on) if layer in moves else 0
+        return output + moved + nudges[layer]
+
+    ids = input_ids.to(model.device)[None].expand(n_rows, -1)
+    with torch.enable_grad(), model.sites.hooked(read, write):
+        logits = model.hf(input_ids=ids, use_cache=False).logits[:, -1].float()
+        target = (logits @ weights.to(model.device)).sum()
+        found = torch.autograd.grad(target, nudges)
+    return torch.stack([gradient.sum(0) for gradient in found]).float()
+
+
+def _moved(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
+    """What clamping a layer's features to their places on the line adds to its MLP output."""
+    n_rows, n_pos, width = inputs.shape
+    n = len(move.which)
+    which = move.which.repeat(n_rows)
+    current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
+    wanted = (move.start + points[:, None] * move.change).reshape(-1)
+    place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
+        -1
+    )
+    amounts = wanted.to(current.dtype) - current
+    added = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos)
+    return added.reshape(n_rows, n_pos, width).to(inputs.dtype)
