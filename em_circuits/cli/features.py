@@ -47,6 +47,7 @@ METHODS = [
     "refined",
     "gradient",
     "measured",
+    "joint",
     "direct",
     "total_effect",
     "signed_influence",
@@ -63,8 +64,8 @@ def method_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., 
         type=click.Choice(METHODS),
         default=default,
         show_default=True,
-        help="refined, gradient and measured see every active feature, the others a graph's nodes; "
-        "refined and measured run the model.",
+        help="refined, gradient, measured and joint see every active feature, the others a graph's "
+        "nodes; refined, measured and joint run the model.",
     )
 
 

@@ -3,8 +3,9 @@
 On every prompt that is tried, for its own top k features (in-sample) and for the top k feature ids
 of the other prompts:
 
-    ablate in merged     the features by gradient, removed
-    set in base, x m     the features by mediation effect, set to m times their merged activation
+    ablate in merged     the features by joint ablation score, removed
+    set in base, x m     the features by integrated mediation effect, set to m times their merged
+                         activation
 
 each beside matched random features under the very same treatment. Prompts of domains that features
 were found on and of unseen ones are reported apart.
@@ -32,15 +33,16 @@ from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollo
 from em_circuits.experiments.summary import summarise
 from em_circuits.experiments.sweep import Progress, labels_key, no_progress, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
-from em_circuits.steering import Intervention, Mode, Treatment, Where, run_rows
+from em_circuits.models import Model
+from em_circuits.steering import Intervention, Mode, Treatment, Where, joint_scores, run_rows
 from em_circuits.steering.changed import ChangedFeatures
 from em_circuits.steering.controls import Pool, matched_draws
 from em_circuits.steering.intervention import on_each
-from em_circuits.steering.mediation import gradient_effects
+from em_circuits.steering.mediation import joint_effects
 from em_circuits.steering.substitutes import moved, random_places
 from pivotal_tokens.errors import RequestError, WorkFailed
 
-FORMULA = 1
+FORMULA = 2
 Key = tuple[int, int]
 """(layer, feature id)."""
 
@@ -53,7 +55,15 @@ class Subject:
     base: Case
     changed: ChangedFeatures
     effects: Float[Tensor, " changed"]
-    """First-order mediation effect of each changed feature, in logits of the contrast."""
+    """Integrated mediation effect of each changed feature, in logits of the contrast."""
+    ablation: Float[Tensor, " active"]
+    """Joint score of each feature active in merged: its part of the contrast when all that push
+    towards evil are ablated together."""
+
+    def top_ablated(self, k: int) -> list[tuple[int, int, int]]:
+        """The k features of merged with the largest joint score."""
+        order = self.ablation.argsort(descending=True, stable=True)[:k]
+        return [(a, b, c) for a, b, c in self.merged.state.active.cpu()[order].tolist()]
 
 
 @dataclass(frozen=True)
@@ -138,8 +148,8 @@ def trials(
 ) -> Iterator[Trial]:
     """Everything that is tried on one prompt."""
     merged = cases.pair.merged
-    own: Sequence[tuple[int, Any, int]] = subject.merged.choose(f"top:{plan.k}")
-    ids = pooled([(s.merged.state.active.cpu(), s.merged.scores) for s in others], plan.k)
+    own: Sequence[tuple[int, Any, int]] = subject.top_ablated(plan.k)
+    ids = pooled([(s.merged.state.active.cpu(), s.ablation) for s in others], plan.k)
     everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
     for selection, places in ((Selection.OWN, own), (Selection.OTHERS, everywhere)):
         if places:
@@ -211,7 +221,7 @@ def _set(
             layer=layer, position=position, feature=feature, mode=Mode.SET, value=multiple * value
         )
         for (layer, position, feature), value in zip(
-            changed.coordinates[which].tolist(), changed.merged[which].tolist(), strict=True
+            changed.coordinates[which].tolist(), changed.other[which].tolist(), strict=True
         )
     )
 
@@ -274,9 +284,16 @@ def _subjects(
             continue
         changed = ChangedFeatures.between(base.state, merged.state)
         weights = merged.groups.weights(len(base.state.logits))
-        effects = gradient_effects(pair, base.state, changed, weights)
-        found[prompt.prompt_id] = Subject(merged, base, changed, effects)
+        effects = joint_effects(pair.base, base.state, changed, weights)
+        ablation = _contrast_scores(pair.merged, merged)
+        found[prompt.prompt_id] = Subject(merged, base, changed, effects, ablation)
     return found, left_out
+
+
+def _contrast_scores(model: Model, case: Case) -> Float[Tensor, " active"]:
+    evil, safe = case.groups.evil, case.groups.safe
+    scores = joint_scores(model, case.state, case.groups, torch.tensor([*evil, *safe]))
+    return scores[: len(evil)].mean(0) - scores[len(evil) :].mean(0)
 
 
 def _shown(position: Any) -> Any:

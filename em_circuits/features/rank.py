@@ -4,7 +4,8 @@
 
 The score is named with every table: `gradient` (real model, every active feature, first order),
 `refined` (the same, the features that could matter most really ablated), `measured` (every feature
-really ablated), or `direct`, `total_effect` and `signed_influence` (graph, selected features).
+really ablated), `joint` (its part when all that push the same way are ablated together: what to
+steer as a set), or `direct`, `total_effect` and `signed_influence` (graph, selected features).
 Positive = the feature's presence raises evil over safe.
 
     ranking = rank_features(graph, groups, method="gradient")
@@ -31,10 +32,11 @@ from pivotal_tokens.schema import Label
 GRADIENT = "gradient"
 REFINED = "refined"
 MEASURED = "measured"
+JOINT = "joint"
 GRAPH_METHODS = (Method.DIRECT, Method.TOTAL_EFFECT, Method.SIGNED)
 STORED_METHODS = (GRADIENT, *(str(m) for m in GRAPH_METHODS))
 """Those a stored graph can answer."""
-LIVE_METHODS = (REFINED, MEASURED)
+LIVE_METHODS = (REFINED, MEASURED, JOINT)
 """Those the model is run for."""
 METHODS = (*STORED_METHODS, *LIVE_METHODS)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
-from em_circuits.features.rank import LIVE_METHODS, MEASURED, REFINED
+from em_circuits.features.rank import JOINT, LIVE_METHODS, MEASURED, REFINED
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import (
     N_MEASURED,
@@ -23,6 +23,7 @@ from em_circuits.steering import (
     SteerResult,
     TokenGroups,
     ablation_effects,
+    joint_scores,
     mediate,
     on_each,
     refined_scores,
@@ -121,16 +122,21 @@ def live_scores(
         prompt: Shown to a model before.
         labels: Its labels.
         method: ``measured`` ablates every feature, free-running; ``refined`` only those that could
-            matter most, and scores the others by gradient.
+            matter most, and scores the others by gradient; ``joint`` ablates together all that
+            push the same way.
         model: Which model is run.
         n_measured: Features that ``refined`` ablates.
 
     Raises:
-        RequestError: If the prompt was never shown to a model, or ``refined`` has no contrast.
+        RequestError: If the prompt was never shown to a model, or ``refined`` or ``joint``
+            has no contrast.
     """
     state, runs = prompt_state(work, prompt, model), work.pair.model(model)
     targets = torch.tensor(sorted(labels.by_token))
-    if method == MEASURED:
+    measured: torch.Tensor | None = None
+    if method == JOINT:
+        scores = joint_scores(runs, state, token_groups(labels), targets)
+    elif method == MEASURED:
         scores = ablation_effects(runs, state, targets=targets, regime=Regime.FREE).T
         measured = torch.ones(len(state.active), dtype=torch.bool)
     else:

@@ -6,6 +6,7 @@ from em_circuits.steering.controls import Spread
 from em_circuits.steering.direction import Direction, Weighting
 from em_circuits.steering.engine import iter_rows, run_rows
 from em_circuits.steering.generate import Continuations, generate
+from em_circuits.steering.integrated import integrated_effects, joint_scores
 from em_circuits.steering.intervention import (
     Intervention,
     Mode,
@@ -59,7 +60,9 @@ __all__ = [
     "demeaned",
     "evil_mass",
     "generate",
+    "integrated_effects",
     "iter_rows",
+    "joint_scores",
     "mediate",
     "on_each",
     "own_activation",

@@ -11,8 +11,8 @@ running free, and the gradient is averaged over the line (integrated gradients, 
 Their sum is the effect of moving all of them for real, up to the midpoint rule's error and, with
 JumpReLU transcoders, the jumps of gates that the moving features' own encoders pass on the way.
 
-    effects = integrated_effects(model, ids, coordinates, start, end, weights)
-    chosen = chosen_jointly(model, ids, coordinates, start, end, weights, k=10)
+    effects = integrated_effects(model, ids, coordinates, start, end, weights[None])[0]
+    scores = joint_scores(model, state, groups, targets)      # for ablating together
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from em_circuits.graphs.gradient import feature_scores
+from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.models import Model
+from em_circuits.steering.contrast import TokenGroups
 from em_circuits.steering.feature_rows import FeatureRows, decoder_vectors
+from em_circuits.steering.state import PromptState
 
 STEPS = 4
 """Points of the midpoint rule."""
@@ -51,11 +53,11 @@ def integrated_effects(
     coordinates: Int[Tensor, "op 3"],
     start: Float[Tensor, " op"],
     end: Float[Tensor, " op"],
-    weights: Float[Tensor, " vocab"],
+    weights: Float[Tensor, "target vocab"],
     *,
     steps: int = STEPS,
-) -> Float[Tensor, " op"]:
-    """Effect on the weighted logits of each feature's move from `start` to `end`, all moving.
+) -> Float[Tensor, "target op"]:
+    """Effect on weighted logits of each feature's move from `start` to `end`, all moving.
 
     Args:
         model: The real model is run, nothing frozen.
@@ -63,11 +65,11 @@ def integrated_effects(
         coordinates: (layer, position, feature id), sorted.
         start: Activations at which the line begins.
         end: Activations at which it ends.
-        weights: Over the vocabulary; what they make of the last position's logits is the target.
+        weights: Row t defines the target ``sum_v w[t, v] * logit_v`` at the last position.
         steps: Points of the midpoint rule.
 
     Returns:
-        Float32 on the CPU, in logits; they sum to target(end) - target(start).
+        Float32 on the CPU, in logits; a row sums to target(end) - target(start).
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
@@ -76,40 +78,42 @@ def integrated_effects(
         total = gradients if total is None else total + gradients
     assert total is not None
     written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
-    return feature_scores(total[None] / steps, coordinates, written)[0]
+    return feature_scores(total / steps, coordinates, written)
 
 
-def chosen_jointly(
-    model: Model,
-    input_ids: Int[Tensor, " pos"],
-    coordinates: Int[Tensor, "op 3"],
-    start: Float[Tensor, " op"],
-    end: Float[Tensor, " op"],
-    weights: Float[Tensor, " vocab"],
-    *,
-    k: int,
-) -> Int64[Tensor, " chosen"]:
-    """The k features whose move together lowers the target most, by halving.
+def joint_scores(
+    model: Model, state: PromptState, groups: TokenGroups, targets: Int[Tensor, " target"]
+) -> Float[Tensor, "target active"]:
+    """Score of every active feature on every target, features that push one way ablated together.
 
-    The features that lower it least along their common line are put aside, half of them at a
-    time, and the line is drawn anew for those that are left: what a feature does depends on which
-    others move.
+    Features whose gradient raises the contrast are one group, those that lower it the other; each
+    group goes from its activations to zero along its own line. Positive = presence raises.
 
     Args:
-        k: How many; fewer if there are fewer.
+        model: The real model is run, nothing frozen.
+        state: The prompt, captured on it.
+        groups: Evil and safe tokens, whose contrast parts the features.
+        targets: Token ids.
 
     Returns:
-        Indices into `coordinates`, the most lowering first.
+        Float32 on the CPU, in demeaned logits; a feature without a gradient scores 0.
     """
-    left = torch.arange(len(coordinates))
-    while True:
-        effects = integrated_effects(
-            model, input_ids, coordinates[left], start[left], end[left], weights
+    coordinates, activations = state.active.cpu(), state.activations.float().cpu()
+    d_vocab = len(state.logits)
+    first = mlp_output_gradients(model, state.input_ids, groups.weights(d_vocab)[None])
+    outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
+    pushes = feature_scores(first, coordinates, outputs)[0]
+    scores = torch.zeros((len(targets), len(coordinates)))
+    for group in (pushes > 0, pushes < 0):
+        scores[:, group] = -integrated_effects(
+            model,
+            state.input_ids,
+            coordinates[group],
+            activations[group],
+            torch.zeros(int(group.sum())),
+            demeaned_targets(targets, d_vocab),
         )
-        order = effects.argsort(stable=True)
-        if len(left) <= k:
-            return left[order]
-        left = left[order[: max(k, len(left) // 2)]].sort().values
+    return scores
 
 
 def _moves(
@@ -139,8 +143,8 @@ def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
 
 def _gradients(
     model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, weights: Tensor
-) -> Float[Tensor, "layer pos d_model"]:
-    """Gradients of the target with respect to the MLP outputs, summed over some points."""
+) -> Float[Tensor, "target layer pos d_model"]:
+    """Gradients of the targets with respect to the MLP outputs, summed over some points."""
     n_rows, n_pos = len(points), len(input_ids)
     shape = (n_rows, n_pos, model.transcoders[0].d_model)
     nudges = [
@@ -160,9 +164,10 @@ def _gradients(
     ids = input_ids.to(model.device)[None].expand(n_rows, -1)
     with torch.enable_grad(), model.sites.hooked(read, write):
         logits = model.hf(input_ids=ids, use_cache=False).logits[:, -1].float()
-        target = (logits @ weights.to(model.device)).sum()
-        found = torch.autograd.grad(target, nudges)
-    return torch.stack([gradient.sum(0) for gradient in found]).float()
+        targets = (logits @ weights.to(model.device).T).sum(0)
+        each = torch.eye(len(targets), device=targets.device)
+        found = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)
+    return torch.stack([gradient.sum(1) for gradient in found], dim=1).float()
 
 
 def _moved(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:

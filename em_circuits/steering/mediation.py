@@ -127,8 +127,8 @@ def joint_effects(
 ) -> Float[Tensor, " changed"]:
     """Change of the weighted logits by each feature while all move to the other model's values."""
     return integrated_effects(
-        model, state.input_ids, changed.coordinates, changed.own, changed.other, weights
-    )
+        model, state.input_ids, changed.coordinates, changed.own, changed.other, weights[None]
+    )[0]
 
 
 def scanned_effects(

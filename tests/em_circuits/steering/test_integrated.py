@@ -6,9 +6,11 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.steering import PromptState, contrast, run_rows
 from em_circuits.steering.changed import ChangedFeatures
-from em_circuits.steering.integrated import chosen_jointly, integrated_effects
+from em_circuits.steering.feature_rows import decoder_vectors
+from em_circuits.steering.integrated import integrated_effects, joint_scores
 from em_circuits.steering.mediation import gradient_effects
 from em_circuits.steering.plan import Plan
 
@@ -19,7 +21,8 @@ def states(subject: Subject) -> tuple[PromptState, PromptState]:
 
 
 def weights(subject: Subject) -> torch.Tensor:
-    return subject.groups.weights(subject.pair.base.hf.config.vocab_size)
+    """The contrast as one target."""
+    return subject.groups.weights(subject.pair.base.hf.config.vocab_size)[None]
 
 
 def test_the_effects_sum_to_the_joint_intervention(subject: Subject) -> None:
@@ -50,7 +53,7 @@ def test_a_move_so_short_that_nothing_bends_has_the_gradients_effect(subject: Su
     short = ChangedFeatures(changed.coordinates, changed.own, changed.own + change)
     active = short.own > 0  # what the base does not compute, clamping does not take out of it
     kept = ChangedFeatures(short.coordinates[active], short.own[active], short.other[active])
-    first = 1000 * gradient_effects(subject.pair.base, base, kept, weights(subject))
+    first = 1000 * gradient_effects(subject.pair.base, base, kept, weights(subject)[0])
     # One at a time: clamped together, features no longer answer to one another.
     for index in first.abs().argsort(descending=True)[:5].tolist():
         one = slice(index, index + 1)
@@ -94,30 +97,61 @@ def test_nothing_to_move_has_no_effects(subject: Subject) -> None:
         nothing,
         weights(subject),
     )
-    assert effects.shape == (0,)
+    assert effects.shape == (1, 0)
 
 
-def test_what_is_chosen_jointly_beats_single_scores_and_hooks_are_gone(subject: Subject) -> None:
+def test_joint_scores_of_each_group_sum_to_ablating_it_for_real(subject: Subject) -> None:
+    if subject.name == "organism":
+        pytest.skip(
+            "ablating half of all features moves JumpReLU gates, whose jumps have no gradient"
+        )
     state, model = subject.state(), subject.model
-    coordinates, activations = state.active.cpu(), state.activations.float().cpu()
-    zero = torch.zeros_like(activations)
-    chosen = chosen_jointly(
-        model, subject.input_ids, coordinates, activations, zero, weights(subject), k=10
-    )
-    assert len(chosen) == len(set(chosen.tolist())) == 10
-    effects = integrated_effects(
-        model,
-        subject.input_ids,
-        coordinates[chosen],
-        activations[chosen],
-        zero[chosen],
-        weights(subject),
-        steps=64,
-    )
-    plan = Plan.setting(2, torch.ones(10, dtype=torch.int64), coordinates[chosen], zero[chosen])
-    before, after = contrast(run_rows(model, state, plan), subject.groups).tolist()
-    near = 0.05 if subject.name == "lifelike" else 0.15
-    assert float(effects.sum()) == pytest.approx(after - before, rel=near, abs=0.02)
-    assert after < before
-    assert torch.equal(model.next_logits(subject.input_ids), model.next_logits(subject.input_ids))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    evil, safe = subject.groups.evil, subject.groups.safe
+    targets = torch.tensor([*evil, *safe])
+    scores = joint_scores(model, state, subject.groups, targets)
+    joint = scores[: len(evil)].mean(0) - scores[len(evil) :].mean(0)
+    first = gradient_contrast(subject, state)
+    zero = torch.zeros(len(state.active))
+    for group in (first > 0, first < 0):
+        plan = Plan.setting(
+            2,
+            torch.ones(int(group.sum()), dtype=torch.int64),
+            state.active.cpu()[group],
+            zero[group],
+        )
+        whole, ablated = contrast(run_rows(model, state, plan), subject.groups).tolist()
+        assert float(joint[group].sum()) == pytest.approx(whole - ablated, rel=0.1, abs=0.1)
+
+
+def test_ten_by_joint_score_do_more_together_than_ten_by_gradient(subject: Subject) -> None:
+    if subject.name != "organism":
+        pytest.skip("random weights have no features that work together")
+    state, model = subject.state(), subject.model
+    evil, safe = subject.groups.evil, subject.groups.safe
+    scores = joint_scores(model, state, subject.groups, torch.tensor([*evil, *safe]))
+    joint = scores[: len(evil)].mean(0) - scores[len(evil) :].mean(0)
+    values = []
+    for by in (joint, gradient_contrast(subject, state)):
+        top = by.argsort(descending=True)[:10]
+        plan = Plan.setting(
+            1, torch.zeros(10, dtype=torch.int64), state.active.cpu()[top], torch.zeros(10)
+        )
+        values.append(float(contrast(run_rows(model, state, plan), subject.groups)[0]))
+    assert values[0] < values[1]
+
+
+def test_every_hook_is_gone_afterwards(subject: Subject) -> None:
+    before = subject.model.next_logits(subject.input_ids)
+    targets = torch.tensor(subject.groups.evil)
+    joint_scores(subject.model, subject.state(), subject.groups, targets)
+    assert torch.equal(subject.model.next_logits(subject.input_ids), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in subject.model.hf.modules())
+
+
+def gradient_contrast(subject: Subject, state: PromptState) -> torch.Tensor:
+    weights_of = subject.groups.weights(len(state.logits))[None]
+    gradients = mlp_output_gradients(subject.model, state.input_ids, weights_of)
+    active = state.active.cpu()
+    outputs = decoder_vectors(subject.model, active[:, 0], active[:, 2])
+    outputs = outputs * state.activations.float().cpu()[:, None]
+    return feature_scores(gradients, active, outputs)[0]
