@@ -28,6 +28,7 @@ _COMMANDS = {
     "status": "status:status",
     "prompts": "prompts:prompts",
     "labels": "labels:labels",
+    "judge": "judge:judge",
     "graphs": "circuits:graphs",
     "influence": "influence:influence",
     "features": "features:features",

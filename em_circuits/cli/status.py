@@ -47,6 +47,18 @@ def describe_counts(counts: Counts) -> list[str]:
         f"queue           {named(counts.queue)}",
         f"graphs          {counts.graphs} ({counts.graph_bytes / 1e6:.1f} MB)",
         f"failures        {named(counts.failures)}",
+        *_calls(counts),
+    ]
+
+
+def _calls(counts: Counts) -> list[str]:
+    """What language models were asked and cost; nothing where none was."""
+    if not counts.calls:
+        return []
+    states = ", ".join(f"{n} {state}" for state, n in counts.calls.items())
+    return [
+        f"model calls     {sum(counts.calls.values())} ({states}), ${counts.usd:.4f} charged; "
+        f"{counts.unparsed} unusable"
     ]
 
 

@@ -92,6 +92,9 @@ class AttemptRows(Database):
                 graphs=count(graphs),
                 graph_bytes=count(graphs, what=func.sum(graphs.c.bytes)),
                 failures=by(tables.failures.c.stage),
+                unparsed=count(tables.unparsed),
+                calls=by(tables.llm_calls.c.state),
+                usd=count(tables.llm_calls, what=func.sum(tables.llm_calls.c.nano_usd)) / 1e9,
             )
 
 

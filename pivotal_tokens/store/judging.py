@@ -39,6 +39,7 @@ class HumanLabelled:
     human: dict[int, Label]  # of the tokens of both lists
     judge: dict[int, Label]
     note: str  # the last reason that a person gave; "" without one
+    seen: frozenset[int] = frozenset()  # tokens labelled with a judge's label in view
 
 
 class JudgingRows(Database):
@@ -125,6 +126,16 @@ class JudgingRows(Database):
                 found.update(connection.execute(query).scalars())
         return found
 
+    def divergent_count(self, judge: str, pair: str | None = None) -> int:
+        """How many prompts have a divergent verdict under a judge's labels."""
+        table = tables.verdicts
+        query = select(func.count(table.c.prompt_id.distinct()))
+        query = query.where(table.c.judge == judge, table.c.divergent)
+        if pair is not None:
+            query = query.where(table.c.pair == pair)
+        with self.reading() as connection:
+            return connection.execute(query).scalar_one()
+
     def human_labelled(self, pair: str) -> tuple[HumanLabelled, ...]:
         """Prompts with next tokens under a pair and at least one label of a person."""
         events, lists, prompts = tables.label_events, tables.next_tokens, tables.prompts
@@ -180,6 +191,7 @@ def _labelled(
     events = told.get(prompt.prompt_id, [])
     standing = effective(prompt.prompt_id, events)
     asked = set(lists.token_ids)
+    last = {e.token_id: e for e in events if e.author_kind == "human"}
     reasons = [e.reason for e in events if e.author_kind == "human" and e.reason]
     return HumanLabelled(
         prompt=prompt,
@@ -187,6 +199,7 @@ def _labelled(
         human={item.token_id: item.label for item in standing.human if item.token_id in asked},
         judge={item.token_id: item.label for item in standing.judge if item.token_id in asked},
         note=reasons[-1] if reasons else "",
+        seen=frozenset(e.token_id for e in last.values() if e.judge_visible),
     )
 
 

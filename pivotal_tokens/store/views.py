@@ -57,3 +57,6 @@ class Counts(Frozen):
     graphs: int
     graph_bytes: int
     failures: dict[str, int]  # by stage
+    unparsed: int  # judges' answers that could not be used
+    calls: dict[str, int]  # to language models, by state; of all pairs
+    usd: float  # charged for them, as far as prices are known

@@ -18,8 +18,8 @@ PUBLIC = {
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
-        "ModelJudge load_instructions open_judge"
+        "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Kept Lane Lexicon "
+        "ModelJudge keep_answers load_instructions open_judge"
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Invalid LLMClient LLMSettings "

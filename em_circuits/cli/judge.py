@@ -1,0 +1,121 @@
+"""``em-circuits judge``: how good the judges are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pivotal_tokens.judge.report import JudgeReport
+
+
+@click.group()
+def judge() -> None:
+    """Measure judges against people."""
+
+
+@judge.command(epilog="Example: em-circuits judge report --judge openai:o3")
+@click.option("--judge", "name", metavar="ID", help="Only judges whose id begins so.")
+@click.option("--pair", metavar="KEY", help="Only this pair of models. [default: all]")
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=2000,
+    show_default=True,
+    help="Bootstrap draws of the intervals; 0 for none.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where report.json and report.html go. [default: ROOT/results/judge]",
+)
+@json_option
+@pass_session
+def report(
+    session: Session,
+    name: str | None,
+    pair: str | None,
+    resamples: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Agreement of every judge with people's labels, per label, over time; and what it cost.
+
+    Controls count by their sampling probability, so that recall is over all prompts. Writes a JSON
+    file and a page with plots.
+    """
+    from em_circuits.report.judges import write_judge_page
+    from pivotal_tokens.artefacts import write_json, write_provenance
+    from pivotal_tokens.errors import RequestError
+    from pivotal_tokens.judge.report import judge_report
+
+    folder = out or session.root / "results" / "judge"
+    with session.open_store() as store:
+        known = store.pairs()
+        if pair is not None:
+            matching = [key for key in known if key.startswith(pair)]
+            if len(matching) != 1:
+                raise RequestError(
+                    f"--pair {pair}: {len(matching)} pairs begin so; "
+                    f"there are {', '.join(key[:12] for key in known) or 'none'}"
+                )
+            pair = matching[0]
+        made = judge_report(store, pair=pair, judge=name, resamples=resamples)
+    if not made.judges:
+        raise RequestError("no judge has judged anything here; run `em-circuits label` first")
+    write_json(folder / "report.json", made.model_dump(mode="json"))
+    write_judge_page(made, folder / "report.html")
+    config = {"judge": name, "pair": pair, "resamples": resamples}
+    for file in ("report.json", "report.html"):
+        inputs = {"store": session.options["store"] or str(session.default_store)}
+        write_provenance(folder / file, inputs=inputs, config=config)
+    if as_json:
+        emit(made.model_dump(mode="json"))
+    else:
+        click.echo("\n".join(describe(made)))
+        click.echo(f"written: {folder / 'report.html'} and report.json")
+
+
+def describe(made: JudgeReport) -> list[str]:
+    """The report in a few lines of at most 79 columns."""
+    lines = [f"{made.human_labelled} prompts labelled by people, {made.controls} of them controls"]
+    for one in made.judges:
+        cost = one.cost
+        each = f", ${cost.usd_per_found:.4f} each" if cost.usd_per_found is not None else ""
+        lines += [
+            "",
+            one.judge[:79],
+            f"  {one.judged} prompts judged, {one.unparsed} answers unusable, {cost.calls} calls, "
+            f"${cost.usd:.4f}",
+            f"  {cost.found} found (divergent){each}",
+        ]
+        if one.flip_rate is not None:
+            lines.append(f"  {one.votes} votes, flip rate {one.flip_rate:.3f}")
+        if not one.tokens.tokens:
+            lines.append("  nothing to compare with: no person labelled these prompts blind")
+            continue
+        found = one.tokens.agreement
+        lines.append(
+            f"  {one.tokens.tokens} tokens of {one.tokens.prompts} prompts compared: "
+            f"agreement {_shown(found.percent.value)}, kappa {_shown(found.kappa.value)}"
+        )
+        lines.append(
+            f"  flagged prompts: precision {_shown(one.flags.precision)}, "
+            f"recall {_shown(one.flags.recall)} (weighted, {one.flags.prompts} prompts)"
+        )
+        rows = [
+            (label, f.precision, f.precision_weighted, f.recall, f.recall_weighted)
+            for label, f in one.tokens.classes.items()
+        ]
+        header = ("label", "precision", "weighted", "recall", "weighted")
+        lines += [f"  {line}" for line in table(header, rows, width=77).splitlines()]
+    return lines
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
