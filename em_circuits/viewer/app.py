@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from em_circuits.pipeline.workspace import Workspace
-from em_circuits.viewer import overview, prompts, who
+from em_circuits.viewer import graphs, overview, pins, prompts, who
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.door import Door
 from em_circuits.viewer.guard import Guard
@@ -54,6 +54,8 @@ def _pages(desk: Desk) -> list[BaseRoute]:
         *who.routes(desk),
         *overview.routes(desk),
         *prompts.routes(desk),
+        *graphs.routes(desk),
+        *pins.routes(desk),
     ]
 
 

@@ -31,6 +31,7 @@ class ListingQuery(Frozen):
     divergent: bool | None = None
     category: str | None = None
     state: ReviewState | None = None  # in the review queue
+    graphs: bool = False  # only prompts with graphs under the pair
     order: Order = "newest"
 
 
@@ -75,7 +76,7 @@ class ListingRows(Database):
                 .outerjoin(chosen, chosen.c.prompt_id == _prompts.prompt_id)
                 .outerjoin(queued, queued.c.prompt_id == _prompts.prompt_id)
             )
-            .where(*_conditions(query, judged, queued))
+            .where(*_conditions(query, judged, queued, pair=pair))
         )
         order = _prompts.seq.desc() if query.order == "newest" else _prompts.seq
         with self.reading() as connection:
@@ -118,8 +119,13 @@ def _human(pair: str | None) -> Subquery:
     return select(tables.verdicts).where(where).subquery("chosen")
 
 
-def _conditions(query: ListingQuery, judged: Subquery, queued: Subquery) -> list[ColumnElement]:
+def _conditions(
+    query: ListingQuery, judged: Subquery, queued: Subquery, *, pair: str | None
+) -> list[ColumnElement]:
     given: list[ColumnElement] = []
+    if query.graphs:
+        having = select(tables.graphs.c.prompt_id).where(tables.graphs.c.pair == pair)
+        given.append(_prompts.prompt_id.in_(having))
     if words := query.search.strip():
         inside = json.dumps(words, ensure_ascii=False)[1:-1].lower()
         given.append(func.lower(_prompts.payload).contains(inside, autoescape=True))

@@ -1,0 +1,157 @@
+"""What is one node: where it comes from, where it goes, what it does to each logit?
+
+detail(opened, labels, "2/11/431")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from em_circuits.graphs import AttributionGraph, NodeKind
+from em_circuits.influence import TargetSeed, tokens, top_paths
+from em_circuits.influence.names import node_named
+from em_circuits.viewer.graph_cache import Opened
+from em_circuits.viewer.graph_view import node_name, rounded
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Label
+
+STRONGEST = 12
+"""Inputs and outputs listed, each way."""
+_LOGIT = re.compile(r"logit:(\d{1,9})")
+_PLACE = re.compile(r"(\d{1,9})/(\d{1,9})/(\d{1,9})")
+
+
+def detail(opened: Opened, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
+    """Everything about one node of one graph; a feature that is no node says so.
+
+    Raises:
+        RequestError: If the name names nothing in this graph and is no feature either.
+    """
+    graph = opened.graph
+    if found := _PLACE.fullmatch(name):
+        place = [int(part) for part in found.groups()]
+        state, activation = _state(graph, place)
+        firing = _firing(graph, place)
+        if state != "node":
+            return {"name": name, "state": state, "activation": activation, "firing": firing}
+    else:
+        activation, firing = None, []
+    node = _index(graph, name)
+    contrast = opened.contrast(labels)
+    is_logit = graph.layout.kind(node) is NodeKind.LOGIT
+    return {
+        "name": name,
+        "state": "node",
+        "activation": activation,
+        "firing": firing,
+        "influence": None if is_logit else rounded(opened.values[:, node]),
+        "contrast": None if contrast is None or is_logit else float(contrast[node]),
+        "inputs": _strongest(graph, graph.require_edges().row(node)),
+        "outputs": [] if is_logit else _strongest(graph, column(graph, node)),
+    }
+
+
+def paths(
+    opened: Opened, labels: Mapping[int, Label], name: str, target: str, k: int
+) -> dict[str, Any]:
+    """The strongest signed paths from a node to a logit or to the contrast.
+
+    Raises:
+        RequestError: If there is no such node or target, or no contrast.
+    """
+    graph = opened.graph
+    seed = _seed(opened, labels, target)
+    found = top_paths(graph, source=_index(graph, name), targets=seed, k=k, method=opened.method)
+    return {
+        "from": name,
+        "to": target,
+        "method": str(opened.method),
+        "total": found.total,
+        "paths": [
+            {
+                "nodes": [node_name(graph, i) for i in path.nodes],
+                "product": path.product,
+                "share": path.share,
+            }
+            for path in found.paths
+        ],
+    }
+
+
+def column(graph: AttributionGraph, source: int) -> Tensor:
+    """Direct effect of one node on every node."""
+    edges, layout = graph.require_edges(), graph.layout
+    values = torch.zeros(layout.n_nodes)
+    for stripe in edges.structure.stripes():
+        at = (stripe.columns == source).nonzero()[:, 0]
+        if not len(at):
+            continue
+        for block in stripe.blocks:
+            if block.n_columns > int(at[0]):
+                values[block.rows] = edges.block(block)[:, int(at[0])].float()
+    values[layout.logits] = edges.logit_values[:, source].float()
+    mine = edges.extra_index[:, 1] == source
+    values[edges.extra_index[mine, 0]] = edges.extra_values[mine]
+    return values
+
+
+def _strongest(graph: AttributionGraph, weights: Tensor) -> list[dict[str, Any]]:
+    """The largest by magnitude, with their signs and their share of the whole."""
+    order = weights.abs().argsort(descending=True)[:STRONGEST]
+    whole = float(weights.abs().sum())
+    return [
+        {
+            "name": node_name(graph, i),
+            "weight": float(weights[i]),
+            "share": abs(float(weights[i])) / whole,
+        }
+        for i in order.tolist()
+        if weights[i] != 0
+    ]
+
+
+def _state(graph: AttributionGraph, place: list[int]) -> tuple[str, float]:
+    """("node", "active" without being one, or "inactive"; its activation)."""
+    found = (graph.active == torch.tensor(place)).all(1).nonzero()[:, 0]
+    if not len(found):
+        return "inactive", 0.0
+    i = int(found[0])
+    selected = bool((graph.selected == i).any())
+    return ("node" if selected else "active"), float(graph.activations[i])
+
+
+def _firing(graph: AttributionGraph, place: list[int]) -> list[list[float]]:
+    """(position, activation) of the same feature everywhere in the prompt."""
+    same = (graph.active[:, 0] == place[0]) & (graph.active[:, 2] == place[2])
+    return [
+        [position, value]
+        for position, value in zip(
+            graph.active[same, 1].tolist(), rounded(graph.activations[same]), strict=True
+        )
+    ]
+
+
+def _index(graph: AttributionGraph, name: str) -> int:
+    if found := _LOGIT.fullmatch(name):
+        index = graph.targets.index_of(int(found[1]))
+        if index is None:
+            raise RequestError(f"token {found[1]} is no target of this graph")
+        return graph.layout.logit_index(index)
+    return node_named(graph, name)
+
+
+def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSeed:
+    if target == "contrast":
+        seed = opened.seed(labels)
+        if seed is None:
+            raise RequestError("no contrast: no target is labelled evil, or none safe")
+        return seed
+    found = _LOGIT.fullmatch(target)
+    if found is None:
+        raise RequestError(f"{target!r} is no target; give contrast or logit:TOKEN_ID")
+    return tokens(opened.graph, [int(found[1])])

@@ -1,0 +1,224 @@
+"""Which graphs are there, and what do the two of one prompt look like side by side?
+
+GET /graph/PROMPT                     the page
+GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in the other
+GET /api/graph/PROMPT/node?name=      one node in both
+GET /api/graph/PROMPT/paths?...       strongest signed paths
+GET /api/graph/PROMPT/export?model=   the JSON of circuit-tracer's and Neuronpedia's viewers
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.influence import prune
+from em_circuits.influence.viewer_json import ViewerOptions, viewer_json
+from em_circuits.viewer.body import query_int, query_share
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.graph_cache import GraphCache, Opened
+from em_circuits.viewer.graph_detail import detail, paths
+from em_circuits.viewer.graph_view import Cut, beyond, view_of
+from em_circuits.viewer.rendering import Json
+from em_circuits.viewer.texts import TokenTexts
+from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.schema import GraphRecord, Label, Prompt
+from pivotal_tokens.store import ListingQuery
+
+PER_PAGE = 60
+MODELS = ("base", "merged")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A prompt, its labels, and the newest graph of each model under a pair."""
+
+    prompt: Prompt
+    pair: str
+    labels: dict[int, Label]
+    records: dict[str, GraphRecord]
+
+    def model(self, name: str | None) -> str:
+        """The model that is meant, or the one there is.
+
+        Raises:
+            RequestError: If that model has no graph.
+        """
+        chosen = name or ("merged" if "merged" in self.records else "base")
+        if chosen not in self.records:
+            raise RequestError(f"prompt {self.prompt.prompt_id} has no {chosen} graph")
+        return chosen
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """The list of graphs, the page of two, and what it asks for."""
+    pages = GraphPages(desk)
+    return [
+        Route("/graphs", pages.listing, methods=["GET"]),
+        Route("/graph/{prompt}", pages.page, methods=["GET"]),
+        Route("/api/graph/{prompt}", pages.views, methods=["GET"]),
+        Route("/api/graph/{prompt}/node", pages.node, methods=["GET"]),
+        Route("/api/graph/{prompt}/paths", pages.paths, methods=["GET"]),
+        Route("/api/graph/{prompt}/export", pages.export, methods=["GET"]),
+    ]
+
+
+class GraphPages:
+    """Answers about graphs."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._cache = GraphCache(desk.work.graphs)
+        self._texts = TokenTexts(desk.work)
+        self._two = ThreadPoolExecutor(len(MODELS), thread_name_prefix="graph")
+
+    def listing(self, request: Request) -> Response:
+        """Prompts that have graphs."""
+        pair = self._desk.pair(request)
+        number = query_int(request, "page", 1, least=1, most=1_000_000)
+        query = ListingQuery(graphs=True, search=request.query_params.get("q", ""))
+        offset = (number - 1) * PER_PAGE
+        found = self._desk.store.listing(query, pair=pair, limit=PER_PAGE, offset=offset)
+        return self._desk.page(
+            request,
+            "graphs.html",
+            found=found,
+            number=number,
+            pages=max(1, -(-found.total // PER_PAGE)),
+            asked=dict(request.query_params),
+        )
+
+    def page(self, request: Request) -> Response:
+        """The page; the browser draws it."""
+        subject = self._subject(request)
+        show = request.query_params.get("show")
+        return self._desk.page(
+            request,
+            "graph.html",
+            prompt=subject.prompt,
+            records=subject.records,
+            pair=subject.pair,
+            show=show if show in (*MODELS, "both", "difference") else subject.model(None),
+        )
+
+    def views(self, request: Request) -> Response:
+        """Both models' views; ``models=merged`` for one alone."""
+        subject, cut = self._subject(request), self._cut(request)
+        wanted = request.query_params.get("models", "base,merged").split(",")
+        names = [name for name in MODELS if name in wanted and name in subject.records]
+        if not names:
+            raise RequestError(f"prompt {subject.prompt.prompt_id} has no such graph")
+        keys = tuple(subject.records[name].key for name in names)
+        labels = tuple(sorted(subject.labels.items()))
+        made = self._cache.view((keys, labels, cut), lambda: self._views(subject, names, cut))
+        return Response(made, media_type="application/json")
+
+    def node(self, request: Request) -> Response:
+        """One node in both graphs."""
+        subject = self._subject(request)
+        name = request.query_params.get("name", "")
+        answers: dict[str, Any] = {}
+        for model, record in subject.records.items():
+            opened = self._cache.opened(record.key)
+            try:
+                answers[model] = detail(opened, subject.labels, name)
+            except RequestError as error:
+                answers[model] = {"name": name, "state": "absent", "why": str(error)}
+        if all(answer["state"] == "absent" for answer in answers.values()):
+            raise RequestError(next(iter(answers.values()))["why"])
+        return Json({"name": name, "models": answers, "link": self._neuronpedia(subject, name)})
+
+    def paths(self, request: Request) -> Response:
+        """Strongest signed paths from a node."""
+        subject, asked = self._subject(request), request.query_params
+        record = subject.records[subject.model(asked.get("model"))]
+        k = query_int(request, "k", 8, least=1, most=50)
+        opened = self._cache.opened(record.key)
+        return Json(
+            paths(opened, subject.labels, asked.get("from", ""), asked.get("to", "contrast"), k)
+        )
+
+    def export(self, request: Request) -> Response:
+        """The pruned graph in the format of other viewers, as a file."""
+        subject, cut = self._subject(request), self._cut(request)
+        model = subject.model(request.query_params.get("model"))
+        graph = self._cache.opened(subject.records[model].key).graph
+        options = ViewerOptions(node_threshold=cut.node, edge_threshold=cut.edge)
+        if not graph.header.scan:
+            options = options.model_copy(update={"scan": "unknown"})
+        left = prune(graph, node_threshold=cut.node, edge_threshold=cut.edge)
+        answer = Json(viewer_json(graph, left, self._texts.of(graph), options))
+        name = f"{subject.prompt.prompt_id}-{model}.json"
+        answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        return answer
+
+    def _views(self, subject: Subject, names: list[str], cut: Cut) -> bytes:
+        def one(name: str) -> tuple[Opened, dict[str, Any]]:
+            opened = self._cache.opened(subject.records[name].key)
+            texts = self._texts.of(opened.graph)
+            return opened, view_of(opened, subject.labels, texts, cut)
+
+        made = dict(zip(names, self._two.map(one, names), strict=True))
+        views = {name: view for name, (_, view) in made.items()}
+        for name, (opened, view) in made.items():
+            others = {n for o, v in views.items() if o != name for n in v["nodes"]["name"]}
+            features = sorted(n for n in others - set(view["nodes"]["name"]) if n[0].isdigit())
+            view["beyond"] = beyond(opened, subject.labels, features)
+        record = {
+            "prompt_id": subject.prompt.prompt_id,
+            "text": subject.prompt.text,
+            "models": views,
+        }
+        return bytes(Json(record).body)
+
+    def _subject(self, request: Request) -> Subject:
+        desk = self._desk
+        prompt = desk.store.prompt(request.path_params["prompt"])
+        pair = desk.pair(request)
+        if pair is None:
+            raise RequestError("no model has seen a prompt yet; run em-circuits label")
+        records: dict[str, GraphRecord] = {}
+        reason = ""
+        for name in MODELS:
+            try:
+                records[name] = desk.work.graph_record(prompt.prompt_id, name, pair)  # type: ignore[arg-type]
+            except (RequestError, WorkFailed) as error:
+                reason = str(error)
+        if not records:
+            raise RequestError(reason)
+        labels = desk.store.labels(prompt.prompt_id).by_token
+        return Subject(prompt, pair, labels, records)
+
+    def _cut(self, request: Request) -> Cut:
+        settings = self._desk.settings
+        return Cut(
+            node=query_share(request, "node", Cut.node),
+            edge=query_share(request, "edge", Cut.edge),
+            by_contrast=request.query_params.get("by") == "contrast",
+            max_nodes=settings.max_nodes,
+            max_edges=settings.max_edges,
+        )
+
+    def _neuronpedia(self, subject: Subject, name: str) -> str | None:
+        layer, _, rest = name.partition("/")
+        if not layer.isdigit():
+            return None
+        header = self._cache.opened(next(iter(subject.records.values())).key).graph.header
+        known = NEURONPEDIA.get(str(header.transcoders).split("@")[0])
+        return None if known is None else known.format(layer=layer, feature=rest.partition("/")[2])
+
+
+NEURONPEDIA = {
+    "mntss/transcoder-Llama-3.2-1B": (
+        "https://www.neuronpedia.org/llama3.2-1b/{layer}-llamascope-transcoder/{feature}"
+    ),
+    "mntss/gemma-scope-transcoders": (
+        "https://www.neuronpedia.org/gemma-2-2b/{layer}-gemmascope-transcoder-16k/{feature}"
+    ),
+}
+"""Transcoder set -> address of a feature's page; a set that is not listed has none there."""

@@ -1,0 +1,76 @@
+"""Which nodes has a person pinned and grouped in a prompt's graphs?"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.viewer.body import read_json
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.rendering import Json
+
+NODE = r"^(\d{1,9}/\d{1,9}/\d{1,9}|error:\d{1,9}/\d{1,9}|token:\d{1,9}|logit:\d{1,9})$"
+SUBJECT = "graph:{}"
+
+
+class Group(BaseModel):
+    """A supernode: nodes that are taken together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=60)
+    members: list[str] = Field(max_length=500)
+    folded: bool = False
+
+
+class Pins(BaseModel):
+    """Pinned nodes and groups, by node name, so that they are the same in base and merged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pinned: list[str] = Field(default=[], max_length=500)
+    groups: list[Group] = Field(default=[], max_length=100)
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """``GET`` and ``PUT /api/pins/PROMPT``, of whoever asks."""
+
+    def read(request: Request) -> Response:
+        prompt = desk.store.prompt(request.path_params["prompt"])
+        name = desk.session(request).reviewer
+        kept = desk.store.saved_view(name, SUBJECT.format(prompt.prompt_id))
+        return Json(Pins.model_validate(kept or {}).model_dump())
+
+    async def write(request: Request) -> Response:
+        pins = checked(await read_json(request))
+        prompt = desk.store.prompt(request.path_params["prompt"])
+        name = desk.session(request).reviewer
+        desk.store.save_view(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
+        return Json({"saved": True})
+
+    return [
+        Route("/api/pins/{prompt}", read, methods=["GET"]),
+        Route("/api/pins/{prompt}", write, methods=["PUT"]),
+    ]
+
+
+def checked(body: dict[str, Any]) -> Pins:
+    """The pins in a request's body.
+
+    Raises:
+        HTTPException: 400 if they are none, or name what cannot be a node.
+    """
+    try:
+        pins = Pins.model_validate(body)
+    except ValidationError as error:
+        raise HTTPException(400, f"These are no pins: {error.errors()[0]['msg']}.") from error
+    for name in [*pins.pinned, *(member for group in pins.groups for member in group.members)]:
+        if not re.fullmatch(NODE, name):
+            raise HTTPException(400, f"{name[:40]!r} names no node.")
+    return pins
