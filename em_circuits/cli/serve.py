@@ -33,6 +33,11 @@ from em_circuits.cli.session import Session, pass_session
 )
 @click.option("--read-only", is_flag=True, help="Nothing can be changed: for showing to others.")
 @click.option("--reviewer", help="Whose labels these are. [default: the login name]")
+@click.option(
+    "--neuronpedia",
+    metavar="MODEL/SOURCE",
+    help="Links features there, as in gemma-2-2b/{layer}-gemmascope-transcoder-16k.",
+)
 @click.option("--lease", default=1800.0, show_default=True, help="Seconds an item stays taken.")
 @pass_session
 def serve(
@@ -43,6 +48,7 @@ def serve(
     read_only: bool,
     reviewer: str | None,
     lease: float,
+    neuronpedia: str | None,
 ) -> None:
     """Serve the viewer until Ctrl-C.
 
@@ -54,7 +60,12 @@ def serve(
     from em_circuits.viewer.server import serve as answer
 
     settings = ViewerSettings(
-        host=host, port=port, allowed_hosts=allowed, read_only=read_only, lease_seconds=lease
+        host=host,
+        port=port,
+        allowed_hosts=allowed,
+        read_only=read_only,
+        lease_seconds=lease,
+        neuronpedia=neuronpedia,
     )
     door = Door(reviewer or getpass.getuser())
     with session.workspace() as work, listening(settings) as opened:

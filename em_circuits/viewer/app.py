@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from em_circuits.pipeline.workspace import Workspace
-from em_circuits.viewer import graphs, overview, pins, prompts, who
+from em_circuits.viewer import graphs, overview, pins, prompts, review, who
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.door import Door
 from em_circuits.viewer.guard import Guard
@@ -56,6 +56,7 @@ def _pages(desk: Desk) -> list[BaseRoute]:
         *prompts.routes(desk),
         *graphs.routes(desk),
         *pins.routes(desk),
+        *review.routes(desk),
     ]
 
 

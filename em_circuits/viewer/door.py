@@ -23,7 +23,7 @@ MAX_SESSIONS = 256
 """Browsers that are in; a further one puts the oldest out."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """One browser that is in."""
 

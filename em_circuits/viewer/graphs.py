@@ -209,16 +209,13 @@ class GraphPages:
         if not layer.isdigit():
             return None
         header = self._cache.opened(next(iter(subject.records.values())).key).graph.header
-        known = NEURONPEDIA.get(str(header.transcoders).split("@")[0])
-        return None if known is None else known.format(layer=layer, feature=rest.partition("/")[2])
+        named = self._desk.settings.neuronpedia
+        known = named or FEATURE_PAGES.get(str(header.transcoders).split("@")[0])
+        if known is None:
+            return None
+        return f"{NEURONPEDIA}{known.replace('{layer}', layer)}/{rest.partition('/')[2]}"
 
 
-NEURONPEDIA = {
-    "mntss/transcoder-Llama-3.2-1B": (
-        "https://www.neuronpedia.org/llama3.2-1b/{layer}-llamascope-transcoder/{feature}"
-    ),
-    "mntss/gemma-scope-transcoders": (
-        "https://www.neuronpedia.org/gemma-2-2b/{layer}-gemmascope-transcoder-16k/{feature}"
-    ),
-}
-"""Transcoder set -> address of a feature's page; a set that is not listed has none there."""
+NEURONPEDIA = "https://www.neuronpedia.org/"
+FEATURE_PAGES = {"mntss/gemma-scope-transcoders": "gemma-2-2b/{layer}-gemmascope-transcoder-16k"}
+"""Transcoder set -> Neuronpedia's model and source; other sets are named by --neuronpedia."""

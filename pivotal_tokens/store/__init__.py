@@ -20,6 +20,7 @@ from pivotal_tokens.store.rejections import RejectionRows
 from pivotal_tokens.store.results import ResultRows
 from pivotal_tokens.store.review_log import ReviewLogRows
 from pivotal_tokens.store.rollouts import RolloutRows
+from pivotal_tokens.store.saved_views import SavedViewRows
 from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
 from pivotal_tokens.store.seats import SeatRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
@@ -61,6 +62,7 @@ class Store(
     ScreeningRows,
     ImportRows,
     ListingRows,
+    SavedViewRows,
     OutcomeRows,
     RejectionRows,
     RolloutRows,

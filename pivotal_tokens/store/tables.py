@@ -307,3 +307,14 @@ unparsed = Table(
     Column("payload", Text, nullable=False),
     Index("unparsed_of_prompt", "prompt_id", "pair", "judge"),
 )
+
+# --- What people arranged for themselves in the viewer (saved_views.py) --------------------------
+
+saved_views = Table(
+    "saved_views",
+    metadata,
+    Column("author", String(256), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("author", "subject"),
+)

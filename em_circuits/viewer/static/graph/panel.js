@@ -40,7 +40,7 @@ export class Panel {
     return make("button", { type: "button", class: "node-link", title: name, onclick: () => this.page.select(name) }, this.title(name));
   }
 
-  #table(title, rows, head) {
+  #table(title, rows) {
     if (!rows.length) return [make("h3", {}, title), make("p", { class: "muted" }, "none")];
     const largest = Math.max(...rows.map((r) => Math.abs(r.value)));
     return [
@@ -49,8 +49,7 @@ export class Panel {
         make("td", {}, row.name ? this.#link(row.name) : row.text),
         make("td", { class: "bar" }, signBar(row.value, largest)),
         make("td", { class: `right num ${row.value >= 0 ? "up" : "down"}` }, signed(row.value)),
-        row.note === undefined ? null : make("td", { class: "right muted num" }, row.note))))),
-      head ?? null,
+        row.note === undefined ? null : make("td", { class: "right muted num nowrap" }, row.note))))),
     ];
   }
 
@@ -63,9 +62,9 @@ export class Panel {
     const best = (sign) => nodes.filter((n) => sign * value(n) > 0).sort((a, b) => sign * (value(b) - value(a))).slice(0, 10).map((n) => ({ name: n.name, value: value(n) }));
     const views = graph.views;
     const facts = graph.present.map((m) => {
-      const v = views[m], n = v.nodes.name.length;
+      const v = views[m], n = v.nodes.activation.filter((a) => a !== null).length;
       const out = v.left_out.nodes || v.left_out.edges ? ` (weakest left out: ${v.left_out.nodes} nodes, ${v.left_out.edges} edges)` : "";
-      return make("div", {}, make("dt", {}, m), make("dd", {}, `${n} of ${v.features.nodes + 0} features and other nodes, ${v.edges.weight.length} edges${out}`));
+      return make("div", {}, make("dt", {}, m), make("dd", {}, `${n} of ${v.features.active} features, ${v.edges.weight.length} edges${out}`));
     });
     const counts = graph.present.length < 2 ? null : this.#shared();
     this.root.replaceChildren(
@@ -142,7 +141,7 @@ export class Panel {
     }
     return make("div", { class: "two" }, graph.present.map((m) => {
       const at = answers?.[m] ?? node.at[m];
-      const contrast = at?.contrast ?? null;
+      const contrast = at?.state === "inactive" ? 0 : at?.contrast ?? null;
       return make("div", {}, make("h4", {}, m),
         make("span", { class: `big ${contrast > 0 ? "up" : contrast < 0 ? "down" : ""}` }, signed(contrast)), make("br"),
         make("span", { class: "muted" }, at === undefined || at === null ? "–" : at.state === "inactive" || at.activation === 0 ? "inactive" : node.kind === "feature" ? `activation ${number(at.activation, 2)}` : "contrast"));

@@ -5,7 +5,7 @@ import { visible } from "../ask.js";
 const SLICE_MS = 9;
 const REST_MS = 110;
 const LEVELS = 10;
-const GUTTER = { left: 44, bottom: 74, top: 34, right: 14 };
+const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
 
 export class Scene {
   constructor(canvas, onPicture) {
@@ -187,7 +187,7 @@ export class Scene {
     const level = Math.min(LEVELS - 1, Math.floor((1 - rank) ** 3 * LEVELS));
     const up = edges.weight[e] >= 0;
     context.strokeStyle = style ? style[up ? 0 : 1] : (up ? this.colours.upEdges : this.colours.downEdges)[level];
-    context.lineWidth = (style ? 1.3 + 2 * (1 - rank) : 0.5 + 0.11 * level) / k;
+    context.lineWidth = (style ? 1.3 + 2 * (1 - rank) : 0.5 + 0.09 * level) / k;
     const mid = (s.y + t.y) / 2;
     context.beginPath();
     context.moveTo(s.x, s.y);
@@ -289,7 +289,7 @@ export class Scene {
       context.lineWidth = (where === 3 ? 0.8 : 1.7) / k;
       context.setLineDash(where === 1 ? [2.5 / k, 2 / k] : []);
       context.beginPath();
-      for (const [node, value] of list) shape(context, node, (3 + 3.4 * Math.abs(value)) * size);
+      for (const [node, value] of list) shape(context, node, (3.8 + 3.8 * Math.abs(value)) * size);
       if (where !== 1) context.fill();
       else { context.globalAlpha *= 0.35; context.fill(); context.globalAlpha = faint ? 0.3 : 1; }
       context.stroke();
@@ -447,7 +447,7 @@ function palette() {
   const css = getComputedStyle(document.documentElement), get = (name) => css.getPropertyValue(name).trim();
   const up = rgb(get("--up")), down = rgb(get("--down")), mid = rgb(get("--neutral-soft"));
   const mix = (a, b, f) => `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * f)).join(" ")})`;
-  const ramp = (c) => Array.from({ length: LEVELS }, (_, l) => `rgb(${c.join(" ")} / ${(0.05 + 0.6 * (l / (LEVELS - 1)) ** 2).toFixed(3)})`);
+  const ramp = (c) => Array.from({ length: LEVELS }, (_, l) => `rgb(${c.join(" ")} / ${(0.035 + 0.4 * (l / (LEVELS - 1)) ** 2).toFixed(3)})`);
   return {
     up: get("--up"), down: get("--down"), ink: get("--ink"), muted: get("--muted"), line: get("--line"), surface: get("--surface"),
     accent: get("--accent"), accentInk: get("--accent-ink"), gutter: get("--ground"), rim: get("--line-strong"),
