@@ -70,7 +70,7 @@ export class Panel {
     this.root.replaceChildren(
       make("h2", {}, difference ? "Difference: merged minus base" : `The ${view === "both" ? "two graphs" : `${model} graph`}`),
       make("dl", { class: "facts" }, ...facts, counts),
-      make("p", { class: "muted" }, graph.contrast
+      make("p", { class: "muted" }, difference ? "Solid ring: shown in merged only. Dashed ring: in base only. Colour: by how much the influence differs; 0 where a feature is inactive." : graph.contrast
         ? `Colour: influence on evil minus safe (${views[model].method.replaceAll("_", " ")}), in logits. Select a node for its inputs, outputs and paths.`
         : "No contrast: no target is labelled evil, or none safe. Review the prompt to get one."),
       ...(graph.contrast ? [

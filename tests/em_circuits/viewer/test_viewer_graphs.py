@@ -1,0 +1,161 @@
+"""The graph's views say what the graph says: pruned alike, signed, aligned by name, and cached."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from rooms import LABELS, Room
+from starlette.testclient import TestClient
+from synthetic import Size, synthetic_graph
+
+from em_circuits.influence import Method, contrast, influence, prune, top_paths
+from em_circuits.viewer.graph_cache import Opened
+from em_circuits.viewer.graph_detail import column
+from em_circuits.viewer.graph_view import Cut, node_name, view_of
+
+
+def graph_of(room: Room, model: str = "merged"):
+    return room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, model])
+
+
+def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
+    graph = graph_of(room)
+    expected = prune(graph, node_threshold=0.7, edge_threshold=0.9)
+    record = client.get(f"/api/graph/{room.prompts[0].prompt_id}?node=0.7&edge=0.9").json()
+    view = record["models"]["merged"]
+    names = [node_name(graph, i) for i in expected.node_mask.nonzero()[:, 0].tolist()]
+    assert view["nodes"]["name"] == names
+    kept = {
+        (names[s], names[t]): w
+        for s, t, w in zip(*(view["edges"][k] for k in ("source", "target", "weight")), strict=True)
+    }
+    edges = expected.edges
+    assert len(kept) == len(edges)
+    for s, t, w in list(zip(edges.sources, edges.targets, edges.weights, strict=True))[:50]:
+        found = kept[node_name(graph, int(s)), node_name(graph, int(t))]
+        assert found == pytest.approx(float(w), rel=1e-4)
+
+
+def test_colours_are_influence_on_evil_minus_safe(room: Room, client: TestClient) -> None:
+    graph = graph_of(room)
+    seed = contrast(graph, [3], [10])
+    values = influence(graph, seed, Method.TOTAL_EFFECT).values[0]
+    view = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()["models"]["merged"]
+    index = {node_name(graph, i): i for i in range(graph.layout.n_nodes)}
+    for name, value in zip(view["nodes"]["name"], view["nodes"]["contrast"], strict=True):
+        assert value == pytest.approx(float(values[index[name]]), rel=1e-4, abs=1e-12)
+    for target in view["targets"]:
+        assert target["label"] == LABELS.get(target["token_id"])
+
+
+def test_a_node_of_one_view_says_what_it_is_in_the_other(room: Room, client: TestClient) -> None:
+    models = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()["models"]
+    for model, other in (("base", "merged"), ("merged", "base")):
+        mine = {n for n in models[model]["nodes"]["name"] if n[0].isdigit()}
+        theirs = {n for n in models[other]["nodes"]["name"] if n[0].isdigit()}
+        assert set(models[model]["beyond"]) == theirs - mine
+        active = {"/".join(map(str, row)) for row in graph_of(room, model).active.tolist()}
+        for name, (activation, _) in models[model]["beyond"].items():
+            assert (activation > 0) == (name in active)
+
+
+def test_details_are_rows_and_columns_of_the_graph(room: Room, client: TestClient) -> None:
+    graph, prompt = graph_of(room), room.prompts[0].prompt_id
+    dense = graph.require_edges().to_dense()
+    node = graph.layout.n_features // 2
+    assert torch.equal(column(graph, node), dense[:, node])
+    name = node_name(graph, node)
+    answer = client.get(f"/api/graph/{prompt}/node", params={"name": name}).json()
+    shown = answer["models"]["merged"]
+    for side, values in (("inputs", dense[node]), ("outputs", dense[:, node])):
+        best = values.abs().argmax()
+        assert shown[side][0]["name"] == node_name(graph, int(best))
+        assert shown[side][0]["weight"] == pytest.approx(float(values[best]))
+    assert answer["models"]["base"]["state"] in ("inactive", "active")
+    assert shown["activation"] == pytest.approx(float(graph.selected_activations[node]))
+    assert answer["link"] is None
+
+
+@pytest.mark.parametrize("name", ["", "x", "1/2", "9/9/9/9", "token:99", "logit:999", "<script>"])
+def test_a_name_of_nothing_is_refused(room: Room, client: TestClient, name: str) -> None:
+    url = f"/api/graph/{room.prompts[0].prompt_id}/node"
+    answer = client.get(url, params={"name": name})
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> None:
+    graph, prompt = graph_of(room), room.prompts[0].prompt_id
+    name = node_name(graph, 2)
+    expected = top_paths(graph, source=2, targets=contrast(graph, [3], [10]), k=3)
+    asked = {"from": name, "to": "contrast", "k": 3, "model": "merged"}
+    found = client.get(f"/api/graph/{prompt}/paths", params=asked).json()
+    assert found["total"] == pytest.approx(expected.total)
+    assert [p["product"] for p in found["paths"]] == pytest.approx(
+        [p.product for p in expected.paths]
+    )
+    for target in ("nothing", "logit:999999"):
+        answer = client.get(f"/api/graph/{prompt}/paths", params=asked | {"to": target})
+        assert answer.status_code == 404
+
+
+def test_a_view_keeps_the_strongest_within_its_limits() -> None:
+    graph = synthetic_graph(Size(n_features=200))
+    values = influence(graph, contrast(graph, [3], [10]), Method.TOTAL_EFFECT).values
+    opened = Opened(graph, Method.TOTAL_EFFECT, values.expand(3, -1))
+    cut = Cut(node=0.95, edge=0.99, max_nodes=30, max_edges=40)
+    view = view_of(opened, LABELS, ["t"] * 6, cut)  # type: ignore[arg-type]
+    whole = prune(graph, node_threshold=0.95, edge_threshold=0.99)
+    inner = [n for n in view["nodes"]["name"] if not n.startswith(("token", "logit"))]
+    assert (len(inner), len(view["edges"]["weight"])) == (30, 40)
+    assert view["left_out"]["edges"] == len(whole.edges) - 40
+
+
+def test_a_view_is_kept_until_labels_change(room: Room, client: TestClient) -> None:
+    url = f"/api/graph/{room.prompts[0].prompt_id}"
+    first = client.get(url)
+    started = time.perf_counter()
+    assert client.get(url).content == first.content
+    assert time.perf_counter() - started < 0.5
+    item = room.store.claim("ada", 60)
+    assert item is not None and item.prompt_id == room.prompts[0].prompt_id
+    answer = {"do": "label", "labels": {"17": "evil"}}
+    room.store.release(item)
+    assert client.post("/api/review", json={"do": "next"}).status_code == 200
+    assert client.post("/api/review", json=answer).status_code == 200
+    assert client.get(url).content != first.content
+
+
+def test_the_export_is_read_by_other_viewers(room: Room, client: TestClient) -> None:
+    from circuit_tracer.frontend.graph_models import Model
+
+    answer = client.get(f"/api/graph/{room.prompts[0].prompt_id}/export?model=merged&node=0.7")
+    assert "attachment" in answer.headers["content-disposition"]
+    assert Model.model_validate(answer.json()).nodes
+
+
+def test_pins_are_kept_per_person(room: Room, client: TestClient) -> None:
+    url = f"/api/pins/{room.prompts[0].prompt_id}"
+    pins = {
+        "pinned": ["2/3/4", "token:1"],
+        "groups": [{"name": "<b>x</b>", "members": ["2/3/4"], "folded": True}],
+    }
+    assert client.get(url).json() == {"pinned": [], "groups": []}
+    assert client.put(url, json=pins).status_code == 200
+    assert client.get(url).json() == pins
+    assert room.client().get(url).json() == pins
+    client.post("/api/me", json={"name": "bob"})
+    assert client.get(url).json() == {"pinned": [], "groups": []}
+    for wrong in ({"pinned": ["x"]}, {"pinned": 5}, {"other": []}, {"pinned": ["1/2/3"] * 501}):
+        assert client.put(url, json=wrong).status_code == 400
+
+
+def test_pages_of_graphs(room: Room, client: TestClient) -> None:
+    listing = client.get("/graphs").text
+    assert listing.count('class="tile"') == 2
+    page = client.get(f"/graph/{room.prompts[0].prompt_id}").text
+    assert 'data-models="base,merged"' in page
+    without = client.get(f"/graph/{room.prompts[2].prompt_id}")
+    assert without.status_code == 404 and "graphs build" in without.text

@@ -1,0 +1,107 @@
+"""The browser reviews by the terminal's service: blind first, saved at once, undone at will."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rooms import JUDGE, Room
+from starlette.testclient import TestClient
+
+
+def act(client: TestClient, **asked: Any) -> dict[str, Any]:
+    answer = client.post("/api/review", json=asked)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_nothing_of_a_judge_is_told_before_the_answer(room: Room, client: TestClient) -> None:
+    answer = client.post("/api/review", json={"do": "next"})
+    question = answer.json()["question"]
+    assert question["labels"] == {} and len(question["missing"]) == 3
+    assert JUDGE not in answer.text and "injection" not in answer.text
+    assert "flagged" not in answer.text
+
+
+def test_an_answer_is_saved_and_the_next_item_comes(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    item = first["item"]
+    state = act(client, do="label", labels={"3": "safe"}, item=item)
+    assert state["question"]["labels"] == {"3": "safe"}
+    assert room.store.labels(first["prompt_id"]).human[0].label == "safe"
+    state = act(client, do="finish", rest="unsure", item=item)
+    assert state["question"]["item"] != item
+    differences = {d["token_id"]: (d["human"], d["judge"]) for d in state["reveal"]["differences"]}
+    assert differences == {3: ("safe", "evil"), 10: ("unsure", "safe")}
+    state = act(client, do="agree")
+    assert room.store.labels(first["prompt_id"]).by_token[3] == "evil"
+
+
+def test_undo_goes_back_over_finished_items(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    act(client, do="finish", rest="safe", item=first["item"])
+    second = act(client, do="state")["question"]
+    act(client, do="reject", text="no fork", item=second["item"])
+    back = act(client, do="undo")["question"]
+    assert back["prompt_id"] == second["prompt_id"]
+    back = act(client, do="undo")["question"]
+    assert back["prompt_id"] == first["prompt_id"]
+    assert act(client, do="undo")["question"]["labels"] == {}
+
+
+def test_two_browsers_get_different_items(room: Room, client: TestClient) -> None:
+    other = room.client()
+    seen = [act(browser, do="next")["question"]["item"] for browser in (client, other)]
+    assert len(set(seen)) == 2
+
+
+def test_an_answer_to_an_old_item_is_refused(client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    act(client, do="finish", rest="safe", item=first["item"])
+    late = {"do": "label", "labels": {"3": "evil"}, "item": first["item"]}
+    assert client.post("/api/review", json=late).status_code == 409
+
+
+def test_a_new_name_gives_the_item_back(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    client.post("/api/me", json={"name": "bob"})
+    assert act(client, do="state")["reviewer"] == "bob"
+    assert act(client, do="next")["question"]["item"] == first["item"]
+    assert {i.reviewer for i in room.store.queue("leased")} == {"bob"}
+
+
+def test_the_lines_of_the_terminal_work(client: TestClient) -> None:
+    act(client, do="next")
+    state = act(client, do="command", text="T1")
+    assert state["question"]["labels"] == {"3": "evil"}
+    state = act(client, do="command", text="")
+    assert state["reveal"]["differences"] == [] or state["progress"]["now"] == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"do": "nothing"},
+        {"do": "label"},
+        {"do": "label", "labels": {"3": "good"}},
+        {"do": "label", "labels": {"x": "evil"}},
+        {"do": "label", "labels": {"99": "evil"}},
+        {"do": "label", "labels": []},
+        {"do": "finish", "rest": "good"},
+        {"do": "reject"},
+        {"do": "note", "text": "  "},
+        {"do": "command", "text": "what?"},
+        {"do": "agree"},
+    ],
+)
+def test_what_makes_no_sense_is_refused(room: Room, client: TestClient, asked: dict) -> None:
+    act(client, do="next")
+    assert client.post("/api/review", json=asked).status_code == 404
+    assert not room.store.labels(room.prompts[0].prompt_id).human
+
+
+def test_read_only_takes_no_item(room: Room, reader: TestClient) -> None:
+    assert "read-only" in reader.get("/review").text
+    assert reader.post("/api/review", json={"do": "next"}).status_code == 403
+    assert not room.store.queue("leased")
