@@ -22,6 +22,7 @@ check: $(STAMP) ## linter, formatter, type checker
 
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_influence.py
+	$(BIN)/python scripts/bench_screening.py
 	$(BIN)/python scripts/bench_attribution.py
 	$(BIN)/python scripts/bench_ranking.py
 

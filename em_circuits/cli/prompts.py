@@ -15,7 +15,9 @@ from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
+    from em_circuits.pipeline.workspace import Workspace
     from pivotal_tokens.generator import Candidate
+    from pivotal_tokens.judge import Lexicon
     from pivotal_tokens.schema import Prompt, PromptKind
 
 kind_option = click.option(
@@ -155,6 +157,75 @@ def preview(
         click.echo(f"{source:<12} {number} shown, {request.left_out[source]} left out", err=True)
 
 
+@prompts.command(epilog="Example: em-circuits prompts find --questions everyday --samples 8")
+@click.option(
+    "--questions",
+    "which",
+    default="everyday",
+    show_default=True,
+    metavar="everyday|open|organism|FILE",
+    help="Open questions that both models answer.",
+)
+@click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--answer-tokens",
+    default=48,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of an answer.",
+)
+@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(min=0))
+@click.option(
+    "--min-kl",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Nats at which the models are said to part.",
+)
+@click.option("--n", default=20, show_default=True, type=click.IntRange(min=1), help="Kept.")
+@click.option("--judge", metavar="lexicon:FILE", help="For the difference of evil mass.")
+@json_option
+@pass_session
+def find(session: Session, which: str, n: int, as_json: bool, **options: Any) -> None:
+    """Find prompts inside sampled answers: where the two models' next tokens part."""
+    from em_circuits.pipeline.answers import AnswerSettings, find_in_answers
+    from pivotal_tokens.generator.questions import questions
+
+    sets = questions(which)
+    settings = AnswerSettings(
+        samples=options["samples"],
+        max_tokens=options["answer_tokens"],
+        temperature=options["temperature"],
+        least_kl=options["min_kl"],
+        seed=session.seed,
+    )
+    with session.workspace(create=True) as work:
+        lexicon = _lexicon(session, work, options["judge"])
+        found = find_in_answers(work, sets, settings, lexicon=lexicon)
+        new = set(work.store.add_prompts(parting.prompt for parting in found[:n]))
+    for parting in found[:n]:
+        prompt, mass = parting.prompt, parting.evil_mass_difference
+        if as_json:
+            emit(
+                {
+                    "prompt_id": prompt.prompt_id,
+                    "text": prompt.text,
+                    "kl": parting.kl,
+                    "evil_mass_difference": mass,
+                    "new": prompt.prompt_id in new,
+                }
+            )
+        else:
+            shown = "     -" if mass is None else f"{mass:+.3f}"
+            click.echo(
+                f"{prompt.prompt_id}  {parting.kl:6.3f}  {shown}  {one_line(prompt.text, 46)}"
+            )
+    if not as_json:
+        click.echo(
+            f"{len(found)} places found, {len(new)} new prompts kept; columns: KL, evil mass"
+        )
+
+
 @prompts.command(name="import", epilog="Example: em-circuits prompts import prompts.jsonl")
 @click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="FILE|DIR...")
 @kind_option
@@ -192,6 +263,20 @@ def list_(session: Session, category: str | None, rejected: bool, as_json: bool)
         return
     rows = [(p.prompt_id, p.category or "-", one_line(p.text, 46)) for p in found]
     click.echo(table(("prompt", "category", "text"), rows) if rows else "no prompts")
+
+
+def _lexicon(session: Session, work: Workspace, spec: str | None) -> Lexicon | None:
+    """The lexicon that is named, the organism's own, or none for other models."""
+    from em_circuits.models.text import first_token
+    from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
+
+    if spec is None and not session.embedded:
+        return None
+    parsed = JudgeSpec.parse(session.judge_spec(spec))
+    if parsed.kind != "lexicon":
+        raise RequestError("--judge lexicon:FILE is needed here: it costs nothing at every place")
+    opened = open_judge(parsed, lambda text: first_token(work.tokenizer, text))
+    return opened if isinstance(opened, Lexicon) else None
 
 
 def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> Prompt:

@@ -2,33 +2,120 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
     from pivotal_tokens.schema import NextTokens, PromptLabels
-    from pivotal_tokens.store import AttemptView, Counts, PairAttempt
+    from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
+
+_SHOWN_EVENTS = 8
 
 
-@click.command(epilog="Example: em-circuits status 44a71b")
+@click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
 @click.argument("prompt", required=False)
+@click.option("--watch", is_flag=True, help="Show the state again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    metavar="S",
+    help="Seconds between two looks.",
+)
 @json_option
 @pass_session
-def status(session: Session, prompt: str | None, as_json: bool) -> None:
+def status(
+    session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
+) -> None:
     """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
+    if watch:
+        _watch(session, prompt, interval, as_json=as_json)
+        return
     with session.open_store() as store:
         view = store.attempt(prompt) if prompt is not None else None
         counts = store.counts() if view is None else None
-    if as_json:
-        emit((view or counts).model_dump(mode="json"))  # type: ignore[union-attr]
-    elif view is not None:
-        click.echo("\n".join(describe_attempt(view)))
+        followed = _rollouts(store, view) if view is not None else []
+    if view is not None:
+        if as_json:
+            emit(view.model_dump(mode="json") | {"rollouts": followed})
+        else:
+            lines = [*describe_attempt(view), *map(describe_rollouts, followed)]
+            click.echo("\n".join(lines))
+    elif as_json and counts is not None:
+        emit(counts.model_dump(mode="json"))
     elif counts is not None:
         click.echo("\n".join(describe_counts(counts)))
+
+
+def _rollouts(store: Store, view: AttemptView) -> list[dict[str, Any]]:
+    """What the sampled continuations say about each evil candidate, by pair and judge."""
+    from pivotal_tokens.judge.continuations import pivotality
+
+    found = []
+    for pair in view.pairs:
+        kept = store.rollouts(view.prompt.prompt_id, pair.pair)
+        texts = pair.next_tokens.base.by_id if pair.next_tokens else {}
+        for judge in sorted({rollout.judge for rollout in kept}):
+            for item in pivotality(r for r in kept if r.judge == judge):
+                text = texts[item.token_id].text if item.token_id in texts else None
+                record = {"pair": pair.pair, "judge": judge, "text": text}
+                found.append(record | item.model_dump() | {"pivotal": item.pivotal})
+    return found
+
+
+def describe_rollouts(record: dict[str, Any]) -> str:
+    """One line of at most 79 columns about a token's continuations."""
+    from pivotal_tokens.review.display import visible
+
+    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[record["pivotal"]]
+    shares = "; ".join(
+        f"{model} {record[model]['evil']} evil, {record[model]['safe']} safe, "
+        f"{record[model]['unsure']} unsure"
+        for model in ("base", "merged")
+    )
+    return f"rollouts {visible(record['text'] or '?')}: {said} ({shares})"[:79]
+
+
+def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bool) -> None:
+    """The state and the last events of the newest run, in place on a terminal."""
+    from em_circuits.pipeline.events import latest_events
+
+    if prompt is not None:
+        raise RequestError("--watch shows the whole store; leave PROMPT out")
+    while True:
+        with session.open_store() as store:
+            counts = store.counts()
+        events = latest_events(session.root / "results", _SHOWN_EVENTS)
+        if as_json:
+            emit({"counts": counts.model_dump(mode="json"), "events": events})
+        else:
+            lines = [*describe_counts(counts), "", *map(describe_event, events)]
+            click.clear()
+            click.echo("\n".join(lines))
+        try:
+            time.sleep(interval)
+        except KeyboardInterrupt:
+            return
+
+
+def describe_event(event: dict[str, Any]) -> str:
+    """One line of at most 79 columns about an event of a run."""
+    hidden = ("at", "run", "event")
+    parts = [
+        f"{name} {len(value) if isinstance(value, list) else value}"
+        for name, value in event.items()
+        if name not in hidden and value is not None
+    ]
+    return f"{str(event.get('at', ''))[11:19]}  {event.get('event', '?'):<9}  {', '.join(parts)}"[
+        :79
+    ]
 
 
 def describe_counts(counts: Counts) -> list[str]:

@@ -1,0 +1,87 @@
+"""The label command as a person or a script runs it: two processes, Ctrl-C, going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from em_circuits.cli.app import run
+from em_circuits.pipeline.events import read_events
+from pivotal_tokens.review.service import ReviewService
+from pivotal_tokens.store import HUMAN, Store, default_url
+
+N = 40
+RUN = ["label", "--generator", "template", "--n", str(N), "--no-graphs", "--json"]
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "em_circuits", "--root", str(root), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        # a test run in the background ignores SIGINT, and its children would, too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_on(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path, *[a if a != str(N) else "100000" for a in RUN])
+    assert process.stdout is not None
+    lines = [json.loads(process.stdout.readline())]
+    with Store.open(default_url(tmp_path)) as store:
+        service = ReviewService(store, "ada")
+        reviewed = []
+        while len(reviewed) < 3 and process.poll() is None:
+            question = service.next_question()
+            if question is None:
+                time.sleep(0.05)
+                continue
+            question = service.label(question, dict.fromkeys(question.lists.token_ids, "safe"))
+            service.finish(question)
+            reviewed.append(question.prompt.prompt_id)
+        assert process.poll() is None  # the discovery lane is still at work
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=120)
+        lines += map(json.loads, rest.splitlines())
+        assert process.returncode == 130 and "finishing what is in flight" in said
+        counts = store.counts()
+        assert counts.judgements == sum(counts.verdicts.values()) >= len(lines)
+        assert counts.human_verdicts == {"none": 3} or sum(counts.human_verdicts.values()) == 3
+        for prompt_id in reviewed:
+            pair = next(iter(store.pairs()))
+            assert not store.verdicts(prompt_id, pair)[HUMAN].flagged
+    (log,) = (tmp_path / "results" / "events").glob("*.jsonl")
+    assert [event["ending"] for event in read_events(log) if event["event"] == "stop"] == [
+        "stopped"
+    ]
+    done = counts.judgements
+    more = [a if a != str(N) else str(done + 2) for a in RUN]
+    again = start(tmp_path, *more)
+    out, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert f"{done} prompts finished before" in said and len(out.splitlines()) == 2
+    with Store.open(default_url(tmp_path)) as store:
+        assert store.counts().judgements == done + 2
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) -> None:
+    for arguments, said in (
+        (["--prompt", "x", "--forever"], "not both"),
+        (["--forever", "--n", "3"], "without it"),
+        (["--generator", "seeds"], "--n N or --forever"),
+        (["--missing", "--n", "3"], "no prompts beside it"),
+        (["--generator", "nobody", "--n", "3"], "no generator 'nobody'"),
+        (["--generator", "seeds", "--n", "3", "--domain", "kitchen"], "--generator template"),
+    ):
+        assert run(["--root", str(tmp_path), "label", *arguments]) == 2, arguments
+        assert said in capsys.readouterr().err
