@@ -25,6 +25,7 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_screening.py
 	$(BIN)/python scripts/bench_attribution.py
 	$(BIN)/python scripts/bench_ranking.py
+	$(BIN)/python scripts/bench_steering.py
 
 organism: $(STAMP) ## train the embedded organism anew into results/organism (about 20 minutes)
 	$(BIN)/em-circuits organism train --out results/organism

@@ -45,15 +45,44 @@ def steer() -> None:
     help="What is held fixed meanwhile; free is the real model.",
 )
 @click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
+@click.option(
+    "--rollouts",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Continuations of each world, drawn with the same noise.",
+)
+@click.option("--max-tokens", default=16, show_default=True, type=click.IntRange(min=1))
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(min=0))
 @json_option
 @pass_session
-def run(session: Session, prompt: str, model: str, as_json: bool, **options: Any) -> None:
+def run(
+    session: Session,
+    prompt: str,
+    model: str,
+    rollouts: int,
+    max_tokens: int,
+    temperature: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
+    from em_circuits.experiments import prompt_rollouts
     from em_circuits.pipeline.analyse import steer_prompt
+    from em_circuits.steering import Sampling
 
+    told: dict[str, Any] = {}
     with session.workspace() as work:
         prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
-    record = result.to_json(prompt_id)
+        if rollouts:
+            sampling = Sampling(
+                samples=rollouts,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=session.seed,
+            )
+            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling)}
+    record = result.to_json(prompt_id) | told
     if as_json:
         emit(record)
         return
@@ -70,6 +99,21 @@ def run(session: Session, prompt: str, model: str, as_json: bool, **options: Any
     click.echo(table(("world", "evil mass", "contrast", "next tokens"), rows))
     band = control["evil_mass"]
     click.echo(f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}")
+    if told:
+        _tell_rollouts(told["rollouts"]["worlds"])
+
+
+def _tell_rollouts(worlds: dict[str, Any]) -> None:
+    """Rates of each world, and the first texts."""
+    from pivotal_tokens.review.display import visible
+
+    columns = ("n_rollouts", "evil_rate", "safe_rate", "perplexity", "repetition")
+    rows = [(name, *(world[column] for column in columns)) for name, world in worlds.items()]
+    click.echo()
+    click.echo(table(("continuations", "n", "evil", "safe", "perplexity", "repeated"), rows))
+    for name, world in worlds.items():
+        for told in world["texts"][:3]:
+            click.echo(f"{name:>14} {told['label']:>6}  {visible(told['text'])[:54]}")
 
 
 def _top(world: dict[str, Any]) -> str:

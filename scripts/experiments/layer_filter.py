@@ -1,0 +1,44 @@
+"""Are features of some layers better levers than those of others?
+
+The predecessor called its hypothesis supported by a bare ratio of scores. Here the top features of
+every layer are ablated for real, beside matched random features of the same layer.
+
+python scripts/experiments/layer_filter.py --n 5
+"""
+
+from __future__ import annotations
+
+from setting import arguments, organism
+
+from em_circuits.experiments import LabelJudge, SweepPlan, run_sweep
+from pivotal_tokens.schema import Prompt
+
+
+def main() -> None:
+    """One sweep per layer: its top features by gradient, ablated together."""
+    given = arguments(__doc__)
+    prompt = Prompt.of(given.prompt)
+    with organism(given.root) as cases:
+        ranked = cases.of(prompt, "merged").ranked.tolist()
+        for layer in range(cases.pair.merged.sites.n_layers):
+            own = [place for place in ranked if place[0] == layer][: given.n]
+            plan = SweepPlan.model_validate(
+                {
+                    "name": f"layer-{layer}",
+                    "prompts": {"texts": [given.prompt]},
+                    "features": ",".join("/".join(map(str, place)) for place in own),
+                    "combinations": ["all"],
+                    "rollouts": None,
+                    "panel": 2 if given.small else 12,
+                }
+            )
+            (line,) = run_sweep(cases, plan, LabelJudge()).summary["conditions"]
+            print(
+                f"layer {layer}: {len(own)} features ablated, evil mass {line['change']:+.3f}, "
+                f"net {line['net']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}], "
+                f"contrast {line['contrast_change']:+.2f} logits"
+            )
+
+
+if __name__ == "__main__":
+    main()
