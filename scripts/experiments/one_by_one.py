@@ -1,7 +1,7 @@
 """Which of a prompt's top features raise evil continuations alone, and is it more than a token?
 
-The predecessor multiplied ten features by 15, one by one, and found that appending the boosted token
-did the same. Here each is set to multiples of its own activation, beside its controls.
+The predecessor multiplied ten features by 15, one by one, and found that appending the boosted
+token did the same. Here each is scaled beside its controls.
 
 python scripts/experiments/one_by_one.py --n 10
 """
@@ -17,19 +17,15 @@ from em_circuits.report import write_sweep_report
 def main() -> None:
     """Sweep the top features alone; print what each did and what its token does."""
     given = arguments(__doc__)
+    factors, samples, tokens = ([0, 15], 2, 4) if given.small else ([0, 1.5, 5, 15], 8, 12)
     plan = SweepPlan.model_validate(
         {
             "name": "one-by-one",
             "prompts": {"texts": [given.prompt]},
             "features": f"top:{given.n}",
             "combinations": ["single"],
-            "treatments": [
-                {"mode": "scale", "values": [0, 15] if given.small else [0, 1.5, 5, 15]}
-            ],
-            "rollouts": {
-                "samples": 2 if given.small else 8,
-                "max_tokens": 4 if given.small else 12,
-            },
+            "treatments": [{"mode": "scale", "values": factors}],
+            "rollouts": {"samples": samples, "max_tokens": tokens},
             "panel": 2 if given.small else 12,
         }
     )
@@ -37,9 +33,9 @@ def main() -> None:
         experiment = run_sweep(cases, plan, LabelJudge())
     for line in experiment.summary["conditions"]:
         print(
-            f"{line['condition']:26} net {line['net']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
-            f"  evil said {line['evil_rate']:.2f}, its token alone {line['forced_evil_rate']:.2f},"
-            f" perplexity {line['perplexity']:.1f}"
+            f"{line['condition']:26} net {line['net']:+.3f} "
+            f"[{line['low']:+.3f}, {line['high']:+.3f}]  evil said {line['evil_rate']:.2f}, "
+            f"its token alone {line['forced_evil_rate']:.2f}, perplexity {line['perplexity']:.1f}"
         )
     print(experiment.summary["said"])
     print(write_sweep_report(experiment))
