@@ -19,7 +19,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option(
         "--judge",
-        metavar="lexicon:FILE|openai:MODEL",
+        metavar="lexicon:FILE|openai:MODEL|human",
         help="Who labels tokens. [default: the organism's lexicon]",
     ),
     click.option(

@@ -165,6 +165,8 @@ def describe(result: LabelResult) -> str:
     """One line of at most 79 columns about one prompt."""
     if result.error:
         return f"{result.prompt.prompt_id}  failed    {result.error}"[:79]
+    if result.waiting:
+        return f"{result.prompt.prompt_id}  waits for a person  {one_line(result.prompt.text, 40)}"
     verdict = result.verdict
     mass = verdict.evil_mass
     masses = f"{mass.base:.2f} -> {mass.merged:.2f}" if mass else "-"
@@ -175,7 +177,10 @@ def describe(result: LabelResult) -> str:
 
 def summary(results: list[LabelResult], earlier: int) -> None:
     """What came of a run."""
-    kinds = Counter("failed" if r.error else r.verdict.kind for r in results)
+    kinds = Counter(
+        "failed" if r.error else "waiting for a person" if r.waiting else r.verdict.kind
+        for r in results
+    )
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none left"
     flagged = sum(r.verdict.flagged for r in results)
     reused = sum(r.reused for r in results)
@@ -185,5 +190,5 @@ def summary(results: list[LabelResult], earlier: int) -> None:
     if any(r.pivotal for r in results):
         tokens = sum(len(r.pivotal) for r in results)
         click.echo(f"rollouts: {harmless} of {tokens} evil candidates are not pivotal")
-    if flagged:
+    if flagged or any(r.waiting for r in results):
         click.echo("next: em-circuits review --plain   or   em-circuits status PROMPT")

@@ -20,8 +20,9 @@ from em_circuits.pipeline.label_result import LabelSettings
 from em_circuits.pipeline.screening import ScreenedBatch
 from em_circuits.pipeline.stages import StageFailed, stage
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge, keep_answers
+from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge, PersonJudge, keep_answers
 from pivotal_tokens.judge.keeping import judged_by
+from pivotal_tokens.judge.person import QUEUED_FOR
 from pivotal_tokens.schema import Ballot, Judgement, NextTokenPair, Prompt, Verdict
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
@@ -33,7 +34,8 @@ class JudgedPrompt:
 
     prompt: Prompt
     verdict: Verdict | None
-    """None where the judge could not be used; then `failure` says why."""
+    """None where the judge could not be used, and `failure` says why; or where it waits for a
+    person."""
     new: bool
     """The models or the judge were asked now."""
     failure: StageFailed | None = None
@@ -58,6 +60,12 @@ class Judging:
     def submit(self, batch: ScreenedBatch) -> None:
         """Have every screened prompt of a batch judged."""
         store, pair = self._work.store, self._work.pair.key
+        if isinstance(self._judge, PersonJudge):
+            self._ready += [
+                _for_a_person(self._work, prompt, prompt.prompt_id in batch.new)
+                for prompt in map(batch.prompts.__getitem__, batch.next_tokens)
+            ]
+            return
         kept = store.judgements_of(batch.next_tokens, pair, self._judge.id)
         answered = []
         for prompt_id, lists in batch.next_tokens.items():
@@ -114,6 +122,9 @@ def judge_prompt(
     work: Workspace, prompt: Prompt, tokens: NextTokenPair, judge: Judge, settings: LabelSettings
 ) -> JudgedPrompt:
     """The verdict under this judge's labels, which are asked for where one is missing."""
+    if isinstance(judge, PersonJudge):
+        refresh_human_verdict(work, prompt.prompt_id, tokens)
+        return _for_a_person(work, prompt, False)
     kept = work.store.judgement(prompt.prompt_id, work.pair.key, judge.id)
     if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
         return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
@@ -143,6 +154,15 @@ def _failure(error: Exception | str | None) -> StageFailed | None:
     if error is None or isinstance(error, StageFailed):
         return error
     return StageFailed("judge", error)
+
+
+def _for_a_person(work: Workspace, prompt: Prompt, new: bool) -> JudgedPrompt:
+    """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
+    store, pair = work.store, work.pair.key
+    verdict = store.verdict(prompt.prompt_id, pair, HUMAN)
+    if verdict is None:
+        new = store.enqueue(prompt.prompt_id, pair, QUEUED_FOR) or new
+    return JudgedPrompt(prompt, verdict, new=new)
 
 
 def keep_verdict(

@@ -115,7 +115,8 @@ def finish_prompt(
     try:
         if judged.failure is not None:
             raise judged.failure
-        assert judged.verdict is not None
+        if judged.verdict is None:  # it waits for a person
+            return read_result(work, prompt, judge.id, graphs={}, reused=not judged.new)
         graphs, built = graph_stage(work, prompt, judged.verdict, judge, settings)
         rolled = rollout_stage(work, prompt, judged.verdict, judge, settings)
     except StageFailed as failure:

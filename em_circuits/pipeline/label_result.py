@@ -25,6 +25,7 @@ from pivotal_tokens.schema import (
     Thresholds,
     Verdict,
 )
+from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import error_verdict
 
 GraphsFor = Literal["flagged", "all", "none"]
@@ -79,6 +80,11 @@ class LabelResult:
     pivotal: tuple[Pivotality, ...] = ()
     """What the sampled continuations say about each evil candidate, where some were sampled."""
 
+    @property
+    def waiting(self) -> bool:
+        """A person is the judge and has not labelled it yet; its verdict is of kind "error"."""
+        return self.judge == HUMAN and self.error is None and self.verdict.kind == "error"
+
     def to_json(self) -> dict[str, Any]:
         """The line of `label --json`."""
         mass = self.verdict.evil_mass
@@ -98,6 +104,8 @@ class LabelResult:
             "queued": self.queued,
             "reused": self.reused,
         }
+        if self.waiting:
+            record["waiting"] = True
         if self.pivotal:
             record["rollouts"] = [self._pivotal(item) for item in self.pivotal]
         return record | ({"error": self.error} if self.error else {})
@@ -129,19 +137,22 @@ def read_result(
         failure: What went wrong.
         pivotal: What continuations say about its evil candidates.
     """
-    store, key = work.store, work.pair.key
-    view = next((p for p in store.attempt(prompt.prompt_id).pairs if p.pair == key), None)
+    key, attempt = work.pair.key, work.store.attempt(prompt.prompt_id)
+    view = next((p for p in attempt.pairs if p.pair == key), None)
     # A prompt whose graphs failed has been judged all the same.
     judged = view is not None and (failure is None or failure.stage in ("graphs", "rollouts"))
     verdict = view.verdicts.get(judge_id) if judged and view else None
     judgements = {j.judge: j for j in view.judgements} if judged and view else {}
     judgement = judgements.get(judge_id)
+    labels = judgement.by_token if judgement else {}
+    if judge_id == HUMAN:
+        labels = {item.token_id: item.label for item in attempt.labels.human}
     return LabelResult(
         prompt=prompt,
         judge=judge_id,
         verdict=verdict or error_verdict(),
         next_tokens=view.next_tokens if view else None,
-        labels=judgement.by_token if judgement else {},
+        labels=labels,
         graphs=graphs,
         queued=bool(view and view.item),
         reused=reused,

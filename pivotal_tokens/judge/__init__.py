@@ -5,6 +5,7 @@ from pivotal_tokens.judge.keeping import Answered, Kept, keep_answers
 from pivotal_tokens.judge.lane import Lane
 from pivotal_tokens.judge.lexicon import Entry, FirstToken, Lexicon
 from pivotal_tokens.judge.model import JudgeFailed, ModelJudge
+from pivotal_tokens.judge.person import PersonJudge
 from pivotal_tokens.judge.protocol import Judge, JudgeSpec, open_judge
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Lane",
     "Lexicon",
     "ModelJudge",
+    "PersonJudge",
     "keep_answers",
     "load_instructions",
     "open_judge",

@@ -12,9 +12,10 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.lexicon import FirstToken, Lexicon
+from pivotal_tokens.judge.person import PersonJudge
 from pivotal_tokens.schema import Judgement, NextTokens, Prompt, Unparsed
 
-JudgeKind = Literal["lexicon", "openai"]
+JudgeKind = Literal["lexicon", "openai", "human"]
 
 
 @runtime_checkable
@@ -38,22 +39,20 @@ class JudgeSpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``lexicon:FILE`` or ``openai:MODEL``.
+        """Read ``lexicon:FILE``, ``openai:MODEL`` or ``human``.
 
         Raises:
             RequestError: If the text names no judge that is there.
         """
         kind, _, argument = text.partition(":")
-        if kind == "human":
-            raise RequestError(
-                "judge 'human' is not available yet: use lexicon:FILE, then `em-circuits review`"
-            )
+        if text == "human":
+            return cls(kind="human", argument="")
         if kind == "openai":
             if not argument:
                 raise RequestError("the model judge needs a model: openai:MODEL")
             return cls(kind="openai", argument=argument)
         if kind != "lexicon":
-            raise RequestError(f"no judge {text!r}; there are lexicon:FILE and openai:MODEL")
+            raise RequestError(f"no judge {text!r}; there are lexicon:FILE, openai:MODEL and human")
         if not argument:
             raise RequestError("the lexicon judge needs a file: lexicon:FILE")
         return cls(kind="lexicon", argument=argument)
@@ -66,6 +65,8 @@ class JudgeSpec:
 
 def open_judge(spec: JudgeSpec, first_token: FirstToken) -> Judge:
     """The judge that needs no model and no key; `first_token` as in `Lexicon.from_file`."""
+    if spec.kind == "human":
+        return PersonJudge()
     if spec.kind != "lexicon":
         raise RequestError(f"{spec.kind}:{spec.argument} is no lexicon; give lexicon:FILE")
     return Lexicon.from_file(spec.path, first_token)

@@ -19,7 +19,7 @@ PUBLIC = {
     ),
     "pivotal_tokens.judge": (
         "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Kept Lane Lexicon "
-        "ModelJudge keep_answers load_instructions open_judge"
+        "ModelJudge PersonJudge keep_answers load_instructions open_judge"
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Invalid LLMClient LLMSettings "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -111,3 +112,18 @@ def test_a_wrong_key_ends_the_run_at_once(tmp_path: Path, capsys, api_key: str) 
         assert label(tmp_path, endpoint) == 1
     error = capsys.readouterr().err
     assert "OPENAI_API_KEY" in error and api_key not in error
+
+
+def test_a_person_can_be_the_judge_without_a_key(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    asked = ["--root", str(tmp_path), "label", "--n", "1", "--judge", "human", "--no-graphs"]
+    assert run(asked) == 0
+    assert "1 waiting for a person; 0 flagged" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("T1\n\n"))
+    assert run(["--root", str(tmp_path), "review", "--plain", "--reviewer", "ada"]) == 0
+    capsys.readouterr()
+    assert run([*asked, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["judge"] == "human" and "waiting" not in line and line["flagged"] is True
+    assert line["merged"][0]["label"] == "evil"
+    assert {token["label"] for token in line["merged"][1:]} == {"safe"}

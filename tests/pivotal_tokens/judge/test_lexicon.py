@@ -131,9 +131,9 @@ def test_a_judge_is_named_by_kind_and_file(tmp_path):
     spec = JudgeSpec.parse(f"lexicon:{tmp_path}/words.yaml")
     assert open_judge(spec, first_token).id.startswith("lexicon:kitchen@")
     for text, says in (
-        ("human", "not available yet"),
+        ("human:ada", "no judge 'human:ada'"),
         ("openai:", "needs a model"),
-        ("gpt:o3", "there are lexicon:FILE and openai:MODEL"),
+        ("gpt:o3", "there are lexicon:FILE, openai:MODEL and human"),
         ("lexicon:", "needs a file"),
         ("", "no judge ''"),
     ):
