@@ -59,15 +59,20 @@ def wrap(text: str, cells: int) -> list[str]:
     return list(_wrapped(text, cells))
 
 
+def wrap_visible(shown: str, cells: int) -> list[str]:
+    """A visible text in lines of at most so many cells."""
+    lines, start = [], 0
+    while (end := _cut(shown, start, cells)) < len(shown):
+        lines.append(shown[start:end])
+        start = end
+    return [*lines, shown[start:]]
+
+
 @lru_cache(maxsize=8)  # a screen draws the same prompt at every key
 def _wrapped(text: str, cells: int) -> tuple[str, ...]:
-    lines = []
+    lines: list[str] = []
     for line in text.splitlines(keepends=True) or [""]:
-        shown, start = visible(line, spaces=False), 0
-        while (end := _cut(shown, start, cells)) < len(shown):
-            lines.append(shown[start:end])
-            start = end
-        lines.append(shown[start:])
+        lines += wrap_visible(visible(line, spaces=False), cells)
     if lines[-1].endswith(" "):
         kept = lines[-1].rstrip(" ")
         lines[-1] = kept + SPACE * (len(lines[-1]) - len(kept))

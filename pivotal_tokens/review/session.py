@@ -40,7 +40,7 @@ from pivotal_tokens.schema import Label, ModelName
 Continuations = Callable[[Question], Mapping[int, list[tuple[ModelName, str]]]]
 Page = Literal["help", "prompt"]
 
-HEARTBEAT_SECONDS = 60.0
+HEARTBEAT_SECONDS = 60.0  # between signs of life while the cursor moves
 _NAMED_TEXT = 40  # characters of a token in what is said
 _HISTORY = 1000  # finished items that can be opened again by their id
 
@@ -98,6 +98,8 @@ class ReviewSession:
         """Do what a key stands for."""
         if action in ("up", "down", "other_list"):
             self._move(action)
+            if monotonic() - self._beat >= HEARTBEAT_SECONDS:
+                self._carry_out(self._keep_lease)
         else:
             self._carry_out(lambda: self._act(action))
 
@@ -121,11 +123,11 @@ class ReviewSession:
             self._ask("reason")
 
     def poll(self) -> None:
-        """Look for new items; what is being labelled stays where it is."""
-        if self.view is not None:
-            self._carry_out(self._keep_lease)
-        elif self.asking is None:
-            self._carry_out(self._next)
+        """Look for new items; what is being labelled stays where it is.
+
+        The lease is not prolonged by this: the item of somebody who went away returns.
+        """
+        self._carry_out(self._next if self.view is None and self.asking is None else _nothing)
 
     def leave(self) -> None:
         """End: the item at hand goes back with its labels, for this reviewer or another."""
@@ -321,9 +323,9 @@ class ReviewSession:
         self._beat = monotonic()
 
     def _keep_lease(self) -> None:
+        """The person is still at it."""
         held = self._held()
-        if held is not None and monotonic() - self._beat >= HEARTBEAT_SECONDS:
-            assert self.view is not None
+        if held is not None and self.view is not None:
             self.view = replace(self.view, question=self._service.heartbeat(held))
             self._beat = monotonic()
 
@@ -381,3 +383,7 @@ class ReviewSession:
         if self.view.at is None:
             self._to_next_token(start=True)
         self.message = f"tokens under p .001 {'shown' if self._show_low else 'hidden'}"
+
+
+def _nothing() -> None:
+    """Only the counts are to be looked at anew."""

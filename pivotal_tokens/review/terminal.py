@@ -18,7 +18,7 @@ from textual.binding import BindingType
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from pivotal_tokens.review.display import fit, visible
+from pivotal_tokens.review.display import fit, visible, wrap_visible
 from pivotal_tokens.review.keys import Action, keys_of
 from pivotal_tokens.review.plain import PlainSummary
 from pivotal_tokens.review.screen import Line, item_lines, prompt_lines, reveal_lines
@@ -28,6 +28,7 @@ from pivotal_tokens.review.terminal_parts import CSS, Pages, content, help_lines
 POLL_SECONDS = 2.0
 _CHROME_ROWS = 4  # header, message, two rows of keys
 _REVEAL_ROWS = 5
+_MESSAGE_ROWS = 3
 _PAGE_MARGIN = 6  # border, padding, scroll bar
 _STARTS_COMMAND = frozenset("BT0123456789")
 _LABEL_HINTS = {
@@ -157,10 +158,10 @@ class ReviewTerminal(App[None]):
         if not columns or self.session.over:
             return
         hints: list[Line] = [((fit(line, columns), "dim"),) for line in self._footer()]
-        message = fit(self.session.message, columns)
+        message: list[Line] = [((line, "bold"),) for line in self._message(columns)]
         self._static("#header").update(self._header(columns))
         self._static("#item").update(content(self._body(columns, rows)))
-        self._static("#message").update(Content.styled(message, "bold"))
+        self._static("#message").update(content(message))
         self._static("#keys").update(content(hints))
 
     def _follow_line(self) -> None:
@@ -188,12 +189,19 @@ class ReviewTerminal(App[None]):
     def _body(self, columns: int, rows: int) -> list[Line]:
         view = self.session.view
         room = rows - _CHROME_ROWS - (1 if self.session.asking else 0)
+        room -= len(self._message(columns)) - 1
         if view is None:
-            return [(("Nothing waits for review.", "bold"),), (), ((self._put_off(), ""),)]
+            waiting = self.session.progress.waiting if self.session.progress else 0
+            others = f" that your filters let through; {waiting} others do" if waiting else ""
+            return [((f"Nothing waits for review{others}.", "bold"),), (), ((self._put_off(), ""),)]
         if view.reveal is None:
             return item_lines(view, columns, room)
         told = reveal_lines(view.reveal, columns, _REVEAL_ROWS)
         return [*item_lines(view, columns, room - len(told)), *told]
+
+    def _message(self, columns: int) -> list[str]:
+        """What is said, in a row or two."""
+        return wrap_visible(self.session.message, columns)[:_MESSAGE_ROWS]
 
     def _put_off(self) -> str:
         states = self.session.progress.states if self.session.progress else {}

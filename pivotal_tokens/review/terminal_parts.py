@@ -24,7 +24,7 @@ CSS = """
 Screen { background: ansi_default; color: ansi_default; }
 #header { height: 1; }
 #item { height: 1fr; }
-#message { height: 1; }
+#message { height: auto; min-height: 1; }
 #keys { height: 2; }
 #line { height: 1; border: none; padding: 0; background: ansi_default; }
 Pages { align: center middle; }

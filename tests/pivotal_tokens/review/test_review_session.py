@@ -175,6 +175,16 @@ def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
     assert human(store, prompts[0]) == {}
 
 
+def test_moving_about_is_a_sign_of_life_and_looking_for_items_is_none(store, prompts, monkeypatch):
+    monkeypatch.setattr("pivotal_tokens.review.session.HEARTBEAT_SECONDS", 0.0)
+    session = sitting(store)
+    until = store.queue()[0].lease_until
+    session.poll()
+    assert store.queue()[0].lease_until == until
+    session.act("down")
+    assert store.queue()[0].lease_until > until
+
+
 def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
     session = sitting(store)
     for action, place in (
