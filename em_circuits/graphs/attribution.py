@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,11 +46,13 @@ class Limits:
         max_feature_nodes: Features kept; None keeps every active one.
         update_rows: Feature rows between two rankings; it decides what is selected.
         batch_size: Rows per backward pass; it decides nothing but speed and memory.
+        scratch: Folder for rows that are too many for memory; the system's if None.
     """
 
     max_feature_nodes: int | None
     update_rows: int
     batch_size: int
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,7 @@ def select(
         n_layers=rows.n_layers,
         n_pos=rows.n_pos,
         n_logits=len(targets),
+        scratch=limits.scratch,
     )
     vectors = targets.logit_vectors.to(rows.context.encoder_vecs)
     made = rows.targets(vectors, batch_size=limits.batch_size)

@@ -2,7 +2,8 @@
 
 Attribution makes rows in its own order, over every *active* feature, and only then knows which were
 selected. The builder keeps of each row what the mask allows, so that no (node x node) matrix is
-ever needed, and at the end drops the columns of the others, whose mass it records.
+ever needed, and at the end drops the columns of the others, whose mass it records. Rows beyond
+`ROW_BYTES` wait in a file, and go from there straight into their packed place.
 
     builder = EdgesBuilder(layers, positions, n_layers=4, n_pos=9, n_logits=10)
     builder.add_logits(torch.arange(10), logit_rows)
@@ -12,6 +13,8 @@ ever needed, and at the end drops the columns of the others, whose mass it recor
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -19,9 +22,12 @@ from torch import Tensor
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.packing import Packer, exact_float32
+from em_circuits.graphs.scratch import Scratch, Ticket
 from em_circuits.graphs.structure import Block, Stripe, Structure
 from pivotal_tokens.errors import RequestError
 
+ROW_BYTES = 1 << 30
+"""Feature rows that are kept in memory."""
 _LEAST_MASS = 1e-8
 """A row's mass counts as this at least (`circuit_tracer.graph.compute_partial_influences`)."""
 
@@ -37,10 +43,22 @@ class EdgesBuilder:
         n_layers: int,
         n_pos: int,
         n_logits: int,
+        scratch: Path | None = None,
     ) -> None:
+        """Start without rows.
+
+        Args:
+            active_layers: Layer of every active feature.
+            active_positions: Position of every active feature.
+            n_layers: Layers.
+            n_pos: Tokens.
+            n_logits: Targets.
+            scratch: Folder for rows that are too many for memory; the system's if not given.
+        """
         layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
         self._structure = Structure(layout, active_layers, active_positions)
-        self._features: dict[int, Tensor] = {}
+        self._features: dict[int, Tensor | Ticket] = {}
+        self._scratch, self._room = Scratch(scratch), ROW_BYTES
         self._logits: dict[int, Tensor] = {}
         self._extra: dict[int, tuple[Tensor, Tensor]] = {}
         self._place: list[tuple[Stripe, Block]] = []
@@ -77,7 +95,7 @@ class EdgesBuilder:
                 rest[columns] = 0
                 where = rest.nonzero()[:, 0]
                 self._extra[index] = (where, exact_float32(rest[where]))
-            self._features[index] = kept
+            self._features[index] = self._keep(kept)
 
     def add_logits(
         self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
@@ -105,7 +123,7 @@ class EdgesBuilder:
                 if stripe is not None:
                     total[stripe.columns] += ahead
                 ahead, stripe = torch.zeros(len(here.columns), dtype=torch.float64), here
-            row = self._features[index]
+            row = self._row(index)
             where, extra = self._extra.get(index, (None, row[:0]))
             mass = max(float(row.abs().sum() + extra.abs().sum()), _LEAST_MASS)
             share = float(total[index]) / mass
@@ -151,6 +169,14 @@ class EdgesBuilder:
         self._logits.clear()
         return Edges(structure, *packer.finish(), outside)
 
+    def _keep(self, row: Tensor) -> Tensor | Ticket:
+        self._room -= row.numel() * row.element_size()
+        return row if self._room >= 0 else self._scratch.put(row)
+
+    def _row(self, index: int) -> Tensor:
+        kept = self._features[index]
+        return self._scratch.get(kept) if isinstance(kept, Ticket) else kept
+
     def _require(self, selected: Tensor) -> None:
         missing = [i for i in selected.tolist() if i not in self._features]
         absent = [i for i in range(self._structure.layout.n_logits) if i not in self._logits]
@@ -162,7 +188,8 @@ class EdgesBuilder:
 
     def _take(self, index: int, node_of: Tensor) -> tuple[Tensor, Tensor]:
         stripe, block = self._place[index]
-        values = self._features.pop(index)
+        values = self._row(index)
+        del self._features[index]
         if int(node_of[-1]) == len(node_of) - 1:  # every active feature was selected
             return values, torch.zeros((), dtype=torch.float64)
         keep = node_of[stripe.columns[: block.n_columns]] >= 0

@@ -1,14 +1,16 @@
 """How are attribution rows computed faster than upstream, over upstream's own model and context?
 
-circuit-tracer runs its forward pass at batch size, then one backward pass through *all* layers for
-every batch. Its local replacement model is linear in the residual stream, so a forward pass of one
-prompt is enough: the backward pass is batched instead (`torch.autograd.grad` with
-``is_grads_batched``), each from the layer its rows read at, and over the positions before them only
+circuit-tracer runs its forward pass at batch size, then one backward pass of automatic
+differentiation through *all* layers for every batch. Its local replacement model is linear in the
+residual stream, so one forward pass of the prompt is enough: rows are carried back through it by
+hand (`em_circuits.graphs.frozen`), each from the layer its row reads at, over the positions before
+it only, and multiplied with what each source writes on the way
 
-    row[t, s] = dec[s] . d read[layer(t), position(t)] . enc[t] / d write[layer(s), position(s)]
+    row[t, s] = dec[s] . (gradient of the stream at layer(s), position(s))
 
-where the last product is one matrix product per (layer, position) of active features, which are
-sorted that way. Right for per-layer transcoders, whose features write to one layer each.
+one matrix product per (layer, position) of active features, which are sorted that way. Right for
+per-layer transcoders, whose features write to one layer each. Besides the rows themselves a batch
+takes four times (rows x positions x d_model) values.
 
     rows = LinearRows.of(replacement, context, input_ids)
     if rows is not None:
@@ -18,19 +20,17 @@ sorted that way. Right for per-layer transcoders, whose features write to one la
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from circuit_tracer.attribution.context_transformerlens import AttributionContext
-from circuit_tracer.replacement_model.replacement_model_transformerlens import (
-    TransformerLensReplacementModel,
-)
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-_MODEL_PARTS = ("feature_input_hook", "feature_output_hook", "ln_final", "hooks", "cfg")
+from em_circuits.graphs.frozen import FrozenModel, is_known
+
 _CONTEXT_PARTS = (
     "activation_matrix",
     "decoder_locations",
@@ -40,22 +40,6 @@ _CONTEXT_PARTS = (
     "error_vectors",
     "token_vectors",
 )
-N_PREFIXES = 4
-"""Lengths of prompt prefixes that are run forward; a row's backward pass takes the shortest."""
-
-
-class Tape(NamedTuple):
-    """One recorded forward pass of a prefix, every tensor ``[1, pos, d_model]``.
-
-    Attributes:
-        reads: What each layer's transcoder encodes, and last what the unembedding multiplies.
-        writes: Each layer's MLP output.
-        embedding: The token embeddings.
-    """
-
-    reads: list[Tensor]
-    writes: list[Tensor]
-    embedding: Tensor
 
 
 @dataclass(eq=False)
@@ -71,7 +55,7 @@ class LinearRows:
     replacement: Any
     context: Any
     input_ids: Int64[Tensor, " pos"]
-    _tapes: dict[int, Tape] = field(default_factory=dict, repr=False)
+    _kept: FrozenModel | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, replacement: Any, context: Any, input_ids: Tensor) -> LinearRows | None:
@@ -81,9 +65,8 @@ class LinearRows:
         this file knows.
         """
         if not (
-            isinstance(replacement, TransformerLensReplacementModel)
+            is_known(replacement)
             and type(context) is AttributionContext
-            and all(hasattr(replacement, name) for name in _MODEL_PARTS)
             and all(hasattr(context, name) for name in _CONTEXT_PARTS)
             and _is_per_layer(context)
         ):
@@ -111,11 +94,11 @@ class LinearRows:
     def groups(
         self, indices: Int64[Tensor, " feature"], batch_size: int
     ) -> list[Int64[Tensor, " batch"]]:
-        """Features in batches that one backward pass serves: one layer, one prefix."""
-        places = self.layers[indices] * self.n_pos + self._prefix(self.positions[indices])
-        order = torch.argsort(places, stable=True)
-        counts = places[order].unique_consecutive(return_counts=True)[1]
-        groups = indices[order].split(counts.tolist())
+        """Features in batches that are carried back together: one layer, positions ascending."""
+        places = self.layers[indices] * self.n_pos + self.positions[indices]
+        ordered = indices[torch.argsort(places, stable=True)]
+        counts = self.layers[ordered].unique_consecutive(return_counts=True)[1]
+        groups = ordered.split(counts.tolist())
         return [part for group in groups for part in group.split(batch_size)]
 
     def features(self, indices: Int64[Tensor, " feature"]) -> Float[Tensor, "feature source"]:
@@ -125,77 +108,40 @@ class LinearRows:
         return self._rows(layer, self.positions[indices], vectors)
 
     def forget(self) -> None:
-        """Let go of the recorded forward passes; they are made anew when needed."""
-        self._tapes.clear()
+        """Let go of the recorded forward pass; it is made anew when needed."""
+        self._kept = None
 
+    @torch.no_grad()
     def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
-        length = int(self._prefix(positions).max())
-        tape, read = self._tape(length), self._tape(length).reads[layer]
-        seeds = torch.zeros((len(vectors), *read.shape), dtype=read.dtype, device=read.device)
-        seeds[torch.arange(len(vectors)), 0, positions] = vectors.to(read.dtype)
-        *writes, embedding = torch.autograd.grad(
-            read,
-            [*tape.writes[:layer], tape.embedding],
-            seeds,
-            retain_graph=True,
-            is_grads_batched=True,
-        )
-        return self._contract(writes, embedding)
-
-    def _contract(self, writes: list[Tensor], embedding: Tensor) -> Float[Tensor, "row source"]:
-        context, errors = self.context, self.n_active
-        length = embedding.shape[2]
+        if self._kept is None:
+            self._kept = FrozenModel.of(self.replacement, self.input_ids)
+        frozen = self._kept
+        assert frozen is not None  # `of` made sure
+        context, length = self.context, int(positions.max()) + 1
         # Sources stand in rows meanwhile: each block then lies in one piece.
-        made = context.decoder_vecs.new_zeros((self.n_sources, embedding.shape[0]))
-        for layer, gradient in enumerate(writes):
-            gradient = gradient[:, 0].to(made.dtype)
-            for position, (start, end) in enumerate(self._bounds[layer][:length]):
-                if end > start:
-                    torch.matmul(
-                        context.decoder_vecs[start:end],
-                        gradient[:, position].T,
-                        out=made[start:end],
-                    )
-            first = errors + layer * self.n_pos
-            vectors = context.error_vectors[layer, :length]
-            made[first : first + length] = _products(gradient, vectors)
-        first = errors + self.n_layers * self.n_pos
+        made = context.decoder_vecs.new_zeros((self.n_sources, len(vectors)))
+        gradient = frozen.enter(layer, positions, vectors, length=length)
+        if layer < self.n_layers:
+            frozen.through_attention(layer, gradient)
+        for below in reversed(range(layer)):
+            self._contract(below, gradient.to(made.dtype), made)
+            frozen.through_mlp(below, gradient)
+            frozen.through_attention(below, gradient)
+        first = self.n_active + self.n_layers * self.n_pos
         vectors = context.token_vectors[:length]
-        made[first : first + length] = _products(embedding[:, 0].to(made.dtype), vectors)
-        return made.T
+        made[first : first + length] = _products(gradient.to(made.dtype), vectors)
+        return made.T.contiguous()
 
-    def _prefix(self, positions: Int64[Tensor, " row"]) -> Int64[Tensor, " row"]:
-        """Length of the shortest recorded prefix with each position in it."""
-        step = -(-self.n_pos // N_PREFIXES)
-        return ((positions // step + 1) * step).clamp(max=self.n_pos)
-
-    def _tape(self, length: int) -> Tape:
-        if length not in self._tapes:
-            self._tapes[length] = record(self.replacement, self.input_ids[:length])
-        return self._tapes[length]
-
-
-def record(replacement: Any, input_ids: Int64[Tensor, " pos"]) -> Tape:
-    """Run one prompt forward through the local replacement model, keeping what rows start from."""
-    n_layers = replacement.cfg.n_layers
-    reads: list[Tensor] = []
-    writes: list[Tensor] = []
-    embeddings: list[Tensor] = []
-
-    def keep(into: list[Tensor]) -> Callable[..., None]:
-        def hook(acts: Tensor, hook: Any) -> None:
-            into.append(acts)
-
-        return hook
-
-    hooks = [("hook_embed", keep(embeddings))]
-    for layer in range(n_layers):
-        hooks.append((f"blocks.{layer}.{replacement.feature_input_hook}", keep(reads)))
-        hooks.append((f"blocks.{layer}.{replacement.feature_output_hook}", keep(writes)))
-    with torch.enable_grad(), replacement.hooks(fwd_hooks=hooks):
-        residual = replacement.forward(input_ids[None], stop_at_layer=n_layers)
-        reads.append(replacement.ln_final(residual))
-    return Tape(reads, writes, embeddings[0])
+    def _contract(self, layer: int, gradient: Tensor, made: Tensor) -> None:
+        """What a layer's features and errors write, along the gradient."""
+        length = len(gradient)
+        for position, (start, end) in enumerate(self._bounds[layer][:length]):
+            if end > start:
+                vectors = self.context.decoder_vecs[start:end]
+                torch.mm(vectors, gradient[position].T, out=made[start:end])
+        first = self.n_active + layer * self.n_pos
+        vectors = self.context.error_vectors[layer, :length]
+        made[first : first + length] = _products(gradient, vectors)
 
 
 def _is_per_layer(context: Any) -> bool:
@@ -218,8 +164,8 @@ def _block_bounds(locations: Tensor, n_layers: int, n_pos: int) -> list[list[tup
 
 
 def _products(gradients: Tensor, vectors: Tensor) -> Float[Tensor, "pos row"]:
-    """Dot products of ``[row, pos, d_model]`` with ``[pos, d_model]``."""
-    return torch.einsum("bpd,pd->pb", gradients, vectors)
+    """Dot products of ``[pos, row, d_model]`` with ``[pos, d_model]``."""
+    return torch.bmm(gradients, vectors.to(gradients)[:, :, None])[:, :, 0]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ from em_circuits.graphs.attribution import (
     no_progress,
 )
 from em_circuits.graphs.budget import rows_within
-from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import (
     AttributionGraph,
     GraphHeader,
@@ -36,6 +37,8 @@ from em_circuits.graphs.graph import (
     Selection,
 )
 from em_circuits.graphs.interop import EXTRA
+from em_circuits.graphs.parking import Parked, park
+from em_circuits.graphs.scratch import Scratch
 from em_circuits.graphs.store import graph_key
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.memory import release_freed
@@ -96,6 +99,7 @@ class _Request:
     labels: Mapping[int, Label] | None
     weights: Float[Tensor, " logit"] | None
     progress: Progress
+    scratch: Path | None
 
 
 def build_pair_graphs(
@@ -105,6 +109,7 @@ def build_pair_graphs(
     *,
     labels: Mapping[int, Label] | None = None,
     progress: Progress = no_progress,
+    scratch: Path | None = None,
 ) -> PairGraphs:
     """Attribution graphs of base and merged model for one prompt, with aligned logits.
 
@@ -114,23 +119,28 @@ def build_pair_graphs(
         settings: Part of the graphs' keys.
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
         progress: Told how many feature rows of a graph are done, and of how many; base first.
+        scratch: Folder for what is too large for memory meanwhile; the system's if not given.
 
     Raises:
         RequestError: The prompt is too long, or the contrast has no evil or no safe target.
         WorkFailed: Activations or logits are not finite.
     """
     input_ids = pair.input_ids(prompt)
-    contexts = [attribution_context(model.replacement, input_ids) for model in pair.models]
-    for model, context in zip(pair.models, contexts, strict=True):
+    waiting: list[Parked] = []
+    for model in pair.models:
+        context = attribution_context(model.replacement, input_ids)
         _check_finite(model, prompt, context)
-    base, merged = (context.logits[0, -1].detach().float().cpu() for context in contexts)
+        waiting.append(park(context, Scratch(scratch)))
+        del context
+        release_freed()
+    base, merged = (parked.context.logits[0, -1].detach().float().cpu() for parked in waiting)
     next_tokens = compare(pair, base, merged, top_k=settings.top_k)
     targets = union_of_top(base, merged, settings.top_k)
     weights = _selection_weights(settings, targets, labels)
-    request = _Request(pair, settings, input_ids, targets, labels, weights, progress)
+    request = _Request(pair, settings, input_ids, targets, labels, weights, progress, scratch)
     graphs = []
     for model in pair.models:
-        graphs.append(_attribute(model, prompt, contexts.pop(0), request))
+        graphs.append(_attribute(model, prompt, waiting.pop(0).unpark(), request))
         release_freed()
     return PairGraphs(next_tokens, *graphs)
 
@@ -147,7 +157,7 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
         progress=request.progress,
     )
     active = context.activation_matrix.indices().T.cpu().contiguous()
-    gradients = mlp_output_gradients(model, input_ids, demeaned_targets(targets, len(logits)))
+    rows = demeaned_targets(targets, len(logits))
     return AttributionGraph(
         header=_header(model, prompt, request, found, d_vocab=len(logits)),
         input_ids=input_ids.cpu(),
@@ -162,7 +172,7 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
             ranks=ranks_of(logits, targets),
         ),
         edges=found.edges,
-        gradient=feature_scores(gradients, active, context.decoder_vecs.detach()),
+        gradient=gradient_scores(model, input_ids, rows, active, context.decoder_vecs.detach()),
     )
 
 
@@ -180,7 +190,7 @@ def _limits(context: Any, request: _Request) -> Limits:
             max_feature_nodes=settings.max_feature_nodes,
         )
         batch_size = min(batch_size, room)
-    return Limits(settings.max_feature_nodes, settings.update_rows, batch_size)
+    return Limits(settings.max_feature_nodes, settings.update_rows, batch_size, request.scratch)
 
 
 def _targets(model: Model, context: Any, request: _Request) -> AttributionTargets:

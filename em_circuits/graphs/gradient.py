@@ -9,11 +9,16 @@ replacement model will not do: its permanent stop-gradient hooks make the result
 edge. The sign is the project's: positive = the feature's presence raises the target.
 
     weights = demeaned_targets(token_ids, vocab_size)
-    gradients = mlp_output_gradients(model, input_ids, weights)
+    scores = gradient_scores(model, input_ids, weights, active, outputs)
+
+Over long prompts attention is computed by `scaled_dot_product_attention`, which keeps no
+(position x position) matrix, and targets take turns.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.models import Model
+
+LONG = 1024
+"""Tokens above which a prompt is long."""
 
 
 def demeaned_targets(
@@ -50,25 +58,64 @@ def mlp_output_gradients(
     Returns:
         Float32 on the model's device: how much each target rises per unit of MLP output.
     """
-    n_targets, n_pos = target_weights.shape[0], len(input_ids)
-    config: Any = model.hf.config
-    width: int = config.hidden_size
-    result = torch.empty(
-        (n_targets, model.sites.n_layers, n_pos, width), dtype=torch.float32, device=model.device
+    return torch.cat(list(_batches(model, input_ids, target_weights, batch_size=batch_size)))
+
+
+def gradient_scores(
+    model: Model,
+    input_ids: Int[Tensor, " pos"],
+    target_weights: Float[Tensor, "target vocab"],
+    coordinates: Int[Tensor, "active 3"],
+    outputs: Float[Tensor, "active d_model"],
+) -> Float[Tensor, "target active"]:
+    """Gradient scores of features; of a long prompt, no more than one target's gradients at once.
+
+    Args:
+        model: See `mlp_output_gradients`.
+        input_ids: One prompt.
+        target_weights: See `mlp_output_gradients`.
+        coordinates: See `feature_scores`.
+        outputs: See `feature_scores`.
+
+    Returns:
+        Float32 scores, in logits.
+    """
+    return torch.cat(
+        [
+            feature_scores(part, coordinates, outputs)
+            for part in _batches(model, input_ids, target_weights, batch_size=32)
+        ]
     )
-    for start in range(0, n_targets, batch_size):
-        rows = target_weights[start : start + batch_size].to(model.device)
-        result[start : start + len(rows)] = _batch_gradients(model, input_ids, rows, width)
-    return result
+
+
+def _batches(
+    model: Model, input_ids: Tensor, weights: Tensor, *, batch_size: int
+) -> Iterator[Float[Tensor, "target layer pos d_model"]]:
+    long = len(input_ids) > LONG
+    with _without_pattern_matrices(model) if long else contextlib.nullcontext():
+        for rows in weights.split(1 if long else batch_size):
+            yield _batch_gradients(model, input_ids, rows.to(model.device))
+
+
+@contextlib.contextmanager
+def _without_pattern_matrices(model: Model) -> Iterator[None]:
+    hf: Any = model.hf
+    before = hf.config._attn_implementation
+    hf.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        hf.set_attn_implementation(before)
 
 
 def _batch_gradients(
-    model: Model, input_ids: Tensor, weights: Tensor, width: int
+    model: Model, input_ids: Tensor, weights: Tensor
 ) -> Float[Tensor, "target layer pos d_model"]:
     # Zero perturbations added at the MLP outputs: their gradients are the outputs' gradients.
+    config: Any = model.hf.config
     nudges = [
         torch.zeros(
-            (1, len(input_ids), width),
+            (1, len(input_ids), config.hidden_size),
             dtype=model.dtype,
             device=model.device,
             requires_grad=True,
@@ -77,8 +124,11 @@ def _batch_gradients(
     ]
     ids = input_ids.to(model.device)[None]
     with torch.enable_grad(), model.sites.hooked(write=lambda layer, out: out + nudges[layer]):
-        logits = model.hf(input_ids=ids, use_cache=False).logits[0, -1].float()
-        targets = (weights * logits).sum(1)
+        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
+        targets = (weights * output.logits[0, -1].float()).sum(1)
+        if len(weights) == 1:  # nothing to batch, and not every kernel can be
+            gradients = torch.autograd.grad(targets[0], nudges)
+            return torch.stack([gradient[0] for gradient in gradients])[None].float()
         # One forward pass serves every target; the backward passes are batched.
         each = torch.eye(len(weights), dtype=targets.dtype, device=targets.device)
         gradients = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)

@@ -64,7 +64,14 @@ def build_graphs(
     """
     started = datetime.now(UTC)
     work.require_healthy(prompt)
-    built = build_pair_graphs(work.pair, prompt, settings, labels=labels, progress=work.progress)
+    built = build_pair_graphs(
+        work.pair,
+        prompt,
+        settings,
+        labels=labels,
+        progress=work.progress,
+        scratch=work.graphs.root,
+    )
     records = []
     for name, graph in zip(get_args(ModelName), built.both, strict=True):
         kept = dataclasses.replace(graph, edges=None) if scores_only else graph
