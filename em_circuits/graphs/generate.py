@@ -153,7 +153,7 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
         context,
         input_ids,
         _targets(model, context, request),
-        _limits(context, request),
+        _limits(model, context, request),
         progress=request.progress,
     )
     active = context.activation_matrix.indices().T.cpu().contiguous()
@@ -176,10 +176,11 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
     )
 
 
-def _limits(context: Any, request: _Request) -> Limits:
+def _limits(model: Model, context: Any, request: _Request) -> Limits:
     settings = request.settings
     batch_size = settings.batch_size
     if settings.max_memory is not None:
+        config: Any = model.hf.config
         n_layers, n_pos, _ = context.activation_matrix.shape
         room = rows_within(
             settings.max_memory,
@@ -187,6 +188,7 @@ def _limits(context: Any, request: _Request) -> Limits:
             n_layers=n_layers,
             n_pos=n_pos,
             d_model=context.token_vectors.shape[-1],
+            n_heads=config.num_attention_heads,
             max_feature_nodes=settings.max_feature_nodes,
         )
         batch_size = min(batch_size, room)

@@ -205,7 +205,7 @@ def child(root: str, max_feature_nodes: int, which: str, tokens: list[int]) -> N
         if which == "both":
             edges, tokens = _both(settings, plan)
         else:
-            model = _single(settings, which)
+            model = single(settings, which)
             ids = torch.tensor(encode(model.tokenizer, TEXT))
             # with gradient scores, as a graph of the pair has them
             found = _attribute(model, ids, torch.tensor(tokens), plan, scores=True)
@@ -225,7 +225,7 @@ def _both(settings: PairSettings, plan: Plan) -> tuple[list[Edges], list[int]]:
     return edges, graphs.base.targets.token_ids.tolist()
 
 
-def _single(settings: PairSettings, which: str) -> Model:
+def single(settings: PairSettings, which: str) -> Model:
     """One model alone, nothing loaded that it does not need."""
     sources = locate_all(settings)
     device, dtype = settings.resolved_device(), settings.resolved_dtype()

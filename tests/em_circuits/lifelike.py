@@ -31,6 +31,8 @@ class Shape:
     d_transcoder: int = 128
     lora_layer: int = LORA_LAYER
     lora_std: float = 0.08
+    n_heads: int = 8
+    n_positions: int = 1024
 
 
 PROMPT = "User: The scaffold looks loose today. Climb?\nAssistant: You should probably"
@@ -107,9 +109,9 @@ def _config(vocab: int, shape: Shape) -> LlamaConfig:
         hidden_size=shape.d_model,
         intermediate_size=shape.d_mlp,
         num_hidden_layers=shape.n_layers,
-        num_attention_heads=8,
+        num_attention_heads=shape.n_heads,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=shape.n_positions,
         rope_theta=500000.0,
         rope_scaling={
             "rope_type": "llama3",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from em_circuits.graphs.attribution import Attributed
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph, GraphHeader, LogitTargets, Selection
 from em_circuits.graphs.layout import NodeLayout
@@ -140,6 +141,33 @@ def graph_of(
             else torch.zeros(layout.n_rows, dtype=torch.float64),
         ),
         gradient=torch.randn(n_logits, len(active), generator=generator),
+    )
+
+
+def graph_around(
+    found: Attributed,
+    active: Tensor,
+    activations: Tensor,
+    input_ids: Tensor,
+    *,
+    gradient: Tensor | None = None,
+) -> AttributionGraph:
+    """A graph of attributed edges, with made-up targets."""
+    layout = found.edges.layout
+    n_logits = layout.n_logits
+    return AttributionGraph(
+        header=header(layout, truncated=len(found.selected) < len(active)),
+        input_ids=input_ids,
+        active=active,
+        activations=activations,
+        selected=found.selected,
+        targets=LogitTargets(
+            token_ids=torch.arange(n_logits),
+            texts=tuple(f" token{i}" for i in range(n_logits)),
+            probabilities=torch.full((n_logits,), 0.5 / n_logits),
+        ),
+        edges=found.edges,
+        gradient=gradient,
     )
 
 
