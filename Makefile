@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check bench organism clean help
+.PHONY: demo test check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_attribution.py
 	$(BIN)/python scripts/bench_ranking.py
 	$(BIN)/python scripts/bench_steering.py
+
+bench-long: $(STAMP) ## attribution and influence of a prompt of 3,223 tokens (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_long_prompt.py
 
 organism: $(STAMP) ## train the embedded organism anew into results/organism (about 20 minutes)
 	$(BIN)/em-circuits organism train --out results/organism

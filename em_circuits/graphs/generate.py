@@ -50,6 +50,8 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
 
 SelectBy = Literal["probability", "contrast"]
+ATTRIBUTION_VERSION = 1
+"""Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
 
 
 class AttributionSettings(BaseModel):
@@ -296,6 +298,7 @@ def _parameters(
 ) -> dict[str, Any]:
     """Everything besides prompt, model and transcoders that decides a graph's content."""
     parameters: dict[str, Any] = {
+        "version": ATTRIBUTION_VERSION,
         "backend": pair.settings.backend,
         "dtype": str(pair.dtype).removeprefix("torch."),
         "pair": pair.key,

@@ -18,14 +18,18 @@ from benchmarks.measure import Row, extra_megabytes, timed
 from circuit_tracer.attribution.targets import LogitTarget
 from circuit_tracer.graph import Graph, compute_node_influence, prune_graph
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
+from subjects import PAD_THAI, organism_settings
 from synthetic import Size, synthetic_graph
 from torch import Tensor
 
+from em_circuits.graphs import AttributionSettings, build_pair_graphs, export_pt
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.files import read_graph, read_logit_rows, write_graph
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.packing import row_mass
 from em_circuits.influence import Method, influence, one_per_logit, prune
+from em_circuits.models import ModelPair
+from pivotal_tokens.schema import Prompt
 
 N_LAYERS, N_POS, N_LOGITS = 16, 20, 10
 MAIN = 8192
@@ -61,15 +65,35 @@ def measure(plan: Plan) -> list[Row]:
             rounded = synthetic_graph(size, seed=plan.seed, bfloat16=True)
             upstream.adjacency_matrix = rounded.require_edges().to_dense()
             rows += _storage(rounded, upstream, plan, "bfloat16-exact", 1 / 8)
-    return rows + [_stored(path) for path in plan.files]
+    rows += [
+        row for graph in _organism() for row in _sizes(graph, f"organism, {graph.header.model}")
+    ]
+    return rows + [row for path in plan.files for row in _sizes(read_graph(path), path.name)]
 
 
-def _stored(path: Path) -> Row:
-    """The size of a real graph beside that of its dense float32 matrix alone."""
-    layout = read_graph(path).layout
-    dense = 4 * layout.n_nodes**2 / 1e6
-    what = f"file size of {path.name} ({layout.n_features:,} features, {layout.n_pos} tokens)"
-    return Row(what, dense, path.stat().st_size / 1e6, "MB")
+def _organism() -> tuple[AttributionGraph, AttributionGraph]:
+    """Both graphs of the embedded organism's pad-thai prompt."""
+    with ModelPair.load(organism_settings()) as pair:
+        return build_pair_graphs(pair, Prompt.of(PAD_THAI), AttributionSettings()).both
+
+
+def _sizes(graph: AttributionGraph, name: str) -> list[Row]:
+    """A real graph's file, which holds logits and gradient scores besides, and its archive, beside
+    circuit-tracer's."""
+    layout = graph.layout
+    of = f"({name}, {layout.n_features:,} features, {layout.n_pos} tokens)"
+    with tempfile.TemporaryDirectory() as directory:
+        theirs, ours = Path(directory) / "graph.pt", Path(directory) / "graph.safetensors"
+        export_pt(graph, theirs)
+        sizes = []
+        for archive in (False, True):
+            write_graph(ours, graph, archive=archive)
+            sizes.append(ours.stat().st_size / 1e6)
+        upstream = theirs.stat().st_size / 1e6
+    return [
+        Row(f"file size {of}", upstream, sizes[0], "MB"),
+        Row(f"file size, archived {of}", upstream, sizes[1], "MB"),
+    ]
 
 
 def upstream_graph(graph: AttributionGraph) -> Graph:
@@ -202,11 +226,21 @@ def _storage(
             },
             repeats=plan.repeats,
         )
+        archived = Path(directory) / "archived.safetensors"
+        archive = {
+            "write": lambda: write_graph(archived, graph, archive=True),
+            "read": lambda: read_graph(archived),
+        }
+        archiving = timed(archive, repeats=plan.repeats)
+        sizes.append(archived.stat().st_size / 1e6)
         packing = timed({"pack": lambda: repacked(graph, upstream)}, repeats=3)["pack"]
     of = f"{kind}, {graph.layout.n_features:,} features"
     rows_ratio = took["upstream rows"], took["rows"]
     return [
-        Row(f"file size, {of}", *sizes, "MB", at_least=1 / share),
+        Row(f"file size, {of}", *sizes[:2], "MB", at_least=1 / share),
+        Row(f"file size, archived, {of}", sizes[0], sizes[2], "MB"),
+        Row(f"writing an archive, {of}", None, archiving["write"], "ms"),
+        Row(f"reading an archive whole, {of}", None, archiving["read"], "ms"),
         Row(f"logit rows from the file, {of}", *rows_ratio, "ms", at_most=1.0),
         Row(
             f"file to influence of 10 logits: total_effect, {of}",

@@ -86,11 +86,11 @@ class Peak:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self._before = _resident("VmRSS")
+        self._before = resident("VmRSS")
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.megabytes = max(_resident("VmHWM") - self._before, 0) / 1000
+        self.megabytes = max(resident("VmHWM") - self._before, 0) / 1000
 
 
 def extra_megabytes(work: Callable[[], Any]) -> float:
@@ -118,7 +118,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """A field of /proc/self/status, such as VmRSS, in kilobytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])

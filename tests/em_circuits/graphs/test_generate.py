@@ -12,6 +12,7 @@ from em_circuits.graphs import (
     PairGraphs,
     attribution,
     build_pair_graphs,
+    generate,
     pair_graph_key,
 )
 from em_circuits.graphs.context import LinearRows
@@ -245,6 +246,17 @@ def test_every_labelled_token_can_be_selected_for(subject: Subject, prompt: Prom
     assert (columns - expected).abs().max() <= 1e-6 * expected.abs().max()
     with pytest.raises(RequestError, match="at least one evil and one safe"):
         build_pair_graphs(subject.pair, prompt, settings, labels={ids[0]: "safe"})
+
+
+def test_a_key_says_which_attribution_made_the_graph(
+    subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        return pair_graph_key(subject.pair, subject.pair.base, prompt, AttributionSettings())
+
+    before = key()
+    monkeypatch.setattr(generate, "ATTRIBUTION_VERSION", generate.ATTRIBUTION_VERSION + 1)
+    assert key() != before
 
 
 def test_keys_change_with_what_changes_the_graph(subject: Subject, prompt: Prompt) -> None:
