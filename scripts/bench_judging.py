@@ -54,9 +54,9 @@ def main() -> None:
             max_concurrency=given.concurrency,
         )
         judge = ModelJudge(asked, store=work.store, pair=work.pair.key)
-        batch = screen_prompts(work, template_prompts(given.n), settings)
-        began = time.perf_counter()
-        with Judging(work, judge, settings) as judging:
+        with Judging(work, judge, settings) as judging:  # as `label` does: open while it screens
+            batch = screen_prompts(work, template_prompts(given.n), settings)
+            began = time.perf_counter()
             judging.submit(batch)
             judged = sum(result.failure is None for result in judging.take())
         took = time.perf_counter() - began

@@ -111,19 +111,27 @@ class Journal:
                 answers = await self.run(self._exchange, openings, closings)
             except Exception as error:  # goes to every caller that waits for this transaction
                 _fail(openings, closings, error)
-                continue
-            for (opening, answer), got in zip(openings, answers, strict=True):
-                if isinstance(got, Granted):
-                    self._in_flight.add(opening.call_id)
-                if not answer.done():
-                    answer.set_result(got)
-            for closing, done in closings:
-                self._in_flight.discard(closing.call_id)
-                if not done.done():
-                    done.set_result(None)
+            else:
+                self._tell(openings, closings, answers)
+            self._in_flight -= {closing.call_id for closing, _ in closings}
             async with self._settled:
                 self._settled.notify_all()
         self._writer = None
+
+    def _tell(
+        self,
+        openings: list[tuple[Opening, asyncio.Future[Opened]]],
+        closings: list[tuple[Closing, asyncio.Future[None]]],
+        answers: list[Opened],
+    ) -> None:
+        for (opening, answer), got in zip(openings, answers, strict=True):
+            if isinstance(got, Granted):
+                self._in_flight.add(opening.call_id)
+            if not answer.done():
+                answer.set_result(got)
+        for _, done in closings:
+            if not done.done():
+                done.set_result(None)
 
     def _exchange(
         self,

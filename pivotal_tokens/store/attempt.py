@@ -94,7 +94,8 @@ class AttemptRows(Database):
                 failures=by(tables.failures.c.stage),
                 unparsed=count(tables.unparsed),
                 calls=by(tables.llm_calls.c.state),
-                usd=count(tables.llm_calls, what=func.sum(tables.llm_calls.c.nano_usd)) / 1e9,
+                usd=float(count(tables.llm_calls, what=func.sum(tables.llm_calls.c.nano_usd)))
+                / 1e9,
             )
 
 

@@ -10,7 +10,7 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from pydantic import BaseModel, ConfigDict
 
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.llm import (
     Budget,
     BudgetExhausted,
@@ -191,3 +191,21 @@ def test_no_more_than_allowed_are_in_flight(store: Store) -> None:
     with FakeEndpoint(latency_s=0.05) as endpoint:
         ask(store, endpoint, n=12, max_concurrency=4)
     assert endpoint.most_in_flight == 4
+
+
+def test_a_store_that_fails_ends_every_question(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a question waited for ever for a call whose settling could not be written."""
+    exchange = store.exchange
+
+    def failing(openings, closings, **options):  # type: ignore[no-untyped-def]
+        if closings:
+            raise WorkFailed("the disk is full")
+        return exchange(openings, closings, **options)
+
+    monkeypatch.setattr(store, "exchange", failing)
+    with FakeEndpoint() as endpoint:
+        replies = ask(store, endpoint, n=6, budget=Budget(max_usd=0.3))
+    assert all(isinstance(reply, WorkFailed) for reply in replies)
+    assert store.call_counts().usd <= 0.3  # what was sent stays charged
