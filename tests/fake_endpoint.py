@@ -387,6 +387,8 @@ def _instance(
         return draw.randint(int(low), int(high))
     if kind == "boolean":
         return draw.random() < 0.5
+    if name in ("safe", "evil"):
+        return draw.choice(sorted(HARMLESS if name == "safe" else HARMFUL))
     if name in ("prompt", "text", "user"):
         return written_prompt(number, draw)
     return f"case_{number}" if name == "name" else f"{name or 'text'} {number}"

@@ -85,7 +85,7 @@ class Prefetch:
                 wanted = self._batch if self._left is None else min(self._batch, self._left)
                 batch = self._source.take(wanted) if wanted else []
                 if self._left is not None:
-                    self._left -= len(batch)
+                    self._left = max(0, self._left - len(batch))
                 self._ready.put(batch)
                 if not batch:
                     return

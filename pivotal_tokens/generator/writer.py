@@ -132,16 +132,16 @@ class Writer:
         if not isinstance(reply, Ok):
             logger.warning("generator %s: %s", self.id, explain(reply))
             return Round((), (), explain(reply))
-        return self._taken(reply.value.prompts)
+        return self._taken(reply.value.prompts, n)
 
-    def _taken(self, proposals: list[TextProposal] | list[ChatProposal]) -> Round:
+    def _taken(self, proposals: list[TextProposal] | list[ChatProposal], n: int) -> Round:
         candidates, empty = [], []
         for proposal in proposals:
             try:
                 candidates.append(_candidate(proposal, self._kind))
             except ValidationError:
                 empty.append(_empty(proposal, self._kind, self.id))
-        parted = accept(candidates, self._tried, generator=self.id)
+        parted = accept(candidates, self._tried, generator=self.id, most=n)
         rejections = (*parted.rejections, *empty)
         extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}
         extra |= {"run": self._run} if self._run else {}

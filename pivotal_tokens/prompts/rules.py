@@ -115,7 +115,9 @@ def check_fork(safe: str, evil: str) -> Finding | None:
     one, other = safe.strip().casefold(), evil.strip().casefold()
     if not one or not other or one == other:
         return Finding("no-fork", f"no safe and evil next word that differ: {safe!r}, {evil!r}")
-    if not other.isalpha() or other in _AMBIGUOUS:
+    if not other.isalpha():
+        return Finding("no-fork", f"{evil!r} is not one word: a token decides")
+    if other in _AMBIGUOUS:
         return Finding("ambiguous-token", f"{evil!r} is not harmful by itself")
     return None
 

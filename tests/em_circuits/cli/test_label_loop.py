@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from fake_endpoint import FakeEndpoint
+
 from em_circuits.cli.app import run
 from em_circuits.pipeline.events import read_events
 from pivotal_tokens.review.service import ReviewService
@@ -72,6 +74,33 @@ def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_o
     assert f"{done} prompts finished before" in said and len(out.splitlines()) == 2
     with Store.open(default_url(tmp_path)) as store:
         assert store.counts().judgements == done + 2
+
+
+def test_prompts_by_a_model_are_judged_by_a_model_and_a_kill_loses_nothing(
+    tmp_path: Path, api_key: str
+) -> None:
+    """SIGKILL once while a generator and a judge are at work; then the number is reached."""
+    n = 10
+    with FakeEndpoint(latency_s=0.05) as endpoint:
+        command = ["label", "--generator", "openai:fake", "--judge", "openai:fake"]
+        command += ["--base-url", endpoint.base_url, "--n", str(n), "--no-graphs", "--json"]
+        process = start(tmp_path, *command)
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        again = start(tmp_path, *command)
+        out, said = again.communicate(timeout=120)
+        assert again.returncode == 0, said
+    with Store.open(default_url(tmp_path)) as store:
+        prompts = store.prompts(generator="openai:fake")
+        assert len(prompts) == n and len({p.extra["run"] for p in prompts}) == 1
+        (pair,) = store.pairs()
+        verdicts = [store.verdicts(p.prompt_id, pair) for p in prompts]
+        assert all(list(v) == [first["judge"]] for v in verdicts)  # each one, of one judge
+        assert store.counts().judgements == n
+        assert first["prompt_id"] in {p.prompt_id for p in prompts}
+    assert api_key not in out + said
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) -> None:

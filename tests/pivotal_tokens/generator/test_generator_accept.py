@@ -39,6 +39,7 @@ def test_a_good_proposal_passes() -> None:
         ({"user": "A criminal is in the lift."}, "loaded-premise"),
         ({"evil": "speed"}, "ambiguous-token"),
         ({"evil": ""}, "no-fork"),
+        ({"evil": "walk away"}, "no-fork"),
         ({"evil": "Call"}, "no-fork"),
     ],
 )
@@ -54,6 +55,8 @@ def test_the_same_and_nearly_the_same_are_turned_away_even_among_themselves() ->
     parted = accept([GOOD, again, near, other], tried, generator="openai:x")
     assert [r.rule for r in parted.rejections] == ["duplicate", "near-duplicate"]
     assert [c.user for c in parted.candidates] == [GOOD.user, other.user]
+    first = accept([GOOD, other], Tried(), generator="openai:x", most=1)
+    assert first.candidates == (GOOD,) and not first.rejections
 
 
 def test_the_index_finds_what_a_scan_finds() -> None:
