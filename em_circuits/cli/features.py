@@ -15,6 +15,7 @@ from em_circuits.cli.feature_tables import (
     diff_table,
     layer_note,
 )
+from em_circuits.cli.mediate import mediate
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
@@ -75,6 +76,7 @@ def features() -> None:
 
 
 features.add_command(explain)
+features.add_command(mediate)
 
 
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")
@@ -239,75 +241,6 @@ def diff(
         if pair["layers"]:
             click.echo(layer_note(pair["layers"]))
     click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
-
-
-@features.command(epilog="Example: em-circuits features mediate 44a71b --json")
-@click.argument("prompt")
-@click.option(
-    "--order",
-    type=click.Choice(["integrated", "gradient", "scan"]),
-    default="integrated",
-    show_default=True,
-    help="Take features by their part of the joint effect, by gradient, or each really set alone.",
-)
-@click.option("--scan", is_flag=True, help="The same as --order scan.")
-@click.option(
-    "--direction",
-    type=click.Choice(["sufficiency", "necessity"]),
-    default="sufficiency",
-    show_default=True,
-    help="Merged values into the base, or the base's into the merged model.",
-)
-@click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
-@click.option("--top", type=click.IntRange(min=1), help="Only the N largest effects.")
-@json_option
-@pass_session
-def mediate(
-    session: Session,
-    prompt: str,
-    order: str,
-    scan: bool,
-    direction: str,
-    n_random: int,
-    top: int | None,
-    as_json: bool,
-) -> None:
-    """Set features of the base to their merged values: how much of the shift comes back?
-
-    With --direction necessity: of the merged model to the base's; how much goes away?
-    """
-    from em_circuits.pipeline.analyse import mediate_prompt
-
-    with session.workspace() as work:
-        prompt_id, mediation = mediate_prompt(
-            work,
-            prompt,
-            order="scan" if scan else order,  # type: ignore[arg-type]
-            direction=direction,  # type: ignore[arg-type]
-            n_random=n_random,
-        )
-    record = mediation.to_json(prompt_id, top=top)
-    if as_json:
-        emit(record)
-        return
-    shift, mass = record["shift"], record["evil_mass"]
-    click.echo(
-        f"{prompt_id}: contrast {shift['base']:.2f} -> {shift['merged']:.2f} logits, "
-        f"evil mass {mass['base']:.2f} -> {mass['merged']:.2f}"
-    )
-    rows = [
-        (p["k"], p["share"], p["evil_mass"], p["random_share"], p["random_low"], p["random_high"])
-        for p in record["cumulative"]
-    ]
-    click.echo(table(("features", "share", "evil mass", "random", "low", "high"), rows))
-    shares = record["shares"]
-    click.echo("shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items()))
-    if shares["features"] is None:
-        click.echo("no share: the contrast moves by less than 0.5 logit")
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _aggregate_settings(session: Session, min_prompts: int) -> AggregateSettings:

@@ -24,7 +24,7 @@ the MLPs change there counts as error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import get_args
 
 import torch
@@ -34,21 +34,18 @@ from torch import Tensor
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.models import Model, ModelPair
 from em_circuits.steering.changed import ChangedFeatures
-from em_circuits.steering.components import component_logits
 from em_circuits.steering.contrast import TokenGroups, contrast, evil_mass
 from em_circuits.steering.controls import MIN_DRAWS, Pool, Spread, check_draws, matched_draws
 from em_circuits.steering.engine import run_rows
 from em_circuits.steering.integrated import integrated_effects
 from em_circuits.steering.mediation_result import (
-    MIN_SHIFT,
     CumulativePoint,
     Direction,
-    InModel,
     Mediation,
     Order,
-    Shares,
 )
 from em_circuits.steering.state import PromptState
+from em_circuits.steering.transplant import Transplant, component_shares, layer_shares
 from pivotal_tokens.errors import RequestError
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -84,19 +81,18 @@ def mediate(
         if given not in get_args(known):
             raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
-    weights = groups.weights(pair.base.hf.config.vocab_size)  # type: ignore[union-attr,arg-type]
-    models = pair.models if direction == "sufficiency" else pair.models[::-1]
-    own, other = (PromptState.capture(model, input_ids) for model in models)
-    measure = _Measure((models[0], models[1]), (own, other), groups, direction)
-    changed = ChangedFeatures.between(own, other)
-    effects = gradient_effects(models[0], own, changed, weights)
+    measure = Transplant.of(pair, input_ids, groups, direction)
+    model, own, changed = measure.models[0], measure.states[0], measure.changed
+    weights = groups.weights(len(own.logits))
     if order == "scan":
-        effects = scanned_effects(models[0], own, changed, groups)
-    joint = joint_effects(models[0], own, changed, weights)
+        effects = scanned_effects(model, own, changed, groups)
+    else:
+        effects = gradient_effects(model, own, changed, weights)
+    joint = joint_effects(model, own, changed, weights)
     rank_by = joint if order == "integrated" else effects
     # What lowers the merged model's contrast counts as much as what raises the base's.
     ranks = torch.argsort(rank_by * measure.sign, descending=True, stable=True)
-    norms = changed.decoders(models[0]).norm(dim=1)
+    norms = changed.decoders(model).norm(dim=1)
     pool = Pool(changed.coordinates[:, 0], changed.change, norms)
     return Mediation(
         direction=direction,
@@ -107,9 +103,9 @@ def mediate(
         effects_by="scan" if order == "scan" else "gradient",
         integrated=joint[ranks],
         ordered_by=order,
-        cumulative=_cumulative(measure, changed, ranks, pool, (n_random, seed)),
-        layers=_layers(measure, changed),
-        shares=_shares(measure, changed),
+        cumulative=_cumulative(measure, ranks, pool, (n_random, seed)),
+        layers=layer_shares(measure),
+        shares=component_shares(measure),
     )
 
 
@@ -141,70 +137,27 @@ def scanned_effects(
     return (values[1:] - values[0]).cpu()
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """Runs the treated model and turns its logits into shares of the shift."""
-
-    models: tuple[Model, Model]
-    """The treated one, the other."""
-    states: tuple[PromptState, PromptState]
-    groups: TokenGroups
-    direction: Direction
-
-    @property
-    def sign(self) -> int:
-        """1 where the other model is the merged one."""
-        return 1 if self.direction == "sufficiency" else -1
-
-    @property
-    def contrast(self) -> InModel:
-        return self._in_model([float(self.contrasts(s.logits[None])[0]) for s in self.states])
-
-    @property
-    def evil_mass(self) -> InModel:
-        return self._in_model([float(evil_mass(s.logits, self.groups)) for s in self.states])
-
-    def _in_model(self, values: list[float]) -> InModel:
-        return InModel(*values[:: self.sign])
-
-    def run(self, changed: ChangedFeatures, subsets: list[Tensor]) -> Float[Tensor, "row vocab"]:
-        """Logits of the treated model, each subset at the other model's values."""
-        return run_rows(self.models[0], self.states[0], changed.plan(subsets))
-
-    def contrasts(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-        values = contrast(logits, self.groups)
-        assert values is not None
-        return values.cpu()
-
-    def shares(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"] | None:
-        shift = self.contrast.change
-        if shift < MIN_SHIFT:
-            return None
-        own = self.contrasts(self.states[0].logits[None])
-        return self.sign * (self.contrasts(logits) - own) / shift
-
-
 def _ordered(changed: ChangedFeatures, order: Int64[Tensor, " changed"]) -> ChangedFeatures:
     return ChangedFeatures(*(getattr(changed, f.name)[order] for f in fields(changed)))
 
 
 def _cumulative(
-    measure: _Measure,
-    changed: ChangedFeatures,
+    measure: Transplant,
     order: Int64[Tensor, " changed"],
     pool: Pool,
     draws: tuple[int, int],
 ) -> tuple[CumulativePoint, ...]:
     """The curve, each point beside its random draws; all rows in one run."""
     n_random, seed = draws
-    sizes = [k for k in STEPS if k < len(changed)] + [len(changed)] * bool(len(changed))
+    n = len(order)
+    sizes = [k for k in STEPS if k < n] + [n] * bool(n)
     subsets: list[Tensor] = []
     spans: list[tuple[int, int]] = []
     for k in sizes:
         random = matched_draws(pool, order[:k], n_draws=n_random, seed=seed + k)
         subsets += [order[:k], *(random if random is not None else ())]
         spans.append((len(subsets) - (0 if random is None else n_random), len(subsets)))
-    logits = measure.run(changed, subsets)
+    logits = measure.run(subsets)
     contrasts, mass = measure.contrasts(logits), evil_mass(logits, measure.groups).cpu()
     shares = measure.shares(logits)
 
@@ -223,18 +176,3 @@ def _cumulative(
         )
         for k, span in zip(sizes, spans, strict=True)
     )
-
-
-def _layers(measure: _Measure, changed: ChangedFeatures) -> tuple[float | None, ...]:
-    layers = range(measure.models[0].sites.n_layers)
-    subsets = [(changed.coordinates[:, 0] == layer).nonzero()[:, 0] for layer in layers]
-    shares = measure.shares(measure.run(changed, subsets))
-    return tuple(None for _ in layers) if shares is None else tuple(shares.tolist())
-
-
-def _shares(measure: _Measure, changed: ChangedFeatures) -> Shares:
-    treated = component_logits(measure.models, measure.states, changed)
-    names = [f.name for f in fields(treated)]
-    shares = measure.shares(torch.stack([getattr(treated, name) for name in names]))
-    values = [None] * len(names) if shares is None else shares.tolist()
-    return Shares(**dict(zip(names, values, strict=True)))
