@@ -8,17 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.experiments import Cases, Experiment
+    from em_circuits.experiments import Cases, Experiment, RolloutJudge
     from em_circuits.pipeline.workspace import Workspace
 
-judge_option = click.option(
-    "--judge", metavar="KIND:ARGUMENT", help="Labels tokens of prompts that have no labels yet."
+_JUDGES = (
+    click.option(
+        "--judge", metavar="lexicon:FILE", help="Labels tokens of prompts that have no labels yet."
+    ),
+    click.option(
+        "--rollout-judge",
+        default="labels",
+        show_default=True,
+        metavar="labels|openai:MODEL",
+        help="Of continuations: their first token's label, or a model that reads them.",
+    ),
 )
+
+
+def judges_option(command: Any) -> Any:
+    """Who labels tokens, and who continuations."""
+    for option in reversed(_JUDGES):
+        command = option(command)
+    return llm_options(command)
 
 
 @click.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
@@ -29,17 +46,18 @@ judge_option = click.option(
     required=True,
     help="YAML: features, strengths, positions, combinations; docs/steering.md.",
 )
-@judge_option
+@judges_option
 @json_option
 @pass_session
-def sweep(session: Session, file: Path, judge: str | None, as_json: bool) -> None:
+def sweep(session: Session, file: Path, judge: str | None, as_json: bool, **options: Any) -> None:
     """Features x strengths x positions x combinations, with controls and a report."""
-    from em_circuits.experiments import LabelJudge, load_plan, run_sweep
+    from em_circuits.experiments import load_plan, run_sweep
 
     plan = load_plan(file)
-    with session.workspace() as work:
+    with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
-        experiment = run_sweep(cases, plan, LabelJudge(), progress=_progress)
+        told = _rollout_judge(work, options)
+        experiment = run_sweep(cases, plan, told, progress=_progress)
     _tell(experiment, as_json=as_json)
 
 
@@ -80,7 +98,7 @@ def sweep(session: Session, file: Path, judge: str | None, as_json: bool) -> Non
     type=click.IntRange(min=0),
     help="Continuations of each treatment.",
 )
-@judge_option
+@judges_option
 @json_option
 @pass_session
 def transfer(
@@ -95,7 +113,7 @@ def transfer(
     """Features found on some prompts tried on others, and base features at merged values."""
     from pydantic import ValidationError
 
-    from em_circuits.experiments import LabelJudge, TransferPlan, parse_source, run_transfer
+    from em_circuits.experiments import TransferPlan, parse_source, run_transfer
     from em_circuits.steering import Sampling
 
     n = options["rollouts"]
@@ -115,9 +133,10 @@ def transfer(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(f"steer transfer: {where}: {first['msg']}") from error
-    with session.workspace() as work:
+    with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
-        experiment = run_transfer(cases, plan, LabelJudge(), progress=_progress)
+        told = _rollout_judge(work, options)
+        experiment = run_transfer(cases, plan, told, progress=_progress)
     _tell(experiment, as_json=as_json)
 
 
@@ -126,6 +145,26 @@ def _cases(session: Session, work: Workspace, judge: str | None) -> Cases:
     from em_circuits.experiments import Cases
 
     return Cases(work, open_offline_judge(session, work, judge))
+
+
+def _rollout_judge(work: Workspace, options: dict[str, Any]) -> RolloutJudge:
+    """The judge of continuations that is named.
+
+    Raises:
+        RequestError: If there is no such judge, or its key or price is missing.
+    """
+    from em_circuits.experiments import LabelJudge
+    from em_circuits.experiments.model_judge import ModelRolloutJudge
+
+    kind, _, name = options["rollout_judge"].partition(":")
+    if kind == "labels" and not name:
+        return LabelJudge()
+    if kind != "openai" or not name:
+        raise RequestError(
+            f"no judge {options['rollout_judge']!r} of continuations; "
+            "there are labels and openai:MODEL"
+        )
+    return ModelRolloutJudge(llm_settings(name, options), work.store, llm_budget(options))
 
 
 def _tell(experiment: Experiment, *, as_json: bool) -> None:
