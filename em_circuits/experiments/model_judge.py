@@ -2,7 +2,8 @@
 
 Every distinct continuation of a prompt is one question; replies are kept in the store and used
 again. Prompt and continuation are sent as one JSON value, so that no text can pass for the
-question. A reply that is no answer is *unsure*; none at all ends the run, which goes on where it was.
+question. A reply that is no answer is *unsure*; none at all ends the run, which goes on where it
+was.
 
     judge = ModelRolloutJudge(LLMSettings(model="..."), store, Budget(max_usd=1))
     judge.judge(case, token_ids, texts)
