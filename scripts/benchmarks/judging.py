@@ -1,0 +1,61 @@
+"""How long does a model judge take for many prompts at a fixed latency of its endpoint?
+
+The endpoint is the fake one of the tests, in a process of its own; the store is a fresh SQLite
+file. Timed is everything from the first prompt submitted to the last verdict in the store. The load
+of the machine stands beside the figure: under any, wall time says little and CPU time more.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from em_circuits.models import PairSettings
+from em_circuits.organism import organism_paths
+from em_circuits.pipeline.judging import Judging
+from em_circuits.pipeline.label_result import LabelSettings
+from em_circuits.pipeline.prompts import template_prompts
+from em_circuits.pipeline.screening import screen_prompts
+from em_circuits.pipeline.workspace import Workspace
+from pivotal_tokens.judge import ModelJudge
+from pivotal_tokens.llm import LLMSettings
+
+ENDPOINT = Path(__file__).parents[2] / "tests" / "fake_endpoint.py"
+
+
+def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, float]:
+    """Judge `n` of the organism's prompts, `concurrency` at a time."""
+    paths, settings = organism_paths(), LabelSettings(graphs_for="none")
+    models = PairSettings(
+        base=str(paths.base), adapter=str(paths.adapter), transcoders=str(paths.transcoders)
+    )
+    command = [sys.executable, str(ENDPOINT), "--latency", str(latency_s)]
+    os.environ.setdefault("OPENAI_API_KEY", "none-needed")
+    with (
+        tempfile.TemporaryDirectory() as root,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as endpoint,
+        Workspace(Path(root), models, create=True) as work,
+    ):
+        assert endpoint.stdout is not None
+        url = endpoint.stdout.readline().strip()
+        asked = LLMSettings(model="o3", base_url=url, max_concurrency=concurrency)
+        judge = ModelJudge(asked, store=work.store, pair=work.pair.key)
+        with Judging(work, judge, settings) as judging:  # as `label` does: open while it screens
+            batch = screen_prompts(work, template_prompts(n), settings)
+            began, busy = time.perf_counter(), time.process_time()
+            judging.submit(batch)
+            judged = sum(result.failure is None for result in judging.take())
+            took, busy = time.perf_counter() - began, time.process_time() - busy
+        endpoint.terminate()
+        return {
+            "judged": judged,
+            "calls": work.store.call_counts().calls,
+            "seconds": round(took, 3),
+            "latency_alone": -(-n // concurrency) * latency_s,
+            "cpu_seconds": round(busy, 3),
+            "load": round(os.getloadavg()[0], 2),
+        }
