@@ -58,7 +58,7 @@ def review(
 ) -> None:
     """Label the queue; every answer is kept before the next item is shown. `?` helps.
 
-    Keys are bound here or in em-circuits.toml: [review] key = ["evil=f", "skip=f2"].
+    Keys are bound here or in em-circuits.toml: [review] keys = ["evil=f", "skip=f2"].
     """
     from pivotal_tokens.review import ReviewService, run_plain
     from pivotal_tokens.review.keys import key_map

@@ -25,8 +25,9 @@ HELP = """\
   bad REASON    reject the prompt, for both models        note TEXT     keep a remark
   skip          leave it, not asked again                 defer         ask again later
   undo          take the last answer back, again and again, over finished items too
-  ?  help       q  quit (everything is saved)
-  A token in both lists has one label. Evil: in this situation, acting on it harms someone."""
+  why TEXT      why you differ from the judge on the item just finished
+  agree         take the judge's labels over on the item just finished
+  ?  help       q  quit (everything is saved)"""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,17 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Why:
+    """Why the reviewer differs from the judge, once its labels were shown."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Simple:
     """A word that stands for itself."""
 
-    word: Literal["skip", "defer", "undo", "help", "quit"]
+    word: Literal["skip", "defer", "undo", "help", "quit", "agree"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,13 @@ class NotUnderstood:
     why: str
 
 
-Command = LabelTokens | LabelRest | Reject | Note | Simple | NotUnderstood
+Command = LabelTokens | LabelRest | Reject | Note | Why | Simple | NotUnderstood
 
 _SIMPLE: dict[str, Simple] = {
     "skip": Simple("skip"),
     "defer": Simple("defer"),
     "undo": Simple("undo"),
+    "agree": Simple("agree"),
     "u": Simple("undo"),
     "help": Simple("help"),
     "?": Simple("help"),
@@ -112,6 +121,8 @@ def parse(line: str) -> Command:
         return Reject(rest) if rest else NotUnderstood("say why: bad REASON")
     if word == "note":
         return Note(rest) if rest else NotUnderstood("say what: note TEXT")
+    if word == "why":
+        return Why(rest) if rest else NotUnderstood("say why: why TEXT")
     if text.startswith("?"):
         return _tokens("unsure", text[1:])
     if word == "s":

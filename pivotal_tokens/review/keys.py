@@ -1,6 +1,6 @@
 """Which key does what in the review terminal, and how is that changed?
 
-``[review] key = ["evil=f", "skip=f2"]`` in em-circuits.toml, or ``--key evil=f``, gives an action
+``[review] keys = ["evil=f", "skip=f2"]`` in em-circuits.toml, or ``--key evil=f``, gives an action
 other keys; the keys of the other actions stay. A key may do one thing only.
 
     keys = key_map(["evil=f"])

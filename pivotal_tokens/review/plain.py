@@ -22,10 +22,12 @@ from pivotal_tokens.review.commands import (
     NotUnderstood,
     Reject,
     Simple,
+    Why,
     parse,
 )
 from pivotal_tokens.review.display import fit, visible, wrap
 from pivotal_tokens.review.questions import Question, Reveal
+from pivotal_tokens.review.rubric import RUBRIC
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import Label, NextTokens
 
@@ -86,6 +88,7 @@ class _Session:
         self._lines = lines
         self._out = out
         self._question: Question | None = None
+        self._told: Reveal | None = None  # of the item just finished
         self._counts: Counter[str] = Counter()
 
     def run(self) -> PlainSummary:
@@ -121,11 +124,15 @@ class _Session:
             case Simple("quit"):
                 return False
             case Simple("help"):
-                self._say(HELP)
+                self._say(f"{RUBRIC}\n\n{HELP}")
             case Simple("undo"):
                 self._undo()
             case NotUnderstood(why):
                 self._say(why)
+            case Why(text):
+                self._explain(text)
+            case Simple("agree"):
+                self._agree()
             case _ if question is None:
                 return bool(line.strip())  # Enter ends it when nothing waits
             case LabelTokens(label, places):
@@ -149,6 +156,21 @@ class _Session:
                 self._service.defer(question)
                 self._leave(question, "deferred")
         return True
+
+    def _explain(self, text: str) -> None:
+        if self._told is None:
+            self._say("finish an item first: why is about the labels that the judge gave it")
+            return
+        self._service.explain(self._told, text)
+        self._say(f"saved the reason for {self._told.prompt_id}")
+
+    def _agree(self) -> None:
+        if self._told is None:
+            self._say("finish an item first: the judge's labels are shown after yours")
+            return
+        self._service.agree(self._told)
+        self._say(f"saved {self._told.prompt_id}: the judge's labels taken over")
+        self._told = None
 
     def _undo(self) -> None:
         question = self._service.undo(self._question)
@@ -182,6 +204,7 @@ class _Session:
         self._say(f"{left} without a label. List the evil ones (B1,T3,4); Enter: rest safe; ? help")
 
     def _revealed(self, reveal: Reveal) -> None:
+        self._told = None
         numbers = Counter(reveal.labels.values())
         labels = ", ".join(f"{numbers[label]} {label}" for label in ("evil", "safe", "unsure"))
         self._say(f"saved {reveal.prompt_id}: {labels}; verdict {reveal.verdict.kind}")
@@ -191,6 +214,9 @@ class _Session:
         for one in reveal.differences:
             text = fit(visible(one.text), _TEXT)
             self._say(f"    {text} you {one.human}, judge {one.judge}")
+        if reveal.differences:
+            self._told = reveal
+            self._say("  why? type: why TEXT, or: agree, to take the judge's labels over")
 
     def _leave(self, question: Question, word: str) -> None:
         self._say(f"saved {question.prompt.prompt_id}: {word}")

@@ -28,6 +28,7 @@ from pivotal_tokens.review.commands import (
     Place,
     Reject,
     Simple,
+    Why,
     parse,
 )
 from pivotal_tokens.review.display import visible
@@ -225,6 +226,12 @@ class ReviewSession:
             case Note(note):
                 self._service.note(view.question, note)
                 self.message = "saved the note"
+            case Why(text) if view.reveal is not None:
+                self._reason(text)
+            case Simple("agree") if view.reveal is not None:
+                self._after_reveal(view.reveal, "agree")
+            case Why() | Simple("agree"):
+                self.message = "The judge's labels are shown after yours: label first."
             case _ if view.reveal is not None:
                 self.message = "Finished and saved: Enter goes on, undo opens it again."
             case LabelTokens(label, places):

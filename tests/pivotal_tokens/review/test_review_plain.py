@@ -149,3 +149,13 @@ def test_a_lost_lease_is_said_and_the_next_item_comes(store, queued, clock):
     run_plain(ReviewService(store, "ada"), Slow("T1\nskip\nq\n"), out)
     assert "was not saved" in out.getvalue()
     assert [item.state for item in store.queue()] == ["leased", "skipped"]
+
+
+def test_a_difference_asks_why_and_the_judges_labels_can_be_taken_over(store, queued):
+    _, shown = review(store, "agree", "", "why it is the gas", "", "agree", "why", "q")
+    assert shown.index("shown after yours") < shown.index("why? type: why TEXT")
+    assert "saved the reason for" in shown and "say why: why TEXT" in shown
+    texts = [e.text for e in store.review_events(queued[0].prompt_id) if e.action == "explained"]
+    assert texts == ["it is the gas"]
+    assert labels(store, queued[1]) == {1: "safe", 2: "evil", 3: "unsure", 4: "unsure"}
+    assert all(e.agreed_after_reveal for e in store.label_events(queued[1].prompt_id)[-3:])

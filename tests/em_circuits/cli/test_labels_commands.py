@@ -1,0 +1,128 @@
+"""The label tools and the review command, as somebody types them."""
+
+import json
+
+import pytest
+
+from em_circuits.cli.app import run
+from pivotal_tokens.schema import (
+    Judgement,
+    LabelEvent,
+    NextTokens,
+    Prompt,
+    TokenLabel,
+    TokenScore,
+)
+from pivotal_tokens.store import Store, default_url
+
+LABELS = {1: "safe", 2: "evil"}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A store with one prompt, judged and labelled by two people."""
+    prompt = Prompt.of("User: Gas?\nAssistant: You should", generator="human")
+    with Store.open(default_url(tmp_path), create=True) as store:
+        store.add_prompt(prompt)
+        store.put_pair("p", {"base": "b", "adapter": "x/lora"})
+        lists = [
+            NextTokens(
+                model=model,
+                fingerprint=model,
+                top_k=2,
+                tokens=tuple(
+                    TokenScore(token_id=t, text=f"=w{t}", logit=-r, probability=0.5 / r, rank=r)
+                    for r, t in enumerate((1, 2), start=1)
+                ),
+            )
+            for model in ("base", "merged")
+        ]
+        store.put_next_tokens(prompt.prompt_id, "p", *lists)
+        given = tuple(TokenLabel(token_id=t, label=label) for t, label in LABELS.items())
+        store.put_judgement("p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given))
+        store.record_labels(
+            [
+                LabelEvent(
+                    prompt_id=prompt.prompt_id,
+                    token_id=token,
+                    from_label=None,
+                    to_label=label,
+                    author=author,
+                    author_kind="human",
+                )
+                for author in ("ada", "bob")
+                for token, label in LABELS.items()
+            ]
+        )
+    return tmp_path
+
+
+def ask(capsys, root, *arguments):
+    assert run(["--root", str(root), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_export_and_import_of_every_format(root, tmp_path, capsys):
+    lines = ask(capsys, root, "labels", "export").splitlines()
+    assert len(lines) == 6 and json.loads(lines[0])["token_text"] == "=w1"
+    assert "'=w1" in ask(capsys, root, "labels", "export", "--format", "csv")
+    for name in ("l.jsonl", "l.csv", "l.parquet"):
+        path = tmp_path / name
+        ask(capsys, root, "labels", "export", str(path))
+        assert (tmp_path / f"{name}.provenance.json").exists()
+        other = tmp_path / f"root-{name}"
+        report = json.loads(ask(capsys, other, "labels", "import", str(path), "--json"))
+        assert (report["added"], report["prompts"], report["left_out"]) == (6, 1, [])
+        assert list((other / "results" / "imports").iterdir())
+    ask(capsys, root, "labels", "export", str(tmp_path / "tree"), "--format", "tree")
+    shown = ask(capsys, tmp_path / "from-tree", "labels", "import", str(tmp_path / "tree"))
+    assert "0 in conflict" in shown and "1 new prompts" in shown
+
+
+def test_a_conflict_is_listed_and_what_is_left_out_is_exit_status_1(root, tmp_path, capsys):
+    path = tmp_path / "mine.csv"
+    text = "User: Gas?\nAssistant: You should"
+    path.write_text(f'prompt_text,token_id,label\n"{text}",1,evil\n"{text}",2,wicked\n')
+    assert run(["--root", str(root), "labels", "import", str(path), "--author", "eve"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 in conflict, 1 left out" in out and "left out: mine.csv, line 5" in out
+    assert "1 of 2 records were left out" in err
+    assert "eve" in ask(capsys, root, "labels", "conflicts")
+    conflict = json.loads(ask(capsys, root, "labels", "conflicts", "--json"))
+    assert conflict["source"] == "mine.csv"
+
+
+def test_divergence_agreement_and_plots(root, capsys):
+    found = json.loads(ask(capsys, root, "labels", "divergence", "--json"))
+    assert found["totals"]["evil_in_both"] == 1 and found["rows"][0]["divergent"] is False
+    assert "0 divergent of 1 complete" in ask(capsys, root, "labels", "divergence")
+    shown = ask(capsys, root, "labels", "agreement")
+    assert "ada / bob" in shown and "kappa" in shown and "people and judges" in shown
+    found = json.loads(ask(capsys, root, "labels", "agreement", "--json"))
+    assert found["people"][0]["agreement"]["percent"]["value"] == 1.0
+    assert "verdicts.html" in ask(capsys, root, "labels", "plots")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["labels", "export", "x.txt"], "ending"),
+        (["labels", "export", "--format", "tree"], "needs a place"),
+        (["labels", "import", "/nowhere.csv"], "no "),
+        (["labels", "import", "/nowhere", "--tokenizer", "/nowhere"], "no tokenizer"),
+        (["review"], "--plain"),
+        (["review", "--plain", "--key", "evil=s"], "evil and safe"),
+        (["review", "--plain", "--since", "yesterday"], "--since"),
+    ],
+)
+def test_bad_input_is_one_line(root, arguments, message, capsys):
+    assert run(["--root", str(root), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_keys_and_filters_can_stand_in_the_configuration(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "em-circuits.toml").write_text('[review]\nkeys = ["evil=s"]\nplain = true\n')
+    assert run(["--root", str(root), "review"]) == 2
+    assert "evil and safe" in capsys.readouterr().err
