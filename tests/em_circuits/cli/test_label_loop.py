@@ -114,3 +114,25 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) 
     ):
         assert run(["--root", str(tmp_path), "label", *arguments]) == 2, arguments
         assert said in capsys.readouterr().err
+
+
+def test_watching_shows_counts_and_the_last_events_until_interrupted(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    root = ["--root", str(tmp_path)]
+    assert run([*root, "label", "--n", "2", "--no-graphs", "--json"]) == 0
+    capsys.readouterr()
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    assert run([*root, "status", "--watch", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["counts"]["judgements"] == 2
+    assert [event["event"] for event in seen["events"]][-1] == "stop"
+    assert run([*root, "status", "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert "verdicts" in shown and "ending done" in shown
+    assert max(map(len, shown.splitlines())) <= 79
+    assert run([*root, "status", "--watch", "abc"]) == 2
