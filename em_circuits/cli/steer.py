@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.features import model_option, rank
+from em_circuits.cli.features import model_option
 from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.scan import REGIMES, scan
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.steer_experiments import sweep, transfer
 from em_circuits.cli.validation import validate
@@ -39,7 +40,7 @@ def steer() -> None:
 @click.option("--method", default="refined", show_default=True, help="Ranks top:N and the like.")
 @click.option(
     "--regime",
-    type=click.Choice(["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]),
+    type=click.Choice(REGIMES),
     default="free",
     show_default=True,
     help="What is held fixed meanwhile; free is the real model.",
@@ -122,18 +123,7 @@ def _top(world: dict[str, Any]) -> str:
     return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in world["top"][:3])
 
 
-@steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10")
-@click.argument("prompt")
-@model_option
-@click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
-@json_option
-@pass_session
-def scan(session: Session, prompt: str, model: str, top: int | None, as_json: bool) -> None:
-    """Ablate every active feature of one prompt for real; measured contrast of each."""
-    context = click.get_current_context()
-    context.invoke(rank, prompt=prompt, model=model, method="measured", top=top, as_json=as_json)
-
-
+steer.add_command(scan)
 steer.add_command(validate)
 steer.add_command(sweep)
 steer.add_command(transfer)

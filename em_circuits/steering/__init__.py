@@ -17,10 +17,11 @@ from em_circuits.steering.intervention import (
 )
 from em_circuits.steering.mediation import mediate
 from em_circuits.steering.mediation_result import Mediation, Shares, pooled_share
+from em_circuits.steering.pairs import PairEffects, pair_effects
 from em_circuits.steering.refine import N_MEASURED, Refined, refined_scores
 from em_circuits.steering.regimes import Regime
 from em_circuits.steering.sampling import Sampling
-from em_circuits.steering.scan import ablation_effects
+from em_circuits.steering.scan import ablation_effects, joint_effects
 from em_circuits.steering.state import PromptState
 from em_circuits.steering.steer import SteerResult, steer, top_tokens
 from em_circuits.steering.treatment import Form, Replacement, Tensors, Treatment
@@ -36,6 +37,7 @@ __all__ = [
     "Intervention",
     "Mediation",
     "Mode",
+    "PairEffects",
     "PromptState",
     "Refined",
     "Regime",
@@ -62,10 +64,12 @@ __all__ = [
     "generate",
     "integrated_effects",
     "iter_rows",
+    "joint_effects",
     "joint_scores",
     "mediate",
     "on_each",
     "own_activation",
+    "pair_effects",
     "pooled_share",
     "refined_scores",
     "run_rows",
