@@ -90,8 +90,9 @@ def insert_new(
 ) -> bool:
     """Insert a row unless one with the same keys stands there; True if it was inserted."""
     statement = _insert(connection, table).values(**values)
-    done = connection.execute(statement.on_conflict_do_nothing(index_elements=list(keys)))
-    return done.rowcount == 1
+    # What comes back says whether it was inserted; a row count is not given on PostgreSQL.
+    new = statement.on_conflict_do_nothing(index_elements=list(keys)).returning(table.c[keys[0]])
+    return connection.execute(new).first() is not None
 
 
 def forbid_changes(connection: Connection) -> None:
@@ -100,7 +101,7 @@ def forbid_changes(connection: Connection) -> None:
     if on_postgresql:
         connection.exec_driver_sql(
             "CREATE OR REPLACE FUNCTION em_circuits_append_only() RETURNS trigger AS $$ "
-            "BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME "
+            "BEGIN RAISE EXCEPTION '%% is append-only', TG_TABLE_NAME "
             "USING ERRCODE = 'integrity_constraint_violation'; END $$ LANGUAGE plpgsql"
         )
     for table in _APPEND_ONLY:

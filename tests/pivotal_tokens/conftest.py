@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from postgres import PostgresServer, postgres_server
 
 from pivotal_tokens.schema import ModelName, NextTokenPair, NextTokens, Prompt, TokenScore
 from pivotal_tokens.store import Store
 
 PairMaker = Callable[..., NextTokenPair]
+_ON_BOTH = ("store", "review")
 
 
 def next_tokens(
@@ -80,14 +82,44 @@ def clock() -> Clock:
     return Clock()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of a store runs on both databases, unless it asks for the SQLite file itself."""
+    if "store_url" in metafunc.fixturenames:
+        both = metafunc.definition.path.parent.name in _ON_BOTH
+        both &= "store_path" not in metafunc.fixturenames
+        names = ["sqlite", "postgresql"] if both else ["sqlite"]
+        metafunc.parametrize("store_url", names, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for all tests of a process."""
+    with postgres_server() as server:
+        yield server
+
+
+def _path(directory: Path) -> Path:
+    return directory / "results" / "em-circuits.sqlite"
+
+
 @pytest.fixture
 def store_path(tmp_path: Path) -> Path:
-    return tmp_path / "results" / "em-circuits.sqlite"
+    return _path(tmp_path)
 
 
 @pytest.fixture
-def store(store_path: Path, clock: Clock) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{store_path}", create=True, clock=clock) as opened:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that is empty or not made yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{_path(tmp_path)}"
+    server = request.getfixturevalue("postgres")
+    server.empty()
+    return server.url
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock) -> Iterator[Store]:
+    with Store.open(store_url, create=True, clock=clock) as opened:
         yield opened
 
 

@@ -48,7 +48,7 @@ def test_migrating_again_changes_nothing(old_path):
     assert old_path.read_bytes() == before
 
 
-def test_a_new_store_and_a_migrated_one_have_the_same_tables(old_path, store):
+def test_a_new_store_and_a_migrated_one_have_the_same_tables(old_path, store, store_path):
     def shape(database):
         with database.reading() as connection:
             look = inspect(connection)

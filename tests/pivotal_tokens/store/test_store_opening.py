@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 import pivotal_tokens
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
-from pivotal_tokens.store import Store, default_url, dialect
+from pivotal_tokens.store import Store, default_url, dialect, tables
 from pivotal_tokens.store.dialect import journal_mode
 
 
@@ -83,7 +84,7 @@ def test_write_ahead_logging_only_where_sqlite_is_sound():
     assert journal_mode((3, 51, 3)) == journal_mode((3, 52, 0)) == "wal"
 
 
-def test_the_connection_follows_the_rules(store):
+def test_the_connection_follows_the_rules(store, store_path):
     with store.reading() as connection:
         pragma = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -98,9 +99,9 @@ def test_the_connection_follows_the_rules(store):
 
 
 def test_an_exception_keeps_nothing_of_a_transaction(store):
-    values = {"name": "half", "value": "way"}
+    half = insert(tables.meta).values(name="half", value="way")
     with pytest.raises(ZeroDivisionError), store.writing() as connection:
-        connection.exec_driver_sql("INSERT INTO meta VALUES (:name, :value)", values)
+        connection.execute(half)
         1 / 0  # noqa: B018
     with store.reading() as connection:
         names = connection.exec_driver_sql("SELECT name FROM meta").scalars().all()
