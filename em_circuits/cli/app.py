@@ -96,7 +96,11 @@ class LazyGroup(click.Group):
 )
 @click.option("--trust-base", is_flag=True, help="Accept an adapter that names another base.")
 @click.option("--allow-float16", is_flag=True, help="Accept float16 in spite of its overflows.")
-@click.option("--store", metavar="URL", help="[default: SQLite under ROOT/results]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE. [default: under ROOT/results]",
+)
 @click.option(
     "--root",
     type=click.Path(file_okay=False),

@@ -96,7 +96,7 @@ class Session:
         words = [str(called) if program else "em-circuits"]
         for name in ("base", "adapter", "merged", "transcoders", "store"):
             if self.options[name] is not None:
-                words += [f"--{name}", self.options[name]]
+                words += [f"--{name}", _shown(name, self.options[name])]
         if self.options["root"] != ".":
             words += ["--root", str(self.root)]
         return shlex.join(words)
@@ -145,6 +145,13 @@ class Session:
         if not self.embedded:
             raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
         return f"lexicon:{organism_paths().lexicon}"
+
+
+def _shown(name: str, value: str) -> str:
+    """An option's value as it may be printed: a store's URL without its password."""
+    from pivotal_tokens.store.address import without_password
+
+    return without_password(value) if name == "store" else value
 
 
 def checked_text(flag: str, text: str) -> str:

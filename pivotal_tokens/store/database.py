@@ -25,8 +25,16 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
+from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening
+from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening, upsert
+from pivotal_tokens.store.host import (
+    HOST,
+    MARK_SECONDS,
+    marked,
+    require_same_host,
+    this_host,
+)
 from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_change
 
 DEFAULT_NAME = "em-circuits.sqlite"
@@ -44,6 +52,7 @@ class Database:
         self._engine = engine
         self._address = place
         self._clock = clock
+        self._marked_at = 0.0  # UTC seconds: when the store last recorded this host
         self._open = threading.local()  # .connection: the writing transaction of this thread
 
     @property
@@ -138,6 +147,7 @@ class Database:
         with self._transaction(writes=True) as connection:
             self._open.connection = connection
             try:
+                self._still_here(connection)
                 yield connection
             finally:
                 self._open.connection = None
@@ -170,13 +180,42 @@ class Database:
                     f"no store at {self.where}: run `em-circuits label` first, "
                     "or name one with --store"
                 )
-            if not empty and not needs_change(connection, self.where):
+            ready = not empty and not needs_change(connection, self.where)
+            if ready and not self._must_mark(connection):
                 return
         connection = self._engine.connect().execution_options(writes=True)
         with connection, connection.begin():
             lock_opening(connection)
             if not has_tables(connection) or needs_change(connection, self.where):
                 bring_up_to_date(connection)
+            if self._must_mark(connection):
+                self._mark(connection)
+
+    def _must_mark(self, connection: Connection) -> bool:
+        """Does this host have to say that it uses the store? Another one's is refused."""
+        if self.path is None:
+            return False
+        here, take = this_host(self.now()), self._address.take
+        new = require_same_host(marked(connection), here, self.path, take=take)
+        self._marked_at = here.seen if not new else self._marked_at
+        return new
+
+    def _mark(self, connection: Connection) -> None:
+        here = this_host(self.now())
+        values = {"name": HOST, "value": here.model_dump_json()}
+        upsert(connection, tables.meta, values, ["name"])
+        self._marked_at = here.seen
+
+    def _still_here(self, connection: Connection) -> None:
+        """Now and then, with a write: this host uses the store, and no other has taken it."""
+        if self.path is None or self.now().timestamp() - self._marked_at < MARK_SECONDS:
+            return
+        recorded, here = marked(connection), this_host(self.now())
+        if recorded is not None and not recorded.same_machine(here):
+            raise WorkFailed(
+                f"{self.where}: host {recorded.name} has taken this store over; nothing was written"
+            )
+        self._mark(connection)
 
 
 def _look_for(path: Path, *, create: bool) -> None:

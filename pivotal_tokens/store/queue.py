@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select, update
 
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.schema import (
@@ -279,21 +279,25 @@ class QueueRows(Database):
             return connection.execute(statement).rowcount
 
     def waiting_for(self, reviewer: str, wanted: Wanted = ANYTHING) -> int:
-        """Pending items of the wanted kinds that a reviewer may be given; filters do not count."""
+        """Pending prompts of the wanted kinds a reviewer may be asked; filters do not count."""
         mine = _queue.alias("mine").c
         pending = (_columns.state == "pending") & _columns.kind.in_(wanted.kinds)
         pending &= _not_of_another(reviewer)
-        everything = select(func.count()).select_from(_queue).where(pending)
+        prompts = select(_columns.prompt_id, _columns.pair).where(pending)
         beside = (mine.prompt_id == _columns.prompt_id) & (mine.pair == _columns.pair)
         beside &= mine.kind.not_in(_NO_SEATS) & (mine.state != "pending")
-        seated = select(_columns.item_id).distinct().join(mine.prompt_id.table, beside)
-        seated = seated.where(pending, _columns.kind.not_in(_NO_SEATS), mine.reviewer == reviewer)
+        seated = prompts.join(mine.prompt_id.table, beside)
+        seated = seated.where(_columns.kind.not_in(_NO_SEATS), mine.reviewer == reviewer)
+        several = exists().where(_columns.seat > 0, _columns.state == "pending")
         with self.reading() as connection:
-            of_mine = select(func.count()).select_from(seated.subquery())
-            return (
-                connection.execute(everything).scalar_one()
-                - connection.execute(of_mine).scalar_one()
-            )
+
+            def number(query: Select) -> int:
+                rows = query.subquery()
+                return connection.execute(select(func.count()).select_from(rows)).scalar_one()
+
+            if connection.execute(select(several)).scalar_one():
+                prompts = prompts.distinct()
+            return number(prompts) - number(seated.distinct())
 
     def last_settled(self, reviewer: str) -> ReviewItem | None:
         """The item that this reviewer settled last and that is still settled."""

