@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check bench bench-long organism clean help
+.PHONY: demo test test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -14,6 +14,10 @@ demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 
 test: $(STAMP) ## every test; no network, GPU or key
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 on PostgreSQL (half an hour)
+	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 1000 --directory $$(mktemp -d)
+	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 200 --postgresql --directory $$(mktemp -d)
 
 check: $(STAMP) ## linter, formatter, type checker
 	$(BIN)/ruff check .
