@@ -37,6 +37,20 @@ def steer() -> None:
     help="What becomes of their activation.",
 )
 @click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
+@click.option(
+    "--unit",
+    type=click.Choice(["absolute", "own"]),
+    default="absolute",
+    show_default=True,
+    help="Of the value: as it is, or times the feature's own activation.",
+)
+@click.option(
+    "--at",
+    type=click.Choice(["found", "last", "prompt", "generated", "everything"]),
+    default="found",
+    show_default=True,
+    help="At which positions; generated ones matter to --rollouts alone.",
+)
 @click.option("--method", default="refined", show_default=True, help="Ranks top:N and the like.")
 @click.option(
     "--regime",
@@ -100,6 +114,11 @@ def run(
     click.echo(table(("world", "evil mass", "contrast", "next tokens"), rows))
     band = control["evil_mass"]
     click.echo(f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}")
+    if record["intervention"]["asleep"]:
+        click.echo(
+            f"{record['intervention']['asleep']} of {n} features are inactive on this prompt; "
+            "multiplying cannot wake them (use --mode set or add)"
+        )
     if told:
         _tell_rollouts(told["rollouts"]["worlds"])
 

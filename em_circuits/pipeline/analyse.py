@@ -6,6 +6,7 @@ ranked.ranking.top(10), ranked.labels_from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from em_circuits.steering import (
     Regime,
     SteerResult,
     TokenGroups,
+    Unit,
+    Where,
     ablation_effects,
     joint_scores,
     mediate,
@@ -29,6 +32,7 @@ from em_circuits.steering import (
     refined_scores,
     steer,
 )
+from em_circuits.steering.intervention import EVERYTHING, Position
 from em_circuits.steering.mediation_result import Direction, Order
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
@@ -205,6 +209,8 @@ def steer_prompt(
     features: str = "top:10",
     mode: str = "ablate",
     value: float | None = None,
+    unit: str = "absolute",
+    at: str = "found",
     method: str = REFINED,
     regime: str = "free",
     n_random: int = 20,
@@ -218,6 +224,8 @@ def steer_prompt(
         features: ``top:N``, ``bottom:N``, ``abs:N`` by `method`, or ``L/POS/ID,...``.
         mode: ``set``, ``add``, ``scale``, ``ablate`` or ``clamp``.
         value: For all modes but ``ablate``.
+        unit: Of the value: ``absolute``, or ``own`` activations of the feature.
+        at: ``found``, ``last``, ``prompt``, ``generated`` or ``everything``.
         method: Ranks the features where they are not named.
         regime: What is held fixed meanwhile.
         n_random: Matched random draws.
@@ -235,10 +243,18 @@ def steer_prompt(
     result = steer(
         work.pair.model(model),
         input_ids(work, prompt),
-        on_each(places, Mode(mode), value),
+        on_each(_at(places, at), Mode(mode), value, Unit(unit)),
         token_groups(labels),
         regime=Regime(regime),
         n_random=n_random,
         seed=work.seed,
     )
     return prompt.prompt_id, result
+
+
+def _at(places: Sequence[tuple[int, int, int]], at: str) -> tuple[tuple[int, Position, int], ...]:
+    """Features at the positions they were found at, or each once at a class of positions."""
+    if at == "found":
+        return tuple(places)
+    where = None if at == EVERYTHING else Where(at)
+    return tuple(dict.fromkeys((layer, where, feature) for layer, _, feature in places))

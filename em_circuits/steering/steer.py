@@ -26,6 +26,7 @@ from em_circuits.steering.intervention import Intervention, check_interventions
 from em_circuits.steering.regimes import Regime
 from em_circuits.steering.state import PromptState
 from em_circuits.steering.substitutes import moved, random_places
+from em_circuits.steering.units import asleep
 from pivotal_tokens.errors import RequestError
 
 
@@ -78,7 +79,9 @@ class SteerResult:
     steered: World
     random_control: RandomControl
     random_places: Int64[Tensor, "draw chosen 3"]
-    """(layer, position or -1 for every one, feature id) of each draw."""
+    """(layer, position or -1 for a class of them, feature id) of each draw."""
+    n_asleep: int = 0
+    """Interventions that multiply an inactive feature: nothing can come of them."""
 
     def to_json(self, prompt_id: str) -> dict[str, Any]:
         """The object of `steer run --json`."""
@@ -92,6 +95,7 @@ class SteerResult:
                 "mode": mode,
                 "value": value,
                 "features": [i.model_dump(mode="json") for i in self.interventions],
+                "asleep": self.n_asleep,
             },
             "worlds": {
                 "unsteered": self.unsteered.to_json(),
@@ -143,7 +147,14 @@ def steer(
     spread = None if contrasts is None else Spread.of(contrasts[2:])
     control = RandomControl(n_random, Spread.of(mass[2:]), spread)
     return SteerResult(
-        model.name, regime, tuple(interventions), world(0), world(1), control, places
+        model.name,
+        regime,
+        tuple(interventions),
+        world(0),
+        world(1),
+        control,
+        places,
+        len(asleep(state, interventions)),
     )
 
 

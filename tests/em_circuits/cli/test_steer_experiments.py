@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
 
@@ -95,3 +96,26 @@ def test_what_is_wrong_is_told_in_one_line(
     assert run([*root, "steer", "transfer", *found, "--random", "3"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 4 and "No such file" in lines[0] and "name" in lines[2]
+
+
+def test_steer_run_tells_of_continuations_and_of_features_that_sleep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path)]
+    label = ["label", "--prompt", PAD_THAI, "--max-features", "100", "--scores-only", "--json"]
+    assert run([*root, *label]) == 0
+    prompt = json.loads(capsys.readouterr().out)["prompt_id"]
+    own = ("--mode", "set", "--value", "2", "--unit", "own", "--at", "everything")
+    told = ("--rollouts", "2", "--max-tokens", "3", "--json")
+    assert run([*root, "steer", "run", prompt, "--features", "top:2", *own, *told]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert all(i["position"] is None for i in record["intervention"]["features"])
+    assert record["intervention"]["asleep"] == 0
+    worlds = record["rollouts"]["worlds"]
+    assert set(worlds) == {"unsteered", "steered", "random_control"}
+    assert all(len(world["texts"]) == 2 for world in worlds.values())
+    with_nan = ("--mode", "add", "--value", "nan")
+    for wrong in (("--features", "9/3/1"), ("--features", "1/3/99999"), with_nan):
+        assert run([*root, "steer", "run", prompt, "--method", "gradient", *wrong]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "layer 9" in lines[-3] and "feature id 99999" in lines[-2] and "finite" in lines[-1]

@@ -60,7 +60,7 @@ def gradient_scores(subject: Subject, state: PromptState) -> tuple[torch.Tensor,
     weights = subject.groups.weights(len(state.logits))[None]
     gradients = mlp_output_gradients(subject.model, subject.input_ids, weights)
     active = ChangedFeatures(state.active, torch.zeros(len(state.active)), state.activations)
-    outputs = active.merged[:, None] * active.decoders(subject.model)
+    outputs = active.other[:, None] * active.decoders(subject.model)
     return feature_scores(gradients, state.active, outputs)[0], gradients[0]
 
 
