@@ -1,0 +1,184 @@
+"""Any sequence of enqueue, lease, expire, label, undo, reject and adjudicate keeps the rules."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import Clock, next_tokens
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from pivotal_tokens.errors import LeaseLost, RequestError
+from pivotal_tokens.review import Question, ReviewService
+from pivotal_tokens.review.consensus import consensus
+from pivotal_tokens.schema import HUMAN, Prompt, ReviewConfig
+from pivotal_tokens.store import Store
+
+NAMES = st.sampled_from(["ada", "bob", "cyd"])
+LABELS = st.sampled_from(["evil", "safe", "unsure", "left"])
+TOKENS = st.sampled_from([1, 2, 3])
+LEASE = 100.0
+
+
+class Machine(RuleBasedStateMachine):
+    """Two seats an item; the model is what each person last said and was told is saved."""
+
+    url = ""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.store = Store.open(self.url, create=True, clock=self.clock)
+        self.store.set_review_config(ReviewConfig(overlap=2, calibration=0, repeat_share=0.0))
+        self.numbers = itertools.count()
+        self.people = {
+            name: ReviewService(self.store, name, lease_seconds=LEASE)
+            for name in ("ada", "bob", "cyd")
+        }
+        self.judge = ReviewService(self.store, "eve", lease_seconds=LEASE, adjudicate=True)
+        self.held = {}
+        self.said = {}
+
+    def teardown(self):
+        self.store.close()
+
+    @rule()
+    def enqueue(self):
+        prompt = Prompt.of(f"prompt {next(self.numbers)}")
+        self.store.add_prompt(prompt)
+        lists = (
+            next_tokens("base", {1: 0.8, 2: 0.1, 3: 0.05}),
+            next_tokens("merged", {1: 0.1, 2: 0.8, 3: 0.05}),
+        )
+        self.store.put_next_tokens(prompt.prompt_id, "p", *lists)
+        assert self.store.enqueue(prompt.prompt_id, "p", "flagged")
+
+    @rule(name=NAMES)
+    def ask(self, name):
+        question = self.people[name].next_question()
+        if question is not None:
+            self.held[name] = question
+            assert question.votes == {}
+            own = self.said.get((name, question.prompt.prompt_id), {})
+            assert dict(question.labels) == {t: a for t, a in own.items() if a != "left"}
+
+    @rule(name=NAMES, token=TOKENS, label=LABELS)
+    def label(self, name, token, label):
+        if question := self.held.get(name):
+            done = self._try(name, lambda: self.people[name].label(question, {token: label}))
+            if done:
+                self.held[name] = done
+                self.said.setdefault((name, question.prompt.prompt_id), {})[token] = label
+
+    @rule(name=NAMES, rest=LABELS)
+    def finish(self, name, rest):
+        question = self.held.pop(name, None)
+        if question is None:
+            return
+        if self._try(name, lambda: self.people[name].finish(question, rest=rest)):
+            own = self.said.setdefault((name, question.prompt.prompt_id), {})
+            for token in (1, 2, 3):
+                own.setdefault(token, rest)
+
+    @rule(name=NAMES, how=st.sampled_from(["reject", "skip", "defer", "release"]))
+    def put_away(self, name, how):
+        if question := self.held.pop(name, None):
+            method = getattr(self.people[name], how)
+            self._try(name, lambda: method(question, *(["why"] if how == "reject" else [])))
+
+    @rule(name=NAMES)
+    def undo(self, name):
+        question = self._try(name, lambda: self.people[name].undo(self.held.get(name)))
+        if isinstance(question, Question):
+            self.held[name] = question
+            answers = dict(question.labels) | dict.fromkeys(question.left, "left")
+            self.said[name, question.prompt.prompt_id] = answers
+
+    @rule(seconds=st.sampled_from([1.0, LEASE + 1]))
+    def wait(self, seconds):
+        self.clock.forward(seconds)
+
+    @rule()
+    def return_put_off(self):
+        self.people["ada"].return_put_off()
+
+    @rule(reject=st.booleans())
+    def adjudicate(self, reject):
+        question = self.judge.next_question()
+        if question is None:
+            return
+        assert question.disputed or (question.rejected_by and question.votes)
+        if reject:
+            self.judge.reject(question, "no")
+        else:
+            self.judge.finish(question, rest="safe")
+
+    @invariant()
+    def one_seat_each_and_one_holder(self):
+        seats = {}
+        for item in self.store.queue():
+            if item.kind == "review" and item.reviewer and item.state != "pending":
+                key = (item.prompt_id, item.reviewer)
+                assert key not in seats, f"{item.reviewer} sits twice at {item.prompt_id}"
+                seats[key] = item
+            assert (item.state == "leased") == (item.lease_until is not None)
+
+    @invariant()
+    def what_was_saved_is_there_and_nothing_else(self):
+        for (name, prompt_id), answers in self.said.items():
+            last = {e.token_id: e for e in self.store.label_events(prompt_id, author=name)}
+            stands = {
+                token: "left" if event.left else event.to_label
+                for token, event in last.items()
+                if event.left or event.to_label is not None
+            }
+            assert stands == answers
+
+    @invariant()
+    def a_human_verdict_stands_exactly_where_people_are_done(self):
+        for prompt in self.store.prompts():
+            items = self.store.queue(prompt_id=prompt.prompt_id)
+            state = consensus(items, self.store.label_events(prompt.prompt_id))
+            verdict = self.store.verdict(prompt.prompt_id, "p", HUMAN)
+            assert (verdict is not None) == state.settled
+            if verdict is not None:
+                assert (verdict.kind == "bad_prompt") == state.bad_prompt
+
+    def _try(self, name, action):
+        """What came of it; None, and nothing held, where the lease had gone on."""
+        try:
+            return action() or True
+        except LeaseLost:
+            self.held.pop(name, None)
+        except RequestError as error:
+            assert "seat" in str(error)  # undo back to a prompt where another seat was taken since
+        return None
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_any_sequence_of_actions_keeps_the_rules(database, request):
+    server = request.getfixturevalue("postgres") if database == "postgresql" else None
+    counter = itertools.count()
+    with tempfile.TemporaryDirectory() as directory:
+
+        class OnDatabase(Machine):
+            def __init__(self):
+                if server is None:
+                    self.url = f"sqlite:///{Path(directory) / f'{next(counter)}.sqlite'}"
+                else:
+                    server.empty()
+                    self.url = server.url
+                super().__init__()
+
+        run_state_machine_as_test(
+            OnDatabase,
+            settings=settings(
+                max_examples=8 if server is None else 4,
+                stateful_step_count=25,
+                deadline=None,
+                derandomize=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
