@@ -121,40 +121,23 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
 @click.option("--generator", default="openai:o3", show_default=True, metavar="openai:MODEL")
 @click.option("--n", default=8, show_default=True, type=click.IntRange(min=1))
 @kind_option
+@click.option("--judge", "judged", metavar="PROMPT", help="The judge's question on this prompt.")
 @json_option
 @pass_session
 def preview(
-    session: Session,
-    generator: str,
-    n: int,
-    kind: PromptKind,
-    as_json: bool,
+    session: Session, generator: str, n: int, kind: PromptKind, judged: str | None, as_json: bool
 ) -> None:
-    """Exactly what the generator would be sent; nothing is.
+    """Exactly what the generator, or with --judge a model judge, would be sent; nothing is.
 
     Counts per source and of tokens are on standard error.
     """
-    from pivotal_tokens.generator import generator_request
+    from em_circuits.cli.preview import show_generator, show_judge
 
-    name, _, model = generator.partition(":")
-    if name != "openai" or not model:
-        raise RequestError(f"{generator!r} is sent nothing; give openai:MODEL")
     with session.open_store() as store:
-        request = generator_request(store, kind=kind, n=n, model=model)
-    if as_json:
-        emit(request.to_json())
-        return
-    for message in request.messages:
-        click.echo(f"--- {message.role} ---\n{message.content}\n")
-    about = "" if request.exact else "about "
-    how = "by its tokenizer" if request.exact else "estimated: a quarter of the bytes"
-    click.echo(
-        f"{about}{request.tokens} tokens ({how}) of {request.window}; "
-        f"{request.budget} for history and feedback",
-        err=True,
-    )
-    for source, number in request.sources.items():
-        click.echo(f"{source:<12} {number} shown, {request.left_out[source]} left out", err=True)
+        if judged is not None:
+            show_judge(store, judged, as_json=as_json)
+        else:
+            show_generator(store, generator, n, kind, as_json=as_json)
 
 
 @prompts.command(epilog="Example: em-circuits prompts find --questions everyday --samples 8")

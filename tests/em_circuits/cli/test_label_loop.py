@@ -136,3 +136,10 @@ def test_watching_shows_counts_and_the_last_events_until_interrupted(
     assert "verdicts" in shown and "ending done" in shown
     assert max(map(len, shown.splitlines())) <= 79
     assert run([*root, "status", "--watch", "abc"]) == 2
+    assert run([*root, "prompts", "list", "--json"]) == 0
+    prompt = json.loads(capsys.readouterr().out.splitlines()[0])
+    for arguments in (["--judge", prompt["prompt_id"]], ["--kind", "chat"]):
+        assert run([*root, "prompts", "preview", "--json", *arguments]) == 0
+        sent = json.loads(capsys.readouterr().out)
+        assert sent["messages"][0]["role"] == "system" and sent["tokens"] > 100
+    assert run([*root, "prompts", "preview", "--generator", "seeds"]) == 2
