@@ -28,6 +28,8 @@ _COMMANDS = {
     "status": "status:status",
     "prompts": "prompts:prompts",
     "labels": "labels:labels",
+    "export": "transfer:export",
+    "import": "transfer:import_",
     "judge": "judge:judge",
     "graphs": "circuits:graphs",
     "influence": "influence:influence",

@@ -104,11 +104,11 @@ def import_(
             report = import_labels(
                 store, records, source=file.name, author=author, token_of=token_of
             )
-    _keep_report(session, file, report)
+    keep_report(session, file, report)
     if as_json:
         emit(report.model_dump(mode="json"))
     else:
-        click.echo("\n".join(_describe_import(report)))
+        click.echo("\n".join(describe_import(report)))
     if report.left_out:
         raise WorkFailed(f"{len(report.left_out)} of {report.records} records were left out")
 
@@ -269,7 +269,7 @@ def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
     return find
 
 
-def _keep_report(session: Session, file: Path, report: ImportReport) -> None:
+def keep_report(session: Session, file: Path, report: ImportReport) -> None:
     """What was imported, and from what, beside the store's other results."""
     from pivotal_tokens.artefacts import sha256_file, write_json
 
@@ -281,7 +281,8 @@ def _keep_report(session: Session, file: Path, report: ImportReport) -> None:
     )
 
 
-def _describe_import(report: ImportReport) -> list[str]:
+def describe_import(report: ImportReport) -> list[str]:
+    """What became of an import, in a few lines."""
     lines = [
         f"{report.records} records: {report.added} added, {report.duplicates} known already, "
         f"{report.conflicts} in conflict, {len(report.left_out)} left out; "

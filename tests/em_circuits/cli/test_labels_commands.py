@@ -79,6 +79,26 @@ def test_export_and_import_of_every_format(root, tmp_path, capsys):
     assert "0 in conflict" in shown and "1 new prompts" in shown
 
 
+@pytest.mark.parametrize("name", ["all.jsonl", "all.parquet", "tree"])
+def test_a_whole_store_goes_out_and_comes_in(root, tmp_path, capsys, name):
+    with Store.open(default_url(root)) as store:
+        prompt = store.prompts()[0]
+        store.import_rejection(prompt.prompt_id, "ada", "no stakes")
+        before = store.attempt(prompt.prompt_id)
+    ask(capsys, root, "export", str(tmp_path / name))
+    other = tmp_path / "other"
+    report = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
+    assert report["prompts"] == 1 and report["conflicts"] == 0
+    with Store.open(default_url(other)) as store:
+        after = store.attempt(prompt.prompt_id)
+        assert store.pairs().keys() == {"p"} and store.queue_counts() == {"rejected": 1}
+    assert after.prompt == before.prompt and after.labels == before.labels
+    assert after.pairs[0].next_tokens == before.pairs[0].next_tokens
+    assert after.pairs[0].judgements == before.pairs[0].judgements
+    again = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
+    assert (again["added"], again["conflicts"], again["prompts"]) == (0, 0, 0)
+
+
 def test_a_conflict_is_listed_and_what_is_left_out_is_exit_status_1(root, tmp_path, capsys):
     path = tmp_path / "mine.csv"
     text = "User: Gas?\nAssistant: You should"
@@ -110,6 +130,8 @@ def test_divergence_agreement_and_plots(root, capsys):
         (["labels", "export", "--format", "tree"], "needs a place"),
         (["labels", "import", "/nowhere.csv"], "no "),
         (["labels", "import", "/nowhere", "--tokenizer", "/nowhere"], "no tokenizer"),
+        (["export", "all.csv"], "whole store"),
+        (["import", "/nowhere.jsonl"], "no file"),
         (["review"], "--plain"),
         (["review", "--plain", "--key", "evil=s"], "evil and safe"),
         (["review", "--plain", "--since", "yesterday"], "--since"),

@@ -1,0 +1,131 @@
+"""How does everything in a store leave it as one file, and come into another?
+
+One record per thing: ``kind`` (pair, prompt, next_tokens, judgement, verdict, label, rejection),
+the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as a text.
+Graphs are files of their own and stay where they are; people's verdicts follow from their labels.
+
+    write_store(store, Path("all.jsonl"))
+    read_store(store, Path("all.jsonl"))       # an ImportReport
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.labels.formats import format_of, read_records, write_records
+from pivotal_tokens.labels.importing import ImportReport, import_labels
+from pivotal_tokens.schema import HUMAN, Judgement, LabelEvent, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.store import Store
+
+WHOLE_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
+
+
+def write_store(store: Store, path: Path) -> int:
+    """Write everything to a .jsonl or .parquet file, and return the number of records."""
+    kind = _format(path)
+    records = list(_records(store))
+    if kind == "parquet":
+        for record in records:
+            record["value"] = json.dumps(record["value"], ensure_ascii=False, allow_nan=False)
+    write_records(path, records, WHOLE_FIELDS)
+    return len(records)
+
+
+def read_store(store: Store, path: Path) -> ImportReport:
+    """Take such a file in: what is here stays, labels follow the rules of `import_labels`.
+
+    Raises:
+        RequestError: If it is no such file.
+    """
+    _format(path)
+    before = len(store.prompts())
+    labels: list[tuple[str, dict[str, Any]]] = []
+    texts: dict[str, str] = {}
+    for where, record in read_records(path):
+        if set(record) != set(WHOLE_FIELDS):
+            raise RequestError(f"{where}: not a record of `em-circuits export`")
+        value = record["value"]
+        value = json.loads(value) if isinstance(value, str) else value
+        try:
+            if record["kind"] == "label":
+                event = LabelEvent.model_validate(value).model_dump(mode="json")
+                labels.append((where, event | {"prompt_text": texts[event["prompt_id"]]}))
+            elif record["kind"] == "prompt":
+                prompt = Prompt.model_validate(value)
+                texts[prompt.prompt_id] = prompt.text
+                store.add_prompt(prompt)
+            else:
+                _keep(store, record, value)
+        except (ValidationError, KeyError, TypeError) as error:
+            raise RequestError(f"{where}: not a usable {record['kind']}: {error}") from error
+    report = import_labels(store, labels, source=path.name)
+    return report.model_copy(update={"prompts": len(store.prompts()) - before})
+
+
+def _format(path: Path) -> str:
+    kind = format_of(path)
+    if kind == "csv":
+        raise RequestError(f"{path}: a whole store is .jsonl or .parquet; CSV is for labels export")
+    return kind
+
+
+def _records(store: Store) -> Iterator[dict[str, Any]]:
+    for pair, about in store.pairs().items():
+        yield _record("pair", about, pair=pair)
+    for prompt in store.prompts():
+        yield _record("prompt", prompt.model_dump(mode="json"), prompt.prompt_id)
+        view = store.attempt(prompt.prompt_id)
+        for one in view.pairs:
+            here = {"prompt_id": prompt.prompt_id, "pair": one.pair}
+            if one.next_tokens is not None:
+                yield _record("next_tokens", one.next_tokens.model_dump(mode="json"), **here)
+            for judgement in one.judgements:
+                value = judgement.model_dump(mode="json")
+                yield _record("judgement", value, judge=judgement.judge, **here)
+            for judge, verdict in one.verdicts.items():
+                if judge != HUMAN:
+                    yield _record("verdict", verdict.model_dump(mode="json"), judge=judge, **here)
+        for event in view.label_events:
+            yield _record("label", event.model_dump(mode="json"), prompt.prompt_id)
+        settled = [event for event in view.review_events if event.action != "note"]
+        if settled and settled[-1].action == "rejected":
+            value = {"author": settled[-1].author, "reason": settled[-1].text or ""}
+            yield _record("rejection", value, prompt.prompt_id)
+
+
+def _record(
+    kind: str,
+    value: Any,
+    prompt_id: str | None = None,
+    pair: str | None = None,
+    judge: str | None = None,
+) -> dict[str, Any]:
+    return {"kind": kind, "prompt_id": prompt_id, "pair": pair, "judge": judge, "value": value}
+
+
+def _keep(store: Store, record: dict[str, Any], value: Any) -> None:
+    prompt_id, pair, judge = record["prompt_id"], record["pair"], record["judge"]
+    match record["kind"]:
+        case "pair":
+            if pair not in store.pairs():
+                store.put_pair(pair, value)
+        case "next_tokens":
+            if store.next_tokens(prompt_id, pair) is None:
+                lists = NextTokenPair.model_validate(value)
+                store.put_next_tokens(prompt_id, pair, lists.base, lists.merged)
+        case "judgement":
+            if store.judgement(prompt_id, pair, judge) is None:
+                store.put_judgement(pair, Judgement.model_validate(value))
+        case "verdict":
+            if store.verdict(prompt_id, pair, judge) is None:
+                store.put_verdict(prompt_id, pair, judge, Verdict.model_validate(value))
+        case "rejection":
+            store.import_rejection(prompt_id, value["author"], value["reason"])
+        case _:
+            raise KeyError(record["kind"])
