@@ -6,7 +6,6 @@ app = create_app(Workspace(root=Path("."), models=settings), ViewerSettings(), D
 from __future__ import annotations
 
 import logging
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from em_circuits.pipeline.workspace import Workspace
-from em_circuits.viewer import graphs, overview, pins, prompts, review, who
+from em_circuits.viewer import (
+    features,
+    graphs,
+    overview,
+    pins,
+    playground,
+    prompts,
+    reports,
+    review,
+    steering,
+    who,
+)
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.door import Door
 from em_circuits.viewer.guard import Guard
+from em_circuits.viewer.plotly_file import plotly_path
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.settings import ViewerSettings
 from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
@@ -56,12 +67,16 @@ def _pages(desk: Desk) -> list[BaseRoute]:
         *prompts.routes(desk),
         *graphs.routes(desk),
         *pins.routes(desk),
+        *features.routes(desk),
+        *steering.routes(desk),
+        *playground.routes(desk),
         *review.routes(desk),
+        *reports.routes(desk),
     ]
 
 
 def _static() -> list[BaseRoute]:
-    plotly = Path(str(files("plotly"))) / "package_data" / "plotly.min.js"
+    plotly = plotly_path()
 
     async def plotly_js(_request: Request) -> Response:
         return FileResponse(

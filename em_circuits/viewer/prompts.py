@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.features import rank_features
 from em_circuits.viewer.body import query_int
 from em_circuits.viewer.desk import Desk
-from em_circuits.viewer.rendering import page
+from em_circuits.viewer.rendering import Json, page
 from pivotal_tokens.errors import EmCircuitsError, RequestError
 from pivotal_tokens.schema import (
     Label,
@@ -89,7 +89,15 @@ def routes(desk: Desk) -> list[BaseRoute]:
             return page("nothing.html", what=str(error))
         return page("prompt_features.html", prompt_id=prompt.prompt_id, model=model, **values)
 
+    def features_json(request: Request) -> Response:
+        prompt = desk.store.prompt(request.path_params["prompt"])
+        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
+        found = _features(desk, request, prompt.prompt_id, model)
+        top, bottom = ([f.to_json() for f in found[name]] for name in ("top", "bottom"))
+        return Json({"prompt_id": prompt.prompt_id, "model": model, "top": top, "bottom": bottom})
+
     return [
+        Route("/api/prompt/{prompt}/features", features_json, methods=["GET"]),
         Route("/prompts", listing, methods=["GET"]),
         Route("/prompt/{prompt}", prompt, methods=["GET"]),
         Route("/fragments/prompt/{prompt}/features", features, methods=["GET"]),

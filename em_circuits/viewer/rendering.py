@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from em_circuits import __version__
+from em_circuits.viewer.plotly_file import style_ids
 from pivotal_tokens.review.display import visible
 
 LABELS = {"evil": "▲", "safe": "●", "unsure": "?"}
@@ -42,7 +43,7 @@ def templates() -> Environment:
         "size": size,
         "moment": moment,
     }
-    made.globals |= {"marks": LABELS, "version": __version__}
+    made.globals |= {"marks": LABELS, "version": __version__, "style_ids": style_ids}
     return made
 
 

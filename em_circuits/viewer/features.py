@@ -1,0 +1,196 @@
+"""Which features matter over many prompts, and where does one of them fire?
+
+GET  /features                       the newest ranking that is kept, or ?table=KEY
+POST /api/features/aggregate         sum up anew over every prompt that will do
+GET  /api/features/where?layer=&feature=&model=
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.features.rank import sides_of
+from em_circuits.graphs import AttributionGraph
+from em_circuits.pipeline.aggregate import AggregateRequest, aggregate_prompts
+from em_circuits.viewer.body import query_int, read_json
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.rendering import Json
+from em_circuits.viewer.texts import TokenTexts
+from pivotal_tokens.artefacts import finite
+from pivotal_tokens.errors import EmCircuitsError, RequestError
+from pivotal_tokens.schema import Label
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 400
+"""Lines of a ranking that are sent: the most positive and the most negative."""
+GRAPHS_READ = 200
+"""Graphs that are looked through for one feature."""
+METHODS = ("gradient", "direct", "total_effect", "signed_influence")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A ranking that is kept on the disk."""
+
+    key: str
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Method, model and number of prompts."""
+        record = self.record
+        places = ", by position" if record.get("by_position") else ""
+        n = len(record.get("prompts", []))
+        return f"{record.get('method')}, {record.get('model')} model, {n} prompts{places}"
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """The page of rankings and what it asks for."""
+    texts = TokenTexts(desk.work)
+
+    def page(request: Request) -> Response:
+        tables = kept(desk.work.results / "features")
+        wanted = request.query_params.get("table")
+        table = next((t for t in tables if wanted is None or t.key.startswith(wanted)), None)
+        if wanted is not None and table is None:
+            raise RequestError(f"there is no ranking {wanted[:12]!r}")
+        rows = [] if table is None else lines(table)
+        return desk.page(
+            request,
+            "features.html",
+            tables=tables,
+            table=table,
+            rows=rows,
+            methods=METHODS,
+            models=("merged", "base"),
+        )
+
+    async def aggregate(request: Request) -> Response:
+        asked = await read_json(request)
+        if asked.get("method") not in METHODS or asked.get("model") not in ("base", "merged"):
+            raise RequestError("give a method and a model that the page offers")
+        wanted = AggregateRequest(method=asked["method"], model=asked["model"])
+
+        def make() -> str:
+            pair = desk.pair(request)
+            if pair is None:
+                raise RequestError("no model has seen a prompt yet; run em-circuits label")
+            _ = desk.store
+            return aggregate_prompts(desk.work, [], wanted, pair=pair).key
+
+        return Json({"table": await run_in_threadpool(make)})
+
+    def where(request: Request) -> Response:
+        layer = query_int(request, "layer", 0, least=0, most=10_000)
+        feature = query_int(request, "feature", 0, least=0, most=2**31)
+        model = "base" if request.query_params.get("model") == "base" else "merged"
+        return Json(_where(desk, request, texts, layer=layer, feature=feature, model=model))
+
+    return [
+        Route("/features", page, methods=["GET"]),
+        Route("/api/features/aggregate", aggregate, methods=["POST"]),
+        Route("/api/features/where", where, methods=["GET"]),
+    ]
+
+
+def kept(folder: Path) -> list[Table]:
+    """Rankings under a folder, the newest first; what cannot be read is left out."""
+    found = []
+    for path in folder.glob("aggregate-*.json"):
+        if path.name.endswith(".provenance.json"):
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            table = Table(record["key"], path, record["record"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read: %s", path, error)
+            continue
+        if path.with_suffix(".parquet").is_file():
+            found.append((path.stat().st_mtime, table))
+    return [table for _, table in sorted(found, key=lambda item: -item[0])]
+
+
+def lines(table: Table) -> list[dict[str, Any]]:
+    """The ends of a ranking, the most positive first."""
+    rows = pq.read_table(table.path.with_suffix(".parquet")).to_pylist()
+    for rank, row in enumerate(rows, start=1):
+        row["rank"] = rank
+    ranked = [r for r in rows if r["n"] and r["mean"] is not None]
+    if len(ranked) <= SHOWN:
+        return ranked
+    by_mean = sorted(ranked, key=lambda r: -abs(r["mean"]))[:SHOWN]
+    return sorted(by_mean, key=lambda r: r["rank"])
+
+
+def _where(
+    desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: str
+) -> dict[str, Any]:
+    pair = desk.pair(request)
+    records = [r for r in desk.store.graphs(pair=pair) if r.model == model]
+    places = []
+    for record in records[:GRAPHS_READ]:
+        try:
+            graph = desk.work.graphs.load(record.key)
+        except EmCircuitsError as error:
+            logger.warning("%s", error)
+            continue
+        labels = desk.store.labels(record.prompt_id).by_token
+        found = _firing(graph, labels, layer, feature)
+        if found:
+            tokens = texts.of(graph)
+            places.append(
+                {
+                    "prompt_id": record.prompt_id,
+                    "text": graph.header.text,
+                    "tokens": tokens,
+                    "firing": found,
+                }
+            )
+    places.sort(key=lambda p: -max(a for _, a, _ in p["firing"]))
+    return {
+        "layer": layer,
+        "feature": feature,
+        "model": model,
+        "graphs": len(records),
+        "read": min(len(records), GRAPHS_READ),
+        "places": places,
+    }
+
+
+def _firing(
+    graph: AttributionGraph, labels: dict[int, Label], layer: int, feature: int
+) -> list[list[Any]]:
+    """(position, activation, gradient contrast or None) at every position it fires at."""
+    same = (graph.active[:, 0] == layer) & (graph.active[:, 2] == feature)
+    index = same.nonzero()[:, 0]
+    contrast = torch.full((len(index),), torch.nan)
+    if graph.gradient is not None and len(index):
+        try:
+            evil, safe = sides_of(graph.targets.token_ids, labels)
+        except RequestError:
+            pass
+        else:
+            chosen = graph.gradient[:, index].double()
+            contrast = chosen[evil].mean(0) - chosen[safe].mean(0)
+    return [
+        [position, activation, finite(value)]
+        for position, activation, value in zip(
+            graph.active[index, 1].tolist(),
+            graph.activations[index].tolist(),
+            contrast.tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,166 @@
+"""What changes when these features are turned up or down, right now, on the loaded models?
+
+    POST /api/playground  {"prompt", "model", "features": [...], "length"}
+
+One forward pass of both worlds in one batch, and one continuation of each with the same random
+numbers, so that what differs is the intervention's doing. The models are loaded when first asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.models import Model
+from em_circuits.pipeline.analyse import token_groups
+from em_circuits.steering import (
+    Intervention,
+    Mode,
+    PromptState,
+    TokenGroups,
+    contrast,
+    evil_mass,
+    run_rows,
+    top_tokens,
+)
+from em_circuits.steering.generate import generate
+from em_circuits.steering.sampling import Sampling
+from em_circuits.viewer.body import read_json
+from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.rendering import Json
+from pivotal_tokens.schema import ModelName, PromptLabels
+
+MOST_FEATURES = 50
+LONGEST = 64
+
+
+class Change(BaseModel):
+    """What becomes of one feature."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int = Field(ge=0)
+    position: int | None = None
+    """None is every position, generated ones too."""
+    feature: int = Field(ge=0)
+    mode: Mode = Mode.SCALE
+    value: float = Field(default=0.0, allow_inf_nan=False)
+
+    def intervention(self) -> Intervention:
+        """As the engine takes it."""
+        value = None if self.mode is Mode.ABLATE else float(self.value)
+        return Intervention(
+            layer=self.layer,
+            position=self.position,
+            feature=self.feature,
+            mode=self.mode,
+            value=value,
+        )
+
+
+class Asked(BaseModel):
+    """One try."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(max_length=12)
+    model: ModelName = "merged"
+    features: list[Change] = Field(default=[], max_length=MOST_FEATURES)
+    length: int = Field(default=16, ge=1, le=LONGEST)
+    temperature: float = Field(default=0.7, ge=0, le=5, allow_inf_nan=False)
+    seed: int = 0
+
+
+class Playground:
+    """The loaded models and the prompts that were shown to them; one request at a time."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._lock = threading.Lock()
+        self._states: dict[tuple[str, str], PromptState] = {}
+
+    def run(self, asked: Asked) -> dict[str, Any]:
+        """Both worlds of one try.
+
+        Raises:
+            RequestError: No such prompt, or a feature that has no place in the model.
+        """
+        store = self._desk.store
+        prompt = store.prompt(asked.prompt)
+        labels = store.labels(prompt.prompt_id)
+        with self._lock:
+            pair = self._desk.work.pair
+            model = pair.model(asked.model)
+            key = (prompt.prompt_id, asked.model)
+            if key not in self._states:
+                if len(self._states) >= MOST_FEATURES:
+                    self._states.pop(next(iter(self._states)))
+                self._states[key] = PromptState.capture(model, pair.input_ids(prompt))
+            state = self._states[key]
+            rows = [[], [change.intervention() for change in asked.features]]
+            logits = run_rows(model, state, rows)
+            sampling = Sampling(
+                samples=1,
+                max_tokens=asked.length,
+                temperature=float(asked.temperature),
+                seed=asked.seed,
+            )
+            texts = generate(model, state, rows, sampling).texts(model)
+        groups = _groups(labels)
+        worlds = [_world(model, row, groups, labels) for row in logits]
+        return {
+            "prompt_id": prompt.prompt_id,
+            "model": asked.model,
+            "unsteered": worlds[0] | {"continuation": texts[0][0]},
+            "steered": worlds[1] | {"continuation": texts[1][0]},
+        }
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """``POST /api/playground``."""
+    ground = Playground(desk)
+
+    async def run(request: Request) -> Response:
+        body = await read_json(request)
+        try:
+            asked = Asked.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise HTTPException(400, f"{where}: {first['msg']}.") from error
+        return Json(await run_in_threadpool(ground.run, asked))
+
+    return [Route("/api/playground", run, methods=["POST"])]
+
+
+def _groups(labels: PromptLabels) -> TokenGroups | None:
+    return token_groups(labels) if labels.ids("evil") or labels.ids("safe") else None
+
+
+def _world(
+    model: Model, logits: Any, groups: TokenGroups | None, labels: PromptLabels
+) -> dict[str, Any]:
+    row = logits[None]
+    mass = None if groups is None else float(evil_mass(row, groups)[0])
+    measured = None if groups is None else contrast(row, groups)
+    top = [
+        {
+            "token_id": t.token_id,
+            "text": t.text,
+            "probability": t.probability,
+            "label": labels.by_token.get(t.token_id),
+        }
+        for t in top_tokens(model, logits)
+    ]
+    return {
+        "evil_mass": mass,
+        "contrast": None if measured is None else float(measured[0]),
+        "top": top,
+    }

@@ -1,0 +1,130 @@
+"""Which reports and figures lie under the results, and how is one shown without trusting it?
+
+A report is a self-contained page with scripts of its own. It is shown in a frame whose policy makes
+it a stranger: no cookie, no request, no way to the viewer's pages, whatever stands in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from em_circuits.viewer.desk import Desk
+from pivotal_tokens.errors import RequestError
+
+PAGES = (".html", ".htm")
+TEXTS = (".json", ".md", ".txt", ".yaml", ".csv")
+IMAGES = (".png",)
+MOST_FILES = 500
+LARGEST_TEXT = 2 << 20
+STRANGER = "; ".join(
+    (
+        "sandbox allow-scripts",
+        "default-src 'none'",
+        "script-src 'unsafe-inline'",
+        "style-src 'unsafe-inline'",
+        "img-src data: blob:",
+        "font-src data:",
+        "frame-ancestors 'self'",
+    )
+)
+"""Policy of a report: it may draw itself and nothing else."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One file."""
+
+    path: str  # below the results
+    bytes: int
+    at: datetime
+
+    @property
+    def link(self) -> str:
+        """Its page."""
+        return f"/report/{quote(self.path)}"
+
+    @property
+    def kind(self) -> str:
+        """``page``, ``image`` or ``text``."""
+        suffix = Path(self.path).suffix.lower()
+        return "page" if suffix in PAGES else "image" if suffix in IMAGES else "text"
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """The list, a report's page, and its file."""
+
+    def listing(request: Request) -> Response:
+        found = reports(desk.work.results)
+        pages = [r for r in found if r.kind != "text"]
+        return desk.page(
+            request, "reports.html", pages=pages, texts=[r for r in found if r.kind == "text"]
+        )
+
+    def shown(request: Request) -> Response:
+        path = contained(desk.work.results, request.path_params["path"])
+        report = _report(path, desk.work.results.resolve())
+        text = None
+        if report.kind == "text":
+            with path.open("rb") as stream:
+                text = stream.read(LARGEST_TEXT).decode("utf-8", "replace")
+        return desk.page(request, "report.html", report=report, text=text)
+
+    def raw(request: Request) -> Response:
+        path = contained(desk.work.results, request.path_params["path"])
+        kind = {".png": "image/png"}.get(path.suffix.lower())
+        if path.suffix.lower() in PAGES:
+            kind = "text/html"
+        return FileResponse(
+            path,
+            media_type=kind or "text/plain; charset=utf-8",
+            headers={"Content-Security-Policy": STRANGER},
+        )
+
+    return [
+        Route("/reports", listing, methods=["GET"]),
+        Route("/report/{path:path}", shown, methods=["GET"]),
+        Route("/raw/{path:path}", raw, methods=["GET"]),
+    ]
+
+
+def reports(root: Path) -> list[Report]:
+    """Files worth reading under a root, the newest first; links out of it are none."""
+    inside = root.resolve()
+    found = []
+    for path in sorted(root.rglob("*"))[: 40 * MOST_FILES]:
+        suffix = path.suffix.lower()
+        if suffix not in (*PAGES, *TEXTS, *IMAGES) or path.name.endswith(".provenance.json"):
+            continue
+        real = path.resolve()
+        if path.is_file() and real.is_relative_to(inside):
+            found.append(_report(real, inside))
+    return sorted(found, key=lambda r: (-r.at.timestamp(), r.path))[:MOST_FILES]
+
+
+def contained(root: Path, wanted: str) -> Path:
+    """The file that is meant, if it is a report below the root.
+
+    Raises:
+        RequestError: If it is not, by whatever spelling or link.
+    """
+    try:
+        path = (root / wanted).resolve()
+        good = path.is_relative_to(root.resolve()) and path.is_file()
+    except (ValueError, OSError):
+        good = False
+    if not good or path.suffix.lower() not in (*PAGES, *TEXTS, *IMAGES):
+        raise RequestError(f"there is no report {wanted[:60]!r}")
+    return path
+
+
+def _report(path: Path, root: Path) -> Report:
+    about = path.stat()
+    when = datetime.fromtimestamp(about.st_mtime, UTC)
+    return Report(path.relative_to(root).as_posix(), about.st_size, when)
