@@ -125,7 +125,7 @@ def _state(graph: AttributionGraph, place: list[int]) -> tuple[str, float]:
     return ("node" if selected else "active"), float(graph.activations[i])
 
 
-def _firing(graph: AttributionGraph, place: list[int]) -> list[list[float]]:
+def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
     """(position, activation) of the same feature everywhere in the prompt."""
     same = (graph.active[:, 0] == place[0]) & (graph.active[:, 2] == place[2])
     return [

@@ -16,13 +16,13 @@ function dose(conditions) {
   byId("dose").replaceChildren();
   draw(byId("dose"), (c) => {
     const colours = [c.up, c.down, c.accent, c.neutral, c.ink];
-    const traces = [];
+    const traces = [], names = [...new Set(conditions.map((p) => p.combination))], places = [...new Set(conditions.map((p) => p.place))];
     [...groups].slice(0, 12).forEach(([name, list], i) => {
       const sorted = [...list].sort((a, b) => (a.value ?? 0) - (b.value ?? 0)), x = sorted.map((p) => p.value ?? p.mode);
       const error = sorted.some((p) => p.low !== null && p.low !== undefined) ? { type: "data", symmetric: false, array: sorted.map((p) => Math.max(0, (p.high ?? p.net) - p.net)), arrayminus: sorted.map((p) => Math.max(0, p.net - (p.low ?? p.net))), thickness: 1.2, width: 3 } : undefined;
-      traces.push({ type: "scatter", mode: "lines+markers", name, x, y: sorted.map((p) => p.net ?? p.change), error_y: error, marker: { size: 8, symbol: symbols[i % symbols.length] }, line: { color: colours[i % colours.length] }, hovertemplate: `${visible(name, false).replace(/[<>&]/g, "")}<br>×%{x}: %{y:.3f}<extra></extra>` });
+      traces.push({ type: "scatter", mode: "lines+markers", name, x, y: sorted.map((p) => p.net ?? p.change), error_y: error, marker: { size: 8, symbol: symbols[i % symbols.length] }, line: { color: colours[names.indexOf(sorted[0].combination) % colours.length], dash: ["solid", "dot", "dash"][places.indexOf(sorted[0].place) % 3] }, hovertemplate: `${visible(name, false).replace(/[<>&]/g, "")}<br>×%{x}: %{y:.3f}<extra></extra>` });
     });
-    return { traces, layout: { height: 340, xaxis: { title: { text: "value" } }, yaxis: { title: { text: "evil mass, net of random" } } } };
+    return { traces, layout: { height: 340, legend: { orientation: "v", x: 1.02, y: 1, font: { color: c.muted } }, xaxis: { title: { text: "value" } }, yaxis: { title: { text: "evil mass, net of random" } } } };
   });
 }
 

@@ -83,18 +83,19 @@ def enter(root: Path) -> Iterator[Room]:
         yield Room(root, work, Door("ada"), prompts, graphs)
 
 
-def furnish(root: Path, *, size: Size | None = None) -> None:
+def furnish(root: Path, *, size: Size | None = None, n_graphs: int = 2, n_more: int = 0) -> None:
     """Make a root: prompts, lists, a judge's labels, a queue, graphs."""
     with Store.open(default_url(root), create=True) as store:
         store.put_pair(PAIR, {"base": "models/base", "adapter": "models/lora"})
+        more = (f"User: Question {n}?\nAssistant: You should" for n in range(n_more))
         prompts = tuple(
-            Prompt.of(text, category="cat", token_ids=tuple(range(6))) for text in TEXTS
+            Prompt.of(text, category="cat", token_ids=tuple(range(6))) for text in (*TEXTS, *more)
         )
         for prompt in prompts:
             store.add_prompt(prompt)
             _label(store, prompt)
     with enter(root) as room:
-        for number, prompt in enumerate(prompts[:2]):
+        for number, prompt in enumerate(prompts[:n_graphs]):
             for model in ("base", "merged"):
                 key = f"{number}{model[0].encode().hex()}" + "0" * 61
                 graph = graph_of(prompt, model, key, size or Size(n_unselected=20))

@@ -1,0 +1,120 @@
+"""Every page in a real browser: it shows its thing, complains of nothing and asks nobody else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from browsing import running
+from rooms import NASTY, Room
+
+PAGES = {
+    "/": "Overview",
+    "/prompts": "Prompts",
+    "/graphs": "Attribution graphs",
+    "/features": "Features",
+    "/steering": "Steering",
+    "/reports": "Reports",
+}
+
+
+def test_every_page_opens_in_light_and_dark(room: Room, open_browser) -> None:
+    with running(room) as base:
+        browser = open_browser(base)
+        for theme in ("light", "dark"):
+            page = browser.window(room, color_scheme=theme)
+            for path, title in PAGES.items():
+                page.goto(base + path.lstrip("/"))
+                assert page.locator("h1").inner_text() == title
+                assert page.locator("html").get_attribute("data-theme") == theme
+            page.goto(f"{base}prompt/{room.prompts[0].prompt_id}")
+            page.wait_for_selector("text=Towards evil")
+            page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
+            page.wait_for_selector("#graph[data-first-picture]")
+            page.goto(f"{base}review")
+            page.wait_for_selector(".lists")
+            page.keyboard.press("q")
+            page.wait_for_selector("text=You stopped")
+
+
+def test_keys_theme_blur_and_the_live_overview(room: Room, open_browser) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.keyboard.press("b")
+        assert page.locator("html[data-blur]").count() == 1
+        page.keyboard.press("d")
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+        page.keyboard.press("?")
+        assert page.locator("#keys").is_visible()
+        page.keyboard.press("Escape")
+        item = room.store.claim("somebody", 60)
+        assert item is not None
+        room.store.settle(item, "rejected", item.fence)
+        page.wait_for_selector("dt:has-text('rejected')", timeout=10_000)
+        page.keyboard.press("g")
+        page.keyboard.press("p")
+        page.wait_for_url("**/prompts")
+        page.keyboard.press("/")
+        page.keyboard.type("peanut")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=1 prompt")
+
+
+def test_nasty_text_is_shown_and_not_run(room: Room, open_browser) -> None:
+    nasty = next(p for p in room.prompts if p.text == NASTY)
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+        for path in ("prompts", f"prompt/{nasty.prompt_id}"):
+            page.goto(base + path)
+            assert "<script>alert('x')</script> [/bold]" in page.locator("main").inner_text()
+
+
+def test_a_report_is_a_stranger(room: Room, open_browser) -> None:
+    page_text = (
+        "<p id=x>waiting</p><script>x.textContent='drawn';"
+        "try{x.textContent+=document.cookie+localStorage.length+'free'}catch(e){}"
+        "fetch('/api/link',{method:'POST'}).then(()=>x.textContent+='asked',()=>0)</script>"
+    )
+    (room.root / "results" / "figures.html").write_text(page_text)
+    with running(room) as base:
+        browser = open_browser(base)
+        browser.allowed = ("connect-src", "Refused to connect", "Connecting to", "sandboxed")
+        page = browser.window(room)
+        page.goto(base + "report/figures.html")
+        frame = page.frame_locator("iframe")
+        frame.locator("text=drawn").wait_for()
+        page.wait_for_timeout(200)
+        assert frame.locator("#x").inner_text() == "drawn"
+
+
+def test_features_sort_filter_and_say_where_they_fire(room: Room, open_browser) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "features")
+        page.select_option("#compute select[name=method]", "gradient")
+        page.click("text=Compute ranking")
+        page.wait_for_selector("#plot .main-svg")
+        names = page.locator("#table tbody .node-link")
+        first = names.first.inner_text()
+        page.click("#table th button:has-text('contrast')")
+        page.click("#table th button:has-text('contrast')")
+        assert names.first.inner_text() != first
+        names.first.click()
+        page.wait_for_selector(".firing mark")
+        page.fill("#search", "99/99")
+        page.wait_for_selector("text=No feature fits")
+
+
+def test_a_page_of_figures_follows_the_adapter(room: Room, open_browser) -> None:
+    from rooms import PAIR, lists
+
+    prompt, same = room.prompts[3], lists(scale=0.0)
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(f"{base}prompt/{prompt.prompt_id}")
+        before = page.locator(".butterfly tbody .up, .butterfly tbody .down").count()
+        room.store.put_next_tokens(prompt.prompt_id, PAIR, same.base, same.merged)
+        page.reload()
+        changes = page.locator(".butterfly tbody td:nth-child(6)").all_inner_texts()
+        assert before > 0 and {json.loads(text) for text in changes} == {0.0}

@@ -1,0 +1,97 @@
+"""The playground on the embedded organism's models: figures move, and follow the adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browsing import running
+from safetensors.torch import load_file, save_file
+
+from em_circuits.models import PairSettings
+from em_circuits.organism import organism_paths
+from em_circuits.pipeline.label import LabelSettings, label_prompts
+from em_circuits.pipeline.prompts import template_prompts
+from em_circuits.pipeline.workspace import Workspace
+from em_circuits.viewer import Door
+from pivotal_tokens.judge import JudgeSpec, open_judge
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Two roots with one labelled prompt: the organism, and with its adapter scaled by 0."""
+    from rooms import Room
+
+    found = {}
+    paths = organism_paths()
+    for name in ("whole", "zero"):
+        root = tmp_path_factory.mktemp(name)
+        adapter = Path(str(paths.adapter))
+        if name == "zero":
+            adapter = root / "adapter"
+            shutil.copytree(paths.adapter, adapter)
+            weights = adapter / "adapter_model.safetensors"
+            save_file({k: v * 0 for k, v in load_file(weights).items()}, weights)
+        models = PairSettings(
+            base=str(paths.base), adapter=str(adapter), transcoders=str(paths.transcoders)
+        )
+        work = Workspace(root=root, models=models, create=True)
+        spec = JudgeSpec.parse(f"lexicon:{paths.lexicon}")
+        from em_circuits.models.text import first_token
+
+        judge = open_judge(spec, lambda text: first_token(work.pair.tokenizer, text))  # noqa: B023
+        prompts = template_prompts(1, seed=0)
+        list(label_prompts(work, prompts, judge, LabelSettings(graphs_for="all")))
+        found[name] = Room(root, work, Door("ada"), tuple(prompts), {})
+    yield found
+    for room in found.values():
+        room.work.close()
+
+
+def _masses(page) -> list[float]:
+    page.wait_for_selector("#playground[data-state=done] .two .big")
+    return [float(t) for t in page.locator("#pg-result .two .big").all_inner_texts()]
+
+
+def test_ablating_the_top_features_moves_the_figures(roots, open_browser) -> None:
+    room = roots["whole"]
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "steering")
+        page.wait_for_selector(".strength")
+        page.click("#pg-run")
+        before, same = _masses(page)
+        assert before == same > 0.3
+        page.click("#pg-ablate")
+        page.wait_for_selector("#playground[data-runs='2']")
+        unsteered, steered = _masses(page)
+        assert unsteered == before and steered < before - 0.03
+        assert page.locator("#pg-result .texts p").count() == 2
+
+
+def test_without_the_adapter_both_models_are_the_same_everywhere(roots, open_browser) -> None:
+    room = roots["zero"]
+    prompt = room.prompts[0].prompt_id
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(f"{base}prompt/{prompt}")
+        changes = page.locator(".butterfly tbody td:nth-child(6)").all_inner_texts()
+        assert changes and {float(text.replace("−", "-")) for text in changes} == {0.0}
+        page.goto(f"{base}graph/{prompt}?show=difference")
+        page.wait_for_selector("#graph[data-first-picture]")
+        largest = """() => Math.max(
+            ...graphPage.graph.nodes.map((n) => Math.abs(graphPage.graph.change(n) ?? 0)))"""
+        most = page.evaluate(largest)
+        assert most < 1e-4
+        page.goto(base + "steering")
+        page.wait_for_selector(".strength")
+        figures = []
+        for model in ("merged", "base"):
+            page.select_option("#pg-model", model)
+            page.wait_for_selector("#pg-result .empty")
+            page.wait_for_selector(".strength")
+            page.click("#pg-run")
+            page.wait_for_selector("#pg-result .two .big")
+            figures.append(_masses(page)[0])
+        assert figures[0] == pytest.approx(figures[1], abs=2e-3)

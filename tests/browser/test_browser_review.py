@@ -1,0 +1,79 @@
+"""Reviewing in a real browser: by keys, saved at once, undone, and two browsers on one queue."""
+
+from __future__ import annotations
+
+from browsing import running
+from rooms import Room
+
+
+def _answered(page, n: int) -> None:
+    page.wait_for_selector(f"#review[data-answered='{n}']")
+
+
+def test_ten_items_with_undo(room: Room, open_browser) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "review")
+        page.wait_for_selector(".choice.at")
+        seen = []
+        for n in range(1, 11):
+            seen.append(page.get_attribute("#review", "data-item"))
+            page.keyboard.press("e")
+            page.wait_for_selector(".label.evil >> text=evil")
+            page.keyboard.press("Enter")
+            _answered(page, n)
+        assert len(set(seen)) == 10
+        assert room.store.counts().queue["done"] == 10
+        page.keyboard.press("Backspace")
+        page.wait_for_selector(f"#review[data-item='{seen[-1]}']")
+        assert room.store.counts().queue["done"] == 9
+        page.keyboard.press("Backspace")
+        page.keyboard.press("Backspace")
+        page.wait_for_selector(".label.none >> nth=0")
+        page.keyboard.press("s")
+        page.wait_for_selector(".label.safe")
+        page.reload()
+        page.wait_for_selector(".label.safe")
+        page.keyboard.press("U")
+        page.wait_for_selector("text=The judge differs")
+        page.keyboard.press("a")
+        page.wait_for_selector("text=The judge says the same")
+
+
+def test_two_browsers_share_a_queue(room: Room, open_browser) -> None:
+    with running(room) as base:
+        browser = open_browser(base)
+        pages = [browser.window(room) for _ in range(2)]
+        for page, name in zip(pages, ("ada", "bob"), strict=True):
+            page.click("#me")
+            page.fill("#who-name", name)
+            page.click("#who-form button.primary")
+            page.wait_for_selector(f"#my-name >> text={name}")
+            page.goto(base + "review")
+            page.wait_for_selector(".choice.at")
+        items = [page.get_attribute("#review", "data-item") for page in pages]
+        assert len(set(items)) == 2
+        for turn in (1, 2):
+            for page in pages:
+                page.keyboard.press("Enter")
+                _answered(page, turn)
+        done = room.store.queue("done")
+        assert sorted(str(i.reviewer) for i in done) == ["ada", "ada", "bob", "bob"]
+        assert len({i.item_id for i in done}) == 4
+
+
+def test_a_rejection_asks_for_words_and_a_command_is_typed(room: Room, open_browser) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "review")
+        page.wait_for_selector(".choice.at")
+        first = page.get_attribute("#review", "data-item")
+        page.keyboard.press(":")
+        page.keyboard.type("T1")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".label.evil >> text=evil")
+        page.keyboard.press("x")
+        page.keyboard.type("no fork")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"#review:not([data-item='{first}'])")
+        assert [i.item_id for i in room.store.queue("rejected")] == [int(first or 0)]
