@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 
 
-@click.command(
-    epilog="Examples: em-circuits features mediate 44a71b --json; "
-    "em-circuits features mediate --all --hold-out category"
-)
+@click.command(epilog="Example: em-circuits features mediate --all --hold-out category")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--all", "everything", is_flag=True, help="Every labelled prompt with a contrast.")
 @click.option(
