@@ -3,11 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-<<<<<<< HEAD
-.PHONY: demo test test-kills check bench bench-long organism clean help
-=======
-.PHONY: demo test test-browser check bench organism clean help
->>>>>>> 4aac887 (Test the viewer in a real browser; contain reports and experiments)
+.PHONY: demo test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,18 +15,16 @@ demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 test: $(STAMP) ## every test; no network, GPU or key
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-<<<<<<< HEAD
 test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 on PostgreSQL (half an hour)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 1000 --directory $$(mktemp -d)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 200 --postgresql --directory $$(mktemp -d)
-=======
+
 test-browser: $(STAMP) ## the viewer in a real browser; installs chromium where that is possible
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || \
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
-	  echo "no browser and none can be installed here: these tests are skipped" >&2
+	  echo "no browser, and none can be installed here: these tests are skipped" >&2
 	$(BIN)/python -m pytest tests/browser -rs
->>>>>>> 4aac887 (Test the viewer in a real browser; contain reports and experiments)
 
 check: $(STAMP) ## linter, formatter, type checker
 	$(BIN)/ruff check .
