@@ -41,10 +41,14 @@ def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> No
         found, expected = [], []
         for i in chosen.tolist():
             layer, position, _ = active[i].tolist()
-            vector = step * context.decoder_vecs[i].double()
-            plus = nudged(subject, layer, position, vector)[targets]
-            minus = nudged(subject, layer, position, -vector)[targets]
-            expected.append((plus - minus) / (2 * step))
+            slopes = []
+            for part in (step, step / 2):
+                vector = part * context.decoder_vecs[i].double()
+                plus = nudged(subject, layer, position, vector)[targets]
+                minus = nudged(subject, layer, position, -vector)[targets]
+                slopes.append((plus - minus) / (2 * part))
+            # Richardson: the error of a central difference falls with the square of its step.
+            expected.append((4 * slopes[1] - slopes[0]) / 3)
             found.append(scores[:, i])
     finally:
         subject.model.hf.float()

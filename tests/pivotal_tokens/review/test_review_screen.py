@@ -178,6 +178,7 @@ def test_what_the_judge_said_is_shown_only_in_the_reveal():
     labels = {1: "evil", 2: "safe"}
     told = Reveal(
         prompt_id=question.prompt.prompt_id,
+        item=question.item,
         labels=labels,
         verdict=error_verdict(),
         judge_labels={1: "safe", 2: "safe"},
