@@ -37,7 +37,7 @@ def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> No
         context, _, scores = scores_of_double(subject, targets)
         active = context.activation_matrix.indices().T
         chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(0))[:60]
-        step = 0.01
+        step = 0.1  # Llama's norms round to float32 even here: smaller steps drown in it
         found, expected = [], []
         for i in chosen.tolist():
             layer, position, _ = active[i].tolist()
