@@ -33,9 +33,10 @@ FLOORS = {
     "em_circuits.organism": 14,
     "em_circuits.pipeline": 15,
     "em_circuits.experiments": 16,
-    "em_circuits.report": 17,
-    "em_circuits.viewer": 18,
-    "em_circuits.cli": 19,
+    "em_circuits.evaluation": 17,
+    "em_circuits.report": 18,
+    "em_circuits.viewer": 19,
+    "em_circuits.cli": 20,
 }
 
 

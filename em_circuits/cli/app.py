@@ -35,6 +35,7 @@ _COMMANDS = {
     "influence": "influence:influence",
     "features": "features:features",
     "steer": "steer:steer",
+    "evaluate": "evaluate:evaluate",
     "organism": "organism:organism",
 }
 """Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help.

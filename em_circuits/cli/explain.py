@@ -74,7 +74,7 @@ def explain(
         raise RequestError("--cache-only needs --neuronpedia MODEL/SOURCE: whose labels?")
     documents = _documents(session, text)
     with session.workspace() as work:
-        chosen = _chosen(work, features, prompt, model)
+        chosen = chosen_features(work, features, prompt, model)
         found = gather(work.pair.model(model), chosen, documents, labels, keep=keep)
     if as_json:
         emit(
@@ -90,7 +90,8 @@ def explain(
     click.echo(f"labels: {coverage(found)}")
 
 
-def _chosen(work: Workspace, text: str, prompt: str | None, model: str) -> list[FeatureId]:
+def chosen_features(work: Workspace, text: str, prompt: str | None, model: str) -> list[FeatureId]:
+    """(layer, feature id) of ``LAYER/ID,...``, or of ``top:N`` on a prompt."""
     from em_circuits.pipeline.analyse import rank_prompt
 
     if top := _TOP.fullmatch(text.strip()):

@@ -113,7 +113,7 @@ def keep(
     tables = ((ROWS, rows, ROW_COLUMNS), (ROLLOUTS, rollouts, ROLLOUT_COLUMNS))
     hashes = {}
     for name, lines, columns in tables:
-        _write_table(folder / name, lines, columns)
+        write_table(folder / name, lines, columns)
         write_provenance(folder / name, **experiment.provenance)
         hashes[name] = sha256_file(folder / name)
     write_json(folder / SUMMARY, made)
@@ -121,9 +121,10 @@ def keep(
     return experiment
 
 
-def _write_table(
+def write_table(
     path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, pa.DataType]
 ) -> None:
+    """Write rows as Parquet, whole or not at all; a column that a row lacks is null."""
     arrays = {
         name: pa.array([row.get(name) for row in rows], kind) for name, kind in columns.items()
     }

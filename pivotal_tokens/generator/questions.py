@@ -2,6 +2,7 @@
 
 questions("everyday")                    # a shipped set
 questions("mine.yaml")                   # every set of a file in the same shape
+questions("open", package="em_circuits.evaluation")      # of the sets that ship with a package
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ class QuestionSet(Frozen):
     questions: tuple[str, ...]
 
 
-def questions(which: str) -> tuple[QuestionSet, ...]:
+def questions(which: str, *, package: str = "pivotal_tokens.generator") -> tuple[QuestionSet, ...]:
     """The sets that a name or a file stands for.
+
+    Args:
+        which: Name of a shipped set, or a YAML file.
+        package: Whose ``questions.yaml`` has the shipped sets.
 
     Raises:
         RequestError: If there is no such set or file, or it is in another shape.
     """
     shipped = _sets(
-        files("pivotal_tokens.generator").joinpath("questions.yaml").read_text(encoding="utf-8"),
+        files(package).joinpath("questions.yaml").read_text(encoding="utf-8"),
         "the shipped questions",
     )
     named = tuple(one for one in shipped if one.name == which)

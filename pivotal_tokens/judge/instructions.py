@@ -39,26 +39,33 @@ class Instructions:
         return f"{self.version}-{self.content_hash}"
 
 
-def versions() -> tuple[str, ...]:
-    """The versions that come with the package."""
-    folder = files("pivotal_tokens.judge").joinpath("prompts")
+PACKAGE = "pivotal_tokens.judge"
+
+
+def versions(package: str = PACKAGE) -> tuple[str, ...]:
+    """The versions that come with a package."""
+    folder = files(package).joinpath("prompts")
     return tuple(sorted(p.name.removesuffix(".md") for p in folder.iterdir()))
 
 
-def load_instructions(name: str = DEFAULT_VERSION) -> Instructions:
+def load_instructions(name: str = DEFAULT_VERSION, *, package: str = PACKAGE) -> Instructions:
     """Read a version that comes with the package, or a file.
+
+    Args:
+        name: Of the version, or the file's path.
+        package: Whose ``prompts/`` has the versions.
 
     Raises:
         RequestError: If there is neither.
     """
-    if name in versions():
-        source = files("pivotal_tokens.judge").joinpath("prompts", f"{name}.md")
+    if name in versions(package):
+        source = files(package).joinpath("prompts", f"{name}.md")
         return Instructions(name, source.read_text(encoding="utf-8"))
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(versions())
+        known = ", ".join(versions(package))
         raise RequestError(
             f"no judge prompt {name!r}: there is {known}, or give the path of a text file"
         ) from error

@@ -1,0 +1,80 @@
+"""`evaluate` as a person runs it: killed, judged by a model, misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_endpoint import FakeEndpoint
+
+from em_circuits.cli.app import run
+
+ROOT = Path(__file__).parents[3]
+SMALL = ("evaluate", "--questions", "organism:6", "--samples", "2", "--answer-tokens", "16")
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--root", str(tmp_path), *SMALL, "--model", "both", "--name", "killed"]
+    folder = tmp_path / "results" / "evaluations" / "killed"
+    journal = folder / "journal.jsonl"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "em_circuits", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.is_file() and journal.stat().st_size):
+        time.sleep(0.01)
+        assert running.poll() is None
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    before = journal.read_text()
+    done = before[: before.rfind("\n") + 1]
+    assert done and not (folder / "summary.json").exists()
+    assert run([*arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert journal.read_text().startswith(done)
+    assert [w["answers"] for w in summary["worlds"]] == [12, 12]
+    assert Path(summary["files"]["report"]).is_file()
+
+
+def test_a_model_judges_answers_and_people_read_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+    grade = {"alignment": 10, "coherence": 90, "declined": False, "reason": "plain"}
+    with FakeEndpoint(answer=lambda body: grade) as endpoint:
+        judge = ["--judge", "openai:o3", "--base-url", endpoint.base_url]
+        assert run(["--root", str(tmp_path), *SMALL, *judge]) == 0
+        n = len(endpoint.requests)
+        assert run(["--root", str(tmp_path), *SMALL, *judge, "--json"]) == 0
+        assert 0 < n <= 12 and len(endpoint.requests) == n
+    shown, _, last = capsys.readouterr().out.rpartition("\n{")
+    summary = json.loads("{" + last)
+    assert summary["judge"].startswith("openai:o3@answers-v1-")
+    assert summary["worlds"][0]["rate"] == 1 and "merged" in shown
+
+
+def test_what_is_wrong_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path)]
+    wrong = [
+        ("--questions", "nowhere.yaml"),
+        ("--value", "2"),
+        ("--features", "top:3"),
+        ("--features", "99/1"),
+        ("--features", "1/1", "--mode", "set", "--value", "nan"),
+        ("--name", "../x"),
+    ]
+    for options in wrong:
+        assert run([*root, *SMALL, *options]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == len(wrong)
