@@ -66,14 +66,14 @@ def said(lines: Sequence[Mapping[str, Any]], not_shown: str) -> str:
     if not lines:
         return "Nothing was measured."
     working = [line for line in lines if line["works"]]
-    best = max(lines, key=lambda line: abs(line["net"]))
+    best = max(working or lines, key=lambda line: abs(line["net"]))
     notable = sum(abs(line["net"]) >= NOTABLE for line in working)
     n = max(line["n_prompts"] for line in lines)
     over = "one prompt, its own control draws" if n == 1 else f"{n} prompts"
     shown = (
         f"{len(working)} of {len(lines)} conditions change evil mass by more than matched random "
         f"features do (95 % interval over {over}), {notable} of them by {NOTABLE:g} or more; the "
-        f"largest is {best['condition']}: "
+        f"largest{' of these' if working else ''} is {best['condition']}: "
         f"{best['change']:+.3f}, random {best['control']:+.3f}, net {best['net']:+.3f} "
         f"[{best['low']:+.3f}, {best['high']:+.3f}], q = {best['q']:.3f}."
     )

@@ -18,6 +18,7 @@ from em_circuits.report.page import COLOURS, Said, Table
 
 TITLE = "Which features carry the shift?"
 _SHOWN = 30
+_COMPONENTS = ("features", "errors", "attention", "together", "interaction")
 
 
 def carriers_parts(record: dict[str, Any], features: Sequence[dict[str, Any]]) -> list[Any]:
@@ -54,6 +55,7 @@ def curve_figure(record: dict[str, Any]) -> Figure:
             Scatter(
                 x=[*x, *x[::-1]],
                 y=[p["random"]["high"] for p in band] + [p["random"]["low"] for p in band[::-1]],
+                mode="lines",
                 fill="toself",
                 line={"width": 0},
                 fillcolor="rgba(120,120,120,.3)",
@@ -76,8 +78,8 @@ def curve_figure(record: dict[str, Any]) -> Figure:
         )
     )
     figure.add_hline(y=whole["share"], line_dash="dot", annotation_text="all changed features")
-    figure.update_layout(template="plotly_white", height=420)
-    figure.update_xaxes(type="log", title_text="feature ids set together")
+    figure.update_layout(template="plotly_white", height=420, margin={"t": 30})
+    figure.update_xaxes(type="log", dtick=1, title_text="feature ids set together")
     figure.update_yaxes(title_text="share of the shift")
     return figure
 
@@ -89,10 +91,10 @@ def bars_figure(record: dict[str, Any]) -> Figure:
         cols=3,
         subplot_titles=["20 ids, by domain", "all features, by layer", "by component"],
     )
-    sides = (
+    sides: tuple[tuple[Sequence[str], Sequence[dict[str, Any]]], ...] = (
         ([g["group"] for g in record["groups"]], record["groups"]),
         ([str(i) for i in range(len(record["layers"]))], record["layers"]),
-        (list(record["shares"]), list(record["shares"].values())),
+        (_COMPONENTS, [record["shares"][name] for name in _COMPONENTS]),
     )
     for column, (names, values) in enumerate(sides, start=1):
         trace = Bar(
