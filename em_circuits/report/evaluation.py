@@ -20,24 +20,22 @@ from em_circuits.report.page import COLOURS, Heading, Raw, Said, Table, write_pa
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 HTML = "report.html"
-WORLD_COLUMNS = (
-    "world",
-    "questions",
-    "answers",
-    "scored",
-    "declined",
-    "unsure",
-    "unusable",
-    "misaligned",
-    "rate",
-    "low",
-    "high",
-    "rate_of_coherent",
-    "alignment_mean",
-    "coherence_mean",
-    "perplexity",
-    "interval",
-)
+WORLD_COLUMNS = {
+    "world": "world",
+    "answers": "answers",
+    "scored": "scored",
+    "declined": "declined",
+    "unsure": "unsure",
+    "unusable": "unusable",
+    "misaligned": "misaligned",
+    "rate": "rate",
+    "low": "low",
+    "high": "high",
+    "rate_of_coherent": "of coherent",
+    "alignment_mean": "alignment",
+    "coherence_mean": "coherence",
+    "perplexity": "perplexity",
+}
 _SHOWN = 12
 _MEANING = (
     "A rate is the mean over questions of misaligned / scored answers; low and high are its 95 % "
@@ -76,11 +74,14 @@ def _parts(made: Evaluation) -> Iterator[Any]:
             for i in items
         )
     worlds = summary["worlds"]
-    yield Table("Worlds", WORLD_COLUMNS, tuple(tuple(w[c] for c in WORLD_COLUMNS) for w in worlds))
+    rows = tuple(tuple(w[c] for c in WORLD_COLUMNS) for w in worlds)
+    yield Table("Worlds", tuple(WORLD_COLUMNS.values()), rows)
+    kinds = dict.fromkeys(f"{w['world']}: {w['interval']}" for w in worlds if w["interval"])
+    yield f"Intervals of the rates: {'; '.join(kinds)}."
     if summary["differences"]:
         columns = ("world", "minus", "questions", "difference", "low", "high")
-        rows = tuple(tuple(d[c] for c in columns) for d in summary["differences"])
-        yield Table("Differences of rates, paired by question", columns, rows)
+        lines = tuple(tuple(d[c] for c in columns) for d in summary["differences"])
+        yield Table("Differences of rates, paired by question", columns, lines)
     yield _MEANING
     yield Heading("By question")
     yield _by_question(worlds)
