@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import page
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge.report import judge_report
 from pivotal_tokens.store import Counts, ListingQuery
 
 RECENT = 8
@@ -45,7 +46,15 @@ def routes(desk: Desk) -> list[BaseRoute]:
     def fragment(request: Request) -> Response:
         return page("overview_live.html", live=_live(desk, request))
 
+    def quality(request: Request) -> Response:
+        try:
+            report = judge_report(desk.store, pair=desk.pair(request), resamples=0)
+        except RequestError as error:
+            return page("nothing.html", what=str(error))
+        return page("quality.html", report=report)
+
     return [
+        Route("/fragments/quality", quality, methods=["GET"]),
         Route("/", overview, methods=["GET"]),
         Route("/fragments/overview", fragment, methods=["GET"]),
     ]
@@ -66,6 +75,7 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
         "steps": steps(counts),
         "models": store.pairs().get(pair, {}) if pair else {},
         "pair": pair,
+        "calls": store.call_counts(),
         "recent": found.lines,
         "queue": waiting,
         "queued": sum(waiting.values()),

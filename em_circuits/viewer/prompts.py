@@ -22,6 +22,7 @@ from pivotal_tokens.schema import (
     NextTokens,
     PromptLabels,
     ReviewState,
+    Rollout,
     VerdictKind,
 )
 from pivotal_tokens.store import AttemptView, ListingQuery, PairAttempt
@@ -133,6 +134,8 @@ def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
                 "rows": rows[attempt.pair],
                 "largest": max((max(r.base, r.merged) for r in rows[attempt.pair]), default=1),
                 "masses": masses(attempt, view.labels),
+                "votes": _votes(desk, view, attempt),
+                "rollouts": _rollouts(desk, view, attempt),
                 "provenance": _provenance(desk, attempt),
             }
             for attempt in view.pairs
@@ -150,6 +153,27 @@ def _under_review(desk: Desk, request: Request, view: AttemptView) -> bool:
         and not a.item.revealed
         for a in view.pairs
     )
+
+
+def _votes(desk: Desk, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
+    """Judge -> votes that were kept."""
+    found: dict[str, int] = {}
+    for vote in desk.store.votes(view.prompt.prompt_id, pair=attempt.pair):
+        found[vote.judge] = found.get(vote.judge, 0) + 1
+    return found
+
+
+def _rollouts(
+    desk: Desk, view: AttemptView, attempt: PairAttempt
+) -> list[tuple[str, list[Rollout]]]:
+    """(text of a candidate, continuations after it), where some were sampled."""
+    if attempt.next_tokens is None:
+        return []
+    texts = {token.token_id: token.text for token in attempt.next_tokens.merged.tokens}
+    found: dict[str, list[Rollout]] = {}
+    for one in desk.store.rollouts(view.prompt.prompt_id, attempt.pair):
+        found.setdefault(texts.get(one.token_id, f"#{one.token_id}"), []).append(one)
+    return list(found.items())
 
 
 def token_rows(

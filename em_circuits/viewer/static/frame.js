@@ -74,7 +74,7 @@ for (const part of document.querySelectorAll("[data-live]")) {
     if (document.hidden || part.contains(document.activeElement)) return;
     try {
       const text = await fragment(part.dataset.live);
-      if (text !== before && before !== null) part.innerHTML = text;
+      if (text !== before && (before !== null || part.querySelector(".loading"))) part.innerHTML = text;
       before = text;
       part.classList.remove("stale");
     } catch { part.classList.add("stale"); }

@@ -47,7 +47,7 @@ class Page {
     note.textContent = "";
     const first = !this.place;
     this.scene.resize();
-    this.place = layOut(this.graph, this.scene.width / Math.max(120, this.scene.height - 110));
+    this.#layOut();
     this.#names();
     this.#groups();
     this.#show();
@@ -55,6 +55,11 @@ class Page {
     const wanted = first ? asked.get("select") : this.selected;
     if (wanted) this.select(wanted, false);
     else this.panel.overview();
+  }
+
+  #layOut() {
+    const panes = this.view === "both" ? this.graph.present.length : 1;
+    this.place = layOut(this.graph, this.scene.width / panes / Math.max(120, this.scene.height - 140));
   }
 
   #show() {
@@ -68,6 +73,7 @@ class Page {
     if (button.disabled || !this.graph) return;
     const wide = (view === "both") !== (this.view === "both");
     this.view = view;
+    if (wide) { this.#layOut(); this.#groups(); }
     this.#show();
     if (wide) this.scene.fit();
     if (this.selected) this.panel.node(this.selected);

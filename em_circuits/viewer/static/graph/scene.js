@@ -415,7 +415,7 @@ export class Scene {
       context.font = "600 13px system-ui, sans-serif";
       context.textAlign = "left";
       context.fillStyle = c.ink;
-      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, 16);
+      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, 50);
       if (pane) { context.fillStyle = c.line; context.fillRect(0, 0, 1, this.height); }
     }
   }
