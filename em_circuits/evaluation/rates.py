@@ -107,14 +107,20 @@ def world_line(name: str, by_question: Sequence[Row], rows: Sequence[Row]) -> di
 
 
 def difference(world: Row, other: Row, *, seed: int) -> dict[str, Any]:
-    """Rate of one world minus another's, over the questions that both have a rate of."""
+    """Rate of one world minus another's, over the questions that both have a rate of.
+
+    Where every question differs by the same, a bootstrap sees no spread: no interval, not one of
+    width 0.
+    """
     theirs = {(q["set"], q["question"]): q["rate"] for q in other["by_question"]}
     found = [
         q["rate"] - theirs[q["set"], q["question"]]
         for q in world["by_question"]
         if q["rate"] is not None and theirs.get((q["set"], q["question"])) is not None
     ]
-    low, high = paired_interval(torch.tensor(found, dtype=torch.float64), seed=seed)
+    low = high = None
+    if len(set(found)) > 1:
+        low, high = paired_interval(torch.tensor(found, dtype=torch.float64), seed=seed)
     return {
         "world": world["world"],
         "minus": other["world"],

@@ -253,10 +253,12 @@ def _said(
     )
     for d in differences:
         if d["difference"] is not None:
-            sure = d["low"] is not None and (d["low"] > 0 or d["high"] < 0)
+            low, high = d["low"], d["high"]
+            unsure = "which the interval does not tell from 0"
+            note = "with no interval" if low is None else "" if low > 0 or high < 0 else unsure
             said += (
                 f" {d['world']} minus {d['minus']}: {100 * d['difference']:+.1f} points"
-                f"{'' if sure else ', which the interval does not tell from 0'}."
+                f"{', ' if note else ''}{note}."
             )
     left = sum(w["answers"] - w["scored"] for w in worlds)
     return f"{said} {left} answers stand in no rate. The judge is {judge.what}."

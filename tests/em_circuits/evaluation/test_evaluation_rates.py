@@ -79,4 +79,12 @@ def test_a_difference_is_over_the_questions_that_both_have_a_rate_of() -> None:
     base = world("base", {"a": answers("a", 1), "b": answers("b", 1), "c": lost})
     found = difference(merged, base, seed=0)
     assert found["questions"] == 2 and found["difference"] == pytest.approx((0.75 + 0.25) / 2)
+    assert difference(base, base, seed=0) | {"world": "", "minus": ""} == {
+        "world": "",
+        "minus": "",
+        "questions": 2,
+        "difference": 0,
+        "low": None,
+        "high": None,
+    }
     assert 0.25 <= found["low"] <= found["difference"] <= found["high"] <= 0.75
