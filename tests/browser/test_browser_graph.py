@@ -12,7 +12,7 @@ from browsing import running
 from rooms import Room, enter, furnish
 from synthetic import Size
 
-SLOW = float(os.environ.get("EM_CIRCUITS_TEST_SLOWNESS", "4"))
+SLOW = float(os.environ.get("EM_CIRCUITS_TEST_SLOWNESS", "10"))
 """Times are for two idle cores; a busy machine may take so many times longer."""
 
 
