@@ -58,10 +58,7 @@ class OwnAnswers:
     ) -> None:
         """Add an event for every token whose answer changes; None takes an answer back."""
         own = {event.token_id: event for event in self.events(item)}
-        seen = any(
-            other.revealed
-            for other in self._store.queue(prompt_id=item.prompt_id, reviewer=self._reviewer)
-        )
+        seen = self._has_seen_judge(item)
         batch, now = new_id(), self._store.now()
         events = []
         for token, answer in labels.items():
@@ -90,6 +87,17 @@ class OwnAnswers:
             )
             events.append(event)
         self._store.record_labels(events)
+
+    def _has_seen_judge(self, item: ReviewItem) -> bool:
+        """Was the judge shown to this reviewer, at whatever seat the prompt was answered?
+
+        A repeat is a fresh answer: only what was shown after it counts.
+        """
+        return any(
+            event.action == "done" and event.author == self._reviewer
+            for event in self._store.review_events(item.prompt_id)
+            if item.kind != "repeat" or event.item_id == item.item_id
+        )
 
 
 def purpose_of(item: ReviewItem) -> Purpose:

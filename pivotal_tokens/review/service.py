@@ -125,8 +125,9 @@ class ReviewService:
             return self._again(item)
 
     def history(self, last: int = 50) -> tuple[ReviewItem, ...]:
-        """This reviewer's settled items, latest first."""
-        return tuple(map(self._masked, self._store.settled_by(self._reviewer, last)))
+        """This reviewer's settled items, latest first; repeats, which never count, left out."""
+        settled = self._store.settled_by(self._reviewer, last, repeats=False)
+        return tuple(map(self._masked, settled))
 
     def waiting(self) -> dict[str, int]:
         """How many items there are in each state."""
@@ -272,7 +273,7 @@ class ReviewService:
                     before = {event.token_id: answer_before(event) for event in batch}
                     self._own.record(item, before, undoes=batch[0].batch)
                     return self._again(item)
-            last = next(iter(self._store.settled_by(self._reviewer, 1)), None)
+            last = self._store.last_settled(self._reviewer)
             if last is None:
                 return None
             if question is not None:

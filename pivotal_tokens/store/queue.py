@@ -303,7 +303,9 @@ class QueueRows(Database):
         """The item that this reviewer settled last and that is still settled."""
         return next(iter(self.settled_by(reviewer, 1)), None)
 
-    def settled_by(self, reviewer: str, last: int) -> tuple[ReviewItem, ...]:
+    def settled_by(
+        self, reviewer: str, last: int, *, repeats: bool = True
+    ) -> tuple[ReviewItem, ...]:
         """A reviewer's last items that are still settled, latest first."""
         query = (
             select(_queue)
@@ -312,6 +314,8 @@ class QueueRows(Database):
             .order_by(_columns.updated_at.desc(), _columns.item_id.desc())
             .limit(last)
         )
+        if not repeats:
+            query = query.where(_columns.kind != "repeat")
         with self.reading() as connection:
             return tuple(map(item_of, connection.execute(query)))
 

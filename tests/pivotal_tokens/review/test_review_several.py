@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pivotal_tokens.errors import LeaseLost, RequestError
+from pivotal_tokens.labels import label_agreement
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.schema import HUMAN, Judgement, Prompt, ReviewConfig, TokenLabel
 from pivotal_tokens.store import Wanted
@@ -311,3 +312,51 @@ def test_nested_writes_are_one_transaction(store):
             store.enqueue("0" * 12, PAIR, "no such prompt")
         store.add_prompt(prompts[2])
     assert store.prompts() == tuple(prompts[1:])
+
+
+def test_repeats_show_how_steady_a_reviewer_is_though_the_first_answer_was_followed_by_a_reveal(
+    store, pair, share
+):
+    """The steadiness of every real reviewer was empty: repeats were recorded as not blind."""
+    share(repeat_share=0.999)
+    for n in range(30):
+        add(store, pair, n)
+    ada = ReviewService(store, "ada")
+    for _ in range(20):
+        answer(ada, {2: "evil"})
+    reveal = answer(ada, {2: "evil"}, rest="unsure")
+    (steady,) = label_agreement(store, resamples=0).steadiness
+    assert steady.agreement.items == 3
+    assert steady.agreement.percent.value == pytest.approx(1 / 3)
+    ada.finish(ada.label(ada.undo(None), {1: "safe"}))  # changed after the repeat's own reveal
+    last = store.label_events(reveal.prompt_id, author="ada")[-1]
+    assert last.purpose == "repeat" and last.judge_visible
+
+
+def test_who_saw_the_judge_once_is_not_blind_at_another_seat(store, pair, share):
+    """Found in review: the seat went on to bob, and ada's next labels were recorded as blind."""
+    share(overlap=2)
+    prompt = add(store, pair, 0)
+    ada, bob = ReviewService(store, "ada"), ReviewService(store, "bob")
+    answer(ada, {2: "safe"})
+    ada.release(ada.undo(None))
+    assert bob.next_question().prompt == prompt  # the seat that ada had
+    question = ada.next_question()
+    ada.label(question, {2: "evil"})
+    last = store.label_events(prompt.prompt_id, author="ada")[-1]
+    assert last.to_label == "evil" and last.judge_visible
+
+
+def test_a_repeat_is_not_in_the_history_of_what_can_be_corrected(store, pair, share):
+    """Found in review: `o` opened the repeat, whose labels never count."""
+    share(repeat_share=0.999)
+    for n in range(30):
+        add(store, pair, n)
+    ada = ReviewService(store, "ada")
+    for _ in range(21):
+        answer(ada)
+    (repeat,) = store.queue(kind="repeat")
+    assert repeat.state == "done"
+    assert repeat.item_id not in {item.item_id for item in ada.history()}
+    assert repeat.prompt_id in {item.prompt_id for item in ada.history()}
+    assert ada.undo(None).item.item_id == repeat.item_id  # the last answer nevertheless
