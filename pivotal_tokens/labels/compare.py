@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import get_args
 
 from pivotal_tokens.agreement import Agreement, agreement
@@ -76,8 +76,8 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
         return _compare(names, [everyone[name] for name in names], resamples, seed)
 
     return AgreementReport(
-        people=tuple(compared(names) for names in [*together, *combinations(people, 2)]),
-        judges=tuple(compared((person, judge)) for person in people for judge in judges),
+        people=tuple(filter(_met, map(compared, [*together, *combinations(people, 2)]))),
+        judges=tuple(filter(_met, map(compared, product(people, judges)))),
         steadiness=tuple(
             _compare((who, f"{who} again"), [people[who], again], resamples, seed)
             for who, again in repeats.items()
@@ -110,10 +110,16 @@ def _add(given: Given, prompt_id: str, labels: Mapping[int, Label | None]) -> No
     given.update({(prompt_id, t): label for t, label in labels.items() if label is not None})
 
 
+def _met(one: Comparison) -> bool:
+    """Is there a token that two of them labelled?"""
+    return one.agreement.items > 0
+
+
 def _compare(
     names: tuple[str, ...], given: Sequence[Given], resamples: int, seed: int
 ) -> Comparison:
-    places = sorted({place for one in given for place in one})
+    times = Counter(place for one in given for place in one)
+    places = sorted(place for place, number in times.items() if number > 1)
     ratings: list[tuple[str | None, ...]] = [
         tuple(one.get(place) for one in given) for place in places
     ]

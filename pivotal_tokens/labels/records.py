@@ -124,7 +124,8 @@ def incoming(record: Record, where: str, *, author: str | None = None) -> Incomi
             raise RequestError(f"{where}: no author; give one for the whole file with --author")
         event["author"] = author
     event.setdefault("author_kind", "human")
-    if event["to_label"] is None and event["from_label"] is None:
+    labels = (event["to_label"], event["from_label"])
+    if labels == (None, None) and not (event.get("left") or event.get("was_left")):
         raise RequestError(f"{where}: no label; one of evil, safe, unsure")
     return Incoming(
         where=where,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels import FIELDS, import_labels, label_records, read_records, write_records
 from pivotal_tokens.labels.formats import csv_text
+from pivotal_tokens.labels.whole import read_store, write_store
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import Store
 
@@ -65,6 +66,27 @@ def test_an_export_brings_every_event_into_an_empty_store(store, labelled, tmp_p
         again = import_labels(other, read_records(path), source=path.name)
         assert (again.added, again.duplicates) == (0, 4)
         assert next(iter(label_records(other)))["prompt_text"] == labelled.text
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_tokens_left_on_purpose_and_taken_back_come_along(store, labelled, tmp_path, kind):
+    """An export with one left token was refused whole: 'no label; one of evil, safe, unsure'."""
+    store.record_labels(
+        [
+            event(labelled, 1, None, author="cyd", left=True),
+            event(labelled, 1, None, author="cyd", was_left=True, undoes="a batch"),
+        ]
+    )
+    path, whole = tmp_path / f"labels.{kind}", tmp_path / "all.jsonl"
+    write_records(path, label_records(store), FIELDS)
+    write_store(store, whole)
+    known = store.label_events(labelled.prompt_id)
+    with other_store(tmp_path) as other:
+        assert import_labels(other, read_records(path), source=path.name).added == 6
+        assert other.label_events(labelled.prompt_id) == known
+    with other_store(tmp_path, "whole.sqlite") as other:
+        assert read_store(other, whole).added == 6
+        assert other.label_events(labelled.prompt_id) == known
 
 
 def test_a_contradiction_is_queued_and_replaces_nothing(store, labelled, tmp_path):

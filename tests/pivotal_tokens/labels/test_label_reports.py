@@ -19,8 +19,7 @@ def label(store, prompt, labels, author="ada", **fields):
                 from_label=None,
                 to_label=given,
                 author=author,
-                author_kind="human",
-                **fields,
+                **({"author_kind": "human"} | fields),
             )
             for token, given in labels.items()
         ]
@@ -106,6 +105,20 @@ def test_agreement_counts_blind_and_complete_labels_only(store, prompts):
     with_judge = {one.raters: one.agreement.percent.value for one in report.judges}
     assert with_judge == {("ada", "j"): pytest.approx(2 / 3), ("bob", "j"): pytest.approx(1 / 3)}
     assert report.prompts == {"ada": 3, "bob": 3} and report.left_out == {"bob": 1}
+
+
+def test_what_only_one_of_two_labelled_moves_no_coefficient(store, prompts):
+    """AC1 lay outside its own interval: its chance term counted the judge's other prompts."""
+    for prompt, said in zip(prompts[:2], ("safe", "evil"), strict=True):
+        label(store, prompt, {1: "safe", 2: "evil", 3: said})
+        label(store, prompt, {1: "safe", 2: "evil", 3: "unsure"}, author="j", author_kind="judge")
+    (before,) = label_agreement(store, resamples=50).judges
+    for prompt in prompts[2:]:
+        label(store, prompt, {1: "evil", 2: "evil"}, author="j", author_kind="judge")
+    label(store, prompts[3], {1: "safe", 2: "safe", 3: "safe"}, author="bob")
+    report = label_agreement(store, resamples=50)
+    assert before in report.judges
+    assert report.people == ()  # ada and bob have no token in common
 
 
 def test_an_explicitly_left_token_is_answered_and_compares_with_nothing(store, prompts):
