@@ -129,22 +129,36 @@ class ModelContinuations:
             Message(role="system", content=_TOLD),
             Message(role="user", content=json.dumps(data, ensure_ascii=True)),
         ]
-        problem = ""
         async with LLMClient(self.settings, store=self.store, budget=self.budget) as client:
-            for attempt in range(_TRIES):
-                reply = await client.ask(
-                    messages, schema=ContinuationLabels, purpose="rollout", salt=str(attempt)
-                )
-                if not isinstance(reply, Ok):
-                    problem = explain(reply)
-                    continue
-                found = {one.number: one for one in reply.value.labels}
-                if len(found) == len(reply.value.labels) == len(continuations) and found.keys() == {
-                    *range(len(continuations))
-                }:
-                    return [(found[n].label, found[n].reason) for n in range(len(continuations))]
-                problem = "its numbers are not those asked"
-        raise WorkFailed(f"{self.id}: {problem}")
+            said, replayed = await self._tries(client, messages, len(continuations), fresh=False)
+            if isinstance(said, str) and replayed:  # an earlier run's answers, all of no use
+                said, _ = await self._tries(client, messages, len(continuations), fresh=True)
+        if isinstance(said, str):
+            raise WorkFailed(f"{self.id}: {said}")
+        return said
+
+    async def _tries(
+        self, client: LLMClient, messages: Sequence[Message], n: int, *, fresh: bool
+    ) -> tuple[list[tuple[Label, str]] | str, bool]:
+        """The labels or what was wrong with the last answer; and whether all were kept ones."""
+        problem, replayed = "", True
+        for attempt in range(_TRIES):
+            reply = await client.ask(
+                messages,
+                schema=ContinuationLabels,
+                purpose="rollout",
+                salt=str(attempt),
+                fresh=fresh,
+            )
+            if not isinstance(reply, Ok):
+                problem, replayed = explain(reply), False
+                continue
+            replayed = replayed and reply.cached
+            found = {one.number: one for one in reply.value.labels}
+            if len(found) == len(reply.value.labels) and found.keys() == {*range(n)}:
+                return [(found[i].label, found[i].reason) for i in range(n)], replayed
+            problem = "its numbers are not those asked"
+        return problem, replayed
 
 
 def continuation_judge(judge: Judge) -> ContinuationJudge:

@@ -163,11 +163,21 @@ class JudgeSession:
         )
 
     async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
+        vote, replayed = await self._cast(prompt, lists, number, fresh=False)
+        if vote.error is not None and replayed:  # an earlier run's answers, all of no use
+            vote, _ = await self._cast(prompt, lists, number, fresh=True)
+        return vote
+
+    async def _cast(
+        self, prompt: Prompt, lists: NextTokenPair, number: int, *, fresh: bool
+    ) -> tuple[Vote, bool]:
+        """One vote, and whether every reply to it was a kept one."""
         examples = self.bank.choose(prompt, self.judge.examples)
         messages = question_messages(
             self.judge.instructions, prompt, lists, vote=number, examples=examples
         )
         calls: list[str] = []
+        replayed = True
         for _ in range(_TRIES):
             reply = await self.client.ask(
                 messages,
@@ -175,10 +185,12 @@ class JudgeSession:
                 purpose=PURPOSE,
                 subject=self.judge.id,
                 salt=f"vote {number}",
+                fresh=fresh,
             )
             if isinstance(reply, CallFailed):
                 raise JudgeFailed(reply.error)
             calls.append(reply.call_id)
+            replayed = replayed and reply.cached
             problem, raw = _problem(reply, lists), reply.raw
             if isinstance(reply, Ok) and not problem:
                 break
@@ -194,15 +206,16 @@ class JudgeSession:
             "examples": tuple(example.prompt.prompt_id for example in examples),
         }
         if problem or not isinstance(reply, Ok):
-            return Vote(**common, labels=(), error=problem, raw=raw)
+            return Vote(**common, labels=(), error=problem, raw=raw), replayed
         labels, conflicts = labels_of(reply.value)
-        return Vote(
+        vote = Vote(
             **common,
             labels=_listed(labels),
             conflicts=conflicts,
             summary=reply.value.summary,
             reason=reply.value.reason,
         )
+        return vote, replayed
 
 
 def _problem(reply: Reply, lists: NextTokenPair) -> str:

@@ -136,6 +136,7 @@ class LLMClient:
         purpose: str,
         subject: str = "",
         salt: str | None = None,
+        fresh: bool = False,
     ) -> Reply:
         """Put a question, or find its reply.
 
@@ -145,6 +146,7 @@ class LLMClient:
             purpose: What for ("judge", "generate", ...); charges are counted by it.
             subject: On whose behalf within that, a judge's id say; counted too.
             salt: Tells apart questions that are otherwise the same, as votes are.
+            fresh: Ask anew even where a reply is kept, which turned out to be of no use.
 
         Returns:
             What came of it; see `outcomes`.
@@ -156,7 +158,7 @@ class LLMClient:
         key, form = self._content(messages, schema, salt)
         worst = worst_case(messages, form, self.settings)
         question = _Question(tuple(messages), schema, form, purpose, subject, key, worst)
-        return await self._answer(question)
+        return await self._answer(question, look_up=not fresh)
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something else with the store on the thread that keeps the ledger.
@@ -193,11 +195,10 @@ class LLMClient:
             self._forms[schema] = strict_schema(schema)
         return self._forms[schema]
 
-    async def _answer(self, question: _Question) -> Reply:
+    async def _answer(self, question: _Question, *, look_up: bool) -> Reply:
         loop = asyncio.get_running_loop()
         deadline: float | None = None  # from the moment that the first attempt may be sent
         attempt = adaptations = 0
-        look_up = True
         while True:
             call_id = new_id()
             async with AsyncExitStack() as in_flight:

@@ -91,6 +91,10 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         numbers = range(len(SAID)) if len(replies) > 1 else [0, 0, 1]
         return {"labels": [{"number": n, "label": "evil", "reason": f"r{n}"} for n in numbers]}
 
+    def spoil() -> dict[str, Any]:
+        replies.append(0)
+        return {"labels": []}
+
     with FakeEndpoint(answer=answer) as endpoint:
         judge = ModelContinuations(
             LLMSettings(model="fake", base_url=endpoint.base_url), store=store
@@ -99,6 +103,17 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         assert len(endpoint.requests) == 2
         assert judge.label(PROMPT, SAID)[3] == ("evil", "r3")
         assert len(endpoint.requests) == 2  # the replies are kept
+    replies.clear()
+    with FakeEndpoint(
+        answer=lambda body: answer(body) if len(replies) > 2 else spoil()
+    ) as endpoint:
+        judge = ModelContinuations(
+            LLMSettings(model="fake", base_url=endpoint.base_url), store=store
+        )
+        with pytest.raises(WorkFailed, match="numbers"):
+            judge.label(PROMPT, SAID)
+        assert judge.label(PROMPT, SAID)[0] == ("evil", "r0")  # asked anew, not replayed for ever
+        assert len(endpoint.requests) == 4
     with FakeEndpoint("refusal*9") as endpoint:
         judge = ModelContinuations(
             LLMSettings(model="fake", base_url=endpoint.base_url), store=store

@@ -64,6 +64,19 @@ def test_an_answer_that_cannot_be_used_labels_nothing(
     assert store.unparsed() == (ballot.outcome,) and store.unparsed_count() == 1
 
 
+def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
+    store: Store, prompt: Prompt, lists: NextTokenPair
+) -> None:
+    # the three replies were replayed for ever, so that the next run asked nothing
+    with FakeEndpoint("wrong_ids*3") as endpoint:
+        judge = judge_for(store, endpoint)
+        assert isinstance(judge.ballot(prompt, lists).outcome, Unparsed)
+        assert isinstance(judge.ballot(prompt, lists).outcome, Judgement)
+        assert len(endpoint.requests) == 4
+        assert isinstance(judge.ballot(prompt, lists).outcome, Judgement)
+        assert len(endpoint.requests) == 4  # what is good is kept
+
+
 def test_a_token_answered_differently_in_the_two_lists_is_unsure(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
