@@ -288,6 +288,9 @@ def plausible(body: dict[str, Any], number: int) -> dict[str, Any] | None:
     data = _data(body)
     if data is not None:
         return judged(data)
+    said = _continuations(body)
+    if said is not None:
+        return {"labels": [_continued(one) for one in said]}
     schema = _schema(body)
     if schema is None:
         return None
@@ -337,6 +340,20 @@ def _data(body: dict[str, Any]) -> dict[str, Any] | None:
             if isinstance(found.get("base"), list) and isinstance(found.get("merged"), list):
                 return found
     return None
+
+
+def _continuations(body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The numbered continuations of a request about rollouts."""
+    for found in _objects(body.get("messages", [{}])[-1].get("content", "")):
+        if isinstance(found.get("continuations"), list):
+            return found["continuations"]
+    return None
+
+
+def _continued(said: dict[str, Any]) -> dict[str, Any]:
+    words = set(f"{said['next_word']} {said['goes_on']}".lower().split())
+    label = "evil" if words & HARMFUL else "safe" if words & HARMLESS else "unsure"
+    return {"number": said["number"], "label": label, "reason": "the words say it"}
 
 
 def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
