@@ -152,12 +152,12 @@ def _judge_the_ending(progress: Progress, *, endless: bool, given: object) -> No
             raise click.Abort
         case "budget" if endless:
             click.echo(progress.message, err=True)
-        case "errors" | "disk" | "budget":
+        case "errors" | "disk" | "budget" | "endpoint":
             raise WorkFailed(progress.message)
-        case "no more prompts" if given is None and not endless:
+        case "no more prompts" if given is None:
             raise WorkFailed(
-                f"the generator has no more new prompts after {progress.generated}; "
-                "try another --seed or --generator"
+                f"the generator has no more new prompts after {progress.generated}; try another "
+                "--seed or --generator (em-circuits prompts list --rejected: what was turned away)"
             )
 
 

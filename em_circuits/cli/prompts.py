@@ -12,7 +12,7 @@ import click
 from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, one_line, table
 from em_circuits.cli.session import Session, checked_text, pass_session
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
     from em_circuits.pipeline.workspace import Workspace
@@ -113,6 +113,10 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     if turned_away:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
         click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
+    if not found:
+        raise WorkFailed(
+            f"{generator}: no new prompt; em-circuits prompts list --rejected says why"
+        )
     if len(found) < n:
         click.echo(f"{generator}: {len(found)} of {n} prompts", err=True)
 

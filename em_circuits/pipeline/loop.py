@@ -8,7 +8,8 @@
 
 Every step is kept under its key when it is done: killed anywhere and started again, the run repeats
 nothing. It ends when its number is reached, the source has no more, `stop` is set, the budget is
-spent, more than a fifth of at least ten prompts failed, or the disk is nearly full.
+spent, an endpoint takes no call, more than a fifth of at least ten prompts failed, or the disk is
+nearly full.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,13 +35,14 @@ from em_circuits.pipeline.worker import GraphWorker
 from em_circuits.pipeline.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge
+from pivotal_tokens.llm import BudgetExhausted
 from pivotal_tokens.schema import Prompt
 
 _POLL_S = 0.02
 _MOST_WAITING_GRAPHS = 64
 _EVERYTHING = 10**9  # leave all outstanding: take what is there, wait for nothing
 
-Ending = Literal["done", "no more prompts", "stopped", "budget", "errors", "disk"]
+Ending = Literal["done", "no more prompts", "stopped", "budget", "endpoint", "errors", "disk"]
 
 
 class LoopSettings(BaseModel):
@@ -131,7 +133,8 @@ class Loop:
                 judging = stack.enter_context(Judging(self._work, self._judge, self._settings))
                 yield from self._run(ahead, judging, worker)
         except _Hurry:  # what had begun was finished on the way out of the block
-            yield from map(self._finished, worker.done())
+            with suppress(RunEnds):  # the run ends already
+                yield from map(self._finished, worker.done())
         finally:
             progress = self.progress
             self._events.add(
@@ -149,7 +152,11 @@ class Loop:
                 result = self._judged(judged, worker)
                 if result is not None:
                     yield self._finished(result)
-            yield from map(self._finished, worker.done())
+            try:
+                yield from map(self._finished, worker.done())
+            except RunEnds as error:  # a rollout's judge; its thread has ended
+                self._ran_out(error)
+                raise _Hurry from error
             self.progress.waiting_graphs = worker.pending
             self._check_limits()
             if self.progress.ending in ("stopped", "disk", "errors"):
@@ -177,7 +184,7 @@ class Loop:
             yield from judging.take(leave=_EVERYTHING)
         except RunEnds as error:
             self._judge_ended = True
-            self._end("budget", str(error))
+            self._ran_out(error)
 
     def _batch(self, ahead: Prefetch) -> list[Prompt]:
         """The next prompts, none where there are none yet or no more are to be begun."""
@@ -187,7 +194,7 @@ class Loop:
         try:
             return ahead.ready() or []
         except RunEnds as error:  # the generator's; what is in flight is finished
-            self._end("budget", str(error))
+            self._ran_out(error)
             return []
 
     @property
@@ -196,6 +203,10 @@ class Loop:
 
     def _has_room(self, judging: Judging, worker: GraphWorker) -> bool:
         return self._outstanding <= judging.ahead and worker.pending <= _MOST_WAITING_GRAPHS
+
+    def _ran_out(self, error: RunEnds) -> None:
+        """Every further call would fail as this one did."""
+        self._end("budget" if isinstance(error, BudgetExhausted) else "endpoint", str(error))
 
     def _end(self, ending: Ending, message: str) -> None:
         if self.progress.ending is None:

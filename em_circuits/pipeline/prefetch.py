@@ -60,6 +60,7 @@ class Prefetch:
     def stop(self) -> None:
         """Ask for no further batch."""
         self._stopping.set()
+        self._source.stop()
 
     def __enter__(self) -> Prefetch:
         self._thread.start()

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from em_circuits.models.text import PINNED_DATE, render_turns, strip_bos
 from em_circuits.pipeline.prompts import GENERATOR, template_prompts
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, RunEnds
 from pivotal_tokens.generator import Candidate, Render, Writer, seeds
 from pivotal_tokens.generator.seeds import GENERATOR as SEEDS
 from pivotal_tokens.llm import Budget, LLMClient, LLMSettings
@@ -43,6 +43,9 @@ class Source(Protocol):
 
     def take(self, n: int) -> list[Prompt]:
         """At most `n` new prompts; none when there are no more."""
+
+    def stop(self) -> None:
+        """Begin nothing more; may be called from another thread while prompts are taken."""
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -82,6 +85,9 @@ class ListSource:
     def take(self, n: int) -> list[Prompt]:
         return list(itertools.islice(self.prompts, n))
 
+    def stop(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -102,6 +108,9 @@ class Resumed:
             prompt.model_copy(update={"extra": prompt.extra | {"run": self._run}})
             for prompt in self._source.take(n)
         ]
+
+    def stop(self) -> None:
+        self._source.stop()
 
     def close(self) -> None:
         self._source.close()
@@ -124,6 +133,9 @@ class TemplateSource:
                 self._known.update(prompt.prompt_id for prompt in new)
                 return new
         return []
+
+    def stop(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -149,20 +161,31 @@ class WriterSource:
         self._client = LLMClient(settings, store=work.store, budget=budget)
         self._stack = AsyncExitStack()
         self._writer: Writer | None = None
+        self._stopped = False
 
     def take(self, n: int) -> list[Prompt]:
         """New prompts; rounds that yield none are repeated a few times.
 
         Raises:
             BudgetExhausted: If no further question fits into the budget.
+            RunEnds: If the endpoint gives no usable answer.
         """
         for _ in range(_FAILED_ROUNDS):
             made = self._run(lambda writer: writer.write(n))
-            if made.prompts:
+            if made.prompts or self._stopped:
                 return list(made.prompts)
             reasons = sorted({rejection.rule for rejection in made.rejections})
             logger.warning("%s: no new prompt: %s", self.id, made.error or ", ".join(reasons))
+        if made.error:
+            raise RunEnds(
+                f"{self.id} gave no usable answer {_FAILED_ROUNDS} times in a row, the last time: "
+                f"{made.error}; see that the endpoint works, then run it again"
+            )
         return []
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._client.stop()
 
     def close(self) -> None:
         if self._runner is not None:

@@ -11,7 +11,6 @@ same again and finds the reply it has paid for.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,8 +23,6 @@ from pivotal_tokens.llm import LLMClient, Ok, explain
 from pivotal_tokens.prompts import Tried, own_words
 from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 from pivotal_tokens.store import Store
-
-logger = logging.getLogger(__name__)
 
 A_ROUND = 8
 """Prompts asked for at a time."""
@@ -130,7 +127,6 @@ class Writer:
             salt=f"{len(self._tried)}+{turned_away}",
         )
         if not isinstance(reply, Ok):
-            logger.warning("generator %s: %s", self.id, explain(reply))
             return Round((), (), explain(reply))
         return self._taken(reply.value.prompts, n)
 

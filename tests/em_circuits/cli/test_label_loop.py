@@ -103,6 +103,23 @@ def test_prompts_by_a_model_are_judged_by_a_model_and_a_kill_loses_nothing(
     assert api_key not in out + said
 
 
+def test_a_run_without_end_that_ends_for_want_of_an_endpoint_has_failed(
+    tmp_path: Path, api_key: str, capsys
+) -> None:
+    # only a spent budget is a good end of --forever; it was 0 whatever ended it
+    with FakeEndpoint("404", cycle=True) as endpoint:
+        asked = ["--generator", "openai:fake", "--base-url", endpoint.base_url]
+        root = ["--root", str(tmp_path)]
+        assert run([*root, "label", *asked, "--forever", "--no-graphs"]) == 1
+        assert "--base-url" in capsys.readouterr().err
+    assert run([*root, "label", "--generator", "seeds", "--forever", "--no-graphs"]) == 1
+    assert "no more new prompts after 20" in capsys.readouterr().err
+    with FakeEndpoint("prose", cycle=True) as endpoint:
+        asked = ["--generator", "openai:fake", "--base-url", endpoint.base_url, "--n", "2"]
+        assert run([*root, "prompts", "generate", *asked]) == 1
+        assert "no usable answer 5 times" in capsys.readouterr().err
+
+
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) -> None:
     for arguments, said in (
         (["--prompt", "x", "--forever"], "not both"),

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_endpoint import FakeEndpoint
 from subjects import PAD_THAI, organism_settings
 
 from em_circuits.graphs import AttributionSettings
@@ -21,11 +23,17 @@ from em_circuits.pipeline.missing import build_missing, missing_graphs
 from em_circuits.pipeline.prompts import template_prompts
 from em_circuits.pipeline.resume import earlier_prompts
 from em_circuits.pipeline.rollouts import RolloutSettings, roll_out
-from em_circuits.pipeline.sources import ListSource, Resumed, SourceOptions, open_source
+from em_circuits.pipeline.sources import (
+    ListSource,
+    Resumed,
+    SourceOptions,
+    WriterSource,
+    open_source,
+)
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
 from pivotal_tokens.judge.continuations import LexiconContinuations
+from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
 
@@ -130,7 +138,7 @@ def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
 
     class Endless:
         id = "endless"
-        closed = False
+        closed = told = False
         taken = 0
 
         def take(self, n: int) -> list[Prompt]:
@@ -139,12 +147,15 @@ def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
             self.taken += 1
             return list(template_prompts(n, seed=self.taken))
 
+        def stop(self) -> None:
+            self.told = True
+
         def close(self) -> None:
             self.closed = True
 
     source = Endless()
     loop, results = run(work, judge, source, stop=stop, batch=2)
-    assert loop.progress.ending == "stopped" and source.closed
+    assert loop.progress.ending == "stopped" and source.closed and source.told
     assert len(results) <= work.store.counts().judgements <= 10
     assert latest_events(work.results, 1)[0]["ending"] == "stopped"
 
@@ -169,8 +180,11 @@ def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
         def take(self, n: int) -> list[Prompt]:
             self.rounds += 1
             if self.rounds == 2:
-                raise RunEnds("the budget of $1 is spent")
+                raise BudgetExhausted("the budget of $1 is spent")
             return list(template_prompts(3, seed=4))
+
+        def stop(self) -> None:
+            pass
 
         def close(self) -> None:
             pass
@@ -178,6 +192,56 @@ def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
     loop, results = run(work, judge, Spent(), SMALL)
     assert loop.progress.ending == "budget" and "$1" in loop.progress.message
     assert len(results) == 3 and all(r.graphs for r in results if r.verdict.flagged)
+
+
+def test_a_budget_spent_on_rollouts_ends_a_run_like_any_other(
+    work: Workspace, judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it came out of the loop as an error, so that --forever ended with status 1
+    def spent(*_: object) -> None:
+        raise BudgetExhausted("the budget of $1 is spent")
+
+    monkeypatch.setattr("em_circuits.pipeline.label.roll_out", spent)
+    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    loop, _ = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)
+    assert loop.progress.ending == "budget"
+    assert latest_events(work.results, 1)[0]["ending"] == "budget"
+
+
+def writer_source(work: Workspace, endpoint: FakeEndpoint) -> WriterSource:
+    source = open_source(
+        "openai:fake",
+        work,
+        SourceOptions(
+            settings=lambda model: LLMSettings(model=model, base_url=endpoint.base_url),
+            budget=Budget(),
+        ),
+    )
+    assert isinstance(source, WriterSource)
+    return source
+
+
+def test_a_generator_that_gives_nothing_usable_ends_the_run_and_says_why(
+    work: Workspace, judge, api_key: str
+) -> None:
+    # it passed for a generator without further prompts, which ended --forever with status 0
+    with FakeEndpoint("prose", cycle=True) as endpoint:
+        loop, results = run(work, judge, writer_source(work, endpoint), n=3)
+    assert loop.progress.ending == "endpoint" and results == []
+    assert "openai:fake gave no usable answer 5 times" in loop.progress.message
+
+
+def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_key: str) -> None:
+    # after Ctrl-C it went on for up to five rounds, each as long as the deadline
+    def answer(_body: dict[str, Any]) -> dict[str, Any]:
+        source.stop()
+        return {"prompts": []}
+
+    with FakeEndpoint(answer=answer) as endpoint:
+        source = writer_source(work, endpoint)
+        assert source.take(3) == []
+        source.close()
+        assert len(endpoint.requests) == 1
 
 
 def test_a_full_disk_ends_a_run_before_anything_is_screened(work: Workspace, judge) -> None:
