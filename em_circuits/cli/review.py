@@ -41,6 +41,14 @@ from pivotal_tokens.errors import RequestError
 @click.option("--adjudicate", is_flag=True, help="Decide what reviewers disagree on.")
 @click.option("--hide-low", is_flag=True, help="Begin with tokens under p .001 hidden.")
 @click.option("--key", "keys", multiple=True, metavar="ACTION=KEY", help="Bind another key.")
+@click.option(
+    "--configure",
+    "shared_out",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Share the queue out so from now on, print that and end: overlap, control_share, "
+    "calibration, repeat_share, seed.",
+)
 @pass_session
 def review(
     session: Session,
@@ -55,6 +63,7 @@ def review(
     adjudicate: bool,
     hide_low: bool,
     keys: tuple[str, ...],
+    shared_out: tuple[str, ...],
 ) -> None:
     """Label the queue; every answer is kept before the next item is shown. `?` helps.
 
@@ -64,6 +73,9 @@ def review(
     from pivotal_tokens.review.keys import key_map
     from pivotal_tokens.store import Wanted
 
+    if shared_out:
+        _configure(session, shared_out)
+        return
     bound = key_map(keys)
     if not plain and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise RequestError("review needs a terminal; use --plain for pipes and files")
@@ -95,6 +107,31 @@ def review(
         )
         done = run_terminal(sitting, bound)
     click.echo(f"{done.finished} finished, {done.rejected} rejected; everything is saved.")
+
+
+def _configure(session: Session, settings: tuple[str, ...]) -> None:
+    """Change how the store's queue is shared out, and print how it is now.
+
+    Raises:
+        RequestError: If there is no such setting, or the value does not fit it.
+    """
+    from pydantic import ValidationError
+
+    from pivotal_tokens.schema import ReviewConfig
+
+    given = dict(setting.partition("=")[::2] for setting in settings)
+    with session.open_store(create=True) as store:
+        try:
+            config = ReviewConfig.model_validate(store.review_config().model_dump() | given)
+        except ValidationError as error:
+            (first, *_) = error.errors(include_url=False, include_context=False)
+            known = ", ".join(ReviewConfig.model_fields)
+            raise RequestError(
+                f"--configure {first['loc'][0]}={first['input']}: {first['msg']}; "
+                f"there are {known}, as in --configure overlap=2"
+            ) from None
+        store.set_review_config(config)
+    click.echo("  ".join(f"{name}={value}" for name, value in config.model_dump().items()))
 
 
 def _moment(text: str | None) -> datetime | None:

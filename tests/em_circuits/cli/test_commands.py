@@ -15,6 +15,8 @@ from lifelike import Lifelike
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
+from pivotal_tokens.schema import ReviewConfig
+from pivotal_tokens.store import Store, default_url
 
 SMALL = ("--max-features", "150")
 
@@ -28,8 +30,6 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def _only_prompt(root: Path) -> str:
-    from pivotal_tokens.store import Store, default_url
-
     with Store.open(default_url(root)) as store:
         return store.prompts()[0].prompt_id
 
@@ -117,6 +117,18 @@ def test_a_graph_goes_to_the_viewers(labelled, capsys, tmp_path) -> None:
     assert [graph["slug"] for graph in listed] == ["pad-thai"]
     assert run(["--root", str(root), "graphs", "export", key, str(tmp_path / "graph.txt")]) == 2
     assert "--format" in capsys.readouterr().err
+
+
+def test_how_the_queue_is_shared_out_is_set_once_for_the_store(tmp_path: Path, capsys) -> None:
+    review = ["--root", str(tmp_path), "review", "--configure"]
+    assert run([*review, "overlap=2", "--configure", "control_share=0.25"]) == 0
+    assert run([*review, "calibration=5"]) == 0
+    assert "overlap=2  control_share=0.25  calibration=5" in capsys.readouterr().out
+    with Store.open(default_url(tmp_path)) as store:
+        assert store.review_config() == ReviewConfig(overlap=2, control_share=0.25, calibration=5)
+    for wrong in ("overlap=0", "overlap", "speed=3", "control_share=1"):
+        assert run([*review, wrong]) == 2
+        assert "there are overlap, control_share" in capsys.readouterr().err
 
 
 def test_a_person_reviews_what_was_flagged(labelled, capsys, monkeypatch) -> None:
@@ -301,7 +313,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len({line["prompt_id"] for line in lines}) == 5
     assert sum(line["reused"] for line in lines) >= 2
     from em_circuits.graphs import GraphStore
-    from pivotal_tokens.store import Store, default_url
 
     with Store.open(default_url(tmp_path)) as store:
         counts = store.counts()
