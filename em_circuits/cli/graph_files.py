@@ -42,6 +42,6 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
         try:
             return read_graph(path)
         except WorkFailed as error:
-            reason = str(error).split(";")[0]
+            reason = str(error).splitlines()[0].split(";")[0]
             raise RequestError(f"{reason}; give a graph file of this package") from error
     return graph_store(session).load(reference)

@@ -1,0 +1,23 @@
+"""A graph that is given as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from em_circuits.cli.app import run
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_broken_file_is_named_without_a_command_that_cannot_mend_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    # It used to say 'em-circuits graphs build DIRECTORY', as if the file's folder were a prompt.
+    file = tmp_path / "graph.safetensors"
+    file.write_bytes(content)
+    assert run(["--root", str(tmp_path), "graphs", "show", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert "give a graph file of this package" in said
+    assert "graphs build" not in said
