@@ -149,6 +149,8 @@ class Lane(Generic[Result]):
                 self._results.put(error)
                 return
             except Exception as error:  # of this prompt; the caller says what becomes of it
+                if self._stopping:  # nobody takes it any more; the next run asks
+                    return
                 outcome = error
         self._answered.append(Answered(prompt, lists, outcome))
         if self._keeper is None:
