@@ -12,6 +12,7 @@ unusable. Half of the votes or more unusable: `Unparsed`, from which no label fo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ from pivotal_tokens.store import Store
 PURPOSE = "judge"
 EXAMPLES = 8
 _TRIES = 3
+_READ_AGAIN_S = 60.0
 _SHOWN_AGAIN = 6000  # characters of an unusable answer that are sent back with its error
 
 _Result = TypeVar("_Result")
@@ -115,13 +117,14 @@ class ModelJudge:
             yield JudgeSession(self, client, bank)
 
 
-@dataclass(frozen=True)
+@dataclass
 class JudgeSession:
-    """A model judge at work."""
+    """A model judge at work; every minute it looks what people labelled meanwhile."""
 
     judge: ModelJudge
     client: LLMClient
     bank: ExampleBank
+    read_at: float = field(default_factory=time.monotonic)
 
     async def ask(self, prompt: Prompt, lists: NextTokenPair) -> Ballot:
         """Judge one prompt.
@@ -130,6 +133,7 @@ class JudgeSession:
             JudgeFailed: If no answer came.
             RunEnds: If the budget is spent or the endpoint takes no call.
         """
+        await self._read_again()
         asked = [self._vote(prompt, lists, number) for number in range(self.judge.votes)]
         # Every vote ends before anything is raised: a call in flight is paid for.
         ended = await asyncio.gather(*asked, return_exceptions=True)
@@ -142,6 +146,12 @@ class JudgeSession:
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something with the store, in turn with the ledger."""
         return await self.client.in_store(work, *arguments)
+
+    async def _read_again(self) -> None:
+        if not self.judge.examples or time.monotonic() - self.read_at < _READ_AGAIN_S:
+            return
+        self.read_at = time.monotonic()
+        self.bank = await self.in_store(ExampleBank.read, self.judge.store, self.judge.pair)
 
     def _decide(self, prompt: Prompt, votes: Sequence[Vote]) -> Judgement | Unparsed:
         good = [vote for vote in votes if vote.error is None]

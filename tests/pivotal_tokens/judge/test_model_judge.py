@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -186,9 +187,8 @@ def test_examples_leave_out_the_prompt_and_its_twin(lists: NextTokenPair) -> Non
     assert ExampleBank.of([incomplete]).ranked == ()
 
 
-def test_a_judge_learns_from_what_people_said(
-    store: Store, lists: NextTokenPair, prompt: Prompt
-) -> None:
+def teach(store: Store, lists: NextTokenPair) -> Prompt:
+    """A prompt that may be an example, judged and then labelled by a person."""
     number = next(i for i in range(99) if not is_for_evaluation(Prompt.of(f"gas {i}").prompt_id))
     taught = Prompt.of(f"gas {number}")
     store.add_prompt(taught)
@@ -214,6 +214,13 @@ def test_a_judge_learns_from_what_people_said(
         for token, label in {1: "safe", 2: "evil", 3: "unsure"}.items()
     ]
     store.record_labels(events)
+    return taught
+
+
+def test_a_judge_learns_from_what_people_said(
+    store: Store, lists: NextTokenPair, prompt: Prompt
+) -> None:
+    taught = teach(store, lists)
     with FakeEndpoint() as endpoint:
         ballot = judge_for(store, endpoint).ballot(prompt, lists)
         judge_for(store, endpoint).ballot(taught, lists)
@@ -222,6 +229,24 @@ def test_a_judge_learns_from_what_people_said(
     assert ballot.votes[0].examples == (taught.prompt_id,)
     assert "a_judge_had_said" in first[1]["content"] and "a spark" in first[1]["content"]
     assert len(second) == len(third) == 2
+
+
+def test_a_judge_at_work_learns_from_labels_given_meanwhile(
+    store: Store, lists: NextTokenPair, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a run without end never saw what people said while it went on
+    monkeypatch.setattr("pivotal_tokens.judge.model._READ_AGAIN_S", 0.0)
+
+    async def ask_twice(judge: ModelJudge) -> None:
+        async with judge.session() as session:
+            before = await session.ask(prompt, lists)
+            taught = teach(store, lists)
+            after = await session.ask(prompt, lists)
+        assert before.votes[0].examples == () != after.votes[0].examples
+        assert after.votes[0].examples == (taught.prompt_id,)
+
+    with FakeEndpoint() as endpoint:
+        asyncio.run(ask_twice(judge_for(store, endpoint)))
 
 
 def in_lane(
