@@ -72,7 +72,7 @@ def report(
     write_judge_page(made, folder / "report.html")
     config = {"judge": name, "pair": pair, "resamples": resamples}
     for file in ("report.json", "report.html"):
-        inputs = {"store": session.options["store"] or str(session.default_store)}
+        inputs = {"store": session.store_name}
         write_provenance(folder / file, inputs=inputs, config=config)
     if as_json:
         emit(made.model_dump(mode="json"))

@@ -57,7 +57,7 @@ def export(session: Session, out: Path | None, kind: str | None, as_json: bool) 
     write_records(out, records, FIELDS, format=kind)
     write_provenance(
         out,
-        inputs={"store": session.options["store"] or str(session.default_store)},
+        inputs={"store": session.store_name},
         config={"command": "labels export", "format": kind},
         records=len(records),
     )
@@ -219,7 +219,7 @@ def plots(session: Session, out: Path | None, png: Path | None, as_json: bool) -
     for path in made:
         write_provenance(
             path,
-            inputs={"store": session.options["store"] or str(session.default_store)},
+            inputs={"store": session.store_name},
             config={"command": "labels plots"},
             counts=counts.model_dump(),
         )

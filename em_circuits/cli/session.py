@@ -79,6 +79,14 @@ class Session:
 
         return self.root / "results" / DEFAULT_NAME
 
+    @property
+    def store_name(self) -> str:
+        """The store as provenance names it: a password never leaves the command line."""
+        from pivotal_tokens.store.address import address
+
+        url = self.options["store"]
+        return address(url).shown if url else str(self.default_store)
+
     def open_store(self, *, create: bool = False) -> Store:
         """The store alone, for commands that need no model.
 

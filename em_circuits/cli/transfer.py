@@ -27,8 +27,8 @@ def export(session: Session, out: Path, as_json: bool) -> None:
     with session.open_store() as store:
         number = write_store(store, out) if out.suffix else write_tree(store, out)
     if out.suffix:
-        source = session.options["store"] or str(session.default_store)
-        write_provenance(out, inputs={"store": source}, config={"command": "export"})
+        inputs = {"store": session.store_name}
+        write_provenance(out, inputs=inputs, config={"command": "export"})
     what = "records" if out.suffix else "files"
     if as_json:
         emit({"written": str(out), what: number})

@@ -36,7 +36,9 @@ class Address:
     @property
     def shown(self) -> str:
         """For messages: the path, or the URL without its password."""
-        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        if self.path:
+            return str(self.path)
+        return self.url.difference_update_query(["password"]).render_as_string(hide_password=True)
 
     def engine(self) -> Engine:
         """An engine on it; nothing is opened yet.

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from em_circuits.cli.app import run
+from em_circuits.cli.session import Session
 from pivotal_tokens.schema import (
     Judgement,
     LabelEvent,
@@ -97,6 +98,19 @@ def test_a_whole_store_goes_out_and_comes_in(root, tmp_path, capsys, name):
     assert after.pairs[0].judgements == before.pairs[0].judgements
     again = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
     assert (again["added"], again["conflicts"], again["prompts"]) == (0, 0, 0)
+
+
+def test_provenance_names_a_store_without_its_password(root, tmp_path, capsys):
+    """The password of --store stood in the provenance beside every export, plot and report."""
+    url = "postgresql+psycopg://ada:secret@db.example/em"
+    assert Session({"root": str(root), "store": url}).store_name == url.replace("secret", "***")
+    asked = "postgresql+psycopg://db.example/em?password=secret"
+    assert "secret" not in Session({"root": str(root), "store": asked}).store_name
+    for command in (["labels", "export"], ["export"], ["labels", "plots"]):
+        out = tmp_path / f"{'-'.join(command)}.jsonl"
+        ask(capsys, root, *command, str(out))
+        made = json.loads(out.with_name(out.name + ".provenance.json").read_text())
+        assert made["inputs"]["store"] == str(root / "results" / "em-circuits.sqlite")
 
 
 def test_a_conflict_is_listed_and_what_is_left_out_is_exit_status_1(root, tmp_path, capsys):
