@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Literal, get_args
 
 from pivotal_tokens.errors import RequestError
@@ -77,6 +78,10 @@ _NAMES = {":": "colon", "?": "question_mark", "/": "slash", " ": "space", ".": "
 _NAMES |= {",": "comma", ";": "semicolon", "-": "minus", "+": "plus", "=": "equals_sign"}
 _NAMES |= {"!": "exclamation_mark", "*": "asterisk", "#": "number_sign", "'": "apostrophe"}
 _SHOWN = {name: character for character, name in _NAMES.items()} | {"question_mark": "?"}
+_SPECIAL = frozenset(
+    "up down left right home end pageup pagedown insert delete backspace enter tab shift+tab".split()
+)
+_SPECIAL |= {f"f{n}" for n in range(1, 25)} | {f"ctrl+{c}" for c in ascii_lowercase}
 # Typing one of these begins a command of the list syntax.
 RESERVED = frozenset("bBT0123456789") - {"b"}
 
@@ -129,4 +134,9 @@ def _parsed(change: str, given: str) -> tuple[str, ...]:
             raise RequestError(f"key {name!r} begins a list such as B1,T3,4; bind another")
         if len(name) == 1 and not name.isprintable():
             raise RequestError(f"{change!r} binds no key that can be typed")
+        if len(name) > 1 and name not in _SPECIAL and name not in _NAMES.values():
+            raise RequestError(
+                f"no key {name!r} to bind; write one character, or a name in small letters "
+                "such as f2, ctrl+e, space, tab, pageup"
+            )
     return tuple(_NAMES.get(name, name) for name in names)

@@ -28,6 +28,7 @@ from pivotal_tokens.review.commands import (
 from pivotal_tokens.review.display import fit, visible, wrap
 from pivotal_tokens.review.questions import Question, Reveal
 from pivotal_tokens.review.rubric import RUBRIC
+from pivotal_tokens.review.screen import rejections_line, votes_line
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import Label, NextTokens
 
@@ -70,6 +71,19 @@ def render(question: Question) -> Iterator[str]:
     for row in range(max(len(left), len(right))):
         sides = [side[row] if row < len(side) else "" for side in (left, right)]
         yield f"{fit(sides[0], _SIDE)}  {sides[1]}".rstrip()
+    if question.adjudication:
+        yield from _disagreement(question)
+
+
+def _disagreement(question: Question) -> Iterator[str]:
+    """What an adjudicator has to decide: who said what, and who found the prompt bad."""
+    yield ""
+    yield "Reviewers disagree:"
+    for token in question.disputed:
+        text = visible(question.lists.base.by_id[token].text)
+        yield f"  {fit(text, _TEXT)} {fit(votes_line(question, token), COLUMNS - _TEXT - 3)}".rstrip()
+    if question.rejected_by:
+        yield fit(rejections_line(question), COLUMNS).rstrip()
 
 
 def _column(tokens: NextTokens, letter: str, labels: Mapping[int, Label]) -> Iterator[str]:

@@ -75,6 +75,17 @@ def prompt_lines(view: View, columns: int) -> list[Line]:
     return [((line, ""),) for line in wrap(view.question.prompt.text, columns)]
 
 
+def votes_line(question: Question, token_id: int) -> str:
+    """What each reviewer said about a token, for an adjudicator."""
+    votes = question.votes.items()
+    return ", ".join(f"{visible(name)} {vote.get(token_id, 'none')}" for name, vote in votes)
+
+
+def rejections_line(question: Question) -> str:
+    """Who found the prompt bad, for an adjudicator."""
+    return f"  rejected by {', '.join(map(visible, question.rejected_by))}"
+
+
 def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
     """What the judge had said, once the person has answered."""
     differ = len(reveal.differences)
@@ -187,9 +198,11 @@ def _detail(view: View, columns: int) -> list[Line]:
     room = columns - width(facts) - 2
     shown = text if width(text) <= room else fit(text, max(room, 4))
     lines: list[Line] = [(("> ", "bold"), (shown, "bold"), (facts, "dim"))]
-    if votes := view.question.votes:
-        given = (f"{visible(n)} {v.get(token.token_id, 'none')}" for n, v in votes.items())
-        lines.append(((fit("  " + ", ".join(given), columns), "differs"),))
+    if view.question.votes:
+        said = votes_line(view.question, token.token_id)
+        lines.append(((fit(f"  {said}", columns), "differs"),))
+    if view.question.rejected_by:
+        lines.append(((fit(rejections_line(view.question), columns), "differs"),))
     for model, going_on in list(view.continuations.get(token.token_id, ()))[:2]:
         head = f"  {_LETTERS[model]} goes on: "
         lines.append(((head, "dim"), (fit(visible(going_on), columns - len(head)), "")))

@@ -25,6 +25,8 @@ def test_a_changed_action_loses_its_old_keys_and_the_others_keep_theirs():
         ("evil=", "binds no key"),
         ("evil=T", "begins a list"),
         ("evil=\x1b", "cannot|can be typed"),
+        ("evil=ff", "no key 'ff'"),  # was taken, and nothing was evil any more
+        ("evil=F2", "no key 'F2'"),
     ],
 )
 def test_a_wrong_binding_is_one_line(change, message):

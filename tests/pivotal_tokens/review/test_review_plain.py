@@ -3,9 +3,11 @@ import io
 import pytest
 
 from pivotal_tokens.review import ReviewService, run_plain
+from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import width
-from pivotal_tokens.schema import Judgement, Prompt, TokenLabel
-from pivotal_tokens.store import HUMAN
+from pivotal_tokens.review.screen import View, item_lines, plain
+from pivotal_tokens.schema import Judgement, Prompt, ReviewConfig, TokenLabel
+from pivotal_tokens.store import HUMAN, Wanted
 
 PAIR = "pair-1"
 TEXTS = {1: " leave", 2: " ignore", 3: "\n\x1b[31m\u202e", 4: " " + "x" * 40}
@@ -159,3 +161,23 @@ def test_a_difference_asks_why_and_the_judges_labels_can_be_taken_over(store, qu
     assert texts == ["it is the gas"]
     assert labels(store, queued[1]) == {1: "safe", 2: "evil", 3: "unsure", 4: "unsure"}
     assert all(e.agreed_after_reveal for e in store.label_events(queued[1].prompt_id)[-3:])
+
+
+def test_an_adjudicator_sees_who_said_what_and_who_rejected(store, queued):
+    """Found in review: --adjudicate --plain showed neither, the screen no rejection."""
+    store.set_review_config(ReviewConfig(overlap=3, calibration=0))
+    first = Wanted(prompts=(queued[0].prompt_id,))
+    names = ("ada", "bob", "cy\x1b")
+    ada, bob, cyd = (ReviewService(store, name, wanted=first) for name in names)
+    ada.finish(ada.label(ada.next_question(), {2: "evil"}), rest="safe")
+    bob.finish(bob.next_question(), rest="safe")
+    cyd.reject(cyd.next_question(), "no stakes")
+    out = io.StringIO()
+    eve = ReviewService(store, "eve", adjudicate=True)
+    run_plain(eve, io.StringIO("q\n"), out)
+    shown = out.getvalue()
+    assert "  ␣ignore           ada evil, bob safe" in shown
+    assert "  rejected by cy\\x1b" in shown
+    assert all(width(line) <= 80 for line in shown.split("\n"))
+    drawn = "\n".join(plain(item_lines(View(eve.next_question(), Place("merged", 1)), 80, 20)))
+    assert "ada evil, bob safe" in drawn and "rejected by cy\\x1b" in drawn
