@@ -79,9 +79,11 @@ _NAMES |= {",": "comma", ";": "semicolon", "-": "minus", "+": "plus", "=": "equa
 _NAMES |= {"!": "exclamation_mark", "*": "asterisk", "#": "number_sign", "'": "apostrophe"}
 _SHOWN = {name: character for character, name in _NAMES.items()} | {"question_mark": "?"}
 _SPECIAL = frozenset(
-    "up down left right home end pageup pagedown insert delete backspace enter tab shift+tab".split()
+    {"up", "down", "left", "right", "home", "end", "pageup", "pagedown", "insert", "delete"}
+    | {"backspace", "enter", "tab", "shift+tab"}
+    | {f"f{number}" for number in range(1, 25)}
+    | {f"ctrl+{letter}" for letter in ascii_lowercase}
 )
-_SPECIAL |= {f"f{n}" for n in range(1, 25)} | {f"ctrl+{c}" for c in ascii_lowercase}
 # Typing one of these begins a command of the list syntax.
 RESERVED = frozenset("bBT0123456789") - {"b"}
 

@@ -80,8 +80,8 @@ def _disagreement(question: Question) -> Iterator[str]:
     yield ""
     yield "Reviewers disagree:"
     for token in question.disputed:
-        text = visible(question.lists.base.by_id[token].text)
-        yield f"  {fit(text, _TEXT)} {fit(votes_line(question, token), COLUMNS - _TEXT - 3)}".rstrip()
+        text = fit(visible(question.lists.base.by_id[token].text), _TEXT)
+        yield fit(f"  {text} {votes_line(question, token)}", COLUMNS).rstrip()
     if question.rejected_by:
         yield fit(rejections_line(question), COLUMNS).rstrip()
 
