@@ -112,6 +112,11 @@ class ReviewSeat:
         if asked["item"] != current:
             raise LeaseLost("this window shows an item that is answered; reload it to go on")
 
+    def _require_shown(self, asked: dict[str, Any]) -> None:
+        """What is said about a reveal names the item whose reveal was on the screen."""
+        if self._reveal is not None and asked.get("of") != self._reveal.item.item_id:
+            raise LeaseLost("the judge's labels of another item are shown now; nothing was kept")
+
     def _next(self, _asked: dict[str, Any]) -> str:
         if self._question is None:
             self._question = self._service.next_question()
@@ -168,9 +173,10 @@ class ReviewSeat:
         self._service.note(self._now(), _text(asked))
         return "kept the note"
 
-    def _agree(self, _asked: dict[str, Any]) -> str:
+    def _agree(self, asked: dict[str, Any]) -> str:
         if self._reveal is None or not self._reveal.differences:
             raise RequestError("there is nothing to take over")
+        self._require_shown(asked)
         n = len(self._reveal.differences)
         self._reveal = self._service.agree(self._reveal)
         return f"took {n} of the judge's labels over; they are marked as seen"
@@ -178,6 +184,7 @@ class ReviewSeat:
     def _explain(self, asked: dict[str, Any]) -> str:
         if self._reveal is None:
             raise RequestError("there is nothing to explain")
+        self._require_shown(asked)
         self._service.explain(self._reveal, _text(asked))
         return "kept the reason"
 
@@ -285,6 +292,7 @@ def _tokens(tokens: NextTokens) -> list[dict[str, Any]]:
 def _revealed(reveal: Reveal) -> dict[str, Any]:
     mass = reveal.verdict.evil_mass
     return {
+        "item": reveal.item.item_id,
         "prompt_id": reveal.prompt_id,
         "verdict": reveal.verdict.kind,
         "evil_mass": None if mass is None else {"base": mass.base, "merged": mass.merged},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from browsing import running
-from rooms import Room
+from rooms import TOKENS, Room
 
 
 def _answered(page, n: int) -> None:
@@ -77,3 +80,38 @@ def test_a_rejection_asks_for_words_and_a_command_is_typed(room: Room, open_brow
         page.keyboard.press("Enter")
         page.wait_for_selector(f"#review:not([data-item='{first}'])")
         assert [i.item_id for i in room.store.queue("rejected")] == [int(first or 0)]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.25])
+def test_a_key_belongs_to_the_item_that_was_shown(room: Room, open_browser, delay: float) -> None:
+    """Keys pressed before the next item was there once labelled it, unseen."""
+
+    def slowly(route) -> None:
+        time.sleep(delay)
+        route.continue_()
+
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.route("**/api/review", slowly)
+        page.goto(base + "review")
+        page.wait_for_selector(".choice.at")
+        page.evaluate(PRESS, ["e", "Enter", "s", "s", "Enter", "u", "a", "U"])
+        _answered(page, 1)
+        assert room.store.counts().queue["done"] == 1
+        first, second = (room.store.queue(state)[0].prompt_id for state in ("done", "leased"))
+        given = {one.token_id: one.label for one in room.store.labels(first).human}
+        assert given == {3: "evil", 10: "safe", 17: "safe"}
+        assert not room.store.labels(second).human
+        page.evaluate(PRESS, ["u", "s", "e"])
+        page.wait_for_selector("#review[data-unsaved='0']")
+        given = {one.token_id: one.label for one in room.store.labels(second).human}
+        assert given == dict(zip(TOKENS, ("unsure", "safe", "evil"), strict=True))
+        page.evaluate(PRESS, ["Backspace", "Backspace", "e", "Enter"])
+        _answered(page, 2)
+        given = {one.token_id: one.label for one in room.store.labels(second).human}
+        assert given == dict(zip(TOKENS, ("unsure", "evil", "safe"), strict=True))
+        assert page.locator("#toasts .bad").count() == 0
+
+
+PRESS = """(keys) => { for (const key of keys) document.querySelector("#review").dispatchEvent(
+    new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true })); }"""

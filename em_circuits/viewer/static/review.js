@@ -5,45 +5,81 @@ const root = document.getElementById("review");
 const LISTS = ["merged", "base"];
 const MARKS = { evil: "▲ evil", safe: "● safe", unsure: "? unsure", left: "– left" };
 const SVG = "http://www.w3.org/2000/svg";
+// These lead to another item: until the answer is here, no key but undo does anything.
+const LEAVES = new Set(["begin", "next", "finish", "reject", "skip", "defer", "command", "quit"]);
+const ANYWHERE = new Set(["state", "begin", "next", "agree", "explain", "undo", "quit"]);
 let state = null, at = { list: "merged", row: 0 }, busy = Promise.resolve(), asking = null;
+let leaving = 0, undoing = 0, unsaved = new Map();
 
-// Answers go out one after the other, in the order of the keys.
-function act(body, after = null) {
+const shownItem = () => state?.question?.item ?? null;
+
+// An answer belongs to the item that was shown when its key was pressed, and names it: it is dropped when
+// another is shown by then, and the server refuses it for any other. Answers go out in the order of the keys;
+// `fill` gives what is known of one only when its turn has come.
+function act(body, item = shownItem(), fill = () => ({})) {
+  const bound = !ANYWHERE.has(body.do), leaves = LEAVES.has(body.do), undoes = body.do === "undo";
+  if (leaving && !undoes) return busy;
+  leaving += leaves;
+  undoing += undoes;
   busy = busy.then(async () => {
-    const answered = state?.question?.item ?? null;
-    const needsItem = !["state", "begin", "next", "agree", "explain", "undo", "quit"].includes(body.do);
-    if (needsItem && answered === null) return;
+    if (bound && (item === null || item !== shownItem())) return;
     try {
-      const before = answered;
-      state = await ask("/api/review", needsItem ? { ...body, item: answered } : body);
-      if (state.question?.item !== before) at = { list: "merged", row: 0 };
-      if (state.said && !["saved"].includes(state.said)) toast(state.said);
-      after?.();
+      take(await ask("/api/review", bound ? { ...body, ...fill(), item } : body), undoes);
+      if (state.said && state.said !== "saved") toast(state.said);
     } catch (error) {
       say(error);
-      if (error.status === 409) state = await ask("/api/review", { do: "state" }).catch(() => state);
+      unsaved.clear();
+      if (error.status === 409) take(await ask("/api/review", { do: "state" }).catch(() => state));
     }
+  }).finally(() => {
+    leaving -= leaves;
+    undoing -= undoes;
     render();
   });
   return busy;
 }
 
+function take(fresh, undone = false) {
+  const before = state?.question, now = fresh?.question;
+  state = fresh;
+  if (now?.item !== before?.item) {
+    at = { list: "merged", row: 0 };
+    unsaved = new Map();
+    asking = null;
+    return;
+  }
+  if (!now) return;
+  for (const [token, given] of unsaved) if (saved(token) === given) unsaved.delete(token);
+  // The token that is open again is the one to answer.
+  const answered = (id) => before.labels[id] || before.left.includes(id);
+  const reopened = undone && places().find(({ token: { token_id: id } }) => !saved(id) && answered(id));
+  if (reopened) at = { list: reopened.list, row: reopened.row };
+}
+
 const current = () => state?.question?.[at.list][at.row] ?? null;
-const labelOf = (id) => state.question.labels[id] ?? (state.question.left.includes(id) ? "left" : null);
+const saved = (id) => state.question.labels[id] ?? (state.question.left.includes(id) ? "left" : null);
+const labelOf = (id) => unsaved.get(id) ?? saved(id);
+const places = () => LISTS.flatMap((list) => state.question[list].map((token, row) => ({ list, row, token })));
 
 function label(value) {
-  const token = current();
-  if (!token) return;
-  act({ do: "label", labels: { [token.token_id]: value } }, nextOpen);
+  if (!current() || leaving) return;
+  const mark = () => {
+    const { token_id: token } = current();
+    unsaved.set(token, value);
+    nextOpen();
+    render();
+    return { labels: { [token]: value } };
+  };
+  // While something is taken back, the cursor is on its way to what is open again.
+  if (undoing) act({ do: "label" }, shownItem(), mark);
+  else act({ do: "label", ...mark() });
 }
 
 function nextOpen() {
-  const { question } = state;
-  const places = LISTS.flatMap((list) => question[list].map((token, row) => ({ list, row, token })));
-  const here = places.findIndex((p) => p.list === at.list && p.row === at.row);
-  const open = [...places.slice(here + 1), ...places.slice(0, here)].find((p) => !labelOf(p.token.token_id));
+  const all = places(), here = all.findIndex((p) => p.list === at.list && p.row === at.row);
+  const open = [...all.slice(here + 1), ...all.slice(0, here)].find((p) => !labelOf(p.token.token_id));
   if (open) at = { list: open.list, row: open.row };
-  else if (at.row < question[at.list].length - 1) at.row += 1;
+  else if (at.row < state.question[at.list].length - 1) at.row += 1;
 }
 
 function move(by) {
@@ -59,8 +95,14 @@ function otherList() {
   render();
 }
 
-function askFor(what, placeholder, send) {
-  asking = { what, placeholder, send };
+// Only what is on the screen can be agreed to.
+function agree() {
+  if (state?.reveal?.differences.length) act({ do: "agree", of: state.reveal.item });
+}
+
+function askFor(what, placeholder, body) {
+  if (leaving) return;
+  asking = { what, placeholder, body, item: shownItem() };
   render();
   root.querySelector(".asking input")?.focus();
 }
@@ -113,7 +155,7 @@ function item() {
         off ? make("button", { type: "button", onclick: () => act({ do: "begin", skipped: true }) }, "Ask those put off and skipped again") : null,
         button("Take the last answer back", "⌫", () => act({ do: "undo" }))));
   }
-  const left = question.missing.length;
+  const left = question.missing.filter((id) => !unsaved.has(id)).length;
   return make("div", {},
     make("p", { class: "crumbs" }, make("span", { class: "mono" }, question.prompt_id), ` · ${question.kind}`, question.adjudication ? make("b", {}, " · adjudication: reviewers disagree") : ""),
     question.rejected_by.length ? make("p", { class: "notice" }, `Rejected by ${question.rejected_by.join(", ")}.`) : null,
@@ -134,7 +176,7 @@ function form() {
   const input = make("input", { type: "text", placeholder: asking.placeholder, ariaLabel: asking.what, maxLength: 2000, autocomplete: "off" });
   return make("form", {
     class: "asking",
-    onsubmit: (event) => { event.preventDefault(); const { send } = asking, text = input.value; asking = null; root.focus(); if (text.trim()) send(text); else render(); },
+    onsubmit: (event) => { event.preventDefault(); const { body, item } = asking, text = input.value; asking = null; root.focus(); if (text.trim()) act({ ...body, text }, item); render(); },
     onkeydown: (event) => { if (event.key === "Escape") { asking = null; render(); } event.stopPropagation(); },
   }, input, make("button", { class: "primary" }, asking.what));
 }
@@ -148,7 +190,7 @@ function aside() {
       : reveal.differences.length === 0 ? make("p", { class: "muted" }, `The judge says the same of all ${reveal.judged} tokens.`)
         : [make("p", { class: "muted" }, `The judge differs on ${reveal.differences.length} of ${reveal.judged}:`),
           ...reveal.differences.map((d) => make("div", { class: "difference" }, make("span", { class: "token unpleasant" }, visible(d.text)), make("span", {}, make("span", { class: `label ${d.human}` }, `you ${d.human}`), " / ", make("span", { class: `label ${d.judge}` }, `judge ${d.judge}`)))),
-          make("div", { class: "actions" }, button("Agree with the judge", "a", () => act({ do: "agree" })), make("button", { type: "button", onclick: () => askFor("Keep the reason", "why do you differ from the judge?", (text) => act({ do: "explain", text })) }, "Say why"))]) : null;
+          make("div", { class: "actions" }, button("Agree with the judge", "a", agree), make("button", { type: "button", onclick: () => askFor("Keep the reason", "why do you differ from the judge?", { do: "explain", of: reveal.item }) }, "Say why"))]) : null;
   return make("aside", {},
     make("section", { class: "card" }, make("h2", {}, `${progress.now} answered, ${progress.waiting} to go`),
       make("dl", { class: "facts" },
@@ -172,17 +214,18 @@ function render() {
   if (again && text !== undefined) { again.value = text; again.focus(); }
   root.dataset.item = state.question?.item ?? "";
   root.dataset.answered = state.progress.now;
+  root.dataset.unsaved = unsaved.size;
 }
 
 const keys = {
   e: () => label("evil"), s: () => label("safe"), u: () => label("unsure"), l: () => label("left"),
   Enter: () => (state?.question ? act({ do: "finish", rest: "safe" }) : act({ do: "next" })),
   U: () => act({ do: "finish", rest: "unsure" }),
-  a: () => act({ do: "agree" }),
-  x: () => askFor("Reject", "what is wrong with this prompt?", (text) => act({ do: "reject", text })),
+  a: agree,
+  x: () => askFor("Reject", "what is wrong with this prompt?", { do: "reject" }),
   z: () => act({ do: "skip" }), d: () => act({ do: "defer" }),
-  n: () => askFor("Keep the note", "a remark to keep with this item", (text) => act({ do: "note", text })),
-  ":": () => askFor("Do it", "B1,T3,4 evil   ? T2 unsure   s T1 safe   rest-unsure", (text) => act({ do: "command", text })),
+  n: () => askFor("Keep the note", "a remark to keep with this item", { do: "note" }),
+  ":": () => askFor("Do it", "B1,T3,4 evil   ? T2 unsure   s T1 safe   rest-unsure", { do: "command" }),
   Backspace: () => act({ do: "undo" }), q: () => act({ do: "quit" }),
   j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
   Tab: otherList, ArrowLeft: otherList, ArrowRight: otherList,

@@ -33,7 +33,9 @@ def test_an_answer_is_saved_and_the_next_item_comes(room: Room, client: TestClie
     assert state["question"]["item"] != item
     differences = {d["token_id"]: (d["human"], d["judge"]) for d in state["reveal"]["differences"]}
     assert differences == {3: ("safe", "evil"), 10: ("unsure", "safe")}
-    state = act(client, do="agree")
+    late = client.post("/api/review", json={"do": "agree", "of": item + 1})
+    assert late.status_code == 409 and room.store.labels(first["prompt_id"]).by_token[3] == "safe"
+    state = act(client, do="agree", of=item)
     assert room.store.labels(first["prompt_id"]).by_token[3] == "evil"
 
 
