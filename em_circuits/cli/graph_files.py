@@ -44,4 +44,6 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
         except WorkFailed as error:
             reason = str(error).splitlines()[0].split(";")[0]
             raise RequestError(f"{reason}; give a graph file of this package") from error
+    if path.is_dir():
+        raise RequestError(f"{path} is a directory: give a graph's key, a .safetensors or a .pt")
     return graph_store(session).load(reference)

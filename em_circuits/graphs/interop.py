@@ -33,7 +33,7 @@ from em_circuits.graphs.graph import (
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.unpickle import circuit_tracer_record
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import prompt_id
 
 EXTRA = "circuit_tracer"
@@ -66,7 +66,12 @@ def import_pt(path: Path, *, trust_pickle: bool = False) -> AttributionGraph:
         _convert(path, Path(directory))
         record = json.loads((Path(directory) / unpickle.RECORD).read_text(encoding="utf-8"))
         tensors = load_file(Path(directory) / unpickle.TENSORS)
-        return _graph(path, record, tensors)
+        try:
+            return _graph(path, record, tensors)
+        except (RequestError, WorkFailed, ValueError) as error:
+            kind = WorkFailed if isinstance(error, WorkFailed) else RequestError
+            reason = str(error).splitlines()[0].removeprefix(f"{path} ")
+            raise kind(f"{path} is not a usable graph: {reason}") from error
 
 
 def export_pt(graph: AttributionGraph, path: Path) -> None:
@@ -124,8 +129,11 @@ def _convert(path: Path, directory: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit status {done.returncode}"
-        raise RequestError(f"{path} cannot be read as a circuit-tracer graph: {reason}")
+        reason = lines[-1][:200] if lines else f"exit status {done.returncode}"
+        raise RequestError(
+            f"{path} cannot be read as a circuit-tracer graph: {reason}; give a file of "
+            "circuit_tracer.graph.Graph.to_pt"
+        )
 
 
 def _graph(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> AttributionGraph:

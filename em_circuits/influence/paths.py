@@ -82,7 +82,10 @@ def top_paths(
     if not 0 <= source < layout.n_sources:
         raise RequestError(f"The source of a path is a node of 0..{layout.n_sources - 1}: {source}")
     if len(targets) != 1 or k < 1:
-        raise RequestError(f"Paths are to one target, at least one: {len(targets)} targets, k={k}.")
+        raise RequestError(
+            f"Paths lead to one target, k at least 1: got {len(targets)} targets, k={k}; name one "
+            "token id, or evil-safe."
+        )
     if not is_regular(edges):
         raise RequestError("Paths need edges that run from lower layers to higher ones.")
     scale = row_scale(graph, method)

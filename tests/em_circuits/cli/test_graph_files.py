@@ -21,3 +21,9 @@ def test_a_broken_file_is_named_without_a_command_that_cannot_mend_it(
     assert str(file) in said
     assert "give a graph file of this package" in said
     assert "graphs build" not in said
+
+
+def test_a_directory_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--root", str(tmp_path), "influence", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "is a directory" in err and len(err.strip().splitlines()) == 1
