@@ -82,6 +82,11 @@ class Workspace:
         cache = self.results / "fingerprints.json" if self.results.is_dir() else None
         return ModelPair.load(self.models, FingerprintCache(cache))
 
+    @property
+    def loaded_pair(self) -> ModelPair | None:
+        """Both models, if something has loaded them already."""
+        return self.__dict__.get("pair")
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The models' tokenizer, without loading the models."""

@@ -17,6 +17,7 @@ from em_circuits.viewer.door import Door, Session
 from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import PromptLabels
 from pivotal_tokens.store import Store
 
 NAVIGATION = (
@@ -54,6 +55,25 @@ class Desk:
         """Who asks; the guard has let them in."""
         session: Session = request.scope["state"]["session"]
         return session
+
+    def under_review(self, request: Request, prompt_id: str) -> bool:
+        """Is this reviewer answering this very prompt now, before any judge's label was shown?"""
+        name = self.session(request).reviewer
+        held = self.store.queue("leased", reviewer=name, prompt_id=prompt_id)
+        return any(not item.revealed for item in held)
+
+    def labels(self, request: Request, prompt_id: str) -> PromptLabels:
+        """The labels that this browser may see; whose judge's it was shown is remembered.
+
+        While its reviewer answers the prompt these are their own alone.
+        """
+        session, labels = self.session(request), self.store.labels(prompt_id)
+        if self.under_review(request, prompt_id):
+            own = tuple(one for one in labels.labels if one.author == session.reviewer)
+            return labels.model_copy(update={"labels": own, "judge": ()})
+        if labels.judge:
+            session.shown_judge.add(prompt_id)
+        return labels
 
     def page(
         self, request: Request, template: str, status: int = 200, /, **values: Any

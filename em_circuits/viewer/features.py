@@ -25,11 +25,12 @@ from em_circuits.graphs import AttributionGraph
 from em_circuits.pipeline.aggregate import AggregateRequest, aggregate_prompts
 from em_circuits.viewer.body import query_int, read_json
 from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.explanations import explanation
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import EmCircuitsError, RequestError
-from pivotal_tokens.schema import Label
+from pivotal_tokens.schema import Label, ModelName
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
     def where(request: Request) -> Response:
         layer = query_int(request, "layer", 0, least=0, most=10_000)
         feature = query_int(request, "feature", 0, least=0, most=2**31)
-        model = "base" if request.query_params.get("model") == "base" else "merged"
+        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
         return Json(_where(desk, request, texts, layer=layer, feature=feature, model=model))
 
     return [
@@ -136,7 +137,7 @@ def lines(table: Table) -> list[dict[str, Any]]:
 
 
 def _where(
-    desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: str
+    desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: ModelName
 ) -> dict[str, Any]:
     pair = desk.pair(request)
     records = [r for r in desk.store.graphs(pair=pair) if r.model == model]
@@ -167,6 +168,7 @@ def _where(
         "graphs": len(records),
         "read": min(len(records), GRAPHS_READ),
         "places": places,
+        "known": explanation(desk, model, layer=layer, feature=feature),
     }
 
 

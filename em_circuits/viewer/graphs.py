@@ -9,6 +9,7 @@ GET /api/graph/PROMPT/export?model=   the JSON of circuit-tracer's and Neuronped
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,14 @@ from em_circuits.influence import prune
 from em_circuits.influence.viewer_json import ViewerOptions, viewer_json
 from em_circuits.viewer.body import query_int, query_share
 from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.explanations import explanation
 from em_circuits.viewer.graph_cache import GraphCache, Opened
 from em_circuits.viewer.graph_detail import detail, paths
 from em_circuits.viewer.graph_view import Cut, beyond, view_of
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.schema import GraphRecord, Label, Prompt
+from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
 from pivotal_tokens.store import ListingQuery
 
 PER_PAGE = 60
@@ -131,7 +133,12 @@ class GraphPages:
                 answers[model] = {"name": name, "state": "absent", "why": str(error)}
         if all(answer["state"] == "absent" for answer in answers.values()):
             raise RequestError(next(iter(answers.values()))["why"])
-        return Json({"name": name, "models": answers, "link": self._neuronpedia(subject, name)})
+        answer = {"name": name, "models": answers, "link": self._neuronpedia(subject, name)}
+        if place := _FEATURE.fullmatch(name):
+            whose: ModelName = "merged" if "merged" in subject.records else "base"
+            about = {"layer": int(place[1]), "feature": int(place[2])}
+            answer["known"] = explanation(self._desk, whose, **about)
+        return Json(answer)
 
     def paths(self, request: Request) -> Response:
         """Strongest signed paths from a node."""
@@ -191,7 +198,7 @@ class GraphPages:
                 reason = str(error)
         if not records:
             raise RequestError(reason)
-        labels = desk.store.labels(prompt.prompt_id).by_token
+        labels = desk.labels(request, prompt.prompt_id).by_token
         return Subject(prompt, pair, labels, records)
 
     def _cut(self, request: Request) -> Cut:
@@ -216,6 +223,7 @@ class GraphPages:
         return f"{NEURONPEDIA}{known.replace('{layer}', layer)}/{rest.partition('/')[2]}"
 
 
+_FEATURE = re.compile(r"(\d{1,9})/\d{1,9}/(\d{1,9})")
 NEURONPEDIA = "https://www.neuronpedia.org/"
 FEATURE_PAGES = {"mntss/gemma-scope-transcoders": "gemma-2-2b/{layer}-gemmascope-transcoder-16k"}
 """Transcoder set -> Neuronpedia's model and source; other sets are named by --neuronpedia."""

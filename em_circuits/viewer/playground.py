@@ -86,15 +86,13 @@ class Playground:
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], PromptState] = {}
 
-    def run(self, asked: Asked) -> dict[str, Any]:
+    def run(self, asked: Asked, labels: PromptLabels) -> dict[str, Any]:
         """Both worlds of one try.
 
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
         """
-        store = self._desk.store
-        prompt = store.prompt(asked.prompt)
-        labels = store.labels(prompt.prompt_id)
+        prompt = self._desk.store.prompt(asked.prompt)
         with self._lock:
             pair = self._desk.work.pair
             model = pair.model(asked.model)
@@ -135,7 +133,12 @@ def routes(desk: Desk) -> list[BaseRoute]:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise HTTPException(400, f"{where}: {first['msg']}.") from error
-        return Json(await run_in_threadpool(ground.run, asked))
+
+        def answer() -> dict[str, Any]:
+            prompt = desk.store.prompt(asked.prompt)
+            return ground.run(asked, desk.labels(request, prompt.prompt_id))
+
+        return Json(await run_in_threadpool(answer))
 
     return [Route("/api/playground", run, methods=["POST"])]
 

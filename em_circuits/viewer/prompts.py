@@ -14,6 +14,7 @@ from em_circuits.features import rank_features
 from em_circuits.viewer.body import query_int
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json, page
+from em_circuits.viewer.steering import experiments_with
 from pivotal_tokens.errors import EmCircuitsError, RequestError
 from pivotal_tokens.schema import (
     Label,
@@ -120,20 +121,22 @@ def _query(request: Request) -> ListingQuery:
 
 
 def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
-    hidden = _under_review(desk, request, view)
+    hidden = desk.under_review(request, view.prompt.prompt_id)
+    labels = desk.labels(request, view.prompt.prompt_id)
     pairs = desk.store.pairs()
-    rows = {a.pair: token_rows(a, view.labels, hide_judge=hidden) for a in view.pairs}
+    rows = {a.pair: token_rows(a, labels, hide_judge=hidden) for a in view.pairs}
     return {
         "view": view,
         "prompt": view.prompt,
         "hidden": hidden,
+        "experiments": experiments_with(desk.work.results / "experiments", view.prompt.prompt_id),
         "attempts": [
             {
                 "attempt": attempt,
                 "models": pairs.get(attempt.pair, {}),
                 "rows": rows[attempt.pair],
                 "largest": max((max(r.base, r.merged) for r in rows[attempt.pair]), default=1),
-                "masses": masses(attempt, view.labels),
+                "masses": masses(attempt, labels),
                 "votes": _votes(desk, view, attempt),
                 "rollouts": _rollouts(desk, view, attempt),
                 "provenance": _provenance(desk, attempt),
@@ -141,18 +144,6 @@ def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
             for attempt in view.pairs
         ],
     }
-
-
-def _under_review(desk: Desk, request: Request, view: AttemptView) -> bool:
-    """Is this reviewer answering this very prompt now, so that no judge's label may be shown?"""
-    name = desk.session(request).reviewer
-    return any(
-        a.item is not None
-        and a.item.state == "leased"
-        and a.item.reviewer == name
-        and not a.item.revealed
-        for a in view.pairs
-    )
 
 
 def _votes(desk: Desk, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
@@ -241,7 +232,7 @@ def _features(desk: Desk, request: Request, prompt_id: str, model: ModelName) ->
     if pair is None:
         raise RequestError("no model has seen a prompt yet; run em-circuits label")
     record = desk.work.graph_record(prompt_id, model, pair)
-    labels = desk.store.labels(prompt_id)
+    labels = desk.labels(request, prompt_id)
     ranking = rank_features(desk.work.graphs.load(record.key), labels.by_token)
     top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
     largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0

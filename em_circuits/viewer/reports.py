@@ -22,6 +22,8 @@ PAGES = (".html", ".htm")
 TEXTS = (".json", ".md", ".txt", ".yaml", ".csv")
 IMAGES = (".png",)
 MOST_FILES = 500
+CACHES = ("neuronpedia",)
+"""Folders of the results with a file for every feature that was looked up: no reports."""
 LARGEST_TEXT = 2 << 20
 STRANGER = "; ".join(
     (
@@ -98,7 +100,7 @@ def reports(root: Path) -> list[Report]:
     """Files worth reading under a root, the newest first; links out of it are none."""
     inside = root.resolve()
     found = []
-    for path in sorted(root.rglob("*"))[: 40 * MOST_FILES]:
+    for path in _files(root)[: 40 * MOST_FILES]:
         suffix = path.suffix.lower()
         if suffix not in (*PAGES, *TEXTS, *IMAGES) or path.name.endswith(".provenance.json"):
             continue
@@ -106,6 +108,12 @@ def reports(root: Path) -> list[Report]:
         if path.is_file() and real.is_relative_to(inside):
             found.append(_report(real, inside))
     return sorted(found, key=lambda r: (-r.at.timestamp(), r.path))[:MOST_FILES]
+
+
+def _files(root: Path) -> list[Path]:
+    top = [path for path in sorted(root.glob("*")) if path.name not in CACHES]
+    below = {one: sorted(one.rglob("*")) for one in top if not one.is_symlink()}
+    return [path for one in top for path in (one, *below.get(one, ()))]
 
 
 def contained(root: Path, wanted: str) -> Path:

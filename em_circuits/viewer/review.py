@@ -34,7 +34,9 @@ class Seats:
             if seat is not None:
                 seat.leave()
             lease = self._desk.settings.lease_seconds
-            fresh = ReviewSeat(self._desk.store, session.reviewer, lease_seconds=lease)
+            fresh = ReviewSeat(
+                self._desk.store, session.reviewer, lease_seconds=lease, seen=session.shown_judge
+            )
             self._seats[session] = fresh
             return fresh
 

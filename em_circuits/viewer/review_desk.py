@@ -11,7 +11,7 @@ browser sees the same question, and an answer to an older one is refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pivotal_tokens.errors import LeaseLost, RequestError
@@ -34,8 +34,11 @@ ANSWERS = ("evil", "safe", "unsure", "left")
 class ReviewSeat:
     """A reviewer's session in one browser; safe to use from several threads."""
 
-    def __init__(self, store: Store, reviewer: str, *, lease_seconds: float) -> None:
+    def __init__(
+        self, store: Store, reviewer: str, *, lease_seconds: float, seen: Collection[str] = ()
+    ) -> None:
         self._store = store
+        self._seen = seen
         self._lease = lease_seconds
         self._lock = threading.Lock()
         self._question: Question | None = None
@@ -94,6 +97,7 @@ class ReviewSeat:
             reviewer,
             lease_seconds=self._lease,
             adjudicate=adjudicate,
+            seen=self._seen,
             states=("pending", "deferred", "skipped") if skipped else ("pending", "deferred"),
         )
         self._adjudicate = adjudicate

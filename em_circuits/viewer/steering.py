@@ -82,6 +82,20 @@ def experiments(folder: Path) -> list[dict[str, Any]]:
     return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
 
 
+def experiments_with(folder: Path, prompt_id: str) -> list[str]:
+    """Names of the finished experiments that a prompt is in, the newest first."""
+    found = []
+    for name in (item["name"] for item in experiments(folder)):
+        try:
+            prompts = pq.read_table(_folder(folder, name) / ROWS, columns=["prompt_id"])
+        except (RequestError, OSError, ValueError) as error:
+            logger.warning("experiment %s cannot be read: %s", name, error)
+            continue
+        if prompt_id in prompts["prompt_id"].to_pylist():
+            found.append(name)
+    return found
+
+
 def _folder(root: Path, name: str) -> Path:
     """The folder of a finished experiment, contained in the root whatever links say.
 

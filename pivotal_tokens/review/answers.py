@@ -10,7 +10,7 @@ is another batch that names it, so that undo goes back step by step and survives
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from pivotal_tokens.schema import Label, LabelEvent, Purpose, ReviewItem, new_id
@@ -24,8 +24,9 @@ Answer = Label | Literal["left"]
 class OwnAnswers:
     """The label events of one reviewer."""
 
-    def __init__(self, store: Store, reviewer: str) -> None:
+    def __init__(self, store: Store, reviewer: str, seen: Collection[str] = ()) -> None:
         self._store = store
+        self._seen = seen
         self._reviewer = reviewer
 
     def events(self, item: ReviewItem) -> list[LabelEvent]:
@@ -93,7 +94,7 @@ class OwnAnswers:
 
         A repeat is a fresh answer: only what was shown after it counts.
         """
-        return any(
+        return item.prompt_id in self._seen or any(
             event.action == "done" and event.author == self._reviewer
             for event in self._store.review_events(item.prompt_id)
             if item.kind != "repeat" or event.item_id == item.item_id

@@ -59,6 +59,7 @@ class ReviewService:
         wanted: Wanted = ANYTHING,
         adjudicate: bool = False,
         optional_below: float = OPTIONAL_BELOW,
+        seen: Collection[str] = (),
     ) -> None:
         """Begin a session; nothing is claimed yet.
 
@@ -71,12 +72,13 @@ class ReviewService:
             wanted: Filters and order.
             adjudicate: Ask only for items that reviewers disagree on, and show their labels.
             optional_below: See `Question.optional`.
+            seen: Prompt ids whose judge's labels they were shown elsewhere; may grow.
         """
         if not reviewer.strip():
             raise RequestError("a reviewer needs a name")
         self._store = store
         self._reviewer = reviewer
-        self._own = OwnAnswers(store, reviewer)
+        self._own = OwnAnswers(store, reviewer, seen)
         self._lease_seconds = lease_seconds
         self._thresholds = thresholds
         self._states = states

@@ -1,5 +1,5 @@
 // The ranking as a table that sorts and filters, a plot of its ends, and where a feature fires.
-import { ask, make, number, say, signed, visible } from "./ask.js";
+import { ask, known, make, number, say, signed, visible } from "./ask.js";
 import { signBar } from "./graph/panel.js";
 import { draw } from "./plots.js";
 
@@ -41,7 +41,7 @@ async function where(row) {
   box.replaceChildren(title, make("p", { class: "loading" }, "Reading the graphs …"));
   try {
     const found = await ask(`/api/features/where?${new URLSearchParams({ layer: row.layer, feature: row.feature, model: root.dataset.model })}`);
-    box.replaceChildren(title,
+    box.replaceChildren(title, ...known(found.known),
       make("p", { class: "muted" }, `Fires in ${found.places.length} of ${found.read} graphs of the ${found.model} model${found.read < found.graphs ? ` (of ${found.graphs})` : ""}.`),
       ...found.places.map((place) => {
         const at = new Map(place.firing.map(([p, a, c]) => [p, [a, c]])), most = Math.max(...place.firing.map((f) => f[1]));

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from em_circuits.experiments.records import keep
 from em_circuits.features import rank_features
+from em_circuits.viewer import ViewerSettings
 from em_circuits.viewer.plotly_file import style_ids
 from em_circuits.viewer.reports import STRANGER
 
@@ -93,6 +94,11 @@ def test_an_experiment_is_listed_and_sent(room: Room, client: TestClient) -> Non
     sent = client.get("/api/steering/one").json()
     assert sent["summary"]["conditions"] == [condition]
     assert sent["rollouts"][0]["text"] == "<b>x"
+    prompt_id = room.prompts[0].prompt_id
+    keep(folder, {"pair": "x"}, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
+    assert 'href="/steering/one"' in client.get(f"/prompt/{prompt_id}").text
+    assert 'href="/steering/one"' not in client.get(f"/prompt/{room.prompts[1].prompt_id}").text
+    keep(folder, {"pair": "x"}, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
     os.symlink(room.root, folder.parent / "out")
     for name in ("two", "..", "%2e%2e", "out", "one%2f..%2fone"):
         assert client.get(f"/api/steering/{name}").status_code == 404
@@ -125,3 +131,22 @@ def test_plotly_is_served_from_here_and_its_own_style_is_kept_out(client: TestCl
     page = client.get("/features").text
     assert all(f'<template id="{name}">' in page for name in style_ids())
     assert "cdn" not in page.lower()
+
+
+def test_pages_in_folders_are_reports_and_cached_labels_are_none(
+    room: Room, client: TestClient
+) -> None:
+    for path in ("evaluations/a/summary.json", "features/carriers-1.html", "validation/v.html"):
+        (room.root / "results" / path).parent.mkdir(parents=True, exist_ok=True)
+        (room.root / "results" / path).write_text("{}")
+    label = room.root / "results" / "neuronpedia" / "m" / "0-s" / "7.json"
+    label.parent.mkdir(parents=True)
+    label.write_text('{"label": "<b>advice"}')
+    listing = client.get("/reports").text
+    assert "a/summary.json" in listing and "carriers-1.html" in listing and "v.html" in listing
+    assert "neuronpedia" not in listing
+    asked = {"layer": 0, "feature": 7}
+    assert client.get("/api/features/where", params=asked).json()["known"]["label"] is None
+    knowing = room.client(ViewerSettings(neuronpedia="m/{layer}-s"))
+    known = knowing.get("/api/features/where", params=asked).json()["known"]
+    assert known == {"label": "<b>advice", "promoted": None, "suppressed": None}

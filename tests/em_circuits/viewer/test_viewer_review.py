@@ -107,3 +107,31 @@ def test_read_only_takes_no_item(room: Room, reader: TestClient) -> None:
     assert "read-only" in reader.get("/review").text
     assert reader.post("/api/review", json={"do": "next"}).status_code == 403
     assert not room.store.queue("leased")
+
+
+def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
+    room: Room, client: TestClient
+) -> None:
+    seen, unseen = room.prompts[0].prompt_id, room.prompts[1].prompt_id
+    assert JUDGE in client.get(f"/prompt/{seen}").text
+    for _ in range(2):
+        question = act(client, do="next")["question"]
+        act(client, do="label", labels={"3": "safe"}, item=question["item"])
+        act(client, do="finish", rest="safe", item=question["item"])
+    for prompt_id, shown in ((seen, True), (unseen, False)):
+        events = room.store.label_events(prompt_id, author="ada")
+        assert {e.judge_visible for e in events} == {shown}
+
+
+def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: TestClient) -> None:
+    """The graph once named the judge's evil tokens; the bars' places told their mass."""
+    prompt_id = act(client, do="next")["question"]["prompt_id"]
+    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    assert {one["label"] for one in targets} == {None}
+    assert client.get(f"/api/prompt/{prompt_id}/features").status_code == 404
+    page = client.get(f"/prompt/{prompt_id}").text
+    assert JUDGE not in page and 'class="m-other" x="0"' not in page.replace("0.0", "1")
+    item = room.store.queue("leased")[0].item_id
+    act(client, do="finish", rest="safe", item=item)
+    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    assert {one["label"] for one in targets} >= {"safe"}

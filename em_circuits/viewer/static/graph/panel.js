@@ -1,6 +1,6 @@
 // The panel beside the graph: the selected node in both models, paths, pins and groups, and, with
 // nothing selected, the strongest nodes as a list (the graph for those who cannot see it).
-import { ask, make, number, percent, say, signed, visible } from "../ask.js";
+import { ask, known, make, number, percent, say, signed, visible } from "../ask.js";
 import { MODELS } from "./model.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -115,6 +115,7 @@ export class Panel {
     const model = page.model(), own = answer.models[model] ?? Object.values(answer.models)[0];
     const parts = [...head, this.#two(node, answer.models)];
     if (answer.link) parts.push(make("p", {}, make("a", { href: answer.link, target: "_blank", rel: "noopener noreferrer" }, "On Neuronpedia ↗")));
+    parts.push(...known(answer.known));
     if (own.firing?.length > 1) parts.push(make("p", { class: "muted" }, `Fires at ${own.firing.length} positions: ${own.firing.map(([p, a]) => `${p} (${number(a, 2)})`).join(", ")}`));
     if (own.state === "node") {
       const targets = graph.views[model].targets;
