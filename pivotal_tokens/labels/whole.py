@@ -2,7 +2,8 @@
 
 One record per thing: ``kind`` (pair, prompt, next_tokens, judgement, verdict, label, rejection),
 the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as a text.
-Graphs are files of their own and stay where they are; people's verdicts follow from their labels.
+Graphs are files of their own and stay where they are. So do the states of the queue, notes and
+reasons: people's labels arrive, but a verdict of theirs stands only once an item is finished here.
 
     write_store(store, Path("all.jsonl"))
     read_store(store, Path("all.jsonl"))       # an ImportReport

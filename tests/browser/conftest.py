@@ -38,9 +38,9 @@ def _missing() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not outlive the file: others have their own
 def chromium() -> Iterator[object]:
-    """One browser process for all tests."""
+    """One browser process for the tests of a file."""
     from playwright.sync_api import sync_playwright
 
     executable = next(path for path in map(shutil.which, NAMES) if path)
