@@ -131,3 +131,27 @@ def test_a_large_view_is_drawn_and_answers_in_time(tmp_path: Path, open_browser)
         page.mouse.click(x, y)
         page.wait_for_selector("text=Strongest inputs")
         assert time.perf_counter() - started < 0.15 * SLOW
+
+
+def test_promoted_tokens_stay_within_the_panel(room: Room, open_browser) -> None:
+    """Token after token without a space between them once ran out of the window."""
+    tokens = [[f" token{n}", 1.0] for n in range(12)]
+    known = {"label": "advice", "promoted": tokens, "suppressed": tokens}
+
+    def told(route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"known": known})
+
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.route("**/node?*", told)
+        page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
+        page.locator("#panel .node-link").first.click()
+        page.wait_for_selector("#panel >> text=Suppresses")
+        marks = page.locator("#panel p:has-text('Promotes') .token").all()
+        assert len(marks) == 12
+        right = page.locator("#panel").bounding_box()
+        assert all(
+            box["x"] + box["width"] <= right["x"] + right["width"]
+            for box in (mark.bounding_box() for mark in marks)
+        )

@@ -44,7 +44,7 @@ export function make(tag, properties = {}, ...children) {
 
 // What is written about a feature, and what its decoder pushes; nothing where neither is known.
 export function known(about) {
-  const tokens = (title, list, mark) => make("p", {}, make("span", { class: mark }, title), " ", list.map(([text, value]) => make("span", { class: "token unpleasant", title: signed(value) }, visible(text))));
+  const tokens = (title, list, mark) => make("p", {}, make("span", { class: mark }, title), list.flatMap(([text, value]) => [" ", make("span", { class: "token unpleasant", title: signed(value) }, visible(text))]));
   return !about ? [] : [
     about.label ? make("blockquote", { title: "Neuronpedia's label, as features explain kept it" }, visible(about.label, false)) : null,
     about.promoted ? tokens("Promotes", about.promoted, "muted") : make("p", { class: "muted" }, "Promoted tokens are shown once the playground has loaded the models."),
