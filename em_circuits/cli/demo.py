@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,9 +31,10 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)
         report = run_demo(work, opened, n_prompts=n, progress=_progress)
-        written = (work.store.where, work.graphs.root, report_path(work))
+        page = _page(report_path(work), report)
+        written = (work.store.where, work.graphs.root, report_path(work), page)
     if as_json:
-        paths = {"store": written[0], "graphs": written[1], "report": written[2]}
+        paths = {"store": written[0], "graphs": written[1], "report": written[2], "page": page}
         shown = {name: str(path) for name, path in paths.items()}
         emit(report.model_dump(mode="json") | {"written": shown})
         return
@@ -46,6 +48,17 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     click.echo(f"  {command} status {example}")
     click.echo(f"  {command} features mediate {example}")
     click.echo(f"  {command} review --plain")
+
+
+def _page(path: Path, report: DemoReport) -> Path:
+    from em_circuits.report.demo import TITLE, demo_parts
+    from em_circuits.report.page import write_page
+    from pivotal_tokens.artefacts import sha256_file, write_provenance
+
+    page = path.with_suffix(".html")
+    write_page(page, TITLE, demo_parts(report))
+    write_provenance(page, inputs={path.name: sha256_file(path)}, config={}, key=report.key)
+    return page
 
 
 def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
