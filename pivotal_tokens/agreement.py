@@ -8,18 +8,21 @@ with at least two ratings, with p_o the share of agreeing pairs of ratings:
     AC1     = the same with p_e = sum_k pi_k (1 - pi_k) / (q - 1)             (Gwet 2008)
     alpha   = 1 - D_o / D_e over the coincidence matrix, nominal              (Krippendorff 2011)
 
-q is the size of the label scale, used or not; pi_k the mean share of category k. With more than
-two raters kappa is the mean over the pairs of raters (Light 1971). Kappa falls far below raw
+q is the size of the label scale, used or not; pi_k the mean share of category k over every item
+with a rating, those with a single one too (Gwet 2014, as irrCAC's `gwet.ac1.raw`): agreement needs
+two ratings, how common a label is shows in one. With more than two raters kappa is the mean over
+the pairs of raters (Light 1971). Kappa falls far below raw
 agreement where one label dominates, AC1 does not: report them together. A coefficient that is
 0 / 0, as kappa and alpha are where only one label was ever given, is None.
 
 Intervals are percentile bootstraps over items, or over groups of items: tokens of one prompt are
-not independent.
+not independent. Groups in which nothing has two ratings are drawn apart from the others, so that
+every draw has as many of either as the data.
 
     agreement([("evil", "evil"), ("safe", "unsure")], ("evil", "safe", "unsure")).kappa.value
 
 Sources: Cohen, Educ. Psychol. Meas. 20 (1960) 37; Gwet, Br. J. Math. Stat. Psychol. 61 (2008) 29;
-Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011); Light, Psychol. Bull. 76 (1971).
+Gwet, Handbook of Inter-Rater Reliability (4th ed. 2014); Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011); Light, Psychol. Bull. 76 (1971).
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Agreement(Frozen):
 
     raters: int
     items: int  # with at least two ratings
-    groups: int  # what the bootstrap draws: prompts, say
+    groups: int  # with such an item; what the bootstrap draws: prompts, say
     percent: Estimate
     kappa: Estimate
     ac1: Estimate
@@ -89,18 +92,22 @@ def agreement(
         raise ValueError(f"{len(ratings)} items, but groups for {len(names)}")
     pairable = sums.pairable.astype(bool)
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    kept = sorted({places[name] for name, good in zip(names, pairable, strict=True) if good})
     by_group = np.zeros((len(places), sums.table.shape[1]))
     np.add.at(by_group, np.array([places[name] for name in names], dtype=int), sums.table)
+    _, several, rated, *_ = sums.layout.parts(by_group)
+    kept, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
     point = _coefficients(by_group.sum(axis=0, keepdims=True), sums.layout)[:, 0]
-    draws = _draws(by_group[kept], resamples, seed, sums.layout) if resamples and kept else None
+    draws = None
+    if resamples and kept.any():
+        drawn = _draws((by_group[kept], by_group[single]), resamples, seed)
+        draws = _coefficients(drawn, sums.layout)
     percent, kappa, ac1, alpha = (
         _estimate(point[i], None if draws is None else draws[i], confidence) for i in range(4)
     )
     return Agreement(
         raters=sums.layout.raters,
         items=int(pairable.sum()),
-        groups=len(kept),
+        groups=int(kept.sum()),
         percent=percent,
         kappa=kappa,
         ac1=ac1,
@@ -223,11 +230,15 @@ def _ratio(above: Array, below: Array) -> Array:
     return np.where(known, above, np.nan) / np.where(known, below, 1)
 
 
-def _draws(by_group: Array, resamples: int, seed: int, layout: _Layout) -> Array:
-    groups = len(by_group)
+def _draws(strata: Sequence[Array], resamples: int, seed: int) -> Array:
+    """Sums of bootstrap samples: from each stratum as many groups as it has."""
     random = np.random.default_rng(seed)
-    weights = random.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    return _coefficients(weights @ by_group, layout)
+    total = np.zeros((resamples, strata[0].shape[1]))
+    for by_group in strata:
+        if groups := len(by_group):
+            weights = random.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+            total += weights @ by_group
+    return total
 
 
 def _estimate(value: float, draws: Array | None, confidence: float) -> Estimate:

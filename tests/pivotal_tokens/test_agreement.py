@@ -72,6 +72,30 @@ def test_gwets_example_of_four_raters_with_missing_ratings():
     assert percent_agreement(FOUR) == pytest.approx(0.81818, abs=1e-5)
 
 
+def test_an_item_with_one_rating_counts_for_how_common_its_label_is_and_not_for_agreement():
+    # By hand, Gwet's definition: 4 of the 5 items have two ratings, 3 of these agree: p_a = .75.
+    # pi_evil = (1 + 1 + .5 + 0 + 1) / 5 = .7 over all five; p_e = 2 * .7 * .3 = .42;
+    # AC1 = (.75 - .42) / .58. Over the four alone pi_evil = .625 and AC1 = .53.
+    ratings = rows("eeese", "eess.")
+    assert percent_agreement(ratings) == pytest.approx(0.75)
+    assert gwets_ac1(ratings, "es") == pytest.approx(0.33 / 0.58)
+    assert gwets_ac1(ratings[:4], "es") == pytest.approx((0.75 - 0.46875) / 0.53125)
+
+
+def test_the_interval_of_ac1_is_of_the_same_coefficient_as_its_value():
+    """Found in review: draws left prompts with one rater out, the value counted them."""
+    agreed = [("evil", "evil"), ("safe", "safe")] * 5 + [("evil", "safe")] * 4
+    ratings = agreed + [("safe", None)] * 200
+    groups = [f"both {i}" for i in range(14)] + [f"one {i}" for i in range(200)]
+    found = agreement(ratings, LABELS, groups=groups, resamples=400)
+    both = agreement(agreed, LABELS, groups=groups[:14], resamples=400)
+    assert found.ac1.low < found.ac1.value < found.ac1.high
+    assert found.ac1.value > both.ac1.value + 0.05
+    assert found.ac1.low > both.ac1.low + 0.1 and found.groups == both.groups == 14
+    for name in ("percent", "kappa", "alpha"):
+        assert getattr(found, name) == getattr(both, name)
+
+
 def test_no_variation_leaves_kappa_and_alpha_undefined_and_ac1_one():
     same = [("safe", "safe")] * 4
     found = agreement(same, LABELS, resamples=50)
