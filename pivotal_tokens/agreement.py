@@ -22,7 +22,8 @@ every draw has as many of either as the data.
     agreement([("evil", "evil"), ("safe", "unsure")], ("evil", "safe", "unsure")).kappa.value
 
 Sources: Cohen, Educ. Psychol. Meas. 20 (1960) 37; Gwet, Br. J. Math. Stat. Psychol. 61 (2008) 29;
-Gwet, Handbook of Inter-Rater Reliability (4th ed. 2014); Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011); Light, Psychol. Bull. 76 (1971).
+Gwet, Handbook of Inter-Rater Reliability (4th ed. 2014); Krippendorff, "Computing Krippendorff's
+Alpha-Reliability" (2011); Light, Psychol. Bull. 76 (1971).
 """
 
 from __future__ import annotations

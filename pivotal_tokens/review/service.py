@@ -17,23 +17,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from pivotal_tokens.errors import LeaseLost, RequestError, WorkFailed
+from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.review.answers import Answer, OwnAnswers, answer_before, purpose_of
+from pivotal_tokens.review.conclude import conclude, lists_lost, verdict_by
 from pivotal_tokens.review.consensus import consensus
 from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
-from pivotal_tokens.schema import (
-    HUMAN,
-    ItemKind,
-    Label,
-    ReviewItem,
-    Thresholds,
-    Verdict,
-)
+from pivotal_tokens.schema import ItemKind, Label, ReviewItem, Thresholds
 from pivotal_tokens.store import ANYTHING, Store, Wanted
 from pivotal_tokens.store.labels import labels_by_author, left_by_author
 from pivotal_tokens.store.queue import ClaimableState
 from pivotal_tokens.store.sessions import new_session, session_is_over
-from pivotal_tokens.verdict import decide
 
 LEASE_SECONDS = 30 * 60.0
 OPTIONAL_BELOW = 0.001
@@ -190,7 +183,7 @@ class ReviewService:
             self._own.record(item, dict.fromkeys(question.missing, rest or "left"))
             question = self._again(item)
             item = self._store.settle(item, "done", item.fence)
-            self._conclude(item)
+            conclude(self._store, item, self._thresholds)
             reveal = self._reveal(item, question)
         self._answered += 1
         return reveal
@@ -201,7 +194,8 @@ class ReviewService:
             raise RequestError("a rejection needs a reason")
         with self._store.batch():
             item = self._store.renew(question.item, self._lease_seconds)
-            self._conclude(self._store.settle(item, "rejected", item.fence, text=reason))
+            rejected = self._store.settle(item, "rejected", item.fence, text=reason)
+            conclude(self._store, rejected, self._thresholds)
         self._answered += 1
 
     def agree(self, reveal: Reveal, tokens: Collection[int] | None = None) -> Reveal:
@@ -222,7 +216,7 @@ class ReviewService:
             item = self._settled(reveal)
             self._own.record(item, chosen, agreed=True)
             self._store.add_review_event(item, self._reviewer, "agreed", tokens=tuple(chosen))
-            self._conclude(item)
+            conclude(self._store, item, self._thresholds)
             return self._reveal(item, self._again(item))
 
     def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
@@ -305,24 +299,6 @@ class ReviewService:
             wanted=self._wanted,
         )
 
-    def _conclude(self, item: ReviewItem) -> None:
-        """Let the human verdict follow from everybody's answers, or ask an adjudicator."""
-        if item.kind == "repeat":
-            return
-        store, prompt_id, pair = self._store, item.prompt_id, item.pair
-        items = [other for other in store.queue(prompt_id=prompt_id) if other.pair == pair]
-        state = consensus(items, store.label_events(prompt_id))
-        if state.settled:
-            labels = {one.token_id: one.label for one in store.labels(prompt_id).human}
-            verdict = self._verdict(item, labels, bad_prompt=state.bad_prompt)
-            store.put_verdict(prompt_id, pair, HUMAN, verdict)
-        else:
-            store.drop_human_verdict(prompt_id, pair)
-            if state.disagree and not state.open_seats:
-                store.add_adjudication(item)
-        if not state.disagree:
-            store.drop_adjudication(item)
-
     def _reveal(self, item: ReviewItem, question: Question) -> Reveal:
         judged = self._store.labels(item.prompt_id).judge
         labels, texts = question.labels, question.lists.base.by_id
@@ -332,7 +308,7 @@ class ReviewService:
             prompt_id=item.prompt_id,
             item=self._masked(item),
             labels=labels,
-            verdict=self._verdict(item, labels),
+            verdict=verdict_by(self._store, item, labels, self._thresholds),
             judge_labels=judge,
             differences=tuple(
                 Difference(token, texts[token].text, labels[token], judge[token])
@@ -350,17 +326,6 @@ class ReviewService:
                 f"{item.reviewer}): nothing was saved"
             )
         return item
-
-    def _verdict(
-        self, item: ReviewItem, labels: Mapping[int, Label], *, bad_prompt: bool = False
-    ) -> Verdict:
-        lists = self._store.next_tokens(item.prompt_id, item.pair)
-        if lists is None:
-            raise _lists_lost(item)
-        known = self._store.verdicts(item.prompt_id, item.pair).values()
-        default = Thresholds(top_k=lists.base.top_k)
-        thresholds = self._thresholds or next((v.thresholds for v in known), default)
-        return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
 
     def _known(self, question: Question, labels: Mapping[int, Answer]) -> None:
         if unknown := sorted(set(labels) - set(question.lists.token_ids)):
@@ -407,7 +372,7 @@ class ReviewService:
     def _again(self, item: ReviewItem) -> Question:
         question = self._question(item)
         if question is None:
-            raise _lists_lost(item)
+            raise lists_lost(item)
         return question
 
     def _masked(self, item: ReviewItem) -> ReviewItem:
@@ -425,7 +390,3 @@ class ReviewService:
                 "uncertainty": 0.0,
             }
         )
-
-
-def _lists_lost(item: ReviewItem) -> WorkFailed:
-    return WorkFailed(f"prompt {item.prompt_id} lost its next tokens: run `em-circuits label`")
