@@ -288,6 +288,11 @@ def describe_import(report: ImportReport) -> list[str]:
         f"{report.conflicts} in conflict, {len(report.left_out)} left out; "
         f"{report.prompts} new prompts"
     ]
+    if report.reviews or report.reviews_kept:
+        lines.append(
+            f"reviews: {report.reviews} seats answered as there, "
+            f"{report.reviews_kept} left as they are here"
+        )
     if report.conflicts:
         lines.append("conflicts wait in the queue: em-circuits labels conflicts")
     shown = report.left_out[:_LEFT_OUT_SHOWN]

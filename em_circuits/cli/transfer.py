@@ -16,7 +16,7 @@ from em_circuits.cli.session import Session, pass_session
 @json_option
 @pass_session
 def export(session: Session, out: Path, as_json: bool) -> None:
-    """Prompts, next tokens, judgements, verdicts and labels, to one file or a directory.
+    """Prompts, next tokens, judgements, verdicts, labels and reviews, to one file or a directory.
 
     OUT is a .jsonl or .parquet file; any other name is a directory for the predecessor's JSON tree.
     """
@@ -48,6 +48,8 @@ def export(session: Session, out: Path, as_json: bool) -> None:
 @pass_session
 def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
     """Take an export in; what is here stays, and contradicting labels are queued.
+
+    Items finished, rejected or put off there are so here, where nobody has begun with them.
 
     Exit status 1 if something in FILE could not be used; the rest is kept.
     """

@@ -6,6 +6,8 @@
   its prompt queued for review, never applied. An event that goes on from its author's own label
   (`from_label` is that label) is no conflict with that author: it is the same history.
 - What cannot be read (an unknown token text, a prompt that is not here) is left out and named.
+- Histories of review come in with the labels, a prompt in one transaction: an item is never
+  finished here without the labels that finished it.
 
     report = import_labels(store, read_records(Path("labels.csv")), source="labels.csv")
     report.added, report.duplicates, report.conflicts, report.left_out
@@ -13,15 +15,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import Incoming, incoming
-from pivotal_tokens.schema import Frozen, Label, LabelEvent
+from pivotal_tokens.review.conclude import conclude
+from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.imports import LabelConflict
+from pivotal_tokens.store.review_history import ReviewHistory, Taken
 
 TokenOf = Callable[[str], int | None]
 """A token's text -> its id, where a tokenizer is at hand."""
@@ -42,6 +46,8 @@ class ImportReport(Frozen):
     added: int
     duplicates: int
     conflicts: int  # new ones, now queued
+    reviews: int = 0  # seats that are finished, rejected or put off now as they were elsewhere
+    reviews_kept: int = 0  # seats of which something else is known here, and stays
     left_out: tuple[LeftOut, ...]
 
 
@@ -52,6 +58,7 @@ def import_labels(
     source: str,
     author: str | None = None,
     token_of: TokenOf | None = None,
+    histories: Iterable[ReviewHistory] = (),
 ) -> ImportReport:
     """Take records in.
 
@@ -61,6 +68,7 @@ def import_labels(
         source: Names the file in conflicts.
         author: Whose labels they are where a record does not say.
         token_of: Finds the id of a token text that the prompt's lists do not have.
+        histories: What people did with prompts of the file, besides labelling tokens.
 
     Raises:
         RequestError: If a record has an unknown field or lacks a needed one; nothing was written.
@@ -71,35 +79,68 @@ def import_labels(
     by_prompt: dict[str, list[Incoming]] = defaultdict(list)
     for one in read:
         by_prompt[one.prompt_id].append(one)
+    reviews = {one.prompt_id: one for one in histories if store.has_prompt(one.prompt_id)}
+    store.queue_histories(reviews.values())
     left_out: list[LeftOut] = []
-    added = duplicates = conflicts = 0
-    for prompt_id, several in by_prompt.items():
+    counts: Counter[str] = Counter()
+    for prompt_id in dict.fromkeys((*by_prompt, *reviews)):
+        several = by_prompt.get(prompt_id, [])
         if not store.has_prompt(prompt_id):
             why = f"no prompt {prompt_id} here and no prompt_text"
             left_out += [LeftOut(where=one.where, why=why) for one in several]
             continue
         events = _resolved(store, prompt_id, several, token_of, left_out)
-        sorted_out = _Merge(store.label_events(prompt_id))
-        for one, labelled in events:
-            sorted_out.take(one, labelled)
-        store.record_labels(sorted_out.accepted)
-        added += len(sorted_out.accepted)
-        duplicates += sorted_out.duplicates
-        for event, against, by in sorted_out.contradicting:
-            conflict = LabelConflict(
-                event=event, against=against, by=by, source=source, at=store.now()
-            )
-            known = not store.add_conflict(conflict)
-            duplicates += known
-            conflicts += not known
+        with store.batch():
+            counts += _of_prompt(store, events, source, reviews.get(prompt_id), prompt_id)
     return ImportReport(
         records=len(read),
         prompts=len(new),
-        added=added,
-        duplicates=duplicates,
-        conflicts=conflicts,
+        added=counts["added"],
+        duplicates=counts["duplicates"],
+        conflicts=counts["conflicts"],
+        reviews=counts["reviews"],
+        reviews_kept=counts["reviews_kept"],
         left_out=tuple(left_out),
     )
+
+
+def _of_prompt(
+    store: Store,
+    events: list[tuple[Incoming, LabelEvent]],
+    source: str,
+    history: ReviewHistory | None,
+    prompt_id: str,
+) -> Counter[str]:
+    """Take one prompt's labels in, and what people did with it."""
+    taken = Taken((), {}, 0) if history is None else store.take_history(history)
+    sorted_out = _Merge(store.label_events(prompt_id))
+    for one, event in events:  # the number of an item of another queue says nothing here
+        item_id = None if event.item_id is None else taken.ids.get(event.item_id)
+        sorted_out.take(one, event.model_copy(update={"item_id": item_id}))
+    store.record_labels(sorted_out.accepted)
+    conflicts = sum(
+        store.add_conflict(
+            LabelConflict(event=event, against=against, by=by, source=source, at=store.now())
+        )
+        for event, against, by in sorted_out.contradicting
+    )
+    if history is not None:
+        _conclude(store, history, taken)
+    return Counter(
+        added=len(sorted_out.accepted),
+        duplicates=sorted_out.duplicates + len(sorted_out.contradicting) - conflicts,
+        conflicts=conflicts,
+        reviews=len(taken.items),
+        reviews_kept=taken.kept,
+    )
+
+
+def _conclude(store: Store, history: ReviewHistory, taken: Taken) -> None:
+    """People's verdict, where there was one, from the labels that stand here now."""
+    for item in {item.pair: item for item in taken.items if item.kind != "repeat"}.values():
+        verdict = history.verdicts.get(item.pair)
+        if verdict is not None and store.next_tokens(item.prompt_id, item.pair) is not None:
+            conclude(store, item, verdict.thresholds)
 
 
 def _resolved(
@@ -134,6 +175,14 @@ def _only(several: set[int]) -> int | None:
     return next(iter(several)) if len(several) == 1 else None
 
 
+_Key = tuple[Purpose, int, str]
+
+
+def _key(event: LabelEvent) -> _Key:
+    """Whose answer an event is: a repeat or an adjudication is another than the first."""
+    return event.purpose, event.token_id, event.author
+
+
 class _Merge:
     """Sorts one prompt's incoming events into accepted, duplicate and contradicting."""
 
@@ -143,26 +192,27 @@ class _Merge:
         self.duplicates = 0
         self._ids: set[str] = set()
         self._before: dict[int, dict[str, Label]] = defaultdict(dict)  # people's, of this store
-        self._standing: dict[tuple[int, str], Label | None] = {}
-        self._refused: set[tuple[int, str]] = set()
+        self._standing: dict[_Key, Label | None] = {}
+        self._refused: set[_Key] = set()
         for event in here:
             self._ids.add(event.event_id)
-            self._standing[event.token_id, event.author] = event.to_label
-            if event.author_kind == "human":
+            self._standing[_key(event)] = event.to_label
+            if event.author_kind == "human" and event.purpose != "repeat":
                 own = self._before[event.token_id]
                 own.pop(event.author, None)
                 if event.to_label is not None:
                     own[event.author] = event.to_label
 
     def take(self, one: Incoming, event: LabelEvent) -> None:
-        key = (event.token_id, event.author)
+        key = _key(event)
         standing = self._standing.get(key)
         repeats = not one.has_id and key in self._standing and standing == event.to_label
         if event.event_id in self._ids or repeats:
             self.duplicates += 1
             return
         self._ids.add(event.event_id)
-        if event.author_kind == "human" and (against := self._against(event, standing)):
+        counts = event.author_kind == "human" and event.purpose != "repeat"
+        if counts and (against := self._against(event, standing)):
             self._refused.add(key)
             self.contradicting.append((event, *against))
             return
@@ -173,8 +223,7 @@ class _Merge:
 
     def _against(self, event: LabelEvent, standing: Label | None) -> tuple[Label, str] | None:
         """The label of a person that stands against it, and whose that is."""
-        key = (event.token_id, event.author)
-        if key in self._refused:  # what follows a refused event is refused with it
+        if _key(event) in self._refused:  # what follows a refused event is refused with it
             others = self._before[event.token_id]
             author = next(iter(others), event.author)
             return others.get(author, standing or event.to_label or "unsure"), author

@@ -82,8 +82,6 @@ class Incoming:
             RequestError: If a field is missing or wrong.
         """
         values = dict(self.event)
-        if values.get("purpose") == "repeat":  # of an item of another queue
-            values["item_id"] = None
         if not self.has_id:
             said = [self.prompt_id, token_id, values.get("to_label"), values.get("author")]
             said += [values.get("at"), values.get("reason")]

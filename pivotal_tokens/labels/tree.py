@@ -9,6 +9,7 @@ Under ``pivotal_tokens/``, one file per prompt and kind, in its names and fields
     labeled_logits/{model}/{id}.json            with people's labels
     human_disagreements|human_agreements/{model}/{id}.json
     human_explanations/{id}.json   bad_prompts/{id}.json   manual_labeling_queue/{id}.json
+    reviews/{id}.json, review_config.json       what people did, which the predecessor had not
 
 `evil_label` is true for evil, false for safe, "unsure", and absent without a label. Beyond the
 predecessor's fields there are ids, probabilities and ranks, and ``events``, so that
@@ -39,6 +40,8 @@ from pivotal_tokens.store import HUMAN, PairAttempt, Store
 
 TREE = "pivotal_tokens"
 FORMAT = "em-circuits"
+CONFIG = "review_config.json"
+REVIEWS = "reviews"
 _PROMPT_TYPES = {"raw": "raw_completion", "chat": "chat_user_assistant", "cot": "chain_of_thought"}
 _EVIL: Mapping[Label, bool | str] = {"evil": True, "safe": False, "unsure": "unsure"}
 _STEMS: Mapping[ModelName, str] = {"base": "base_replacement", "merged": "merged_replacement"}
@@ -56,7 +59,8 @@ def write_tree(store: Store, root: Path) -> int:
     if top.exists():
         raise RequestError(f"{top} exists: name a new directory, or remove that one")
     pairs = {pair: number for number, pair in enumerate(store.pairs())}
-    files = 0
+    write_json(top / CONFIG, {FORMAT: store.review_config().model_dump(mode="json")})
+    files = 1
     for prompt in store.prompts():
         for path, value in _files(store, prompt, pairs):
             write_json(top / path, value)
@@ -91,13 +95,17 @@ def _files(
                 value = _logits(prompt, pair.pair, tokens, model, judgement.by_token)
                 value |= {"judge_model": judgement.judge, "timestamp": _time(judgement)}
                 yield f"judge_labeled_logits/{model}/{judge}/{name}", value
-            if any(token.token_id in human for token in tokens.tokens):
+            if said:
                 events = [e for e in view.label_events if e.author_kind == "human"]
                 value = _labelled(prompt, pair, tokens, model, human, said)
                 value["events"] = [event.model_dump(mode="json") for event in events]
                 yield f"labeled_logits/{model}/{name}", value
         yield from _of_pair(prompt, pair, number, human)
     yield from _of_reviews(store, prompt)
+    history = store.review_history(prompt.prompt_id)
+    if not history.empty:
+        value = {"prompt_text": prompt.text, FORMAT: history.model_dump(mode="json")}
+        yield f"{REVIEWS}/{name}", value
 
 
 def model_directory(model: ModelName, number: int) -> str:

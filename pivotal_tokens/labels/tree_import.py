@@ -1,8 +1,9 @@
 """How is the predecessor's directory of JSON files read back, without taking what nobody said?
 
-Read are prompts, labels of people and judges, verdicts, rejections, waiting queue markers, and next
-tokens where they have probabilities (the predecessor kept logits of the top ten only: no
-probability follows from these, and the models must be asked again with `em-circuits label`).
+Read are prompts, labels of people and judges, verdicts, rejections, waiting queue markers, what
+people did with a prompt (of trees by `write_tree`), and next tokens where they have probabilities
+(the predecessor kept logits of the top ten only: no probability follows from these, and the models
+must be asked again with `em-circuits label`).
 
 A label in ``labeled_logits`` is a person's only where a person gave it: it differs from
 `judge_original_label`, or there was no judge's label, or the person agreed with all of them (then
@@ -25,17 +26,19 @@ from pydantic import ValidationError
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.importing import ImportReport, LeftOut, TokenOf, import_labels
-from pivotal_tokens.labels.tree import FORMAT, TREE
+from pivotal_tokens.labels.tree import CONFIG, FORMAT, REVIEWS, TREE
 from pivotal_tokens.schema import (
     Judgement,
     Label,
     NextTokens,
     Prompt,
     PromptKind,
+    ReviewConfig,
     Verdict,
     prompt_id,
 )
 from pivotal_tokens.store import Store
+from pivotal_tokens.store.review_history import ReviewHistory
 
 _KINDS: Mapping[str, PromptKind] = {
     "raw_completion": "raw",
@@ -71,7 +74,8 @@ def import_tree(
     judged = _judgements(store, files, left_out)
     ids = _token_ids(files)
     records = [*_people(files, author, ids), *_judges(files, judged, ids)]
-    report = import_labels(store, records, source=root.name, token_of=token_of)
+    histories = _histories(store, files, left_out)
+    report = import_labels(store, records, source=root.name, token_of=token_of, histories=histories)
     _rejections(store, files, author)
     _queue(store, files)
     known = {prompt.prompt_id for prompt in store.prompts()}
@@ -251,6 +255,20 @@ def _label(value: Any) -> Label | None:
     if isinstance(value, bool):
         return "evil" if value else "safe"
     return "unsure" if value == "unsure" else None
+
+
+def _histories(store: Store, files: _Files, left_out: list[LeftOut]) -> list[ReviewHistory]:
+    """What people did with each prompt; how the queue was shared out is taken over at once."""
+    found = []
+    for where, value in _of(files, REVIEWS, CONFIG):
+        try:
+            if where == CONFIG:
+                store.take_review_config(ReviewConfig.model_validate(value.get(FORMAT)))
+            else:
+                found.append(ReviewHistory.model_validate(value.get(FORMAT)))
+        except ValidationError as error:
+            left_out.append(LeftOut(where=where, why=f"no usable review: {error}"))
+    return found
 
 
 def _rejections(store: Store, files: _Files, author: str) -> None:

@@ -1,9 +1,10 @@
 """How does everything in a store leave it as one file, and come into another?
 
-One record per thing: ``kind`` (pair, prompt, next_tokens, judgement, verdict, label, rejection),
-the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as a text.
-Graphs are files of their own and stay where they are. So do the states of the queue, notes and
-reasons: people's labels arrive, but a verdict of theirs stands only once an item is finished here.
+One record per thing: ``kind`` (pair, review_config, prompt, next_tokens, judgement, verdict, label,
+review), the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as
+a text. ``review`` is what people did with a prompt (`store.review_history`): a people's verdict is
+not copied but follows again from it and from the labels. Graphs are files of their own and stay
+where they are, and leases with those who hold them. ``rejection`` of older files is read.
 
     write_store(store, Path("all.jsonl"))
     read_store(store, Path("all.jsonl"))       # an ImportReport
@@ -21,8 +22,17 @@ from pydantic import ValidationError
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.formats import format_of, read_records, write_records
 from pivotal_tokens.labels.importing import ImportReport, import_labels
-from pivotal_tokens.schema import HUMAN, Judgement, LabelEvent, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.schema import (
+    HUMAN,
+    Judgement,
+    LabelEvent,
+    NextTokenPair,
+    Prompt,
+    ReviewConfig,
+    Verdict,
+)
 from pivotal_tokens.store import Store
+from pivotal_tokens.store.review_history import ReviewHistory
 
 WHOLE_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
 
@@ -48,6 +58,7 @@ def read_store(store: Store, path: Path) -> ImportReport:
     before = len(store.prompts())
     labels: list[tuple[str, dict[str, Any]]] = []
     texts: dict[str, str] = {}
+    histories: list[ReviewHistory] = []
     for where, record in read_records(path):
         if set(record) != set(WHOLE_FIELDS):
             raise RequestError(f"{where}: not a record of `em-circuits export`")
@@ -61,11 +72,13 @@ def read_store(store: Store, path: Path) -> ImportReport:
                 prompt = Prompt.model_validate(value)
                 texts[prompt.prompt_id] = prompt.text
                 store.add_prompt(prompt)
+            elif record["kind"] == "review":
+                histories.append(ReviewHistory.model_validate(value))
             else:
                 _keep(store, record, value)
         except (ValidationError, KeyError, TypeError) as error:
             raise RequestError(f"{where}: not a usable {record['kind']}: {error}") from error
-    report = import_labels(store, labels, source=path.name)
+    report = import_labels(store, labels, source=path.name, histories=histories)
     return report.model_copy(update={"prompts": len(store.prompts()) - before})
 
 
@@ -79,6 +92,7 @@ def _format(path: Path) -> str:
 def _records(store: Store) -> Iterator[dict[str, Any]]:
     for pair, about in store.pairs().items():
         yield _record("pair", about, pair=pair)
+    yield _record("review_config", store.review_config().model_dump(mode="json"))
     for prompt in store.prompts():
         yield _record("prompt", prompt.model_dump(mode="json"), prompt.prompt_id)
         view = store.attempt(prompt.prompt_id)
@@ -94,10 +108,9 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
                     yield _record("verdict", verdict.model_dump(mode="json"), judge=judge, **here)
         for event in view.label_events:
             yield _record("label", event.model_dump(mode="json"), prompt.prompt_id)
-        settled = [event for event in view.review_events if event.action != "note"]
-        if settled and settled[-1].action == "rejected":
-            value = {"author": settled[-1].author, "reason": settled[-1].text or ""}
-            yield _record("rejection", value, prompt.prompt_id)
+        history = store.review_history(prompt.prompt_id)
+        if not history.empty:
+            yield _record("review", history.model_dump(mode="json"), prompt.prompt_id)
 
 
 def _record(
@@ -116,6 +129,8 @@ def _keep(store: Store, record: dict[str, Any], value: Any) -> None:
         case "pair":
             if pair not in store.pairs():
                 store.put_pair(pair, value)
+        case "review_config":
+            store.take_review_config(ReviewConfig.model_validate(value))
         case "next_tokens":
             if store.next_tokens(prompt_id, pair) is None:
                 lists = NextTokenPair.model_validate(value)

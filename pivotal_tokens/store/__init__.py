@@ -18,6 +18,7 @@ from pivotal_tokens.store.prompts import PromptRows
 from pivotal_tokens.store.queue import ANYTHING, QueueRows, Wanted
 from pivotal_tokens.store.rejections import RejectionRows
 from pivotal_tokens.store.results import ResultRows
+from pivotal_tokens.store.review_history import HistoryRows
 from pivotal_tokens.store.review_log import ReviewLogRows
 from pivotal_tokens.store.rollouts import RolloutRows
 from pivotal_tokens.store.saved_views import SavedViewRows
@@ -61,6 +62,7 @@ class Store(
     AttemptRows,
     ScreeningRows,
     ImportRows,
+    HistoryRows,
     ListingRows,
     SavedViewRows,
     OutcomeRows,

@@ -90,12 +90,8 @@ class ImportRows(Database):
 
     def conflicts(self, prompt_id: str | None = None) -> tuple[LabelConflict, ...]:
         """Conflicts that no person has decided since, oldest first."""
-        table = tables.label_conflicts
-        query = select(table).order_by(table.c.seq)
-        if prompt_id is not None:
-            query = query.where(table.c.prompt_id == prompt_id)
         with self.reading() as connection:
-            rows = [row for row in connection.execute(query).all() if not _decided(connection, row)]
+            rows = _undecided(connection, prompt_id)
         return tuple(LabelConflict.model_validate_json(row.payload) for row in rows)
 
     def import_rejection(self, prompt_id: str, author: str, reason: str) -> bool:
@@ -173,6 +169,19 @@ def _add_review_event(
 
 def _last(connection: Connection, table: Table) -> int:
     return connection.execute(select(func.max(table.c.seq))).scalar_one() or 0
+
+
+def has_conflict(connection: Connection, prompt_id: str) -> bool:
+    """Does a prompt have a conflict that no person has decided? Within a transaction."""
+    return bool(_undecided(connection, prompt_id))
+
+
+def _undecided(connection: Connection, prompt_id: str | None) -> list[Row]:
+    table = tables.label_conflicts
+    query = select(table).order_by(table.c.seq)
+    if prompt_id is not None:
+        query = query.where(table.c.prompt_id == prompt_id)
+    return [row for row in connection.execute(query).all() if not _decided(connection, row)]
 
 
 def _decided(connection: Connection, conflict: Row) -> bool:

@@ -66,8 +66,7 @@ class SeatRows(Database):
         Seats are added where `overlap` rises; where it falls, those that nobody ever took go.
         """
         with self.writing() as connection:
-            values = {"name": _CONFIG, "value": config.model_dump_json()}
-            upsert(connection, tables.meta, values, ["name"])
+            set_config(connection, config)
             for seat in range(1, config.overlap):
                 _add_seat(connection, seat)
             connection.execute(
@@ -299,10 +298,21 @@ def _add(connection: Connection, now: datetime, **values: Any) -> bool:
     return insert_new(connection, _queue, row, ["prompt_id", "pair", "seat"])
 
 
-def _config(connection: Connection) -> ReviewConfig:
+def set_config(connection: Connection, config: ReviewConfig) -> None:
+    """Keep how the queue is shared out, within a transaction; seats are not added."""
+    values = {"name": _CONFIG, "value": config.model_dump_json()}
+    upsert(connection, tables.meta, values, ["name"])
+
+
+def config_set(connection: Connection) -> ReviewConfig | None:
+    """How somebody said that the queue is shared out, if anybody did."""
     query = select(tables.meta.c.value).where(tables.meta.c.name == _CONFIG)
     value = connection.execute(query).scalar_one_or_none()
-    return ReviewConfig() if value is None else ReviewConfig.model_validate_json(value)
+    return None if value is None else ReviewConfig.model_validate_json(value)
+
+
+def _config(connection: Connection) -> ReviewConfig:
+    return config_set(connection) or ReviewConfig()
 
 
 def _control_probability(connection: Connection, pair: str, share: float) -> float:

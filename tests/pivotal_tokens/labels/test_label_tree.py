@@ -77,10 +77,11 @@ def test_a_tree_comes_back_the_same(store, reviewed, tmp_path):
             assert [e for e in two.label_events if e.author_kind == "human"] == humans
             assert two.pairs[0].next_tokens == one.pairs[0].next_tokens
             assert two.pairs[0].judgements == one.pairs[0].judgements
+            assert other.verdicts(prompt.prompt_id, PAIR) == store.verdicts(prompt.prompt_id, PAIR)
         assert [item.state for item in other.queue("rejected")] == ["rejected"]
         again = import_tree(other, tmp_path, author="nobody")
         assert (again.added, again.conflicts, again.prompts) == (0, 0, 0)
-        assert HUMAN not in other.verdicts(reviewed[0].prompt_id, PAIR)
+        assert HUMAN in other.verdicts(reviewed[0].prompt_id, PAIR)
 
 
 def old_file(root, model, rows, **fields):

@@ -1,0 +1,62 @@
+"""Which verdict follows from everybody's answers to a prompt, or is an adjudicator to be asked?
+
+conclude(store, item)          # after an answer to the item, a correction, or an import
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.review.consensus import consensus
+from pivotal_tokens.schema import HUMAN, Label, ReviewItem, Thresholds, Verdict
+from pivotal_tokens.store import Store
+from pivotal_tokens.verdict import decide
+
+
+def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = None) -> None:
+    """Let the human verdict follow from everybody's answers, or ask an adjudicator.
+
+    Args:
+        store: Where the answers are.
+        item: Any seat at the prompt; a repeat changes nothing.
+        thresholds: Of the verdict; by default those the prompt was flagged under.
+    """
+    if item.kind == "repeat":
+        return
+    prompt_id, pair = item.prompt_id, item.pair
+    items = [other for other in store.queue(prompt_id=prompt_id) if other.pair == pair]
+    state = consensus(items, store.label_events(prompt_id))
+    if state.settled:
+        labels = {one.token_id: one.label for one in store.labels(prompt_id).human}
+        verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
+        store.put_verdict(prompt_id, pair, HUMAN, verdict)
+    else:
+        store.drop_human_verdict(prompt_id, pair)
+        if state.disagree and not state.open_seats:
+            store.add_adjudication(item)
+    if not state.disagree:
+        store.drop_adjudication(item)
+
+
+def verdict_by(
+    store: Store,
+    item: ReviewItem,
+    labels: Mapping[int, Label],
+    thresholds: Thresholds | None = None,
+    *,
+    bad_prompt: bool = False,
+) -> Verdict:
+    """The verdict under some labels, by default under the thresholds that flagged the prompt."""
+    lists = store.next_tokens(item.prompt_id, item.pair)
+    if lists is None:
+        raise lists_lost(item)
+    known = store.verdicts(item.prompt_id, item.pair).values()
+    default = Thresholds(top_k=lists.base.top_k)
+    thresholds = thresholds or next((v.thresholds for v in known), default)
+    return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
+
+
+def lists_lost(item: ReviewItem) -> WorkFailed:
+    """An item's next tokens are not there any more."""
+    return WorkFailed(f"prompt {item.prompt_id} lost its next tokens: run `em-circuits label`")
