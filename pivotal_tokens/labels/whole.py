@@ -13,7 +13,9 @@ where they are, and leases with those who hold them. ``rejection`` of older file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from pivotal_tokens.store import Store
 from pivotal_tokens.store.review_history import ReviewHistory
 
 WHOLE_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
+_TOGETHER = 200  # records in one transaction; others wait with their writes meanwhile
 
 
 def write_store(store: Store, path: Path) -> int:
@@ -56,30 +59,44 @@ def read_store(store: Store, path: Path) -> ImportReport:
     """
     _format(path)
     before = len(store.prompts())
-    labels: list[tuple[str, dict[str, Any]]] = []
-    texts: dict[str, str] = {}
-    histories: list[ReviewHistory] = []
-    for where, record in read_records(path):
-        if set(record) != set(WHOLE_FIELDS):
-            raise RequestError(f"{where}: not a record of `em-circuits export`")
-        value = record["value"]
-        value = json.loads(value) if isinstance(value, str) else value
-        try:
-            if record["kind"] == "label":
-                event = LabelEvent.model_validate(value).model_dump(mode="json")
-                labels.append((where, event | {"prompt_text": texts[event["prompt_id"]]}))
-            elif record["kind"] == "prompt":
-                prompt = Prompt.model_validate(value)
-                texts[prompt.prompt_id] = prompt.text
-                store.add_prompt(prompt)
-            elif record["kind"] == "review":
-                histories.append(ReviewHistory.model_validate(value))
-            else:
-                _keep(store, record, value)
-        except (ValidationError, KeyError, TypeError) as error:
-            raise RequestError(f"{where}: not a usable {record['kind']}: {error}") from error
-    report = import_labels(store, labels, source=path.name, histories=histories)
+    found = _Found([], {}, [])
+    records = read_records(path)
+    while several := list(islice(records, _TOGETHER)):
+        with store.batch():  # one write to the disk for all of them
+            for where, record in several:
+                _take(store, where, record, found)
+    report = import_labels(store, found.labels, source=path.name, histories=found.histories)
     return report.model_copy(update={"prompts": len(store.prompts()) - before})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is taken in at the end, when everything it speaks of is here."""
+
+    labels: list[tuple[str, dict[str, Any]]]
+    texts: dict[str, str]  # prompt id -> text
+    histories: list[ReviewHistory]
+
+
+def _take(store: Store, where: str, record: Mapping[str, Any], found: _Found) -> None:
+    if set(record) != set(WHOLE_FIELDS):
+        raise RequestError(f"{where}: not a record of `em-circuits export`")
+    value = record["value"]
+    value = json.loads(value) if isinstance(value, str) else value
+    try:
+        if record["kind"] == "label":
+            event = LabelEvent.model_validate(value).model_dump(mode="json")
+            found.labels.append((where, event | {"prompt_text": found.texts[event["prompt_id"]]}))
+        elif record["kind"] == "prompt":
+            prompt = Prompt.model_validate(value)
+            found.texts[prompt.prompt_id] = prompt.text
+            store.add_prompt(prompt)
+        elif record["kind"] == "review":
+            found.histories.append(ReviewHistory.model_validate(value))
+        else:
+            _keep(store, record, value)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise RequestError(f"{where}: not a usable {record['kind']}: {error}") from error
 
 
 def _format(path: Path) -> str:
@@ -123,7 +140,7 @@ def _record(
     return {"kind": kind, "prompt_id": prompt_id, "pair": pair, "judge": judge, "value": value}
 
 
-def _keep(store: Store, record: dict[str, Any], value: Any) -> None:
+def _keep(store: Store, record: Mapping[str, Any], value: Any) -> None:
     prompt_id, pair, judge = record["prompt_id"], record["pair"], record["judge"]
     match record["kind"]:
         case "pair":

@@ -132,7 +132,8 @@ class HistoryRows(Database):
                 row = draw.model_dump() | {"prompt_id": history.prompt_id}
                 insert_new(connection, tables.control_draws, row, ["prompt_id", "pair"])
             events: list[ReviewEvent] = []
-            for pair in dict.fromkeys(one.pair for one in (*history.items, *history.events)):
+            pairs = [*(i.pair for i in history.items), *(e.pair for e in history.events)]
+            for pair in dict.fromkeys(pairs):
                 theirs = [item for item in history.items if item.pair == pair]
                 here = {seat.seat: seat for seat in _seats(connection, history.prompt_id, pair)}
                 ids |= {i.item_id: here[i.seat].item_id for i in theirs if _same(i, here)}
