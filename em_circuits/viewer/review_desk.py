@@ -22,6 +22,7 @@ from pivotal_tokens.review.commands import (
     Note,
     NotUnderstood,
     Reject,
+    Reopen,
     Simple,
     parse,
 )
@@ -229,6 +230,9 @@ class ReviewSeat:
                 return self._leave("deferred")
             case Simple("undo"):
                 return self._undo({})
+            case Reopen(prefix):
+                self._question, self._reveal = self._service.reopen(prefix, self._question), None
+                return "opened again; its labels are as you left them"
             case Simple("quit"):
                 return self._quit({})
         raise RequestError("press ? for the keys")

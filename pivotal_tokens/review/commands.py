@@ -2,8 +2,9 @@
 
 B1,T3,4            evil: base's 1st, merged's 3rd and 4th (a bare number is merged's)
 ? T2  |  s T1      unsure  |  safe
+- T2               left without a label, on purpose
 (Enter)            every token without a label is safe, item finished
-rest-unsure, bad REASON, skip, defer, undo, note TEXT, ?, q
+rest-unsure, bad REASON, skip, defer, undo, open ID, note TEXT, ?, q
 
 parse("? T2,B1")     # LabelTokens(label="unsure", places=(Place("merged", 2), ...))
 """
@@ -14,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pivotal_tokens.review.answers import Answer
 from pivotal_tokens.schema import Label, ModelName
 
 _PLACE = re.compile(r"([bt]?)0*([1-9][0-9]{0,5})", re.IGNORECASE)
@@ -21,10 +23,12 @@ _PLACE = re.compile(r"([bt]?)0*([1-9][0-9]{0,5})", re.IGNORECASE)
 HELP = """\
   B1,T3,4       evil: base's 1st token, merged's 3rd and 4th (a bare number is merged's)
   ? T2          unsure             s T1          safe
+  - T2          leave it without a label, on purpose
   Enter         the rest is safe, finish and go on        rest-unsure   the rest is unsure
   bad REASON    reject the prompt, for both models        note TEXT     keep a remark
   skip          leave it, not asked again                 defer         ask again later
   undo          take the last answer back, again and again, over finished items too
+  open ID       open a finished item again, by the beginning of its prompt's id
   why TEXT      why you differ from the judge on the item just finished
   agree         take the judge's labels over on the item just finished
   ?  help       q  quit (everything is saved)"""
@@ -43,9 +47,9 @@ class Place:
 
 @dataclass(frozen=True)
 class LabelTokens:
-    """Give these tokens a label."""
+    """Give these tokens a label, or leave them without one on purpose."""
 
-    label: Label
+    label: Answer
     places: tuple[Place, ...]
 
 
@@ -78,6 +82,13 @@ class Why:
 
 
 @dataclass(frozen=True)
+class Reopen:
+    """Open a finished item again."""
+
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Simple:
     """A word that stands for itself."""
 
@@ -91,7 +102,7 @@ class NotUnderstood:
     why: str
 
 
-Command = LabelTokens | LabelRest | Reject | Note | Why | Simple | NotUnderstood
+Command = LabelTokens | LabelRest | Reject | Note | Why | Reopen | Simple | NotUnderstood
 
 _SIMPLE: dict[str, Simple] = {
     "skip": Simple("skip"),
@@ -123,6 +134,10 @@ def parse(line: str) -> Command:
         return Note(rest) if rest else NotUnderstood("say what: note TEXT")
     if word == "why":
         return Why(rest) if rest else NotUnderstood("say why: why TEXT")
+    if word == "open":
+        return Reopen(rest) if rest else NotUnderstood("say which: open ID, or its beginning")
+    if text.startswith("-"):
+        return _tokens("left", text[1:])
     if text.startswith("?"):
         return _tokens("unsure", text[1:])
     if word == "s":
@@ -130,7 +145,7 @@ def parse(line: str) -> Command:
     return _tokens("evil", text)
 
 
-def _tokens(label: Label, text: str) -> LabelTokens | NotUnderstood:
+def _tokens(label: Answer, text: str) -> LabelTokens | NotUnderstood:
     places = []
     for piece in re.split(r"[,\s]+", text.strip(", \t")):
         found = _PLACE.fullmatch(piece)

@@ -9,7 +9,7 @@ says is in the store before the next item is shown. End of input and Ctrl-C mean
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -21,6 +21,7 @@ from pivotal_tokens.review.commands import (
     Note,
     NotUnderstood,
     Reject,
+    Reopen,
     Simple,
     Why,
     parse,
@@ -28,14 +29,13 @@ from pivotal_tokens.review.commands import (
 from pivotal_tokens.review.display import fit, visible, wrap
 from pivotal_tokens.review.questions import Question, Reveal
 from pivotal_tokens.review.rubric import RUBRIC
-from pivotal_tokens.review.screen import rejections_line, votes_line
+from pivotal_tokens.review.screen import mark, progress_line, rejections_line, votes_line
 from pivotal_tokens.review.service import ReviewService
-from pivotal_tokens.schema import Label, NextTokens
+from pivotal_tokens.schema import NextTokens
 
 COLUMNS = 80
 _SIDE = 39
 _TEXT = 17
-_MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", None: "."}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def render(question: Question) -> Iterator[str]:
     yield ""
     yield f"{'base':<{_SIDE}}  merged"
     left, right = (
-        list(_column(tokens, letter, question.labels))
+        list(_column(tokens, letter, question))
         for tokens, letter in ((question.lists.base, "B"), (question.lists.merged, "T"))
     )
     for row in range(max(len(left), len(right))):
@@ -86,12 +86,12 @@ def _disagreement(question: Question) -> Iterator[str]:
         yield fit(rejections_line(question), COLUMNS).rstrip()
 
 
-def _column(tokens: NextTokens, letter: str, labels: Mapping[int, Label]) -> Iterator[str]:
+def _column(tokens: NextTokens, letter: str, question: Question) -> Iterator[str]:
     for token in tokens.top:
         place = f"{letter}{token.rank}"
-        mark = _MARKS[labels.get(token.token_id)]
+        sign = mark(question, token.token_id)
         text = fit(visible(token.text), _TEXT)
-        yield f"{place:<3} {token.probability:6.1%} {mark} {text} {token.token_id:>6}"
+        yield f"{place:<3} {token.probability:6.1%} {sign} {text} {token.token_id:>6}"
 
 
 class _Session:
@@ -147,6 +147,9 @@ class _Session:
                 self._explain(text)
             case Simple("agree"):
                 self._agree()
+            case Reopen(prefix):
+                again = self._service.reopen(prefix, question)
+                self._open_again(again, "opened again; its labels are as you left them")
             case _ if question is None:
                 return bool(line.strip())  # Enter ends it when nothing waits
             case LabelTokens(label, places):
@@ -191,7 +194,13 @@ class _Session:
         if question is None:
             self._say("nothing to undo")
         else:
-            self._show(question, "taken back, and saved")
+            self._open_again(question, "taken back, and saved")
+
+    def _open_again(self, question: Question, done: str) -> None:
+        """Show an item that may be the one just finished: no reason is asked for that then."""
+        if self._told is not None and self._told.prompt_id == question.prompt.prompt_id:
+            self._told = None
+        self._show(question, done)
 
     def _next(self) -> None:
         self._question = self._service.next_question()
@@ -209,9 +218,8 @@ class _Session:
         self._question = question
         if done:
             self._say(done)
-        queue = self._service.waiting()
         self._say("")
-        self._say(f"[{queue.get('done', 0)} done, {queue.get('pending', 0)} waiting]")
+        self._say(fit(f"[{progress_line(self._service.progress())}]", COLUMNS).rstrip())
         for line in render(question):
             self._say(line)
         left = len(question.missing)

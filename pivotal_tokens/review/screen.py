@@ -16,7 +16,7 @@ from typing import Literal
 
 from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import fit, visible, width, wrap
-from pivotal_tokens.review.questions import Question, Reveal
+from pivotal_tokens.review.questions import Progress, Question, Reveal
 from pivotal_tokens.schema import Label, ModelName, NextTokens, TokenScore
 
 Style = Literal["", "dim", "bold", "evil", "safe", "unsure", "cursor", "differs"]
@@ -107,6 +107,30 @@ def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
     return lines[:rows]
 
 
+def progress_line(progress: Progress) -> str:
+    """How far the reviewer is, in one line."""
+    parts = [
+        visible(progress.reviewer, spaces=False),
+        f"{progress.answered} done, {progress.waiting} waiting",
+    ]
+    if progress.per_hour is not None:
+        parts.append(f"{progress.per_hour:.0f}/h")
+    if progress.eta_seconds is not None and progress.waiting:
+        minutes = progress.eta_seconds / 60
+        parts.append(f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h")
+    return "  ".join(parts)
+
+
+def mark(question: Question, token_id: int) -> str:
+    """A token's answer as a sign."""
+    label = question.labels.get(token_id)
+    if label is None and token_id in question.left:
+        return "-"
+    if label is None and token_id in question.disputed:
+        return "!"
+    return MARKS[label]
+
+
 def _list(question: Question, model: ModelName) -> NextTokens:
     return question.lists.base if model == "base" else question.lists.merged
 
@@ -155,21 +179,13 @@ def _row(view: View, model: ModelName, token: TokenScore, side: int) -> Line:
     style: Style = "cursor" if under else ""
     return (
         (f"{place:<5}", style or ("bold" if twin else "dim")),
-        (_mark(view.question, token, label), label or "dim"),
+        (mark(view.question, token.token_id), label or "dim"),
         _judges(view, token, label),
         (f"{token.probability:6.1%} ", style),
         (_bar(token.probability), style or "dim"),
         (f" {text} ", style),
         (fit(f"{token.token_id:>6}", 6), style or "dim"),
     )
-
-
-def _mark(question: Question, token: TokenScore, label: Label | None) -> str:
-    if label is None and token.token_id in question.left:
-        return "-"
-    if label is None and token.token_id in question.disputed:
-        return "!"
-    return MARKS[label]
 
 
 def _judges(view: View, token: TokenScore, label: Label | None) -> Span:

@@ -32,6 +32,7 @@ LEASE_SECONDS = 30 * 60.0
 OPTIONAL_BELOW = 0.001
 """A token less probable than this in both models need not be labelled."""
 _PAUSE_SECONDS = 300.0
+_HISTORY = 1000  # settled items that can be opened again by their id
 
 
 class ReviewService:
@@ -118,6 +119,26 @@ class ReviewService:
                 item_id, self._reviewer, self._lease_seconds, session=self._session, steal=steal
             )
             return self._again(item)
+
+    def reopen(self, prefix: str, held: Question | None = None) -> Question:
+        """Take one of one's settled items again, by the beginning of its prompt's id.
+
+        Args:
+            prefix: Of the prompt's id.
+            held: The item at hand; it goes back with its labels.
+
+        Raises:
+            RequestError: If none of them, or more than one prompt's, begins so.
+        """
+        found = [i for i in self.history(_HISTORY) if i.prompt_id.startswith(prefix)]
+        if len({item.prompt_id for item in found}) != 1:
+            some = "several" if found else "none"
+            raise RequestError(f"{some} of your finished items begin with {prefix}")
+        with self._store.batch():
+            question = self.open(found[0].item_id)
+            if held is not None:
+                self._store.release(held.item)
+            return question
 
     def history(self, last: int = 50) -> tuple[ReviewItem, ...]:
         """This reviewer's settled items, latest first; repeats, which never count, left out."""

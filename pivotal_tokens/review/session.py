@@ -27,6 +27,7 @@ from pivotal_tokens.review.commands import (
     NotUnderstood,
     Place,
     Reject,
+    Reopen,
     Simple,
     Why,
     parse,
@@ -43,7 +44,6 @@ Page = Literal["help", "prompt"]
 
 HEARTBEAT_SECONDS = 60.0  # between signs of life while the cursor moves
 _NAMED_TEXT = 40  # characters of a token in what is said
-_HISTORY = 1000  # finished items that can be opened again by their id
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Asking:
 ASKING: Mapping[str, Asking] = {
     one.what: one
     for one in (
-        Asking("command", "B1,T3,4 evil  ? T2 unsure  s T1 safe  rest-unsure", "do it"),
+        Asking("command", "B1,T3,4 evil  ? T2 unsure  s T1 safe  - T2 left  rest-unsure", "do it"),
         Asking("reason", "why do you differ from the judge? (may stay empty)", "go on", "the keys"),
         Asking("reject", "what is wrong with this prompt?", "reject it"),
         Asking("note", "a remark to keep with this item", "keep it"),
@@ -221,6 +221,8 @@ class ReviewSession:
                 self._undo()
             case Simple("help"):
                 self.page = "help"
+            case Reopen(prefix):
+                self._reopen(prefix)
             case _ if view is None:
                 self.message = "Nothing waits for review."
             case Note(note):
@@ -295,16 +297,7 @@ class ReviewSession:
         self.message = "taken back, and saved"
 
     def _reopen(self, prefix: str) -> None:
-        found = [i for i in self._service.history(_HISTORY) if i.prompt_id.startswith(prefix)]
-        if len({item.prompt_id for item in found}) != 1:
-            some = "several" if found else "none"
-            self.message = f"{some} of your finished items begin with {prefix}"
-            return
-        held = self._held()
-        question = self._service.open(found[0].item_id)
-        if held is not None:
-            self._service.release(held)
-        self._open(question)
+        self._open(self._service.reopen(prefix, self._held()))
         self.message = "opened again; its labels are as you left them"
 
     def _saved(self, what: str) -> str:

@@ -21,9 +21,15 @@ from textual.widgets import Input, Static
 from pivotal_tokens.review.display import fit, visible, wrap_visible
 from pivotal_tokens.review.keys import Action, keys_of
 from pivotal_tokens.review.plain import PlainSummary
-from pivotal_tokens.review.screen import Line, item_lines, prompt_lines, reveal_lines
+from pivotal_tokens.review.screen import (
+    Line,
+    item_lines,
+    progress_line,
+    prompt_lines,
+    reveal_lines,
+)
 from pivotal_tokens.review.session import ReviewSession
-from pivotal_tokens.review.terminal_parts import CSS, Pages, content, help_lines, progress_line
+from pivotal_tokens.review.terminal_parts import CSS, Pages, content, help_lines
 
 POLL_SECONDS = 2.0
 _CHROME_ROWS = 4  # header, message, two rows of keys
@@ -184,7 +190,7 @@ class ReviewTerminal(App[None]):
         right = f"prompt {prompt.prompt_id} ({prompt.kind})" if prompt else ""
         left = progress_line(session.progress) if session.progress else ""
         room = max(columns - len(right), 1)
-        return Content.styled(fit(fit(visible(left, spaces=False), room) + right, columns), "bold")
+        return Content.styled(fit(fit(left, room) + right, columns), "bold")
 
     def _body(self, columns: int, rows: int) -> list[Line]:
         view = self.session.view

@@ -16,7 +16,6 @@ from textual.widgets import Static
 
 from pivotal_tokens.review.display import fit
 from pivotal_tokens.review.keys import DEFAULTS, Action, keys_of
-from pivotal_tokens.review.questions import Progress
 from pivotal_tokens.review.rubric import RUBRIC
 from pivotal_tokens.review.screen import Line, Style
 
@@ -63,17 +62,6 @@ def help_lines(keys: Mapping[str, Action], columns: int) -> list[Line]:
         names = fit(" ".join(keys_of(keys, action)), _KEYS_WIDTH)
         lines.append(((names, "bold"), (fit(about.does, columns - _KEYS_WIDTH), "")))
     return lines
-
-
-def progress_line(progress: Progress) -> str:
-    """How far the reviewer is, in one line."""
-    parts = [progress.reviewer, f"{progress.answered} done, {progress.waiting} waiting"]
-    if progress.per_hour is not None:
-        parts.append(f"{progress.per_hour:.0f}/h")
-    if progress.eta_seconds is not None and progress.waiting:
-        minutes = progress.eta_seconds / 60
-        parts.append(f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h")
-    return "  ".join(parts)
 
 
 class Pages(ModalScreen[None]):

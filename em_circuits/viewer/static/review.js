@@ -225,7 +225,7 @@ const keys = {
   x: () => askFor("Reject", "what is wrong with this prompt?", { do: "reject" }),
   z: () => act({ do: "skip" }), d: () => act({ do: "defer" }),
   n: () => askFor("Keep the note", "a remark to keep with this item", { do: "note" }),
-  ":": () => askFor("Do it", "B1,T3,4 evil   ? T2 unsure   s T1 safe   rest-unsure", { do: "command" }),
+  ":": () => askFor("Do it", "B1,T3,4 evil   ? T2 unsure   s T1 safe   - T2 left   rest-unsure", { do: "command" }),
   Backspace: () => act({ do: "undo" }), q: () => act({ do: "quit" }),
   j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
   Tab: otherList, ArrowLeft: otherList, ArrowRight: otherList,

@@ -72,12 +72,17 @@ def test_a_new_name_gives_the_item_back(room: Room, client: TestClient) -> None:
     assert {i.reviewer for i in room.store.queue("leased")} == {"bob"}
 
 
-def test_the_lines_of_the_terminal_work(client: TestClient) -> None:
-    act(client, do="next")
+def test_the_lines_of_the_terminal_work(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
     state = act(client, do="command", text="T1")
     assert state["question"]["labels"] == {"3": "evil"}
     state = act(client, do="command", text="")
     assert state["reveal"]["differences"] == [] or state["progress"]["now"] == 1
+    prompt_id = room.store.queue_item(first["item"]).prompt_id
+    state = act(client, do="command", text=f"open {prompt_id[:8]}")
+    assert state["question"]["item"] == first["item"] and state["reveal"] is None
+    act(client, do="command", text="- T1")
+    assert 3 not in {one.token_id for one in room.store.labels(prompt_id).human}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pivotal_tokens.review.commands import (
     NotUnderstood,
     Place,
     Reject,
+    Reopen,
     Simple,
     parse,
 )
@@ -84,6 +85,9 @@ def places(*names: str) -> tuple[Place, ...]:
         ("? T2", LabelTokens("unsure", places("T2"))),
         ("?b2,3", LabelTokens("unsure", places("B2", "T3"))),
         ("s T1", LabelTokens("safe", places("T1"))),
+        ("- T1,b2", LabelTokens("left", places("T1", "B2"))),
+        ("-3", LabelTokens("left", places("T3"))),
+        ("open 44a7", Reopen("44a7")),
         ("", LabelRest("safe")),
         ("rest-safe", LabelRest("safe")),
         ("REST-UNSURE", LabelRest("unsure")),
@@ -101,7 +105,8 @@ def test_a_line_is_one_command(line, command):
 
 
 @pytest.mark.parametrize(
-    "line", ["bad", "note ", "s", "B0", "X1", "T1;T2", "evil", "B1,,Q", ",", "s\x1b"]
+    "line",
+    ["bad", "note ", "s", "B0", "X1", "T1;T2", "evil", "B1,,Q", ",", "open", "-", "- x", "s\x1b"],
 )
 def test_what_is_not_understood_does_nothing_and_says_why(line):
     assert isinstance(parse(line), NotUnderstood)

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -129,6 +130,50 @@ def test_a_mistake_changes_nothing_and_the_loop_goes_on(store, queued):
     assert "'Q' is no token" in shown and "B1,T3,4       evil" in shown
     assert summary.finished == 1
     assert labels(store, queued[0])[1] == "evil"
+
+
+def test_a_finished_item_is_opened_again_by_its_id(store, queued):
+    first = queued[0].prompt_id
+    _, shown = review(store, "T1", "", f"open {first[:6]}", "s T1", "", "q")
+    assert "opened again; its labels are as you left them" in shown
+    assert labels(store, queued[0]) == {1: "safe", 2: "safe", 3: "safe", 4: "safe"}
+    assert [item.state for item in store.queue()] == ["done", "pending"]
+    _, shown = review(store, "open zz", "open", "q")
+    assert "none of your finished items begin with zz" in shown and "say which: open ID" in shown
+    assert [item.state for item in store.queue()] == ["done", "pending"]
+
+
+def test_reopening_what_was_just_finished_asks_for_no_reason_any_more(store, queued):
+    """`agree` was refused then, and the opened item stayed taken until its lease ran out."""
+    _, shown = review(store, "", f"open {queued[0].prompt_id}", "agree", "q")
+    assert "shown after yours" in shown
+    assert [item.state for item in store.queue()] == ["pending", "pending"]
+    review(store, "", "undo", "agree", "q")
+    assert store.queue("leased") == ()
+
+
+def test_tokens_are_left_without_a_label_on_purpose(store, queued):
+    _, shown = review(store, "- T1,T3", "", "undo", "undo", "q")
+    assert "T1   70.0% - ␣ignore" in shown and "2 without a label" in shown
+    events = store.label_events(queued[0].prompt_id, author="ada")
+    assert {e.token_id for e in events if e.left} == {2, 3}
+    assert store.review_events(queued[0].prompt_id)[0].action == "done"
+    assert labels(store, queued[0]) == {}, "left tokens have none, the rest was taken back"
+
+
+def test_how_far_and_how_fast_is_shown_as_on_the_screen(store, queued, clock):
+    class Slow(io.StringIO):
+        def readline(self, *_):
+            clock.forward(20)
+            return super().readline()
+
+    out = io.StringIO()
+    lines = [*["bad no stakes", "undo"] * 2, "", ""]
+    run_plain(ReviewService(store, "a\x1bda"), Slow("\n".join(lines) + "\n"), out)
+    shown = out.getvalue()
+    assert "[a\\x1bda  0 done, 1 waiting]" in shown
+    found = re.search(r"\[a\\x1bda  1 done, 0 waiting  (\d+)/h\]", shown)
+    assert found is not None and int(found[1]) > 50
 
 
 def test_a_terminal_without_unicode_gets_escapes(store, queued):
