@@ -353,16 +353,17 @@ class ReviewConfig(Frozen):
 
     overlap: int = Field(default=1, ge=1, le=9)  # different reviewers who answer each item
     control_share: FiniteFloat = Field(default=0.075, ge=0, lt=1)  # unflagged items aimed at
-    calibration: int | None = Field(default=None, ge=0)  # None: 10 where reviewers overlap, else 0
+    calibration: int = Field(default=10, ge=0)  # of the queue's first items, everybody begins with
     repeat_share: FiniteFloat = Field(default=0.03, ge=0, lt=1)  # own items asked again, unmarked
     seed: int = 0  # of the draws of controls and repeats
 
-    @property
-    def calibration_items(self) -> int:
-        """How many of the queue's first items every reviewer begins with."""
-        if self.calibration is not None:
-            return self.calibration
-        return 10 if self.overlap > 1 else 0
+    @model_validator(mode="before")
+    @classmethod
+    def _unset_is_the_default(cls, given: Any) -> Any:
+        """Stores where nothing was said about calibration kept null."""
+        if isinstance(given, dict) and given.get("calibration", 0) is None:
+            return {name: value for name, value in given.items() if name != "calibration"}
+        return given
 
 
 class ReviewEvent(Frozen):

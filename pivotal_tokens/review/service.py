@@ -152,6 +152,8 @@ class ReviewService:
     def progress(self) -> Progress:
         """How far this reviewer is, how fast, and how long it will take."""
         waiting = self._store.waiting_for(self._reviewer, self._wanted)
+        if self._mixes_in:
+            waiting += self._store.calibration_waiting(self._reviewer)
         times = self._store.answer_times(self._reviewer)
         gaps = [b - a for a, b in pairwise(times) if b - a <= _PAUSE_SECONDS]
         rate = len(gaps) / sum(gaps) if gaps and sum(gaps) > 0 else None
@@ -300,12 +302,16 @@ class ReviewService:
             )
             return self._again(item)
 
+    @property
+    def _mixes_in(self) -> bool:
+        """Are first items and repeats asked, or only what was asked for?"""
+        return "adjudication" not in self._wanted.kinds and not self._wanted.narrowed
+
     def _claim(self) -> ReviewItem | None:
         store, lease = self._store, self._lease_seconds
         held = store.queue("leased", reviewer=self._reviewer)
         over = [i.session for i in held if i.session and session_is_over(i.session)]
-        whole = "adjudication" not in self._wanted.kinds and not self._wanted.narrowed
-        if whole and not over:
+        if self._mixes_in and not over:
             for mixed_in in (store.claim_calibration, store.claim_repeat):
                 item = mixed_in(self._reviewer, lease, session=self._session)
                 if item is not None:

@@ -2,7 +2,7 @@
 
     review         flagged by the judge
     control        unflagged, drawn with a recorded probability: shows what the judge misses
-    calibration    one of the queue's first items, for a reviewer who begins
+    calibration    one of the queue's first items, one seat more for a reviewer who begins
     repeat         an own finished item asked again: shows how steady a reviewer is
     adjudication   reviewers disagree: one person's labels settle it
 
@@ -20,14 +20,17 @@ about `share` of the queue; p is kept with it, and 1/p weighs it in estimates ov
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Table,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -128,26 +131,35 @@ class SeatRows(Database):
     ) -> ReviewItem | None:
         """A seat of the reviewer's own at the next of the queue's first items, or None.
 
-        Seats that are free there go first; then the item gets one more.
+        A seat that nobody answered goes first: one given back, waiting or deferred, one whose
+        lease ran out. Where there is none the item gets one more, but not while somebody is at
+        work on it (two people see an item at one time only where an overlap asks for it), nor
+        where somebody skipped it (it comes when skipped ones are asked for).
         """
         with self.writing() as connection:
             lock_name(connection, f"reviewer {reviewer}")
-            number = _config(connection).calibration_items
-            mine = _queue.alias("mine").c
-            seated = exists().where(
-                mine.prompt_id == _columns.prompt_id,
-                mine.pair == _columns.pair,
-                mine.reviewer == reviewer,
-            )
-            first = select(_columns.item_id, seated.label("seated"))
-            first = first.where(_columns.seat == 0, _columns.kind.in_(_SHARED))
-            rows = connection.execute(first.order_by(_columns.item_id).limit(number)).all()
-            open_ids = [row.item_id for row in rows if not row.seated]
-            if not open_ids:
-                return None
-            return self._own_seat(
-                connection, open_ids[0], reviewer, lease_seconds, session, "calibration"
-            )
+            now = self.now().timestamp()
+            for first in _first_items(connection, reviewer):
+                if first.answered:
+                    continue
+                lock_name(connection, f"seats {first.prompt_id} {first.pair}")
+                free = _free_seat_of(connection, first, reviewer, now)
+                if free is not None:
+                    held = self._held(reviewer, lease_seconds, session)
+                    held |= {"fence": _columns.fence + 1, "revealed": False}
+                    taken = _queue.update().where(_columns.item_id == free).values(**held)
+                    return item_of(connection.execute(taken.returning(*_columns)).one())
+                if not _closed(connection, first, now):
+                    return self._own_seat(
+                        connection, first.item_id, reviewer, lease_seconds, session, "calibration"
+                    )
+            return None
+
+    def calibration_waiting(self, reviewer: str) -> int:
+        """How many of the queue's first items only this reviewer is still to answer."""
+        with self.reading() as connection:
+            first = _first_items(connection, reviewer)
+        return sum(not (item.answered or item.waits) for item in first)
 
     def claim_repeat(
         self, reviewer: str, lease_seconds: float, *, session: str = ""
@@ -217,35 +229,25 @@ class SeatRows(Database):
         session: str,
         kind: ItemKind,
     ) -> ReviewItem:
-        """A leased seat at an item's prompt; a free one is taken before one is made."""
+        """One seat more at an item's prompt, leased."""
         item = item_of(connection.execute(select(_queue).where(_columns.item_id == item_id)).one())
         lock_name(connection, f"seats {item.prompt_id} {item.pair}")
-        free = None
-        if kind == "calibration":
-            query = select(_columns.item_id).where(
-                _columns.prompt_id == item.prompt_id,
-                _columns.pair == item.pair,
-                _columns.kind.in_(_SHARED),
-                _columns.state == "pending",
-            )
-            query = query.order_by(_columns.seat).limit(1).with_for_update(skip_locked=True)
-            free = connection.execute(query).scalar_one_or_none()
-        until = self.now() + timedelta(seconds=lease_seconds)
-        values = {
+        held = self._held(reviewer, lease_seconds, session)
+        values = _copied(connection, item_id) | held | {"kind": kind, "fence": 1}
+        values |= {"seat": _free_seat(connection, item), "enqueued_at": held["updated_at"]}
+        made = insert(_queue).values(**values).returning(*_columns)
+        return item_of(connection.execute(made).one())
+
+    def _held(self, reviewer: str, lease_seconds: float, session: str) -> dict[str, Any]:
+        """What a seat says while somebody is at work on it."""
+        now = self.now()
+        return {
             "state": "leased",
             "reviewer": reviewer,
             "session": session,
-            "lease_until": until.timestamp(),
-            "updated_at": self.now().timestamp(),
+            "lease_until": (now + timedelta(seconds=lease_seconds)).timestamp(),
+            "updated_at": now.timestamp(),
         }
-        if free is not None:
-            statement = _queue.update().where(_columns.item_id == free)
-            taken = statement.values(**values, fence=_columns.fence + 1, revealed=False)
-            return item_of(connection.execute(taken.returning(*_columns)).one())
-        copied = _copied(connection, item_id) | {"kind": kind, "fence": 1}
-        added = values | {"seat": _free_seat(connection, item), "enqueued_at": values["updated_at"]}
-        made = insert(_queue).values(**(copied | added)).returning(*_columns)
-        return item_of(connection.execute(made).one())
 
 
 def queue_prompt(
@@ -290,6 +292,61 @@ def uniform(seed: int, *names: str) -> float:
     """A number in [0, 1) that follows from names alone, evenly spread over them."""
     digest = hashlib.sha256("\n".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _first_items(connection: Connection, reviewer: str) -> Sequence[Row]:
+    """The items that everybody begins with; did this reviewer answer them, do they wait anyway?"""
+    other = _queue.alias("other").c
+    here = (other.prompt_id == _columns.prompt_id) & (other.pair == _columns.pair)
+    mine = other.reviewer == reviewer
+    begun = (other.state != "pending") | (other.kind == "adjudication")  # who saw all labels
+    waiting = other.kind.in_(_SHARED) | ((other.kind == "calibration") & mine)
+    unanswered = other.state.in_(("pending", "skipped"))
+    query = (
+        select(
+            _columns.item_id,
+            _columns.prompt_id,
+            _columns.pair,
+            exists().where(here, mine, begun).label("answered"),
+            exists().where(here, waiting, unanswered).label("waits"),
+        )
+        .where(_columns.seat == 0, _columns.kind.in_(_SHARED))
+        .order_by(_columns.item_id)
+        .limit(_config(connection).calibration)
+    )
+    return connection.execute(query).all()
+
+
+def _free_seat_of(connection: Connection, first: Row, reviewer: str, now: float) -> int | None:
+    """A seat that nobody answered, the reviewer's own before others; locked."""
+    mine = _columns.reviewer == reviewer
+    over = (_columns.state == "leased") & (_columns.lease_until < now)
+    query = (
+        select(_columns.item_id)
+        .where(
+            _columns.prompt_id == first.prompt_id,
+            _columns.pair == first.pair,
+            _columns.kind.in_(_SHARED) | ((_columns.kind == "calibration") & mine),
+            _columns.state.in_(("pending", "deferred")) | over,
+        )
+        .order_by(
+            case((mine, 0), else_=1), case((_columns.state == "pending", 0), else_=1), _columns.seat
+        )
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _closed(connection: Connection, first: Row, now: float) -> bool:
+    """Is somebody at work on the item, or did somebody skip it?"""
+    query = select(_columns.item_id).where(
+        _columns.prompt_id == first.prompt_id,
+        _columns.pair == first.pair,
+        ((_columns.state == "leased") & (_columns.lease_until >= now))
+        | (_columns.state == "skipped"),
+    )
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def _add(connection: Connection, now: datetime, **values: Any) -> bool:

@@ -9,7 +9,7 @@ import pivotal_tokens
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.review.commands import Place
-from pivotal_tokens.schema import Judgement, Prompt, Thresholds, TokenLabel
+from pivotal_tokens.schema import Judgement, Prompt, ReviewConfig, Thresholds, TokenLabel
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
 
@@ -89,6 +89,7 @@ def test_a_rejected_prompt_has_its_reason_and_verdict(store, queued, ada):
 
 
 def test_deferred_comes_in_a_later_session_and_skipped_when_asked(store, queued, ada):
+    store.set_review_config(ReviewConfig(calibration=0))
     ada.defer(ada.next_question())
     ada.skip(ada.next_question())
     ada.finish(ada.next_question(), rest="safe")
