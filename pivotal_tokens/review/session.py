@@ -43,6 +43,8 @@ Continuations = Callable[[Question], Mapping[int, list[tuple[ModelName, str]]]]
 Page = Literal["help", "prompt"]
 
 HEARTBEAT_SECONDS = 60.0  # between signs of life while the cursor moves
+_QUICK_SECONDS = 0.02  # a count of the queue that may follow every key
+_COUNT_SHARE = 0.02  # of the time goes to counts that take longer
 _NAMED_TEXT = 40  # characters of a token in what is said
 
 
@@ -90,6 +92,7 @@ class ReviewSession:
         self._continuations = continuations
         self._show_low = show_low
         self._beat = monotonic()
+        self._counted, self._count_took = 0.0, 0.0
 
     def start(self) -> None:
         """Show the first item."""
@@ -334,7 +337,7 @@ class ReviewSession:
         try:
             work()
             if not self.over:
-                self.progress = self._service.progress()
+                self._count()
         except LeaseLost as error:
             self.message, self.view, self.asking = str(error), None, None
             with contextlib.suppress(EmCircuitsError):
@@ -342,6 +345,16 @@ class ReviewSession:
         except EmCircuitsError as error:
             self.message = str(error)
         self.message = visible(self.message, spaces=False)
+
+    def _count(self) -> None:
+        """Look how far everything is; not after every key where a long queue takes its time."""
+        began = monotonic()
+        slow = self._count_took > _QUICK_SECONDS
+        if self.progress and slow and began - self._counted < self._count_took / _COUNT_SHARE:
+            return
+        self.progress = self._service.progress()
+        self._counted = monotonic()
+        self._count_took = self._counted - began
 
     # --- the cursor ----------------------------------------------------------------------------
 

@@ -241,6 +241,27 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
     assert find(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
 
 
+def test_a_count_that_takes_long_does_not_follow_every_key(store, prompts, monkeypatch):
+    """Of 100,000 items it took .1 s after each key."""
+    now = [100.0]
+    monkeypatch.setattr("pivotal_tokens.review.session.monotonic", lambda: now[0])
+    session = sitting(store)
+    session.act("skip")
+    assert session.progress.waiting == 2, "a quick one does"
+    counted, count = [], session._service.progress
+
+    def slowly():
+        counted.append(now[0])
+        now[0] += 0.1
+        return count()
+
+    monkeypatch.setattr(session._service, "progress", slowly)
+    for _ in range(5):
+        session.act("evil")
+        now[0] += 2.0
+    assert [round(at, 1) for at in counted] == [100.0, 106.1]
+
+
 def test_a_key_is_answered_and_the_next_item_there_in_50_ms_of_work(store):
     """Processor time: what a busy disk and other programs add is not the code's."""
     fill_queue(store, 40)
