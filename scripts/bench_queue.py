@@ -6,6 +6,7 @@ python scripts/bench_queue.py --items 100000
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import insert
 
 from pivotal_tokens.review import ReviewService
+from pivotal_tokens.review.session import ReviewSession
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, ReviewConfig, TokenScore
 from pivotal_tokens.store import Store, Wanted, tables
 
@@ -71,9 +73,23 @@ def measure(url: str, items: int, rounds: int) -> None:
                 ordered = sorted(1e3 * value for value in values)
                 p50, p99 = ordered[len(ordered) // 2], ordered[int(0.99 * len(ordered))]
                 print(f"{items} items, by {name}: {what} p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        _keys(ReviewSession(ReviewService(store, "bob")), rounds)
         start = time.perf_counter()
         service.progress()
         print(f"progress {1e3 * (time.perf_counter() - start):.0f} ms")
+
+
+def _keys(session: ReviewSession, rounds: int) -> None:
+    """Print how long a key takes until the next item is there to be drawn."""
+    session.start()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        session.act("skip")
+        times.append(1e3 * (time.perf_counter() - start))
+    session.leave()
+    least, median, most = min(times), statistics.median(times), max(times)
+    print(f"key to next item min {least:.1f} ms, median {median:.1f} ms, max {most:.1f} ms")
 
 
 if __name__ == "__main__":

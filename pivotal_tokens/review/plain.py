@@ -222,8 +222,11 @@ class _Session:
         self._say(fit(f"[{progress_line(self._service.progress())}]", COLUMNS).rstrip())
         for line in render(question):
             self._say(line)
-        left = len(question.missing)
-        self._say(f"{left} without a label. List the evil ones (B1,T3,4); Enter: rest safe; ? help")
+        if left := len(question.missing):
+            does = "List the evil ones (B1,T3,4); Enter: rest safe; ? help"
+            self._say(f"{left} without a label. {does}")
+        else:
+            self._say("Every token has an answer. Enter: finish; ? help")
 
     def _revealed(self, reveal: Reveal) -> None:
         self._told = None

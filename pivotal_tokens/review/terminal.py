@@ -41,8 +41,9 @@ _LABEL_HINTS = {
     "evil": "evil",
     "safe": "safe",
     "unsure": "unsure",
+    "leave": "leave",
     "rest_safe": "rest safe, done",
-    "rest_unsure": "rest unsure, done",
+    "rest_unsure": "rest unsure",
 }
 _OTHER_HINTS = {
     "undo": "undo",

@@ -136,6 +136,7 @@ def test_a_finished_item_is_opened_again_by_its_id(store, queued):
     first = queued[0].prompt_id
     _, shown = review(store, "T1", "", f"open {first[:6]}", "s T1", "", "q")
     assert "opened again; its labels are as you left them" in shown
+    assert "Every token has an answer. Enter: finish" in shown
     assert labels(store, queued[0]) == {1: "safe", 2: "safe", 3: "safe", 4: "safe"}
     assert [item.state for item in store.queue()] == ["done", "pending"]
     _, shown = review(store, "open zz", "open", "q")

@@ -48,7 +48,8 @@ def test_an_item_fits_80_by_24_with_everything_on_it(store):
         shown = "\n".join(lines)
         for part in (prompt.prompt_id, "smells of gas (0).\\n", ">T1", "␣ignore", "50.0%"):
             assert part in shown
-        assert "e evil" in shown and "? help" in shown and "0 done" in shown
+        assert "e evil" in shown and "l leave" in shown and "U rest unsure" in shown
+        assert "? help" in shown and "0 done" in shown
         assert "judge" not in shown
 
     drive(terminal(store), steps)
