@@ -158,7 +158,7 @@ def graph_stage(
     """
     if not settings.wants_graphs(verdict):
         return {}, False
-    with stage("graphs"):
+    with stage("graphs"), work.running:
         labels = work.store.labels(prompt.prompt_id).by_token
         keys = graph_keys(work, prompt, settings.attribution, labels)
         if kept_graphs(work, prompt.prompt_id, keys, with_edges=not settings.scores_only):
