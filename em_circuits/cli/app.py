@@ -197,10 +197,27 @@ def _checked(path: Path, where: str, command: click.Command, given: Any) -> dict
     return checked
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to standard error as it is when something is logged.
+
+    The handler outlives the command, and a stream of the moment may be closed by then.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # that of StreamHandler binds a stream
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def _configure_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[_StandardError()],
+        force=True,
     )
     logging.captureWarnings(True)
     quiet = logging.WARNING if verbose else logging.ERROR

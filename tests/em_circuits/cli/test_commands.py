@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -40,6 +42,19 @@ def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
     out, err = capsys.readouterr()
     assert status == 0, err
     return json.loads(out)
+
+
+def test_a_log_line_after_a_command_goes_to_the_standard_error_of_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the handler kept the stream it was made with: "I/O operation on closed file" once that was
+    closed, now = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert run(["--root", str(tmp_path), "status"]) == 2
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", now)
+    logging.getLogger("em_circuits").warning("told late")
+    assert "told late" in now.getvalue() and "Logging error" not in now.getvalue()
 
 
 def test_label_streams_the_documented_line(labelled, capsys) -> None:
