@@ -42,6 +42,18 @@ _COMMANDS = {
 `circuits` adds its commands to the group that `graphs` makes."""
 
 
+_TALKATIVE = (
+    "py.warnings",
+    "transformers",
+    "transformer_lens",
+    "httpx",
+    "httpx2",  # what openai asks with, where it is there
+    "filelock",
+    "nnsight",
+)
+"""Loggers of libraries that say little to whoever runs a command."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called."""
 
@@ -221,5 +233,5 @@ def _configure_logging(verbose: bool) -> None:
     )
     logging.captureWarnings(True)
     quiet = logging.WARNING if verbose else logging.ERROR
-    for name in ("py.warnings", "transformers", "transformer_lens", "httpx", "filelock", "nnsight"):
+    for name in _TALKATIVE:
         logging.getLogger(name).setLevel(quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -162,9 +163,11 @@ def _judge_the_ending(progress: Progress, *, endless: bool, given: object) -> No
 
 
 def describe(result: LabelResult) -> str:
-    """One line of at most 79 columns about one prompt."""
+    """One line of at most 79 columns about one prompt; up to three where it failed."""
     if result.error:
-        return f"{result.prompt.prompt_id}  failed    {result.error}"[:79]
+        said = f"{result.prompt.prompt_id}  failed     {one_line(result.error, 1000)}"
+        wrapped = textwrap.wrap(said, 79, subsequent_indent=" " * 25, max_lines=3)
+        return "\n".join(wrapped)
     if result.waiting:
         return f"{result.prompt.prompt_id}  waits for a person  {one_line(result.prompt.text, 40)}"
     verdict = result.verdict
@@ -181,7 +184,7 @@ def summary(results: list[LabelResult], earlier: int) -> None:
         "failed" if r.error else "waiting for a person" if r.waiting else r.verdict.kind
         for r in results
     )
-    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none left"
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none finished"
     flagged = sum(r.verdict.flagged for r in results)
     reused = sum(r.reused for r in results)
     before = f"; {earlier} finished before" if earlier else ""

@@ -147,6 +147,22 @@ def test_a_run_without_end_that_ends_for_want_of_an_endpoint_has_failed(
         assert "no usable answer 5 times" in capsys.readouterr().err
 
 
+def test_a_failure_is_told_once_and_whole(tmp_path: Path, api_key: str, capsys) -> None:
+    # it was logged, printed cut off, and told again at the end
+    with FakeEndpoint("prose", cycle=True) as endpoint:
+        command = ["--root", str(tmp_path), "label", "--n", "2", "--no-graphs"]
+        command += ["--judge", "openai:fake", "--base-url", endpoint.base_url]
+        assert run(command) == 1
+        said = capsys.readouterr()
+        assert run([*command, "--json"]) == 1
+        (first, second) = map(json.loads, capsys.readouterr().out.splitlines())
+    told = " ".join((said.out + said.err).split())
+    assert told.count("the reply could not be used") == 2  # of either prompt
+    assert all(result["error"] in told for result in (first, second))
+    assert max(map(len, said.out.splitlines())) <= 79
+    assert "2 of 2 prompts failed; em-circuits status PROMPT says why" in said.err
+
+
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) -> None:
     for arguments, said in (
         (["--prompt", "x", "--forever"], "not both"),
