@@ -8,6 +8,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def _checked(path: Path, where: str, command: click.Command, given: Any) -> dict
 
 
 class _StandardError(logging.StreamHandler[Any]):
-    """Writes to standard error as it is when something is logged.
+    """Writes to standard error as it is when something is logged, above the bars that stand there.
 
     The handler outlives the command, and a stream of the moment may be closed by then.
     """
@@ -221,6 +222,11 @@ class _StandardError(logging.StreamHandler[Any]):
     @property
     def stream(self) -> Any:
         return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")  # without it there is no bar
+        with bars.tqdm.external_write_mode(self.stream) if bars else nullcontext():
+            super().emit(record)
 
 
 def _configure_logging(verbose: bool) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pivotal_tokens.judge import Judge
 
 _REFRESH_S = 0.5
+_BAR = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+"""Fits 80 columns with five-digit counts; a drawn bar would push the state of the run off them."""
 
 
 def run_labelling(
@@ -119,7 +121,7 @@ def _bar(loop: Loop, n: int | None) -> Iterator[Any]:
     from tqdm import tqdm
 
     done = threading.Event()
-    with tqdm(total=n, desc="label", unit="prompt", disable=None) as bar:
+    with tqdm(total=n, desc="label", bar_format=_BAR, disable=None) as bar:
 
         def show() -> None:
             while not done.wait(_REFRESH_S):
@@ -137,13 +139,13 @@ def _bar(loop: Loop, n: int | None) -> Iterator[Any]:
 
 
 def live(progress: Progress) -> str:
-    """The state of a run in a few words."""
+    """The state of a run in a few words: how many prompts wait where, and what they came to."""
     parts = [
-        f"{progress.screened - progress.judged} at the judge",
-        f"{progress.waiting_graphs} at the graphs",
-        f"{progress.flagged} flagged",
+        f"judge {progress.screened - progress.judged}",
+        f"graphs {progress.waiting_graphs}",
+        f"flagged {progress.flagged}",
     ]
-    return ", ".join(parts + ([f"{progress.failed} failed"] if progress.failed else []))
+    return ", ".join(parts + ([f"failed {progress.failed}"] if progress.failed else []))
 
 
 def _judge_the_ending(progress: Progress, *, endless: bool, given: object) -> None:
@@ -189,9 +191,11 @@ def summary(results: list[LabelResult], earlier: int) -> None:
     reused = sum(r.reused for r in results)
     before = f"; {earlier} finished before" if earlier else ""
     click.echo(f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used{before}")
-    harmless = sum(item.pivotal is False for r in results for item in r.pivotal)
-    if any(r.pivotal for r in results):
-        tokens = sum(len(r.pivotal) for r in results)
-        click.echo(f"rollouts: {harmless} of {tokens} evil candidates are not pivotal")
+    followed = Counter(item.pivotal for r in results for item in r.pivotal)
+    if followed:
+        click.echo(
+            f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
+            f"{followed[False]} not, {followed[None]} unknown"
+        )
     if flagged or any(r.waiting for r in results):
         click.echo("next: em-circuits review --plain   or   em-circuits status PROMPT")
