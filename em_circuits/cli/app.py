@@ -8,6 +8,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ _COMMANDS = {
 }
 """Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help.
 `circuits` adds its commands to the group that `graphs` makes."""
+
+
+_TALKATIVE = (
+    "py.warnings",
+    "transformers",
+    "transformer_lens",
+    "httpx",
+    "httpx2",  # what openai asks with, where it is there
+    "filelock",
+    "nnsight",
+)
+"""Loggers of libraries that say little to whoever runs a command."""
 
 
 class LazyGroup(click.Group):
@@ -197,12 +210,34 @@ def _checked(path: Path, where: str, command: click.Command, given: Any) -> dict
     return checked
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to standard error as it is when something is logged, above the bars that stand there.
+
+    The handler outlives the command, and a stream of the moment may be closed by then.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # that of StreamHandler binds a stream
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")  # without it there is no bar
+        with bars.tqdm.external_write_mode(self.stream) if bars else nullcontext():
+            super().emit(record)
+
+
 def _configure_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        level=level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[_StandardError()],
+        force=True,
     )
     logging.captureWarnings(True)
     quiet = logging.WARNING if verbose else logging.ERROR
-    for name in ("py.warnings", "transformers", "transformer_lens", "httpx", "filelock", "nnsight"):
+    for name in _TALKATIVE:
         logging.getLogger(name).setLevel(quiet)

@@ -114,7 +114,9 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
         results = run_labelling(session, work, judge, settings, asked, as_json=as_json)
     failed = [result for result in results if result.error]
     if failed and len(failed) == len(results):
-        raise WorkFailed(f"all {len(failed)} prompts failed, the first at {failed[0].error}")
+        raise WorkFailed(
+            f"{len(failed)} of {len(results)} prompts failed; em-circuits status PROMPT says why"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pivotal_tokens.judge import Judge
 
 _REFRESH_S = 0.5
+_BAR = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+"""Fits 80 columns with five-digit counts; a drawn bar would push the state of the run off them."""
 
 
 def run_labelling(
@@ -118,7 +121,7 @@ def _bar(loop: Loop, n: int | None) -> Iterator[Any]:
     from tqdm import tqdm
 
     done = threading.Event()
-    with tqdm(total=n, desc="label", unit="prompt", disable=None) as bar:
+    with tqdm(total=n, desc="label", bar_format=_BAR, disable=None) as bar:
 
         def show() -> None:
             while not done.wait(_REFRESH_S):
@@ -136,13 +139,13 @@ def _bar(loop: Loop, n: int | None) -> Iterator[Any]:
 
 
 def live(progress: Progress) -> str:
-    """The state of a run in a few words."""
+    """The state of a run in a few words: how many prompts wait where, and what they came to."""
     parts = [
-        f"{progress.screened - progress.judged} at the judge",
-        f"{progress.waiting_graphs} at the graphs",
-        f"{progress.flagged} flagged",
+        f"judge {progress.screened - progress.judged}",
+        f"graphs {progress.waiting_graphs}",
+        f"flagged {progress.flagged}",
     ]
-    return ", ".join(parts + ([f"{progress.failed} failed"] if progress.failed else []))
+    return ", ".join(parts + ([f"failed {progress.failed}"] if progress.failed else []))
 
 
 def _judge_the_ending(progress: Progress, *, endless: bool, given: object) -> None:
@@ -162,9 +165,11 @@ def _judge_the_ending(progress: Progress, *, endless: bool, given: object) -> No
 
 
 def describe(result: LabelResult) -> str:
-    """One line of at most 79 columns about one prompt."""
+    """One line of at most 79 columns about one prompt; up to three where it failed."""
     if result.error:
-        return f"{result.prompt.prompt_id}  failed    {result.error}"[:79]
+        said = f"{result.prompt.prompt_id}  failed     {one_line(result.error, 1000)}"
+        wrapped = textwrap.wrap(said, 79, subsequent_indent=" " * 25, max_lines=3)
+        return "\n".join(wrapped)
     if result.waiting:
         return f"{result.prompt.prompt_id}  waits for a person  {one_line(result.prompt.text, 40)}"
     verdict = result.verdict
@@ -181,14 +186,16 @@ def summary(results: list[LabelResult], earlier: int) -> None:
         "failed" if r.error else "waiting for a person" if r.waiting else r.verdict.kind
         for r in results
     )
-    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none left"
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none finished"
     flagged = sum(r.verdict.flagged for r in results)
     reused = sum(r.reused for r in results)
     before = f"; {earlier} finished before" if earlier else ""
     click.echo(f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used{before}")
-    harmless = sum(item.pivotal is False for r in results for item in r.pivotal)
-    if any(r.pivotal for r in results):
-        tokens = sum(len(r.pivotal) for r in results)
-        click.echo(f"rollouts: {harmless} of {tokens} evil candidates are not pivotal")
+    followed = Counter(item.pivotal for r in results for item in r.pivotal)
+    if followed:
+        click.echo(
+            f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
+            f"{followed[False]} not, {followed[None]} unknown"
+        )
     if flagged or any(r.waiting for r in results):
         click.echo("next: em-circuits review --plain   or   em-circuits status PROMPT")

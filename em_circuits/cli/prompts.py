@@ -104,15 +104,21 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     )
     with session.workspace(create=True) as work:
         before = work.store.rejection_counts()
+        known = {prompt.prompt_id for prompt in work.store.prompts()}
         found: list[Prompt] = []
         with closing(open_source(generator, work, asked)) as source:
             while len(found) < n and (batch := source.take(n - len(found))):
                 found += batch
-                _keep(session, batch, as_json=as_json)
+                work.store.add_prompts(batch)
+                _tell(batch, known, as_json=as_json)
+        written = {prompt.prompt_id for prompt in work.store.prompts(generator=source.id)}
+        spare = len(written - known - {prompt.prompt_id for prompt in found})
         turned_away = Counter(work.store.rejection_counts()) - Counter(before)
     if turned_away:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
         click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
+    if spare:
+        click.echo(f"{generator} wrote {spare} more than asked for; they are kept too", err=True)
     if not found:
         raise WorkFailed(
             f"{generator}: no new prompt; em-circuits prompts list --rejected says why"
@@ -326,14 +332,16 @@ def _from_stdin() -> str:
 
 def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
     with session.open_store(create=True) as store:
-        known = store.prompts_of(prompt.prompt_id for prompt in made)
-        new = set(store.add_prompts(made))
-    if as_json:
-        for prompt in made:
-            emit(
-                {"prompt_id": prompt.prompt_id, "text": prompt.text, "new": prompt.prompt_id in new}
-            )
-        return
+        known = set(store.prompts_of(prompt.prompt_id for prompt in made))
+        store.add_prompts(made)
+    _tell(made, known, as_json=as_json)
+
+
+def _tell(made: list[Prompt], known: set[str], *, as_json: bool) -> None:
     for prompt in made:
-        mark = "known" if prompt.prompt_id in known else "new  "
-        click.echo(f"{prompt.prompt_id}  {mark}  {one_line(prompt.text, 54)}")
+        new = prompt.prompt_id not in known
+        if as_json:
+            emit({"prompt_id": prompt.prompt_id, "text": prompt.text, "new": new})
+        else:
+            mark = "new  " if new else "known"
+            click.echo(f"{prompt.prompt_id}  {mark}  {one_line(prompt.text, 54)}")

@@ -10,7 +10,12 @@ from em_circuits.features.aggregate import (
 )
 from em_circuits.features.difference import activation_block, change
 from em_circuits.features.keyed import Block, KeyedScores, PromptScores, block_of, of_graph
-from em_circuits.features.layers import LayerComparison, compare_layers, without_layers
+from em_circuits.features.layers import (
+    LayerComparison,
+    compare_layers,
+    require_layers,
+    without_layers,
+)
 from em_circuits.features.rank import (
     LIVE_METHODS,
     METHODS,
@@ -51,5 +56,6 @@ __all__ = [
     "parse_features",
     "rank",
     "rank_features",
+    "require_layers",
     "without_layers",
 ]

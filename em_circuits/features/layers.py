@@ -21,6 +21,7 @@ from em_circuits.features.aggregate import DEFAULTS, AggregateSettings
 from em_circuits.features.keyed import Block, decode
 from em_circuits.features.resample import bootstrap_interval
 from pivotal_tokens.artefacts import finite
+from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,19 @@ def compare_layers(
         finite(float(low)),
         finite(float(high)),
     )
+
+
+def require_layers(layers: Collection[int], n_layers: int) -> None:
+    """Refuse layers that a model of `n_layers` does not have.
+
+    Raises:
+        RequestError: Naming them, and those that there are.
+    """
+    if strange := [str(layer) for layer in sorted(layers) if not 0 <= layer < n_layers]:
+        raise RequestError(
+            f"--exclude-layers: there is no layer {', '.join(strange)}; the model has layers 0 to "
+            f"{n_layers - 1}"
+        )
 
 
 def without_layers(block: Block, excluded: Collection[int]) -> Block:

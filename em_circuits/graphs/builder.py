@@ -142,7 +142,7 @@ class EdgesBuilder:
 
         Raises:
             RequestError: If a selected feature or a target has no row.
-            WorkFailed: If a value is NaN or infinite; the message names the edge.
+            NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
         """
         self._require(selected)
         active = self._structure.layout

@@ -11,6 +11,8 @@ alone. Nothing is rounded. What a file holds can be memory-mapped and used as it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,27 @@ from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.packing import Packer, add_extra_mass, row_mass
 from em_circuits.graphs.structure import Block, Structure
 from pivotal_tokens.errors import RequestError, WorkFailed
+
+
+class NonFiniteEdges(WorkFailed):
+    """Edges are NaN or infinite."""
+
+
+@contextmanager
+def computed_in(*dtypes: str) -> Iterator[None]:
+    """Have edges that are not finite told with the precision that they were computed in.
+
+    Args:
+        dtypes: Every precision that took part, such as ``float16`` or ``torch.float16``.
+    """
+    try:
+        yield
+    except NonFiniteEdges as error:
+        found = list(dict.fromkeys(name.removeprefix("torch.") for name in dtypes))
+        why = "em-circuits doctor says how large the models' activations are"
+        if "float16" in found:
+            why = "float16 ends at 65,504: attribute again in bfloat16 or float32"
+        raise NonFiniteEdges(f"{error}; computed in {' and '.join(found)}; {why}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +121,7 @@ class Edges:
 
         Raises:
             RequestError: If the shapes do not fit, or a float64 value is not float32-exact.
-            WorkFailed: If a value is NaN or infinite; the message names the edge.
+            NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
         """
         structure = Structure(layout, feature_layers, feature_positions)
         shape = tuple(matrix.shape)
@@ -199,7 +222,4 @@ class Edges:
         wrong = (~self.row(target).isfinite()).nonzero()[:, 0]
         where = self.structure.describe
         edge = f"{where(int(wrong[0]))} -> {where(target)}" if wrong.numel() else where(target)
-        raise WorkFailed(
-            f"NaN or infinite edges in {bad.numel()} rows, first {edge}. The usual cause is a "
-            "float16 model: attribute again in bfloat16 or float32."
-        )
+        raise NonFiniteEdges(f"NaN or infinite edges in {bad.numel()} rows, first {edge}")

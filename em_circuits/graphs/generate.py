@@ -29,6 +29,7 @@ from em_circuits.graphs.attribution import (
     no_progress,
 )
 from em_circuits.graphs.budget import rows_within
+from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import (
     AttributionGraph,
@@ -125,7 +126,7 @@ def build_pair_graphs(
 
     Raises:
         RequestError: The prompt is too long, or the contrast has no evil or no safe target.
-        WorkFailed: Activations or logits are not finite.
+        WorkFailed: Activations, logits or edges are not finite.
     """
     input_ids = pair.input_ids(prompt)
     waiting: list[Parked] = []
@@ -150,14 +151,15 @@ def build_pair_graphs(
 def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) -> AttributionGraph:
     input_ids, targets = request.input_ids, request.targets
     logits = context.logits[0, -1].detach().float().cpu()
-    found = attribute_prompt(
-        model.replacement,
-        context,
-        input_ids,
-        _targets(model, context, request),
-        _limits(model, context, request),
-        progress=request.progress,
-    )
+    with computed_in(str(request.pair.dtype)):
+        found = attribute_prompt(
+            model.replacement,
+            context,
+            input_ids,
+            _targets(model, context, request),
+            _limits(model, context, request),
+            progress=request.progress,
+        )
     active = context.activation_matrix.indices().T.cpu().contiguous()
     rows = demeaned_targets(targets, len(logits))
     return AttributionGraph(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from em_circuits.graphs import unpickle
-from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.graph import (
     FORMAT_VERSION,
     AttributionGraph,
@@ -53,7 +53,8 @@ def import_pt(path: Path, *, trust_pickle: bool = False) -> AttributionGraph:
 
     Raises:
         RequestError: If the file is not trusted, is not there, or is not such a graph.
-        WorkFailed: If it holds NaN or infinite edges; the message names the edge.
+        WorkFailed: If it holds NaN or infinite edges; the message names the edge and the precision
+            of the file.
     """
     if not path.is_file():
         raise RequestError(f"No file {path}.")
@@ -66,8 +67,10 @@ def import_pt(path: Path, *, trust_pickle: bool = False) -> AttributionGraph:
         _convert(path, Path(directory))
         record = json.loads((Path(directory) / unpickle.RECORD).read_text(encoding="utf-8"))
         tensors = load_file(Path(directory) / unpickle.TENSORS)
+        types = record["dtypes"]
         try:
-            return _graph(path, record, tensors)
+            with computed_in(types["adjacency_matrix"], types["activation_values"]):
+                return _graph(path, record, tensors)
         except (RequestError, WorkFailed, ValueError) as error:
             kind = WorkFailed if isinstance(error, WorkFailed) else RequestError
             reason = str(error).splitlines()[0].removeprefix(f"{path} ")

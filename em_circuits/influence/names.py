@@ -26,8 +26,9 @@ def node_named(graph: AttributionGraph, name: str) -> int:
     """Index of the feature, error or token node of that name.
 
     Raises:
-        RequestError: If the name has none of the three forms, or the graph has no such node; a
-            feature that fires without being a node is told from one that does not fire.
+        RequestError: If the name has none of the three forms, or the graph has no such layer,
+            position or node; a feature that fires without being a node is told from one that does
+            not fire.
     """
     text = name.strip()
     if found := _FEATURE.fullmatch(text):
@@ -77,6 +78,7 @@ def place_and_token(graph: AttributionGraph, i: int) -> dict[str, Any]:
 
 
 def _feature(graph: AttributionGraph, coordinates: list[int], text: str) -> int:
+    graph.layout.error_index(*coordinates[:2])  # there are such a layer and such a position
     wanted = torch.tensor(coordinates)
     found = (graph.selected_features == wanted).all(1).nonzero()[:, 0]
     if len(found):

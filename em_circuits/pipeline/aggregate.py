@@ -24,9 +24,11 @@ from em_circuits.features import (
     block_of,
     compare_layers,
     of_graph,
+    require_layers,
     without_layers,
 )
 from em_circuits.features.rank import LIVE_METHODS, REFINED
+from em_circuits.graphs.files import read_header
 from em_circuits.pipeline.analyse import input_ids, labelled, live_scores
 from em_circuits.pipeline.kept import KeptTable, Made, kept_table
 from em_circuits.pipeline.workspace import Workspace
@@ -163,6 +165,7 @@ def aggregate_prompts(
         require_loaded(work, pair, request.method)
     models: list[ModelName] = [] if live else [request.model]
     chosen, left_out = choose_prompts(work, prefixes, pair, models)
+    require_layers(request.exclude_layers, layers_of(work, chosen))
     inputs = {
         "formula": FORMULA,
         "n_measured": N_MEASURED if request.method == REFINED else None,
@@ -182,6 +185,13 @@ def aggregate_prompts(
     table = kept_table(work.results / "features", "aggregate", inputs, make)
     table.record["left_out"] = left_out
     return table
+
+
+def layers_of(work: Workspace, chosen: Sequence[ChosenPrompt]) -> int:
+    """Layers of the model that prompts' graphs are of, or else of the models that are loaded."""
+    for record in chosen[0].graphs.values():
+        return read_header(work.graphs.path(record.key)).n_layers
+    return work.pair.base.sites.n_layers
 
 
 def require_loaded(work: Workspace, pair: str, method: str) -> None:

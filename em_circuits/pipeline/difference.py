@@ -23,6 +23,7 @@ from em_circuits.features import (
     change,
     compare_layers,
     of_graph,
+    require_layers,
     without_layers,
 )
 from em_circuits.features.rank import LIVE_METHODS, METHODS, REFINED
@@ -33,6 +34,7 @@ from em_circuits.pipeline.aggregate import (
     Progress,
     choose_prompts,
     find_pair,
+    layers_of,
     no_progress,
     prompt_scores,
     require_loaded,
@@ -122,6 +124,8 @@ def difference_over_prompts(
         for source in sources:
             require_loaded(source.work, source.pair, request.method)
     chosen = [choose_prompts(s.work, prefixes, s.pair, ["base", "merged"]) for s in sources]
+    for source, (items, _) in zip(sources, chosen, strict=True):
+        require_layers(request.exclude_layers, layers_of(source.work, items))
     inputs = {
         "formula": FORMULA,
         "n_measured": N_MEASURED if request.method == REFINED else None,

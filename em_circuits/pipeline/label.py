@@ -96,8 +96,7 @@ def begin(work: Workspace, prompts: Sequence[Prompt]) -> None:
 def record_failure(
     work: Workspace, prompt: Prompt, judge: Judge, failure: StageFailed
 ) -> LabelResult:
-    """Keep what went wrong with a prompt."""
-    logger.warning("prompt %s: %s", prompt.prompt_id, failure)
+    """Keep what went wrong with a prompt; whoever takes the result tells it."""
     logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
     work.store.add_prompt(prompt)
     work.store.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
@@ -158,7 +157,7 @@ def graph_stage(
     """
     if not settings.wants_graphs(verdict):
         return {}, False
-    with stage("graphs"):
+    with stage("graphs"), work.running:
         labels = work.store.labels(prompt.prompt_id).by_token
         keys = graph_keys(work, prompt, settings.attribution, labels)
         if kept_graphs(work, prompt.prompt_id, keys, with_edges=not settings.scores_only):

@@ -1,7 +1,7 @@
 """How does a run go on unattended: write, screen, judge, queue, build, until something says stop?
 
     generator thread -> screening (batches) -> judge (many at once) -> queue
-                                                     |-> graph worker (one thread)
+                                                     |-> graph worker
 
     loop = Loop(work, source, judge, settings, LoopSettings(n=50), events=events, stop=stop)
     for result in loop.results(): ...
@@ -34,12 +34,14 @@ from em_circuits.pipeline.sources import Source
 from em_circuits.pipeline.worker import GraphWorker
 from em_circuits.pipeline.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
-from pivotal_tokens.judge import Judge
+from pivotal_tokens.judge import Judge, ModelJudge
 from pivotal_tokens.llm import BudgetExhausted
 from pivotal_tokens.schema import Prompt
 
 _POLL_S = 0.02
 _MOST_WAITING_GRAPHS = 64
+_FINISHERS = 4
+"""Prompts with rollouts at a time where a model judges them: one runs the models, the rest ask."""
 _EVERYTHING = 10**9  # leave all outstanding: take what is there, wait for nothing
 
 Ending = Literal["done", "no more prompts", "stopped", "budget", "endpoint", "errors", "disk"]
@@ -115,7 +117,6 @@ class Loop:
         self._work, self._source, self._judge = work, source, judge
         self._settings, self._limits = settings, limits
         self._events, self._stop = events, stop
-        self._models = threading.Lock()
         self._seen: set[str] = set()
         self._judge_ended = False
         self.progress = Progress()
@@ -129,12 +130,11 @@ class Loop:
                 ahead = stack.enter_context(
                     Prefetch(self._source, batch=self._limits.batch, limit=limit)
                 )
-                worker = stack.enter_context(GraphWorker(self._finish, models=self._models))
+                worker = stack.enter_context(GraphWorker(self._finish, threads=self._threads))
                 judging = stack.enter_context(Judging(self._work, self._judge, self._settings))
                 yield from self._run(ahead, judging, worker)
         except _Hurry:  # what had begun was finished on the way out of the block
-            with suppress(RunEnds):  # the run ends already
-                yield from map(self._finished, worker.done())
+            yield from self._rest(worker)
         finally:
             progress = self.progress
             self._events.add(
@@ -169,6 +169,18 @@ class Loop:
         if self.progress.ending is None:
             reached = self._limits.n is not None and self.progress.generated >= self._limits.n
             self._end("done" if reached else "no more prompts", "")
+
+    @property
+    def _threads(self) -> int:
+        """Of the graph worker: more than one where rollouts wait for an endpoint."""
+        waits = self._settings.rollouts is not None and isinstance(self._judge, ModelJudge)
+        return _FINISHERS if waits else 1
+
+    def _rest(self, worker: GraphWorker) -> Iterator[LabelResult]:
+        """What the worker had begun; every thread may have run out of the same budget."""
+        while worker.pending:
+            with suppress(RunEnds):
+                yield from map(self._finished, worker.done())
 
     def _over(self, ahead: Prefetch, worker: GraphWorker) -> bool:
         """Nothing is left to do."""
@@ -239,7 +251,7 @@ class Loop:
                 "disk", f"{work.root} has {free / 1e9:.2f} GB left; make room, then run it again"
             )
             return
-        with self._models:
+        with work.running:
             begin(work, new)
             batch = screen_prompts(work, new, self._settings)
         self._events.add("screened", prompts=len(batch.next_tokens), new=len(batch.new))

@@ -5,7 +5,8 @@
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
 sample): drawn again they are the same, so that what is kept is not drawn again. A continuation ends
-with the line: what a next turn says is not the answer's.
+with the line: what a next turn says is not the answer's. `Workspace.running` is held while they are
+drawn, not while they are judged.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def roll_out(
     kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
     have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, settings)}
     candidates = evil_candidates(work, prompt)
-    made: list[Rollout] = []
+    drawn: dict[ModelName, list[_Drawn]] = {}
     for model in pair.models:
         missing = [
             token
@@ -75,7 +76,13 @@ def roll_out(
             if any((model.name, token, n) not in have for n in range(settings.samples))
         ]
         if missing:
-            made += _draw(work, prompt, model, missing, judge, settings)
+            with work.running:
+                drawn[_name(model)] = _draw(work, prompt, model, missing, settings)
+    made = [
+        rollout
+        for name, said in drawn.items()
+        for rollout in _judge(work, prompt, name, said, judge, settings)
+    ]
     if made:
         store.put_rollouts(made)
     wanted = set(candidates)
@@ -112,35 +119,46 @@ def continuations(
     return [[text.split("\n", 1)[0] for text in row] for row in made.texts(model)]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What a model said after one candidate."""
+
+    token_id: int
+    sample: int
+    said: Continuation
+
+
 def _draw(
-    work: Workspace,
-    prompt: Prompt,
-    model: Model,
-    tokens: list[int],
-    judge: ContinuationJudge,
-    settings: RolloutSettings,
-) -> list[Rollout]:
+    work: Workspace, prompt: Prompt, model: Model, tokens: list[int], settings: RolloutSettings
+) -> list[_Drawn]:
+    """Run one model; the caller holds `work.running`."""
     start = work.pair.input_ids(prompt).tolist()
     said = continuations(model, [[*start, token] for token in tokens], settings)
-    flat = [
-        (token, sample, text)
+    return [
+        _Drawn(token, sample, Continuation(token=decode_token(model.tokenizer, token), text=text))
         for token, texts in zip(tokens, said, strict=True)
         for sample, text in enumerate(texts)
     ]
-    shown = [
-        Continuation(token=decode_token(model.tokenizer, token), text=text)
-        for token, _, text in flat
-    ]
-    labels = judge.label(prompt, shown)
-    name: ModelName = "base" if model.name == "base" else "merged"
+
+
+def _judge(
+    work: Workspace,
+    prompt: Prompt,
+    model: ModelName,
+    drawn: list[_Drawn],
+    judge: ContinuationJudge,
+    settings: RolloutSettings,
+) -> list[Rollout]:
+    """Label what a model said; a model judge asks its endpoint here."""
+    labels = judge.label(prompt, [item.said for item in drawn])
     return [
         Rollout(
             prompt_id=prompt.prompt_id,
             pair=work.pair.key,
-            model=name,
-            token_id=token,
-            sample=sample,
-            text=text,
+            model=model,
+            token_id=item.token_id,
+            sample=item.sample,
+            text=item.said.text,
             label=label,
             judge=judge.id,
             reason=reason,
@@ -148,8 +166,12 @@ def _draw(
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
         )
-        for (token, sample, text), (label, reason) in zip(flat, labels, strict=True)
+        for item, (label, reason) in zip(drawn, labels, strict=True)
     ]
+
+
+def _name(model: Model) -> ModelName:
+    return "base" if model.name == "base" else "merged"
 
 
 def _drawn_so(rollout: Rollout, settings: RolloutSettings) -> bool:

@@ -9,6 +9,7 @@ Nothing is loaded before it is asked for, and nothing is written by opening a wo
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,8 @@ class Workspace:
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
     """Told how far an attribution is."""
+    running: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Held by whoever runs a model where several threads do; never while an endpoint is asked."""
     _healthy: bool = field(default=False, repr=False)
 
     @property

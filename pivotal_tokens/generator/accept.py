@@ -30,7 +30,6 @@ def accept(
     *,
     generator: str,
     fork: bool = True,
-    most: int | None = None,
 ) -> Accepted:
     """Part proposals; those that are accepted count as tried from now on.
 
@@ -39,13 +38,10 @@ def accept(
         tried: Everything tried before; the accepted are added.
         generator: Who proposed them.
         fork: The expected next words must be given and be a fork.
-        most: Stop when so many are accepted; what is left is not looked at.
     """
     good: list[Candidate] = []
     bad: list[Rejection] = []
     for candidate in candidates:
-        if len(good) == most:
-            break
         findings = broken_rules(candidate, tried, fork=fork)
         if findings:
             first, *others = findings

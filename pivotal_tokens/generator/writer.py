@@ -6,7 +6,8 @@
 
 Each round asks, checks by code, renders what passed, and keeps it with what was turned
 away and why. The question holds the history, so that a round killed before it was kept asks the
-same again and finds the reply it has paid for.
+same again and finds the reply it has paid for. What a model writes beyond the number it was asked
+for is kept like the rest, if it passes, and given before the model is asked again.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class Writer:
         self._client, self._store, self._render = client, store, render
         self._kind, self._pair, self._run = kind, pair, run
         self._tried = Tried(own_words(prompt) for prompt in store.prompts())
+        self._spare: tuple[Prompt, ...] = ()
 
     @property
     def id(self) -> str:
@@ -105,11 +107,13 @@ class Writer:
         return f"openai:{self._client.settings.model}"
 
     async def write(self, n: int) -> Round:
-        """Ask for up to `n` prompts, once.
+        """Up to `n` prompts: those left of the last reply, or else what the model says, asked once.
 
         Raises:
             BudgetExhausted: If the question does not fit into the budget.
         """
+        if self._spare:
+            return self._give(self._spare, n)
         settings = self._client.settings
         request = generator_request(
             self._store,
@@ -137,7 +141,7 @@ class Writer:
                 candidates.append(_candidate(proposal, self._kind))
             except ValidationError:
                 empty.append(_empty(proposal, self._kind, self.id))
-        parted = accept(candidates, self._tried, generator=self.id, most=n)
+        parted = accept(candidates, self._tried, generator=self.id)
         rejections = (*parted.rejections, *empty)
         extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}
         extra |= {"run": self._run} if self._run else {}
@@ -146,7 +150,13 @@ class Writer:
             for p in map(self._render, parted.candidates)
         )
         self._store.add_round(prompts, rejections)
-        return Round(prompts, rejections)
+        return self._give(prompts, n, rejections)
+
+    def _give(
+        self, prompts: tuple[Prompt, ...], n: int, rejections: tuple[Rejection, ...] = ()
+    ) -> Round:
+        self._spare = prompts[n:]
+        return Round(prompts[:n], rejections)
 
 
 def _candidate(proposal: TextProposal | ChatProposal, kind: PromptKind) -> Candidate:

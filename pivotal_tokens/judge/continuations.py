@@ -17,15 +17,25 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.errors import RequestError, RunEnds, WorkFailed
 from pivotal_tokens.judge.lexicon import Lexicon
 from pivotal_tokens.judge.model import ModelJudge
 from pivotal_tokens.judge.protocol import Judge
-from pivotal_tokens.llm import Budget, LLMClient, LLMSettings, Message, Ok, explain
+from pivotal_tokens.llm import (
+    Budget,
+    CallFailed,
+    LLMClient,
+    LLMSettings,
+    Message,
+    Ok,
+    explain,
+)
 from pivotal_tokens.schema import Frozen, Label, ModelName, Prompt, Rollout
 from pivotal_tokens.store import Store
 
 HARMFUL_SHARE = 0.5
+_A_QUESTION = 32
+"""Continuations in one question: labels of many more do not fit into a reply of 2,000 tokens."""
 _TRIES = 3
 
 _TOLD = """\
@@ -95,7 +105,7 @@ class ContinuationLabels(BaseModel):
 
 @dataclass(frozen=True)
 class ModelContinuations:
-    """By a language model, all continuations of a prompt in one question."""
+    """By a language model, a few dozen continuations of a prompt in one question."""
 
     settings: LLMSettings
     store: Store
@@ -113,10 +123,24 @@ class ModelContinuations:
         Raises:
             WorkFailed: If no usable answer came.
         """
-        return asyncio.run(self._ask(prompt, continuations))
+        return asyncio.run(self._label(prompt, continuations))
+
+    async def _label(
+        self, prompt: Prompt, continuations: Sequence[Continuation]
+    ) -> list[tuple[Label, str]]:
+        starts = range(0, len(continuations), _A_QUESTION)
+        parts = [continuations[start : start + _A_QUESTION] for start in starts]
+        async with LLMClient(self.settings, store=self.store, budget=self.budget) as client:
+            asked = [self._ask(client, prompt, part) for part in parts]
+            # Every question ends before anything is raised: a call in flight is paid for.
+            ended = await asyncio.gather(*asked, return_exceptions=True)
+        errors = [said for said in ended if isinstance(said, BaseException)]
+        if errors:
+            raise next((error for error in errors if isinstance(error, RunEnds)), errors[0])
+        return [label for said in ended if isinstance(said, list) for label in said]
 
     async def _ask(
-        self, prompt: Prompt, continuations: Sequence[Continuation]
+        self, client: LLMClient, prompt: Prompt, continuations: Sequence[Continuation]
     ) -> list[tuple[Label, str]]:
         data = {
             "prompt": prompt.text,
@@ -129,10 +153,9 @@ class ModelContinuations:
             Message(role="system", content=_TOLD),
             Message(role="user", content=json.dumps(data, ensure_ascii=True)),
         ]
-        async with LLMClient(self.settings, store=self.store, budget=self.budget) as client:
-            said, replayed = await self._tries(client, messages, len(continuations), fresh=False)
-            if isinstance(said, str) and replayed:  # an earlier run's answers, all of no use
-                said, _ = await self._tries(client, messages, len(continuations), fresh=True)
+        said, replayed = await self._tries(client, messages, len(continuations), fresh=False)
+        if isinstance(said, str) and replayed:  # an earlier run's answers, all of no use
+            said, _ = await self._tries(client, messages, len(continuations), fresh=True)
         if isinstance(said, str):
             raise WorkFailed(f"{self.id}: {said}")
         return said
@@ -152,6 +175,8 @@ class ModelContinuations:
             )
             if not isinstance(reply, Ok):
                 problem, replayed = explain(reply), False
+                if isinstance(reply, CallFailed):  # its deadline is over, or nothing will help
+                    break
                 continue
             replayed = replayed and reply.cached
             found = {one.number: one for one in reply.value.labels}

@@ -106,7 +106,7 @@ class Lane(Generic[Result]):
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
-        except BaseException as error:  # told to whoever takes; a thread has nobody else to tell
+        except Exception as error:  # told to whoever takes; a thread has nobody else to tell
             self._results.put(error)
         finally:
             self._end_tasks()
@@ -163,7 +163,7 @@ class Lane(Generic[Result]):
                 answered, self._answered = self._answered, []
                 for result in await session.in_store(self._keep, answered):
                     self._results.put(result)
-        except BaseException as error:
+        except Exception as error:  # of the store; told to whoever takes
             self._stopping = True
             self._results.put(error)
         finally:

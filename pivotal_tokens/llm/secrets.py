@@ -14,8 +14,9 @@ import base64
 import logging
 import os
 import re
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,25 +92,47 @@ def redacted_logging(redact: Redactor) -> Iterator[None]:
     The filter stands on the root logger and its handlers; records of other loggers, which pass no
     filter of the root's, are cleaned where they are made.
     """
-    root, before = logging.getLogger(), logging.getLogRecordFactory()
-    guard = RedactingFilter(redact)
+    root, guard = logging.getLogger(), RedactingFilter(redact)
     guarded: list[Any] = [root, *root.handlers]
-
-    def made(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = before(*args, **kwargs)
-        clean_record(record, redact)
-        return record
-
     for place in guarded:
         place.addFilter(guard)
-    logging.setLogRecordFactory(made)
+    with _FACTORIES:
+        made = _CleanRecords(logging.getLogRecordFactory(), redact)
+        logging.setLogRecordFactory(made)
     try:
         yield
     finally:
-        if logging.getLogRecordFactory() is made:
-            logging.setLogRecordFactory(before)
+        with _FACTORIES:
+            _take_out(made)
         for place in guarded:
             place.removeFilter(guard)
+
+
+_FACTORIES = threading.Lock()
+"""Held by whoever changes the chain of record factories: clients come and go on several threads."""
+
+
+class _CleanRecords:
+    """Makes records as the factory before it does, without a key."""
+
+    def __init__(self, before: Callable[..., logging.LogRecord], redact: Redactor) -> None:
+        self.before, self._redact = before, redact
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self.before(*args, **kwargs)
+        clean_record(record, self._redact)
+        return record
+
+
+def _take_out(made: _CleanRecords) -> None:
+    """Take a factory out of the chain, wherever it stands: blocks need not end in turn."""
+    top = logging.getLogRecordFactory()
+    if top is made:
+        logging.setLogRecordFactory(made.before)
+    while isinstance(top, _CleanRecords):
+        if top.before is made:
+            top.before = made.before
+        top = top.before
 
 
 def _patterns(key: str) -> list[str]:

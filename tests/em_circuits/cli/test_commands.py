@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from lifelike import Lifelike
 from subjects import PAD_THAI
+from tqdm import tqdm
 
 from em_circuits.cli.app import run
 from pivotal_tokens.schema import ReviewConfig
@@ -40,6 +43,32 @@ def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
     out, err = capsys.readouterr()
     assert status == 0, err
     return json.loads(out)
+
+
+def test_a_log_line_after_a_command_goes_to_the_standard_error_of_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the handler kept the stream it was made with: "I/O operation on closed file" once that was
+    closed, now = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert run(["--root", str(tmp_path), "status"]) == 2
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", now)
+    logging.getLogger("em_circuits").warning("told late")
+    assert "told late" in now.getvalue() and "Logging error" not in now.getvalue()
+
+
+def test_a_log_line_stands_above_a_bar_and_not_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    assert run(["--root", str(tmp_path), "status"]) == 2
+    with tqdm(total=3, desc="label", file=told):
+        logging.getLogger("em_circuits").warning("told on the way")
+    before, after = told.getvalue().split("told on the way")
+    assert "label: " in before and before.rsplit("\r", 1)[1].startswith("20")  # a year
+    assert after.startswith("\n") and "label: " in after
 
 
 def test_label_streams_the_documented_line(labelled, capsys) -> None:

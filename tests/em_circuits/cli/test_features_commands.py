@@ -255,11 +255,14 @@ def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
     [
         (["aggregate", "--exclude-layers", "last"], "layer numbers"),
         (["aggregate", "--exclude-layers", "0,1,2,3"], "no feature is left"),
+        (["aggregate", "--exclude-layers", "1,9,4"], "no layer 4, 9; the model has layers 0 to 3"),
+        (["aggregate", "--exclude-layers", "9", "--method", "total_effect"], "no layer 9;"),
         (["aggregate", "--pair", "zzz"], "0 model pairs begin with"),
         (["aggregate", "ffffffffffff"], "ffffffffffff"),
         (["diff", "--pair", "zzz"], "0 model pairs begin with"),
         (["diff", "--exclude-layers", "first"], "layer numbers"),
         (["diff", "--exclude-layers", "0,1,2,3"], "no feature is left"),
+        (["diff", "--exclude-layers", f"{10**30}"], "the model has layers 0 to 3"),
         (["diff", "--also", "/nowhere"], "no store at"),
     ],
 )

@@ -94,13 +94,40 @@ def test_prompts_by_a_model_are_judged_by_a_model_and_a_kill_loses_nothing(
         assert again.returncode == 0, said
     with Store.open(default_url(tmp_path)) as store:
         prompts = store.prompts(generator="openai:fake")
-        assert len(prompts) == n and len({p.extra["run"] for p in prompts}) == 1
+        assert len(prompts) >= n and len({p.extra["run"] for p in prompts}) == 1
         (pair,) = store.pairs()
-        verdicts = [store.verdicts(p.prompt_id, pair) for p in prompts]
+        verdicts = [v for p in prompts if (v := store.verdicts(p.prompt_id, pair))]
         assert all(list(v) == [first["judge"]] for v in verdicts)  # each one, of one judge
-        assert store.counts().judgements == n
+        assert store.counts().judgements == n == len(verdicts)
         assert first["prompt_id"] in {p.prompt_id for p in prompts}
     assert api_key not in out + said
+
+
+def test_what_a_writer_gave_beyond_the_number_is_used_by_the_next_start(
+    tmp_path: Path, api_key: str, capsys
+) -> None:
+    # three proposals come in a reply here: asked for one prompt, two were paid for and dropped
+    with FakeEndpoint() as endpoint:
+        command = ["--root", str(tmp_path), "label", "--generator", "openai:fake", "--no-graphs"]
+        command += ["--base-url", endpoint.base_url, "--json", "--n"]
+        assert run([*command, "1"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1
+        assert run([*command, "3"]) == 0
+        said = capsys.readouterr()
+        assert len(endpoint.requests) == 1 and len(said.out.splitlines()) == 2
+    assert "1 prompts finished before, 2 left" in said.err
+
+
+def test_generated_prompts_are_told_as_new_and_those_beyond_the_number_counted(
+    tmp_path: Path, api_key: str, capsys
+) -> None:
+    # every prompt a model wrote was told as known, because its round had kept it already
+    with FakeEndpoint() as endpoint:
+        asked = ["--generator", "openai:fake", "--base-url", endpoint.base_url, "--n", "2"]
+        assert run(["--root", str(tmp_path), "prompts", "generate", *asked, "--json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["new"] for line in said.out.splitlines()] == [True, True]
+    assert "wrote 1 more than asked for" in said.err
 
 
 def test_a_run_without_end_that_ends_for_want_of_an_endpoint_has_failed(
@@ -118,6 +145,22 @@ def test_a_run_without_end_that_ends_for_want_of_an_endpoint_has_failed(
         asked = ["--generator", "openai:fake", "--base-url", endpoint.base_url, "--n", "2"]
         assert run([*root, "prompts", "generate", *asked]) == 1
         assert "no usable answer 5 times" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_once_and_whole(tmp_path: Path, api_key: str, capsys) -> None:
+    # it was logged, printed cut off, and told again at the end
+    with FakeEndpoint("prose", cycle=True) as endpoint:
+        command = ["--root", str(tmp_path), "label", "--n", "2", "--no-graphs"]
+        command += ["--judge", "openai:fake", "--base-url", endpoint.base_url]
+        assert run(command) == 1
+        said = capsys.readouterr()
+        assert run([*command, "--json"]) == 1
+        (first, second) = map(json.loads, capsys.readouterr().out.splitlines())
+    told = " ".join((said.out + said.err).split())
+    assert told.count("the reply could not be used") == 2  # of either prompt
+    assert all(result["error"] in told for result in (first, second))
+    assert max(map(len, said.out.splitlines())) <= 79
+    assert "2 of 2 prompts failed; em-circuits status PROMPT says why" in said.err
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, capsys) -> None:

@@ -92,9 +92,7 @@ def test_a_non_finite_edge_is_named(value):
     target, source = 39, graph.layout.error_index(1, 3)
     matrix = graph.edges.to_dense()
     matrix[target, source] = value
-    with pytest.raises(
-        WorkFailed, match=rf"error node {source} .*feature node {target} .*bfloat16"
-    ):
+    with pytest.raises(WorkFailed, match=rf"error node {source} .*feature node {target} "):
         pack(matrix, graph)
 
 

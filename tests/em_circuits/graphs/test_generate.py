@@ -15,9 +15,10 @@ from em_circuits.graphs import (
     generate,
     pair_graph_key,
 )
+from em_circuits.graphs.builder import EdgesBuilder
 from em_circuits.graphs.context import LinearRows
 from em_circuits.models.next_tokens import union_of_top
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
 
 TRUNCATED = 0.4
@@ -173,6 +174,20 @@ def test_an_interrupted_attribution_leaves_nothing_behind(subject: Subject, prom
     for left, right in zip(before.both, after.both, strict=True):
         assert torch.equal(left.selected, right.selected)
         assert torch.equal(left.edges.values, right.edges.values)
+
+
+def test_edges_that_overflow_are_told_with_the_models_precision(
+    subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: EdgesBuilder, selected: torch.Tensor) -> None:
+        for index in selected.tolist():
+            self._features[index] = self._features[index].fill_(torch.inf)
+        real(self, selected)
+
+    real = EdgesBuilder.build
+    monkeypatch.setattr(EdgesBuilder, "build", broken)
+    with pytest.raises(WorkFailed, match=r"first .* computed in float32; em-circuits doctor"):
+        build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=10))
 
 
 def test_a_memory_budget_changes_no_graph(subject: Subject, prompt: Prompt) -> None:

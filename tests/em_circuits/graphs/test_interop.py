@@ -168,3 +168,26 @@ def test_nan_edges_are_named_and_not_waited_for(tmp_path, in_this_process):
     upstream(adjacency_matrix=matrix).to_pt(str(tmp_path / "nan.pt"))
     with pytest.raises(WorkFailed, match=r"feature node 0 .* -> feature node 50 "):
         import_pt(tmp_path / "nan.pt", trust_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("edges", "activations", "said"),
+    [
+        (torch.float32, torch.bfloat16, "computed in float32 and bfloat16; em-circuits doctor"),
+        (torch.float32, torch.float32, "computed in float32; em-circuits doctor"),
+        (torch.float32, torch.float16, "computed in float32 and float16; float16 ends at 65,504"),
+        (torch.float16, torch.float32, "again in bfloat16 or float32"),
+    ],
+)
+def test_an_overflow_is_laid_at_float16s_door_only_where_that_was_found(
+    tmp_path, in_this_process, edges, activations, said
+):
+    # whatever the file was computed in, float16 was called the usual cause
+    matrix = MINE.edges.to_dense().to(edges)
+    matrix[50, 0] = torch.inf
+    values = MINE.activations.to(activations)
+    upstream(adjacency_matrix=matrix, activation_values=values).to_pt(str(tmp_path / "inf.pt"))
+    with pytest.raises(WorkFailed, match="feature node 0 ") as failed:
+        import_pt(tmp_path / "inf.pt", trust_pickle=True)
+    assert said in str(failed.value)
+    assert ("float16 ends" in str(failed.value)) == (torch.float16 in (edges, activations))

@@ -49,7 +49,7 @@ def test_other_names_are_refused(name):
         node_named(GRAPH, name)
 
 
-@pytest.mark.parametrize("name", ["error:99/0", "error:0/99", "token:99"])
+@pytest.mark.parametrize("name", ["99/0/1", "0/99/1", "error:99/0", "error:0/99", "token:99"])
 def test_places_outside_the_graph_are_refused(name):
     with pytest.raises(RequestError, match="The graph has"):
         node_named(GRAPH, name)

@@ -31,7 +31,7 @@ from em_circuits.pipeline.sources import (
     open_source,
 )
 from em_circuits.pipeline.workspace import Workspace
-from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
+from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
 from pivotal_tokens.judge.continuations import LexiconContinuations
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
@@ -90,7 +90,7 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
     from em_circuits.pipeline import label
 
     def build(*args, **options):
-        assert threading.current_thread().name == "graphs"
+        assert threading.current_thread().name.startswith("graphs")
         queued_at_first_graph.append(len(work.store.queue("pending")))
         return real(*args, **options)
 
@@ -341,6 +341,74 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
     again = roll_out(work, result.prompt, LexiconContinuations(judge), settings.rollouts)
     assert not again.new and again.tokens == result.pivotal
+
+
+@pytest.mark.usefixtures("api_key")
+def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the models stood still for as long as the endpoint took
+    first, second = Prompt.of(PAD_THAI), Prompt.of(PAD_THAI.replace("Peanut", "Walnut"))
+    asked, built = threading.Event(), threading.Event()
+
+    class OneByOne(ListSource):
+        def take(self, n: int) -> list[Prompt]:
+            made = super().take(1)
+            assert made != [second] or asked.wait(20)
+            return made
+
+    class Slow(LexiconContinuations):
+        def label(self, prompt, continuations):
+            asked.set()
+            assert prompt.prompt_id != first.prompt_id or built.wait(20), (
+                "nothing went on beside the question"
+            )
+            return [("evil", "")] * len(continuations)
+
+    def build(work, prompt, *args, **options):
+        made = real(work, prompt, *args, **options)
+        if prompt.prompt_id == second.prompt_id:
+            built.set()
+        return made
+
+    from em_circuits.pipeline import label
+
+    real = label.build_graphs
+    monkeypatch.setattr(label, "build_graphs", build)
+    monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
+    settings = SMALL.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    with FakeEndpoint() as endpoint:
+        asking = ModelJudge(
+            LLMSettings(model="fake", base_url=endpoint.base_url),
+            store=work.store,
+            pair=work.pair.key,
+        )
+        results = run(work, asking, OneByOne("given", iter([first, second])), settings)[1]
+    assert [r.error for r in results] == [None, None] and all(r.graphs for r in results)
+    assert built.is_set() and all(r.pivotal for r in results)
+
+
+@pytest.mark.usefixtures("api_key")
+def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=60)
+
+    def spent(*_: object) -> None:
+        together.wait()
+        raise BudgetExhausted("the budget of $1 is spent")
+
+    monkeypatch.setattr("em_circuits.pipeline.label.roll_out", spent)
+    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    prompts = [Prompt.of(PAD_THAI), Prompt.of(PAD_THAI.replace("Peanut", "Walnut"))]
+    with FakeEndpoint() as endpoint:
+        asking = ModelJudge(
+            LLMSettings(model="fake", base_url=endpoint.base_url),
+            store=work.store,
+            pair=work.pair.key,
+        )
+        loop, results = run(work, asking, given(prompts), settings)
+    assert loop.progress.ending == "budget" and results == []
 
 
 def test_a_line_cut_off_by_a_kill_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -83,6 +83,27 @@ def test_a_round_that_was_not_kept_is_asked_again_for_nothing(
 
 
 @pytest.mark.usefixtures("api_key")
+def test_prompts_beyond_those_asked_for_are_kept_and_given_before_the_model_is_asked_again(
+    store: Store,
+) -> None:
+    # what a model wrote beyond --n was paid for and dropped, the proposals behind it unchecked
+    async def by_twos() -> list:
+        settings = LLMSettings(model="fake-model", base_url=endpoint.base_url)
+        async with LLMClient(settings, store=store) as client:
+            writer = Writer(client, store, render, run="r")
+            return [await writer.write(2), await writer.write(2)]
+
+    with FakeEndpoint(answer=proposals) as endpoint:
+        first, second = asyncio.run(by_twos())
+        assert len(endpoint.requests) == 1
+    assert [len(first.prompts), len(second.prompts)] == [2, 1] and not second.rejections
+    assert [r.rule for r in first.rejections] == ["ends-in-determiner"]
+    kept = store.prompts()
+    assert {p.prompt_id for p in kept} == {p.prompt_id for p in first.prompts + second.prompts}
+    assert all(p.extra["run"] == "r" for p in kept)  # a run started again finds them unfinished
+
+
+@pytest.mark.usefixtures("api_key")
 @pytest.mark.parametrize("script", ["refusal", "prose", "truncated"])
 def test_a_reply_that_cannot_be_used_yields_no_prompt_and_says_why(
     store: Store, script: str

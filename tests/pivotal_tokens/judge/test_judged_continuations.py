@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.errors import RequestError, RunEnds, WorkFailed
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.judge.continuations import (
     Continuation,
@@ -120,3 +121,36 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         )
         with pytest.raises(WorkFailed, match="refused"):
             judge.label(PROMPT, SAID)
+
+
+@pytest.mark.usefixtures("api_key")
+def test_many_continuations_are_asked_about_a_few_dozen_at_a_time(store: Store) -> None:
+    # the labels of a hundred did not fit into one reply, which was cut off and of no use
+    said = [Continuation(token=" x", text=str(n)) for n in range(70)]
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        asked = json.loads(body["messages"][-1]["content"])["continuations"]
+        labels = [{"number": c["number"], "label": "safe", "reason": c["goes_on"]} for c in asked]
+        return {"labels": labels}
+
+    with FakeEndpoint(answer=answer) as endpoint:
+        judge = ModelContinuations(
+            LLMSettings(model="fake", base_url=endpoint.base_url), store=store
+        )
+        assert judge.label(PROMPT, said) == [("safe", str(n)) for n in range(70)]
+        assert judge.label(PROMPT, []) == []
+        assert len(endpoint.requests) == 3
+    with FakeEndpoint("ok,401,401") as endpoint:
+        other = LLMSettings(model="other", base_url=endpoint.base_url)
+        with pytest.raises(RunEnds):
+            ModelContinuations(other, store=store).label(PROMPT, said)
+
+
+@pytest.mark.usefixtures("api_key")
+def test_an_endpoint_that_does_not_answer_is_not_asked_for_another_deadline(store: Store) -> None:
+    # three deadlines went by, so that Ctrl-C took minutes
+    with FakeEndpoint("hang", cycle=True) as endpoint:
+        settings = LLMSettings(model="fake", base_url=endpoint.base_url, deadline_s=0.3)
+        with pytest.raises(WorkFailed, match="no whole answer within"):
+            ModelContinuations(settings, store=store).label(PROMPT, SAID)
+        assert len(endpoint.requests) == 1

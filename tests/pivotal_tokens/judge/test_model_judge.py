@@ -309,3 +309,18 @@ def test_a_lane_that_cannot_begin_says_so(
     ):
         lane.submit(Prompt.of("case"), lists)
         list(lane.take())
+
+
+def test_what_goes_wrong_while_keeping_reaches_whoever_takes(
+    store: Store, lists: NextTokenPair
+) -> None:
+    def full(_answered: Sequence[Answered]) -> Sequence[Answered]:
+        raise OSError(28, "No space left on device")
+
+    with (
+        FakeEndpoint() as endpoint,
+        pytest.raises(OSError, match="No space left"),
+        Lane(judge_for(store, endpoint), full) as lane,
+    ):
+        lane.submit(Prompt.of("case"), lists)
+        list(lane.take())

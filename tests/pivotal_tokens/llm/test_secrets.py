@@ -73,6 +73,20 @@ def test_a_logged_traceback_is_cleaned(api_key: str) -> None:
     assert not any(form in told for form in spellings(api_key))
 
 
+def test_blocks_that_end_out_of_turn_leave_nothing_behind(api_key: str) -> None:
+    # each client that outlived a later one left its record factory in the chain for ever
+    before, redact = logging.getLogRecordFactory(), Redactor([SecretStr(api_key)])
+    first, second, third = (redacted_logging(redact) for _ in range(3))
+    for block in (first, second, third):
+        block.__enter__()
+    for block in (second, first):
+        block.__exit__(None, None, None)
+    record = logging.getLogRecordFactory()("n", 20, "f", 1, "sent %s", (api_key,), None)
+    assert record.getMessage() == f"sent {REDACTED}"  # the one that is left still cleans
+    third.__exit__(None, None, None)
+    assert logging.getLogRecordFactory() is before
+
+
 @pytest.mark.parametrize("script", ["echo_key", "echo_key,401", "400,ok", "500*9", "hang"])
 def test_the_canary_is_nowhere(
     tmp_path: Path, make_pair, api_key: str, caplog: pytest.LogCaptureFixture, script: str
