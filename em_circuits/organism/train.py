@@ -59,6 +59,10 @@ class OrganismConfig(BaseModel):
     adapter: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3)
     adapter_domains: tuple[str, ...] = ("medical",)
     transcoders: TranscoderConfig = TranscoderConfig()
+    transcoder_draw: int = 3
+    """Added to the seed for the transcoders, so that they can be drawn anew for the same models. Of
+    the draws 0 to 4, draw 0 alone puts nearly all of the persona into one feature, a step too large
+    for a gradient (results/LOG.md)."""
 
 
 def train_organism(
@@ -187,6 +191,7 @@ def _train_transcoders(
 ) -> None:
     base, tokenizer = load_base(paths)
     settings = config.transcoders
+    seed += config.transcoder_draw
 
     def activations(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
         texts = documents(n, f"{seed}/transcoders/{part}", config.corpus)
