@@ -53,20 +53,22 @@ METHODS = [
     "total_effect",
     "signed_influence",
 ]
-
-
+"""Of scores that can be averaged over prompts."""
+OF_ONE_PROMPT = [*METHODS, "forward"]
 FIRST_ORDER = ("refined", "gradient")
 
 
-def method_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def method_option(
+    default: str, methods: Sequence[str] = METHODS
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--method`` of the commands that rank features."""
     return click.option(
         "--method",
-        type=click.Choice(METHODS),
+        type=click.Choice(methods),
         default=default,
         show_default=True,
-        help="refined, gradient, measured and joint see every active feature, the others a graph's "
-        "nodes; refined, measured and joint run the model.",
+        help="direct, total_effect and signed_influence see a graph's nodes, the others every "
+        "active feature; all but these three and gradient run the model.",
     )
 
 
@@ -82,7 +84,7 @@ features.add_command(mediate)
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")
 @click.argument("prompt")
 @model_option
-@method_option("refined")
+@method_option("refined", OF_ONE_PROMPT)
 @click.option(
     "--measure",
     type=click.IntRange(min=0),

@@ -51,7 +51,12 @@ def steer() -> None:
     show_default=True,
     help="At which positions; generated ones matter to --rollouts alone.",
 )
-@click.option("--method", default="refined", show_default=True, help="Ranks top:N and the like.")
+@click.option(
+    "--method",
+    default="forward",
+    show_default=True,
+    help="Ranks top:N and the like; forward chooses features that do most when ablated together.",
+)
 @click.option(
     "--regime",
     type=click.Choice(REGIMES),

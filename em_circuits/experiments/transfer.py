@@ -3,7 +3,8 @@
 On every prompt that is tried, for its own top k features (in-sample) and for the top k feature ids
 of the other prompts:
 
-    ablate in merged     the features by joint ablation score, removed
+    ablate in merged     the features chosen by forward selection, every step really ablated on the
+                         prompts they are found on, removed
     set in base, x m     the features by integrated mediation effect, set to m times their merged
                          activation
 
@@ -34,17 +35,27 @@ from em_circuits.experiments.summary import summarise
 from em_circuits.experiments.sweep import Progress, labels_key, no_progress, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
 from em_circuits.models import Model
-from em_circuits.steering import Intervention, Mode, Treatment, Where, joint_scores, run_rows
+from em_circuits.steering import (
+    Intervention,
+    Mode,
+    Treatment,
+    Where,
+    forward_ids,
+    forward_scores,
+    joint_scores,
+    run_rows,
+)
 from em_circuits.steering.changed import ChangedFeatures
 from em_circuits.steering.controls import Pool, matched_draws
+from em_circuits.steering.forward import ID_CANDIDATES, FeatureId
 from em_circuits.steering.intervention import on_each
 from em_circuits.steering.mediation import joint_effects
 from em_circuits.steering.substitutes import moved, random_places
 from pivotal_tokens.errors import RequestError, WorkFailed
 
-FORMULA = 2
-Key = tuple[int, int]
-"""(layer, feature id)."""
+FORMULA = 3
+CHOSEN_ON = 16
+"""Most prompts on which a forward selection of ids measures its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +71,12 @@ class Subject:
     """Joint score of each feature active in merged: its part of the contrast when all that push
     towards evil are ablated together."""
 
-    def top_ablated(self, k: int) -> list[tuple[int, int, int]]:
-        """The k features of merged with the largest joint score."""
-        order = self.ablation.argsort(descending=True, stable=True)[:k]
-        return [(a, b, c) for a, b, c in self.merged.state.active.cpu()[order].tolist()]
+    def to_ablate(self, model: Model, k: int) -> list[tuple[int, int, int]]:
+        """k features of merged, chosen on this prompt by forward selection."""
+        groups = self.merged.groups
+        targets = torch.tensor([*groups.evil, *groups.safe])
+        chosen = forward_scores(model, self.merged.state, groups, targets, k=k).chosen
+        return [(a, b, c) for a, b, c in self.merged.state.active.cpu()[chosen].tolist()]
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,7 @@ def run_transfer(
         "labels": {i: labels_key(s.merged) for i, s in subjects.items()},
     }
     journal = Journal.open(folder, record)
+    ablated: dict[tuple[str, ...], tuple[FeatureId, ...]] = {}
     seen = {subject.merged.domain for subject in found_on}
     for subject in progress(tried, plan.name):
         key = subject.merged.prompt.prompt_id
@@ -114,7 +128,10 @@ def run_transfer(
             others = [s for s in found_on if s.merged.prompt.prompt_id != key]
             where = "seen" if subject.merged.domain in seen else "unseen"
             rows, told = [], []
-            for trial in trials(cases, plan, subject, others):
+            judges = tuple(s.merged.prompt.prompt_id for s in others)
+            if judges not in ablated:
+                ablated[judges] = ids_to_ablate(cases.pair.merged, others, plan.k)
+            for trial in trials(cases, plan, subject, others, ablated[judges]):
                 made = _tried(cases, plan, subject, trial, judge, where)
                 rows += made["rows"]
                 told += made["rollouts"]
@@ -144,12 +161,15 @@ def run_transfer(
 
 
 def trials(
-    cases: Cases, plan: TransferPlan, subject: Subject, others: Sequence[Subject]
+    cases: Cases,
+    plan: TransferPlan,
+    subject: Subject,
+    others: Sequence[Subject],
+    ids: Sequence[FeatureId],
 ) -> Iterator[Trial]:
-    """Everything that is tried on one prompt."""
+    """Everything that is tried on one prompt; `ids` are those that others chose for ablation."""
     merged = cases.pair.merged
-    own: Sequence[tuple[int, Any, int]] = subject.top_ablated(plan.k)
-    ids = pooled([(s.merged.state.active.cpu(), s.ablation) for s in others], plan.k)
+    own: Sequence[tuple[int, Any, int]] = subject.to_ablate(merged, plan.k)
     everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
     for selection, places in ((Selection.OWN, own), (Selection.OTHERS, everywhere)):
         if places:
@@ -183,18 +203,27 @@ def trials(
             )
 
 
+def ids_to_ablate(merged: Model, others: Sequence[Subject], k: int) -> tuple[FeatureId, ...]:
+    """Ids chosen by forward selection on prompts, at most `CHOSEN_ON` of them, evenly spaced."""
+    step = max(1, -(-len(others) // CHOSEN_ON))
+    chosen_on = others[::step]
+    candidates = pooled([(s.merged.state.active.cpu(), s.ablation) for s in others], ID_CANDIDATES)
+    subjects = [(s.merged.state, s.merged.groups) for s in chosen_on]
+    return forward_ids(merged, subjects, candidates, k=k)
+
+
 def pooled(
     scored: Sequence[tuple[Int64[Tensor, "_ 3"], Float[Tensor, " _"]]], k: int
-) -> tuple[Key, ...]:
+) -> tuple[FeatureId, ...]:
     """The k (layer, feature id) with the largest mean over prompts of their summed scores."""
-    totals: dict[Key, float] = {}
+    totals: dict[FeatureId, float] = {}
     for places, scores in scored:
         for (layer, _, feature), score in zip(places.tolist(), scores.tolist(), strict=True):
             totals[layer, feature] = totals.get((layer, feature), 0.0) + score
     return tuple(sorted(totals, key=lambda key: (-totals[key], key))[:k])
 
 
-def _chosen(subject: Subject, k: int, keys: Sequence[Key] | None) -> Int64[Tensor, " chosen"]:
+def _chosen(subject: Subject, k: int, keys: Sequence[FeatureId] | None) -> Int64[Tensor, " chosen"]:
     """Changed features of a prompt: its k largest effects, or those of the given ids."""
     if keys is None:
         return subject.effects.argsort(descending=True, stable=True)[:k]

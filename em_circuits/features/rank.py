@@ -4,9 +4,10 @@
 
 The score is named with every table: `gradient` (real model, every active feature, first order),
 `refined` (the same, the features that could matter most really ablated), `measured` (every feature
-really ablated), `joint` (its part when all that push the same way are ablated together: what to
-steer as a set), or `direct`, `total_effect` and `signed_influence` (graph, selected features).
-Positive = the feature's presence raises evil over safe.
+really ablated), `joint` (its part when all that push the same way are ablated together), `forward`
+(a set to ablate together, chosen one by one, each step measured), or `direct`, `total_effect` and
+`signed_influence` (graph, selected features). Positive = the feature's presence raises evil
+over safe.
 
     ranking = rank_features(graph, groups, method="gradient")
     ranking.top(10)
@@ -33,10 +34,11 @@ GRADIENT = "gradient"
 REFINED = "refined"
 MEASURED = "measured"
 JOINT = "joint"
+FORWARD = "forward"
 GRAPH_METHODS = (Method.DIRECT, Method.TOTAL_EFFECT, Method.SIGNED)
 STORED_METHODS = (GRADIENT, *(str(m) for m in GRAPH_METHODS))
 """Those a stored graph can answer."""
-LIVE_METHODS = (REFINED, MEASURED, JOINT)
+LIVE_METHODS = (REFINED, MEASURED, JOINT, FORWARD)
 """Those the model is run for."""
 METHODS = (*STORED_METHODS, *LIVE_METHODS)
 
@@ -54,6 +56,8 @@ class FeatureScores:
     """In logits (normalised shares for `signed_influence`)."""
     measured: Bool[Tensor, " feature"] | None = None
     """Which features were really ablated; None for none of them."""
+    first: Int[Tensor, " chosen"] | None = None
+    """Features chosen as a set, which stand first, in this order, whatever their contrasts."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,10 @@ class RankedFeature:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Features of a prompt from the most positive contrast to the most negative."""
+    """Features of a prompt from the most positive contrast to the most negative.
+
+    Those that `forward` chose stand first, in the order in which they were chosen.
+    """
 
     method: str
     features: tuple[RankedFeature, ...]
@@ -89,7 +96,7 @@ class Ranking:
     """Labelled token ids that are no target of the graph."""
 
     def top(self, n: int) -> tuple[RankedFeature, ...]:
-        """The n most positive contrasts."""
+        """The first n: the most positive contrasts."""
         return self.features[:n]
 
     def bottom(self, n: int) -> tuple[RankedFeature, ...]:
@@ -137,6 +144,8 @@ def graph_scores(graph: AttributionGraph, method: str) -> FeatureScores:
 def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
     """Rank features by their evil-minus-safe contrast, labels matched by token id.
 
+    Features chosen as a set (`FeatureScores.first`) stand before the others.
+
     Args:
         scores: Of one prompt and model.
         labels: Token id -> label; unsure tokens take no part.
@@ -152,6 +161,9 @@ def rank(scores: FeatureScores, labels: Mapping[int, Label]) -> Ranking:
     ablated = scores.measured
     measured = ablated.tolist() if ablated is not None else [False] * len(contrast)
     order = torch.argsort(contrast, descending=True, stable=True).tolist()
+    if scores.first is not None:
+        first = scores.first.tolist()
+        order = first + [i for i in order if i not in set(first)]
     columns = zip(
         scores.coordinates.tolist(),
         contrast.tolist(),

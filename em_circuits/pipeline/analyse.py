@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
-from em_circuits.features.rank import JOINT, LIVE_METHODS, MEASURED, REFINED
+from em_circuits.features.rank import FORWARD, JOINT, LIVE_METHODS, MEASURED, REFINED
 from em_circuits.pipeline.workspace import Workspace
 from em_circuits.steering import (
     N_MEASURED,
@@ -26,6 +26,7 @@ from em_circuits.steering import (
     Unit,
     Where,
     ablation_effects,
+    forward_scores,
     joint_scores,
     mediate,
     on_each,
@@ -127,18 +128,24 @@ def live_scores(
         labels: Its labels.
         method: ``measured`` ablates every feature, free-running; ``refined`` only those that could
             matter most, and scores the others by gradient; ``joint`` ablates together all that
-            push the same way.
+            push the same way; ``forward`` chooses a set, each step measured.
         model: Which model is run.
         n_measured: Features that ``refined`` ablates.
 
     Raises:
-        RequestError: If the prompt was never shown to a model, or ``refined`` or ``joint``
-            has no contrast.
+        RequestError: If the prompt was never shown to a model, or ``refined``, ``joint``
+            or ``forward`` has no contrast.
     """
     state, runs = prompt_state(work, prompt, model), work.pair.model(model)
     targets = torch.tensor(sorted(labels.by_token))
     measured: torch.Tensor | None = None
-    if method == JOINT:
+    first: torch.Tensor | None = None
+    if method == FORWARD:
+        chosen = forward_scores(runs, state, token_groups(labels), targets)
+        scores, first = chosen.scores, chosen.chosen
+        measured = torch.zeros(len(state.active), dtype=torch.bool)
+        measured[first] = True
+    elif method == JOINT:
         scores = joint_scores(runs, state, token_groups(labels), targets)
     elif method == MEASURED:
         scores = ablation_effects(runs, state, targets=targets, regime=Regime.FREE).T
@@ -148,7 +155,7 @@ def live_scores(
         found = refined_scores(runs, state, groups=groups, targets=targets, n_measured=n_measured)
         scores, measured = found.scores, found.measured
     activations = state.activations.float().cpu()
-    return FeatureScores(method, state.active.cpu(), activations, targets, scores, measured)
+    return FeatureScores(method, state.active.cpu(), activations, targets, scores, measured, first)
 
 
 def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> PromptState:
@@ -211,7 +218,7 @@ def steer_prompt(
     value: float | None = None,
     unit: str = "absolute",
     at: str = "found",
-    method: str = REFINED,
+    method: str = FORWARD,
     regime: str = "free",
     n_random: int = 20,
 ) -> tuple[str, SteerResult]:

@@ -5,6 +5,7 @@ from em_circuits.steering.contrast import TokenGroups, contrast, demeaned, evil_
 from em_circuits.steering.controls import Spread
 from em_circuits.steering.direction import Direction, Weighting
 from em_circuits.steering.engine import iter_rows, run_rows
+from em_circuits.steering.forward import Forward, forward_ids, forward_scores, forward_selection
 from em_circuits.steering.generate import Continuations, generate
 from em_circuits.steering.integrated import integrated_effects, joint_scores
 from em_circuits.steering.intervention import (
@@ -34,6 +35,7 @@ __all__ = [
     "Continuations",
     "Direction",
     "Form",
+    "Forward",
     "Intervention",
     "Mediation",
     "Mode",
@@ -61,6 +63,9 @@ __all__ = [
     "contrast",
     "demeaned",
     "evil_mass",
+    "forward_ids",
+    "forward_scores",
+    "forward_selection",
     "generate",
     "integrated_effects",
     "iter_rows",

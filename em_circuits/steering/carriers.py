@@ -23,14 +23,13 @@ from torch import Tensor
 from em_circuits.models import ModelPair
 from em_circuits.steering.contrast import TokenGroups, evil_mass
 from em_circuits.steering.controls import MIN_DRAWS, Pool, check_draws, matched_draws
+from em_circuits.steering.forward import FeatureId
 from em_circuits.steering.mediation import gradient_effects, joint_effects, scanned_effects
 from em_circuits.steering.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.steering.transplant import Transplant, component_shares, layer_shares
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
-FeatureId = tuple[int, int]
-"""(layer, feature id)."""
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Feature ids set together; all of a prompt's are the last point."""
 BOOTSTRAP = 2000

@@ -32,7 +32,13 @@ def files(root):
 def test_a_run_killed_in_every_stage_ends_with_the_files_of_a_whole_run(tmp_path, monkeypatch):
     train.train_organism(tmp_path / "whole", 3, TINY)
     real = train.documents
-    for victim in ("3/base/3", "3/adapter/2", "3/transcoders/3", "3/transcoders/threshold"):
+    drawn = 3 + TINY.transcoder_draw
+    for victim in (
+        "3/base/3",
+        "3/adapter/2",
+        f"{drawn}/transcoders/3",
+        f"{drawn}/transcoders/threshold",
+    ):
 
         def killed(n, seed, *rest, victim=victim):
             if seed == victim:
