@@ -34,6 +34,7 @@ from pivotal_tokens.review.commands import (
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.review.keys import Action
 from pivotal_tokens.review.questions import Progress, Question, Reveal
+from pivotal_tokens.review.reopening import reopen
 from pivotal_tokens.review.screen import View
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import Label, ModelName
@@ -43,7 +44,6 @@ Page = Literal["help", "prompt"]
 
 HEARTBEAT_SECONDS = 60.0  # between signs of life while the cursor moves
 _NAMED_TEXT = 40  # characters of a token in what is said
-_HISTORY = 1000  # finished items that can be opened again by their id
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,6 @@ class ReviewSession:
         """Ask for a line of the list syntax."""
         self._ask("command", begun)
 
-    def ask_reason(self) -> None:
-        """Ask why the reviewer differs from the judge, where that is on the screen."""
-        if self.view is not None and self.view.reveal is not None:
-            self._ask("reason")
-
     def poll(self) -> None:
         """Look for new items; what is being labelled stays where it is.
 
@@ -151,6 +146,8 @@ class ReviewSession:
                 self._undo()
             case "reopen":
                 self._ask("reopen")
+            case "reason":
+                self._ask_reason()
             case _ if self.view is None:
                 self.message = "Nothing waits for review."
             case "prompt":
@@ -295,16 +292,7 @@ class ReviewSession:
         self.message = "taken back, and saved"
 
     def _reopen(self, prefix: str) -> None:
-        found = [i for i in self._service.history(_HISTORY) if i.prompt_id.startswith(prefix)]
-        if len({item.prompt_id for item in found}) != 1:
-            some = "several" if found else "none"
-            self.message = f"{some} of your finished items begin with {prefix}"
-            return
-        held = self._held()
-        question = self._service.open(found[0].item_id)
-        if held is not None:
-            self._service.release(held)
-        self._open(question)
+        self._open(reopen(self._service, prefix, held=self._held()))
         self.message = "opened again; its labels are as you left them"
 
     def _saved(self, what: str) -> str:
@@ -354,6 +342,11 @@ class ReviewSession:
 
     def _ask(self, what: str, begun: str = "") -> None:
         self.asking, self.begun = ASKING[what], begun
+
+    def _ask_reason(self) -> None:
+        """Ask why the reviewer differs from the judge, where that is on the screen."""
+        if self.view is not None and self.view.reveal is not None:
+            self._ask("reason")
 
     def _to_next_token(self, *, start: bool = False) -> None:
         """Go to the next token without an answer, merged's list first."""
