@@ -78,7 +78,7 @@ class Desk:
     def page(
         self, request: Request, template: str, status: int = 200, /, **values: Any
     ) -> Response:
-        """A page with its frame."""
+        """A page with its frame; what keys it names as `own_keys` mean nothing else there."""
         return page(
             template,
             status,
@@ -86,7 +86,7 @@ class Desk:
             path=request.url.path,
             reviewer=self.session(request).reviewer,
             read_only=self.settings.read_only,
-            **values,
+            **{"own_keys": (), **values},
         )
 
     def pair(self, request: Request) -> str | None:
