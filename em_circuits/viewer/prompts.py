@@ -62,13 +62,13 @@ def routes(desk: Desk) -> list[BaseRoute]:
         query = _query(request)
         number = query_int(request, "page", 1, least=1, most=1_000_000)
         offset = (number - 1) * PER_PAGE
-        pair = desk.pair(request)
-        found = desk.store.listing(query, pair=pair, limit=PER_PAGE, offset=offset)
+        found = desk.listing(request, query, limit=PER_PAGE, offset=offset)
         pages = max(1, -(-found.total // PER_PAGE))
         return desk.page(
             request,
             "prompts.html",
             found=found,
+            blind=desk.blind(request),
             asked=dict(asked),
             categories=desk.store.categories(),
             verdicts=VERDICTS,

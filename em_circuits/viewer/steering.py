@@ -61,9 +61,18 @@ def routes(desk: Desk) -> list[BaseRoute]:
 
     def data(request: Request) -> Response:
         place = _folder(folder, request.path_params["name"])
-        rollouts = place / ROLLOUTS
-        texts = pq.read_table(rollouts, columns=list(_TAIL)).slice(0, ROLLOUTS_SENT).to_pylist()
-        return Json({"summary": _summary(place), "rollouts": texts, "rows": _rows(place)})
+        rows, rollouts = _rows(place), pq.read_table(place / ROLLOUTS, columns=list(_TAIL))
+        hidden = desk.hidden(request, {row["prompt_id"] for row in rows})
+        texts = [one for one in rollouts.to_pylist() if one["prompt_id"] not in hidden]
+        desk.session(request).shown_judge.update(t["prompt_id"] for t in texts if t["label"])
+        return Json(
+            {
+                "summary": _summary(place),
+                "rollouts": texts[:ROLLOUTS_SENT],
+                "rows": [row for row in rows if row["prompt_id"] not in hidden],
+                "hidden": len(hidden),
+            }
+        )
 
     return [
         Route("/steering", page, methods=["GET"]),

@@ -10,7 +10,7 @@ PUBLIC = {
     ),
     "pivotal_tokens.store": (
         "ANYTHING AttemptView Counts HUMAN HumanLabelled Judged Listing ListingLine ListingQuery "
-        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Wanted "
+        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Unanswered Wanted "
         "default_url"
     ),
     "pivotal_tokens.prompts": (

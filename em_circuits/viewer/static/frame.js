@@ -46,6 +46,16 @@ byId("new-link")?.addEventListener("click", async () => {
 });
 
 const ours = new Set(document.body.dataset.ownKeys.split(" ")); // keys that the page itself answers to
+// Verdicts of prompts that wait for one's answer are hidden until one asks for them; live parts come and go.
+addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-looks]");
+  if (!button) return;
+  try {
+    await ask("/api/looks", { looks: button.dataset.looks === "true" });
+    location.reload();
+  } catch (error) { say(error); }
+});
+
 let went = 0;
 addEventListener("keydown", (event) => {
   if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
