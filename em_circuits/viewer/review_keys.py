@@ -44,9 +44,7 @@ _SIGNS = {
 def browser_keys(keys: Mapping[str, Action]) -> dict[str, Action]:
     """Key as a browser names it -> action; what a browser keeps for itself is left out."""
     return {
-        _EVENTS.get(name, shown(name)): action
-        for name, action in keys.items()
-        if name not in _KEPT
+        _EVENTS.get(name, shown(name)): action for name, action in keys.items() if name not in _KEPT
     }
 
 

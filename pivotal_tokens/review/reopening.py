@@ -1,6 +1,6 @@
 """Which finished item is meant by the beginning of an id, and what becomes of the one at hand?
 
-    question = reopen(service, "964a", held=question)     # its labels are as they were left
+question = reopen(service, "964a", held=question)     # its labels are as they were left
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which prompts has a reviewer yet to answer, so that nothing of a judge may be told to them?
 
-    in hand    an item is theirs now, and no judge's label was shown after an answer to it
-    waiting    an item may still be given to them: put off, skipped or with a lease that ran out too
+in hand    an item is theirs now, and no judge's label was shown after an answer to it
+waiting    an item may still be given to them: put off, skipped or with a lease that ran out too
 
-    store.unanswered(Unanswered(reviewer="ada"), ["964a7382b6b7"])
+store.unanswered(Unanswered(reviewer="ada"), ["964a7382b6b7"])
 """
 
 from __future__ import annotations
