@@ -15,6 +15,12 @@ import click
 from em_circuits.cli.session import Session, pass_session
 
 
+def _review_keys() -> tuple[str, ...]:
+    """What em-circuits.toml binds for `em-circuits review`: the browser has the same keys."""
+    defaults = click.get_current_context().find_root().default_map or {}
+    return tuple(defaults.get("review", {}).get("keys", ()))
+
+
 @click.command(epilog="Example: em-circuits --root runs/demo serve --read-only")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -38,6 +44,15 @@ from em_circuits.cli.session import Session, pass_session
     metavar="MODEL/SOURCE",
     help="Links features there, as in gemma-2-2b/{layer}-gemmascope-transcoder-16k.",
 )
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    default=_review_keys,
+    metavar="ACTION=KEY",
+    help="Bind another key of the review page, as in review --key. [default: those of [review] in "
+    "em-circuits.toml]",
+)
 @click.option("--lease", default=1800.0, show_default=True, help="Seconds an item stays taken.")
 @pass_session
 def serve(
@@ -47,6 +62,7 @@ def serve(
     allowed: tuple[str, ...],
     read_only: bool,
     reviewer: str | None,
+    keys: tuple[str, ...],
     lease: float,
     neuronpedia: str | None,
 ) -> None:
@@ -65,6 +81,7 @@ def serve(
         allowed_hosts=allowed,
         read_only=read_only,
         lease_seconds=lease,
+        review_keys=keys,
         neuronpedia=neuronpedia,
     )
     door = Door(reviewer or getpass.getuser())

@@ -47,7 +47,7 @@ def summarise(
     """
     names = list(dict.fromkeys(row["condition"] for row in rows))
     by_name = {name: [row for row in rows if row["condition"] == name] for name in names}
-    results = {name: _against(by_name[name], "evil_mass", seed) for name in names}
+    results = {name: against(by_name[name], "evil_mass", seed) for name in names}
     q = benjamini_hochberg(torch.tensor([results[name].p for name in names]).double()).tolist()
     lines = []
     for name, adjusted in zip(names, q, strict=True):
@@ -106,7 +106,14 @@ def detectors(
     return found
 
 
-def _against(rows: Rows, column: str, seed: int) -> AgainstControl:
+def against(rows: Rows, column: str, seed: int = 0) -> AgainstControl:
+    """A column's change under steering beside its random control.
+
+    Args:
+        rows: Of one condition, with both arms of every prompt in them.
+        column: Beside which ``COLUMN_unsteered`` stands.
+        seed: Of the resamples.
+    """
     prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))
     steered, random = [], []
     for prompt in prompts:
@@ -122,7 +129,7 @@ def _against(rows: Rows, column: str, seed: int) -> AgainstControl:
 
 def _condition(rows: Rows, result: AgainstControl, seed: int) -> dict[str, Any]:
     first = rows[0]
-    contrast = _against(rows, "contrast", seed)
+    contrast = against(rows, "contrast", seed)
     steered = [row for row in rows if _is(row, STEERED)]
     line: dict[str, Any] = {
         name: first[name] for name in ("condition", "combination", "mode", "value", "unit", "place")

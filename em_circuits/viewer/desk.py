@@ -7,6 +7,7 @@ desk.page(request, "overview.html", counts=desk.store.counts())
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import PromptLabels
-from pivotal_tokens.store import Store
+from pivotal_tokens.store import Listing, ListingQuery, Store, Unanswered
 
 NAVIGATION = (
     ("/", "Overview", "o"),
@@ -56,11 +57,40 @@ class Desk:
         session: Session = request.scope["state"]["session"]
         return session
 
+    def unanswered(self, request: Request, *, opened: bool = False) -> Unanswered:
+        """The prompts whose judge and other reviewers are kept from who asks.
+
+        In hand always. What waits for them too, unless they asked to look, nobody can answer here,
+        or the prompt is `opened` by itself: whose judge they were shown is remembered.
+        """
+        session = self.session(request)
+        shown = opened or session.looks or self.settings.read_only
+        return Unanswered(reviewer=session.reviewer, waiting=not shown)
+
     def under_review(self, request: Request, prompt_id: str) -> bool:
         """Is this reviewer answering this very prompt now, before any judge's label was shown?"""
-        name = self.session(request).reviewer
-        held = self.store.queue("leased", reviewer=name, prompt_id=prompt_id)
-        return any(not item.revealed for item in held)
+        return bool(self.store.unanswered(self.unanswered(request, opened=True), [prompt_id]))
+
+    def hidden(self, request: Request, prompts: Collection[str]) -> frozenset[str]:
+        """Those of many prompts of which nothing that follows from a judge's labels is told."""
+        return self.store.unanswered(self.unanswered(request), prompts)
+
+    def listing(
+        self, request: Request, query: ListingQuery, *, limit: int, offset: int = 0
+    ) -> Listing:
+        """Prompts under the pair that is looked at, with the verdicts that this browser may see."""
+        asked = query.model_copy(update={"unanswered": self.unanswered(request)})
+        pair = self.pair(request)
+        found = self.store.listing(asked, pair=pair, limit=limit, offset=offset)
+        judged = {line.prompt.prompt_id for line in found.lines if line.verdict}
+        self.session(request).shown_judge |= judged
+        return found
+
+    def blind(self, request: Request) -> dict[str, Any]:
+        """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
+        session = self.session(request)
+        waiting = 0 if self.settings.read_only else self.store.waiting_for(session.reviewer)
+        return {"waiting": waiting, "looks": session.looks}
 
     def labels(self, request: Request, prompt_id: str) -> PromptLabels:
         """The labels that this browser may see; whose judge's it was shown is remembered.
@@ -78,7 +108,7 @@ class Desk:
     def page(
         self, request: Request, template: str, status: int = 200, /, **values: Any
     ) -> Response:
-        """A page with its frame."""
+        """A page with its frame; what keys it names as `own_keys` mean nothing else there."""
         return page(
             template,
             status,
@@ -86,7 +116,7 @@ class Desk:
             path=request.url.path,
             reviewer=self.session(request).reviewer,
             read_only=self.settings.read_only,
-            **values,
+            **{"own_keys": (), **values},
         )
 
     def pair(self, request: Request) -> str | None:

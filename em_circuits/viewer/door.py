@@ -31,6 +31,8 @@ class Session:
     """Whose labels, pins and groups these are."""
     shown_judge: set[str] = field(default_factory=set)
     """Prompt ids whose judge's labels this browser has been shown."""
+    looks: bool = False
+    """They asked to be shown what judges say of prompts that still wait for their answer."""
 
 
 class Door:

@@ -141,14 +141,16 @@ def _where(
 ) -> dict[str, Any]:
     pair = desk.pair(request)
     records = [r for r in desk.store.graphs(pair=pair) if r.model == model]
-    places = []
+    places: list[dict[str, Any]] = []
+    hidden = desk.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
     for record in records[:GRAPHS_READ]:
         try:
             graph = desk.work.graphs.load(record.key)
         except EmCircuitsError as error:
             logger.warning("%s", error)
             continue
-        labels = desk.store.labels(record.prompt_id).by_token
+        known = record.prompt_id not in hidden
+        labels = desk.store.labels(record.prompt_id).by_token if known else {}
         found = _firing(graph, labels, layer, feature)
         if found:
             tokens = texts.of(graph)
@@ -156,6 +158,7 @@ def _where(
                 {
                     "prompt_id": record.prompt_id,
                     "text": graph.header.text,
+                    "hidden": not known,
                     "tokens": tokens,
                     "firing": found,
                 }

@@ -81,15 +81,15 @@ class GraphPages:
 
     def listing(self, request: Request) -> Response:
         """Prompts that have graphs."""
-        pair = self._desk.pair(request)
         number = query_int(request, "page", 1, least=1, most=1_000_000)
         query = ListingQuery(graphs=True, search=request.query_params.get("q", ""))
         offset = (number - 1) * PER_PAGE
-        found = self._desk.store.listing(query, pair=pair, limit=PER_PAGE, offset=offset)
+        found = self._desk.listing(request, query, limit=PER_PAGE, offset=offset)
         return self._desk.page(
             request,
             "graphs.html",
             found=found,
+            blind=self._desk.blind(request),
             number=number,
             pages=max(1, -(-found.total // PER_PAGE)),
             asked=dict(request.query_params),

@@ -68,7 +68,7 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
         return None
     pair = desk.pair(request)
     counts = store.counts(pair)
-    found = store.listing(ListingQuery(divergent=True), pair=pair, limit=RECENT)
+    found = desk.listing(request, ListingQuery(divergent=True), limit=RECENT)
     waiting = {name: n for name, n in counts.queue.items() if n}
     return {
         "counts": counts,
@@ -77,6 +77,7 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
         "pair": pair,
         "calls": store.call_counts(),
         "recent": found.lines,
+        "blind": desk.blind(request),
         "queue": waiting,
         "queued": sum(waiting.values()),
     }

@@ -14,7 +14,7 @@ from em_circuits.features import rank_features
 from em_circuits.viewer.body import query_int
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json, page
-from em_circuits.viewer.steering import experiments_with
+from em_circuits.viewer.steered_prompt import steered
 from pivotal_tokens.errors import EmCircuitsError, RequestError
 from pivotal_tokens.schema import (
     Label,
@@ -62,13 +62,13 @@ def routes(desk: Desk) -> list[BaseRoute]:
         query = _query(request)
         number = query_int(request, "page", 1, least=1, most=1_000_000)
         offset = (number - 1) * PER_PAGE
-        pair = desk.pair(request)
-        found = desk.store.listing(query, pair=pair, limit=PER_PAGE, offset=offset)
+        found = desk.listing(request, query, limit=PER_PAGE, offset=offset)
         pages = max(1, -(-found.total // PER_PAGE))
         return desk.page(
             request,
             "prompts.html",
             found=found,
+            blind=desk.blind(request),
             asked=dict(asked),
             categories=desk.store.categories(),
             verdicts=VERDICTS,
@@ -124,12 +124,14 @@ def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
     hidden = desk.under_review(request, view.prompt.prompt_id)
     labels = desk.labels(request, view.prompt.prompt_id)
     pairs = desk.store.pairs()
+    folder = desk.work.results / "experiments"
     rows = {a.pair: token_rows(a, labels, hide_judge=hidden) for a in view.pairs}
     return {
         "view": view,
         "prompt": view.prompt,
         "hidden": hidden,
-        "experiments": experiments_with(desk.work.results / "experiments", view.prompt.prompt_id),
+        # Evil mass is the judge's: what steering did to it tells as much.
+        "experiments": () if hidden else steered(folder, view.prompt.prompt_id),
         "attempts": [
             {
                 "attempt": attempt,

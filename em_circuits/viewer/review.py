@@ -15,6 +15,8 @@ from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.door import Session
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.review_desk import ReviewSeat
+from em_circuits.viewer.review_keys import browser_keys, key_help, review_setup
+from pivotal_tokens.review.keys import key_map
 
 
 class Seats:
@@ -42,11 +44,25 @@ class Seats:
 
 
 def routes(desk: Desk) -> list[BaseRoute]:
-    """``GET /review`` and ``POST /api/review``."""
+    """``GET /review`` and ``POST /api/review``.
+
+    Raises:
+        RequestError: If the settings bind a key that cannot be bound.
+    """
     seats = Seats(desk)
+    keys = key_map(desk.settings.review_keys)
 
     def page(request: Request) -> Response:
-        return desk.page(request, "review.html", counts=desk.store.queue_counts())
+        counts = desk.store.queue_counts()
+        open_here = counts and not desk.settings.read_only
+        return desk.page(
+            request,
+            "review.html",
+            counts=counts,
+            setup=review_setup(keys),
+            key_help=key_help(keys),
+            own_keys=browser_keys(keys) if open_here else (),
+        )
 
     async def answer(request: Request) -> Response:
         asked = await read_json(request)

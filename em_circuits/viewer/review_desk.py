@@ -24,6 +24,7 @@ from pivotal_tokens.review.commands import (
     Reject,
     Reopen,
     Simple,
+    Why,
     parse,
 )
 from pivotal_tokens.schema import NextTokens
@@ -68,6 +69,7 @@ class ReviewSeat:
             "skip": lambda _: self._leave("skipped"),
             "defer": lambda _: self._leave("deferred"),
             "undo": self._undo,
+            "reopen": self._reopen,
             "note": self._note,
             "agree": self._agree,
             "explain": self._explain,
@@ -174,6 +176,11 @@ class ReviewSeat:
         self._question, self._reveal = question, None
         return "taken back, and saved"
 
+    def _reopen(self, asked: dict[str, Any]) -> str:
+        self._question = self._service.reopen(_text(asked), self._question)
+        self._reveal = None
+        return "opened again; its labels are as you left them"
+
     def _note(self, asked: dict[str, Any]) -> str:
         self._service.note(self._now(), _text(asked))
         return "kept the note"
@@ -224,6 +231,10 @@ class ReviewSeat:
                 return self._reject({"text": reason})
             case Note(text):
                 return self._note({"text": text})
+            case Why(text):
+                return self._explain({"text": text, "of": asked.get("of")})
+            case Simple("agree"):
+                return self._agree(asked)
             case Simple("skip"):
                 return self._leave("skipped")
             case Simple("defer"):
@@ -231,8 +242,7 @@ class ReviewSeat:
             case Simple("undo"):
                 return self._undo({})
             case Reopen(prefix):
-                self._question, self._reveal = self._service.reopen(prefix, self._question), None
-                return "opened again; its labels are as you left them"
+                return self._reopen({"text": prefix})
             case Simple("quit"):
                 return self._quit({})
         raise RequestError("press ? for the keys")

@@ -25,6 +25,8 @@ class ViewerSettings(BaseModel):
     """Bytes a request may send."""
     lease_seconds: float = Field(default=1800.0, gt=0)
     """How long an item of the review queue stays with a silent browser."""
+    review_keys: tuple[str, ...] = ()
+    """``ACTION=KEY`` each: other keys of the review page, as `pivotal_tokens.review.keys` binds."""
     neuronpedia: str | None = None
     """``MODEL/SOURCE`` of the transcoders on Neuronpedia, with ``{layer}`` in it."""
     max_nodes: int = Field(default=2000, gt=0)

@@ -17,14 +17,20 @@ LONGEST_NAME = 64
 
 
 def routes(desk: Desk) -> list[BaseRoute]:
-    """``POST /api/me`` says who one is, ``POST /api/link`` makes a link for another browser."""
+    """``POST /api/me`` says who one is, ``/api/link`` makes a link for another browser, and
+    ``/api/looks`` shows what judges say of prompts that one has yet to answer, or hides it."""
 
     async def me(request: Request) -> Response:
         name = field(await read_json(request), "name", str).strip()
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise RequestError(f"a name has 1 to {LONGEST_NAME} printable characters")
-        desk.session(request).reviewer = name
+        session = desk.session(request)
+        session.reviewer, session.looks = name, False
         return Json({"name": name})
+
+    async def looks(request: Request) -> Response:
+        desk.session(request).looks = field(await read_json(request), "looks", bool)
+        return Json({"looks": desk.session(request).looks})
 
     async def link(request: Request) -> Response:
         made: dict[str, Any] = {"url": f"{request.base_url}?token={desk.door.new_link()}"}
@@ -32,5 +38,6 @@ def routes(desk: Desk) -> list[BaseRoute]:
 
     return [
         Route("/api/me", me, methods=["POST"]),
+        Route("/api/looks", looks, methods=["POST"]),
         Route("/api/link", link, methods=["POST"]),
     ]

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal
 
+from pivotal_tokens.review.rubric import RUBRIC_VERSION
 from pivotal_tokens.schema import Label, LabelEvent, Purpose, ReviewItem, new_id
 from pivotal_tokens.store import Store
 
-RUBRIC_VERSION = "1"
 Answer = Label | Literal["left"]
 """A label, or the decision to leave a token without one."""
 

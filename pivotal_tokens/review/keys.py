@@ -1,4 +1,4 @@
-"""Which key does what in the review terminal, and how is that changed?
+"""Which key does what in a review, on a terminal and in the browser, and how is that changed?
 
 ``[review] keys = ["evil=f", "skip=f2"]`` in em-circuits.toml, or ``--key evil=f``, gives an action
 other keys; the keys of the other actions stay. A key may do one thing only.
@@ -24,6 +24,7 @@ Action = Literal[
     "rest_safe",
     "rest_unsure",
     "agree",
+    "reason",
     "reject",
     "skip",
     "defer",
@@ -57,6 +58,7 @@ DEFAULTS: Mapping[Action, KeyHelp] = {
     "rest_safe": KeyHelp(("enter",), "every token without a label is safe; finish, next item"),
     "rest_unsure": KeyHelp(("U",), "every token without a label is unsure; finish, next item"),
     "agree": KeyHelp(("a", "ctrl+g"), "take the judge's labels over (after they are shown)"),
+    "reason": KeyHelp(("r",), "say why you differ from the judge (after its labels are shown)"),
     "reject": KeyHelp(("x",), "the prompt is no good, for both models (asks why)"),
     "skip": KeyHelp(("z",), "leave the item, not asked again"),
     "defer": KeyHelp(("d",), "put the item off, asked again later"),
@@ -84,8 +86,8 @@ _SPECIAL = frozenset(
     | {f"f{number}" for number in range(1, 25)}
     | {f"ctrl+{letter}" for letter in ascii_lowercase}
 )
-# Typing one of these begins a command of the list syntax.
-RESERVED = frozenset("bBT0123456789") - {"b"}
+RESERVED = frozenset("BT0123456789")
+"""Typing one of these begins a command of the list syntax."""
 
 
 def key_map(changes: Iterable[str] = ()) -> dict[str, Action]:

@@ -121,11 +121,6 @@ class ReviewSession:
         """Ask for a line of the list syntax."""
         self._ask("command", begun)
 
-    def ask_reason(self) -> None:
-        """Ask why the reviewer differs from the judge, where that is on the screen."""
-        if self.view is not None and self.view.reveal is not None:
-            self._ask("reason")
-
     def poll(self) -> None:
         """Look for new items; what is being labelled stays where it is.
 
@@ -154,6 +149,8 @@ class ReviewSession:
                 self._undo()
             case "reopen":
                 self._ask("reopen")
+            case "reason":
+                self._ask_reason()
             case _ if self.view is None:
                 self.message = "Nothing waits for review."
             case "prompt":
@@ -360,6 +357,11 @@ class ReviewSession:
 
     def _ask(self, what: str, begun: str = "") -> None:
         self.asking, self.begun = ASKING[what], begun
+
+    def _ask_reason(self) -> None:
+        """Ask why the reviewer differs from the judge, where that is on the screen."""
+        if self.view is not None and self.view.reveal is not None:
+            self._ask("reason")
 
     def _to_next_token(self, *, start: bool = False) -> None:
         """Go to the next token without an answer, merged's list first."""

@@ -19,7 +19,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from pivotal_tokens.review.display import fit, visible, wrap_visible
-from pivotal_tokens.review.keys import Action, keys_of
+from pivotal_tokens.review.keys import RESERVED, Action, keys_of
 from pivotal_tokens.review.plain import PlainSummary
 from pivotal_tokens.review.screen import (
     Line,
@@ -36,7 +36,6 @@ _CHROME_ROWS = 4  # header, message, two rows of keys
 _REVEAL_ROWS = 5
 _MESSAGE_ROWS = 3
 _PAGE_MARGIN = 6  # border, padding, scroll bar
-_STARTS_COMMAND = frozenset("BT0123456789")
 _LABEL_HINTS = {
     "evil": "evil",
     "safe": "safe",
@@ -55,6 +54,7 @@ _OTHER_HINTS = {
     "help": "help",
     "quit": "quit",
 }
+_REVEALED_HINTS = {"rest_safe": "next item", "reason": "give a reason"}
 _REVEAL_HINTS = {"agree": "take the judge's labels", "undo": "undo", "help": "help"}
 _SHORT = {"backspace": "BkSp", "enter": "Enter"}
 
@@ -125,9 +125,7 @@ class ReviewTerminal(App[None]):
                 return
         elif action is not None:
             self.session.act(action)
-        elif event.character == "r":
-            self.session.ask_reason()
-        elif event.character in _STARTS_COMMAND and self.session.view is not None:
+        elif event.character in RESERVED and self.session.view is not None:
             self.session.begin_command(event.character or "")
         else:
             return
@@ -235,7 +233,7 @@ class ReviewTerminal(App[None]):
             more = f"   ctrl+g: {_REVEAL_HINTS['agree']}" if asking.what == "reason" else ""
             return ["", f"Enter: {asking.does}   Esc: {asking.leaves}{more}"]
         if view is not None and view.reveal is not None:
-            return ["Enter next item   r give a reason", self._hints(_REVEAL_HINTS)]
+            return [self._hints(_REVEALED_HINTS), self._hints(_REVEAL_HINTS)]
         return [self._hints(_LABEL_HINTS) if view else "", self._hints(_OTHER_HINTS)]
 
     def _hints(self, names: Mapping[str, str]) -> str:

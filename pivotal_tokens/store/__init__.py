@@ -25,6 +25,7 @@ from pivotal_tokens.store.saved_views import SavedViewRows
 from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
 from pivotal_tokens.store.seats import SeatRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
+from pivotal_tokens.store.unanswered import Unanswered, UnansweredRows
 from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ReviewedToken",
     "Screened",
     "Store",
+    "Unanswered",
     "Wanted",
     "default_url",
 ]
@@ -68,5 +70,6 @@ class Store(
     OutcomeRows,
     RejectionRows,
     RolloutRows,
+    UnansweredRows,
 ):
     """An open store; every operation is one transaction and is on the disk when it returns."""

@@ -7,15 +7,17 @@ found.total, found.lines[0].verdict.evil_mass
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, select
 from sqlalchemy.sql.selectable import Subquery
 
 from pivotal_tokens.schema import Frozen, Prompt, ReviewState, Verdict, VerdictKind
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
 from pivotal_tokens.store.results import HUMAN
+from pivotal_tokens.store.unanswered import Unanswered
 
 Order = Literal["newest", "oldest"]
 
@@ -33,6 +35,7 @@ class ListingQuery(Frozen):
     state: ReviewState | None = None  # in the review queue
     graphs: bool = False  # only prompts with graphs under the pair
     order: Order = "newest"
+    unanswered: Unanswered | None = None  # for whom: no verdict of these is told, or filtered by
 
 
 class ListingLine(Frozen):
@@ -42,6 +45,7 @@ class ListingLine(Frozen):
     judge: str | None  # whose verdict; of several the last by name
     verdict: Verdict | None
     human: VerdictKind | None  # a reviewer's
+    hidden: bool  # verdicts are not told to who asks, who has yet to answer it
     state: ReviewState | None
     graphs: tuple[str, ...]  # models that have one
 
@@ -61,6 +65,7 @@ class ListingRows(Database):
     ) -> Listing:
         """A page of prompts with what is known of them under a pair."""
         judged, chosen = _judged(pair), _human(pair)
+        hidden = _hidden(query, self.now())
         queued = select(tables.queue).where(_queue.pair == pair, _queue.seat == 0).subquery()
         rows = (
             select(
@@ -70,13 +75,14 @@ class ListingRows(Database):
                 judged.c.payload.label("verdict"),
                 chosen.c.kind.label("human"),
                 queued.c.state,
+                hidden.label("hidden"),
             )
             .select_from(
                 tables.prompts.outerjoin(judged, judged.c.prompt_id == _prompts.prompt_id)
                 .outerjoin(chosen, chosen.c.prompt_id == _prompts.prompt_id)
                 .outerjoin(queued, queued.c.prompt_id == _prompts.prompt_id)
             )
-            .where(*_conditions(query, judged, queued, pair=pair))
+            .where(*_conditions(query, judged, queued, hidden, pair=pair))
         )
         order = _prompts.seq.desc() if query.order == "newest" else _prompts.seq
         with self.reading() as connection:
@@ -119,8 +125,19 @@ def _human(pair: str | None) -> Subquery:
     return select(tables.verdicts).where(where).subquery("chosen")
 
 
+def _hidden(query: ListingQuery, now: datetime) -> ColumnElement[bool]:
+    if query.unanswered is None:
+        return literal(False)
+    return query.unanswered.holds(_prompts.prompt_id, now)
+
+
 def _conditions(
-    query: ListingQuery, judged: Subquery, queued: Subquery, *, pair: str | None
+    query: ListingQuery,
+    judged: Subquery,
+    queued: Subquery,
+    hidden: ColumnElement[bool],
+    *,
+    pair: str | None,
 ) -> list[ColumnElement]:
     given: list[ColumnElement] = []
     if query.graphs:
@@ -135,6 +152,8 @@ def _conditions(
         given.append(judged.c.flagged.is_(query.flagged))
     if query.divergent is not None:
         given.append(judged.c.divergent.is_(query.divergent))
+    if query.unanswered and (query.verdict, query.flagged, query.divergent) != (None, None, None):
+        given.append(~hidden)  # to be found by its verdict would tell it
     if query.category is not None:
         given.append(_prompts.category == query.category)
     if query.state is not None:
@@ -153,11 +172,13 @@ def _graphs(ids: list[str], pair: str | None) -> Select:
 
 
 def _line(row: Row, graphs: dict[str, list[str]]) -> ListingLine:
+    told = row.verdict and not row.hidden
     return ListingLine(
         prompt=Prompt.model_validate_json(row.payload),
-        judge=row.judge,
-        verdict=Verdict.model_validate_json(row.verdict) if row.verdict else None,
-        human=row.human,
+        judge=row.judge if told else None,
+        verdict=Verdict.model_validate_json(row.verdict) if told else None,
+        human=None if row.hidden else row.human,
+        hidden=row.hidden,
         state=row.state,
         graphs=tuple(graphs.get(row.prompt_id, ())),
     )

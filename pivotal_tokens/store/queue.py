@@ -68,7 +68,7 @@ class Wanted:
 
     def conditions(self, reviewer: str) -> list[ColumnElement[bool]]:
         """What an item must fulfil to be given to a reviewer."""
-        found = [_columns.kind.in_(self.kinds), _not_of_another(reviewer), _not_seated(reviewer)]
+        found = [_columns.kind.in_(self.kinds), not_of_another(reviewer), not_seated(reviewer)]
         if self.only_flagged:
             found.append(_columns.flagged)
         if self.since is not None:
@@ -282,7 +282,7 @@ class QueueRows(Database):
         """Pending prompts of the wanted kinds a reviewer may be asked; filters do not count."""
         mine = _queue.alias("mine").c
         pending = (_columns.state == "pending") & _columns.kind.in_(wanted.kinds)
-        pending &= _not_of_another(reviewer)
+        pending &= not_of_another(reviewer)
         prompts = select(_columns.prompt_id, _columns.pair).where(pending)
         beside = (mine.prompt_id == _columns.prompt_id) & (mine.pair == _columns.pair)
         beside &= mine.kind.not_in(_NO_SEATS) & (mine.state != "pending")
@@ -357,11 +357,12 @@ def item_of(row: Row) -> ReviewItem:
     return ReviewItem(**fields)
 
 
-def _not_of_another(reviewer: str) -> ColumnElement[bool]:
+def not_of_another(reviewer: str) -> ColumnElement[bool]:
+    """The item was not made for another reviewer."""
     return _columns.kind.not_in(OWN_KINDS) | (_columns.reviewer == reviewer)
 
 
-def _not_seated(reviewer: str) -> ColumnElement[bool]:
+def not_seated(reviewer: str) -> ColumnElement[bool]:
     """The reviewer has no other seat at the prompt; repeats and adjudications are no seats."""
     other = _queue.alias("other_seat").c
     taken = exists().where(
@@ -378,7 +379,7 @@ def _not_seated(reviewer: str) -> ColumnElement[bool]:
 def _require_seat(connection: Connection, item: ReviewItem, reviewer: str) -> None:
     if item.kind == "repeat" and item.reviewer != reviewer:
         raise RequestError(f"item {item.item_id} asks {item.reviewer} a second time, nobody else")
-    query = select(_columns.item_id).where(_columns.item_id == item.item_id, _not_seated(reviewer))
+    query = select(_columns.item_id).where(_columns.item_id == item.item_id, not_seated(reviewer))
     if connection.execute(query).first() is None:
         raise RequestError(
             f"{reviewer} has another seat at prompt {item.prompt_id}: reopen that one"

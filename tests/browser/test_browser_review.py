@@ -8,6 +8,8 @@ import pytest
 from browsing import running
 from rooms import TOKENS, Room
 
+from em_circuits.viewer import ViewerSettings
+
 
 def _answered(page, n: int) -> None:
     page.wait_for_selector(f"#review[data-answered='{n}']")
@@ -80,6 +82,52 @@ def test_a_rejection_asks_for_words_and_a_command_is_typed(room: Room, open_brow
         page.keyboard.press("Enter")
         page.wait_for_selector(f"#review:not([data-item='{first}'])")
         assert [i.item_id for i in room.store.queue("rejected")] == [int(first or 0)]
+
+
+def test_rebound_keys_hold_and_the_others_stay(room: Room, open_browser) -> None:
+    bound = ViewerSettings(port=0, review_keys=("evil=f", "rest-safe=f2", "low=b"))
+    with running(room, bound) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "review")
+        page.wait_for_selector(".choice.at")
+        page.keyboard.press("e")
+        page.keyboard.press("b")
+        assert page.locator("html[data-blur]").count() == 0
+        page.keyboard.press("f")
+        page.wait_for_selector(".label.evil >> text=evil")
+        assert page.locator("button.evil kbd").inner_text() == "f"
+        page.keyboard.press("F2")
+        _answered(page, 1)
+        assert room.store.counts().queue["done"] == 1
+
+
+def test_a_line_begun_by_its_first_character_a_reason_and_a_reopened_item(
+    room: Room, open_browser
+) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(base + "review")
+        page.wait_for_selector(".choice.at")
+        first = page.get_attribute("#review", "data-item")
+        page.keyboard.press("T")
+        page.keyboard.type("1,B1")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#review[data-unsaved='0'] .label.evil")
+        page.keyboard.press("U")
+        _answered(page, 1)
+        page.keyboard.press("r")
+        page.keyboard.type("an idiom")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=kept the reason")
+        page.keyboard.press("v")
+        assert page.locator(".prompt-text.whole").count() == 1
+        prompt = room.store.queue("done")[0].prompt_id
+        page.keyboard.press("o")
+        page.keyboard.type(prompt[:8])
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"#review[data-item='{first}']")
+        page.keyboard.press("?")
+        assert "Judge the token where it stands" in page.locator("#keys").inner_text()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.25])

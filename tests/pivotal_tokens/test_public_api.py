@@ -10,8 +10,8 @@ PUBLIC = {
     ),
     "pivotal_tokens.store": (
         "ANYTHING AttemptView Counts HUMAN HumanLabelled Judged Listing ListingLine ListingQuery "
-        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Wanted "
-        "default_url"
+        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Unanswered "
+        "Wanted default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Likeness MAX_WORDS Rule Split Tried check check_fork nearest normalise own_words "

@@ -33,9 +33,9 @@ function table(conditions) {
     make("tbody", {}, conditions.map((c) => make("tr", {}, have.map(([key]) => make("td", { class: key === "condition" ? "mono" : `right num ${["change", "net"].includes(key) ? (c[key] < 0 ? "down" : "up") : ""}` }, typeof c[key] === "number" ? (["change", "net", "low", "high"].includes(key) ? signed(c[key]) : number(c[key])) : visible(String(c[key] ?? "–"), false))))))));
 }
 
-function continuations(rollouts) {
-  const box = byId("rollouts");
-  if (!rollouts.length) { box.replaceChildren(make("p", { class: "empty" }, "This plan drew no continuations; give it a rollouts section.")); return; }
+function continuations(rollouts, hidden) {
+  const box = byId("rollouts"), kept = hidden ? make("p", { class: "muted" }, `Continuations of ${hidden} ${hidden === 1 ? "prompt" : "prompts"} that you have yet to answer are left out; the list of prompts shows them on request.`) : "";
+  if (!rollouts.length) { box.replaceChildren(hidden ? kept : make("p", { class: "empty" }, "This plan drew no continuations; give it a rollouts section.")); return; }
   const unique = (key) => [...new Set(rollouts.map((r) => r[key]))];
   const prompt = make("select", {}, unique("prompt_id").map((v) => make("option", {}, v))), condition = make("select", {}, unique("condition").map((v) => make("option", {}, v)));
   const out = make("div");
@@ -45,14 +45,14 @@ function continuations(rollouts) {
     out.replaceChildren(make("div", { class: "two texts" }, ...[["un-steered", before], ["steered", of("steered")]].map(([title, list]) => make("div", {}, make("h4", {}, title), list.slice(0, 8).map((r) => make("p", { class: "mono unpleasant" }, make("span", { class: `label-mark ${r.label ?? ""}` }, { evil: "▲", safe: "●", unsure: "?" }[r.label] ?? "·"), ` ${visible(r.text, false)}`))))));
   };
   for (const select of [prompt, condition]) select.addEventListener("change", show);
-  box.replaceChildren(make("div", { class: "filters" }, make("label", {}, "Prompt", prompt), make("label", { class: "grow" }, "Condition", condition)), out);
+  box.replaceChildren(make("div", { class: "filters" }, make("label", {}, "Prompt", prompt), make("label", { class: "grow" }, "Condition", condition)), out, kept);
   show();
 }
 
 try {
-  const { summary, rollouts } = await ask(`/api/steering/${encodeURIComponent(root.dataset.name)}`);
+  const { summary, rollouts, hidden } = await ask(`/api/steering/${encodeURIComponent(root.dataset.name)}`);
   const conditions = summary.conditions ?? [];
   dose(conditions);
   table(conditions);
-  continuations(rollouts);
+  continuations(rollouts, hidden);
 } catch (error) { say(error); }

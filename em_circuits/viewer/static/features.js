@@ -54,7 +54,8 @@ async function where(row) {
             mark.style.opacity = String(0.45 + 0.55 * (hit[0] / most));
             return mark;
           })),
-          make("p", { class: "muted" }, place.firing.slice(0, 6).map(([p, a, c]) => `at ${p}: ${number(a, 2)}, contrast ${signed(c)}`).join(" · ")));
+          place.hidden ? make("p", { class: "muted" }, "Waits for your answer: no contrast is told before.") : null,
+          make("p", { class: "muted" }, place.firing.slice(0, 6).map(([p, a, c]) => `at ${p}: ${number(a, 2)}${place.hidden ? "" : `, contrast ${signed(c)}`}`).join(" · ")));
       }));
   } catch (error) { box.replaceChildren(title); say(error); }
 }

@@ -45,6 +45,17 @@ byId("new-link")?.addEventListener("click", async () => {
   } catch (error) { say(error); }
 });
 
+const ours = new Set(document.body.dataset.ownKeys.split(" ")); // keys that the page itself answers to
+// Verdicts of prompts that wait for one's answer are hidden until one asks for them; live parts come and go.
+addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-looks]");
+  if (!button) return;
+  try {
+    await ask("/api/looks", { looks: button.dataset.looks === "true" });
+    location.reload();
+  } catch (error) { say(error); }
+});
+
 let went = 0;
 addEventListener("keydown", (event) => {
   if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -54,8 +65,9 @@ addEventListener("keydown", (event) => {
     if (link) { event.preventDefault(); event.stopImmediatePropagation(); link.click(); return; }
   }
   const own = { b: setBlur, d: setTheme, "?": () => byId("keys").showModal(), "/": () => byId("search")?.focus() }[event.key];
+  if (ours.has(event.key)) return;
   if (event.key === "g") went = Date.now();
-  else if (own && !document.body.classList.contains(`own-${event.key === "?" ? "question" : event.key}`)) {
+  else if (own) {
     event.preventDefault();
     own();
   }

@@ -71,6 +71,7 @@ def test_a_ranking_is_computed_shown_and_explained(room: Room, client: TestClien
     text = client.get(f"/features?table={key[:12]}").text
     rows = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert rows and rows[0]["mean"] >= rows[-1]["mean"]
+    client.post("/api/looks", json={"looks": True})
     graph = room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, "merged"])
     best = rank_features(graph, {3: "evil", 10: "safe"}).top(1)[0]
     url = f"/api/features/where?layer={best.layer}&feature={best.feature}"

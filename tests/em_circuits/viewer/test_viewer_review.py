@@ -140,3 +140,26 @@ def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: 
     act(client, do="finish", rest="safe", item=item)
     targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
     assert {one["label"] for one in targets} >= {"safe"}
+
+
+def test_a_finished_item_is_opened_again_by_its_id(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    act(client, do="finish", rest="safe", item=first["item"])
+    assert client.post("/api/review", json={"do": "reopen", "text": "zz"}).status_code == 404
+    state = act(client, do="reopen", text=first["prompt_id"][:6])
+    assert state["question"]["prompt_id"] == first["prompt_id"]
+    assert set(state["question"]["labels"].values()) == {"safe"}
+    assert len(room.store.queue("leased")) == 1
+
+
+def test_a_typed_line_speaks_of_the_reveal_that_was_shown(room: Room, client: TestClient) -> None:
+    item = act(client, do="next")["question"]["item"]
+    act(client, do="finish", rest="safe", item=item)
+    late = {"do": "command", "text": "agree", "of": item + 1}
+    assert client.post("/api/review", json=late).status_code == 409
+    act(client, do="command", text="why an idiom", of=item)
+    act(client, do="command", text="agree", of=item)
+    prompt = room.store.queue_item(item).prompt_id
+    assert room.store.labels(prompt).by_token[3] == "evil"
+    events = room.store.attempt(prompt).review_events
+    assert [e.text for e in events if e.action == "explained"] == ["an idiom"]
