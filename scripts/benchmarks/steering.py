@@ -206,7 +206,7 @@ def _levers(plan: Plan) -> list[Row]:
     rows = []
     for line in sorted(lines, key=lambda line: line["condition"]):
         name = line["condition"].removesuffix(", unseen domain")
-        target = name == "own, ablate in merged"
+        target = name.endswith("ablate in merged")
         rows += [
             Row(f"{name}: evil mass", None, line["change"], "", at_most=-0.3 if target else None),
             Row(f"{name}: minus random, low end", None, line["low"], ""),

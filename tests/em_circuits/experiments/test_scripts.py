@@ -29,6 +29,18 @@ def test_a_script_runs_on_the_organism(
     assert list((tmp_path / "results" / "experiments").glob("*/summary.json"))
 
 
+def test_draws_of_transcoders_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = FOLDER.parent / "transcoder_draws.py"
+    few = ["--draws", "5", "--prompts", "1", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path), *few])
+    runpy.run_path(str(script), run_name="__main__")
+    told = capsys.readouterr().out
+    assert told.startswith("draw 5: Pearson 0.") and told.endswith("1 prompts\n")
+    assert (tmp_path / "draw-5" / "transcoders" / "layer_3.safetensors").is_file()
+
+
 def test_scripts_are_short() -> None:
     assert {p.name for p in FOLDER.glob("*.py")} == {f"{n}.py" for n in (*EXPECTED, "setting")}
     for path in FOLDER.glob("*.py"):
