@@ -108,7 +108,7 @@ def _steering(report: DemoReport) -> list[str]:
     if line is None:
         return ["steering: nothing to steer"]
     return [
-        f"steering: ablating the top {line.features} lowers evil mass by {line.drop:.2f} "
+        f"steering: ablating {line.features} chosen together lowers evil mass by {line.drop:.2f} "
         f"(from {line.evil_mass:.2f}),",
         f"          matched random ones by {line.random_drop:.2f} "
         f"({line.prompts} prompts, merged model)",
