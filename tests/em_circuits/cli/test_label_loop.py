@@ -53,8 +53,11 @@ def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_o
             reviewed.append(question.prompt.prompt_id)
         assert process.poll() is None  # the discovery lane is still at work
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=120)
-        lines += map(json.loads, rest.splitlines())
+        # Not `communicate`: it would miss the lines that `readline` has buffered.
+        with process:  # closes both pipes and waits
+            lines += map(json.loads, process.stdout)
+            assert process.stderr is not None
+            said = process.stderr.read()
         assert process.returncode == 130 and "finishing what is in flight" in said
         counts = store.counts()
         assert counts.judgements == sum(counts.verdicts.values()) >= len(lines)
