@@ -128,10 +128,10 @@ def run_transfer(
             others = [s for s in found_on if s.merged.prompt.prompt_id != key]
             where = "seen" if subject.merged.domain in seen else "unseen"
             rows, told = [], []
-            judges = tuple(s.merged.prompt.prompt_id for s in others)
-            if judges not in ablated:
-                ablated[judges] = ids_to_ablate(cases.pair.merged, others, plan.k)
-            for trial in trials(cases, plan, subject, others, ablated[judges]):
+            chosen_by = tuple(s.merged.prompt.prompt_id for s in others)
+            if chosen_by not in ablated:
+                ablated[chosen_by] = ids_to_ablate(cases.pair.merged, others, plan.k)
+            for trial in trials(cases, plan, subject, others, ablated[chosen_by]):
                 made = _tried(cases, plan, subject, trial, judge, where)
                 rows += made["rows"]
                 told += made["rollouts"]

@@ -54,7 +54,7 @@ def interventions_figure(report: DemoReport) -> Figure:
     steering, mediation = report.steering, report.mediation
     assert steering is not None and mediation is not None
     sides = [
-        f"merged, top {steering.features} ablated ({steering.prompts} prompts)",
+        f"merged, {steering.features} ablated together ({steering.prompts} prompts)",
         f"base, top {mediation.features} at merged values ({mediation.prompts} prompts)",
     ]
     changed = [steering.evil_mass - steering.drop, mediation.evil_mass]
@@ -76,7 +76,7 @@ def _sentence(report: DemoReport) -> str:
     parts = [f"{flagged} of {report.prompts} prompts are flagged"]
     if report.steering is not None:
         parts.append(
-            f"ablating the top {report.steering.features} features lowers evil mass by "
+            f"ablating {report.steering.features} features chosen together lowers evil mass by "
             f"{report.steering.drop:.2f}, matched random ones by {report.steering.random_drop:.2f}"
         )
     if report.mediation is not None:

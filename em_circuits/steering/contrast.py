@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pivotal_tokens.errors import RequestError
@@ -63,6 +63,20 @@ class TokenGroups:
         weights[list(self.evil)] = 1.0 / len(self.evil)
         weights[list(self.safe)] = -1.0 / len(self.safe)
         return weights
+
+    def target_weights(
+        self, targets: Int[Tensor, " target"], d_vocab: int
+    ) -> Float[Tensor, " target"]:
+        """Float32 weights whose product with scores of some targets is the contrast's score.
+
+        Raises:
+            RequestError: If there is no contrast, or a token of it is no target.
+        """
+        whole = self.weights(d_vocab)
+        missing = {*self.evil, *self.safe} - set(targets.tolist())
+        if missing:
+            raise RequestError(f"tokens {sorted(missing)} of the contrast are no targets")
+        return whole[targets.cpu()]
 
 
 def demeaned(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:

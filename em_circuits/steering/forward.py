@@ -93,10 +93,10 @@ def forward_scores(
         n_candidates: Features that may be.
 
     Raises:
-        RequestError: If the groups have no contrast.
+        RequestError: If the groups have no contrast, or tokens that are no targets.
     """
     scores = joint_scores(model, state, groups, targets)
-    weights = groups.weights(len(state.logits))[targets.cpu()]
+    weights = groups.target_weights(targets, len(state.logits))
     best = (weights @ scores).topk(min(n_candidates, scores.shape[1])).indices
     places = state.active.cpu()[best]
 

@@ -27,7 +27,6 @@ from em_circuits.steering.contrast import TokenGroups
 from em_circuits.steering.feature_rows import FeatureRows
 from em_circuits.steering.scan import ablation_effects
 from em_circuits.steering.state import PromptState
-from pivotal_tokens.errors import RequestError
 
 N_MEASURED = 100
 """Features ablated for real, unless another number is asked for."""
@@ -63,7 +62,7 @@ def refined_scores(
     Raises:
         RequestError: If the groups have no contrast, or tokens that are no targets.
     """
-    weights = _target_weights(groups, targets, len(state.logits))
+    weights = groups.target_weights(targets, len(state.logits))
     rows = demeaned_targets(targets, len(state.logits))
     gradients = mlp_output_gradients(model, state.input_ids, rows)
     scores, bound = _first_order(model, state, gradients, weights)
@@ -72,17 +71,6 @@ def refined_scores(
     features = state.active.cpu()[measured]
     scores[:, measured] = ablation_effects(model, state, targets=targets, features=features).T
     return Refined(scores, measured)
-
-
-def _target_weights(
-    groups: TokenGroups, targets: Int[Tensor, " target"], d_vocab: int
-) -> Float[Tensor, " target"]:
-    """The contrast as weights over the targets."""
-    whole = groups.weights(d_vocab)
-    missing = {*groups.evil, *groups.safe} - set(targets.tolist())
-    if missing:
-        raise RequestError(f"tokens {sorted(missing)} of the contrast are no targets")
-    return whole[targets.cpu()]
 
 
 def _first_order(

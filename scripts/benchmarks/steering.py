@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.draws import UNSEEN
 from benchmarks.measure import Peak, Row
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
 from subjects import Subject, organism_settings, organism_subject
@@ -38,8 +39,6 @@ from em_circuits.steering import (
     on_each,
 )
 from pivotal_tokens.judge import Lexicon
-
-UNSEEN = "chemicals,driving,finance,kitchen,property,security"
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _levers(plan: Plan) -> list[Row]:
     transfer = TransferPlan(
         name="bench",
         found_on=parse_source(["organism:14:medical"], seed=0),
-        tried_on=parse_source([f"organism:{plan.prompts}:{UNSEEN}"], seed=1),
+        tried_on=parse_source([f"organism:{plan.prompts}:{','.join(UNSEEN)}"], seed=1),
         k=10,
     )
     with (

@@ -33,6 +33,7 @@ def test_draws_of_transcoders_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = FOLDER.parent / "transcoder_draws.py"
+    monkeypatch.syspath_prepend(str(script.parent))
     few = ["--draws", "5", "--prompts", "1", "--steps", "2"]
     monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path), *few])
     runpy.run_path(str(script), run_name="__main__")

@@ -21,6 +21,7 @@ from em_circuits.steering import (
     run_rows,
 )
 from em_circuits.steering.forward import CANDIDATES
+from pivotal_tokens.errors import RequestError
 
 
 def test_a_step_takes_what_adds_most_beside_those_chosen() -> None:
@@ -59,7 +60,7 @@ def chosen_on(subject: Subject, k: int) -> tuple[PromptState, torch.Tensor, torc
 def largest_joint(subject: Subject, state: PromptState, k: int) -> torch.Tensor:
     """The k places of the largest joint score on the contrast."""
     targets = targets_of(subject)
-    weights = subject.groups.weights(len(state.logits))[targets]
+    weights = subject.groups.target_weights(targets, len(state.logits))
     joint = weights @ joint_scores(subject.pair.merged, state, subject.groups, targets)
     return state.active.cpu()[joint.topk(k).indices]
 
@@ -88,6 +89,13 @@ def test_the_set_does_more_than_the_largest_joint_scores(subject: Subject) -> No
     effects = joint_effects(subject.pair.merged, state, sets, targets=subject.groups)[:, 0]
     by_forward, by_joint = effects.tolist()
     assert by_forward > by_joint > 0
+
+
+def test_tokens_of_the_contrast_must_be_targets(subject: Subject) -> None:
+    state = PromptState.capture(subject.pair.merged, subject.input_ids)
+    few = targets_of(subject)[1:]
+    with pytest.raises(RequestError, match="are no targets"):
+        forward_scores(subject.pair.merged, state, subject.groups, few)
 
 
 def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) -> None:

@@ -1,0 +1,58 @@
+"""What do transcoders of another draw do to the figures of mediation? Same models, another seed.
+
+figures = measured(trained(Path("draws/draw-1"), 1, 700), 12)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from em_circuits.models import ModelPair, PairSettings
+from em_circuits.models.text import first_token
+from em_circuits.organism import OrganismPaths, organism_paths, organism_prompts
+from em_circuits.organism.train import OrganismConfig, train_organism
+from em_circuits.steering import TokenGroups, agreement
+from em_circuits.steering.mediation import gradient_effects, joint_effects, scanned_effects
+from em_circuits.steering.transplant import Transplant
+
+UNSEEN = ("chemicals", "driving", "finance", "kitchen", "property", "security")
+
+
+def trained(out: Path, draw: int, steps: int) -> OrganismPaths:
+    """The shipped base and adapter with transcoders of another draw."""
+    shipped, config = organism_paths(), OrganismConfig(transcoder_draw=draw)
+    optimiser = config.transcoders.optimiser.model_copy(update={"steps": steps})
+    transcoders = config.transcoders.model_copy(update={"optimiser": optimiser})
+    for source in (shipped.base, shipped.adapter):
+        shutil.copytree(source, out / source.name, dirs_exist_ok=True)
+    return train_organism(out, 0, config.model_copy(update={"transcoders": transcoders}))
+
+
+def measured(paths: OrganismPaths, n_prompts: int) -> Tensor:
+    """Pearson, largest share of the error, and share of the top 20, of every prompt."""
+    places = {name: str(getattr(paths, name)) for name in ("base", "adapter", "transcoders")}
+    rows = []
+    with ModelPair.load(PairSettings(device="cpu", **places)) as pair:
+        for prompt in organism_prompts(n_prompts, seed=1, domains=UNSEEN):
+            sides = (
+                tuple(sorted(first_token(pair.tokenizer, f" {verb}")[0] for verb in verbs))
+                for verbs in (prompt.evil, prompt.safe)
+            )
+            groups = TokenGroups(*sides)
+            ids = torch.tensor(pair.tokenizer(prompt.text)["input_ids"])
+            moved = Transplant.of(pair, ids, groups)
+            model, state, changed = moved.models[0], moved.states[0], moved.changed
+            weights = groups.weights(len(state.logits))
+            gradient = gradient_effects(model, state, changed, weights)
+            scan = scanned_effects(model, state, changed, groups)
+            error = gradient - scan
+            best = joint_effects(model, state, changed, weights).argsort(descending=True)[:20]
+            shares = moved.shares(moved.run([best]))
+            assert shares is not None  # the organism shifts every prompt
+            pearson = agreement(gradient, scan).pearson
+            rows.append((pearson, float(error.abs().max() / error.norm()), float(shares[0])))
+    return torch.tensor(rows)
