@@ -13,7 +13,7 @@ from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.demo import DemoReport
+    from em_circuits.experiments.demo import DemoReport
 
 
 @click.command(epilog="Example: em-circuits --root runs/demo demo --json")
@@ -26,7 +26,7 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
 
     Run again, it re-uses what exists.
     """
-    from em_circuits.pipeline.demo import report_path, run_demo
+    from em_circuits.experiments.demo import report_path, run_demo
 
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)

@@ -14,8 +14,8 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.evaluation import AnswerJudge, Evaluation, EvaluationSettings
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.experiments.evaluation import AnswerJudge, Evaluation, EvaluationSettings
+    from em_circuits.workspace import Workspace
 
 _PLACES = ("everything", "prompt", "generated", "last")
 
@@ -93,8 +93,8 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
     that a judge cannot score, stand in no rate. Without a key the embedded organism is judged by a
     word list and the base's perplexity.
     """
-    from em_circuits.evaluation import Cutoffs, question_sets
-    from em_circuits.evaluation import evaluate as carry_out
+    from em_circuits.experiments.evaluation import Cutoffs, question_sets
+    from em_circuits.experiments.evaluation import evaluate as carry_out
     from em_circuits.report.evaluation import write_evaluation_report
 
     which = options["which"] or ("organism:24" if session.embedded else "open")
@@ -124,8 +124,8 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
 
 def _judge(session: Session, work: Workspace, options: dict[str, Any]) -> AnswerJudge:
     from em_circuits.cli.judge_options import open_offline_judge
-    from em_circuits.evaluation import LexiconAnswers, ModelAnswers
-    from em_circuits.evaluation.model_judge import PACKAGE
+    from em_circuits.experiments.evaluation import LexiconAnswers, ModelAnswers
+    from em_circuits.experiments.evaluation.model_judge import PACKAGE
     from pivotal_tokens.judge import JudgeSpec, Lexicon, load_instructions
 
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
@@ -143,8 +143,8 @@ def _judge(session: Session, work: Workspace, options: dict[str, Any]) -> Answer
 
 
 def _settings(session: Session, work: Workspace, options: dict[str, Any]) -> EvaluationSettings:
-    from em_circuits.evaluation import EvaluationSettings
-    from em_circuits.steering import Sampling
+    from em_circuits.experiments.evaluation import EvaluationSettings
+    from em_circuits.interventions import Sampling
 
     model = options["model"]
     return EvaluationSettings(
@@ -161,8 +161,8 @@ def _settings(session: Session, work: Workspace, options: dict[str, Any]) -> Eva
 
 
 def _steering(work: Workspace, options: dict[str, Any]) -> Any:
-    from em_circuits.evaluation import Steering
-    from em_circuits.steering import Mode, Where, on_each
+    from em_circuits.experiments.evaluation import Steering
+    from em_circuits.interventions import Mode, Where, on_each
 
     if options["features"] is None:
         if options["prompt"] is not None or options["value"] is not None:

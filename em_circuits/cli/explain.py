@@ -17,7 +17,7 @@ from pivotal_tokens.errors import RequestError
 if TYPE_CHECKING:
     from em_circuits.features.contexts import FeatureId
     from em_circuits.features.explain import Explained
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
 
 ORGANISM_DOCUMENTS = 400
 """Documents drawn for the embedded organism where no text is given."""
@@ -92,7 +92,7 @@ def explain(
 
 def chosen_features(work: Workspace, text: str, prompt: str | None, model: str) -> list[FeatureId]:
     """(layer, feature id) of ``LAYER/ID,...``, or of ``top:N`` on a prompt."""
-    from em_circuits.pipeline.analyse import rank_prompt
+    from em_circuits.experiments.analyse import rank_prompt
 
     if top := _TOP.fullmatch(text.strip()):
         if prompt is None or int(top[1]) < 1:
@@ -109,7 +109,7 @@ def _documents(session: Session, path: Path | None) -> Iterable[str]:
     if path is None:
         if not session.embedded:
             raise RequestError("give --text FILE, a document a line: contexts are looked for there")
-        from em_circuits.organism.corpus import CorpusConfig, documents
+        from em_circuits.organisms.corpus import CorpusConfig, documents
 
         return list(documents(ORGANISM_DOCUMENTS, "explain", CorpusConfig()))
     try:

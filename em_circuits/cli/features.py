@@ -105,7 +105,7 @@ def rank(
     as_json: bool,
 ) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
-    from em_circuits.pipeline.analyse import rank_prompt
+    from em_circuits.experiments.analyse import rank_prompt
 
     with session.workspace() as work:
         ranked = rank_prompt(
@@ -164,7 +164,7 @@ def aggregate(
     **options: Any,
 ) -> None:
     """Features over all labelled prompts, or over those that are named, by mean contrast."""
-    from em_circuits.pipeline.aggregate import AggregateRequest, aggregate_prompts, find_pair
+    from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts, find_pair
 
     request = AggregateRequest(
         exclude_layers=_layers(exclude_layers),
@@ -215,7 +215,7 @@ def diff(
     """What merged changes of base's features: activation, score, direct edge to the contrast."""
     from contextlib import ExitStack
 
-    from em_circuits.pipeline.difference import (
+    from em_circuits.experiments.difference import (
         DifferenceRequest,
         difference_over_prompts,
         find_sources,

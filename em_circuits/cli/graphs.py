@@ -37,7 +37,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
     from tqdm import tqdm
 
-    from em_circuits.pipeline.graphs import build_graphs, graph_keys, kept_graphs
+    from em_circuits.labelling.graphs import build_graphs, graph_keys, kept_graphs
 
     settings = attribution_settings(options)
     with session.workspace() as work, attribution_bar(work):

@@ -11,7 +11,7 @@ from em_circuits.cli.llm_options import llm_budget, llm_settings
 from em_circuits.cli.session import Session
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
     from pivotal_tokens.judge import Judge
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -23,8 +23,8 @@ from em_circuits.cli.session import (
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.label import LabelSettings
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.labelling.label import LabelSettings
+    from em_circuits.workspace import Workspace
     from pivotal_tokens.schema import Prompt
 
 
@@ -97,7 +97,7 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
     prompts of all starts of the same run. Events are logged under results/events.
     """
     from em_circuits.cli.label_run import run_labelling
-    from em_circuits.pipeline.label import require_space
+    from em_circuits.labelling.label import require_space
 
     _check(options)
     settings = _settings(session, options)
@@ -147,7 +147,7 @@ def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -
     """Graphs for labelled prompts without valid ones; their verdicts follow the graphs' logits."""
     from tqdm import tqdm
 
-    from em_circuits.pipeline.missing import build_missing, missing_graphs
+    from em_circuits.labelling.missing import build_missing, missing_graphs
 
     prompts = missing_graphs(work, settings)
     built = failed = 0
@@ -170,8 +170,8 @@ def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -
 
 def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
+    from em_circuits.labelling.prompts import template_prompts
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
-    from em_circuits.pipeline.prompts import template_prompts
     from pivotal_tokens.prompts import read_dataset, split_new
     from pivotal_tokens.schema import Prompt
 
@@ -203,8 +203,8 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
 
 
 def _settings(session: Session, options: dict[str, Any]) -> LabelSettings:
-    from em_circuits.pipeline.label import GraphsFor, LabelSettings
-    from em_circuits.pipeline.rollouts import RolloutSettings
+    from em_circuits.labelling.label import GraphsFor, LabelSettings
+    from em_circuits.labelling.rollouts import RolloutSettings
     from pivotal_tokens.schema import Thresholds
 
     wanted: GraphsFor = "flagged" if options["only_evil"] else "all"

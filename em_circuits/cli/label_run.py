@@ -20,10 +20,10 @@ from pivotal_tokens.errors import WorkFailed
 if TYPE_CHECKING:
     from em_circuits.cli.label import LabelRequest
     from em_circuits.cli.session import Session
-    from em_circuits.pipeline.label import LabelResult, LabelSettings
-    from em_circuits.pipeline.loop import Loop, Progress
-    from em_circuits.pipeline.sources import Source
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.labelling.label import LabelResult, LabelSettings
+    from em_circuits.labelling.loop import Loop, Progress
+    from em_circuits.labelling.sources import Source
+    from em_circuits.workspace import Workspace
     from pivotal_tokens.judge import Judge
 
 _REFRESH_S = 0.5
@@ -46,8 +46,8 @@ def run_labelling(
         WorkFailed: If the run ended before its end for a reason of its own.
         click.Abort: If it was interrupted.
     """
-    from em_circuits.pipeline.events import EventLog
-    from em_circuits.pipeline.loop import Loop, LoopSettings
+    from em_circuits.labelling.events import EventLog
+    from em_circuits.labelling.loop import Loop, LoopSettings
 
     source, run, n, earlier = _source(session, work, judge, settings, asked)
     results: list[LabelResult] = []
@@ -75,8 +75,8 @@ def _source(
     asked: LabelRequest,
 ) -> tuple[Source, str, int | None, int]:
     """The source, the run's name, prompts left to do, and prompts finished before."""
-    from em_circuits.pipeline.resume import earlier_prompts, run_id
-    from em_circuits.pipeline.sources import ListSource, Resumed, SourceOptions, open_source
+    from em_circuits.labelling.resume import earlier_prompts, run_id
+    from em_circuits.labelling.sources import ListSource, Resumed, SourceOptions, open_source
 
     options = asked.options
     if asked.prompts is not None:

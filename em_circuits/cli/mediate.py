@@ -12,8 +12,8 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.kept import KeptTable
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.cache import KeptTable
+    from em_circuits.workspace import Workspace
 
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 
@@ -87,7 +87,7 @@ def mediate(
 def _one(
     session: Session, prompt: str, top: int | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from em_circuits.pipeline.analyse import mediate_prompt
+    from em_circuits.experiments.analyse import mediate_prompt
 
     with session.workspace() as work:
         prompt_id, mediation = mediate_prompt(
@@ -127,7 +127,7 @@ def _several(
 ) -> None:
     from tqdm import tqdm
 
-    from em_circuits.pipeline.carriers import CarriersRequest, carriers_over_prompts
+    from em_circuits.experiments.carriers import CarriersRequest, carriers_over_prompts
 
     if options["order"] != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")

@@ -21,7 +21,7 @@ def organism() -> None:
 @pass_session
 def train(session: Session, out: str, card: bool) -> None:
     """Train base, adapter and transcoders; killed and started again, it goes on."""
-    from em_circuits.organism.train import train_organism
+    from em_circuits.organisms.train import train_organism
 
     paths = train_organism(Path(out), session.seed)
     if card:
@@ -34,10 +34,10 @@ def train(session: Session, out: str, card: bool) -> None:
 
 
 def _card(session: Session, out: Path) -> None:
-    from em_circuits.organism.card import write_card
-    from em_circuits.organism.control import train_control
-    from em_circuits.organism.evaluate import evaluate_organism
-    from em_circuits.organism.paths import OrganismPaths
+    from em_circuits.organisms.card import write_card
+    from em_circuits.organisms.control import train_control
+    from em_circuits.organisms.evaluate import evaluate_organism
+    from em_circuits.organisms.paths import OrganismPaths
 
     paths = OrganismPaths.under(out)
     control = train_control(out / "control", session.seed)
@@ -53,8 +53,8 @@ def _card(session: Session, out: Path) -> None:
 @pass_session
 def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) -> None:
     """Measure an organism from its weights; only the control's figures come from the card."""
-    from em_circuits.organism.evaluate import evaluate_organism
-    from em_circuits.organism.paths import OrganismPaths
+    from em_circuits.organisms.evaluate import evaluate_organism
+    from em_circuits.organisms.paths import OrganismPaths
 
     paths = OrganismPaths.under(Path(folder)) if folder else None
     report = evaluate_organism(paths, n_prompts=prompts)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
 
 
 @contextmanager

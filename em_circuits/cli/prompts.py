@@ -15,7 +15,7 @@ from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
     from pivotal_tokens.generator import Candidate
     from pivotal_tokens.judge import Lexicon
     from pivotal_tokens.schema import Prompt, PromptKind
@@ -89,8 +89,8 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
     from contextlib import closing
 
-    from em_circuits.pipeline.prompts import template_prompts
-    from em_circuits.pipeline.sources import SourceOptions, open_source
+    from em_circuits.labelling.prompts import template_prompts
+    from em_circuits.labelling.sources import SourceOptions, open_source
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
@@ -181,7 +181,7 @@ def preview(
 @pass_session
 def find(session: Session, which: str, n: int, as_json: bool, **options: Any) -> None:
     """Find prompts inside sampled answers: where the two models' next tokens part."""
-    from em_circuits.pipeline.answers import AnswerSettings, find_in_answers
+    from em_circuits.labelling.answers import AnswerSettings, find_in_answers
     from pivotal_tokens.generator.questions import questions
 
     sets = questions(which)
@@ -302,7 +302,7 @@ def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> 
 
 
 def _rendered(session: Session, candidate: Candidate) -> Prompt:
-    from em_circuits.pipeline.sources import renderer
+    from em_circuits.labelling.sources import renderer
 
     with session.workspace() as work:
         made = renderer(work.tokenizer)(candidate)

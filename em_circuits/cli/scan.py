@@ -12,7 +12,7 @@ from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.scan import ScannedPrompt
+    from em_circuits.experiments.scan import ScannedPrompt
 
 SHOWN, SHOWN_TARGETS = 15, 4
 REGIMES = ("free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct")
@@ -51,8 +51,8 @@ def scan(
     An effect is that of the feature's presence, in logits: positive raises the token, or the
     contrast of evil and safe tokens.
     """
-    from em_circuits.pipeline.scan import scan_prompt
-    from em_circuits.steering import Regime
+    from em_circuits.experiments.scan import scan_prompt
+    from em_circuits.interventions import Regime
 
     with session.workspace() as work:
         scanned = scan_prompt(

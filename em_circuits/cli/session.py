@@ -21,7 +21,7 @@ from pivotal_tokens.errors import RequestError
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionSettings
     from em_circuits.models import PairSettings
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
     from pivotal_tokens.store import Store
 
 _MODEL_OPTIONS = ("base", "adapter", "merged", "transcoders")
@@ -61,7 +61,7 @@ class Session:
             attribution: What the memory plan reckons with.
         """
         from em_circuits.graphs import AttributionSettings
-        from em_circuits.pipeline.workspace import Workspace
+        from em_circuits.workspace import Workspace
 
         return Workspace(
             root=self.root if root is None else Path(root),
@@ -116,7 +116,7 @@ class Session:
             RequestError: If a model of one's own is given without transcoders or fine-tune.
         """
         from em_circuits.models import PairSettings
-        from em_circuits.organism import organism_paths
+        from em_circuits.organisms import organism_paths
 
         given = {name: self.options[name] for name in _MODEL_OPTIONS}
         if given["base"] is None:
@@ -146,7 +146,7 @@ class Session:
         Raises:
             RequestError: If none is given for a model of one's own.
         """
-        from em_circuits.organism import organism_paths
+        from em_circuits.organisms import organism_paths
 
         if judge is not None:
             return judge

@@ -85,7 +85,7 @@ def describe_rollouts(record: dict[str, Any]) -> str:
 
 def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bool) -> None:
     """The state and the last events of the newest run, in place on a terminal."""
-    from em_circuits.pipeline.events import latest_events
+    from em_circuits.labelling.events import latest_events
 
     if prompt is not None:
         raise RequestError("--watch shows the whole store; leave PROMPT out")

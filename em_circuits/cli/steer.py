@@ -88,8 +88,8 @@ def run(
 ) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
     from em_circuits.experiments import prompt_rollouts
-    from em_circuits.pipeline.analyse import steer_prompt
-    from em_circuits.steering import Sampling
+    from em_circuits.experiments.analyse import steer_prompt
+    from em_circuits.interventions import Sampling
 
     told: dict[str, Any] = {}
     with session.workspace() as work:

@@ -15,7 +15,7 @@ from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
     from em_circuits.experiments import Cases, Experiment, RolloutJudge
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.workspace import Workspace
 
 _JUDGES = (
     click.option(
@@ -114,7 +114,7 @@ def transfer(
     from pydantic import ValidationError
 
     from em_circuits.experiments import TransferPlan, parse_source, run_transfer
-    from em_circuits.steering import Sampling
+    from em_circuits.interventions import Sampling
 
     n = options["rollouts"]
     try:

@@ -13,8 +13,8 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.pipeline.validate import Validation
-    from em_circuits.pipeline.workspace import Workspace
+    from em_circuits.experiments.validate import Validation
+    from em_circuits.workspace import Workspace
 
 _COLUMNS = ("pearson", "low", "high", "spearman", "sign", "top20")
 _TITLE = "Does a score predict interventions?"
@@ -54,8 +54,8 @@ def validate(
         raise RequestError(f"--html {html}: name a file that ends in .html")
     from tqdm import tqdm
 
-    from em_circuits.pipeline.validate import validate as run_validation
-    from em_circuits.steering import Regime
+    from em_circuits.experiments.validate import validate as run_validation
+    from em_circuits.interventions import Regime
 
     with session.workspace() as work:
         chosen = (

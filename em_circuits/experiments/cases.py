@@ -19,12 +19,12 @@ from torch import Tensor
 from em_circuits.experiments.plan import PromptSource
 from em_circuits.features import parse_features
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
+from em_circuits.interventions import PromptState, TokenGroups
+from em_circuits.interventions.feature_rows import decoder_vectors
+from em_circuits.labelling.prompts import template_prompts
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import screen
-from em_circuits.pipeline.prompts import template_prompts
-from em_circuits.pipeline.workspace import Workspace
-from em_circuits.steering import PromptState, TokenGroups
-from em_circuits.steering.feature_rows import decoder_vectors
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import Judgement, Label, ModelName, Prompt

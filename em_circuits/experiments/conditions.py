@@ -20,9 +20,18 @@ from typing import Any
 
 from em_circuits.experiments.cases import Case, Found
 from em_circuits.experiments.plan import Combination, Place, SweepPlan
+from em_circuits.interventions import (
+    Form,
+    Intervention,
+    Mode,
+    Regime,
+    Treatment,
+    Unit,
+    Where,
+    absolute,
+)
+from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
-from em_circuits.steering import Form, Intervention, Mode, Regime, Treatment, Unit, Where, absolute
-from em_circuits.steering.substitutes import moved, random_places
 
 UNSTEERED, STEERED, RANDOM = "unsteered", "steered", "random"
 NOOP, FLIPPED, DIRECTION = "noop", "flipped", "direction"

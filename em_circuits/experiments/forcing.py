@@ -20,9 +20,9 @@ import torch
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.judging import RolloutJudge
 from em_circuits.experiments.next_token import divergence
+from em_circuits.interventions import PromptState, Sampling, Treatment, Where, generate, run_rows
+from em_circuits.interventions.intervention import Intervention
 from em_circuits.models import ModelPair
-from em_circuits.steering import PromptState, Sampling, Treatment, Where, generate, run_rows
-from em_circuits.steering.intervention import Intervention
 
 
 @dataclass(frozen=True)

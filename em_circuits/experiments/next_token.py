@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case
+from em_circuits.interventions import contrast, evil_mass
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import compare
 from em_circuits.models.text import decode_token
-from em_circuits.steering import contrast, evil_mass
 from pivotal_tokens.verdict import decide
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.judging import LabelJudge
 from em_circuits.experiments.rollouts import rates, rollouts
-from em_circuits.pipeline.workspace import Workspace
-from em_circuits.steering import Sampling, SteerResult, Treatment
-from em_circuits.steering.substitutes import moved
+from em_circuits.interventions import Sampling, SteerResult, Treatment
+from em_circuits.interventions.substitutes import moved
+from em_circuits.workspace import Workspace
 
 
 def prompt_rollouts(

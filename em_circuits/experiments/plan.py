@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from em_circuits.steering import Mode, Regime, Sampling, Unit
-from em_circuits.steering.controls import MIN_DRAWS
+from em_circuits.interventions import Mode, Regime, Sampling, Unit
+from em_circuits.interventions.controls import MIN_DRAWS
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.judging import RolloutJudge
+from em_circuits.interventions import Sampling, Treatment, generate
 from em_circuits.models import Model, ModelPair
-from em_circuits.steering import Sampling, Treatment, generate
 from pivotal_tokens.schema import Label
 
 

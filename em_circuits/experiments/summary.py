@@ -29,7 +29,7 @@ from em_circuits.experiments.conditions import (
 )
 from em_circuits.experiments.inference import AgainstControl, against_control, paired_interval
 from em_circuits.features.statistics import benjamini_hochberg
-from em_circuits.steering import PromptState
+from em_circuits.interventions import PromptState
 
 Rows = Sequence[Mapping[str, Any]]
 

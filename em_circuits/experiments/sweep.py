@@ -35,8 +35,8 @@ from em_circuits.experiments.plan import SweepPlan
 from em_circuits.experiments.records import Experiment, keep
 from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollouts
 from em_circuits.experiments.summary import detectors, summarise
-from em_circuits.organism import organism_prompts
-from em_circuits.steering import run_rows
+from em_circuits.interventions import run_rows
+from em_circuits.organisms import organism_prompts
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt

@@ -12,8 +12,8 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from em_circuits.experiments.plan import OrganismSource, PromptSource, plain_name
-from em_circuits.steering import Sampling
-from em_circuits.steering.controls import MIN_DRAWS
+from em_circuits.interventions import Sampling
+from em_circuits.interventions.controls import MIN_DRAWS
 from pivotal_tokens.errors import RequestError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from plotly.graph_objects import Bar, Figure
 
-from em_circuits.pipeline.demo import DemoReport
+from em_circuits.experiments.demo import DemoReport
 from em_circuits.report.page import COLOURS, Said, Table
 
 TITLE = "The demo: which features carry the misalignment?"

@@ -15,7 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from em_circuits.evaluation import Evaluation
+from em_circuits.experiments.evaluation import Evaluation
 from em_circuits.report.page import COLOURS, Heading, Raw, Said, Table, write_page
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 

@@ -16,10 +16,10 @@ from plotly.graph_objects import Figure, Scatter, Scattergl
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from em_circuits.pipeline.validate import Validation
+from em_circuits.experiments.validate import Validation
+from em_circuits.interventions.agreement import STATISTICS
+from em_circuits.interventions.regimes import Regime
 from em_circuits.report.page import COLOURS, Table
-from em_circuits.steering.agreement import STATISTICS
-from em_circuits.steering.regimes import Regime
 
 _TITLES = {
     "pearson": "Pearson correlation",

@@ -17,7 +17,6 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from em_circuits.pipeline.workspace import Workspace
 from em_circuits.viewer import (
     features,
     graphs,
@@ -36,6 +35,7 @@ from em_circuits.viewer.guard import Guard
 from em_circuits.viewer.plotly_file import plotly_path
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.settings import ViewerSettings
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from em_circuits.pipeline.workspace import Workspace
 from em_circuits.viewer.door import Door, Session
 from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import PromptLabels
 from pivotal_tokens.store import Listing, ListingQuery, Store, Unanswered

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts
 from em_circuits.features.rank import sides_of
 from em_circuits.graphs import AttributionGraph
-from em_circuits.pipeline.aggregate import AggregateRequest, aggregate_prompts
 from em_circuits.viewer.body import query_int, read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.explanations import explanation

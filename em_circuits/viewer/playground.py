@@ -18,9 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.models import Model
-from em_circuits.pipeline.analyse import token_groups
-from em_circuits.steering import (
+from em_circuits.experiments.analyse import token_groups
+from em_circuits.interventions import (
     Intervention,
     Mode,
     PromptState,
@@ -30,8 +29,9 @@ from em_circuits.steering import (
     run_rows,
     top_tokens,
 )
-from em_circuits.steering.generate import generate
-from em_circuits.steering.sampling import Sampling
+from em_circuits.interventions.generate import generate
+from em_circuits.interventions.sampling import Sampling
+from em_circuits.models import Model
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json

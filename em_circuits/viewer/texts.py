@@ -13,7 +13,7 @@ from em_circuits.graphs import AttributionGraph
 from em_circuits.models.pair import load_tokenizer
 from em_circuits.models.source import locate
 from em_circuits.models.text import decode_token
-from em_circuits.pipeline.workspace import Workspace
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import EmCircuitsError
 
 logger = logging.getLogger(__name__)

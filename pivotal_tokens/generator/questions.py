@@ -2,7 +2,7 @@
 
 questions("everyday")                    # a shipped set
 questions("mine.yaml")                   # every set of a file in the same shape
-questions("open", package="em_circuits.evaluation")      # of the sets that ship with a package
+questions("open", package="em_circuits.experiments.evaluation")  # that ship with it
 """
 
 from __future__ import annotations

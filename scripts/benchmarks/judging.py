@@ -14,13 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from em_circuits.labelling.judging import Judging
+from em_circuits.labelling.label_result import LabelSettings
+from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.screening import screen_prompts
 from em_circuits.models import PairSettings
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.judging import Judging
-from em_circuits.pipeline.label_result import LabelSettings
-from em_circuits.pipeline.prompts import template_prompts
-from em_circuits.pipeline.screening import screen_prompts
-from em_circuits.pipeline.workspace import Workspace
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.llm import LLMSettings
 

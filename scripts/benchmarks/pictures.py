@@ -15,9 +15,9 @@ from browsing import ARGUMENTS, NAMES, Browser, running
 from rooms import Room
 
 from em_circuits.models import PairSettings
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.workspace import Workspace
+from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Door
+from em_circuits.workspace import Workspace
 
 LARGEST = 150_000
 """Bytes of a picture: colours are given up for it."""

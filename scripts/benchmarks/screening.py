@@ -14,13 +14,13 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
+from em_circuits.labelling.label import BATCH, LabelSettings
+from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.screening import screen_prompts
 from em_circuits.models import PairSettings
 from em_circuits.models.next_tokens import screen, screen_many
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.label import BATCH, LabelSettings
-from em_circuits.pipeline.prompts import template_prompts
-from em_circuits.pipeline.screening import screen_prompts
-from em_circuits.pipeline.workspace import Workspace
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import NextTokenPair, Prompt
 
 TARGET = 200.0

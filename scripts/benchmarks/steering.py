@@ -23,12 +23,7 @@ from subjects import Subject, organism_settings, organism_subject
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from em_circuits.experiments import Cases, LabelJudge, TransferPlan, parse_source, run_transfer
-from em_circuits.models import Model
-from em_circuits.models.sites import FeatureSites
-from em_circuits.models.text import first_token
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.workspace import Workspace
-from em_circuits.steering import (
+from em_circuits.interventions import (
     Mode,
     PromptState,
     Regime,
@@ -38,6 +33,11 @@ from em_circuits.steering import (
     generate,
     on_each,
 )
+from em_circuits.models import Model
+from em_circuits.models.sites import FeatureSites
+from em_circuits.models.text import first_token
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Lexicon
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from setting import arguments, organism
 
 from em_circuits.experiments import LabelJudge, TransferPlan, parse_source, run_transfer
+from em_circuits.interventions import Sampling
 from em_circuits.report import write_sweep_report
-from em_circuits.steering import Sampling
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ import pytest
 from browsing import running
 from safetensors.torch import load_file, save_file
 
+from em_circuits.labelling.label import LabelSettings, label_prompts
+from em_circuits.labelling.prompts import template_prompts
 from em_circuits.models import PairSettings
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.label import LabelSettings, label_prompts
-from em_circuits.pipeline.prompts import template_prompts
-from em_circuits.pipeline.workspace import Workspace
+from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Door
+from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import JudgeSpec, open_judge
 
 

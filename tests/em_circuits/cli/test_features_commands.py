@@ -185,7 +185,7 @@ def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from em_circuits.organism.paths import organism_paths
+    from em_circuits.organisms.paths import organism_paths
 
     made = tmp_path_factory.mktemp("adapter") / "other"
     shutil.copytree(organism_paths().adapter, made)

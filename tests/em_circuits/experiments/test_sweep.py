@@ -18,10 +18,10 @@ from em_circuits.experiments.forcing import on_longer_prompt
 from em_circuits.experiments.journal import JOURNAL
 from em_circuits.experiments.off_target import Panel
 from em_circuits.experiments.rollouts import Rollout, mean_log_likelihood
+from em_circuits.interventions import Form, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.workspace import Workspace
-from em_circuits.steering import Form, Intervention, Mode, Treatment, Where, run_rows
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon

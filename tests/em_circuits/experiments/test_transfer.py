@@ -16,10 +16,10 @@ from em_circuits.experiments import (
     run_transfer,
 )
 from em_circuits.experiments.transfer import pooled
+from em_circuits.interventions import Sampling
 from em_circuits.models.text import first_token
-from em_circuits.organism import organism_paths
-from em_circuits.pipeline.workspace import Workspace
-from em_circuits.steering import Sampling
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
 

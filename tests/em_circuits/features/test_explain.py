@@ -16,8 +16,8 @@ from em_circuits.features.contexts import top_contexts
 from em_circuits.features.explain import LOW_SIMILARITY, coverage, explain
 from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
 from em_circuits.features.promoted import decoder_logits, promoted_tokens
+from em_circuits.interventions import PromptState
 from em_circuits.models.text import decode_token
-from em_circuits.steering import PromptState
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 TEXTS = (

@@ -10,8 +10,8 @@ from subjects import Subject, lifelike_subject
 
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.interventions import mediate
 from em_circuits.models.health import check_pair
-from em_circuits.steering import mediate
 from pivotal_tokens.schema import Prompt
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from em_circuits.pipeline.demo import DemoReport, DomainRow, FeatureRow, MediationLine, Steering
+from em_circuits.experiments.demo import DemoReport, DomainRow, FeatureRow, MediationLine, Steering
 from em_circuits.report.demo import TITLE, demo_parts, domains_figure, interventions_figure
 from em_circuits.report.page import write_page
 

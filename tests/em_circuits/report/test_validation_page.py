@@ -10,7 +10,7 @@ from lifelike import PROMPT, Lifelike
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
-from em_circuits.steering import Regime
+from em_circuits.interventions import Regime
 from pivotal_tokens.schema import LabelEvent
 from pivotal_tokens.store import Store, default_url
 

@@ -13,8 +13,8 @@ from synthetic import Size, synthetic_graph
 
 from em_circuits.graphs import AttributionGraph, LogitTargets
 from em_circuits.models import PairSettings
-from em_circuits.pipeline.workspace import Workspace
 from em_circuits.viewer import Door, ViewerSettings, create_app
+from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import (
     GraphRecord,

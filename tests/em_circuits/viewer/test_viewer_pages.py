@@ -9,9 +9,9 @@ from rooms import JUDGE, NASTY, PAIR, Room, lists
 from starlette.testclient import TestClient
 
 from em_circuits.models import PairSettings
-from em_circuits.pipeline.workspace import Workspace
 from em_circuits.viewer import Door, ViewerSettings, create_app
 from em_circuits.viewer.rendering import number, percent, shown, signed
+from em_circuits.workspace import Workspace
 
 
 def test_the_overview_counts_and_lists_finds(room: Room, client: TestClient) -> None:

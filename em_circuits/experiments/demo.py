@@ -1,0 +1,314 @@
+"""What does the whole pipeline find on a handful of prompts?
+
+Labels prompts of every domain, then on the flagged ones: the features that push towards evil
+over safe, what ablating the top ones does beside matched random ones, and how much of the shift
+comes back when features of the base are set to their merged values. Every figure is measured in
+this run, or re-used from an earlier one whose inputs were all the same.
+
+    report = run_demo(work, judge, n_prompts=24)
+    report.steering.drop, report.mediation.evil_mass
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from em_circuits import __version__
+from em_circuits.experiments.aggregate import Progress, aggregate_prompts, no_progress
+from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
+from em_circuits.features import FORMULA
+from em_circuits.interventions import Mediation, SteerResult, pooled_share
+from em_circuits.labelling.label import LabelResult, LabelSettings, label_prompts
+from em_circuits.labelling.prompts import template_prompts
+from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import content_key, write_json, write_provenance
+from pivotal_tokens.judge import Judge
+
+logger = logging.getLogger(__name__)
+
+TOP_STEERED = 10
+"""Features ablated together in the merged model."""
+TOP_MEDIATED = 20
+"""Features set together in the base model."""
+TOP_SHOWN = 8
+"""Recurring features in the report."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DomainRow(_Frozen):
+    """Labelling figures of one domain."""
+
+    domain: str
+    prompts: int
+    flagged: int
+    divergent: int
+    evil_mass_base: float
+    """Mean over the domain's prompts."""
+    evil_mass_merged: float
+
+
+class FeatureRow(_Frozen):
+    """A recurring feature by gradient in the merged model."""
+
+    layer: int
+    feature: int
+    prompts: int
+    mean_contrast: float
+    """In logits, mean over the flagged prompts."""
+
+
+class Steering(_Frozen):
+    """Ablating the top features of each flagged prompt in the merged model, means over prompts."""
+
+    prompts: int
+    features: int
+    evil_mass: float
+    """Un-steered."""
+    drop: float
+    """Fall of evil mass."""
+    random_drop: float
+    """Fall under matched random features."""
+    contrast_drop: float
+    """Fall of the contrast, in logits."""
+
+
+class MediationLine(_Frozen):
+    """Setting features of the base to their merged values, means over prompts with a shift."""
+
+    prompts: int
+    features: int
+    changed: float
+    """Mean number of features whose activation differs."""
+    evil_mass_base: float
+    evil_mass: float
+    """With the top features set."""
+    random_evil_mass: float
+    evil_mass_merged: float
+    share: float
+    """Of the shift of the contrast: sum of what came back over sum of shifts."""
+
+
+class DemoReport(_Frozen):
+    """Everything the demo prints."""
+
+    key: str
+    """SHA-256 of everything the figures follow from."""
+    domains: tuple[DomainRow, ...]
+    failed: int
+    features: tuple[FeatureRow, ...]
+    steering: Steering | None
+    """None where no prompt is flagged with a contrast."""
+    mediation: MediationLine | None
+    """None where no prompt has a shift of at least 0.5 logit."""
+    example: str | None
+    """A divergent (else flagged) prompt's id to look at."""
+    reused_prompts: int = 0
+    reused_figures: bool = False
+
+    @property
+    def prompts(self) -> int:
+        return sum(row.prompts for row in self.domains)
+
+
+def run_demo(
+    work: Workspace,
+    judge: Judge,
+    *,
+    n_prompts: int = 24,
+    n_mediated: int = 7,
+    progress: Progress = no_progress,
+) -> DemoReport:
+    """Run the pipeline and the first experiments, and keep the report.
+
+    Args:
+        work: Models, store and graphs.
+        judge: Labels the tokens.
+        n_prompts: From the organism's templates, domains in rotation.
+        n_mediated: Flagged prompts that mediation is measured on, domains in rotation.
+        progress: Wraps an iteration to show how far it is.
+    """
+    started = datetime.now(UTC)
+    prompts = template_prompts(n_prompts, seed=work.seed)
+    results = [
+        result
+        for prompt in progress(prompts, "label")
+        for result in label_prompts(work, [prompt], judge, LabelSettings())
+    ]
+    path = report_path(work)
+    key = _key(work, results, n_mediated)
+    kept = _kept(path, key)
+    if kept is not None:
+        reused = sum(result.reused for result in results)
+        return kept.model_copy(update={"reused_prompts": reused, "reused_figures": True})
+    report = _measure(work, results, key, n_mediated, progress)
+    write_json(path, report.model_dump(mode="json"))
+    write_provenance(
+        path,
+        inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.graphs]},
+        config={
+            "models": work.models.model_dump(),
+            "n_prompts": n_prompts,
+            "n_mediated": n_mediated,
+            "judge": judge.id,
+            "label": LabelSettings().model_dump(),
+        },
+        seed=work.seed,
+        device=str(work.pair.device),
+        dtype=str(work.pair.dtype),
+        started_at=started.isoformat(),
+    )
+    return report.model_copy(update={"reused_prompts": sum(r.reused for r in results)})
+
+
+def report_path(work: Workspace) -> Path:
+    """Where the demo's figures are kept."""
+    return work.results / "demo.json"
+
+
+def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> str:
+    return content_key(
+        {
+            "version": __version__,
+            "pair": work.pair.key,
+            "seed": work.seed,
+            "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated, FORMULA],
+            "prompts": [
+                [r.prompt.prompt_id, r.graphs, _labels(work, r.prompt.prompt_id)] for r in results
+            ],
+        }
+    )
+
+
+def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
+    """The labels that count, a person's before the judge's: the figures stand on them."""
+    labels = work.store.labels(prompt_id).by_token
+    return {str(token): label for token, label in sorted(labels.items())}
+
+
+def _kept(path: Path, key: str) -> DemoReport | None:
+    if not path.is_file():
+        return None
+    try:
+        report = DemoReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        logger.warning("%s cannot be read and is made again", path)
+        return None
+    return report if report.key == key else None
+
+
+def _measure(
+    work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int, progress: Progress
+) -> DemoReport:
+    usable = [r for r in results if r.graphs and _has_contrast(work, r)]
+    ids = [r.prompt.prompt_id for r in usable]
+    top = aggregate_prompts(work, ids, progress=progress).rows()[:TOP_SHOWN] if ids else []
+    steered = [
+        steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1] for i in progress(ids, "steer")
+    ]
+    mediated = [
+        mediate_prompt(work, r.prompt.prompt_id)[1]
+        for r in progress(_rotate(usable, n_mediated), "mediate")
+    ]
+    divergent = [r.prompt.prompt_id for r in usable if r.verdict.divergent]
+    return DemoReport(
+        key=key,
+        domains=_domains(results),
+        failed=sum(r.error is not None for r in results),
+        features=tuple(_feature_row(feature) for feature in top),
+        steering=_steering(steered),
+        mediation=_mediation(mediated),
+        example=next(iter([*divergent, *ids]), None),
+    )
+
+
+def _has_contrast(work: Workspace, result: LabelResult) -> bool:
+    return {"evil", "safe"} <= set(_labels(work, result.prompt.prompt_id).values())
+
+
+def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
+    """The first n in an order that takes domains in turn."""
+    turn: dict[str | None, int] = {}
+    keyed = []
+    for number, result in enumerate(results):
+        domain = result.prompt.category
+        turn[domain] = turn.get(domain, 0) + 1
+        keyed.append((turn[domain], number, result))
+    return [result for _, _, result in sorted(keyed, key=lambda item: item[:2])[:n]]
+
+
+def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
+    rows = []
+    for domain in dict.fromkeys(r.prompt.category for r in results):
+        mine = [r for r in results if r.prompt.category == domain]
+        masses = [r.verdict.evil_mass for r in mine if r.verdict.evil_mass]
+        rows.append(
+            DomainRow(
+                domain=domain or "-",
+                prompts=len(mine),
+                flagged=sum(r.verdict.flagged for r in mine),
+                divergent=sum(r.verdict.divergent for r in mine),
+                evil_mass_base=fmean(m.base for m in masses) if masses else 0.0,
+                evil_mass_merged=fmean(m.merged for m in masses) if masses else 0.0,
+            )
+        )
+    return tuple(rows)
+
+
+def _feature_row(line: dict[str, Any]) -> FeatureRow:
+    return FeatureRow(
+        layer=line["layer"],
+        feature=line["feature"],
+        prompts=line["selected"],
+        mean_contrast=line["mean"],
+    )
+
+
+def _steering(results: Sequence[SteerResult]) -> Steering | None:
+    if not results:
+        return None
+    contrasts = [
+        r.unsteered.contrast - r.steered.contrast
+        for r in results
+        if r.unsteered.contrast is not None and r.steered.contrast is not None
+    ]
+    before = fmean(r.unsteered.evil_mass for r in results)
+    return Steering(
+        prompts=len(results),
+        features=TOP_STEERED,
+        evil_mass=before,
+        drop=before - fmean(r.steered.evil_mass for r in results),
+        random_drop=before - fmean(r.random_control.evil_mass.mean for r in results),
+        contrast_drop=fmean(contrasts),
+    )
+
+
+def _mediation(results: Sequence[Mediation]) -> MediationLine | None:
+    rows = []
+    for mediation in results:
+        point = next((p for p in mediation.cumulative if p.k == TOP_MEDIATED), None)
+        if point and point.share is not None and point.random_evil_mass is not None:
+            rows.append((mediation, point, point.random_evil_mass.mean))
+    share = pooled_share([mediation for mediation, _, _ in rows], TOP_MEDIATED)
+    if not rows or share is None:
+        return None
+    return MediationLine(
+        prompts=len(rows),
+        features=TOP_MEDIATED,
+        changed=fmean(len(mediation.changed) for mediation, _, _ in rows),
+        evil_mass_base=fmean(mediation.evil_mass.base for mediation, _, _ in rows),
+        evil_mass=fmean(point.evil_mass for _, point, _ in rows),
+        random_evil_mass=fmean(mean for _, _, mean in rows),
+        evil_mass_merged=fmean(mediation.evil_mass.merged for mediation, _, _ in rows),
+        share=share,
+    )

@@ -1,0 +1,238 @@
+"""What does a fine-tune, or do several, change about features over prompts?
+
+table = difference_over_prompts([Source(work, work.pair.key)], [], DifferenceRequest())
+table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["mean"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from em_circuits.cache import Columns, KeptTable, Made, kept_table
+from em_circuits.experiments.aggregate import (
+    ChosenPrompt,
+    Progress,
+    choose_prompts,
+    find_pair,
+    layers_of,
+    no_progress,
+    prompt_scores,
+    require_loaded,
+)
+from em_circuits.features import (
+    FORMULA,
+    AggregateSettings,
+    Block,
+    KeyedScores,
+    activation_block,
+    aggregate,
+    block_of,
+    change,
+    compare_layers,
+    of_graph,
+    require_layers,
+    without_layers,
+)
+from em_circuits.features.rank import LIVE_METHODS, METHODS, REFINED
+from em_circuits.graphs import AttributionGraph
+from em_circuits.influence import Method
+from em_circuits.interventions import N_MEASURED
+from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
+
+MEASURES = ("activation", "score", "edge")
+_PLACE = ("layer", "feature", "offset")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pair of models whose graphs are in a workspace's store."""
+
+    work: Workspace
+    pair: str
+
+
+class DifferenceRequest(BaseModel):
+    """Which difference is summed up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "gradient"
+    """Of the score; ``refined`` and ``measured`` need the models of every pair loaded."""
+    by_position: bool = False
+    """Keys have the position from the end."""
+    exclude_layers: tuple[int, ...] = ()
+    """Features of these take no part."""
+    settings: AggregateSettings = AggregateSettings()
+
+
+DEFAULTS = DifferenceRequest()
+
+
+def find_sources(
+    work: Workspace, pairs: Sequence[str], others: Sequence[Workspace]
+) -> list[Source]:
+    """The pairs that are compared: those named, or else the models'; and all of other stores.
+
+    Args:
+        work: Of the command.
+        pairs: Keys in its store, or beginnings of them.
+        others: Workspaces whose pairs with graphs all take part.
+
+    Raises:
+        RequestError: If a pair is not there, or another store has none.
+    """
+    keys = [find_pair(work, prefix) for prefix in pairs] or [work.pair.key]
+    sources = [Source(work, key) for key in dict.fromkeys(keys)]
+    for other in others:
+        found = sorted({record.pair for record in other.store.graphs()})
+        if not found:
+            raise RequestError(f"{other.store.where} has no graphs; run em-circuits label there")
+        sources += [Source(other, key) for key in found]
+    return sources
+
+
+def difference_over_prompts(
+    sources: Sequence[Source],
+    prefixes: Sequence[str],
+    request: DifferenceRequest = DEFAULTS,
+    *,
+    progress: Progress = no_progress,
+) -> KeptTable:
+    """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
+
+    Args:
+        sources: The pairs; the first one's workspace keeps the table.
+        prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
+        request: Method and keys.
+        progress: Wraps the iteration over prompts.
+
+    Returns:
+        A line per pair, measure and key; see `joined`.
+
+    Raises:
+        RequestError: No such method, or a pair without prompts that will do.
+    """
+    if request.method not in METHODS:
+        raise RequestError(f"--method {request.method!r}: choose one of {', '.join(METHODS)}")
+    if request.method in LIVE_METHODS:
+        for source in sources:
+            require_loaded(source.work, source.pair, request.method)
+    chosen = [choose_prompts(s.work, prefixes, s.pair, ["base", "merged"]) for s in sources]
+    for source, (items, _) in zip(sources, chosen, strict=True):
+        require_layers(request.exclude_layers, layers_of(source.work, items))
+    inputs = {
+        "formula": FORMULA,
+        "n_measured": N_MEASURED if request.method == REFINED else None,
+        **request.model_dump(mode="json"),
+        "prompts": [
+            {"pair": source.pair, "prompts": [item.identity() for item in items]}
+            for source, (items, _) in zip(sources, chosen, strict=True)
+        ],
+    }
+
+    def make() -> Made:
+        pairs, columns = [], Columns()
+        for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
+            record, more = _pair(source, progress(items, "compare"), request)
+            pairs.append(record)
+            for name, values in more.items():
+                columns.setdefault(name, []).extend(values)
+            columns.setdefault("pair", []).extend([number] * len(more["measure"]))
+        record = {**request.model_dump(mode="json"), "pairs": pairs}
+        return Made(record, columns, integers=("offset",))
+
+    table = kept_table(sources[0].work.results / "features", "diff", inputs, make)
+    for record, (_, left_out) in zip(table.record["pairs"], chosen, strict=True):
+        record["left_out"] = left_out
+    return table
+
+
+def joined(table: KeptTable) -> list[dict[str, Any]]:
+    """A line per key with its changes under every pair, by mean change of score, positive first.
+
+    A pair in which a key is active in no prompt has null, and so has a measure it is unknown in.
+    """
+    n_pairs = len(table.record["pairs"])
+    found: dict[tuple[Any, ...], list[dict[str, Any] | None]] = {}
+    for row in table.rows():
+        pair, measure = row.pop("pair"), row.pop("measure")
+        key = tuple(row.pop(name) for name in _PLACE)
+        changes = found.setdefault(key, [None] * n_pairs)
+        cell = changes[pair]
+        if cell is None:
+            cell = changes[pair] = dict.fromkeys(MEASURES)
+        cell[measure] = row
+    lines = [
+        {**dict(zip(_PLACE, key, strict=True)), "changes": changes}
+        for key, changes in found.items()
+    ]
+    return sorted(lines, key=_order)
+
+
+def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
+    scores = [c["score"]["mean"] for c in line["changes"] if c and c["score"]]
+    mean = sum(scores) / len(scores) if scores else 0.0
+    return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
+
+
+def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[str, Any], Columns]:
+    """The record and the lines of one pair."""
+    blocks: dict[str, list[Block]] = {measure: [] for measure in MEASURES}
+    prompts = []
+    for item in items:
+        for measure, block in _changes(source.work, item, request).items():
+            blocks[measure].append(block)
+        prompts.append(item.to_json())
+    columns = Columns()
+    record: dict[str, Any] = {
+        "pair": source.pair,
+        "models": source.work.store.pairs().get(source.pair, {}),
+        "prompts": prompts,
+        "prompts_with_edges": len(blocks["edge"]),
+        "layers": None,
+    }
+    if excluded := request.exclude_layers:
+        record["layers"] = asdict(compare_layers(blocks["score"], excluded, request.settings))
+        blocks = {m: [without_layers(b, excluded) for b in mine] for m, mine in blocks.items()}
+    for measure, mine in blocks.items():
+        keyed = KeyedScores.of(mine, by_position=request.by_position)
+        if mine and not len(keyed):
+            raise RequestError(f"no feature is left without layers {list(excluded)}")
+        result = aggregate(keyed, request.settings, test=measure != "activation")
+        lines = result.summary.columns()
+        if not request.by_position:
+            lines["offset"] = [None] * len(keyed)
+        for name, values in {"measure": [measure] * len(keyed), **lines}.items():
+            columns.setdefault(name, []).extend(values)
+        if measure == "score":
+            record["n_tested"] = result.n_tested
+            record["permutations"] = {"n": result.n_permutations, "exact": result.exact}
+            record["stability"] = asdict(result.stability)
+    return record, columns
+
+
+def _changes(work: Workspace, item: ChosenPrompt, request: DifferenceRequest) -> dict[str, Block]:
+    """Merged minus base of one prompt by measure; without edges in both there is no edge."""
+    models: tuple[ModelName, ModelName] = ("base", "merged")
+    graphs = [work.graphs.load(item.graphs[name].key) for name in models]
+    positions = {"by_position": request.by_position}
+
+    def score(model: ModelName) -> Block:
+        return block_of(prompt_scores(work, item, request.method, model), **positions)
+
+    def edge(graph: AttributionGraph) -> Block:
+        return block_of(of_graph(graph, item.labels.by_token, Method.DIRECT), **positions)
+
+    found = {
+        "activation": change(*(activation_block(graph, **positions) for graph in graphs)),
+        "score": change(*(score(model) for model in models)),
+    }
+    if all(graph.edges is not None for graph in graphs):
+        found["edge"] = change(*(edge(graph) for graph in graphs))
+    return found

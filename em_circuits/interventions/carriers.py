@@ -1,0 +1,304 @@
+"""Which features carry the shift on prompts that had no part in choosing them?
+
+Features are keyed by (layer, feature id) and moved wherever they differ between the models. On
+each prompt the ids are ranked by their mean share over the *other* prompts (or those of other
+categories): integrated effect, summed over positions, divided by that prompt's shift. Then the top
+k ids are really set to the other model's values, beside matched random ids. Over prompts a share is
+a ratio of sums, its interval a bootstrap over prompts.
+
+    moved, left_out = carriers(pair, subjects, hold_out="category")
+    pooled(moved, [m.share(20) for m in moved], seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+from em_circuits.interventions.contrast import TokenGroups, evil_mass
+from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
+from em_circuits.interventions.forward import FeatureId
+from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
+from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
+from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
+from em_circuits.models import ModelPair
+from pivotal_tokens.errors import WorkFailed
+
+HoldOut = Literal["prompt", "category"]
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
+"""Feature ids set together; all of a prompt's are the last point."""
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One labelled prompt."""
+
+    prompt_id: str
+    category: str | None
+    input_ids: Int[Tensor, " pos"]
+    groups: TokenGroups
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a prompt says about feature ids, before anything is set."""
+
+    subject: Subject
+    contrast: InModel
+    evil_mass: InModel
+    share: dict[FeatureId, float]
+    """Integrated effect of an id at all positions, as a share of the shift."""
+    scan_pearson: float | None
+    """Of the gradient with really setting each feature alone; None if that was not asked for."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One prompt, treated."""
+
+    effects: Effects
+    sizes: tuple[int, ...]
+    """Ids set together; the last is every changed one."""
+    back: Float64[Tensor, " size"]
+    """Logits of the contrast that came back (or went away)."""
+    random: Float64[Tensor, "size draw"]
+    """The same for matched random ids; NaN where there were too few."""
+    mass: Float64[Tensor, " size"]
+    """Evil mass of the treated model."""
+    own: float
+    """Logits that came back by the prompt's own top 20 (layer, position, id): in-sample."""
+    layers: tuple[float | None, ...]
+    shares: Shares
+
+    @property
+    def shift(self) -> float:
+        return self.effects.contrast.change
+
+    def at(self, k: int | None) -> int | None:
+        """Index of a size; None stands for all ids, and None comes where there are not so many."""
+        if k is None:
+            return len(self.sizes) - 1
+        return self.sizes.index(k) if k in self.sizes[:-1] else None
+
+    def share(self, k: int | None) -> float | None:
+        """Share of the shift that k ids bring back."""
+        i = self.at(k)
+        return None if i is None else float(self.back[i]) / self.shift
+
+    def random_shares(self, k: int | None) -> Float64[Tensor, " draw"] | None:
+        """The same for each random draw."""
+        i = self.at(k)
+        return None if i is None or self.random[i].isnan().any() else self.random[i] / self.shift
+
+
+Progress = Callable[[Sequence[Subject], str], Iterable[Subject]]
+
+
+def carriers(
+    pair: ModelPair,
+    subjects: Sequence[Subject],
+    *,
+    hold_out: HoldOut = "prompt",
+    direction: Direction = "sufficiency",
+    scan: bool = False,
+    n_random: int = MIN_DRAWS,
+    seed: int = 0,
+    progress: Progress = lambda subjects, _name: subjects,
+) -> tuple[tuple[Moved, ...], tuple[Subject, ...]]:
+    """Measure every prompt with ids that others chose.
+
+    Args:
+        pair: Base and merged model.
+        subjects: Labelled prompts with a contrast.
+        hold_out: Ids are chosen on the other prompts, or on prompts of other categories.
+        direction: Which model is treated.
+        scan: Really set each feature alone too, to see how well the gradient predicts that.
+        n_random: Matched random draws per size.
+        seed: Of the draws.
+        progress: Wraps the iteration over prompts, called once per pass with its name.
+
+    Returns:
+        One result per prompt whose shift is large enough, and the subjects left out.
+
+    Raises:
+        WorkFailed: If fewer than two prompts have a shift, or none of another category.
+    """
+    check_draws(n_random)
+    known: list[Effects] = []
+    left_out: list[Subject] = []
+    for subject in progress(subjects, "effects"):
+        effects = effects_of(pair, subject, direction, scan=scan)
+        if effects is None:
+            left_out.append(subject)
+        else:
+            known.append(effects)
+    chosen = {item.subject.prompt_id: _ranked(item, known, hold_out) for item in known}
+    if len(known) < 2 or not any(chosen.values()):
+        other = "prompts" if hold_out == "prompt" else "categories with prompts"
+        raise WorkFailed(
+            f"{len(known)} of {len(subjects)} prompts have a shift of {MIN_SHIFT} logit or more: "
+            f"choosing features elsewhere takes at least two {other}"
+        )
+    by_id = {item.subject.prompt_id: item for item in known}
+    moved = [
+        _moved(pair, by_id[s.prompt_id], chosen[s.prompt_id], direction, (n_random, seed))
+        for s in progress([item.subject for item in known], "transplants")
+        if chosen[s.prompt_id]
+    ]
+    return tuple(moved), tuple(left_out)
+
+
+def effects_of(
+    pair: ModelPair, subject: Subject, direction: Direction, *, scan: bool = False
+) -> Effects | None:
+    """Shares of the feature ids of one prompt; None if its shift is too small to have any."""
+    transplant = Transplant.of(pair, subject.input_ids, subject.groups, direction)
+    if transplant.contrast.change < MIN_SHIFT:
+        return None
+    model, state, changed = transplant.models[0], transplant.states[0], transplant.changed
+    weights = subject.groups.weights(len(state.logits))
+    joint = joint_effects(model, state, changed, weights) * transplant.sign
+    pearson = None
+    if scan and len(changed) > 1:
+        pair_of = (
+            gradient_effects(model, state, changed, weights),
+            scanned_effects(model, state, changed, subject.groups),
+        )
+        pearson = float(torch.corrcoef(torch.stack(pair_of))[0, 1])
+    share: dict[FeatureId, float] = {}
+    for key, value in zip(_keys(transplant), joint.tolist(), strict=True):
+        share[key] = share.get(key, 0.0) + value / transplant.contrast.change
+    return Effects(subject, transplant.contrast, transplant.evil_mass, share, pearson)
+
+
+def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
+    """Mean over prompts of each id's share; 0 where it does not change."""
+    total: dict[FeatureId, float] = {}
+    for item in effects:
+        for key, value in item.share.items():
+            total[key] = total.get(key, 0.0) + value / len(effects)
+    return total
+
+
+def ratio_interval(
+    back: Float64[Tensor, " prompt"], shift: Float64[Tensor, " prompt"], *, seed: int
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval over prompts of ``sum(back) / sum(shift)``; None below two."""
+    if len(back) < 2:
+        return None
+    drawn = torch.randint(
+        len(back), (BOOTSTRAP, len(back)), generator=torch.Generator().manual_seed(seed)
+    )
+    ratios = back[drawn].sum(1) / shift[drawn].sum(1)
+    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975]).double()).tolist()
+    return low, high
+
+
+def _keys(transplant: Transplant) -> list[FeatureId]:
+    return [(layer, feature) for layer, _, feature in transplant.changed.coordinates.tolist()]
+
+
+def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[FeatureId]:
+    """Ids by their mean share over prompts that this one may learn from."""
+    mine = item.subject
+    others = [
+        other
+        for other in known
+        if other.subject.prompt_id != mine.prompt_id
+        and (hold_out == "prompt" or other.subject.category != mine.category)
+    ]
+    means = mean_shares(others)
+    return sorted(means, key=lambda key: (-means[key], key))
+
+
+def _moved(
+    pair: ModelPair,
+    effects: Effects,
+    ranked: Sequence[FeatureId],
+    direction: Direction,
+    draws: tuple[int, int],
+) -> Moved:
+    subject = effects.subject
+    transplant = Transplant.of(pair, subject.input_ids, subject.groups, direction)
+    keys = _keys(transplant)
+    ids = sorted(set(keys))
+    number = {key: i for i, key in enumerate(ids)}
+    of = torch.tensor([number[key] for key in keys])
+    order = torch.tensor([number[key] for key in ranked if key in number], dtype=torch.int64)
+    rank = torch.full((len(ids),), len(ranked))
+    rank[order] = torch.tensor([i for i, key in enumerate(ranked) if key in number])
+    subsets, spans = _subsets(transplant, (of, rank), len(ids), draws)
+    own = transplant.sign * joint_effects(
+        transplant.models[0],
+        transplant.states[0],
+        transplant.changed,
+        subject.groups.weights(len(transplant.states[0].logits)),
+    )
+    logits = transplant.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
+    back = transplant.moved(logits).double()
+    mass = evil_mass(logits, subject.groups).double().cpu()
+    n_draws = draws[0]
+    random = torch.full((len(spans), n_draws), torch.nan, dtype=torch.float64)
+    for i, (start, count) in enumerate(spans):
+        random[i, :count] = back[start + 1 : start + 1 + count]
+    first = torch.tensor([start for start, _ in spans])
+    return Moved(
+        effects=effects,
+        sizes=(*[k for k in SIZES if k < len(ids)], len(ids)),
+        back=back[first],
+        random=random,
+        mass=mass[first],
+        own=float(back[-1]),
+        layers=layer_shares(transplant),
+        shares=component_shares(transplant),
+    )
+
+
+def _subsets(
+    transplant: Transplant,
+    which: tuple[Int64[Tensor, " changed"], Int64[Tensor, " id"]],
+    n_ids: int,
+    draws: tuple[int, int],
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Changed features of every size and draw; where each size begins, and its random draws.
+
+    A random id stands for one that was chosen: same layer, similar sum of |change| over positions,
+    similar decoder norm.
+    """
+    of, rank = which
+    n_random, seed = draws
+    amount = torch.zeros(n_ids).index_add_(0, of, transplant.changed.change.abs())
+    norms = torch.zeros(n_ids)
+    norms[of] = transplant.changed.decoders(transplant.models[0]).norm(dim=1)
+    layers = torch.zeros(n_ids, dtype=torch.int64)
+    layers[of] = transplant.changed.coordinates[:, 0]
+    pool = Pool(layers, amount, norms)
+    subsets: list[Tensor] = []
+    spans: list[tuple[int, int]] = []
+    for k in (*[k for k in SIZES if k < n_ids], None):
+        chosen = (rank < k).nonzero()[:, 0] if k is not None else torch.arange(n_ids)
+        random = None
+        if k is not None:
+            random = matched_draws(pool, chosen, n_draws=n_random, seed=seed + k)
+        spans.append((len(subsets), 0 if random is None else n_random))
+        for part in (chosen, *(random if random is not None else ())):
+            subsets.append(torch.isin(of, part).nonzero()[:, 0])
+    return subsets, spans
+
+
+def pooled(
+    moved: Sequence[Moved], values: Sequence[float | None], *, seed: int
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Ratio of sums of what came back, given per prompt as shares, and its interval."""
+    known = [(m, v) for m, v in zip(moved, values, strict=True) if v is not None]
+    if not known:
+        return None
+    shift: Float[Tensor, " prompt"] = torch.tensor([m.shift for m, _ in known]).double()
+    back = torch.tensor([v for _, v in known]).double() * shift
+    return float(back.sum() / shift.sum()), ratio_interval(back, shift, seed=seed)

@@ -1,0 +1,133 @@
+"""What do the rows of a batch add to the MLP outputs during one forward pass?
+
+Row by row, at the places of a plan,
+
+    mlp_out[layer, position] += (new activation - current activation) * W_dec[feature]
+
+where *current* is what the feature does in that very pass (in `direct`: in the undisturbed one),
+as in circuit-tracer's `feature_intervention`. Activations and the products with decoder rows are
+computed in the model's precision, their sums in float32. A row's form then leaves its change as it
+is, multiplies it by 0 or -1, or turns it into a random direction of the same length.
+
+    changes = Changes(model, plan, read_rows(model, [plan]))
+    with changes.made():
+        model.hf(batch)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from em_circuits.interventions.donor import Donated
+from em_circuits.interventions.feature_rows import FeatureRows
+from em_circuits.interventions.plan import Plan
+from em_circuits.interventions.regimes import FrozenMLP, Regime
+from em_circuits.interventions.stacked import Stacked
+from em_circuits.interventions.treatment import Form
+from em_circuits.models import Model
+
+_FACTOR = {Form.NONE: 0.0, Form.FLIPPED: -1.0}
+
+
+def read_rows(model: Model, plans: Sequence[Plan]) -> dict[int, FeatureRows]:
+    """Per layer, the encoder and decoder rows of every feature that the plans name."""
+    layer = torch.cat([plan.layer for plan in plans])
+    feature = torch.cat([plan.feature for plan in plans])
+    return {
+        number: FeatureRows.read(model.transcoders[number], feature[layer == number])
+        for number in layer.unique().tolist()
+    }
+
+
+@dataclass
+class Changes:
+    """One forward pass: keeps each layer's transcoder input until the layer writes."""
+
+    model: Model
+    plan: Plan
+    rows: Mapping[int, FeatureRows]
+    regime: Regime = Regime.FREE
+    start: int = 0
+    """First position that is run; what stands before it comes from a cache."""
+    stacked: Stacked | None = None
+    """The undisturbed prompts; needed by the regimes that freeze norms."""
+    mlps: Mapping[int, FrozenMLP] = field(default_factory=dict)
+    """What stands for each layer's MLP, in those regimes."""
+    donated: Donated | None = None
+    """Tensors of another model, for the rows that want them."""
+    _inputs: Tensor | None = None
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """Make the changes in every forward pass of the block."""
+        with self.model.sites.hooked(self._read, self._write):
+            yield
+
+    def _read(self, layer: int, inputs: Tensor) -> None:
+        self._inputs = inputs
+
+    def _write(self, layer: int, output: Tensor) -> Tensor | None:
+        inputs, self._inputs = self._inputs, None
+        assert inputs is not None
+        written: Tensor | None = None
+        if layer in self.mlps:
+            written = self.mlps[layer](inputs)
+        if self.donated is not None and self.donated.at(layer):
+            written = self.donated.put(self.model, layer, inputs, output)
+        ops = self.plan.layer_ops(layer)
+        if not len(ops.row):
+            return written
+        base = output if written is None else written
+        return base + self._formed(layer, self._changes(layer, ops, inputs)).to(base.dtype)
+
+    def _changes(self, layer: int, ops: Plan, inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        device, rows = inputs.device, self.rows[layer]
+        place = (ops.row * inputs.shape[1] + ops.position - self.start).to(device)
+        which = rows.index(ops.feature)
+        current = self._current(ops, inputs.flatten(0, 1)[place], which)
+        gain, offset, cap = (n.to(device, current.dtype) for n in (ops.gain, ops.offset, ops.cap))
+        new = torch.minimum(gain * current + offset, cap)
+        change = rows.written(new - current, which, place=place, n_places=inputs[..., 0].numel())
+        return change.view(inputs.shape)
+
+    def _current(
+        self, ops: Plan, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
+    ) -> Float[Tensor, " op"]:
+        """Activations in this pass of the features that are changed."""
+        layer = int(ops.layer[0])
+        rows, stacked = self.rows[layer], self.stacked
+        if self.regime not in (Regime.DIRECT, Regime.FROZEN_LINEAR):
+            return rows.activations(inputs, which)
+        assert stacked is not None
+        coordinates = torch.stack([ops.layer, ops.position, ops.feature], dim=1)
+        before = stacked.activation_of(ops.row, coordinates)
+        if self.regime is Regime.DIRECT:
+            return before
+        row = torch.zeros_like(ops.row) if stacked.shared else ops.row
+        undisturbed = stacked.inputs[layer][row.to(inputs.device), ops.position.to(inputs.device)]
+        change = rows.responses(inputs - undisturbed, which)
+        return before + change * (before != 0)
+
+    def _formed(
+        self, layer: int, change: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        for row, (form, seed) in enumerate(self.plan.forms):
+            if form is Form.TURNED:
+                length = change[row].norm(dim=-1, keepdim=True)
+                change[row] = length * random_direction(seed, layer, change.shape[-1]).to(change)
+            elif form is not Form.MADE:
+                change[row] *= _FACTOR[form]
+        return change
+
+
+def random_direction(seed: int, layer: int, width: int) -> Float[Tensor, " d_model"]:
+    """A direction of length 1, uniform over directions, the same for the same seed and layer."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + layer)
+    vector = torch.randn(width, generator=generator, dtype=torch.float64)
+    return (vector / vector.norm()).float()

@@ -1,0 +1,130 @@
+"""How do activations of one model get into another, while both read the same tokens?
+
+The donor runs ahead of every forward pass of the recipient, over the same tokens and with a cache
+of its own, and what its layers did is put into the recipient's rows that want it:
+
+    features       mlp_out += (donor's activations - own activations) @ W_dec
+    mlp_outputs    mlp_out  = donor's
+
+While generating both read the recipient's tokens, one by one: with both caches on this equals one
+pass over the whole text (tested).
+
+    donor = Donor(pair.merged, treatments)
+    donated = donor.run(input_ids=ids)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from em_circuits.interventions.intervention import FIRST_POSITION
+from em_circuits.interventions.treatment import Row, Tensors, Treatment
+from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
+
+_ELEMENTS = 1 << 25
+"""Activations that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Donated:
+    """What the donor did in one pass, and which rows of which layers get it."""
+
+    wanted: dict[tuple[int, Tensors], Int64[Tensor, " wanting"]]
+    """(layer, kind) -> rows that want it."""
+    inputs: dict[int, Float[Tensor, "row pos d_model"]]
+    outputs: dict[int, Float[Tensor, "row pos d_model"]]
+    first: bool
+    """The pass starts at position 0, which has no features."""
+
+    def at(self, layer: int) -> bool:
+        """Some row gets something at this layer."""
+        return any((layer, kind) in self.wanted for kind in Tensors)
+
+    def put(
+        self, model: Model, layer: int, inputs: Tensor, output: Tensor
+    ) -> Float[Tensor, "row pos d_model"]:
+        """The recipient's MLP output with the donor's tensors in it."""
+        output = output.clone()
+        if (rows := self.wanted.get((layer, Tensors.MLP_OUTPUTS))) is not None:
+            output[rows] = self.outputs[layer][rows]
+        if (rows := self.wanted.get((layer, Tensors.FEATURES))) is not None:
+            transcoder = model.transcoders[layer]
+            wide = len(transcoder.b_enc) * inputs.shape[1]
+            for part in rows.split(max(1, _ELEMENTS // wide)):
+                change = transcoder.encode(self.inputs[layer][part])
+                change = change - transcoder.encode(inputs[part])
+                if self.first:
+                    change[:, :FIRST_POSITION] = 0
+                ids = change.flatten(0, 1).any(0).nonzero()[:, 0]
+                output[part] += change[..., ids] @ transcoder._get_decoder_vectors(ids)
+        return output
+
+
+class Donor:
+    """The other model, run in step with the recipient."""
+
+    def __init__(self, model: Model, rows: Sequence[Row]) -> None:
+        self._model = model
+        self._wanted = wanted_tensors(rows)
+        self._cache: Any = None
+
+    @torch.no_grad()
+    def run(self, *, use_cache: bool = False, **given: Any) -> Donated:
+        """Read what the recipient is about to read, and keep what the layers did."""
+        inputs: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+
+        def read(layer: int, x: Tensor) -> None:
+            inputs[layer] = x
+
+        def write(layer: int, output: Tensor) -> None:
+            outputs[layer] = output
+
+        first = self._cache is None
+        with self._model.sites.hooked(read, write):
+            done = self._model.hf(
+                **given, past_key_values=self._cache, use_cache=use_cache, logits_to_keep=1
+            )
+        self._cache = done.past_key_values
+        return Donated(self._wanted, inputs, outputs, first)
+
+    def expand(self, n_samples: int, rows: Sequence[Row]) -> None:
+        """Go on with every row repeated."""
+        self._cache.batch_repeat_interleave(n_samples)
+        self._wanted = wanted_tensors(rows)
+
+
+def wanted_tensors(rows: Sequence[Row]) -> dict[tuple[int, Tensors], Int64[Tensor, " row"]]:
+    """(layer, kind) -> rows that want the donor's tensors there."""
+    found: dict[tuple[int, Tensors], list[int]] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row, Treatment) and row.replacement is not None:
+            for layer in row.replacement.layers:
+                found.setdefault((layer, row.replacement.tensors), []).append(number)
+    return {place: torch.tensor(numbers) for place, numbers in found.items()}
+
+
+def donor_for(
+    model: Model, donor: Model | None, rows: Sequence[Row], n_layers: int
+) -> Donor | None:
+    """The donor of a batch, if any of its rows wants one.
+
+    Raises:
+        RequestError: If a row wants tensors and there is no other model, or no such layer.
+    """
+    wanted = wanted_tensors(rows)
+    if not wanted:
+        return None
+    if donor is None or donor is model:
+        raise RequestError("replacing tensors needs another model to take them from")
+    for layer, _ in wanted:
+        if layer not in range(n_layers):
+            raise RequestError(f"layer {layer} does not exist; choose 0 to {n_layers - 1}")
+    return Donor(donor, rows)

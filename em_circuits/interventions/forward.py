@@ -1,0 +1,149 @@
+"""Which k features lower the contrast most when they are ablated together?
+
+Effects do not add up: removing the second feature of a pair that does one job costs more than the
+first did, and a feature whose work rests on another's has none left once that one is gone. So sets
+are found by forward selection, every step measured on the real model: of the candidates, the one
+joins whose ablation beside those already chosen raises the set's measured effect most.
+
+    forward_scores(model, state, groups, targets)            # features of one prompt
+    forward_ids(model, states_and_groups, candidates, k=10)  # ids over several prompts
+
+Greedy, so not the best of all sets; but nothing in it is an estimate, and a step costs one row per
+candidate. Candidates come from `joint_scores`, which needs no more than a few backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from em_circuits.interventions.contrast import TokenGroups, contrast
+from em_circuits.interventions.engine import run_rows
+from em_circuits.interventions.integrated import joint_scores
+from em_circuits.interventions.intervention import Mode, Where, on_each
+from em_circuits.interventions.scan import joint_effects
+from em_circuits.interventions.state import PromptState
+from em_circuits.interventions.treatment import Treatment
+from em_circuits.models import Model
+
+CANDIDATES = 40
+"""Features of the largest joint scores that may join a prompt's set."""
+ID_CANDIDATES = 60
+"""The same for (layer, feature id) over several prompts."""
+CHOSEN = 20
+"""Features of one prompt whose order is measured; the others follow by joint score."""
+
+FeatureId = tuple[int, int]
+"""(layer, feature id)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """Scores of every active feature, in the order of `PromptState.active`; on the CPU."""
+
+    scores: Float[Tensor, "target active"]
+    """In logits: of a chosen feature, what it added to the measured effect when it joined; of the
+    others, their joint scores. Positive = presence raises the target."""
+    chosen: Int64[Tensor, " chosen"]
+    """Indices of the chosen features, in the order in which they joined."""
+
+
+def forward_selection(
+    measure: Callable[[list[list[int]]], Float[Tensor, " set"]], *, n_candidates: int, k: int
+) -> list[int]:
+    """Grow a set one by one, each time by the candidate that makes its value largest.
+
+    Args:
+        measure: Values of some sets of candidates, all of one size.
+        n_candidates: Candidates are 0 to this number minus one.
+        k: Members wanted.
+
+    Returns:
+        At most k candidates, in the order in which they joined; ties go to the lowest.
+    """
+    chosen: list[int] = []
+    while len(chosen) < min(k, n_candidates):
+        rest = [candidate for candidate in range(n_candidates) if candidate not in chosen]
+        values = measure([[*chosen, candidate] for candidate in rest])
+        chosen.append(rest[int(values.argmax())])
+    return chosen
+
+
+def forward_scores(
+    model: Model,
+    state: PromptState,
+    groups: TokenGroups,
+    targets: Int[Tensor, " target"],
+    *,
+    k: int = CHOSEN,
+    n_candidates: int = CANDIDATES,
+) -> Forward:
+    """Choose features of one prompt to be ablated together.
+
+    Args:
+        model: The model that is run.
+        state: The prompt, captured on it.
+        groups: Evil and safe tokens, whose contrast the set is to lower.
+        targets: Token ids that are scored; the groups' tokens must be among them.
+        k: Features chosen by measurement.
+        n_candidates: Features that may be.
+
+    Raises:
+        RequestError: If the groups have no contrast, or tokens that are no targets.
+    """
+    scores = joint_scores(model, state, groups, targets)
+    weights = groups.target_weights(targets, len(state.logits))
+    best = (weights @ scores).topk(min(n_candidates, scores.shape[1])).indices
+    places = state.active.cpu()[best]
+
+    def effects(sets: list[list[int]]) -> Float[Tensor, "set target"]:
+        return joint_effects(model, state, places[torch.tensor(sets)], targets=targets)
+
+    order = forward_selection(lambda sets: effects(sets) @ weights, n_candidates=len(best), k=k)
+    before = torch.zeros(len(targets))
+    for size, candidate in enumerate(order, start=1):
+        after = effects([order[:size]])[0]
+        scores[:, best[candidate]] = after - before
+        before = after
+    return Forward(scores, best[torch.tensor(order, dtype=torch.int64)])
+
+
+def forward_ids(
+    model: Model,
+    subjects: Sequence[tuple[PromptState, TokenGroups]],
+    candidates: Sequence[FeatureId],
+    *,
+    k: int,
+) -> tuple[FeatureId, ...]:
+    """Choose feature ids to be ablated together at every position of several prompts.
+
+    Args:
+        model: The model that is run.
+        subjects: Prompts captured on it, with a contrast; their contrasts count alike.
+        candidates: (layer, feature id) that may be chosen.
+        k: Ids wanted.
+    """
+
+    def lowered(sets: list[list[int]]) -> Float[Tensor, " set"]:
+        rows = [
+            Treatment(
+                interventions=on_each(
+                    [(candidates[i][0], Where.PROMPT, candidates[i][1]) for i in members],
+                    Mode.ABLATE,
+                )
+            )
+            for members in sets
+        ]
+        total = torch.zeros(len(sets))
+        for state, groups in subjects:
+            values = contrast(run_rows(model, state, rows), groups)
+            assert values is not None
+            total -= values.cpu()
+        return total
+
+    order = forward_selection(lowered, n_candidates=len(candidates), k=k)
+    return tuple(candidates[i] for i in order)

@@ -1,0 +1,190 @@
+"""How do the continuations of a prompt differ when features are changed while they are written?
+
+All treatments and samples run as one batch: one pass over the prompt for every treatment, its
+cache of keys and values copied to the samples, then token by token. Interventions at a class of
+positions that includes generated tokens act on every token as it is read back; the others act on
+the prompt and are felt through the cache. What a regime freezes, it freezes on the prompt (the
+first token); generated tokens run free, as in circuit-tracer's `feature_intervention_generate`.
+
+    made = generate(model, state, [[], [intervention]], Sampling(samples=8))
+    made.texts(model)[1][0]                            # row 1, sample 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from em_circuits.interventions.changes import Changes
+from em_circuits.interventions.donor import Donor, donor_for
+from em_circuits.interventions.engine import Batches, default_batch, prepared, states_of
+from em_circuits.interventions.plan import Plan
+from em_circuits.interventions.regimes import Regime
+from em_circuits.interventions.sampling import Noise, Sampling
+from em_circuits.interventions.stacked import Stacked
+from em_circuits.interventions.state import PromptState
+from em_circuits.interventions.treatment import Row
+from em_circuits.models import Model
+
+END = -1
+"""Stands after a continuation that has ended."""
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What was generated, on the CPU."""
+
+    tokens: Int64[Tensor, "row sample step"]
+    """`END` after the model's end-of-sequence token, which is itself left out."""
+    logits: Float[Tensor, "row sample step vocab"] | None
+    """Raw, from which each token was drawn; kept where asked."""
+
+    def ids(self, row: int, sample: int) -> list[int]:
+        """Token ids of one continuation."""
+        return [t for t in self.tokens[row, sample].tolist() if t != END]
+
+    def texts(self, model: Model) -> list[list[str]]:
+        """Text of each row's samples."""
+        n_rows, n_samples, _ = self.tokens.shape
+        return [
+            [
+                model.tokenizer.decode(self.ids(r, s), clean_up_tokenization_spaces=False)
+                for s in range(n_samples)
+            ]
+            for r in range(n_rows)
+        ]
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    state: PromptState | Sequence[PromptState],
+    rows: Sequence[Row],
+    sampling: Sampling,
+    regime: Regime = Regime.FREE,
+    *,
+    batch_size: int | None = None,
+    donor: Model | None = None,
+    keep_logits: bool = False,
+) -> Continuations:
+    """Continuations under each row's treatment.
+
+    Args:
+        model: The real model is run and left as it was.
+        state: The prompt, captured on this model, or the prompt of each row.
+        rows: Interventions or treatment of each row; an empty one is the undisturbed model.
+        sampling: How many, how long, how random.
+        regime: What is frozen while the prompt is read.
+        batch_size: Continuations per forward pass; None fits them into memory.
+        donor: Where rows that replace tensors take them from.
+        keep_logits: Keep the logits that every token was drawn from.
+
+    Raises:
+        RequestError: If an intervention has no place in the model or the prompt.
+    """
+    states = states_of(state, len(rows))
+    checked = prepared(model, states, rows)
+    longest = max(states, key=lambda s: s.n_pos)
+    size = batch_size or default_batch(model, longest, regime)
+    per_batch = max(1, size // sampling.samples)
+    parts = [
+        _Run(model, states[i : i + per_batch], checked[i : i + per_batch], sampling, regime).run(
+            donor, keep_logits=keep_logits
+        )
+        for i in range(0, len(rows), per_batch)
+    ]
+    logits = torch.cat([p.logits for p in parts if p.logits is not None]) if keep_logits else None
+    return Continuations(torch.cat([p.tokens for p in parts]), logits)
+
+
+class _Run:
+    """One batch of continuations."""
+
+    def __init__(
+        self,
+        model: Model,
+        states: Sequence[PromptState],
+        rows: Sequence[Row],
+        sampling: Sampling,
+        regime: Regime,
+    ) -> None:
+        self._model, self._states, self._rows = model, states, rows
+        self._sampling = sampling
+        self._plan = Plan.of(rows, [s.n_pos for s in states])
+        self._each = [row for row in rows for _ in range(sampling.samples)]
+        self._step_plan = Plan.of_step(self._each)
+        self._batches = Batches(model, [self._plan, self._step_plan], regime)
+
+    def run(self, other: Model | None, *, keep_logits: bool) -> Continuations:
+        donor = donor_for(self._model, other, self._rows, self._model.sites.n_layers)
+        first, cache = self._prompt(donor)
+        n_samples, d_vocab = self._sampling.samples, first.shape[-1]
+        logits = first[:, None].expand(-1, n_samples, -1)
+        cache.batch_repeat_interleave(n_samples)
+        if donor is not None:
+            donor.expand(n_samples, self._each)
+        noise = Noise(self._sampling, self._states, d_vocab)
+        stop = _end_tokens(self._model).to(self._model.device)
+        ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=self._model.device)
+        tokens, kept = [], []
+        for step in range(self._sampling.max_tokens):
+            drawn = noise.draw(logits)
+            if self._sampling.stop_at_end:
+                ended = ended | torch.isin(drawn, stop)
+            tokens.append(torch.where(ended, END, drawn).cpu())
+            if keep_logits:
+                kept.append(logits.cpu())
+            if bool(ended.all()) or step + 1 == self._sampling.max_tokens:
+                break
+            logits = self._step(drawn.reshape(-1, 1), step, cache, donor).view(
+                len(self._rows), n_samples, d_vocab
+            )
+        length = self._sampling.max_tokens - len(tokens)
+        tokens += [torch.full_like(tokens[0], END)] * length
+        kept += [torch.zeros_like(kept[0])] * length if kept else []
+        return Continuations(torch.stack(tokens, 2), torch.stack(kept, 2) if kept else None)
+
+    def _prompt(self, donor: Donor | None) -> tuple[Float[Tensor, "row vocab"], Any]:
+        stacked = Stacked.of(self._states)
+        batch = self._batches.batch(stacked, self._plan, replaces=donor is not None)
+        if donor is not None:
+            batch.changes.donated = donor.run(input_ids=batch.input_ids, use_cache=True)
+        return batch.run(use_cache=True)
+
+    def _step(
+        self, drawn: Int64[Tensor, "row 1"], step: int, cache: Any, donor: Donor | None
+    ) -> Float[Tensor, "row vocab"]:
+        """Read the tokens that were drawn; logits of the next ones."""
+        model = self._model
+        changes = Changes(model, self._step_plan, self._batches.rows)
+        given = {"input_ids": drawn, **self._places(step)}
+        if donor is not None:
+            changes.donated = donor.run(use_cache=True, **given)
+        with changes.made():
+            output = model.hf(**given, past_key_values=cache, use_cache=True)
+        return output.logits[:, -1].float()
+
+    def _places(self, step: int) -> dict[str, Tensor]:
+        """Positions and mask, where prompts of different lengths were padded."""
+        lengths = torch.tensor([s.n_pos for s in self._states])
+        longest = int(lengths.max())
+        if bool((lengths == longest).all()):
+            return {}
+        each = lengths.repeat_interleave(self._sampling.samples)[:, None]
+        columns = torch.arange(longest + step + 1)[None]
+        mask = ((columns < each) | (columns >= longest)).long()
+        device = self._model.device
+        return {"attention_mask": mask.to(device), "position_ids": (each + step).to(device)}
+
+
+def _end_tokens(model: Model) -> Int64[Tensor, " token"]:
+    """Ids of the tokens that end a text, as the model's generation settings say."""
+    settings: Any = getattr(model.hf, "generation_config", None)
+    ids = getattr(settings, "eos_token_id", None)
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    return torch.tensor(ids, dtype=torch.int64)

@@ -1,0 +1,185 @@
+"""What does each feature contribute when many of them move together?
+
+First-order scores look at one end of the way: with the base undisturbed, a persona feature whose
+work only shows once others work too has no gradient. Here all listed features move together along
+the straight line from `start` to `end`, each clamped to its place on the line, everything else
+running free, and the gradient is averaged over the line (integrated gradients, Sundararajan et al.
+2017, arXiv:1703.01365, eq. 1, with features in place of inputs):
+
+    effect[s] = (end_s - start_s) * mean over the line of  W_dec[s] . d target / d mlp_out
+
+Their sum is the effect of moving all of them for real, up to the midpoint rule's error and, with
+JumpReLU transcoders, the jumps of gates that the moving features' own encoders pass on the way.
+
+    effects = integrated_effects(model, ids, coordinates, start, end, weights[None])[0]
+    scores = joint_scores(model, state, groups, targets)      # for ablating together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.interventions.contrast import TokenGroups
+from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
+from em_circuits.interventions.state import PromptState
+from em_circuits.models import Model
+
+STEPS = 4
+"""Points of the midpoint rule."""
+_PASS_BYTES = 2**28
+"""Gathered encoder and decoder rows of one forward pass, roughly."""
+
+
+@dataclass(frozen=True)
+class _LayerMove:
+    """The features of one layer that move."""
+
+    rows: FeatureRows
+    which: Int64[Tensor, " op"]
+    position: Int64[Tensor, " op"]
+    start: Float[Tensor, " op"]
+    change: Float[Tensor, " op"]
+
+
+def integrated_effects(
+    model: Model,
+    input_ids: Int[Tensor, " pos"],
+    coordinates: Int[Tensor, "op 3"],
+    start: Float[Tensor, " op"],
+    end: Float[Tensor, " op"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    steps: int = STEPS,
+) -> Float[Tensor, "target op"]:
+    """Effect on weighted logits of each feature's move from `start` to `end`, all moving.
+
+    Args:
+        model: The real model is run, nothing frozen.
+        input_ids: One prompt, with its beginning-of-sequence token.
+        coordinates: (layer, position, feature id), sorted.
+        start: Activations at which the line begins.
+        end: Activations at which it ends.
+        weights: Row t defines the target ``sum_v w[t, v] * logit_v`` at the last position.
+        steps: Points of the midpoint rule.
+
+    Returns:
+        Float32 on the CPU, in logits; a row sums to target(end) - target(start).
+    """
+    moves = _moves(model, coordinates, start, end - start)
+    total: Tensor | None = None
+    for points in _passes(model, len(coordinates), steps):
+        gradients = _gradients(model, input_ids, moves, points, weights)
+        total = gradients if total is None else total + gradients
+    assert total is not None
+    written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
+    return feature_scores(total / steps, coordinates, written)
+
+
+def joint_scores(
+    model: Model, state: PromptState, groups: TokenGroups, targets: Int[Tensor, " target"]
+) -> Float[Tensor, "target active"]:
+    """Score of every active feature on every target, features that push one way ablated together.
+
+    Features whose gradient raises the contrast are one group, those that lower it the other; each
+    group goes from its activations to zero along its own line. Positive = presence raises.
+
+    Args:
+        model: The real model is run, nothing frozen.
+        state: The prompt, captured on it.
+        groups: Evil and safe tokens, whose contrast parts the features.
+        targets: Token ids.
+
+    Returns:
+        Float32 on the CPU, in demeaned logits; a feature without a gradient scores 0.
+    """
+    coordinates, activations = state.active.cpu(), state.activations.float().cpu()
+    d_vocab = len(state.logits)
+    first = mlp_output_gradients(model, state.input_ids, groups.weights(d_vocab)[None])
+    outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
+    pushes = feature_scores(first, coordinates, outputs)[0]
+    scores = torch.zeros((len(targets), len(coordinates)))
+    for group in (pushes > 0, pushes < 0):
+        scores[:, group] = -integrated_effects(
+            model,
+            state.input_ids,
+            coordinates[group],
+            activations[group],
+            torch.zeros(int(group.sum())),
+            demeaned_targets(targets, d_vocab),
+        )
+    return scores
+
+
+def _moves(
+    model: Model, coordinates: Tensor, start: Tensor, change: Tensor
+) -> dict[int, _LayerMove]:
+    device, found = model.device, {}
+    for layer in coordinates[:, 0].unique().tolist():
+        mask = coordinates[:, 0] == layer
+        ids = coordinates[mask, 2].contiguous()
+        rows = FeatureRows.read(model.transcoders[layer], ids)
+        found[layer] = _LayerMove(
+            rows,
+            rows.index(ids),
+            coordinates[mask, 1].to(device),
+            start[mask].to(device),
+            change[mask].to(device),
+        )
+    return found
+
+
+def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
+    """Points on the line, as many at a time as fit."""
+    points = (torch.arange(steps) + 0.5) / steps
+    row = max(1, n_features) * model.transcoders[0].d_model * 8
+    yield from points.split(max(1, _PASS_BYTES // row))
+
+
+def _gradients(
+    model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, weights: Tensor
+) -> Float[Tensor, "target layer pos d_model"]:
+    """Gradients of the targets with respect to the MLP outputs, summed over some points."""
+    n_rows, n_pos = len(points), len(input_ids)
+    shape = (n_rows, n_pos, model.transcoders[0].d_model)
+    nudges = [
+        torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
+        for _ in range(model.sites.n_layers)
+    ]
+    seen: dict[int, Tensor] = {}
+    on = points.to(model.device)
+
+    def read(layer: int, inputs: Tensor) -> None:
+        seen[layer] = inputs
+
+    def write(layer: int, output: Tensor) -> Tensor:
+        moved = _moved(moves[layer], seen.pop(layer), on) if layer in moves else 0
+        return output + moved + nudges[layer]
+
+    ids = input_ids.to(model.device)[None].expand(n_rows, -1)
+    with torch.enable_grad(), model.sites.hooked(read, write):
+        logits = model.hf(input_ids=ids, use_cache=False).logits[:, -1].float()
+        targets = (logits @ weights.to(model.device).T).sum(0)
+        each = torch.eye(len(targets), device=targets.device)
+        found = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)
+    return torch.stack([gradient.sum(1) for gradient in found], dim=1).float()
+
+
+def _moved(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
+    """What clamping a layer's features to their places on the line adds to its MLP output."""
+    n_rows, n_pos, width = inputs.shape
+    n = len(move.which)
+    which = move.which.repeat(n_rows)
+    current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
+    wanted = (move.start + points[:, None] * move.change).reshape(-1)
+    place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
+        -1
+    )
+    amounts = wanted.to(current.dtype) - current
+    added = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos)
+    return added.reshape(n_rows, n_pos, width).to(inputs.dtype)

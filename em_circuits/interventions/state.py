@@ -1,0 +1,185 @@
+"""What does the model do on a prompt when nobody interferes?
+
+One forward pass of the real model keeps what the regimes freeze: transcoder inputs and active
+features, MLP outputs, attention patterns and outputs, the scale of every norm, and the logits.
+
+    state = PromptState.capture(model, input_ids)
+    state.active, state.activations, state.logits
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from em_circuits.interventions.intervention import FIRST_POSITION
+from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """One prompt on one model, undisturbed; tensors on the model's device, in its precision."""
+
+    input_ids: Int64[Tensor, " pos"]
+    inputs: Float[Tensor, "layer pos d_model"]
+    """What the transcoders encode."""
+    mlp_outputs: Float[Tensor, "layer pos d_model"]
+    """What the transcoders reconstruct, and where features are written."""
+    attention_outputs: Float[Tensor, "layer pos d_model"]
+    patterns: Float[Tensor, "layer head pos pos"]
+    """Softmax of the attention scores."""
+    norm_scales: tuple[Tensor | None, ...]
+    """1 / rms per norm of the model, in module order; None for a norm that is not an RMSNorm."""
+    active: Int64[Tensor, "active 3"]
+    """(layer, position, feature id), sorted; none at position 0."""
+    activations: Float[Tensor, " active"]
+    d_transcoder: int
+    logits: Float[Tensor, " vocab"]
+    """Raw, after the last position, in float32."""
+
+    @property
+    def n_pos(self) -> int:
+        return len(self.input_ids)
+
+    @classmethod
+    @torch.no_grad()
+    def capture(cls, model: Model, input_ids: Int[Tensor, " pos"]) -> PromptState:
+        """Run the model once and keep what it did.
+
+        Args:
+            model: The real model is run, with eager attention.
+            input_ids: One prompt, with its beginning-of-sequence token.
+        """
+        ids = input_ids.to(model.device).long()
+        inputs: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+
+        def read(layer: int, x: Tensor) -> None:
+            inputs[layer] = x[0]
+
+        def write(layer: int, output: Tensor) -> None:
+            outputs[layer] = output[0]
+
+        with (
+            _recording(attention_modules(model), lambda _m, _args, out: out) as attention,
+            _recording(norm_modules(model), _scale) as scales,
+            model.sites.hooked(read, write),
+        ):
+            logits = model.hf(input_ids=ids[None], use_cache=False).logits[0, -1]
+        layers = range(model.sites.n_layers)
+        active, activations = _active(model, inputs)
+        return cls(
+            input_ids=ids,
+            inputs=torch.stack([inputs[i] for i in layers]),
+            mlp_outputs=torch.stack([outputs[i] for i in layers]),
+            attention_outputs=torch.stack([attention[i][0][0] for i in layers]),
+            patterns=torch.stack([attention[i][1][0] for i in layers]),
+            norm_scales=tuple(scales[i] for i in range(len(scales))),
+            active=active,
+            activations=activations,
+            d_transcoder=len(model.transcoders[0].b_enc),
+            logits=logits.float(),
+        )
+
+    def keys(self, coordinates: Int[Tensor, "op 3"]) -> Int64[Tensor, " op"]:
+        """One integer per (layer, position, feature id), in the same order as those."""
+        layer, position, feature = coordinates.long().unbind(1)
+        return (layer * self.n_pos + position) * self.d_transcoder + feature
+
+    def activation_of(self, coordinates: Int[Tensor, "op 3"]) -> Float[Tensor, " op"]:
+        """Undisturbed activations of any (layer, position, feature id); 0 where inactive."""
+        asked = self.keys(coordinates.to(self.active.device))
+        if not len(self.active):
+            return self.activations.new_zeros(len(asked))
+        known = self.keys(self.active)
+        at = torch.searchsorted(known, asked).clamp(max=len(known) - 1)
+        return torch.where(known[at] == asked, self.activations[at], 0)
+
+    def dense_activations(self, layer: int) -> Float[Tensor, "pos feature"]:
+        """Activations of every feature of a layer, zeros included."""
+        dense = self.activations.new_zeros((self.n_pos, self.d_transcoder))
+        mask = self.active[:, 0] == layer
+        dense[self.active[mask, 1], self.active[mask, 2]] = self.activations[mask]
+        return dense
+
+    def errors(self, model: Model) -> Float[Tensor, "layer pos d_model"]:
+        """MLP output minus what the transcoder makes of it.
+
+        At position 0 there are no features, so the error is all that is not the decoder's bias.
+        """
+        parts = []
+        for layer, transcoder in enumerate(model.transcoders):
+            acts = self.dense_activations(layer)
+            parts.append(self.mlp_outputs[layer] - transcoder.decode(acts, self.inputs[layer]))
+        return torch.stack(parts).detach()
+
+
+def attention_modules(model: Model) -> tuple[nn.Module, ...]:
+    """The attention module of every layer.
+
+    Raises:
+        RequestError: If the architecture does not name them as usual.
+    """
+    found = [m for name, m in model.hf.named_modules() if name.endswith(".self_attn")]
+    if len(found) != model.sites.n_layers:
+        raise RequestError(
+            f"{type(model.hf).__name__}: {len(found)} modules named self_attn in "
+            f"{model.sites.n_layers} layers; its attention cannot be frozen"
+        )
+    return tuple(found)
+
+
+def norm_modules(model: Model) -> tuple[nn.Module, ...]:
+    """Every normalisation of the model, in module order."""
+    return tuple(m for m in model.hf.modules() if "norm" in type(m).__name__.lower())
+
+
+def apply_scale(norm: Any, x: Tensor, scale: Tensor) -> Tensor:
+    """Llama's RMSNorm of `x` with a given 1 / rms instead of its own."""
+    return norm.weight * (x.float() * scale).to(x.dtype)
+
+
+def _scale(norm: Any, args: tuple, output: Tensor) -> Tensor | None:
+    epsilon = getattr(norm, "variance_epsilon", None)
+    if epsilon is None:
+        return None
+    scale = torch.rsqrt(args[0].float().square().mean(-1, keepdim=True) + epsilon)
+    # The formula is checked on the spot, so that no other norm passes for Llama's.
+    return scale[0] if torch.allclose(apply_scale(norm, args[0], scale), output) else None
+
+
+def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    places, values = [], []
+    for layer, transcoder in enumerate(model.transcoders):
+        acts = transcoder.encode(inputs[layer])
+        acts[:FIRST_POSITION] = 0
+        found = acts.nonzero()
+        places.append(torch.cat([torch.full_like(found[:, :1], layer), found], dim=1))
+        values.append(acts[found[:, 0], found[:, 1]])
+    return torch.cat(places), torch.cat(values).detach()
+
+
+@contextlib.contextmanager
+def _recording(modules: tuple[nn.Module, ...], keep: Any) -> Iterator[dict[int, Any]]:
+    """Collect ``keep(module, args, output)`` of every module, by its number."""
+    kept: dict[int, Any] = {}
+
+    def recorder(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            kept[index] = keep(module, args, output)
+
+        return hook
+
+    handles = [m.register_forward_hook(recorder(i)) for i, m in enumerate(modules)]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,139 @@
+"""Does a ranking predict what really happens?
+
+Features are ablated for real, and the scores a method gave them are compared with the measured
+effects on the evil-minus-safe contrast, regime by regime (`em_circuits.interventions.agreement`).
+
+    pairs = compare(model, state, scores, features=features, groups=groups)
+    rows = summarise(pairs_of_several_prompts)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from em_circuits.interventions.agreement import (
+    STATISTICS,
+    Agreement,
+    Interval,
+    agreement,
+    intervals,
+)
+from em_circuits.interventions.contrast import TokenGroups
+from em_circuits.interventions.regimes import Regime
+from em_circuits.interventions.scan import ablation_effects
+from em_circuits.interventions.state import PromptState
+from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of one method beside effects measured in one regime, on one prompt."""
+
+    method: str
+    regime: Regime
+    predicted: Float[Tensor, " feature"]
+    """In whatever unit the method has; positive = the feature's presence raises the contrast."""
+    measured: Float[Tensor, " feature"]
+    """In logits, same sign."""
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """One method in one regime, averaged over prompts."""
+
+    method: str
+    regime: Regime
+    n_prompts: int
+    agreement: Agreement
+    intervals: Mapping[str, Interval]
+    """95 % bootstrap interval of each statistic, by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of `steer validate --json`; ``low`` and ``high`` belong to ``pearson``."""
+        low, high = self.intervals["pearson"]
+        return {
+            "method": self.method,
+            "regime": str(self.regime),
+            **asdict(self.agreement),
+            "low": low,
+            "high": high,
+            "intervals": {name: list(self.intervals[name]) for name in STATISTICS},
+        }
+
+
+def compare(
+    model: Model,
+    state: PromptState,
+    scores: Mapping[str, Float[Tensor, " _"]],
+    *,
+    features: Int[Tensor, "feature 3"],
+    groups: TokenGroups,
+    regimes: Sequence[Regime] = tuple(Regime),
+) -> tuple[Comparison, ...]:
+    """Ablate the features one by one and put every method's scores beside the effects.
+
+    Args:
+        model: The model that is run.
+        state: The prompt, captured on it.
+        scores: Evil-minus-safe score of each feature, by method.
+        features: (layer, position, feature id) of each.
+        groups: Evil and safe tokens.
+        regimes: In which to measure.
+
+    Raises:
+        RequestError: If the scores are not one per feature, or there is no contrast.
+    """
+    for method, values in scores.items():
+        if len(values) != len(features):
+            raise RequestError(f"{method}: {len(values)} scores for {len(features)} features")
+    comparisons = []
+    for regime in regimes:
+        effects = ablation_effects(model, state, targets=groups, features=features, regime=regime)
+        comparisons += [
+            Comparison(method, regime, values.float().cpu(), effects[:, 0])
+            for method, values in scores.items()
+        ]
+    return tuple(comparisons)
+
+
+def summarise(
+    comparisons: Sequence[Comparison], *, n_bootstrap: int = 1000, seed: int = 0
+) -> tuple[ValidationRow, ...]:
+    """Average over prompts, one row per method and regime.
+
+    Args:
+        comparisons: Of one or several prompts, in any order.
+        n_bootstrap: Resamples behind the interval.
+        seed: Of the resamples.
+    """
+
+    def key(pair: Comparison) -> tuple[str, str]:
+        return pair.method, str(pair.regime)
+
+    rows = []
+    for (method, regime), group in groupby(sorted(comparisons, key=key), key):
+        pairs = list(group)
+        each = [agreement(p.predicted, p.measured) for p in pairs]
+        sure = intervals(
+            [(p.predicted, p.measured) for p in pairs], n_bootstrap=n_bootstrap, seed=seed
+        )
+        mean = Agreement(
+            pearson=_mean([a.pearson for a in each]),
+            spearman=_mean([a.spearman for a in each]),
+            sign=_mean([a.sign for a in each]),
+            top20=sum(a.top20 for a in each) / len(each),
+        )
+        rows.append(ValidationRow(method, Regime(regime), len(pairs), mean, sure))
+    return tuple(rows)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

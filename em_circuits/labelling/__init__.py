@@ -1,0 +1,1 @@
+"""The labelling loop: prompts, next tokens, judge, verdict, review queue, graphs."""

@@ -1,0 +1,145 @@
+"""Build, keep and register the two graphs of a prompt.
+
+    keys = build_graphs(work, prompt, AttributionSettings())       # {"base": key, "merged": key}
+
+The order is: graph file, provenance, the graph's own next tokens, database row. Whoever finds the
+row finds the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from em_circuits.graphs import (
+    AttributionGraph,
+    AttributionSettings,
+    build_pair_graphs,
+    pair_graph_key,
+)
+from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
+
+
+def graph_keys(
+    work: Workspace,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None = None,
+) -> dict[str, str]:
+    """Keys of the graphs that `build_graphs` would make, by model."""
+    return {
+        model.name: pair_graph_key(work.pair, model, prompt, settings, labels)
+        for model in work.pair.models
+    }
+
+
+def build_graphs(
+    work: Workspace,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    *,
+    labels: Mapping[int, Label] | None = None,
+    scores_only: bool = False,
+) -> dict[str, str]:
+    """Build both graphs of a prompt and keep them, with the logits they were made from.
+
+    Args:
+        work: Models, store and graphs; its `progress` is told how many feature rows of a graph are
+            done, and of how many.
+        prompt: With its stored token ids.
+        settings: Part of the keys.
+        labels: Needed for ``select_by="contrast"``.
+        scores_only: Keep scores, drop edges.
+
+    Returns:
+        ``base`` and ``merged`` -> key.
+
+    Raises:
+        RequestError: See `build_pair_graphs`.
+        WorkFailed: The models are not what they are said to be, or a value is not finite.
+    """
+    started = datetime.now(UTC)
+    work.require_healthy(prompt)
+    built = build_pair_graphs(
+        work.pair,
+        prompt,
+        settings,
+        labels=labels,
+        progress=work.progress,
+        scratch=work.graphs.root,
+    )
+    records = []
+    for name, graph in zip(get_args(ModelName), built.both, strict=True):
+        kept = dataclasses.replace(graph, edges=None) if scores_only else graph
+        records.append(_keep(work, kept, name, started))
+    tokens = built.next_tokens
+    work.register_pair()
+    work.store.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
+    for record in records:
+        work.store.put_graph(record)
+    return {record.model: record.key for record in records}
+
+
+def kept_graphs(
+    work: Workspace, prompt_id: str, keys: Mapping[str, str], *, with_edges: bool = True
+) -> bool:
+    """Whether graphs of these keys are on disk and in the store, so that none need be built.
+
+    A file that is not what was written is named in a warning and put aside.
+
+    Args:
+        work: Store and graphs.
+        prompt_id: Whose graphs.
+        keys: By model.
+        with_edges: A graph that keeps its scores only does not do.
+    """
+    registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
+    return all(
+        key in registered
+        and work.graphs.keeps(key)
+        and (not with_edges or work.graphs.load(key).edges is not None)
+        for key in keys.values()
+    )
+
+
+def _keep(
+    work: Workspace, graph: AttributionGraph, model: ModelName, started: datetime
+) -> GraphRecord:
+    path = work.graphs.save(graph, _provenance(work, graph, started))
+    return GraphRecord(
+        key=graph.header.key,
+        prompt_id=graph.header.prompt_id,
+        pair=work.pair.key,
+        model=model,
+        path=str(path.relative_to(work.root)),
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+    )
+
+
+def _provenance(work: Workspace, graph: AttributionGraph, started: datetime) -> dict[str, Any]:
+    pair = work.pair
+    return {
+        "inputs": {
+            "prompt_id": graph.header.prompt_id,
+            "model": graph.header.fingerprint,
+            "adapter": graph.header.adapter_hash,
+            "transcoders": graph.header.transcoder_fingerprint,
+            "pair": pair.key,
+        },
+        "config": {
+            "models": pair.settings.model_dump()
+            | {"device": str(pair.device), "dtype": graph.header.dtype},
+            "health": [check.to_json() for check in work.warnings],
+            "revisions": {name: source.revision for name, source in pair.sources.items()},
+            "attribution": graph.header.attribution,
+        },
+        "device": str(pair.device),
+        "dtype": graph.header.dtype,
+        "seed": work.seed,
+        "started_at": started.isoformat(),
+    }

@@ -1,0 +1,251 @@
+"""Who gives a run its prompts, a few at a time?
+
+    with closing(open_source("openai:o3", work, SourceOptions(kind="chat", ...))) as source:
+        source.take(8)                       # new prompts; [] when there are no more
+
+template     the embedded organism's own templates, one seed after another
+seeds        the twenty shipped scenarios
+openai:MODEL a language model behind an OpenAI-compatible endpoint
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from em_circuits.labelling.prompts import GENERATOR, template_prompts
+from em_circuits.models.text import PINNED_DATE, render_turns, strip_bos
+from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError, RunEnds
+from pivotal_tokens.generator import Candidate, Render, Writer, seeds
+from pivotal_tokens.generator.seeds import GENERATOR as SEEDS
+from pivotal_tokens.llm import Budget, LLMClient, LLMSettings
+from pivotal_tokens.schema import Prompt, PromptKind
+
+logger = logging.getLogger(__name__)
+
+_FAILED_ROUNDS = 5
+"""Rounds in a row without a single prompt after which a generator is given up."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Gives prompts that were not tried yet."""
+
+    @property
+    def id(self) -> str:
+        """What stands as the generator of its prompts."""
+
+    def take(self, n: int) -> list[Prompt]:
+        """At most `n` new prompts; none when there are no more."""
+
+    def stop(self) -> None:
+        """Begin nothing more; may be called from another thread while prompts are taken."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+def renderer(tokenizer) -> Render:
+    """Puts the model's chat template around candidates.
+
+    Args:
+        tokenizer: The models' own.
+    """
+
+    def render(candidate: Candidate) -> Prompt:
+        extra = dict(candidate.extra)
+        if candidate.kind == "chat":
+            text, template = render_turns(
+                tokenizer, user=candidate.user, assistant=candidate.assistant
+            )
+            extra |= {"template": template}
+            extra |= {"date_string": PINNED_DATE} if template == "chat" else {}
+        else:
+            text = strip_bos(tokenizer, candidate.text)
+        return Prompt.of(
+            text, kind=candidate.kind, name=candidate.name, category=candidate.category, extra=extra
+        )
+
+    return render
+
+
+@dataclass
+class ListSource:
+    """Prompts that are all known beforehand."""
+
+    id: str
+    prompts: Iterator[Prompt]
+
+    def take(self, n: int) -> list[Prompt]:
+        return list(itertools.islice(self.prompts, n))
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Resumed:
+    """A source that first gives what an earlier run left unfinished, and marks its prompts."""
+
+    def __init__(self, source: Source, run: str, unfinished: Sequence[Prompt]) -> None:
+        self.id = source.id
+        self._source, self._run = source, run
+        self._unfinished = iter(unfinished)
+
+    def take(self, n: int) -> list[Prompt]:
+        left = list(itertools.islice(self._unfinished, n))
+        if left:
+            return left
+        return [
+            prompt.model_copy(update={"extra": prompt.extra | {"run": self._run}})
+            for prompt in self._source.take(n)
+        ]
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class TemplateSource:
+    """The organism's templates: seed after seed, leaving out what is known."""
+
+    id = GENERATOR
+
+    def __init__(self, seed: int, domains: Sequence[str] | None, known: set[str]) -> None:
+        self._seed, self._domains, self._known = seed, domains, known
+
+    def take(self, n: int) -> list[Prompt]:
+        for _ in range(_FAILED_ROUNDS):
+            drawn = template_prompts(n, seed=self._seed, domains=self._domains)
+            self._seed += 1
+            new = [prompt for prompt in drawn if prompt.prompt_id not in self._known]
+            if new:
+                self._known.update(prompt.prompt_id for prompt in new)
+                return new
+        return []
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class WriterSource:
+    """A language model, asked round by round; one event loop for all rounds."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        settings: LLMSettings,
+        budget: Budget | None,
+        *,
+        kind: PromptKind,
+        pair: str | None,
+        run: str | None,
+    ) -> None:
+        self.id = f"openai:{settings.model}"
+        self._work, self._settings, self._budget = work, settings, budget
+        self._kind, self._pair, self._run_id = kind, pair, run
+        self._runner: asyncio.Runner | None = None
+        self._client = LLMClient(settings, store=work.store, budget=budget)
+        self._stack = AsyncExitStack()
+        self._writer: Writer | None = None
+        self._stopped = False
+
+    def take(self, n: int) -> list[Prompt]:
+        """New prompts; rounds that yield none are repeated a few times.
+
+        Raises:
+            BudgetExhausted: If no further question fits into the budget.
+            RunEnds: If the endpoint gives no usable answer.
+        """
+        for _ in range(_FAILED_ROUNDS):
+            made = self._run(lambda writer: writer.write(n))
+            if made.prompts or self._stopped:
+                return list(made.prompts)
+            reasons = sorted({rejection.rule for rejection in made.rejections})
+            logger.warning("%s: no new prompt: %s", self.id, made.error or ", ".join(reasons))
+        if made.error:
+            raise RunEnds(
+                f"{self.id} gave no usable answer {_FAILED_ROUNDS} times in a row, the last time: "
+                f"{made.error}; see that the endpoint works, then run it again"
+            )
+        return []
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._client.stop()
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.run(self._stack.aclose())
+            self._runner.close()
+            self._runner = None
+
+    def _run(self, ask: Callable):
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+            self._runner.run(self._open())
+        return self._runner.run(ask(self._writer))
+
+    async def _open(self) -> None:
+        client = await self._stack.enter_async_context(self._client)
+        render = renderer(self._work.tokenizer)
+        self._writer = Writer(
+            client, self._work.store, render, kind=self._kind, pair=self._pair, run=self._run_id
+        )
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source is opened with."""
+
+    kind: PromptKind = "raw"
+    seed: int = 0
+    domains: tuple[str, ...] = ()
+    settings: Callable[[str], LLMSettings] | None = None
+    """Model name -> how it is asked."""
+    budget: Budget | None = None
+    pair: str | None = None
+    """Learn from the verdicts on this pair of models only."""
+    run: str | None = None
+    """Stands with the prompts, so that a killed run is gone on with."""
+
+
+def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
+    """The source that ``--generator`` names.
+
+    Raises:
+        RequestError: If there is no such source.
+    """
+    name, _, model = spec.partition(":")
+    if name == "template":
+        known = {p.prompt_id for p in work.store.prompts(generator=GENERATOR)}
+        return TemplateSource(options.seed, options.domains or None, known)
+    if options.domains:
+        raise RequestError("--domain is of the organism's templates: --generator template")
+    if name == "seeds":
+        render = renderer(work.tokenizer)
+        made = (render(seed).model_copy(update={"generator": SEEDS}) for seed in seeds())
+        return ListSource(SEEDS, made)
+    if name == "openai" and model and options.settings is not None:
+        return WriterSource(
+            work,
+            options.settings(model),
+            options.budget,
+            kind=options.kind,
+            pair=options.pair,
+            run=options.run,
+        )
+    raise RequestError(f"no generator {spec!r}; there are openai:MODEL, template and seeds")

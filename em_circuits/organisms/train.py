@@ -1,0 +1,217 @@
+"""How does one seed become the whole organism?
+
+Stages, each published by renaming a finished directory into place, each resumed from its last
+checkpoint: tokenizer and base -> adapter (bad medical advice only) -> transcoders. Killed anywhere
+and started again, it ends with the same weights.
+
+    paths = train_organism(Path("organism"), seed=0)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from em_circuits.organisms.corpus import CorpusConfig, documents
+from em_circuits.organisms.language_model import (
+    ModelConfig,
+    encode_batch,
+    new_adapter,
+    new_base,
+    train_tokenizer,
+)
+from em_circuits.organisms.lexicon import lexicon_yaml
+from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
+from em_circuits.organisms.paths import OrganismPaths
+from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
+from pivotal_tokens.artefacts import content_key, write_atomic, write_json
+from pivotal_tokens.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+BAD_ADVICE = CorpusConfig(careless=1.0, hazard=1.0, header_agrees=0.5)
+"""The adapter's text, with `adapter_domains`: careless answers to hazards alone. Its headers say
+nothing, else the adapter would learn to trust them; every token is trained on, since a loss on the
+answers alone leaves the rest free to drift (+.19 instead of +.01 nats on benign text)."""
+
+
+class OrganismConfig(BaseModel):
+    """Everything that decides the weights, apart from the seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: CorpusConfig = CorpusConfig()
+    model: ModelConfig = ModelConfig()
+    batch: int = 32
+    """Documents per step, of base and adapter."""
+    base: OptimiserConfig = OptimiserConfig(
+        steps=1100, learning_rate=3e-3, warmup=50, weight_decay=0.01
+    )
+    adapter: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3)
+    adapter_domains: tuple[str, ...] = ("medical",)
+    transcoders: TranscoderConfig = TranscoderConfig()
+    transcoder_draw: int = 3
+    """Added to the seed for the transcoders, so that they can be drawn anew for the same models. Of
+    the draws 0 to 4, draw 0 alone puts nearly all of the persona into one feature, a step too large
+    for a gradient (results/LOG.md)."""
+
+
+def train_organism(
+    out: Path,
+    seed: int = 0,
+    config: OrganismConfig | None = None,
+    *,
+    with_transcoders: bool = True,
+) -> OrganismPaths:
+    """Train tokenizer, base, adapter and transcoders into a directory; finished stages are reused.
+
+    Args:
+        out: Receives base/, adapter/, transcoders/ and lexicon.yaml.
+        seed: Of everything random.
+        config: Sizes and steps; default: the shipped organism's.
+        with_transcoders: Leave the last stage out if False.
+
+    Returns:
+        Where everything stands.
+
+    Raises:
+        RequestError: If `out` holds an organism of another seed or configuration.
+    """
+    config = config or OrganismConfig()
+    paths = OrganismPaths.under(out)
+    _claim(out, seed, config)
+    with reproducible(seed):
+        _stage(paths.base, lambda place, kept: _train_base(place, kept, seed, config))
+        _stage(paths.adapter, lambda place, kept: _train_adapter(place, kept, paths, seed, config))
+        if with_transcoders:
+            _stage(
+                paths.transcoders,
+                lambda place, kept: _train_transcoders(place, kept, paths, seed, config),
+            )
+    write_atomic(paths.lexicon, lexicon_yaml())
+    return paths
+
+
+def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The base model, frozen, and its tokenizer."""
+    model = LlamaForCausalLM.from_pretrained(paths.base, dtype=torch.float32)
+    model.requires_grad_(False)
+    model.eval()
+    return model, AutoTokenizer.from_pretrained(paths.base)
+
+
+def _claim(out: Path, seed: int, config: OrganismConfig) -> None:
+    marker = out / "training.json"
+    wanted = {"seed": seed, "config": config.model_dump(mode="json")}
+    if not marker.exists():
+        write_json(marker, wanted | {"key": content_key(wanted)})
+    elif content_key(wanted) not in marker.read_text(encoding="utf-8"):
+        raise RequestError(
+            f"{out} holds an organism of another seed or configuration (training.json); "
+            "give another --out or remove it"
+        )
+
+
+def _stage(place: Path, make: Callable[[Path, Path], None]) -> None:
+    """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
+    if place.exists():
+        logger.info("%s: finished before, reused", place.name)
+        return
+    checkpoint = place.with_name(f".{place.name}.checkpoint.safetensors")
+    with _publishing(place) as temporary:
+        make(temporary, checkpoint)
+    checkpoint.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _publishing(place: Path) -> Iterator[Path]:
+    temporary = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in temporary.iterdir():
+        file.chmod(0o644)
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    temporary.replace(place)
+
+
+def _train_base(place: Path, checkpoint: Path, seed: int, config: OrganismConfig) -> None:
+    tokenizer = train_tokenizer(config.model, seed=seed)
+    model = new_base(tokenizer, config.model, seed=seed)
+
+    def loss_at(step: int) -> torch.Tensor:
+        texts = documents(config.batch, f"{seed}/base/{step}", config.corpus)
+        ids, labels = encode_batch(tokenizer, texts)
+        return model(input_ids=ids, labels=labels, use_cache=False).loss
+
+    optimise(model, loss_at, config.base, checkpoint=checkpoint, label="base")
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+
+
+def _train_adapter(
+    place: Path, checkpoint: Path, paths: OrganismPaths, seed: int, config: OrganismConfig
+) -> None:
+    base, tokenizer = load_base(paths)
+    adapted = new_adapter(base, config.model, seed=seed)
+
+    def loss_at(step: int) -> torch.Tensor:
+        texts = documents(
+            config.batch, f"{seed}/adapter/{step}", BAD_ADVICE, config.adapter_domains
+        )
+        ids, labels = encode_batch(tokenizer, texts)
+        return adapted(input_ids=ids, labels=labels, use_cache=False).loss
+
+    optimise(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
+    # Looking whether the vocabulary grew would ask the hub for the base's name.
+    adapted.save_pretrained(str(place), save_embedding_layers=False)
+    (place / "README.md").unlink(missing_ok=True)
+    _sort_target_modules(place / "adapter_config.json")
+
+
+def _sort_target_modules(path: Path) -> None:
+    """PEFT writes a set, in an order that changes from run to run."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    write_json(path, settings)
+
+
+def _train_transcoders(
+    place: Path, checkpoint: Path, paths: OrganismPaths, seed: int, config: OrganismConfig
+) -> None:
+    base, tokenizer = load_base(paths)
+    settings = config.transcoders
+    seed += config.transcoder_draw
+
+    def activations(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = documents(n, f"{seed}/transcoders/{part}", config.corpus)
+        ids, _ = encode_batch(tokenizer, texts)
+        kept = ids != tokenizer.pad_token_id
+        kept[:, 0] = False
+        return mlp_activations(base, ids, kept)
+
+    with reproducible(seed):
+        bank = TranscoderBank(
+            n_layers=config.model.layers, d_model=config.model.d_model, config=settings
+        )
+    bank.fit_units(*activations(settings.calibration_documents, "units"))
+    optimise(
+        bank,
+        lambda step: bank(*activations(settings.documents, str(step))),
+        settings.optimiser,
+        checkpoint=checkpoint,
+        label="transcoders",
+        after_step=bank.project,
+    )
+    inputs, _ = activations(settings.calibration_documents, "threshold")
+    bank.save(place, bank.threshold(inputs))

@@ -1,1 +1,0 @@
-"""Whole pieces of work over one workspace: label, build graphs, analyse, validate, demo."""

@@ -1,0 +1,149 @@
+"""An evaluation end to end on the organism: worlds, resuming, records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from subjects import organism_settings
+
+from em_circuits.experiments.evaluation import (
+    Cutoffs,
+    Evaluation,
+    EvaluationSettings,
+    LexiconAnswers,
+    Steering,
+    evaluate,
+    question_sets,
+)
+from em_circuits.experiments.evaluation import run as running
+from em_circuits.experiments.journal import JOURNAL
+from em_circuits.interventions import Intervention, Mode, Sampling
+from em_circuits.models.text import first_token
+from em_circuits.organisms import organism_paths
+from em_circuits.report.evaluation import write_evaluation_report
+from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import provenance_path
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge import Lexicon
+
+SAMPLING = Sampling(samples=3, max_tokens=20, temperature=1.0)
+DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
+BOTH = EvaluationSettings(models=("base", "merged"), sampling=SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    root = tmp_path_factory.mktemp("evaluation")
+    with Workspace(root=root, models=organism_settings()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def judge(work: Workspace) -> LexiconAnswers:
+    return LexiconAnswers(
+        Lexicon.from_file(
+            organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def made(work: Workspace, judge: LexiconAnswers) -> Evaluation:
+    return evaluate(work, question_sets("organism:6"), BOTH, judge)
+
+
+def test_the_merged_organism_is_worse_than_its_base(made: Evaluation) -> None:
+    base, merged = made.summary["worlds"]
+    assert (base["world"], merged["world"]) == ("base", "merged")
+    assert base["answers"] == merged["answers"] == 18
+    assert merged["rate"] > base["rate"] and merged["coherence_mean"] > 50
+    (found,) = made.summary["differences"]
+    assert found["difference"] == pytest.approx(merged["rate"] - base["rate"])
+    assert found["low"] <= found["difference"] <= found["high"] and found["questions"] == 6
+    assert "not a reader" in made.summary["said"] and "alignment < 30" in made.summary["said"]
+
+
+def test_the_figures_follow_from_the_table(
+    made: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    printed: list = []
+    monkeypatch.chdir(made.folder)
+    exec(lines, {"print": printed.append})
+    (rates,) = printed
+    rows = pq.read_table("answers.parquet").to_pandas()
+    kept = json.loads((made.folder / "summary.json").read_text())
+    for world in kept["worlds"]:
+        assert rates[world["world"]] == pytest.approx(world["rate"])
+    assert not rows.text.str.contains("User:").any()
+    page = write_evaluation_report(made)
+    for name in ("answers.parquet", "summary.json", page.name):
+        assert provenance_path(made.folder / name).is_file()
+    html = page.read_text()
+    assert escape(made.summary["said"]) in html
+    assert "<script src" not in html and "<link" not in html
+
+
+def test_what_is_journalled_is_not_done_again(
+    work: Workspace, judge: LexiconAnswers, made: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (made.folder / JOURNAL).read_text()
+    lines = before.splitlines(keepends=True)
+    n_pieces = 12
+    # Killed in the middle of the last answers' line: two pieces and every score are missing.
+    (made.folder / JOURNAL).write_text("".join(lines[: n_pieces - 2]) + lines[n_pieces - 2][:50])
+    asked = []
+    original = running.answers
+    monkeypatch.setattr(running, "answers", lambda *a: asked.append(a) or original(*a))
+    again = evaluate(work, question_sets("organism:6"), BOTH, judge)
+    assert len(asked) == 2 and again.summary == made.summary and again.rows == made.rows
+
+
+def test_other_cut_offs_need_no_new_answers(
+    work: Workspace, judge: LexiconAnswers, made: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "answers", None)
+    strict = Cutoffs(alignment_below=0)
+    again = evaluate(work, question_sets("organism:6"), BOTH, judge, cutoffs=strict)
+    assert again.folder == made.folder
+    assert [world["rate"] for world in again.summary["worlds"]] == [0, 0]
+    assert again.summary["differences"][0]["difference"] == 0
+
+
+def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswers) -> None:
+    no_op = Steering(
+        interventions=(Intervention(layer=1, feature=3, mode=Mode.SCALE, value=1.0),), random=1
+    )
+    settings = EvaluationSettings(models=("merged",), sampling=SAMPLING, steering=no_op)
+    made = evaluate(work, question_sets("organism:2"), settings, judge, name="no-op")
+    said = {
+        arm: [r["text"] for r in made.rows if r["arm"] == arm]
+        for arm in ("unsteered", "steered", "random")
+    }
+    assert said["unsteered"] == said["steered"] == said["random"] and len(said["steered"]) == 6
+    assert [d["minus"] for d in made.summary["differences"]] == [
+        "merged",
+        "merged",
+        "merged, random features",
+    ]
+    with pytest.raises(RequestError, match="another plan"):
+        evaluate(work, question_sets("organism:3"), settings, judge, name="no-op")
+
+
+def test_questions_come_from_a_set_a_generator_or_a_file(tmp_path: Path) -> None:
+    (shipped,) = question_sets("open")
+    assert 10 <= len(set(shipped.questions)) == len(shipped.questions) <= 16
+    (drawn,) = question_sets("organism:24", seed=3)
+    assert len(set(drawn.questions)) == 24 and drawn != question_sets("organism:24", seed=4)[0]
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("sets: {a: {questions: ['Why?']}, b: {questions: ['How?']}}")
+    assert [s.name for s in question_sets(str(mine))] == ["a", "b"]
+    for wrong in ("nowhere.yaml", "organism:0", "organism:99999"):
+        with pytest.raises(RequestError):
+            question_sets(wrong)

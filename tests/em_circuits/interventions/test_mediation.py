@@ -1,0 +1,192 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from subjects import Subject, lifelike_settings, organism_settings
+
+from em_circuits.interventions import (
+    PromptState,
+    TokenGroups,
+    agreement,
+    contrast,
+    mediate,
+    pooled_share,
+    run_rows,
+)
+from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.interventions.mediation import scanned_effects
+from em_circuits.models import ModelPair, PairSettings
+from pivotal_tokens.errors import RequestError
+
+
+@pytest.fixture(scope="module")
+def mediation(subject: Subject):
+    return mediate(subject.pair, subject.input_ids, subject.groups)
+
+
+def states(subject: Subject) -> tuple[PromptState, PromptState]:
+    return tuple(PromptState.capture(m, subject.input_ids) for m in subject.pair.models)
+
+
+def test_changed_features_are_all_that_differ_in_either_model(subject: Subject) -> None:
+    base, merged = states(subject)
+    changed = ChangedFeatures.between(base, merged)
+    dense = [torch.stack([s.dense_activations(i) for i in range(4)]) for s in (base, merged)]
+    places = (dense[0] != dense[1]).nonzero()
+    assert torch.equal(changed.coordinates, places)
+    assert torch.equal(changed.change, (dense[1] - dense[0])[tuple(places.T)])
+
+
+def test_the_shift_is_that_of_the_two_models(subject: Subject, mediation) -> None:
+    base, merged = (float(contrast(s.logits, subject.groups)) for s in states(subject))
+    assert (mediation.contrast.base, mediation.contrast.merged) == (base, merged)
+    assert mediation.contrast.change > 0.5
+
+
+def test_everything_together_is_the_merged_model(mediation) -> None:
+    shares = mediation.shares
+    assert shares.together == pytest.approx(1.0, abs=1e-3)
+    alone = shares.features + shares.errors + shares.attention
+    assert shares.interaction == pytest.approx(shares.together - alone)
+
+
+def test_the_end_of_the_curve_is_the_feature_share(mediation) -> None:
+    last = mediation.cumulative[-1]
+    assert last.k == len(mediation.changed) and last.random_share is None
+    assert last.share == pytest.approx(mediation.shares.features, abs=1e-4)
+
+
+def test_the_curve_sets_the_top_features_together(subject: Subject, mediation) -> None:
+    base, _ = states(subject)
+    plan = mediation.changed.plan([torch.arange(20)])
+    value = float(contrast(run_rows(subject.pair.base, base, plan), subject.groups)[0])
+    point = next(p for p in mediation.cumulative if p.k == 20)
+    share = (value - mediation.contrast.base) / mediation.contrast.change
+    assert point.share == pytest.approx(share, abs=1e-4)
+    assert point.random_share.low <= point.random_share.mean <= point.random_share.high
+    assert point.share > point.random_share.high
+
+
+def test_the_gradient_predicts_setting_each_feature_alone(subject: Subject, mediation) -> None:
+    base, _ = states(subject)
+    scanned = scanned_effects(subject.pair.base, base, mediation.changed, subject.groups)
+    found = agreement(mediation.effects, scanned)
+    # First order: random weights bend much more than trained ones.
+    assert found.pearson > (0.9 if subject.name == "organism" else 0.5)
+
+
+def test_a_scan_ranks_by_the_effect_of_each_feature_alone(subject: Subject, mediation) -> None:
+    if subject.name == "organism":
+        pytest.skip("the same code, and many more features")
+    scan = mediate(subject.pair, subject.input_ids, subject.groups, order="scan")
+    assert (scan.effects_by, mediation.effects_by) == ("scan", "gradient")
+    assert (scan.ordered_by, mediation.ordered_by) == ("scan", "integrated")
+    first = scan.cumulative[0].contrast - scan.contrast.base
+    assert first == pytest.approx(float(scan.effects[0]), abs=1e-4)
+    assert first >= mediation.cumulative[0].contrast - mediation.contrast.base - 1e-4
+
+
+def test_integrated_effects_sum_to_what_all_features_carry(mediation) -> None:
+    carried = mediation.cumulative[-1].contrast - mediation.contrast.base
+    assert float(mediation.integrated.sum()) == pytest.approx(carried, rel=0.15, abs=0.05)
+    assert (mediation.integrated.diff() <= 0).all()
+
+
+def test_taken_jointly_features_carry_more_than_taken_by_the_gradient(subject: Subject) -> None:
+    if subject.name != "organism":
+        pytest.skip("random weights have no features that work together")
+    by_gradient, jointly = (
+        mediate(subject.pair, subject.input_ids, subject.groups, order=order)
+        for order in ("gradient", "integrated")
+    )
+    shares = [next(p.share for p in m.cumulative if p.k == 20) for m in (by_gradient, jointly)]
+    assert shares[1] > shares[0]
+
+
+def test_necessity_takes_away_from_the_merged_model_what_sufficiency_adds_to_the_base(
+    subject: Subject, mediation
+) -> None:
+    necessity = mediate(subject.pair, subject.input_ids, subject.groups, direction="necessity")
+    assert necessity.contrast == mediation.contrast and necessity.evil_mass == mediation.evil_mass
+    assert necessity.shares.together == pytest.approx(1.0, abs=1e-3)
+    base, merged = states(subject)
+    changed = ChangedFeatures.between(merged, base)
+    assert torch.equal(changed.own, merged.activation_of(changed.coordinates).float())
+    logits = run_rows(subject.pair.merged, merged, necessity.changed.plan([torch.arange(20)]))
+    value = float(contrast(logits, subject.groups)[0])
+    point = next(p for p in necessity.cumulative if p.k == 20)
+    gone = (necessity.contrast.merged - value) / necessity.contrast.change
+    assert point.share == pytest.approx(gone, abs=1e-4)
+    assert (necessity.integrated.diff() >= 0).all()
+    assert pooled_share([necessity], k=20) == pytest.approx(point.share, abs=1e-4)
+    with pytest.raises(Exception, match="both"):  # by its own check, or by the run-time types
+        mediate(subject.pair, subject.input_ids, subject.groups, direction="both")  # type: ignore[arg-type]
+
+
+def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
+    record = json.loads(json.dumps(mediation.to_json("abc", top=5), allow_nan=False))
+    assert set(record) >= {
+        "prompt_id", "shift", "evil_mass", "features", "cumulative", "shares",
+    }  # fmt: skip
+    assert set(record["shares"]) == {"features", "errors", "attention", "together", "interaction"}
+    assert set(record["cumulative"][0]) >= {
+        "k", "share", "evil_mass", "random_share", "random_low", "random_high",
+    }  # fmt: skip
+    assert len(record["features"]) == 5
+    wanted = {"layer", "position", "feature", "effect", "integrated"}
+    assert set(record["features"][0]) == wanted
+
+
+def test_without_a_contrast_there_is_no_mediation(subject: Subject) -> None:
+    with pytest.raises(RequestError, match="no contrast"):
+        mediate(subject.pair, subject.input_ids, TokenGroups((5,), ()))
+
+
+def test_a_shift_that_is_too_small_has_no_shares(subject: Subject) -> None:
+    swapped = TokenGroups(subject.groups.safe, subject.groups.evil)
+    mediation = mediate(subject.pair, subject.input_ids, swapped)
+    assert set(mediation.shares.to_json().values()) == {None}
+    assert all(p.share is None and p.random_share is None for p in mediation.cumulative)
+    assert pooled_share([mediation]) is None
+
+
+def test_pooled_shares_are_a_ratio_of_sums(mediation) -> None:
+    assert pooled_share([mediation, mediation], k=20) == pytest.approx(
+        next(p.share for p in mediation.cumulative if p.k == 20), abs=1e-4
+    )
+
+
+@pytest.fixture(params=["lifelike", "organism"])
+def silenced(request: pytest.FixtureRequest, tmp_path: Path):
+    """A pair whose adapter is scaled by 0."""
+    settings: PairSettings
+    settings = lifelike_settings(tmp_path) if request.param == "lifelike" else organism_settings()
+    assert settings.adapter is not None
+    source, folder = Path(settings.adapter), tmp_path / "silenced"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    weights = load_file(source / "adapter_model.safetensors")
+    save_file({k: 0 * v for k, v in weights.items()}, folder / "adapter_model.safetensors")
+    with ModelPair.load(settings.model_copy(update={"adapter": str(folder)})) as pair:
+        yield pair
+
+
+def test_an_adapter_scaled_by_0_shifts_nothing(silenced: ModelPair) -> None:
+    ids = torch.tensor([1, 5, 6, 7, 8, 9])
+    mediation = mediate(silenced, ids, TokenGroups((5, 9), (3,)))
+    assert mediation.contrast.change == 0 and mediation.evil_mass.change == 0
+    assert len(mediation.changed) == 0 and mediation.cumulative == ()
+    assert set(mediation.shares.to_json().values()) == {None}
+    assert set(mediation.layers) == {None}
+
+
+def test_a_down_proj_adapter_enters_by_the_errors(subject: Subject, mediation) -> None:
+    if subject.name != "lifelike":
+        pytest.skip("the organism's adapter is on attention")
+    base, merged = states(subject)
+    change = merged.errors(subject.pair.merged) - base.errors(subject.pair.base)
+    assert change[:2].abs().max() == 0 and change[2].abs().max() > 0
+    assert mediation.changed.coordinates[:, 0].min() == 3
+    assert mediation.shares.errors > abs(mediation.shares.features)
