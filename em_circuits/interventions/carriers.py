@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, evil_mass
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
 from em_circuits.interventions.forward import FeatureId
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
@@ -42,7 +42,7 @@ class Subject:
     prompt_id: str
     category: str | None
     input_ids: Int[Tensor, " pos"]
-    groups: TokenGroups
+    groups: Contrast
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _moved(
     )
     logits = transplant.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
     back = transplant.moved(logits).double()
-    mass = evil_mass(logits, subject.groups).double().cpu()
+    mass = subject.groups.evil_mass(logits).double().cpu()
     n_draws = draws[0]
     random = torch.full((len(spans), n_draws), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):

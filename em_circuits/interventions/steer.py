@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, contrast, evil_mass
+from em_circuits.contrast import Contrast
+from em_circuits.intervention import Intervention
 from em_circuits.interventions.controls import MIN_DRAWS, Spread, check_draws
 from em_circuits.interventions.engine import run_rows
-from em_circuits.interventions.intervention import Intervention, check_interventions
+from em_circuits.interventions.ranges import check_interventions
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.state import PromptState
 from em_circuits.interventions.substitutes import moved, random_places
@@ -109,7 +110,7 @@ def steer(
     model: Model,
     input_ids: Int[Tensor, " pos"],
     interventions: Sequence[Intervention],
-    groups: TokenGroups,
+    groups: Contrast,
     *,
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
@@ -138,7 +139,7 @@ def steer(
     places = random_places(model, state, interventions, n_draws=n_random, seed=seed)
     rows = [[], list(interventions), *(moved(interventions, draw) for draw in places.tolist())]
     logits = run_rows(model, state, rows, regime)
-    mass, contrasts = evil_mass(logits, groups), contrast(logits, groups)
+    mass, contrasts = groups.evil_mass(logits), groups.value(logits)
 
     def world(row: int) -> World:
         measured = None if contrasts is None else float(contrasts[row])

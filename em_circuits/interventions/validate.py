@@ -17,6 +17,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.agreement import (
     STATISTICS,
     Agreement,
@@ -24,7 +25,6 @@ from em_circuits.interventions.agreement import (
     agreement,
     intervals,
 )
-from em_circuits.interventions.contrast import TokenGroups
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.interventions.state import PromptState
@@ -74,7 +74,7 @@ def compare(
     scores: Mapping[str, Float[Tensor, " _"]],
     *,
     features: Int[Tensor, "feature 3"],
-    groups: TokenGroups,
+    groups: Contrast,
     regimes: Sequence[Regime] = tuple(Regime),
 ) -> tuple[Comparison, ...]:
     """Ablate the features one by one and put every method's scores beside the effects.
