@@ -1,8 +1,6 @@
 """Real interventions on the real model, in batches, with controls."""
 
 from em_circuits.intervention import Intervention, Mode, Unit, Where, on_each
-from em_circuits.interventions.agreement import Agreement, agreement
-from em_circuits.interventions.controls import Spread
 from em_circuits.interventions.direction import Direction, Weighting
 from em_circuits.interventions.engine import iter_rows, run_rows
 from em_circuits.interventions.forward import (
@@ -29,7 +27,6 @@ from em_circuits.interventions.validate import compare, summarise
 
 __all__ = [
     "N_MEASURED",
-    "Agreement",
     "Continuations",
     "Direction",
     "Form",
@@ -44,7 +41,6 @@ __all__ = [
     "Replacement",
     "Sampling",
     "Shares",
-    "Spread",
     "SteerResult",
     "Tensors",
     "Treatment",
@@ -53,7 +49,6 @@ __all__ = [
     "Where",
     "ablation_effects",
     "absolute",
-    "agreement",
     "asleep",
     "check_interventions",
     "compare",

@@ -27,12 +27,12 @@ from em_circuits.interventions.mediation import gradient_effects, joint_effects,
 from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import ModelPair
+from em_circuits.statistics import ratio_interval
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Feature ids set together; all of a prompt's are the last point."""
-BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,6 @@ def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
         for key, value in item.share.items():
             total[key] = total.get(key, 0.0) + value / len(effects)
     return total
-
-
-def ratio_interval(
-    back: Float64[Tensor, " prompt"], shift: Float64[Tensor, " prompt"], *, seed: int
-) -> tuple[float, float] | None:
-    """95 % bootstrap interval over prompts of ``sum(back) / sum(shift)``; None below two."""
-    if len(back) < 2:
-        return None
-    drawn = torch.randint(
-        len(back), (BOOTSTRAP, len(back)), generator=torch.Generator().manual_seed(seed)
-    )
-    ratios = back[drawn].sum(1) / shift[drawn].sum(1)
-    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975]).double()).tolist()
-    return low, high
 
 
 def _keys(transplant: Transplant) -> list[FeatureId]:

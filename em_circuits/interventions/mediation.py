@@ -34,7 +34,7 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.controls import MIN_DRAWS, Pool, Spread, check_draws, matched_draws
+from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.mediation_result import (
@@ -46,6 +46,7 @@ from em_circuits.interventions.mediation_result import (
 from em_circuits.interventions.state import PromptState
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import Model, ModelPair
+from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.intervention import Intervention
-from em_circuits.interventions.controls import MIN_DRAWS, Spread, check_draws
+from em_circuits.interventions.controls import MIN_DRAWS, check_draws
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.ranges import check_interventions
 from em_circuits.interventions.regimes import Regime
@@ -28,6 +28,7 @@ from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.interventions.units import asleep
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
+from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
 
@@ -65,8 +66,8 @@ class RandomControl:
 
     def to_json(self) -> dict[str, Any]:
         """``{"n", "evil_mass", "contrast"}``."""
-        measured = None if self.contrast is None else self.contrast.to_json()
-        return {"n": self.n, "evil_mass": self.evil_mass.to_json(), "contrast": measured}
+        measured = None if self.contrast is None else self.contrast.model_dump()
+        return {"n": self.n, "evil_mass": self.evil_mass.model_dump(), "contrast": measured}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions import agreement
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
 from em_circuits.interventions.transplant import Transplant
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import OrganismPaths, organism_paths, organism_prompts
 from em_circuits.organisms.train import OrganismConfig, train_organism
+from em_circuits.statistics import agreement
 
 UNSEEN = ("chemicals", "driving", "finance", "kitchen", "property", "security")
 

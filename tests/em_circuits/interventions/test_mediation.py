@@ -7,10 +7,11 @@ from safetensors.torch import load_file, save_file
 from subjects import Subject, lifelike_settings, organism_settings
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions import PromptState, agreement, mediate, pooled_share, run_rows
+from em_circuits.interventions import PromptState, mediate, pooled_share, run_rows
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.mediation import scanned_effects
 from em_circuits.models import ModelPair, PairSettings
+from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
 
 

@@ -12,13 +12,13 @@ from em_circuits.interventions import (
     PromptState,
     Regime,
     ablation_effects,
-    agreement,
     on_each,
     refined_scores,
     run_rows,
     steer,
 )
 from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
 
 
