@@ -17,13 +17,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore
-from em_circuits.graphs.attribution import Progress, no_progress
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.health import Check, check_pair, require_healthy
 from em_circuits.models.memory import memory_plan, require_fit
 from em_circuits.models.pair import load_tokenizer
 from em_circuits.models.source import locate_all
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
@@ -48,7 +48,7 @@ class Workspace:
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
-    """Told how far an attribution is."""
+    """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Held by whoever runs a model where several threads do; never while an endpoint is asked."""
     _healthy: bool = field(default=False, repr=False)

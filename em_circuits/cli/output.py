@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from em_circuits.progress import above_bars
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object (or one per line) on standard output."
@@ -15,7 +18,13 @@ json_option = click.option(
 
 def emit(value: Any) -> None:
     """Print one JSON value on one line: UTF-8, no NaN."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Print a line or several, above bars that stand on the terminal."""
+    with above_bars(sys.stdout):
+        click.echo(text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = 79) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.progress import Bars
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -70,7 +71,14 @@ class Session:
             seed=self.seed,
             create=create,
             attribution=attribution or AttributionSettings(),
+            progress=self.bars(),
         )
+
+    def bars(self) -> Bars:
+        """Progress bars, closed when the command ends, in whatever way."""
+        bars = Bars()
+        click.get_current_context().call_on_close(bars.close)
+        return bars
 
     @property
     def default_store(self) -> Path:
