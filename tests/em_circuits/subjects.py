@@ -40,7 +40,7 @@ class Subject:
 
 @contextlib.contextmanager
 def in_float64(model: Model) -> Iterator[None]:
-    """The model computes in float64 meanwhile; its tensors come back as they were, shared ones too."""
+    """The model in float64; afterwards its tensors are the ones it had, shared ones too."""
     parameters = [(parameter, parameter.data) for parameter in model.hf.parameters()]
     buffers = [(module, dict(module._buffers)) for module in model.hf.modules()]
     model.hf.double()
