@@ -21,6 +21,7 @@ from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import locate_all
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
@@ -28,16 +29,11 @@ from pivotal_tokens.store import Store, default_url
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from em_circuits.graphs.attribution import Progress
     from em_circuits.graphs.graph import AttributionGraph
     from em_circuits.models.health import Check
     from em_circuits.models.pair import ModelPair
 
 logger = logging.getLogger(__name__)
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Show nothing."""
 
 
 @dataclass
@@ -57,7 +53,7 @@ class Workspace:
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
-    """Told how far an attribution is."""
+    """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Held by whoever runs a model where several threads do; never while an endpoint is asked."""
     _healthy: bool = field(default=False, repr=False)

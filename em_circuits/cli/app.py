@@ -10,7 +10,6 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 
 from em_circuits import __version__
 from em_circuits.cli.session import Session, model_options
+from em_circuits.progress import above_bars
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 CONFIG_FILE = "em-circuits.toml"
@@ -229,8 +229,7 @@ class _StandardError(logging.StreamHandler[Any]):
         return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm")  # without it there is no bar
-        with bars.tqdm.external_write_mode(self.stream) if bars else nullcontext():
+        with above_bars(self.stream):
             super().emit(record)
 
 

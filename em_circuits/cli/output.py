@@ -9,6 +9,7 @@ at most 80 columns, without colours.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel
 
+from em_circuits.progress import above_bars
 from pivotal_tokens.review.display import visible
 
 WIDTH = 79
@@ -41,11 +43,17 @@ def emit(
     """
     if not as_json:
         for line in (describe or summary)(result):
-            click.echo(line)
+            say(line)
         return
     for one in result if isinstance(result, list | tuple) else [result]:
         record = one.model_dump(mode="json", by_alias=True) if isinstance(one, BaseModel) else one
-        click.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        say(json.dumps(record, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Print a line or several, above bars that stand on the terminal."""
+    with above_bars(sys.stdout):
+        click.echo(text)
 
 
 def summary(result: Any) -> Iterable[str]:

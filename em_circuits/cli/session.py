@@ -20,6 +20,7 @@ from em_circuits.cli.options import Flag, OptionSet
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import organism_paths
+from em_circuits.progress import Bars
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ _attribution = OptionSet(
 
 def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that builds graphs; see `attribution_settings`."""
-    scores_only = click.option(
-        "--scores-only", is_flag=True, help="Keep scores, drop edges."
-    )
+    scores_only = click.option("--scores-only", is_flag=True, help="Keep scores, drop edges.")
     return _attribution(scores_only(command))
 
 
@@ -112,7 +111,14 @@ class Session:
             seed=self.seed,
             create=create,
             attribution=attribution or AttributionSettings(),
+            progress=self.bars(),
         )
+
+    def bars(self) -> Bars:
+        """Progress bars, closed when the command ends, in whatever way."""
+        bars = Bars()
+        click.get_current_context().call_on_close(bars.close)
+        return bars
 
     @property
     def default_store(self) -> Path:
