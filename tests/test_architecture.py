@@ -101,11 +101,6 @@ def test_importing_is_light_and_writes_nothing(package: str, tmp_path: Path) -> 
     assert done.stderr == "" and not list(tmp_path.iterdir())
 
 
-def test_no_module_outgrows_its_idea() -> None:
-    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in modules()}
-    assert {name: n for name, n in lengths.items() if n > 450} == {}
-
-
 def test_no_two_test_files_have_one_name() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert {name for name in names if names.count(name) > 1} == set()
