@@ -1,10 +1,10 @@
 """What does an experiment need to know of a prompt before anything is steered?
 
 Labels are those of the store where the prompt has any, else the judge's on the union of both
-models' top tokens; the ranking is by gradient through the real model.
+models' top tokens.
 
     case = Cases(work, judge).of(prompt, "merged")
-    case.ranked[:10], case.groups, case.state
+    case.groups, case.state, case.choose(model, "top:4").features
 """
 
 from __future__ import annotations
@@ -13,25 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
-from em_circuits.features import parse_features
-from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
+from em_circuits.features import choose_features
 from em_circuits.interventions import PromptState
-from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.labelling.prompts import template_prompts
-from em_circuits.models import ModelPair
+from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
+from em_circuits.scoring import TO_STEER, Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import Judgement, Label, ModelName, Prompt
-
-Found = tuple[int, int, int]
-"""(layer, position, feature id)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,26 +45,14 @@ class Case:
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
     """Of the un-steered base model."""
-    scores: Float[Tensor, " active"]
-    """Gradient of the evil-minus-safe contrast times activation, of ``state.active``."""
 
     @property
     def domain(self) -> str | None:
         return self.prompt.category
 
-    @property
-    def ranked(self) -> Int64[Tensor, "active 3"]:
-        """Active features from the most positive contrast to the most negative."""
-        return self.state.active.cpu()[self.scores.argsort(descending=True, stable=True)]
-
-    def choose(self, features: str) -> tuple[Found, ...]:
+    def choose(self, model: Model, features: str, *, by: Scoring | str = TO_STEER) -> FeatureTable:
         """The features that a ``--features`` text means on this prompt."""
-        choice = parse_features(features)
-        if choice.by == "name":
-            return choice.named
-        key = {"top": -self.scores, "bottom": self.scores, "abs": -self.scores.abs()}[choice.by]
-        order = key.argsort(stable=True)[: choice.count]
-        return tuple((a, b, c) for a, b, c in self.state.active.cpu()[order].tolist())
+        return choose_features(features, model, self.state, self.groups, by=by)
 
 
 @dataclass(frozen=True)
@@ -98,11 +83,6 @@ class Cases:
             )
         steered = self.pair.model(model)
         state = PromptState.capture(steered, ids)
-        weights = groups.weights(len(state.logits))[None]
-        gradients = mlp_output_gradients(steered, ids, weights)
-        active = state.active.cpu()
-        outputs = decoder_vectors(steered, active[:, 0], active[:, 2])
-        outputs = outputs * state.activations.float().cpu()[:, None]
         return Case(
             prompt=prompt,
             model=model,
@@ -111,7 +91,6 @@ class Cases:
             groups=groups,
             state=state,
             base_logits=self.pair.base.next_logits(ids).float(),
-            scores=feature_scores(gradients.cpu(), active, outputs)[0],
         )
 
     def prompts(self, source: PromptSource) -> tuple[Prompt, ...]:

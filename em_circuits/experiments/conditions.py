@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.experiments.cases import Case, Found
-from em_circuits.experiments.plan import Combination, Place, SweepPlan
+from em_circuits.experiments.cases import Case
+from em_circuits.experiments.plan import Combination, SweepPlan
+from em_circuits.feature import Feature
 from em_circuits.interventions import (
     Form,
     Intervention,
@@ -29,19 +30,13 @@ from em_circuits.interventions import (
     Unit,
     Where,
     absolute,
+    on_each,
 )
 from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
 
 UNSTEERED, STEERED, RANDOM = "unsteered", "steered", "random"
 NOOP, FLIPPED, DIRECTION = "noop", "flipped", "direction"
-
-_WHERE = {
-    Place.LAST: Where.LAST,
-    Place.PROMPT: Where.PROMPT,
-    Place.GENERATED: Where.GENERATED,
-    Place.EVERYTHING: None,
-}
 
 
 @dataclass(frozen=True)
@@ -50,44 +45,30 @@ class Condition:
 
     combination: str
     """``#1`` alone, ``#1+#3``, ``first 2``, ``all 5``; numbers are ranks."""
-    features: tuple[Found, ...]
+    features: tuple[Feature, ...]
     mode: Mode
     value: float | None
     unit: Unit
-    place: Place
+    place: Where
 
     @property
     def name(self) -> str:
         """The condition in words, the same on every prompt."""
         strength = "" if self.value is None else f" {self.value:g}"
-        unit = " x own" if self.unit is Unit.OWN else ""
+        unit = " x own" if self.unit is Unit.RELATIVE else ""
         return f"{self.combination} {self.mode}{strength}{unit} @{self.place}"
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
         """What is done, each feature once per place."""
-        places: dict[tuple[int, Any, int], None] = {}
-        for layer, position, feature in self.features:
-            where = position if self.place is Place.FOUND else _WHERE[self.place]
-            places[layer, where, feature] = None
-        return tuple(
-            Intervention(
-                layer=layer,
-                position=where,
-                feature=feature,
-                mode=self.mode,
-                value=self.value,
-                unit=self.unit,
-            )
-            for layer, where, feature in places
-        )
+        return on_each(self.features, self.mode, self.value, self.unit, where=self.place)
 
     def columns(self) -> dict[str, Any]:
         """What stands of it in a row of the table."""
         return {
             "condition": self.name,
             "combination": self.combination,
-            "features": ",".join(f"{a}/{b}/{c}" for a, b, c in self.features),
+            "features": ",".join(map(str, self.features)),
             "mode": str(self.mode),
             "value": self.value,
             "unit": str(self.unit),
@@ -104,7 +85,7 @@ class Arm:
     treatment: Treatment
 
 
-def conditions(plan: SweepPlan, features: Sequence[Found]) -> Iterator[Condition]:
+def conditions(plan: SweepPlan, features: Sequence[Feature]) -> Iterator[Condition]:
     """Every condition of a plan on a prompt whose features are chosen."""
     for names, members in _combined(plan.combinations, features):
         for given in plan.treatments:
@@ -148,8 +129,8 @@ def _formed(
 
 
 def _combined(
-    combinations: Sequence[Combination], features: Sequence[Found]
-) -> Iterator[tuple[str, tuple[Found, ...]]]:
+    combinations: Sequence[Combination], features: Sequence[Feature]
+) -> Iterator[tuple[str, tuple[Feature, ...]]]:
     features = tuple(features)
     n = len(features)
     for combination in combinations:

@@ -8,7 +8,7 @@ A YAML file, one value per field below:
     combinations: [single, all]
     treatments:
       - {mode: scale, values: [0, 0.5, 2]}
-      - {mode: set, values: [1, 3], unit: own}
+      - {mode: set, values: [1, 3], unit: relative}
     positions: [found, everything]
 
 Every combination of features meets every value at every class of positions: a *condition*.
@@ -25,8 +25,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from em_circuits.interventions import Mode, Regime, Sampling, Unit
+from em_circuits.interventions import Mode, Regime, Sampling, Unit, Where
 from em_circuits.interventions.controls import MIN_DRAWS
+from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
 
@@ -77,17 +78,6 @@ class Combination(StrEnum):
     ALL = "all"
 
 
-class Place(StrEnum):
-    """Where a chosen feature is steered."""
-
-    FOUND = "found"
-    """At the position it was found at."""
-    LAST = "last"
-    PROMPT = "prompt"
-    GENERATED = "generated"
-    EVERYTHING = "everything"
-
-
 class Values(_Frozen):
     """One mode and its strengths."""
 
@@ -121,10 +111,12 @@ class SweepPlan(_Frozen):
     model: ModelName = "merged"
     """Which model is steered."""
     features: str = "top:5"
-    """``top:N``, ``bottom:N``, ``abs:N`` by gradient on the prompt itself, or ``L/POS/ID,...``."""
+    """``top:N``, ``bottom:N``, ``abs:N`` on the prompt itself, or ``L/POS/ID,...``."""
+    by: Scoring = TO_STEER
+    """Ranks the features where they are not named."""
     combinations: tuple[Combination, ...] = (Combination.SINGLE, Combination.ALL)
     treatments: tuple[Values, ...] = (Values(mode=Mode.ABLATE),)
-    positions: tuple[Place, ...] = (Place.FOUND,)
+    positions: tuple[Where, ...] = (Where.FOUND,)
     regime: Regime = Regime.FREE
     rollouts: Sampling | None = Sampling()
     """None for next-token effects alone."""

@@ -35,14 +35,16 @@ from em_circuits.experiments.plan import SweepPlan
 from em_circuits.experiments.records import Experiment, keep
 from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollouts
 from em_circuits.experiments.summary import detectors, summarise
+from em_circuits.feature import Feature
 from em_circuits.interventions import run_rows
+from em_circuits.models import Model
 from em_circuits.organisms import organism_prompts
 from em_circuits.progress import tracked
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
 
-FORMULA = 1
+FORMULA = 2
 """Raised when rows of the same plan would come out different."""
 
 _TOLD = (UNSTEERED, STEERED, FLIPPED)
@@ -78,7 +80,7 @@ def run_sweep(cases: Cases, plan: SweepPlan, judge: RolloutJudge) -> Experiment:
     pieces = [
         (case, condition)
         for case in found
-        for condition in conditions(plan, case.choose(plan.features))
+        for condition in conditions(plan, chosen_features(case, plan, model))
     ]
     keys = [_key(case, condition) for case, condition in pieces]
     for number in tracked(range(len(pieces)), plan.name, cases.work.progress):
@@ -92,6 +94,7 @@ def run_sweep(cases: Cases, plan: SweepPlan, judge: RolloutJudge) -> Experiment:
         "kind": "sweep",
         "model": plan.model,
         "features": plan.features,
+        "by": str(plan.by),
         "selected_on": "the same prompt (in-sample)",
         "prompts": [prompt_line(case) for case in found],
         "left_out": left_out,
@@ -104,6 +107,11 @@ def run_sweep(cases: Cases, plan: SweepPlan, judge: RolloutJudge) -> Experiment:
         ),
     }
     return keep(folder, record, rows=rows, rollouts=told, summary=summary)
+
+
+def chosen_features(case: Case, plan: SweepPlan, model: Model) -> tuple[Feature, ...]:
+    """The features of a plan on one prompt."""
+    return case.choose(model, plan.features, by=plan.by).features  # type: ignore[return-value]
 
 
 def _piece(sweep: _Sweep, case: Case, condition: Condition) -> dict[str, Any]:

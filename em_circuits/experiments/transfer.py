@@ -3,7 +3,7 @@
 On every prompt that is tried, for its own top k features (in-sample) and for the top k feature ids
 of the other prompts:
 
-    ablate in merged     the features chosen by forward selection, every step really ablated on the
+    ablate in merged     the features chosen by greedy selection, every step really ablated on the
                          prompts they are found on, removed
     set in base, x m     the features by integrated mediation effect, set to m times their merged
                          activation
@@ -34,20 +34,20 @@ from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollo
 from em_circuits.experiments.summary import summarise
 from em_circuits.experiments.sweep import labels_key, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
+from em_circuits.feature import FeatureId
 from em_circuits.intervention import on_each
 from em_circuits.interventions import (
     Intervention,
     Mode,
     Treatment,
     Where,
-    forward_ids,
-    forward_scores,
+    greedy_ids,
     joint_scores,
     run_rows,
 )
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.controls import Pool, matched_draws
-from em_circuits.interventions.forward import ID_CANDIDATES, FeatureId
+from em_circuits.interventions.greedy_selection import ID_CANDIDATES
 from em_circuits.interventions.mediation import joint_effects
 from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
@@ -56,7 +56,7 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 
 FORMULA = 3
 CHOSEN_ON = 16
-"""Most prompts on which a forward selection of ids measures its steps."""
+"""Most prompts on which a greedy selection of ids measures its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +71,6 @@ class Subject:
     ablation: Float[Tensor, " active"]
     """Joint score of each feature active in merged: its part of the contrast when all that push
     towards evil are ablated together."""
-
-    def to_ablate(self, model: Model, k: int) -> list[tuple[int, int, int]]:
-        """k features of merged, chosen on this prompt by forward selection."""
-        groups = self.merged.groups
-        targets = torch.tensor([*groups.evil, *groups.safe])
-        chosen = forward_scores(model, self.merged.state, groups, targets, k=k).chosen
-        return [(a, b, c) for a, b, c in self.merged.state.active.cpu()[chosen].tolist()]
 
 
 @dataclass(frozen=True)
@@ -142,6 +135,7 @@ def run_transfer(cases: Cases, plan: TransferPlan, judge: RolloutJudge) -> Exper
         "kind": "transfer",
         "model": "merged and base",
         "features": f"top:{plan.k}",
+        "by": "greedy (ablated in merged), integrated (set in base)",
         "selected_on": f"the same prompt (own) or {len(found_on)} others",
         "found_on": [prompt_line(s.merged) for s in found_on],
         "prompts": [prompt_line(s.merged) for s in tried],
@@ -168,9 +162,11 @@ def trials(
 ) -> Iterator[Trial]:
     """Everything that is tried on one prompt; `ids` are those that others chose for ablation."""
     merged = cases.pair.merged
-    own: Sequence[tuple[int, Any, int]] = subject.to_ablate(merged, plan.k)
+    own = subject.merged.choose(merged, f"top:{plan.k}").features
     everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
-    for selection, places in ((Selection.OWN, own), (Selection.OTHERS, everywhere)):
+    both: list[tuple[Selection, Sequence[Any]]]
+    both = [(Selection.OWN, own), (Selection.OTHERS, everywhere)]
+    for selection, places in both:
         if places:
             items = on_each(places, Mode.ABLATE)
             draws = random_places(
@@ -203,12 +199,12 @@ def trials(
 
 
 def ids_to_ablate(merged: Model, others: Sequence[Subject], k: int) -> tuple[FeatureId, ...]:
-    """Ids chosen by forward selection on prompts, at most `CHOSEN_ON` of them, evenly spaced."""
+    """Ids chosen by greedy selection on prompts, at most `CHOSEN_ON` of them, evenly spaced."""
     step = max(1, -(-len(others) // CHOSEN_ON))
     chosen_on = others[::step]
     candidates = pooled([(s.merged.state.active.cpu(), s.ablation) for s in others], ID_CANDIDATES)
     subjects = [(s.merged.state, s.merged.groups) for s in chosen_on]
-    return forward_ids(merged, subjects, candidates, k=k)
+    return greedy_ids(merged, subjects, candidates, k=k)
 
 
 def pooled(
@@ -218,7 +214,8 @@ def pooled(
     totals: dict[FeatureId, float] = {}
     for places, scores in scored:
         for (layer, _, feature), score in zip(places.tolist(), scores.tolist(), strict=True):
-            totals[layer, feature] = totals.get((layer, feature), 0.0) + score
+            key = FeatureId(layer, feature)
+            totals[key] = totals.get(key, 0.0) + score
     return tuple(sorted(totals, key=lambda key: (-totals[key], key))[:k])
 
 

@@ -19,14 +19,16 @@ def main() -> None:
     given = arguments(__doc__)
     prompt = Prompt.of(given.prompt)
     with organism(given.root) as cases:
-        ranked = cases.of(prompt, "merged").ranked.tolist()
+        ranked = cases.of(prompt, "merged").choose(
+            cases.pair.merged, f"top:{10**9 - 1}", by="gradient"
+        )
         for layer in range(cases.pair.merged.sites.n_layers):
-            own = [place for place in ranked if place[0] == layer][: given.n]
+            own = [f for f in ranked.features if f.layer == layer][: given.n]
             plan = SweepPlan.model_validate(
                 {
                     "name": f"layer-{layer}",
                     "prompts": {"texts": [given.prompt]},
-                    "features": ",".join("/".join(map(str, place)) for place in own),
+                    "features": ",".join(map(str, own)),
                     "combinations": ["all"],
                     "rollouts": None,
                     "panel": 2 if given.small else 12,

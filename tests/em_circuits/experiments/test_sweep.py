@@ -18,6 +18,7 @@ from em_circuits.experiments.forcing import on_longer_prompt
 from em_circuits.experiments.journal import JOURNAL
 from em_circuits.experiments.off_target import Panel
 from em_circuits.experiments.rollouts import Rollout, mean_log_likelihood
+from em_circuits.experiments.sweep import chosen_features
 from em_circuits.interventions import Form, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
@@ -84,7 +85,7 @@ def test_every_condition_has_its_controls(made: Experiment) -> None:
 
 def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, made: Experiment) -> None:
     plan = SweepPlan.model_validate(PLAN)
-    condition = next(iter(conditions(plan, case.choose("top:2"))))
+    condition = next(iter(conditions(plan, chosen_features(case, plan, cases.pair.merged))))
     every = arms(plan, case, cases.pair.merged, condition)
     logits = run_rows(cases.pair.merged, case.state, [arm.treatment for arm in every])
     mass = logits.softmax(-1)[:, list(case.groups.evil)].sum(-1)
