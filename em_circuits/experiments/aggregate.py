@@ -30,7 +30,7 @@ from em_circuits.features import (
     without_layers,
 )
 from em_circuits.features.rank import LIVE_METHODS, REFINED
-from em_circuits.graphs.files import read_header
+from em_circuits.graphs.header import read_header
 from em_circuits.interventions import N_MEASURED
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError

@@ -1,28 +1,25 @@
-"""Which models, which transcoders, on what, in which precision?
+"""Settings of a model pair: which models and transcoders, on what device, in which precision.
 
 PairSettings(base="models/base", adapter="models/adapter", transcoders="models/transcoders")
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Literal
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
+
+if TYPE_CHECKING:  # torch takes seconds, and settings are also read to refuse a request
+    import torch
 
 Backend = Literal["transformerlens", "nnsight"]
 TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-class PairSettings(BaseModel):
+class PairSettings(Frozen):
     """Everything that decides which two models are compared, and how they are loaded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     """Base model: a local Hugging Face directory or a hub id (``org/name`` or ``org/name@rev``)."""
@@ -53,6 +50,8 @@ class PairSettings(BaseModel):
         Raises:
             RequestError: If the name is unknown or CUDA is asked for where there is none.
         """
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -71,6 +70,8 @@ class PairSettings(BaseModel):
         Raises:
             RequestError: For float16 without `allow_float16`.
         """
+        import torch
+
         if self.dtype == "auto":
             cuda = self.resolved_device().type == "cuda"
             return torch.bfloat16 if cuda else torch.float32
@@ -79,4 +80,5 @@ class PairSettings(BaseModel):
                 "--dtype float16 overflows in attribution graphs; use bfloat16 or float32, "
                 "or add --allow-float16 to insist"
             )
-        return _DTYPES[self.dtype]
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype

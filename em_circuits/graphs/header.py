@@ -1,0 +1,190 @@
+"""Headers of graph files: what a graph is of and how it was made, readable without its tensors.
+
+A graph file is in safetensors' format, eight bytes of length, a header of JSON, then the tensors;
+one metadata entry of it holds everything that is not a tensor.
+
+    read_header(path).prompt_id
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.schema import Frozen
+
+FORMAT_VERSION = 1
+"""Version of the file format; part of every key."""
+METADATA = "em_circuits_graph"
+"""The one metadata entry: with several, their order in the file would be arbitrary."""
+
+
+class Selection(Frozen):
+    """How the feature nodes were chosen among the active features."""
+
+    select_by: Literal["probability", "contrast", "all"]
+    """What weighted the targets; "all" if there was nothing to choose."""
+    max_feature_nodes: int | None = None
+    """The limit asked for; None for no limit."""
+    weights: tuple[float, ...] = ()
+    """Weight of each target, where it was not the probability."""
+
+
+class GraphHeader(Frozen):
+    """What a graph is of and how it was made; everything that is not a tensor."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of the file format."""
+    key: str
+    """SHA-256 (64 hex digits) of everything that decides the content."""
+    prompt_id: str
+    """First 12 hex digits of SHA-256 of the text."""
+    text: str
+    """The prompt as the model sees it, without the BOS the tokenizer adds."""
+    tokens: tuple[str, ...] = ()
+    """Texts of the prompt's tokens, BOS included; empty where they are not known."""
+    model: str
+    """One of "base", "merged", or another model's name."""
+    fingerprint: str | None = None
+    """The model's; None where it is not known (an imported graph)."""
+    adapter_hash: str | None = None
+    """The adapter's; None without an adapter."""
+    transcoders: str | None = None
+    """The transcoder set's name or directory."""
+    transcoder_fingerprint: str | None = None
+    """Its revision or hash."""
+    n_layers: int
+    """Layers with a transcoder."""
+    scan: str | tuple[str, ...] | None = None
+    """circuit-tracer's identifier of the transcoders."""
+    dtype: str
+    """Of the model that was attributed, such as "float32"."""
+    selection: Selection
+    """How feature nodes were chosen."""
+    attribution: dict[str, JsonValue] = Field(default_factory=dict)
+    """Parameters of attribution, part of the key."""
+    d_vocab: int
+    """Width of the model's logits; a target id of this or more is virtual, not a token."""
+    tokenizer_name: str | None = None
+    """Where the tokenizer is from."""
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    """What other formats need to be written again unchanged."""
+
+    @property
+    def short_key(self) -> str:
+        """The digits of the key that file names and messages show."""
+        return self.key[:12]
+
+
+class Compressed(Frozen):
+    """A tensor that version 0.1 compressed (blosc2), as it was before."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class FileRecord(Frozen):
+    """The metadata entry of a graph file."""
+
+    header: GraphHeader
+    texts: tuple[str, ...]
+    """Of the targets."""
+    compressed: dict[str, Compressed] = Field(default_factory=dict)
+    """Compressed tensors of an archive that version 0.1 wrote, by name."""
+
+
+def graph_key(
+    prompt_id: str,
+    *,
+    model_fingerprint: str,
+    adapter_hash: str | None,
+    transcoders: str,
+    transcoder_fingerprint: str,
+    attribution: Mapping[str, Any],
+) -> str:
+    """SHA-256 (64 hex digits) of everything that decides a graph's content.
+
+    Args:
+        prompt_id: Of the text.
+        model_fingerprint: Of the model that is attributed.
+        adapter_hash: Of the adapter in it, if any.
+        transcoders: The transcoder set.
+        transcoder_fingerprint: Its revision or hash.
+        attribution: Every parameter of attribution: targets, selection, limits, dtype.
+    """
+    return content_key(
+        {
+            "format_version": FORMAT_VERSION,
+            "prompt_id": prompt_id,
+            "model": model_fingerprint,
+            "adapter": adapter_hash,
+            "transcoders": transcoders,
+            "transcoder_fingerprint": transcoder_fingerprint,
+            "attribution": dict(attribution),
+        }
+    )
+
+
+def read_header(path: Path) -> GraphHeader:
+    """A graph's header; reads nothing else of the file.
+
+    Raises:
+        WorkFailed: If the file is corrupt, truncated, or of another format.
+    """
+    return read_record(path).header
+
+
+def read_record(path: Path) -> FileRecord:
+    """The metadata entry of a graph file; see `read_header`."""
+    try:
+        entries = _entries(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise broken(path, error) from error
+    text = (entries.get("__metadata__") or {}).get(METADATA)
+    if text is None:
+        raise WorkFailed(
+            f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
+        )
+    try:
+        version = json.loads(text)["header"]["format_version"]
+        if version != FORMAT_VERSION:
+            raise WorkFailed(
+                f"Graph file {path} has format version {version}, this version reads "
+                f"{FORMAT_VERSION}; build the graph again."
+            )
+        return FileRecord.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file whose tensors are all there."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        entries: dict[str, Any] = json.loads(file.read(length))
+    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+    end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+    if end != size:
+        raise ValueError(f"{size} bytes, expected {end}")
+    return entries
+
+
+def broken(path: Path, reason: object) -> WorkFailed:
+    """The error for a file that cannot be used: which, why, what to do."""
+    if isinstance(reason, WorkFailed) and str(path) in str(reason):
+        return reason
+    detail = f"no tensor {reason}" if isinstance(reason, KeyError) else str(reason)
+    return WorkFailed(
+        f"Graph file {path} is corrupt or truncated: {detail}\n"
+        f"Build it again with 'em-circuits graphs build {path.parent.name}' (and the options it "
+        "was built with), which puts this file aside; so does 'graphs verify --quarantine'."
+    )
