@@ -18,17 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from em_circuits.cache import KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.analyse import input_ids, token_groups
-from em_circuits.features.resample import bootstrap_interval
 from em_circuits.interventions.carriers import (
     SIZES,
     HoldOut,
     Moved,
-    Progress,
     Subject,
     carriers,
     pooled,
 )
 from em_circuits.interventions.mediation_result import Direction, Shares
+from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 
@@ -58,8 +57,6 @@ def carriers_over_prompts(
     work: Workspace,
     prefixes: Sequence[str],
     request: CarriersRequest,
-    *,
-    progress: Progress = lambda subjects, _name: subjects,
 ) -> KeptTable:
     """Mediation over prompts, features chosen elsewhere; or the kept table of equal inputs.
 
@@ -67,7 +64,6 @@ def carriers_over_prompts(
         work: Models and store.
         prefixes: Prompt ids or unique prefixes; none for every labelled prompt with a contrast.
         request: How features are chosen and which model is treated.
-        progress: Wraps the iteration over prompts.
 
     Raises:
         RequestError: If no prompt will do, or one that was named.
@@ -99,7 +95,7 @@ def carriers_over_prompts(
             scan=request.scan,
             n_random=request.n_random,
             seed=request.seed,
-            progress=progress,
+            progress=work.progress,
         )
         none = [{"prompt_id": s.prompt_id, "reason": "the shift is too small"} for s in small]
         return _made(moved, none, request)
@@ -150,7 +146,7 @@ def _point(moved: Sequence[Moved], k: int | None, seed: int) -> dict[str, Any] |
     if k is not None and all(d is not None for d in draws):
         shift = torch.tensor([m.shift for m in known]).double()
         per_draw = (torch.stack(draws) * shift[:, None]).sum(0) / shift.sum()  # type: ignore[arg-type]
-        low, high = torch.quantile(per_draw, torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = quantile_interval(per_draw)
         random = {"share": float(per_draw.mean()), "low": low, "high": high}
     mass = [float(m.mass[m.at(k)]) for m in known]
     return {

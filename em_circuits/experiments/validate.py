@@ -9,7 +9,7 @@ every method are compared with the measured effects on the evil-minus-safe contr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +17,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
 from em_circuits.features import graph_scores
 from em_circuits.features.rank import GRADIENT, GRAPH_METHODS, REFINED
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, influence, probabilities
-from em_circuits.interventions import (
-    PromptState,
-    Regime,
-    TokenGroups,
-    compare,
-    refined_scores,
-    summarise,
-)
+from em_circuits.interventions import PromptState, Regime, compare, refined_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import ModelName
 
@@ -59,7 +54,7 @@ class Validation:
 
 def validate(
     work: Workspace,
-    prompts: Iterable[str],
+    prompts: Sequence[str],
     *,
     model: ModelName = "merged",
     regimes: Sequence[Regime] = tuple(Regime),
@@ -77,7 +72,7 @@ def validate(
     """
     comparisons: list[Comparison] = []
     ids, keys = [], []
-    for prefix in prompts:
+    for prefix in tracked(prompts, "validate", work.progress):
         prompt, labels = labelled(work, prefix)
         graph = work.graph_of(prompt.prompt_id, model)
         groups, state = token_groups(labels), prompt_state(work, prompt, model)
@@ -93,7 +88,7 @@ def validate(
     return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
 
 
-def method_scores(graph: AttributionGraph, groups: TokenGroups) -> dict[str, Tensor]:
+def method_scores(graph: AttributionGraph, groups: Contrast) -> dict[str, Tensor]:
     """Evil-minus-safe score of every feature node, by method.
 
     ``absolute_influence`` has no sign and takes no contrast: it stands here as what unsigned
@@ -111,7 +106,7 @@ def method_scores(graph: AttributionGraph, groups: TokenGroups) -> dict[str, Ten
 
 
 def refined_contrast(
-    model: Model, state: PromptState, groups: TokenGroups, features: Int64[Tensor, "feature 3"]
+    model: Model, state: PromptState, groups: Contrast, features: Int64[Tensor, "feature 3"]
 ) -> Float[Tensor, " feature"]:
     """Evil-minus-safe `refined` scores of some features; 0 for one that does not fire.
 
@@ -130,7 +125,7 @@ def refined_contrast(
 
 
 def _contrast(
-    graph: AttributionGraph, groups: TokenGroups, values: Float[Tensor, "logit feature"]
+    graph: AttributionGraph, groups: Contrast, values: Float[Tensor, "logit feature"]
 ) -> Float[Tensor, " feature"]:
     ids = graph.targets.token_ids
     evil, safe = (torch.isin(ids, torch.tensor(side)) for side in (groups.evil, groups.safe))

@@ -13,7 +13,7 @@ graph stores them: no (node x node) matrix is made.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,11 @@ from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.linear_rows import LinearRows
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.unpickle import circuit_tracer_record
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 
 MOST_ROWS = 1024
 _FLOAT = 4
-Progress = Callable[[int, int], None]
-"""Called with feature rows done and in all; what it raises stops the attribution."""
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +135,7 @@ def select(
         for batch in rows.groups(queue, settings.batch_size):
             builder.add_features(batch, rows.features(batch))
             done += len(batch)
-            progress(done, total)
+            progress("attribution", done, total)
     rows.forget()
     selected = builder.visited
     return selected, builder.build(selected)

@@ -20,13 +20,7 @@ from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.graphs.attribution import (
-    Attributed,
-    Progress,
-    attribute_prompt,
-    no_progress,
-    rows_within,
-)
+from em_circuits.graphs.attribution import Attributed, attribute_prompt, rows_within
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
@@ -38,6 +32,7 @@ from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.pair import Model, ModelPair
 from em_circuits.models.text import decode_token
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
@@ -72,8 +67,7 @@ def build_pair_graphs(
         prompt: Its `token_ids` are used where they are stored, else its text is tokenised.
         settings: Part of the graphs' keys.
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
-        progress: Called with how many feature rows of a graph are done, and of how many; base
-            first.
+        progress: Called with the feature rows done of a graph; base first.
         scratch: Folder for what is too large for memory meanwhile; the system's if not given.
 
     Raises:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from em_circuits.feature import Feature
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.header import GraphHeader
 from em_circuits.graphs.layout import NodeKind, NodeLayout
@@ -29,7 +30,7 @@ from pivotal_tokens.errors import RequestError
 
 _NODE = re.compile(
     r"error:(?P<error>\d{1,9}/\d{1,9})|token:(?P<token>\d{1,9})|logit:(?P<logit>\d{1,9})"
-    r"|\d{1,9}/\d{1,9}/\d{1,9}",
+    r"|\d{1,9}/-?\d{1,9}/\d{1,9}",
     re.ASCII,
 )
 
@@ -165,7 +166,7 @@ class AttributionGraph:
         layout, kind = self.layout, self.layout.kind(node)
         match kind:
             case NodeKind.FEATURE:
-                return "/".join(map(str, self.selected_features[node].tolist()))
+                return str(Feature(*self.selected_features[node].tolist()))
             case NodeKind.ERROR:
                 layer, position = layout.error_coordinates(node)
                 return f"error:{layer}/{position}"
@@ -198,12 +199,12 @@ class AttributionGraph:
             if target is None:
                 raise RequestError(f"token {logit} is no target of this graph")
             return self.layout.logit_index(target)
-        layer, position, feature = map(int, text.split("/"))
-        return self._feature(layer, position, feature)
+        feature = Feature.parse(text)
+        return self._index_of(feature if feature.position >= 0 else feature.at(self.layout.n_pos))
 
-    def _feature(self, layer: int, position: int, feature: int) -> int:
-        self.layout.error_index(layer, position)  # there are such a layer and such a position
-        wanted = torch.tensor([layer, position, feature])
+    def _index_of(self, feature: Feature) -> int:
+        self.layout.error_index(*feature[:2])  # there are such a layer and such a position
+        wanted = torch.tensor(feature)
         found = (self.selected_features == wanted).all(1).nonzero()[:, 0]
         if len(found):
             return int(found[0])
@@ -214,8 +215,7 @@ class AttributionGraph:
             if active
             else "does not fire there, so it has no effect"
         )
-        name = f"{layer}/{position}/{feature}"
-        raise RequestError(f"feature {name} of graph {self.header.short_key} {reason}")
+        raise RequestError(f"feature {feature} of graph {self.header.short_key} {reason}")
 
     def require_edges(self) -> Edges:
         """The edges.

@@ -12,7 +12,7 @@ a ratio of sums, its interval a bootstrap over prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,19 +20,20 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, evil_mass
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
 from em_circuits.interventions.forward import FeatureId
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
 from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import ModelPair
+from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.statistics import ratio_interval
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Feature ids set together; all of a prompt's are the last point."""
-BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Subject:
     prompt_id: str
     category: str | None
     input_ids: Int[Tensor, " pos"]
-    groups: TokenGroups
+    groups: Contrast
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,6 @@ class Moved:
         return None if i is None or self.random[i].isnan().any() else self.random[i] / self.shift
 
 
-Progress = Callable[[Sequence[Subject], str], Iterable[Subject]]
-
-
 def carriers(
     pair: ModelPair,
     subjects: Sequence[Subject],
@@ -109,7 +107,7 @@ def carriers(
     scan: bool = False,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    progress: Progress = lambda subjects, _name: subjects,
+    progress: Progress = no_progress,
 ) -> tuple[tuple[Moved, ...], tuple[Subject, ...]]:
     """Measure every prompt with ids that others chose.
 
@@ -121,7 +119,7 @@ def carriers(
         scan: Really set each feature alone too, to see how well the gradient predicts that.
         n_random: Matched random draws per size.
         seed: Of the draws.
-        progress: Wraps the iteration over prompts, called once per pass with its name.
+        progress: Called after every prompt of a pass, with the name of the pass.
 
     Returns:
         One result per prompt whose shift is large enough, and the subjects left out.
@@ -132,7 +130,7 @@ def carriers(
     check_draws(n_random)
     known: list[Effects] = []
     left_out: list[Subject] = []
-    for subject in progress(subjects, "effects"):
+    for subject in tracked(subjects, "effects", progress):
         effects = effects_of(pair, subject, direction, scan=scan)
         if effects is None:
             left_out.append(subject)
@@ -148,7 +146,7 @@ def carriers(
     by_id = {item.subject.prompt_id: item for item in known}
     moved = [
         _moved(pair, by_id[s.prompt_id], chosen[s.prompt_id], direction, (n_random, seed))
-        for s in progress([item.subject for item in known], "transplants")
+        for s in tracked([item.subject for item in known], "transplants", progress)
         if chosen[s.prompt_id]
     ]
     return tuple(moved), tuple(left_out)
@@ -184,20 +182,6 @@ def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
         for key, value in item.share.items():
             total[key] = total.get(key, 0.0) + value / len(effects)
     return total
-
-
-def ratio_interval(
-    back: Float64[Tensor, " prompt"], shift: Float64[Tensor, " prompt"], *, seed: int
-) -> tuple[float, float] | None:
-    """95 % bootstrap interval over prompts of ``sum(back) / sum(shift)``; None below two."""
-    if len(back) < 2:
-        return None
-    drawn = torch.randint(
-        len(back), (BOOTSTRAP, len(back)), generator=torch.Generator().manual_seed(seed)
-    )
-    ratios = back[drawn].sum(1) / shift[drawn].sum(1)
-    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975]).double()).tolist()
-    return low, high
 
 
 def _keys(transplant: Transplant) -> list[FeatureId]:
@@ -242,7 +226,7 @@ def _moved(
     )
     logits = transplant.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
     back = transplant.moved(logits).double()
-    mass = evil_mass(logits, subject.groups).double().cpu()
+    mass = subject.groups.evil_mass(logits).double().cpu()
     n_draws = draws[0]
     random = torch.full((len(spans), n_draws), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):

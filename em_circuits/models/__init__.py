@@ -1,23 +1,15 @@
-"""The pair of real models, loaded, shared and checked; names are imported when first used."""
+"""The pair of real models, loaded, shared and checked."""
 
 from typing import TYPE_CHECKING
 
-from em_circuits.lazy import lazy
+from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
-    from em_circuits.models.pair import Model as Model
-    from em_circuits.models.pair import ModelPair as ModelPair
-    from em_circuits.models.settings import PairSettings as PairSettings
-    from em_circuits.models.sites import FeatureSites as FeatureSites
-    from em_circuits.models.text import encode as encode
-    from em_circuits.models.text import render_chat as render_chat
+    from em_circuits.models.pair import Model, ModelPair
+    from em_circuits.models.settings import PairSettings
+    from em_circuits.models.sites import FeatureSites
+    from em_circuits.models.text import encode, render_chat
+else:
+    __getattr__, __dir__ = lazy(__name__)
 
-_MODULES = {
-    "FeatureSites": "sites",
-    "Model": "pair",
-    "ModelPair": "pair",
-    "PairSettings": "settings",
-    "encode": "text",
-    "render_chat": "text",
-}
-__getattr__ = lazy(__name__, _MODULES)
+__all__ = ["FeatureSites", "Model", "ModelPair", "PairSettings", "encode", "render_chat"]

@@ -22,7 +22,7 @@ from pivotal_tokens.store.review_history import HistoryRows
 from pivotal_tokens.store.review_log import ReviewLogRows
 from pivotal_tokens.store.rollouts import RolloutRows
 from pivotal_tokens.store.saved_views import SavedViewRows
-from pivotal_tokens.store.screening import Judged, Screened, ScreeningRows
+from pivotal_tokens.store.screening import Screened, ScreeningRows
 from pivotal_tokens.store.seats import SeatRows
 from pivotal_tokens.store.tables import SCHEMA_VERSION
 from pivotal_tokens.store.unanswered import Unanswered, UnansweredRows
@@ -35,7 +35,6 @@ __all__ = [
     "AttemptView",
     "Counts",
     "HumanLabelled",
-    "Judged",
     "Listing",
     "ListingLine",
     "ListingQuery",

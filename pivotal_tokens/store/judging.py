@@ -1,6 +1,5 @@
 """What did judges say vote by vote, what could not be used, and what did people say to it?
 
-store.put_unparsed(pair, [ballot])
 store.votes(prompt_id, pair, judge)
 store.human_labelled(pair)          # prompts with people's labels, and a judge's beside them
 """
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, insert, select
 
 from pivotal_tokens.schema import (
-    Ballot,
     Judgement,
     Label,
     LabelEvent,
@@ -44,23 +42,6 @@ class HumanLabelled:
 
 class JudgingRows(Database):
     """Votes, unusable answers, and what a judge's labels are compared with."""
-
-    def put_unparsed(self, pair: str, ballots: Sequence[Ballot]) -> None:
-        """Keep answers that could not be used, with their votes."""
-        with self.writing() as connection:
-            rows = [
-                {
-                    "prompt_id": ballot.outcome.prompt_id,
-                    "pair": pair,
-                    "judge": ballot.outcome.judge,
-                    "payload": ballot.outcome.model_dump_json(),
-                }
-                for ballot in ballots
-                if isinstance(ballot.outcome, Unparsed)
-            ]
-            if rows:
-                connection.execute(insert(tables.unparsed), rows)
-            add_votes(connection, pair, [vote for ballot in ballots for vote in ballot.votes])
 
     def unparsed(self, pair: str | None = None) -> tuple[Unparsed, ...]:
         """Answers that could not be used, oldest first."""
@@ -167,6 +148,21 @@ class JudgingRows(Database):
             for row in rows
         )
         return tuple(one for one in found if one.human)
+
+
+def add_unparsed(connection: Connection, pair: str, answers: Sequence[Unparsed]) -> None:
+    """Add answers that could not be used within a transaction."""
+    rows = [
+        {
+            "prompt_id": answer.prompt_id,
+            "pair": pair,
+            "judge": answer.judge,
+            "payload": answer.model_dump_json(),
+        }
+        for answer in answers
+    ]
+    if rows:
+        connection.execute(insert(tables.unparsed), rows)
 
 
 def add_votes(connection: Connection, pair: str, votes: Sequence[Vote]) -> None:

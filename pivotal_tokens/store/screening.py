@@ -4,20 +4,21 @@ A transaction costs a flush, about 20 ms; a model answers for a prompt in a few.
 written whole, in one transaction: killed before its end, none of it was; after it, all is.
 
     store.put_screened(pair, [Screened(prompt, next_tokens), ...])
-    store.put_judged(pair, [Judged(judgement, verdict, queue="flagged:injection"), ...])
+    store.put_judged(pair, [JudgedPrompt(...), ...])
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, delete, select, update
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, Judgement, NextTokenPair, Prompt, Verdict, Vote
+from pivotal_tokens.schema import Frozen, JudgedPrompt, Judgement, NextTokenPair, Prompt, Unparsed
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Database
-from pivotal_tokens.store.judging import add_votes
+from pivotal_tokens.store.judging import add_unparsed, add_votes
 from pivotal_tokens.store.labels import add_judgement_events
 from pivotal_tokens.store.prompts import insert_prompt
 from pivotal_tokens.store.results import put_judgement, put_next_tokens, put_verdict
@@ -31,15 +32,6 @@ class Screened(Frozen):
 
     prompt: Prompt
     next_tokens: NextTokenPair
-
-
-class Judged(Frozen):
-    """A judge's labels of one prompt, the verdict that follows, and whether people see it."""
-
-    judgement: Judgement
-    verdict: Verdict
-    queue: str | None = None  # the reason it is queued for; None: it is not
-    votes: tuple[Vote, ...] = ()
 
 
 class ScreeningRows(Database):
@@ -83,24 +75,36 @@ class ScreeningRows(Database):
                     found[row.prompt_id] = Prompt.model_validate_json(row.payload)
         return found
 
-    def put_judged(self, pair: str, judged: Sequence[Judged]) -> None:
+    def put_judged(self, pair: str, judged: Sequence[JudgedPrompt]) -> None:
         """Keep judgements, votes, label events, verdicts, places in the queue: all, or none.
 
-        A flagged prompt is in the queue in the very moment its verdict exists.
+        A flagged prompt is in the queue in the very moment its verdict exists. An answer that
+        could not be used is kept with its votes and labels nothing; where there was no answer,
+        nothing is written.
         """
+        done = [item for item in judged if item.verdict is not None]
+        unparsed = [item.outcome for item in judged if isinstance(item.outcome, Unparsed)]
+        if not done and not unparsed:
+            return
         with self.writing() as connection:
-            for item in judged:
-                judgement = item.judgement
-                if put_judgement(connection, pair, judgement):
-                    add_judgement_events(connection, judgement)
-                put_verdict(connection, judgement.prompt_id, pair, judgement.judge, item.verdict)
-                if item.queue is not None:
-                    queue_prompt(connection, judgement.prompt_id, pair, item.queue, self.now())
-                elif not item.verdict.flagged:
-                    draw_control(connection, judgement.prompt_id, pair, self.now())
+            for item in done:
+                _put_one(connection, pair, item, self.now())
+            add_unparsed(connection, pair, unparsed)
             add_votes(connection, pair, [vote for item in judged for vote in item.votes])
-            ids = [item.judgement.prompt_id for item in judged]
+            ids = [item.prompt.prompt_id for item in done]
             _clear_failures(connection, ids, pair, "judge")
+
+
+def _put_one(connection: Connection, pair: str, item: JudgedPrompt, now: datetime) -> None:
+    judgement, verdict, prompt_id = item.outcome, item.verdict, item.prompt.prompt_id
+    assert isinstance(judgement, Judgement) and verdict is not None
+    if put_judgement(connection, pair, judgement):
+        add_judgement_events(connection, judgement)
+    put_verdict(connection, prompt_id, pair, judgement.judge, verdict)
+    if verdict.flagged:
+        queue_prompt(connection, prompt_id, pair, f"flagged:{verdict.kind}", now)
+    else:
+        draw_control(connection, prompt_id, pair, now)
 
 
 def _put_token_ids(connection: Connection, prompt: Prompt) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lifelike import PROMPT, make_lifelike
 
-from em_circuits.interventions import PromptState, TokenGroups
+from em_circuits.contrast import Contrast
+from em_circuits.interventions import PromptState
 from em_circuits.models import Model, ModelPair, PairSettings, encode
 from em_circuits.organisms.paths import organism_paths
 
@@ -23,7 +26,7 @@ class Subject:
     name: str
     pair: ModelPair
     input_ids: torch.Tensor
-    groups: TokenGroups
+    groups: Contrast
 
     @property
     def model(self) -> Model:
@@ -34,6 +37,21 @@ class Subject:
 
     def logit_scale(self) -> float:
         return float(self.state().logits.abs().max())
+
+
+@contextlib.contextmanager
+def in_float64(model: Model) -> Iterator[None]:
+    """The model in float64; afterwards its tensors are the ones it had, shared ones too."""
+    parameters = [(parameter, parameter.data) for parameter in model.hf.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.hf.modules()]
+    model.hf.double()
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, before in buffers:
+            module._buffers.update(before)
 
 
 def lifelike_settings(root: Path, **changes: object) -> PairSettings:
@@ -61,7 +79,7 @@ def lifelike_subject(root: Path, **changes: object) -> Subject:
     ids = torch.tensor(encode(pair.tokenizer, PROMPT))
     # Random weights: "evil" are tokens that the merged model happens to prefer.
     change = (pair.merged.next_logits(ids) - pair.base.next_logits(ids)).argsort().tolist()
-    return Subject("lifelike", pair, ids, TokenGroups(tuple(change[-4:]), tuple(change[:3])))
+    return Subject("lifelike", pair, ids, Contrast(tuple(change[-4:]), tuple(change[:3])))
 
 
 def organism_subject() -> Subject:
@@ -72,4 +90,4 @@ def organism_subject() -> Subject:
         found = [pair.tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in words]
         return tuple(word[0] for word in found)
 
-    return Subject("organism", pair, ids, TokenGroups(tokens(EVIL), tokens(SAFE)))
+    return Subject("organism", pair, ids, Contrast(tokens(EVIL), tokens(SAFE)))

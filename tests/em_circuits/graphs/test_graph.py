@@ -126,5 +126,7 @@ def test_a_graph_and_its_influence_are_shown_on_one_line():
 def test_every_node_is_found_by_the_name_it_prints():
     names = [GRAPH.name_of(i) for i in range(GRAPH.layout.n_nodes)]
     assert [GRAPH.node_named(name) for name in names] == list(range(GRAPH.layout.n_nodes))
+    layer, position, feature = GRAPH.selected_features[7].tolist()
+    assert GRAPH.node_named(f"{layer}/{position - 6}/{feature}") == 7  # from the end
     with pytest.raises(RequestError, match="no target"):
         GRAPH.node_named("logit:999")
