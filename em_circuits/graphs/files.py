@@ -143,9 +143,15 @@ def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
     if "edges.values" in tensors:
         input_ids = tensors["input_ids"]
         layout = NodeLayout(len(selected), header.n_layers, len(input_ids), len(texts))
-        parts = [tensors[f"edges.{name}"] for name in _EDGE_PARTS[:-1]]
-        structure = Structure.of(layout, active[selected])
-        edges = Edges(structure, *parts, tensors.get("edges.outside_mass"))
+        edges = Edges(
+            Structure.of(layout, active[selected]),
+            values=tensors["edges.values"],
+            logit_values=tensors["edges.logit_values"],
+            extra_index=tensors["edges.extra_index"],
+            extra_values=tensors["edges.extra_values"],
+            row_mass=tensors["edges.row_mass"],
+            outside_mass=tensors.get("edges.outside_mass"),
+        )
     return AttributionGraph(
         header=header,
         input_ids=tensors["input_ids"],
