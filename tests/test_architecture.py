@@ -109,3 +109,12 @@ def test_no_two_test_files_have_one_name() -> None:
 def test_every_decision_has_a_number_of_its_own() -> None:
     numbers = [path.name[:4] for path in (ROOT / "docs" / "decisions").glob("*.md")]
     assert sorted(numbers) == sorted(set(numbers))
+
+
+def test_an_undefined_name_is_an_error_of_the_linter():
+    planted = "def f(x: int) -> int:\n    return x + undefined_thing\n"
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", "em_circuits/planted.py"]
+    done = subprocess.run(
+        [*command, "-"], input=planted, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "F821" in done.stdout

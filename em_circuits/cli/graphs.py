@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -177,7 +177,7 @@ def prune_store(session: Session, as_json: bool, **options: Any) -> None:
         raise RequestError("say what may stay: --max-gb or --max-age-days")
     if options["archive"] and options["edges_only"]:
         raise RequestError("--archive keeps the edges, --edges-only drops them; give one")
-    how: Thinning = "remove"
+    how: Literal["remove", "drop-edges", "archive"] = "remove"
     if options["archive"] or options["edges_only"]:
         how = "archive" if options["archive"] else "drop-edges"
     pruned = graph_store(session).prune(

@@ -75,12 +75,7 @@ def frozen(model: Model, stacked: Stacked, regime: Regime, *, start: int = 0) ->
 @contextlib.contextmanager
 def frozen_patterns(
     model: Model,
-    patterns: Float[
-        Tensor,
-        (
-            layer  # row head query key
-        ),
-    ],
+    patterns: Float[Tensor, "layer row head query key"],
 ) -> Iterator[None]:
     """Attend as `patterns` say; values flow, queries and keys are ignored.
 
