@@ -66,7 +66,7 @@ class Judging:
                 for prompt in map(batch.prompts.__getitem__, batch.next_tokens)
             ]
             return
-        kept = store.judgements_of(batch.next_tokens, pair, self._judge.id)
+        kept = store.results.judgements_of(batch.next_tokens, pair, self._judge.id)
         answered = []
         for prompt_id, lists in batch.next_tokens.items():
             prompt, known = batch.prompts[prompt_id], kept.get(prompt_id)
@@ -125,7 +125,7 @@ def judge_prompt(
     if isinstance(judge, PersonJudge):
         refresh_human_verdict(work, prompt.prompt_id, tokens)
         return _for_a_person(work, prompt, False)
-    kept = work.store.judgement(prompt.prompt_id, work.pair.key, judge.id)
+    kept = work.store.results.judgement(prompt.prompt_id, work.pair.key, judge.id)
     if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
         return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
     answered = Answered(prompt, tokens, _ask(judge, prompt, tokens))
@@ -140,7 +140,7 @@ def _keep(
         return []
     store, pair = work.store, work.pair.key
     kept = keep_answers(store, pair, answered, settings.thresholds)
-    by_people = store.with_human_verdict([item.prompt.prompt_id for item in kept], pair)
+    by_people = store.queries.with_human_verdict([item.prompt.prompt_id for item in kept], pair)
     for item in kept:
         if item.prompt.prompt_id in by_people:
             refresh_human_verdict(work, item.prompt.prompt_id, item.lists)
@@ -159,9 +159,9 @@ def _failure(error: Exception | str | None) -> StageFailed | None:
 def _for_a_person(work: Workspace, prompt: Prompt, new: bool) -> JudgedPrompt:
     """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
     store, pair = work.store, work.pair.key
-    verdict = store.verdict(prompt.prompt_id, pair, HUMAN)
+    verdict = store.results.verdict(prompt.prompt_id, pair, HUMAN)
     if verdict is None:
-        new = store.enqueue(prompt.prompt_id, pair, QUEUED_FOR) or new
+        new = store.assignments.add(prompt.prompt_id, pair, QUEUED_FOR) or new
     return JudgedPrompt(prompt, verdict, new=new)
 
 
@@ -171,18 +171,18 @@ def keep_verdict(
     """Decide anew by labels that are kept; written only where the verdict is another."""
     store, pair = work.store, work.pair.key
     made = judged_by(tokens, judgement, settings.thresholds)
-    if store.verdict(judgement.prompt_id, pair, judgement.judge) != made.verdict:
-        store.put_judged(pair, [made])
+    if store.results.verdict(judgement.prompt_id, pair, judgement.judge) != made.verdict:
+        store.results.put_judged(pair, [made])
     refresh_human_verdict(work, judgement.prompt_id, tokens)
     return made.verdict
 
 
 def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair) -> None:
     """A person's verdict follows the lists too, under the thresholds it was made with."""
-    standing = work.store.verdict(prompt_id, work.pair.key, HUMAN)
+    standing = work.store.results.verdict(prompt_id, work.pair.key, HUMAN)
     if standing is None:
         return
-    human = work.store.labels(prompt_id).human
+    human = work.store.labels.of(prompt_id).human
     verdict = decide(
         tokens.base,
         tokens.merged,
@@ -190,7 +190,7 @@ def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair
         standing.thresholds,
         bad_prompt=standing.kind == "bad_prompt",
     )
-    work.store.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
+    work.store.results.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
 
 
 def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> Ballot | Exception:

@@ -65,9 +65,9 @@ def keep_answers(
             judged.append(made)
             results.append(Kept(item.prompt, item.lists, made.verdict))
     if judged:
-        store.put_judged(pair, judged)
+        store.results.put_judged(pair, judged)
     if unusable:
-        store.put_unparsed(pair, unusable)
+        store.results.put_unparsed(pair, unusable)
     return results
 
 

@@ -270,9 +270,7 @@ def has_conflict(connection: Connection, prompt_id: str) -> bool:
     return bool(_undecided(connection, prompt_id))
 
 
-def _queue_again(
-    connection: Connection, pair: str, conflict: LabelConflict, now: datetime
-) -> None:
+def _queue_again(connection: Connection, pair: str, conflict: LabelConflict, now: datetime) -> None:
     prompt_id, reason = conflict.event.prompt_id, f"conflict: {conflict.source}"
     if enqueue(connection, prompt_id, pair, reason, now):
         return

@@ -6,7 +6,7 @@ store.prompts.get("44a7").text         # by the beginning of its id
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from sqlalchemy import Connection, func, select, update
 
@@ -58,7 +58,7 @@ class Prompts(Repository):
         with self._reading() as connection:
             return values(connection, Prompt, query)
 
-    def several(self, prompt_ids: Collection[str]) -> dict[str, Prompt]:
+    def several(self, prompt_ids: Iterable[str]) -> dict[str, Prompt]:
         """Prompt id -> prompt as stored, of those that are there."""
         with self._reading() as connection:
             return values_of_prompts(connection, Prompt, tables.prompts, prompt_ids)

@@ -10,7 +10,7 @@ store.queries.outcomes(pair, kind="chat", limit=500)               # newest firs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -403,7 +403,7 @@ class Queries(Repository):
         )
         return tuple(one for one in found if one.human)
 
-    def with_human_verdict(self, prompt_ids: Collection[str], pair: str) -> set[str]:
+    def with_human_verdict(self, prompt_ids: Iterable[str], pair: str) -> set[str]:
         """Those of the prompts that have a reviewer's verdict."""
         found: set[str] = set()
         with self._reading() as connection:

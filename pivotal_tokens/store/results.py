@@ -15,7 +15,7 @@ results of many prompts are written in one: killed before its end, none of it wa
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
@@ -131,7 +131,7 @@ class Results(Repository):
             table = tables.next_tokens
             return values_by(connection, NextTokenPair, table, "pair", prompt_id=prompt_id)
 
-    def next_tokens_of(self, prompt_ids: Collection[str], pair: str) -> dict[str, NextTokenPair]:
+    def next_tokens_of(self, prompt_ids: Iterable[str], pair: str) -> dict[str, NextTokenPair]:
         """Prompt id -> both lists, of those prompts that were screened."""
         with self._reading() as connection:
             table = tables.next_tokens
@@ -178,7 +178,7 @@ class Results(Repository):
             return value(connection, Judgement, tables.judgements, **keys)
 
     def judgements_of(
-        self, prompt_ids: Collection[str], pair: str, judge: str
+        self, prompt_ids: Iterable[str], pair: str, judge: str
     ) -> dict[str, Judgement]:
         """Prompt id -> what a judge said, of those prompts that it judged."""
         keys = {"pair": pair, "judge": judge}
@@ -245,9 +245,7 @@ class Results(Repository):
         with self._reading() as connection:
             return values_by(connection, Verdict, tables.verdicts, "judge", **keys)
 
-    def verdicts_of(
-        self, prompt_ids: Collection[str], pair: str, judge: str
-    ) -> dict[str, Verdict]:
+    def verdicts_of(self, prompt_ids: Iterable[str], pair: str, judge: str) -> dict[str, Verdict]:
         """Prompt id -> verdict under a judge, of those prompts that have one."""
         keys = {"pair": pair, "judge": judge}
         with self._reading() as connection:
@@ -359,7 +357,7 @@ def _add_votes(connection: Connection, pair: str, votes: Sequence[Vote]) -> None
 
 
 def _clear_failures(
-    connection: Connection, prompt_ids: Collection[str], pair: str, stage: str
+    connection: Connection, prompt_ids: Iterable[str], pair: str, stage: str
 ) -> None:
     table = tables.failures
     for chunk in chunks(prompt_ids):

@@ -8,7 +8,7 @@ Each value's JSON stands in its row's ``payload``; the keys by which it is found
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
@@ -46,7 +46,11 @@ def values_by(
 
 
 def values_of_prompts(
-    connection: Connection, kind: type[Value], table: Table, prompt_ids: Collection[str], **keys: str
+    connection: Connection,
+    kind: type[Value],
+    table: Table,
+    prompt_ids: Iterable[str],
+    **keys: str,
 ) -> dict[str, Value]:
     """Prompt id -> value, of those prompts that have a row with these keys."""
     found: dict[str, Value] = {}
@@ -78,7 +82,7 @@ def numbers(connection: Connection, query: Select) -> dict[str, int]:
     return {name: count for name, count in connection.execute(query)}  # noqa: C416 - not tuples
 
 
-def chunks(prompt_ids: Collection[str]) -> Iterator[Sequence[str]]:
+def chunks(prompt_ids: Iterable[str]) -> Iterator[Sequence[str]]:
     """Ids in portions that one query can take."""
     ids = list(prompt_ids)
     return (ids[i : i + _PARAMETERS] for i in range(0, len(ids), _PARAMETERS))

@@ -119,10 +119,10 @@ def test_a_view_is_kept_until_labels_change(room: Room, client: TestClient) -> N
     started = time.perf_counter()
     assert client.get(url).content == first.content
     assert time.perf_counter() - started < 0.5
-    item = room.store.claim("ada", 60)
+    item = room.store.queue.take("ada", 60)
     assert item is not None and item.prompt_id == room.prompts[0].prompt_id
     answer = {"do": "label", "labels": {"17": "evil"}}
-    room.store.release(item)
+    room.store.queue.release(item)
     assert client.post("/api/review", json={"do": "next"}).status_code == 200
     assert client.post("/api/review", json=answer).status_code == 200
     assert client.get(url).content != first.content

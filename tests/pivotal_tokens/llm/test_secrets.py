@@ -99,10 +99,10 @@ def test_the_canary_is_nowhere(
         judge = ModelJudge(settings, store=store, pair="p")
         for i in range(2):
             prompt = Prompt.of(f"case {i}")
-            store.add_prompt(prompt)
+            store.prompts.add(prompt)
             try:
                 ballot = judge.ballot(prompt, lists)
-                store.put_unparsed("p", [ballot])
+                store.results.put_unparsed("p", [ballot])
                 write_json(tmp_path / "export.json", ballot.model_dump(mode="json"))
                 write_provenance(tmp_path / "export.json", inputs={}, config=settings.model_dump())
             except Exception:  # the traceback is what is looked at
