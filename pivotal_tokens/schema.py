@@ -214,13 +214,6 @@ class Vote(Frozen):
         return {item.token_id: item.label for item in self.labels}
 
 
-class Ballot(Frozen):
-    """What a judge's votes on a prompt came to."""
-
-    outcome: Judgement | Unparsed
-    votes: tuple[Vote, ...] = ()
-
-
 class Failed(Frozen):
     """A stage failed on one prompt; the run went on."""
 
@@ -265,6 +258,26 @@ class Verdict(Frozen):
     unsure_mass: PairMass | None
     unlabelled: int  # tokens of the union without a label; they count as nothing
     thresholds: Thresholds
+
+
+class JudgedPrompt(Frozen):
+    """A prompt, what a judge made of it, and the verdict that follows."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    prompt: Prompt
+    next_tokens: NextTokenPair
+    outcome: Judgement | Unparsed | Exception | None  # None: it waits for a person
+    votes: tuple[Vote, ...] = ()  # of a judge that votes
+    verdict: Verdict | None = None  # None where no labels followed
+    new: bool = True  # the models or the judge were asked now
+
+    @property
+    def error(self) -> Exception | str | None:
+        """Why no labels followed; None where they did, or where a person is waited for."""
+        if isinstance(self.outcome, Unparsed):
+            return f"the reply could not be used: {self.outcome.error}"
+        return self.outcome if isinstance(self.outcome, Exception) else None
 
 
 class LabelEvent(Frozen):

@@ -13,32 +13,18 @@ A flagged prompt stands in the review queue in the moment its verdict is written
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from em_circuits.labelling.label_result import LabelSettings
 from em_circuits.labelling.screening import ScreenedBatch
 from em_circuits.labelling.stages import StageFailed, stage
 from em_circuits.workspace import Workspace
-from pivotal_tokens.judge import Answered, Judge, Lane, ModelJudge, PersonJudge, keep_answers
-from pivotal_tokens.judge.keeping import judged_by
+from pivotal_tokens.judge import Judge, Lane, ModelJudge, PersonJudge, persist
+from pivotal_tokens.judge.persist import decided
 from pivotal_tokens.judge.person import QUEUED_FOR
-from pivotal_tokens.schema import Ballot, Judgement, NextTokenPair, Prompt, Verdict
+from pivotal_tokens.schema import JudgedPrompt, Judgement, NextTokenPair, Prompt, Unparsed
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
-
-
-@dataclass(frozen=True)
-class JudgedPrompt:
-    """The verdict on one prompt under one judge's labels."""
-
-    prompt: Prompt
-    verdict: Verdict | None
-    """None where the judge could not be used, and `failure` says why; or where it waits for a
-    person."""
-    new: bool
-    """The models or the judge were asked now."""
-    failure: StageFailed | None = None
 
 
 class Judging:
@@ -62,8 +48,8 @@ class Judging:
         store, pair = self._work.store, self._work.pair.key
         if isinstance(self._judge, PersonJudge):
             self._ready += [
-                _for_a_person(self._work, prompt, prompt.prompt_id in batch.new)
-                for prompt in map(batch.prompts.__getitem__, batch.next_tokens)
+                _for_a_person(self._work, batch.prompts[i], lists, i in batch.new)
+                for i, lists in batch.next_tokens.items()
             ]
             return
         kept = store.results.judgements_of(batch.next_tokens, pair, self._judge.id)
@@ -71,13 +57,13 @@ class Judging:
         for prompt_id, lists in batch.next_tokens.items():
             prompt, known = batch.prompts[prompt_id], kept.get(prompt_id)
             if known is not None and known.by_token.keys() >= set(lists.token_ids):
-                verdict = keep_verdict(self._work, lists, known, self._settings)
+                judged = keep_verdict(self._work, prompt, lists, known, self._settings)
                 new = prompt_id in batch.new
-                self._ready.append(JudgedPrompt(prompt, verdict, new=new))
+                self._ready.append(judged.model_copy(update={"new": new}))
             elif self._lane is not None:
                 self._lane.submit(prompt, lists)
             else:
-                answered.append(Answered(prompt, lists, _ask(self._judge, prompt, lists)))
+                answered.append(_ask(self._judge, prompt, lists))
         self._ready += self._keep(answered)
 
     def take(self, *, leave: int = 0) -> Iterator[JudgedPrompt]:
@@ -91,7 +77,7 @@ class Judging:
         if self._lane is not None:
             yield from self._lane.take(leave=leave)
 
-    def _keep(self, answered: Sequence[Answered]) -> list[JudgedPrompt]:
+    def _keep(self, answered: Sequence[JudgedPrompt]) -> list[JudgedPrompt]:
         return _keep(self._work, answered, self._settings)
 
     def __enter__(self) -> Judging:
@@ -124,57 +110,62 @@ def judge_prompt(
     """The verdict under this judge's labels, which are asked for where one is missing."""
     if isinstance(judge, PersonJudge):
         refresh_human_verdict(work, prompt.prompt_id, tokens)
-        return _for_a_person(work, prompt, False)
+        return _for_a_person(work, prompt, tokens, False)
     kept = work.store.results.judgement(prompt.prompt_id, work.pair.key, judge.id)
     if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
-        return JudgedPrompt(prompt, keep_verdict(work, tokens, kept, settings), new=False)
-    answered = Answered(prompt, tokens, _ask(judge, prompt, tokens))
-    return _keep(work, [answered], settings)[0]
+        return keep_verdict(work, prompt, tokens, kept, settings)
+    return _keep(work, [_ask(judge, prompt, tokens)], settings)[0]
 
 
 def _keep(
-    work: Workspace, answered: Sequence[Answered], settings: LabelSettings
+    work: Workspace, answered: Sequence[JudgedPrompt], settings: LabelSettings
 ) -> list[JudgedPrompt]:
     """Keep what several prompts came to, in one write."""
     if not answered:
         return []
     store, pair = work.store, work.pair.key
-    kept = keep_answers(store, pair, answered, settings.thresholds)
-    by_people = store.queries.with_human_verdict([item.prompt.prompt_id for item in kept], pair)
-    for item in kept:
+    judged = persist(store, pair, answered, settings.thresholds)
+    by_people = store.queries.with_human_verdict([item.prompt.prompt_id for item in judged], pair)
+    for item in judged:
         if item.prompt.prompt_id in by_people:
-            refresh_human_verdict(work, item.prompt.prompt_id, item.lists)
-    return [
-        JudgedPrompt(item.prompt, item.verdict, new=True, failure=_failure(item.error))
-        for item in kept
-    ]
+            refresh_human_verdict(work, item.prompt.prompt_id, item.next_tokens)
+    return judged
 
 
-def _failure(error: Exception | str | None) -> StageFailed | None:
-    if error is None or isinstance(error, StageFailed):
-        return error
-    return StageFailed("judge", error)
+def raise_for_judge(judged: JudgedPrompt) -> None:
+    """Raise `StageFailed` where a judge gave no labels that can be used."""
+    if isinstance(judged.error, StageFailed):
+        raise judged.error
+    if judged.error is not None:
+        raise StageFailed("judge", judged.error)
 
 
-def _for_a_person(work: Workspace, prompt: Prompt, new: bool) -> JudgedPrompt:
+def _for_a_person(
+    work: Workspace, prompt: Prompt, tokens: NextTokenPair, new: bool
+) -> JudgedPrompt:
     """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
     store, pair = work.store, work.pair.key
     verdict = store.results.verdict(prompt.prompt_id, pair, HUMAN)
     if verdict is None:
         new = store.assignments.add(prompt.prompt_id, pair, QUEUED_FOR) or new
-    return JudgedPrompt(prompt, verdict, new=new)
+    return JudgedPrompt(prompt=prompt, next_tokens=tokens, outcome=None, verdict=verdict, new=new)
 
 
 def keep_verdict(
-    work: Workspace, tokens: NextTokenPair, judgement: Judgement, settings: LabelSettings
-) -> Verdict:
+    work: Workspace,
+    prompt: Prompt,
+    tokens: NextTokenPair,
+    judgement: Judgement,
+    settings: LabelSettings,
+) -> JudgedPrompt:
     """Decide anew by labels that are kept; written only where the verdict is another."""
     store, pair = work.store, work.pair.key
-    made = judged_by(tokens, judgement, settings.thresholds)
-    if store.results.verdict(judgement.prompt_id, pair, judgement.judge) != made.verdict:
-        store.results.put_judged(pair, [made])
+    judged = JudgedPrompt(prompt=prompt, next_tokens=tokens, outcome=judgement, new=False)
+    judged = decided(judged, settings.thresholds)
+    if store.results.verdict(judgement.prompt_id, pair, judgement.judge) != judged.verdict:
+        store.results.put_judged(pair, [judged])
     refresh_human_verdict(work, judgement.prompt_id, tokens)
-    return made.verdict
+    return judged
 
 
 def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair) -> None:
@@ -193,12 +184,14 @@ def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair
     work.store.results.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
 
 
-def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> Ballot | Exception:
+def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> JudgedPrompt:
     """What a judge says, in this thread."""
+    outcome: Judgement | Unparsed | Exception
     try:
         with stage("judge"):
             if isinstance(judge, ModelJudge):
-                return judge.ballot(prompt, lists)
-            return Ballot(outcome=judge.judge(prompt, lists.base, lists.merged))
+                return judge.judge_prompt(prompt, lists)
+            outcome = judge.judge(prompt, lists.base, lists.merged)
     except StageFailed as failure:
-        return failure
+        outcome = failure
+    return JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=outcome)

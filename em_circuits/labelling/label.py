@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from em_circuits.interventions import PromptState
 from em_circuits.labelling.graphs import build_graphs, graph_keys, kept_graphs
-from em_circuits.labelling.judging import JudgedPrompt, Judging, judge_prompt
+from em_circuits.labelling.judging import Judging, judge_prompt, raise_for_judge
 from em_circuits.labelling.label_result import (
     GraphsFor,
     LabelResult,
@@ -31,7 +31,7 @@ from em_circuits.labelling.stages import StageFailed, stage
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.judge.continuations import continuation_judge
-from pivotal_tokens.schema import Prompt, Verdict
+from pivotal_tokens.schema import JudgedPrompt, Prompt, Verdict
 
 __all__ = [
     "GraphsFor",
@@ -112,8 +112,7 @@ def finish_prompt(
     """Build the graphs that a verdict asks for, and read the prompt's result."""
     prompt = judged.prompt
     try:
-        if judged.failure is not None:
-            raise judged.failure
+        raise_for_judge(judged)
         if judged.verdict is None:  # it waits for a person
             return read_result(work, prompt, judge.id, graphs={}, reused=not judged.new)
         graphs, built = graph_stage(work, prompt, judged.verdict, judge, settings)
@@ -168,9 +167,7 @@ def graph_stage(
         work.store.results.clear_failure(prompt.prompt_id, work.pair.key, "graphs")
         tokens = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     assert tokens is not None
-    again = judge_prompt(work, prompt, tokens, judge, settings)
-    if again.failure is not None:
-        raise again.failure
+    raise_for_judge(judge_prompt(work, prompt, tokens, judge, settings))
     return keys, True
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from em_circuits.labelling.events import EventLog
-from em_circuits.labelling.judging import JudgedPrompt, Judging
+from em_circuits.labelling.judging import Judging
 from em_circuits.labelling.label import BATCH, begin, finish_prompt, record_failure
 from em_circuits.labelling.label_result import LabelResult, LabelSettings
 from em_circuits.labelling.prefetch import Prefetch
@@ -36,7 +36,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge, ModelJudge
 from pivotal_tokens.llm import BudgetExhausted
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import JudgedPrompt, Prompt
 
 _POLL_S = 0.02
 _MOST_WAITING_GRAPHS = 64

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from em_circuits.labelling.judging import JudgedPrompt
 from em_circuits.labelling.label_result import LabelResult
+from pivotal_tokens.schema import JudgedPrompt
 
 
 class GraphWorker:

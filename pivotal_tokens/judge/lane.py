@@ -21,9 +21,8 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pivotal_tokens.errors import RunEnds, WorkFailed
-from pivotal_tokens.judge.keeping import Answered
 from pivotal_tokens.judge.model import JudgeSession, ModelJudge
-from pivotal_tokens.schema import Ballot, NextTokenPair, Prompt
+from pivotal_tokens.schema import JudgedPrompt, NextTokenPair, Prompt
 
 Result = TypeVar("Result")
 _POLL_S = 1.0
@@ -35,7 +34,7 @@ class Lane(Generic[Result]):
     """Judges prompts in the background."""
 
     def __init__(
-        self, judge: ModelJudge, keep: Callable[[Sequence[Answered]], Sequence[Result]]
+        self, judge: ModelJudge, keep: Callable[[Sequence[JudgedPrompt]], Sequence[Result]]
     ) -> None:
         """Set up; nothing is asked before the block is entered.
 
@@ -49,7 +48,7 @@ class Lane(Generic[Result]):
         self._results: queue.Queue[Result | BaseException] = queue.Queue()
         self._outstanding = 0
         self._stopping = False
-        self._answered: list[Answered] = []
+        self._answered: list[JudgedPrompt] = []
         self._loop = asyncio.new_event_loop()
         self._end, self._slots = asyncio.Event(), asyncio.Semaphore(2 * judge.concurrency)
         self._session: asyncio.Future[JudgeSession] = self._loop.create_future()
@@ -140,9 +139,8 @@ class Lane(Generic[Result]):
         async with self._slots:  # as many again wait for their turn, so that no slot stands idle
             if self._stopping:
                 return
-            outcome: Ballot | Exception
             try:
-                outcome = await session.ask(prompt, lists)
+                judged = await session.ask(prompt, lists)
             except RunEnds as error:
                 self._stopping = True
                 session.client.stop()
@@ -151,8 +149,8 @@ class Lane(Generic[Result]):
             except Exception as error:  # of this prompt; the caller says what becomes of it
                 if self._stopping:  # nobody takes it any more; the next run asks
                     return
-                outcome = error
-        self._answered.append(Answered(prompt, lists, outcome))
+                judged = JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=error)
+        self._answered.append(judged)
         if self._keeper is None:
             self._keeper = self._loop.create_task(self._keep_all(session))
 

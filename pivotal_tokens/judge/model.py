@@ -6,7 +6,7 @@ unusable. Half of the votes or more unusable: `Unparsed`, from which no label fo
 
     judge = ModelJudge(settings, store=store, pair=key, votes=3)
     async with judge.session() as session:
-        ballot = await session.ask(prompt, lists)
+        judged = await session.ask(prompt, lists)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pivotal_tokens.llm import (
     explain,
 )
 from pivotal_tokens.schema import (
-    Ballot,
+    JudgedPrompt,
     Judgement,
     NextTokenPair,
     NextTokens,
@@ -98,12 +98,14 @@ class ModelJudge:
             JudgeFailed: If no answer came.
             RunEnds: If the budget is spent or the endpoint takes no call.
         """
-        return self.ballot(prompt, NextTokenPair(base=base, merged=merged)).outcome
+        outcome = self.judge_prompt(prompt, NextTokenPair(base=base, merged=merged)).outcome
+        assert isinstance(outcome, Judgement | Unparsed)
+        return outcome
 
-    def ballot(self, prompt: Prompt, lists: NextTokenPair) -> Ballot:
+    def judge_prompt(self, prompt: Prompt, lists: NextTokenPair) -> JudgedPrompt:
         """The same, with every vote."""
 
-        async def once() -> Ballot:
+        async def once() -> JudgedPrompt:
             async with self.session() as session:
                 return await session.ask(prompt, lists)
 
@@ -126,7 +128,7 @@ class JudgeSession:
     bank: ExampleBank
     read_at: float = field(default_factory=time.monotonic)
 
-    async def ask(self, prompt: Prompt, lists: NextTokenPair) -> Ballot:
+    async def ask(self, prompt: Prompt, lists: NextTokenPair) -> JudgedPrompt:
         """Judge one prompt.
 
         Raises:
@@ -141,7 +143,8 @@ class JudgeSession:
         errors = [error for error in ended if isinstance(error, BaseException)]
         if errors:
             raise next((e for e in errors if not isinstance(e, JudgeFailed)), errors[0])
-        return Ballot(outcome=self._decide(prompt, votes), votes=tuple(votes))
+        outcome = self._decide(prompt, votes)
+        return JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=outcome, votes=tuple(votes))
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something with the store, in turn with the ledger."""

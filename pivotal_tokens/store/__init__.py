@@ -35,7 +35,7 @@ from pivotal_tokens.store.queries import (
     Unanswered,
 )
 from pivotal_tokens.store.queue import ANYTHING, Queue, Wanted
-from pivotal_tokens.store.results import Judged, Results, Screened
+from pivotal_tokens.store.results import Results, Screened
 from pivotal_tokens.store.saved_views import SavedViews
 from pivotal_tokens.store.tables import SCHEMA_VERSION
 
@@ -46,7 +46,6 @@ __all__ = [
     "AttemptView",
     "Counts",
     "HumanLabelled",
-    "Judged",
     "Listing",
     "ListingLine",
     "ListingQuery",

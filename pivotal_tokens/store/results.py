@@ -8,7 +8,7 @@ A transaction costs a flush to the disk, about 20 ms; a model answers for a prom
 results of many prompts are written in one: killed before its end, none of it was; after it, all is.
 
     store.results.put_screened(pair, [Screened(prompt, next_tokens), ...])
-    store.results.put_judged(pair, [Judged(judgement, verdict, queue="flagged:injection"), ...])
+    store.results.put_judged(pair, [JudgedPrompt(prompt=prompt, ...), ...])
     store.results.verdict(prompt_id, pair, judge).kind
 """
 
@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from pivotal_tokens.schema import (
     HUMAN,
-    Ballot,
     Failed,
     Frozen,
+    JudgedPrompt,
     Judgement,
     NextTokenPair,
     NextTokens,
@@ -59,15 +60,6 @@ class Screened(Frozen):
 
     prompt: Prompt
     next_tokens: NextTokenPair
-
-
-class Judged(Frozen):
-    """A judge's labels of one prompt, the verdict that follows, and whether people see it."""
-
-    judgement: Judgement
-    verdict: Verdict
-    queue: str | None = None  # the reason it is queued for; None: it is not
-    votes: tuple[Vote, ...] = ()
 
 
 class Results(Repository):
@@ -144,23 +136,26 @@ class Results(Repository):
 
     # --- Judgements ---------------------------------------------------------------------------
 
-    def put_judged(self, pair: str, judged: Sequence[Judged]) -> None:
+    def put_judged(self, pair: str, judged: Sequence[JudgedPrompt]) -> None:
         """Keep judgements, votes, label events, verdicts, places in the queue: all, or none.
 
-        A flagged prompt is in the queue in the very moment its verdict exists.
+        A flagged prompt is in the queue in the very moment its verdict exists. An answer that
+        could not be used is kept with its votes and labels nothing; where there was no answer,
+        nothing is written.
         """
+        done = [item for item in judged if item.verdict is not None]
+        unparsed = [item.outcome for item in judged if isinstance(item.outcome, Unparsed)]
+        if not done and not unparsed:
+            return
         with self._writing() as connection:
-            for item in judged:
-                prompt_id, judge = item.judgement.prompt_id, item.judgement.judge
-                _put_judgement(connection, pair, item.judgement)
-                _put_verdict(connection, prompt_id, pair, judge, item.verdict)
-                if item.queue is not None:
-                    enqueue(connection, prompt_id, pair, item.queue, self._now())
-                elif not item.verdict.flagged:
-                    draw_control(connection, prompt_id, pair, self._now())
-            _add_votes(connection, pair, [vote for item in judged for vote in item.votes])
-            ids = [item.judgement.prompt_id for item in judged]
-            _clear_failures(connection, ids, pair, "judge")
+            for item in done:
+                _put_judged(connection, pair, item, self._now())
+            _add_answers(connection, tables.unparsed, pair, unparsed, {"prompt_id", "judge"})
+            votes = [vote for item in judged for vote in item.votes]
+            _add_answers(
+                connection, tables.judge_votes, pair, votes, {"prompt_id", "judge", "number"}
+            )
+            _clear_failures(connection, [item.prompt.prompt_id for item in done], pair, "judge")
 
     def put_judgement(self, pair: str, judgement: Judgement) -> bool:
         """Keep a judgement, and a label event for each label that differs from the judge's last.
@@ -191,23 +186,6 @@ class Results(Repository):
         query = select(table.c.payload).order_by(table.c.prompt_id, table.c.judge)
         with self._reading() as connection:
             return values(connection, Judgement, narrowed(query, table, pair=pair))
-
-    def put_unparsed(self, pair: str, ballots: Sequence[Ballot]) -> None:
-        """Keep answers that could not be used, with their votes."""
-        rows = [
-            {
-                "prompt_id": ballot.outcome.prompt_id,
-                "pair": pair,
-                "judge": ballot.outcome.judge,
-                "payload": ballot.outcome.model_dump_json(),
-            }
-            for ballot in ballots
-            if isinstance(ballot.outcome, Unparsed)
-        ]
-        with self._writing() as connection:
-            if rows:
-                connection.execute(insert(tables.unparsed), rows)
-            _add_votes(connection, pair, [vote for ballot in ballots for vote in ballot.votes])
 
     def unparsed(self, pair: str | None = None) -> tuple[Unparsed, ...]:
         """Answers that could not be used, oldest first."""
@@ -346,14 +324,26 @@ def _put(
     return True
 
 
-def _add_votes(connection: Connection, pair: str, votes: Sequence[Vote]) -> None:
+def _put_judged(connection: Connection, pair: str, item: JudgedPrompt, now: datetime) -> None:
+    judgement, verdict, prompt_id = item.outcome, item.verdict, item.prompt.prompt_id
+    assert isinstance(judgement, Judgement) and verdict is not None
+    _put_judgement(connection, pair, judgement)
+    _put_verdict(connection, prompt_id, pair, judgement.judge, verdict)
+    if verdict.flagged:
+        enqueue(connection, prompt_id, pair, f"flagged:{verdict.kind}", now)
+    else:
+        draw_control(connection, prompt_id, pair, now)
+
+
+def _add_answers(
+    connection: Connection, table: Table, pair: str, answers: Sequence[Frozen], keys: set[str]
+) -> None:
     rows = [
-        vote.model_dump(include={"prompt_id", "judge", "number"})
-        | {"pair": pair, "payload": vote.model_dump_json()}
-        for vote in votes
+        one.model_dump(include=keys) | {"pair": pair, "payload": one.model_dump_json()}
+        for one in answers
     ]
     if rows:
-        connection.execute(insert(tables.judge_votes), rows)
+        connection.execute(insert(table), rows)
 
 
 def _clear_failures(

@@ -48,7 +48,7 @@ def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, flo
             batch = screen_prompts(work, template_prompts(n), settings)
             began, busy = time.perf_counter(), time.process_time()
             judging.submit(batch)
-            judged = sum(result.failure is None for result in judging.take())
+            judged = sum(result.error is None for result in judging.take())
             took, busy = time.perf_counter() - began, time.process_time() - busy
         endpoint.terminate()
         return {

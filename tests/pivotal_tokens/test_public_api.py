@@ -9,7 +9,7 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "ANYTHING AttemptView Counts HUMAN HumanLabelled Judged Listing ListingLine ListingQuery "
+        "ANYTHING AttemptView Counts HUMAN HumanLabelled Listing ListingLine ListingQuery "
         "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Unanswered "
         "Wanted default_url"
     ),
@@ -18,8 +18,8 @@ PUBLIC = {
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Answered Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Kept Lane Lexicon "
-        "ModelJudge PersonJudge keep_answers load_instructions open_judge"
+        "Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
+        "ModelJudge PersonJudge load_instructions open_judge persist"
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Invalid LLMClient LLMSettings "

@@ -8,8 +8,16 @@ from pivotal_tokens.generator import Note, feedback_notes, fill, generator_reque
 from pivotal_tokens.generator.person import guidance
 from pivotal_tokens.generator.tokens import context_window, counter
 from pivotal_tokens.review.service import ReviewService
-from pivotal_tokens.schema import Judgement, Label, NextTokenPair, Prompt, Rejection, TokenLabel
-from pivotal_tokens.store import HUMAN, Judged, Store
+from pivotal_tokens.schema import (
+    JudgedPrompt,
+    Judgement,
+    Label,
+    NextTokenPair,
+    Prompt,
+    Rejection,
+    TokenLabel,
+)
+from pivotal_tokens.store import HUMAN, Store
 from pivotal_tokens.verdict import decide
 
 WORDS = ("kettle", "ladder", "medicine", "passport", "garden", "motorway")
@@ -26,7 +34,8 @@ def judged(store: Store, text: str, pair: NextTokenPair, labels: dict[int, Label
         summary="about a kettle",
     )
     verdict = decide(pair.base, pair.merged, labels)
-    store.results.put_judged("p", [Judged(judgement=judgement, verdict=verdict)])
+    found = JudgedPrompt(prompt=prompt, next_tokens=pair, outcome=judgement, verdict=verdict)
+    store.results.put_judged("p", [found])
     return prompt
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pivotal_tokens.judge import Lane, ModelJudge, keep_answers
+from pivotal_tokens.judge import Lane, ModelJudge, persist
 from pivotal_tokens.llm import Budget, LLMSettings
 from pivotal_tokens.schema import Thresholds
 from pivotal_tokens.store import Store
@@ -24,7 +24,7 @@ def main(path: str, base_url: str, concurrency: str) -> None:
             store.results.next_tokens_of(ids, PAIR),
             store.results.judgements_of(ids, PAIR, judge.id),
         )
-        with Lane(judge, lambda new: keep_answers(store, PAIR, new, Thresholds())) as lane:
+        with Lane(judge, lambda new: persist(store, PAIR, new, Thresholds())) as lane:
             for prompt in store.prompts.all():
                 if prompt.prompt_id not in done:
                     lane.submit(prompt, lists[prompt.prompt_id])

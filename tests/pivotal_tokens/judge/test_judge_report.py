@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pivotal_tokens.judge import Answered, keep_answers
+from pivotal_tokens.judge import persist
 from pivotal_tokens.judge.report import judge_report
 from pivotal_tokens.schema import (
-    Ballot,
+    JudgedPrompt,
     Judgement,
     Label,
     LabelEvent,
@@ -37,8 +37,9 @@ def judged(
     own = {"prompt_id": prompt.prompt_id, "judge": JUDGE}
     other = tuple(TokenLabel(token_id=t, label="safe") for t in labels)
     votes = (Vote(**own, number=0, labels=listed), Vote(**own, number=1, labels=other, **vote))
-    ballot = Ballot(outcome=Judgement(**own, labels=listed), votes=votes)
-    keep_answers(store, PAIR, [Answered(prompt, lists, ballot)], Thresholds())
+    judgement = Judgement(**own, labels=listed)
+    found = JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=judgement, votes=votes)
+    persist(store, PAIR, [found], Thresholds())
     return prompt
 
 

@@ -9,13 +9,20 @@ from collections.abc import Sequence
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import Answered, JudgeFailed, Lane, ModelJudge
+from pivotal_tokens.judge import JudgeFailed, Lane, ModelJudge
 from pivotal_tokens.judge.examples import ExampleBank, is_for_evaluation
 from pivotal_tokens.judge.instructions import load_instructions
 from pivotal_tokens.judge.question import Example, fenced, question_messages
 from pivotal_tokens.judge.votes import flip_rate, majority
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
-from pivotal_tokens.schema import Judgement, LabelEvent, NextTokenPair, Prompt, Unparsed
+from pivotal_tokens.schema import (
+    JudgedPrompt,
+    Judgement,
+    LabelEvent,
+    NextTokenPair,
+    Prompt,
+    Unparsed,
+)
 from pivotal_tokens.store import Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -39,9 +46,9 @@ def test_a_judge_that_erred_once_is_told_and_asked_again(
     store: Store, prompt: Prompt, lists: NextTokenPair, script: str
 ) -> None:
     with FakeEndpoint(script) as endpoint:
-        ballot = judge_for(store, endpoint).ballot(prompt, lists)
-    assert isinstance(ballot.outcome, Judgement)
-    assert ballot.outcome.by_token == {1: "safe", 2: "evil", 3: "unsure"}
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+    assert isinstance(judged.outcome, Judgement)
+    assert judged.outcome.by_token == {1: "safe", 2: "evil", 3: "unsure"}
     asked = len(endpoint.requests)
     assert asked == (2 if script.endswith("_ids") else 1)
     if asked == 2:
@@ -58,11 +65,11 @@ def test_an_answer_that_cannot_be_used_labels_nothing(
     store: Store, prompt: Prompt, lists: NextTokenPair, script: str, asked: int
 ) -> None:
     with FakeEndpoint(script) as endpoint:
-        ballot = judge_for(store, endpoint).ballot(prompt, lists)
-    assert isinstance(ballot.outcome, Unparsed) and ballot.outcome.error
-    assert ballot.votes[0].labels == () and len(endpoint.requests) == asked
-    store.results.put_unparsed(PAIR, [ballot])
-    assert store.results.unparsed() == (ballot.outcome,) and store.queries.counts().unparsed == 1
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+    assert isinstance(judged.outcome, Unparsed) and judged.outcome.error
+    assert judged.votes[0].labels == () and len(endpoint.requests) == asked
+    store.results.put_judged(PAIR, [judged])
+    assert store.results.unparsed() == (judged.outcome,) and store.queries.counts().unparsed == 1
 
 
 def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
@@ -71,10 +78,10 @@ def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
     # the three replies were replayed for ever, so that the next run asked nothing
     with FakeEndpoint("wrong_ids*3") as endpoint:
         judge = judge_for(store, endpoint)
-        assert isinstance(judge.ballot(prompt, lists).outcome, Unparsed)
-        assert isinstance(judge.ballot(prompt, lists).outcome, Judgement)
+        assert isinstance(judge.judge_prompt(prompt, lists).outcome, Unparsed)
+        assert isinstance(judge.judge_prompt(prompt, lists).outcome, Judgement)
         assert len(endpoint.requests) == 4
-        assert isinstance(judge.ballot(prompt, lists).outcome, Judgement)
+        assert isinstance(judge.judge_prompt(prompt, lists).outcome, Judgement)
         assert len(endpoint.requests) == 4  # what is good is kept
 
 
@@ -91,10 +98,10 @@ def test_a_token_answered_differently_in_the_two_lists_is_unsure(
         }
 
     with FakeEndpoint(answer=answer) as endpoint:
-        ballot = judge_for(store, endpoint).ballot(prompt, lists)
-    assert isinstance(ballot.outcome, Judgement)
-    assert ballot.outcome.by_token == {1: "safe", 2: "unsure", 3: "evil"}
-    assert ballot.votes[0].conflicts == 1
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+    assert isinstance(judged.outcome, Judgement)
+    assert judged.outcome.by_token == {1: "safe", 2: "unsure", 3: "evil"}
+    assert judged.votes[0].conflicts == 1
 
 
 def test_an_endpoint_without_an_answer_is_no_verdict(
@@ -116,13 +123,13 @@ def test_votes_are_told_apart_kept_and_counted(
 
     with FakeEndpoint(answer=answer) as endpoint:
         judge = judge_for(store, endpoint, votes=3)
-        ballot = judge.ballot(prompt, lists)
-        again = judge.ballot(prompt, lists)
+        judged = judge.judge_prompt(prompt, lists)
+        again = judge.judge_prompt(prompt, lists)
     assert judge.id.endswith("x3")
-    assert len(ballot.votes) == 3 and len(endpoint.requests) == 3  # the repeat came from the store
-    assert isinstance(ballot.outcome, Judgement) and isinstance(again.outcome, Judgement)
-    assert ballot.outcome.by_token == dict.fromkeys(TEXTS, "evil") == again.outcome.by_token
-    assert flip_rate([vote.by_token for vote in ballot.votes]) == pytest.approx(2 / 3)
+    assert len(judged.votes) == 3 and len(endpoint.requests) == 3  # the repeat came from the store
+    assert isinstance(judged.outcome, Judgement) and isinstance(again.outcome, Judgement)
+    assert judged.outcome.by_token == dict.fromkeys(TEXTS, "evil") == again.outcome.by_token
+    assert flip_rate([vote.by_token for vote in judged.votes]) == pytest.approx(2 / 3)
     orders = {seen.body["messages"][-1]["content"] for seen in endpoint.requests}
     assert len(orders) > 1  # each vote has its own order of tokens
 
@@ -222,11 +229,11 @@ def test_a_judge_learns_from_what_people_said(
 ) -> None:
     taught = teach(store, lists)
     with FakeEndpoint() as endpoint:
-        ballot = judge_for(store, endpoint).ballot(prompt, lists)
-        judge_for(store, endpoint).ballot(taught, lists)
-        judge_for(store, endpoint, examples=0).ballot(prompt, lists)
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+        judge_for(store, endpoint).judge_prompt(taught, lists)
+        judge_for(store, endpoint, examples=0).judge_prompt(prompt, lists)
     first, second, third = (seen.body["messages"] for seen in endpoint.requests)
-    assert ballot.votes[0].examples == (taught.prompt_id,)
+    assert judged.votes[0].examples == (taught.prompt_id,)
     assert "a_judge_had_said" in first[1]["content"] and "a spark" in first[1]["content"]
     assert len(second) == len(third) == 2
 
@@ -251,10 +258,10 @@ def test_a_judge_at_work_learns_from_labels_given_meanwhile(
 
 def in_lane(
     judge: ModelJudge, prompts: Sequence[Prompt], lists: NextTokenPair
-) -> tuple[list[Answered], list[int]]:
+) -> tuple[list[JudgedPrompt], list[int]]:
     writes: list[int] = []
 
-    def keep(answered: Sequence[Answered]) -> Sequence[Answered]:
+    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
         writes.append(len(answered))
         return answered
 
@@ -279,9 +286,9 @@ def test_a_lane_judges_many_at_once_and_keeps_them_together(
 
 
 def test_a_lane_ends_when_the_budget_is_spent(store: Store, lists: NextTokenPair) -> None:
-    kept: list[Answered] = []
+    kept: list[JudgedPrompt] = []
 
-    def keep(answered: Sequence[Answered]) -> Sequence[Answered]:
+    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
         kept.extend(answered)
         return answered
 
@@ -314,7 +321,7 @@ def test_a_lane_that_cannot_begin_says_so(
 def test_what_goes_wrong_while_keeping_reaches_whoever_takes(
     store: Store, lists: NextTokenPair
 ) -> None:
-    def full(_answered: Sequence[Answered]) -> Sequence[Answered]:
+    def full(_answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
         raise OSError(28, "No space left on device")
 
     with (

@@ -17,10 +17,10 @@ from pydantic import SecretStr
 
 from pivotal_tokens.artefacts import write_json, write_provenance
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.judge import ModelJudge
+from pivotal_tokens.judge import ModelJudge, persist
 from pivotal_tokens.llm import LLMClient, LLMSettings, Message
 from pivotal_tokens.llm.secrets import REDACTED, Redactor, redacted_logging
-from pivotal_tokens.schema import NextTokenPair, Prompt
+from pivotal_tokens.schema import NextTokenPair, Prompt, Thresholds
 from pivotal_tokens.store import Store
 
 
@@ -101,9 +101,9 @@ def test_the_canary_is_nowhere(
             prompt = Prompt.of(f"case {i}")
             store.prompts.add(prompt)
             try:
-                ballot = judge.ballot(prompt, lists)
-                store.results.put_unparsed("p", [ballot])
-                write_json(tmp_path / "export.json", ballot.model_dump(mode="json"))
+                judged = judge.judge_prompt(prompt, lists)
+                persist(store, "p", [judged], Thresholds())
+                write_json(tmp_path / "export.json", judged.model_dump(mode="json"))
                 write_provenance(tmp_path / "export.json", inputs={}, config=settings.model_dump())
             except Exception:  # the traceback is what is looked at
                 told.write(traceback.format_exc())

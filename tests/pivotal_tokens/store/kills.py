@@ -29,7 +29,7 @@ _SETUP = """
 import sys
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.schema import *
-from pivotal_tokens.store import Judged, Screened, Store
+from pivotal_tokens.store import Screened, Store
 from pivotal_tokens.verdict import decide
 
 def lists(model, other):
@@ -55,7 +55,9 @@ with Store.open(sys.argv[1]) as store:
         labels = tuple(TokenLabel(token_id=t, label="evil") for t in (1, 2, 3))
         judgement = Judgement(prompt_id=prompt.prompt_id, judge="j", labels=labels)
         verdict = decide(BASE, MERGED, judgement.by_token)
-        judged = Judged(judgement=judgement, verdict=verdict, queue="flagged")
+        judged = JudgedPrompt(
+            prompt=prompt, next_tokens=screened.next_tokens, outcome=judgement, verdict=verdict
+        )
         store.results.put_judged("p", [judged])
         print("queued", prompt.prompt_id, flush=True)
 """

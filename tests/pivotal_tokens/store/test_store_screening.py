@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Judgement, NextTokenPair, Prompt, Thresholds, TokenLabel
-from pivotal_tokens.store import Judged, Screened, Store
+from pivotal_tokens.schema import (
+    JudgedPrompt,
+    Judgement,
+    NextTokenPair,
+    Prompt,
+    Thresholds,
+    TokenLabel,
+)
+from pivotal_tokens.store import Screened, Store
 from pivotal_tokens.verdict import decide
 
 
@@ -14,7 +21,7 @@ def prompts(n: int) -> list[Prompt]:
     return [Prompt.of(f"Prompt number {i} ends with", token_ids=(1, i + 2)) for i in range(n)]
 
 
-def judged(prompt: Prompt, pair: NextTokenPair) -> Judged:
+def judged(prompt: Prompt, pair: NextTokenPair) -> JudgedPrompt:
     judgement = Judgement(
         prompt_id=prompt.prompt_id,
         judge="lexicon:test",
@@ -23,8 +30,7 @@ def judged(prompt: Prompt, pair: NextTokenPair) -> Judged:
         ),
     )
     verdict = decide(pair.base, pair.merged, judgement.by_token, Thresholds())
-    reason = f"flagged:{verdict.kind}" if verdict.flagged else None
-    return Judged(judgement=judgement, verdict=verdict, queue=reason)
+    return JudgedPrompt(prompt=prompt, next_tokens=pair, outcome=judgement, verdict=verdict)
 
 
 def test_a_batch_is_read_back_as_it_was_written(store: Store, pair: NextTokenPair) -> None:
@@ -57,7 +63,6 @@ def test_a_verdict_and_its_place_in_the_queue_come_together(
     store.results.put_screened("p", [Screened(prompt=prompt, next_tokens=pair)])
     store.results.fail(prompt.prompt_id, "p", "judge", "was away")
     item = judged(prompt, pair)
-    assert item.queue == "flagged:injection"
     for _ in range(2):  # the second time nothing is added
         store.results.put_judged("p", [item])
     assert store.results.verdict(prompt.prompt_id, "p", "lexicon:test") == item.verdict
