@@ -100,13 +100,15 @@ def test_states_verdicts_and_log_survive_into_an_empty_store(source, worked, sto
     assert humans(store, worked) == humans(source, worked)
     assert log(store, worked) == log(source, worked)
     for prompt in worked:
-        one, two = (s.verdicts(prompt.prompt_id, PAIR) for s in (source, store))
+        one, two = (s.results.verdicts(prompt.prompt_id, PAIR) for s in (source, store))
         assert two == one
     assert [HUMAN in store.results.verdicts(p.prompt_id, PAIR) for p in worked[:4]] == [
         True
     ] * 3 + [False]
     assert label_agreement(store, resamples=0) == label_agreement(source, resamples=0)
-    mine, theirs = ({one.prompt.prompt_id: one for one in s.reviewed()} for s in (store, source))
+    mine, theirs = (
+        {one.prompt.prompt_id: one for one in s.queries.reviewed()} for s in (store, source)
+    )
     assert mine == theirs and len(mine) == 2
 
 
