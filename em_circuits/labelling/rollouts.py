@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.interventions import PromptState, Sampling, generate
 from em_circuits.models import Model
@@ -26,16 +26,14 @@ from pivotal_tokens.judge.continuations import (
     Pivotality,
     pivotality,
 )
-from pivotal_tokens.schema import ModelName, Prompt, Rollout
+from pivotal_tokens.schema import Frozen, ModelName, Prompt, Rollout
 
 MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
-class RolloutSettings(BaseModel):
+class RolloutSettings(Frozen):
     """How continuations are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=8, ge=1)
     """Of each candidate and model."""
