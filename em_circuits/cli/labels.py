@@ -96,9 +96,9 @@ def import_(
     token_of = _token_finder(tokenizer)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
-            from pivotal_tokens.labels.tree_import import import_tree
+            from pivotal_tokens.labels.tree import read_tree
 
-            report = import_tree(store, file, author=author or "predecessor", token_of=token_of)
+            report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
         else:
             records = list(read_records(file, format=kind))
             report = import_labels(
@@ -290,7 +290,7 @@ def describe_import(report: ImportReport) -> list[str]:
     ]
     if report.reviews or report.reviews_kept:
         lines.append(
-            f"reviews: {report.reviews} seats answered as there, "
+            f"reviews: {report.reviews} assignments answered as there, "
             f"{report.reviews_kept} left as they are here"
         )
     if report.conflicts:
