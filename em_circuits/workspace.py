@@ -1,6 +1,7 @@
-"""What does one command work on: which models, which store, which graphs, under which root?
+"""Models, store and graphs of one command or one notebook, under one root.
 
-Nothing is loaded before it is asked for, and nothing is written by opening a workspace for reading.
+Nothing is imported or loaded before it is asked for, and nothing is written by opening a workspace
+for reading.
 
     with Workspace(root=Path("."), models=settings) as work:
         work.pair, work.store, work.graphs
@@ -13,20 +14,24 @@ import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore
-from em_circuits.graphs.attribution import Progress, no_progress
-from em_circuits.models import ModelPair, PairSettings
+from em_circuits.graphs.settings import AttributionSettings
+from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
-from em_circuits.models.health import Check, check_pair, require_healthy
-from em_circuits.models.memory import memory_plan, require_fit
-from em_circuits.models.pair import load_tokenizer
+from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import locate_all
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from em_circuits.graphs.graph import AttributionGraph
+    from em_circuits.models.health import Check
+    from em_circuits.models.pair import ModelPair
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ class Workspace:
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
-    """Told how far an attribution is."""
+    """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Held by whoever runs a model where several threads do; never while an endpoint is asked."""
     _healthy: bool = field(default=False, repr=False)
@@ -74,6 +79,10 @@ class Workspace:
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
         sources = locate_all(self.models)
+
+        from em_circuits.models.memory import memory_plan, require_fit
+        from em_circuits.models.pair import ModelPair
+
         plan = memory_plan(
             self.models,
             sources,
@@ -95,6 +104,8 @@ class Workspace:
         """The models' tokenizer, without loading the models."""
         if "pair" in self.__dict__:
             return self.pair.tokenizer
+        from em_circuits.models.pair import load_tokenizer
+
         return load_tokenizer("--base", locate_all(self.models)["base"])
 
     def require_healthy(self, prompt: Prompt) -> None:
@@ -104,6 +115,8 @@ class Workspace:
             WorkFailed: Naming the failed check.
         """
         if not self._healthy:
+            from em_circuits.models.health import require_healthy
+
             checks = self.health(prompt)
             require_healthy(checks)
             self.warnings = tuple(check for check in checks if not check.ok)
@@ -113,6 +126,8 @@ class Workspace:
 
     def health(self, prompt: Prompt) -> list[Check]:
         """Every health check of the pair on one prompt."""
+        from em_circuits.models.health import check_pair
+
         return check_pair(self.pair, self.pair.input_ids(prompt))
 
     def register_pair(self) -> None:

@@ -1,8 +1,15 @@
-"""Makes `fake_endpoint` importable from every test, and gives a key to those that ask."""
+"""Settings and fixtures of all tests; makes `fake_endpoint` importable from every one."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and as long for each as it takes.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 CANARY = "sk-canary/+9f3A=7c&512'xQ"
 

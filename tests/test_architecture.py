@@ -26,6 +26,7 @@ FLOORS = {
     "pivotal_tokens.review": 7,
     "pivotal_tokens.labels": 8,
     "em_circuits.feature": 9,
+    "em_circuits.progress": 9,
     "em_circuits.models": 10,
     "em_circuits.graphs": 11,
     "em_circuits.influence": 12,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from em_circuits import __version__
-from em_circuits.cli.session import Session
+from em_circuits.cli.session import Session, model_options
+from em_circuits.progress import above_bars
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 CONFIG_FILE = "em-circuits.toml"
@@ -56,7 +58,7 @@ _TALKATIVE = (
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """The commands, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -70,6 +72,13 @@ class LazyGroup(click.Group):
         )
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.NoSuchCommand(args[0], possibilities=_COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(
     cls=LazyGroup,
@@ -77,41 +86,7 @@ class LazyGroup(click.Group):
     epilog="Example: em-circuits --root runs/first label --n 12 --json",
 )
 @click.version_option(__version__, prog_name="em-circuits")
-@click.option("--base", metavar="DIR|ID", help="Base model. [default: the embedded organism]")
-@click.option("--adapter", metavar="DIR|ID", help="LoRA adapter on the base.")
-@click.option("--merged", metavar="DIR|ID", help="Fine-tuned full model, instead of --adapter.")
-@click.option("--transcoders", metavar="DIR|ID", help="Per-layer transcoders of the base.")
-@click.option(
-    "--backend",
-    type=click.Choice(["transformerlens", "nnsight"]),
-    default="transformerlens",
-    show_default=True,
-    help="circuit-tracer's backend.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="bfloat16 on CUDA and float32 on a CPU, unless given.",
-)
-@click.option(
-    "--transcoders-on",
-    type=click.Choice(["gpu", "cpu", "disk"]),
-    default="gpu",
-    show_default=True,
-    help="Where transcoder matrices wait: on the device, in host memory, on disk.",
-)
-@click.option(
-    "--max-context",
-    default=4096,
-    show_default=True,
-    type=click.IntRange(min=2),
-    help="Longest prompt in tokens.",
-)
-@click.option("--trust-base", is_flag=True, help="Accept an adapter that names another base.")
-@click.option("--allow-float16", is_flag=True, help="Accept float16 in spite of its overflows.")
+@model_options
 @click.option(
     "--store",
     metavar="URL",
@@ -153,6 +128,8 @@ def run(arguments: Sequence[str]) -> int:
         return leaving.exit_code
     except click.Abort:
         return _say("interrupted; what is done is kept, run the same command again to go on", 130)
+    except click.NoSuchOption as error:
+        return _say(_before_the_command(error, arguments) or error.format_message(), 2)
     except click.ClickException as error:
         return _say(error.format_message(), 2)
     except RequestError as error:
@@ -166,6 +143,34 @@ def run(arguments: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; check the path, or choose --root", 1)
     return 0
+
+
+def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> str | None:
+    """The line that works, where options that stand before the command were typed after it."""
+    options = {
+        name: option
+        for option in app.params
+        if isinstance(option, click.Option)
+        for name in option.opts
+    }
+    if error.option_name not in options:
+        return None
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, given, _ = word.partition("=")
+        option = options.get(name)
+        into = rest if option is None else front
+        into.append(word)
+        if option is not None and not option.is_flag and not given:
+            front += itertools.islice(words, 1)
+    from pivotal_tokens.store.address import without_password
+
+    shown = [without_password(word) if "://" in word else word for word in [*front, *rest]]
+    return (
+        f"{error.option_name} stands before the command:\n  {shlex.join(['em-circuits', *shown])}"
+    )
 
 
 def _say(message: str, status: int) -> int:
@@ -224,8 +229,7 @@ class _StandardError(logging.StreamHandler[Any]):
         return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm")  # without it there is no bar
-        with bars.tqdm.external_write_mode(self.stream) if bars else nullcontext():
+        with above_bars(self.stream):
             super().emit(record)
 
 

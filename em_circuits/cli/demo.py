@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
 
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)
-        report = run_demo(work, opened, n_prompts=n, progress=_progress)
+        report = run_demo(work, opened, n_prompts=n)
         page = _page(report_path(work), report)
         written = (work.store.where, work.graphs.root, report_path(work), page)
     if as_json:
@@ -59,12 +58,6 @@ def _page(path: Path, report: DemoReport) -> Path:
     write_page(page, TITLE, demo_parts(report))
     write_provenance(page, inputs={path.name: sha256_file(path)}, config={}, key=report.key)
     return page
-
-
-def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=f"{name:<8}", unit="prompt", disable=None))
 
 
 def describe(report: DemoReport) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,7 +111,6 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
             judge,
             cutoffs=cutoffs,
             name=options["name"],
-            progress=_progress,
         )
     page = write_evaluation_report(made)
     if as_json:
@@ -193,9 +191,3 @@ def _tell(made: Evaluation) -> None:
         click.echo(table(("rates, paired by question", "difference", "low", "high"), lines))
     click.echo()
     click.echo(summary["said"])
-
-
-def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=name, disable=None))

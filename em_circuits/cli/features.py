@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -173,7 +173,7 @@ def aggregate(
     )
     with session.workspace() as work:
         key = find_pair(work, pair) if pair else None
-        table = aggregate_prompts(work, prompts, request, pair=key, progress=_progress)
+        table = aggregate_prompts(work, prompts, request, pair=key)
     record, lines = table.record, table.rows()
     if as_json:
         emit({**table.head(), "features": lines[:top]})
@@ -231,7 +231,7 @@ def diff(
         work = stack.enter_context(session.workspace())
         others = [stack.enter_context(session.workspace(root=root)) for root in roots]
         sources = find_sources(work, pairs, others)
-        table = difference_over_prompts(sources, prompts, request, progress=_progress)
+        table = difference_over_prompts(sources, prompts, request)
     lines = joined(table)
     if as_json:
         emit({**table.head(), "features": lines[:top]})
@@ -256,9 +256,3 @@ def _layers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise RequestError(f"--exclude-layers {text!r}: give layer numbers, such as 14,15")
     return tuple(sorted({int(part) for part in parts}))
-
-
-def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=name, unit="prompt", disable=None))

@@ -9,8 +9,7 @@ import click
 
 from em_circuits.cli.graph_export import export
 from em_circuits.cli.graph_files import graph_store, load_graph
-from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.progress import attribution_bar
+from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -35,18 +34,16 @@ def graphs() -> None:
 @pass_session
 def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
-    from tqdm import tqdm
-
     from em_circuits.labelling.graphs import build_graphs, graph_keys, kept_graphs
+    from em_circuits.progress import tracked
 
     settings = attribution_settings(options)
-    with session.workspace() as work, attribution_bar(work):
+    with session.workspace() as work:
         store = work.store
         chosen = [store.prompt(p) for p in prompts] or [
             p for p in store.prompts() if store.labels(p.prompt_id).labels
         ]
-        bar = tqdm(chosen, desc="graphs", unit="prompt", disable=None)
-        for prompt in bar:
+        for prompt in tracked(chosen, "graphs", work.progress):
             labels = store.labels(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
             bare = options["scores_only"]
@@ -58,7 +55,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
                 emit(record)
             else:
                 parts = "  ".join(f"{name} {key[:12]}" for name, key in keys.items())
-                tqdm.write(f"{prompt.prompt_id}  {parts}  {'re-used' if reused else 'built'}")
+                say(f"{prompt.prompt_id}  {parts}  {'re-used' if reused else 'built'}")
 
 
 @graphs.command(name="list", epilog="Example: em-circuits graphs list --json")

@@ -11,7 +11,6 @@ import click
 from em_circuits.cli.judge_options import judge_options, open_judge
 from em_circuits.cli.llm_options import llm_options
 from em_circuits.cli.output import emit, json_option
-from em_circuits.cli.progress import attribution_bar
 from em_circuits.cli.prompts import kind_option
 from em_circuits.cli.session import (
     Session,
@@ -151,7 +150,7 @@ def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -
 
     prompts = missing_graphs(work, settings)
     built = failed = 0
-    with attribution_bar(work), tqdm(total=len(prompts), desc="graphs", disable=None) as bar:
+    with tqdm(total=len(prompts), desc="graphs", disable=None) as bar:
         for result in build_missing(work, prompts, settings):
             built, failed = built + (result.error is None), failed + (result.error is not None)
             if as_json:

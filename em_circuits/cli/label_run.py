@@ -14,7 +14,6 @@ import click
 from em_circuits.cli.interrupt import stop_on_interrupt
 from em_circuits.cli.llm_options import llm_budget, llm_settings
 from em_circuits.cli.output import emit, one_line
-from em_circuits.cli.progress import attribution_bar
 from pivotal_tokens.errors import WorkFailed
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def run_labelling(
     results: list[LabelResult] = []
     with EventLog.open(work.results, run=run) as events, stop_on_interrupt() as stop:
         loop = Loop(work, source, judge, settings, LoopSettings(n=n), events=events, stop=stop)
-        with _bar(loop, n) as bar, attribution_bar(work):
+        with _bar(loop, n) as bar:
             for result in loop.results():
                 results.append(result)
                 if as_json:

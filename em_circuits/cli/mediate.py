@@ -125,8 +125,6 @@ def _several(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    from tqdm import tqdm
-
     from em_circuits.experiments.carriers import CarriersRequest, carriers_over_prompts
 
     if options["order"] != "integrated":
@@ -141,12 +139,7 @@ def _several(
         seed=session.seed,
     )
     with session.workspace() as work:
-        found = carriers_over_prompts(
-            work,
-            prompts,
-            request,
-            progress=lambda subjects, name: tqdm(subjects, desc=name, unit="prompt", disable=None),
-        )
+        found = carriers_over_prompts(work, prompts, request)
         page = _page(work, found, html)
     if as_json:
         emit({**found.head(), "page": str(page), "features": found.rows()[:top]})

@@ -41,7 +41,7 @@ def _card(session: Session, out: Path) -> None:
 
     paths = OrganismPaths.under(out)
     control = train_control(out / "control", session.seed)
-    write_card(paths, evaluate_organism(paths), control, seed=session.seed)
+    write_card(paths, evaluate_organism(paths, progress=session.bars()), control, seed=session.seed)
 
 
 @organism.command(epilog="Example: em-circuits organism evaluate --json")
@@ -57,7 +57,7 @@ def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) 
     from em_circuits.organisms.paths import OrganismPaths
 
     paths = OrganismPaths.under(Path(folder)) if folder else None
-    report = evaluate_organism(paths, n_prompts=prompts)
+    report = evaluate_organism(paths, n_prompts=prompts, progress=session.bars())
     record = report.model_dump(mode="json")
     if as_json:
         emit(record)

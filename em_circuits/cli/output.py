@@ -1,46 +1,124 @@
-"""How does a command print: JSON for programs, short tables for people?"""
+"""Output of commands: JSON for programs, short tables for people.
+
+    emit(result, as_json, describe)
+
+A result is a pydantic model, or several (a line of JSON each). What a person reads is plain text of
+at most 80 columns, without colours.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
+from typing import Any, TypeVar
 
 import click
+from pydantic import BaseModel
+
+from em_circuits.progress import above_bars
+from pivotal_tokens.review.display import visible
+
+WIDTH = 79
+
+Result = TypeVar("Result")
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object (or one per line) on standard output."
 )
 
 
-def emit(value: Any) -> None:
-    """Print one JSON value on one line: UTF-8, no NaN."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+def emit(
+    result: Result,
+    as_json: bool = True,
+    describe: Callable[[Result], Iterable[str]] | None = None,
+) -> None:
+    """Print a result, as JSON or for a person.
+
+    Args:
+        result: A model; or several, which are a line of JSON each and one table.
+        as_json: What ``--json`` said.
+        describe: Its lines for a person; by default its single values and a table of each list.
+    """
+    if not as_json:
+        for line in (describe or summary)(result):
+            say(line)
+        return
+    for one in result if isinstance(result, list | tuple) else [result]:
+        record = one.model_dump(mode="json", by_alias=True) if isinstance(one, BaseModel) else one
+        say(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = 79) -> str:
-    """Columns aligned with spaces, numbers to the right; no line is longer than `width`."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    columns = list(zip(header, *cells, strict=True))
-    widths = [max(len(cell) for cell in column) for column in columns]
-    right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))] if rows else []
+def say(text: str) -> None:
+    """Print a line or several, above bars that stand on the terminal."""
+    with above_bars(sys.stdout):
+        click.echo(text)
 
-    def line(row: Sequence[str]) -> str:
-        parts = [
-            cell.rjust(w) if right and r else cell.ljust(w)
-            for cell, w, r in zip(row, widths, right or [False] * len(row), strict=True)
-        ]
-        return "  ".join(parts).rstrip()[:width]
 
-    return "\n".join(line(row) for row in [list(header), *cells])
+def summary(result: Any) -> Iterable[str]:
+    """A result's single values, one a line, then a table of each list of models."""
+    if isinstance(result, list | tuple):
+        yield table_of(result)
+        return
+    values = {name: getattr(result, name) for name in type(result).model_fields}
+    lists = {name: value for name, value in values.items() if _is_list_of_models(value)}
+    single = {name: value for name, value in values.items() if name not in lists}
+    widest = max(map(len, single), default=0)
+    for name, value in single.items():
+        yield f"{name.replace('_', ' '):<{widest}}  {_cell(value)}"
+    for name, value in lists.items():
+        yield f"\n{name.replace('_', ' ')}"
+        yield table_of(value)
+
+
+def table_of(items: Sequence[BaseModel], columns: Sequence[str] | None = None) -> str:
+    """A table of models, a row each.
+
+    Args:
+        items: Of one kind.
+        columns: Fields that are shown; ``"mean as average"`` shows `mean` under another name. All
+            fields unless given.
+    """
+    if not items:
+        return "none"
+    named = [c.partition(" as ")[::2] for c in columns or type(items[0]).model_fields]
+    header = [title or name.replace("_", " ") for name, title in named]
+    return table(header, [[getattr(item, name) for name, _ in named] for item in items])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = WIDTH) -> str:
+    """Columns aligned with spaces, numbers to the right; no line is longer than `width`.
+
+    What does not fit is folded within its column.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for index, title in enumerate(header):
+        numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
+        drawn.add_column(
+            title, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+        )
+    for row in rows:
+        drawn.add_row(*(_cell(value) for value in row))
+    console = Console(
+        file=StringIO(), width=width, color_system=None, markup=False, emoji=False, highlight=False
+    )
+    with console.capture() as captured:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def one_line(text: str, width: int = 60) -> str:
     """A prompt on one line: newlines and control characters visible, the end kept."""
-    from pivotal_tokens.review.display import visible
-
     shown = visible(text, spaces=False)
     return shown if len(shown) <= width else "…" + shown[-(width - 1) :]
+
+
+def _is_list_of_models(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], BaseModel)
 
 
 def _is_number(value: Any) -> bool:
@@ -48,10 +126,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
     return str(value)

@@ -1,4 +1,4 @@
-"""What do the options in front of a command mean?
+"""Global options of one invocation, and what commands make of them.
 
 They stand before the command (``em-circuits --root DIR label ...``), in ``em-circuits.toml``
 (``base = "..."``) or in the environment (``EM_CIRCUITS_BASE``). Without any, the embedded model
@@ -16,15 +16,57 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits.cli.options import Flag, OptionSet
+from em_circuits.graphs.settings import AttributionSettings
+from em_circuits.models.settings import PairSettings
+from em_circuits.organisms.paths import organism_paths
+from em_circuits.progress import Bars
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.graphs import AttributionSettings
-    from em_circuits.models import PairSettings
     from em_circuits.workspace import Workspace
     from pivotal_tokens.store import Store
 
-_MODEL_OPTIONS = ("base", "adapter", "merged", "transcoders")
+_EMBEDDED = "[default: the embedded organism]"
+_LOCATION = "DIR|ID"
+
+model_options = OptionSet(
+    PairSettings,
+    base=Flag(metavar=_LOCATION, required=False, help=f"Base model. {_EMBEDDED}"),
+    adapter=Flag(metavar=_LOCATION),
+    merged=Flag(metavar=_LOCATION),
+    transcoders=Flag(metavar=_LOCATION, required=False, help="Per-layer transcoders of the base."),
+)
+
+
+def _bytes(_context: object, _option: object, gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else max(1, int(gigabytes * 1e9))
+
+
+_attribution = OptionSet(
+    AttributionSettings,
+    omit=("top_k", "update_rows"),
+    max_feature_nodes=Flag("--max-features", help="Feature nodes per graph."),
+    select_by=Flag(help="What weighs the choice of feature nodes."),
+    batch_size=Flag(help="Attribution rows per backward pass, at most."),
+    max_memory=Flag(
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GB",
+        callback=_bytes,
+        help="Memory an attribution may take beside the models; lowers --batch-size.",
+    ),
+)
+
+
+def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that builds graphs; see `attribution_settings`."""
+    scores_only = click.option("--scores-only", is_flag=True, help="Keep scores, drop edges.")
+    return _attribution(scores_only(command))
+
+
+def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
+    """What `attribution_options` ask for."""
+    return _attribution.read(options, top_k=top_k)
 
 
 @dataclass(frozen=True)
@@ -58,9 +100,8 @@ class Session:
         Args:
             create: The command may make the store.
             root: Another root than the command's, with the store that stands under it.
-            attribution: What the memory plan reckons with.
+            attribution: What the memory plan allows for.
         """
-        from em_circuits.graphs import AttributionSettings
         from em_circuits.workspace import Workspace
 
         return Workspace(
@@ -70,7 +111,14 @@ class Session:
             seed=self.seed,
             create=create,
             attribution=attribution or AttributionSettings(),
+            progress=self.bars(),
         )
+
+    def bars(self) -> Bars:
+        """Progress bars, closed when the command ends, in whatever way."""
+        bars = Bars()
+        click.get_current_context().call_on_close(bars.close)
+        return bars
 
     @property
     def default_store(self) -> Path:
@@ -99,12 +147,14 @@ class Session:
 
     def command(self) -> str:
         """This invocation up to the command, so that what is printed can be pasted."""
+        from pivotal_tokens.store.address import without_password
+
         called = Path(sys.argv[0])
         program = called.name == "em-circuits" and called.is_file()
         words = [str(called) if program else "em-circuits"]
         for name in ("base", "adapter", "merged", "transcoders", "store"):
-            if self.options[name] is not None:
-                words += [f"--{name}", _shown(name, self.options[name])]
+            if (value := self.options[name]) is not None:
+                words += [f"--{name}", without_password(value) if name == "store" else value]
         if self.options["root"] != ".":
             words += ["--root", str(self.root)]
         return shlex.join(words)
@@ -115,11 +165,8 @@ class Session:
         Raises:
             RequestError: If a model of one's own is given without transcoders or fine-tune.
         """
-        from em_circuits.models import PairSettings
-        from em_circuits.organisms import organism_paths
-
-        given = {name: self.options[name] for name in _MODEL_OPTIONS}
-        if given["base"] is None:
+        given = dict(self.options)
+        if self.embedded:
             paths = organism_paths()
             given["base"] = str(paths.base)
             if given["merged"] is None:
@@ -129,16 +176,7 @@ class Session:
             raise RequestError(
                 "--base needs --transcoders, the per-layer transcoders of that model"
             )
-        rest = (
-            "backend",
-            "device",
-            "dtype",
-            "transcoders_on",
-            "trust_base",
-            "allow_float16",
-            "max_context",
-        )
-        return PairSettings(**given, **{name: self.options[name] for name in rest})
+        return model_options.read(given)
 
     def judge_spec(self, judge: str | None) -> str:
         """The judge that is meant: the one given, or the organism's own lexicon.
@@ -146,20 +184,11 @@ class Session:
         Raises:
             RequestError: If none is given for a model of one's own.
         """
-        from em_circuits.organisms import organism_paths
-
         if judge is not None:
             return judge
         if not self.embedded:
             raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
         return f"lexicon:{organism_paths().lexicon}"
-
-
-def _shown(name: str, value: str) -> str:
-    """An option's value as it may be printed: a store's URL without its password."""
-    from pivotal_tokens.store.address import without_password
-
-    return without_password(value) if name == "store" else value
 
 
 def checked_text(flag: str, text: str) -> str:
@@ -175,65 +204,6 @@ def checked_text(flag: str, text: str) -> str:
     except UnicodeEncodeError as error:
         raise RequestError(f"{flag} is not valid UTF-8; give the text in UTF-8") from error
     return text
-
-
-def _bytes(
-    _context: click.Context, _option: click.Parameter, gigabytes: float | None
-) -> int | None:
-    return None if gigabytes is None else max(1, int(gigabytes * 1e9))
-
-
-_ATTRIBUTION_OPTIONS = (
-    click.option(
-        "--max-features",
-        default=8192,
-        show_default=True,
-        type=click.IntRange(min=1),
-        help="Feature nodes per graph.",
-    ),
-    click.option(
-        "--select-by",
-        type=click.Choice(["probability", "contrast"]),
-        default="probability",
-        show_default=True,
-        help="What weighs the choice of feature nodes.",
-    ),
-    click.option(
-        "--batch-size",
-        default=128,
-        show_default=True,
-        type=click.IntRange(min=1),
-        help="Attribution rows per backward pass, at most.",
-    ),
-    click.option(
-        "--max-memory",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="GB",
-        callback=_bytes,
-        help="Memory an attribution may take beside the models; lowers --batch-size.",
-    ),
-    click.option("--scores-only", is_flag=True, help="Keep gradient scores, drop edges."),
-)
-
-
-def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that builds graphs; see `attribution_settings`."""
-    for option in reversed(_ATTRIBUTION_OPTIONS):
-        command = option(command)
-    return command
-
-
-def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
-    """What `attribution_options` ask for."""
-    from em_circuits.graphs import AttributionSettings
-
-    return AttributionSettings(
-        top_k=top_k,
-        max_feature_nodes=options["max_features"],
-        batch_size=options["batch_size"],
-        max_memory=options["max_memory"],
-        select_by=options["select_by"],
-    )
 
 
 pass_session = click.make_pass_decorator(Session)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def sweep(session: Session, file: Path, judge: str | None, as_json: bool, **opti
     with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
         told = _rollout_judge(work, options)
-        experiment = run_sweep(cases, plan, told, progress=_progress)
+        experiment = run_sweep(cases, plan, told)
     _tell(experiment, as_json=as_json)
 
 
@@ -136,7 +136,7 @@ def transfer(
     with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
         told = _rollout_judge(work, options)
-        experiment = run_transfer(cases, plan, told, progress=_progress)
+        experiment = run_transfer(cases, plan, told)
     _tell(experiment, as_json=as_json)
 
 
@@ -189,9 +189,3 @@ def _tell(experiment: Experiment, *, as_json: bool) -> None:
 def _lines(conditions: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     columns = ("condition", "change", "net", "low", "high", "q")
     return [tuple(line[column] for column in columns) for line in conditions]
-
-
-def _progress(items: Sequence[Any], name: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    return iter(tqdm(items, desc=name, disable=None))

@@ -52,8 +52,6 @@ def validate(
     """
     if html is not None and Path(html).suffix not in (".html", ".htm"):
         raise RequestError(f"--html {html}: name a file that ends in .html")
-    from tqdm import tqdm
-
     from em_circuits.experiments.validate import validate as run_validation
     from em_circuits.interventions import Regime
 
@@ -65,8 +63,7 @@ def validate(
         if not chosen:
             raise RequestError("no prompt has graphs yet; run em-circuits label first")
         wanted = [Regime(name) for name in regimes] or list(Regime)
-        shown = tqdm(chosen, desc="validate", unit="prompt", disable=None)
-        result = run_validation(work, shown, model=model, regimes=wanted)  # type: ignore[arg-type]
+        result = run_validation(work, chosen, model=model, regimes=wanted)  # type: ignore[arg-type]
         record = _write(work, result, Path(html) if html else None)
     if as_json:
         emit(record)

@@ -6,7 +6,7 @@ table.record["stability"], table.rows()[0]["mean"]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,18 +30,12 @@ from em_circuits.features import (
     without_layers,
 )
 from em_circuits.features.rank import LIVE_METHODS, REFINED
-from em_circuits.graphs.files import read_header
+from em_circuits.graphs.header import read_header
 from em_circuits.interventions import N_MEASURED
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt, PromptLabels
-
-Progress = Callable[[Sequence[Any], str], Iterator[Any]]
-
-
-def no_progress(items: Sequence[Any], _name: str) -> Iterator[Any]:
-    """Shows nothing."""
-    return iter(items)
 
 
 class AggregateRequest(BaseModel):
@@ -143,7 +137,6 @@ def aggregate_prompts(
     request: AggregateRequest = DEFAULTS,
     *,
     pair: str | None = None,
-    progress: Progress = no_progress,
 ) -> KeptTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
@@ -152,7 +145,6 @@ def aggregate_prompts(
         prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
         request: Method, model, keys.
         pair: Key of another pair in the store than the models'.
-        progress: Wraps the iteration over prompts.
 
     Raises:
         RequestError: No such method or layer, or no prompts that will do.
@@ -176,7 +168,7 @@ def aggregate_prompts(
 
     def make() -> Made:
         blocks, prompts = [], []
-        for item in progress(chosen, "aggregate"):
+        for item in tracked(chosen, "aggregate", work.progress):
             scores = prompt_scores(work, item, request.method, request.model)
             blocks.append(block_of(scores, by_position=request.by_position))
             prompts.append({**item.to_json(), "unmatched": unmatched(scores)})

@@ -23,7 +23,6 @@ from em_circuits.interventions.carriers import (
     SIZES,
     HoldOut,
     Moved,
-    Progress,
     Subject,
     carriers,
     pooled,
@@ -58,8 +57,6 @@ def carriers_over_prompts(
     work: Workspace,
     prefixes: Sequence[str],
     request: CarriersRequest,
-    *,
-    progress: Progress = lambda subjects, _name: subjects,
 ) -> KeptTable:
     """Mediation over prompts, features chosen elsewhere; or the kept table of equal inputs.
 
@@ -67,7 +64,6 @@ def carriers_over_prompts(
         work: Models and store.
         prefixes: Prompt ids or unique prefixes; none for every labelled prompt with a contrast.
         request: How features are chosen and which model is treated.
-        progress: Wraps the iteration over prompts.
 
     Raises:
         RequestError: If no prompt will do, or one that was named.
@@ -99,7 +95,7 @@ def carriers_over_prompts(
             scan=request.scan,
             n_random=request.n_random,
             seed=request.seed,
-            progress=progress,
+            progress=work.progress,
         )
         none = [{"prompt_id": s.prompt_id, "reason": "the shift is too small"} for s in small]
         return _made(moved, none, request)

@@ -22,12 +22,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from em_circuits import __version__
-from em_circuits.experiments.aggregate import Progress, aggregate_prompts, no_progress
+from em_circuits.experiments.aggregate import aggregate_prompts
 from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
 from em_circuits.features import FORMULA
 from em_circuits.interventions import Mediation, SteerResult, pooled_share
 from em_circuits.labelling.label import LabelResult, LabelSettings, label_prompts
 from em_circuits.labelling.prompts import template_prompts
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
 from pivotal_tokens.judge import Judge
@@ -127,7 +128,6 @@ def run_demo(
     *,
     n_prompts: int = 24,
     n_mediated: int = 7,
-    progress: Progress = no_progress,
 ) -> DemoReport:
     """Run the pipeline and the first experiments, and keep the report.
 
@@ -136,13 +136,12 @@ def run_demo(
         judge: Labels the tokens.
         n_prompts: From the organism's templates, domains in rotation.
         n_mediated: Flagged prompts that mediation is measured on, domains in rotation.
-        progress: Wraps an iteration to show how far it is.
     """
     started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
     results = [
         result
-        for prompt in progress(prompts, "label")
+        for prompt in tracked(prompts, "label", work.progress)
         for result in label_prompts(work, [prompt], judge, LabelSettings())
     ]
     path = report_path(work)
@@ -151,7 +150,7 @@ def run_demo(
     if kept is not None:
         reused = sum(result.reused for result in results)
         return kept.model_copy(update={"reused_prompts": reused, "reused_figures": True})
-    report = _measure(work, results, key, n_mediated, progress)
+    report = _measure(work, results, key, n_mediated)
     write_json(path, report.model_dump(mode="json"))
     write_provenance(
         path,
@@ -208,17 +207,18 @@ def _kept(path: Path, key: str) -> DemoReport | None:
 
 
 def _measure(
-    work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int, progress: Progress
+    work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int
 ) -> DemoReport:
     usable = [r for r in results if r.graphs and _has_contrast(work, r)]
     ids = [r.prompt.prompt_id for r in usable]
-    top = aggregate_prompts(work, ids, progress=progress).rows()[:TOP_SHOWN] if ids else []
+    top = aggregate_prompts(work, ids).rows()[:TOP_SHOWN] if ids else []
     steered = [
-        steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1] for i in progress(ids, "steer")
+        steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1]
+        for i in tracked(ids, "steer", work.progress)
     ]
     mediated = [
         mediate_prompt(work, r.prompt.prompt_id)[1]
-        for r in progress(_rotate(usable, n_mediated), "mediate")
+        for r in tracked(_rotate(usable, n_mediated), "mediate", work.progress)
     ]
     divergent = [r.prompt.prompt_id for r in usable if r.verdict.divergent]
     return DemoReport(

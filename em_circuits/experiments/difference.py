@@ -15,11 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from em_circuits.cache import Columns, KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
-    Progress,
     choose_prompts,
     find_pair,
     layers_of,
-    no_progress,
     prompt_scores,
     require_loaded,
 )
@@ -41,6 +39,7 @@ from em_circuits.features.rank import LIVE_METHODS, METHODS, REFINED
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method
 from em_circuits.interventions import N_MEASURED
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
@@ -101,8 +100,6 @@ def difference_over_prompts(
     sources: Sequence[Source],
     prefixes: Sequence[str],
     request: DifferenceRequest = DEFAULTS,
-    *,
-    progress: Progress = no_progress,
 ) -> KeptTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
@@ -110,7 +107,6 @@ def difference_over_prompts(
         sources: The pairs; the first one's workspace keeps the table.
         prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
         request: Method and keys.
-        progress: Wraps the iteration over prompts.
 
     Returns:
         A line per pair, measure and key; see `joined`.
@@ -139,7 +135,7 @@ def difference_over_prompts(
     def make() -> Made:
         pairs, columns = [], Columns()
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
-            record, more = _pair(source, progress(items, "compare"), request)
+            record, more = _pair(source, tracked(items, "compare", source.work.progress), request)
             pairs.append(record)
             for name, values in more.items():
                 columns.setdefault(name, []).extend(values)

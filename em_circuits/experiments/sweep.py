@@ -10,7 +10,7 @@ boosted token does alone. Pieces are journalled; a killed sweep goes on with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollo
 from em_circuits.experiments.summary import detectors, summarise
 from em_circuits.interventions import run_rows
 from em_circuits.organisms import organism_prompts
+from em_circuits.progress import tracked
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
@@ -44,13 +45,7 @@ from pivotal_tokens.schema import Prompt
 FORMULA = 1
 """Raised when rows of the same plan would come out different."""
 
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 _TOLD = (UNSTEERED, STEERED, FLIPPED)
-
-
-def no_progress(items: Sequence[Any], _name: str) -> Iterable[Any]:
-    """Show nothing."""
-    return items
 
 
 @dataclass(frozen=True)
@@ -61,16 +56,13 @@ class _Sweep:
     panel: Panel
 
 
-def run_sweep(
-    cases: Cases, plan: SweepPlan, judge: RolloutJudge, *, progress: Progress = no_progress
-) -> Experiment:
+def run_sweep(cases: Cases, plan: SweepPlan, judge: RolloutJudge) -> Experiment:
     """Carry out a plan, or what is left of it, and keep its tables.
 
     Args:
         cases: Models, store and token judge.
         plan: What to do.
         judge: Of the continuations.
-        progress: Wraps an iteration to show how far it is.
 
     Raises:
         RequestError: If the plan does not fit models and prompts, or its folder holds another.
@@ -89,7 +81,7 @@ def run_sweep(
         for condition in conditions(plan, case.choose(plan.features))
     ]
     keys = [_key(case, condition) for case, condition in pieces]
-    for number in progress(range(len(pieces)), plan.name):
+    for number in tracked(range(len(pieces)), plan.name, cases.work.progress):
         if keys[number] not in journal:
             journal.add(keys[number], _piece(sweep, *pieces[number]))
     done = list(journal.values(keys))

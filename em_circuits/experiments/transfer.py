@@ -32,7 +32,7 @@ from em_circuits.experiments.next_token import figures
 from em_circuits.experiments.records import Experiment, keep
 from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollouts
 from em_circuits.experiments.summary import summarise
-from em_circuits.experiments.sweep import Progress, labels_key, no_progress, prompt_line
+from em_circuits.experiments.sweep import labels_key, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
 from em_circuits.interventions import (
     Intervention,
@@ -51,6 +51,7 @@ from em_circuits.interventions.intervention import on_each
 from em_circuits.interventions.mediation import joint_effects
 from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
+from em_circuits.progress import tracked
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 FORMULA = 3
@@ -93,9 +94,7 @@ class Trial:
     random: tuple[tuple[Intervention, ...], ...]
 
 
-def run_transfer(
-    cases: Cases, plan: TransferPlan, judge: RolloutJudge, *, progress: Progress = no_progress
-) -> Experiment:
+def run_transfer(cases: Cases, plan: TransferPlan, judge: RolloutJudge) -> Experiment:
     """Carry out a transfer experiment, or what is left of it, and keep its tables.
 
     Raises:
@@ -122,7 +121,7 @@ def run_transfer(
     journal = Journal.open(folder, record)
     ablated: dict[tuple[str, ...], tuple[FeatureId, ...]] = {}
     seen = {subject.merged.domain for subject in found_on}
-    for subject in progress(tried, plan.name):
+    for subject in tracked(tried, plan.name, cases.work.progress):
         key = subject.merged.prompt.prompt_id
         if key not in journal:
             others = [s for s in found_on if s.merged.prompt.prompt_id != key]

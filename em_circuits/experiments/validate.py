@@ -9,7 +9,7 @@ every method are compared with the measured effects on the evil-minus-safe contr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from em_circuits.interventions import (
 )
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import ModelName
 
@@ -59,7 +60,7 @@ class Validation:
 
 def validate(
     work: Workspace,
-    prompts: Iterable[str],
+    prompts: Sequence[str],
     *,
     model: ModelName = "merged",
     regimes: Sequence[Regime] = tuple(Regime),
@@ -77,7 +78,7 @@ def validate(
     """
     comparisons: list[Comparison] = []
     ids, keys = [], []
-    for prefix in prompts:
+    for prefix in tracked(prompts, "validate", work.progress):
         prompt, labels = labelled(work, prefix)
         graph = work.graph_of(prompt.prompt_id, model)
         groups, state = token_groups(labels), prompt_state(work, prompt, model)

@@ -1,17 +1,21 @@
 """Attribution graphs with aligned logits: what they are, how they are made, where they are kept."""
 
-from em_circuits.graphs.builder import EdgesBuilder
-from em_circuits.graphs.edges import Edges
-from em_circuits.graphs.generate import (
-    AttributionSettings,
-    PairGraphs,
-    build_pair_graphs,
-    pair_graph_key,
-)
-from em_circuits.graphs.graph import AttributionGraph, GraphHeader, LogitTargets, Selection
-from em_circuits.graphs.interop import export_pt, import_pt
-from em_circuits.graphs.layout import NodeKind, NodeLayout
-from em_circuits.graphs.store import GraphStore, graph_key
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from em_circuits.graphs.builder import EdgesBuilder
+    from em_circuits.graphs.edges import Edges
+    from em_circuits.graphs.generate import PairGraphs, build_pair_graphs, pair_graph_key
+    from em_circuits.graphs.graph import AttributionGraph, LogitTargets
+    from em_circuits.graphs.header import GraphHeader, Selection
+    from em_circuits.graphs.interop import export_pt, import_pt
+    from em_circuits.graphs.layout import NodeKind, NodeLayout
+    from em_circuits.graphs.settings import AttributionSettings
+    from em_circuits.graphs.store import GraphStore, graph_key
+else:
+    __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
     "AttributionGraph",

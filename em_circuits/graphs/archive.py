@@ -15,24 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped, UInt8
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+from em_circuits.graphs.header import Compressed
 
 LEAST_BYTES = 1 << 12
 """Smaller tensors stay as they are."""
 _CHUNK = 1 << 22
 _LEVEL = 1  # higher ones take up to a hundred times as long and are no smaller (docs/benchmarks.md)
-
-
-class Compressed(BaseModel):
-    """What bytes were, before they were compressed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dtype: str
-    """Such as "float32"."""
-    shape: tuple[int, ...]
-    """Of the tensor."""
 
 
 def compress(tensor: Shaped[Tensor, ...]) -> tuple[UInt8[Tensor, " byte"], Compressed]:

@@ -12,7 +12,6 @@ Rows go straight to where a graph keeps them: no (node x node) matrix is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,7 @@ from em_circuits.graphs.context import LinearRows, recorded_masses
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.unpickle import circuit_tracer_record
-
-Progress = Callable[[int, int], None]
-"""Called with feature rows done and in all; what it raises stops the attribution."""
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Say nothing."""
+from em_circuits.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def attribute_prompt(
         input_ids: The prompt.
         targets: Logit directions and their weights in the choice of features.
         limits: How much.
-        progress: Told after every batch of feature rows.
+        progress: Called after every batch of feature rows.
     """
     rows = LinearRows.of(replacement, context, input_ids)
     if rows is None:
@@ -135,7 +128,7 @@ def select(
         for batch in rows.groups(queue, limits.batch_size):
             builder.add_features(batch, rows.features(batch))
             done += len(batch)
-            progress(done, total)
+            progress("attribution", done, total)
     rows.forget()
     selected = builder.visited
     return selected, builder.build(selected)

@@ -10,35 +10,22 @@ is the same with its large tensors compressed, and is read the same way, into me
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from em_circuits.graphs.archive import LEAST_BYTES, Compressed, compress, restore
+from em_circuits.graphs.archive import LEAST_BYTES, compress, restore
 from em_circuits.graphs.edges import Edges
-from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader, LogitTargets
+from em_circuits.graphs.graph import AttributionGraph, LogitTargets
+from em_circuits.graphs.header import METADATA, GraphRecord, broken, record_of
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.structure import Structure
 from em_circuits.graphs.tensor_file import write_tensors
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
-
-METADATA = "em_circuits_graph"
-"""The one metadata entry: with several, their order in the file would be arbitrary."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    header: GraphHeader
-    texts: tuple[str, ...]
-    compressed: dict[str, Compressed] = {}
-    """Tensors that are compressed, by name."""
 
 
 def write_graph(path: Path, graph: AttributionGraph, *, archive: bool = False) -> None:
@@ -54,35 +41,9 @@ def write_graph(path: Path, graph: AttributionGraph, *, archive: bool = False) -
         for name, tensor in tensors.items():
             if tensor.numel() * tensor.element_size() >= LEAST_BYTES:
                 tensors[name], compressed[name] = compress(tensor)
-    record = _Record(header=graph.header, texts=graph.targets.texts, compressed=compressed)
+    record = GraphRecord(header=graph.header, texts=graph.targets.texts, compressed=compressed)
     with atomic_path(path) as temporary:
         write_tensors(temporary, tensors, {METADATA: record.model_dump_json()})
-
-
-def is_archived(path: Path) -> bool:
-    """Whether a graph file is compressed; reads nothing but its header.
-
-    Raises:
-        WorkFailed: See `read_header`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return bool(_record(path, file).compressed)
-    except (SafetensorError, OSError) as error:
-        raise broken(path, error) from error
-
-
-def read_header(path: Path) -> GraphHeader:
-    """A graph's header; reads nothing else of the file.
-
-    Raises:
-        WorkFailed: If the file is corrupt, truncated, or of another format.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _record(path, file).header
-    except (SafetensorError, OSError) as error:
-        raise broken(path, error) from error
 
 
 def read_graph(path: Path) -> AttributionGraph:
@@ -93,7 +54,7 @@ def read_graph(path: Path) -> AttributionGraph:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            record = _record(path, file)
+            record = record_of(path, file)
             tensors = {name: _tensor(file, record, name) for name in file.keys()}  # noqa: SIM118
         return _graph(record, tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RequestError, WorkFailed) as error:
@@ -111,21 +72,9 @@ def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
         with safe_open(path, framework="pt") as file:
             if "edges.logit_values" not in file.keys():  # noqa: SIM118
                 raise RequestError(f"Graph file {path} keeps scores but no edges.")
-            return _tensor(file, _record(path, file), "edges.logit_values").float()
+            return _tensor(file, record_of(path, file), "edges.logit_values").float()
     except (SafetensorError, OSError, ValueError) as error:
         raise broken(path, error) from error
-
-
-def broken(path: Path, reason: object) -> WorkFailed:
-    """The error for a file that cannot be used: which, why, what to do."""
-    if isinstance(reason, WorkFailed) and str(path) in str(reason):
-        return reason
-    detail = f"no tensor {reason}" if isinstance(reason, KeyError) else str(reason)
-    return WorkFailed(
-        f"Graph file {path} is corrupt or truncated: {detail}\n"
-        f"Build it again with 'em-circuits graphs build {path.parent.name}' (and the options it "
-        "was built with), which puts this file aside; so does 'graphs verify --quarantine'."
-    )
 
 
 def tensor_bytes(graph: AttributionGraph) -> int:
@@ -133,29 +82,11 @@ def tensor_bytes(graph: AttributionGraph) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(graph).values())
 
 
-def _tensor(file: Any, record: _Record, name: str) -> Tensor:
+def _tensor(file: Any, record: GraphRecord, name: str) -> Tensor:
     """One tensor: mapped, or decompressed."""
     stored: Tensor = file.get_tensor(name)
     how = record.compressed.get(name)
     return stored if how is None else restore(stored, how)
-
-
-def _record(path: Path, file: Any) -> _Record:
-    text = (file.metadata() or {}).get(METADATA)
-    if text is None:
-        raise WorkFailed(
-            f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
-        )
-    try:
-        found = json.loads(text)["header"]["format_version"]
-        if found != FORMAT_VERSION:
-            raise WorkFailed(
-                f"Graph file {path} has format version {found}, this version reads "
-                f"{FORMAT_VERSION}; build the graph again."
-            )
-        return _Record.model_validate_json(text)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
 
 
 def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
@@ -183,7 +114,7 @@ def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
 
 
-def _graph(record: _Record, tensors: dict[str, Tensor]) -> AttributionGraph:
+def _graph(record: GraphRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
     header = record.header
     active, selected = tensors["active"].long(), tensors["selected"].long()
     targets = LogitTargets(

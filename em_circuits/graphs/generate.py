@@ -13,69 +13,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from em_circuits.graphs.attribution import (
     Attributed,
     Limits,
-    Progress,
     attribute_prompt,
-    no_progress,
 )
 from em_circuits.graphs.budget import rows_within
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
-from em_circuits.graphs.graph import (
-    AttributionGraph,
-    GraphHeader,
-    LogitTargets,
-    Selection,
-)
+from em_circuits.graphs.graph import AttributionGraph, LogitTargets
+from em_circuits.graphs.header import GraphHeader, Selection
 from em_circuits.graphs.interop import EXTRA
 from em_circuits.graphs.parking import Parked, park
 from em_circuits.graphs.scratch import Scratch
+from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import graph_key
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.replacement import attribution_context
 from em_circuits.models.text import decode_token
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
 
-SelectBy = Literal["probability", "contrast"]
 ATTRIBUTION_VERSION = 1
 """Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
-
-
-class AttributionSettings(BaseModel):
-    """What decides which graph comes out; all but `batch_size` and `max_memory` is part of the
-    graph's key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    top_k: int = Field(default=10, ge=1)
-    """Tokens of each model whose union becomes the logit nodes of both graphs."""
-    max_feature_nodes: int | None = Field(default=8192, ge=1)
-    """Feature nodes kept; None keeps every active feature."""
-    batch_size: int = Field(default=128, ge=1)
-    """Attribution rows per backward pass, at most; not part of the key."""
-    max_memory: int | None = Field(default=None, ge=1)
-    """Bytes that an attribution may take beside the models; a smaller batch size follows. Not part
-    of the key."""
-    update_rows: Literal[256, 512, 1024, 2048] = 1024
-    """Rows between two rankings of what to attribute next. circuit-tracer counts them in batches,
-    so that its batch size changes which features a truncated graph has; here it does not."""
-    select_by: SelectBy = "probability"
-    """What weights the choice of features: each target's probability, or 1/n of its label's side
-    (evil and safe alike; unsure and unlabelled targets weigh nothing)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +92,7 @@ def build_pair_graphs(
         prompt: Its `token_ids` are used where they are stored, else its text is tokenised.
         settings: Part of the graphs' keys.
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
-        progress: Told how many feature rows of a graph are done, and of how many; base first.
+        progress: Called with the feature rows done of a graph; base first.
         scratch: Folder for what is too large for memory meanwhile; the system's if not given.
 
     Raises:

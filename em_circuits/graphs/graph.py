@@ -13,75 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from jaxtyping import Float32, Int64
-from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
 from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.header import GraphHeader
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.structure import Structure
 from pivotal_tokens.errors import RequestError
-
-FORMAT_VERSION = 1
-"""Version of the file format; part of every key."""
-
-
-class Selection(BaseModel):
-    """How the feature nodes were chosen among the active features."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    select_by: Literal["probability", "contrast", "all"]
-    """What weighted the targets; "all" if there was nothing to choose."""
-    max_feature_nodes: int | None = None
-    """The limit asked for; None for no limit."""
-    weights: tuple[float, ...] = ()
-    """Weight of each target, where it was not the probability."""
-
-
-class GraphHeader(BaseModel):
-    """What a graph is of and how it was made; everything that is not a tensor."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    """Version of the file format."""
-    key: str
-    """SHA-256 (64 hex digits) of everything that decides the content."""
-    prompt_id: str
-    """First 12 hex digits of SHA-256 of the text."""
-    text: str
-    """The prompt as the model sees it, without the BOS the tokenizer adds."""
-    tokens: tuple[str, ...] = ()
-    """Texts of the prompt's tokens, BOS included; empty where they are not known."""
-    model: str
-    """One of "base", "merged", or another model's name."""
-    fingerprint: str | None = None
-    """The model's; None where it is not known (an imported graph)."""
-    adapter_hash: str | None = None
-    """The adapter's; None without an adapter."""
-    transcoders: str | None = None
-    """The transcoder set's name or directory."""
-    transcoder_fingerprint: str | None = None
-    """Its revision or hash."""
-    n_layers: int
-    """Layers with a transcoder."""
-    scan: str | tuple[str, ...] | None = None
-    """circuit-tracer's identifier of the transcoders."""
-    dtype: str
-    """Of the model that was attributed, such as "float32"."""
-    selection: Selection
-    """How feature nodes were chosen."""
-    attribution: dict[str, JsonValue] = {}
-    """Parameters of attribution, part of the key."""
-    d_vocab: int
-    """Width of the model's logits; a target id of this or more is virtual, not a token."""
-    tokenizer_name: str | None = None
-    """Where the tokenizer is from."""
-    extra: dict[str, JsonValue] = {}
-    """What other formats need to be written again unchanged."""
 
 
 @dataclass(frozen=True, eq=False)

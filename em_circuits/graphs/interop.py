@@ -23,13 +23,8 @@ from torch import Tensor
 
 from em_circuits.graphs import unpickle
 from em_circuits.graphs.edges import Edges, computed_in
-from em_circuits.graphs.graph import (
-    FORMAT_VERSION,
-    AttributionGraph,
-    GraphHeader,
-    LogitTargets,
-    Selection,
-)
+from em_circuits.graphs.graph import AttributionGraph, LogitTargets
+from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.unpickle import circuit_tracer_record
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file

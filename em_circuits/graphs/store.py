@@ -20,20 +20,21 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from em_circuits.graphs.files import (
+from em_circuits.graphs.header import (
+    FORMAT_VERSION,
+    GraphHeader,
     broken,
     is_archived,
-    read_graph,
     read_header,
-    tensor_bytes,
-    write_graph,
 )
-from em_circuits.graphs.graph import FORMAT_VERSION, AttributionGraph, GraphHeader
 from em_circuits.graphs.verify import KEY_DIGITS, Verification, difference, examine
 from pivotal_tokens.artefacts import content_key, provenance_path, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.graphs.graph import AttributionGraph
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,8 @@ class GraphStore:
         Raises:
             WorkFailed: If the disk is too full; nothing is written then.
         """
+        from em_circuits.graphs.files import tensor_bytes, write_graph
+
         path = self.path_of(graph.header)
         self.require_space(tensor_bytes(graph))
         provenance_path(path).unlink(missing_ok=True)
@@ -185,6 +188,8 @@ class GraphStore:
             WorkFailed: If its file is corrupt, truncated or not what was written; the message says
                 which and what to do.
         """
+        from em_circuits.graphs.files import read_graph
+
         path = self.path(key)
         found = read_header(path).key
         if not found.startswith(key):
@@ -379,6 +384,8 @@ class GraphStore:
 
     def _thin(self, path: Path, how: Thinning, *, dry_run: bool) -> int:
         """Bytes freed, or what they would be at most."""
+        from em_circuits.graphs.files import read_graph
+
         size = path.stat().st_size
         if how == "remove":
             if not dry_run:

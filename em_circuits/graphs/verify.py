@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_circuits.graphs.files import read_graph, read_header
+from em_circuits.graphs.header import read_header
 from pivotal_tokens.artefacts import provenance_path, sha256_file
 from pivotal_tokens.errors import WorkFailed
 
@@ -31,6 +31,8 @@ class Verification:
 
 def examine(path: Path) -> tuple[str | None, str | None]:
     """(key, what is wrong) of one file, read whole."""
+    from em_circuits.graphs.files import read_graph
+
     # Hashed before it is read whole: what was compressed is not to be trusted blindly.
     try:
         key = read_header(path).key

@@ -12,7 +12,7 @@ a ratio of sums, its interval a bootstrap over prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ from em_circuits.interventions.mediation import gradient_effects, joint_effects,
 from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import ModelPair
+from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
@@ -97,9 +98,6 @@ class Moved:
         return None if i is None or self.random[i].isnan().any() else self.random[i] / self.shift
 
 
-Progress = Callable[[Sequence[Subject], str], Iterable[Subject]]
-
-
 def carriers(
     pair: ModelPair,
     subjects: Sequence[Subject],
@@ -109,7 +107,7 @@ def carriers(
     scan: bool = False,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    progress: Progress = lambda subjects, _name: subjects,
+    progress: Progress = no_progress,
 ) -> tuple[tuple[Moved, ...], tuple[Subject, ...]]:
     """Measure every prompt with ids that others chose.
 
@@ -121,7 +119,7 @@ def carriers(
         scan: Really set each feature alone too, to see how well the gradient predicts that.
         n_random: Matched random draws per size.
         seed: Of the draws.
-        progress: Wraps the iteration over prompts, called once per pass with its name.
+        progress: Called after every prompt of a pass, with the name of the pass.
 
     Returns:
         One result per prompt whose shift is large enough, and the subjects left out.
@@ -132,7 +130,7 @@ def carriers(
     check_draws(n_random)
     known: list[Effects] = []
     left_out: list[Subject] = []
-    for subject in progress(subjects, "effects"):
+    for subject in tracked(subjects, "effects", progress):
         effects = effects_of(pair, subject, direction, scan=scan)
         if effects is None:
             left_out.append(subject)
@@ -148,7 +146,7 @@ def carriers(
     by_id = {item.subject.prompt_id: item for item in known}
     moved = [
         _moved(pair, by_id[s.prompt_id], chosen[s.prompt_id], direction, (n_random, seed))
-        for s in progress([item.subject for item in known], "transplants")
+        for s in tracked([item.subject for item in known], "transplants", progress)
         if chosen[s.prompt_id]
     ]
     return tuple(moved), tuple(left_out)

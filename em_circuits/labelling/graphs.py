@@ -48,8 +48,7 @@ def build_graphs(
     """Build both graphs of a prompt and keep them, with the logits they were made from.
 
     Args:
-        work: Models, store and graphs; its `progress` is told how many feature rows of a graph are
-            done, and of how many.
+        work: Models, store and graphs; its `progress` counts feature rows.
         prompt: With its stored token ids.
         settings: Part of the keys.
         labels: Needed for ``select_by="contrast"``.

@@ -1,51 +1,53 @@
-"""Which models, which transcoders, on what, in which precision?
+"""Settings of the pair of models: which ones, which transcoders, on what, in which precision.
 
-PairSettings(base="models/base", adapter="models/adapter", transcoders="models/transcoders")
+The command line makes its options from them, so nothing heavy is imported here.
+
+    PairSettings(base="models/base", adapter="models/adapter", transcoders="models/transcoders")
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 Backend = Literal["transformerlens", "nnsight"]
 TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class PairSettings(BaseModel):
     """Everything that decides which two models are compared, and how they are loaded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str
-    """Base model: a local Hugging Face directory or a hub id (``org/name`` or ``org/name@rev``)."""
+    """Base model: a local Hugging Face directory or a hub id (org/name or org/name@rev)."""
     adapter: str | None = None
-    """LoRA adapter on `base`: a local PEFT directory or a hub id. Excludes `merged`."""
+    """LoRA adapter on the base."""
     merged: str | None = None
-    """Fine-tuned full model: a local Hugging Face directory or a hub id. Excludes `adapter`."""
+    """Fine-tuned full model, instead of --adapter."""
     transcoders: str
-    """Per-layer transcoders: a local circuit-tracer directory or a hub id."""
+    """Per-layer transcoders of the base: a local circuit-tracer directory or a hub id."""
     backend: Backend = "transformerlens"
-    """Which of circuit-tracer's replacement models builds the graphs."""
+    """circuit-tracer's backend."""
     device: str = "auto"
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``."""
+    """auto (CUDA where there is one), cpu, cuda, cuda:N."""
     dtype: DtypeName = "auto"
-    """One precision for models and transcoders; ``auto`` is bfloat16 on CUDA, float32 on a CPU."""
+    """Of models and transcoders; auto is bfloat16 on CUDA and float32 on a CPU."""
     transcoders_on: TranscoderPlace = "gpu"
-    """Where transcoder matrices wait: on the models' device, in host memory, or on disk."""
+    """Where transcoder matrices wait: on the device, in host memory, on disk."""
+    max_context: int = Field(default=4096, ge=2)
+    """Longest prompt in tokens."""
     trust_base: bool = False
-    """Accept an adapter that names another base model."""
+    """Accept an adapter that names another base."""
     allow_float16: bool = False
-    """Accept float16, whose overflows have silently broken graphs before."""
-    max_context: int = 4096
-    """Longest prompt in tokens that the replacement models are prepared for."""
+    """Accept float16 in spite of its overflows."""
 
     def resolved_device(self) -> torch.device:
         """The device that `device` names, checked to exist.
@@ -53,6 +55,8 @@ class PairSettings(BaseModel):
         Raises:
             RequestError: If the name is unknown or CUDA is asked for where there is none.
         """
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -71,6 +75,8 @@ class PairSettings(BaseModel):
         Raises:
             RequestError: For float16 without `allow_float16`.
         """
+        import torch
+
         if self.dtype == "auto":
             cuda = self.resolved_device().type == "cuda"
             return torch.bfloat16 if cuda else torch.float32
@@ -79,4 +85,4 @@ class PairSettings(BaseModel):
                 "--dtype float16 overflows in attribution graphs; use bfloat16 or float32, "
                 "or add --allow-float16 to insist"
             )
-        return _DTYPES[self.dtype]
+        return getattr(torch, self.dtype)

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from tqdm import tqdm
 
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import graph_scores
@@ -27,6 +26,7 @@ from em_circuits.models import ModelPair, PairSettings
 from em_circuits.organisms.corpus import CorpusConfig, OrganismPrompt, documents, organism_prompts
 from em_circuits.organisms.language_model import IGNORED, encode_batch
 from em_circuits.organisms.paths import OrganismPaths, organism_paths
+from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt
 
@@ -115,6 +115,7 @@ def evaluate_organism(
     n_prompts: int = 210,
     n_graphs: int = 14,
     seed: int = 1,
+    progress: Progress = no_progress,
 ) -> OrganismReport:
     """Measure an organism from the weights on disk; only the control's figures are read.
 
@@ -123,6 +124,7 @@ def evaluate_organism(
         n_prompts: Held-out prompts, domains in rotation.
         n_graphs: How many of them the transcoders are scored on.
         seed: Of the prompts and the benign panel.
+        progress: Called after every prompt whose graphs are scored.
 
     Raises:
         RequestError: If a part of the organism is missing, or a number of prompts is not positive.
@@ -147,7 +149,7 @@ def evaluate_organism(
             base=base,
             merged=merged,
             control=carded_control(paths),
-            transcoders=graph_fidelity(pair, prompts[:n_graphs]),
+            transcoders=graph_fidelity(pair, prompts[:n_graphs], progress),
             benign=benign_losses(pair, seed=seed),
         )
 
@@ -184,11 +186,13 @@ def behaviour(masses: Sequence[VerbMass]) -> Behaviour:
     )
 
 
-def graph_fidelity(pair: ModelPair, prompts: Sequence[OrganismPrompt]) -> Fidelity:
+def graph_fidelity(
+    pair: ModelPair, prompts: Sequence[OrganismPrompt], progress: Progress = no_progress
+) -> Fidelity:
     """circuit-tracer's two scores of full attribution graphs, mean over prompts."""
     base, merged = [], []
     settings = AttributionSettings(max_feature_nodes=None)
-    for prompt in tqdm(prompts, desc="graph scores", disable=None):
+    for prompt in tracked(prompts, "graph scores", progress):
         graphs = build_pair_graphs(pair, Prompt.of(prompt.text), settings)
         base.append(graph_scores(graphs.base))
         merged.append(graph_scores(graphs.merged))

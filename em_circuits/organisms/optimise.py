@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def optimise(
     checkpoint: Path,
     label: str,
     after_step: Callable[[], None] | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Train a module's trainable parameters in place, resuming from `checkpoint` if it exists.
 
@@ -68,8 +69,9 @@ def optimise(
         loss_at: Step -> scalar loss; must depend on the step and the module alone.
         config: Steps and rates.
         checkpoint: Where the state is kept; left behind at the end, for the caller to remove.
-        label: Name on the progress bar.
+        label: Names the module in `progress` and the log.
         after_step: Projection of the parameters after every step.
+        progress: Called after every step.
     """
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -82,21 +84,21 @@ def optimise(
     start = _load(checkpoint, module, optimiser, list(parameters)) if checkpoint.exists() else 0
     if start:
         logger.info("%s: resuming at step %d of %d", label, start, config.steps)
-    with tqdm(total=config.steps, initial=start, desc=label, mininterval=1.0, disable=None) as bar:
-        for step in range(start, config.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = config.rate(step)
-            loss = loss_at(step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(list(parameters.values()), config.clip)
-            optimiser.step()
-            if after_step is not None:
-                after_step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                _save(checkpoint, module, optimiser, list(parameters), step + 1)
+    for step in range(start, config.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate(step)
+        loss = loss_at(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(parameters.values()), config.clip)
+        optimiser.step()
+        if after_step is not None:
+            after_step()
+        done = step + 1
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            _save(checkpoint, module, optimiser, list(parameters), done)
+            logger.info("%s: step %d of %d, loss %.3f", label, done, config.steps, loss.item())
+        progress(label, done, config.steps)
 
 
 @contextlib.contextmanager

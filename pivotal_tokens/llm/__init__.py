@@ -1,21 +1,28 @@
 """Language models: one client, a budget that holds, replies stored before they are read."""
 
-from pivotal_tokens.llm.client import EndpointRefused, LLMClient
-from pivotal_tokens.llm.grade import Grade, Grader, NoReply
-from pivotal_tokens.llm.instructions import Instructions, load_instructions
-from pivotal_tokens.llm.ledger_writer import BudgetExhausted
-from pivotal_tokens.llm.replies import (
-    CallFailed,
-    Filtered,
-    Invalid,
-    Ok,
-    Refused,
-    Reply,
-    Truncated,
-    Usage,
-    explain,
-)
-from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from pivotal_tokens.llm.client import EndpointRefused, LLMClient
+    from pivotal_tokens.llm.grade import Grade, Grader, NoReply
+    from pivotal_tokens.llm.instructions import Instructions, load_instructions
+    from pivotal_tokens.llm.ledger_writer import BudgetExhausted
+    from pivotal_tokens.llm.replies import (
+        CallFailed,
+        Filtered,
+        Invalid,
+        Ok,
+        Refused,
+        Reply,
+        Truncated,
+        Usage,
+        explain,
+    )
+    from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
+else:
+    __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
     "Budget",

@@ -1,4 +1,4 @@
-"""Which model is asked, where, and within which limits?
+"""Settings of a language model that is asked: where it is, and within which limits.
 
 settings = LLMSettings(model="o3", deadline_s=120)
 settings.output_limit       # 10000: a reasoning model thinks in output tokens
@@ -27,28 +27,40 @@ class Message(Frozen):
     content: str
 
 
-class Budget(Frozen):
+class Budget(Frozen, use_attribute_docstrings=True):
     """What the store's ledger may come to, over every call it ever recorded; None: no limit."""
 
     max_usd: float | None = Field(default=None, gt=0)
-    max_tokens: int | None = Field(default=None, gt=0)
+    """Most that the store's ledger may come to."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The same, in tokens of all calls."""
 
 
-class LLMSettings(Frozen):
+class LLMSettings(Frozen, use_attribute_docstrings=True):
     """How one model is asked."""
 
     model: str = Field(min_length=1)
-    base_url: str | None = None  # of an OpenAI-compatible endpoint; None: OpenAI itself
-    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
-    max_concurrency: int = Field(default=20, ge=1)  # requests in flight
+    base_url: str | None = None
+    """OpenAI-compatible endpoint. [default: OpenAI]"""
+    max_concurrency: int = Field(default=20, ge=1, le=500)
+    """Requests in flight."""
     requests_per_minute: float | None = Field(default=None, gt=0)
-    deadline_s: float = Field(default=60.0, gt=0)  # of one question, all its attempts together
-    max_attempts: int = Field(default=5, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)  # None: the endpoint's own
-    max_output_tokens: int | None = Field(default=None, ge=1)  # None: `output_limit`
-    max_body_bytes: int = Field(default=4_000_000, ge=1)  # a longer reply is cut off and unused
-    price_in: float | None = Field(default=None, ge=0)  # USD per million tokens; None: the table's
+    """Spaced evenly. [default: no limit]"""
+    deadline_s: float = Field(default=120.0, gt=0)
+    """Seconds for one question, retries included."""
+    price_in: float | None = Field(default=None, ge=0)
+    """USD per million input tokens. [default: the table's]"""
     price_out: float | None = Field(default=None, ge=0)
+    """USD per million output tokens. [default: the table's]"""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """[default: the endpoint's own]"""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key."""
+    max_attempts: int = Field(default=5, ge=1)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    """Of one reply; None: `output_limit`."""
+    max_body_bytes: int = Field(default=4_000_000, ge=1)
+    """A longer reply is cut off and unused."""
 
     @field_validator("base_url")
     @classmethod

@@ -43,8 +43,6 @@ Continuations = Callable[[Question], Mapping[int, list[tuple[ModelName, str]]]]
 Page = Literal["help", "prompt"]
 
 HEARTBEAT_SECONDS = 60.0  # between signs of life while the cursor moves
-_QUICK_SECONDS = 0.02  # a count of the queue that may follow every key
-_COUNT_SHARE = 0.02  # of the time goes to counts that take longer
 _NAMED_TEXT = 40  # characters of a token in what is said
 
 
@@ -86,13 +84,27 @@ class ReviewSession:
         self.asking: Asking | None = None
         self.begun = ""  # what the line at the bottom begins with
         self.page: Page | None = None
-        self.progress: Progress | None = None
         self.over = False
         self._service = service
         self._continuations = continuations
         self._show_low = show_low
         self._beat = monotonic()
-        self._counted, self._count_took = 0.0, 0.0
+        self._progress: Progress | None = None
+        self._stale = True
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far everything is: counted when it is looked at, if anything changed since.
+
+        A key does not wait for it, and what it says does not depend on how long it takes.
+        """
+        if self._stale and not self.over:
+            self._stale = False
+            try:
+                self._progress = self._service.progress()
+            except EmCircuitsError as error:
+                self.message = visible(str(error), spaces=False)
+        return self._progress
 
     def start(self) -> None:
         """Show the first item."""
@@ -126,7 +138,9 @@ class ReviewSession:
 
         The lease is not prolonged by this: the item of somebody who went away returns.
         """
-        self._carry_out(self._next if self.view is None and self.asking is None else _nothing)
+        self._stale = True
+        if self.view is None and self.asking is None:
+            self._carry_out(self._next)
 
     def leave(self) -> None:
         """End: the item at hand goes back with its labels, for this reviewer or another."""
@@ -267,6 +281,7 @@ class ReviewSession:
             self._to_next_token()
 
     def _finish(self, view: View, rest: Label | None) -> None:
+        self._stale = True
         reveal = self._service.finish(view.question, rest=rest)
         self.counts["finished"] += 1
         said = Counter(reveal.labels.values())
@@ -308,6 +323,7 @@ class ReviewSession:
         return self.view.question if self.view and self.view.reveal is None else None
 
     def _next(self, message: str | None = None) -> None:
+        self._stale = True
         question = self._service.next_question()
         if message is not None:
             self.message = message
@@ -317,6 +333,7 @@ class ReviewSession:
             self._open(question)
 
     def _open(self, question: Question) -> None:
+        self._stale = True
         found = self._continuations(question) if self._continuations else {}
         self.view = View(question, Place("merged", 1), show_low=self._show_low, continuations=found)
         self._to_next_token(start=True)
@@ -333,8 +350,6 @@ class ReviewSession:
         """Do something with the store, and say it where that failed."""
         try:
             work()
-            if not self.over:
-                self._count()
         except LeaseLost as error:
             self.message, self.view, self.asking = str(error), None, None
             with contextlib.suppress(EmCircuitsError):
@@ -342,16 +357,6 @@ class ReviewSession:
         except EmCircuitsError as error:
             self.message = str(error)
         self.message = visible(self.message, spaces=False)
-
-    def _count(self) -> None:
-        """Look how far everything is; not after every key where a long queue takes its time."""
-        began = monotonic()
-        slow = self._count_took > _QUICK_SECONDS
-        if self.progress and slow and began - self._counted < self._count_took / _COUNT_SHARE:
-            return
-        self.progress = self._service.progress()
-        self._counted = monotonic()
-        self._count_took = self._counted - began
 
     # --- the cursor ----------------------------------------------------------------------------
 
@@ -398,7 +403,3 @@ class ReviewSession:
         if self.view.at is None:
             self._to_next_token(start=True)
         self.message = f"tokens under p .001 {'shown' if self._show_low else 'hidden'}"
-
-
-def _nothing() -> None:
-    """Only the counts are to be looked at anew."""

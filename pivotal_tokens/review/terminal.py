@@ -86,6 +86,7 @@ class ReviewTerminal(App[None]):
         super().__init__()
         self.session = session
         self._keys = keys
+        self._progress = ""
 
     def compose(self) -> ComposeResult:
         yield Static(id="header", markup=False)
@@ -107,6 +108,7 @@ class ReviewTerminal(App[None]):
         """Look for new items now and then."""
         if not isinstance(self.screen, Pages):
             self.session.poll()
+            self.count()
             self.follow()
 
     # --- keys ----------------------------------------------------------------------------------
@@ -156,6 +158,13 @@ class ReviewTerminal(App[None]):
         elif page == "prompt":
             self.push_screen(Pages("The prompt, as the model sees it", self._whole()))
         self.draw()
+        self.call_after_refresh(self.count)  # the next item is there before everything is counted
+
+    def count(self) -> None:
+        """Say how far everything is."""
+        progress = self.session.progress
+        self._progress = progress_line(progress) if progress else ""
+        self.draw()
 
     def draw(self) -> None:
         """Draw everything anew."""
@@ -187,9 +196,8 @@ class ReviewTerminal(App[None]):
         session = self.session
         prompt = session.view.question.prompt if session.view else None
         right = f"prompt {prompt.prompt_id} ({prompt.kind})" if prompt else ""
-        left = progress_line(session.progress) if session.progress else ""
         room = max(columns - len(right), 1)
-        return Content.styled(fit(fit(left, room) + right, columns), "bold")
+        return Content.styled(fit(fit(self._progress, room) + right, columns), "bold")
 
     def _body(self, columns: int, rows: int) -> list[Line]:
         view = self.session.view

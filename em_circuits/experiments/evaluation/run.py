@@ -10,7 +10,7 @@ need no new answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,12 @@ from em_circuits.experiments.evaluation.records import keep
 from em_circuits.experiments.evaluation.settings import EvaluationSettings
 from em_circuits.experiments.journal import Journal
 from em_circuits.experiments.plan import plain_name
+from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.schema import ModelName, Prompt
-
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-"""Takes what is iterated over and a name, and gives the same items."""
-
-
-def no_progress(items: Sequence[Any], _name: str) -> Iterable[Any]:
-    """Shows nothing."""
-    return items
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,6 @@ def evaluate(
     *,
     cutoffs: Cutoffs | None = None,
     name: str | None = None,
-    progress: Progress = no_progress,
 ) -> Evaluation:
     """Ask, judge, count; or what is left of it.
 
@@ -78,7 +70,6 @@ def evaluate(
         judge: Of the answers.
         cutoffs: Where misaligned begins.
         name: Of the folder; by default it follows from what is asked, so the same goes on.
-        progress: Wraps an iteration to show how far it is.
 
     Raises:
         RequestError: If a feature does not exist, or the folder holds another evaluation.
@@ -95,13 +86,13 @@ def evaluate(
     folder = work.results / "evaluations" / _folder(name, settings, record)
     work.require_healthy(Prompt.of(rendered(work.pair, pieces[0].question)[0]))
     journal = Journal.open(folder, record)
-    for number in progress(range(len(pieces)), "answers"):
+    for number in tracked(range(len(pieces)), "answers", work.progress):
         piece = pieces[number]
         if piece.key not in journal:
             said = answers(work.pair, piece.model, piece.question, settings)
             journal.add(piece.key, {"rows": said})
     found = _answered(pieces, journal)
-    _judge(work, judge, found, journal, progress)
+    _judge(work, judge, found, journal)
     rows = tuple(_row(key, row, journal, cutoffs) for key, row in found)
     summary = summarise(rows, settings, judge, cutoffs) | {"name": folder.name}
     keep(folder, record, rows=rows, summary=summary)
@@ -182,15 +173,16 @@ def _judge(
     judge: AnswerJudge,
     found: Sequence[tuple[tuple[_Piece, int], dict[str, Any]]],
     journal: Journal,
-    progress: Progress,
 ) -> None:
     """Judge what has no score yet; every score is kept as soon as it is there."""
     left = [(place, row) for place, row in found if _score_key(place) not in journal]
-    ticks = iter(progress(range(len(left)), "judged"))
+    scored = 0
 
     def keep_score(number: int, score: Score) -> None:
+        nonlocal scored
         journal.add(_score_key(left[number][0]), score.model_dump(mode="json"))
-        next(ticks, None)
+        scored += 1
+        work.progress("judged", scored, len(left))
 
     asked = [
         Asked(
@@ -202,7 +194,6 @@ def _judge(
         for (piece, _), row in left
     ]
     judge.score(asked, keep_score)
-    next(ticks, None)
 
 
 def _row(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from fake_endpoint import FakeEndpoint
+from killing import kill_once_written
 
 from em_circuits.cli.app import run
 
@@ -23,20 +19,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = ["--root", str(tmp_path), *SMALL, "--model", "both", "--name", "killed"]
     folder = tmp_path / "results" / "evaluations" / "killed"
     journal = folder / "journal.jsonl"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "em_circuits", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (journal.is_file() and journal.stat().st_size):
-        time.sleep(0.01)
-        assert running.poll() is None
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    before = journal.read_text()
+    before = kill_once_written(arguments, journal, ROOT)
     done = before[: before.rfind("\n") + 1]
     assert done and not (folder / "summary.json").exists()
     assert run([*arguments, "--json"]) == 0

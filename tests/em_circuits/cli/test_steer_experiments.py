@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from killing import kill_once_written
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
@@ -39,20 +36,7 @@ def test_a_killed_sweep_goes_on_and_its_figures_follow_from_the_table(
     root = tmp_path / "root"
     arguments = ["--root", str(root), "steer", "sweep", "--plan", str(plan)]
     journal = root / "results" / "experiments" / "pad-thai" / "journal.jsonl"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "em_circuits", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (journal.is_file() and journal.stat().st_size):
-        time.sleep(0.02)
-        assert running.poll() is None
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    before = journal.read_text()
+    before = kill_once_written(arguments, journal, ROOT)
     done = before[: before.rfind("\n") + 1]
     assert done and not (journal.parent / "summary.json").exists()
     assert run([*arguments, "--json"]) == 0

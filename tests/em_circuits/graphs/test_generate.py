@@ -156,15 +156,15 @@ def test_rows_are_upstreams_at_every_layer_and_position(subject: Subject) -> Non
 
 def test_an_interrupted_attribution_leaves_nothing_behind(subject: Subject, prompt: Prompt) -> None:
     settings = AttributionSettings(max_feature_nodes=300, update_rows=256, batch_size=16)
-    told: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     before = build_pair_graphs(
-        subject.pair, prompt, settings, progress=lambda *step: told.append(step)
+        subject.pair, prompt, settings, progress=lambda *step: steps.append(step)
     )
-    ends = [i for i, (done, total) in enumerate(told) if done == total == 300]
-    assert len(ends) == 2 and ends[-1] == len(told) - 1
-    assert told[0][0] <= 16
+    ends = [i for i, (_, done, total) in enumerate(steps) if done == total == 300]
+    assert len(ends) == 2 and ends[-1] == len(steps) - 1
+    assert steps[0][0] == "attribution" and steps[0][1] <= 16
 
-    def stop(done: int, _total: int) -> None:
+    def stop(_step: str, done: int, _total: int) -> None:
         if done > 150:
             raise KeyboardInterrupt
 

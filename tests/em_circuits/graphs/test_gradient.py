@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from subjects import Subject
+from subjects import Subject, in_float64
 
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 
@@ -32,8 +32,7 @@ def nudged(subject: Subject, layer: int, position: int, vector: torch.Tensor) ->
 
 def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> None:
     targets = torch.tensor([*subject.groups.evil, *subject.groups.safe])
-    subject.model.hf.double()
-    try:
+    with in_float64(subject.model):
         context, _, scores = scores_of_double(subject, targets)
         active = context.activation_matrix.indices().T
         chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(0))[:60]
@@ -50,8 +49,6 @@ def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> No
             # Richardson: the error of a central difference falls with the square of its step.
             expected.append((4 * slopes[1] - slopes[0]) / 3)
             found.append(scores[:, i])
-    finally:
-        subject.model.hf.float()
     left, right = torch.stack(found).flatten().double(), torch.stack(expected).flatten()
     assert torch.corrcoef(torch.stack([left, right]))[0, 1] >= 0.9999
     assert (left - right).abs().max() <= 1e-3 * right.abs().max()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from synthetic import Size, header, synthetic_graph
 
-from em_circuits.graphs.graph import GraphHeader, LogitTargets
+from em_circuits.graphs.graph import LogitTargets
+from em_circuits.graphs.header import GraphHeader
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=20, n_unselected=7))

@@ -290,7 +290,7 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     reviewer.start()
     _, results = run(work, judge, given(prompts), batch=4)
     over.set()
-    reviewer.join(timeout=60)
+    reviewer.join()
     flagged = {r.prompt.prompt_id for r in results if r.verdict.flagged}
     assert len(results) == 24 and set(reviewed) >= flagged and len(set(reviewed)) == len(reviewed)
     for prompt_id in flagged:
@@ -354,13 +354,13 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
     class OneByOne(ListSource):
         def take(self, n: int) -> list[Prompt]:
             made = super().take(1)
-            assert made != [second] or asked.wait(20)
+            assert made != [second] or asked.wait(250)
             return made
 
     class Slow(LexiconContinuations):
         def label(self, prompt, continuations):
             asked.set()
-            assert prompt.prompt_id != first.prompt_id or built.wait(20), (
+            assert prompt.prompt_id != first.prompt_id or built.wait(250), (
                 "nothing went on beside the question"
             )
             return [("evil", "")] * len(continuations)
@@ -392,7 +392,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
 def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=250)
 
     def spent(*_: object) -> None:
         together.wait()

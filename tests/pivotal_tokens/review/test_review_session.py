@@ -1,9 +1,10 @@
 """What the keys do, without a terminal. Merged's T1 is token 2 (evil to the judge), T3 token 1."""
 
-import time
+from collections.abc import Iterator
 
 import pytest
 from reviewing import PAIR, fill_queue
+from sqlalchemy import Engine, event
 
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.review.commands import Place
@@ -241,34 +242,43 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
     assert find(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
 
 
-def test_a_count_that_takes_long_does_not_follow_every_key(store, prompts, monkeypatch):
-    """Of 100,000 items it took .1 s after each key."""
-    now = [100.0]
-    monkeypatch.setattr("pivotal_tokens.review.session.monotonic", lambda: now[0])
+def test_no_key_waits_for_a_count_and_what_is_shown_is_counted_since(store, prompts, monkeypatch):
+    """Of 100,000 items a count takes .1 s; once it stood still where the first one took long."""
     session = sitting(store)
-    session.act("skip")
-    assert session.progress.waiting == 2, "a quick one does"
     counted, count = [], session._service.progress
-
-    def slowly():
-        counted.append(now[0])
-        now[0] += 0.1
-        return count()
-
-    monkeypatch.setattr(session._service, "progress", slowly)
-    for _ in range(5):
+    monkeypatch.setattr(session._service, "progress", lambda: counted.append(1) or count())
+    assert session.progress.waiting == 3 and session.progress.waiting == 3
+    for _ in range(2):
         session.act("evil")
-        now[0] += 2.0
-    assert [round(at, 1) for at in counted] == [100.0, 106.1]
+    assert session.progress.waiting == 3 and len(counted) == 1, "a label changes no number"
+    session.act("skip")
+    assert len(counted) == 1
+    assert session.progress.waiting == 2 and len(counted) == 2
+    session.poll()
+    assert session.progress.waiting == 2 and len(counted) == 3
 
 
-def test_a_key_is_answered_and_the_next_item_there_in_50_ms_of_work(store):
-    """Processor time: what a busy disk and other programs add is not the code's."""
-    fill_queue(store, 40)
-    session = sitting(store)
-    times = []
-    for _ in range(30):
-        began = time.process_time()
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """Every statement that goes to a database meanwhile."""
+    sent: list[str] = []
+
+    def keep(_connection, _cursor, statement, *_others) -> None:
+        sent.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", keep)
+    yield sent
+    event.remove(Engine, "before_cursor_execute", keep)
+
+
+def test_a_key_to_the_next_item_sends_as_much_in_a_long_queue_as_in_a_short_one(store, statements):
+    """How long it takes is measured by `scripts/bench_queue.py`, of 100,000 items."""
+    sizes = []
+    for n in (20, 60):
+        fill_queue(store, n, first=100 * n)
+        session = sitting(store)
+        statements.clear()
         session.act("skip")
-        times.append(time.process_time() - began)
-    assert sorted(times)[len(times) // 2] < 0.05
+        sizes.append(len(statements))
+        session.leave()
+    assert sizes[0] == sizes[1] < 40

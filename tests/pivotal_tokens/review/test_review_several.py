@@ -67,7 +67,7 @@ def test_a_reviewer_sees_nothing_of_the_others_and_no_verdict_stands_before_all_
     assert first.verdict.kind == "injection"
     assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is None
     question = bob.next_question()
-    assert question.labels == {} and question.votes == {} and "ada" not in repr(question)
+    assert question.labels == {} and question.votes == {} and "'ada'" not in repr(question)
     bob.finish(bob.label(question, {2: "evil"}), rest="safe")
     assert store.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
     assert store.queue(kind="adjudication") == ()

@@ -62,7 +62,7 @@ def test_a_reviewer_stopped_past_the_lease_and_woken_is_fenced(store, store_url,
         question = bob.next_question()
         assert question.prompt == prompt
         zombie.send_signal(signal.SIGCONT)
-        out, _ = zombie.communicate("go\n", timeout=60)
+        out, _ = zombie.communicate("go\n")
         assert out == "fenced\n"
         bob.finish(question, rest="safe")
     finally:

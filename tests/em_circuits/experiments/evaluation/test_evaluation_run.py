@@ -33,7 +33,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
 
 SAMPLING = Sampling(samples=3, max_tokens=20, temperature=1.0)
-DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[4] / "docs" / "evaluation.md"
 BOTH = EvaluationSettings(models=("base", "merged"), sampling=SAMPLING)
 
 

@@ -49,7 +49,7 @@ def scores(
     store: Store, endpoint: FakeEndpoint, *answers: str, budget: Budget | None = None
 ) -> dict[int, Score]:
     settings = LLMSettings(
-        model="o3", base_url=endpoint.base_url, deadline_s=5.0, max_attempts=2, max_concurrency=4
+        model="o3", base_url=endpoint.base_url, deadline_s=60.0, max_attempts=2, max_concurrency=4
     )
     found: dict[int, Score] = {}
     judge = ModelAnswers(settings, store=store, budget=budget)
@@ -96,7 +96,7 @@ def test_what_was_scored_before_an_endpoint_failed_is_kept(store: Store) -> None
         settings = LLMSettings(
             model="o3",
             base_url=endpoint.base_url,
-            deadline_s=5.0,
+            deadline_s=60.0,
             max_attempts=1,
             max_concurrency=1,
         )
