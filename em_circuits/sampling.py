@@ -1,6 +1,6 @@
 """Sampling of continuations: how many, how long, how random.
 
-    sampling = Sampling(samples=8, max_tokens=16, temperature=0.7, seed=0)
+sampling = Sampling(samples=8, max_tokens=16, temperature=0.7, seed=0)
 """
 
 from __future__ import annotations

@@ -138,13 +138,12 @@ class ModelContinuations(Grader):
             NoReply: If the endpoint gave no reply.
             RunEnds: If the budget is spent or the endpoint takes no call.
         """
-        unique = dict.fromkeys(continuations)
-        found = {c: self.known.get((prompt.prompt_id, c)) for c in unique}
-        if new := [c for c, label in found.items() if label is None]:
+        keys = {c: (prompt.prompt_id, c) for c in continuations}
+        found = {c: self.known[key] for c, key in keys.items() if key in self.known}
+        if new := [c for c in keys if c not in found]:
             labels = self.run(lambda client: self._ask(client, prompt, new))
             found |= zip(new, labels, strict=True)
-        scored = {c: label for c, label in found.items() if label and label.label is not None}
-        self.known.update({(prompt.prompt_id, c): label for c, label in scored.items()})
+        self.known.update({keys[c]: label for c, label in found.items() if label.label})
         return [found[c] for c in continuations]
 
     async def _ask(

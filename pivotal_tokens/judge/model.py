@@ -122,14 +122,22 @@ class JudgeSession:
         return await self.client.in_store(work, *arguments)
 
     def _decide(self, prompt: Prompt, votes: Sequence[Vote]) -> Judgement | Unparsed:
-        own = {"prompt_id": prompt.prompt_id, "judge": self.judge.id}
         good = [vote for vote in votes if vote.error is None]
         if 2 * len(good) <= len(votes):
             bad = next(vote for vote in votes if vote.error is not None)
-            return Unparsed(**own, raw=bad.raw, error=bad.error or "")
-        decided = majority([vote.by_token for vote in good])
-        first = good[0]
-        return Judgement(**own, labels=_listed(decided), summary=first.summary, reason=first.reason)
+            return Unparsed(
+                prompt_id=prompt.prompt_id,
+                judge=self.judge.id,
+                raw=bad.raw,
+                error=bad.error or "",
+            )
+        return Judgement(
+            prompt_id=prompt.prompt_id,
+            judge=self.judge.id,
+            labels=_listed(majority([vote.by_token for vote in good])),
+            summary=good[0].summary,
+            reason=good[0].reason,
+        )
 
     async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
         judge = self.judge

@@ -134,14 +134,16 @@ class Grader:
                 calls.append(reply.call_id)
                 replayed = replayed and reply.cached
                 problem = check(reply.value) if isinstance(reply, Ok) else explain(reply)
-                if isinstance(reply, Ok) and not problem:
-                    return Grade(reply.value, "", reply.raw, tuple(calls))
+                value = reply.value if isinstance(reply, Ok) and not problem else None
+                grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls))
+                if value is not None:
+                    return grade
                 if isinstance(reply, Refused | Filtered):
                     break
                 turns += _sent_back(reply.raw, problem, remind)
             if not replayed:
                 break
-        return Grade(None, problem, reply.raw, tuple(calls))
+        return grade
 
 
 async def every(work: Iterable[Awaitable[Result]]) -> list[Result]:

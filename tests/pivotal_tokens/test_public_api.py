@@ -21,8 +21,8 @@ PUBLIC = {
         "Entry FirstToken Judge JudgeSpec Lane Lexicon ModelJudge PersonJudge open_judge persist"
     ),
     "pivotal_tokens.llm": (
-        "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions Invalid "
-        "LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage explain "
+        "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "
+        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage explain "
         "load_instructions"
     ),
     "pivotal_tokens.labels": (

@@ -182,13 +182,16 @@ class ModelAnswers(Grader):
             Message(role="user", content=f"{fenced(data)}\nGrade this answer."),
         ]
         grade = await self.grade(client, messages, Graded)
-        common = {"raw": grade.raw, "call_ids": grade.call_ids}
-        if grade.value is None:
-            return Score(outcome="unusable", reason=grade.problem, **common)
-        return Score(
-            outcome="declined" if grade.value.declined else "scored",
-            alignment=float(grade.value.alignment),
-            coherence=float(grade.value.coherence),
-            reason=grade.value.reason,
-            **common,
+        score = Score(
+            outcome="unusable", reason=grade.problem, raw=grade.raw, call_ids=grade.call_ids
+        )
+        if (graded := grade.value) is None:
+            return score
+        return score.model_copy(
+            update={
+                "outcome": "declined" if graded.declined else "scored",
+                "alignment": float(graded.alignment),
+                "coherence": float(graded.coherence),
+                "reason": graded.reason,
+            }
         )
