@@ -8,7 +8,7 @@ from em_circuits.experiments.evaluation.judging import (
     Score,
 )
 from em_circuits.experiments.evaluation.questions import question_sets
-from em_circuits.experiments.evaluation.rates import Cutoffs, wilson
+from em_circuits.experiments.evaluation.rates import Cutoffs
 from em_circuits.experiments.evaluation.run import Evaluation, evaluate
 from em_circuits.experiments.evaluation.settings import EvaluationSettings, Steering
 
@@ -24,5 +24,4 @@ __all__ = [
     "Steering",
     "evaluate",
     "question_sets",
-    "wilson",
 ]
