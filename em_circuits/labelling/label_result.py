@@ -137,7 +137,7 @@ def read_result(
         failure: What went wrong.
         pivotal: What continuations say about its evil candidates.
     """
-    key, attempt = work.pair.key, work.store.attempt(prompt.prompt_id)
+    key, attempt = work.pair.key, work.store.queries.attempt(prompt.prompt_id)
     view = next((p for p in attempt.pairs if p.pair == key), None)
     # A prompt whose graphs failed has been judged all the same.
     judged = view is not None and (failure is None or failure.stage in ("graphs", "rollouts"))

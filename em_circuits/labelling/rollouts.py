@@ -1,6 +1,6 @@
 """Continuations of both models after each evil candidate of a prompt, sampled and judged.
 
-    roll_out(work, prompt, judge, ROLLOUTS)      # -> store.rollouts(...)
+    roll_out(work, prompt, judge, ROLLOUTS)      # -> store.results.rollouts(...)
 
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
@@ -68,7 +68,7 @@ def roll_out(
         sampling: How many, how long.
     """
     store, pair = work.store, work.pair
-    kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+    kept = store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
     have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, sampling)}
     candidates = evil_candidates(work, prompt)
     drawn: dict[ModelName, list[_Drawn]] = {}
@@ -87,11 +87,11 @@ def roll_out(
         for rollout in _judge(work, prompt, name, said, judge, sampling)
     ]
     if made:
-        store.put_rollouts(made)
+        store.results.put_rollouts(made)
     wanted = set(candidates)
     counted = [
         r
-        for r in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+        for r in store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
         if r.token_id in wanted and r.sample < sampling.samples and _drawn_so(r, sampling)
     ]
     return RolledOut(pivotality(counted), bool(made))
@@ -99,10 +99,10 @@ def roll_out(
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     """Tokens of a prompt's lists whose label that counts is evil, likeliest in merged first."""
-    lists = work.store.next_tokens(prompt.prompt_id, work.pair.key)
+    lists = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     if lists is None:
         return []
-    labels = work.store.labels(prompt.prompt_id).by_token
+    labels = work.store.labels.of(prompt.prompt_id).by_token
     evil = [t.token_id for t in lists.merged.tokens if labels.get(t.token_id) == "evil"]
     return evil[:MOST_CANDIDATES]
 

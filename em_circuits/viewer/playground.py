@@ -84,7 +84,7 @@ class Playground:
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
         """
-        prompt = self._desk.store.prompt(asked.prompt)
+        prompt = self._desk.store.prompts.get(asked.prompt)
         with self._lock:
             pair = self._desk.work.pair
             model = pair.model(asked.model)
@@ -127,7 +127,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
             raise HTTPException(400, f"{where}: {first['msg']}.") from error
 
         def answer() -> dict[str, Any]:
-            prompt = desk.store.prompt(asked.prompt)
+            prompt = desk.store.prompts.get(asked.prompt)
             return ground.run(asked, desk.labels(request, prompt.prompt_id))
 
         return Json(await run_in_threadpool(answer))
