@@ -87,12 +87,12 @@ def run(
     **options: Any,
 ) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    from em_circuits.experiments import prompt_rollouts
-    from em_circuits.experiments.analyse import steer_prompt
-    from em_circuits.interventions import Sampling
-
     told: dict[str, Any] = {}
-    with session.workspace() as work:
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments import prompt_rollouts
+        from em_circuits.experiments.analyse import steer_prompt
+        from em_circuits.interventions import Sampling
+
         prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
         if rollouts:
             sampling = Sampling(

@@ -42,7 +42,7 @@ def judges_option(command: Any) -> Any:
 @click.option(
     "--plan",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
     help="YAML: features, strengths, positions, combinations; docs/steering.md.",
 )

@@ -188,8 +188,6 @@ class GraphStore:
             WorkFailed: If its file is corrupt, truncated or not what was written; the message says
                 which and what to do.
         """
-        from em_circuits.graphs.files import read_graph
-
         path = self.path(key)
         found = read_header(path).key
         if not found.startswith(key):
@@ -200,6 +198,8 @@ class GraphStore:
             if problem := difference(path):
                 raise broken(path, problem)
             self._sound.add(mark)
+        from em_circuits.graphs.files import read_graph
+
         return read_graph(path)
 
     def list(self) -> tuple[GraphHeader, ...]:
