@@ -18,17 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import token_groups
-from em_circuits.interventions import (
-    Intervention,
-    Mode,
-    PromptState,
-    TokenGroups,
-    contrast,
-    evil_mass,
-    run_rows,
-    top_tokens,
-)
+from em_circuits.interventions import Intervention, Mode, PromptState, run_rows, top_tokens
 from em_circuits.interventions.generate import generate
 from em_circuits.interventions.sampling import Sampling
 from em_circuits.models import Model
@@ -143,16 +135,16 @@ def routes(desk: Desk) -> list[BaseRoute]:
     return [Route("/api/playground", run, methods=["POST"])]
 
 
-def _groups(labels: PromptLabels) -> TokenGroups | None:
+def _groups(labels: PromptLabels) -> Contrast | None:
     return token_groups(labels) if labels.ids("evil") or labels.ids("safe") else None
 
 
 def _world(
-    model: Model, logits: Any, groups: TokenGroups | None, labels: PromptLabels
+    model: Model, logits: Any, groups: Contrast | None, labels: PromptLabels
 ) -> dict[str, Any]:
     row = logits[None]
-    mass = None if groups is None else float(evil_mass(row, groups)[0])
-    measured = None if groups is None else contrast(row, groups)
+    mass = None if groups is None else float(groups.evil_mass(row)[0])
+    measured = None if groups is None else groups.value(row)
     top = [
         {
             "token_id": t.token_id,
