@@ -12,6 +12,7 @@ from em_circuits.cli.scan import REGIMES, scan
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.steer_experiments import sweep, transfer
 from em_circuits.cli.validation import validate
+from em_circuits.feature import FeatureChoice
 
 
 @click.group()
@@ -88,6 +89,7 @@ def run(
 ) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
     told: dict[str, Any] = {}
+    FeatureChoice.parse(options["features"])
     with session.on_prompts(prompt) as work:
         from em_circuits.experiments import prompt_rollouts
         from em_circuits.experiments.analyse import steer_prompt

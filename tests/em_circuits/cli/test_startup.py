@@ -65,7 +65,6 @@ def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
         (["influence", "not-a-key"], "hex digits"),
         (["graphs", "show", "/nowhere.safetensors"], "no graph file"),
         (["graphs", "import", "/nowhere.pt", "--trust-pickle"], "No file"),
-        (["influence", "/nowhere.pt"], "--trust-pickle"),
         (["steer", "run", "abc", "--features", "best"], "--features"),
         (["steer", "sweep", "--plan", "/nowhere.yaml"], "/nowhere.yaml"),
         (["label", "--prompts", "/nowhere.json"], "cannot read prompts"),
@@ -83,6 +82,14 @@ def test_a_wrong_request_is_refused_before_anything_heavy(
     status, text = start("--root", str(tmp_path / "root"), *arguments)
     assert status == 2 and message in text
     assert not (tmp_path / "root").exists()
+
+
+def test_an_untrusted_graph_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "graph.pt"
+    file.write_bytes(b"a pickle")
+    for command in (["influence"], ["graphs", "show"], ["graphs", "import"]):
+        status, text = start(*command, str(file))
+        assert status == 2 and "--trust-pickle" in text
 
 
 def test_graphs_are_listed_without_torch(tmp_path: Path) -> None:
