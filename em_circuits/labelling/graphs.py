@@ -99,7 +99,7 @@ def kept_graphs(
     registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
     return all(
         key in registered
-        and work.graphs.keeps(key)
+        and work.graphs.has_sound(key)
         and (not with_edges or work.graphs.load(key).edges is not None)
         for key in keys.values()
     )

@@ -53,7 +53,7 @@ def earlier_prompts(
 
 def with_graphs(work: Workspace, *, whole: bool = False) -> set[str]:
     """Prompts whose graphs of both models are registered and on the disk; `whole`: and sound."""
-    there = work.graphs.keeps if whole else work.graphs.has
+    there = work.graphs.has_sound if whole else work.graphs.has
     models: dict[str, set[str]] = {}
     for record in work.store.graphs(pair=work.pair.key):
         if there(record.key):
