@@ -46,11 +46,11 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
     settings = attribution_settings(options)
     with session.workspace() as work:
         store = work.store
-        chosen = [store.prompt(p) for p in prompts] or [
-            p for p in store.prompts() if store.labels(p.prompt_id).labels
+        chosen = [store.prompts.get(p) for p in prompts] or [
+            p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels
         ]
         for prompt in tracked(chosen, "graphs", work.progress):
-            labels = store.labels(prompt.prompt_id).by_token
+            labels = store.labels.of(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
             bare = options["scores_only"]
             reused = kept_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
@@ -204,15 +204,15 @@ def _register(session: Session) -> None:
     if session.options["store"] is None and not session.default_store.exists():
         return  # graphs without a store: there is no register
     with session.open_store() as store:
-        for record in store.graphs():
+        for record in store.graphs.all():
             if not graphs.has(record.key):
-                store.drop_graph(record.key)
+                store.graphs.drop(record.key)
                 continue
             path = graphs.path(record.key)
             size = path.stat().st_size
             if size != record.bytes:
                 update = {"bytes": size, "sha256": sha256_file(path)}
-                store.put_graph(record.model_copy(update=update))
+                store.graphs.put(record.model_copy(update=update))
 
 
 def describe(graph: AttributionGraph) -> dict[str, Any]:

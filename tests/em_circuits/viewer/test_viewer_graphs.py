@@ -118,10 +118,10 @@ def test_a_view_is_kept_until_labels_change(
     with monkeypatch.context() as patch:
         patch.setattr("em_circuits.viewer.graphs.view_of", lambda *_: pytest.fail("made again"))
         assert client.get(url).content == first.content
-    item = room.store.claim("ada", 60)
+    item = room.store.queue.take("ada", 60)
     assert item is not None and item.prompt_id == room.prompts[0].prompt_id
     answer = {"do": "label", "labels": {"17": "evil"}}
-    room.store.release(item)
+    room.store.queue.release(item)
     assert client.post("/api/review", json={"do": "next"}).status_code == 200
     assert client.post("/api/review", json=answer).status_code == 200
     assert client.get(url).content != first.content
