@@ -124,7 +124,7 @@ review_events = Table(
     Index("review_events_of_author", "author", "seq"),
 )
 
-# One row is one reviewer's assignment to a prompt: with an overlap of N, N rows of different `seat`.
+# One row is one reviewer's assignment to a prompt: an overlap of N means N rows, of different seat.
 queue = Table(
     "queue",
     metadata,
