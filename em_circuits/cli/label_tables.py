@@ -9,7 +9,7 @@ from em_circuits.cli.output import one_line, table
 
 if TYPE_CHECKING:
     from pivotal_tokens.agreement import Estimate
-    from pivotal_tokens.labels.compare import AgreementReport, Comparison
+    from pivotal_tokens.labels.agreement import AgreementReport, Comparison
     from pivotal_tokens.labels.divergence import Divergence, DivergenceRow
 
 

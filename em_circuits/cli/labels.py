@@ -96,9 +96,9 @@ def import_(
     token_of = _token_finder(tokenizer)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
-            from pivotal_tokens.labels.tree_import import import_tree
+            from pivotal_tokens.labels.tree import read_tree
 
-            report = import_tree(store, file, author=author or "predecessor", token_of=token_of)
+            report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
         else:
             records = list(read_records(file, format=kind))
             report = import_labels(
@@ -120,7 +120,7 @@ def import_(
 def show(session: Session, prompt: str, as_json: bool) -> None:
     """The labels that count for one prompt: a person's where there is one, else the judge's."""
     with session.open_store() as store:
-        found = store.labels(store.prompt(prompt).prompt_id)
+        found = store.labels.of(store.prompts.get(prompt).prompt_id)
     if as_json:
         emit(found.model_dump(mode="json"))
         return
@@ -134,7 +134,7 @@ def show(session: Session, prompt: str, as_json: bool) -> None:
 def conflicts(session: Session, as_json: bool) -> None:
     """Imported labels that contradict a person's and wait for a decision in the queue."""
     with session.open_store() as store:
-        found = store.conflicts()
+        found = store.labels.conflicts()
     if as_json:
         for one in found:
             emit(one.model_dump(mode="json"))
@@ -290,7 +290,7 @@ def describe_import(report: ImportReport) -> list[str]:
     ]
     if report.reviews or report.reviews_kept:
         lines.append(
-            f"reviews: {report.reviews} seats answered as there, "
+            f"reviews: {report.reviews} assignments answered as there, "
             f"{report.reviews_kept} left as they are here"
         )
     if report.conflicts:

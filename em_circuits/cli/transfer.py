@@ -21,11 +21,11 @@ def export(session: Session, out: Path, as_json: bool) -> None:
     OUT is a .jsonl or .parquet file; any other name is a directory for the predecessor's JSON tree.
     """
     from pivotal_tokens.artefacts import write_provenance
+    from pivotal_tokens.labels.dump import write_dump
     from pivotal_tokens.labels.tree import write_tree
-    from pivotal_tokens.labels.whole import write_store
 
     with session.open_store() as store:
-        number = write_store(store, out) if out.suffix else write_tree(store, out)
+        number = write_dump(store, out) if out.suffix else write_tree(store, out)
     if out.suffix:
         inputs = {"store": session.store_name}
         write_provenance(out, inputs=inputs, config={"command": "export"})
@@ -54,16 +54,13 @@ def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
     Exit status 1 if something in FILE could not be used; the rest is kept.
     """
     from pivotal_tokens.errors import RequestError, WorkFailed
-    from pivotal_tokens.labels.tree_import import import_tree
-    from pivotal_tokens.labels.whole import read_store
+    from pivotal_tokens.labels.dump import read_dump
+    from pivotal_tokens.labels.tree import read_tree
 
     if not file.exists():
         raise RequestError(f"no file or directory {file}")
     with session.open_store(create=True) as store:
-        if file.is_dir():
-            report = import_tree(store, file, author=author)
-        else:
-            report = read_store(store, file)
+        report = read_tree(store, file, author=author) if file.is_dir() else read_dump(store, file)
     keep_report(session, file, report)
     if as_json:
         emit(report.model_dump(mode="json"))

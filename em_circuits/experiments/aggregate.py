@@ -10,8 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits.cache import Columns, KeptTable, Made, kept_table
 from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups, unmatched
 from em_circuits.features import (
@@ -30,13 +28,11 @@ from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import GraphRecord, ModelName, Prompt, PromptLabels
+from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, PromptLabels
 
 
-class AggregateRequest(BaseModel):
+class AggregateRequest(Frozen):
     """What is summed up over prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Scoring = Scoring.GRADIENT
     model: ModelName = "merged"
@@ -83,7 +79,7 @@ def find_pair(work: Workspace, prefix: str) -> str:
     Raises:
         RequestError: If none does, or several do.
     """
-    pairs = work.store.pairs()
+    pairs = work.store.results.pairs()
     found = [pair for pair in pairs if pair.startswith(prefix)]
     if len(found) != 1:
         known = ", ".join(pair[:12] for pair in pairs) or "none"
@@ -108,9 +104,9 @@ def choose_prompts(
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
-    ids = {work.store.prompt(prefix).prompt_id for prefix in prefixes}
+    ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
     chosen, left_out = [], []
-    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts()}):
+    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
         try:
             chosen.append(_choose(work, prompt_id, pair, models))
         except RequestError as error:

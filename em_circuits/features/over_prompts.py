@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from em_circuits.graphs.graph import AttributionGraph
@@ -39,15 +39,14 @@ from em_circuits.statistics import (
 from em_circuits.table import FeatureTable
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
 """Raise it when a formula of this package or of influence changes: stored tables are made again."""
 
 
-class AggregateSettings(BaseModel):
+class AggregateSettings(Frozen):
     """How prompts are summed up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_prompts: int = Field(default=5, ge=1)
     """Prompts in which a key must be selected to be tested, and known to be ranked."""
