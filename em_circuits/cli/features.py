@@ -65,7 +65,7 @@ class Renamed(click.Choice):
         if word not in self._former:
             return word
         click.echo(f"{word} is now called {self._former[word]}", err=True)
-        return self._former[word]
+        return str(self._former[word])
 
     def get_metavar(self, *context: Any) -> str | None:
         """The words of today."""

@@ -42,21 +42,21 @@ def steer() -> None:
 @click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
 @click.option(
     "--unit",
-    type=Renamed([*Unit], {"own": str(Unit.RELATIVE)}),
+    type=Renamed([str(unit) for unit in Unit], {"own": str(Unit.RELATIVE)}),
     default="absolute",
     show_default=True,
     help="Of the value: as it is, or relative to the feature's own activation.",
 )
 @click.option(
     "--at",
-    type=click.Choice([*Where]),
+    type=click.Choice([str(where) for where in Where]),
     default="found",
     show_default=True,
     help="At which positions; generated ones matter to --rollouts alone.",
 )
 @click.option(
     "--method",
-    type=Renamed([*Scoring], FORMER),
+    type=Renamed([str(by) for by in Scoring], FORMER),
     default=str(TO_STEER),
     show_default=True,
     help="Ranks top:N and the like; greedy chooses features that do most when ablated together.",
