@@ -33,7 +33,7 @@ from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
-from pivotal_tokens.judge.continuations import LexiconContinuations, ModelContinuations
+from pivotal_tokens.judge.continuations import ModelContinuations
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
@@ -342,7 +342,7 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
         assert (counted.evil, counted.safe) == (mine.count("evil"), mine.count("safe"))
     record = result.to_json()["rollouts"]
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
-    again = roll_out(work, result.prompt, LexiconContinuations(judge), settings.rollouts)
+    again = roll_out(work, result.prompt, judge, settings.rollouts)
     assert not again.new and again.tokens == result.pivotal
 
 
@@ -375,7 +375,9 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
             assert made != [second] or asked.wait(250)
             return made
 
-    class Slow(LexiconContinuations):
+    class Slow:
+        id = "slow"
+
         def label(self, prompt, continuations):
             asked.set()
             assert prompt.prompt_id != first.prompt_id or built.wait(250), (
@@ -393,7 +395,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
 
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
-    monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
+    monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow())
     settings = SMALL.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(
