@@ -35,12 +35,11 @@ from pivotal_tokens.labels import (
     write_records,
 )
 from pivotal_tokens.labels import divergence as diverge
-from pivotal_tokens.labels.compare import Comparison
+from pivotal_tokens.labels.agreement import Comparison
 from pivotal_tokens.labels.divergence import DivergenceRow
+from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
-from pivotal_tokens.labels.tree import write_tree
-from pivotal_tokens.labels.tree_import import import_tree
-from pivotal_tokens.labels.whole import read_store, write_store
+from pivotal_tokens.labels.tree import read_tree, write_tree
 from pivotal_tokens.schema import PromptLabels
 from pivotal_tokens.store.labels import LabelConflict
 
@@ -136,7 +135,7 @@ def import_labels_(
     token_of = _token_finder(tokenizer)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
-            report = import_tree(store, file, author=author or "predecessor", token_of=token_of)
+            report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
         else:
             records = list(read_records(file, format=kind))
             report = import_labels(
@@ -158,7 +157,7 @@ def export(session: Session, out: Path, as_json: bool) -> None:
         if not out.suffix:
             _exported(WrittenTree(written=str(out), files=write_tree(store, out)), as_json)
             return
-        number = write_store(store, out)
+        number = write_dump(store, out)
     write_provenance(out, inputs={"store": session.store_name}, config={"command": "export"})
     _exported(WrittenRecords(written=str(out), records=number), as_json)
 
@@ -183,10 +182,7 @@ def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
     if not file.exists():
         raise RequestError(f"no file or directory {file}")
     with session.open_store(create=True) as store:
-        if file.is_dir():
-            report = import_tree(store, file, author=author)
-        else:
-            report = read_store(store, file)
+        report = read_tree(store, file, author=author) if file.is_dir() else read_dump(store, file)
     _imported(session, file, report, as_json)
 
 

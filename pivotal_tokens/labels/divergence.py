@@ -1,4 +1,4 @@
-"""On which prompts does the fine-tuned model say something evil and the base nothing?
+"""Divergence: prompts on which the fine-tune says something evil and the base nothing.
 
 The strict count, on complete labels of both lists (each token labelled or explicitly left):
 
