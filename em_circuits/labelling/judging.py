@@ -125,7 +125,7 @@ def _keep(
         return []
     store, pair = work.store, work.pair.key
     judged = persist(store, pair, answered, settings.thresholds)
-    by_people = store.queries.with_human_verdict([item.prompt.prompt_id for item in judged], pair)
+    by_people = store.results.verdicts_of((i.prompt.prompt_id for i in judged), pair, HUMAN)
     for item in judged:
         if item.prompt.prompt_id in by_people:
             refresh_human_verdict(work, item.prompt.prompt_id, item.next_tokens)
