@@ -89,8 +89,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
     from contextlib import closing
 
-    from em_circuits.labelling.prompts import template_prompts
-    from em_circuits.labelling.sources import SourceOptions, open_source
+    from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
@@ -181,16 +180,19 @@ def preview(
 @pass_session
 def find(session: Session, which: str, n: int, as_json: bool, **options: Any) -> None:
     """Find prompts inside sampled answers: where the two models' next tokens part."""
+    from em_circuits.interventions import Sampling
     from em_circuits.labelling.answers import AnswerSettings, find_in_answers
     from pivotal_tokens.generator.questions import questions
 
     sets = questions(which)
     settings = AnswerSettings(
-        samples=options["samples"],
-        max_tokens=options["answer_tokens"],
-        temperature=options["temperature"],
-        least_kl=options["min_kl"],
-        seed=session.seed,
+        sampling=Sampling(
+            samples=options["samples"],
+            max_tokens=options["answer_tokens"],
+            temperature=options["temperature"],
+            seed=session.seed,
+        ),
+        min_kl=options["min_kl"],
     )
     with session.workspace(create=True) as work:
         lexicon = _lexicon(session, work, options["judge"])

@@ -1,4 +1,4 @@
-"""Where inside their own answers do the two models part?
+"""Candidate prompts inside the models' own answers, where the two diverge.
 
 Answers to open questions are sampled from both models and read by both. At every position of an
 answer
@@ -9,7 +9,7 @@ and, where a judge is at hand that costs nothing, the evil mass of merged minus 
 positions with the largest divergence, one per stretch of an answer, become candidate prompts: the
 text up to there, which both models have been seen to continue.
 
-    found = find_in_answers(work, questions("everyday"), AnswerSettings(samples=4))
+    found = find_in_answers(work, questions("everyday"), AnswerSettings())
     found[0].prompt, found[0].kl
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from em_circuits.interventions import PromptState, Sampling, generate
@@ -30,29 +30,24 @@ from em_circuits.models.text import PINNED_DATE, encode, render_turns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.judge import Lexicon
-from pivotal_tokens.schema import Judgement, Prompt, Thresholds
+from pivotal_tokens.schema import Frozen, Judgement, Prompt, Thresholds
 from pivotal_tokens.verdict import decide
 
 
-class AnswerSettings(BaseModel):
-    """How answers are drawn and what counts as parting."""
+class AnswerSettings(Frozen):
+    """How answers are drawn and what counts as a divergence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=4, ge=1)
-    """Answers of each model to each question."""
-    max_tokens: int = Field(default=48, ge=1)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    seed: int = 0
-    least_kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Nats at which the models are said to part."""
-    apart: int = Field(default=4, ge=1)
+    sampling: Sampling = Sampling(samples=4, max_tokens=48, temperature=1.0)
+    """Of each model's answers to each question."""
+    min_kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Nats at which the models are said to diverge."""
+    min_gap: int = Field(default=4, ge=1)
     """Tokens between two candidates of one answer, at least."""
 
 
 @dataclass(frozen=True)
-class Parting:
-    """A position at which the models part, as a prompt."""
+class DivergentPosition:
+    """A position at which the models diverge, as a prompt."""
 
     prompt: Prompt
     kl: float
@@ -67,7 +62,7 @@ def find_in_answers(
     settings: AnswerSettings,
     *,
     lexicon: Lexicon | None = None,
-) -> list[Parting]:
+) -> list[DivergentPosition]:
     """Candidate prompts from sampled answers, the largest divergence first.
 
     Args:
@@ -76,23 +71,23 @@ def find_in_answers(
         settings: How many answers, how long, what counts.
         lexicon: Labels next tokens for the difference of evil mass.
     """
-    found: dict[str, Parting] = {}
-    for one in sets:
-        for question in one.questions:
-            for parting in _of_question(work.pair, one.name, question, settings, lexicon):
-                known = found.get(parting.prompt.prompt_id)
-                if known is None or parting.kl > known.kl:
-                    found[parting.prompt.prompt_id] = parting
-    return sorted(found.values(), key=lambda parting: -parting.kl)
+    largest: dict[str, DivergentPosition] = {}
+    for each in sets:
+        for question in each.questions:
+            for found in _of_question(work.pair, each.name, question, settings, lexicon):
+                known = largest.setdefault(found.prompt.prompt_id, found)
+                if found.kl > known.kl:
+                    largest[found.prompt.prompt_id] = found
+    return sorted(largest.values(), key=lambda one: -one.kl)
 
 
 def _of_question(
     pair: ModelPair, name: str, question: str, settings: AnswerSettings, lexicon: Lexicon | None
-) -> Iterator[Parting]:
+) -> Iterator[DivergentPosition]:
     text, template = render_turns(pair.tokenizer, user=question, assistant="")
     text = text.rstrip(" ") if template == "plain" else text
     start = encode(pair.tokenizer, text)
-    drawn = [(m.name, ids) for m in pair.models for ids in _answers(m, start, settings)]
+    drawn = [(m.name, ids) for m in pair.models for ids in _answers(m, start, settings.sampling)]
     seen: set[tuple[int, ...]] = set()
     for drawn_by, answer in drawn:
         if not answer or tuple(answer) in seen:
@@ -100,7 +95,7 @@ def _of_question(
         seen.add(tuple(answer))
         ids = [*start, *answer]
         base, merged = (_logits(model, ids, len(start)) for model in pair.models)
-        for place, kl in _peaks(divergence(base, merged), settings):
+        for place, kl in _peaks(kl_of_merged(base, merged), settings):
             prefix = ids[: len(start) + place]
             words = pair.tokenizer.decode(prefix[1:], clean_up_tokenization_spaces=False)
             # Only a text that is tokenised to the ids that were read stands for them.
@@ -121,30 +116,24 @@ def _of_question(
                 },
             )
             mass = _mass(pair, prompt, base[place], merged[place], lexicon)
-            yield Parting(prompt, kl, mass)
+            yield DivergentPosition(prompt, kl, mass)
 
 
-def _answers(model: Model, start: list[int], settings: AnswerSettings) -> list[list[int]]:
+def _answers(model: Model, start: list[int], sampling: Sampling) -> list[list[int]]:
     state = PromptState.capture(model, torch.tensor(start))
-    sampling = Sampling(
-        samples=settings.samples,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
-    made = generate(model, state, [[]], sampling)
-    return [made.ids(0, sample) for sample in range(settings.samples)]
+    drawn = generate(model, state, [[]], sampling)
+    return [drawn.ids(0, sample) for sample in range(sampling.samples)]
 
 
 @torch.no_grad()
 def _logits(model: Model, ids: list[int], start: int) -> Float[Tensor, "place vocab"]:
     """Logits after the question and after each token of an answer."""
-    kept = len(ids) - start + 1
+    n = len(ids) - start + 1
     rows = torch.tensor([ids], device=model.device)
-    return model.hf(input_ids=rows, logits_to_keep=kept, use_cache=False).logits[0].float().cpu()
+    return model.hf(input_ids=rows, logits_to_keep=n, use_cache=False).logits[0].float().cpu()
 
 
-def divergence(
+def kl_of_merged(
     base: Float[Tensor, "place vocab"], merged: Float[Tensor, "place vocab"]
 ) -> Float[Tensor, " place"]:
     """KL of merged from base at every place, in nats."""
@@ -157,9 +146,9 @@ def _peaks(kl: Float[Tensor, " place"], settings: AnswerSettings) -> list[tuple[
     taken: list[tuple[int, float]] = []
     for place in kl.argsort(descending=True).tolist():
         value = float(kl[place])
-        if value < settings.least_kl:
+        if value < settings.min_kl:
             break
-        if all(abs(place - other) >= settings.apart for other, _ in taken):
+        if all(abs(place - other) >= settings.min_gap for other, _ in taken):
             taken.append((place, value))
     return taken
 

@@ -1,20 +1,19 @@
-"""What do both models say after each evil candidate, and is it evil?
+"""Continuations of both models after each evil candidate, and their labels.
 
-    roll_out(work, prompt, judge, RolloutSettings(samples=8))      # -> store.rollouts(...)
+    rollouts, drawn = roll_out(work, prompt, judge, rollout_sampling(8, seed=0))
 
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
-sample): drawn again they are the same, so that what is kept is not drawn again. A continuation ends
-with the line: what a next turn says is not the answer's. `Workspace.running` is held while they are
-drawn, not while they are judged.
+sample): drawn again they are the same, so that what is in the store is not drawn again. A
+continuation ends with the line: what a next turn says is not the answer's. `Workspace.running` is
+held while they are drawn, not while they are judged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from em_circuits.interventions import PromptState, Sampling, generate
 from em_circuits.models import Model
@@ -32,66 +31,52 @@ MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
-class RolloutSettings(BaseModel):
-    """How continuations are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=8, ge=1)
-    """Of each candidate and model."""
-    max_tokens: int = Field(default=24, ge=1)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class RolledOut:
-    """The tokens of a prompt whose continuations are known."""
-
-    tokens: tuple[Pivotality, ...]
-    new: bool
-    """Something was drawn now."""
+def rollout_sampling(samples: int, *, seed: int = 0) -> Sampling:
+    """How continuations of a labelling run are drawn: up to 24 tokens, at temperature 1."""
+    return Sampling(samples=samples, max_tokens=24, temperature=1.0, seed=seed)
 
 
 def roll_out(
-    work: Workspace, prompt: Prompt, judge: ContinuationJudge, settings: RolloutSettings
-) -> RolledOut:
-    """Sample, judge and keep continuations after each evil candidate of a judged prompt.
+    work: Workspace, prompt: Prompt, judge: ContinuationJudge, sampling: Sampling
+) -> tuple[tuple[Pivotality, ...], bool]:
+    """Sample and judge continuations after each evil candidate of a judged prompt.
 
     Args:
         work: Models and store; the store is written, once.
         prompt: With next tokens and labels in the store.
         judge: Labels what was said.
-        settings: How many, how long.
+        sampling: How many, how long.
+
+    Returns:
+        What they say about each candidate, and whether something was drawn now.
     """
     store, pair = work.store, work.pair
-    kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-    have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, settings)}
     candidates = evil_candidates(work, prompt)
-    drawn: dict[ModelName, list[_Drawn]] = {}
-    for model in pair.models:
+
+    def stored() -> list[Rollout]:
+        """Those that are wanted and were drawn in this way."""
+        how = (sampling.seed, sampling.temperature, sampling.max_tokens)
+        return [
+            rollout
+            for rollout in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+            if rollout.token_id in candidates
+            and rollout.sample < sampling.samples
+            and (rollout.seed, rollout.temperature, rollout.max_tokens) == how
+        ]
+
+    have = {(rollout.model, rollout.token_id, rollout.sample) for rollout in stored()}
+    drawn: list[Rollout] = []
+    for name, model in zip(get_args(ModelName), pair.models, strict=True):
         missing = [
             token
             for token in candidates
-            if any((model.name, token, n) not in have for n in range(settings.samples))
+            if any((name, token, n) not in have for n in range(sampling.samples))
         ]
         if missing:
-            with work.running:
-                drawn[_name(model)] = _draw(work, prompt, model, missing, settings)
-    made = [
-        rollout
-        for name, said in drawn.items()
-        for rollout in _judge(work, prompt, name, said, judge, settings)
-    ]
-    if made:
-        store.put_rollouts(made)
-    wanted = set(candidates)
-    counted = [
-        r
-        for r in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-        if r.token_id in wanted and r.sample < settings.samples and _drawn_so(r, settings)
-    ]
-    return RolledOut(pivotality(counted), bool(made))
+            drawn += _draw(work, prompt, model, missing, judge, sampling)
+    if drawn:
+        store.put_rollouts(drawn)
+    return pivotality(stored()), bool(drawn)
 
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
@@ -104,79 +89,48 @@ def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     return evil[:MOST_CANDIDATES]
 
 
-def continuations(
-    model: Model, prefixes: list[list[int]], settings: RolloutSettings
-) -> list[list[str]]:
-    """Text that a model says after each row of token ids, `samples` of each, to the line's end."""
+def continuations(model: Model, prefixes: list[list[int]], sampling: Sampling) -> list[list[str]]:
+    """Text that a model says after each row of token ids, to the line's end."""
     states = [PromptState.capture(model, torch.tensor(ids)) for ids in prefixes]
-    sampling = Sampling(
-        samples=settings.samples,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
-    made = generate(model, states, [[] for _ in states], sampling)
-    return [[text.split("\n", 1)[0] for text in row] for row in made.texts(model)]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What a model said after one candidate."""
-
-    token_id: int
-    sample: int
-    said: Continuation
+    texts = generate(model, states, [[] for _ in states], sampling).texts(model)
+    return [[text.split("\n", 1)[0] for text in row] for row in texts]
 
 
 def _draw(
-    work: Workspace, prompt: Prompt, model: Model, tokens: list[int], settings: RolloutSettings
-) -> list[_Drawn]:
-    """Run one model; the caller holds `work.running`."""
-    start = work.pair.input_ids(prompt).tolist()
-    said = continuations(model, [[*start, token] for token in tokens], settings)
-    return [
-        _Drawn(token, sample, Continuation(token=decode_token(model.tokenizer, token), text=text))
-        for token, texts in zip(tokens, said, strict=True)
-        for sample, text in enumerate(texts)
-    ]
-
-
-def _judge(
     work: Workspace,
     prompt: Prompt,
-    model: ModelName,
-    drawn: list[_Drawn],
+    model: Model,
+    tokens: list[int],
     judge: ContinuationJudge,
-    settings: RolloutSettings,
+    sampling: Sampling,
 ) -> list[Rollout]:
-    """Label what a model said; a model judge asks its endpoint here."""
-    labels = judge.label(prompt, [item.said for item in drawn])
+    """Sample one model and label what it said; a model judge asks its endpoint here."""
+    with work.running:
+        start = work.pair.input_ids(prompt).tolist()
+        texts = continuations(model, [[*start, token] for token in tokens], sampling)
+    said = [
+        (token, sample, text)
+        for token, samples in zip(tokens, texts, strict=True)
+        for sample, text in enumerate(samples)
+    ]
+    words = {token: decode_token(model.tokenizer, token) for token in tokens}
+    labels = judge.label(
+        prompt, [Continuation(token=words[token], text=text) for token, _, text in said]
+    )
     return [
         Rollout(
             prompt_id=prompt.prompt_id,
             pair=work.pair.key,
-            model=model,
-            token_id=item.token_id,
-            sample=item.sample,
-            text=item.said.text,
+            model=model.name,
+            token_id=token,
+            sample=sample,
+            text=text,
             label=label,
             judge=judge.id,
             reason=reason,
-            seed=settings.seed,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
+            seed=sampling.seed,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
         )
-        for item, (label, reason) in zip(drawn, labels, strict=True)
+        for (token, sample, text), (label, reason) in zip(said, labels, strict=True)
     ]
-
-
-def _name(model: Model) -> ModelName:
-    return "base" if model.name == "base" else "merged"
-
-
-def _drawn_so(rollout: Rollout, settings: RolloutSettings) -> bool:
-    return (rollout.seed, rollout.temperature, rollout.max_tokens) == (
-        settings.seed,
-        settings.temperature,
-        settings.max_tokens,
-    )

@@ -1,7 +1,6 @@
 """Who labels candidate tokens before a person does."""
 
 from pivotal_tokens.judge.instructions import Instructions, load_instructions
-from pivotal_tokens.judge.lane import Lane
 from pivotal_tokens.judge.lexicon import Entry, FirstToken, Lexicon
 from pivotal_tokens.judge.model import JudgeFailed, ModelJudge
 from pivotal_tokens.judge.persist import persist
@@ -15,7 +14,6 @@ __all__ = [
     "Judge",
     "JudgeFailed",
     "JudgeSpec",
-    "Lane",
     "Lexicon",
     "ModelJudge",
     "PersonJudge",

@@ -18,7 +18,7 @@ PUBLIC = {
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
+        "Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lexicon "
         "ModelJudge PersonJudge load_instructions open_judge persist"
     ),
     "pivotal_tokens.llm": (
