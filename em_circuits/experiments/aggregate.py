@@ -89,7 +89,7 @@ def find_pair(work: Workspace, prefix: str) -> str:
     Raises:
         RequestError: If none does, or several do.
     """
-    pairs = work.store.pairs()
+    pairs = work.store.results.pairs()
     found = [pair for pair in pairs if pair.startswith(prefix)]
     if len(found) != 1:
         known = ", ".join(pair[:12] for pair in pairs) or "none"
@@ -114,9 +114,9 @@ def choose_prompts(
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
-    ids = {work.store.prompt(prefix).prompt_id for prefix in prefixes}
+    ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
     chosen, left_out = [], []
-    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts()}):
+    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
         try:
             chosen.append(_choose(work, prompt_id, pair, models))
         except RequestError as error:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from em_circuits.cache import KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.analyse import input_ids, token_groups
-from em_circuits.features.resample import bootstrap_interval
 from em_circuits.interventions.carriers import (
     SIZES,
     HoldOut,
@@ -28,6 +27,7 @@ from em_circuits.interventions.carriers import (
     pooled,
 )
 from em_circuits.interventions.mediation_result import Direction, Shares
+from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 
@@ -146,7 +146,7 @@ def _point(moved: Sequence[Moved], k: int | None, seed: int) -> dict[str, Any] |
     if k is not None and all(d is not None for d in draws):
         shift = torch.tensor([m.shift for m in known]).double()
         per_draw = (torch.stack(draws) * shift[:, None]).sum(0) / shift.sum()  # type: ignore[arg-type]
-        low, high = torch.quantile(per_draw, torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = quantile_interval(per_draw)
         random = {"share": float(per_draw.mean()), "low": low, "high": high}
     mass = [float(m.mass[m.at(k)]) for m in known]
     return {

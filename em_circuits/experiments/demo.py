@@ -193,7 +193,7 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
 
 def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
     """The labels that count, a person's before the judge's: the figures stand on them."""
-    labels = work.store.labels(prompt_id).by_token
+    labels = work.store.labels.of(prompt_id).by_token
     return {str(token): label for token, label in sorted(labels.items())}
 
 

@@ -89,7 +89,7 @@ def find_sources(
     keys = [find_pair(work, prefix) for prefix in pairs] or [work.pair.key]
     sources = [Source(work, key) for key in dict.fromkeys(keys)]
     for other in others:
-        found = sorted({record.pair for record in other.store.graphs()})
+        found = sorted({record.pair for record in other.store.graphs.all()})
         if not found:
             raise RequestError(f"{other.store.where} has no graphs; run em-circuits label there")
         sources += [Source(other, key) for key in found]
@@ -188,7 +188,7 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
     columns = Columns()
     record: dict[str, Any] = {
         "pair": source.pair,
-        "models": source.work.store.pairs().get(source.pair, {}),
+        "models": source.work.store.results.pairs().get(source.pair, {}),
         "prompts": prompts,
         "prompts_with_edges": len(blocks["edge"]),
         "layers": None,

@@ -20,8 +20,8 @@ import torch
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.judging import RolloutJudge
 from em_circuits.experiments.next_token import divergence
+from em_circuits.intervention import Intervention
 from em_circuits.interventions import PromptState, Sampling, Treatment, Where, generate, run_rows
-from em_circuits.interventions.intervention import Intervention
 from em_circuits.models import ModelPair
 
 

@@ -34,6 +34,7 @@ from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollo
 from em_circuits.experiments.summary import summarise
 from em_circuits.experiments.sweep import labels_key, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
+from em_circuits.intervention import on_each
 from em_circuits.interventions import (
     Intervention,
     Mode,
@@ -47,7 +48,6 @@ from em_circuits.interventions import (
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.controls import Pool, matched_draws
 from em_circuits.interventions.forward import ID_CANDIDATES, FeatureId
-from em_circuits.interventions.intervention import on_each
 from em_circuits.interventions.mediation import joint_effects
 from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model

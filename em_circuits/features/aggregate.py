@@ -22,8 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from em_circuits.features.keyed import KeyedScores
-from em_circuits.features.resample import bootstrap_interval, permutation_p, permute_labels
-from em_circuits.features.statistics import benjamini_hochberg
+from em_circuits.statistics import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    permutation_p,
+    permute_labels,
+)
 
 FORMULA = 1
 """Raise it when a formula of this package or of influence changes: kept tables are made again."""

@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SelectBy = Literal["probability", "contrast"]
+ATTRIBUTION_VERSION = 1
+"""Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
 
 
 class AttributionSettings(BaseModel):

@@ -99,11 +99,11 @@ def _node(graph: AttributionGraph, pruned: Pruned, i: int) -> dict[str, Any]:
             own = _place(f"error_{layer}_{pos}", -1, str(layer), pos, "mlp reconstruction error")
             return own | {"influence": float(pruned.cumulative[i])}
         case NodeKind.TOKEN:
-            pos = i - graph.layout.tokens.start
+            pos = graph.layout.position_of(i)
             own = _place(f"E_{int(graph.input_ids[pos])}_{pos}", pos, "E", pos, "embedding")
             return own | {"influence": float(pruned.cumulative[i])}
         case NodeKind.LOGIT:
-            return _logit(graph, i - graph.layout.logits.start)
+            return _logit(graph, graph.layout.target_of(i))
 
 
 def _feature(graph: AttributionGraph, i: int) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from enum import StrEnum
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from em_circuits.intervention import Intervention, Mode, Position
 from em_circuits.interventions.feature_rows import decoder_vectors
-from em_circuits.interventions.intervention import Intervention, Mode, Position
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 

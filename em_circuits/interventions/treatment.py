@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from em_circuits.interventions.intervention import Intervention
+from em_circuits.intervention import Intervention
 from em_circuits.interventions.regimes import Regime
 from pivotal_tokens.errors import RequestError
 

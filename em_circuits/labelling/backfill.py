@@ -43,7 +43,7 @@ def build_missing(
     if prompts:
         begin(work, prompts)
     for prompt in tracked(prompts, "graphs", work.progress):
-        verdicts = store.verdicts(prompt.prompt_id, pair)
+        verdicts = store.results.verdicts(prompt.prompt_id, pair)
         judge_id = HUMAN if HUMAN in verdicts else next(iter(verdicts), HUMAN)
         graphs, failure = {}, None
         try:
@@ -72,13 +72,13 @@ def missing_graphs(work: Workspace, settings: LabelSettings) -> list[Prompt]:
     store, pair = work.store, work.pair.key
     built = with_graphs(work, whole=True)
     missing = []
-    for prompt in store.prompts():
+    for prompt in store.prompts.all():
         if prompt.prompt_id in built or settings.graphs_for == "none":
             continue
-        labels = store.labels(prompt.prompt_id)
+        labels = store.labels.of(prompt.prompt_id)
         if not labels.labels:
             continue
-        verdicts = store.verdicts(prompt.prompt_id, pair)
+        verdicts = store.results.verdicts(prompt.prompt_id, pair)
         standing = verdicts.get(HUMAN)
         asked = [standing] if standing is not None else list(verdicts.values())
         wanted = any(map(settings.wants_graphs, asked)) if asked else bool(labels.ids("evil"))
@@ -90,12 +90,12 @@ def missing_graphs(work: Workspace, settings: LabelSettings) -> list[Prompt]:
 def _judged(work: Workspace, prompt: Prompt, judge_id: str) -> JudgedPrompt | None:
     """What the store has of a judge's labels on a prompt; None without next tokens."""
     store, pair = work.store, work.pair.key
-    lists = store.next_tokens(prompt.prompt_id, pair)
+    lists = store.results.next_tokens(prompt.prompt_id, pair)
     if lists is None:
         return None
     return JudgedPrompt(
         prompt=prompt,
         next_tokens=lists,
-        outcome=store.judgement(prompt.prompt_id, pair, judge_id),
-        verdict=store.verdict(prompt.prompt_id, pair, judge_id),
+        outcome=store.results.judgement(prompt.prompt_id, pair, judge_id),
+        verdict=store.results.verdict(prompt.prompt_id, pair, judge_id),
     )

@@ -77,9 +77,9 @@ def build_graphs(
         records.append(_store(work, stored, name, started))
     tokens = built.next_tokens
     work.register_pair()
-    work.store.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
+    work.store.results.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
     for record in records:
-        work.store.put_graph(record)
+        work.store.graphs.put(record)
     return {record.model: record.key for record in records}
 
 
@@ -96,10 +96,10 @@ def has_graphs(
         keys: By model.
         with_edges: A graph without edges does not do.
     """
-    registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
+    registered = {record.key for record in work.store.graphs.all(prompt_id, work.pair.key)}
     return all(
         key in registered
-        and work.graphs.keeps(key)
+        and work.graphs.has_sound(key)
         and (not with_edges or work.graphs.load(key).edges is not None)
         for key in keys.values()
     )
@@ -107,9 +107,9 @@ def has_graphs(
 
 def with_graphs(work: Workspace, *, whole: bool = False) -> set[str]:
     """Prompts whose graphs of both models are registered and on the disk; `whole`: and sound."""
-    there = work.graphs.keeps if whole else work.graphs.has
+    there = work.graphs.has_sound if whole else work.graphs.has
     models: dict[str, set[str]] = {}
-    for record in work.store.graphs(pair=work.pair.key):
+    for record in work.store.graphs.all(pair=work.pair.key):
         if there(record.key):
             models.setdefault(record.prompt_id, set()).add(record.model)
     return {prompt_id for prompt_id, found in models.items() if found == {"base", "merged"}}

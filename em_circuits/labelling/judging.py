@@ -27,7 +27,7 @@ def judge_screened(
     """The verdicts that can be had at once, and the prompts that a model judge is to be asked."""
     if isinstance(judge, PersonJudge):
         return [_for_a_person(work, item) for item in screened], []
-    known = work.store.judgements_of(
+    known = work.store.results.judgements_of(
         [item.prompt.prompt_id for item in screened], work.pair.key, judge.id
     )
     judged: list[JudgedPrompt] = []
@@ -67,7 +67,9 @@ def keep_answers(
         return []
     store, pair = work.store, work.pair.key
     judged = persist(store, pair, answered, thresholds)
-    for prompt_id in store.with_human_verdict([item.prompt.prompt_id for item in judged], pair):
+    for prompt_id in store.queries.with_human_verdict(
+        [item.prompt.prompt_id for item in judged], pair
+    ):
         refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
     return judged
 
@@ -97,8 +99,8 @@ def _decided_anew(work: Workspace, judged: JudgedPrompt, thresholds: Thresholds)
     """Decide by labels that are in the store; written only where the verdict is another."""
     store, pair, prompt_id = work.store, work.pair.key, judged.prompt.prompt_id
     judged = decided(judged, thresholds)
-    if store.verdict(prompt_id, pair, judged.outcome.judge) != judged.verdict:
-        store.put_judged(pair, [judged])
+    if store.results.verdict(prompt_id, pair, judged.outcome.judge) != judged.verdict:
+        store.results.put_judged(pair, [judged])
     refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
     return judged
 
@@ -107,9 +109,9 @@ def _for_a_person(work: Workspace, item: Screened) -> JudgedPrompt:
     """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
     store, pair, prompt_id, new = work.store, work.pair.key, item.prompt.prompt_id, item.new
     refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
-    verdict = store.verdict(prompt_id, pair, HUMAN)
+    verdict = store.results.verdict(prompt_id, pair, HUMAN)
     if verdict is None:
-        new = store.enqueue(prompt_id, pair, QUEUED_FOR) or new
+        new = store.assignments.add(prompt_id, pair, QUEUED_FOR) or new
     return JudgedPrompt(
         prompt=item.prompt, next_tokens=item.next_tokens, outcome=None, verdict=verdict, new=new
     )

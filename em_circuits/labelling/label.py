@@ -55,8 +55,8 @@ def record_failure(
 ) -> LabelResult:
     """Store what went wrong with a prompt; its result says it, nothing else does."""
     logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
-    work.store.add_prompt(prompt)
-    work.store.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
+    work.store.prompts.add(prompt)
+    work.store.results.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
     return label_result(work, prompt, judge_id, judged, reused=False, failure=failure)
 
 
@@ -72,7 +72,7 @@ def finish_prompt(
         if judged.verdict is not None and settings.wants_graphs(judged.verdict):
             with stage("graphs"), work.running:
                 graphs, built = ensure_graphs(work, prompt, settings)
-                tokens = store.next_tokens(prompt.prompt_id, pair)
+                tokens = store.results.next_tokens(prompt.prompt_id, pair)
             if built:
                 assert tokens is not None
                 again = Screened(prompt=prompt, next_tokens=tokens)
@@ -85,7 +85,7 @@ def finish_prompt(
                     work, prompt, continuation_judge(judge), settings.rollouts
                 )
                 if drawn:
-                    store.clear_failure(prompt.prompt_id, pair, "rollouts")
+                    store.results.clear_failure(prompt.prompt_id, pair, "rollouts")
             new = new or drawn
     except StageFailed as failure:
         return record_failure(work, prompt, judge.id, failure, judged)
@@ -102,14 +102,14 @@ def ensure_graphs(
     Raises:
         RequestError: See `build_graphs`.
     """
-    labels = work.store.labels(prompt.prompt_id).by_token
+    labels = work.store.labels.of(prompt.prompt_id).by_token
     keys = graph_keys(work, prompt, settings.attribution, labels)
     if has_graphs(work, prompt.prompt_id, keys, with_edges=not settings.scores_only):
         return keys, False
     keys = build_graphs(
         work, prompt, settings.attribution, labels=labels, scores_only=settings.scores_only
     )
-    work.store.clear_failure(prompt.prompt_id, work.pair.key, "graphs")
+    work.store.results.clear_failure(prompt.prompt_id, work.pair.key, "graphs")
     return keys, True
 
 

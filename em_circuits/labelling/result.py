@@ -158,13 +158,13 @@ def label_result(
 ) -> LabelResult:
     """The result of a prompt; `judged` is None where it did not come to a judge."""
     store, pair = work.store, work.pair.key
-    lists = judged.next_tokens if judged else store.next_tokens(prompt.prompt_id, pair)
+    lists = judged.next_tokens if judged else store.results.next_tokens(prompt.prompt_id, pair)
     verdict = (judged and judged.verdict) or error_verdict()
     labels: dict[int, Label] = {}
     if judged and isinstance(judged.outcome, Judgement):
         labels = judged.outcome.by_token
     elif judge_id == HUMAN:
-        labels = {item.token_id: item.label for item in store.labels(prompt.prompt_id).human}
+        labels = {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).human}
     texts = {token.token_id: token.text for token in lists.base.tokens} if lists else {}
     return LabelResult(
         prompt_id=prompt.prompt_id,
@@ -179,7 +179,7 @@ def label_result(
         base=_rows(lists.base, labels) if lists else (),
         merged=_rows(lists.merged, labels) if lists else (),
         graphs={"base": None, "merged": None, **(graphs or {})},
-        queued=any(item.pair == pair for item in store.queue(prompt_id=prompt.prompt_id)),
+        queued=any(item.pair == pair for item in store.queue.items(prompt_id=prompt.prompt_id)),
         reused=reused,
         waiting=judge_id == HUMAN and failure is None and verdict.kind == "error",
         rollouts=tuple(

@@ -58,7 +58,7 @@ def roll_out(
         how = (sampling.seed, sampling.temperature, sampling.max_tokens)
         return [
             rollout
-            for rollout in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+            for rollout in store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
             if rollout.token_id in candidates
             and rollout.sample < sampling.samples
             and (rollout.seed, rollout.temperature, rollout.max_tokens) == how
@@ -75,16 +75,16 @@ def roll_out(
         if missing:
             drawn += _draw(work, prompt, model, missing, judge, sampling)
     if drawn:
-        store.put_rollouts(drawn)
+        store.results.put_rollouts(drawn)
     return pivotality(stored()), bool(drawn)
 
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     """Tokens of a prompt's lists whose label that counts is evil, likeliest in merged first."""
-    lists = work.store.next_tokens(prompt.prompt_id, work.pair.key)
+    lists = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     if lists is None:
         return []
-    labels = work.store.labels(prompt.prompt_id).by_token
+    labels = work.store.labels.of(prompt.prompt_id).by_token
     evil = [t.token_id for t in lists.merged.tokens if labels.get(t.token_id) == "evil"]
     return evil[:MOST_CANDIDATES]
 

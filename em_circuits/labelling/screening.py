@@ -38,11 +38,11 @@ def screen_prompts(
     """
     store, pair = work.store, work.pair
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    by_id |= store.prompts_of(by_id)
+    by_id |= store.prompts.several(by_id)
     screened: dict[str, Screened] = {}
     failures: Failures = []
     ready: list[Prompt] = []
-    stored = store.screened(by_id, pair.key)
+    stored = store.results.next_tokens_of(by_id, pair.key)
     for prompt_id, prompt in by_id.items():
         lists = stored.get(prompt_id)
         if lists is not None and lists.base.top_k >= top_k:
@@ -58,7 +58,7 @@ def screen_prompts(
             ready.append(prompt.model_copy(update={"token_ids": tuple(ids.tolist())}))
     if ready:
         found, failed = _ask_models(work, ready, top_k)
-        store.put_screened(pair.key, found)
+        store.results.put_screened(pair.key, found)
         screened |= {item.prompt.prompt_id: item for item in found}
         failures += failed
     return [screened[prompt_id] for prompt_id in by_id if prompt_id in screened], failures
@@ -88,7 +88,7 @@ def _ask_models(
 def _refuse_wider_than_graphs(
     work: Workspace, prompt_id: str, lists: NextTokenPair, top_k: int
 ) -> None:
-    if work.store.graphs(prompt_id, work.pair.key):
+    if work.store.graphs.all(prompt_id, work.pair.key):
         raise RequestError(
             f"its graphs are over the top {lists.base.top_k}, and stored logits are a graph's "
             f"own; use another --root for --top-k {top_k}"

@@ -250,7 +250,7 @@ def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
     """
     name, _, model = spec.partition(":")
     if name == "template":
-        known = {p.prompt_id for p in work.store.prompts(generator=TEMPLATES)}
+        known = {p.prompt_id for p in work.store.prompts.all(generator=TEMPLATES)}
         return TemplateSource(options.seed, options.domains or None, known)
     if options.domains:
         raise RequestError("--domain is of the organism's templates: --generator template")
@@ -280,8 +280,8 @@ def earlier_prompts(
 ) -> tuple[int, list[Prompt]]:
     """How many prompts earlier starts of a run finished, and those that they left half done."""
     store, pair = work.store, work.pair.key
-    mine = [p for p in store.prompts(generator=generator) if p.extra.get("run") == run]
-    verdicts = store.verdicts_of([p.prompt_id for p in mine], pair, judge)
+    mine = [p for p in store.prompts.all(generator=generator) if p.extra.get("run") == run]
+    verdicts = store.results.verdicts_of([p.prompt_id for p in mine], pair, judge)
     built = with_graphs(work)
     unfinished = []
     for prompt in mine:

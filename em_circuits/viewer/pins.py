@@ -42,16 +42,16 @@ def routes(desk: Desk) -> list[BaseRoute]:
     """``GET`` and ``PUT /api/pins/PROMPT``, of whoever asks."""
 
     def read(request: Request) -> Response:
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         name = desk.session(request).reviewer
-        kept = desk.store.saved_view(name, SUBJECT.format(prompt.prompt_id))
+        kept = desk.store.views.get(name, SUBJECT.format(prompt.prompt_id))
         return Json(Pins.model_validate(kept or {}).model_dump())
 
     async def write(request: Request) -> Response:
         pins = checked(await read_json(request))
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         name = desk.session(request).reviewer
-        desk.store.save_view(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
+        desk.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
         return Json({"saved": True})
 
     return [

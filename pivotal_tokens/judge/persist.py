@@ -19,7 +19,7 @@ def persist(
 ) -> list[JudgedPrompt]:
     """Decide on several prompts; labels, votes, verdicts and the queue go into one write."""
     done = [decided(item, thresholds) for item in judged]
-    store.put_judged(pair, done)
+    store.results.put_judged(pair, done)
     return done
 
 
@@ -45,11 +45,11 @@ def verdict_under(
 
     By default it is under the thresholds of any verdict that the prompt has.
     """
-    lists = store.next_tokens(prompt_id, pair)
+    lists = store.results.next_tokens(prompt_id, pair)
     if lists is None:
         return None
     if thresholds is None:
-        known = store.verdicts(prompt_id, pair).values()
+        known = store.results.verdicts(prompt_id, pair).values()
         default = Thresholds(top_k=lists.base.top_k)
         thresholds = next((verdict.thresholds for verdict in known), default)
     return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
@@ -60,17 +60,17 @@ def refresh_verdicts(store: Store, prompt_id: str, pair: str, *, judge: str | No
 
     Each stays under the thresholds that it was given with.
     """
-    for name, standing in store.verdicts(prompt_id, pair).items():
+    for name, standing in store.results.verdicts(prompt_id, pair).items():
         if judge not in (None, name):
             continue
         if name == HUMAN:
-            labels = {item.token_id: item.label for item in store.labels(prompt_id).human}
+            labels = {item.token_id: item.label for item in store.labels.of(prompt_id).human}
         else:
-            judgement = store.judgement(prompt_id, pair, name)
+            judgement = store.results.judgement(prompt_id, pair, name)
             if judgement is None:
                 continue
             labels = judgement.by_token
         bad = standing.kind == "bad_prompt"
         verdict = verdict_under(store, prompt_id, pair, labels, standing.thresholds, bad_prompt=bad)
         if verdict is not None and verdict != standing:
-            store.put_verdict(prompt_id, pair, name, verdict)
+            store.results.put_verdict(prompt_id, pair, name, verdict)

@@ -3,7 +3,7 @@
 from em_circuits.experiments.evaluation.judging import AnswerJudge, Asked, LexiconAnswers, Score
 from em_circuits.experiments.evaluation.model_judge import ModelAnswers
 from em_circuits.experiments.evaluation.questions import question_sets
-from em_circuits.experiments.evaluation.rates import Cutoffs, wilson
+from em_circuits.experiments.evaluation.rates import Cutoffs
 from em_circuits.experiments.evaluation.run import Evaluation, evaluate
 from em_circuits.experiments.evaluation.settings import EvaluationSettings, Steering
 
@@ -19,5 +19,4 @@ __all__ = [
     "Steering",
     "evaluate",
     "question_sets",
-    "wilson",
 ]

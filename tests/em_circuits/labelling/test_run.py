@@ -86,7 +86,7 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
 
     def build(*args, **options):
         assert threading.current_thread() is not threading.main_thread()
-        queued_at_first_graph.append(len(work.store.queue("pending")))
+        queued_at_first_graph.append(len(work.store.queue.items("pending")))
         return real(*args, **options)
 
     real = label.build_graphs
@@ -112,7 +112,7 @@ def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspac
     done, first = run(work, judge, source(earlier()), n=5, batch=2)
     assert len(first) == 5 and done.state.ending == "done"
     half_done = template_prompts(1, seed=77)[0].model_copy(update={"extra": {"run": "r"}})
-    work.store.add_prompt(half_done)
+    work.store.prompts.add(half_done)
     known = earlier()
     assert known[0] == 5 and [p.prompt_id for p in known[1]] == [half_done.prompt_id]
     _, second = run(work, judge, source(known), n=8 - known[0], batch=2)
@@ -121,8 +121,8 @@ def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspac
     assert (
         earlier()[0]
         == 8
-        == work.store.counts().verdicts["injection"]
-        + sum(n for kind, n in work.store.counts().verdicts.items() if kind != "injection")
+        == work.store.queries.counts().verdicts["injection"]
+        + sum(n for kind, n in work.store.queries.counts().verdicts.items() if kind != "injection")
     )
 
 
@@ -151,7 +151,7 @@ def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
         endless = Run(work, source, judge, NO_GRAPHS, RunSettings(batch=2), events=events)
         results = list(endless.results())
     assert endless.state.ending == "stopped" and source.closed and source.stopped
-    assert len(results) <= work.store.counts().judgements <= 10
+    assert len(results) <= work.store.queries.counts().judgements <= 10
     assert latest_events(work.results, 1)[0]["ending"] == "stopped"
 
 
@@ -162,7 +162,7 @@ def test_too_many_failures_end_a_run(work: Workspace, judge) -> None:
     done, results = run(work, judge, given(mixed), batch=4)
     assert done.state.ending == "errors" and "failed" in done.state.message
     assert 10 <= len(results) < 40
-    assert work.store.counts().failures == {"next_tokens": done.state.failed}
+    assert work.store.queries.counts().failures == {"next_tokens": done.state.failed}
 
 
 def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
@@ -234,12 +234,12 @@ def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_
 
 
 def test_a_full_disk_ends_a_run_before_anything_is_screened(work: Workspace, judge) -> None:
-    work.store.counts()
+    work.store.queries.counts()
     done, results = run(
         work, judge, given(template_prompts(3, seed=1)), least_free_bytes=10**18, batch=3
     )
     assert done.state.ending == "disk" and results == []
-    assert work.store.counts().next_tokens == 0
+    assert work.store.queries.counts().next_tokens == 0
 
 
 def test_an_error_of_the_graph_thread_reaches_the_caller(
@@ -258,14 +258,14 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     from pivotal_tokens.review.service import ReviewService
 
     prompts = template_prompts(24, seed=3)
-    work.store.counts()  # made before the reviewer opens it
+    work.store.queries.counts()  # made before the reviewer opens it
     reviewed: list[str] = []
     over = threading.Event()
 
     def review() -> None:
         with Store.open(work.store_url or default_url(work.root)) as store:
             service = ReviewService(store, "ada")
-            while not over.is_set() or store.queue("pending"):
+            while not over.is_set() or store.queue.items("pending"):
                 question = service.next_question()
                 if question is None:
                     time.sleep(0.01)
@@ -283,7 +283,7 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     flagged = {r.prompt_id for r in results if r.flagged}
     assert len(results) == 24 and set(reviewed) >= flagged and len(set(reviewed)) == len(reviewed)
     for prompt_id in flagged:
-        verdicts = work.store.verdicts(prompt_id, work.pair.key)
+        verdicts = work.store.results.verdicts(prompt_id, work.pair.key)
         assert verdicts[judge.id].flagged and not verdicts[HUMAN].flagged
 
 
@@ -295,7 +295,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
     built, imported = (r.prompt_id for r in results)
     unlabelled = template_prompts(1, seed=60)[0]
     labelled = template_prompts(1, seed=61)[0]
-    work.store.add_prompts([unlabelled, labelled])
+    work.store.prompts.add_all([unlabelled, labelled])
     event = LabelEvent(
         prompt_id=labelled.prompt_id,
         token_id=results[0].base[0].token_id,
@@ -304,7 +304,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
         author="ada",
         author_kind="human",
     )
-    work.store.record_labels([event])
+    work.store.labels.add([event])
     missing = missing_graphs(work, SMALL)
     assert {p.prompt_id for p in missing} == {built, imported, labelled.prompt_id}
     made = list(build_missing(work, missing, SMALL))
@@ -317,7 +317,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
 def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, judge) -> None:
     settings = NO_GRAPHS.model_copy(update={"rollouts": rollout_sampling(3, seed=1)})
     (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)[1]
-    kept = work.store.rollouts(result.prompt_id, work.pair.key)
+    kept = work.store.results.rollouts(result.prompt_id, work.pair.key)
     tokens = {r.token_id for r in kept}
     evil = {t for t, label in result.labels.items() if label == "evil"}
     assert tokens == evil and len(kept) == 2 * 3 * len(tokens)
@@ -328,7 +328,7 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
         assert (counted.evil, counted.safe) == (mine.count("evil"), mine.count("safe"))
     record = result.model_dump(mode="json")["rollouts"]
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
-    prompt = work.store.prompt(result.prompt_id)
+    prompt = work.store.prompts.get(result.prompt_id)
     again, drawn = roll_out(work, prompt, LexiconContinuations(judge), settings.rollouts)
     counted = [(item.token_id, item.base, item.merged) for item in result.rollouts]
     assert not drawn and [(item.token_id, item.base, item.merged) for item in again] == counted
@@ -444,8 +444,8 @@ def test_a_judge_out_of_budget_ends_a_run_and_every_answer_that_came_is_stored(
         judge = judged_by_endpoint(work, endpoint, budget=Budget(max_usd=0.5))
         done, results = run(work, judge, given(template_prompts(30, seed=8)))
     assert done.state.ending == "budget"
-    assert 0 < len(results) == len(endpoint.requests) == work.store.counts().judgements < 30
-    assert work.store.call_counts().usd <= 0.5
+    assert 0 < len(results) == len(endpoint.requests) == work.store.queries.counts().judgements < 30
+    assert work.store.ledger.counts().usd <= 0.5
 
 
 @pytest.mark.usefixtures("api_key")

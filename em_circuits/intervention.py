@@ -1,4 +1,4 @@
-"""What exactly is done to which feature?
+"""One change of one feature: the value class behind every ablation, patch and steering run.
 
 An intervention replaces the activation ``a`` a feature has at that moment by
 
@@ -6,7 +6,7 @@ An intervention replaces the activation ``a`` a feature has at that moment by
 
 and adds ``(new - a) * W_dec`` to the MLP output at its layer and position. A value in units of the
 feature's *own* activation is multiplied by that (`interventions.units`). Multiplying cannot
-wake an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute value can.
+activate an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute value can.
 
     Intervention(layer=2, position=11, feature=431, mode=Mode.SCALE, value=3.0)
     Intervention(layer=2, position=Where.GENERATED, feature=431, mode=Mode.SET, value=4.0)
@@ -15,13 +15,12 @@ wake an inactive feature: 0 times anything is 0; only `set` and `add` by an abso
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
 FIRST_POSITION = 1
@@ -129,35 +128,6 @@ class Intervention(BaseModel):
             FIRST_POSITION,
         )
         return range(first, n_pos)
-
-
-def check_interventions(model: Model, interventions: Iterable[Intervention], n_pos: int) -> None:
-    """Refuse what the model has no place for, before anything runs.
-
-    Args:
-        model: Whose layers and transcoders are meant.
-        interventions: All of them, of one row or of several.
-        n_pos: Tokens of the prompt, position 0 included.
-
-    Raises:
-        RequestError: Naming the first layer, position or feature out of range.
-    """
-    n_layers, width = model.sites.n_layers, len(model.transcoders[0].b_enc)
-    for intervention in interventions:
-        _check_range(intervention, "layer", intervention.layer, range(n_layers))
-        _check_range(intervention, "feature id", intervention.feature, range(width))
-        if isinstance(intervention.position, int):
-            _check_range(
-                intervention, "position", intervention.position, range(FIRST_POSITION, n_pos)
-            )
-
-
-def _check_range(intervention: Intervention, what: str, value: int, allowed: range) -> None:
-    if value not in allowed:
-        raise RequestError(
-            f"{intervention.place}: {what} {value} does not exist; "
-            f"choose {allowed.start} to {allowed.stop - 1}"
-        )
 
 
 def on_each(

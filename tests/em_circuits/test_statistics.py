@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from em_circuits.features.statistics import (
+from em_circuits.statistics import (
     benjamini_hochberg,
     hedges_correction,
     standardised,

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from em_circuits.features.resample import (
+from em_circuits.statistics import (
     bootstrap_interval,
     permutation_p,
     permute_labels,

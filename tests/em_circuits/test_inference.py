@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from em_circuits.experiments.inference import against_control, paired_interval
+from em_circuits.statistics import against_control, paired_interval
 
 
 def test_one_prompt_is_set_beside_its_own_draws() -> None:
