@@ -45,7 +45,8 @@ def build_missing(
     for prompt in tracked(prompts, "graphs", work.progress):
         verdicts = store.results.verdicts(prompt.prompt_id, pair)
         judge_id = HUMAN if HUMAN in verdicts else next(iter(verdicts), HUMAN)
-        graphs, failure = {}, None
+        graphs: dict[str, str] = {}
+        failure: StageFailed | None = None
         try:
             screened, failed = screen_prompts(work, [prompt], top_k=settings.thresholds.top_k)
             if failed:

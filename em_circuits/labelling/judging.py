@@ -42,7 +42,7 @@ def judge_screened(
                 outcome=judgement,
                 new=item.new,
             )
-            judged.append(_decided_anew(work, found, thresholds))
+            judged.append(_decided_anew(work, found, judge.id, thresholds))
         elif isinstance(judge, ModelJudge):
             unjudged.append(item)
         else:
@@ -95,11 +95,13 @@ def _answer(judge: Judge, item: Screened) -> JudgedPrompt:
     return JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=outcome)
 
 
-def _decided_anew(work: Workspace, judged: JudgedPrompt, thresholds: Thresholds) -> JudgedPrompt:
+def _decided_anew(
+    work: Workspace, judged: JudgedPrompt, judge_id: str, thresholds: Thresholds
+) -> JudgedPrompt:
     """Decide by labels that are in the store; written only where the verdict is another."""
     store, pair, prompt_id = work.store, work.pair.key, judged.prompt.prompt_id
     judged = decided(judged, thresholds)
-    if store.results.verdict(prompt_id, pair, judged.outcome.judge) != judged.verdict:
+    if store.results.verdict(prompt_id, pair, judge_id) != judged.verdict:
         store.results.put_judged(pair, [judged])
     refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
     return judged

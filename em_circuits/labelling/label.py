@@ -25,7 +25,7 @@ from em_circuits.labelling.result import (
 from em_circuits.labelling.rollouts import roll_out
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge
-from pivotal_tokens.judge.continuations import continuation_judge
+from pivotal_tokens.judge.continuations import Pivotality, continuation_judge
 from pivotal_tokens.judge.persist import refresh_verdicts
 from pivotal_tokens.schema import JudgedPrompt, Prompt
 from pivotal_tokens.store import Screened
@@ -66,7 +66,8 @@ def finish_prompt(
     """Build what a verdict asks for; the prompt's result."""
     store, pair, prompt = work.store, work.pair.key, judged.prompt
     graphs: dict[str, str] = {}
-    rollouts, new = (), judged.new
+    rollouts: tuple[Pivotality, ...] = ()
+    new = judged.new
     try:
         raise_for_judge(judged)
         if judged.verdict is not None and settings.wants_graphs(judged.verdict):

@@ -66,14 +66,14 @@ def roll_out(
 
     have = {(rollout.model, rollout.token_id, rollout.sample) for rollout in stored()}
     drawn: list[Rollout] = []
-    for name, model in zip(get_args(ModelName), pair.models, strict=True):
+    for name in get_args(ModelName):
         missing = [
             token
             for token in candidates
             if any((name, token, n) not in have for n in range(sampling.samples))
         ]
         if missing:
-            drawn += _draw(work, prompt, model, missing, judge, sampling)
+            drawn += _draw(work, prompt, name, missing, judge, sampling)
     if drawn:
         store.results.put_rollouts(drawn)
     return pivotality(stored()), bool(drawn)
@@ -99,12 +99,13 @@ def continuations(model: Model, prefixes: list[list[int]], sampling: Sampling) -
 def _draw(
     work: Workspace,
     prompt: Prompt,
-    model: Model,
+    name: ModelName,
     tokens: list[int],
     judge: ContinuationJudge,
     sampling: Sampling,
 ) -> list[Rollout]:
     """Sample one model and label what it said; a model judge asks its endpoint here."""
+    model = work.pair.model(name)
     with work.running:
         start = work.pair.input_ids(prompt).tolist()
         texts = continuations(model, [[*start, token] for token in tokens], sampling)
@@ -121,7 +122,7 @@ def _draw(
         Rollout(
             prompt_id=prompt.prompt_id,
             pair=work.pair.key,
-            model=model.name,
+            model=name,
             token_id=token,
             sample=sample,
             text=text,

@@ -58,7 +58,8 @@ def screen_prompts(
             ready.append(prompt.model_copy(update={"token_ids": tuple(ids.tolist())}))
     if ready:
         found, failed = _ask_models(work, ready, top_k)
-        store.results.put_screened(pair.key, found)
+        if found:
+            store.results.put_screened(pair.key, found)
         screened |= {item.prompt.prompt_id: item for item in found}
         failures += failed
     return [screened[prompt_id] for prompt_id in by_id if prompt_id in screened], failures
