@@ -14,7 +14,7 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.interrupt import stop_on_interrupt
-from em_circuits.cli.judge_options import judge_options, open_judge
+from em_circuits.cli.judge_options import check_judge, judge_options, open_judge
 from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, json_option, one_line, say
@@ -25,7 +25,9 @@ from em_circuits.cli.session import (
     checked_text,
     pass_session,
 )
+from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.prompts import read_dataset
 from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 
 if TYPE_CHECKING:
@@ -98,6 +100,10 @@ class LabelOptions(Options):
             raise RequestError("--assistant continues a --user turn; give --user as well")
         if self.domains and self.gives_prompts and not self.n:
             raise RequestError("--domain is of the organism's templates; give --n as well")
+        for text in self.texts:
+            checked_text("--prompt", text)
+        if self.user is not None:
+            checked_text("--user", self.user)
 
 
 @click.command(epilog="Example: em-circuits label --n 12 --domain kitchen --json")
@@ -115,18 +121,22 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     others, unless more than a fifth of at least ten fail. With --generator, --n counts the
     prompts of all starts of the same run. Events are logged under results/events.
     """
+    options.check()
+    check_judge(session, others)
+    files = [prompt for file in options.files for prompt in read_dataset(Path(file))]
+    locate_all(session.models())
+
     from em_circuits.labelling.events import EventLog
     from em_circuits.labelling.label import require_space
     from em_circuits.labelling.run import Run, RunSettings
     from em_circuits.labelling.sources import ListSource, run_id
 
-    options.check()
     settings = _settings(session, options, others)
     with session.workspace(create=True, attribution=settings.attribution) as work:
         if options.missing:
             _build_missing(work, settings, as_json=as_json)
             return
-        prompts = None if options.writes_prompts else _prompts(session, work, options)
+        prompts = None if options.writes_prompts else _prompts(session, work, options, files)
         if prompts is not None:
             require_space(work, prompts, settings)
         judge = open_judge(session, work, others)
@@ -153,17 +163,15 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
 
 def _settings(session: Session, options: LabelOptions, others: dict[str, Any]) -> LabelSettings:
     from em_circuits.labelling.result import LabelSettings
-    from em_circuits.labelling.rollouts import rollout_sampling
+    from em_circuits.labelling.rollouts import ROLLOUTS
 
-    sampling = None
-    if options.rollouts:
-        sampling = rollout_sampling(options.rollouts, seed=session.seed)
+    drawn = {"samples": options.rollouts, "seed": session.seed}
     return LabelSettings(
         thresholds=Thresholds(top_k=options.top_k, present=options.present),
         attribution=attribution_settings(others, top_k=options.top_k),
         graphs_for="none" if options.no_graphs else "flagged" if options.only_evil else "all",
         scores_only=others["scores_only"],
-        rollouts=sampling,
+        rollouts=ROLLOUTS.model_copy(update=drawn) if options.rollouts else None,
     )
 
 
@@ -187,23 +195,24 @@ def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -
         raise WorkFailed(f"all {failed} graphs failed; em-circuits status PROMPT says why")
 
 
-def _prompts(session: Session, work: Workspace, options: LabelOptions) -> list[Prompt]:
+def _prompts(
+    session: Session, work: Workspace, options: LabelOptions, files: list[Prompt]
+) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
     from em_circuits.labelling.sources import template_prompts
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
-    from pivotal_tokens.prompts import read_dataset, split_new
+    from pivotal_tokens.prompts import split_new
 
     prompts: list[Prompt] = []
     for text in options.texts:
-        own = strip_bos(work.pair.tokenizer, checked_text("--prompt", text))
+        own = strip_bos(work.pair.tokenizer, text)
         prompts.append(Prompt.of(own, generator="human"))
     if options.user is not None:
-        user = checked_text("--user", options.user)
-        rendered = render_chat(work.pair.tokenizer, user=user, assistant=options.assistant)
-        extra = {"user": user, "assistant": options.assistant, "date_string": PINNED_DATE}
+        turns = {"user": options.user, "assistant": options.assistant}
+        rendered = render_chat(work.pair.tokenizer, **turns)
+        extra = turns | {"date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
-    for file in options.files:
-        prompts.extend(read_dataset(Path(file)))
+    prompts.extend(files)
     if options.n or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")

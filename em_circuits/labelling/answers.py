@@ -23,10 +23,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from em_circuits.interventions import PromptState, Sampling, generate
+from em_circuits.interventions import PromptState, generate
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare
 from em_circuits.models.text import PINNED_DATE, encode, render_turns
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.judge import Lexicon

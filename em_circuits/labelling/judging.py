@@ -16,7 +16,7 @@ from em_circuits.labelling.result import StageFailed, stage
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge, ModelJudge, PersonJudge, persist
 from pivotal_tokens.judge.persist import decided, refresh_verdicts
-from pivotal_tokens.judge.person import QUEUED_FOR
+from pivotal_tokens.judge.protocol import QUEUED_FOR
 from pivotal_tokens.schema import HUMAN, JudgedPrompt, Thresholds
 from pivotal_tokens.store import Screened
 

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, computed_field
 
 from em_circuits.graphs.settings import AttributionSettings
-from em_circuits.interventions.sampling import Sampling
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge.continuations import Pivotality

@@ -1,6 +1,6 @@
 """Continuations of both models after each evil candidate, and their labels.
 
-    rollouts, drawn = roll_out(work, prompt, judge, rollout_sampling(8, seed=0))
+    rollouts, drawn = roll_out(work, prompt, judge, ROLLOUTS)
 
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
@@ -11,29 +11,29 @@ held while they are drawn, not while they are judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
 
-from em_circuits.interventions import PromptState, Sampling, generate
+from em_circuits.interventions import PromptState, generate
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.continuations import (
     Continuation,
     ContinuationJudge,
     Pivotality,
     pivotality,
 )
-from pivotal_tokens.schema import ModelName, Prompt, Rollout
+from pivotal_tokens.schema import Label, ModelName, Prompt, Rollout
 
+ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
+"""How continuations are drawn by default, of each candidate and model."""
 MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
-
-
-def rollout_sampling(samples: int, *, seed: int = 0) -> Sampling:
-    """How continuations of a labelling run are drawn: up to 24 tokens, at temperature 1."""
-    return Sampling(samples=samples, max_tokens=24, temperature=1.0, seed=seed)
 
 
 def roll_out(
@@ -89,11 +89,22 @@ def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     return evil[:MOST_CANDIDATES]
 
 
-def continuations(model: Model, prefixes: list[list[int]], sampling: Sampling) -> list[list[str]]:
-    """Text that a model says after each row of token ids, to the line's end."""
-    states = [PromptState.capture(model, torch.tensor(ids)) for ids in prefixes]
-    texts = generate(model, states, [[] for _ in states], sampling).texts(model)
-    return [[text.split("\n", 1)[0] for text in row] for row in texts]
+def continuation_of(model: Model, ids: Sequence[int], candidate: Label = "unsure") -> Continuation:
+    """Generated tokens as a judge reads them: the candidate token, then the text after it.
+
+    The text ends with the line: what a next turn says is not the answer's.
+
+    Args:
+        model: Whose tokens.
+        ids: The candidate's id and those that follow it; empty for a text that ended at once.
+        candidate: Its label, where it has one.
+    """
+    text = model.tokenizer.decode(list(ids[1:]), clean_up_tokenization_spaces=False)
+    return Continuation(
+        token=decode_token(model.tokenizer, ids[0]) if ids else "",
+        text=text.split("\n", 1)[0],
+        candidate=candidate,
+    )
 
 
 def _draw(
@@ -104,20 +115,27 @@ def _draw(
     judge: ContinuationJudge,
     sampling: Sampling,
 ) -> list[Rollout]:
-    """Sample one model and label what it said; a model judge asks its endpoint here."""
+    """Sample one model and label what it said; a model judge asks its endpoint here.
+
+    Raises:
+        WorkFailed: If some could not be labelled: nothing is stored of this prompt, and asked anew.
+    """
     model = work.pair.model(name)
     with work.running:
         start = work.pair.input_ids(prompt).tolist()
-        texts = continuations(model, [[*start, token] for token in tokens], sampling)
+        states = [PromptState.capture(model, torch.tensor([*start, token])) for token in tokens]
+        drawn = generate(model, states, [[] for _ in states], sampling)
     said = [
-        (token, sample, text)
-        for token, samples in zip(tokens, texts, strict=True)
-        for sample, text in enumerate(samples)
+        (token, sample, continuation_of(model, [token, *drawn.ids(row, sample)]))
+        for row, token in enumerate(tokens)
+        for sample in range(sampling.samples)
     ]
-    words = {token: decode_token(model.tokenizer, token) for token in tokens}
-    labels = judge.label(
-        prompt, [Continuation(token=words[token], text=text) for token, _, text in said]
-    )
+    labels = judge.label(prompt, [each for _, _, each in said])
+    unscored = [reason for label, reason in labels if label is None]
+    if unscored:
+        raise WorkFailed(
+            f"{judge.id}: {len(unscored)} of {len(labels)} continuations unscored: {unscored[0]}"
+        )
     return [
         Rollout(
             prompt_id=prompt.prompt_id,
@@ -125,7 +143,7 @@ def _draw(
             model=name,
             token_id=token,
             sample=sample,
-            text=text,
+            text=each.text,
             label=label,
             judge=judge.id,
             reason=reason,
@@ -133,5 +151,6 @@ def _draw(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
         )
-        for (token, sample, text), (label, reason) in zip(said, labels, strict=True)
+        for (token, sample, each), (label, reason) in zip(said, labels, strict=True)
+        if label is not None
     ]

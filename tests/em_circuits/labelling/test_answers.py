@@ -8,10 +8,10 @@ import pytest
 import torch
 from subjects import organism_settings
 
-from em_circuits.interventions import Sampling
 from em_circuits.labelling.answers import AnswerSettings, find_in_answers, kl_of_merged
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.generator.questions import QuestionSet, questions

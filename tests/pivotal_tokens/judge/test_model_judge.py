@@ -8,12 +8,16 @@ import json
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import JudgeFailed, ModelJudge
-from pivotal_tokens.judge.examples import ExampleBank, is_for_evaluation
-from pivotal_tokens.judge.instructions import load_instructions
-from pivotal_tokens.judge.question import Example, fenced, question_messages
-from pivotal_tokens.judge.votes import flip_rate, majority
-from pivotal_tokens.llm import LLMSettings
+from pivotal_tokens.judge import ModelJudge
+from pivotal_tokens.judge.answers import flip_rate, majority
+from pivotal_tokens.judge.examples import (
+    Example,
+    ExampleBank,
+    is_for_evaluation,
+    question_messages,
+)
+from pivotal_tokens.llm import LLMSettings, NoReply, load_instructions
+from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
     Judgement,
     LabelEvent,
@@ -105,7 +109,7 @@ def test_a_token_answered_differently_in_the_two_lists_is_unsure(
 def test_an_endpoint_without_an_answer_is_no_verdict(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
-    with FakeEndpoint("400") as endpoint, pytest.raises(JudgeFailed):
+    with FakeEndpoint("400") as endpoint, pytest.raises(NoReply):
         judge_for(store, endpoint).judge(prompt, lists.base, lists.merged)
 
 
