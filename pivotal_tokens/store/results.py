@@ -60,6 +60,7 @@ class Screened(Frozen):
 
     prompt: Prompt
     next_tokens: NextTokenPair
+    new: bool = True  # the models were asked now
 
 
 class Results(Repository):
