@@ -152,8 +152,7 @@ def add(
 @pass_session
 def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
-    from em_circuits.labelling.prompts import template_prompts
-    from em_circuits.labelling.sources import SourceOptions, open_source
+    from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
@@ -243,7 +242,7 @@ def find(session: Session, options: FindOptions, as_json: bool) -> None:
         temperature=options.temperature,
         seed=session.seed,
     )
-    settings = AnswerSettings(sampling=sampling, least_kl=options.min_kl)
+    settings = AnswerSettings(sampling=sampling, min_kl=options.min_kl)
     with session.workspace(create=True) as work:
         lexicon = _lexicon(session, work, options.judge)
         places = find_in_answers(work, sets, settings, lexicon=lexicon)
