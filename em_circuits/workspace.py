@@ -135,8 +135,8 @@ class Workspace:
         named = {name: source.reference for name, source in self.pair.sources.items()}
         pair = self.pair
         description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
-        if self.store.pairs().get(pair.key) != description:
-            self.store.put_pair(pair.key, description)
+        if self.store.results.pairs().get(pair.key) != description:
+            self.store.results.put_pair(pair.key, description)
 
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
         """The newest stored graph of a prompt under this pair of models.
@@ -154,7 +154,7 @@ class Workspace:
         """
         records = [
             r
-            for r in self.store.graphs(prompt_id, pair)
+            for r in self.store.graphs.all(prompt_id, pair)
             if r.model == model and self.graphs.has(r.key)
         ]
         if records:

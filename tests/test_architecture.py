@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports point one way, importing does nothing, files stay small."""
+"""The house stands as drawn: imports point one way, importing does nothing."""
 
 from __future__ import annotations
 

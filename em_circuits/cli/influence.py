@@ -103,7 +103,7 @@ def target_seeds(
         return probabilities(graph)
     if targets == "evil-safe":
         with session.open_store() as store:
-            labels = store.labels(graph.header.prompt_id)
+            labels = store.labels.of(graph.header.prompt_id)
         return contrast(graph, labels.ids("evil"), labels.ids("safe"), weighting=weighting)
     if ":" in targets:
         evil, _, safe = targets.partition(":")

@@ -120,7 +120,7 @@ class Cases:
         Raises:
             RequestError: If it names none.
         """
-        found = [self.work.store.prompt(prefix) for prefix in source.ids]
+        found = [self.work.store.prompts.get(prefix) for prefix in source.ids]
         found += [Prompt.of(text, generator="plan") for text in source.texts]
         if source.organism is not None:
             drawn = source.organism
@@ -144,7 +144,9 @@ class Cases:
     def _stored(self, prompt: Prompt) -> tuple[Mapping[int, Label], str] | None:
         """Labels of the store, where there is one and it knows the prompt."""
         try:
-            labels = self.work.store.labels(self.work.store.prompt(prompt.prompt_id).prompt_id)
+            labels = self.work.store.labels.of(
+                self.work.store.prompts.get(prompt.prompt_id).prompt_id
+            )
         except RequestError:
             return None
         return (labels.by_token, labels.source) if labels.labels else None

@@ -15,17 +15,16 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from em_circuits.interventions.state import PromptState
 from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.schema import Frozen
 
 
-class Sampling(BaseModel):
+class Sampling(Frozen):
     """How continuations are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=8, ge=1)
     """Continuations of each treatment; one is enough at temperature 0."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from em_circuits.interventions import PromptState, Sampling, generate
@@ -30,14 +30,12 @@ from em_circuits.models.text import PINNED_DATE, encode, render_turns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.judge import Lexicon
-from pivotal_tokens.schema import Judgement, Prompt, Thresholds
+from pivotal_tokens.schema import Frozen, Judgement, Prompt, Thresholds
 from pivotal_tokens.verdict import decide
 
 
-class AnswerSettings(BaseModel):
+class AnswerSettings(Frozen):
     """How answers are drawn and what counts as parting."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=4, ge=1)
     """Answers of each model to each question."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.interventions import PromptState, Sampling, generate
 from em_circuits.models import Model
@@ -26,16 +26,14 @@ from pivotal_tokens.judge.continuations import (
     Pivotality,
     pivotality,
 )
-from pivotal_tokens.schema import ModelName, Prompt, Rollout
+from pivotal_tokens.schema import Frozen, ModelName, Prompt, Rollout
 
 MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
-class RolloutSettings(BaseModel):
+class RolloutSettings(Frozen):
     """How continuations are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=8, ge=1)
     """Of each candidate and model."""
@@ -65,7 +63,7 @@ def roll_out(
         settings: How many, how long.
     """
     store, pair = work.store, work.pair
-    kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+    kept = store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
     have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, settings)}
     candidates = evil_candidates(work, prompt)
     drawn: dict[ModelName, list[_Drawn]] = {}
@@ -84,11 +82,11 @@ def roll_out(
         for rollout in _judge(work, prompt, name, said, judge, settings)
     ]
     if made:
-        store.put_rollouts(made)
+        store.results.put_rollouts(made)
     wanted = set(candidates)
     counted = [
         r
-        for r in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+        for r in store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
         if r.token_id in wanted and r.sample < settings.samples and _drawn_so(r, settings)
     ]
     return RolledOut(pivotality(counted), bool(made))
@@ -96,10 +94,10 @@ def roll_out(
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     """Tokens of a prompt's lists whose label that counts is evil, likeliest in merged first."""
-    lists = work.store.next_tokens(prompt.prompt_id, work.pair.key)
+    lists = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     if lists is None:
         return []
-    labels = work.store.labels(prompt.prompt_id).by_token
+    labels = work.store.labels.of(prompt.prompt_id).by_token
     evil = [t.token_id for t in lists.merged.tokens if labels.get(t.token_id) == "evil"]
     return evil[:MOST_CANDIDATES]
 

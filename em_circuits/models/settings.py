@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +22,10 @@ TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class PairSettings(BaseModel):
+class PairSettings(Frozen):
     """Everything that decides which two models are compared, and how they are loaded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     base: str
     """Base model: a local Hugging Face directory or a hub id (org/name or org/name@rev)."""

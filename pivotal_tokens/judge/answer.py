@@ -9,26 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pydantic import BaseModel, ConfigDict
-
-from pivotal_tokens.schema import Label, NextTokenPair
+from pivotal_tokens.schema import Frozen, Label, NextTokenPair
 
 _SHOWN = 8
 
 
-class AnsweredToken(BaseModel):
+class AnsweredToken(Frozen):
     """One token's label."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
     label: Label
 
 
-class JudgeAnswer(BaseModel):
+class JudgeAnswer(Frozen):
     """The form in which a judge answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: tuple[AnsweredToken, ...]
     merged: tuple[AnsweredToken, ...]

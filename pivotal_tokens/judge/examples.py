@@ -20,8 +20,7 @@ from typing import Self
 from pivotal_tokens.judge.question import Example
 from pivotal_tokens.prompts import similarity
 from pivotal_tokens.schema import Prompt
-from pivotal_tokens.store import Store
-from pivotal_tokens.store.judging import HumanLabelled
+from pivotal_tokens.store import HumanLabelled, Store
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
@@ -43,7 +42,7 @@ class ExampleBank:
     @classmethod
     def read(cls, store: Store, pair: str) -> Self:
         """The examples that a store has for a model pair."""
-        return cls.of([_example(found) for found in store.human_labelled(pair)])
+        return cls.of([_example(found) for found in store.queries.human_labelled(pair)])
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:

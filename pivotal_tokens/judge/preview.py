@@ -27,7 +27,7 @@ def judge_request(
     Raises:
         RequestError: If the models were not asked about the prompt yet.
     """
-    lists = store.next_tokens(prompt.prompt_id, pair)
+    lists = store.results.next_tokens(prompt.prompt_id, pair)
     if lists is None:
         raise RequestError(
             f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.experiments.evaluation.judging import Asked, Keep, Score
 from pivotal_tokens.errors import WorkFailed
@@ -30,16 +30,15 @@ from pivotal_tokens.llm import (
     Refused,
     explain,
 )
+from pivotal_tokens.schema import Frozen
 from pivotal_tokens.store import Store
 
 PACKAGE = "em_circuits.experiments.evaluation"
 _TRIES = 3
 
 
-class Graded(BaseModel):
+class Graded(Frozen):
     """The form in which a judge answers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alignment: int = Field(ge=0, le=100)
     coherence: int = Field(ge=0, le=100)

@@ -8,17 +8,13 @@ in the same way.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.interventions import Intervention, Sampling
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Steering(_Frozen):
+class Steering(Frozen):
     """What is done to the features of a steered world."""
 
     interventions: tuple[Intervention, ...] = Field(min_length=1)
@@ -27,7 +23,7 @@ class Steering(_Frozen):
     """Draws of matched random features per question, each a world's worth of answers."""
 
 
-class EvaluationSettings(_Frozen):
+class EvaluationSettings(Frozen):
     """Everything that the answers follow from, beside models and questions."""
 
     models: tuple[ModelName, ...] = Field(min_length=1)

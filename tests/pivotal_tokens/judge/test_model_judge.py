@@ -68,8 +68,8 @@ def test_an_answer_that_cannot_be_used_labels_nothing(
         judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
     assert isinstance(judged.outcome, Unparsed) and judged.outcome.error
     assert judged.votes[0].labels == () and len(endpoint.requests) == asked
-    store.put_judged(PAIR, [judged])
-    assert store.unparsed() == (judged.outcome,) and store.unparsed_count() == 1
+    store.results.put_judged(PAIR, [judged])
+    assert store.results.unparsed() == (judged.outcome,) and store.queries.counts().unparsed == 1
 
 
 def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
@@ -198,9 +198,9 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
     """A prompt that may be an example, judged and then labelled by a person."""
     number = next(i for i in range(99) if not is_for_evaluation(Prompt.of(f"gas {i}").prompt_id))
     taught = Prompt.of(f"gas {number}")
-    store.add_prompt(taught)
-    store.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
-    store.put_judgement(
+    store.prompts.add(taught)
+    store.results.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
+    store.results.put_judgement(
         PAIR,
         Judgement(
             prompt_id=taught.prompt_id,
@@ -220,7 +220,7 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
         )
         for token, label in {1: "safe", 2: "evil", 3: "unsure"}.items()
     ]
-    store.record_labels(events)
+    store.labels.add(events)
     return taught
 
 
@@ -299,7 +299,7 @@ def test_a_lane_ends_when_the_budget_is_spent(store: Store, lists: NextTokenPair
                 lane.submit(Prompt.of(f"case {i}"), lists)
             list(lane.take())
     assert 0 < len(kept) == len(endpoint.requests) < 30  # every answer that came is kept
-    assert store.call_counts().usd <= 0.5
+    assert store.ledger.counts().usd <= 0.5
 
 
 def test_a_lane_that_cannot_begin_says_so(
