@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.graph_export import export
-from em_circuits.cli.graph_files import graph_store, load_graph
+from em_circuits.cli.graph_files import graph_store, load_graph, read_pt
 from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import (
     Session,
@@ -104,11 +104,10 @@ def show(session: Session, graph: str, trust_pickle: bool, as_json: bool) -> Non
 @pass_session
 def import_(session: Session, file: str, trust_pickle: bool, as_json: bool) -> None:
     """Keep a graph that circuit-tracer wrote (.pt)."""
-    from em_circuits.graphs.interop import import_pt
     from pivotal_tokens.artefacts import sha256_file
 
     path = Path(file)
-    graph = import_pt(path, trust_pickle=trust_pickle)
+    graph = read_pt(path, trust_pickle=trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
     kept = graph_store(session).save(graph, provenance)
     if as_json:

@@ -54,10 +54,11 @@ weighting_option = click.option(
 @pass_session
 def influence(session: Session, graph: str, as_json: bool, top: int | None, **options: Any) -> None:
     """Influence of every node of a graph on its targets; positive raises the target."""
+    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
+
     from em_circuits.influence import Method, to_json
     from em_circuits.influence import influence as compute
 
-    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
     seeds = target_seeds(session, loaded, options["targets"], options["weighting"])
     result = compute(loaded, seeds, Method(options["method"]))
     record = to_json(loaded, result, top if as_json else top or 20)

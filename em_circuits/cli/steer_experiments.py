@@ -51,6 +51,9 @@ def judges_option(command: Any) -> Any:
 @pass_session
 def sweep(session: Session, file: Path, judge: str | None, as_json: bool, **options: Any) -> None:
     """Features x strengths x positions x combinations, with controls and a report."""
+    if not file.is_file():
+        raise RequestError(f"cannot read the plan {file}: No such file")
+
     from em_circuits.experiments import load_plan, run_sweep
 
     plan = load_plan(file)
