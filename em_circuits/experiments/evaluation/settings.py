@@ -1,4 +1,4 @@
-"""What is asked, how often, of which worlds?
+"""Settings of an evaluation: who answers, under which treatment, how often.
 
 A *world* is a model under a treatment: un-steered, steered, or with matched random features steered
 in the same way.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from em_circuits.interventions import Intervention, Sampling
+from em_circuits.interventions import Intervention
+from em_circuits.sampling import Sampling
 from pivotal_tokens.schema import Frozen, ModelName
 
 
