@@ -330,9 +330,9 @@ class _Union:
         """Colour of every node, -1 to 1."""
         known = np.nan_to_num(values)
         tone = np.sign(known) * np.minimum(1.0, np.sqrt(np.abs(known) / largest))
-        label: dict[Any, Any] = {target["token_id"]: target["label"] for target in targets}
+        label = {target["token_id"]: target["label"] for target in targets}
         for i in self.of_kind(NodeKind.LOGIT):
-            tone[i] = {"evil": 1.0, "safe": -1.0}.get(label.get(self.token[i]), 0.0)
+            tone[i] = {"evil": 1.0, "safe": -1.0}.get(str(label.get(self.token[i])), 0.0)
         return [round(float(value), 3) for value in tone]
 
     def places(self, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
