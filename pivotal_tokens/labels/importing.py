@@ -21,7 +21,7 @@ from typing import Any
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import Incoming, incoming
-from pivotal_tokens.review.conclude import conclude
+from pivotal_tokens.review.consensus import conclude
 from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.imports import LabelConflict
