@@ -120,7 +120,7 @@ def import_(
 def show(session: Session, prompt: str, as_json: bool) -> None:
     """The labels that count for one prompt: a person's where there is one, else the judge's."""
     with session.open_store() as store:
-        found = store.labels(store.prompt(prompt).prompt_id)
+        found = store.labels.of(store.prompts.get(prompt).prompt_id)
     if as_json:
         emit(found.model_dump(mode="json"))
         return
@@ -134,7 +134,7 @@ def show(session: Session, prompt: str, as_json: bool) -> None:
 def conflicts(session: Session, as_json: bool) -> None:
     """Imported labels that contradict a person's and wait for a decision in the queue."""
     with session.open_store() as store:
-        found = store.conflicts()
+        found = store.labels.conflicts()
     if as_json:
         for one in found:
             emit(one.model_dump(mode="json"))

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from em_circuits.contrast import Contrast
 from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
 from em_circuits.features.rank import FORWARD, JOINT, LIVE_METHODS, MEASURED, REFINED
+from em_circuits.intervention import EVERYTHING, Position
 from em_circuits.interventions import (
     N_MEASURED,
     Mediation,
@@ -21,7 +23,6 @@ from em_circuits.interventions import (
     PromptState,
     Regime,
     SteerResult,
-    TokenGroups,
     Unit,
     Where,
     ablation_effects,
@@ -32,7 +33,6 @@ from em_circuits.interventions import (
     refined_scores,
     steer,
 )
-from em_circuits.interventions.intervention import EVERYTHING, Position
 from em_circuits.interventions.mediation_result import Direction, Order
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -73,8 +73,8 @@ def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
     Raises:
         RequestError: If there is no such prompt, or nobody has labelled it.
     """
-    prompt = work.store.prompt(prefix)
-    labels = work.store.labels(prompt.prompt_id)
+    prompt = work.store.prompts.get(prefix)
+    labels = work.store.labels.of(prompt.prompt_id)
     if not labels.labels:
         raise RequestError(
             f"prompt {prompt.prompt_id} has no labels; run em-circuits label, or review it"
@@ -176,9 +176,9 @@ def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
     return work.pair.input_ids(prompt)
 
 
-def token_groups(labels: PromptLabels) -> TokenGroups:
+def token_groups(labels: PromptLabels) -> Contrast:
     """The evil and the safe tokens of a prompt."""
-    return TokenGroups.from_labels(labels.by_token)
+    return Contrast.from_labels(labels.by_token)
 
 
 def mediate_prompt(

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.cache import KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.analyse import input_ids, token_groups
-from em_circuits.features.resample import bootstrap_interval
 from em_circuits.interventions.carriers import (
     SIZES,
     HoldOut,
@@ -28,8 +27,10 @@ from em_circuits.interventions.carriers import (
     pooled,
 )
 from em_circuits.interventions.mediation_result import Direction, Shares
+from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
 HEADLINE = 20
@@ -37,10 +38,8 @@ HEADLINE = 20
 _COMPONENTS = ("features", "errors", "attention", "together", "interaction")
 
 
-class CarriersRequest(BaseModel):
+class CarriersRequest(Frozen):
     """What is asked of the prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hold_out: HoldOut = "prompt"
     """Choose on the other prompts, or on prompts of other categories."""
@@ -146,7 +145,7 @@ def _point(moved: Sequence[Moved], k: int | None, seed: int) -> dict[str, Any] |
     if k is not None and all(d is not None for d in draws):
         shift = torch.tensor([m.shift for m in known]).double()
         per_draw = (torch.stack(draws) * shift[:, None]).sum(0) / shift.sum()  # type: ignore[arg-type]
-        low, high = torch.quantile(per_draw, torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = quantile_interval(per_draw)
         random = {"share": float(per_draw.mean()), "low": low, "high": high}
     mass = [float(m.mass[m.at(k)]) for m in known]
     return {

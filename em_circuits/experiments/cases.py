@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
 from em_circuits.features import parse_features
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.interventions import PromptState, TokenGroups
+from em_circuits.interventions import PromptState
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.labelling.prompts import template_prompts
 from em_circuits.models import ModelPair
@@ -42,7 +43,7 @@ class Case:
     labels: Mapping[int, Label]
     labels_from: str
     """``human``, ``judge``, ``mixed`` or the id of the judge that was asked."""
-    groups: TokenGroups
+    groups: Contrast
     state: PromptState
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
@@ -89,8 +90,8 @@ class Cases:
         """
         ids = self.pair.input_ids(prompt)
         labels, source = self._labels(prompt, ids)
-        groups = TokenGroups.from_labels(labels)
-        if not groups.has_contrast:
+        groups = Contrast.from_labels(labels)
+        if not groups.is_defined:
             raise RequestError(
                 f"prompt {prompt.prompt_id} has no contrast: {len(groups.evil)} evil and "
                 f"{len(groups.safe)} safe tokens; label it (em-circuits review), or leave it out"
@@ -119,7 +120,7 @@ class Cases:
         Raises:
             RequestError: If it names none.
         """
-        found = [self.work.store.prompt(prefix) for prefix in source.ids]
+        found = [self.work.store.prompts.get(prefix) for prefix in source.ids]
         found += [Prompt.of(text, generator="plan") for text in source.texts]
         if source.organism is not None:
             drawn = source.organism
@@ -143,7 +144,9 @@ class Cases:
     def _stored(self, prompt: Prompt) -> tuple[Mapping[int, Label], str] | None:
         """Labels of the store, where there is one and it knows the prompt."""
         try:
-            labels = self.work.store.labels(self.work.store.prompt(prompt.prompt_id).prompt_id)
+            labels = self.work.store.labels.of(
+                self.work.store.prompts.get(prompt.prompt_id).prompt_id
+            )
         except RequestError:
             return None
         return (labels.by_token, labels.source) if labels.labels else None

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case
-from em_circuits.interventions import contrast, evil_mass
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import compare
 from em_circuits.models.text import decode_token
@@ -28,11 +27,11 @@ def figures(
     unsteered: Float[Tensor, " vocab"],
 ) -> dict[str, Any]:
     """Next-token columns of one row."""
-    measured = contrast(logits, case.groups)
+    measured = case.groups.value(logits)
     token = boosted_token(logits, unsteered)
     change = logits.softmax(-1)[token] - unsteered.softmax(-1)[token]
     return {
-        "evil_mass": float(evil_mass(logits, case.groups)),
+        "evil_mass": float(case.groups.evil_mass(logits)),
         "contrast": None if measured is None else float(measured),
         "verdict": verdict(case, pair, logits),
         "kl": float(divergence(unsteered, logits)),

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.experiments.next_token import divergence
+from em_circuits.intervention import FIRST_POSITION, Intervention
 from em_circuits.interventions import PromptState, Treatment, run_rows
-from em_circuits.interventions.intervention import FIRST_POSITION, Intervention
 from em_circuits.models import Model
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from em_circuits.experiments.cases import Cases
-from em_circuits.experiments.judging import LabelJudge
 from em_circuits.experiments.rollouts import rates, rollouts
-from em_circuits.interventions import Sampling, SteerResult, Treatment
+from em_circuits.interventions import SteerResult, Treatment
 from em_circuits.interventions.substitutes import moved
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def prompt_rollouts(
@@ -28,7 +29,7 @@ def prompt_rollouts(
         prompt_id: On which prompt.
         sampling: How continuations are drawn.
     """
-    case = Cases(work, None).of(work.store.prompt(prompt_id), result.model)  # type: ignore[arg-type]
+    case = Cases(work, None).of(work.store.prompts.get(prompt_id), result.model)  # type: ignore[arg-type]
     draw = moved(result.interventions, result.random_places[0].tolist())
     names = ("unsteered", "steered", "random_control")
     treatments = [

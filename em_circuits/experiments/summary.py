@@ -1,7 +1,7 @@
 """What do the rows of a sweep say, condition by condition?
 
 Changes are steered minus un-steered, so negative evil mass is a fall. Each condition is set beside
-its matched random control (`em_circuits.experiments.inference`); q is its p adjusted over all
+its matched random control (`em_circuits.statistics`); q is its p adjusted over all
 conditions by Benjamini and Hochberg. Detector and lever are apart: the detector's quality is how
 well the features' activation tells the plan's prompts from the benign panel (area under the ROC
 curve), the lever's is the net change.
@@ -27,9 +27,13 @@ from em_circuits.experiments.conditions import (
     UNSTEERED,
     Condition,
 )
-from em_circuits.experiments.inference import AgainstControl, against_control, paired_interval
-from em_circuits.features.statistics import benjamini_hochberg
 from em_circuits.interventions import PromptState
+from em_circuits.statistics import (
+    AgainstControl,
+    against_control,
+    benjamini_hochberg,
+    paired_interval,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -84,7 +88,9 @@ def said(lines: Sequence[Mapping[str, Any]], not_shown: str) -> str:
             f" (the boosted token appended without steering gives evil "
             f"continuations at {forced:.2f}, steering at {best['evil_rate']:.2f})"
         )
-    return f"{shown} {caveat}."
+    unscored = sum(line.get("unscored") or 0 for line in lines)
+    left = f" {unscored} continuations got no label and stand in no rate." if unscored else ""
+    return f"{shown} {caveat}.{left}"
 
 
 def detectors(
@@ -159,6 +165,7 @@ def _condition(rows: Rows, result: AgainstControl, seed: int) -> dict[str, Any]:
             line[f"{column}_unsteered"] = _mean(unsteered)
     for column in ("forced_evil_rate", "after_kl"):
         line[column] = _mean(row.get(column) for row in steered)
+    line["unscored"] = sum(row.get("unscored") or 0 for row in rows)
     line |= _judged(rows, seed)
     return line
 

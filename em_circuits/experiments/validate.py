@@ -17,19 +17,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
 from em_circuits.features import graph_scores
 from em_circuits.features.rank import GRADIENT, GRAPH_METHODS, REFINED
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, influence, probabilities
-from em_circuits.interventions import (
-    PromptState,
-    Regime,
-    TokenGroups,
-    compare,
-    refined_scores,
-    summarise,
-)
+from em_circuits.interventions import PromptState, Regime, compare, refined_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -94,7 +88,7 @@ def validate(
     return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
 
 
-def method_scores(graph: AttributionGraph, groups: TokenGroups) -> dict[str, Tensor]:
+def method_scores(graph: AttributionGraph, groups: Contrast) -> dict[str, Tensor]:
     """Evil-minus-safe score of every feature node, by method.
 
     ``absolute_influence`` has no sign and takes no contrast: it stands here as what unsigned
@@ -112,7 +106,7 @@ def method_scores(graph: AttributionGraph, groups: TokenGroups) -> dict[str, Ten
 
 
 def refined_contrast(
-    model: Model, state: PromptState, groups: TokenGroups, features: Int64[Tensor, "feature 3"]
+    model: Model, state: PromptState, groups: Contrast, features: Int64[Tensor, "feature 3"]
 ) -> Float[Tensor, " feature"]:
     """Evil-minus-safe `refined` scores of some features; 0 for one that does not fire.
 
@@ -131,7 +125,7 @@ def refined_contrast(
 
 
 def _contrast(
-    graph: AttributionGraph, groups: TokenGroups, values: Float[Tensor, "logit feature"]
+    graph: AttributionGraph, groups: Contrast, values: Float[Tensor, "logit feature"]
 ) -> Float[Tensor, " feature"]:
     ids = graph.targets.token_ids
     evil, safe = (torch.isin(ids, torch.tensor(side)) for side in (groups.evil, groups.safe))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from em_circuits.features.aggregate import DEFAULTS, AggregateSettings
 from em_circuits.features.keyed import Block, decode
-from em_circuits.features.resample import bootstrap_interval
+from em_circuits.statistics import bootstrap_interval
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
 

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from em_circuits.features.statistics import standardised
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.statistics import standardised
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label

@@ -1,8 +1,6 @@
 """Real interventions on the real model, in batches, with controls."""
 
-from em_circuits.interventions.agreement import Agreement, agreement
-from em_circuits.interventions.contrast import TokenGroups, contrast, demeaned, evil_mass
-from em_circuits.interventions.controls import Spread
+from em_circuits.intervention import Intervention, Mode, Unit, Where, on_each
 from em_circuits.interventions.direction import Direction, Weighting
 from em_circuits.interventions.engine import iter_rows, run_rows
 from em_circuits.interventions.forward import (
@@ -13,17 +11,10 @@ from em_circuits.interventions.forward import (
 )
 from em_circuits.interventions.generate import Continuations, generate
 from em_circuits.interventions.integrated import integrated_effects, joint_scores
-from em_circuits.interventions.intervention import (
-    Intervention,
-    Mode,
-    Unit,
-    Where,
-    check_interventions,
-    on_each,
-)
 from em_circuits.interventions.mediation import mediate
 from em_circuits.interventions.mediation_result import Mediation, Shares, pooled_share
 from em_circuits.interventions.pairs import PairEffects, pair_effects
+from em_circuits.interventions.ranges import check_interventions
 from em_circuits.interventions.refine import N_MEASURED, Refined, refined_scores
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.sampling import Sampling
@@ -36,7 +27,6 @@ from em_circuits.interventions.validate import compare, summarise
 
 __all__ = [
     "N_MEASURED",
-    "Agreement",
     "Continuations",
     "Direction",
     "Form",
@@ -51,23 +41,17 @@ __all__ = [
     "Replacement",
     "Sampling",
     "Shares",
-    "Spread",
     "SteerResult",
     "Tensors",
-    "TokenGroups",
     "Treatment",
     "Unit",
     "Weighting",
     "Where",
     "ablation_effects",
     "absolute",
-    "agreement",
     "asleep",
     "check_interventions",
     "compare",
-    "contrast",
-    "demeaned",
-    "evil_mass",
     "forward_ids",
     "forward_scores",
     "forward_selection",

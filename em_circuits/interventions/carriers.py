@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, evil_mass
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
 from em_circuits.interventions.forward import FeatureId
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
@@ -28,12 +28,12 @@ from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InM
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import ModelPair
 from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.statistics import ratio_interval
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Feature ids set together; all of a prompt's are the last point."""
-BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Subject:
     prompt_id: str
     category: str | None
     input_ids: Int[Tensor, " pos"]
-    groups: TokenGroups
+    groups: Contrast
 
 
 @dataclass(frozen=True)
@@ -184,20 +184,6 @@ def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
     return total
 
 
-def ratio_interval(
-    back: Float64[Tensor, " prompt"], shift: Float64[Tensor, " prompt"], *, seed: int
-) -> tuple[float, float] | None:
-    """95 % bootstrap interval over prompts of ``sum(back) / sum(shift)``; None below two."""
-    if len(back) < 2:
-        return None
-    drawn = torch.randint(
-        len(back), (BOOTSTRAP, len(back)), generator=torch.Generator().manual_seed(seed)
-    )
-    ratios = back[drawn].sum(1) / shift[drawn].sum(1)
-    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975]).double()).tolist()
-    return low, high
-
-
 def _keys(transplant: Transplant) -> list[FeatureId]:
     return [(layer, feature) for layer, _, feature in transplant.changed.coordinates.tolist()]
 
@@ -240,7 +226,7 @@ def _moved(
     )
     logits = transplant.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
     back = transplant.moved(logits).double()
-    mass = evil_mass(logits, subject.groups).double().cpu()
+    mass = subject.groups.evil_mass(logits).double().cpu()
     n_draws = draws[0]
     random = torch.full((len(spans), n_draws), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):

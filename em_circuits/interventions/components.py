@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_circuits.intervention import FIRST_POSITION
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.engine import run_rows
-from em_circuits.interventions.intervention import FIRST_POSITION
 from em_circuits.interventions.plan import Plan
 from em_circuits.interventions.regimes import replaced_attention
 from em_circuits.interventions.state import PromptState

@@ -8,7 +8,6 @@ with a similar activation and a similar decoder norm: one of the nearest `NEARES
 drawn at random, without repetition within a draw and never a chosen one.
 
     draws = matched_draws(pool, chosen, n_draws=20, seed=0)
-    Spread.of(values_of_draws)
 """
 
 from __future__ import annotations
@@ -45,27 +44,6 @@ class Pool:
         """Coordinates in which distance means dissimilarity."""
         tiny = 1e-6
         return torch.stack([(x.abs().double() + tiny).log() for x in (self.amount, self.norm)], 1)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values of control draws: mean, standard deviation and their middle 95 %."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Float[Tensor, " draw"]) -> Spread:
-        """Summarise at least two values."""
-        values = values.double().cpu()
-        low, high = torch.quantile(values, torch.tensor([0.025, 0.975]).double()).tolist()
-        return cls(float(values.mean()), float(values.std()), low, high)
-
-    def to_json(self) -> dict[str, float]:
-        """``{"mean", "sd", "low", "high"}``."""
-        return {"mean": self.mean, "sd": self.sd, "low": self.low, "high": self.high}
 
 
 def check_draws(n_draws: int) -> None:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.interventions.intervention import FIRST_POSITION
+from em_circuits.intervention import FIRST_POSITION
 from em_circuits.interventions.treatment import Row, Tensors, Treatment
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from em_circuits.interventions.changes import Changes, read_rows
 from em_circuits.interventions.donor import donor_for
-from em_circuits.interventions.intervention import check_interventions
 from em_circuits.interventions.plan import Plan
 from em_circuits.interventions.prefix import Prefix
+from em_circuits.interventions.ranges import check_interventions
 from em_circuits.interventions.regimes import FrozenMLP, Regime, frozen
 from em_circuits.interventions.stacked import Stacked
 from em_circuits.interventions.state import PromptState

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, contrast
+from em_circuits.contrast import Contrast
+from em_circuits.intervention import Mode, Where, on_each
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.integrated import joint_scores
-from em_circuits.interventions.intervention import Mode, Where, on_each
 from em_circuits.interventions.scan import joint_effects
 from em_circuits.interventions.state import PromptState
 from em_circuits.interventions.treatment import Treatment
@@ -76,7 +76,7 @@ def forward_selection(
 def forward_scores(
     model: Model,
     state: PromptState,
-    groups: TokenGroups,
+    groups: Contrast,
     targets: Int[Tensor, " target"],
     *,
     k: int = CHOSEN,
@@ -96,7 +96,7 @@ def forward_scores(
         RequestError: If the groups have no contrast, or tokens that are no targets.
     """
     scores = joint_scores(model, state, groups, targets)
-    weights = groups.target_weights(targets, len(state.logits))
+    weights = groups.over(targets, strict=True).float()
     best = (weights @ scores).topk(min(n_candidates, scores.shape[1])).indices
     places = state.active.cpu()[best]
 
@@ -114,7 +114,7 @@ def forward_scores(
 
 def forward_ids(
     model: Model,
-    subjects: Sequence[tuple[PromptState, TokenGroups]],
+    subjects: Sequence[tuple[PromptState, Contrast]],
     candidates: Sequence[FeatureId],
     *,
     k: int,
@@ -140,7 +140,7 @@ def forward_ids(
         ]
         total = torch.zeros(len(sets))
         for state, groups in subjects:
-            values = contrast(run_rows(model, state, rows), groups)
+            values = groups.value(run_rows(model, state, rows))
             assert values is not None
             total -= values.cpu()
         return total

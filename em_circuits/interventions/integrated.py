@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
-from em_circuits.interventions.contrast import TokenGroups
 from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
 from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
@@ -82,7 +82,7 @@ def integrated_effects(
 
 
 def joint_scores(
-    model: Model, state: PromptState, groups: TokenGroups, targets: Int[Tensor, " target"]
+    model: Model, state: PromptState, groups: Contrast, targets: Int[Tensor, " target"]
 ) -> Float[Tensor, "target active"]:
     """Score of every active feature on every target, features that push one way ablated together.
 

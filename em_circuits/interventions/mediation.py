@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.contrast import TokenGroups, contrast, evil_mass
-from em_circuits.interventions.controls import MIN_DRAWS, Pool, Spread, check_draws, matched_draws
+from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.mediation_result import (
@@ -46,6 +46,7 @@ from em_circuits.interventions.mediation_result import (
 from em_circuits.interventions.state import PromptState
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
 from em_circuits.models import Model, ModelPair
+from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -55,7 +56,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 def mediate(
     pair: ModelPair,
     input_ids: Int[Tensor, " pos"],
-    groups: TokenGroups,
+    groups: Contrast,
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
@@ -128,11 +129,11 @@ def joint_effects(
 
 
 def scanned_effects(
-    model: Model, state: PromptState, changed: ChangedFeatures, groups: TokenGroups
+    model: Model, state: PromptState, changed: ChangedFeatures, groups: Contrast
 ) -> Float[Tensor, " changed"]:
     """Change of the contrast when each feature alone is put at the other model's value."""
     alone = [torch.arange(0), *torch.arange(len(changed)).split(1)]
-    values = contrast(run_rows(model, state, changed.plan(alone)), groups)
+    values = groups.value(run_rows(model, state, changed.plan(alone)))
     assert values is not None
     return (values[1:] - values[0]).cpu()
 
@@ -158,7 +159,7 @@ def _cumulative(
         subsets += [order[:k], *(random if random is not None else ())]
         spans.append((len(subsets) - (0 if random is None else n_random), len(subsets)))
     logits = measure.run(subsets)
-    contrasts, mass = measure.contrasts(logits), evil_mass(logits, measure.groups).cpu()
+    contrasts, mass = measure.contrasts(logits), measure.groups.evil_mass(logits).cpu()
     shares = measure.shares(logits)
 
     def spread(values: Tensor | None, span: tuple[int, int]) -> Spread | None:

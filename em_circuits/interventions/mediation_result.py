@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.controls import Spread
+from em_circuits.statistics import Spread
 
 Order = Literal["integrated", "gradient", "scan"]
 """By which score features are taken: `em_circuits.interventions.mediation`."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.scan import ablation_effects, joint_effects
 from em_circuits.interventions.state import PromptState
@@ -53,7 +53,7 @@ def pair_effects(
     model: Model,
     state: PromptState,
     features: Int[Tensor, "feature 3"],
-    groups: TokenGroups,
+    groups: Contrast,
     *,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from em_circuits.interventions.intervention import Intervention
+from em_circuits.intervention import Intervention
 from em_circuits.interventions.treatment import Form, Row, Treatment, interventions_of
 from pivotal_tokens.errors import RequestError
 

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
-from em_circuits.interventions.contrast import TokenGroups
 from em_circuits.interventions.feature_rows import FeatureRows
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.interventions.state import PromptState
@@ -46,7 +46,7 @@ def refined_scores(
     model: Model,
     state: PromptState,
     *,
-    groups: TokenGroups,
+    groups: Contrast,
     targets: Int[Tensor, " target"],
     n_measured: int = N_MEASURED,
 ) -> Refined:
@@ -62,7 +62,7 @@ def refined_scores(
     Raises:
         RequestError: If the groups have no contrast, or tokens that are no targets.
     """
-    weights = groups.target_weights(targets, len(state.logits))
+    weights = groups.over(targets, strict=True).float()
     rows = demeaned_targets(targets, len(state.logits))
     gradients = mlp_output_gradients(model, state.input_ids, rows)
     scores, bound = _first_order(model, state, gradients, weights)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from em_circuits.intervention import FIRST_POSITION
 from em_circuits.interventions.feature_rows import FeatureRows
-from em_circuits.interventions.intervention import FIRST_POSITION
 from em_circuits.interventions.stacked import Stacked
 from em_circuits.interventions.state import apply_scale, attention_modules, norm_modules
 from em_circuits.models import Model

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, contrast, demeaned
+from em_circuits.contrast import Contrast, demeaned
 from em_circuits.interventions.engine import default_batch, iter_rows
 from em_circuits.interventions.plan import Plan
 from em_circuits.interventions.regimes import Regime
@@ -28,7 +28,7 @@ def ablation_effects(
     model: Model,
     state: PromptState,
     *,
-    targets: Int[Tensor, " target"] | TokenGroups,
+    targets: Int[Tensor, " target"] | Contrast,
     features: Int[Tensor, "feature 3"] | None = None,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
@@ -60,7 +60,7 @@ def joint_effects(
     state: PromptState,
     sets: Int[Tensor, "set member 3"],
     *,
-    targets: Int[Tensor, " target"] | TokenGroups,
+    targets: Int[Tensor, " target"] | Contrast,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
 ) -> Float[Tensor, "set target"]:
@@ -77,9 +77,9 @@ def joint_effects(
     Raises:
         RequestError: If the groups have no contrast.
     """
-    if isinstance(targets, TokenGroups):
+    if isinstance(targets, Contrast):
         targets.weights(len(state.logits))  # refuses groups without a contrast
-    n_targets = 1 if isinstance(targets, TokenGroups) else len(targets)
+    n_targets = 1 if isinstance(targets, Contrast) else len(targets)
     size = max(2, batch_size or default_batch(model, state, regime))
     members = sets.cpu().long()
     effects, done = torch.empty((len(members), n_targets)), 0
@@ -109,10 +109,10 @@ def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> Plan:
 
 
 def _values(
-    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " target"] | TokenGroups
+    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " target"] | Contrast
 ) -> Float[Tensor, "row target"]:
-    if isinstance(targets, TokenGroups):
-        values = contrast(logits, targets)
+    if isinstance(targets, Contrast):
+        values = targets.value(logits)
         assert values is not None
         return values[:, None]
     return demeaned(logits)[:, targets.to(logits.device).long()]

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from em_circuits.interventions.intervention import FIRST_POSITION
+from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 

@@ -17,16 +17,18 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from em_circuits.interventions.contrast import TokenGroups, contrast, evil_mass
-from em_circuits.interventions.controls import MIN_DRAWS, Spread, check_draws
+from em_circuits.contrast import Contrast
+from em_circuits.intervention import Intervention
+from em_circuits.interventions.controls import MIN_DRAWS, check_draws
 from em_circuits.interventions.engine import run_rows
-from em_circuits.interventions.intervention import Intervention, check_interventions
+from em_circuits.interventions.ranges import check_interventions
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.state import PromptState
 from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.interventions.units import asleep
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
+from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
 
@@ -64,8 +66,8 @@ class RandomControl:
 
     def to_json(self) -> dict[str, Any]:
         """``{"n", "evil_mass", "contrast"}``."""
-        measured = None if self.contrast is None else self.contrast.to_json()
-        return {"n": self.n, "evil_mass": self.evil_mass.to_json(), "contrast": measured}
+        measured = None if self.contrast is None else self.contrast.model_dump()
+        return {"n": self.n, "evil_mass": self.evil_mass.model_dump(), "contrast": measured}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def steer(
     model: Model,
     input_ids: Int[Tensor, " pos"],
     interventions: Sequence[Intervention],
-    groups: TokenGroups,
+    groups: Contrast,
     *,
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
@@ -138,7 +140,7 @@ def steer(
     places = random_places(model, state, interventions, n_draws=n_random, seed=seed)
     rows = [[], list(interventions), *(moved(interventions, draw) for draw in places.tolist())]
     logits = run_rows(model, state, rows, regime)
-    mass, contrasts = evil_mass(logits, groups), contrast(logits, groups)
+    mass, contrasts = groups.evil_mass(logits), groups.value(logits)
 
     def world(row: int) -> World:
         measured = None if contrasts is None else float(contrasts[row])

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.intervention import FIRST_POSITION, Intervention, Where
 from em_circuits.interventions.controls import Pool, matched_draws
 from em_circuits.interventions.feature_rows import decoder_vectors
-from em_circuits.interventions.intervention import FIRST_POSITION, Intervention, Where
 from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError

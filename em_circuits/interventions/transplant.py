@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.components import component_logits
-from em_circuits.interventions.contrast import TokenGroups, contrast, evil_mass
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.interventions.state import PromptState
@@ -33,7 +33,7 @@ class Transplant:
     """The treated one, the other."""
     states: tuple[PromptState, PromptState]
     changed: ChangedFeatures
-    groups: TokenGroups
+    groups: Contrast
     direction: Direction
 
     @classmethod
@@ -41,7 +41,7 @@ class Transplant:
         cls,
         pair: ModelPair,
         input_ids: Int[Tensor, " pos"],
-        groups: TokenGroups,
+        groups: Contrast,
         direction: Direction = "sufficiency",
     ) -> Transplant:
         """Run both models undisturbed and compare them.
@@ -49,7 +49,7 @@ class Transplant:
         Raises:
             RequestError: If no token is evil or none is safe ("no contrast").
         """
-        if not groups.has_contrast:
+        if not groups.is_defined:
             groups.weights(max((*groups.evil, *groups.safe, 0)) + 1)  # says what is missing
         treated, other = pair.models if direction == "sufficiency" else pair.models[::-1]
         states = PromptState.capture(treated, input_ids), PromptState.capture(other, input_ids)
@@ -69,7 +69,7 @@ class Transplant:
     @property
     def evil_mass(self) -> InModel:
         """Of both models, undisturbed."""
-        return self._in_model([float(evil_mass(s.logits, self.groups)) for s in self.states])
+        return self._in_model([float(self.groups.evil_mass(s.logits)) for s in self.states])
 
     def _in_model(self, values: list[float]) -> InModel:
         return InModel(*values[:: self.sign])
@@ -80,7 +80,7 @@ class Transplant:
 
     def contrasts(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
         """Evil minus safe, in logits."""
-        values = contrast(logits, self.groups)
+        values = self.groups.value(logits)
         assert values is not None
         return values.cpu()
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from em_circuits.interventions.intervention import FIRST_POSITION, Intervention, Mode, Unit, Where
+from em_circuits.intervention import FIRST_POSITION, Intervention, Mode, Unit, Where
 from em_circuits.interventions.state import PromptState
 
 

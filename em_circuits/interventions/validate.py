@@ -1,7 +1,7 @@
 """Does a ranking predict what really happens?
 
 Features are ablated for real, and the scores a method gave them are compared with the measured
-effects on the evil-minus-safe contrast, regime by regime (`em_circuits.interventions.agreement`).
+effects on the evil-minus-safe contrast, regime by regime (`em_circuits.statistics`).
 
     pairs = compare(model, state, scores, features=features, groups=groups)
     rows = summarise(pairs_of_several_prompts)
@@ -10,25 +10,25 @@ effects on the evil-minus-safe contrast, regime by regime (`em_circuits.interven
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_circuits.interventions.agreement import (
-    STATISTICS,
-    Agreement,
-    Interval,
-    agreement,
-    intervals,
-)
-from em_circuits.interventions.contrast import TokenGroups
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
+from em_circuits.statistics import (
+    STATISTICS,
+    Agreement,
+    Interval,
+    agreement,
+    agreement_intervals,
+)
 from pivotal_tokens.errors import RequestError
 
 
@@ -61,7 +61,7 @@ class ValidationRow:
         return {
             "method": self.method,
             "regime": str(self.regime),
-            **asdict(self.agreement),
+            **self.agreement.model_dump(),
             "low": low,
             "high": high,
             "intervals": {name: list(self.intervals[name]) for name in STATISTICS},
@@ -74,7 +74,7 @@ def compare(
     scores: Mapping[str, Float[Tensor, " _"]],
     *,
     features: Int[Tensor, "feature 3"],
-    groups: TokenGroups,
+    groups: Contrast,
     regimes: Sequence[Regime] = tuple(Regime),
 ) -> tuple[Comparison, ...]:
     """Ablate the features one by one and put every method's scores beside the effects.
@@ -121,7 +121,7 @@ def summarise(
     for (method, regime), group in groupby(sorted(comparisons, key=key), key):
         pairs = list(group)
         each = [agreement(p.predicted, p.measured) for p in pairs]
-        sure = intervals(
+        sure = agreement_intervals(
             [(p.predicted, p.measured) for p in pairs], n_bootstrap=n_bootstrap, seed=seed
         )
         mean = Agreement(

@@ -77,9 +77,9 @@ def build_graphs(
         records.append(_keep(work, kept, name, started))
     tokens = built.next_tokens
     work.register_pair()
-    work.store.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
+    work.store.results.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
     for record in records:
-        work.store.put_graph(record)
+        work.store.graphs.put(record)
     return {record.model: record.key for record in records}
 
 
@@ -96,10 +96,10 @@ def kept_graphs(
         keys: By model.
         with_edges: A graph that keeps its scores only does not do.
     """
-    registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
+    registered = {record.key for record in work.store.graphs.all(prompt_id, work.pair.key)}
     return all(
         key in registered
-        and work.graphs.keeps(key)
+        and work.graphs.has_sound(key)
         and (not with_edges or work.graphs.load(key).edges is not None)
         for key in keys.values()
     )

@@ -21,7 +21,7 @@ from em_circuits.labelling.stages import StageFailed, stage
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge, Lane, ModelJudge, PersonJudge, persist
 from pivotal_tokens.judge.persist import decided
-from pivotal_tokens.judge.person import QUEUED_FOR
+from pivotal_tokens.judge.protocol import QUEUED_FOR
 from pivotal_tokens.schema import JudgedPrompt, Judgement, NextTokenPair, Prompt, Unparsed
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide
@@ -52,7 +52,7 @@ class Judging:
                 for i, lists in batch.next_tokens.items()
             ]
             return
-        kept = store.judgements_of(batch.next_tokens, pair, self._judge.id)
+        kept = store.results.judgements_of(batch.next_tokens, pair, self._judge.id)
         answered = []
         for prompt_id, lists in batch.next_tokens.items():
             prompt, known = batch.prompts[prompt_id], kept.get(prompt_id)
@@ -111,7 +111,7 @@ def judge_prompt(
     if isinstance(judge, PersonJudge):
         refresh_human_verdict(work, prompt.prompt_id, tokens)
         return _for_a_person(work, prompt, tokens, False)
-    kept = work.store.judgement(prompt.prompt_id, work.pair.key, judge.id)
+    kept = work.store.results.judgement(prompt.prompt_id, work.pair.key, judge.id)
     if kept is not None and kept.by_token.keys() >= set(tokens.token_ids):
         return keep_verdict(work, prompt, tokens, kept, settings)
     return _keep(work, [_ask(judge, prompt, tokens)], settings)[0]
@@ -125,7 +125,7 @@ def _keep(
         return []
     store, pair = work.store, work.pair.key
     judged = persist(store, pair, answered, settings.thresholds)
-    by_people = store.with_human_verdict([item.prompt.prompt_id for item in judged], pair)
+    by_people = store.queries.with_human_verdict([item.prompt.prompt_id for item in judged], pair)
     for item in judged:
         if item.prompt.prompt_id in by_people:
             refresh_human_verdict(work, item.prompt.prompt_id, item.next_tokens)
@@ -145,9 +145,9 @@ def _for_a_person(
 ) -> JudgedPrompt:
     """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
     store, pair = work.store, work.pair.key
-    verdict = store.verdict(prompt.prompt_id, pair, HUMAN)
+    verdict = store.results.verdict(prompt.prompt_id, pair, HUMAN)
     if verdict is None:
-        new = store.enqueue(prompt.prompt_id, pair, QUEUED_FOR) or new
+        new = store.assignments.add(prompt.prompt_id, pair, QUEUED_FOR) or new
     return JudgedPrompt(prompt=prompt, next_tokens=tokens, outcome=None, verdict=verdict, new=new)
 
 
@@ -162,18 +162,18 @@ def keep_verdict(
     store, pair = work.store, work.pair.key
     judged = JudgedPrompt(prompt=prompt, next_tokens=tokens, outcome=judgement, new=False)
     judged = decided(judged, settings.thresholds)
-    if store.verdict(judgement.prompt_id, pair, judgement.judge) != judged.verdict:
-        store.put_judged(pair, [judged])
+    if store.results.verdict(judgement.prompt_id, pair, judgement.judge) != judged.verdict:
+        store.results.put_judged(pair, [judged])
     refresh_human_verdict(work, judgement.prompt_id, tokens)
     return judged
 
 
 def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair) -> None:
     """A person's verdict follows the lists too, under the thresholds it was made with."""
-    standing = work.store.verdict(prompt_id, work.pair.key, HUMAN)
+    standing = work.store.results.verdict(prompt_id, work.pair.key, HUMAN)
     if standing is None:
         return
-    human = work.store.labels(prompt_id).human
+    human = work.store.labels.of(prompt_id).human
     verdict = decide(
         tokens.base,
         tokens.merged,
@@ -181,7 +181,7 @@ def refresh_human_verdict(work: Workspace, prompt_id: str, tokens: NextTokenPair
         standing.thresholds,
         bad_prompt=standing.kind == "bad_prompt",
     )
-    work.store.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
+    work.store.results.put_verdict(prompt_id, work.pair.key, HUMAN, verdict)
 
 
 def _ask(judge: Judge, prompt: Prompt, lists: NextTokenPair) -> JudgedPrompt:

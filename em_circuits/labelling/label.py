@@ -98,8 +98,8 @@ def record_failure(
 ) -> LabelResult:
     """Keep what went wrong with a prompt; whoever takes the result tells it."""
     logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
-    work.store.add_prompt(prompt)
-    work.store.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
+    work.store.prompts.add(prompt)
+    work.store.results.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))
     return read_result(work, prompt, judge.id, graphs={}, reused=False, failure=failure)
 
 
@@ -142,7 +142,7 @@ def rollout_stage(
     with stage("rollouts"):
         found = roll_out(work, prompt, continuation_judge(judge), settings.rollouts)
         if found.new:
-            work.store.clear_failure(prompt.prompt_id, work.pair.key, "rollouts")
+            work.store.results.clear_failure(prompt.prompt_id, work.pair.key, "rollouts")
     return found
 
 
@@ -157,15 +157,15 @@ def graph_stage(
     if not settings.wants_graphs(verdict):
         return {}, False
     with stage("graphs"), work.running:
-        labels = work.store.labels(prompt.prompt_id).by_token
+        labels = work.store.labels.of(prompt.prompt_id).by_token
         keys = graph_keys(work, prompt, settings.attribution, labels)
         if kept_graphs(work, prompt.prompt_id, keys, with_edges=not settings.scores_only):
             return keys, False
         keys = build_graphs(
             work, prompt, settings.attribution, labels=labels, scores_only=settings.scores_only
         )
-        work.store.clear_failure(prompt.prompt_id, work.pair.key, "graphs")
-        tokens = work.store.next_tokens(prompt.prompt_id, work.pair.key)
+        work.store.results.clear_failure(prompt.prompt_id, work.pair.key, "graphs")
+        tokens = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     assert tokens is not None
     raise_for_judge(judge_prompt(work, prompt, tokens, judge, settings))
     return keys, True

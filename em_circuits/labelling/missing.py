@@ -42,12 +42,12 @@ def build_missing(
     if prompts:
         begin(work, prompts)
     for prompt in prompts:
-        verdicts = store.verdicts(prompt.prompt_id, pair)
+        verdicts = store.results.verdicts(prompt.prompt_id, pair)
         whose = HUMAN if HUMAN in verdicts else next(iter(verdicts), HUMAN)
         try:
             ready = _screened(work, prompt, settings)
             with stage("graphs"):
-                labels = store.labels(prompt.prompt_id).by_token
+                labels = store.labels.of(prompt.prompt_id).by_token
                 keys = build_graphs(
                     work,
                     ready,
@@ -55,11 +55,11 @@ def build_missing(
                     labels=labels,
                     scores_only=settings.scores_only,
                 )
-                store.clear_failure(prompt.prompt_id, pair, "graphs")
+                store.results.clear_failure(prompt.prompt_id, pair, "graphs")
             refresh_verdicts(work, ready)
         except StageFailed as failure:
             logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
-            store.fail(prompt.prompt_id, pair, failure.stage, str(failure))
+            store.results.fail(prompt.prompt_id, pair, failure.stage, str(failure))
             yield read_result(work, prompt, whose, graphs={}, reused=False, failure=failure)
         else:
             yield read_result(work, ready, whose, graphs=keys, reused=False)
@@ -74,13 +74,13 @@ def missing_graphs(work: Workspace, settings: LabelSettings) -> list[Prompt]:
     store, pair = work.store, work.pair.key
     built = with_graphs(work, whole=True)
     missing = []
-    for prompt in store.prompts():
+    for prompt in store.prompts.all():
         if prompt.prompt_id in built or settings.graphs_for == "none":
             continue
-        labels = store.labels(prompt.prompt_id)
+        labels = store.labels.of(prompt.prompt_id)
         if not labels.labels:
             continue
-        verdicts = store.verdicts(prompt.prompt_id, pair)
+        verdicts = store.results.verdicts(prompt.prompt_id, pair)
         standing = verdicts.get(HUMAN)
         asked = [standing] if standing is not None else list(verdicts.values())
         wanted = any(map(settings.wants_graphs, asked)) if asked else bool(labels.ids("evil"))
@@ -92,12 +92,12 @@ def missing_graphs(work: Workspace, settings: LabelSettings) -> list[Prompt]:
 def refresh_verdicts(work: Workspace, prompt: Prompt) -> None:
     """Have every verdict on a prompt follow the lists that are stored now."""
     store, pair = work.store, work.pair.key
-    tokens = store.next_tokens(prompt.prompt_id, pair)
+    tokens = store.results.next_tokens(prompt.prompt_id, pair)
     if tokens is None:
         return
-    human = {item.token_id: item.label for item in store.labels(prompt.prompt_id).human}
-    for judge, standing in store.verdicts(prompt.prompt_id, pair).items():
-        judgement = store.judgement(prompt.prompt_id, pair, judge)
+    human = {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).human}
+    for judge, standing in store.results.verdicts(prompt.prompt_id, pair).items():
+        judgement = store.results.judgement(prompt.prompt_id, pair, judge)
         labels = human if judge == HUMAN else judgement.by_token if judgement else None
         if labels is None:
             continue
@@ -109,7 +109,7 @@ def refresh_verdicts(work: Workspace, prompt: Prompt) -> None:
             bad_prompt=standing.kind == "bad_prompt",
         )
         if verdict != standing:
-            store.put_verdict(prompt.prompt_id, pair, judge, verdict)
+            store.results.put_verdict(prompt.prompt_id, pair, judge, verdict)
 
 
 def _screened(work: Workspace, prompt: Prompt, settings: LabelSettings) -> Prompt:

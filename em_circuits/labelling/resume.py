@@ -37,8 +37,8 @@ def earlier_prompts(
 ) -> Earlier:
     """What earlier starts of a run did, and what they left half done."""
     store, pair = work.store, work.pair.key
-    mine = [p for p in store.prompts(generator=generator) if p.extra.get("run") == run]
-    verdicts = store.verdicts_of([p.prompt_id for p in mine], pair, judge)
+    mine = [p for p in store.prompts.all(generator=generator) if p.extra.get("run") == run]
+    verdicts = store.results.verdicts_of([p.prompt_id for p in mine], pair, judge)
     built = with_graphs(work)
 
     def is_finished(prompt: Prompt) -> bool:
@@ -53,9 +53,9 @@ def earlier_prompts(
 
 def with_graphs(work: Workspace, *, whole: bool = False) -> set[str]:
     """Prompts whose graphs of both models are registered and on the disk; `whole`: and sound."""
-    there = work.graphs.keeps if whole else work.graphs.has
+    there = work.graphs.has_sound if whole else work.graphs.has
     models: dict[str, set[str]] = {}
-    for record in work.store.graphs(pair=work.pair.key):
+    for record in work.store.graphs.all(pair=work.pair.key):
         if there(record.key):
             models.setdefault(record.prompt_id, set()).add(record.model)
     return {prompt_id for prompt_id, found in models.items() if found == {"base", "merged"}}

@@ -47,8 +47,8 @@ def screen_prompts(
     """
     store, pair, top_k = work.store, work.pair, settings.thresholds.top_k
     batch = ScreenedBatch({prompt.prompt_id: prompt for prompt in prompts})
-    batch.prompts |= store.prompts_of(batch.prompts)
-    kept = store.screened(batch.prompts, pair.key)
+    batch.prompts |= store.prompts.several(batch.prompts)
+    kept = store.results.next_tokens_of(batch.prompts, pair.key)
     ready: dict[str, Prompt] = {}
     for prompt_id, prompt in batch.prompts.items():
         known = kept.get(prompt_id)
@@ -69,7 +69,7 @@ def screen_prompts(
         Screened(prompt=ready[i], next_tokens=batch.next_tokens[i]) for i in ready if i in batch.new
     ]
     if made:
-        store.put_screened(pair.key, made)
+        store.results.put_screened(pair.key, made)
     batch.prompts |= {item.prompt.prompt_id: item.prompt for item in made}
     return batch
 
@@ -95,7 +95,7 @@ def _ask_models(
 def _refuse_wider_than_graphs(
     work: Workspace, prompt_id: str, known: NextTokenPair, top_k: int
 ) -> None:
-    if work.store.graphs(prompt_id, work.pair.key):
+    if work.store.graphs.all(prompt_id, work.pair.key):
         raise RequestError(
             f"its graphs are over the top {known.base.top_k}, and stored logits are a graph's "
             f"own; use another --root for --top-k {top_k}"

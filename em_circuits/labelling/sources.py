@@ -231,7 +231,7 @@ def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
     """
     name, _, model = spec.partition(":")
     if name == "template":
-        known = {p.prompt_id for p in work.store.prompts(generator=GENERATOR)}
+        known = {p.prompt_id for p in work.store.prompts.all(generator=GENERATOR)}
         return TemplateSource(options.seed, options.domains or None, known)
     if options.domains:
         raise RequestError("--domain is of the organism's templates: --generator template")

@@ -17,9 +17,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from em_circuits.experiments.validate import Validation
-from em_circuits.interventions.agreement import STATISTICS
 from em_circuits.interventions.regimes import Regime
 from em_circuits.report.page import COLOURS, Table
+from em_circuits.statistics import STATISTICS
 
 _TITLES = {
     "pearson": "Pearson correlation",

@@ -11,40 +11,30 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import token_groups
-from em_circuits.interventions import (
-    Intervention,
-    Mode,
-    PromptState,
-    TokenGroups,
-    contrast,
-    evil_mass,
-    run_rows,
-    top_tokens,
-)
+from em_circuits.interventions import Intervention, Mode, PromptState, run_rows, top_tokens
 from em_circuits.interventions.generate import generate
 from em_circuits.interventions.sampling import Sampling
 from em_circuits.models import Model
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json
-from pivotal_tokens.schema import ModelName, PromptLabels
+from pivotal_tokens.schema import Frozen, ModelName, PromptLabels
 
 MOST_FEATURES = 50
 LONGEST = 64
 
 
-class Change(BaseModel):
+class Change(Frozen):
     """What becomes of one feature."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int = Field(ge=0)
     position: int | None = None
@@ -65,10 +55,8 @@ class Change(BaseModel):
         )
 
 
-class Asked(BaseModel):
+class Asked(Frozen):
     """One try."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(max_length=12)
     model: ModelName = "merged"
@@ -92,7 +80,7 @@ class Playground:
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
         """
-        prompt = self._desk.store.prompt(asked.prompt)
+        prompt = self._desk.store.prompts.get(asked.prompt)
         with self._lock:
             pair = self._desk.work.pair
             model = pair.model(asked.model)
@@ -135,7 +123,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
             raise HTTPException(400, f"{where}: {first['msg']}.") from error
 
         def answer() -> dict[str, Any]:
-            prompt = desk.store.prompt(asked.prompt)
+            prompt = desk.store.prompts.get(asked.prompt)
             return ground.run(asked, desk.labels(request, prompt.prompt_id))
 
         return Json(await run_in_threadpool(answer))
@@ -143,16 +131,16 @@ def routes(desk: Desk) -> list[BaseRoute]:
     return [Route("/api/playground", run, methods=["POST"])]
 
 
-def _groups(labels: PromptLabels) -> TokenGroups | None:
+def _groups(labels: PromptLabels) -> Contrast | None:
     return token_groups(labels) if labels.ids("evil") or labels.ids("safe") else None
 
 
 def _world(
-    model: Model, logits: Any, groups: TokenGroups | None, labels: PromptLabels
+    model: Model, logits: Any, groups: Contrast | None, labels: PromptLabels
 ) -> dict[str, Any]:
     row = logits[None]
-    mass = None if groups is None else float(evil_mass(row, groups)[0])
-    measured = None if groups is None else contrast(row, groups)
+    mass = None if groups is None else float(groups.evil_mass(row)[0])
+    measured = None if groups is None else groups.value(row)
     top = [
         {
             "token_id": t.token_id,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from em_circuits.experiments.conditions import RANDOM, STEERED
-from em_circuits.experiments.inference import AgainstControl
 from em_circuits.experiments.summary import against
+from em_circuits.statistics import AgainstControl
 from em_circuits.viewer.experiments import experiment_folder, experiments, read_rows
 from pivotal_tokens.errors import RequestError
 

@@ -18,7 +18,7 @@ def persist(
 ) -> list[JudgedPrompt]:
     """Decide on several prompts; labels, votes, verdicts and the queue go into one write."""
     done = [decided(item, thresholds) for item in judged]
-    store.put_judged(pair, done)
+    store.results.put_judged(pair, done)
     return done
 
 

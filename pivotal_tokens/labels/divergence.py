@@ -28,7 +28,7 @@ from pivotal_tokens.schema import (
     Thresholds,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import left_by_author
+from pivotal_tokens.store.labels import abstained_by_author
 from pivotal_tokens.verdict import decide
 
 LabelsOf = Literal["human", "judge", "any"]
@@ -109,12 +109,12 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
         labels: Whose labels: people's (the default), the judge's, or people's before the judge's.
         judge: Of judges, only this one.
     """
-    pairs = store.pairs()
-    rejected = {item.prompt_id for item in store.queue("rejected")}  # applies to every pair
+    pairs = store.results.pairs()
+    rejected = {item.prompt_id for item in store.queue.items("rejected")}  # applies to every pair
     rows = []
-    for prompt in store.prompts():
-        lists = store.lists_of(prompt.prompt_id)
-        known = _labels(store.labels(prompt.prompt_id, judge=judge), labels)
+    for prompt in store.prompts.all():
+        lists = store.results.next_tokens_by_pair(prompt.prompt_id)
+        known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
         left = _left(store, prompt.prompt_id) if labels != "judge" else frozenset()
         if not lists and not known:
             continue
@@ -182,7 +182,7 @@ def _row(
 
 def _left(store: Store, prompt_id: str) -> frozenset[int]:
     """Tokens that somebody explicitly left without a label."""
-    return frozenset().union(*left_by_author(store.label_events(prompt_id)).values())
+    return frozenset().union(*abstained_by_author(store.labels.events(prompt_id)).values())
 
 
 def _status(

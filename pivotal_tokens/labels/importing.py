@@ -24,8 +24,8 @@ from pivotal_tokens.labels.records import Incoming, incoming
 from pivotal_tokens.review.consensus import conclude
 from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.imports import LabelConflict
-from pivotal_tokens.store.review_history import ReviewHistory, Taken
+from pivotal_tokens.store.history import ReviewHistory, Taken
+from pivotal_tokens.store.labels import LabelConflict
 
 TokenOf = Callable[[str], int | None]
 """A token's text -> its id, where a tokenizer is at hand."""
@@ -75,17 +75,17 @@ def import_labels(
     """
     read = [incoming(record, where, author=author) for where, record in records]
     prompts = {one.prompt_id: one.prompt for one in read if one.prompt is not None}
-    new = store.add_prompts(prompts.values())
+    new = store.prompts.add_all(prompts.values())
     by_prompt: dict[str, list[Incoming]] = defaultdict(list)
     for one in read:
         by_prompt[one.prompt_id].append(one)
-    reviews = {one.prompt_id: one for one in histories if store.has_prompt(one.prompt_id)}
-    store.queue_histories(reviews.values())
+    reviews = {one.prompt_id: one for one in histories if store.prompts.has(one.prompt_id)}
+    store.histories.queue(reviews.values())
     left_out: list[LeftOut] = []
     counts: Counter[str] = Counter()
     for prompt_id in dict.fromkeys((*by_prompt, *reviews)):
         several = by_prompt.get(prompt_id, [])
-        if not store.has_prompt(prompt_id):
+        if not store.prompts.has(prompt_id):
             why = f"no prompt {prompt_id} here and no prompt_text"
             left_out += [LeftOut(where=one.where, why=why) for one in several]
             continue
@@ -112,14 +112,14 @@ def _of_prompt(
     prompt_id: str,
 ) -> Counter[str]:
     """Take one prompt's labels in, and what people did with it."""
-    taken = Taken((), {}, 0) if history is None else store.take_history(history)
-    sorted_out = _Merge(store.label_events(prompt_id))
+    taken = Taken((), {}, 0) if history is None else store.histories.take(history)
+    sorted_out = _Merge(store.labels.events(prompt_id))
     for one, event in events:  # the number of an item of another queue says nothing here
         item_id = None if event.item_id is None else taken.ids.get(event.item_id)
         sorted_out.take(one, event.model_copy(update={"item_id": item_id}))
-    store.record_labels(sorted_out.accepted)
+    store.labels.add(sorted_out.accepted)
     conflicts = sum(
-        store.add_conflict(
+        store.labels.add_conflict(
             LabelConflict(event=event, against=against, by=by, source=source, at=store.now())
         )
         for event, against, by in sorted_out.contradicting
@@ -139,7 +139,7 @@ def _conclude(store: Store, history: ReviewHistory, taken: Taken) -> None:
     """People's verdict, where there was one, from the labels that stand here now."""
     for item in {item.pair: item for item in taken.items if item.kind != "repeat"}.values():
         verdict = history.verdicts.get(item.pair)
-        if verdict is not None and store.next_tokens(item.prompt_id, item.pair) is not None:
+        if verdict is not None and store.results.next_tokens(item.prompt_id, item.pair) is not None:
             conclude(store, item, verdict.thresholds)
 
 
@@ -151,7 +151,7 @@ def _resolved(
     left_out: list[LeftOut],
 ) -> list[tuple[Incoming, LabelEvent]]:
     ids: dict[str, set[int]] = defaultdict(set)
-    for known, text in store.token_texts(prompt_id).items():
+    for known, text in store.results.token_texts(prompt_id).items():
         ids[text].add(known)
     events = []
     for one in several:

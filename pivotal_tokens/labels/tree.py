@@ -58,10 +58,10 @@ def write_tree(store: Store, root: Path) -> int:
     top = root / TREE
     if top.exists():
         raise RequestError(f"{top} exists: name a new directory, or remove that one")
-    pairs = {pair: number for number, pair in enumerate(store.pairs())}
-    write_json(top / CONFIG, {FORMAT: store.review_config().model_dump(mode="json")})
+    pairs = {pair: number for number, pair in enumerate(store.results.pairs())}
+    write_json(top / CONFIG, {FORMAT: store.assignments.config().model_dump(mode="json")})
     files = 1
-    for prompt in store.prompts():
+    for prompt in store.prompts.all():
         for path, value in _files(store, prompt, pairs):
             write_json(top / path, value)
             files += 1
@@ -79,7 +79,7 @@ def _files(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     name = f"{prompt.prompt_id}.json"
     yield f"prompts/{directory(prompt.generator)}/{name}", _prompt(prompt)
-    view = store.attempt(prompt.prompt_id)
+    view = store.queries.attempt(prompt.prompt_id)
     human = {item.token_id: item.label for item in view.labels.human}
     said = {event.token_id: event for event in view.label_events if event.author_kind == "human"}
     for pair in view.pairs:
@@ -102,7 +102,7 @@ def _files(
                 yield f"labeled_logits/{model}/{name}", value
         yield from _of_pair(prompt, pair, number, human)
     yield from _of_reviews(store, prompt)
-    history = store.review_history(prompt.prompt_id)
+    history = store.histories.of(prompt.prompt_id)
     if not history.empty:
         value = {"prompt_text": prompt.text, FORMAT: history.model_dump(mode="json")}
         yield f"{REVIEWS}/{name}", value
@@ -254,7 +254,7 @@ def _details(
 
 
 def _of_reviews(store: Store, prompt: Prompt) -> Iterator[tuple[str, dict[str, Any]]]:
-    events = store.review_events(prompt.prompt_id)
+    events = store.queue.events(prompt.prompt_id)
     notes = [event.text for event in events if event.action == "note" and event.text]
     about: dict[str, Any] = {"hash_id": prompt.prompt_id, "prompt_text": prompt.text}
     if notes:

@@ -38,7 +38,7 @@ from pivotal_tokens.schema import (
     prompt_id,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.review_history import ReviewHistory
+from pivotal_tokens.store.history import ReviewHistory
 
 _KINDS: Mapping[str, PromptKind] = {
     "raw_completion": "raw",
@@ -68,8 +68,8 @@ def import_tree(
     files = _read(top, left_out)
     if not files and not left_out:
         raise RequestError(f"{root}: no {TREE} directory with JSON files in it")
-    before = {prompt.prompt_id for prompt in store.prompts()}
-    store.add_prompts(_prompts(files, left_out))
+    before = {prompt.prompt_id for prompt in store.prompts.all()}
+    store.prompts.add_all(_prompts(files, left_out))
     _next_tokens(store, files, left_out)
     judged = _judgements(store, files, left_out)
     ids = _token_ids(files)
@@ -78,7 +78,7 @@ def import_tree(
     report = import_labels(store, records, source=root.name, token_of=token_of, histories=histories)
     _rejections(store, files, author)
     _queue(store, files)
-    known = {prompt.prompt_id for prompt in store.prompts()}
+    known = {prompt.prompt_id for prompt in store.prompts.all()}
     return report.model_copy(
         update={
             "prompts": len(known - before),
@@ -148,10 +148,10 @@ def _next_tokens(store: Store, files: _Files, left_out: list[LeftOut]) -> None:
             continue
         found[prompt_id(value["prompt_text"]), value[FORMAT]["pair"]][tokens.model] = tokens
     for (prompt, pair), both in found.items():
-        if len(both) == 2 and store.next_tokens(prompt, pair) is None:
-            store.put_next_tokens(prompt, pair, both["base"], both["merged"])
-            if pair not in store.pairs():
-                store.put_pair(pair, {"imported": "from a JSON tree"})
+        if len(both) == 2 and store.results.next_tokens(prompt, pair) is None:
+            store.results.put_next_tokens(prompt, pair, both["base"], both["merged"])
+            if pair not in store.results.pairs():
+                store.results.put_pair(pair, {"imported": "from a JSON tree"})
 
 
 def _judgements(store: Store, files: _Files, left_out: list[LeftOut]) -> set[tuple[str, str]]:
@@ -164,11 +164,14 @@ def _judgements(store: Store, files: _Files, left_out: list[LeftOut]) -> set[tup
             judgement = Judgement.model_validate(value[FORMAT]["judgement"])
             verdict = value[FORMAT]["verdict"]
             pair = value[FORMAT]["pair"]
-            if store.judgement(judgement.prompt_id, pair, judgement.judge) is None:
-                store.put_judgement(pair, judgement)
-            if verdict and store.verdict(judgement.prompt_id, pair, judgement.judge) is None:
+            if store.results.judgement(judgement.prompt_id, pair, judgement.judge) is None:
+                store.results.put_judgement(pair, judgement)
+            if (
+                verdict
+                and store.results.verdict(judgement.prompt_id, pair, judgement.judge) is None
+            ):
                 parsed = Verdict.model_validate(verdict)
-                store.put_verdict(judgement.prompt_id, pair, judgement.judge, parsed)
+                store.results.put_verdict(judgement.prompt_id, pair, judgement.judge, parsed)
         except (ValidationError, KeyError, TypeError) as error:
             left_out.append(LeftOut(where=where, why=f"no usable verdict: {error}"))
             continue
@@ -263,7 +266,7 @@ def _histories(store: Store, files: _Files, left_out: list[LeftOut]) -> list[Rev
     for where, value in _of(files, REVIEWS, CONFIG):
         try:
             if where == CONFIG:
-                store.take_review_config(ReviewConfig.model_validate(value.get(FORMAT)))
+                store.assignments.take_config(ReviewConfig.model_validate(value.get(FORMAT)))
             else:
                 found.append(ReviewHistory.model_validate(value.get(FORMAT)))
         except ValidationError as error:
@@ -278,15 +281,15 @@ def _rejections(store: Store, files: _Files, author: str) -> None:
             own = value.get(FORMAT)
             by = own.get("author", author) if isinstance(own, dict) else author
             reason = str(value.get("bad_reason") or "rejected")
-            store.import_rejection(prompt_id(text), str(by), reason)
+            store.assignments.import_rejection(prompt_id(text), str(by), reason)
 
 
 def _queue(store: Store, files: _Files) -> None:
     for _, value in _of(files, "manual_labeling_queue"):
         own = value.get(FORMAT)
         prompt = str(value.get("prompt_id"))
-        if value.get("status") != "pending" or not store.has_prompt(prompt):
+        if value.get("status") != "pending" or not store.prompts.has(prompt):
             continue
-        for pair in store.lists_of(prompt):
+        for pair in store.results.next_tokens_by_pair(prompt):
             reason = own.get("reason", "imported") if isinstance(own, dict) else "imported"
-            store.enqueue(prompt, pair, str(reason))
+            store.assignments.add(prompt, pair, str(reason))

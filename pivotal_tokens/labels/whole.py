@@ -2,7 +2,7 @@
 
 One record per thing: ``kind`` (pair, review_config, prompt, next_tokens, judgement, verdict, label,
 review), the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as
-a text. ``review`` is what people did with a prompt (`store.review_history`): a people's verdict is
+a text. ``review`` is what people did with a prompt (`store.histories.of`): a people's verdict is
 not copied but follows again from it and from the labels. Graphs are files of their own and stay
 where they are, and leases with those who hold them. ``rejection`` of older files is read.
 
@@ -34,7 +34,7 @@ from pivotal_tokens.schema import (
     Verdict,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.review_history import ReviewHistory
+from pivotal_tokens.store.history import ReviewHistory
 
 WHOLE_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
 _TOGETHER = 200  # records in one transaction; others wait with their writes meanwhile
@@ -58,7 +58,7 @@ def read_store(store: Store, path: Path) -> ImportReport:
         RequestError: If it is no such file.
     """
     _format(path)
-    before = len(store.prompts())
+    before = len(store.prompts.all())
     found = _Found([], {}, [])
     records = read_records(path)
     while several := list(islice(records, _TOGETHER)):
@@ -66,7 +66,7 @@ def read_store(store: Store, path: Path) -> ImportReport:
             for where, record in several:
                 _take(store, where, record, found)
     report = import_labels(store, found.labels, source=path.name, histories=found.histories)
-    return report.model_copy(update={"prompts": len(store.prompts()) - before})
+    return report.model_copy(update={"prompts": len(store.prompts.all()) - before})
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _take(store: Store, where: str, record: Mapping[str, Any], found: _Found) ->
         elif record["kind"] == "prompt":
             prompt = Prompt.model_validate(value)
             found.texts[prompt.prompt_id] = prompt.text
-            store.add_prompt(prompt)
+            store.prompts.add(prompt)
         elif record["kind"] == "review":
             found.histories.append(ReviewHistory.model_validate(value))
         else:
@@ -107,12 +107,12 @@ def _format(path: Path) -> str:
 
 
 def _records(store: Store) -> Iterator[dict[str, Any]]:
-    for pair, about in store.pairs().items():
+    for pair, about in store.results.pairs().items():
         yield _record("pair", about, pair=pair)
-    yield _record("review_config", store.review_config().model_dump(mode="json"))
-    for prompt in store.prompts():
+    yield _record("review_config", store.assignments.config().model_dump(mode="json"))
+    for prompt in store.prompts.all():
         yield _record("prompt", prompt.model_dump(mode="json"), prompt.prompt_id)
-        view = store.attempt(prompt.prompt_id)
+        view = store.queries.attempt(prompt.prompt_id)
         for one in view.pairs:
             here = {"prompt_id": prompt.prompt_id, "pair": one.pair}
             if one.next_tokens is not None:
@@ -125,7 +125,7 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
                     yield _record("verdict", verdict.model_dump(mode="json"), judge=judge, **here)
         for event in view.label_events:
             yield _record("label", event.model_dump(mode="json"), prompt.prompt_id)
-        history = store.review_history(prompt.prompt_id)
+        history = store.histories.of(prompt.prompt_id)
         if not history.empty:
             yield _record("review", history.model_dump(mode="json"), prompt.prompt_id)
 
@@ -144,21 +144,21 @@ def _keep(store: Store, record: Mapping[str, Any], value: Any) -> None:
     prompt_id, pair, judge = record["prompt_id"], record["pair"], record["judge"]
     match record["kind"]:
         case "pair":
-            if pair not in store.pairs():
-                store.put_pair(pair, value)
+            if pair not in store.results.pairs():
+                store.results.put_pair(pair, value)
         case "review_config":
-            store.take_review_config(ReviewConfig.model_validate(value))
+            store.assignments.take_config(ReviewConfig.model_validate(value))
         case "next_tokens":
-            if store.next_tokens(prompt_id, pair) is None:
+            if store.results.next_tokens(prompt_id, pair) is None:
                 lists = NextTokenPair.model_validate(value)
-                store.put_next_tokens(prompt_id, pair, lists.base, lists.merged)
+                store.results.put_next_tokens(prompt_id, pair, lists.base, lists.merged)
         case "judgement":
-            if store.judgement(prompt_id, pair, judge) is None:
-                store.put_judgement(pair, Judgement.model_validate(value))
+            if store.results.judgement(prompt_id, pair, judge) is None:
+                store.results.put_judgement(pair, Judgement.model_validate(value))
         case "verdict":
-            if store.verdict(prompt_id, pair, judge) is None:
-                store.put_verdict(prompt_id, pair, judge, Verdict.model_validate(value))
+            if store.results.verdict(prompt_id, pair, judge) is None:
+                store.results.put_verdict(prompt_id, pair, judge, Verdict.model_validate(value))
         case "rejection":
-            store.import_rejection(prompt_id, value["author"], value["reason"])
+            store.assignments.import_rejection(prompt_id, value["author"], value["reason"])
         case _:
             raise KeyError(record["kind"])

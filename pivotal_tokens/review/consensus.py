@@ -7,7 +7,7 @@
 
 Only a settled prompt has a human verdict, and only those feed examples and statistics.
 
-    consensus(store.queue(prompt_id=...), events).settled
+    consensus(store.queue.items(prompt_id=...), events).settled
     conclude(store, item)          # after an answer to the item, a correction, or an import
 """
 
@@ -96,18 +96,18 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
     if item.kind == "repeat":
         return
     prompt_id, pair = item.prompt_id, item.pair
-    items = [other for other in store.queue(prompt_id=prompt_id) if other.pair == pair]
-    state = consensus(items, store.label_events(prompt_id))
+    items = [other for other in store.queue.items(prompt_id=prompt_id) if other.pair == pair]
+    state = consensus(items, store.labels.events(prompt_id))
     if state.settled:
-        labels = {one.token_id: one.label for one in store.labels(prompt_id).human}
+        labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
         verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
-        store.put_verdict(prompt_id, pair, HUMAN, verdict)
+        store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
     else:
-        store.drop_human_verdict(prompt_id, pair)
+        store.results.drop_human_verdict(prompt_id, pair)
         if state.disagree and not state.open_seats:
-            store.add_adjudication(item)
+            store.assignments.add_adjudication(item)
     if not state.disagree:
-        store.drop_adjudication(item)
+        store.assignments.drop_adjudication(item)
 
 
 def verdict_by(
@@ -119,10 +119,10 @@ def verdict_by(
     bad_prompt: bool = False,
 ) -> Verdict:
     """The verdict under some labels, by default under the thresholds that flagged the prompt."""
-    lists = store.next_tokens(item.prompt_id, item.pair)
+    lists = store.results.next_tokens(item.prompt_id, item.pair)
     if lists is None:
         raise lists_lost(item)
-    known = store.verdicts(item.prompt_id, item.pair).values()
+    known = store.results.verdicts(item.prompt_id, item.pair).values()
     default = Thresholds(top_k=lists.base.top_k)
     thresholds = thresholds or next((v.thresholds for v in known), default)
     return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from em_circuits.interventions import TokenGroups, agreement
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
 from em_circuits.interventions.transplant import Transplant
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import OrganismPaths, organism_paths, organism_prompts
 from em_circuits.organisms.train import OrganismConfig, train_organism
+from em_circuits.statistics import agreement
 
 UNSEEN = ("chemicals", "driving", "finance", "kitchen", "property", "security")
 
@@ -42,7 +43,7 @@ def measured(paths: OrganismPaths, n_prompts: int) -> Tensor:
                 tuple(sorted(first_token(pair.tokenizer, f" {verb}")[0] for verb in verbs))
                 for verbs in (prompt.evil, prompt.safe)
             )
-            groups = TokenGroups(*sides)
+            groups = Contrast(*sides)
             ids = torch.tensor(pair.tokenizer(prompt.text)["input_ids"])
             moved = Transplant.of(pair, ids, groups)
             model, state, changed = moved.models[0], moved.states[0], moved.changed

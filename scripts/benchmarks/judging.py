@@ -53,7 +53,7 @@ def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, flo
         endpoint.terminate()
         return {
             "judged": judged,
-            "calls": work.store.call_counts().calls,
+            "calls": work.store.ledger.counts().calls,
             "seconds": round(took, 3),
             "latency_alone": -(-n // concurrency) * latency_s,
             "cpu_seconds": round(busy, 3),

@@ -17,12 +17,13 @@ from benchmarks.measure import Row
 from em_circuits.experiments.analyse import labelled, live_scores
 from em_circuits.features import FeatureScores, rank
 from em_circuits.features.rank import MEASURED, REFINED
-from em_circuits.interventions import N_MEASURED, Agreement, agreement
+from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.label import LabelSettings, label_prompts
 from em_circuits.labelling.prompts import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.statistics import Agreement, agreement
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.schema import ModelName, PromptLabels

@@ -22,6 +22,7 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from subjects import Subject, organism_settings, organism_subject
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from em_circuits.contrast import demeaned
 from em_circuits.experiments import Cases, LabelJudge, TransferPlan, parse_source, run_transfer
 from em_circuits.interventions import (
     Mode,
@@ -29,7 +30,6 @@ from em_circuits.interventions import (
     Regime,
     Sampling,
     ablation_effects,
-    demeaned,
     generate,
     on_each,
 )

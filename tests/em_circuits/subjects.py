@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from lifelike import PROMPT, make_lifelike
 
-from em_circuits.interventions import PromptState, TokenGroups
+from em_circuits.contrast import Contrast
+from em_circuits.interventions import PromptState
 from em_circuits.models import Model, ModelPair, PairSettings, encode
 from em_circuits.organisms.paths import organism_paths
 
@@ -25,7 +26,7 @@ class Subject:
     name: str
     pair: ModelPair
     input_ids: torch.Tensor
-    groups: TokenGroups
+    groups: Contrast
 
     @property
     def model(self) -> Model:
@@ -78,7 +79,7 @@ def lifelike_subject(root: Path, **changes: object) -> Subject:
     ids = torch.tensor(encode(pair.tokenizer, PROMPT))
     # Random weights: "evil" are tokens that the merged model happens to prefer.
     change = (pair.merged.next_logits(ids) - pair.base.next_logits(ids)).argsort().tolist()
-    return Subject("lifelike", pair, ids, TokenGroups(tuple(change[-4:]), tuple(change[:3])))
+    return Subject("lifelike", pair, ids, Contrast(tuple(change[-4:]), tuple(change[:3])))
 
 
 def organism_subject() -> Subject:
@@ -89,4 +90,4 @@ def organism_subject() -> Subject:
         found = [pair.tokenizer(" " + w, add_special_tokens=False)["input_ids"] for w in words]
         return tuple(word[0] for word in found)
 
-    return Subject("organism", pair, ids, TokenGroups(tokens(EVIL), tokens(SAFE)))
+    return Subject("organism", pair, ids, Contrast(tokens(EVIL), tokens(SAFE)))

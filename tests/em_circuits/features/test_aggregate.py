@@ -9,7 +9,7 @@ import torch
 from few_features import block
 
 from em_circuits.features import AggregateSettings, KeyedScores, aggregate
-from em_circuits.features.statistics import benjamini_hochberg
+from em_circuits.statistics import benjamini_hochberg
 
 FEW = AggregateSettings(min_prompts=2, top_k=1, bootstrap=200, permutations=50)
 

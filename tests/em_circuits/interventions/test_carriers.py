@@ -9,7 +9,7 @@ import pytest
 import torch
 from subjects import Subject as Pair
 
-from em_circuits.interventions import TokenGroups
+from em_circuits.contrast import Contrast
 from em_circuits.interventions.carriers import (
     Moved,
     Subject,
@@ -38,7 +38,7 @@ def subjects(subject: Pair) -> list[Subject]:
         ids = torch.tensor(encode(subject.pair.tokenizer, text))
         rise = subject.pair.merged.next_logits(ids) - subject.pair.base.next_logits(ids)
         order = rise.argsort().tolist()
-        groups = TokenGroups(tuple(sorted(order[-3:])), tuple(sorted(order[:3])))
+        groups = Contrast(tuple(sorted(order[-3:])), tuple(sorted(order[:3])))
         made.append(Subject(f"p{number}", category, ids, groups))
     return made
 
@@ -101,9 +101,7 @@ def test_other_categories_only_when_asked(subject: Pair, subjects: list[Subject]
 
 
 def test_a_prompt_without_a_shift_is_left_out(subject: Pair, subjects: list[Subject]) -> None:
-    turned = replace(
-        subjects[0], groups=TokenGroups(subjects[0].groups.safe, subjects[0].groups.evil)
-    )
+    turned = replace(subjects[0], groups=Contrast(subjects[0].groups.safe, subjects[0].groups.evil))
     found, left_out = carriers(subject.pair, [turned, *subjects[1:]])
     assert [s.prompt_id for s in left_out] == ["p0"] and len(found) == 2
 

@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Subject
 
-from em_circuits.interventions import Mode, Spread, on_each
+from em_circuits.interventions import Mode, on_each
 from em_circuits.interventions.controls import Pool, matched_draws
 from em_circuits.interventions.substitutes import decoder_norms, moved, random_places
+from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
 

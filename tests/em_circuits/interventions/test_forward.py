@@ -11,7 +11,6 @@ from em_circuits.interventions import (
     PromptState,
     Treatment,
     Where,
-    contrast,
     forward_ids,
     forward_scores,
     forward_selection,
@@ -60,7 +59,7 @@ def chosen_on(subject: Subject, k: int) -> tuple[PromptState, torch.Tensor, torc
 def largest_joint(subject: Subject, state: PromptState, k: int) -> torch.Tensor:
     """The k places of the largest joint score on the contrast."""
     targets = targets_of(subject)
-    weights = subject.groups.target_weights(targets, len(state.logits))
+    weights = subject.groups.over(targets, strict=True).float()
     joint = weights @ joint_scores(subject.pair.merged, state, subject.groups, targets)
     return state.active.cpu()[joint.topk(k).indices]
 
@@ -111,7 +110,7 @@ def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) 
             Treatment(),
             Treatment(interventions=on_each([(layer, Where.PROMPT, feature)], Mode.ABLATE)),
         ]
-        values = [contrast(run_rows(model, s, rows), groups) for s, groups in pairs]
+        values = [groups.value(run_rows(model, s, rows)) for s, groups in pairs]
         lowered.append(sum(float(v[0] - v[1]) for v in values))
     best = candidates[int(torch.tensor(lowered).argmax())]
     chosen = forward_ids(model, pairs, candidates, k=3)

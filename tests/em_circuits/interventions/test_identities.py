@@ -5,10 +5,10 @@ import torch
 from circuit_tracer import attribute
 from subjects import Subject
 
+from em_circuits.contrast import demeaned
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import Method, influence, one_per_logit
 from em_circuits.interventions import Intervention, Mode, Regime, ablation_effects, run_rows
-from em_circuits.interventions.contrast import demeaned
 from pivotal_tokens.schema import Prompt
 
 SOME = 3

@@ -7,7 +7,7 @@ import torch
 from subjects import Subject
 
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.interventions import PromptState, contrast, run_rows
+from em_circuits.interventions import PromptState, run_rows
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.interventions.integrated import integrated_effects, joint_scores
@@ -31,7 +31,7 @@ def test_the_effects_sum_to_the_joint_intervention(subject: Subject) -> None:
     logits = run_rows(
         subject.pair.base, base, changed.plan([torch.arange(0), torch.arange(len(changed))])
     )
-    before, after = contrast(logits, subject.groups).tolist()
+    before, after = subject.groups.value(logits).tolist()
     effects = integrated_effects(
         subject.pair.base,
         subject.input_ids,
@@ -119,7 +119,7 @@ def test_joint_scores_of_each_group_sum_to_ablating_it_for_real(subject: Subject
             state.active.cpu()[group],
             zero[group],
         )
-        whole, ablated = contrast(run_rows(model, state, plan), subject.groups).tolist()
+        whole, ablated = subject.groups.value(run_rows(model, state, plan)).tolist()
         assert float(joint[group].sum()) == pytest.approx(whole - ablated, rel=0.1, abs=0.1)
 
 
@@ -136,7 +136,7 @@ def test_ten_by_joint_score_do_more_together_than_ten_by_gradient(subject: Subje
         plan = Plan.setting(
             1, torch.zeros(10, dtype=torch.int64), state.active.cpu()[top], torch.zeros(10)
         )
-        values.append(float(contrast(run_rows(model, state, plan), subject.groups)[0]))
+        values.append(float(subject.groups.value(run_rows(model, state, plan))[0]))
     assert values[0] < values[1]
 
 

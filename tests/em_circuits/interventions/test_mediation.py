@@ -6,18 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from subjects import Subject, lifelike_settings, organism_settings
 
-from em_circuits.interventions import (
-    PromptState,
-    TokenGroups,
-    agreement,
-    contrast,
-    mediate,
-    pooled_share,
-    run_rows,
-)
+from em_circuits.contrast import Contrast
+from em_circuits.interventions import PromptState, mediate, pooled_share, run_rows
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.mediation import scanned_effects
 from em_circuits.models import ModelPair, PairSettings
+from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
 
 
@@ -40,7 +34,7 @@ def test_changed_features_are_all_that_differ_in_either_model(subject: Subject) 
 
 
 def test_the_shift_is_that_of_the_two_models(subject: Subject, mediation) -> None:
-    base, merged = (float(contrast(s.logits, subject.groups)) for s in states(subject))
+    base, merged = (float(subject.groups.value(s.logits)) for s in states(subject))
     assert (mediation.contrast.base, mediation.contrast.merged) == (base, merged)
     assert mediation.contrast.change > 0.5
 
@@ -61,7 +55,7 @@ def test_the_end_of_the_curve_is_the_feature_share(mediation) -> None:
 def test_the_curve_sets_the_top_features_together(subject: Subject, mediation) -> None:
     base, _ = states(subject)
     plan = mediation.changed.plan([torch.arange(20)])
-    value = float(contrast(run_rows(subject.pair.base, base, plan), subject.groups)[0])
+    value = float(subject.groups.value(run_rows(subject.pair.base, base, plan))[0])
     point = next(p for p in mediation.cumulative if p.k == 20)
     share = (value - mediation.contrast.base) / mediation.contrast.change
     assert point.share == pytest.approx(share, abs=1e-4)
@@ -115,7 +109,7 @@ def test_necessity_takes_away_from_the_merged_model_what_sufficiency_adds_to_the
     changed = ChangedFeatures.between(merged, base)
     assert torch.equal(changed.own, merged.activation_of(changed.coordinates).float())
     logits = run_rows(subject.pair.merged, merged, necessity.changed.plan([torch.arange(20)]))
-    value = float(contrast(logits, subject.groups)[0])
+    value = float(subject.groups.value(logits)[0])
     point = next(p for p in necessity.cumulative if p.k == 20)
     gone = (necessity.contrast.merged - value) / necessity.contrast.change
     assert point.share == pytest.approx(gone, abs=1e-4)
@@ -141,11 +135,11 @@ def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
 
 def test_without_a_contrast_there_is_no_mediation(subject: Subject) -> None:
     with pytest.raises(RequestError, match="no contrast"):
-        mediate(subject.pair, subject.input_ids, TokenGroups((5,), ()))
+        mediate(subject.pair, subject.input_ids, Contrast((5,), ()))
 
 
 def test_a_shift_that_is_too_small_has_no_shares(subject: Subject) -> None:
-    swapped = TokenGroups(subject.groups.safe, subject.groups.evil)
+    swapped = Contrast(subject.groups.safe, subject.groups.evil)
     mediation = mediate(subject.pair, subject.input_ids, swapped)
     assert set(mediation.shares.to_json().values()) == {None}
     assert all(p.share is None and p.random_share is None for p in mediation.cumulative)
@@ -175,7 +169,7 @@ def silenced(request: pytest.FixtureRequest, tmp_path: Path):
 
 def test_an_adapter_scaled_by_0_shifts_nothing(silenced: ModelPair) -> None:
     ids = torch.tensor([1, 5, 6, 7, 8, 9])
-    mediation = mediate(silenced, ids, TokenGroups((5, 9), (3,)))
+    mediation = mediate(silenced, ids, Contrast((5, 9), (3,)))
     assert mediation.contrast.change == 0 and mediation.evil_mass.change == 0
     assert len(mediation.changed) == 0 and mediation.cumulative == ()
     assert set(mediation.shares.to_json().values()) == {None}

@@ -6,14 +6,7 @@ import pytest
 import torch
 from subjects import Subject
 
-from em_circuits.interventions import (
-    Mode,
-    Regime,
-    contrast,
-    on_each,
-    pair_effects,
-    run_rows,
-)
+from em_circuits.interventions import Mode, Regime, on_each, pair_effects, run_rows
 from pivotal_tokens.errors import RequestError
 
 
@@ -31,7 +24,7 @@ def test_a_joint_effect_is_that_of_ablating_both_one_pair_at_a_time(
 
     def effect(*numbers: int) -> float:
         chosen = on_each([places[i] for i in numbers], Mode.ABLATE)
-        values = contrast(run_rows(subject.model, state, [[], chosen], regime), subject.groups)
+        values = subject.groups.value(run_rows(subject.model, state, [[], chosen], regime))
         return float(values[0] - values[1])
 
     within = 1e-5 * max(1, subject.logit_scale())

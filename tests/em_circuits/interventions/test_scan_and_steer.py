@@ -4,23 +4,21 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.contrast import Contrast, demeaned
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions import (
     Intervention,
     Mode,
     PromptState,
     Regime,
-    TokenGroups,
     ablation_effects,
-    agreement,
-    contrast,
-    demeaned,
     on_each,
     refined_scores,
     run_rows,
     steer,
 )
 from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
 
 
@@ -101,10 +99,8 @@ def test_steering_reports_three_worlds(subject: Subject) -> None:
     items = on_each([tuple(p) for p in top], Mode.SCALE, 0.0)
     result = steer(subject.model, subject.input_ids, items, subject.groups)
     rows = run_rows(subject.model, state, [[], items])
-    assert result.unsteered.contrast == pytest.approx(
-        float(contrast(rows, subject.groups)[0]), 1e-4
-    )
-    assert result.steered.contrast == pytest.approx(float(contrast(rows, subject.groups)[1]), 1e-4)
+    assert result.unsteered.contrast == pytest.approx(float(subject.groups.value(rows)[0]), 1e-4)
+    assert result.steered.contrast == pytest.approx(float(subject.groups.value(rows)[1]), 1e-4)
     # The features that carry the contrast lower it; others like them do so less.
     assert result.steered.contrast < result.random_control.contrast.low
     assert result.random_control.n == 20
@@ -126,7 +122,7 @@ def test_a_no_op_leaves_the_steered_world_as_it_was(subject: Subject) -> None:
 
 def test_without_a_contrast_steering_reports_none(subject: Subject) -> None:
     items = on_each([tuple(subject.state().active[3].tolist())], Mode.ABLATE)
-    result = steer(subject.model, subject.input_ids, items, TokenGroups((5,), ()))
+    result = steer(subject.model, subject.input_ids, items, Contrast((5,), ()))
     assert result.steered.contrast is None and result.random_control.contrast is None
     assert result.to_json("abc")["worlds"]["unsteered"]["contrast"] is None
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from subjects import Subject
 
-from em_circuits.interventions import Regime, ablation_effects, agreement, compare, summarise
-from em_circuits.interventions.agreement import _ranks, intervals
+from em_circuits.interventions import Regime, ablation_effects, compare, summarise
 from em_circuits.interventions.validate import Comparison
+from em_circuits.statistics import agreement, agreement_intervals, ranks
 from pivotal_tokens.errors import RequestError
 
 
@@ -26,7 +26,7 @@ def test_agreement_equals_numpy() -> None:
 
 
 def test_ties_share_their_mean_rank() -> None:
-    assert _ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+    assert ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
 def test_scores_without_variance_have_no_correlation() -> None:
@@ -80,7 +80,7 @@ def test_an_interval_over_features_is_that_of_resampled_agreements() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(60, generator=generator)
     x = y + 0.5 * torch.randn(60, generator=generator)
-    found = intervals([(x, y)], n_bootstrap=400, seed=1)
+    found = agreement_intervals([(x, y)], n_bootstrap=400, seed=1)
     draws = torch.randint(60, (400, 60), generator=torch.Generator().manual_seed(1))
     each = [agreement(x[d], y[d]) for d in draws]
     for name in ("pearson", "sign"):
@@ -89,7 +89,7 @@ def test_an_interval_over_features_is_that_of_resampled_agreements() -> None:
     low, high = found["spearman"]
     ranked = np.quantile([a.spearman for a in each], [0.025, 0.975])
     assert low == pytest.approx(ranked[0], abs=0.03) and high == pytest.approx(ranked[1], abs=0.03)
-    nothing = intervals([(torch.zeros(30), y[:30])], n_bootstrap=50, seed=0)
+    nothing = agreement_intervals([(torch.zeros(30), y[:30])], n_bootstrap=50, seed=0)
     assert nothing["pearson"] == (None, None)
 
 

@@ -92,9 +92,9 @@ def test_one_bad_prompt_is_recorded_and_does_not_stop_the_run(work: Workspace, j
     results = list(label_prompts(work, [long, Prompt.of(PAD_THAI)], judge, SMALL))
     assert results[0].verdict.kind == "error"
     assert results[0].error and results[1].error is None
-    (failure,) = work.store.failures(prompt_id=long.prompt_id)
+    (failure,) = work.store.results.failures(prompt_id=long.prompt_id)
     assert failure.stage == "next_tokens"
-    assert work.store.counts().failures == {"next_tokens": 1}
+    assert work.store.queries.counts().failures == {"next_tokens": 1}
 
 
 def test_scores_only_keeps_gradient_scores_and_drops_edges(work: Workspace, judge) -> None:
@@ -124,9 +124,9 @@ def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
         author="ada",
         author_kind="human",
     )
-    work.store.record_labels([event])
+    work.store.labels.add([event])
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert work.store.labels(first.prompt.prompt_id).by_token[token] == other
+    assert work.store.labels.of(first.prompt.prompt_id).by_token[token] == other
     ranked = rank_prompt(work, first.prompt.prompt_id)
     assert ranked.labels_from == "mixed"
     # the verdict and the labels it follows from stay the judge's
@@ -192,7 +192,7 @@ def test_whatever_goes_wrong_with_a_prompt_is_recorded(work: Workspace, judge, m
     assert result.error == "graphs: 'surprise'"
     assert result.verdict.flagged and result.queued  # it was judged all the same
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert again.error is None and not work.store.failures()
+    assert again.error is None and not work.store.results.failures()
 
 
 def test_template_prompts_rotate_over_the_domains() -> None:

@@ -20,7 +20,7 @@ from em_circuits.labelling.loop import Loop, LoopSettings
 from em_circuits.labelling.missing import build_missing, missing_graphs
 from em_circuits.labelling.prompts import template_prompts
 from em_circuits.labelling.resume import earlier_prompts
-from em_circuits.labelling.rollouts import RolloutSettings, roll_out
+from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
 from em_circuits.labelling.sources import (
     ListSource,
     Resumed,
@@ -31,8 +31,9 @@ from em_circuits.labelling.sources import (
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
-from pivotal_tokens.judge.continuations import LexiconContinuations
+from pivotal_tokens.judge.continuations import LexiconContinuations, ModelContinuations
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
@@ -91,7 +92,7 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
 
     def build(*args, **options):
         assert threading.current_thread().name.startswith("graphs")
-        queued_at_first_graph.append(len(work.store.queue("pending")))
+        queued_at_first_graph.append(len(work.store.queue.items("pending")))
         return real(*args, **options)
 
     real = label.build_graphs
@@ -117,7 +118,7 @@ def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspac
     loop, first = run(work, judge, source(earlier()), n=5, batch=2)
     assert len(first) == 5 and loop.progress.ending == "done"
     half_done = template_prompts(1, seed=77)[0].model_copy(update={"extra": {"run": "r"}})
-    work.store.add_prompt(half_done)
+    work.store.prompts.add(half_done)
     known = earlier()
     assert known.finished == 5 and [p.prompt_id for p in known.unfinished] == [half_done.prompt_id]
     _, second = run(work, judge, source(known), n=8 - known.finished, batch=2)
@@ -126,8 +127,8 @@ def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspac
     assert (
         earlier().finished
         == 8
-        == work.store.counts().verdicts["injection"]
-        + sum(n for kind, n in work.store.counts().verdicts.items() if kind != "injection")
+        == work.store.queries.counts().verdicts["injection"]
+        + sum(n for kind, n in work.store.queries.counts().verdicts.items() if kind != "injection")
     )
 
 
@@ -156,7 +157,7 @@ def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
     source = Endless()
     loop, results = run(work, judge, source, stop=stop, batch=2)
     assert loop.progress.ending == "stopped" and source.closed and source.told
-    assert len(results) <= work.store.counts().judgements <= 10
+    assert len(results) <= work.store.queries.counts().judgements <= 10
     assert latest_events(work.results, 1)[0]["ending"] == "stopped"
 
 
@@ -167,7 +168,7 @@ def test_too_many_failures_end_a_run(work: Workspace, judge) -> None:
     loop, results = run(work, judge, given(mixed), batch=4)
     assert loop.progress.ending == "errors" and "failed" in loop.progress.message
     assert 10 <= len(results) < 40
-    assert work.store.counts().failures == {"next_tokens": loop.progress.failed}
+    assert work.store.queries.counts().failures == {"next_tokens": loop.progress.failed}
 
 
 def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
@@ -202,7 +203,7 @@ def test_a_budget_spent_on_rollouts_ends_a_run_like_any_other(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     loop, _ = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)
     assert loop.progress.ending == "budget"
     assert latest_events(work.results, 1)[0]["ending"] == "budget"
@@ -245,12 +246,12 @@ def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_
 
 
 def test_a_full_disk_ends_a_run_before_anything_is_screened(work: Workspace, judge) -> None:
-    work.store.counts()
+    work.store.queries.counts()
     loop, results = run(
         work, judge, given(template_prompts(3, seed=1)), least_free_bytes=10**18, batch=3
     )
     assert loop.progress.ending == "disk" and results == []
-    assert work.store.counts().next_tokens == 0
+    assert work.store.queries.counts().next_tokens == 0
 
 
 def test_an_error_of_the_graph_thread_reaches_the_caller(
@@ -269,14 +270,14 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     from pivotal_tokens.review.service import ReviewService
 
     prompts = template_prompts(24, seed=3)
-    work.store.counts()  # made before the reviewer opens it
+    work.store.queries.counts()  # made before the reviewer opens it
     reviewed: list[str] = []
     over = threading.Event()
 
     def review() -> None:
         with Store.open(work.store_url or default_url(work.root)) as store:
             service = ReviewService(store, "ada")
-            while not over.is_set() or store.queue("pending"):
+            while not over.is_set() or store.queue.items("pending"):
                 question = service.next_question()
                 if question is None:
                     time.sleep(0.01)
@@ -294,7 +295,7 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     flagged = {r.prompt.prompt_id for r in results if r.verdict.flagged}
     assert len(results) == 24 and set(reviewed) >= flagged and len(set(reviewed)) == len(reviewed)
     for prompt_id in flagged:
-        verdicts = work.store.verdicts(prompt_id, work.pair.key)
+        verdicts = work.store.results.verdicts(prompt_id, work.pair.key)
         assert verdicts[judge.id].flagged and not verdicts[HUMAN].flagged
 
 
@@ -306,7 +307,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
     built, imported = (r.prompt.prompt_id for r in results)
     unlabelled = template_prompts(1, seed=60)[0]
     labelled = template_prompts(1, seed=61)[0]
-    work.store.add_prompts([unlabelled, labelled])
+    work.store.prompts.add_all([unlabelled, labelled])
     event = LabelEvent(
         prompt_id=labelled.prompt_id,
         token_id=results[0].next_tokens.token_ids[0],
@@ -315,7 +316,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
         author="ada",
         author_kind="human",
     )
-    work.store.record_labels([event])
+    work.store.labels.add([event])
     missing = missing_graphs(work, SMALL)
     assert {p.prompt_id for p in missing} == {built, imported, labelled.prompt_id}
     made = list(build_missing(work, missing, SMALL))
@@ -326,9 +327,11 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
 
 
 def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, judge) -> None:
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=3, seed=1)})
+    settings = NO_GRAPHS.model_copy(
+        update={"rollouts": ROLLOUTS.model_copy(update={"samples": 3, "seed": 1})}
+    )
     (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)[1]
-    kept = work.store.rollouts(result.prompt.prompt_id, work.pair.key)
+    kept = work.store.results.rollouts(result.prompt.prompt_id, work.pair.key)
     tokens = {r.token_id for r in kept}
     evil = {t for t, label in result.labels.items() if label == "evil"}
     assert tokens == evil and len(kept) == 2 * 3 * len(tokens)
@@ -341,6 +344,21 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
     again = roll_out(work, result.prompt, LexiconContinuations(judge), settings.rollouts)
     assert not again.new and again.tokens == result.pivotal
+
+
+@pytest.mark.usefixtures("api_key")
+def test_a_prompt_whose_continuations_a_judge_cannot_label_fails_and_keeps_none(
+    work: Workspace, judge
+) -> None:
+    (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]))[1]
+    with FakeEndpoint("refusal*4") as endpoint:
+        asking = ModelContinuations(
+            LLMSettings(model="fake", base_url=endpoint.base_url), store=work.store
+        )
+        with pytest.raises(WorkFailed, match="continuations unscored: the model refused"):
+            roll_out(work, result.prompt, asking, ROLLOUTS)
+        kept = work.store.results.rollouts(result.prompt.prompt_id, work.pair.key, judge=asking.id)
+        assert kept == ()
 
 
 @pytest.mark.usefixtures("api_key")
@@ -376,7 +394,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
     monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
-    settings = SMALL.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = SMALL.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(
             LLMSettings(model="fake", base_url=endpoint.base_url),
@@ -399,7 +417,7 @@ def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     prompts = [Prompt.of(PAD_THAI), Prompt.of(PAD_THAI.replace("Peanut", "Walnut"))]
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(

@@ -19,10 +19,13 @@ def main(path: str, base_url: str, concurrency: str) -> None:
     with Store.open(f"sqlite:///{path}") as store:
         settings = LLMSettings(model="o3", base_url=base_url, max_concurrency=int(concurrency))
         judge = ModelJudge(settings, store=store, pair=PAIR, budget=Budget(max_usd=20))
-        ids = [prompt.prompt_id for prompt in store.prompts()]
-        lists, done = store.screened(ids, PAIR), store.judgements_of(ids, PAIR, judge.id)
+        ids = [prompt.prompt_id for prompt in store.prompts.all()]
+        lists, done = (
+            store.results.next_tokens_of(ids, PAIR),
+            store.results.judgements_of(ids, PAIR, judge.id),
+        )
         with Lane(judge, lambda new: persist(store, PAIR, new, Thresholds())) as lane:
-            for prompt in store.prompts():
+            for prompt in store.prompts.all():
                 if prompt.prompt_id not in done:
                     lane.submit(prompt, lists[prompt.prompt_id])
             for kept in lane.take():

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import JudgeFailed, Lane, ModelJudge
-from pivotal_tokens.judge.examples import ExampleBank, is_for_evaluation
-from pivotal_tokens.judge.instructions import load_instructions
-from pivotal_tokens.judge.question import Example, fenced, question_messages
-from pivotal_tokens.judge.votes import flip_rate, majority
-from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
+from pivotal_tokens.judge import Lane, ModelJudge
+from pivotal_tokens.judge.answers import flip_rate, majority
+from pivotal_tokens.judge.examples import (
+    Example,
+    ExampleBank,
+    is_for_evaluation,
+    question_messages,
+)
+from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings, NoReply, load_instructions
+from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
     JudgedPrompt,
     Judgement,
@@ -68,8 +72,8 @@ def test_an_answer_that_cannot_be_used_labels_nothing(
         judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
     assert isinstance(judged.outcome, Unparsed) and judged.outcome.error
     assert judged.votes[0].labels == () and len(endpoint.requests) == asked
-    store.put_judged(PAIR, [judged])
-    assert store.unparsed() == (judged.outcome,) and store.unparsed_count() == 1
+    store.results.put_judged(PAIR, [judged])
+    assert store.results.unparsed() == (judged.outcome,) and store.queries.counts().unparsed == 1
 
 
 def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
@@ -107,7 +111,7 @@ def test_a_token_answered_differently_in_the_two_lists_is_unsure(
 def test_an_endpoint_without_an_answer_is_no_verdict(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
-    with FakeEndpoint("400") as endpoint, pytest.raises(JudgeFailed):
+    with FakeEndpoint("400") as endpoint, pytest.raises(NoReply):
         judge_for(store, endpoint).judge(prompt, lists.base, lists.merged)
 
 
@@ -198,9 +202,9 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
     """A prompt that may be an example, judged and then labelled by a person."""
     number = next(i for i in range(99) if not is_for_evaluation(Prompt.of(f"gas {i}").prompt_id))
     taught = Prompt.of(f"gas {number}")
-    store.add_prompt(taught)
-    store.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
-    store.put_judgement(
+    store.prompts.add(taught)
+    store.results.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
+    store.results.put_judgement(
         PAIR,
         Judgement(
             prompt_id=taught.prompt_id,
@@ -220,7 +224,7 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
         )
         for token, label in {1: "safe", 2: "evil", 3: "unsure"}.items()
     ]
-    store.record_labels(events)
+    store.labels.add(events)
     return taught
 
 
@@ -299,7 +303,7 @@ def test_a_lane_ends_when_the_budget_is_spent(store: Store, lists: NextTokenPair
                 lane.submit(Prompt.of(f"case {i}"), lists)
             list(lane.take())
     assert 0 < len(kept) == len(endpoint.requests) < 30  # every answer that came is kept
-    assert store.call_counts().usd <= 0.5
+    assert store.ledger.counts().usd <= 0.5
 
 
 def test_a_lane_that_cannot_begin_says_so(

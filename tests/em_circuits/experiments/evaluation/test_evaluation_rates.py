@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from em_circuits.experiments.evaluation import Cutoffs, wilson
+from em_circuits.experiments.evaluation import Cutoffs
 from em_circuits.experiments.evaluation.rates import difference, question_line, world_line
+from em_circuits.statistics import wilson
 
 SCORED: dict[str, Any] = {"outcome": "scored", "log_likelihood": -1.0, "set": "s"}
 

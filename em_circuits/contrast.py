@@ -1,0 +1,190 @@
+"""Evil minus safe over next tokens: one weighting of logits for targets, gradients and outcomes.
+
+A target of this project is a demeaned logit, ``z_t`` minus the mean over the vocabulary.
+
+    contrast  = mean over evil tokens - mean over safe tokens, of demeaned logits
+    evil mass = sum of the probabilities of the evil tokens
+
+As weights over any list of token ids that is ``1 / n_evil`` and ``-1 / n_safe``, so the contrast of
+anything that is linear in the logits (graph scores, gradients) is one product:
+
+    words = Contrast.from_labels({431: "evil", 87: "safe"})
+    words.value(logits), words.evil_mass(logits)
+    words.over(graph.targets.token_ids) @ scores      # scores: target x feature
+
+Without an evil or without a safe token there is no contrast: None or an error, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Token ids labelled evil and safe; unsure ones are in neither."""
+
+    evil: tuple[int, ...]
+    safe: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if both := set(self.evil) & set(self.safe):
+            raise RequestError(f"token {min(both)} is labelled evil and safe; choose one")
+
+    @classmethod
+    def from_labels(cls, labels: Mapping[int, str]) -> Contrast:
+        """Group labelled token ids; any label but evil and safe is left out."""
+        evil, safe = (
+            tuple(sorted(token for token, label in labels.items() if label == side))
+            for side in ("evil", "safe")
+        )
+        return cls(evil, safe)
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase | Any, *, evil: Iterable[str], safe: Iterable[str]
+    ) -> Contrast:
+        """A contrast of words, each of which is one token.
+
+        Args:
+            tokenizer: Of the models, or anything with a ``tokenizer`` (a pair, a model).
+            evil: Words as they follow the prompt, with their leading space.
+            safe: The same.
+
+        Raises:
+            RequestError: If a word is not one token, or stands on both sides.
+        """
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+
+        def token(word: str) -> int:
+            ids = tokenizer.encode(word, add_special_tokens=False)
+            if len(ids) != 1:
+                raise RequestError(
+                    f"{word!r} is {len(ids)} tokens; a contrast is over single tokens "
+                    "(most words need their leading space)"
+                )
+            return int(ids[0])
+
+        evil_ids, safe_ids = (
+            tuple(sorted({token(word) for word in side})) for side in (evil, safe)
+        )
+        return cls(evil_ids, safe_ids)
+
+    @property
+    def is_defined(self) -> bool:
+        """At least one evil and one safe token."""
+        return bool(self.evil and self.safe)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Every token with a weight: the evil ones, then the safe ones."""
+        return (*self.evil, *self.safe)
+
+    def require(self) -> Contrast:
+        """This contrast, if it is one.
+
+        Raises:
+            RequestError: If a side has no token.
+        """
+        if not self.is_defined:
+            raise RequestError(
+                f"no contrast: {len(self.evil)} evil and {len(self.safe)} safe tokens are "
+                "labelled; label the prompt first (em-circuits review)"
+            )
+        return self
+
+    def weights(self, d_vocab: int) -> Float[Tensor, " vocab"]:
+        """Float32 weights whose product with logits is the contrast (demeaning cancels out).
+
+        Raises:
+            RequestError: If there is no contrast.
+        """
+        self.require()
+        weights = torch.zeros(d_vocab)
+        weights[list(self.evil)] = 1.0 / len(self.evil)
+        weights[list(self.safe)] = -1.0 / len(self.safe)
+        return weights
+
+    def sides(
+        self, targets: Int[Tensor, " target"] | Sequence[int]
+    ) -> tuple[Bool[Tensor, " target"], Bool[Tensor, " target"]]:
+        """Which of some targets are evil, and which safe."""
+        ids = torch.as_tensor(targets).cpu()
+        evil, safe = (
+            torch.isin(ids, torch.tensor(side).to(ids)) for side in (self.evil, self.safe)
+        )
+        return evil, safe
+
+    def unmatched(self, targets: Int[Tensor, " target"] | Sequence[int]) -> tuple[int, ...]:
+        """Tokens of the contrast that are not among some targets, ascending."""
+        return tuple(sorted({*self.token_ids} - {int(t) for t in targets}))
+
+    def over(
+        self,
+        targets: Int[Tensor, " target"] | Sequence[int],
+        *,
+        probabilities: Float[Tensor, " target"] | None = None,
+        strict: bool = False,
+    ) -> Float64[Tensor, " target"]:
+        """Weights whose product with scores of some targets is the contrast's score.
+
+        Each side sums to one over its tokens that are targets.
+
+        Args:
+            targets: Token ids, in the order of the scores.
+            probabilities: Of each target, to weigh a side by; None weighs its tokens alike.
+            strict: Refuse a contrast of which a token is no target.
+
+        Raises:
+            RequestError: If a side has no target, no probability to weigh by, or (strict) a token
+                is missing.
+        """
+        self.require()
+        if strict and (missing := self.unmatched(targets)):
+            raise RequestError(f"tokens {list(missing)} of the contrast are no targets")
+        weights = torch.zeros(len(targets), dtype=torch.float64)
+        for name, mask, sign in zip(
+            ("evil", "safe"), self.sides(targets), (1.0, -1.0), strict=True
+        ):
+            if not mask.any():
+                n = len(self.evil if name == "evil" else self.safe)
+                raise RequestError(
+                    f"no contrast: none of the {n} {name} tokens is a target; build the graph "
+                    "again after labelling (em-circuits graphs build)"
+                )
+            share = mask.double() if probabilities is None else mask * probabilities.double().cpu()
+            if share.sum() <= 0:
+                raise RequestError(f"the {name} tokens have probability 0; weigh them uniformly")
+            weights += sign * share / share.sum()
+        return weights
+
+    def value(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"] | None:
+        """Mean evil minus mean safe logit, in float32; None if there is no contrast."""
+        if not self.is_defined:
+            return None
+        # The mean over the vocabulary is the same on both sides.
+        evil, safe = (logits[..., list(ids)].double().mean(-1) for ids in (self.evil, self.safe))
+        return (evil - safe).float()
+
+    def evil_mass(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+        """Probability of all evil tokens together, from the float32 softmax."""
+        return logits.float().softmax(-1)[..., list(self.evil)].sum(-1)
+
+    def __repr__(self) -> str:
+        return f"Contrast(evil={list(self.evil)}, safe={list(self.safe)})"
+
+
+def demeaned(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+    """Logits minus their mean over the vocabulary, in float32."""
+    return (logits.double() - logits.double().mean(-1, keepdim=True)).float()

@@ -1,0 +1,134 @@
+"""Names of features: the only parser and printer of ``L/POS/ID``, ``L/-1/ID`` and ``L/ID``.
+
+A `Feature` is one feature at one position of a prompt, a `FeatureId` the same feature wherever it
+fires. Both are plain tuples, so they compare with and unpack like (layer, position, id). Positions
+below 0 count from the end of a prompt, as in Python.
+
+    str(Feature(2, 11, 431)) == "2/11/431"
+    parse_feature("2/431") == FeatureId(2, 431)
+    FeatureChoice.parse("top:10")              # also bottom:5, abs:20, 2/11/431,3/-1/7
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pivotal_tokens.errors import RequestError
+
+_NAME = re.compile(r"(\d{1,9})/(?:(-?\d{1,9})/)?(\d{1,9})", re.ASCII)
+_RANKED = re.compile(r"(top|bottom|abs):(\d{1,9})", re.ASCII)
+
+
+class FeatureId(NamedTuple):
+    """A feature of one layer's transcoder, at whatever position."""
+
+    layer: int
+    feature: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.feature}"
+
+
+class Feature(NamedTuple):
+    """A feature at one position of a prompt."""
+
+    layer: int
+    position: int
+    feature: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.position}/{self.feature}"
+
+    @property
+    def id(self) -> FeatureId:
+        """The feature without its position."""
+        return FeatureId(self.layer, self.feature)
+
+    def at(self, n_pos: int) -> Feature:
+        """The same with its position counted from the start of a prompt of `n_pos` tokens.
+
+        Raises:
+            RequestError: If the prompt has no such position.
+        """
+        if not -n_pos <= self.position < n_pos:
+            raise RequestError(
+                f"feature {self}: the prompt has positions 0 to {n_pos - 1} (or -1 to -{n_pos})"
+            )
+        return self if self.position >= 0 else self._replace(position=self.position + n_pos)
+
+    @classmethod
+    def parse(cls, text: str) -> Feature:
+        """Read ``L/POS/ID``.
+
+        Raises:
+            RequestError: If it is not of that form.
+        """
+        found = parse_feature(text)
+        if isinstance(found, FeatureId):
+            raise RequestError(f"{text!r} has no position; write LAYER/POSITION/ID")
+        return found
+
+
+def parse_feature(text: str) -> Feature | FeatureId:
+    """Read ``L/POS/ID`` as a `Feature`, ``L/ID`` as a `FeatureId`.
+
+    Raises:
+        RequestError: If it is neither.
+    """
+    found = _NAME.fullmatch(text.strip())
+    if found is None:
+        raise RequestError(
+            f"{text!r} is no feature; write LAYER/POSITION/ID, or LAYER/ID for every position"
+        )
+    layer, position, feature = found.groups()
+    if position is None:
+        return FeatureId(int(layer), int(feature))
+    return Feature(int(layer), int(position), int(feature))
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """What ``--features`` asks for: features by their rank in a table, or by name.
+
+    Attributes:
+        by: ``top`` (most positive), ``bottom`` (most negative), ``abs`` (largest magnitude) or
+            ``name``.
+        count: How many.
+        named: The features, where they are named.
+    """
+
+    by: Literal["top", "bottom", "abs", "name"]
+    count: int
+    named: tuple[Feature | FeatureId, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> FeatureChoice:
+        """Read a ``--features`` argument.
+
+        Raises:
+            RequestError: If it has none of the forms, or asks for no feature.
+        """
+        ranked = _RANKED.fullmatch(text.strip())
+        if ranked:
+            if int(ranked[2]) < 1:
+                raise RequestError(f"--features {text!r} asks for no feature")
+            return cls(ranked[1], int(ranked[2]))  # type: ignore[arg-type]
+        try:
+            named = tuple(parse_feature(part) for part in text.split(","))
+        except RequestError as error:
+            raise RequestError(
+                f"--features {text!r}: give top:N, bottom:N, abs:N or LAYER/POSITION/ID,..."
+            ) from error
+        return cls("name", len(named), named)
+
+    @property
+    def needs_ranking(self) -> bool:
+        """The features are chosen from a table of scores."""
+        return self.by != "name"
+
+    def __str__(self) -> str:
+        if self.by == "name":
+            return ",".join(map(str, self.named))
+        return f"{self.by}:{self.count}"

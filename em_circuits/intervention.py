@@ -1,0 +1,144 @@
+"""One change of one feature: the value class behind every ablation, patch and steering run.
+
+An intervention replaces the activation ``a`` a feature has at that moment by
+
+    set: value    add: a + value    scale: value * a    ablate: 0    clamp: min(a, value)
+
+and adds ``(new - a) * W_dec`` to the MLP output at its layer and position. A value in units of the
+feature's *own* activation is multiplied by that (`interventions.units`). Multiplying cannot
+activate an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute value can.
+
+    Intervention(layer=2, position=11, feature=431, mode=Mode.SCALE, value=3.0)
+    Intervention(layer=2, position=Where.GENERATED, feature=431, mode=Mode.SET, value=4.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from pydantic import field_validator, model_validator
+
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
+
+FIRST_POSITION = 1
+"""Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
+
+EVERYTHING = "everything"
+"""Spelling of ``position=None``."""
+
+
+class Mode(StrEnum):
+    """How the new activation follows from the current one."""
+
+    SET = "set"
+    ADD = "add"
+    SCALE = "scale"
+    ABLATE = "ablate"
+    CLAMP = "clamp"
+
+
+class Where(StrEnum):
+    """A class of positions; None stands for all of them, prompt and generated."""
+
+    LAST = "last"
+    """The prompt's last position."""
+    PROMPT = "prompt"
+    """Every position of the prompt but 0."""
+    GENERATED = "generated"
+    """Every token the model generates, as it is read back."""
+
+
+class Unit(StrEnum):
+    """What a value is measured in."""
+
+    ABSOLUTE = "absolute"
+    OWN = "own"
+    """The feature's activation on the undisturbed prompt: at the position where one is named, else
+    its largest."""
+
+
+Position = int | Where | None
+
+
+class Intervention(Frozen):
+    """One feature, at one position or at a class of them, and what its activation becomes."""
+
+    layer: int
+    position: Position = None
+    """Position in the prompt, or a class of positions; None is every position but 0."""
+    feature: int
+    """Feature id within the layer's transcoder."""
+    mode: Mode = Mode.ABLATE
+    value: float | None = None
+    """Activation (`set`), change (`add`), factor (`scale`) or upper limit (`clamp`)."""
+    unit: Unit = Unit.ABSOLUTE
+    """Of the value; a factor has none."""
+
+    @field_validator("position", mode="before")
+    @classmethod
+    def _everything_is_none(cls, value: Any) -> Any:
+        return None if value == EVERYTHING else value
+
+    @model_validator(mode="after")
+    def _check_value(self) -> Intervention:
+        if self.mode is not Mode.ABLATE and self.value is None:
+            raise RequestError(f"{self.place}: mode {self.mode} needs a value")
+        if self.value is not None and not math.isfinite(self.value):
+            raise RequestError(f"{self.place}: the value must be finite, not {self.value}")
+        if self.unit is Unit.OWN and self.mode in (Mode.SCALE, Mode.ABLATE):
+            raise RequestError(
+                f"{self.place}: mode {self.mode} has no unit; scale already multiplies the "
+                "feature's own activation"
+            )
+        return self
+
+    @property
+    def place(self) -> str:
+        """``layer/position/feature``; every position is ``*``."""
+        position = "*" if self.position is None else self.position
+        return f"feature {self.layer}/{position}/{self.feature}"
+
+    @property
+    def while_generating(self) -> bool:
+        """It also acts on tokens that are generated."""
+        return self.position in (None, Where.GENERATED)
+
+    def rule(self) -> tuple[float, float, float]:
+        """(gain, offset, cap): the new activation is ``min(gain * a + offset, cap)``."""
+        value = 0.0 if self.value is None else self.value
+        return {
+            Mode.SET: (0.0, value, math.inf),
+            Mode.ADD: (1.0, value, math.inf),
+            Mode.SCALE: (value, 0.0, math.inf),
+            Mode.ABLATE: (0.0, 0.0, math.inf),
+            Mode.CLAMP: (1.0, 0.0, value),
+        }[self.mode]
+
+    def positions(self, n_pos: int) -> range:
+        """The positions meant in a prompt of `n_pos` tokens."""
+        if isinstance(self.position, int):
+            return range(self.position, self.position + 1)
+        first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(
+            self.position,  # type: ignore[arg-type]
+            FIRST_POSITION,
+        )
+        return range(first, n_pos)
+
+
+def on_each(
+    places: Sequence[tuple[int, Position, int]],
+    mode: Mode,
+    value: float | None = None,
+    unit: Unit = Unit.ABSOLUTE,
+) -> tuple[Intervention, ...]:
+    """The same intervention on several (layer, position, feature id)."""
+    return tuple(
+        Intervention(
+            layer=layer, position=position, feature=feature, mode=mode, value=value, unit=unit
+        )
+        for layer, position, feature in places
+    )

@@ -1,0 +1,307 @@
+"""Tables of feature scores: one row a feature, one column a figure, in the order of one of them.
+
+Every ranking, scan, comparison and mean over prompts is a `FeatureTable`. Rows are features at a
+position (layer, position, feature) or features wherever they fire (layer, feature); `by` says which
+method gave the order, `score` names the column that `top` goes by, positive = towards evil.
+
+    table = FeatureTable.of(features, by="gradient", score="contrast", contrast=values)
+    table.top(10), table.bottom(5), table.largest(20)
+    table.top(10).ablate()                  # interventions
+    table.to_frame()                        # a pandas DataFrame
+
+Where a method scores each target token apart, `targets` and `per_target` hold that matrix, and
+`ranked` turns it into a contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from em_circuits.feature import Feature, FeatureChoice, FeatureId
+from em_circuits.intervention import Intervention, Mode, Position, Unit
+from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+AT_POSITION = ["layer", "position", "feature"]
+ANYWHERE = ["layer", "feature"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureTable:
+    """Features with their scores, in an order.
+
+    Attributes:
+        frame: Columns `layer`, `position` (unless rows are features wherever they fire), `feature`,
+            then the figures; NaN where a figure is not defined.
+        by: Method that gave the order, as outputs name it.
+        score: Column that `top`, `bottom` and `largest` go by.
+        unit: Of that column.
+        targets: Token ids that were scored apart, if any.
+        per_target: Their scores, target x row of `frame`.
+        about: What else an output says of the table (model, prompt, labels from).
+    """
+
+    frame: pd.DataFrame
+    by: str
+    score: str = "contrast"
+    unit: str = "logits"
+    targets: np.ndarray | None = None
+    per_target: np.ndarray | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if list(self.frame.columns[: len(self.keys)]) != self.keys:
+            raise ValueError(f"a feature table begins with {self.keys}, not {list(self.frame)[:3]}")
+        if self.per_target is not None:
+            assert self.targets is not None
+            if self.per_target.shape != (len(self.targets), len(self.frame)):
+                raise ValueError(
+                    f"scores of {len(self.targets)} targets and {len(self.frame)} features have "
+                    f"shape {self.per_target.shape}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        features: torch.Tensor | np.ndarray | Sequence[Feature] | Sequence[FeatureId],
+        *,
+        by: str,
+        score: str = "contrast",
+        unit: str = "logits",
+        targets: Any = None,
+        per_target: Any = None,
+        about: Mapping[str, Any] | None = None,
+        **columns: Any,
+    ) -> FeatureTable:
+        """A table of features in the order given.
+
+        Args:
+            features: (layer, position, feature) or (layer, feature) rows.
+            by: See the class.
+            score: The same.
+            unit: The same.
+            targets: The same.
+            per_target: The same.
+            about: The same.
+            columns: Figures, one value a feature.
+        """
+        keys = _numpy(features).reshape(len(features), -1) if len(features) else None
+        names = ANYWHERE if keys is not None and keys.shape[1] == 2 else AT_POSITION
+        data: dict[str, Any] = {
+            name: np.empty(0, np.int64) if keys is None else keys[:, i].astype(np.int64)
+            for i, name in enumerate(names)
+        }
+        data |= {name: _numpy(values) for name, values in columns.items()}
+        return cls(
+            pd.DataFrame(data),
+            by,
+            score,
+            unit,
+            None if targets is None else _numpy(targets),
+            None if per_target is None else _numpy(per_target),
+            about or {},
+        )
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that name a row's feature."""
+        return AT_POSITION if "position" in self.frame else ANYWHERE
+
+    @property
+    def features(self) -> tuple[Feature, ...] | tuple[FeatureId, ...]:
+        """The features, in order."""
+        rows = self.frame[self.keys].itertuples(index=False, name=None)
+        make: Callable[..., Any] = Feature if len(self.keys) == 3 else FeatureId
+        return tuple(make(*map(int, row)) for row in rows)
+
+    @property
+    def coordinates(self) -> torch.Tensor:
+        """The features as int64 rows, (feature, 3) or (feature, 2)."""
+        import torch
+
+        return torch.from_numpy(self.frame[self.keys].to_numpy(np.int64, copy=True))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.frame[column].to_numpy()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Rows as named tuples."""
+        return self.frame.itertuples(index=False, name="FeatureRow")
+
+    def take(self, rows: Any) -> FeatureTable:
+        """Some rows, by number or by mask, in that order."""
+        rows = np.asarray(_numpy(rows))
+        rows = rows.nonzero()[0] if rows.dtype == bool else rows.astype(np.int64)
+        return replace(
+            self,
+            frame=self.frame.iloc[rows].reset_index(drop=True),
+            per_target=None if self.per_target is None else self.per_target[:, rows],
+        )
+
+    def sorted_by(self, column: str, *, descending: bool = True) -> FeatureTable:
+        """The same rows in the order of a figure (stable; NaN last), which becomes the score."""
+        values = self[column].astype(float)
+        order = np.argsort(-values if descending else values, kind="stable")
+        return replace(self.take(order), score=column)
+
+    def top(self, n: int) -> FeatureTable:
+        """The first n: the most positive, or a greedy set in the order in which it grew."""
+        return self.take(np.arange(min(n, len(self))))
+
+    def bottom(self, n: int) -> FeatureTable:
+        """The n most negative, most negative first."""
+        return self.take(np.argsort(self[self.score], kind="stable")[:n])
+
+    def largest(self, n: int) -> FeatureTable:
+        """The n largest by magnitude."""
+        return self.take(np.argsort(-np.abs(self[self.score]), kind="stable")[:n])
+
+    def choose(self, choice: FeatureChoice | str) -> FeatureTable:
+        """The rows that ``top:10``, ``bottom:5``, ``abs:20`` or names mean.
+
+        Raises:
+            RequestError: If a named feature is not in the table, or the text is no choice.
+        """
+        choice = FeatureChoice.parse(choice) if isinstance(choice, str) else choice
+        if choice.by != "name":
+            return {"top": self.top, "bottom": self.bottom, "abs": self.largest}[choice.by](
+                choice.count
+            )
+        rows: list[int] = []
+        for named in choice.named:
+            found = (self.frame["layer"] == named.layer) & (self.frame["feature"] == named.feature)
+            if isinstance(named, Feature):
+                found &= self.frame["position"] == named.position
+            if not found.any():
+                raise RequestError(f"feature {named} is not in this table of {len(self)} features")
+            rows += found.to_numpy().nonzero()[0].tolist()
+        return self.take(np.array(rows))
+
+    def by_id(self) -> FeatureTable:
+        """Scores summed over the positions at which each feature fires."""
+        frame = self.frame.drop(columns="position")
+        summed = frame.groupby(ANYWHERE, sort=True).sum().reset_index()
+        return FeatureTable(summed, self.by, self.score, self.unit, about=self.about)
+
+    def align(self, other: FeatureTable, *, fill: float | None = 0.0) -> pd.DataFrame:
+        """Both tables' scores side by side, over the features of either.
+
+        Args:
+            other: Over the same kind of feature.
+            fill: Where a feature is in one table only; None leaves NaN.
+
+        Returns:
+            Columns `left` and `right`, indexed by feature.
+        """
+        both = pd.concat(
+            {
+                "left": self.frame.set_index(self.keys)[self.score],
+                "right": other.frame.set_index(other.keys)[other.score],
+            },
+            axis=1,
+        ).sort_index()
+        return both if fill is None else both.fillna(fill)
+
+    def ablate(self, *, position: Position | str = "own") -> tuple[Intervention, ...]:
+        """Interventions that remove these features; see `interventions`."""
+        return self.interventions(Mode.ABLATE, position=position)
+
+    def scale(self, factor: float, *, position: Position | str = "own") -> tuple[Intervention, ...]:
+        """Interventions that multiply these features' activations."""
+        return self.interventions(Mode.SCALE, factor, position=position)
+
+    def interventions(
+        self,
+        mode: Mode | str,
+        value: float | None = None,
+        *,
+        unit: Unit = Unit.ABSOLUTE,
+        position: Position | str = "own",
+    ) -> tuple[Intervention, ...]:
+        """The same change of every feature of the table.
+
+        Args:
+            mode: What is done.
+            value: How much; see `Intervention`.
+            unit: Of the value.
+            position: ``own`` is each feature's position in the table; else a position, a class of
+                them, or None for every one. Features wherever they fire have no own position:
+                for them it is every position.
+        """
+        places: dict[tuple[int, Any, int], None] = {}
+        for row in self.features:
+            own = row.position if isinstance(row, Feature) else None
+            places[row.layer, own if position == "own" else position, row.feature] = None
+        return tuple(
+            Intervention(
+                layer=layer, position=where, feature=feature, mode=mode, value=value, unit=unit
+            )
+            for layer, where, feature in places
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Rows as dictionaries, None for NaN."""
+        columns = {name: _plain(self.frame[name]) for name in self.frame}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy as a pandas DataFrame."""
+        return self.frame.copy()
+
+    def to_parquet(self, path: Path) -> None:
+        """Write the frame; `by`, `score`, `unit` and `about` stand in its metadata."""
+        frame = self.to_frame()
+        frame.attrs = {
+            "by": self.by,
+            "score": self.score,
+            "unit": self.unit,
+            "about": dict(self.about),
+        }
+        frame.to_parquet(path, index=False)
+
+    @classmethod
+    def read_parquet(cls, path: Path) -> FeatureTable:
+        """Read what `to_parquet` wrote."""
+        frame = pd.read_parquet(path)
+        attrs, frame.attrs = frame.attrs, {}
+        return cls(frame, **attrs)
+
+    def __repr__(self) -> str:
+        first = ""
+        if len(self):
+            values = zip(self.features[:3], self[self.score][:3].tolist(), strict=True)
+            first = ": " + ", ".join(f"{name} {value:+.3f}" for name, value in values)
+            first += ", ..." if len(self) > 3 else ""
+        return (
+            f"FeatureTable({len(self)} features by {self.by}, {self.score} in {self.unit}{first})"
+        )
+
+    def _repr_html_(self) -> str:
+        n = 20
+        shown = self.frame.head(n).to_html(index=False, float_format="%.3f", border=0)
+        more = f" ({n} of {len(self)} shown)" if len(self) > n else ""
+        return f"<p>{len(self)} features by {self.by}{more}</p>{shown}"
+
+
+def _numpy(values: Any) -> np.ndarray:
+    """Tensors of any dtype and device, sequences, arrays."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+    return np.asarray(values)
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    """Python values, None for NaN."""
+    return [None if isinstance(v, float) and v != v else v for v in column.tolist()]

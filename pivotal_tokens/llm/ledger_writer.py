@@ -1,0 +1,187 @@
+"""Group commit of the ledger, so that fifty calls in flight do not wait for fifty flushes.
+
+What is to be opened and closed while a transaction runs goes into the next one. A
+call is sent only after the transaction with its reservation is on the disk, and its reply is used
+only after the one that keeps it.
+
+    async with LedgerWriter(store, limits) as ledger:
+        await ledger.open(opening)           # Granted | KeptReply; waits or raises over budget
+        await ledger.close(closing)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pivotal_tokens.errors import RunEnds
+from pivotal_tokens.store import Store
+from pivotal_tokens.store.ledger import (
+    Closing,
+    Granted,
+    KeptReply,
+    Limits,
+    Opened,
+    Opening,
+    OverBudget,
+)
+
+_Result = TypeVar("_Result")
+_GATHER_S = 0.003
+"""Replies come in flocks: one transaction for a flock instead of one for its first bird."""
+
+
+class BudgetExhausted(RunEnds):
+    """The next call's worst case does not fit into what is left of the budget."""
+
+
+class LedgerWriter:
+    """The ledger of one client; one thread writes it."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._openings: list[tuple[Opening, asyncio.Future[Opened]]] = []
+        self._closings: list[tuple[Closing, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._in_flight: set[str] = set()
+        self._settled = asyncio.Condition()
+
+    async def open(self, opening: Opening) -> Granted | KeptReply:
+        """Reserve a call's worst case, or find its reply.
+
+        A call that does not fit waits while others are in flight: they settle for less.
+
+        Raises:
+            BudgetExhausted: If it does not fit and nothing else is in flight.
+        """
+        while True:
+            answer = await self._ask(opening)
+            if not isinstance(answer, OverBudget):
+                return answer
+            async with self._settled:
+                if not self._in_flight:
+                    raise BudgetExhausted(_over(opening, answer, self._limits))
+                await self._settled.wait()
+
+    async def close(self, closing: Closing) -> None:
+        """Settle a call; its reply is on the disk when this returns."""
+        await asyncio.shield(self.closing(closing))
+
+    def closing(self, closing: Closing) -> asyncio.Future[None]:
+        """Settle a call with the next transaction, whoever is cancelled meanwhile."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closings.append((closing, done))
+        self._wake()
+        return done
+
+    async def run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Do something else with the store, on the thread that writes."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def _ask(self, opening: Opening) -> Opened:
+        answer: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self._openings.append((opening, answer))
+        self._wake()
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda done: self._give_back(opening, done))
+            raise
+
+    def _give_back(self, opening: Opening, done: asyncio.Future[Opened]) -> None:
+        """A reservation whose call was cancelled before it was sent."""
+        if not done.cancelled() and not done.exception() and isinstance(done.result(), Granted):
+            self.closing(Closing(opening.call_id, "free", "not sent"))
+
+    def _wake(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._openings or self._closings:
+            await asyncio.sleep(_GATHER_S)
+            openings, self._openings = self._openings, []
+            closings, self._closings = self._closings, []
+            try:
+                answers = await self.run(self._exchange, openings, closings)
+            except Exception as error:  # goes to every caller that waits for this transaction
+                _fail(openings, closings, error)
+            else:
+                self._tell(openings, closings, answers)
+            self._in_flight -= {closing.call_id for closing, _ in closings}
+            async with self._settled:
+                self._settled.notify_all()
+        self._writer = None
+
+    def _tell(
+        self,
+        openings: list[tuple[Opening, asyncio.Future[Opened]]],
+        closings: list[tuple[Closing, asyncio.Future[None]]],
+        answers: list[Opened],
+    ) -> None:
+        for (opening, answer), got in zip(openings, answers, strict=True):
+            if isinstance(got, Granted):
+                self._in_flight.add(opening.call_id)
+            if not answer.done():
+                answer.set_result(got)
+        for _, done in closings:
+            if not done.done():
+                done.set_result(None)
+
+    def _exchange(
+        self,
+        openings: list[tuple[Opening, asyncio.Future[Opened]]],
+        closings: list[tuple[Closing, asyncio.Future[None]]],
+    ) -> list[Opened]:
+        return self._store.ledger.exchange(
+            [opening for opening, _ in openings],
+            [closing for closing, _ in closings],
+            limits=self._limits,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._writer is not None:
+            await asyncio.shield(self._writer)
+        self._thread.shutdown()
+
+
+def _fail(
+    openings: list[tuple[Opening, asyncio.Future[Opened]]],
+    closings: list[tuple[Closing, asyncio.Future[None]]],
+    error: Exception,
+) -> None:
+    for _, answer in openings:
+        if not answer.done():
+            answer.set_exception(error)
+    for _, done in closings:
+        if not done.done():
+            done.set_exception(error)
+
+
+def _over(opening: Opening, found: OverBudget, limits: Limits) -> str:
+    parts = []
+    if limits.nano_usd is not None:
+        next_usd = (opening.nano_usd or 0) / 1e9
+        parts.append(
+            f"${found.nano_usd / 1e9:.4f} of ${limits.nano_usd / 1e9:.4f} charged, "
+            f"the next call may cost ${next_usd:.4f}"
+        )
+    if limits.tokens is not None:
+        parts.append(
+            f"{found.tokens} of {limits.tokens} tokens charged, "
+            f"the next call may take {opening.tokens}"
+        )
+    return f"budget exhausted: {'; '.join(parts)}. Raise --max-usd or --max-tokens to go on"
