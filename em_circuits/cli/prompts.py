@@ -89,8 +89,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
     from contextlib import closing
 
-    from em_circuits.labelling.prompts import template_prompts
-    from em_circuits.labelling.sources import SourceOptions, open_source
+    from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
@@ -192,7 +191,7 @@ def find(session: Session, which: str, n: int, as_json: bool, **options: Any) ->
         temperature=options["temperature"],
         seed=session.seed,
     )
-    settings = AnswerSettings(sampling=sampling, least_kl=options["min_kl"])
+    settings = AnswerSettings(sampling=sampling, min_kl=options["min_kl"])
     with session.workspace(create=True) as work:
         lexicon = _lexicon(session, work, options["judge"])
         found = find_in_answers(work, sets, settings, lexicon=lexicon)

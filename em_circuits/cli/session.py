@@ -125,7 +125,7 @@ class Session:
         """
         with self.workspace() as work:
             for prompt in prompts:
-                work.store.prompt(prompt)
+                work.store.prompts.get(prompt)
             work.locate()
             yield work
 

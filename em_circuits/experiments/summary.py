@@ -142,7 +142,7 @@ def _condition(rows: Rows, result: AgainstControl, seed: int) -> dict[str, Any]:
     }
     line |= {
         "features": list(dict.fromkeys(row["features"] for row in steered)),
-        **vars(result),
+        **result._asdict(),
         "works": result.works,
         "evil_mass_unsteered": fmean(row["evil_mass_unsteered"] for row in steered),
         "evil_mass": fmean(row["evil_mass"] for row in steered),

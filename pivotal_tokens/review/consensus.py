@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds, Verdict
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
-from pivotal_tokens.verdict import decide
 
 _OPEN = ("pending", "leased", "skipped", "deferred")
 
@@ -119,13 +119,12 @@ def verdict_by(
     bad_prompt: bool = False,
 ) -> Verdict:
     """The verdict under some labels, by default under the thresholds that flagged the prompt."""
-    lists = store.results.next_tokens(item.prompt_id, item.pair)
-    if lists is None:
+    verdict = verdict_under(
+        store, item.prompt_id, item.pair, labels, thresholds, bad_prompt=bad_prompt
+    )
+    if verdict is None:
         raise lists_lost(item)
-    known = store.results.verdicts(item.prompt_id, item.pair).values()
-    default = Thresholds(top_k=lists.base.top_k)
-    thresholds = thresholds or next((v.thresholds for v in known), default)
-    return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
+    return verdict
 
 
 def lists_lost(item: ReviewItem) -> WorkFailed:

@@ -209,7 +209,7 @@ class Ledger(Repository):
         """Keep what an endpoint was found to accept."""
         values = {"base_url": base_url, "model": model, "payload": payload}
         with self._writing() as connection:
-            upsert(connection, tables.llm_capabilities, values, ["base_url", "model"])
+            upsert(connection, tables.llm_capabilities, values)
 
     def capabilities(self, base_url: str, model: str) -> str | None:
         """What an endpoint was found to accept, or None."""
@@ -225,7 +225,7 @@ def _locked_account(connection: Connection) -> tuple[int, int]:
     mine = update(table).where(table.c.name == _ACCOUNT).values(version=table.c.version + 1)
     if connection.execute(mine).rowcount == 0:
         empty = {"name": _ACCOUNT, "version": 0, "tokens": 0, "nano_usd": 0}
-        insert_new(connection, table, empty, ["name"])
+        insert_new(connection, table, empty)
         connection.execute(mine)
     query = select(table.c.tokens, table.c.nano_usd).where(table.c.name == _ACCOUNT)
     row = connection.execute(query).one()
