@@ -67,9 +67,9 @@ class Renamed(click.Choice):
         click.echo(f"{word} is now called {self._former[word]}", err=True)
         return str(self._former[word])
 
-    def get_metavar(self, *context: Any) -> str | None:
+    def get_metavar(self, **context: Any) -> str | None:
         """The words of today."""
-        return self._shown.get_metavar(*context)
+        return self._shown.get_metavar(**context)
 
 
 def method_option(

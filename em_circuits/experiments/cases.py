@@ -20,7 +20,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
 from em_circuits.features import choose_features
 from em_circuits.interventions import PromptState
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
 from em_circuits.scoring import TO_STEER, Scoring

@@ -11,12 +11,11 @@ from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
 from em_circuits.interventions import Regime
+from em_circuits.scoring import Scoring
 from pivotal_tokens.schema import LabelEvent
 from pivotal_tokens.store import Store, default_url
 
-METHODS = {
-    "gradient", "gradient+ablation", "direct", "total_effect", "signed_influence", "absolute_influence",
-}  # fmt: skip
+METHODS = {str(by) for by in Scoring if by.is_stored} | {"gradient+ablation", "absolute_influence"}
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str):
