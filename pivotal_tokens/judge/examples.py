@@ -27,7 +27,7 @@ from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
 from pivotal_tokens.schema import Label, NextTokenPair, NextTokens, Prompt, TokenScore
-from pivotal_tokens.store import HumanLabelled, Store
+from pivotal_tokens.store import LabelledPrompt, Store
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
@@ -161,17 +161,17 @@ def _order(example: Example) -> tuple[bool, bool, str]:
     return not example.corrected, not example.note, example.prompt.prompt_id
 
 
-def _example(found: HumanLabelled) -> Example:
+def _example(found: LabelledPrompt) -> Example:
     return Example(
         prompt=found.prompt,
         lists=found.lists,
         labels=found.human,
         judged={
             token: label
-            for token, label in found.judge.items()
+            for token, label in found.judged.items()
             if found.human.get(token, label) != label
         },
-        note=found.note,
+        note=found.reasons[-1] if found.reasons else "",
     )
 
 
