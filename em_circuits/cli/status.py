@@ -16,7 +16,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import pivotality
 from pivotal_tokens.review.display import visible, wrap
 from pivotal_tokens.schema import Frozen, NextTokens, PromptLabels
-from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
+from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
 
@@ -66,7 +66,7 @@ class AttemptStatus(AttemptView):
 class RunStatus(Frozen):
     """How far a store is, and what happened last in the newest run."""
 
-    counts: Counts
+    counts: StoreCounts
     events: list[dict[str, Any]]
 
 
@@ -124,7 +124,7 @@ def describe_event(event: dict[str, Any]) -> str:
     ]
 
 
-def describe_counts(counts: Counts) -> list[str]:
+def describe_counts(counts: StoreCounts) -> list[str]:
     """The state of a store in a few lines."""
 
     def named(numbers: dict[str, int]) -> str:
@@ -144,7 +144,7 @@ def describe_counts(counts: Counts) -> list[str]:
     ]
 
 
-def _calls(counts: Counts) -> list[str]:
+def _calls(counts: StoreCounts) -> list[str]:
     """What language models were asked and cost; nothing where none was."""
     if not counts.calls:
         return []

@@ -292,7 +292,7 @@ class ReviewService:
                     before = {event.token_id: answer_before(event) for event in batch}
                     self._own.record(item, before, undoes=batch[0].batch)
                     return self._again(item)
-            last = self._store.queue.last_settled(self._reviewer)
+            last = next(iter(self._store.queue.settled_by(self._reviewer, 1)), None)
             if last is None:
                 return None
             if question is not None:
