@@ -228,6 +228,11 @@ class HumanLabelled(Frozen):
     note: str  # the last reason that a person gave; "" without one
     seen: frozenset[int] = frozenset()  # tokens labelled with a judge's label in view
 
+    @property
+    def corrections(self) -> dict[int, Label]:
+        """The judge's labels that people changed."""
+        return {t: label for t, label in self.judge.items() if self.human.get(t, label) != label}
+
 
 # --- Questions --------------------------------------------------------------------------------
 
