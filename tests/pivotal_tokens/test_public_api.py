@@ -30,7 +30,7 @@ PUBLIC = {
         "label_records read_records write_records"
     ),
     "pivotal_tokens.review": (
-        "Difference PlainSummary Progress Question Reveal ReviewService run_plain"
+        "Difference Progress Question Reveal ReviewController ReviewService ReviewSummary run_plain"
     ),
 }
 
