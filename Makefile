@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-browser test-kills check bench bench-long organism clean help
+.PHONY: demo test test-browser test-kills check docs bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,9 @@ check: $(STAMP) ## linter, formatter, type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## docs/json.md, from the result models of the commands
+	$(BIN)/python scripts/json_docs.py
 
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_influence.py

@@ -59,7 +59,7 @@ class WrittenTree(Printed):
     files: int
 
 
-class WrittenPlots(plots.Counts):
+class WrittenPlots(plots.VerdictCounts):
     """What was counted, and the files with the plots."""
 
     written: tuple[str, ...]

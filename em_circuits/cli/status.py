@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import Printed, emit, prints, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.labelling.events import latest_events
 from pivotal_tokens.errors import RequestError
-
-if TYPE_CHECKING:
-    from pivotal_tokens.schema import NextTokens, PromptLabels
-    from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
+from pivotal_tokens.judge.continuations import ContinuationCounts, pivotality
+from pivotal_tokens.review.display import visible, wrap
+from pivotal_tokens.schema import NextTokens, PromptLabels
+from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
 
 _SHOWN_EVENTS = 8
+
+
+class RolledOut(Printed):
+    """What the sampled continuations after one evil candidate say."""
+
+    pair: str
+    judge: str
+    text: str | None
+    """The candidate's."""
+    token_id: int
+    base: ContinuationCounts
+    merged: ContinuationCounts
+    pivotal: bool | None
+    """Null where no continuation of the fine-tuned model could be labelled."""
+
+
+class AttemptStatus(AttemptView):
+    """Everything about one attempt."""
+
+    rollouts: tuple[RolledOut, ...]
+
+
+class Watched(Printed):
+    """The store, and the last events of the run that was logged last."""
+
+    counts: Counts
+    events: tuple[dict[str, Any], ...]
 
 
 @click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
@@ -29,7 +58,7 @@ _SHOWN_EVENTS = 8
     metavar="S",
     help="Seconds between two looks.",
 )
-@json_option
+@prints(AttemptStatus | Counts | Watched)
 @pass_session
 def status(
     session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
@@ -39,70 +68,57 @@ def status(
         _watch(session, prompt, interval, as_json=as_json)
         return
     with session.open_store() as store:
-        view = store.queries.attempt(prompt) if prompt is not None else None
-        counts = store.queries.counts() if view is None else None
-        followed = _rollouts(store, view) if view is not None else []
-    if view is not None:
-        if as_json:
-            emit(view.model_dump(mode="json") | {"rollouts": followed})
-        else:
-            lines = [*describe_attempt(view), *map(describe_rollouts, followed)]
-            click.echo("\n".join(lines))
-    elif as_json and counts is not None:
-        emit(counts.model_dump(mode="json"))
-    elif counts is not None:
-        click.echo("\n".join(describe_counts(counts)))
+        if prompt is None:
+            emit(store.queries.counts(), as_json, describe_counts)
+            return
+        view = store.queries.attempt(prompt)
+        result = AttemptStatus(**dict(view), rollouts=tuple(_rollouts(store, view)))
+    emit(result, as_json, describe_attempt)
 
 
-def _rollouts(store: Store, view: AttemptView) -> list[dict[str, Any]]:
+def _rollouts(store: Store, view: AttemptView) -> Iterator[RolledOut]:
     """What the sampled continuations say about each evil candidate, by pair and judge."""
-    from pivotal_tokens.judge.continuations import pivotality
-
-    found = []
     for pair in view.pairs:
-        kept = store.results.rollouts(view.prompt.prompt_id, pair.pair)
+        stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
         texts = pair.next_tokens.base.by_id if pair.next_tokens else {}
-        for judge in sorted({rollout.judge for rollout in kept}):
-            for item in pivotality(r for r in kept if r.judge == judge):
+        for judge in sorted({rollout.judge for rollout in stored}):
+            for item in pivotality(r for r in stored if r.judge == judge):
                 text = texts[item.token_id].text if item.token_id in texts else None
-                record = {"pair": pair.pair, "judge": judge, "text": text}
-                found.append(record | item.model_dump() | {"pivotal": item.pivotal})
-    return found
+                yield RolledOut(
+                    pair=pair.pair, judge=judge, text=text, pivotal=item.pivotal, **dict(item)
+                )
 
 
-def describe_rollouts(record: dict[str, Any]) -> str:
+def describe_rollouts(found: RolledOut) -> str:
     """One line of at most 79 columns about a token's continuations."""
-    from pivotal_tokens.review.display import visible
-
-    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[record["pivotal"]]
+    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[found.pivotal]
     shares = "; ".join(
-        f"{model} {record[model]['evil']} evil, {record[model]['safe']} safe, "
-        f"{record[model]['unsure']} unsure"
-        for model in ("base", "merged")
+        f"{model} {counts.evil} evil, {counts.safe} safe, {counts.unsure} unsure"
+        for model, counts in (("base", found.base), ("merged", found.merged))
     )
-    return f"rollouts {visible(record['text'] or '?')}: {said} ({shares})"[:79]
+    return f"rollouts {visible(found.text or '?')}: {said} ({shares})"[:79]
 
 
 def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bool) -> None:
     """The state and the last events of the newest run, in place on a terminal."""
-    from em_circuits.labelling.events import latest_events
-
     if prompt is not None:
         raise RequestError("--watch shows the whole store; leave PROMPT out")
     while True:
         with session.open_store() as store:
             counts = store.queries.counts()
         events = latest_events(session.root / "results", _SHOWN_EVENTS)
-        if as_json:
-            emit({"counts": counts.model_dump(mode="json"), "events": events})
-        else:
-            lines = [*describe_counts(counts), "", *map(describe_event, events)]
+        if not as_json:
             click.clear()
-            click.echo("\n".join(lines))
+        emit(Watched(counts=counts, events=tuple(events)), as_json, describe_watched)
         try:
             time.sleep(interval)
         except KeyboardInterrupt:
             return
+
+
+def describe_watched(found: Watched) -> list[str]:
+    """The state, then a line per event."""
+    return [*describe_counts(found.counts), "", *map(describe_event, found.events)]
 
 
 def describe_event(event: dict[str, Any]) -> str:
@@ -149,10 +165,8 @@ def _calls(counts: Counts) -> list[str]:
     ]
 
 
-def describe_attempt(view: AttemptView) -> list[str]:
+def describe_attempt(view: AttemptStatus) -> list[str]:
     """Everything about one prompt, at most 79 columns wide."""
-    from pivotal_tokens.review.display import wrap
-
     prompt = view.prompt
     lines = [
         f"prompt {prompt.prompt_id}  {prompt.kind}, by {prompt.generator}, {prompt.created_at:%F}"
@@ -166,6 +180,7 @@ def describe_attempt(view: AttemptView) -> list[str]:
         f"  {e.at:%F %T}  {e.author}: {e.action}{f' ({e.text})' if e.text else ''}"
         for e in view.review_events
     ]
+    lines += map(describe_rollouts, view.rollouts)
     return lines
 
 
@@ -189,8 +204,6 @@ def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
 
 
 def _tokens(base: NextTokens, merged: NextTokens, labels: PromptLabels) -> list[str]:
-    from pivotal_tokens.review.display import visible
-
     known, other = labels.by_token, base.by_id
     rows = [
         (
