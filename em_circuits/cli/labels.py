@@ -32,7 +32,7 @@ from pivotal_tokens.labels import (
     write_records,
 )
 from pivotal_tokens.labels import divergence as diverge
-from pivotal_tokens.labels.agreement import Comparison
+from pivotal_tokens.labels.agreement import RaterComparison
 from pivotal_tokens.labels.divergence import DivergenceRow, LabelsOf
 from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
@@ -59,7 +59,7 @@ class WrittenTree(Printed):
     files: int
 
 
-class WrittenPlots(plots.VerdictCounts):
+class WrittenPlots(plots.LabelCounts):
     """What was counted, and the files with the plots."""
 
     written: tuple[str, ...]
@@ -398,7 +398,7 @@ def describe_agreement(found: AgreementReport) -> Iterator[str]:
         yield f"left out, labelled in part or not blind (prompts): {parts}"
 
 
-def _comparison(one: Comparison) -> Iterator[str]:
+def _comparison(one: RaterComparison) -> Iterator[str]:
     found = one.agreement
     yield f"  {' / '.join(one_line(name, 34) for name in one.raters)}"
     yield f"    {found.items} tokens of {found.groups} prompts"

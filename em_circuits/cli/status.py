@@ -15,7 +15,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import ContinuationCounts, pivotality
 from pivotal_tokens.review.display import visible, wrap
 from pivotal_tokens.schema import NextTokens, PromptLabels
-from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
+from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
 
@@ -43,7 +43,7 @@ class AttemptStatus(AttemptView):
 class Watched(Printed):
     """The store, and the last events of the run that was logged last."""
 
-    counts: Counts
+    counts: StoreCounts
     events: tuple[dict[str, Any], ...]
 
 
@@ -58,7 +58,7 @@ class Watched(Printed):
     metavar="S",
     help="Seconds between two looks.",
 )
-@prints(AttemptStatus | Counts | Watched)
+@prints(AttemptStatus | StoreCounts | Watched)
 @pass_session
 def status(
     session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
@@ -134,7 +134,7 @@ def describe_event(event: dict[str, Any]) -> str:
     ]
 
 
-def describe_counts(counts: Counts) -> list[str]:
+def describe_counts(counts: StoreCounts) -> list[str]:
     """The state of a store in a few lines."""
 
     def named(numbers: dict[str, int]) -> str:
@@ -154,7 +154,7 @@ def describe_counts(counts: Counts) -> list[str]:
     ]
 
 
-def _calls(counts: Counts) -> list[str]:
+def _calls(counts: StoreCounts) -> list[str]:
     """What language models were asked and cost; nothing where none was."""
     if not counts.calls:
         return []

@@ -156,11 +156,6 @@ class Ledger(Repository):
             )
         return answers
 
-    def reply(self, cache_key: str) -> KeptReply | None:
-        """The latest reply that is kept under a key."""
-        with self._reading() as connection:
-            return _kept(connection, [cache_key]).get(cache_key)
-
     def give_up_dead_calls(self) -> int:
         """Mark as unknown what was reserved by processes that are gone, or too long ago.
 
@@ -292,21 +287,8 @@ def _fits(opening: Opening, tokens: int, nano: int, limits: Limits) -> bool:
 
 
 def _row(opening: Opening, now: float) -> dict[str, object]:
-    return {
-        "call_id": opening.call_id,
-        "session": opening.session,
-        "purpose": opening.purpose,
-        "subject": opening.subject,
-        "model": opening.model,
-        "base_url": opening.base_url,
-        "cache_key": opening.cache_key,
-        "state": "reserved",
-        "status": "",
-        "tokens": opening.tokens,
-        "nano_usd": opening.nano_usd,
-        "at": now,
-        "expires_at": opening.expires_at,
-    }
+    asked = {name: value for name, value in vars(opening).items() if name != "look_up"}
+    return asked | {"state": "reserved", "status": "", "at": now}
 
 
 def _kept(connection: Connection, keys: Sequence[str]) -> dict[str, KeptReply]:
