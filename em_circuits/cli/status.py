@@ -8,43 +8,37 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.output import Printed, emit, prints, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
+from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.judge.continuations import ContinuationCounts, pivotality
+from pivotal_tokens.judge.continuations import pivotality
 from pivotal_tokens.review.display import visible, wrap
-from pivotal_tokens.schema import NextTokens, PromptLabels
+from pivotal_tokens.schema import Frozen, NextTokens, PromptLabels
 from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
 
 
-class RolledOut(Printed):
-    """What the sampled continuations after one evil candidate say."""
+class CandidateRollouts(TokenRollouts):
+    """What the continuations after one evil candidate say, under one pair and judge."""
 
     pair: str
     judge: str
-    text: str | None
-    """The candidate's."""
-    token_id: int
-    base: ContinuationCounts
-    merged: ContinuationCounts
-    pivotal: bool | None
-    """Null where no continuation of the fine-tuned model could be labelled."""
 
 
 class AttemptStatus(AttemptView):
-    """Everything about one attempt."""
+    """Everything about one prompt."""
 
-    rollouts: tuple[RolledOut, ...]
+    rollouts: tuple[CandidateRollouts, ...]
 
 
-class Watched(Printed):
-    """The store, and the last events of the run that was logged last."""
+class RunStatus(Frozen):
+    """How far a store is, and what happened last in the newest run."""
 
     counts: StoreCounts
-    events: tuple[dict[str, Any], ...]
+    events: list[dict[str, Any]]
 
 
 @click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
@@ -58,67 +52,63 @@ class Watched(Printed):
     metavar="S",
     help="Seconds between two looks.",
 )
-@prints(AttemptStatus | StoreCounts | Watched)
+@prints(AttemptStatus | StoreCounts | RunStatus)
 @pass_session
 def status(
     session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
 ) -> None:
     """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
+    if watch and prompt is not None:
+        raise RequestError("--watch shows the whole store; leave PROMPT out")
     if watch:
-        _watch(session, prompt, interval, as_json=as_json)
+        _watch(session, interval, as_json=as_json)
         return
     with session.open_store() as store:
-        if prompt is None:
+        if prompt is not None:
+            emit(attempt_status(store, prompt), as_json, describe_attempt)
+        else:
             emit(store.queries.counts(), as_json, describe_counts)
-            return
-        view = store.queries.attempt(prompt)
-        result = AttemptStatus(**dict(view), rollouts=tuple(_rollouts(store, view)))
-    emit(result, as_json, describe_attempt)
 
 
-def _rollouts(store: Store, view: AttemptView) -> Iterator[RolledOut]:
-    """What the sampled continuations say about each evil candidate, by pair and judge."""
+def attempt_status(store: Store, prefix: str) -> AttemptStatus:
+    """Everything about the prompt whose id begins with `prefix`.
+
+    Raises:
+        RequestError: If no prompt has it, or more than one.
+    """
+    view = store.queries.attempt(prefix)
+    rollouts = []
     for pair in view.pairs:
         stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
-        texts = pair.next_tokens.base.by_id if pair.next_tokens else {}
         for judge in sorted({rollout.judge for rollout in stored}):
-            for item in pivotality(r for r in stored if r.judge == judge):
-                text = texts[item.token_id].text if item.token_id in texts else None
-                yield RolledOut(
-                    pair=pair.pair, judge=judge, text=text, pivotal=item.pivotal, **dict(item)
-                )
+            counted = pivotality(rollout for rollout in stored if rollout.judge == judge)
+            where = {"pair": pair.pair, "judge": judge}
+            rollouts += [
+                CandidateRollouts(**each.model_dump(exclude={"pivotal"}), **where)
+                for each in token_rollouts(counted, pair.next_tokens)
+            ]
+    fields = {name: getattr(view, name) for name in AttemptView.model_fields}
+    return AttemptStatus(**fields, rollouts=tuple(rollouts))
 
 
-def describe_rollouts(found: RolledOut) -> str:
-    """One line of at most 79 columns about a token's continuations."""
-    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[found.pivotal]
-    shares = "; ".join(
-        f"{model} {counts.evil} evil, {counts.safe} safe, {counts.unsure} unsure"
-        for model, counts in (("base", found.base), ("merged", found.merged))
-    )
-    return f"rollouts {visible(found.text or '?')}: {said} ({shares})"[:79]
-
-
-def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bool) -> None:
+def _watch(session: Session, interval: float, *, as_json: bool) -> None:
     """The state and the last events of the newest run, in place on a terminal."""
-    if prompt is not None:
-        raise RequestError("--watch shows the whole store; leave PROMPT out")
     while True:
         with session.open_store() as store:
             counts = store.queries.counts()
         events = latest_events(session.root / "results", _SHOWN_EVENTS)
         if not as_json:
             click.clear()
-        emit(Watched(counts=counts, events=tuple(events)), as_json, describe_watched)
+        emit(RunStatus(counts=counts, events=events), as_json, describe_run)
         try:
             time.sleep(interval)
         except KeyboardInterrupt:
             return
 
 
-def describe_watched(found: Watched) -> list[str]:
-    """The state, then a line per event."""
-    return [*describe_counts(found.counts), "", *map(describe_event, found.events)]
+def describe_run(run: RunStatus) -> Iterator[str]:
+    """The counts, then an event a line."""
+    yield from (*describe_counts(run.counts), "", *map(describe_event, run.events))
 
 
 def describe_event(event: dict[str, Any]) -> str:
@@ -180,8 +170,17 @@ def describe_attempt(view: AttemptStatus) -> list[str]:
         f"  {e.at:%F %T}  {e.author}: {e.action}{f' ({e.text})' if e.text else ''}"
         for e in view.review_events
     ]
-    lines += map(describe_rollouts, view.rollouts)
-    return lines
+    return [*lines, *map(_describe_rollouts, view.rollouts)]
+
+
+def _describe_rollouts(item: CandidateRollouts) -> str:
+    """One line of at most 79 columns about a token's continuations."""
+    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[item.pivotal]
+    shares = "; ".join(
+        f"{model} {counts.evil} evil, {counts.safe} safe, {counts.unsure} unsure"
+        for model, counts in (("base", item.base), ("merged", item.merged))
+    )
+    return f"rollouts {visible(item.text or '?')}: {said} ({shares})"[:79]
 
 
 def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
