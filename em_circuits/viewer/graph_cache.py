@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from jaxtyping import Float64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs import AttributionGraph, GraphStore
-from em_circuits.influence import Method, TargetSeed, contrast, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
@@ -38,11 +39,10 @@ class Opened:
     """`total_effect`, or `signed_influence` where an activation is not positive."""
     values: Float64[Tensor, "logit node"]
 
-    def seed(self, labels: Mapping[int, Label]) -> TargetSeed | None:
+    def seed(self, labels: Mapping[int, Label]) -> Targets | None:
         """The contrast evil minus safe; None where a side has no target."""
-        sides = {side: [t for t, label in labels.items() if label == side] for side in _SIDES}
         try:
-            return contrast(self.graph, sides["evil"], sides["safe"])
+            return Targets.contrast(self.graph, Contrast.from_labels(labels))
         except RequestError:
             return None
 
@@ -50,9 +50,6 @@ class Opened:
         """Influence of every node on the contrast; influence is linear in its target."""
         seed = self.seed(labels)
         return None if seed is None else (seed.weights @ self.values)[0]
-
-
-_SIDES: tuple[Label, Label] = ("evil", "safe")
 
 
 class GraphCache:
@@ -116,4 +113,4 @@ def _open(store: GraphStore, key: str) -> Opened:
     activations = graph.selected_activations
     positive = bool((activations.isfinite() & (activations > 0)).all())
     method = Method.TOTAL_EFFECT if positive else Method.SIGNED
-    return Opened(graph, method, influence(graph, one_per_logit(graph), method).values)
+    return Opened(graph, method, influence(graph, Targets.each(graph), method).values)

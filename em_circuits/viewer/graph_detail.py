@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.influence import TargetSeed, tokens, top_paths
+from em_circuits.influence import Targets, top_paths
 from em_circuits.viewer.graph_cache import Opened
 from em_circuits.viewer.graph_view import rounded
 from pivotal_tokens.errors import RequestError
@@ -118,7 +118,7 @@ def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
     ]
 
 
-def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSeed:
+def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> Targets:
     if target == "contrast":
         seed = opened.seed(labels)
         if seed is None:
@@ -127,4 +127,4 @@ def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSee
     found = _LOGIT.fullmatch(target)
     if found is None:
         raise RequestError(f"{target!r} is no target; give contrast or logit:TOKEN_ID")
-    return tokens(opened.graph, [int(found[1])])
+    return Targets.tokens(opened.graph, [int(found[1])])

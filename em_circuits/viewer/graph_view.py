@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.influence import Pruned, prune, prune_contrast
+from em_circuits.influence import PrunedGraph, prune
 from em_circuits.viewer.graph_cache import Opened
 from pivotal_tokens.schema import Label
 
@@ -38,13 +38,12 @@ class Cut:
     max_edges: int = 40_000
 
 
-def pruned(opened: Opened, labels: Mapping[int, Label], cut: Cut) -> Pruned:
+def pruned(opened: Opened, labels: Mapping[int, Label], cut: Cut) -> PrunedGraph:
     """The graph at these thresholds, by circuit-tracer's rule or by the contrast."""
     seed = opened.seed(labels) if cut.by_contrast else None
-    thresholds = {"node_threshold": cut.node, "edge_threshold": cut.edge}
-    if seed is None:
-        return prune(opened.graph, **thresholds)
-    return prune_contrast(opened.graph, seed, method=opened.method, **thresholds)
+    return prune(
+        opened.graph, seed, method=opened.method, node_threshold=cut.node, edge_threshold=cut.edge
+    )
 
 
 def view_of(
@@ -144,7 +143,7 @@ def _nodes(graph: AttributionGraph, nodes: Tensor) -> dict[str, Any]:
     }
 
 
-def _limited(graph: AttributionGraph, left: Pruned, cut: Cut) -> tuple[Tensor, Any, Tensor]:
+def _limited(graph: AttributionGraph, left: PrunedGraph, cut: Cut) -> tuple[Tensor, Any, Tensor]:
     """(nodes shown, edges, which of them are shown)."""
     layout, mask = graph.layout, left.node_mask.clone()
     inner = mask[layout.inner].nonzero()[:, 0]
