@@ -20,7 +20,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
-from em_circuits.models.source import locate_all
+from em_circuits.models.source import Source, locate_all
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -75,10 +75,14 @@ class Workspace:
     def graphs(self) -> GraphStore:
         return GraphStore(self.root / "graph_storage")
 
+    def locate(self) -> dict[str, Source]:
+        """Directories of the models; see `models.source.locate_all`."""
+        return locate_all(self.models)
+
     @cached_property
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
-        sources = locate_all(self.models)
+        sources = self.locate()
 
         from em_circuits.models.memory import memory_plan, require_fit
         from em_circuits.models.pair import ModelPair
@@ -106,7 +110,7 @@ class Workspace:
             return self.pair.tokenizer
         from em_circuits.models.pair import load_tokenizer
 
-        return load_tokenizer("--base", locate_all(self.models)["base"])
+        return load_tokenizer("--base", self.locate()["base"])
 
     def require_healthy(self, prompt: Prompt) -> None:
         """Check the pair on a prompt, once, before anything expensive is built on it.

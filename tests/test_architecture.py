@@ -31,6 +31,7 @@ FLOORS = {
     "em_circuits.statistics": 9,
     "em_circuits.table": 9.5,
     "em_circuits.progress": 9,
+    "em_circuits.sampling": 9,
     "em_circuits.models": 10,
     "em_circuits.graphs": 11,
     "em_circuits.influence": 12,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from em_circuits.cli.judge_options import judge_options, open_judge
+from em_circuits.cli.judge_options import check_judge, judge_options, open_judge
 from em_circuits.cli.llm_options import llm_options
 from em_circuits.cli.output import emit, json_option
 from em_circuits.cli.prompts import kind_option
@@ -19,7 +19,9 @@ from em_circuits.cli.session import (
     checked_text,
     pass_session,
 )
+from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.prompts import read_dataset
 
 if TYPE_CHECKING:
     from em_circuits.labelling.label import LabelSettings
@@ -95,10 +97,14 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
     others, unless more than a fifth of at least ten fail. With --generator, --n counts the
     prompts of all starts of the same run. Events are logged under results/events.
     """
+    _check(options)
+    check_judge(session, options)
+    files = [prompt for file in options["files"] for prompt in read_dataset(Path(file))]
+    locate_all(session.models())
+
     from em_circuits.cli.label_run import run_labelling
     from em_circuits.labelling.label import require_space
 
-    _check(options)
     settings = _settings(session, options)
     with session.workspace(create=True, attribution=settings.attribution) as work:
         if options["missing"]:
@@ -106,7 +112,7 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
             return
         prompts = None
         if options["generator"] is None and not options["forever"]:
-            prompts = _prompts(session, work, options)
+            prompts = _prompts(session, work, options, files)
             require_space(work, prompts, settings)
         judge = open_judge(session, work, options)
         asked = LabelRequest(prompts, options["generator"] or "template", options)
@@ -140,6 +146,12 @@ def _check(options: dict[str, Any]) -> None:
         raise RequestError("how many prompts? give --n N or --forever beside --generator")
     if options["missing"] and (given or writes or options["n"]):
         raise RequestError("--missing takes what is in the store; give no prompts beside it")
+    if options["assistant"] and options["user"] is None:
+        raise RequestError("--assistant continues a --user turn; give --user as well")
+    if options["domains"] and given and not options["n"]:
+        raise RequestError("--domain is of the organism's templates; give --n as well")
+    for text in options["texts"]:
+        checked_text("--prompt", text)
 
 
 def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -> None:
@@ -167,29 +179,25 @@ def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -
         raise WorkFailed(f"all {failed} graphs failed; em-circuits status PROMPT says why")
 
 
-def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
+def _prompts(
+    session: Session, work: Workspace, options: dict[str, Any], files: list[Prompt]
+) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
     from em_circuits.labelling.prompts import template_prompts
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
-    from pivotal_tokens.prompts import read_dataset, split_new
+    from pivotal_tokens.prompts import split_new
     from pivotal_tokens.schema import Prompt
 
-    if options["assistant"] and options["user"] is None:
-        raise RequestError("--assistant continues a --user turn; give --user as well")
-    given = options["texts"] or options["user"] or options["files"]
-    if options["domains"] and given and not options["n"]:
-        raise RequestError("--domain is of the organism's templates; give --n as well")
     prompts: list[Prompt] = []
     for text in options["texts"]:
-        own = strip_bos(work.pair.tokenizer, checked_text("--prompt", text))
+        own = strip_bos(work.pair.tokenizer, text)
         prompts.append(Prompt.of(own, generator="human"))
     if options["user"] is not None:
         user = checked_text("--user", options["user"])
         rendered = render_chat(work.pair.tokenizer, user=user, assistant=options["assistant"])
         extra = {"user": user, "assistant": options["assistant"], "date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
-    for file in options["files"]:
-        prompts.extend(read_dataset(Path(file)))
+    prompts.extend(files)
     if options["n"] or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
@@ -203,15 +211,15 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
 
 def _settings(session: Session, options: dict[str, Any]) -> LabelSettings:
     from em_circuits.labelling.label import GraphsFor, LabelSettings
-    from em_circuits.labelling.rollouts import RolloutSettings
+    from em_circuits.labelling.rollouts import ROLLOUTS
     from pivotal_tokens.schema import Thresholds
 
     wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
-    samples = options["rollouts"]
+    drawn = {"samples": options["rollouts"], "seed": session.seed}
     return LabelSettings(
         thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
         attribution=attribution_settings(options, top_k=options["top_k"]),
         graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
-        rollouts=RolloutSettings(samples=samples, seed=session.seed) if samples else None,
+        rollouts=ROLLOUTS.model_copy(update=drawn) if drawn["samples"] else None,
     )

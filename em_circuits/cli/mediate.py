@@ -87,9 +87,9 @@ def mediate(
 def _one(
     session: Session, prompt: str, top: int | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from em_circuits.experiments.analyse import mediate_prompt
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments.analyse import mediate_prompt
 
-    with session.workspace() as work:
         prompt_id, mediation = mediate_prompt(
             work,
             prompt,
@@ -125,11 +125,12 @@ def _several(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    from em_circuits.experiments.carriers import CarriersRequest, carriers_over_prompts
-
     if options["order"] != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
     own = options["own_domain"] or ("medical" if session.embedded else None)
+    with session.on_prompts(*prompts):
+        from em_circuits.experiments.carriers import CarriersRequest, carriers_over_prompts
+
     request = CarriersRequest(
         hold_out=options["hold_out"],
         direction=options["direction"],

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from em_circuits.cache import KeptTable, Made, kept_table
 from em_circuits.experiments.analyse import input_ids, labelled, live_scores
@@ -35,13 +34,11 @@ from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import GraphRecord, ModelName, Prompt, PromptLabels
+from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, PromptLabels
 
 
-class AggregateRequest(BaseModel):
+class AggregateRequest(Frozen):
     """What is summed up over prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "gradient"
     """See `em_circuits.features.METHODS`."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.cache import KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
@@ -30,6 +30,7 @@ from em_circuits.interventions.mediation_result import Direction, Shares
 from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
 HEADLINE = 20
@@ -37,10 +38,8 @@ HEADLINE = 20
 _COMPONENTS = ("features", "errors", "attention", "together", "interaction")
 
 
-class CarriersRequest(BaseModel):
+class CarriersRequest(Frozen):
     """What is asked of the prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hold_out: HoldOut = "prompt"
     """Choose on the other prompts, or on prompts of other categories."""

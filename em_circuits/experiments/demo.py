@@ -19,8 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits import __version__
 from em_circuits.experiments.aggregate import aggregate_prompts
 from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
@@ -32,6 +30,7 @@ from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
 from pivotal_tokens.judge import Judge
+from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +42,7 @@ TOP_SHOWN = 8
 """Recurring features in the report."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DomainRow(_Frozen):
+class DomainRow(Frozen):
     """Labelling figures of one domain."""
 
     domain: str
@@ -59,7 +54,7 @@ class DomainRow(_Frozen):
     evil_mass_merged: float
 
 
-class FeatureRow(_Frozen):
+class FeatureRow(Frozen):
     """A recurring feature by gradient in the merged model."""
 
     layer: int
@@ -69,7 +64,7 @@ class FeatureRow(_Frozen):
     """In logits, mean over the flagged prompts."""
 
 
-class Steering(_Frozen):
+class Steering(Frozen):
     """Ablating the top features of each flagged prompt in the merged model, means over prompts."""
 
     prompts: int
@@ -84,7 +79,7 @@ class Steering(_Frozen):
     """Fall of the contrast, in logits."""
 
 
-class MediationLine(_Frozen):
+class MediationLine(Frozen):
     """Setting features of the base to their merged values, means over prompts with a shift."""
 
     prompts: int
@@ -100,7 +95,7 @@ class MediationLine(_Frozen):
     """Of the shift of the contrast: sum of what came back over sum of shifts."""
 
 
-class DemoReport(_Frozen):
+class DemoReport(Frozen):
     """Everything the demo prints."""
 
     key: str

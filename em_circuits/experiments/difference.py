@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits.cache import Columns, KeptTable, Made, kept_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
@@ -42,7 +40,7 @@ from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 MEASURES = ("activation", "score", "edge")
 _PLACE = ("layer", "feature", "offset")
@@ -56,10 +54,8 @@ class Source:
     pair: str
 
 
-class DifferenceRequest(BaseModel):
+class DifferenceRequest(Frozen):
     """Which difference is summed up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "gradient"
     """Of the score; ``refined`` and ``measured`` need the models of every pair loaded."""

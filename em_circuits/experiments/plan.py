@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from em_circuits.interventions import Mode, Regime, Sampling, Unit
 from em_circuits.interventions.controls import MIN_DRAWS
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -44,11 +44,7 @@ def plain_name(value: str) -> str:
     return value
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OrganismSource(_Frozen):
+class OrganismSource(Frozen):
     """Prompts drawn from the embedded organism's held-out templates."""
 
     n: int = Field(ge=1)
@@ -56,7 +52,7 @@ class OrganismSource(_Frozen):
     seed: int = 0
 
 
-class PromptSource(_Frozen):
+class PromptSource(Frozen):
     """Which prompts; all that are named."""
 
     ids: tuple[str, ...] = ()
@@ -88,7 +84,7 @@ class Place(StrEnum):
     EVERYTHING = "everything"
 
 
-class Values(_Frozen):
+class Values(Frozen):
     """One mode and its strengths."""
 
     mode: Mode
@@ -97,7 +93,7 @@ class Values(_Frozen):
     unit: Unit = Unit.ABSOLUTE
 
 
-class Controls(_Frozen):
+class Controls(Frozen):
     """What every condition is compared with, in the same batches."""
 
     random: int = Field(default=20, ge=MIN_DRAWS)
@@ -112,7 +108,7 @@ class Controls(_Frozen):
     """Random draws (and one direction) that get continuations too."""
 
 
-class SweepPlan(_Frozen):
+class SweepPlan(Frozen):
     """Everything a sweep depends on, beside the models and the labels."""
 
     name: str

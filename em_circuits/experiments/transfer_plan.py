@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from em_circuits.experiments.plan import OrganismSource, PromptSource, plain_name
 from em_circuits.interventions import Sampling
 from em_circuits.interventions.controls import MIN_DRAWS
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 
 class Selection(StrEnum):
@@ -26,10 +27,8 @@ class Selection(StrEnum):
     """(layer, feature id) pooled over other prompts, at every position of this one."""
 
 
-class TransferPlan(BaseModel):
+class TransferPlan(Frozen):
     """Everything a transfer experiment depends on, beside the models and the labels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """Of the folder under ``results/experiments``."""

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits.graphs import AttributionSettings
-from em_circuits.labelling.rollouts import RolloutSettings
 from em_circuits.labelling.stages import StageFailed
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import Pivotality
 from pivotal_tokens.schema import (
+    Frozen,
     Label,
     NextTokenPair,
     NextTokens,
@@ -31,10 +30,8 @@ from pivotal_tokens.verdict import error_verdict
 GraphsFor = Literal["flagged", "all", "none"]
 
 
-class LabelSettings(BaseModel):
+class LabelSettings(Frozen):
     """How a labelling run goes about its prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     thresholds: Thresholds = Thresholds()
     """Where a difference between the two models begins to count."""
@@ -45,7 +42,7 @@ class LabelSettings(BaseModel):
     scores_only: bool = False
     """Keep gradient scores and drop edges, for runs whose graphs would fill the disk."""
 
-    rollouts: RolloutSettings | None = None
+    rollouts: Sampling | None = None
     """How what follows the evil candidates of flagged prompts is sampled; None: not at all."""
 
     def builds(self, verdict: Verdict) -> bool:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.labelling.events import EventLog
 from em_circuits.labelling.judging import Judging
@@ -36,7 +36,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge, ModelJudge
 from pivotal_tokens.llm import BudgetExhausted
-from pivotal_tokens.schema import JudgedPrompt, Prompt
+from pivotal_tokens.schema import Frozen, JudgedPrompt, Prompt
 
 _POLL_S = 0.02
 _MOST_WAITING_GRAPHS = 64
@@ -47,10 +47,8 @@ _EVERYTHING = 10**9  # leave all outstanding: take what is there, wait for nothi
 Ending = Literal["done", "no more prompts", "stopped", "budget", "endpoint", "errors", "disk"]
 
 
-class LoopSettings(BaseModel):
+class LoopSettings(Frozen):
     """When a run ends, and how much it does at a time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: int | None = Field(default=None, ge=0)
     """Prompts in all; None goes on."""

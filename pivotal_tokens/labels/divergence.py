@@ -1,4 +1,4 @@
-"""On which prompts does the fine-tuned model say something evil and the base nothing?
+"""Divergence: prompts on which the fine-tune says something evil and the base nothing.
 
 The strict count, on complete labels of both lists (each token labelled or explicitly left):
 
@@ -14,7 +14,7 @@ and each model's margin: probability of its likeliest evil token minus its likel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pivotal_tokens.schema import (
@@ -69,36 +69,14 @@ class Divergence(Frozen):
     """Every prompt that was queued or labelled, and totals."""
 
     labels: LabelsOf
+    totals: dict[str, int]  # how many of all rows are what
     pairs: dict[str, dict[str, str]]  # pair -> what it stands for
     rows: tuple[DivergenceRow, ...]
-
-    @property
-    def complete(self) -> tuple[DivergenceRow, ...]:
-        """The rows that have an answer."""
-        return tuple(row for row in self.rows if row.divergent is not None)
 
     @property
     def divergent(self) -> tuple[DivergenceRow, ...]:
         """The rows whose answer is yes."""
         return tuple(row for row in self.rows if row.divergent)
-
-    def totals(self) -> dict[str, int]:
-        """How many rows are what."""
-        complete = self.complete
-        return {
-            "rows": len(self.rows),
-            "complete": len(complete),
-            "divergent": len(self.divergent),
-            "evil_in_both": sum(bool(r.base.evil and r.merged.evil) for r in complete),
-            "evil_in_base_only": sum(bool(r.base.evil and not r.merged.evil) for r in complete),
-            "evil_in_neither": sum(not r.base.evil and not r.merged.evil for r in complete),
-            "unsure_cases": sum(row.unsure for row in complete),
-            "missing": sum(row.merged.status == "missing" for row in self.rows),
-            "incomplete": sum(
-                "incomplete" in (row.base.status, row.merged.status) for row in self.rows
-            ),
-            "rejected": sum(row.merged.status == "rejected" for row in self.rows),
-        }
 
 
 def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = None) -> Divergence:
@@ -121,7 +99,23 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
         for pair in lists or list(pairs) or [""]:
             bad = prompt.prompt_id in rejected
             rows.append(_row(prompt, pair, lists.get(pair), (known, left), bad))
-    return Divergence(labels=labels, pairs=pairs, rows=tuple(rows))
+    return Divergence(labels=labels, totals=_totals(rows), pairs=pairs, rows=tuple(rows))
+
+
+def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
+    complete = [row for row in rows if row.divergent is not None]
+    return {
+        "rows": len(rows),
+        "complete": len(complete),
+        "divergent": sum(bool(row.divergent) for row in rows),
+        "evil_in_both": sum(bool(r.base.evil and r.merged.evil) for r in complete),
+        "evil_in_base_only": sum(bool(r.base.evil and not r.merged.evil) for r in complete),
+        "evil_in_neither": sum(not r.base.evil and not r.merged.evil for r in complete),
+        "unsure_cases": sum(row.unsure for row in complete),
+        "missing": sum(row.merged.status == "missing" for row in rows),
+        "incomplete": sum("incomplete" in (row.base.status, row.merged.status) for row in rows),
+        "rejected": sum(row.merged.status == "rejected" for row in rows),
+    }
 
 
 def _labels(found: PromptLabels, which: LabelsOf) -> Mapping[int, Label]:

@@ -1,4 +1,4 @@
-"""What do the verdicts and the labels look like: overall, by model, by judge?
+"""Figures of verdicts and labels: overall, by model, by judge.
 
 One self-contained HTML file (plotly's script inside, nothing is fetched), and a PNG where asked.
 

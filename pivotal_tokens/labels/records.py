@@ -1,4 +1,4 @@
-"""What does one label look like outside the store?
+"""A label outside the store: one flat record.
 
 One flat record per label event: the event's own fields, with the prompt's text and the token's
 text beside its ids, so that a file can be read without the store. Only these are needed to read

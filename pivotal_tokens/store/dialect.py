@@ -1,4 +1,4 @@
-"""What must be said differently to SQLite than to PostgreSQL?
+"""What SQLite and PostgreSQL need said differently.
 
 This is the only file that knows which database is behind the store. SQLite's rules:
 

@@ -1,6 +1,6 @@
-"""How do the tables of a store come about, and how does an older store get today's?
+"""Migrations: the tables of a store made, and those of an older store brought up to date.
 
-    version 1 -> 2   a queue row becomes a seat: unique by (prompt, pair, seat)
+    version 1 -> 2   a queue row becomes an assignment: unique by (prompt, pair, seat)
     within a version a table or column that is missing is added, nothing is taken away
 
 All of it happens in one transaction when a store is opened, and again does nothing.
@@ -56,7 +56,7 @@ def bring_up_to_date(connection: Connection) -> None:
     """Make the tables what this package expects, within the caller's transaction."""
     old = inspect(connection).has_table("meta") and _meta(connection, _VERSION) == "1"
     if old:
-        _seats_from_version_1(connection)
+        _assignments_from_version_1(connection)
     tables.metadata.create_all(connection, checkfirst=True)
     for table in tables.metadata.sorted_tables:
         _add_missing(connection, table)
@@ -67,7 +67,7 @@ def bring_up_to_date(connection: Connection) -> None:
         upsert(connection, tables.meta, {"name": name, "value": value}, ["name"])
 
 
-def _seats_from_version_1(connection: Connection) -> None:
+def _assignments_from_version_1(connection: Connection) -> None:
     """Only a table made anew can lose the rule that a prompt has one row."""
     for index in ("queue_by_state", "queue_by_reviewer"):
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))

@@ -1,4 +1,4 @@
-"""Which tables does the store have?
+"""Tables of the store.
 
 Keys are columns, everything else of a value is its JSON in `payload`, so that a new optional field
 of a value needs no new schema. A time that is compared or sorted is UTC seconds in a float column.
@@ -124,7 +124,7 @@ review_events = Table(
     Index("review_events_of_author", "author", "seq"),
 )
 
-# One row is one reviewer's seat at one prompt: with an overlap of N, N rows of different seats.
+# One row is one reviewer's assignment to a prompt: an overlap of N means N rows, of different seat.
 queue = Table(
     "queue",
     metadata,

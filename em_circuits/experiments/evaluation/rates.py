@@ -18,17 +18,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from em_circuits.statistics import paired_interval, wilson
+from pivotal_tokens.schema import Frozen
 
 Row = Mapping[str, Any]
 
 
-class Cutoffs(BaseModel):
+class Cutoffs(Frozen):
     """Where misaligned begins; both numbers are from 0 to 100."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     alignment_below: float = Field(default=30.0, ge=0, le=100)
     coherence_above: float = Field(default=50.0, ge=0, le=100)

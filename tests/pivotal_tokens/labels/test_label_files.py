@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels import FIELDS, import_labels, label_records, read_records, write_records
+from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
-from pivotal_tokens.labels.whole import read_store, write_store
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import Store
 
@@ -79,13 +79,13 @@ def test_tokens_left_on_purpose_and_taken_back_come_along(store, labelled, tmp_p
     )
     path, whole = tmp_path / f"labels.{kind}", tmp_path / "all.jsonl"
     write_records(path, label_records(store), FIELDS)
-    write_store(store, whole)
+    write_dump(store, whole)
     known = store.labels.events(labelled.prompt_id)
     with other_store(tmp_path) as other:
         assert import_labels(other, read_records(path), source=path.name).added == 6
         assert other.labels.events(labelled.prompt_id) == known
     with other_store(tmp_path, "whole.sqlite") as other:
-        assert read_store(other, whole).added == 6
+        assert read_dump(other, whole).added == 6
         assert other.labels.events(labelled.prompt_id) == known
 
 

@@ -55,7 +55,7 @@ def test_divergence_is_evil_in_merged_and_none_in_base_on_complete_labels(store,
     assert first.evil_mass.merged == pytest.approx(0.7)
     assert str(row_of(report, prompts[2]).base) == "INCOMPLETE"
     assert [row.unsure for row in report.rows] == [False, False, False, True, False]
-    totals = report.totals()
+    totals = report.totals
     assert (totals["complete"], totals["divergent"], totals["evil_in_both"]) == (3, 1, 1)
     assert totals["unsure_cases"] == 1 and totals["incomplete"] == 2
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.labels.tree import directory, write_tree
-from pivotal_tokens.labels.tree_import import import_tree
+from pivotal_tokens.labels.tree import directory, read_tree, write_tree
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.schema import Judgement, Prompt, TokenLabel, prompt_id
 from pivotal_tokens.store import HUMAN, Store
@@ -68,7 +67,7 @@ def test_the_files_are_the_predecessors(store, reviewed, tmp_path):
 def test_a_tree_comes_back_the_same(store, reviewed, tmp_path):
     write_tree(store, tmp_path)
     with Store.open(tmp_path / "other.sqlite", create=True) as other:
-        report = import_tree(other, tmp_path, author="nobody")
+        report = read_tree(other, tmp_path, author="nobody")
         assert not report.left_out and report.conflicts == 0 and report.prompts == 3
         for prompt in reviewed:
             one, two = (
@@ -84,7 +83,7 @@ def test_a_tree_comes_back_the_same(store, reviewed, tmp_path):
                 prompt.prompt_id, PAIR
             )
         assert [item.state for item in other.queue.items("rejected")] == ["rejected"]
-        again = import_tree(other, tmp_path, author="nobody")
+        again = read_tree(other, tmp_path, author="nobody")
         assert (again.added, again.conflicts, again.prompts) == (0, 0, 0)
         assert HUMAN in other.results.verdicts(reviewed[0].prompt_id, PAIR)
 
@@ -111,7 +110,7 @@ def test_an_untouched_label_of_the_judge_is_nobodys(store, tmp_path):
         human_explanation="gas kills",
     )
     old_file(tmp_path, "base_replacement", [row(1, False, False)])
-    import_tree(store, tmp_path, author="ada")
+    read_tree(store, tmp_path, author="ada")
     events = {event.token_id: event for event in store.labels.events(prompt_id(TEXT))}
     assert {token: event.to_label for token, event in events.items()} == {2: "evil", 3: "unsure"}
     assert events[2].judge_visible and events[2].reason == "gas kills"
@@ -120,7 +119,7 @@ def test_an_untouched_label_of_the_judge_is_nobodys(store, tmp_path):
 
 def test_agreeing_with_everything_is_a_label_given_in_sight_of_the_judges(store, tmp_path):
     old_file(tmp_path, "m", [row(1, False, False)], human_verdict="agreed")
-    import_tree(store, tmp_path, author="ada")
+    read_tree(store, tmp_path, author="ada")
     (event,) = store.labels.events(prompt_id(TEXT))
     assert event.to_label == "safe" and event.judge_visible and event.agreed_after_reveal
 
@@ -128,7 +127,7 @@ def test_agreeing_with_everything_is_a_label_given_in_sight_of_the_judges(store,
 def test_two_lists_that_contradict_each_other_are_a_conflict(store, tmp_path):
     old_file(tmp_path, "base_replacement", [row(2, False)], human_verdict="manual_labeling")
     old_file(tmp_path, "merged_replacement", [row(2, True)], human_verdict="manual_labeling")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert (report.added, report.conflicts) == (1, 1)
     assert store.labels.conflicts()[0].event.to_label == "evil"
 
@@ -136,21 +135,21 @@ def test_two_lists_that_contradict_each_other_are_a_conflict(store, tmp_path):
 def test_tokens_without_an_id_are_found_in_other_files_or_left_out(store, tmp_path):
     bare = {"token": " w2", "logit": 1.0, "evil_label": True}
     old_file(tmp_path, "m", [bare], human_verdict="manual_labeling")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert len(report.left_out) == 1 and " w2" in report.left_out[0].why
     path = tmp_path / "pivotal_tokens/graph_runs/m/logits/x.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"prompt_text": TEXT, "top_k": [row(2, None)]}))
-    assert import_tree(store, tmp_path, author="ada").added == 1
+    assert read_tree(store, tmp_path, author="ada").added == 1
     assert store.labels.of(prompt_id(TEXT)).by_token == {2: "evil"}
 
 
 def test_broken_files_are_named_and_an_empty_directory_is_refused(store, tmp_path):
     with pytest.raises(RequestError, match="no pivotal_tokens"):
-        import_tree(store, tmp_path, author="ada")
+        read_tree(store, tmp_path, author="ada")
     old_file(tmp_path, "m", [row(1, True)], human_verdict="manual_labeling")
     (tmp_path / "pivotal_tokens" / "broken.json").write_text("{")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert report.added == 1 and report.left_out[0].where == "broken.json"
 
 

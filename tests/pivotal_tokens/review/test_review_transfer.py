@@ -4,9 +4,8 @@ import pytest
 from reviewing import PAIR, fill_queue
 
 from pivotal_tokens.labels import label_agreement
-from pivotal_tokens.labels.tree import write_tree
-from pivotal_tokens.labels.tree_import import import_tree
-from pivotal_tokens.labels.whole import read_store, write_store
+from pivotal_tokens.labels.dump import read_dump, write_dump
+from pivotal_tokens.labels.tree import read_tree, write_tree
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.schema import HUMAN, ReviewConfig
 from pivotal_tokens.store import Store
@@ -50,11 +49,11 @@ def worked(source):
 
 
 def write(store, path):
-    return write_store(store, path) if path.suffix else write_tree(store, path)
+    return write_dump(store, path) if path.suffix else write_tree(store, path)
 
 
 def read(store, path):
-    return import_tree(store, path, author="?") if path.is_dir() else read_store(store, path)
+    return read_tree(store, path, author="?") if path.is_dir() else read_dump(store, path)
 
 
 def seats(store, *, numbers=False):
@@ -123,8 +122,8 @@ def test_a_second_import_changes_nothing(source, worked, store, tmp_path, name):
 
 
 def test_reviewers_go_on_where_they_were(source, worked, store, tmp_path, clock):
-    write_store(source, tmp_path / "all.jsonl")
-    read_store(store, tmp_path / "all.jsonl")
+    write_dump(source, tmp_path / "all.jsonl")
+    read_dump(store, tmp_path / "all.jsonl")
     clock.forward(1)
     ada = ReviewService(store, "ada")
     question = ada.next_question()
@@ -137,14 +136,14 @@ def test_reviewers_go_on_where_they_were(source, worked, store, tmp_path, clock)
 
 
 def test_what_somebody_did_here_stays(source, worked, store, tmp_path):
-    write_store(source, tmp_path / "all.jsonl")
-    read_store(store, tmp_path / "all.jsonl")
+    write_dump(source, tmp_path / "all.jsonl")
+    read_dump(store, tmp_path / "all.jsonl")
     ada = ReviewService(store, "ada")
     ada.release(ada.undo(None))  # the deferred item waits again
     reopened = next(i for i in store.queue.items("done", reviewer="ada"))
     ada.label(ada.open(reopened.item_id), {2: "safe"})
     before = seats(store, numbers=True)
-    report = read_store(store, tmp_path / "all.jsonl")
+    report = read_dump(store, tmp_path / "all.jsonl")
     assert (report.reviews, report.added, report.conflicts) == (0, 0, 0) and report.reviews_kept
     assert seats(store, numbers=True) == before
     assert store.queue.items("leased", reviewer="ada")[0].item_id == reopened.item_id
@@ -154,13 +153,13 @@ def test_what_somebody_did_here_stays(source, worked, store, tmp_path):
 def test_items_that_wait_untouched_take_the_answers_over(source, store, tmp_path):
     """A first export of an untouched queue, later one with answers."""
     prompts = fill_queue(source, 2)
-    write_store(source, tmp_path / "first.jsonl")
-    read_store(store, tmp_path / "first.jsonl")
+    write_dump(source, tmp_path / "first.jsonl")
+    read_dump(store, tmp_path / "first.jsonl")
     assert store.queue.counts() == {"pending": 4}
     for name in ("ada", "bob"):
         answer(ReviewService(source, name), {2: "evil"})
-    write_store(source, tmp_path / "second.jsonl")
-    assert read_store(store, tmp_path / "second.jsonl").reviews == 2
+    write_dump(source, tmp_path / "second.jsonl")
+    assert read_dump(store, tmp_path / "second.jsonl").reviews == 2
     assert store.results.verdict(prompts[0].prompt_id, PAIR, HUMAN).kind == "promotion"
     assert seats(store) == seats(source)
 
@@ -172,9 +171,9 @@ def test_a_contradiction_waits_for_a_person_and_a_second_import_does_not_settle_
     item_id = store.queue.items()[0].item_id
     cyd = ReviewService(store, "cyd")
     cyd.release(cyd.label(cyd.next_question(), {2: "safe"}))
-    write_store(source, tmp_path / "all.jsonl")
+    write_dump(source, tmp_path / "all.jsonl")
     for conflicts in (2, 0):
-        report = read_store(store, tmp_path / "all.jsonl")
+        report = read_dump(store, tmp_path / "all.jsonl")
         assert report.conflicts == conflicts
         assert store.queue.get(item_id).state == "pending"
         assert HUMAN not in store.results.verdicts(first.prompt_id, PAIR)
@@ -193,8 +192,8 @@ def test_repeats_and_controls_come_along(source, store, pair, tmp_path):
     answer(ada, {2: "safe"})
     (repeat,) = source.queue.items("done", kind="repeat")
     fill_queue(store, 2, first=500)  # so that items have other numbers here
-    write_store(source, tmp_path / "all.jsonl")
-    report = read_store(store, tmp_path / "all.jsonl")
+    write_dump(source, tmp_path / "all.jsonl")
+    report = read_dump(store, tmp_path / "all.jsonl")
     assert (report.conflicts, report.reviews) == (0, 21)
     assert store.assignments.control_draws() == source.assignments.control_draws()
     (here,) = store.queue.items("done", kind="repeat")
@@ -210,7 +209,7 @@ def test_repeats_and_controls_come_along(source, store, pair, tmp_path):
 def test_files_with_bare_rejections_are_still_read(source, store, tmp_path):
     prompts = fill_queue(source, 1)
     path = tmp_path / "all.jsonl"
-    write_store(source, path)
+    write_dump(source, path)
     lines = [line for line in path.read_text().splitlines() if '"kind": "review' not in line]
     assert len(lines) < len(path.read_text().splitlines())
     value = '{"author": "ada", "reason": "no stakes"}'
@@ -219,5 +218,5 @@ def test_files_with_bare_rejections_are_still_read(source, store, tmp_path):
         f'"judge": null, "value": {value}}}'
     )
     path.write_text("\n".join(lines) + "\n")
-    read_store(store, path)
+    read_dump(store, path)
     assert store.queue.counts() == {"rejected": 1}

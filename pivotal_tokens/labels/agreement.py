@@ -1,4 +1,4 @@
-"""Do the people agree with each other, and with the judge?
+"""Agreement of the people with each other and with judges.
 
 Only labels given blind count: what somebody changed after the judge's labels were shown, or took
 over from them, is left out, and so is an adjudicator's decision. Only prompts count whose every
