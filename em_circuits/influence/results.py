@@ -53,15 +53,9 @@ class NamedNode(NodePlace):
     text: str | None
 
     @classmethod
-    def of(cls, graph: AttributionGraph, i: int, **more: Any) -> NamedNode:
+    def of(cls, graph: AttributionGraph, i: int) -> NamedNode:
         """A node of a graph."""
-        place, layout, token_id, text = _place(graph, i), graph.layout, None, None
-        if place["kind"] is NodeKind.TOKEN:
-            token_id = int(graph.input_ids[layout.position_of(i)])
-        elif place["kind"] is NodeKind.LOGIT:
-            target = layout.target_of(i)
-            token_id, text = int(graph.targets.token_ids[target]), graph.targets.texts[target]
-        return cls(**place, token_id=token_id, text=text, **more)
+        return cls(**_named(graph, i))
 
 
 class ScoredNode(NamedNode):
@@ -228,8 +222,8 @@ class PruneResult(Frozen):
     @classmethod
     def of(cls, graph: AttributionGraph, pruned: PrunedGraph) -> PruneResult:
         """A pruned graph."""
-        left = pruned.node_mask.nonzero()[:, 0]
-        left = left[pruned.scores[left].argsort(descending=True, stable=True)].tolist()
+        mask = pruned.node_mask.nonzero()[:, 0]
+        left = mask[pruned.scores[mask].argsort(descending=True, stable=True)].tolist()
         edges = pruned.edges
         order = edges.weights.abs().argsort(descending=True, stable=True)
         ends = (edges.sources[order], edges.targets[order], edges.weights[order])
@@ -245,9 +239,8 @@ class PruneResult(Frozen):
             **{"of": Counts.of(graph, everything, len(graph.require_edges()))},
             near_threshold=pruned.near_threshold.tolist(),
             nodes=[
-                ScoredNode.of(
-                    graph,
-                    i,
+                ScoredNode(
+                    **_named(graph, i),
                     score=float(pruned.scores[i]),
                     cumulative=float(pruned.cumulative[i]),
                 )
@@ -322,6 +315,17 @@ def _place(graph: AttributionGraph, i: int) -> dict[str, Any]:
         "position": position,
         "feature": feature,
     }
+
+
+def _named(graph: AttributionGraph, i: int) -> dict[str, Any]:
+    """The fields of a `NamedNode`."""
+    place, layout, token_id, text = _place(graph, i), graph.layout, None, None
+    if place["kind"] is NodeKind.TOKEN:
+        token_id = int(graph.input_ids[layout.position_of(i)])
+    elif place["kind"] is NodeKind.LOGIT:
+        target = layout.target_of(i)
+        token_id, text = int(graph.targets.token_ids[target]), graph.targets.texts[target]
+    return {**place, "token_id": token_id, "text": text}
 
 
 def _largest(influence: Influence, top: int | None) -> list[int]:
