@@ -69,7 +69,7 @@ class BuiltGraphs(Frozen):
 @pass_session
 def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
-    from em_circuits.labelling.graphs import build_graphs, graph_keys, kept_graphs
+    from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
     from em_circuits.progress import tracked
 
     settings = attribution_settings(options)
@@ -82,7 +82,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
             labels = store.labels.of(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
             bare = options["scores_only"]
-            reused = kept_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
+            reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
                 keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
             built = BuiltGraphs(prompt_id=prompt.prompt_id, graphs=keys, reused=reused)

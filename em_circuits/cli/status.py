@@ -13,7 +13,7 @@ from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
     from pivotal_tokens.schema import NextTokens, PromptLabels
-    from pivotal_tokens.store import AttemptView, Counts, PairAttempt, Store
+    from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
 
@@ -118,7 +118,7 @@ def describe_event(event: dict[str, Any]) -> str:
     ]
 
 
-def describe_counts(counts: Counts) -> list[str]:
+def describe_counts(counts: StoreCounts) -> list[str]:
     """The state of a store in a few lines."""
 
     def named(numbers: dict[str, int]) -> str:
@@ -138,7 +138,7 @@ def describe_counts(counts: Counts) -> list[str]:
     ]
 
 
-def _calls(counts: Counts) -> list[str]:
+def _calls(counts: StoreCounts) -> list[str]:
     """What language models were asked and cost; nothing where none was."""
     if not counts.calls:
         return []

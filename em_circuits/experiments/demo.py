@@ -24,8 +24,9 @@ from em_circuits.experiments.aggregate import aggregate_prompts
 from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
 from em_circuits.features import FORMULA
 from em_circuits.interventions import Mediation, SteerResult, pooled_share
-from em_circuits.labelling.label import LabelResult, LabelSettings, label_prompts
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.result import LabelResult, LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
@@ -134,11 +135,11 @@ def run_demo(
     """
     started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
-    results = [
-        result
-        for prompt in tracked(prompts, "label", work.progress)
-        for result in label_prompts(work, [prompt], judge, LabelSettings())
-    ]
+    found: dict[str, LabelResult] = {}
+    for result in label_prompts(work, prompts, judge, LabelSettings()):
+        found[result.prompt_id] = result
+        work.progress("label", len(found), len(prompts))
+    results = [found[prompt.prompt_id] for prompt in prompts]
     path = report_path(work)
     key = _key(work, results, n_mediated)
     kept = _kept(path, key)
@@ -149,7 +150,7 @@ def run_demo(
     write_json(path, report.model_dump(mode="json"))
     write_provenance(
         path,
-        inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.graphs]},
+        inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.has_graphs]},
         config={
             "models": work.models.model_dump(),
             "n_prompts": n_prompts,
@@ -178,7 +179,8 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
             "seed": work.seed,
             "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated, FORMULA],
             "prompts": [
-                [r.prompt.prompt_id, r.graphs, _labels(work, r.prompt.prompt_id)] for r in results
+                [r.prompt_id, r.graphs if r.has_graphs else {}, _labels(work, r.prompt_id)]
+                for r in results
             ],
         }
     )
@@ -204,18 +206,18 @@ def _kept(path: Path, key: str) -> DemoReport | None:
 def _measure(
     work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int
 ) -> DemoReport:
-    usable = [r for r in results if r.graphs and _has_contrast(work, r)]
-    ids = [r.prompt.prompt_id for r in usable]
+    usable = [r for r in results if r.has_graphs and _has_contrast(work, r)]
+    ids = [r.prompt_id for r in usable]
     top = aggregate_prompts(work, ids).rows()[:TOP_SHOWN] if ids else []
     steered = [
         steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1]
         for i in tracked(ids, "steer", work.progress)
     ]
     mediated = [
-        mediate_prompt(work, r.prompt.prompt_id)[1]
+        mediate_prompt(work, r.prompt_id)[1]
         for r in tracked(_rotate(usable, n_mediated), "mediate", work.progress)
     ]
-    divergent = [r.prompt.prompt_id for r in usable if r.verdict.divergent]
+    divergent = [r.prompt_id for r in usable if r.divergent]
     return DemoReport(
         key=key,
         domains=_domains(results),
@@ -228,7 +230,7 @@ def _measure(
 
 
 def _has_contrast(work: Workspace, result: LabelResult) -> bool:
-    return {"evil", "safe"} <= set(_labels(work, result.prompt.prompt_id).values())
+    return {"evil", "safe"} <= set(_labels(work, result.prompt_id).values())
 
 
 def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
@@ -236,7 +238,7 @@ def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
     turn: dict[str | None, int] = {}
     keyed = []
     for number, result in enumerate(results):
-        domain = result.prompt.category
+        domain = result.category
         turn[domain] = turn.get(domain, 0) + 1
         keyed.append((turn[domain], number, result))
     return [result for _, _, result in sorted(keyed, key=lambda item: item[:2])[:n]]
@@ -244,15 +246,15 @@ def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
 
 def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
     rows = []
-    for domain in dict.fromkeys(r.prompt.category for r in results):
-        mine = [r for r in results if r.prompt.category == domain]
-        masses = [r.verdict.evil_mass for r in mine if r.verdict.evil_mass]
+    for domain in dict.fromkeys(r.category for r in results):
+        mine = [r for r in results if r.category == domain]
+        masses = [r.evil_mass for r in mine if r.evil_mass]
         rows.append(
             DomainRow(
                 domain=domain or "-",
                 prompts=len(mine),
-                flagged=sum(r.verdict.flagged for r in mine),
-                divergent=sum(r.verdict.divergent for r in mine),
+                flagged=sum(r.flagged for r in mine),
+                divergent=sum(r.divergent for r in mine),
                 evil_mass_base=fmean(m.base for m in masses) if masses else 0.0,
                 evil_mass_merged=fmean(m.merged for m in masses) if masses else 0.0,
             )

@@ -27,8 +27,8 @@ from em_circuits.interventions import Treatment, generate
 from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
-from pivotal_tokens.judge.continuations import ContinuationJudge, ContinuationLabel
-from pivotal_tokens.schema import Label
+from pivotal_tokens.judge.continuations import ContinuationJudge
+from pivotal_tokens.schema import ContinuationLabel, Label
 
 
 @dataclass(frozen=True)

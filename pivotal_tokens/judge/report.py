@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from pivotal_tokens.agreement import Agreement, agreement
+from pivotal_tokens.agreement import RaterAgreement, rater_agreement
 from pivotal_tokens.judge.answers import flips
 from pivotal_tokens.judge.examples import is_for_evaluation
 from pivotal_tokens.schema import Frozen, Judgement, Label, NextTokenPair, Thresholds, Vote
@@ -43,7 +43,7 @@ class TokenFigures(Frozen):
 
     prompts: int
     tokens: int
-    agreement: Agreement
+    agreement: RaterAgreement
     confusion: Confusion
     weighted_confusion: Confusion
     weighted_prompts: int  # with a known chance of having come to people
@@ -211,7 +211,7 @@ def _tokens(compared: Sequence[_Compared], resamples: int) -> TokenFigures:
     return TokenFigures(
         prompts=sum(bool(one.pairs) for one in compared),
         tokens=len(rows),
-        agreement=agreement(
+        agreement=rater_agreement(
             [pair for pair, _ in rows],
             LABELS,
             groups=[one.found.prompt.prompt_id for _, one in rows],
@@ -287,7 +287,7 @@ def _days(compared: Sequence[_Compared]) -> tuple[DayFigures, ...]:
     days = []
     for day, pairs in sorted(by_day.items()):
         if pairs:
-            found = agreement(pairs, LABELS, resamples=0)
+            found = rater_agreement(pairs, LABELS, resamples=0)
             days.append(
                 DayFigures(
                     day=day,

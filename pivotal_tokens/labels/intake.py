@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import Incoming, incoming
-from pivotal_tokens.review.conclude import conclude
+from pivotal_tokens.review.consensus import conclude
 from pivotal_tokens.schema import (
     Frozen,
     Judgement,

@@ -44,10 +44,10 @@ from sqlalchemy import (
 from pivotal_tokens.schema import ItemKind, ReviewConfig, ReviewEvent, ReviewItem
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
-from pivotal_tokens.store.dialect import insert_new, lock_name, upsert
+from pivotal_tokens.store.dialect import insert_new, lock_name
 from pivotal_tokens.store.order import known_order
 from pivotal_tokens.store.queue import insert_review_event, item_of, lease_values, set_item
-from pivotal_tokens.store.rows import narrowed, number
+from pivotal_tokens.store.rows import meta, narrowed, number, set_meta
 
 _CONFIG = "review_config"
 _REPEAT_AFTER = 20  # finished items before the first repeat
@@ -83,7 +83,7 @@ class Assignments(Repository):
         Assignments are added where `overlap` rises; where it falls, those that nobody ever took go.
         """
         with self._writing() as connection:
-            _put_config(connection, config)
+            set_meta(connection, _CONFIG, config.model_dump_json())
             for seat in range(1, config.overlap):
                 _add_everywhere(connection, seat)
             connection.execute(
@@ -100,7 +100,7 @@ class Assignments(Repository):
         with self._writing() as connection:
             if number(connection, _queue) or config_of(connection) is not None:
                 return False
-            _put_config(connection, config)
+            set_meta(connection, _CONFIG, config.model_dump_json())
             return True
 
     def add(
@@ -296,7 +296,7 @@ def draw_control(connection: Connection, prompt_id: str, pair: str, now: datetim
     probability = _control_probability(connection, pair, config.control_share)
     drawn = uniform(config.seed, "control", prompt_id, pair) < probability
     row = {"prompt_id": prompt_id, "pair": pair, "sampling": probability, "drawn": drawn}
-    if not insert_new(connection, tables.control_draws, row, ["prompt_id", "pair"]):
+    if not insert_new(connection, tables.control_draws, row):
         return False
     return drawn and enqueue(
         connection, prompt_id, pair, "control", now, kind="control", sampling=probability
@@ -311,14 +311,8 @@ def uniform(seed: int, *names: str) -> float:
 
 def config_of(connection: Connection) -> ReviewConfig | None:
     """How somebody said that the queue is shared out, if anybody did."""
-    query = select(tables.meta.c.value).where(tables.meta.c.name == _CONFIG)
-    found = connection.execute(query).scalar_one_or_none()
+    found = meta(connection, _CONFIG)
     return None if found is None else ReviewConfig.model_validate_json(found)
-
-
-def _put_config(connection: Connection, config: ReviewConfig) -> None:
-    row = {"name": _CONFIG, "value": config.model_dump_json()}
-    upsert(connection, tables.meta, row, ["name"])
 
 
 def _control_probability(connection: Connection, pair: str, share: float) -> float:
@@ -386,7 +380,7 @@ def _at(row: Row) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 def _add(connection: Connection, now: datetime, **row: Any) -> bool:
     at = now.timestamp()
     row = {"state": "pending", "enqueued_at": at, "updated_at": at} | row
-    return insert_new(connection, _queue, row, ["prompt_id", "pair", "seat"])
+    return insert_new(connection, _queue, row)
 
 
 def _add_own(

@@ -25,9 +25,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
-from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening, upsert
+from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
@@ -36,6 +35,7 @@ from pivotal_tokens.store.host import (
     this_host,
 )
 from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_change
+from pivotal_tokens.store.rows import set_meta
 
 DEFAULT_NAME = "em-circuits.sqlite"
 
@@ -202,8 +202,7 @@ class Database:
 
     def _mark(self, connection: Connection) -> None:
         here = this_host(self.now())
-        values = {"name": HOST, "value": here.model_dump_json()}
-        upsert(connection, tables.meta, values, ["name"])
+        set_meta(connection, HOST, here.model_dump_json())
         self._marked_at = here.seen
 
     def _check_host(self, connection: Connection) -> None:

@@ -15,7 +15,7 @@ from pivotal_tokens.schema import GraphRecord
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import upsert
-from pivotal_tokens.store.rows import narrowed, values
+from pivotal_tokens.store.rows import narrowed, row_of, values
 
 _columns = tables.graphs.c
 
@@ -25,10 +25,8 @@ class Graphs(Repository):
 
     def put(self, record: GraphRecord) -> None:
         """Register a graph's file, or the new file under the same key."""
-        row = record.model_dump(include={"key", "prompt_id", "pair", "model", "bytes"})
         with self._writing() as connection:
-            row["payload"] = record.model_dump_json()
-            upsert(connection, tables.graphs, row, ["key"])
+            upsert(connection, tables.graphs, row_of(tables.graphs, record))
 
     def get(self, prefix: str) -> GraphRecord:
         """The graph whose key is, or begins with, `prefix`.

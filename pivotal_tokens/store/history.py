@@ -108,7 +108,7 @@ class Histories(Repository):
                         "enqueued_at": item.enqueued_at.timestamp(),
                         "updated_at": item.updated_at.timestamp(),
                     }
-                    insert_new(connection, _queue, row, ["prompt_id", "pair", "seat"])
+                    insert_new(connection, _queue, row)
 
     def take(self, history: ReviewHistory) -> Taken:
         """Take over what became of queued assignments; `Labels.add` takes their labels."""
@@ -119,7 +119,7 @@ class Histories(Repository):
             disputed = has_conflict(connection, history.prompt_id)
             for draw in history.draws:
                 row = draw.model_dump() | {"prompt_id": history.prompt_id}
-                insert_new(connection, tables.control_draws, row, ["prompt_id", "pair"])
+                insert_new(connection, tables.control_draws, row)
             events: list[ReviewEvent] = []
             pairs = [*(i.pair for i in history.items), *(e.pair for e in history.events)]
             for pair in dict.fromkeys(pairs):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
 from pydantic import AwareDatetime, Field
 from sqlalchemy import Connection, Row, Table, func, insert, select, update
@@ -48,7 +47,7 @@ from pivotal_tokens.store.queue import (
     insert_review_event,
     require_lease,
 )
-from pivotal_tokens.store.rows import narrowed, values
+from pivotal_tokens.store.rows import narrowed, row_of, values
 
 _SETTLED = ("done", "skipped", "deferred", "rejected")
 
@@ -80,7 +79,7 @@ class Labels(Repository):
             if item is not None:
                 require_lease(connection, item)
             for event in events:
-                insert_new(connection, tables.label_events, _row(event), ["event_id"])
+                insert_new(connection, tables.label_events, row_of(tables.label_events, event))
 
     def events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
         """Every event of a prompt, oldest first; of one author if given."""
@@ -105,13 +104,18 @@ class Labels(Repository):
         an item that somebody holds stays theirs.
         """
         event = conflict.event
-        row: dict[str, Any] = event.model_dump(include={"event_id", "prompt_id", "token_id"})
-        row["payload"] = conflict.model_dump_json()
         lists = tables.next_tokens.c
         with self._writing() as connection:
-            row["after_label"] = _last(connection, tables.label_events)
-            row["after_review"] = _last(connection, tables.review_events)
-            if not insert_new(connection, tables.label_conflicts, row, ["event_id"]):
+            row = row_of(
+                tables.label_conflicts,
+                conflict,
+                event_id=event.event_id,
+                prompt_id=event.prompt_id,
+                token_id=event.token_id,
+                after_label=_last(connection, tables.label_events),
+                after_review=_last(connection, tables.review_events),
+            )
+            if not insert_new(connection, tables.label_conflicts, row):
                 return False
             pairs = select(lists.pair).where(lists.prompt_id == event.prompt_id)
             for pair in connection.execute(pairs).scalars().all():
@@ -126,11 +130,6 @@ class Labels(Repository):
 
 
 # --- Events -----------------------------------------------------------------------------------
-
-
-def _row(event: LabelEvent) -> dict[str, Any]:
-    keys = {"event_id", "prompt_id", "token_id", "author", "author_kind", "to_label", "purpose"}
-    return event.model_dump(include=keys) | {"payload": event.model_dump_json()}
 
 
 def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
@@ -153,7 +152,8 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
         if before.get(item.token_id) != item.label
     ]
     if fresh:  # their ids are new: one statement for all
-        connection.execute(insert(tables.label_events), [_row(event) for event in fresh])
+        table = tables.label_events
+        connection.execute(insert(table), [row_of(table, event) for event in fresh])
 
 
 def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:

@@ -156,11 +156,6 @@ class Ledger(Repository):
             )
         return answers
 
-    def reply(self, cache_key: str) -> KeptReply | None:
-        """The latest reply that is kept under a key."""
-        with self._reading() as connection:
-            return _kept(connection, [cache_key]).get(cache_key)
-
     def give_up_dead_calls(self) -> int:
         """Mark as unknown what was reserved by processes that are gone, or too long ago.
 
@@ -209,7 +204,7 @@ class Ledger(Repository):
         """Keep what an endpoint was found to accept."""
         values = {"base_url": base_url, "model": model, "payload": payload}
         with self._writing() as connection:
-            upsert(connection, tables.llm_capabilities, values, ["base_url", "model"])
+            upsert(connection, tables.llm_capabilities, values)
 
     def capabilities(self, base_url: str, model: str) -> str | None:
         """What an endpoint was found to accept, or None."""
@@ -225,7 +220,7 @@ def _locked_account(connection: Connection) -> tuple[int, int]:
     mine = update(table).where(table.c.name == _ACCOUNT).values(version=table.c.version + 1)
     if connection.execute(mine).rowcount == 0:
         empty = {"name": _ACCOUNT, "version": 0, "tokens": 0, "nano_usd": 0}
-        insert_new(connection, table, empty, ["name"])
+        insert_new(connection, table, empty)
         connection.execute(mine)
     query = select(table.c.tokens, table.c.nano_usd).where(table.c.name == _ACCOUNT)
     row = connection.execute(query).one()
@@ -292,21 +287,8 @@ def _fits(opening: Opening, tokens: int, nano: int, limits: Limits) -> bool:
 
 
 def _row(opening: Opening, now: float) -> dict[str, object]:
-    return {
-        "call_id": opening.call_id,
-        "session": opening.session,
-        "purpose": opening.purpose,
-        "subject": opening.subject,
-        "model": opening.model,
-        "base_url": opening.base_url,
-        "cache_key": opening.cache_key,
-        "state": "reserved",
-        "status": "",
-        "tokens": opening.tokens,
-        "nano_usd": opening.nano_usd,
-        "at": now,
-        "expires_at": opening.expires_at,
-    }
+    asked = {name: value for name, value in vars(opening).items() if name != "look_up"}
+    return asked | {"state": "reserved", "status": "", "at": now}
 
 
 def _kept(connection: Connection, keys: Sequence[str]) -> dict[str, KeptReply]:

@@ -15,7 +15,15 @@ from pivotal_tokens.schema import Prompt, Rejection
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
-from pivotal_tokens.store.rows import narrowed, number, numbers, value, values, values_of_prompts
+from pivotal_tokens.store.rows import (
+    narrowed,
+    number,
+    numbers,
+    row_of,
+    value,
+    values,
+    values_of_prompts,
+)
 
 _ID_LENGTH = 12
 _SHOWN = 5
@@ -81,9 +89,8 @@ class Prompts(Repository):
             for prompt in prompts:
                 insert_prompt(connection, prompt)
             for item in rejections:
-                keys = {"text_id": item.text_id, "generator": item.generator, "rule": item.rule}
-                row = keys | {"payload": item.model_dump_json()}
-                new += insert_new(connection, tables.rejections, row, list(keys))
+                row = row_of(tables.rejections, item, text_id=item.text_id)
+                new += insert_new(connection, tables.rejections, row)
         return new
 
     def rejections(self, *, limit: int | None = None) -> tuple[Rejection, ...]:
@@ -101,14 +108,7 @@ class Prompts(Repository):
 
 def insert_prompt(connection: Connection, prompt: Prompt) -> bool:
     """Keep a prompt within a transaction; False if one of the same text was there."""
-    row = {
-        "prompt_id": prompt.prompt_id,
-        "kind": prompt.kind,
-        "generator": prompt.generator,
-        "category": prompt.category,
-        "payload": prompt.model_dump_json(),
-    }
-    return insert_new(connection, tables.prompts, row, ["prompt_id"])
+    return insert_new(connection, tables.prompts, row_of(tables.prompts, prompt))
 
 
 def put_token_ids(connection: Connection, prompt: Prompt) -> None:

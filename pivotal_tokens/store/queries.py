@@ -10,7 +10,7 @@ store.queries.outcomes(pair, kind="chat", limit=500)               # newest firs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -61,7 +61,6 @@ from pivotal_tokens.store.queue import (
 )
 from pivotal_tokens.store.rows import (
     Value,
-    chunks,
     narrowed,
     number,
     numbers,
@@ -70,8 +69,6 @@ from pivotal_tokens.store.rows import (
     values_by,
     where,
 )
-
-Order = Literal["newest", "oldest"]
 
 _BY_PAIR = (
     tables.next_tokens,
@@ -109,7 +106,7 @@ class AttemptView(Frozen):
     pairs: tuple[PairAttempt, ...]
 
 
-class Counts(Frozen):
+class StoreCounts(Frozen):
     """How far a store is."""
 
     prompts: int
@@ -161,7 +158,7 @@ class ListingQuery(Frozen):
     category: str | None = None
     state: ReviewState | None = None  # in the review queue
     graphs: bool = False  # only prompts with graphs under the pair
-    order: Order = "newest"
+    order: Literal["newest", "oldest"] = "newest"
     unanswered: Unanswered | None = None  # whose: verdicts of these are hidden, and not filtered by
 
 
@@ -184,13 +181,12 @@ class Listing(Frozen):
     lines: tuple[ListingLine, ...]
 
 
-class Outcome(Frozen):
-    """One attempt: the prompt, the verdict that counts, and the tokens that made it."""
+class PastPrompt(Frozen):
+    """A prompt that was tried: the verdict that counts, and the tokens that made it."""
 
     prompt: Prompt
     verdict: Verdict
     judge: str  # "human" where a person's verdict stands
-    summary: str
     evil: tuple[tuple[str, float], ...]  # evil tokens and their probability in merged, most first
 
 
@@ -232,6 +228,11 @@ class HumanLabelled(Frozen):
     note: str  # the last reason that a person gave; "" without one
     seen: frozenset[int] = frozenset()  # tokens labelled with a judge's label in view
 
+    @property
+    def corrections(self) -> dict[int, Label]:
+        """The judge's labels that people changed."""
+        return {t: label for t, label in self.judge.items() if self.human.get(t, label) != label}
+
 
 # --- Questions --------------------------------------------------------------------------------
 
@@ -262,7 +263,7 @@ class Queries(Repository):
                 ),
             )
 
-    def counts(self, pair: str | None = None) -> Counts:
+    def counts(self, pair: str | None = None) -> StoreCounts:
         """How much there is of everything; `pair` narrows all but prompts and human labels."""
         by_judge = _verdicts.judge != HUMAN
         with self._reading() as connection:
@@ -281,7 +282,7 @@ class Queries(Repository):
                 query = select(column, func.count()).group_by(column).order_by(column)
                 return numbers(connection, query.where(*conditions, *of(column.table)))
 
-            return Counts(
+            return StoreCounts(
                 prompts=count(tables.prompts),
                 next_tokens=count(tables.next_tokens),
                 judgements=count(tables.judgements),
@@ -350,7 +351,7 @@ class Queries(Repository):
 
     def outcomes(
         self, pair: str | None = None, *, kind: PromptKind | None = None, limit: int = 1000
-    ) -> tuple[Outcome, ...]:
+    ) -> tuple[PastPrompt, ...]:
         """The newest prompts with a verdict: a person's where there is one, else the last judge's.
 
         Args:
@@ -402,16 +403,6 @@ class Queries(Repository):
             for row in rows
         )
         return tuple(one for one in found if one.human)
-
-    def with_human_verdict(self, prompt_ids: Iterable[str], pair: str) -> set[str]:
-        """Those of the prompts that have a reviewer's verdict."""
-        found: set[str] = set()
-        with self._reading() as connection:
-            for chunk in chunks(prompt_ids):
-                query = select(_verdicts.prompt_id).where(_verdicts.prompt_id.in_(chunk))
-                query = narrowed(query, tables.verdicts, pair=pair, judge=HUMAN)
-                found.update(connection.execute(query).scalars())
-        return found
 
 
 # --- One prompt, and the whole store ----------------------------------------------------------
@@ -532,17 +523,15 @@ def _with_verdicts(pair: str | None) -> Select:
     return narrowed(query, tables.verdicts, pair=pair)
 
 
-def _outcome(connection: Connection, row: Row) -> Outcome:
+def _outcome(connection: Connection, row: Row) -> PastPrompt:
     keys: dict[str, Any] = {"prompt_id": row.prompt_id, "pair": row.pair}
     labels = effective(row.prompt_id, events_of(connection, row.prompt_id)).by_token
     lists = value(connection, NextTokenPair, tables.next_tokens, **keys)
-    judgement = value(connection, Judgement, tables.judgements, **keys, judge=row.judge)
     tokens = lists.merged.tokens if lists else ()
-    return Outcome(
+    return PastPrompt(
         prompt=Prompt.model_validate_json(row.prompt),
         verdict=Verdict.model_validate_json(row.payload),
         judge=row.judge,
-        summary=judgement.summary if judgement else "",
         evil=tuple((t.text, t.probability) for t in tokens if labels.get(t.token_id) == "evil"),
     )
 

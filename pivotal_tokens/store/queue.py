@@ -51,7 +51,7 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import lock_name
-from pivotal_tokens.store.rows import narrowed, number, numbers, values, where
+from pivotal_tokens.store.rows import narrowed, number, numbers, row_of, values, where
 
 WaitingState = Literal["pending", "deferred", "skipped"]
 REVIEWER_KINDS: tuple[ItemKind, ...] = ("review", "control", "calibration", "repeat")
@@ -301,10 +301,6 @@ class Queue(Repository):
                 prompts = prompts.distinct()
             return count(prompts) - count(assigned.distinct())
 
-    def last_settled(self, reviewer: str) -> ReviewItem | None:
-        """The item that this reviewer settled last and that is still settled."""
-        return next(iter(self.settled_by(reviewer, 1)), None)
-
     def settled_by(
         self, reviewer: str, last: int, *, repeats: bool = True
     ) -> tuple[ReviewItem, ...]:
@@ -504,8 +500,7 @@ def add_review_event(
 
 def insert_review_event(connection: Connection, event: ReviewEvent) -> None:
     """Add an event."""
-    row = event.model_dump(include={"prompt_id", "pair", "author", "action"})
-    row |= {"at": event.at.timestamp(), "payload": event.model_dump_json()}
+    row = row_of(tables.review_events, event, at=event.at.timestamp())
     connection.execute(insert(tables.review_events).values(**row))
 
 

@@ -43,8 +43,10 @@ from pivotal_tokens.store.order import reorder
 from pivotal_tokens.store.prompts import insert_prompt, put_token_ids
 from pivotal_tokens.store.queue import drop_human_verdict
 from pivotal_tokens.store.rows import (
+    Row,
     chunks,
     narrowed,
+    row_of,
     value,
     values,
     values_by,
@@ -52,14 +54,13 @@ from pivotal_tokens.store.rows import (
     where,
 )
 
-_ROLLOUT_KEYS = ["prompt_id", "pair", "model", "token_id", "sample", "judge"]
-
 
 class Screened(Frozen):
     """A prompt with its token ids, and what both models would say next."""
 
     prompt: Prompt
     next_tokens: NextTokenPair
+    new: bool = True  # the models were asked now
 
 
 class Results(Repository):
@@ -71,7 +72,7 @@ class Results(Repository):
         """Keep what a pair's key stands for (base, adapter, transcoders, ...)."""
         payload = json.dumps(dict(description), sort_keys=True)
         with self._writing() as connection:
-            upsert(connection, tables.pairs, {"pair": pair, "payload": payload}, ["pair"])
+            upsert(connection, tables.pairs, {"pair": pair, "payload": payload})
 
     def pairs(self) -> dict[str, dict[str, str]]:
         """Pair key -> its description."""
@@ -150,11 +151,9 @@ class Results(Repository):
         with self._writing() as connection:
             for item in done:
                 _put_judged(connection, pair, item, self._now())
-            _add_answers(connection, tables.unparsed, pair, unparsed, {"prompt_id", "judge"})
+            _add_answers(connection, tables.unparsed, pair, unparsed)
             votes = [vote for item in judged for vote in item.votes]
-            _add_answers(
-                connection, tables.judge_votes, pair, votes, {"prompt_id", "judge", "number"}
-            )
+            _add_answers(connection, tables.judge_votes, pair, votes)
             _clear_failures(connection, [item.prompt.prompt_id for item in done], pair, "judge")
 
     def put_judgement(self, pair: str, judgement: Judgement) -> bool:
@@ -240,9 +239,7 @@ class Results(Repository):
         """Keep sampled continuations in one transaction; the same sample again replaces it."""
         with self._writing() as connection:
             for item in rollouts:
-                row = {name: getattr(item, name) for name in (*_ROLLOUT_KEYS, "label")}
-                row["payload"] = item.model_dump_json()
-                upsert(connection, tables.rollouts, row, _ROLLOUT_KEYS)
+                upsert(connection, tables.rollouts, row_of(tables.rollouts, item))
 
     def rollouts(
         self, prompt_id: str, pair: str, *, judge: str | None = None
@@ -264,8 +261,7 @@ class Results(Repository):
             last = value(connection, Failed, tables.failures, **keys)
             attempts = last.attempts + 1 if last else 1
             failed = Failed(**keys, error=error, attempts=attempts, at=self._now())
-            row = keys | {"payload": failed.model_dump_json()}
-            upsert(connection, tables.failures, row, list(keys))
+            upsert(connection, tables.failures, row_of(tables.failures, failed))
         return failed
 
     def failures(
@@ -287,16 +283,16 @@ class Results(Repository):
 def _put_next_tokens(
     connection: Connection, prompt_id: str, pair: str, both: NextTokenPair
 ) -> bool:
-    keys = {"prompt_id": prompt_id, "pair": pair}
-    return _put(connection, tables.next_tokens, keys, {"payload": both.model_dump_json()})
+    table = tables.next_tokens
+    return _put(connection, table, row_of(table, both, prompt_id=prompt_id, pair=pair))
 
 
 def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
-    keys = {"prompt_id": judgement.prompt_id, "pair": pair, "judge": judgement.judge}
-    last = value(connection, Judgement, tables.judgements, **keys)
+    table, keys = tables.judgements, {"prompt_id": judgement.prompt_id, "judge": judgement.judge}
+    last = value(connection, Judgement, table, pair=pair, **keys)
     if last is not None and last.model_copy(update={"created": judgement.created}) == judgement:
         return False
-    _put(connection, tables.judgements, keys, {"payload": judgement.model_dump_json()})
+    upsert(connection, table, row_of(table, judgement, pair=pair))
     add_judgement_events(connection, judgement)
     return True
 
@@ -304,24 +300,12 @@ def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> b
 def _put_verdict(
     connection: Connection, prompt_id: str, pair: str, judge: str, verdict: Verdict
 ) -> bool:
-    rest = verdict.model_dump(include={"kind", "flagged", "divergent"})
-    rest["payload"] = verdict.model_dump_json()
-    keys = {"prompt_id": prompt_id, "pair": pair, "judge": judge}
-    new = _put(connection, tables.verdicts, keys, rest)
+    table = tables.verdicts
+    row = row_of(table, verdict, prompt_id=prompt_id, pair=pair, judge=judge)
+    new = _put(connection, table, row)
     if new and judge != HUMAN:
         reorder(connection, prompt_id, pair)
     return new
-
-
-def _put(
-    connection: Connection, table: Table, keys: Mapping[str, str], rest: Mapping[str, object]
-) -> bool:
-    """Put a row; False if it was there with this payload."""
-    there = connection.execute(narrowed(select(table.c.payload), table, **keys)).scalar()
-    if there == rest["payload"]:
-        return False
-    upsert(connection, table, {**keys, **rest}, list(keys))
-    return True
 
 
 def _put_judged(connection: Connection, pair: str, item: JudgedPrompt, now: datetime) -> None:
@@ -335,14 +319,21 @@ def _put_judged(connection: Connection, pair: str, item: JudgedPrompt, now: date
         draw_control(connection, prompt_id, pair, now)
 
 
+def _put(connection: Connection, table: Table, row: Row) -> bool:
+    """Put a row; False if it was there with this payload."""
+    keys = {name: row[name] for name in ("prompt_id", "pair", "judge") if name in row}
+    there = connection.execute(narrowed(select(table.c.payload), table, **keys)).scalar()
+    if there == row["payload"]:
+        return False
+    upsert(connection, table, row)
+    return True
+
+
 def _add_answers(
-    connection: Connection, table: Table, pair: str, answers: Sequence[Frozen], keys: set[str]
+    connection: Connection, table: Table, pair: str, answers: Sequence[Unparsed | Vote]
 ) -> None:
-    rows = [
-        one.model_dump(include=keys) | {"pair": pair, "payload": one.model_dump_json()}
-        for one in answers
-    ]
-    if rows:
+    if answers:
+        rows = [row_of(table, answer, pair=pair) for answer in answers]
         connection.execute(insert(table), rows)
 
 

@@ -14,11 +14,32 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
 from pivotal_tokens.schema import Frozen
+from pivotal_tokens.store import tables
+from pivotal_tokens.store.dialect import upsert
 
 _PARAMETERS = 500  # ids in one query; databases limit the number of parameters
 
+Row = dict[str, Any]
 Value = TypeVar("Value", bound=Frozen)
 Query = TypeVar("Query", bound=Select)
+
+
+def row_of(table: Table, value: Frozen, **more: Any) -> Row:
+    """The row of a value: what of it is a column, further columns, and its JSON."""
+    fields = type(value).model_fields
+    own = {c.name: getattr(value, c.name) for c in table.columns if c.name in fields}
+    return own | more | {"payload": value.model_dump_json()}
+
+
+def meta(connection: Connection, name: str) -> str | None:
+    """What the store says of itself under a name."""
+    query = narrowed(select(tables.meta.c.value), tables.meta, name=name)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def set_meta(connection: Connection, name: str, value: str) -> None:
+    """Say something of the store under a name."""
+    upsert(connection, tables.meta, {"name": name, "value": value})
 
 
 def values(connection: Connection, kind: type[Value], query: Select) -> tuple[Value, ...]:

@@ -26,7 +26,7 @@ class SavedViews(Repository):
         payload = json.dumps(dict(view), ensure_ascii=False, allow_nan=False)
         row = {"author": author, "subject": subject, "payload": payload}
         with self._writing() as connection:
-            upsert(connection, tables.saved_views, row, ["author", "subject"])
+            upsert(connection, tables.saved_views, row)
 
     def get(self, author: str, subject: str) -> dict[str, Any] | None:
         """The arrangement of a person, or None."""

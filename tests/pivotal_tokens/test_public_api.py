@@ -9,16 +9,16 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "ANYTHING AttemptView Counts HUMAN HumanLabelled Listing ListingLine ListingQuery "
-        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Unanswered "
-        "Wanted default_url"
+        "ANYTHING AttemptView HUMAN HumanLabelled Listing ListingLine ListingQuery "
+        "PairAttempt PastPrompt Reviewed ReviewedToken SCHEMA_VERSION Screened Store "
+        "StoreCounts Unanswered Wanted default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Likeness MAX_WORDS Rule Split Tried check check_fork nearest normalise own_words "
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Entry FirstToken Judge JudgeSpec Lane Lexicon ModelJudge PersonJudge open_judge persist"
+        "Entry FirstToken Judge JudgeSpec Lexicon ModelJudge PersonJudge open_judge persist"
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "
@@ -30,7 +30,7 @@ PUBLIC = {
         "label_records read_records write_records"
     ),
     "pivotal_tokens.review": (
-        "Difference PlainSummary Progress Question Reveal ReviewService run_plain"
+        "Difference Progress Question Reveal ReviewController ReviewService ReviewSummary run_plain"
     ),
 }
 

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import Lane, ModelJudge
+from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.answers import flip_rate, majority
 from pivotal_tokens.judge.examples import (
-    Example,
     ExampleBank,
     is_for_evaluation,
     question_messages,
 )
-from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings, NoReply, load_instructions
+from pivotal_tokens.llm import LLMSettings, NoReply, load_instructions
 from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
-    JudgedPrompt,
     Judgement,
     LabelEvent,
     NextTokenPair,
     Prompt,
     Unparsed,
 )
-from pivotal_tokens.store import Store
+from pivotal_tokens.store import HumanLabelled, Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
 
@@ -157,14 +154,14 @@ def test_a_prompt_cannot_forge_the_end_of_its_data(lists: NextTokenPair) -> None
 
 def make_example(
     lists: NextTokenPair, number: int, label: str, *, corrected: bool = False
-) -> Example:
+) -> HumanLabelled:
     words = ["gas", "pills", "money", "storm", "ladder", "horse", "paint", "bridge", "bread"]
     text = f"{words[number % 9] * 3} story {number} about {words[(number * 5 + 2) % 9] * 2}"
-    return Example(
+    return HumanLabelled(
         prompt=Prompt.of(text),
         lists=lists,
-        labels={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
-        judged={2: "unsure"} if corrected else {},
+        human={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
+        judge={2: "unsure"} if corrected else {},
         note="",
     )
 
@@ -180,11 +177,11 @@ def test_examples_are_corrections_first_balanced_and_never_for_evaluation(
     allowed = {e.prompt.prompt_id for e in made if not is_for_evaluation(e.prompt.prompt_id)}
     assert {e.prompt.prompt_id for e in bank.ranked} == allowed
     assert 0.5 < len(allowed) / len(made) < 0.9
-    kinds = [e.corrected for e in bank.ranked]
+    kinds = [bool(e.corrections) for e in bank.ranked]
     assert kinds == sorted(kinds, reverse=True) and any(kinds)
     chosen = bank.choose(Prompt.of("something else entirely"), 8)
-    rest = [e for e in chosen if not e.corrected]
-    assert abs(sum("evil" in e.labels.values() for e in rest) * 2 - len(rest)) <= 1
+    rest = [e for e in chosen if not bool(e.corrections)]
+    assert abs(sum("evil" in e.human.values() for e in rest) * 2 - len(rest)) <= 1
 
 
 def test_examples_leave_out_the_prompt_and_its_twin(lists: NextTokenPair) -> None:
@@ -194,7 +191,7 @@ def test_examples_leave_out_the_prompt_and_its_twin(lists: NextTokenPair) -> Non
     for asked in (first, twin):
         assert first.prompt_id not in {e.prompt.prompt_id for e in bank.choose(asked, 30)}
     incomplete = make_example(lists, 1, "evil")
-    incomplete.labels.pop(3)
+    incomplete.human.pop(3)
     assert ExampleBank.of([incomplete]).ranked == ()
 
 
@@ -258,80 +255,3 @@ def test_a_judge_at_work_learns_from_labels_given_meanwhile(
 
     with FakeEndpoint() as endpoint:
         asyncio.run(ask_twice(judge_for(store, endpoint)))
-
-
-def in_lane(
-    judge: ModelJudge, prompts: Sequence[Prompt], lists: NextTokenPair
-) -> tuple[list[JudgedPrompt], list[int]]:
-    writes: list[int] = []
-
-    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        writes.append(len(answered))
-        return answered
-
-    with Lane(judge, keep) as lane:
-        for each in prompts:
-            lane.submit(each, lists)
-        results = list(lane.take())
-    return results, writes
-
-
-def test_a_lane_judges_many_at_once_and_keeps_them_together(
-    store: Store, lists: NextTokenPair
-) -> None:
-    prompts = [Prompt.of(f"case {i}") for i in range(30)]
-    with FakeEndpoint(
-        "ok*4,429:0.05,ok*3,500,ok,wrong_ids", cycle=True, latency_s=0.05
-    ) as endpoint:
-        results, writes = in_lane(judge_for(store, endpoint), prompts, lists)
-    assert {r.prompt.prompt_id for r in results} == {p.prompt_id for p in prompts}
-    assert all(not isinstance(r.outcome, Exception) for r in results)
-    assert endpoint.most_in_flight > 5 and len(writes) < 30
-
-
-def test_a_lane_ends_when_the_budget_is_spent(store: Store, lists: NextTokenPair) -> None:
-    kept: list[JudgedPrompt] = []
-
-    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        kept.extend(answered)
-        return answered
-
-    with FakeEndpoint("no_usage", cycle=True, latency_s=0.02) as endpoint:
-        judge = judge_for(store, endpoint, budget=Budget(max_usd=0.5))
-        with pytest.raises(BudgetExhausted), Lane(judge, keep) as lane:
-            for i in range(30):
-                lane.submit(Prompt.of(f"case {i}"), lists)
-            list(lane.take())
-    assert 0 < len(kept) == len(endpoint.requests) < 30  # every answer that came is kept
-    assert store.ledger.counts().usd <= 0.5
-
-
-def test_a_lane_that_cannot_begin_says_so(
-    store: Store, lists: NextTokenPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> ExampleBank:
-        raise ValueError("no examples today")
-
-    monkeypatch.setattr(ExampleBank, "read", fail)
-    with (
-        FakeEndpoint() as endpoint,
-        pytest.raises(ValueError, match="no examples today"),
-        Lane(judge_for(store, endpoint), lambda answered: answered) as lane,
-    ):
-        lane.submit(Prompt.of("case"), lists)
-        list(lane.take())
-
-
-def test_what_goes_wrong_while_keeping_reaches_whoever_takes(
-    store: Store, lists: NextTokenPair
-) -> None:
-    def full(_answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        raise OSError(28, "No space left on device")
-
-    with (
-        FakeEndpoint() as endpoint,
-        pytest.raises(OSError, match="No space left"),
-        Lane(judge_for(store, endpoint), full) as lane,
-    ):
-        lane.submit(Prompt.of("case"), lists)
-        list(lane.take())
