@@ -1,4 +1,4 @@
-"""How good is each judge, measured against people?
+"""Judges measured against people: agreement, precision and recall, flips, cost.
 
 Tokens that both labelled are compared. People see what a judge flagged, and of the rest a random
 few, the controls: a prompt that came up with probability s counts 1 / s, so that recall is

@@ -147,10 +147,10 @@ class LLMClient:
             purpose: What for ("judge", "generate", ...); charges are counted by it.
             subject: On whose behalf within that, a judge's id say; counted too.
             salt: Tells apart questions that are otherwise the same, as votes are.
-            fresh: Ask anew even where a reply is kept, which turned out to be of no use.
+            fresh: Ask anew even where a reply is stored, which turned out to be of no use.
 
         Returns:
-            What came of it; see `outcomes`.
+            What came of it; see `replies`.
 
         Raises:
             BudgetExhausted: If its worst case does not fit into the budget.
@@ -162,7 +162,7 @@ class LLMClient:
         return await self._answer(question, look_up=not fresh)
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something else with the store on the thread that keeps the ledger.
+        """Do something else with the store on the thread that writes the ledger.
 
         Two threads that write would wait for each other's locks.
         """
@@ -175,7 +175,7 @@ class LLMClient:
     def _content(
         self, messages: Sequence[Message], schema: type[BaseModel] | None, salt: str | None
     ) -> tuple[str, dict[str, Any] | None]:
-        """The key under which a reply is kept, and the JSON schema asked for."""
+        """The key under which a reply is stored, and the JSON schema asked for."""
         form = self._form(schema)
         content = {
             "url": self.settings.url,
