@@ -73,10 +73,9 @@ def _note(item: PastPrompt) -> Note:
         case "rejected":
             said = "rejected"
         case "correction":
-            texts = item.lists.merged.by_id
             shown = [
-                f"'{texts[token].text.strip()}' is {item.human[token]}, not {judge}"
-                for token, judge in list(item.corrections.items())[:_SHOWN]
+                f"'{text.strip()}' is {human}, not {judge}"
+                for text, human, judge in item.corrections[:_SHOWN]
             ]
             said = f"{len(item.corrections)} corrected: {', '.join(shown)}"
         case _:

@@ -142,7 +142,7 @@ def _differ(one: Prompt, other: Prompt) -> bool:
 
 def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
-    return not example.corrections, not example.note, example.prompt.prompt_id
+    return not example.corrections, not example.reasons, example.prompt.prompt_id
 
 
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
@@ -165,8 +165,8 @@ def _shown(example: LabelledPrompt) -> dict[str, object]:
     tokens: list[dict[str, object]] = []
     for token_id, label in example.human.items():
         entry: dict[str, object] = {"text": texts[token_id].text, "label": label}
-        if token_id in example.corrections:
-            entry["a_judge_had_said"] = example.corrections[token_id]
+        if example.judged.get(token_id, label) != label:
+            entry["a_judge_had_said"] = example.judged[token_id]
         tokens.append(entry)
     shown: dict[str, object] = {"prompt": example.prompt.text, "tokens": tokens}
-    return shown | ({"explanation": example.note} if example.note else {})
+    return shown | ({"explanation": example.reasons[-1]} if example.reasons else {})

@@ -191,9 +191,9 @@ class LabelledPrompt(Frozen):
     lists: NextTokenPair
     human: dict[int, Label]  # of the tokens of both lists
     judged: dict[int, Label]
-    seen: frozenset[int] = frozenset()  # tokens that people labelled with a judge's label in view
-    reasons: tuple[str, ...] = ()  # that people gave for labels, oldest first
-    remarks: tuple[str, ...] = ()  # that they wrote about the prompt
+    seen: frozenset[int]  # tokens that people labelled with a judge's label in view
+    reasons: tuple[str, ...]  # that people gave for labels, oldest first
+    remarks: tuple[str, ...]  # that they wrote about the prompt
 
     @property
     def evil(self) -> tuple[str, ...]:
@@ -203,15 +203,14 @@ class LabelledPrompt(Frozen):
         return tuple(token.text for token in tokens if labels.get(token.token_id) == "evil")
 
     @property
-    def corrections(self) -> dict[int, Label]:
-        """The judge's labels that people changed, by token; most probable in merged first."""
-        judged = ((t.token_id, self.judged.get(t.token_id)) for t in self.lists.merged.tokens)
-        return {t: label for t, label in judged if label and self.human.get(t, label) != label}
-
-    @property
-    def note(self) -> str:
-        """The last reason that a person gave; "" without one."""
-        return self.reasons[-1] if self.reasons else ""
+    def corrections(self) -> tuple[tuple[str, Label, Label], ...]:
+        """Tokens on which the two differ: (text, person's label, judge's), most probable first."""
+        return tuple(
+            (token.text, self.human[token.token_id], self.judged[token.token_id])
+            for token in self.lists.merged.tokens
+            if token.token_id in self.human.keys() & self.judged.keys()
+            and self.human[token.token_id] != self.judged[token.token_id]
+        )
 
     @property
     def explanation(self) -> str:

@@ -163,6 +163,9 @@ def make_example(
         lists=lists,
         human={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
         judged={2: "unsure"} if corrected else {},
+        seen=frozenset(),
+        reasons=(),
+        remarks=(),
     )
 
 
