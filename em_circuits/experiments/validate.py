@@ -22,7 +22,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
-from em_circuits.influence import Method, influence, probabilities
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import PromptState, Regime, compare, live_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
@@ -105,7 +105,7 @@ def method_scores(graph: AttributionGraph, contrast: Contrast) -> dict[str, Tens
     for by in methods:
         table = stored_scores(graph, by).contrasted(contrast).take(graph.selected)
         scores[str(by)] = torch.from_numpy(table["contrast"]).float()
-    unsigned = influence(graph, probabilities(graph), Method.ABSOLUTE)
+    unsigned = influence(graph, Targets.probabilities(graph), Method.ABSOLUTE)
     scores[str(Method.ABSOLUTE)] = unsigned.values[0, graph.layout.features].float()
     return scores
 

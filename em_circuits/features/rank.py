@@ -18,7 +18,7 @@ import torch
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.graphs.graph import AttributionGraph
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import CHOSEN, N_MEASURED, PromptState, live_scores
 from em_circuits.models import Model
 from em_circuits.scoring import TO_STEER, Scoring
@@ -49,7 +49,7 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
             )
         scores = graph.gradient
     elif by.from_graph:
-        values = influence(graph, one_per_logit(graph), Method(by)).values
+        values = influence(graph, Targets.each(graph), Method(by)).values
         scores = torch.full((len(graph.targets), len(graph.active)), torch.nan)
         scores[:, graph.selected] = values[:, graph.layout.features].float()
     else:
