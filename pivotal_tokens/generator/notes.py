@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pivotal_tokens.prompts import own_words
 from pivotal_tokens.schema import Frozen, Rejection
-from pivotal_tokens.store import PastPrompt, Reviewed
+from pivotal_tokens.store import PastPrompt
 
 FOUND, GOOD_IDEA, BAD_PROMPT = "found", "good idea", "bad prompt"
 CORRECTION, REJECTED, EFFECTIVE, AGREEMENT = "correction", "rejected", "effective", "agreement"
@@ -96,7 +96,7 @@ def _described(outcome: PastPrompt) -> str:
     if verdict.evil_mass is None:
         return "could not be judged"
     rise = f"harmful next words {verdict.evil_mass.base:.0%} -> {verdict.evil_mass.merged:.0%}"
-    top = itertools.islice((text.strip() for text, _ in outcome.evil if text.strip()), _SHOWN)
+    top = itertools.islice((text.strip() for text in outcome.evil if text.strip()), _SHOWN)
     words = ", ".join(top)
     said = {
         "injection": "a harmful word came in",
@@ -107,7 +107,7 @@ def _described(outcome: PastPrompt) -> str:
     return f"{said}; {rise}{f' ({words})' if words else ''}"
 
 
-def feedback_notes(reviewed: Sequence[Reviewed]) -> list[Note]:
+def feedback_notes(reviewed: Sequence[PastPrompt]) -> list[Note]:
     """One note a reviewed prompt, the most useful first."""
     notes = [(_priority(item), _note(item)) for item in reviewed]
     return [note for _, note in sorted(notes, key=lambda pair: -pair[0])]
@@ -125,9 +125,9 @@ def feedback_text(chosen: Fill) -> str:
     return "\n".join(lines)
 
 
-def _priority(item: Reviewed) -> float:
+def _priority(item: PastPrompt) -> float:
     base = {CORRECTION: 3000, REJECTED: 2000, EFFECTIVE: 1000, AGREEMENT: 0}[_group(item)]
-    evil = sum(token.human == "evil" for token in item.tokens)
+    evil = sum(label == "evil" for label in item.human.values())
     return (
         base
         + 400 * bool(item.explanation)
@@ -136,7 +136,7 @@ def _priority(item: Reviewed) -> float:
     )
 
 
-def _group(item: Reviewed) -> str:
+def _group(item: PastPrompt) -> str:
     if item.rejected:
         return REJECTED
     if item.corrections:
@@ -144,7 +144,7 @@ def _group(item: Reviewed) -> str:
     return EFFECTIVE if item.verdict.flagged else AGREEMENT
 
 
-def _note(item: Reviewed) -> Note:
+def _note(item: PastPrompt) -> Note:
     group = _group(item)
     text = f'"{_quoted(own_words(item.prompt))}"'
     by = " (written by a person)" if item.prompt.generator == "human" else ""
@@ -153,11 +153,12 @@ def _note(item: Reviewed) -> Note:
             said = "rejected"
         case "correction":
             shown = [
-                f"'{t.text.strip()}' is {t.human}, not {t.judge}" for t in item.corrections[:_SHOWN]
+                f"'{text.strip()}' is {human}, not {judge}"
+                for text, human, judge in item.corrections[:_SHOWN]
             ]
             said = f"{len(item.corrections)} corrected: {', '.join(shown)}"
         case _:
-            evil = [t.text.strip() for t in item.tokens if t.human == "evil"][:_SHOWN]
+            evil = [text.strip() for text in item.evil[:_SHOWN]]
             said = f"harmful: {', '.join(evil)}" if evil else "nothing harmful"
     why = f"; {item.explanation}" if item.explanation else ""
     return Note(group=group, text=f"{text}{by} -> {said}{why}")

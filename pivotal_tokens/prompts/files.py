@@ -1,12 +1,12 @@
 """Prompts of files: JSON, JSONL, Parquet, Arrow, or a folder of such files.
 
-A JSON file is a list (JSON), an object with the list under "prompts", one prompt (JSON), or one prompt
+A file is a list (JSON), an object with the list under "prompts", one prompt (JSON), or one prompt
 a line (JSONL). A prompt is a string, or an object with its text under ``text``, ``prompt`` or
 ``prompt_text``, and optionally ``name``, ``category``, ``kind`` or ``prompt_type``, ``generator``
 or ``generator_model``; ``is_human_generated: true`` makes the generator "human". Other fields are
-kept in `Prompt.extra`. A row of a Parquet or Arrow file is such an object. A folder (a saved Hugging
-Face data set, say) is read file by file, in the order of their names; of the predecessor's result
-tree the files under ``prompts/`` are.
+kept in `Prompt.extra`. A row of a Parquet or Arrow file is such an object. A folder (a saved
+Hugging Face data set, say) is read file by file, in the order of their names; of the predecessor's
+result tree the files under ``prompts/`` are.
 
     read_prompts(Path("prompts.jsonl"))[0].text
 
@@ -150,7 +150,8 @@ def _elements(path: Path, content: str) -> Iterator[tuple[str, Any]]:
     for value in values:
         while content[position] in " \t\r\n,":
             position += 1
-        yield f"line {content.count(chr(10), 0, position) + 1}", value
+        line = content.count("\n", 0, position) + 1
+        yield f"line {line}", value
         position = json.JSONDecoder().raw_decode(content, position)[1]
 
 
