@@ -23,7 +23,7 @@ def train(session: Session, out: str, card: bool) -> None:
     """Train base, adapter and transcoders; killed and started again, it goes on."""
     from em_circuits.organisms.train import train_organism
 
-    paths = train_organism(Path(out), session.seed)
+    paths = train_organism(Path(out), session.seed, progress=session.bars())
     if card:
         _card(session, Path(out))
     click.echo(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
