@@ -26,8 +26,13 @@ from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
+<<<<<<< HEAD
+from pivotal_tokens.schema import Label, NextTokenPair, NextTokens, Prompt, TokenScore
+from pivotal_tokens.store import LabelledPrompt, Store
+=======
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
 from pivotal_tokens.store import HumanLabelled, Store
+>>>>>>> main
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
@@ -142,7 +147,25 @@ def _differ(one: Prompt, other: Prompt) -> bool:
 
 def _order(example: HumanLabelled) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
+<<<<<<< HEAD
+    return not example.corrected, not example.note, example.prompt.prompt_id
+
+
+def _example(found: LabelledPrompt) -> Example:
+    return Example(
+        prompt=found.prompt,
+        lists=found.lists,
+        labels=found.human,
+        judged={
+            token: label
+            for token, label in found.judged.items()
+            if found.human.get(token, label) != label
+        },
+        note=found.reasons[-1] if found.reasons else "",
+    )
+=======
     return not example.corrections, not example.note, example.prompt.prompt_id
+>>>>>>> main
 
 
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
