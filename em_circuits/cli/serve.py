@@ -53,17 +53,17 @@ def serve(session: Session, reviewer: str | None, **options: Any) -> None:
     """
     settings = _settings.read(options)
 
-    from em_circuits.viewer import Door, create_app
+    from em_circuits.viewer import Sessions, create_app
     from em_circuits.viewer.server import address, listening
     from em_circuits.viewer.server import serve as answer
 
-    door = Door(reviewer or getpass.getuser())
+    sessions = Sessions(reviewer or getpass.getuser())
     with session.workspace() as work, listening(settings) as opened:
-        app = create_app(work, settings, door)
+        app = create_app(work, settings, sessions)
         url = address(settings, opened)
 
         def show_link() -> None:
-            print(f"{url}?token={door.new_link()}", flush=True)
+            print(f"{url}?token={sessions.new_link()}", flush=True)
 
         def ready() -> None:
             show_link()

@@ -1,4 +1,4 @@
-"""The web viewer: base and merged side by side, review in the browser, nothing leaves unasked."""
+"""The web viewer: base and merged side by side, review in the browser, no other host."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,9 @@ from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
     from em_circuits.viewer.app import create_app
-    from em_circuits.viewer.door import Door
+    from em_circuits.viewer.auth import Sessions
     from em_circuits.viewer.settings import ViewerSettings
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["Door", "ViewerSettings", "create_app"]
+__all__ = ["Sessions", "ViewerSettings", "create_app"]

@@ -1,4 +1,4 @@
-"""Settings of the viewer: where it listens, whom it answers, and what they may do."""
+"""Settings of the viewer: address, allowed hosts, limits."""
 
 from __future__ import annotations
 
