@@ -12,7 +12,7 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.cache import KeptTable
+    from em_circuits.cache import CachedTable
     from em_circuits.workspace import Workspace
 
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
@@ -148,7 +148,7 @@ def _several(
     click.echo(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
 
 
-def _page(work: Workspace, found: KeptTable, html: Path | None) -> Path:
+def _page(work: Workspace, found: CachedTable, html: Path | None) -> Path:
     from em_circuits.report.carriers import TITLE, carriers_parts
     from em_circuits.report.page import write_page
     from pivotal_tokens.artefacts import write_provenance
@@ -161,7 +161,7 @@ def _page(work: Workspace, found: KeptTable, html: Path | None) -> Path:
     return page
 
 
-def _tell(found: KeptTable, top: int) -> None:
+def _tell(found: CachedTable, top: int) -> None:
     record = found.record
     click.echo(record["sentence"] + "\n")
     rows = []

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from em_circuits.cache import KeptTable, Made, kept_table
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.analyse import input_ids, token_groups
 from em_circuits.interventions.carriers import (
@@ -57,7 +58,7 @@ def carriers_over_prompts(
     work: Workspace,
     prefixes: Sequence[str],
     request: CarriersRequest,
-) -> KeptTable:
+) -> CachedTable:
     """Mediation over prompts, features chosen elsewhere; or the kept table of equal inputs.
 
     Args:
@@ -85,7 +86,7 @@ def carriers_over_prompts(
         "prompts": [item.identity() for item in chosen],
     }
 
-    def make() -> Made:
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         work.require_healthy(chosen[0].prompt)
         moved, small = carriers(
             work.pair,
@@ -98,9 +99,9 @@ def carriers_over_prompts(
             progress=work.progress,
         )
         none = [{"prompt_id": s.prompt_id, "reason": "the shift is too small"} for s in small]
-        return _made(moved, none, request)
+        return _summed(moved, none, request)
 
-    table = kept_table(work.results / "features", "carriers", inputs, make)
+    table = cached_table(work.results / "features", "carriers", inputs, compute)
     table.record["left_out"] = [*left_out, *table.record["left_out"]]
     return table
 
@@ -111,7 +112,9 @@ def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
     return Subject(prompt.prompt_id, prompt.category, input_ids(work, prompt), groups)
 
 
-def _made(moved: Sequence[Moved], left_out: list[dict[str, str]], request: CarriersRequest) -> Made:
+def _summed(
+    moved: Sequence[Moved], left_out: list[dict[str, str]], request: CarriersRequest
+) -> tuple[dict[str, Any], pd.DataFrame]:
     seed = request.seed
     curve = [_point(moved, k, seed) for k in (*SIZES, None)]
     record: dict[str, Any] = {
@@ -133,7 +136,7 @@ def _made(moved: Sequence[Moved], left_out: list[dict[str, str]], request: Carri
         "gradient_predicts_scan": _pearsons(moved),
     }
     record["sentence"] = sentence(record)
-    return Made(record, _features(moved, seed))
+    return record, pd.DataFrame(_features(moved, seed))
 
 
 def _point(moved: Sequence[Moved], k: int | None, seed: int) -> dict[str, Any] | None:
