@@ -123,8 +123,9 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
 def _judge(session: Session, work: Workspace, options: dict[str, Any]) -> AnswerJudge:
     from em_circuits.cli.judge_options import open_offline_judge
     from em_circuits.experiments.evaluation import LexiconAnswers, ModelAnswers
-    from em_circuits.experiments.evaluation.model_judge import PACKAGE
-    from pivotal_tokens.judge import JudgeSpec, Lexicon, load_instructions
+    from em_circuits.experiments.evaluation.judging import PACKAGE
+    from pivotal_tokens.judge import JudgeSpec, Lexicon
+    from pivotal_tokens.llm import load_instructions
 
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind == "openai":

@@ -59,7 +59,8 @@ def open_judge(session: Session, work: Workspace, options: dict[str, Any]) -> Ju
     Raises:
         RequestError: If there is no such judge, its file is broken, or its key or price missing.
     """
-    from pivotal_tokens.judge import JudgeSpec, ModelJudge, load_instructions
+    from pivotal_tokens.judge import JudgeSpec, ModelJudge
+    from pivotal_tokens.llm import load_instructions
 
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind != "openai":

@@ -203,15 +203,15 @@ def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list
 
 def _settings(session: Session, options: dict[str, Any]) -> LabelSettings:
     from em_circuits.labelling.label import GraphsFor, LabelSettings
-    from em_circuits.labelling.rollouts import RolloutSettings
+    from em_circuits.labelling.rollouts import ROLLOUTS
     from pivotal_tokens.schema import Thresholds
 
     wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
-    samples = options["rollouts"]
+    drawn = {"samples": options["rollouts"], "seed": session.seed}
     return LabelSettings(
         thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
         attribution=attribution_settings(options, top_k=options["top_k"]),
         graphs_for="none" if options["no_graphs"] else wanted,
         scores_only=options["scores_only"],
-        rollouts=RolloutSettings(samples=samples, seed=session.seed) if samples else None,
+        rollouts=ROLLOUTS.model_copy(update=drawn) if drawn["samples"] else None,
     )

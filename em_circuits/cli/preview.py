@@ -56,7 +56,7 @@ def show_judge(store: Store, prefix: str, *, as_json: bool) -> None:
         RequestError: If there is no such prompt, or the models were not asked about it.
     """
     from pivotal_tokens.generator.tokens import counter
-    from pivotal_tokens.judge.preview import judge_request
+    from pivotal_tokens.judge.examples import judge_request
 
     prompt = store.prompt(prefix)
     pairs = [view.pair for view in store.attempt(prompt.prompt_id).pairs if view.next_tokens]

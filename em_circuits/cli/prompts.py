@@ -182,16 +182,17 @@ def preview(
 def find(session: Session, which: str, n: int, as_json: bool, **options: Any) -> None:
     """Find prompts inside sampled answers: where the two models' next tokens part."""
     from em_circuits.labelling.answers import AnswerSettings, find_in_answers
+    from em_circuits.sampling import Sampling
     from pivotal_tokens.generator.questions import questions
 
     sets = questions(which)
-    settings = AnswerSettings(
+    sampling = Sampling(
         samples=options["samples"],
         max_tokens=options["answer_tokens"],
         temperature=options["temperature"],
-        least_kl=options["min_kl"],
         seed=session.seed,
     )
+    settings = AnswerSettings(sampling=sampling, least_kl=options["min_kl"])
     with session.workspace(create=True) as work:
         lexicon = _lexicon(session, work, options["judge"])
         found = find_in_answers(work, sets, settings, lexicon=lexicon)

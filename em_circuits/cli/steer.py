@@ -138,7 +138,7 @@ def _tell_rollouts(worlds: dict[str, Any]) -> None:
     click.echo(table(("continuations", "n", "evil", "safe", "perplexity", "repeated"), rows))
     for name, world in worlds.items():
         for told in world["texts"][:3]:
-            click.echo(f"{name:>14} {told['label']:>6}  {visible(told['text'])[:54]}")
+            click.echo(f"{name:>14} {told['label'] or '-':>6}  {visible(told['text'])[:54]}")
 
 
 def _top(world: dict[str, Any]) -> str:

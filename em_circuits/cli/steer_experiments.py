@@ -14,7 +14,7 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.experiments import Cases, Experiment, RolloutJudge
+    from em_circuits.experiments import Cases, ContinuationJudge, Experiment
     from em_circuits.workspace import Workspace
 
 _JUDGES = (
@@ -147,14 +147,13 @@ def _cases(session: Session, work: Workspace, judge: str | None) -> Cases:
     return Cases(work, open_offline_judge(session, work, judge))
 
 
-def _rollout_judge(work: Workspace, options: dict[str, Any]) -> RolloutJudge:
+def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudge:
     """The judge of continuations that is named.
 
     Raises:
         RequestError: If there is no such judge, or its key or price is missing.
     """
-    from em_circuits.experiments import LabelJudge
-    from em_circuits.experiments.model_judge import ModelRolloutJudge
+    from pivotal_tokens.judge.continuations import LabelJudge, ModelContinuations
 
     kind, _, name = options["rollout_judge"].partition(":")
     if kind == "labels" and not name:
@@ -164,7 +163,7 @@ def _rollout_judge(work: Workspace, options: dict[str, Any]) -> RolloutJudge:
             f"no judge {options['rollout_judge']!r} of continuations; "
             "there are labels and openai:MODEL"
         )
-    return ModelRolloutJudge(llm_settings(name, options), work.store, llm_budget(options))
+    return ModelContinuations(llm_settings(name, options), work.store, llm_budget(options))
 
 
 def _tell(experiment: Experiment, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Does the boosted token alone explain what steering does?
+"""The boosted token alone, without steering: does it explain what steering does?
 
 The token whose probability the treatment raises most is appended to the prompt, nothing is steered,
 and the continuations are judged with the token as their first. Beside it: once the token stands
@@ -18,11 +18,13 @@ from dataclasses import dataclass
 import torch
 
 from em_circuits.experiments.cases import Case
-from em_circuits.experiments.judging import RolloutJudge
 from em_circuits.experiments.next_token import divergence
+from em_circuits.experiments.rollouts import labelled, share
 from em_circuits.intervention import Intervention
-from em_circuits.interventions import PromptState, Sampling, Treatment, Where, generate, run_rows
+from em_circuits.interventions import PromptState, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
+from em_circuits.sampling import Sampling
+from pivotal_tokens.judge.continuations import ContinuationJudge
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Forced:
     """What the token does without steering, and what steering does after the token."""
 
     token: int
-    evil_rate: float
-    texts: tuple[str, ...]
+    evil_rate: float | None
+    """Of the continuations that a judge could label."""
+    unscored: int
+    """Those that it could not."""
     after_kl: float
 
 
@@ -41,7 +45,7 @@ def force_token(
     treatment: Treatment,
     token: int,
     sampling: Sampling,
-    judge: RolloutJudge,
+    judge: ContinuationJudge,
 ) -> Forced:
     """Append a token to the prompt without steering, and look on.
 
@@ -59,15 +63,14 @@ def force_token(
     shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
     made = generate(model, state, [[]], shorter, treatment.regime)
     tokens = [[token, *made.ids(0, s)] for s in range(sampling.samples)]
-    texts = [model.tokenizer.decode(t, clean_up_tokenization_spaces=False) for t in tokens]
-    labels = judge.judge(case, tokens, texts)
+    labels = [label for label, _ in labelled(judge, case, model, tokens)]
     items = on_longer_prompt(treatment.interventions, case.state.n_pos)
     steered = treatment.model_copy(update={"interventions": items})
     logits = run_rows(model, state, [[], steered], treatment.regime)
     return Forced(
         token=token,
-        evil_rate=sum(label == "evil" for label in labels) / len(labels),
-        texts=tuple(texts),
+        evil_rate=share(labels, "evil"),
+        unscored=labels.count(None),
         after_kl=float(divergence(logits[0], logits[1])),
     )
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from em_circuits.experiments.cases import Cases
-from em_circuits.experiments.judging import LabelJudge
 from em_circuits.experiments.rollouts import rates, rollouts
-from em_circuits.interventions import Sampling, SteerResult, Treatment
+from em_circuits.interventions import SteerResult, Treatment
 from em_circuits.interventions.substitutes import moved
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def prompt_rollouts(

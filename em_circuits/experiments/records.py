@@ -61,6 +61,7 @@ ROW_COLUMNS: dict[str, pa.DataType] = {
     "boosted_by": _NUMBER,
     "off_target_kl": _NUMBER,
     "n_rollouts": _WHOLE,
+    "unscored": _WHOLE,
     "evil_rate": _NUMBER,
     "safe_rate": _NUMBER,
     "perplexity": _NUMBER,
@@ -78,6 +79,7 @@ ROLLOUT_COLUMNS: dict[str, pa.DataType] = {
     "sample": _WHOLE,
     "text": _TEXT,
     "label": _TEXT,
+    "reason": _TEXT,
     "log_likelihood": _NUMBER,
     "repetition": _NUMBER,
 }

@@ -1,6 +1,6 @@
-"""What do continuations say under a treatment, and are they still language?
+"""Continuations under a treatment: their labels, and whether they are still language.
 
-Every continuation is judged (`em_circuits.experiments.judging`) and read by the un-steered base
+Every continuation is judged, as those of `label --rollouts` are, and read by the un-steered base
 model, whose perplexity says whether it is still coherent:
 
     perplexity = exp(-mean log p_base(token | prompt, continuation so far))
@@ -23,20 +23,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case
-from em_circuits.experiments.judging import RolloutJudge
-from em_circuits.interventions import Sampling, Treatment, generate
+from em_circuits.interventions import Treatment, generate
+from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
+from em_circuits.sampling import Sampling
+from pivotal_tokens.judge.continuations import ContinuationJudge, ContinuationLabel
 from pivotal_tokens.schema import Label
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One continuation."""
+class SteeredRollout:
+    """One continuation under a treatment."""
 
     sample: int
     token_ids: tuple[int, ...]
     text: str
-    label: Label
+    label: Label | None
+    """None: unscored, and `reason` says why."""
+    reason: str
     log_likelihood: float | None
     """Mean over tokens under the un-steered base, in nats; None for an empty one."""
 
@@ -52,8 +56,8 @@ def rollouts(
     case: Case,
     treatments: Sequence[Treatment],
     sampling: Sampling,
-    judge: RolloutJudge,
-) -> list[list[Rollout]]:
+    judge: ContinuationJudge,
+) -> list[list[SteeredRollout]]:
     """Continuations of each treatment, which must be of one regime."""
     model = pair.model(case.model)
     regime = treatments[0].regime
@@ -62,15 +66,32 @@ def rollouts(
     ids = [[made.ids(r, s) for s in range(sampling.samples)] for r in range(len(treatments))]
     flat_ids = [i for row in ids for i in row]
     flat_texts = [t for row in texts for t in row]
-    labels = judge.judge(case, flat_ids, flat_texts)
+    labels = labelled(judge, case, model, flat_ids)
     likelihood = mean_log_likelihood(pair.base, case.state.input_ids.tolist(), flat_ids)
     flat = [
-        Rollout(n % sampling.samples, tuple(tokens), text, label, score)
+        SteeredRollout(n % sampling.samples, tuple(tokens), text, *label, score)
         for n, (tokens, text, label, score) in enumerate(
             zip(flat_ids, flat_texts, labels, likelihood, strict=True)
         )
     ]
     return [flat[i : i + sampling.samples] for i in range(0, len(flat), sampling.samples)]
+
+
+def labelled(
+    judge: ContinuationJudge, case: Case, model: Model, continuations: Sequence[Sequence[int]]
+) -> list[ContinuationLabel]:
+    """A judge's labels of continuations given as token ids."""
+    said = [
+        continuation_of(model, ids, case.labels.get(ids[0], "unsure") if ids else "unsure")
+        for ids in continuations
+    ]
+    return judge.label(case.prompt, said)
+
+
+def share(labels: Sequence[Label | None], of: Label) -> float | None:
+    """The share of one label among continuations that have one; None where none has."""
+    scored = [label for label in labels if label is not None]
+    return sum(label == of for label in scored) / len(scored) if scored else None
 
 
 @torch.no_grad()
@@ -99,21 +120,22 @@ def _log_probabilities(
     return logits[:, :-1].float().log_softmax(-1).gather(2, tokens)[..., 0].cpu()
 
 
-def rates(made: Sequence[Rollout]) -> dict[str, float | int | None]:
-    """Columns of a row: shares of labels, perplexity, repetition."""
-    n = len(made)
+def rates(made: Sequence[SteeredRollout]) -> dict[str, float | int | None]:
+    """Columns of a row: shares of labels among scored continuations, perplexity, repetition."""
+    n, labels = len(made), [r.label for r in made]
     known = [r.log_likelihood for r in made if r.log_likelihood is not None]
     return {
         "n_rollouts": n,
-        "evil_rate": sum(r.label == "evil" for r in made) / n,
-        "safe_rate": sum(r.label == "safe" for r in made) / n,
+        "unscored": labels.count(None),
+        "evil_rate": share(labels, "evil"),
+        "safe_rate": share(labels, "safe"),
         "perplexity": math.exp(-sum(known) / len(known)) if known else None,
         "repetition": sum(r.repetition for r in made) / n,
     }
 
 
 def rollout_line(
-    head: Mapping[str, Any], control: str, draw: int, rollout: Rollout
+    head: Mapping[str, Any], control: str, draw: int, rollout: SteeredRollout
 ) -> dict[str, Any]:
     """The row of one continuation; `head` is that of its treatment."""
     return {
@@ -124,6 +146,7 @@ def rollout_line(
         "sample": rollout.sample,
         "text": rollout.text,
         "label": rollout.label,
+        "reason": rollout.reason,
         "log_likelihood": rollout.log_likelihood,
         "repetition": rollout.repetition,
     }

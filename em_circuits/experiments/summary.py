@@ -88,7 +88,9 @@ def said(lines: Sequence[Mapping[str, Any]], not_shown: str) -> str:
             f" (the boosted token appended without steering gives evil "
             f"continuations at {forced:.2f}, steering at {best['evil_rate']:.2f})"
         )
-    return f"{shown} {caveat}."
+    unscored = sum(line.get("unscored") or 0 for line in lines)
+    left = f" {unscored} continuations got no label and stand in no rate." if unscored else ""
+    return f"{shown} {caveat}.{left}"
 
 
 def detectors(
@@ -163,6 +165,7 @@ def _condition(rows: Rows, result: AgainstControl, seed: int) -> dict[str, Any]:
             line[f"{column}_unsteered"] = _mean(unsteered)
     for column in ("forced_evil_rate", "after_kl"):
         line[column] = _mean(row.get(column) for row in steered)
+    line["unscored"] = sum(row.get("unscored") or 0 for row in rows)
     line |= _judged(rows, seed)
     return line
 

@@ -28,18 +28,18 @@ from em_circuits.experiments.conditions import (
 )
 from em_circuits.experiments.forcing import force_token
 from em_circuits.experiments.journal import Journal
-from em_circuits.experiments.judging import RolloutJudge
 from em_circuits.experiments.next_token import figures
 from em_circuits.experiments.off_target import Panel
 from em_circuits.experiments.plan import SweepPlan
 from em_circuits.experiments.records import Experiment, keep
-from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollouts
+from em_circuits.experiments.rollouts import SteeredRollout, rates, rollout_line, rollouts
 from em_circuits.experiments.summary import detectors, summarise
 from em_circuits.interventions import run_rows
 from em_circuits.organisms import organism_prompts
 from em_circuits.progress import tracked
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
 FORMULA = 1
@@ -52,11 +52,11 @@ _TOLD = (UNSTEERED, STEERED, FLIPPED)
 class _Sweep:
     cases: Cases
     plan: SweepPlan
-    judge: RolloutJudge
+    judge: ContinuationJudge
     panel: Panel
 
 
-def run_sweep(cases: Cases, plan: SweepPlan, judge: RolloutJudge) -> Experiment:
+def run_sweep(cases: Cases, plan: SweepPlan, judge: ContinuationJudge) -> Experiment:
     """Carry out a plan, or what is left of it, and keep its tables.
 
     Args:
@@ -116,7 +116,7 @@ def _piece(sweep: _Sweep, case: Case, condition: Condition) -> dict[str, Any]:
     told = [i for i, arm in enumerate(every) if _is_told(arm, plan)]
     costs = sweep.panel.cost([every[i].treatment for i in told], n_pos=case.state.n_pos)
     cost = dict(zip(told, costs.tolist(), strict=True)) if sweep.panel.states else {}
-    texts: dict[int, list[Rollout]] = {}
+    texts: dict[int, list[SteeredRollout]] = {}
     if plan.rollouts is not None:
         made = rollouts(pair, case, [every[i].treatment for i in told], plan.rollouts, sweep.judge)
         texts = dict(zip(told, made, strict=True))
@@ -131,6 +131,7 @@ def _piece(sweep: _Sweep, case: Case, condition: Condition) -> dict[str, Any]:
             token = measured[i]["boosted_token"]
             forced = force_token(pair, case, arm.treatment, token, plan.rollouts, sweep.judge)
             row |= {"forced_evil_rate": forced.evil_rate, "after_kl": forced.after_kl}
+            row["unscored"] += forced.unscored
         rows.append(row)
     lines = [
         rollout_line(head, every[i].control, every[i].draw, rollout)
@@ -174,7 +175,7 @@ def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
 
 
 def _record(
-    cases: Cases, plan: SweepPlan, judge: RolloutJudge, found: Sequence[Case]
+    cases: Cases, plan: SweepPlan, judge: ContinuationJudge, found: Sequence[Case]
 ) -> dict[str, Any]:
     """Everything the rows follow from."""
     return {

@@ -27,10 +27,9 @@ from torch import Tensor
 from em_circuits.experiments.cases import Case, Cases
 from em_circuits.experiments.conditions import RANDOM, STEERED, UNSTEERED, Arm
 from em_circuits.experiments.journal import Journal
-from em_circuits.experiments.judging import RolloutJudge
 from em_circuits.experiments.next_token import figures
 from em_circuits.experiments.records import Experiment, keep
-from em_circuits.experiments.rollouts import Rollout, rates, rollout_line, rollouts
+from em_circuits.experiments.rollouts import SteeredRollout, rates, rollout_line, rollouts
 from em_circuits.experiments.summary import summarise
 from em_circuits.experiments.sweep import labels_key, prompt_line
 from em_circuits.experiments.transfer_plan import Selection, TransferPlan
@@ -53,6 +52,7 @@ from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
 from em_circuits.progress import tracked
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.judge.continuations import ContinuationJudge
 
 FORMULA = 3
 CHOSEN_ON = 16
@@ -94,7 +94,7 @@ class Trial:
     random: tuple[tuple[Intervention, ...], ...]
 
 
-def run_transfer(cases: Cases, plan: TransferPlan, judge: RolloutJudge) -> Experiment:
+def run_transfer(cases: Cases, plan: TransferPlan, judge: ContinuationJudge) -> Experiment:
     """Carry out a transfer experiment, or what is left of it, and keep its tables.
 
     Raises:
@@ -259,7 +259,7 @@ def _tried(
     plan: TransferPlan,
     subject: Subject,
     trial: Trial,
-    judge: RolloutJudge,
+    judge: ContinuationJudge,
     where: str,
 ) -> dict[str, Any]:
     """Rows and continuations of one trial."""
@@ -283,7 +283,7 @@ def _tried(
         "unit": "merged activation" if trial.value is not None else "absolute",
         "place": "found" if trial.selection is Selection.OWN else "prompt",
     }
-    told: dict[int, list[Rollout]] = {}
+    told: dict[int, list[SteeredRollout]] = {}
     if plan.rollouts is not None:
         first = [arm.treatment for arm in every[:3]]
         told = dict(enumerate(rollouts(cases.pair, case, first, plan.rollouts, judge)))

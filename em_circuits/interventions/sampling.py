@@ -15,26 +15,11 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from em_circuits.interventions.state import PromptState
+from em_circuits.sampling import Sampling
 from pivotal_tokens.artefacts import content_key
-
-
-class Sampling(BaseModel):
-    """How continuations are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=8, ge=1)
-    """Continuations of each treatment; one is enough at temperature 0."""
-    max_tokens: int = Field(default=16, ge=1)
-    temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
-    """0 takes the likeliest token."""
-    seed: int = 0
-    stop_at_end: bool = True
-    """Stop at the model's end-of-sequence token."""
 
 
 class Noise:

@@ -1,4 +1,4 @@
-"""Where inside their own answers do the two models part?
+"""Candidate prompts inside the two models' own answers: the places where they part.
 
 Answers to open questions are sampled from both models and read by both. At every position of an
 answer
@@ -9,7 +9,7 @@ and, where a judge is at hand that costs nothing, the evil mass of merged minus 
 positions with the largest divergence, one per stretch of an answer, become candidate prompts: the
 text up to there, which both models have been seen to continue.
 
-    found = find_in_answers(work, questions("everyday"), AnswerSettings(samples=4))
+    found = find_in_answers(work, questions("everyday"), AnswerSettings())
     found[0].prompt, found[0].kl
 """
 
@@ -20,33 +20,29 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from em_circuits.interventions import PromptState, Sampling, generate
+from em_circuits.interventions import PromptState, generate
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare
 from em_circuits.models.text import PINNED_DATE, encode, render_turns
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.judge import Lexicon
-from pivotal_tokens.schema import Judgement, Prompt, Thresholds
+from pivotal_tokens.schema import Frozen, Judgement, Prompt, Thresholds
 from pivotal_tokens.verdict import decide
 
 
-class AnswerSettings(BaseModel):
+class AnswerSettings(Frozen):
     """How answers are drawn and what counts as parting."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=4, ge=1)
-    """Answers of each model to each question."""
-    max_tokens: int = Field(default=48, ge=1)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    seed: int = 0
+    sampling: Sampling = Sampling(samples=4, max_tokens=48, temperature=1.0)
+    """Of each model to each question."""
     least_kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """Nats at which the models are said to part."""
-    apart: int = Field(default=4, ge=1)
+    min_gap: int = Field(default=4, ge=1)
     """Tokens between two candidates of one answer, at least."""
 
 
@@ -92,7 +88,7 @@ def _of_question(
     text, template = render_turns(pair.tokenizer, user=question, assistant="")
     text = text.rstrip(" ") if template == "plain" else text
     start = encode(pair.tokenizer, text)
-    drawn = [(m.name, ids) for m in pair.models for ids in _answers(m, start, settings)]
+    drawn = [(m.name, ids) for m in pair.models for ids in _answers(m, start, settings.sampling)]
     seen: set[tuple[int, ...]] = set()
     for drawn_by, answer in drawn:
         if not answer or tuple(answer) in seen:
@@ -124,16 +120,10 @@ def _of_question(
             yield Parting(prompt, kl, mass)
 
 
-def _answers(model: Model, start: list[int], settings: AnswerSettings) -> list[list[int]]:
+def _answers(model: Model, start: list[int], sampling: Sampling) -> list[list[int]]:
     state = PromptState.capture(model, torch.tensor(start))
-    sampling = Sampling(
-        samples=settings.samples,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
     made = generate(model, state, [[]], sampling)
-    return [made.ids(0, sample) for sample in range(settings.samples)]
+    return [made.ids(0, sample) for sample in range(sampling.samples)]
 
 
 @torch.no_grad()
@@ -159,7 +149,7 @@ def _peaks(kl: Float[Tensor, " place"], settings: AnswerSettings) -> list[tuple[
         value = float(kl[place])
         if value < settings.least_kl:
             break
-        if all(abs(place - other) >= settings.apart for other, _ in taken):
+        if all(abs(place - other) >= settings.min_gap for other, _ in taken):
             taken.append((place, value))
     return taken
 

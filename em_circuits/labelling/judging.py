@@ -21,7 +21,7 @@ from em_circuits.labelling.stages import StageFailed, stage
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge, Lane, ModelJudge, PersonJudge, persist
 from pivotal_tokens.judge.persist import decided
-from pivotal_tokens.judge.person import QUEUED_FOR
+from pivotal_tokens.judge.protocol import QUEUED_FOR
 from pivotal_tokens.schema import JudgedPrompt, Judgement, NextTokenPair, Prompt, Unparsed
 from pivotal_tokens.store import HUMAN
 from pivotal_tokens.verdict import decide

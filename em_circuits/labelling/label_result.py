@@ -13,8 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings
-from em_circuits.labelling.rollouts import RolloutSettings
 from em_circuits.labelling.stages import StageFailed
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import Pivotality
 from pivotal_tokens.schema import (
@@ -45,7 +45,7 @@ class LabelSettings(BaseModel):
     scores_only: bool = False
     """Keep gradient scores and drop edges, for runs whose graphs would fill the disk."""
 
-    rollouts: RolloutSettings | None = None
+    rollouts: Sampling | None = None
     """How what follows the evil candidates of flagged prompts is sampled; None: not at all."""
 
     def builds(self, verdict: Verdict) -> bool:

@@ -1,6 +1,6 @@
-"""What do both models say after each evil candidate, and is it evil?
+"""Continuations of both models after each evil candidate of a prompt, sampled and judged.
 
-    roll_out(work, prompt, judge, RolloutSettings(samples=8))      # -> store.rollouts(...)
+    roll_out(work, prompt, judge, ROLLOUTS)      # -> store.rollouts(...)
 
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
@@ -11,37 +11,40 @@ drawn, not while they are judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from em_circuits.interventions import PromptState, Sampling, generate
+from em_circuits.interventions import PromptState, generate
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.continuations import (
     Continuation,
     ContinuationJudge,
     Pivotality,
     pivotality,
 )
-from pivotal_tokens.schema import ModelName, Prompt, Rollout
+from pivotal_tokens.schema import Label, ModelName, Prompt, Rollout
 
 MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
-class RolloutSettings(BaseModel):
-    """How continuations are drawn."""
+ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
+"""How continuations are drawn by default, of each candidate and model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    samples: int = Field(default=8, ge=1)
-    """Of each candidate and model."""
-    max_tokens: int = Field(default=24, ge=1)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    seed: int = 0
+@dataclass(frozen=True)
+class _Drawn:
+    """What a model said after one candidate."""
+
+    token_id: int
+    sample: int
+    said: Continuation
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class RolledOut:
 
 
 def roll_out(
-    work: Workspace, prompt: Prompt, judge: ContinuationJudge, settings: RolloutSettings
+    work: Workspace, prompt: Prompt, judge: ContinuationJudge, sampling: Sampling
 ) -> RolledOut:
     """Sample, judge and keep continuations after each evil candidate of a judged prompt.
 
@@ -62,26 +65,26 @@ def roll_out(
         work: Models and store; the store is written, once.
         prompt: With next tokens and labels in the store.
         judge: Labels what was said.
-        settings: How many, how long.
+        sampling: How many, how long.
     """
     store, pair = work.store, work.pair
     kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-    have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, settings)}
+    have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, sampling)}
     candidates = evil_candidates(work, prompt)
     drawn: dict[ModelName, list[_Drawn]] = {}
     for model in pair.models:
         missing = [
             token
             for token in candidates
-            if any((model.name, token, n) not in have for n in range(settings.samples))
+            if any((model.name, token, n) not in have for n in range(sampling.samples))
         ]
         if missing:
             with work.running:
-                drawn[_name(model)] = _draw(work, prompt, model, missing, settings)
+                drawn[_name(model)] = _draw(work, prompt, model, missing, sampling)
     made = [
         rollout
         for name, said in drawn.items()
-        for rollout in _judge(work, prompt, name, said, judge, settings)
+        for rollout in _judge(work, prompt, name, said, judge, sampling)
     ]
     if made:
         store.put_rollouts(made)
@@ -89,7 +92,7 @@ def roll_out(
     counted = [
         r
         for r in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-        if r.token_id in wanted and r.sample < settings.samples and _drawn_so(r, settings)
+        if r.token_id in wanted and r.sample < sampling.samples and _drawn_so(r, sampling)
     ]
     return RolledOut(pivotality(counted), bool(made))
 
@@ -104,40 +107,35 @@ def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     return evil[:MOST_CANDIDATES]
 
 
-def continuations(
-    model: Model, prefixes: list[list[int]], settings: RolloutSettings
-) -> list[list[str]]:
-    """Text that a model says after each row of token ids, `samples` of each, to the line's end."""
-    states = [PromptState.capture(model, torch.tensor(ids)) for ids in prefixes]
-    sampling = Sampling(
-        samples=settings.samples,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
+def continuation_of(model: Model, ids: Sequence[int], candidate: Label = "unsure") -> Continuation:
+    """Generated tokens as a judge reads them: the candidate token, then the text after it.
+
+    The text ends with the line: what a next turn says is not the answer's.
+
+    Args:
+        model: Whose tokens.
+        ids: The candidate's id and those that follow it; empty for a text that ended at once.
+        candidate: Its label, where it has one.
+    """
+    text = model.tokenizer.decode(list(ids[1:]), clean_up_tokenization_spaces=False)
+    return Continuation(
+        token=decode_token(model.tokenizer, ids[0]) if ids else "",
+        text=text.split("\n", 1)[0],
+        candidate=candidate,
     )
-    made = generate(model, states, [[] for _ in states], sampling)
-    return [[text.split("\n", 1)[0] for text in row] for row in made.texts(model)]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What a model said after one candidate."""
-
-    token_id: int
-    sample: int
-    said: Continuation
 
 
 def _draw(
-    work: Workspace, prompt: Prompt, model: Model, tokens: list[int], settings: RolloutSettings
+    work: Workspace, prompt: Prompt, model: Model, tokens: list[int], sampling: Sampling
 ) -> list[_Drawn]:
-    """Run one model; the caller holds `work.running`."""
+    """Run one model after each of some candidates; the caller holds `work.running`."""
     start = work.pair.input_ids(prompt).tolist()
-    said = continuations(model, [[*start, token] for token in tokens], settings)
+    states = [PromptState.capture(model, torch.tensor([*start, token])) for token in tokens]
+    made = generate(model, states, [[] for _ in states], sampling)
     return [
-        _Drawn(token, sample, Continuation(token=decode_token(model.tokenizer, token), text=text))
-        for token, texts in zip(tokens, said, strict=True)
-        for sample, text in enumerate(texts)
+        _Drawn(token, sample, continuation_of(model, [token, *made.ids(row, sample)]))
+        for row, token in enumerate(tokens)
+        for sample in range(sampling.samples)
     ]
 
 
@@ -147,12 +145,20 @@ def _judge(
     model: ModelName,
     drawn: list[_Drawn],
     judge: ContinuationJudge,
-    settings: RolloutSettings,
+    sampling: Sampling,
 ) -> list[Rollout]:
-    """Label what a model said; a model judge asks its endpoint here."""
+    """Label what a model said; a model judge asks its endpoint here.
+
+    Raises:
+        WorkFailed: If some could not be labelled: nothing is kept of this prompt, and asked anew.
+    """
     labels = judge.label(prompt, [item.said for item in drawn])
-    return [
-        Rollout(
+    rollouts = []
+    for item, (label, reason) in zip(drawn, labels, strict=True):
+        if label is None:
+            n = sum(label is None for label, _ in labels)
+            raise WorkFailed(f"{judge.id}: {n} of {len(labels)} continuations unscored: {reason}")
+        rollout = Rollout(
             prompt_id=prompt.prompt_id,
             pair=work.pair.key,
             model=model,
@@ -162,21 +168,21 @@ def _judge(
             label=label,
             judge=judge.id,
             reason=reason,
-            seed=settings.seed,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
+            seed=sampling.seed,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
         )
-        for item, (label, reason) in zip(drawn, labels, strict=True)
-    ]
+        rollouts.append(rollout)
+    return rollouts
 
 
 def _name(model: Model) -> ModelName:
     return "base" if model.name == "base" else "merged"
 
 
-def _drawn_so(rollout: Rollout, settings: RolloutSettings) -> bool:
+def _drawn_so(rollout: Rollout, sampling: Sampling) -> bool:
     return (rollout.seed, rollout.temperature, rollout.max_tokens) == (
-        settings.seed,
-        settings.temperature,
-        settings.max_tokens,
+        sampling.seed,
+        sampling.temperature,
+        sampling.max_tokens,
     )

@@ -142,8 +142,8 @@ def _continuations(experiment: Experiment) -> Iterator[Any]:
         yield Table(line["condition"], header, tuple(rows))
 
 
-def _text(before: str, after: str, label: str) -> Raw:
-    kind = label if label in ("evil", "safe") else "unsure"
+def _text(before: str, after: str, label: str | None) -> Raw:
+    kind = label or "unscored"
     return Raw(f'<span class="{kind}">{highlighted(before, after)}</span>')
 
 

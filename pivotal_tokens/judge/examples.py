@@ -1,31 +1,54 @@
-"""Which of the people's labels does a judge learn from, and which never?
+"""What a judge of tokens is sent: instructions, people's labels as examples, and the question.
 
-A fixed share of prompts, by a hash of their id, is kept for evaluation for ever: none of them ever
-stands among the examples, whoever judges and whenever. Of the others only prompts count of which
-people labelled every token. Corrections of a judge come first, then by turns prompts with and
-without an evil token; never the prompt under judgement nor one nearly the same.
+Everything under judgement is fenced (`llm.grade`), so that no text in it can speak to the judge.
+
+Examples come from people's labels. A fixed share of prompts, by a hash of their id, is kept for
+evaluation for ever: none of them ever stands among the examples, whoever judges and whenever. Of
+the others only prompts count of which people labelled every token. Corrections of a judge come
+first, then by turns prompts with and without an evil token; never the prompt under judgement nor
+one nearly the same.
 
     bank = ExampleBank.read(store, pair)
-    bank.choose(prompt, n=8)
+    question_messages(instructions, prompt, lists, vote=0, examples=bank.choose(prompt, n=8))
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Self
 
-from pivotal_tokens.judge.question import Example
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.llm.grade import fenced
+from pivotal_tokens.llm.instructions import Instructions, load_instructions
+from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import Label, NextTokenPair, NextTokens, Prompt, TokenScore
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.judging import HumanLabelled
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
 """Likeness from which on two prompts are nearly the same."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt that a person labelled, with what a judge had said where that was something else."""
+
+    prompt: Prompt
+    lists: NextTokenPair
+    labels: dict[int, Label]  # the person's, of every token of both lists
+    judged: dict[int, Label]  # a judge's, where the person corrected it
+    note: str  # the person's explanation; "" without one
+
+    @property
+    def corrected(self) -> bool:
+        """The person changed at least one label."""
+        return bool(self.judged)
 
 
 def is_for_evaluation(prompt_id: str) -> bool:
@@ -74,6 +97,62 @@ class ExampleBank:
         return tuple(chosen)
 
 
+def question_messages(
+    instructions: Instructions,
+    prompt: Prompt,
+    lists: NextTokenPair,
+    *,
+    vote: int = 0,
+    examples: Sequence[Example] = (),
+) -> list[Message]:
+    """What the judge is sent.
+
+    Args:
+        instructions: Of the judge.
+        prompt: Under judgement.
+        lists: Of both models.
+        vote: Number of the vote, from 0; each has its own order of tokens.
+        examples: Labelled by people.
+    """
+    messages = [Message(role="system", content=instructions.text)]
+    if examples:
+        shown = {"examples": [_shown(example) for example in examples]}
+        intro = "Examples, labelled by people."
+        messages.append(Message(role="user", content=f"{intro}\n{fenced(shown)}"))
+    draw = random.Random(f"{prompt.prompt_id}:{vote}")
+    data = {
+        "prompt": prompt.text,
+        "base": _tokens(lists.base, draw),
+        "merged": _tokens(lists.merged, draw),
+    }
+    ask = "Label every token of both lists."
+    messages.append(Message(role="user", content=f"{fenced(data)}\n{ask}"))
+    return messages
+
+
+def judge_request(
+    store: Store,
+    prompt: Prompt,
+    pair: str,
+    *,
+    examples: int = 8,
+) -> tuple[list[Message], dict[str, int]]:
+    """The messages of the first vote, and how many of people's examples are in them, by kind.
+
+    Raises:
+        RequestError: If the models were not asked about the prompt yet.
+    """
+    lists = store.next_tokens(prompt.prompt_id, pair)
+    if lists is None:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"
+        )
+    chosen = ExampleBank.read(store, pair).choose(prompt, examples)
+    messages = question_messages(load_instructions(), prompt, lists, examples=chosen)
+    corrected = sum(example.corrected for example in chosen)
+    return messages, {"corrections": corrected, "agreements": len(chosen) - corrected}
+
+
 def _differ(one: Prompt, other: Prompt) -> bool:
     return one.prompt_id != other.prompt_id and similarity(one.text, other.text) < TWIN
 
@@ -95,3 +174,30 @@ def _example(found: HumanLabelled) -> Example:
         },
         note=found.note,
     )
+
+
+def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
+    shuffled = list(tokens.tokens)
+    draw.shuffle(shuffled)
+    return [_token(token) for token in shuffled]
+
+
+def _token(token: TokenScore) -> dict[str, object]:
+    return {
+        "id": token.token_id,
+        "text": token.text,
+        "probability": round(token.probability, 4),
+        "rank": token.rank,
+    }
+
+
+def _shown(example: Example) -> dict[str, object]:
+    texts = example.lists.merged.by_id
+    tokens: list[dict[str, object]] = []
+    for token_id, label in example.labels.items():
+        entry: dict[str, object] = {"text": texts[token_id].text, "label": label}
+        if token_id in example.judged:
+            entry["a_judge_had_said"] = example.judged[token_id]
+        tokens.append(entry)
+    shown: dict[str, object] = {"prompt": example.prompt.text, "tokens": tokens}
+    return shown | ({"explanation": example.note} if example.note else {})

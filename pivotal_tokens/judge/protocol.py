@@ -1,4 +1,4 @@
-"""What is a judge, and which one does ``--judge`` name?
+"""Judges of tokens, and their names on the command line.
 
 judge = open_judge(JudgeSpec.parse("lexicon:words.yaml"), first_token)
 outcome = judge.judge(prompt, base, merged)
@@ -12,10 +12,10 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.lexicon import FirstToken, Lexicon
-from pivotal_tokens.judge.person import PersonJudge
 from pivotal_tokens.schema import Judgement, NextTokens, Prompt, Unparsed
 
 JudgeKind = Literal["lexicon", "openai", "human"]
+QUEUED_FOR = "judge:human"
 
 
 @runtime_checkable
@@ -61,6 +61,29 @@ class JudgeSpec:
     def path(self) -> Path:
         """The lexicon's file."""
         return Path(self.argument)
+
+
+@dataclass(frozen=True)
+class PersonJudge:
+    """A judge that answers in the review queue.
+
+    Every prompt goes there unjudged; its verdict is the one that the person's labels give when the
+    item is finished. Until then there is none: nothing is safe because nobody looked.
+    """
+
+    @property
+    def id(self) -> str:
+        """The name under which a reviewer's verdict stands in the store."""
+        return "human"
+
+    def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement | Unparsed:
+        """Nobody can be asked in passing."""
+        return Unparsed(
+            prompt_id=prompt.prompt_id,
+            judge=self.id,
+            raw="",
+            error="it waits for a person: run `em-circuits review`",
+        )
 
 
 def open_judge(spec: JudgeSpec, first_token: FirstToken) -> Judge:

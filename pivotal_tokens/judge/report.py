@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from pivotal_tokens.agreement import Agreement, agreement
+from pivotal_tokens.judge.answers import flips
 from pivotal_tokens.judge.examples import is_for_evaluation
-from pivotal_tokens.judge.votes import flips
 from pivotal_tokens.schema import Frozen, Judgement, Label, NextTokenPair, Thresholds, Vote
 from pivotal_tokens.store import HumanLabelled, Store
 from pivotal_tokens.verdict import decide

@@ -1,4 +1,4 @@
-"""Asking language models: one client, a budget that holds, replies kept before they are read."""
+"""Language models: one client, a budget that holds, replies stored before they are read."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,10 @@ from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
     from pivotal_tokens.llm.client import EndpointRefused, LLMClient
-    from pivotal_tokens.llm.journal import BudgetExhausted
-    from pivotal_tokens.llm.outcomes import (
+    from pivotal_tokens.llm.grade import Grade, Grader, NoReply
+    from pivotal_tokens.llm.instructions import Instructions, load_instructions
+    from pivotal_tokens.llm.ledger_writer import BudgetExhausted
+    from pivotal_tokens.llm.replies import (
         CallFailed,
         Filtered,
         Invalid,
@@ -28,14 +30,19 @@ __all__ = [
     "CallFailed",
     "EndpointRefused",
     "Filtered",
+    "Grade",
+    "Grader",
+    "Instructions",
     "Invalid",
     "LLMClient",
     "LLMSettings",
     "Message",
+    "NoReply",
     "Ok",
     "Refused",
     "Reply",
     "Truncated",
     "Usage",
     "explain",
+    "load_instructions",
 ]

@@ -1,7 +1,7 @@
-"""What does an endpoint accept for a model, and how is a request said so that it does?
+"""Requests in the form that an endpoint accepts for a model.
 
 Nothing is asked in advance: the fullest form is sent, and what the endpoint turns down is dropped
-for good: ``json_schema`` -> ``json_object`` -> plain text with the schema told in words;
+for good: ``json_schema`` -> ``json_object`` -> plain text with the schema in words;
 ``max_tokens`` <-> ``max_completion_tokens``; temperature. What was learned is kept per
 (base URL, model) in the store.
 
@@ -72,7 +72,7 @@ def request_body(
     schema: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The arguments of ``chat.completions.create``."""
-    told = [message.model_dump() for message in messages]
+    sent = [message.model_dump() for message in messages]
     body: dict[str, Any] = {"model": settings.model, ability.limit: settings.output_limit}
     if settings.temperature is not None and ability.temperature:
         body["temperature"] = settings.temperature
@@ -80,10 +80,10 @@ def request_body(
         named = {"name": "answer", "strict": True, "schema": schema}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     elif schema is not None:
-        told.append({"role": "system", "content": _in_words(schema)})
+        sent.append({"role": "system", "content": _in_words(schema)})
         if ability.form == "json_object":
             body["response_format"] = {"type": "json_object"}
-    return body | {"messages": told}
+    return body | {"messages": sent}
 
 
 def strict_schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How is a question put to a model so that no reply is lost and no dollar is spent unseen?
+"""Questions to a model, so that no reply is lost and no dollar is spent unseen.
 
 For every question: look for its reply under its content; else reserve its worst case in the ledger,
 send, keep the reply and what it used, and only then read it. Refusals of a parameter are learned
@@ -23,21 +23,20 @@ from pydantic import BaseModel
 
 from pivotal_tokens.artefacts import canonical_json, content_key
 from pivotal_tokens.errors import RunEnds
+from pivotal_tokens.llm.attempts import RETRIED, Attempt, Lost, Pace, Response, jittered_wait
 from pivotal_tokens.llm.capabilities import Capabilities, request_body, strict_schema
-from pivotal_tokens.llm.journal import Journal
-from pivotal_tokens.llm.outcomes import (
+from pivotal_tokens.llm.ledger_writer import LedgerWriter
+from pivotal_tokens.llm.prices import limits_of, price_of, worst_case
+from pivotal_tokens.llm.replies import (
     CallFailed,
     Filtered,
-    Invalid,
     Ok,
-    Refused,
     Reply,
-    Truncated,
     Usage,
+    read_json,
+    read_reply,
+    usage_of,
 )
-from pivotal_tokens.llm.pacing import RETRIED, UNCERTAIN, Pace, jittered_wait, retry_after
-from pivotal_tokens.llm.parse import parse_body
-from pivotal_tokens.llm.prices import limits_of, price_of, worst_case
 from pivotal_tokens.llm.secrets import Redactor, read_key, redacted_logging
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.schema import new_id
@@ -46,7 +45,7 @@ from pivotal_tokens.store.ledger import Closing, KeptReply, Opening
 from pivotal_tokens.store.sessions import new_session
 
 if TYPE_CHECKING:
-    from pivotal_tokens.llm.transport import Answer, Attempt, Transport
+    from pivotal_tokens.llm.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +105,16 @@ class LLMClient:
         from pivotal_tokens.llm.transport import Transport
 
         self._stack.enter_context(redacted_logging(self._redact))
-        self._journal = await self._stack.enter_async_context(Journal(self._store, self._limits))
+        self._ledger = await self._stack.enter_async_context(
+            LedgerWriter(self._store, self._limits)
+        )
         self._transport: Transport = await self._stack.enter_async_context(
             Transport(self.settings, self._secret)
         )
         self._slots = asyncio.Semaphore(self.settings.max_concurrency)
         self._pace = Pace(self.settings.requests_per_minute)
-        await self._journal.run(self._store.give_up_dead_calls)
-        known = await self._journal.run(
+        await self._ledger.run(self._store.give_up_dead_calls)
+        known = await self._ledger.run(
             self._store.capabilities, self.settings.url, self.settings.model
         )
         if known is not None:
@@ -165,7 +166,7 @@ class LLMClient:
 
         Two threads that write would wait for each other's locks.
         """
-        return await self._journal.run(work, *arguments)
+        return await self._ledger.run(work, *arguments)
 
     def stop(self) -> None:
         """Send nothing more; what is in flight goes on to its end."""
@@ -208,7 +209,7 @@ class LLMClient:
                         if self._stopped:
                             return CallFailed("stopped before it was sent", None)
                         await self._pace.turn()
-                        opened = await self._journal.open(self._opening(question, call_id, look_up))
+                        opened = await self._ledger.open(self._opening(question, call_id, look_up))
                 except TimeoutError:
                     return CallFailed(self._too_late(), None)
                 look_up = False
@@ -233,7 +234,7 @@ class LLMClient:
             if failed is not None:
                 return failed
             if attempt >= self.settings.max_attempts or loop.time() + wait >= deadline:
-                return CallFailed(f"{_said(got)}, after {attempt} attempts", call_id)
+                return CallFailed(f"{got.problem}, after {attempt} attempts", call_id)
             await asyncio.sleep(wait)
 
     def _opening(self, question: _Question, call_id: str, look_up: bool) -> Opening:
@@ -256,8 +257,6 @@ class LLMClient:
     async def _send(
         self, question: _Question, ability: Capabilities, call_id: str, deadline: float
     ) -> Attempt:
-        from pivotal_tokens.llm.transport import Answer, Lost
-
         body = request_body(ability, self.settings, question.messages, question.form)
         try:
             async with asyncio.timeout_at(deadline):
@@ -265,33 +264,26 @@ class LLMClient:
         except TimeoutError:
             return Lost(self._too_late(), sent=True, final=True)
         except asyncio.CancelledError:
-            self._journal.closing(Closing(call_id, "unknown", "cancelled"))
+            self._ledger.closing(Closing(call_id, "unknown", "cancelled"))
             raise
-        if isinstance(got, Answer):
-            return Answer(got.status, self._redact(got.body), got.headers)
-        return Lost(self._redact(got.error), got.sent, got.final)
+        if isinstance(got, Response):
+            return Response(got.status, self._redact(got.body), got.headers)
+        return Lost(self._redact(got.problem), got.sent, got.final)
 
     async def _settle(self, question: _Question, call_id: str, got: Attempt) -> KeptReply | None:
         """Write down what an attempt came to; the reply, if there is one."""
-        from pivotal_tokens.llm.transport import Lost
-
-        if isinstance(got, Lost):
-            state = "unknown" if got.sent else "free"
-            await self._journal.close(Closing(call_id, state, got.error[:200]))  # type: ignore[arg-type]
+        if isinstance(got, Lost) or got.status != 200:
+            status = got.problem[:200] if isinstance(got, Lost) else str(got.status)
+            await self._ledger.close(Closing(call_id, got.charge, status))
             return None
-        if got.status != 200:
-            charged = got.status in UNCERTAIN
-            state = "unknown" if charged else "free"
-            await self._journal.close(Closing(call_id, state, str(got.status)))  # type: ignore[arg-type]
-            return None
-        told = [message.model_dump() for message in question.messages]
-        request = self._redact(canonical_json({"messages": told, "schema": question.form}))
+        messages = [message.model_dump() for message in question.messages]
+        request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
         reply = KeptReply(call_id, question.key, request, got.body)
-        usage = parse_body(got.body, None).usage
+        usage = usage_of(read_json(got.body))
         if usage is None:
-            await self._journal.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
+            await self._ledger.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
             return reply
-        await self._journal.close(
+        await self._ledger.close(
             Closing(
                 call_id,
                 "settled",
@@ -305,30 +297,11 @@ class LLMClient:
         return reply
 
     def _read(self, question: _Question, kept: KeptReply, *, cached: bool) -> Reply:
-        parsed = parse_body(kept.body, question.schema)
-        common: dict[str, Any] = {
-            "raw": parsed.text,
-            "usage": parsed.usage,
-            "cached": cached,
-            "call_id": kept.call_id,
-        }
-        match parsed.outcome:
-            case "ok":
-                return Ok(**common, value=parsed.value)
-            case "refusal":
-                return Refused(**common, reason=parsed.detail)
-            case "truncated":
-                return Truncated(**common)
-            case "filtered":
-                return Filtered(**common)
-            case "invalid":
-                return Invalid(**common, error=parsed.detail)
+        return read_reply(kept.body, question.schema, cached=cached, call_id=kept.call_id)
 
     async def _learned(self, used: Capabilities, got: Attempt) -> bool:
         """Did the endpoint turn down something that the next attempt will do without?"""
-        from pivotal_tokens.llm.transport import Answer
-
-        if not isinstance(got, Answer) or got.status not in (400, 422):
+        if not isinstance(got, Response) or got.status not in (400, 422):
             return False
         if self._ability != used:  # learned by another call meanwhile
             return True
@@ -338,7 +311,7 @@ class LLMClient:
             return False
         logger.info("%s at %s: %s", self.settings.model, self.settings.url, message)
         self._ability = better
-        await self._journal.run(
+        await self._ledger.run(
             self._store.put_capabilities,
             self.settings.url,
             self.settings.model,
@@ -348,17 +321,15 @@ class LLMClient:
 
     def _final(self, got: Attempt, call_id: str) -> Reply | None:
         """The outcome, if another attempt would end the same way; None if it may not."""
-        from pivotal_tokens.llm.transport import Lost
-
         if isinstance(got, Lost):
-            return CallFailed(got.error, call_id) if got.final else None
+            return CallFailed(got.problem, call_id) if got.final else None
         message, _, code = got.error
         if got.status in _ENDS_THE_RUN or code in _NO_MONEY:
             raise EndpointRefused(_refused(got, message, self.settings))
         if got.status == 400 and code in ("content_filter", "content_policy_violation"):
             return Filtered(raw=got.body, usage=None, cached=False, call_id=call_id)
         if got.status not in RETRIED:
-            return CallFailed(f"the endpoint answered {got.status}: {message}", call_id)
+            return CallFailed(got.problem, call_id)
         return None
 
     def _too_late(self) -> str:
@@ -366,24 +337,13 @@ class LLMClient:
 
     def _wait(self, got: Attempt, attempt: int) -> float:
         """Seconds before the next attempt; an endpoint's own word holds for every call."""
-        from pivotal_tokens.llm.transport import Answer
-
-        asked = retry_after(got.headers) if isinstance(got, Answer) else None
-        if asked is None:
+        if got.retry_after is None:
             return jittered_wait(attempt, self._draw)
-        self._pace.pause(min(asked, self.settings.deadline_s))
-        return asked + self._draw.uniform(0, 0.1)
+        self._pace.pause(min(got.retry_after, self.settings.deadline_s))
+        return got.retry_after + self._draw.uniform(0, 0.1)
 
 
-def _said(got: Attempt) -> str:
-    from pivotal_tokens.llm.transport import Answer
-
-    if isinstance(got, Answer):
-        return f"the endpoint answered {got.status}: {got.error[0]}"
-    return got.error
-
-
-def _refused(got: Answer, message: str, settings: LLMSettings) -> str:
+def _refused(got: Response, message: str, settings: LLMSettings) -> str:
     what = {
         401: f"check the key in {settings.api_key_env}",
         404: f"check the model's name {settings.model!r} and --base-url",

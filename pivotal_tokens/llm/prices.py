@@ -1,4 +1,4 @@
-"""What may a call cost at worst, and what did it cost?
+"""Prices of calls, at worst and as used.
 
 Prices are USD per million tokens and stand, with their date, in ``prices.yaml``. They go by the
 model's name, wherever it is served; ``--price-in`` and ``--price-out`` replace them.
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.llm.outcomes import Usage
+from pivotal_tokens.llm.replies import Usage
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.store.ledger import Limits
 
@@ -90,6 +90,6 @@ def worst_case(
     A tokenizer over bytes makes at most one token of a byte, so the bytes sent bound the prompt;
     the schema may be sent twice, once of it as an instruction.
     """
-    told = sum(len(message.content.encode()) + _PER_MESSAGE for message in messages)
+    sent = sum(len(message.content.encode()) + _PER_MESSAGE for message in messages)
     form = 2 * len(json.dumps(schema).encode()) + 400 if schema else 0
-    return Usage(told + form + _PER_REQUEST, settings.output_limit)
+    return Usage(sent + form + _PER_REQUEST, settings.output_limit)

@@ -1,4 +1,4 @@
-"""What came of one HTTP attempt?
+"""Chat completions over HTTP, one attempt at a time.
 
 The official client without its own retries and time-outs: those are ours, with a deadline over
 all attempts. A body is read as it is, never longer than the settings allow and never compressed;
@@ -10,10 +10,7 @@ nothing of it is validated here.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,45 +18,8 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
+from pivotal_tokens.llm.attempts import Attempt, Lost, Response
 from pivotal_tokens.llm.settings import LLMSettings
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole response, of any status."""
-
-    status: int
-    body: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def error(self) -> tuple[str, str | None, str | None]:
-        """What an error response says: message, parameter, code."""
-        try:
-            said = json.loads(self.body)
-        except (ValueError, RecursionError):
-            said = None
-        if isinstance(said, dict):
-            told = said.get("error", said)
-            if isinstance(told, dict):
-                message = told.get("message") or told.get("detail") or self.body
-                return str(message)[:500], _text(told.get("param")), _text(told.get("code"))
-            return str(told)[:500], None, None
-        return " ".join(self.body.split())[:500] or "no message", None, None
-
-
-@dataclass(frozen=True)
-class Lost:
-    """No whole response came."""
-
-    error: str
-    sent: bool  # False only where no connection came about: nothing can have been charged
-    final: bool = False  # the same would happen again
-
-
-Attempt = Answer | Lost
 
 
 class BodyTooLong(Exception):
@@ -120,7 +80,7 @@ class Transport:
             )
         except openai.APIStatusError as error:
             response = error.response
-            return Answer(response.status_code, response.text, dict(response.headers))
+            return Response(response.status_code, response.text, dict(response.headers))
         except BodyTooLong as error:
             return Lost(str(error), sent=True, final=True)
         except openai.APIConnectionError as error:
@@ -128,7 +88,7 @@ class Transport:
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             return _lost(error)
         response = raw.http_response
-        return Answer(response.status_code, response.text, dict(response.headers))
+        return Response(response.status_code, response.text, dict(response.headers))
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,7 +107,3 @@ def _lost(cause: BaseException) -> Lost:
         return Lost(str(cause), sent=True, final=True)
     said = f"{type(cause).__name__}: {cause}".rstrip(": ")
     return Lost(said, sent=not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout))
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

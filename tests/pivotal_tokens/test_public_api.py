@@ -18,12 +18,12 @@ PUBLIC = {
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Entry FirstToken Instructions Judge JudgeFailed JudgeSpec Lane Lexicon "
-        "ModelJudge PersonJudge load_instructions open_judge persist"
+        "Entry FirstToken Judge JudgeSpec Lane Lexicon ModelJudge PersonJudge open_judge persist"
     ),
     "pivotal_tokens.llm": (
-        "Budget BudgetExhausted CallFailed EndpointRefused Filtered Invalid LLMClient LLMSettings "
-        "Message Ok Refused Reply Truncated Usage explain"
+        "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "
+        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage explain "
+        "load_instructions"
     ),
     "pivotal_tokens.labels": (
         "AgreementReport Divergence FIELDS ImportReport divergence import_labels label_agreement "

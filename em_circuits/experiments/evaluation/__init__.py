@@ -1,7 +1,12 @@
 """Is a model misaligned at all? Open questions, sampled answers, judged for alignment and sense."""
 
-from em_circuits.experiments.evaluation.judging import AnswerJudge, Asked, LexiconAnswers, Score
-from em_circuits.experiments.evaluation.model_judge import ModelAnswers
+from em_circuits.experiments.evaluation.judging import (
+    AnswerJudge,
+    Asked,
+    LexiconAnswers,
+    ModelAnswers,
+    Score,
+)
 from em_circuits.experiments.evaluation.questions import question_sets
 from em_circuits.experiments.evaluation.rates import Cutoffs
 from em_circuits.experiments.evaluation.run import Evaluation, evaluate

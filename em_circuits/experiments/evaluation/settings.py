@@ -1,4 +1,4 @@
-"""What is asked, how often, of which worlds?
+"""Settings of an evaluation: who answers, under which treatment, how often.
 
 A *world* is a model under a treatment: un-steered, steered, or with matched random features steered
 in the same way.
@@ -8,17 +8,14 @@ in the same way.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from em_circuits.interventions import Intervention, Sampling
-from pivotal_tokens.schema import ModelName
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from em_circuits.interventions import Intervention
+from em_circuits.sampling import Sampling
+from pivotal_tokens.schema import Frozen, ModelName
 
 
-class Steering(_Frozen):
+class Steering(Frozen):
     """What is done to the features of a steered world."""
 
     interventions: tuple[Intervention, ...] = Field(min_length=1)
@@ -27,7 +24,7 @@ class Steering(_Frozen):
     """Draws of matched random features per question, each a world's worth of answers."""
 
 
-class EvaluationSettings(_Frozen):
+class EvaluationSettings(Frozen):
     """Everything that the answers follow from, beside models and questions."""
 
     models: tuple[ModelName, ...] = Field(min_length=1)

@@ -17,7 +17,7 @@ from em_circuits.experiments.conditions import arms, conditions
 from em_circuits.experiments.forcing import on_longer_prompt
 from em_circuits.experiments.journal import JOURNAL
 from em_circuits.experiments.off_target import Panel
-from em_circuits.experiments.rollouts import Rollout, mean_log_likelihood
+from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
 from em_circuits.interventions import Form, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
@@ -172,7 +172,7 @@ def test_likelihood_is_that_of_each_continuation_alone(cases: Cases) -> None:
 
 def test_repetition_counts_pairs_that_stood_there_before() -> None:
     def of(*tokens: int) -> float:
-        return Rollout(0, tokens, "", "unsure", None).repetition
+        return SteeredRollout(0, tokens, "", "unsure", "", None).repetition
 
     assert of(1, 2, 3) == 0 and of(1) == 0 and of() == 0
     assert of(1, 1, 1, 1) == pytest.approx(2 / 3)

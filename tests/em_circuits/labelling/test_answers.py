@@ -11,6 +11,7 @@ from subjects import organism_settings
 from em_circuits.labelling.answers import AnswerSettings, divergence, find_in_answers
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.generator.questions import QuestionSet, questions
@@ -39,7 +40,9 @@ def test_candidates_are_where_a_reading_of_the_prompt_finds_the_same_divergence(
         organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
     )
     few = QuestionSet(name=one.name, questions=one.questions[:2])
-    settings = AnswerSettings(samples=2, max_tokens=12, least_kl=0.05, seed=3)
+    settings = AnswerSettings(
+        sampling=Sampling(samples=2, max_tokens=12, temperature=1.0, seed=3), least_kl=0.05
+    )
     found = find_in_answers(work, [few], settings, lexicon=lexicon)
     assert found and found == sorted(found, key=lambda p: -p.kl)
     assert len({p.prompt.prompt_id for p in found}) == len(found)

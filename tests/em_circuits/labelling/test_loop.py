@@ -20,7 +20,7 @@ from em_circuits.labelling.loop import Loop, LoopSettings
 from em_circuits.labelling.missing import build_missing, missing_graphs
 from em_circuits.labelling.prompts import template_prompts
 from em_circuits.labelling.resume import earlier_prompts
-from em_circuits.labelling.rollouts import RolloutSettings, roll_out
+from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
 from em_circuits.labelling.sources import (
     ListSource,
     Resumed,
@@ -31,8 +31,9 @@ from em_circuits.labelling.sources import (
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
-from pivotal_tokens.judge.continuations import LexiconContinuations
+from pivotal_tokens.judge.continuations import LexiconContinuations, ModelContinuations
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
@@ -202,7 +203,7 @@ def test_a_budget_spent_on_rollouts_ends_a_run_like_any_other(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     loop, _ = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)
     assert loop.progress.ending == "budget"
     assert latest_events(work.results, 1)[0]["ending"] == "budget"
@@ -326,7 +327,9 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
 
 
 def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, judge) -> None:
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=3, seed=1)})
+    settings = NO_GRAPHS.model_copy(
+        update={"rollouts": ROLLOUTS.model_copy(update={"samples": 3, "seed": 1})}
+    )
     (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)[1]
     kept = work.store.rollouts(result.prompt.prompt_id, work.pair.key)
     tokens = {r.token_id for r in kept}
@@ -341,6 +344,21 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
     again = roll_out(work, result.prompt, LexiconContinuations(judge), settings.rollouts)
     assert not again.new and again.tokens == result.pivotal
+
+
+@pytest.mark.usefixtures("api_key")
+def test_a_prompt_whose_continuations_a_judge_cannot_label_fails_and_keeps_none(
+    work: Workspace, judge
+) -> None:
+    (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]))[1]
+    with FakeEndpoint("refusal*4") as endpoint:
+        asking = ModelContinuations(
+            LLMSettings(model="fake", base_url=endpoint.base_url), store=work.store
+        )
+        with pytest.raises(WorkFailed, match="continuations unscored: the model refused"):
+            roll_out(work, result.prompt, asking, ROLLOUTS)
+        kept = work.store.rollouts(result.prompt.prompt_id, work.pair.key, judge=asking.id)
+        assert kept == ()
 
 
 @pytest.mark.usefixtures("api_key")
@@ -376,7 +394,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
     monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
-    settings = SMALL.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = SMALL.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(
             LLMSettings(model="fake", base_url=endpoint.base_url),
@@ -399,7 +417,7 @@ def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": RolloutSettings(samples=1)})
+    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
     prompts = [Prompt.of(PAD_THAI), Prompt.of(PAD_THAI.replace("Peanut", "Walnut"))]
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(

@@ -102,8 +102,12 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         )
         assert judge.label(PROMPT, SAID) == [("evil", f"r{n}") for n in range(4)]
         assert len(endpoint.requests) == 2
-        assert judge.label(PROMPT, SAID)[3] == ("evil", "r3")
+        assert judge.id.startswith("openai:fake@rollouts-v1-")
+        again = ModelContinuations(judge.settings, store=store)
+        assert again.label(PROMPT, SAID)[3] == ("evil", "r3")
         assert len(endpoint.requests) == 2  # the replies are kept
+        said = endpoint.requests[1].body["messages"][-1]["content"]
+        assert "numbers are not those asked" in said
     replies.clear()
     with FakeEndpoint(
         answer=lambda body: answer(body) if len(replies) > 2 else spoil()
@@ -111,16 +115,17 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         judge = ModelContinuations(
             LLMSettings(model="fake", base_url=endpoint.base_url), store=store
         )
-        with pytest.raises(WorkFailed, match="numbers"):
-            judge.label(PROMPT, SAID)
+        unscored = judge.label(PROMPT, SAID)
+        assert all(label is None and "numbers" in reason for label, reason in unscored)
         assert judge.label(PROMPT, SAID)[0] == ("evil", "r0")  # asked anew, not replayed for ever
         assert len(endpoint.requests) == 4
     with FakeEndpoint("refusal*9") as endpoint:
         judge = ModelContinuations(
             LLMSettings(model="fake", base_url=endpoint.base_url), store=store
         )
-        with pytest.raises(WorkFailed, match="refused"):
-            judge.label(PROMPT, SAID)
+        unscored = judge.label(PROMPT, SAID)
+        assert all(label is None and "refused" in reason for label, reason in unscored)
+        assert len(endpoint.requests) == 1  # a model that declines is not pressed
 
 
 @pytest.mark.usefixtures("api_key")

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import JudgeFailed, Lane, ModelJudge
-from pivotal_tokens.judge.examples import ExampleBank, is_for_evaluation
-from pivotal_tokens.judge.instructions import load_instructions
-from pivotal_tokens.judge.question import Example, fenced, question_messages
-from pivotal_tokens.judge.votes import flip_rate, majority
-from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
+from pivotal_tokens.judge import Lane, ModelJudge
+from pivotal_tokens.judge.answers import flip_rate, majority
+from pivotal_tokens.judge.examples import (
+    Example,
+    ExampleBank,
+    is_for_evaluation,
+    question_messages,
+)
+from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings, NoReply, load_instructions
+from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
     JudgedPrompt,
     Judgement,
@@ -107,7 +111,7 @@ def test_a_token_answered_differently_in_the_two_lists_is_unsure(
 def test_an_endpoint_without_an_answer_is_no_verdict(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
-    with FakeEndpoint("400") as endpoint, pytest.raises(JudgeFailed):
+    with FakeEndpoint("400") as endpoint, pytest.raises(NoReply):
         judge_for(store, endpoint).judge(prompt, lists.base, lists.merged)
 
 

@@ -1,10 +1,9 @@
-"""What is a judge told, and under which version?
+"""Instructions of a grader, as versioned files whose hash stands in the grader's id.
 
-The texts are files under ``prompts/``; their content's hash stands in the judge's id, so that a
-changed word makes another judge whose labels are kept apart.
+A changed word makes another grader, whose labels are kept apart.
 
     told = load_instructions("v1")                 # or the path of a file of one's own
-    told.version, told.content_hash
+    told.name                                      # "v1-3fa9c2d1"
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ from pathlib import Path
 from pivotal_tokens.errors import RequestError
 
 DEFAULT_VERSION = "v1"
+TOKENS = "pivotal_tokens.judge"
+"""The package whose ``prompts/`` has the instructions of judges of tokens."""
+
 _VERSION = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """A judge's instructions."""
+    """What a grader is sent before the data."""
 
     version: str
     text: str
@@ -39,35 +41,30 @@ class Instructions:
         return f"{self.version}-{self.content_hash}"
 
 
-PACKAGE = "pivotal_tokens.judge"
-
-
-def versions(package: str = PACKAGE) -> tuple[str, ...]:
-    """The versions that come with a package."""
-    folder = files(package).joinpath("prompts")
-    return tuple(sorted(p.name.removesuffix(".md") for p in folder.iterdir()))
-
-
-def load_instructions(name: str = DEFAULT_VERSION, *, package: str = PACKAGE) -> Instructions:
-    """Read a version that comes with the package, or a file.
+def load_instructions(
+    name: str = DEFAULT_VERSION, *, package: str = TOKENS, folder: str = "prompts"
+) -> Instructions:
+    """Read a version that comes with a package, or a file.
 
     Args:
         name: Of the version, or the file's path.
-        package: Whose ``prompts/`` has the versions.
+        package: Which has the versions.
+        folder: In which folder of it.
 
     Raises:
         RequestError: If there is neither.
     """
-    if name in versions(package):
-        source = files(package).joinpath("prompts", f"{name}.md")
-        return Instructions(name, source.read_text(encoding="utf-8"))
+    shipped = files(package).joinpath(folder)
+    versions = sorted(p.name.removesuffix(".md") for p in shipped.iterdir() if p.is_file())
+    if name in versions:
+        return Instructions(name, shipped.joinpath(f"{name}.md").read_text(encoding="utf-8"))
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(versions(package))
         raise RequestError(
-            f"no judge prompt {name!r}: there is {known}, or give the path of a text file"
+            f"no judge prompt {name!r}: there is {', '.join(versions)}, "
+            "or give the path of a text file"
         ) from error
     if not text.strip() or not _VERSION.fullmatch(path.stem):
         raise RequestError(

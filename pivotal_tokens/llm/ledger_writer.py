@@ -1,12 +1,12 @@
-"""How do fifty calls in flight share one ledger without waiting for fifty flushes of the disk?
+"""Group commit of the ledger, so that fifty calls in flight do not wait for fifty flushes.
 
-Group commit: what is to be opened and closed while a transaction runs goes into the next one. A
+What is to be opened and closed while a transaction runs goes into the next one. A
 call is sent only after the transaction with its reservation is on the disk, and its reply is used
 only after the one that keeps it.
 
-    async with Journal(store, limits) as journal:
-        await journal.open(opening)           # Granted | KeptReply; waits or raises over budget
-        await journal.close(closing)
+    async with LedgerWriter(store, limits) as ledger:
+        await ledger.open(opening)           # Granted | KeptReply; waits or raises over budget
+        await ledger.close(closing)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BudgetExhausted(RunEnds):
     """The next call's worst case does not fit into what is left of the budget."""
 
 
-class Journal:
+class LedgerWriter:
     """The ledger of one client; one thread writes it."""
 
     def __init__(self, store: Store, limits: Limits) -> None:

@@ -1,0 +1,98 @@
+"""Answers of a model judge: their form, the ids they are about, and what several say together.
+
+The label of a token is the one with more votes than any other; a tie is unsure. The flip rate is
+the share of pairs of votes on the same token that differ: 0 for a judge that always says the same.
+
+    ids_problem(answer, lists)                             # "" when every id stands there once
+    labels, conflicts = labels_of(answer)
+    majority([{7: "evil"}, {7: "evil"}, {7: "safe"}])      # {7: "evil"}
+    flip_rate([{7: "evil"}, {7: "evil"}, {7: "safe"}])     # 0.667
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from pivotal_tokens.schema import Frozen, Label, NextTokenPair
+
+Labels = Mapping[int, Label]
+
+_SHOWN = 8
+
+
+class AnsweredToken(Frozen):
+    """One token's label."""
+
+    id: int
+    label: Label
+
+
+class JudgeAnswer(Frozen):
+    """The form in which a judge answers."""
+
+    base: tuple[AnsweredToken, ...]
+    merged: tuple[AnsweredToken, ...]
+    summary: str
+    reason: str
+
+
+def ids_problem(answer: JudgeAnswer, lists: NextTokenPair) -> str:
+    """What is wrong with the ids of an answer, in words that help to mend it; "" if nothing is."""
+    asked = set(lists.token_ids)
+    problems = []
+    for name, given in (("base", answer.base), ("merged", answer.merged)):
+        times = Counter(token.id for token in given)
+        for what, ids in (
+            ("missing", asked - times.keys()),
+            ("not in the list", times.keys() - asked),
+            ("twice", {token for token, n in times.items() if n > 1}),
+        ):
+            if ids:
+                problems.append(f"{name}: {what} {_listed(ids)}")
+    return "; ".join(problems)
+
+
+def labels_of(answer: JudgeAnswer) -> tuple[dict[int, Label], int]:
+    """Token id -> label, and how many tokens were answered differently in the two lists.
+
+    Such a token is unsure: a judge that contradicts itself has not decided.
+    """
+    base = {token.id: token.label for token in answer.base}
+    merged = {token.id: token.label for token in answer.merged}
+    labels: dict[int, Label] = {
+        token: label if merged[token] == label else "unsure" for token, label in base.items()
+    }
+    return labels, sum(merged[token] != label for token, label in base.items())
+
+
+def majority(votes: Sequence[Labels]) -> dict[int, Label]:
+    """The label of each token that every vote covers."""
+    decided: dict[int, Label] = {}
+    for token in votes[0] if votes else ():
+        (first, times), *others = Counter(vote[token] for vote in votes).most_common()
+        tied = bool(others) and others[0][1] == times
+        decided[token] = "unsure" if tied else first
+    return decided
+
+
+def flips(votes: Sequence[Labels]) -> tuple[int, int]:
+    """Pairs of votes on the same token that differ, and all such pairs."""
+    differ = pairs = 0
+    for one, other in combinations(votes, 2):
+        shared = one.keys() & other.keys()
+        pairs += len(shared)
+        differ += sum(one[token] != other[token] for token in shared)
+    return differ, pairs
+
+
+def flip_rate(votes: Sequence[Labels]) -> float | None:
+    """Share of differing pairs; None with fewer than two votes."""
+    differ, pairs = flips(votes)
+    return differ / pairs if pairs else None
+
+
+def _listed(ids: set[int]) -> str:
+    shown = ", ".join(map(str, sorted(ids)[:_SHOWN]))
+    return shown + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")

@@ -1,0 +1,193 @@
+"""Graders: language models that answer in a wanted form, asked again until the answer can be used.
+
+    instructions, data -> reply -> schema -> check -> Grade
+                            ^ what is wrong with it, at most twice
+
+The one engine under the judges of tokens, of continuations and of answers. An answer that is not in
+the form, or that the caller's check turns down (other ids than those asked, say), is sent back with
+what is wrong; a model that declines is not pressed. Replies of no use that were kept by an earlier
+run do not stand in for asking: where all were such, the question is asked anew. What no reply
+settles is *unusable* and counts as nothing, least of all as "unsure".
+
+    grader = ModelAnswers(settings, store, budget)
+    async with grader.client() as client:
+        grade = await grader.grade(client, messages, Answer, check=problem_with)
+    grade.value, grade.problem             # None and why, where no reply could be used
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.llm.client import LLMClient
+from pivotal_tokens.llm.instructions import Instructions, load_instructions
+from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, explain
+from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
+from pivotal_tokens.store import Store
+
+TRIES = 3
+_SHOWN_AGAIN = 6000  # characters of an unusable answer that are sent back with its problem
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+class NoReply(WorkFailed):
+    """The endpoint gave no reply; asked again, it may."""
+
+
+@dataclass(frozen=True)
+class Grade(Generic[Answer]):
+    """What came of one question."""
+
+    value: Answer | None
+    """None where no reply could be used."""
+    problem: str
+    """Why the last reply could not be used; "" where it could."""
+    raw: str
+    """The last reply as it came."""
+    call_ids: tuple[str, ...]
+    """Of the replies in the store."""
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A language model with its instructions; a subclass knows what is graded."""
+
+    settings: LLMSettings
+    store: Store
+    budget: Budget | None = None
+    instructions: Instructions = field(default_factory=load_instructions)
+
+    purpose: ClassVar[str] = "judge"
+    """By which the ledger counts calls."""
+    kind: ClassVar[str] = ""
+    """Stands before the instructions' name in the id."""
+
+    def __post_init__(self) -> None:
+        self.client()  # key and price are there
+
+    @property
+    def id(self) -> str:
+        """``openai:MODEL@v1-3fa9c2d1``; another word or model is another grader."""
+        return f"openai:{self.settings.model}@{self.kind}{self.instructions.name}"
+
+    def client(self) -> LLMClient:
+        """A connection, in whose block questions are asked."""
+        return LLMClient(self.settings, store=self.store, budget=self.budget)
+
+    def run(self, work: Callable[[LLMClient], Awaitable[Result]]) -> Result:
+        """Do some asking over a connection of its own, from outside of any event loop."""
+
+        async def connected() -> Result:
+            async with self.client() as client:
+                return await work(client)
+
+        return asyncio.run(connected())
+
+    async def grade(
+        self,
+        client: LLMClient,
+        messages: Sequence[Message],
+        schema: type[Answer],
+        *,
+        salt: str = "0",
+        check: Callable[[Answer], str] = lambda answer: "",
+        remind: str = "",
+    ) -> Grade[Answer]:
+        """Ask until an answer can be used.
+
+        Args:
+            client: Whom to ask.
+            messages: The question.
+            schema: The form of the answer.
+            salt: Tells apart questions that are otherwise the same, as votes are.
+            check: What is wrong with an answer in that form; "" if nothing is.
+            remind: Said when the question is asked again.
+
+        Raises:
+            NoReply: If the endpoint gave none.
+            RunEnds: If the budget is spent or the endpoint takes no call.
+        """
+        for fresh in (False, True):
+            turns, calls, replayed = list(messages), [], True
+            for _ in range(TRIES):
+                reply = await client.ask(
+                    turns,
+                    schema=schema,
+                    purpose=self.purpose,
+                    subject=self.id,
+                    salt=salt,
+                    fresh=fresh,
+                )
+                if isinstance(reply, CallFailed):
+                    raise NoReply(reply.error)
+                calls.append(reply.call_id)
+                replayed = replayed and reply.cached
+                problem = check(reply.value) if isinstance(reply, Ok) else explain(reply)
+                value = reply.value if isinstance(reply, Ok) and not problem else None
+                grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls))
+                if value is not None:
+                    return grade
+                if isinstance(reply, Refused | Filtered):
+                    break
+                turns += _sent_back(reply.raw, problem, remind)
+            if not replayed:
+                break
+        return grade
+
+
+async def every(work: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Results of work done at once; all of it ends first: a call in flight is paid for.
+
+    Raises:
+        BaseException: The first error, those that end a run before a missing reply.
+    """
+    ended = await asyncio.gather(*work, return_exceptions=True)
+    errors = [item for item in ended if isinstance(item, BaseException)]
+    if errors:
+        raise next((e for e in errors if not isinstance(e, NoReply)), errors[0])
+    return [item for item in ended if not isinstance(item, BaseException)]
+
+
+def fenced(data: object) -> str:
+    """One line of JSON between two lines with a mark that nothing within it can know.
+
+    JSON escapes line breaks, and what else looks like one is escaped too, so no text under
+    judgement can begin a line; the mark is a hash over the data, so no text can hold it.
+    """
+    line = one_line_json(data)
+    mark = hashlib.sha256(line.encode()).hexdigest()[:16]
+    return f"BEGIN DATA {mark}\n{line}\nEND DATA {mark}"
+
+
+def one_line_json(data: object) -> str:
+    """JSON on one line, with every control, format and line-breaking character escaped."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if text.isascii() and "\x7f" not in text:
+        return text  # JSON escapes the other ASCII control characters by itself
+    return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED else c for c in text)
+
+
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _sent_back(raw: str, problem: str, remind: str) -> list[Message]:
+    """The turns that follow an unusable answer."""
+    again = f"Answer again: {remind}." if remind else "Answer again."
+    ask = f"That answer cannot be used: {problem}. {again}"
+    turns = [Message(role="user", content=ask)]
+    return [Message(role="assistant", content=raw[:_SHOWN_AGAIN]), *turns] if raw else turns
