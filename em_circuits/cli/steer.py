@@ -87,8 +87,8 @@ def run(
     **options: Any,
 ) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    from em_circuits.experiments import prompt_rollouts
     from em_circuits.experiments.analyse import steer_prompt
+    from em_circuits.experiments.one_prompt import prompt_rollouts
     from em_circuits.interventions import Sampling
 
     told: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def run(
                 temperature=temperature,
                 seed=session.seed,
             )
-            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling)}
+            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling).model_dump()}
     record = result.to_json(prompt_id) | told
     if as_json:
         emit(record)

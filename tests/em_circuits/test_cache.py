@@ -11,7 +11,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from em_circuits.cache import JOURNAL, PLAN, CachedTable, Journal, cached_table, read_json, read_model
+from em_circuits.cache import (
+    JOURNAL,
+    PLAN,
+    CachedTable,
+    Journal,
+    cached_table,
+    read_json,
+    read_model,
+)
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
