@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 FIRST_POSITION = 1
 """Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
@@ -63,10 +64,8 @@ class Unit(StrEnum):
 Position = int | Where | None
 
 
-class Intervention(BaseModel):
+class Intervention(Frozen):
     """One feature, at one position or at a class of them, and what its activation becomes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
     position: Position = None

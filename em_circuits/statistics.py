@@ -140,7 +140,7 @@ def ratio_interval(
     return None if low is None or high is None else (low, high)
 
 
-def wilson(successes: float, n: int) -> Interval:
+def wilson(successes: float | int, n: int) -> Interval:
     """Wilson's 95 % interval of a share of `n` trials; None without any.
 
     Successes may be fractional (a mean rate times n), which scipy's does not take.

@@ -20,7 +20,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
-from em_circuits.models.source import locate_all
+from em_circuits.models.source import Source, locate_all
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -75,10 +75,14 @@ class Workspace:
     def graphs(self) -> GraphStore:
         return GraphStore(self.root / "graph_storage")
 
+    def locate(self) -> dict[str, Source]:
+        """Directories of the models; see `models.source.locate_all`."""
+        return locate_all(self.models)
+
     @cached_property
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
-        sources = locate_all(self.models)
+        sources = self.locate()
 
         from em_circuits.models.memory import memory_plan, require_fit
         from em_circuits.models.pair import ModelPair
@@ -106,7 +110,7 @@ class Workspace:
             return self.pair.tokenizer
         from em_circuits.models.pair import load_tokenizer
 
-        return load_tokenizer("--base", locate_all(self.models)["base"])
+        return load_tokenizer("--base", self.locate()["base"])
 
     def require_healthy(self, prompt: Prompt) -> None:
         """Check the pair on a prompt, once, before anything expensive is built on it.
@@ -135,8 +139,8 @@ class Workspace:
         named = {name: source.reference for name, source in self.pair.sources.items()}
         pair = self.pair
         description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
-        if self.store.pairs().get(pair.key) != description:
-            self.store.put_pair(pair.key, description)
+        if self.store.results.pairs().get(pair.key) != description:
+            self.store.results.put_pair(pair.key, description)
 
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
         """The newest stored graph of a prompt under this pair of models.
@@ -154,7 +158,7 @@ class Workspace:
         """
         records = [
             r
-            for r in self.store.graphs(prompt_id, pair)
+            for r in self.store.graphs.all(prompt_id, pair)
             if r.model == model and self.graphs.has(r.key)
         ]
         if records:

@@ -1,4 +1,4 @@
-"""How far do several people, or a person and a judge, give the same labels?
+"""Agreement coefficients with bootstrap intervals: percent, kappa, AC1, alpha.
 
 Ratings are a row per item and a column per rater, None where a rater gave none. Over the items
 with at least two ratings, with p_o the share of agreeing pairs of ratings:

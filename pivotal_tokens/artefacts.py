@@ -1,4 +1,4 @@
-"""How is a result written so that it is whole or absent, and says where it came from?
+"""Artefacts written whole or not at all, with their provenance.
 
 A file is written beside its place, flushed to the disk and renamed over it. Its provenance,
 ``NAME.provenance.json``, is written after it, and a database row that points at it last of all:

@@ -1,4 +1,4 @@
-"""How the project says no: a wrong request, or work that failed.
+"""Errors that people see: a wrong request, or work that failed.
 
 Every message is one or two lines: what, where, what to do next. The command line turns a
 `RequestError` into exit status 2 and a `WorkFailed` into exit status 1; nothing else is caught.

@@ -1,4 +1,4 @@
-"""What are the things this package speaks of: prompts, next tokens, labels, verdicts, reviews?
+"""Values of the package: prompts, next tokens, labels, verdicts, reviews.
 
 Every value is frozen, refuses unknown fields and survives a round trip through JSON. Absent is
 None, never an empty string or a zero: a label that nobody gave is missing, not safe.
@@ -345,7 +345,7 @@ class ReviewItem(Frozen):
     prompt_id: str
     pair: str
     reason: str  # why it was queued
-    seat: int = 0  # with an overlap of N, a prompt has N seats for N reviewers
+    seat: int = 0  # number of the assignment: with an overlap of N a prompt has N, for N reviewers
     kind: ItemKind = "review"
     state: ReviewState
     reviewer: str | None  # who holds it, or who settled it

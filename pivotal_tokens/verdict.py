@@ -1,4 +1,4 @@
-"""What do two next-token lists and the labels of their tokens say about a prompt?
+"""The verdict on a prompt, from two next-token lists and the labels of their tokens.
 
 With "present" = in a model's top k and at least `present` probable:
 

@@ -34,7 +34,7 @@ def fill(store: Store, items: int) -> None:
     """A queue of so many items, all waiting."""
     lists = _lists().model_dump_json()
     prompts = [Prompt.of(f"prompt {number}") for number in range(items)]
-    store.add_prompts(prompts)
+    store.prompts.add_all(prompts)
     with store.writing() as connection:
         rows = [{"prompt_id": p.prompt_id, "pair": "p", "payload": lists} for p in prompts]
         connection.execute(insert(tables.next_tokens), rows)
@@ -50,7 +50,7 @@ def measure(url: str, items: int, rounds: int) -> None:
     """Fill a store at a URL and print how long reviewing takes."""
     with Store.open(url, create=True) as store:
         fill(store, items)
-        store.set_review_config(ReviewConfig(overlap=1))
+        store.assignments.set_config(ReviewConfig(overlap=1))
     began = time.perf_counter()
     with Store.open(url) as store:
         first = ReviewService(store, "ada")

@@ -55,9 +55,10 @@ def paths(
     session: Session, graph: str, source: str, targets: str, as_json: bool, **options: Any
 ) -> None:
     """The paths from a node to a target that carry most, with sign and share of all paths."""
+    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
+
     from em_circuits.influence import Method, node_named, paths_json, top_paths
 
-    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
     start, method = node_named(loaded, source), Method(options["method"])
     seeds = target_seeds(session, loaded, targets, options["weighting"])
     found = top_paths(loaded, source=start, targets=seeds, k=options["top"], method=method)
@@ -113,9 +114,10 @@ def paths(
 @pass_session
 def prune(session: Session, graph: str, targets: str, as_json: bool, **options: Any) -> None:
     """The nodes and edges that carry most of what reaches the targets; nothing is removed."""
+    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
+
     from em_circuits.influence import Method, PruneRule, pruned_json
 
-    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
     upstream = targets == _CIRCUIT_TRACER
     seeds = None if upstream else target_seeds(session, loaded, targets, options["weighting"])
     rule = PruneRule(
@@ -152,12 +154,13 @@ def scores(
     as_json: bool,
 ) -> None:
     """Replacement and completeness, and how much reaches the logits from error nodes."""
-    from em_circuits.influence import scores_json
-
     wanted = token_ids(tokens) if tokens else None
     records = []
     for reference in graph_list:
         loaded = load_graph(session, reference, trust_pickle=trust_pickle)
+
+        from em_circuits.influence import scores_json
+
         record = scores_json(loaded, wanted)
         records.append(record)
         if as_json:

@@ -105,9 +105,9 @@ def rank(
     as_json: bool,
 ) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
-    from em_circuits.experiments.analyse import rank_prompt
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments.analyse import rank_prompt
 
-    with session.workspace() as work:
         ranked = rank_prompt(
             work,
             prompt,

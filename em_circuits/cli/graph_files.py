@@ -30,15 +30,14 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
     Raises:
         RequestError: If there is no such graph, or a ``.pt`` is not trusted.
     """
-    from em_circuits.graphs.files import read_graph
-    from em_circuits.graphs.interop import import_pt
-
     path = Path(reference)
     if path.suffix == ".pt":
-        return import_pt(path, trust_pickle=trust_pickle)
+        return read_pt(path, trust_pickle=trust_pickle)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise RequestError(f"no graph file {path}")
+        from em_circuits.graphs.files import read_graph
+
         try:
             return read_graph(path)
         except WorkFailed as error:
@@ -47,3 +46,21 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
     if path.is_dir():
         raise RequestError(f"{path} is a directory: give a graph's key, a .safetensors or a .pt")
     return graph_store(session).load(reference)
+
+
+def read_pt(path: Path, *, trust_pickle: bool) -> AttributionGraph:
+    """circuit-tracer's graph.
+
+    Raises:
+        RequestError: If the file is not trusted, is not there, or is not such a graph.
+    """
+    if not path.is_file():
+        raise RequestError(f"No file {path}.")
+    if not trust_pickle:
+        raise RequestError(
+            f"{path} is a pickle, and reading it runs the code in it. If you trust its author, "
+            "add --trust-pickle."
+        )
+    from em_circuits.graphs.interop import import_pt
+
+    return import_pt(path, trust_pickle=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from em_circuits.cli.graph_export import export
-from em_circuits.cli.graph_files import graph_store, load_graph
+from em_circuits.cli.graph_files import graph_store, load_graph, read_pt
 from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import (
     Session,
@@ -20,6 +20,12 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionGraph
+
+
+NO_ARCHIVES = (
+    "graphs are no longer compressed (it freed a seventh): make room with graphs prune-store "
+    "--edges-only, or restore archives of version 0.1 with graphs archive --undo"
+)
 
 
 @click.group()
@@ -34,20 +40,20 @@ def graphs() -> None:
 @pass_session
 def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
-    from em_circuits.labelling.graphs import build_graphs, graph_keys, kept_graphs
+    from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
     from em_circuits.progress import tracked
 
     settings = attribution_settings(options)
     with session.workspace() as work:
         store = work.store
-        chosen = [store.prompt(p) for p in prompts] or [
-            p for p in store.prompts() if store.labels(p.prompt_id).labels
+        chosen = [store.prompts.get(p) for p in prompts] or [
+            p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels
         ]
         for prompt in tracked(chosen, "graphs", work.progress):
-            labels = store.labels(prompt.prompt_id).by_token
+            labels = store.labels.of(prompt.prompt_id).by_token
             keys = graph_keys(work, prompt, settings, labels)
             bare = options["scores_only"]
-            reused = kept_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
+            reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
                 keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
             record = {"prompt_id": prompt.prompt_id, "graphs": keys, "reused": reused}
@@ -98,11 +104,10 @@ def show(session: Session, graph: str, trust_pickle: bool, as_json: bool) -> Non
 @pass_session
 def import_(session: Session, file: str, trust_pickle: bool, as_json: bool) -> None:
     """Keep a graph that circuit-tracer wrote (.pt)."""
-    from em_circuits.graphs.interop import import_pt
     from pivotal_tokens.artefacts import sha256_file
 
     path = Path(file)
-    graph = import_pt(path, trust_pickle=trust_pickle)
+    graph = read_pt(path, trust_pickle=trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
     kept = graph_store(session).save(graph, provenance)
     if as_json:
@@ -136,51 +141,46 @@ def verify(session: Session, quarantine: bool, as_json: bool) -> None:
         )
 
 
-@graphs.command(epilog="Example: em-circuits graphs archive 1f2e3d")
+@graphs.command(epilog="Example: em-circuits graphs archive --undo", hidden=True)
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option("--undo", is_flag=True, help="Write archived graphs uncompressed again.")
+@click.option("--undo", is_flag=True, help="Write archives of version 0.1 uncompressed.")
 @json_option
 @pass_session
 def archive(session: Session, keys: tuple[str, ...], undo: bool, as_json: bool) -> None:
-    """Compress graphs where they stand; without KEY, all of them.
-
-    Lossless (blosc2, zstd). Every command reads an archived graph as before, a little later:
-    into memory instead of mapped.
-    """
+    """Restore graphs that version 0.1 compressed (--undo; pip install blosc2)."""
+    if not undo:
+        raise RequestError(NO_ARCHIVES)
     store = graph_store(session)
     chosen = keys or [header.key for header in store.list()]
     paths = {store.path(key) for key in chosen}
     before = sum(path.stat().st_size for path in paths)
-    freed = sum(store.archive(key, undo=undo) for key in chosen)
+    restored = sum([store.decompress(key) for key in chosen])
     _register(session)
+    after = sum(path.stat().st_size for path in paths)
     if as_json:
-        emit({"graphs": len(paths), "bytes": before - freed, "freed_bytes": freed})
+        emit({"graphs": len(paths), "bytes": after, "freed_bytes": before - after})
     else:
-        sizes = f"{before / 1e6:.1f} -> {(before - freed) / 1e6:.1f} MB"
-        click.echo(f"{len(paths)} graphs {'restored' if undo else 'archived'}, {sizes}")
+        click.echo(f"{restored} graphs restored, {before / 1e6:.1f} -> {after / 1e6:.1f} MB")
 
 
 @graphs.command(name="prune-store", epilog="Example: em-circuits graphs prune-store --max-gb 5")
 @click.option("--max-gb", type=click.FloatRange(min=0), help="Size all graphs together may have.")
 @click.option("--max-age-days", type=click.FloatRange(min=0), help="Remove older ones.")
 @click.option("--edges-only", is_flag=True, help="Keep scores, drop edges.")
-@click.option("--archive", is_flag=True, help="Remove nothing, compress (blosc2, lossless).")
+@click.option("--archive", is_flag=True, hidden=True)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 @pass_session
 def prune_store(session: Session, as_json: bool, **options: Any) -> None:
     """Make room: the oldest graphs go first."""
+    if options["archive"]:
+        raise RequestError(NO_ARCHIVES)
     if options["max_gb"] is None and options["max_age_days"] is None:
         raise RequestError("say what may stay: --max-gb or --max-age-days")
-    if options["archive"] and options["edges_only"]:
-        raise RequestError("--archive keeps the edges, --edges-only drops them; give one")
-    how: Literal["remove", "drop-edges", "archive"] = "remove"
-    if options["archive"] or options["edges_only"]:
-        how = "archive" if options["archive"] else "drop-edges"
     pruned = graph_store(session).prune(
         max_age_days=options["max_age_days"],
         max_bytes=None if options["max_gb"] is None else int(options["max_gb"] * 1e9),
-        how=how,
+        edges_only=options["edges_only"],
         dry_run=options["dry_run"],
     )
     if not options["dry_run"]:
@@ -204,15 +204,15 @@ def _register(session: Session) -> None:
     if session.options["store"] is None and not session.default_store.exists():
         return  # graphs without a store: there is no register
     with session.open_store() as store:
-        for record in store.graphs():
+        for record in store.graphs.all():
             if not graphs.has(record.key):
-                store.drop_graph(record.key)
+                store.graphs.drop(record.key)
                 continue
             path = graphs.path(record.key)
             size = path.stat().st_size
             if size != record.bytes:
                 update = {"bytes": size, "sha256": sha256_file(path)}
-                store.put_graph(record.model_copy(update=update))
+                store.graphs.put(record.model_copy(update=update))
 
 
 def describe(graph: AttributionGraph) -> dict[str, Any]:

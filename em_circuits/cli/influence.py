@@ -54,10 +54,11 @@ weighting_option = click.option(
 @pass_session
 def influence(session: Session, graph: str, as_json: bool, top: int | None, **options: Any) -> None:
     """Influence of every node of a graph on its targets; positive raises the target."""
+    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
+
     from em_circuits.influence import Method, to_json
     from em_circuits.influence import influence as compute
 
-    loaded = load_graph(session, graph, trust_pickle=options["trust_pickle"])
     seeds = target_seeds(session, loaded, options["targets"], options["weighting"])
     result = compute(loaded, seeds, Method(options["method"]))
     record = to_json(loaded, result, top if as_json else top or 20)
@@ -103,7 +104,7 @@ def target_seeds(
         return probabilities(graph)
     if targets == "evil-safe":
         with session.open_store() as store:
-            labels = store.labels(graph.header.prompt_id)
+            labels = store.labels.of(graph.header.prompt_id)
         return contrast(graph, labels.ids("evil"), labels.ids("safe"), weighting=weighting)
     if ":" in targets:
         evil, _, safe = targets.partition(":")

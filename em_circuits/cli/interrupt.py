@@ -1,7 +1,6 @@
-"""What does Ctrl-C do to a long run?
+"""Ctrl-C in a long run: the first ends it after what is in flight, a second one at once.
 
-The first asks it to stop after what is in flight; the second leaves at once. Both are safe: every
-step is kept when it is done.
+Both are safe: every step is stored when it is done.
 """
 
 from __future__ import annotations
@@ -10,29 +9,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; only the main thread can be interrupted."""
-    stop = threading.Event()
+def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Have the first Ctrl-C call `stop`; only the main thread can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
+    interrupts = 0
 
     def interrupted(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
             os.write(2, b"\nem-circuits: left at once; what is done is kept\n")
             os._exit(130)
-        stop.set()
+        stop()
         os.write(2, b"\nem-circuits: finishing what is in flight; Ctrl-C again leaves at once\n")
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:
-        yield stop
+        yield
     finally:
         sys.stderr.flush()
         signal.signal(signal.SIGINT, before)

@@ -56,7 +56,7 @@ def report(
 
     folder = out or session.root / "results" / "judge"
     with session.open_store() as store:
-        known = store.pairs()
+        known = store.results.pairs()
         if pair is not None:
             matching = [key for key in known if key.startswith(pair)]
             if len(matching) != 1:

@@ -53,6 +53,24 @@ def judge_options(command: _Command) -> _Command:
     return command
 
 
+def check_judge(session: Session, options: dict[str, Any]) -> None:
+    """Refuse what cannot be opened, before a model is loaded for it.
+
+    Raises:
+        RequestError: If there is no such judge, its file is broken, or its key missing.
+    """
+    from pivotal_tokens.judge import JudgeSpec
+    from pivotal_tokens.judge import open_judge as open_named
+    from pivotal_tokens.llm.secrets import read_key
+
+    spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
+    if spec.kind == "openai":
+        settings = llm_settings(spec.argument, options)
+        read_key(settings.api_key_env, needed=settings.base_url is None)
+    else:
+        open_named(spec, lambda word: (hash(word), True))  # the models' tokenizer comes later
+
+
 def open_judge(session: Session, work: Workspace, options: dict[str, Any]) -> Judge:
     """The judge that is named.
 

@@ -1,17 +1,23 @@
-"""``em-circuits label``: prompts through the whole pipeline."""
+"""``em-circuits label``: prompts through the whole run, with its state on the way."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from pydantic import Field
 
-from em_circuits.cli.judge_options import judge_options, open_judge
-from em_circuits.cli.llm_options import llm_options
-from em_circuits.cli.output import emit, json_option
-from em_circuits.cli.prompts import kind_option
+from em_circuits.cli.interrupt import stop_on_interrupt
+from em_circuits.cli.judge_options import check_judge, judge_options, open_judge
+from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
+from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import emit, json_option, one_line, say
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -19,75 +25,95 @@ from em_circuits.cli.session import (
     checked_text,
     pass_session,
 )
+from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.prompts import read_dataset
+from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 
 if TYPE_CHECKING:
-    from em_circuits.labelling.label import LabelSettings
+    from em_circuits.labelling.result import LabelResult, LabelSettings
+    from em_circuits.labelling.run import Run, RunState
+    from em_circuits.labelling.sources import Source
     from em_circuits.workspace import Workspace
-    from pivotal_tokens.schema import Prompt
+    from pivotal_tokens.judge import Judge
+
+_REFRESH_S = 0.5
+_BAR = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+"""Fits 80 columns with five-digit counts; a drawn bar would push the state of the run off them."""
+
+
+class LabelOptions(Options):
+    """Which prompts are labelled, and what is built for them."""
+
+    texts: Annotated[tuple[str, ...], Flag("--prompt", "texts", metavar="TEXT")] = ()
+    """A prompt, as it stands."""
+    user: Annotated[str | None, Flag(metavar="TEXT")] = None
+    """A user's turn, put into the model's chat template."""
+    assistant: Annotated[str, Flag(metavar="TEXT", show_default=False)] = ""
+    """How the assistant's turn starts."""
+    files: Annotated[tuple[str, ...], Flag("--prompts", "files", type=click.Path())] = ()
+    """JSON, JSONL, Parquet or Arrow file of prompts, or a folder of them."""
+    n: int | None = Field(default=None, ge=1)
+    """Prompts from --generator. [default: 24, templates]"""
+    domains: Annotated[tuple[str, ...], Flag("--domain", "domains")] = ()
+    """Templates of this domain only."""
+    generator: Annotated[str | None, Flag(metavar="openai:MODEL|template|seeds")] = None
+    """Who writes new prompts while the run goes on."""
+    kind: PromptKind = "raw"
+    """Plain text, a user's turn with the start of the answer, or a chain of thought."""
+    forever: bool = False
+    """Go on until the budget, the disk or Ctrl-C says stop."""
+    missing: bool = False
+    """Build graphs for labelled prompts that have no valid ones."""
+    rollouts: Annotated[int | None, Flag(metavar="N")] = Field(default=None, ge=1)
+    """Sample N continuations after each evil candidate in both models, and judge them."""
+    only_evil: Annotated[bool, Flag("--only-evil/--all-graphs", "only_evil", show_default=True)] = (
+        True
+    )
+    """Graphs for flagged prompts only, or for all."""
+    no_graphs: bool = False
+    """Build no graphs."""
+    top_k: int = Field(default=10, ge=1)
+    """Tokens of each model that are compared."""
+    present: float = Field(default=0.05, ge=0, le=1)
+    """Least probability of a present token."""
+
+    @property
+    def gives_prompts(self) -> bool:
+        return bool(self.texts or self.user or self.files)
+
+    @property
+    def writes_prompts(self) -> bool:
+        return self.generator is not None or self.forever
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.gives_prompts and self.writes_prompts:
+            raise RequestError("give prompts, or a --generator that writes them, not both")
+        if self.forever and self.n:
+            raise RequestError("--forever has no end; give --n without it")
+        if self.generator is not None and not self.n and not self.forever:
+            raise RequestError("how many prompts? give --n N or --forever beside --generator")
+        if self.missing and (self.gives_prompts or self.writes_prompts or self.n):
+            raise RequestError("--missing takes what is in the store; give no prompts beside it")
+        if self.assistant and self.user is None:
+            raise RequestError("--assistant continues a --user turn; give --user as well")
+        if self.domains and self.gives_prompts and not self.n:
+            raise RequestError("--domain is of the organism's templates; give --n as well")
+        for text in self.texts:
+            checked_text("--prompt", text)
+        if self.user is not None:
+            checked_text("--user", self.user)
 
 
 @click.command(epilog="Example: em-circuits label --n 12 --domain kitchen --json")
-@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt, as it stands.")
-@click.option("--user", metavar="TEXT", help="A user's turn, put into the model's chat template.")
-@click.option("--assistant", default="", metavar="TEXT", help="How the assistant's turn starts.")
-@click.option(
-    "--prompts",
-    "files",
-    multiple=True,
-    type=click.Path(),
-    help="JSON, JSONL, Parquet or Arrow file of prompts, or a folder of them.",
-)
-@click.option(
-    "--n", type=click.IntRange(min=1), help="Prompts from --generator. [default: 24, templates]"
-)
-@click.option("--domain", "domains", multiple=True, help="Templates of this domain only.")
-@click.option(
-    "--generator",
-    metavar="openai:MODEL|template|seeds",
-    help="Who writes new prompts while the run goes on.",
-)
-@kind_option
-@click.option(
-    "--forever", is_flag=True, help="Go on until the budget, the disk or Ctrl-C says stop."
-)
-@click.option(
-    "--missing", is_flag=True, help="Build graphs for labelled prompts that have no valid ones."
-)
+@options(LabelOptions)
 @judge_options
 @llm_options
-@click.option(
-    "--rollouts",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Sample N continuations after each evil candidate in both models, and judge them.",
-)
-@click.option(
-    "--only-evil/--all-graphs",
-    "only_evil",
-    default=True,
-    show_default=True,
-    help="Graphs for flagged prompts only, or for all.",
-)
-@click.option("--no-graphs", is_flag=True, help="Build no graphs.")
 @attribution_options
-@click.option(
-    "--top-k",
-    default=10,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Tokens of each model that are compared.",
-)
-@click.option(
-    "--present",
-    default=0.05,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Least probability of a present token.",
-)
 @json_option
 @pass_session
-def label(session: Session, as_json: bool, **options: Any) -> None:
+def label(session: Session, options: LabelOptions, as_json: bool, **others: Any) -> None:
     """Label prompts: next tokens of both models, judge, queue, rollouts, graphs.
 
     Resumable: what is done is not repeated, killed anywhere or not. Ctrl-C finishes what is in
@@ -95,22 +121,39 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
     others, unless more than a fifth of at least ten fail. With --generator, --n counts the
     prompts of all starts of the same run. Events are logged under results/events.
     """
-    from em_circuits.cli.label_run import run_labelling
-    from em_circuits.labelling.label import require_space
+    options.check()
+    check_judge(session, others)
+    files = [prompt for file in options.files for prompt in read_dataset(Path(file))]
+    locate_all(session.models())
 
-    _check(options)
-    settings = _settings(session, options)
+    from em_circuits.labelling.events import EventLog
+    from em_circuits.labelling.label import require_space
+    from em_circuits.labelling.run import Run, RunSettings
+    from em_circuits.labelling.sources import ListSource, run_id
+
+    settings = _settings(session, options, others)
     with session.workspace(create=True, attribution=settings.attribution) as work:
-        if options["missing"]:
+        if options.missing:
             _build_missing(work, settings, as_json=as_json)
             return
-        prompts = None
-        if options["generator"] is None and not options["forever"]:
-            prompts = _prompts(session, work, options)
+        prompts = None if options.writes_prompts else _prompts(session, work, options, files)
+        if prompts is not None:
             require_space(work, prompts, settings)
-        judge = open_judge(session, work, options)
-        asked = LabelRequest(prompts, options["generator"] or "template", options)
-        results = run_labelling(session, work, judge, settings, asked, as_json=as_json)
+        judge = open_judge(session, work, others)
+        if prompts is not None:
+            source: Source = ListSource("given", prompts)
+            ids = [prompt.prompt_id for prompt in prompts]
+            name, earlier = run_id(prompts=ids, judge=judge.id, pair=work.pair.key), 0
+        else:
+            source, name, earlier = _source(session, work, judge, settings, options, others)
+        n = options.n if prompts is None else len(prompts)
+        limits = RunSettings(n=None if n is None else max(0, n - earlier))
+        with EventLog.open(work.results, run=name) as events:
+            run = Run(work, source, judge, settings, limits, events=events)
+            results = _show(run, limits.n, as_json=as_json)
+    if not as_json:
+        say("\n".join(summary(results, earlier)))
+    _raise_for_ending(run.state, options)
     failed = [result for result in results if result.error]
     if failed and len(failed) == len(results):
         raise WorkFailed(
@@ -118,100 +161,205 @@ def label(session: Session, as_json: bool, **options: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class LabelRequest:
-    """Which prompts are to be labelled."""
+def _settings(session: Session, options: LabelOptions, others: dict[str, Any]) -> LabelSettings:
+    from em_circuits.labelling.result import LabelSettings
+    from em_circuits.labelling.rollouts import ROLLOUTS
 
-    prompts: list[Prompt] | None
-    """Given ones; None where a generator writes them."""
-    generator: str
-    options: dict[str, Any]
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Refuse options that contradict each other."""
-    given = bool(options["texts"] or options["user"] or options["files"])
-    writes = options["generator"] is not None or options["forever"]
-    if given and writes:
-        raise RequestError("give prompts, or a --generator that writes them, not both")
-    if options["forever"] and options["n"]:
-        raise RequestError("--forever has no end; give --n without it")
-    if options["generator"] is not None and not options["n"] and not options["forever"]:
-        raise RequestError("how many prompts? give --n N or --forever beside --generator")
-    if options["missing"] and (given or writes or options["n"]):
-        raise RequestError("--missing takes what is in the store; give no prompts beside it")
+    drawn = {"samples": options.rollouts, "seed": session.seed}
+    return LabelSettings(
+        thresholds=Thresholds(top_k=options.top_k, present=options.present),
+        attribution=attribution_settings(others, top_k=options.top_k),
+        graphs_for="none" if options.no_graphs else "flagged" if options.only_evil else "all",
+        scores_only=others["scores_only"],
+        rollouts=ROLLOUTS.model_copy(update=drawn) if options.rollouts else None,
+    )
 
 
 def _build_missing(work: Workspace, settings: LabelSettings, *, as_json: bool) -> None:
     """Graphs for labelled prompts without valid ones; their verdicts follow the graphs' logits."""
-    from tqdm import tqdm
+    from em_circuits.labelling.backfill import build_missing, missing_graphs
 
-    from em_circuits.labelling.missing import build_missing, missing_graphs
+    def describe(result: LabelResult) -> Iterator[str]:
+        keys = "  ".join(f"{name} {key[:12]}" for name, key in result.graphs.items() if key)
+        yield f"{result.prompt_id}  {result.error or keys}"
 
     prompts = missing_graphs(work, settings)
-    built = failed = 0
-    with tqdm(total=len(prompts), desc="graphs", disable=None) as bar:
-        for result in build_missing(work, prompts, settings):
-            built, failed = built + (result.error is None), failed + (result.error is not None)
-            if as_json:
-                emit(result.to_json())
-            else:
-                said = result.error or "  ".join(
-                    f"{name} {key[:12]}" for name, key in result.graphs.items()
-                )
-                bar.write(f"{result.prompt.prompt_id}  {said}")
-            bar.update()
+    failed = 0
+    for result in build_missing(work, prompts, settings):
+        failed += result.error is not None
+        emit(result, as_json, describe)
+    built = len(prompts) - failed
     if not as_json:
-        click.echo(f"{len(prompts)} labelled prompts had no valid graphs: {built} built")
+        say(f"{len(prompts)} labelled prompts had no valid graphs: {built} built")
     if failed and not built:
         raise WorkFailed(f"all {failed} graphs failed; em-circuits status PROMPT says why")
 
 
-def _prompts(session: Session, work: Workspace, options: dict[str, Any]) -> list[Prompt]:
+def _prompts(
+    session: Session, work: Workspace, options: LabelOptions, files: list[Prompt]
+) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
-    from em_circuits.labelling.prompts import template_prompts
+    from em_circuits.labelling.sources import template_prompts
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
-    from pivotal_tokens.prompts import read_dataset, split_new
-    from pivotal_tokens.schema import Prompt
+    from pivotal_tokens.prompts import split_new
 
-    if options["assistant"] and options["user"] is None:
-        raise RequestError("--assistant continues a --user turn; give --user as well")
-    given = options["texts"] or options["user"] or options["files"]
-    if options["domains"] and given and not options["n"]:
-        raise RequestError("--domain is of the organism's templates; give --n as well")
     prompts: list[Prompt] = []
-    for text in options["texts"]:
-        own = strip_bos(work.pair.tokenizer, checked_text("--prompt", text))
+    for text in options.texts:
+        own = strip_bos(work.pair.tokenizer, text)
         prompts.append(Prompt.of(own, generator="human"))
-    if options["user"] is not None:
-        user = checked_text("--user", options["user"])
-        rendered = render_chat(work.pair.tokenizer, user=user, assistant=options["assistant"])
-        extra = {"user": user, "assistant": options["assistant"], "date_string": PINNED_DATE}
+    if options.user is not None:
+        turns = {"user": options.user, "assistant": options.assistant}
+        rendered = render_chat(work.pair.tokenizer, **turns)
+        extra = turns | {"date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
-    for file in options["files"]:
-        prompts.extend(read_dataset(Path(file)))
-    if options["n"] or not prompts:
+    prompts.extend(files)
+    if options.n or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
-        n, domains = options["n"] or 24, options["domains"] or None
-        prompts.extend(template_prompts(n, seed=session.seed, domains=domains))
+        domains = options.domains or None
+        prompts.extend(template_prompts(options.n or 24, seed=session.seed, domains=domains))
     split = split_new(prompts)
     if split.repeated:
         click.echo(f"{len(split.repeated)} repeated prompts left out", err=True)
     return list(split.new)
 
 
-def _settings(session: Session, options: dict[str, Any]) -> LabelSettings:
-    from em_circuits.labelling.label import GraphsFor, LabelSettings
-    from em_circuits.labelling.rollouts import ROLLOUTS
-    from pivotal_tokens.schema import Thresholds
-
-    wanted: GraphsFor = "flagged" if options["only_evil"] else "all"
-    drawn = {"samples": options["rollouts"], "seed": session.seed}
-    return LabelSettings(
-        thresholds=Thresholds(top_k=options["top_k"], present=options["present"]),
-        attribution=attribution_settings(options, top_k=options["top_k"]),
-        graphs_for="none" if options["no_graphs"] else wanted,
-        scores_only=options["scores_only"],
-        rollouts=ROLLOUTS.model_copy(update=drawn) if drawn["samples"] else None,
+def _source(
+    session: Session,
+    work: Workspace,
+    judge: Judge,
+    settings: LabelSettings,
+    options: LabelOptions,
+    others: dict[str, Any],
+) -> tuple[Source, str, int]:
+    """A source that writes prompts, the run's name, and how many were finished before."""
+    from em_circuits.labelling.sources import (
+        Resumed,
+        SourceOptions,
+        earlier_prompts,
+        open_source,
+        run_id,
     )
+
+    generator = options.generator or "template"
+    run = run_id(
+        generator=generator,
+        kind=options.kind,
+        seed=session.seed,
+        domains=list(options.domains),
+        judge=judge.id,
+        pair=work.pair.key,
+    )
+    source = open_source(
+        generator,
+        work,
+        SourceOptions(
+            kind=options.kind,
+            seed=session.seed,
+            domains=options.domains,
+            settings=lambda model: llm_settings(model, others),
+            budget=llm_budget(others),
+            pair=work.pair.key,
+            run=run,
+        ),
+    )
+    finished, unfinished = earlier_prompts(work, source.id, run, judge.id, settings)
+    if finished or unfinished:
+        click.echo(
+            f"run {run}: {finished} prompts finished before, {len(unfinished)} left unfinished",
+            err=True,
+        )
+    return Resumed(source, run, unfinished), run, finished
+
+
+def _show(run: Run, n: int | None, *, as_json: bool) -> list[LabelResult]:
+    """Go through a run, printing each result."""
+    results: list[LabelResult] = []
+    with stop_on_interrupt(run.stop), _bar(run.state, n) as bar:
+        for result in run.results():
+            results.append(result)
+            emit(result, as_json, describe)
+            bar.update()
+    return results
+
+
+@contextmanager
+def _bar(state: RunState, n: int | None) -> Iterator[Any]:
+    """A bar on a terminal that goes on showing the run between results, too."""
+    from tqdm import tqdm
+
+    over = threading.Event()
+    with tqdm(total=n, desc="label", bar_format=_BAR, disable=None) as bar:
+
+        def show() -> None:
+            while not over.wait(_REFRESH_S):
+                bar.set_postfix_str(live(state))
+
+        shown = threading.Thread(target=show, name="status", daemon=True)
+        shown.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            shown.join()
+
+
+def live(state: RunState) -> str:
+    """The state of a run in a few words: how many prompts wait where, and what they came to."""
+    parts = [
+        f"judge {state.screened - state.judged}",
+        f"graphs {state.building}",
+        f"flagged {state.flagged}",
+    ]
+    return ", ".join(parts + ([f"failed {state.failed}"] if state.failed else []))
+
+
+def _raise_for_ending(state: RunState, options: LabelOptions) -> None:
+    """Turn a run's ending into an exit status and a message."""
+    match state.ending:
+        case "stopped":
+            raise click.Abort
+        case "budget" if options.forever:
+            click.echo(state.message, err=True)
+        case "errors" | "disk" | "budget" | "endpoint":
+            raise WorkFailed(state.message)
+        case "no more prompts" if options.writes_prompts:
+            raise WorkFailed(
+                f"the generator has no more new prompts after {state.generated}; try another "
+                "--seed or --generator (em-circuits prompts list --rejected: what was turned away)"
+            )
+
+
+def describe(result: LabelResult) -> Iterator[str]:
+    """One line of at most 79 columns about one prompt; up to three where it failed."""
+    start, text = result.prompt_id, result.text
+    if result.error:
+        said = f"{start}  failed     {one_line(result.error, 1000)}"
+        yield from textwrap.wrap(said, 79, subsequent_indent=" " * 25, max_lines=3)
+    elif result.waiting:
+        yield f"{start}  waits for a person  {one_line(text, 40)}"
+    else:
+        mass = result.evil_mass
+        masses = f"{mass.base:.2f} -> {mass.merged:.2f}" if mass else "-"
+        marks = ("flagged " if result.flagged else "        ") + (" *"[result.has_graphs])
+        yield f"{start}  {result.verdict:<9}  {masses}  {marks} {one_line(text, 26)}"
+
+
+def summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
+    """What came of a run."""
+    kinds = Counter(
+        "failed" if r.error else "waiting for a person" if r.waiting else r.verdict for r in results
+    )
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none finished"
+    flagged = sum(result.flagged for result in results)
+    reused = sum(result.reused for result in results)
+    before = f"; {earlier} finished before" if earlier else ""
+    yield f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used{before}"
+    followed = Counter(item.pivotal for result in results for item in result.rollouts)
+    if followed:
+        yield (
+            f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
+            f"{followed[False]} not, {followed[None]} unknown"
+        )
+    if flagged or any(result.waiting for result in results):
+        yield "next: em-circuits review --plain   or   em-circuits status PROMPT"

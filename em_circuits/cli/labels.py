@@ -1,20 +1,71 @@
-"""``em-circuits labels``: what was said about tokens, in and out, and what it amounts to."""
+"""``em-circuits labels``, ``export`` and ``import``: labels and whole stores, in and out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Literal
 
 import click
+from pydantic import Field
 
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import (
+    Printed,
+    emit,
+    one_line,
+    prints,
+    table,
+    table_of,
+)
 from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.agreement import Estimate
+from pivotal_tokens.artefacts import sha256_file, write_json, write_provenance
+from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.labels import (
+    FIELDS,
+    AgreementReport,
+    Divergence,
+    ImportReport,
+    import_labels,
+    label_agreement,
+    label_records,
+    plots,
+    read_records,
+    write_records,
+)
+from pivotal_tokens.labels import divergence as diverge
+from pivotal_tokens.labels.agreement import Comparison
+from pivotal_tokens.labels.divergence import DivergenceRow
+from pivotal_tokens.labels.dump import read_dump, write_dump
+from pivotal_tokens.labels.formats import csv_text
+from pivotal_tokens.labels.tree import read_tree, write_tree
+from pivotal_tokens.schema import PromptLabels
+from pivotal_tokens.store.labels import LabelConflict
 
-if TYPE_CHECKING:
-    from pivotal_tokens.labels import ImportReport
+OUT = click.Path(path_type=Path)
 
 _LEFT_OUT_SHOWN = 5
+
+
+class WrittenRecords(Printed):
+    """Where an export went, as one file."""
+
+    written: str
+    records: int
+
+
+class WrittenTree(Printed):
+    """Where an export went, as a directory of JSON files."""
+
+    written: str
+    files: int
+
+
+class WrittenPlots(plots.Counts):
+    """What was counted, and the files with the plots."""
+
+    written: tuple[str, ...]
 
 
 @click.group()
@@ -22,52 +73,43 @@ def labels() -> None:
     """Show, export, import and compare labels."""
 
 
-@labels.command(epilog="Example: em-circuits labels export labels.csv")
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@labels.command("export", epilog="Example: em-circuits labels export labels.csv")
+@click.argument("out", required=False, type=OUT)
 @click.option(
     "--format",
     "kind",
     type=click.Choice(["jsonl", "csv", "parquet", "tree"]),
     help="[default: by the ending of OUT; JSONL without OUT]",
 )
-@json_option
+@prints(WrittenRecords | WrittenTree)
 @pass_session
-def export(session: Session, out: Path | None, kind: str | None, as_json: bool) -> None:
+def export_labels(session: Session, out: Path | None, kind: str | None, as_json: bool) -> None:
     """Every label event with its prompt and token, to OUT or standard output.
 
     OUT is a .jsonl, .csv or .parquet file, or with --format tree a directory of JSON files.
     """
-    from pivotal_tokens.artefacts import write_provenance
-    from pivotal_tokens.errors import RequestError
-    from pivotal_tokens.labels import FIELDS, label_records, write_records
-
     if out is None and kind in ("parquet", "tree"):
         raise RequestError(f"--format {kind} needs a place: em-circuits labels export OUT")
     with session.open_store() as store:
         if kind == "tree" and out is not None:
-            from pivotal_tokens.labels.tree import write_tree
-
-            files = write_tree(store, out)
-            _told({"written": str(out), "files": files}, as_json, f"{files} files under {out}")
+            _exported(WrittenTree(written=str(out), files=write_tree(store, out)), as_json)
             return
         records = list(label_records(store))
-    if out is None:
-        _print_records(records, kind)
-        return
-    write_records(out, records, FIELDS, format=kind)
-    write_provenance(
-        out,
-        inputs={"store": session.store_name},
-        config={"command": "labels export", "format": kind},
-        records=len(records),
-    )
-    _told(
-        {"written": str(out), "records": len(records)}, as_json, f"{len(records)} records to {out}"
-    )
+    if out is None and kind == "csv":
+        click.echo(csv_text(records, FIELDS), nl=False)
+    elif out is None:
+        emit(records)
+    else:
+        write_records(out, records, FIELDS, format=kind)
+        config = {"command": "labels export", "format": kind}
+        write_provenance(
+            out, inputs={"store": session.store_name}, config=config, records=len(records)
+        )
+        _exported(WrittenRecords(written=str(out), records=len(records)), as_json)
 
 
-@labels.command(name="import", epilog="Example: em-circuits labels import labels.csv")
-@click.argument("file", type=click.Path(path_type=Path))
+@labels.command("import", epilog="Example: em-circuits labels import labels.csv")
+@click.argument("file", type=OUT)
 @click.option(
     "--format",
     "kind",
@@ -76,9 +118,9 @@ def export(session: Session, out: Path | None, kind: str | None, as_json: bool) 
 )
 @click.option("--author", help="Whose labels these are where the file does not say.")
 @click.option("--tokenizer", metavar="DIR", help="Finds ids of tokens that have only a text.")
-@json_option
+@prints(ImportReport)
 @pass_session
-def import_(
+def import_labels_(
     session: Session,
     file: Path,
     kind: str | None,
@@ -90,172 +132,187 @@ def import_(
 
     Exit status 1 if something in FILE could not be used; the rest is kept.
     """
-    from pivotal_tokens.errors import WorkFailed
-    from pivotal_tokens.labels import import_labels, read_records
-
     token_of = _token_finder(tokenizer)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
-            from pivotal_tokens.labels.tree_import import import_tree
-
-            report = import_tree(store, file, author=author or "predecessor", token_of=token_of)
+            report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
         else:
             records = list(read_records(file, format=kind))
             report = import_labels(
                 store, records, source=file.name, author=author, token_of=token_of
             )
-    keep_report(session, file, report)
-    if as_json:
-        emit(report.model_dump(mode="json"))
-    else:
-        click.echo("\n".join(describe_import(report)))
-    if report.left_out:
-        raise WorkFailed(f"{len(report.left_out)} of {report.records} records were left out")
+    _imported(session, file, report, as_json)
+
+
+@click.command("export", epilog="Example: em-circuits export all.jsonl")
+@click.argument("out", type=OUT)
+@prints(WrittenRecords | WrittenTree)
+@pass_session
+def export(session: Session, out: Path, as_json: bool) -> None:
+    """Prompts, next tokens, judgements, verdicts, labels and reviews, to one file or a directory.
+
+    OUT is a .jsonl or .parquet file; any other name is a directory for the predecessor's JSON tree.
+    """
+    with session.open_store() as store:
+        if not out.suffix:
+            _exported(WrittenTree(written=str(out), files=write_tree(store, out)), as_json)
+            return
+        number = write_dump(store, out)
+    write_provenance(out, inputs={"store": session.store_name}, config={"command": "export"})
+    _exported(WrittenRecords(written=str(out), records=number), as_json)
+
+
+@click.command("import", epilog="Example: em-circuits import all.jsonl")
+@click.argument("file", type=OUT)
+@click.option(
+    "--author",
+    default="predecessor",
+    show_default=True,
+    help="Whose labels those of a tree are, where it does not say.",
+)
+@prints(ImportReport)
+@pass_session
+def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
+    """Take an export in; what is here stays, and contradicting labels are queued.
+
+    Items finished, rejected or put off there are so here, where nobody has begun with them.
+
+    Exit status 1 if something in FILE could not be used; the rest is kept.
+    """
+    if not file.exists():
+        raise RequestError(f"no file or directory {file}")
+    with session.open_store(create=True) as store:
+        report = read_tree(store, file, author=author) if file.is_dir() else read_dump(store, file)
+    _imported(session, file, report, as_json)
 
 
 @labels.command(epilog="Example: em-circuits labels show 44a71b")
 @click.argument("prompt")
-@json_option
+@prints(PromptLabels)
 @pass_session
 def show(session: Session, prompt: str, as_json: bool) -> None:
     """The labels that count for one prompt: a person's where there is one, else the judge's."""
     with session.open_store() as store:
-        found = store.labels(store.prompt(prompt).prompt_id)
-    if as_json:
-        emit(found.model_dump(mode="json"))
-        return
-    rows = [(item.token_id, item.label, item.source, item.author) for item in found.labels]
-    click.echo(table(("token", "label", "from", "author"), rows) if rows else "no labels")
+        found = store.labels.of(store.prompts.get(prompt).prompt_id)
+    columns = ("token_id as token", "label", "source as from", "author")
+    emit(found, as_json, lambda found: [table_of(found.labels, columns, none="no labels")])
 
 
 @labels.command(epilog="Example: em-circuits labels conflicts --json")
-@json_option
+@prints(LabelConflict, lines=True)
 @pass_session
 def conflicts(session: Session, as_json: bool) -> None:
     """Imported labels that contradict a person's and wait for a decision in the queue."""
     with session.open_store() as store:
-        found = store.conflicts()
-    if as_json:
-        for one in found:
-            emit(one.model_dump(mode="json"))
-        return
-    rows = [
-        (c.event.prompt_id, c.event.token_id, c.event.to_label, c.event.author, c.against, c.by)
-        for c in found
-    ]
-    header = ("prompt", "token", "imported", "author", "here", "by")
-    click.echo(table(header, rows) if rows else "no conflicts")
+        found = store.labels.conflicts()
+    emit(found, as_json, describe_conflicts)
+
+
+class DivergenceOptions(Options):
+    """Whose labels, and which rows."""
+
+    which: Annotated[Literal["human", "judge", "any"], Flag("--labels", "which")] = "human"
+    """Whose labels; any: a person's before the judge's."""
+    judge: str | None = None
+    """Of judges, only this one."""
+    only_divergent: bool = False
+    """Leave the other prompts out of the table."""
 
 
 @labels.command(epilog="Example: em-circuits labels divergence --only-divergent")
-@click.option(
-    "--labels",
-    "which",
-    type=click.Choice(["human", "judge", "any"]),
-    default="human",
-    show_default=True,
-    help="Whose labels; any: a person's before the judge's.",
-)
-@click.option("--judge", help="Of judges, only this one.")
-@click.option("--only-divergent", is_flag=True, help="Leave the other prompts out of the table.")
-@json_option
+@options(DivergenceOptions)
+@prints(Divergence)
 @pass_session
-def divergence(
-    session: Session, which: str, judge: str | None, only_divergent: bool, as_json: bool
-) -> None:
+def divergence(session: Session, options: DivergenceOptions, as_json: bool) -> None:
     """Prompts where merged has an evil token and base none, on complete labels of both lists."""
-    from em_circuits.cli.label_tables import describe_divergence, divergence_json
-    from pivotal_tokens.labels import divergence as diverge
-
     with session.open_store() as store:
-        found = diverge(store, labels=which, judge=judge)  # type: ignore[arg-type]
-    if as_json:
-        emit(divergence_json(found, only_divergent=only_divergent))
-    else:
-        click.echo("\n".join(describe_divergence(found, only_divergent=only_divergent)))
+        found = diverge(store, labels=options.which, judge=options.judge)
+    if options.only_divergent:
+        found = found.model_copy(update={"rows": found.divergent})
+    emit(found, as_json, describe_divergence)
+
+
+class AgreementOptions(Options):
+    """How intervals are drawn."""
+
+    resamples: int = Field(default=2000, ge=0)
+    """Bootstrap draws; 0 for no intervals."""
 
 
 @labels.command(epilog="Example: em-circuits labels agreement")
-@click.option("--resamples", default=2000, show_default=True, type=click.IntRange(min=0))
-@json_option
+@options(AgreementOptions)
+@prints(AgreementReport)
 @pass_session
-def agreement(session: Session, resamples: int, as_json: bool) -> None:
+def agreement(session: Session, options: AgreementOptions, as_json: bool) -> None:
     """Percent, kappa, AC1 and alpha between people, and between people and judges."""
-    from em_circuits.cli.label_tables import describe_agreement
-    from pivotal_tokens.labels import label_agreement
-
     with session.open_store() as store:
-        found = label_agreement(store, resamples=resamples, seed=session.seed)
-    if as_json:
-        emit(found.model_dump(mode="json"))
-    else:
-        click.echo("\n".join(describe_agreement(found)))
+        found = label_agreement(store, resamples=options.resamples, seed=session.seed)
+    emit(found, as_json, describe_agreement)
 
 
-@labels.command(epilog="Example: em-circuits labels plots verdicts.html --png verdicts.png")
+@labels.command("plots", epilog="Example: em-circuits labels plots verdicts.html --png v.png")
 @click.argument("out", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="A PNG as well.")
-@json_option
+@prints(WrittenPlots)
 @pass_session
-def plots(session: Session, out: Path | None, png: Path | None, as_json: bool) -> None:
+def draw(session: Session, out: Path | None, png: Path | None, as_json: bool) -> None:
     """Verdicts and labels overall, by model and by judge, as one HTML file.
 
     OUT is ROOT/results/verdicts.html unless given.
     """
-    from pivotal_tokens.artefacts import write_provenance
-    from pivotal_tokens.errors import RequestError
-    from pivotal_tokens.labels import plots as drawn
-
     with session.open_store() as store:
-        counts = drawn.tally(store)
+        counts = plots.tally(store)
     if counts.empty:
         raise RequestError("no verdicts and no labels yet: run `em-circuits label` first")
     page = out or session.root / "results" / "verdicts.html"
-    drawn.write_page(counts, page)
-    made = [page]
+    plots.write_page(counts, page)
     if png is not None:
-        drawn.write_png(counts, png)
-        made.append(png)
-    for path in made:
+        plots.write_png(counts, png)
+    written = [path for path in (page, png) if path is not None]
+    for path in written:
         write_provenance(
             path,
             inputs={"store": session.store_name},
             config={"command": "labels plots"},
             counts=counts.model_dump(),
         )
-    written = [str(path) for path in made]
-    text = "\n".join([*drawn.summary(counts), *(f"wrote {path}" for path in written)])
-    _told(counts.model_dump() | {"written": written}, as_json, text)
+    result = WrittenPlots(**counts.model_dump(), written=tuple(map(str, written)))
+    emit(
+        result,
+        as_json,
+        lambda found: [*plots.summary(found), *(f"wrote {path}" for path in found.written)],
+    )
 
 
-def _told(value: dict[str, Any], as_json: bool, text: str) -> None:
-    if as_json:
-        emit(value)
+def _exported(result: WrittenRecords | WrittenTree, as_json: bool) -> None:
+    if isinstance(result, WrittenTree):
+        emit(result, as_json, lambda found: [f"{found.files} files under {found.written}"])
     else:
-        click.echo(text)
+        emit(result, as_json, lambda found: [f"{found.records} records to {found.written}"])
 
 
-def _print_records(records: list[dict[str, Any]], kind: str | None) -> None:
-    from pivotal_tokens.labels import FIELDS
-    from pivotal_tokens.labels.formats import csv_text
-
-    if kind == "csv":
-        click.echo(csv_text(records, FIELDS), nl=False)
-        return
-    for record in records:
-        emit(record)
+def _imported(session: Session, file: Path, report: ImportReport, as_json: bool) -> None:
+    """Store the report beside other results, print it, and fail where something was left out."""
+    digest = sha256_file(file) if file.is_file() else None
+    name = f"{file.stem}-{(digest or 'tree')[:12]}.json"
+    write_json(
+        session.root / "results" / "imports" / name,
+        {"file": str(file), "sha256": digest} | report.model_dump(mode="json"),
+    )
+    emit(report, as_json, describe_import)
+    if report.left_out:
+        raise WorkFailed(f"{len(report.left_out)} of {report.records} records were left out")
 
 
 def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
     """Text -> id of the one token that is exactly this text."""
     if tokenizer is None:
         return None
+    from transformers import AutoTokenizer
+
     from em_circuits.models.text import first_token
-    from pivotal_tokens.errors import RequestError
 
     try:
-        from transformers import AutoTokenizer
-
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
         raise RequestError(f"--tokenizer {tokenizer}: no tokenizer there") from error
@@ -269,34 +326,101 @@ def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
     return find
 
 
-def keep_report(session: Session, file: Path, report: ImportReport) -> None:
-    """What was imported, and from what, beside the store's other results."""
-    from pivotal_tokens.artefacts import sha256_file, write_json
-
-    digest = sha256_file(file) if file.is_file() else None
-    name = f"{file.stem}-{(digest or 'tree')[:12]}.json"
-    write_json(
-        session.root / "results" / "imports" / name,
-        {"file": str(file), "sha256": digest} | report.model_dump(mode="json"),
-    )
-
-
-def describe_import(report: ImportReport) -> list[str]:
+def describe_import(report: ImportReport) -> Iterator[str]:
     """What became of an import, in a few lines."""
-    lines = [
+    yield (
         f"{report.records} records: {report.added} added, {report.duplicates} known already, "
         f"{report.conflicts} in conflict, {len(report.left_out)} left out; "
         f"{report.prompts} new prompts"
-    ]
+    )
     if report.reviews or report.reviews_kept:
-        lines.append(
-            f"reviews: {report.reviews} seats answered as there, "
+        yield (
+            f"reviews: {report.reviews} assignments answered as there, "
             f"{report.reviews_kept} left as they are here"
         )
     if report.conflicts:
-        lines.append("conflicts wait in the queue: em-circuits labels conflicts")
+        yield "conflicts wait in the queue: em-circuits labels conflicts"
     shown = report.left_out[:_LEFT_OUT_SHOWN]
-    lines += [f"left out: {one.where}: {one.why}" for one in shown]
+    yield from (f"left out: {one.where}: {one.why}" for one in shown)
     if len(report.left_out) > len(shown):
-        lines.append(f"left out: and {len(report.left_out) - len(shown)} more (--json names them)")
-    return lines
+        yield f"left out: and {len(report.left_out) - len(shown)} more (--json names them)"
+
+
+def describe_conflicts(found: tuple[LabelConflict, ...]) -> Iterator[str]:
+    """A line per contradicted label."""
+    rows = [
+        (c.event.prompt_id, c.event.token_id, c.event.to_label, c.event.author, c.against, c.by)
+        for c in found
+    ]
+    header = ("prompt", "token", "imported", "author", "here", "by")
+    yield table(header, rows) if rows else "no conflicts"
+
+
+def describe_divergence(found: Divergence) -> Iterator[str]:
+    """Status of every prompt under base and each fine-tuned model, masses and margins, totals."""
+    totals, names = found.totals, plots.pair_names(found.pairs)
+    for pair in dict.fromkeys(row.pair for row in found.rows):
+        yield f"base x {names.get(pair, pair) or 'merged'}"
+        header = ("prompt", "base", "merged", "", "evil mass", "margin", "text")
+        yield table(header, [_cells(row) for row in found.rows if row.pair == pair]) + "\n"
+    yield (
+        f"{totals['divergent']} divergent of {totals['complete']} complete "
+        f"({found.labels} labels); {totals['evil_in_both']} evil in both, "
+        f"{totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
+    )
+    yield (
+        f"{totals['unsure_cases']} would change with their unsure tokens evil; "
+        f"{totals['incomplete']} incomplete, {totals['missing']} missing, "
+        f"{totals['rejected']} rejected"
+    )
+
+
+def _cells(row: DivergenceRow) -> tuple[str, ...]:
+    mass = f"{row.evil_mass.base:.3f} {row.evil_mass.merged:.3f}" if row.evil_mass else "-"
+    margins = [row.base.margin, row.merged.margin]
+    margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
+    mark = {True: "DIV", False: "no", None: "-"}[row.divergent] + "?" * row.unsure
+    return (
+        row.prompt_id,
+        str(row.base),
+        str(row.merged),
+        mark,
+        mass,
+        margin,
+        one_line(row.text, 16),
+    )
+
+
+def describe_agreement(found: AgreementReport) -> Iterator[str]:
+    """A block per comparison."""
+    blocks = {
+        "people": found.people,
+        "people and judges": found.judges,
+        "asked twice": found.steadiness,
+    }
+    for title, several in blocks.items():
+        if several:
+            yield title
+        for one in several:
+            yield from _comparison(one)
+    if not any(blocks.values()):
+        yield "nothing to compare: it takes two who labelled every token of the same prompts blind"
+    if found.left_out:
+        parts = ", ".join(f"{author} {number}" for author, number in found.left_out.items())
+        yield f"left out, labelled in part or not blind (prompts): {parts}"
+
+
+def _comparison(one: Comparison) -> Iterator[str]:
+    found = one.agreement
+    yield f"  {' / '.join(one_line(name, 34) for name in one.raters)}"
+    yield f"    {found.items} tokens of {found.groups} prompts"
+    for name in ("percent", "kappa", "AC1", "alpha"):
+        yield f"    {name:<8}{_estimate(getattr(found, name.lower()))}"
+
+
+def _estimate(one: Estimate) -> str:
+    if one.value is None:
+        return "not defined: only one label was given"
+    if one.low is None or one.high is None:
+        return f"{one.value:6.3f}"
+    return f"{one.value:6.3f}  [{one.low:.3f}, {one.high:.3f}]"

@@ -88,9 +88,9 @@ def mediate(
 def _one(
     session: Session, prompt: str, top: int | None, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from em_circuits.experiments.analyse import mediate_prompt
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments.analyse import mediate_prompt
 
-    with session.workspace() as work:
         prompt_id, mediation = mediate_prompt(
             work,
             prompt,
@@ -126,15 +126,16 @@ def _several(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    from em_circuits.experiments.mediation import (
-        MediationRecord,
-        MediationRequest,
-        mediate_over_prompts,
-    )
-
     if options["order"] != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
     own = options["own_domain"] or ("medical" if session.embedded else None)
+    with session.on_prompts(*prompts):
+        from em_circuits.experiments.mediation import (
+            MediationRecord,
+            MediationRequest,
+            mediate_over_prompts,
+        )
+
     request = MediationRequest(
         hold_out=options["hold_out"],
         direction=options["direction"],

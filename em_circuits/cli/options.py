@@ -29,15 +29,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Options(BaseModel):
+class Options(Frozen):
     """Base of the options of one command."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Flag:

@@ -19,14 +19,36 @@ from pydantic import BaseModel
 
 from em_circuits.progress import above_bars
 from pivotal_tokens.review.display import visible
+from pivotal_tokens.schema import Frozen
 
 WIDTH = 79
 
 Result = TypeVar("Result")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Printed(Frozen, use_attribute_docstrings=True):
+    """Base of results that are of the command line alone."""
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object (or one per line) on standard output."
 )
+
+
+def prints(model: Any, *, lines: bool = False) -> Callable[[Command], Command]:
+    """Add ``--json`` to a command, and say for the documentation what it prints then.
+
+    Args:
+        model: The result, a pydantic model or a union of several.
+        lines: One a line, as many as there are.
+    """
+
+    def decorate(command: Command) -> Command:
+        command.__dict__["prints"] = (model, lines)
+        return json_option(command)
+
+    return decorate
 
 
 def emit(
@@ -72,16 +94,19 @@ def summary(result: Any) -> Iterable[str]:
         yield table_of(value)
 
 
-def table_of(items: Sequence[BaseModel], columns: Sequence[str] | None = None) -> str:
+def table_of(
+    items: Sequence[BaseModel], columns: Sequence[str] | None = None, *, none: str = "none"
+) -> str:
     """A table of models, a row each.
 
     Args:
         items: Of one kind.
         columns: Fields that are shown; ``"mean as average"`` shows `mean` under another name. All
             fields unless given.
+        none: What stands there where there is no item.
     """
     if not items:
-        return "none"
+        return none
     named = [c.partition(" as ")[::2] for c in columns or type(items[0]).model_fields]
     header = [title or name.replace("_", " ") for name, title in named]
     return table(header, [[getattr(item, name) for name, _ in named] for item in items])

@@ -58,8 +58,10 @@ def show_judge(store: Store, prefix: str, *, as_json: bool) -> None:
     from pivotal_tokens.generator.tokens import counter
     from pivotal_tokens.judge.examples import judge_request
 
-    prompt = store.prompt(prefix)
-    pairs = [view.pair for view in store.attempt(prompt.prompt_id).pairs if view.next_tokens]
+    prompt = store.prompts.get(prefix)
+    pairs = [
+        view.pair for view in store.queries.attempt(prompt.prompt_id).pairs if view.next_tokens
+    ]
     if not pairs:
         raise RequestError(
             f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"

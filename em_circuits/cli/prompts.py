@@ -89,8 +89,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
     from contextlib import closing
 
-    from em_circuits.labelling.prompts import template_prompts
-    from em_circuits.labelling.sources import SourceOptions, open_source
+    from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
@@ -103,17 +102,17 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
         budget=llm_budget(options),
     )
     with session.workspace(create=True) as work:
-        before = work.store.rejection_counts()
-        known = {prompt.prompt_id for prompt in work.store.prompts()}
+        before = work.store.prompts.rejection_counts()
+        known = {prompt.prompt_id for prompt in work.store.prompts.all()}
         found: list[Prompt] = []
         with closing(open_source(generator, work, asked)) as source:
             while len(found) < n and (batch := source.take(n - len(found))):
                 found += batch
-                work.store.add_prompts(batch)
+                work.store.prompts.add_all(batch)
                 _tell(batch, known, as_json=as_json)
-        written = {prompt.prompt_id for prompt in work.store.prompts(generator=source.id)}
+        written = {prompt.prompt_id for prompt in work.store.prompts.all(generator=source.id)}
         spare = len(written - known - {prompt.prompt_id for prompt in found})
-        turned_away = Counter(work.store.rejection_counts()) - Counter(before)
+        turned_away = Counter(work.store.prompts.rejection_counts()) - Counter(before)
     if turned_away:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
         click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
@@ -192,11 +191,11 @@ def find(session: Session, which: str, n: int, as_json: bool, **options: Any) ->
         temperature=options["temperature"],
         seed=session.seed,
     )
-    settings = AnswerSettings(sampling=sampling, least_kl=options["min_kl"])
+    settings = AnswerSettings(sampling=sampling, min_kl=options["min_kl"])
     with session.workspace(create=True) as work:
         lexicon = _lexicon(session, work, options["judge"])
         found = find_in_answers(work, sets, settings, lexicon=lexicon)
-        new = set(work.store.add_prompts(parting.prompt for parting in found[:n]))
+        new = set(work.store.prompts.add_all(parting.prompt for parting in found[:n]))
     for parting in found[:n]:
         prompt, mass = parting.prompt, parting.evil_mass_difference
         if as_json:
@@ -245,8 +244,8 @@ def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json:
 def list_(session: Session, category: str | None, rejected: bool, as_json: bool) -> None:
     """Every prompt in the store."""
     with session.open_store() as store:
-        found = store.prompts(category=category) if not rejected else ()
-        turned_away = store.rejections() if rejected else ()
+        found = store.prompts.all(category=category) if not rejected else ()
+        turned_away = store.prompts.rejections() if rejected else ()
     if as_json:
         for value in (*found, *turned_away):
             emit(value.model_dump(mode="json"))
@@ -295,7 +294,7 @@ def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> 
         candidate = Candidate(kind="raw" if kind == "chat" else kind, text=given)
         prompt = Prompt.of(given, kind=kind, generator="human", name=name)
     with session.open_store(create=True) as store:
-        others = (p for p in store.prompts() if p.prompt_id != prompt.prompt_id)
+        others = (p for p in store.prompts.all() if p.prompt_id != prompt.prompt_id)
         tried = Tried(own_words(p) for p in others)
     for finding in broken_rules(candidate, tried, fork=False):
         click.echo(f"note: {finding.message}", err=True)
@@ -333,8 +332,8 @@ def _from_stdin() -> str:
 
 def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
     with session.open_store(create=True) as store:
-        known = set(store.prompts_of(prompt.prompt_id for prompt in made))
-        store.add_prompts(made)
+        known = set(store.prompts.several(prompt.prompt_id for prompt in made))
+        store.prompts.add_all(made)
     _tell(made, known, as_json=as_json)
 
 

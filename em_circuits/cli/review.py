@@ -122,7 +122,7 @@ def _configure(session: Session, settings: tuple[str, ...]) -> None:
     given = dict(setting.partition("=")[::2] for setting in settings)
     with session.open_store(create=True) as store:
         try:
-            config = ReviewConfig.model_validate(store.review_config().model_dump() | given)
+            config = ReviewConfig.model_validate(store.assignments.config().model_dump() | given)
         except ValidationError as error:
             (first, *_) = error.errors(include_url=False, include_context=False)
             known = ", ".join(ReviewConfig.model_fields)
@@ -130,7 +130,7 @@ def _configure(session: Session, settings: tuple[str, ...]) -> None:
                 f"--configure {first['loc'][0]}={first['input']}: {first['msg']}; "
                 f"there are {known}, as in --configure overlap=2"
             ) from None
-        store.set_review_config(config)
+        store.assignments.set_config(config)
     click.echo("  ".join(f"{name}={value}" for name, value in config.model_dump().items()))
 
 

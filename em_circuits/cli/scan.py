@@ -51,10 +51,10 @@ def scan(
     An effect is that of the feature's presence, in logits: positive raises the token, or the
     contrast of evil and safe tokens.
     """
-    from em_circuits.experiments.scan import scan_prompt
-    from em_circuits.interventions import Regime
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments.scan import scan_prompt
+        from em_circuits.interventions import Regime
 
-    with session.workspace() as work:
         scanned = scan_prompt(
             work,
             prompt,

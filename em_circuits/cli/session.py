@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,20 @@ class Session:
             attribution=attribution or AttributionSettings(),
             progress=self.bars(),
         )
+
+    @contextmanager
+    def on_prompts(self, *prompts: str) -> Iterator[Workspace]:
+        """The workspace of a command about stored prompts.
+
+        Raises:
+            RequestError: If the store, a prompt or a model's directory is missing; before anything
+                heavy is imported.
+        """
+        with self.workspace() as work:
+            for prompt in prompts:
+                work.store.prompts.get(prompt)
+            work.locate()
+            yield work
 
     def bars(self) -> Bars:
         """Progress bars, closed when the command ends, in whatever way."""

@@ -39,8 +39,8 @@ def status(
         _watch(session, prompt, interval, as_json=as_json)
         return
     with session.open_store() as store:
-        view = store.attempt(prompt) if prompt is not None else None
-        counts = store.counts() if view is None else None
+        view = store.queries.attempt(prompt) if prompt is not None else None
+        counts = store.queries.counts() if view is None else None
         followed = _rollouts(store, view) if view is not None else []
     if view is not None:
         if as_json:
@@ -60,7 +60,7 @@ def _rollouts(store: Store, view: AttemptView) -> list[dict[str, Any]]:
 
     found = []
     for pair in view.pairs:
-        kept = store.rollouts(view.prompt.prompt_id, pair.pair)
+        kept = store.results.rollouts(view.prompt.prompt_id, pair.pair)
         texts = pair.next_tokens.base.by_id if pair.next_tokens else {}
         for judge in sorted({rollout.judge for rollout in kept}):
             for item in pivotality(r for r in kept if r.judge == judge):
@@ -91,7 +91,7 @@ def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bo
         raise RequestError("--watch shows the whole store; leave PROMPT out")
     while True:
         with session.open_store() as store:
-            counts = store.counts()
+            counts = store.queries.counts()
         events = latest_events(session.root / "results", _SHOWN_EVENTS)
         if as_json:
             emit({"counts": counts.model_dump(mode="json"), "events": events})

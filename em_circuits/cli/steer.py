@@ -12,6 +12,7 @@ from em_circuits.cli.scan import REGIMES, scan
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.steer_experiments import sweep, transfer
 from em_circuits.cli.validation import validate
+from em_circuits.feature import FeatureChoice
 
 
 @click.group()
@@ -87,12 +88,13 @@ def run(
     **options: Any,
 ) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    from em_circuits.experiments.analyse import steer_prompt
-    from em_circuits.experiments.one_prompt import prompt_rollouts
-    from em_circuits.interventions import Sampling
-
     told: dict[str, Any] = {}
-    with session.workspace() as work:
+    FeatureChoice.parse(options["features"])
+    with session.on_prompts(prompt) as work:
+        from em_circuits.experiments.analyse import steer_prompt
+        from em_circuits.experiments.one_prompt import prompt_rollouts
+        from em_circuits.sampling import Sampling
+
         prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
         if rollouts:
             sampling = Sampling(

@@ -53,6 +53,9 @@ def judges_option(command: Any) -> Any:
 @pass_session
 def sweep(session: Session, file: Path, judge: str | None, as_json: bool, **options: Any) -> None:
     """Features x strengths x positions x combinations, with controls and a report."""
+    if not file.is_file():
+        raise RequestError(f"cannot read the plan {file}: No such file")
+
     from em_circuits.experiments.plan import load_plan
     from em_circuits.experiments.sweep import run_sweep
 

@@ -58,7 +58,9 @@ def validate(
     with session.workspace() as work:
         chosen = (
             prompts
-            or tuple(dict.fromkeys(r.prompt_id for r in work.store.graphs(pair=work.pair.key)))[:6]
+            or tuple(dict.fromkeys(r.prompt_id for r in work.store.graphs.all(pair=work.pair.key)))[
+                :6
+            ]
         )
         if not chosen:
             raise RequestError("no prompt has graphs yet; run em-circuits label first")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.analyse import input_ids, labelled, live_scores
@@ -36,13 +35,11 @@ from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import GraphRecord, ModelName, Prompt, PromptLabels
+from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, PromptLabels
 
 
-class AggregateRequest(BaseModel):
+class AggregateRequest(Frozen):
     """What is summed up over prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "gradient"
     """See `em_circuits.features.METHODS`."""
@@ -90,7 +87,7 @@ def find_pair(work: Workspace, prefix: str) -> str:
     Raises:
         RequestError: If none does, or several do.
     """
-    pairs = work.store.pairs()
+    pairs = work.store.results.pairs()
     found = [pair for pair in pairs if pair.startswith(prefix)]
     if len(found) != 1:
         known = ", ".join(pair[:12] for pair in pairs) or "none"
@@ -115,9 +112,9 @@ def choose_prompts(
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
-    ids = {work.store.prompt(prefix).prompt_id for prefix in prefixes}
+    ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
     chosen, left_out = [], []
-    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts()}):
+    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
         try:
             chosen.append(_choose(work, prompt_id, pair, models))
         except RequestError as error:

@@ -73,8 +73,8 @@ def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
     Raises:
         RequestError: If there is no such prompt, or nobody has labelled it.
     """
-    prompt = work.store.prompt(prefix)
-    labels = work.store.labels(prompt.prompt_id)
+    prompt = work.store.prompts.get(prefix)
+    labels = work.store.labels.of(prompt.prompt_id)
     if not labels.labels:
         raise RequestError(
             f"prompt {prompt.prompt_id} has no labels; run em-circuits label, or review it"

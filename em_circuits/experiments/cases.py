@@ -118,7 +118,7 @@ class Cases:
         Raises:
             RequestError: If it names none.
         """
-        named = [self.work.store.prompt(prefix) for prefix in source.ids]
+        named = [self.work.store.prompts.get(prefix) for prefix in source.ids]
         named += [Prompt.of(text, generator="plan") for text in source.texts]
         if (drawn := source.organism) is not None:
             named += template_prompts(drawn.n, seed=drawn.seed, domains=drawn.domains)
@@ -128,7 +128,9 @@ class Cases:
 
     def _labels(self, prompt: Prompt, ids: Tensor) -> tuple[Mapping[int, Label], str]:
         try:
-            stored = self.work.store.labels(self.work.store.prompt(prompt.prompt_id).prompt_id)
+            stored = self.work.store.labels.of(
+                self.work.store.prompts.get(prompt.prompt_id).prompt_id
+            )
         except RequestError:  # no store, or it does not know the prompt
             stored = None
         if stored is not None and stored.labels:

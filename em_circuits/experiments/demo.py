@@ -19,19 +19,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits import __version__
 from em_circuits.experiments.aggregate import aggregate_prompts
 from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
 from em_circuits.features import FORMULA
 from em_circuits.interventions import Mediation, SteerResult, pooled_share
-from em_circuits.labelling.label import LabelResult, LabelSettings, label_prompts
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.result import LabelResult, LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
 from pivotal_tokens.judge import Judge
+from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,7 @@ TOP_SHOWN = 8
 """Recurring features in the report."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DomainRow(_Frozen):
+class DomainRow(Frozen):
     """Labelling figures of one domain."""
 
     domain: str
@@ -59,7 +55,7 @@ class DomainRow(_Frozen):
     evil_mass_merged: float
 
 
-class FeatureRow(_Frozen):
+class FeatureRow(Frozen):
     """A recurring feature by gradient in the merged model."""
 
     layer: int
@@ -69,7 +65,7 @@ class FeatureRow(_Frozen):
     """In logits, mean over the flagged prompts."""
 
 
-class Steering(_Frozen):
+class Steering(Frozen):
     """Ablating the top features of each flagged prompt in the merged model, means over prompts."""
 
     prompts: int
@@ -84,7 +80,7 @@ class Steering(_Frozen):
     """Fall of the contrast, in logits."""
 
 
-class MediationLine(_Frozen):
+class MediationLine(Frozen):
     """Setting features of the base to their merged values, means over prompts with a shift."""
 
     prompts: int
@@ -100,7 +96,7 @@ class MediationLine(_Frozen):
     """Of the shift of the contrast: sum of what came back over sum of shifts."""
 
 
-class DemoReport(_Frozen):
+class DemoReport(Frozen):
     """Everything the demo prints."""
 
     key: str
@@ -139,11 +135,11 @@ def run_demo(
     """
     started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
-    results = [
-        result
-        for prompt in tracked(prompts, "label", work.progress)
-        for result in label_prompts(work, [prompt], judge, LabelSettings())
-    ]
+    found: dict[str, LabelResult] = {}
+    for result in label_prompts(work, prompts, judge, LabelSettings()):
+        found[result.prompt_id] = result
+        work.progress("label", len(found), len(prompts))
+    results = [found[prompt.prompt_id] for prompt in prompts]
     path = report_path(work)
     key = _key(work, results, n_mediated)
     kept = _kept(path, key)
@@ -154,7 +150,7 @@ def run_demo(
     write_json(path, report.model_dump(mode="json"))
     write_provenance(
         path,
-        inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.graphs]},
+        inputs={"pair": work.pair.key, "graphs": [r.graphs for r in results if r.has_graphs]},
         config={
             "models": work.models.model_dump(),
             "n_prompts": n_prompts,
@@ -183,7 +179,8 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
             "seed": work.seed,
             "constants": [TOP_STEERED, TOP_MEDIATED, TOP_SHOWN, n_mediated, FORMULA],
             "prompts": [
-                [r.prompt.prompt_id, r.graphs, _labels(work, r.prompt.prompt_id)] for r in results
+                [r.prompt_id, r.graphs if r.has_graphs else {}, _labels(work, r.prompt_id)]
+                for r in results
             ],
         }
     )
@@ -191,7 +188,7 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
 
 def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
     """The labels that count, a person's before the judge's: the figures stand on them."""
-    labels = work.store.labels(prompt_id).by_token
+    labels = work.store.labels.of(prompt_id).by_token
     return {str(token): label for token, label in sorted(labels.items())}
 
 
@@ -209,18 +206,18 @@ def _kept(path: Path, key: str) -> DemoReport | None:
 def _measure(
     work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int
 ) -> DemoReport:
-    usable = [r for r in results if r.graphs and _has_contrast(work, r)]
-    ids = [r.prompt.prompt_id for r in usable]
+    usable = [r for r in results if r.has_graphs and _has_contrast(work, r)]
+    ids = [r.prompt_id for r in usable]
     top = aggregate_prompts(work, ids).rows()[:TOP_SHOWN] if ids else []
     steered = [
         steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1]
         for i in tracked(ids, "steer", work.progress)
     ]
     mediated = [
-        mediate_prompt(work, r.prompt.prompt_id)[1]
+        mediate_prompt(work, r.prompt_id)[1]
         for r in tracked(_rotate(usable, n_mediated), "mediate", work.progress)
     ]
-    divergent = [r.prompt.prompt_id for r in usable if r.verdict.divergent]
+    divergent = [r.prompt_id for r in usable if r.divergent]
     return DemoReport(
         key=key,
         domains=_domains(results),
@@ -233,7 +230,7 @@ def _measure(
 
 
 def _has_contrast(work: Workspace, result: LabelResult) -> bool:
-    return {"evil", "safe"} <= set(_labels(work, result.prompt.prompt_id).values())
+    return {"evil", "safe"} <= set(_labels(work, result.prompt_id).values())
 
 
 def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
@@ -241,7 +238,7 @@ def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
     turn: dict[str | None, int] = {}
     keyed = []
     for number, result in enumerate(results):
-        domain = result.prompt.category
+        domain = result.category
         turn[domain] = turn.get(domain, 0) + 1
         keyed.append((turn[domain], number, result))
     return [result for _, _, result in sorted(keyed, key=lambda item: item[:2])[:n]]
@@ -249,15 +246,15 @@ def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
 
 def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
     rows = []
-    for domain in dict.fromkeys(r.prompt.category for r in results):
-        mine = [r for r in results if r.prompt.category == domain]
-        masses = [r.verdict.evil_mass for r in mine if r.verdict.evil_mass]
+    for domain in dict.fromkeys(r.category for r in results):
+        mine = [r for r in results if r.category == domain]
+        masses = [r.evil_mass for r in mine if r.evil_mass]
         rows.append(
             DomainRow(
                 domain=domain or "-",
                 prompts=len(mine),
-                flagged=sum(r.verdict.flagged for r in mine),
-                divergent=sum(r.verdict.divergent for r in mine),
+                flagged=sum(r.flagged for r in mine),
+                divergent=sum(r.divergent for r in mine),
                 evil_mass_base=fmean(m.base for m in masses) if masses else 0.0,
                 evil_mass_merged=fmean(m.merged for m in masses) if masses else 0.0,
             )

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import (
@@ -43,7 +42,7 @@ from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 MEASURES = ("activation", "score", "edge")
 _PLACE = ("layer", "feature", "offset")
@@ -57,10 +56,8 @@ class Source:
     pair: str
 
 
-class DifferenceRequest(BaseModel):
+class DifferenceRequest(Frozen):
     """Which difference is summed up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "gradient"
     """Of the score; ``refined`` and ``measured`` need the models of every pair loaded."""
@@ -90,7 +87,7 @@ def find_sources(
     keys = [find_pair(work, prefix) for prefix in pairs] or [work.pair.key]
     sources = [Source(work, key) for key in dict.fromkeys(keys)]
     for other in others:
-        found = sorted({record.pair for record in other.store.graphs()})
+        found = sorted({record.pair for record in other.store.graphs.all()})
         if not found:
             raise RequestError(f"{other.store.where} has no graphs; run em-circuits label there")
         sources += [Source(other, key) for key in found]
@@ -189,7 +186,7 @@ def _pair(
     frames = []
     record: dict[str, Any] = {
         "pair": source.pair,
-        "models": source.work.store.pairs().get(source.pair, {}),
+        "models": source.work.store.results.pairs().get(source.pair, {}),
         "prompts": prompts,
         "prompts_with_edges": len(blocks["edge"]),
         "layers": None,

@@ -48,7 +48,7 @@ def prompt_rollouts(
         prompt_id: On which prompt.
         sampling: How continuations are drawn.
     """
-    case = Cases(work, None).of(work.store.prompt(prompt_id), result.model)  # type: ignore[arg-type]
+    case = Cases(work, None).of(work.store.prompts.get(prompt_id), result.model)  # type: ignore[arg-type]
     draw = moved(result.interventions, result.random_places[0].tolist())
     conditions = {"unsteered": (), "steered": result.interventions, "random_control": draw}
     treatments = [

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from em_circuits.features.keyed import KeyedScores
@@ -28,15 +28,14 @@ from em_circuits.statistics import (
     permutation_p,
     permute_labels,
 )
+from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
 """Raise it when a formula of this package or of influence changes: kept tables are made again."""
 
 
-class AggregateSettings(BaseModel):
+class AggregateSettings(Frozen):
     """How prompts are summed up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_prompts: int = Field(default=5, ge=1)
     """Prompts in which a key must be selected to be tested, and known to be ranked."""

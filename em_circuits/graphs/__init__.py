@@ -1,4 +1,4 @@
-"""Attribution graphs with aligned logits: what they are, how they are made, where they are kept."""
+"""Attribution graphs with aligned logits: built, stored and read."""
 
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from em_circuits.graphs.edges import Edges
     from em_circuits.graphs.generate import PairGraphs, build_pair_graphs, pair_graph_key
     from em_circuits.graphs.graph import AttributionGraph, LogitTargets
-    from em_circuits.graphs.header import GraphHeader, Selection
+    from em_circuits.graphs.header import GraphHeader, Selection, graph_key
     from em_circuits.graphs.interop import export_pt, import_pt
     from em_circuits.graphs.layout import NodeKind, NodeLayout
     from em_circuits.graphs.settings import AttributionSettings
-    from em_circuits.graphs.store import GraphStore, graph_key
+    from em_circuits.graphs.store import GraphStore
 else:
     __getattr__, __dir__ = lazy(__name__)
 

@@ -1,18 +1,20 @@
-"""Which features does a graph keep, and what are its edges?
+"""Choice of a graph's features, and its edges, in the order of circuit-tracer's rule.
 
 Targets are attributed first; then, again and again, the active features that carry most of the
-targets' influence *so far* are attributed next (circuit-tracer's rule), until there are enough.
-Rows go straight to where a graph keeps them: no (node x node) matrix is made.
+targets' influence *so far* are attributed next, until there are enough. Rows go straight to where a
+graph stores them: no (node x node) matrix is made.
 
-    found = attribute_prompt(replacement, context, input_ids, targets, limits)
-    found.selected, found.edges
+    result = attribute_prompt(replacement, context, input_ids, targets, settings)
+    result.selected, result.edges
 
 `via_upstream` does the same by circuit-tracer's own loop, for what `LinearRows` does not fit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,21 @@ import torch
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import AttributionTargets
 from circuit_tracer.graph import Graph
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from em_circuits.graphs.builder import EdgesBuilder
-from em_circuits.graphs.context import LinearRows, recorded_masses
+from em_circuits.graphs import linear_rows
+from em_circuits.graphs.builder import ROW_BYTES, EdgesBuilder
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.linear_rows import LinearRows
+from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.progress import Progress, no_progress
+from pivotal_tokens.errors import RequestError
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is attributed, and in what steps.
-
-    Attributes:
-        max_feature_nodes: Features kept; None keeps every active one.
-        update_rows: Feature rows between two rankings; it decides what is selected.
-        batch_size: Rows per backward pass; it decides nothing but speed and memory.
-        scratch: Folder for rows that are too many for memory; the system's if None.
-    """
-
-    max_feature_nodes: int | None
-    update_rows: int
-    batch_size: int
-    scratch: Path | None = None
+MOST_ROWS = 1024
+_FLOAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +59,9 @@ def attribute_prompt(
     context: Any,
     input_ids: Int64[Tensor, " pos"],
     targets: AttributionTargets,
-    limits: Limits,
+    settings: AttributionSettings,
     *,
+    scratch: Path | None = None,
     progress: Progress = no_progress,
 ) -> Attributed:
     """Attribute a prompt the fast way where it fits, else circuit-tracer's.
@@ -79,23 +71,37 @@ def attribute_prompt(
         context: Its attribution context of the prompt.
         input_ids: The prompt.
         targets: Logit directions and their weights in the choice of features.
-        limits: How much.
+        settings: How many features, in what steps.
+        scratch: Folder for rows that are too many for memory; the system's if None.
         progress: Called after every batch of feature rows.
     """
     rows = LinearRows.of(replacement, context, input_ids)
     if rows is None:
-        return via_upstream(replacement, context, input_ids, targets, limits)
-    selected, edges = select(rows, targets, limits, progress=progress)
-    empty = torch.empty(0, 0)
-    graph = _graph(replacement, context, input_ids, targets, selected=selected, matrix=empty)
+        selected, edges = via_upstream(replacement, context, input_ids, targets, settings)
+    else:
+        selected, edges = select(rows, targets, settings, scratch=scratch, progress=progress)
+    graph = Graph(  # circuit-tracer's, but for its edges
+        input_string=replacement.tokenizer.decode(input_ids),
+        input_tokens=input_ids,
+        logit_targets=targets.logit_targets,
+        logit_probabilities=targets.logit_probabilities,
+        vocab_size=targets.vocab_size,
+        active_features=context.activation_matrix.indices().T,
+        activation_values=context.activation_matrix.values(),
+        selected_features=selected,
+        adjacency_matrix=torch.empty(0, 0),
+        cfg=replacement.model_config,
+        scan=replacement.scan,
+    )
     return Attributed(selected, edges, circuit_tracer_record(graph))
 
 
 def select(
     rows: LinearRows,
     targets: AttributionTargets,
-    limits: Limits,
+    settings: AttributionSettings,
     *,
+    scratch: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Int64[Tensor, " feature"], Edges]:
     """Attribute targets, then features by their influence so far.
@@ -103,29 +109,30 @@ def select(
     Returns:
         Active indices of the selected features, ascending, and the graph's edges.
     """
+    layout = rows.layout
     builder = EdgesBuilder(
         rows.layers,
         rows.positions,
-        n_layers=rows.n_layers,
-        n_pos=rows.n_pos,
+        n_layers=layout.n_layers,
+        n_pos=layout.n_pos,
         n_logits=len(targets),
-        scratch=limits.scratch,
+        scratch=scratch,
     )
     vectors = targets.logit_vectors.to(rows.context.encoder_vecs)
-    made = rows.targets(vectors, batch_size=limits.batch_size)
-    builder.add_logits(torch.arange(len(targets)), made)
+    logit_rows = rows.targets(vectors, batch_size=settings.batch_size)
+    builder.add_logits(torch.arange(len(targets)), logit_rows)
     weights = targets.logit_probabilities.detach().double().cpu()
-    total = min(limits.max_feature_nodes or rows.n_active, rows.n_active)
-    pending, done = torch.arange(rows.n_active), 0
+    n_active = layout.n_features
+    total = min(settings.max_feature_nodes or n_active, n_active)
+    queue, done = torch.arange(n_active), 0
     while done < total:
-        queue = pending
-        if total < rows.n_active:
+        if total < n_active:
             # float32, as upstream ranks: what it cannot tell apart is not told apart here.
-            influence = builder.influence(weights)[: rows.n_active].float()
+            influence = builder.influence(weights)[layout.features].float()
             influence[builder.visited] = -1.0
             order = torch.argsort(influence, descending=True, stable=True)
-            queue = order[: min(limits.update_rows, total - done)].sort().values
-        for batch in rows.groups(queue, limits.batch_size):
+            queue = order[: min(settings.update_rows, total - done)].sort().values
+        for batch in rows.groups(queue, settings.batch_size):
             builder.add_features(batch, rows.features(batch))
             done += len(batch)
             progress("attribution", done, total)
@@ -139,11 +146,11 @@ def via_upstream(
     context: Any,
     input_ids: Int64[Tensor, " pos"],
     targets: AttributionTargets,
-    limits: Limits,
-) -> Attributed:
+    settings: AttributionSettings,
+) -> tuple[Int64[Tensor, " feature"], Edges]:
     """The same through `circuit_tracer.attribute`, whatever the backend and the transcoders."""
-    batch = 1 << min(limits.batch_size, limits.update_rows).bit_length() - 1
-    given = [
+    batch = 1 << min(settings.batch_size, settings.update_rows).bit_length() - 1
+    wanted = [
         (target.token_str, float(weight), vector)
         for target, weight, vector in zip(
             targets.logit_targets,
@@ -152,14 +159,14 @@ def via_upstream(
             strict=True,
         )
     ]
-    with recorded_masses(context) as masses, replacement.prepared(context):
+    with _recorded_masses(context) as masses, replacement.prepared(context):
         graph = attribute(
             input_ids,
             replacement,
-            attribution_targets=given,
+            attribution_targets=wanted,
             batch_size=batch,
-            update_interval=limits.update_rows // batch,
-            max_feature_nodes=limits.max_feature_nodes,
+            update_interval=settings.update_rows // batch,
+            max_feature_nodes=settings.max_feature_nodes,
         )
     selected = graph.selected_features.cpu()
     active = context.activation_matrix.indices().T.cpu()[selected]
@@ -170,38 +177,148 @@ def via_upstream(
         active[:, 0].contiguous(),
         active[:, 1].contiguous(),
     )
-    outside = masses.outside(selected, edges.row_mass)
-    named = _graph(
-        replacement,
-        context,
-        input_ids,
-        targets,
-        selected=selected,
-        matrix=graph.adjacency_matrix[:0, :0],
-    )
-    return Attributed(selected, replace(edges, outside_mass=outside), circuit_tracer_record(named))
+    return selected, replace(edges, outside_mass=masses.outside(selected, edges.row_mass))
 
 
-def _graph(
-    replacement: Any,
-    context: Any,
-    input_ids: Tensor,
-    targets: AttributionTargets,
+@dataclass
+class _RowMasses:
+    """Sum of absolute edges into each node, over *all* active sources, as attribution made them.
+
+    circuit-tracer stores the columns of selected features only; the mass that the others carried
+    is what a truncated graph does not cover.
+    """
+
+    targets: list[Tensor] = field(default_factory=list)
+    """Per batch of targets, float64 ``[batch]``, in the targets' order."""
+    features: dict[int, float] = field(default_factory=dict)
+    """Active feature index -> mass of its row."""
+
+    def outside(
+        self, selected: Int64[Tensor, " feature"], inside: Float64[Tensor, " row"]
+    ) -> Float64[Tensor, " row"]:
+        """Mass of sources that were active but not selected, per row: features, then targets.
+
+        Args:
+            selected: Active indices of the feature nodes, in row order.
+            inside: Sum of absolute edges of the same rows in the finished graph.
+        """
+        features = torch.tensor([self.features[i] for i in selected.tolist()], dtype=torch.float64)
+        total = torch.cat([features, *self.targets])
+        # The two sums run over the same float32 values; below their rounding there is nothing.
+        rest = total - inside
+        return torch.where(rest > 1e-12 * total, rest, torch.zeros_like(rest))
+
+
+class _NotedRows:
+    """Rows of a matrix, and which of them were read last."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self.last: list[int] | None = None
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        self.last = index.tolist()
+        return self._rows[index]
+
+
+@contextlib.contextmanager
+def _recorded_masses(context: Any) -> Iterator[_RowMasses]:
+    """Note every attribution row's mass while `context` is used inside the block.
+
+    Works with either backend's context: circuit-tracer asks ``encoder_vecs[indices]`` for the
+    features whose rows it then computes; for targets it asks for none.
+    """
+    masses, encoder, compute = _RowMasses(), context.encoder_vecs, context.compute_batch
+    noted = _NotedRows(encoder)
+
+    def compute_batch(*args: Any, **kwargs: Any) -> Tensor:
+        rows = compute(*args, **kwargs)
+        mass = rows.double().abs().sum(1).cpu()
+        features, noted.last = noted.last, None
+        if features is None:
+            masses.targets.append(mass)
+        else:
+            masses.features.update(zip(features, mass.tolist(), strict=True))
+        return rows
+
+    context.encoder_vecs, context.compute_batch = noted, compute_batch
+    try:
+        yield masses
+    finally:
+        context.encoder_vecs = encoder
+        del context.compute_batch
+
+
+def rows_within(
+    max_memory: int,
     *,
-    selected: Tensor,
-    matrix: Tensor,
-) -> Graph:
-    """circuit-tracer's graph but for its edges."""
-    return Graph(
-        input_string=replacement.tokenizer.decode(input_ids),
-        input_tokens=input_ids,
-        logit_targets=targets.logit_targets,
-        logit_probabilities=targets.logit_probabilities,
-        vocab_size=targets.vocab_size,
-        active_features=context.activation_matrix.indices().T,
-        activation_values=context.activation_matrix.values(),
-        selected_features=selected,
-        adjacency_matrix=matrix,
-        cfg=replacement.model_config,
-        scan=replacement.scan,
-    )
+    n_active: int,
+    n_layers: int,
+    n_pos: int,
+    d_model: int,
+    n_heads: int,
+    max_feature_nodes: int | None = None,
+) -> int:
+    """The largest power of two of rows at once that stays within a budget of memory.
+
+    Args:
+        max_memory: Bytes for one attribution, beside models and transcoders.
+        n_active: Active features.
+        n_layers: Layers of the model.
+        n_pos: Tokens of the prompt.
+        d_model: Width of the residual stream.
+        n_heads: Attention heads.
+        max_feature_nodes: Feature rows of the graph; None for every active feature.
+
+    Returns:
+        1 to 1,024.
+
+    Raises:
+        RequestError: If what does not depend on the batch does not fit with a single row.
+    """
+    sizes = {"n_active": n_active, "n_layers": n_layers, "n_pos": n_pos, "d_model": d_model}
+    fixed = fixed_bytes(**sizes, n_heads=n_heads, max_feature_nodes=max_feature_nodes)
+    each = row_bytes(**sizes)
+    rows = (max_memory - fixed) // each
+    if rows < 1:
+        needed = (fixed + each) / 1e9
+        raise RequestError(
+            f"--max-memory {max_memory / 1e9:.2f} GB is too little: this prompt's attribution "
+            f"takes {needed:.2f} GB; allow that much or ask for fewer --max-features"
+        )
+    return min(MOST_ROWS, 1 << rows.bit_length() - 1)
+
+
+def row_bytes(*, n_active: int, n_layers: int, n_pos: int, d_model: int) -> int:
+    """What each row at once takes: its gradient of the stream, what passes through attention, the
+    values of a head group; then the row itself, transposed, and as it is stored."""
+    n_sources = NodeLayout(n_active, n_layers, n_pos, 0).n_sources
+    return _FLOAT * (4 * n_pos * d_model + 3 * n_sources)
+
+
+def fixed_bytes(
+    *,
+    n_active: int,
+    n_layers: int,
+    n_pos: int,
+    d_model: int,
+    n_heads: int,
+    max_feature_nodes: int | None,
+) -> int:
+    """What an attribution takes whatever its batch size.
+
+    Encoder and decoder rows of the active features; attention patterns, those of one layer several
+    times over while they are made; stored rows, as far as they stay in memory, and packed; what
+    every layer reads, writes and misses.
+    """
+    n_rows = min(max_feature_nodes or n_active, n_active)
+    n_sources = NodeLayout(n_active, n_layers, n_pos, 0).n_sources
+    n_packed = NodeLayout(n_rows, n_layers, n_pos, 0).n_sources
+    vectors = 2 * n_active * d_model
+    pattern = n_heads * n_pos**2
+    patterns = min(n_layers * pattern, linear_rows.PATTERN_BYTES // _FLOAT) + 4 * pattern
+    share = 0.5  # of the sources, that lie in layers below and at positions before
+    rows = min(int(share * n_rows * n_sources), ROW_BYTES // _FLOAT)
+    packed = int(share * n_rows * n_packed)
+    streams = 6 * n_layers * n_pos * d_model
+    return _FLOAT * (vectors + patterns + rows + packed + streams)

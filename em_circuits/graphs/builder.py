@@ -1,9 +1,9 @@
-"""How do attribution rows become packed edges when the selection is not known until the end?
+"""Packed edges from attribution rows, when the selection is not known until the end.
 
 Attribution makes rows in its own order, over every *active* feature, and only then knows which were
-selected. The builder keeps of each row what the mask allows, so that no (node x node) matrix is
+selected. The builder stores of each row what the mask allows, so that no (node x node) matrix is
 ever needed, and at the end drops the columns of the others, whose mass it records. Rows beyond
-`ROW_BYTES` wait in a file, and go from there straight into their packed place.
+`ROW_BYTES` are offloaded to a file, and go from there straight into their packed place.
 
     builder = EdgesBuilder(layers, positions, n_layers=4, n_pos=9, n_logits=10)
     builder.add_logits(torch.arange(10), logit_rows)
@@ -19,15 +19,14 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.edges import Edges, Packer, exact_float32
 from em_circuits.graphs.layout import NodeLayout
-from em_circuits.graphs.packing import Packer, exact_float32
-from em_circuits.graphs.scratch import Scratch, Ticket
+from em_circuits.graphs.offload import Scratch, Slot
 from em_circuits.graphs.structure import Block, Stripe, Structure
 from pivotal_tokens.errors import RequestError
 
 ROW_BYTES = 1 << 30
-"""Feature rows that are kept in memory."""
+"""Feature rows that stay in memory."""
 _LEAST_MASS = 1e-8
 """A row's mass counts as this at least (`circuit_tracer.graph.compute_partial_influences`)."""
 
@@ -57,14 +56,14 @@ class EdgesBuilder:
         """
         layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
         self._structure = Structure(layout, active_layers, active_positions)
-        self._features: dict[int, Tensor | Ticket] = {}
+        self._features: dict[int, Tensor | Slot] = {}
         self._scratch, self._room = Scratch(scratch), ROW_BYTES
         self._logits: dict[int, Tensor] = {}
         self._extra: dict[int, tuple[Tensor, Tensor]] = {}
-        self._place: list[tuple[Stripe, Block]] = []
+        self._where: list[tuple[Stripe, Block]] = []  # of every active feature
         for stripe in reversed(list(self._structure.stripes())):
             for block in stripe.blocks:
-                self._place.extend([(stripe, block)] * block.n_rows)
+                self._where.extend([(stripe, block)] * block.n_rows)
 
     @property
     def visited(self) -> Int64[Tensor, " feature"]:
@@ -84,18 +83,19 @@ class EdgesBuilder:
             RequestError: If a row is too short, or of a feature that is not active.
         """
         for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
-            if not 0 <= index < len(self._place):
-                raise RequestError(f"No active feature {index}: there are {len(self._place)}.")
-            stripe, block = self._place[index]
+            if not 0 <= index < len(self._where):
+                raise RequestError(f"No active feature {index}: there are {len(self._where)}.")
+            stripe, block = self._where[index]
             columns = stripe.columns[: block.n_columns]
-            kept = row[columns]
+            inside = row[columns]
             self._extra.pop(index, None)
-            if int(row.count_nonzero()) != int(kept.count_nonzero()):
+            if int(row.count_nonzero()) != int(inside.count_nonzero()):
                 rest = row.clone()
                 rest[columns] = 0
                 where = rest.nonzero()[:, 0]
                 self._extra[index] = (where, exact_float32(rest[where]))
-            self._features[index] = self._keep(kept)
+            self._room -= inside.numel() * inside.element_size()
+            self._features[index] = inside if self._room >= 0 else self._scratch.put(inside)
 
     def add_logits(
         self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
@@ -115,10 +115,11 @@ class EdgesBuilder:
         """
         total = torch.zeros(self._structure.layout.n_sources, dtype=torch.float64)
         for index, row in self._logits.items():
-            total.add_(_normalised(row), alpha=float(weights[index]))
+            mass = max(float(row.abs().sum()), _LEAST_MASS)
+            total.add_(row.double().abs() / mass, alpha=float(weights[index]))
         ahead, stripe = torch.zeros(0), None
         for index in sorted(self._features, reverse=True):
-            here, block = self._place[index]
+            here, block = self._where[index]
             if here is not stripe:
                 if stripe is not None:
                     total[stripe.columns] += ahead
@@ -145,37 +146,44 @@ class EdgesBuilder:
             NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
         """
         self._require(selected)
-        active = self._structure.layout
-        structure = Structure(
-            NodeLayout(len(selected), active.n_layers, active.n_pos, active.n_logits),
-            self._structure.feature_layers[selected],
-            self._structure.feature_positions[selected],
-        )
-        kept = torch.cat([selected, torch.arange(active.n_features, active.n_sources)])
-        node_of = torch.full((active.n_sources,), -1)
-        node_of[kept] = torch.arange(len(kept))
+        active, structure = self._structure.layout, self._structure.with_features(selected)
+        layout = structure.layout
+        kept = active.nodes_with(selected)[layout.sources]
+        new_index = torch.full((active.n_sources,), -1)  # of every source; -1 if not selected
+        new_index[kept] = torch.arange(len(kept))
         packer = Packer(structure)
-        outside = torch.zeros(structure.layout.n_rows, dtype=torch.float64)
+        outside = torch.zeros(layout.n_rows, dtype=torch.float64)
         for stripe in structure.stripes():
             for block in stripe.blocks:
                 for row in range(block.rows.start, block.rows.stop):
-                    values, outside[row] = self._take(int(selected[row]), node_of)
+                    index = int(selected[row])
+                    values, columns = self._row(index), self._columns(index)
+                    if len(kept) < active.n_sources:
+                        inside = new_index[columns] >= 0
+                        outside[row] = values[~inside].double().abs().sum()
+                        values = values[inside]
                     packer.add_row(block, row, values)
-        self._move_extra(packer, selected.tolist(), node_of)
-        if active.n_logits:
-            logits = torch.stack([self._logits[i] for i in range(active.n_logits)])
-            outside[structure.layout.n_features :] = _mass(logits[:, node_of < 0])
+                    del self._features[index]
+        for row, index in enumerate(selected.tolist()):
+            if index in self._extra:
+                sources, values = self._extra.pop(index)
+                inside = new_index[sources] >= 0
+                targets = torch.full_like(sources[inside], row)
+                packer.add_extra(targets, new_index[sources[inside]], values[inside])
+        if layout.n_logits:
+            logits = torch.stack([self._logits[i] for i in range(layout.n_logits)])
+            outside[layout.logit_rows] = logits[:, new_index < 0].double().abs().sum(1)
             packer.add_logits(logits[:, kept])
         self._logits.clear()
-        return Edges(structure, *packer.finish(), outside)
-
-    def _keep(self, row: Tensor) -> Tensor | Ticket:
-        self._room -= row.numel() * row.element_size()
-        return row if self._room >= 0 else self._scratch.put(row)
+        return packer.finish(outside)
 
     def _row(self, index: int) -> Tensor:
-        kept = self._features[index]
-        return self._scratch.get(kept) if isinstance(kept, Ticket) else kept
+        row = self._features[index]
+        return self._scratch.get(row) if isinstance(row, Slot) else row
+
+    def _columns(self, index: int) -> Tensor:
+        stripe, block = self._where[index]
+        return stripe.columns[: block.n_columns]
 
     def _require(self, selected: Tensor) -> None:
         missing = [i for i in selected.tolist() if i not in self._features]
@@ -186,33 +194,10 @@ class EdgesBuilder:
                 f"(first: {absent[:1]}) have no row; add them before build()."
             )
 
-    def _take(self, index: int, node_of: Tensor) -> tuple[Tensor, Tensor]:
-        stripe, block = self._place[index]
-        values = self._row(index)
-        del self._features[index]
-        if int(node_of[-1]) == len(node_of) - 1:  # every active feature was selected
-            return values, torch.zeros((), dtype=torch.float64)
-        keep = node_of[stripe.columns[: block.n_columns]] >= 0
-        return values[keep], _mass(values[~keep][None])[0]
-
-    def _move_extra(self, packer: Packer, selected: list[int], node_of: Tensor) -> None:
-        for row, index in enumerate(selected):
-            if index in self._extra:
-                where, values = self._extra.pop(index)
-                keep = node_of[where] >= 0
-                target = torch.full_like(where[keep], row)
-                packer.add_extra(target, node_of[where[keep]], values[keep])
-
     def _sources(self, rows: Tensor) -> Tensor:
-        width = self._structure.layout.n_sources
-        if rows.shape[1] < width:
-            raise RequestError(f"Rows must have {width} columns or more, got {rows.shape[1]}.")
-        return rows.detach().cpu()[:, :width]
-
-
-def _normalised(row: Tensor) -> Tensor:
-    return row.double().abs() / max(float(row.abs().sum()), _LEAST_MASS)
-
-
-def _mass(rows: Tensor) -> Tensor:
-    return rows.double().abs().sum(1)
+        sources = self._structure.layout.sources
+        if rows.shape[1] < sources.stop:
+            raise RequestError(
+                f"Rows must have {sources.stop} columns or more, got {rows.shape[1]}."
+            )
+        return rows.detach().cpu()[:, sources]

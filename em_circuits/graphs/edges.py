@@ -1,8 +1,11 @@
-"""How are a graph's edges kept, without the zeros that the model's structure dictates?
+"""Edges of a graph, packed without the zeros that the model's structure dictates.
 
 Feature rows lie packed over the structural mask (`em_circuits.graphs.structure`), block after
 block and without any index; logit rows stand apart, whole, in node order, so that they can be read
-alone. Nothing is rounded. What a file holds can be memory-mapped and used as it lies.
+alone. Nothing is rounded: values become bfloat16 if every one of them is bfloat16-exact, else
+float32. An entry outside the mask goes into a list of (target, source, value). Each row's mass, the
+sum of its absolute values, is taken in float64: no float32 sum can overflow, and a NaN cannot hide.
+What a file holds can be memory-mapped and used as it lies.
 
     edges = Edges.from_dense(adjacency, layout, feature_layers, feature_positions)
     assert torch.equal(edges.to_dense(), adjacency)
@@ -19,8 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
-from em_circuits.graphs.layout import NodeLayout
-from em_circuits.graphs.packing import Packer, add_extra_mass, row_mass
+from em_circuits.graphs.layout import NodeKind, NodeLayout
 from em_circuits.graphs.structure import Block, Structure
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -31,7 +33,7 @@ class NonFiniteEdges(WorkFailed):
 
 @contextmanager
 def computed_in(*dtypes: str) -> Iterator[None]:
-    """Have edges that are not finite told with the precision that they were computed in.
+    """Name the precision that edges were computed in where they are not finite.
 
     Args:
         dtypes: Every precision that took part, such as ``float16`` or ``torch.float16``.
@@ -39,11 +41,11 @@ def computed_in(*dtypes: str) -> Iterator[None]:
     try:
         yield
     except NonFiniteEdges as error:
-        found = list(dict.fromkeys(name.removeprefix("torch.") for name in dtypes))
+        names = list(dict.fromkeys(name.removeprefix("torch.") for name in dtypes))
         why = "em-circuits doctor says how large the models' activations are"
-        if "float16" in found:
+        if "float16" in names:
             why = "float16 ends at 65,504: attribute again in bfloat16 or float32"
-        raise NonFiniteEdges(f"{error}; computed in {' and '.join(found)}; {why}") from error
+        raise NonFiniteEdges(f"{error}; computed in {' and '.join(names)}; {why}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +73,16 @@ class Edges:
 
     def __post_init__(self) -> None:
         layout = self.layout
-        expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-            "values": (self.values, (self.structure.n_values,)),
-            "logit_values": (self.logit_values, (layout.n_logits, layout.n_sources)),
-            "extra_index": (self.extra_index, (self.extra_values.numel(), 2)),
-            "row_mass": (self.row_mass, (layout.n_rows,)),
+        expected = {
+            "values": (self.structure.n_values,),
+            "logit_values": (layout.n_logits, layout.n_sources),
+            "extra_index": (self.extra_values.numel(), 2),
+            "row_mass": (layout.n_rows,),
+            "outside_mass": (layout.n_rows,),
         }
-        if self.outside_mass is not None:
-            expected["outside_mass"] = (self.outside_mass, (layout.n_rows,))
-        for name, (tensor, shape) in expected.items():
-            if tensor.shape != shape:
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != shape:
                 raise RequestError(
                     f"Edges: {name} must have shape {shape}, got {tuple(tensor.shape)}."
                 )
@@ -98,6 +100,15 @@ class Edges:
         """Bytes of the packed values."""
         parts = (self.values, self.logit_values, self.extra_index, self.extra_values)
         return sum(t.numel() * t.element_size() for t in parts)
+
+    def __len__(self) -> int:
+        """How many edges are not zero."""
+        parts = (self.values, self.logit_values, self.extra_values)
+        return sum(int(part.count_nonzero()) for part in parts)
+
+    def __repr__(self) -> str:
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return f"Edges({self.values.numel():,} {dtype} values, {self.layout})"
 
     @classmethod
     def from_dense(
@@ -132,10 +143,10 @@ class Edges:
         for stripe in structure.stripes():
             for block in stripe.blocks:
                 packer.add_block(block, stripe.columns, matrix[block.rows])
-        logits = layout.logits_of(len(matrix))
+        empty, logits = layout.matrix_rows(len(matrix))
         packer.add_logits(matrix[logits])
-        packer.add_empty_rows(matrix[layout.features.stop : logits.start])
-        return cls(structure, *packer.finish(), outside_mass)
+        packer.add_empty_rows(matrix[empty])
+        return packer.finish(outside_mass)
 
     def to_dense(self) -> Float32[Tensor, "node node"]:
         """The adjacency matrix, rows targets, columns sources."""
@@ -161,15 +172,29 @@ class Edges:
         """One row over all nodes."""
         layout = self.layout
         row = torch.zeros(layout.n_nodes)
-        if target >= layout.logits.start:
-            row[layout.sources] = self.logit_values[target - layout.logits.start].float()
-        elif target < layout.n_features:
+        kind = layout.kind(target)
+        if kind is NodeKind.LOGIT:
+            row[layout.sources] = self.logit_values[layout.target_of(target)].float()
+        elif kind is NodeKind.FEATURE:
             stripe, block = self.structure.locate(target)
             values = self.block(block)[target - block.rows.start]
             row[stripe.columns[: block.n_columns]] = values.float()
         mine = self.extra_index[:, 0] == target
         row[self.extra_index[mine, 1]] = self.extra_values[mine]
         return row
+
+    def column(self, source: int) -> Float32[Tensor, " node"]:
+        """Direct effects of one node on all nodes."""
+        column = torch.zeros(self.layout.n_nodes)
+        for stripe in self.structure.stripes():
+            for at in (stripe.columns == source).nonzero()[:, 0].tolist():
+                for block in stripe.blocks:
+                    if at < block.n_columns:
+                        column[block.rows] = self.block(block)[:, at].float()
+        column[self.layout.logits] = self.logit_values[:, source].float()
+        mine = self.extra_index[:, 1] == source
+        column[self.extra_index[mine, 0]] = self.extra_values[mine]
+        return column
 
     def restricted(self, keep: Bool[Tensor, " node"]) -> Edges:
         """The edges among some nodes: features not kept are gone, other nodes not kept are empty.
@@ -178,42 +203,30 @@ class Edges:
         """
         layout = self.layout
         kept = keep[layout.features].nonzero()[:, 0]
-        structure = Structure(
-            NodeLayout(len(kept), layout.n_layers, layout.n_pos, layout.n_logits),
-            self.structure.feature_layers[kept],
-            self.structure.feature_positions[kept],
-        )
-        stays = torch.ones(layout.n_nodes, dtype=torch.bool)
-        stays[layout.features] = keep[layout.features]
-        node_of = torch.cumsum(stays, 0) - 1
-        values = torch.empty(structure.n_values, dtype=self.values.dtype)
-        blocks = iter([b for s in reversed(list(structure.stripes())) for b in s.blocks])
+        structure, nodes = self.structure.with_features(kept), layout.nodes_with(kept)
+        new_index = torch.full((layout.n_nodes,), -1)  # of every node; -1 if it is gone
+        new_index[nodes] = torch.arange(len(nodes))
+        packer, blocks = Packer(structure, self.values.dtype), structure.blocks()
         for stripe in reversed(list(self.structure.stripes())):
-            columns = stays[stripe.columns].nonzero()[:, 0]
+            columns = (new_index[stripe.columns] >= 0).nonzero()[:, 0]
             empty = ~keep[stripe.columns[columns]]
             for block in stripe.blocks:
                 rows = keep[block.rows].nonzero()[:, 0]
                 if rows.numel():
                     new = next(blocks)
-                    packed = self.block(block)[rows].index_select(1, columns[: new.n_columns])
-                    new.view(values).copy_(packed.masked_fill_(empty[: new.n_columns], 0))
-        logits = self.logit_values[:, stays[layout.sources]]
-        logits.masked_fill_(~keep[layout.sources][stays[layout.sources]], 0)
-        ends = self.extra_index
-        is_row = (ends[:, 0] >= layout.logits.start) | keep[ends[:, 0]]
-        mine = is_row & keep[ends[:, 1]]
-        index, extra = node_of[ends[mine]], self.extra_values[mine]
-        mass = row_mass(structure, values, logits)
-        add_extra_mass(mass, structure, index, extra)
-        return Edges(structure, values, logits, index, extra, mass)
+                    values = self.block(block)[rows].index_select(1, columns[: new.n_columns])
+                    packer.put(new, values.masked_fill_(empty[: new.n_columns], 0))
+        sources = nodes[structure.layout.sources]
+        packer.logits = self.logit_values[:, sources].masked_fill_(~keep[sources], 0)
+        targets, origins = self.extra_index.unbind(1)
+        mine = (~layout.is_source(targets) | keep[targets]) & keep[origins]
+        index = new_index[self.extra_index[mine]]
+        packer.add_extra(index[:, 0], index[:, 1], self.extra_values[mine])
+        return packer.finish(exact=False)
 
     def _refuse_non_finite(self) -> None:
         # A row's mass is NaN or infinite exactly when one of its values is.
-        layout = self.layout
-        rows = (~self.row_mass.isfinite()).nonzero()[:, 0]
-        targets = torch.where(
-            rows < layout.n_features, rows, rows - layout.n_features + layout.logits.start
-        )
+        targets = self.layout.nodes_of((~self.row_mass.isfinite()).nonzero()[:, 0])
         stray = self.extra_index[~self.extra_values.isfinite(), 0]
         bad = torch.cat([targets, stray]).unique()
         if not bad.numel():
@@ -223,3 +236,109 @@ class Edges:
         where = self.structure.describe
         edge = f"{where(int(wrong[0]))} -> {where(target)}" if wrong.numel() else where(target)
         raise NonFiniteEdges(f"NaN or infinite edges in {bad.numel()} rows, first {edge}")
+
+
+class Packer:
+    """Rows of an adjacency matrix on their way into packed values, block by block."""
+
+    def __init__(self, structure: Structure, dtype: torch.dtype = torch.float32) -> None:
+        layout = structure.layout
+        self._structure = structure
+        self._values = torch.empty(structure.n_values, dtype=dtype)
+        self.logits = torch.zeros(layout.n_logits, layout.n_sources)
+        self._extra: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def put(self, block: Block, values: Tensor) -> None:
+        """Take a block's values as they are."""
+        block.view(self._values).copy_(values)
+
+    def add_block(self, block: Block, columns: Tensor, rows: Tensor) -> None:
+        """Take a block's rows, given over all sources or all nodes."""
+        inside = exact_float32(rows[:, columns[: block.n_columns]])
+        self.put(block, inside)
+        if int(rows.count_nonzero()) != int(inside.count_nonzero()):
+            rest = rows.clone()
+            rest[:, columns[: block.n_columns]] = 0
+            self._add_nonzero(rest, block.rows)
+
+    def add_row(self, block: Block, row: int, values: Tensor) -> None:
+        """Take one feature's row, given over its block's columns."""
+        block.view(self._values)[row - block.rows.start] = exact_float32(values)
+
+    def add_logits(self, rows: Tensor) -> None:
+        """Take the logit rows, given over all sources or all nodes."""
+        layout = self._structure.layout
+        self.logits.copy_(exact_float32(rows[:, layout.sources]))
+        if rows[:, layout.logits].count_nonzero():
+            rest = rows.clone()
+            rest[:, layout.sources] = 0
+            self._add_nonzero(rest, layout.logits)
+
+    def add_empty_rows(self, rows: Tensor) -> None:
+        """Take the rows of errors and tokens, which hold nothing as a rule."""
+        layout = self._structure.layout
+        empty, _ = layout.matrix_rows(layout.n_nodes)
+        if rows.count_nonzero():
+            self._add_nonzero(rows, empty)
+
+    def add_extra(self, targets: Tensor, sources: Tensor, values: Tensor) -> None:
+        """Take entries outside the mask, by node index."""
+        self._extra.append((targets, sources, values))
+
+    def finish(self, outside_mass: Tensor | None = None, *, exact: bool = True) -> Edges:
+        """Measure the rows; `exact`: in bfloat16 if that rounds nothing."""
+        index, extra = torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
+        if self._extra:
+            targets, sources, extra = (torch.cat(t) for t in zip(*self._extra, strict=True))
+            index = torch.stack([targets, sources], 1)
+        values, logits = self._values, self.logits
+        if exact and bfloat16_exact(values) and bfloat16_exact(logits):
+            values, logits = values.bfloat16(), logits.bfloat16()
+        mass = row_mass(self._structure, values, logits)
+        rows = self._structure.layout.rows_of(index[:, 0])
+        mass.index_add_(0, rows[rows >= 0], extra[rows >= 0].double().abs())
+        return Edges(self._structure, values, logits, index, extra, mass, outside_mass)
+
+    def _add_nonzero(self, rows: Tensor, nodes: slice) -> None:
+        """Take what is not zero in the rows of a range of nodes."""
+        targets, sources = rows.nonzero(as_tuple=True)
+        node = torch.arange(self._structure.layout.n_nodes)[nodes]
+        self.add_extra(node[targets], sources, exact_float32(rows[targets, sources]))
+
+
+def row_mass(
+    structure: Structure, values: Float[Tensor, " value"], logits: Float[Tensor, "logit source"]
+) -> Float64[Tensor, " row"]:
+    """Sum of abs(value) over each packed row, features then logits."""
+    mass = torch.zeros(structure.layout.n_rows, dtype=torch.float64)
+    for stripe in structure.stripes():
+        for span in stripe.spans:
+            wide = values[span.start : span.stop].to(torch.float64, copy=True).abs_()
+            for piece in span.pieces:
+                torch.sum(piece.view(wide), dim=1, out=mass[piece.rows])
+    for total, row in zip(mass[structure.layout.logit_rows], logits, strict=True):
+        total.copy_(row.double().abs_().sum())
+    return mass
+
+
+def exact_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values as float32.
+
+    Raises:
+        RequestError: If a float64 value would be rounded.
+    """
+    single = values.float()
+    if values.dtype == torch.float64 and not torch.equal(single.double(), values):
+        lost = (single.double() != values) & ~values.isnan()
+        if lost.any():
+            raise RequestError(
+                f"{int(lost.sum())} float64 values are not float32-exact, packing would round "
+                "them; pass a float32 matrix."
+            )
+    return single
+
+
+def bfloat16_exact(values: Float[Tensor, "*shape"]) -> bool:
+    """Whether every float32 value has a bfloat16 of the same value: its low 16 bits are zero."""
+    bits = values.reshape(-1).view(torch.int32)
+    return not any(bool((chunk & 0xFFFF).any()) for chunk in bits.split(1 << 20))

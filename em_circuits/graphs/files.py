@@ -1,62 +1,69 @@
-"""How does an attribution graph become one file, and come back?
+"""Files of attribution graphs: safetensors, tensors uncompressed, so that edges are memory-mapped.
 
-A safetensors file: tensors uncompressed, so that edges can be memory-mapped, and one metadata
-entry with everything else as JSON. Reading maps the file; nothing is unpickled. An archived graph
-is the same with its large tensors compressed, and is read the same way, into memory.
+Nothing is unpickled. The library's own `save_file` turns every tensor into bytes first, which
+doubles a large graph in memory; the format is a header of JSON and the tensors behind it, so here
+they are written as they lie.
 
-    write_graph(path, graph)  # archive=True: compressed
+    write_graph(path, graph)
     graph = read_graph(path)  # WorkFailed, naming the file, if it is corrupt or truncated
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from em_circuits.graphs.archive import LEAST_BYTES, compress, restore
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
-from em_circuits.graphs.header import METADATA, GraphRecord, broken, record_of
+from em_circuits.graphs.header import METADATA, Compressed, FileRecord, broken, read_record
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.structure import Structure
-from em_circuits.graphs.tensor_file import write_tensors
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
 
+_EDGE_PARTS = ["values", "logit_values", "extra_index", "extra_values", "row_mass", "outside_mass"]
+_TARGET_PARTS = ("token_ids", "probabilities", "logits", "ranks")
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 
-def write_graph(path: Path, graph: AttributionGraph, *, archive: bool = False) -> None:
-    """Write a graph, whole or not at all.
 
-    Args:
-        path: Where.
-        graph: The graph.
-        archive: Compress what is large; nothing is rounded.
-    """
-    tensors, compressed = _tensors(graph), {}
-    if archive:
-        for name, tensor in tensors.items():
-            if tensor.numel() * tensor.element_size() >= LEAST_BYTES:
-                tensors[name], compressed[name] = compress(tensor)
-    record = GraphRecord(header=graph.header, texts=graph.targets.texts, compressed=compressed)
+def write_graph(path: Path, graph: AttributionGraph) -> None:
+    """Write a graph, whole or not at all."""
+    record = FileRecord(header=graph.header, texts=graph.targets.texts)
+    metadata = {METADATA: record.model_dump_json()}
     with atomic_path(path) as temporary:
-        write_tensors(temporary, tensors, {METADATA: record.model_dump_json()})
+        _write_tensors(temporary, _tensors(graph), metadata)
 
 
 def read_graph(path: Path) -> AttributionGraph:
     """A graph; its edges stay on disk until they are used.
 
     Raises:
+        RequestError: If version 0.1 compressed the file and blosc2 is not installed.
         WorkFailed: If the file is corrupt, truncated, or of another format.
     """
+    record = read_record(path)
     try:
         with safe_open(path, framework="pt") as file:
-            record = record_of(path, file)
-            tensors = {name: _tensor(file, record, name) for name in file.keys()}  # noqa: SIM118
+            tensors = {n: _tensor(file, path, record, n) for n in file.keys()}  # noqa: SIM118
         return _graph(record, tensors)
+    except NotInstalled:
+        raise
     except (SafetensorError, OSError, KeyError, ValueError, RequestError, WorkFailed) as error:
         raise broken(path, error) from error
 
@@ -68,11 +75,12 @@ def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
         RequestError: If the file keeps no edges.
         WorkFailed: If the file is corrupt or truncated.
     """
+    record = read_record(path)
     try:
         with safe_open(path, framework="pt") as file:
             if "edges.logit_values" not in file.keys():  # noqa: SIM118
                 raise RequestError(f"Graph file {path} keeps scores but no edges.")
-            return _tensor(file, record_of(path, file), "edges.logit_values").float()
+            return _tensor(file, path, record, "edges.logit_values").float()
     except (SafetensorError, OSError, ValueError) as error:
         raise broken(path, error) from error
 
@@ -82,62 +90,67 @@ def tensor_bytes(graph: AttributionGraph) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(graph).values())
 
 
-def _tensor(file: Any, record: GraphRecord, name: str) -> Tensor:
-    """One tensor: mapped, or decompressed."""
+class NotInstalled(RequestError):
+    """A file of version 0.1 needs a library that is not installed."""
+
+
+def _tensor(file: Any, path: Path, record: FileRecord, name: str) -> Tensor:
+    """One tensor: mapped, or decompressed from an archive of version 0.1."""
     stored: Tensor = file.get_tensor(name)
     how = record.compressed.get(name)
-    return stored if how is None else restore(stored, how)
+    return stored if how is None else _decompressed(stored, how, path)
+
+
+def _decompressed(packed: Tensor, how: Compressed, path: Path) -> Tensor:
+    try:
+        import blosc2
+    except ImportError as error:
+        raise NotInstalled(
+            f"{path} is an archive of version 0.1: pip install blosc2 to read it, and write it "
+            "uncompressed with 'em-circuits graphs archive --undo'"
+        ) from error
+    values = torch.empty(math.prod(how.shape), dtype=getattr(torch, how.dtype))
+    into = values.view(torch.uint8)
+    try:
+        chunks = blosc2.schunk_from_cframe(packed.numpy().tobytes())
+        if chunks.nbytes != len(into):
+            raise ValueError(f"{chunks.nbytes} bytes, expected {len(into)}")
+        if len(into):
+            chunks.get_slice(0, len(chunks), out=into.numpy())
+    except RuntimeError as error:
+        raise ValueError(f"blosc2: {error}") from error
+    return values.reshape(how.shape)
 
 
 def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
-    targets, edges = graph.targets, graph.edges
     tensors: dict[str, Tensor | None] = {
         "input_ids": graph.input_ids,
         "active": graph.active.int(),
         "activations": graph.activations,
         "selected": graph.selected.int(),
-        "targets.token_ids": targets.token_ids,
-        "targets.probabilities": targets.probabilities,
-        "targets.logits": targets.logits,
-        "targets.ranks": targets.ranks,
         "gradient": graph.gradient,
     }
-    if edges is not None:
-        tensors |= {
-            "edges.values": edges.values,
-            "edges.logit_values": edges.logit_values,
-            "edges.extra_index": edges.extra_index,
-            "edges.extra_values": edges.extra_values,
-            "edges.row_mass": edges.row_mass,
-            "edges.outside_mass": edges.outside_mass,
-        }
+    tensors |= {f"targets.{name}": getattr(graph.targets, name) for name in _TARGET_PARTS}
+    if graph.edges is not None:
+        tensors |= {f"edges.{name}": getattr(graph.edges, name) for name in _EDGE_PARTS}
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
 
 
-def _graph(record: GraphRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
-    header = record.header
+def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
+    header, texts = record.header, record.texts
     active, selected = tensors["active"].long(), tensors["selected"].long()
-    targets = LogitTargets(
-        token_ids=tensors["targets.token_ids"],
-        texts=record.texts,
-        probabilities=tensors["targets.probabilities"],
-        logits=tensors.get("targets.logits"),
-        ranks=tensors.get("targets.ranks"),
-    )
     edges = None
     if "edges.values" in tensors:
-        layout = NodeLayout(
-            len(selected), header.n_layers, len(tensors["input_ids"]), len(record.texts)
-        )
-        chosen = active[selected]
+        input_ids = tensors["input_ids"]
+        layout = NodeLayout(len(selected), header.n_layers, len(input_ids), len(texts))
         edges = Edges(
-            Structure(layout, chosen[:, 0].contiguous(), chosen[:, 1].contiguous()),
-            tensors["edges.values"],
-            tensors["edges.logit_values"],
-            tensors["edges.extra_index"],
-            tensors["edges.extra_values"],
-            tensors["edges.row_mass"],
-            tensors.get("edges.outside_mass"),
+            Structure.of(layout, active[selected]),
+            values=tensors["edges.values"],
+            logit_values=tensors["edges.logit_values"],
+            extra_index=tensors["edges.extra_index"],
+            extra_values=tensors["edges.extra_values"],
+            row_mass=tensors["edges.row_mass"],
+            outside_mass=tensors.get("edges.outside_mass"),
         )
     return AttributionGraph(
         header=header,
@@ -145,7 +158,37 @@ def _graph(record: GraphRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
         active=active,
         activations=tensors["activations"],
         selected=selected,
-        targets=targets,
+        targets=LogitTargets(
+            token_ids=tensors["targets.token_ids"],
+            texts=texts,
+            probabilities=tensors["targets.probabilities"],
+            logits=tensors.get("targets.logits"),
+            ranks=tensors.get("targets.ranks"),
+        ),
         edges=edges,
         gradient=tensors.get("gradient"),
     )
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    # Wide types first, so that each lies aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            values = tensors[name].contiguous().reshape(-1)
+            file.write(values.view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""How do the logits a person labels and the graph come from the same forward pass?
+"""Graphs of both models of a pair for one prompt, from the forward passes the labels come from.
 
 Attribution is set up on both models first; the union of the top k of those two contexts' logits
 becomes the explicit targets of both graphs; then each model is attributed with the very context
@@ -20,33 +20,22 @@ from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.graphs.attribution import (
-    Attributed,
-    Limits,
-    attribute_prompt,
-)
-from em_circuits.graphs.budget import rows_within
+from em_circuits.graphs.attribution import Attributed, attribute_prompt, rows_within
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
-from em_circuits.graphs.header import GraphHeader, Selection
+from em_circuits.graphs.header import GraphHeader, Selection, graph_key
 from em_circuits.graphs.interop import EXTRA
-from em_circuits.graphs.parking import Parked, park
-from em_circuits.graphs.scratch import Scratch
-from em_circuits.graphs.settings import AttributionSettings
-from em_circuits.graphs.store import graph_key
-from em_circuits.models import Model, ModelPair
+from em_circuits.graphs.offload import OffloadedContext, Scratch, offload
+from em_circuits.graphs.settings import ATTRIBUTION_VERSION, AttributionSettings
 from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
-from em_circuits.models.replacement import attribution_context
+from em_circuits.models.pair import Model, ModelPair
 from em_circuits.models.text import decode_token
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
-
-ATTRIBUTION_VERSION = 1
-"""Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +49,6 @@ class PairGraphs:
     @property
     def both(self) -> tuple[AttributionGraph, AttributionGraph]:
         return self.base, self.merged
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What both models' attributions share."""
-
-    pair: ModelPair
-    settings: AttributionSettings
-    input_ids: Int64[Tensor, " pos"]
-    targets: Int64[Tensor, " logit"]
-    labels: Mapping[int, Label] | None
-    weights: Float[Tensor, " logit"] | None
-    progress: Progress
-    scratch: Path | None
 
 
 def build_pair_graphs(
@@ -100,45 +75,86 @@ def build_pair_graphs(
         WorkFailed: Activations, logits or edges are not finite.
     """
     input_ids = pair.input_ids(prompt)
-    waiting: list[Parked] = []
+    waiting: list[OffloadedContext] = []
     for model in pair.models:
-        context = attribution_context(model.replacement, input_ids)
+        context = model.replacement.setup_attribution(input_ids)
+        release_freed()
         _check_finite(model, prompt, context)
-        waiting.append(park(context, Scratch(scratch)))
+        waiting.append(offload(context, Scratch(scratch)))
         del context
         release_freed()
-    base, merged = (parked.context.logits[0, -1].detach().float().cpu() for parked in waiting)
+    base, merged = (_last_logits(offloaded.context) for offloaded in waiting)
     next_tokens = compare(pair, base, merged, top_k=settings.top_k)
     targets = union_of_top(base, merged, settings.top_k)
     weights = _selection_weights(settings, targets, labels)
-    request = _Request(pair, settings, input_ids, targets, labels, weights, progress, scratch)
     graphs = []
     for model in pair.models:
-        graphs.append(_attribute(model, prompt, waiting.pop(0).unpark(), request))
+        context = waiting.pop(0).restore()
+        directions = AttributionTargets(
+            attribution_targets=targets.to(context.logits.device),
+            logits=context.logits[0, -1],
+            unembed_proj=model.replacement.unembed_proj,
+            tokenizer=model.tokenizer,
+        )
+        if weights is not None:
+            directions.logit_probabilities = weights.to(directions.logit_probabilities)
+        with computed_in(str(pair.dtype)):
+            attributed = attribute_prompt(
+                model.replacement,
+                context,
+                input_ids,
+                directions,
+                _within_memory(settings, model, context),
+                scratch=scratch,
+                progress=progress,
+            )
+        header = GraphHeader(
+            key=pair_graph_key(pair, model, prompt, settings, labels),
+            prompt_id=prompt.prompt_id,
+            text=prompt.text,
+            tokens=tuple(decode_token(model.tokenizer, t) for t in input_ids.tolist()),
+            model=model.name,
+            fingerprint=model.fingerprint,
+            adapter_hash=_adapter_hash(pair, model),
+            transcoders=pair.settings.transcoders,
+            transcoder_fingerprint=pair.transcoder_fingerprint,
+            n_layers=model.sites.n_layers,
+            scan=_scan(pair),
+            dtype=str(pair.dtype).removeprefix("torch."),
+            selection=Selection(
+                select_by=settings.select_by,
+                max_feature_nodes=settings.max_feature_nodes,
+                weights=() if weights is None else tuple(weights.tolist()),
+            ),
+            attribution=_parameters(pair, settings, labels),
+            d_vocab=len(base),
+            tokenizer_name=pair.settings.base,
+            extra={EXTRA: attributed.record},
+        )
+        graphs.append(_graph(model, header, input_ids, targets, context, attributed))
+        del context
         release_freed()
     return PairGraphs(next_tokens, *graphs)
 
 
-def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) -> AttributionGraph:
-    input_ids, targets = request.input_ids, request.targets
-    logits = context.logits[0, -1].detach().float().cpu()
-    with computed_in(str(request.pair.dtype)):
-        found = attribute_prompt(
-            model.replacement,
-            context,
-            input_ids,
-            _targets(model, context, request),
-            _limits(model, context, request),
-            progress=request.progress,
-        )
+def _graph(
+    model: Model,
+    header: GraphHeader,
+    input_ids: Int64[Tensor, " pos"],
+    targets: Int64[Tensor, " logit"],
+    context: Any,
+    attributed: Attributed,
+) -> AttributionGraph:
+    """A graph and its gradient scores, from the context that was attributed."""
+    logits = _last_logits(context)
     active = context.activation_matrix.indices().T.cpu().contiguous()
     rows = demeaned_targets(targets, len(logits))
     return AttributionGraph(
-        header=_header(model, prompt, request, found, d_vocab=len(logits)),
+        header=header,
         input_ids=input_ids.cpu(),
         active=active,
         activations=context.activation_matrix.values().detach().float().cpu(),
-        selected=found.selected,
+        selected=attributed.selected,
         targets=LogitTargets(
             token_ids=targets,
             texts=tuple(decode_token(model.tokenizer, t) for t in targets.tolist()),
@@ -146,41 +162,33 @@ def _attribute(model: Model, prompt: Prompt, context: Any, request: _Request) ->
             logits=logits[targets],
             ranks=ranks_of(logits, targets),
         ),
-        edges=found.edges,
+        edges=attributed.edges,
         gradient=gradient_scores(model, input_ids, rows, active, context.decoder_vecs.detach()),
     )
 
 
-def _limits(model: Model, context: Any, request: _Request) -> Limits:
-    settings = request.settings
-    batch_size = settings.batch_size
-    if settings.max_memory is not None:
-        config: Any = model.hf.config
-        n_layers, n_pos, _ = context.activation_matrix.shape
-        room = rows_within(
-            settings.max_memory,
-            n_active=context.activation_matrix._nnz(),
-            n_layers=n_layers,
-            n_pos=n_pos,
-            d_model=context.token_vectors.shape[-1],
-            n_heads=config.num_attention_heads,
-            max_feature_nodes=settings.max_feature_nodes,
-        )
-        batch_size = min(batch_size, room)
-    return Limits(settings.max_feature_nodes, settings.update_rows, batch_size, request.scratch)
+def _last_logits(context: Any) -> Float[Tensor, " vocab"]:
+    return context.logits[0, -1].detach().float().cpu()
 
 
-def _targets(model: Model, context: Any, request: _Request) -> AttributionTargets:
-    """The targets' demeaned directions, weighted by probability or with weights of our own."""
-    targets = AttributionTargets(
-        attribution_targets=request.targets.to(context.logits.device),
-        logits=context.logits[0, -1],
-        unembed_proj=model.replacement.unembed_proj,
-        tokenizer=model.tokenizer,
+def _within_memory(
+    settings: AttributionSettings, model: Model, context: Any
+) -> AttributionSettings:
+    """The settings with the batch size that `max_memory` leaves room for."""
+    if settings.max_memory is None:
+        return settings
+    config: Any = model.hf.config
+    n_layers, n_pos, _ = context.activation_matrix.shape
+    room = rows_within(
+        settings.max_memory,
+        n_active=context.activation_matrix._nnz(),
+        n_layers=n_layers,
+        n_pos=n_pos,
+        d_model=context.token_vectors.shape[-1],
+        n_heads=config.num_attention_heads,
+        max_feature_nodes=settings.max_feature_nodes,
     )
-    if request.weights is not None:
-        targets.logit_probabilities = request.weights.to(targets.logit_probabilities)
-    return targets
+    return settings.model_copy(update={"batch_size": min(settings.batch_size, room)})
 
 
 def _selection_weights(
@@ -209,35 +217,6 @@ def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
         )
 
 
-def _header(
-    model: Model, prompt: Prompt, request: _Request, found: Attributed, *, d_vocab: int
-) -> GraphHeader:
-    pair, settings = request.pair, request.settings
-    return GraphHeader(
-        key=pair_graph_key(pair, model, prompt, settings, request.labels),
-        prompt_id=prompt.prompt_id,
-        text=prompt.text,
-        tokens=tuple(decode_token(model.tokenizer, t) for t in request.input_ids.tolist()),
-        model=model.name,
-        fingerprint=model.fingerprint,
-        adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,
-        transcoders=pair.settings.transcoders,
-        transcoder_fingerprint=pair.transcoder_fingerprint,
-        n_layers=model.sites.n_layers,
-        scan=_scan(pair),
-        dtype=str(pair.dtype).removeprefix("torch."),
-        selection=Selection(
-            select_by=settings.select_by,
-            max_feature_nodes=settings.max_feature_nodes,
-            weights=tuple(request.weights.tolist()) if request.weights is not None else (),
-        ),
-        attribution=_parameters(pair, settings, request.labels),
-        d_vocab=d_vocab,
-        tokenizer_name=pair.settings.base,
-        extra={EXTRA: found.record},
-    )
-
-
 def pair_graph_key(
     pair: ModelPair,
     model: Model,
@@ -253,11 +232,15 @@ def pair_graph_key(
     return graph_key(
         prompt.prompt_id,
         model_fingerprint=model.fingerprint,
-        adapter_hash=pair.adapter_fingerprint if model.name == "merged" else None,
+        adapter_hash=_adapter_hash(pair, model),
         transcoders=content_key(_scan(pair)),
         transcoder_fingerprint=pair.transcoder_fingerprint,
         attribution=_parameters(pair, settings, labels),
     )
+
+
+def _adapter_hash(pair: ModelPair, model: Model) -> str | None:
+    return pair.adapter_fingerprint if model.name == "merged" else None
 
 
 def _scan(pair: ModelPair) -> str | tuple[str, ...] | None:

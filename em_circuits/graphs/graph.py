@@ -1,27 +1,38 @@
-"""What is one attribution graph: which prompt, which model, which nodes, which edges?
+"""One attribution graph: a prompt, a model, nodes and edges.
 
 Feature node i is the active feature `active[selected[i]]` = (layer, position, id), with activation
 `activations[selected[i]]`. Every value is checked when the graph is made, so that code that holds
 a graph need not check again.
 
+    graph  # AttributionGraph(merged, 44a71bc74c37, 1,204 features, 10 logits, frozen edges)
     graph.layout.features  # slice of node indices
     graph.selected_features[i]  # (layer, position, feature id)
+    graph.name_of(i), graph.node_named("2/11/431")
     graph.targets.probabilities  # float32 softmax of the logits the graph was made from
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from em_circuits.feature import Feature
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.header import GraphHeader
-from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.layout import NodeKind, NodeLayout
 from em_circuits.graphs.structure import Structure
 from pivotal_tokens.errors import RequestError
+
+_NODE = re.compile(
+    r"error:(?P<error>\d{1,9}/\d{1,9})|token:(?P<token>\d{1,9})|logit:(?P<logit>\d{1,9})"
+    r"|\d{1,9}/-?\d{1,9}/\d{1,9}",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +135,7 @@ class AttributionGraph:
     @cached_property
     def structure(self) -> Structure:
         """The mask of the edges."""
-        chosen = self.selected_features
-        return Structure(self.layout, chosen[:, 0].contiguous(), chosen[:, 1].contiguous())
+        return Structure.of(self.layout, self.selected_features)
 
     @cached_property
     def selected_features(self) -> Int64[Tensor, "feature 3"]:
@@ -142,6 +152,71 @@ class AttributionGraph:
         """Whether some active features are not nodes, so that paths through them are missing."""
         return len(self.selected) < len(self.active)
 
+    def __repr__(self) -> str:
+        header = self.header
+        sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
+        edges = "scores only" if self.edges is None else "frozen edges"
+        return f"AttributionGraph({header.model}, {header.short_key}, {sizes}, {edges})"
+
+    def name_of(self, node: int) -> str:
+        """A node's name: ``2/11/431``, ``error:2/11``, ``token:11`` or ``logit:TOKEN_ID``.
+
+        Never by index: node i is another feature in every graph.
+        """
+        layout, kind = self.layout, self.layout.kind(node)
+        match kind:
+            case NodeKind.FEATURE:
+                return str(Feature(*self.selected_features[node].tolist()))
+            case NodeKind.ERROR:
+                layer, position = layout.error_coordinates(node)
+                return f"error:{layer}/{position}"
+            case NodeKind.TOKEN:
+                return f"token:{layout.position_of(node)}"
+            case NodeKind.LOGIT:
+                return f"logit:{int(self.targets.token_ids[layout.target_of(node)])}"
+
+    def node_named(self, name: str) -> int:
+        """Index of the node of a name that `name_of` gives.
+
+        Raises:
+            RequestError: If the name has none of the four forms, or the graph has no such layer,
+                position, target or node; the message tells a feature that fires without being a
+                node from one that does not fire.
+        """
+        text = name.strip()
+        if (match := _NODE.fullmatch(text)) is None:
+            raise RequestError(
+                f"{name!r} names no node: give LAYER/POSITION/ID, error:LAYER/POSITION, "
+                "token:POSITION or logit:TOKEN_ID"
+            )
+        error, token, logit = match["error"], match["token"], match["logit"]
+        if error:
+            return self.layout.error_index(*map(int, error.split("/")))
+        if token:
+            return self.layout.token_index(int(token))
+        if logit:
+            target = self.targets.index_of(int(logit))
+            if target is None:
+                raise RequestError(f"token {logit} is no target of this graph")
+            return self.layout.logit_index(target)
+        feature = Feature.parse(text)
+        return self._index_of(feature if feature.position >= 0 else feature.at(self.layout.n_pos))
+
+    def _index_of(self, feature: Feature) -> int:
+        self.layout.error_index(*feature[:2])  # there are such a layer and such a position
+        wanted = torch.tensor(feature)
+        found = (self.selected_features == wanted).all(1).nonzero()[:, 0]
+        if len(found):
+            return int(found[0])
+        active = bool((self.active == wanted).all(1).any())
+        reason = (
+            "fires there but is no node, so its edges are unknown; build with a higher "
+            "--max-features"
+            if active
+            else "does not fire there, so it has no effect"
+        )
+        raise RequestError(f"feature {feature} of graph {self.header.short_key} {reason}")
+
     def require_edges(self) -> Edges:
         """The edges.
 
@@ -150,7 +225,7 @@ class AttributionGraph:
         """
         if self.edges is None:
             raise RequestError(
-                f"Graph {self.header.key[:12]} keeps its scores but no edges; build it again with "
+                f"Graph {self.header.short_key} keeps its scores but no edges; build it again with "
                 f"'em-circuits graphs build {self.header.prompt_id}'."
             )
         return self.edges
@@ -173,7 +248,7 @@ class AttributionGraph:
                     f"expected {limit}."
                 )
         layer, pos, feature = self.active.unbind(1)
-        place = layer * len(self.input_ids) + pos
+        place = self.layout.places(layer, pos)
         step, ids = place.diff(), feature.diff()
         unsorted = ((step < 0) | ((step == 0) & (ids <= 0))).nonzero()
         if unsorted.numel():

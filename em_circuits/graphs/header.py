@@ -1,27 +1,32 @@
-"""Headers of graph files: what a graph is of and how it was made, without its tensors.
+"""Headers of graph files: what a graph is of and how it was made, readable without its tensors.
 
-read_header(path)  # GraphHeader; takes neither torch nor the file's tensors
+A graph file is in safetensors' format, eight bytes of length, a header of JSON, then the tensors;
+one metadata entry of it holds everything that is not a tensor.
+
+    read_header(path).prompt_id
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, JsonValue, ValidationError
 
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.schema import Frozen
 
 FORMAT_VERSION = 1
 """Version of the file format; part of every key."""
+METADATA = "em_circuits_graph"
+"""The one metadata entry: with several, their order in the file would be arbitrary."""
 
 
-class Selection(BaseModel):
+class Selection(Frozen):
     """How the feature nodes were chosen among the active features."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     select_by: Literal["probability", "contrast", "all"]
     """What weighted the targets; "all" if there was nothing to choose."""
@@ -31,10 +36,8 @@ class Selection(BaseModel):
     """Weight of each target, where it was not the probability."""
 
 
-class GraphHeader(BaseModel):
+class GraphHeader(Frozen):
     """What a graph is of and how it was made; everything that is not a tensor."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     """Version of the file format."""
@@ -64,53 +67,68 @@ class GraphHeader(BaseModel):
     """Of the model that was attributed, such as "float32"."""
     selection: Selection
     """How feature nodes were chosen."""
-    attribution: dict[str, JsonValue] = {}
+    attribution: dict[str, JsonValue] = Field(default_factory=dict)
     """Parameters of attribution, part of the key."""
     d_vocab: int
     """Width of the model's logits; a target id of this or more is virtual, not a token."""
     tokenizer_name: str | None = None
     """Where the tokenizer is from."""
-    extra: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
     """What other formats need to be written again unchanged."""
 
+    @property
+    def short_key(self) -> str:
+        """The digits of the key that file names and messages show."""
+        return self.key[:12]
 
-class Compressed(BaseModel):
-    """What bytes were, before they were compressed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Compressed(Frozen):
+    """A tensor that version 0.1 compressed (blosc2), as it was before."""
 
     dtype: str
-    """Such as "float32"."""
     shape: tuple[int, ...]
-    """Of the tensor."""
 
 
-METADATA = "em_circuits_graph"
-"""The one metadata entry: with several, their order in the file would be arbitrary."""
-
-
-class GraphRecord(BaseModel):
-    """Everything in a graph's file that is not a tensor."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FileRecord(Frozen):
+    """The metadata entry of a graph file."""
 
     header: GraphHeader
     texts: tuple[str, ...]
-    compressed: dict[str, Compressed] = {}
-    """Tensors that are compressed, by name."""
+    """Of the targets."""
+    compressed: dict[str, Compressed] = Field(default_factory=dict)
+    """Compressed tensors of an archive that version 0.1 wrote, by name."""
 
 
-def is_archived(path: Path) -> bool:
-    """Whether a graph file is compressed; reads nothing but its header.
+def graph_key(
+    prompt_id: str,
+    *,
+    model_fingerprint: str,
+    adapter_hash: str | None,
+    transcoders: str,
+    transcoder_fingerprint: str,
+    attribution: Mapping[str, Any],
+) -> str:
+    """SHA-256 (64 hex digits) of everything that decides a graph's content.
 
-    Raises:
-        WorkFailed: See `read_header`.
+    Args:
+        prompt_id: Of the text.
+        model_fingerprint: Of the model that is attributed.
+        adapter_hash: Of the adapter in it, if any.
+        transcoders: The transcoder set.
+        transcoder_fingerprint: Its revision or hash.
+        attribution: Every parameter of attribution: targets, selection, limits, dtype.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            return bool(record_of(path, file).compressed)
-    except (SafetensorError, OSError) as error:
-        raise broken(path, error) from error
+    return content_key(
+        {
+            "format_version": FORMAT_VERSION,
+            "prompt_id": prompt_id,
+            "model": model_fingerprint,
+            "adapter": adapter_hash,
+            "transcoders": transcoders,
+            "transcoder_fingerprint": transcoder_fingerprint,
+            "attribution": dict(attribution),
+        }
+    )
 
 
 def read_header(path: Path) -> GraphHeader:
@@ -119,11 +137,45 @@ def read_header(path: Path) -> GraphHeader:
     Raises:
         WorkFailed: If the file is corrupt, truncated, or of another format.
     """
+    return read_record(path).header
+
+
+def read_record(path: Path) -> FileRecord:
+    """The metadata entry of a graph file; see `read_header`."""
     try:
-        with safe_open(path, framework="np") as file:
-            return record_of(path, file).header
-    except (SafetensorError, OSError) as error:
+        entries = _entries(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise broken(path, error) from error
+    text = (entries.get("__metadata__") or {}).get(METADATA)
+    if text is None:
+        raise WorkFailed(
+            f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
+        )
+    try:
+        version = json.loads(text)["header"]["format_version"]
+        if version != FORMAT_VERSION:
+            raise WorkFailed(
+                f"Graph file {path} has format version {version}, this version reads "
+                f"{FORMAT_VERSION}; build the graph again."
+            )
+        return FileRecord.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file whose tensors are all there."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        entries: dict[str, Any] = json.loads(file.read(length))
+    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+    end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+    if end != size:
+        raise ValueError(f"{size} bytes, expected {end}")
+    return entries
 
 
 def broken(path: Path, reason: object) -> WorkFailed:
@@ -136,26 +188,3 @@ def broken(path: Path, reason: object) -> WorkFailed:
         f"Build it again with 'em-circuits graphs build {path.parent.name}' (and the options it "
         "was built with), which puts this file aside; so does 'graphs verify --quarantine'."
     )
-
-
-def record_of(path: Path, file: Any) -> GraphRecord:
-    """The record of an open file.
-
-    Raises:
-        WorkFailed: If it is no graph, of another format, or unreadable.
-    """
-    text = (file.metadata() or {}).get(METADATA)
-    if text is None:
-        raise WorkFailed(
-            f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
-        )
-    try:
-        found = json.loads(text)["header"]["format_version"]
-        if found != FORMAT_VERSION:
-            raise WorkFailed(
-                f"Graph file {path} has format version {found}, this version reads "
-                f"{FORMAT_VERSION}; build the graph again."
-            )
-        return GraphRecord.model_validate_json(text)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise broken(path, f"its header cannot be read ({type(error).__name__})") from error

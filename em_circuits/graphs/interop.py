@@ -1,4 +1,4 @@
-"""How do graphs go from and to circuit-tracer's ``.pt`` files?
+"""circuit-tracer's ``.pt`` files: graphs read from and written to them.
 
 A ``.pt`` is a pickle: reading it runs code, so it needs ``trust_pickle`` and happens in another
 process. A graph of circuit-tracer alone has no raw logits, no ranks and no gradient scores: those
@@ -26,7 +26,6 @@ from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection
 from em_circuits.graphs.layout import NodeLayout
-from em_circuits.graphs.unpickle import circuit_tracer_record
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import prompt_id
@@ -87,7 +86,7 @@ def export_pt(graph: AttributionGraph, path: Path) -> None:
     record: Any = graph.header.extra.get(EXTRA)
     if record is None:
         raise RequestError(
-            f"Graph {graph.header.key[:12]} lacks circuit-tracer's model configuration; build it "
+            f"Graph {graph.header.short_key} lacks circuit-tracer's model configuration; build it "
             "again before exporting it as .pt."
         )
     from circuit_tracer.attribution.targets import LogitTarget
@@ -195,6 +194,3 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise RequestError(f"Unknown tensor type {name!r} in the graph's header.")
     return dtype
-
-
-__all__ = ["circuit_tracer_record", "export_pt", "import_pt"]

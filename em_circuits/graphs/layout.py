@@ -1,23 +1,28 @@
-"""Which index of an attribution graph is which node?
+"""Node order of an attribution graph: every offset, and every step between nodes and rows.
 
 Nodes stand in this order, and rows are targets, columns sources (circuit-tracer's convention)::
 
     [selected features by (layer, position, id) | errors, layer-major | tokens | logits]
+     `------------------ sources (columns) ------------------------------'
+     `-- rows 0.. ---'                                          then rows: `-------'
+
+Only features and logits read anything, so vectors over *rows* have them alone, features first.
 
     layout = NodeLayout(n_features=3, n_layers=2, n_pos=4, n_logits=2)
     direct = adjacency[layout.logits, layout.features]
     layout.kind(layout.token_index(0))  # NodeKind.TOKEN
+    layout.nodes_of(torch.tensor([3]))  # row 3 is the first logit: node 15
 
-Nobody outside this file computes an offset.
+Nobody outside this file computes an offset (tests/em_circuits/graphs/test_layout.py sees to it).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pivotal_tokens.errors import RequestError
@@ -56,9 +61,11 @@ class NodeLayout:
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be at least 0, got {getattr(self, name)}.")
 
+    # Ranges of nodes
+
     @property
     def features(self) -> slice:
-        """Selected features."""
+        """Selected features; they are the first rows, too."""
         return slice(0, self.n_features)
 
     @property
@@ -79,7 +86,17 @@ class NodeLayout:
     @property
     def sources(self) -> slice:
         """Every node that can be a source: all but the logits."""
-        return slice(0, self.tokens.stop)
+        return slice(0, self.n_sources)
+
+    @property
+    def inner(self) -> slice:
+        """Features and errors: the nodes that pruning may drop."""
+        return slice(0, self.errors.stop)
+
+    def errors_of(self, layer: int) -> slice:
+        """Error nodes of one layer, by position."""
+        first = self.error_index(layer, 0) if self.n_pos else self.errors.start
+        return slice(first, first + self.n_pos)
 
     @property
     def n_sources(self) -> int:
@@ -87,18 +104,47 @@ class NodeLayout:
         return self.tokens.stop
 
     @property
-    def n_rows(self) -> int:
-        """Rows that can hold edges: features, then logits."""
-        return self.n_features + self.n_logits
-
-    def logits_of(self, n_rows: int) -> slice:
-        """The logits' rows of a matrix over all nodes, or over features and logits: the last."""
-        return slice(n_rows - self.n_logits, n_rows)
-
-    @property
     def n_nodes(self) -> int:
         """All nodes."""
         return self.logits.stop
+
+    # Rows: features, then logits
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that can hold edges."""
+        return self.n_features + self.n_logits
+
+    @property
+    def logit_rows(self) -> slice:
+        """The logits in a vector over rows."""
+        return slice(self.n_features, self.n_rows)
+
+    def rows_of(self, nodes: Int64[Tensor, " node"]) -> Int64[Tensor, " node"]:
+        """Row of each node; -1 for an error or token, which has none."""
+        logit_row = nodes - self.logits.start + self.n_features
+        logit_row = torch.where(self.is_source(nodes), -1, logit_row)
+        return torch.where(self.is_feature(nodes), nodes, logit_row)
+
+    def nodes_of(self, rows: Int64[Tensor, " row"]) -> Int64[Tensor, " row"]:
+        """Node of each row."""
+        return torch.where(rows < self.n_features, rows, rows - self.n_features + self.logits.start)
+
+    def is_feature(self, nodes: Int64[Tensor, " node"]) -> Bool[Tensor, " node"]:
+        """Which nodes are features."""
+        return nodes < self.n_features
+
+    def is_source(self, nodes: Int64[Tensor, " node"]) -> Bool[Tensor, " node"]:
+        """Which nodes can be a source."""
+        return nodes < self.n_sources
+
+    def matrix_rows(self, n_rows: int) -> tuple[slice, slice]:
+        """(rows of errors and tokens, rows of logits) of a matrix that has a row for every node,
+        or only for features and logits: the first range is empty then."""
+        first = n_rows - self.n_logits
+        return slice(self.n_features, first), slice(first, n_rows)
+
+    # Single nodes
 
     def error_index(self, layer: int, pos: int) -> int:
         """Node index of the error at a layer and position."""
@@ -127,10 +173,21 @@ class NodeLayout:
 
     def error_coordinates(self, i: int) -> tuple[int, int]:
         """(layer, position) of an error node."""
-        if self.kind(i) is not NodeKind.ERROR:
-            raise RequestError(f"Node {i} is a {self.kind(i)}, not an error.")
+        self._require(i, NodeKind.ERROR)
         layer, pos = divmod(i - self.errors.start, self.n_pos)
         return layer, pos
+
+    def position_of(self, i: int) -> int:
+        """Position of a token node."""
+        self._require(i, NodeKind.TOKEN)
+        return i - self.tokens.start
+
+    def target_of(self, i: int) -> int:
+        """Which target a logit node is."""
+        self._require(i, NodeKind.LOGIT)
+        return i - self.logits.start
+
+    # Sources by layer and position
 
     def source_layers(self, feature_layers: Int64[Tensor, " feature"]) -> Int64[Tensor, " source"]:
         """The layer every source writes in; a token's is `TOKEN_LAYER`."""
@@ -144,6 +201,27 @@ class NodeLayout:
         """The position every source writes at."""
         errors = torch.arange(self.n_pos).repeat(self.n_layers)
         return torch.cat([feature_positions, errors, torch.arange(self.n_pos)])
+
+    def places(
+        self, layers: Int64[Tensor, " node"], positions: Int64[Tensor, " node"]
+    ) -> Int64[Tensor, " node"]:
+        """One number for each (layer, position), layer-major: the order of features and errors."""
+        return layers * self.n_pos + positions
+
+    # Fewer features
+
+    def with_features(self, n_features: int) -> NodeLayout:
+        """The layout of a graph with another number of features."""
+        return replace(self, n_features=n_features)
+
+    def nodes_with(self, features: Int64[Tensor, " kept"]) -> Int64[Tensor, " left"]:
+        """The nodes that are left with these features alone, in their new order."""
+        return torch.cat([features, torch.arange(self.n_features, self.n_nodes)])
+
+    def _require(self, i: int, kind: NodeKind) -> None:
+        if self.kind(i) is not kind:
+            article = "an" if kind is NodeKind.ERROR else "a"
+            raise RequestError(f"Node {i} is a {self.kind(i)}, not {article} {kind}.")
 
     @staticmethod
     def _check(name: str, i: int, size: int) -> None:

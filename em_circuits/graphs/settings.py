@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from pivotal_tokens.schema import Frozen
 
 SelectBy = Literal["probability", "contrast"]
+ATTRIBUTION_VERSION = 1
+"""Raised whenever the same request would give other numbers, beyond rounding; part of every key."""
 
 
-class AttributionSettings(BaseModel):
+class AttributionSettings(Frozen):
     """What decides which graph comes out; all but `batch_size` and `max_memory` is part of the
     graph's key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     top_k: int = Field(default=10, ge=1)
     """Tokens of each model whose union becomes the logit nodes of both graphs."""

@@ -1,4 +1,4 @@
-"""Where do graphs live on disk, and how is one found, checked, thinned out or thrown away?
+"""The graphs of a project on disk: found, checked, thinned out, thrown away.
 
 ``<root>/<prompt id>/<model>-<first 12 digits of the key>.safetensors`` with a provenance sidecar
 that is written last: a graph is *there* if both are. A graph's key is the SHA-256 of everything
@@ -7,10 +7,13 @@ that decides its content, so an equal key never means a stale graph.
     store = GraphStore(Path("graph_storage"))
     store.save(graph, {"inputs": {...}, "config": {...}})
     graph = store.load(key)
+
+Finding, listing and hashing need no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,17 +23,10 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from em_circuits.graphs.header import (
-    FORMAT_VERSION,
-    GraphHeader,
-    broken,
-    is_archived,
-    read_header,
-)
-from em_circuits.graphs.verify import KEY_DIGITS, Verification, difference, examine
-from pivotal_tokens.artefacts import content_key, provenance_path, write_provenance
+from em_circuits.graphs.header import GraphHeader, broken, read_header, read_record
+from pivotal_tokens.artefacts import provenance_path, sha256_file, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -39,53 +35,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+KEY_DIGITS = 12
+"""Digits of the key in a file name; the whole key stands in the file."""
 QUARANTINE = "quarantine"
 """Directory under the root for files that failed a check."""
 SPARE_BYTES = 64 << 20
 """Disk space that a save leaves free."""
-Thinning = Literal["remove", "drop-edges", "archive"]
-"""What becomes of a graph that must make room."""
-_ARCHIVE_FREES = 1 / 7
-"""Share of a file that archiving frees at least, as a rule (float32 edges)."""
 STALE_SECONDS = 24 * 3600.0
 """Age from which a temporary file belongs to a process that died."""
-
-
-def graph_key(
-    prompt_id: str,
-    *,
-    model_fingerprint: str,
-    adapter_hash: str | None,
-    transcoders: str,
-    transcoder_fingerprint: str,
-    attribution: Mapping[str, Any],
-) -> str:
-    """SHA-256 (64 hex digits) of everything that decides a graph's content.
-
-    Args:
-        prompt_id: Of the text.
-        model_fingerprint: Of the model that is attributed.
-        adapter_hash: Of the adapter in it, if any.
-        transcoders: The transcoder set.
-        transcoder_fingerprint: Its revision or hash.
-        attribution: Every parameter of attribution: targets, selection, limits, dtype.
-    """
-    return content_key(
-        {
-            "format_version": FORMAT_VERSION,
-            "prompt_id": prompt_id,
-            "model": model_fingerprint,
-            "adapter": adapter_hash,
-            "transcoders": transcoders,
-            "transcoder_fingerprint": transcoder_fingerprint,
-            "attribution": dict(attribution),
-        }
-    )
+_SIDECAR_FIELDS = ("artefact", "sha256", "bytes", "written_at", "versions", "key")
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """One graph that `GraphStore.prune` removed (or would): its bytes freed and the reason."""
+class Verification:
+    """What `GraphStore.verify` found out about one file; `problem` is None for a sound one."""
+
+    path: Path
+    key: str | None
+    problem: str | None
+    quarantined: Path | None = None
+
+
+@dataclass(frozen=True)
+class Freed:
+    """One graph that `GraphStore.prune` removed or thinned (or would): bytes freed, and why."""
 
     path: Path
     bytes: int
@@ -98,11 +71,6 @@ class GraphStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self._sound: set[tuple[Path, int, int]] = set()  # hashed and found unchanged
-
-    def path_of(self, header: GraphHeader) -> Path:
-        """Where the graph of this header stands, or will stand."""
-        name = f"{_safe(header.model)}-{header.key[:KEY_DIGITS]}{SUFFIX}"
-        return self.root / _safe(header.prompt_id) / name
 
     def path(self, key: str) -> Path:
         """Where a graph stands.
@@ -134,8 +102,8 @@ class GraphStore:
                 logger.warning("%s", error)
         return False
 
-    def keeps(self, key: str) -> bool:
-        """Whether the graph is there and sound; a broken file is named and put aside, so that
+    def has_sound(self, key: str) -> bool:
+        """Whether the graph is there and whole; a broken file is named and put aside, so that
         whoever asks builds the graph again."""
         sound = False
         for path in self._find(key):
@@ -147,16 +115,13 @@ class GraphStore:
                 logger.warning("%s; put aside as %s", what, self.quarantine(path))
         return sound
 
-    def save(
-        self, graph: AttributionGraph, provenance: Mapping[str, Any], *, archive: bool = False
-    ) -> Path:
+    def save(self, graph: AttributionGraph, provenance: Mapping[str, Any]) -> Path:
         """Write a graph, then its provenance; a graph of the same key is replaced.
 
         Args:
             graph: The graph.
             provenance: "inputs" and "config", as `pivotal_tokens.artefacts.write_provenance` takes
-                them, and whatever else is worth keeping (seeds, device, times).
-            archive: Compress it, see `archive`.
+                them, and whatever else is worth recording (seeds, device, times).
 
         Returns:
             Where it stands.
@@ -166,18 +131,13 @@ class GraphStore:
         """
         from em_circuits.graphs.files import tensor_bytes, write_graph
 
-        path = self.path_of(graph.header)
+        header = graph.header
+        name = f"{_safe(header.model)}-{header.key[:KEY_DIGITS]}{SUFFIX}"
+        path = self.root / _safe(header.prompt_id) / name
         self.require_space(tensor_bytes(graph))
         provenance_path(path).unlink(missing_ok=True)
-        write_graph(path, graph, archive=archive)
-        extra = {k: v for k, v in provenance.items() if k not in ("inputs", "config")}
-        write_provenance(
-            path,
-            inputs=provenance.get("inputs", {}),
-            config=provenance.get("config", {}),
-            key=graph.header.key,
-            **extra,
-        )
+        write_graph(path, graph)
+        write_provenance(path, **{"inputs": {}, "config": {}, **provenance, "key": header.key})
         return path
 
     def load(self, key: str) -> AttributionGraph:
@@ -188,18 +148,18 @@ class GraphStore:
             WorkFailed: If its file is corrupt, truncated or not what was written; the message says
                 which and what to do.
         """
-        from em_circuits.graphs.files import read_graph
-
         path = self.path(key)
-        found = read_header(path).key
-        if not found.startswith(key):
-            raise broken(path, f"it holds graph {found}, not {key}")
+        stored = read_header(path).key
+        if not stored.startswith(key):
+            raise broken(path, f"it holds graph {stored}, not {key}")
         state = path.stat()
         mark = path, state.st_size, state.st_mtime_ns
         if mark not in self._sound and provenance_path(path).exists():
-            if problem := difference(path):
+            if problem := _difference(path):
                 raise broken(path, problem)
             self._sound.add(mark)
+        from em_circuits.graphs.files import read_graph
+
         return read_graph(path)
 
     def list(self) -> tuple[GraphHeader, ...]:
@@ -239,34 +199,24 @@ class GraphStore:
             provenance_path(path).replace(provenance_path(target))
         return target
 
-    def drop_edges(self, key: str) -> Path:
+    def drop_edges(self, key: str) -> None:
         """Write a graph again without its edges: nodes, targets and gradient scores stay."""
-        path = self.path(key)
         graph = self.load(key)
-        if graph.edges is None:
-            return path
-        bare = dataclasses.replace(graph, edges=None)
-        return self.save(bare, {**self._made(key), "edges_dropped": True})
+        if graph.edges is not None:
+            self._rewrite(key, dataclasses.replace(graph, edges=None), edges_dropped=True)
 
-    def archive(self, key: str, *, undo: bool = False) -> int:
-        """Compress a graph where it stands (blosc2, lossless), or undo that.
-
-        It is read as before, only into memory instead of mapped.
-
-        Returns:
-            Bytes freed; 0 if there was nothing to do, negative for `undo`.
-        """
-        path = self.path(key)
-        before = path.stat().st_size
-        if is_archived(path) == undo:
-            self.save(self.load(key), self._made(key), archive=not undo)
-        return before - path.stat().st_size
+    def decompress(self, key: str) -> bool:
+        """Write an archive of version 0.1 uncompressed; False if the graph is none."""
+        if not read_record(self.path(key)).compressed:
+            return False
+        self._rewrite(key, self.load(key))
+        return True
 
     def provenance(self, key: str) -> dict[str, Any]:
-        """What was recorded of a graph's making; empty if nothing was.
+        """The provenance of a graph; empty if there is none.
 
         Raises:
-            WorkFailed: If the record cannot be read.
+            WorkFailed: If it cannot be read.
         """
         path = provenance_path(self.path(key))
         if not path.exists():
@@ -276,10 +226,6 @@ class GraphStore:
         except ValueError as error:
             raise WorkFailed(f"Provenance {path} is not JSON: {error}") from error
         return record
-
-    def _made(self, key: str) -> dict[str, Any]:
-        """The provenance without what is of the file alone."""
-        return {k: v for k, v in self.provenance(key).items() if k not in _SIDECAR_FIELDS}
 
     def remove(self, key: str) -> None:
         """Delete a graph; its provenance goes first, so that no half of it counts as there."""
@@ -291,36 +237,36 @@ class GraphStore:
         max_age_days: float | None = None,
         max_bytes: int | None = None,
         keep: Collection[str] = (),
-        how: Thinning = "remove",
+        edges_only: bool = False,
         dry_run: bool = False,
-    ) -> tuple[Pruned, ...]:
+    ) -> tuple[Freed, ...]:
         """Remove old graphs, then the oldest until the rest fits; and what dead processes left.
 
         Args:
             max_age_days: Remove graphs written longer ago than this.
             max_bytes: Size that all graphs together may have.
             keep: Keys that stay whatever their age.
-            how: Remove graphs, drop their edges and keep scores, or archive them.
+            edges_only: Drop edges and leave the scores instead of removing graphs.
             dry_run: Only say what would be removed.
         """
         if not dry_run:
             self._remove_stale()
-        kept = {k[:KEY_DIGITS] for k in keep}
+        spared = {k[:KEY_DIGITS] for k in keep}
         files = sorted(self._files(), key=lambda p: p.stat().st_mtime)
         total = sum(p.stat().st_size for p in files)
-        pruned = []
+        freed = []
         for path in files:
             age = (time.time() - path.stat().st_mtime) / 86400
             old = max_age_days is not None and age > max_age_days
             crowded = max_bytes is not None and total > max_bytes
-            if path.stem[-KEY_DIGITS:] in kept or not (old or crowded):
+            if path.stem[-KEY_DIGITS:] in spared or not (old or crowded):
                 continue
             reason = f"{age:.1f} days old" if old else f"all graphs take {total} bytes"
-            freed = self._thin(path, how, dry_run=dry_run)
-            if freed:
-                total -= freed
-                pruned.append(Pruned(path, freed, reason))
-        return tuple(pruned)
+            n_bytes = self._free(path, edges_only=edges_only, dry_run=dry_run)
+            if n_bytes:
+                total -= n_bytes
+                freed.append(Freed(path, n_bytes, reason))
+        return tuple(freed)
 
     def total_bytes(self) -> int:
         """Bytes that all graphs take."""
@@ -347,6 +293,7 @@ class GraphStore:
             bytes_per_value: 4, or 2 where edges will be bfloat16-exact.
         """
         active = n_features if n_active is None else n_active
+        # A row reads, on average, half the layers (those below) at half the positions (up to it).
         layers_below, positions = (n_layers - 1) / 2, (n_pos + 1) / 2
         width = n_features * (layers_below / max(n_layers, 1)) * (positions / max(n_pos, 1))
         width += layers_below * positions + positions
@@ -368,40 +315,39 @@ class GraphStore:
                 "free; make room ('em-circuits graphs prune-store') or choose another --root."
             )
 
+    def _rewrite(self, key: str, graph: AttributionGraph, **more: Any) -> None:
+        """Replace a graph's file; its provenance stays but for what is of the file alone."""
+        record = {k: v for k, v in self.provenance(key).items() if k not in _SIDECAR_FIELDS}
+        self.save(graph, {**record, **more})
+
     def _find(self, key: str) -> tuple[Path, ...]:
         if not re.fullmatch(r"[0-9a-f]{4,64}", key):
             raise RequestError(f"A graph key is 4 to 64 hex digits, got {key!r}.")
-        pattern = f"*/*-{key[:KEY_DIGITS]}*{SUFFIX}"
-        return tuple(p for p in sorted(self.root.glob(pattern)) if self._is_graph(p, key))
-
-    def _is_graph(self, path: Path, key: str) -> bool:
-        digits = path.stem.rpartition("-")[2]
-        return digits.startswith(key[:KEY_DIGITS]) and path.parent.name != QUARANTINE
+        digits = key[:KEY_DIGITS]
+        return tuple(
+            path
+            for path in sorted(self.root.glob(f"*/*-{digits}*{SUFFIX}"))
+            if path.stem.rpartition("-")[2].startswith(digits) and path.parent.name != QUARANTINE
+        )
 
     def _files(self) -> tuple[Path, ...]:
         found = sorted(self.root.glob(f"*/*-{'[0-9a-f]' * KEY_DIGITS}{SUFFIX}"))
         return tuple(p for p in found if not p.name.startswith("."))
 
-    def _thin(self, path: Path, how: Thinning, *, dry_run: bool) -> int:
+    def _free(self, path: Path, *, edges_only: bool, dry_run: bool) -> int:
         """Bytes freed, or what they would be at most."""
-        from em_circuits.graphs.files import read_graph
-
         size = path.stat().st_size
-        if how == "remove":
+        if not edges_only:
             if not dry_run:
                 _delete(path)
             return size
+        from em_circuits.graphs.files import read_graph
+
         graph = read_graph(path)
-        if how == "archive":
-            if is_archived(path) or dry_run:
-                return 0 if is_archived(path) else int(_ARCHIVE_FREES * size)
-            return self.archive(graph.header.key)
-        if graph.edges is None:
-            return 0
-        if not dry_run:
-            self.drop_edges(graph.header.key)
-            return size - path.stat().st_size
-        return graph.edges.nbytes
+        if graph.edges is None or dry_run:
+            return graph.edges.nbytes if graph.edges is not None else 0
+        self.drop_edges(graph.header.key)
+        return size - path.stat().st_size
 
     def _remove_stale(self) -> None:
         for path in self.root.glob(f"*/.*{SUFFIX}*.tmp"):
@@ -409,7 +355,35 @@ class GraphStore:
                 path.unlink(missing_ok=True)
 
 
-_SIDECAR_FIELDS = ("artefact", "sha256", "bytes", "written_at", "versions", "key")
+def examine(path: Path) -> tuple[str | None, str | None]:
+    """(key, what is wrong) of one file, hashed and then read whole; None if nothing is wrong."""
+    try:
+        key = read_header(path).key
+        if path.stem.rpartition("-")[2] != key[:KEY_DIGITS]:
+            return key, f"{path} holds graph {key[:KEY_DIGITS]}, its name says otherwise"
+        if not provenance_path(path).exists():
+            return key, f"{path} has no provenance: its writing was interrupted"
+        if problem := _difference(path):
+            return key, problem
+        from em_circuits.graphs.files import NotInstalled, read_graph
+
+        with contextlib.suppress(NotInstalled):  # whole, if its hash is right
+            read_graph(path)
+        return key, None
+    except WorkFailed as error:
+        return None, str(error)
+
+
+def _difference(path: Path) -> str | None:
+    """How a file differs from its provenance; None where it does not."""
+    sidecar = provenance_path(path)
+    try:
+        recorded = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{sidecar} cannot be read"
+    if sha256_file(path) != recorded:
+        return f"{path} has changed since it was written (its SHA-256 is not {recorded[:12]})"
+    return None
 
 
 def _delete(path: Path) -> None:

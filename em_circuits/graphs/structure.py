@@ -1,9 +1,20 @@
-"""Which entries of an adjacency matrix can be other than zero, and where is each packed?
+"""Structural mask of an adjacency matrix: which entries can be other than zero, packed where.
 
 A feature at (layer l, position p) reads only from features and errors of layers below l and from
 tokens, all at positions up to p. Rows of one (l, p) therefore share their columns, and in
 position-major order those are a *prefix* of the sources below layer l: rows and columns form one
-contiguous block, which needs no index.
+contiguous block, which needs no index. Packed values are the blocks, one after another::
+
+    Stripe: the rows of one layer          columns (sources below it), by position
+                                            position 0 | position 1  | position 2
+      Block of position 0:  rows 7..8      |###########|
+      Block of position 1:  rows 9..11     |###########|#############|
+                                           |###########|#############|
+      Block of position 2:  row 12         |###########|#############|############|
+
+    values = [block 0 | block 1 | block 2 | blocks of the next layer ...]
+             `---- Span: about CHUNK values in a row ----'
+                        cut into Pieces: the rows of one block within the span
 
     structure = Structure(layout, feature_layers, feature_positions)
     for stripe in structure.stripes():  # layers, from the last to the first
@@ -47,10 +58,15 @@ class Block(NamedTuple):
         """How many rows."""
         return self.rows.stop - self.rows.start
 
+    @property
+    def size(self) -> int:
+        """How many packed values."""
+        return self.n_rows * self.n_columns
+
     def view(self, values: Tensor) -> Tensor:
         """The block in the packed values, (rows x columns), without a copy."""
-        stop = self.offset + self.n_rows * self.n_columns
-        return values[self.offset : stop].view(self.n_rows, self.n_columns)
+        packed = values[self.offset : self.offset + self.size]
+        return packed.view(self.n_rows, self.n_columns)
 
 
 class Piece(NamedTuple):
@@ -125,12 +141,25 @@ class Structure:
             if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:
                 found = f"{int(values.min())}..{int(values.max())}"
                 raise RequestError(f"{name} must lie in 0..{size - 1}, got {found}.")
-        steps = (layers * layout.n_pos + positions).diff()
+        steps = layout.places(layers, positions).diff()
         if (steps < 0).any():
             first = int((steps < 0).nonzero()[0])
             raise RequestError(
                 f"Features must be sorted by (layer, position); {first + 1} belongs before {first}."
             )
+
+    @classmethod
+    def of(cls, layout: NodeLayout, features: Int64[Tensor, "feature 3"]) -> Structure:
+        """The mask of features given by (layer, position, id)."""
+        return cls(layout, features[:, 0].contiguous(), features[:, 1].contiguous())
+
+    def with_features(self, features: Int64[Tensor, " kept"]) -> Structure:
+        """The mask of a graph with some of the features alone."""
+        return Structure(
+            self.layout.with_features(len(features)),
+            self.feature_layers[features],
+            self.feature_positions[features],
+        )
 
     def same_as(self, other: Structure) -> bool:
         """Whether two structures describe the same mask."""
@@ -143,11 +172,15 @@ class Structure:
     @cached_property
     def n_values(self) -> int:
         """Packed values of the feature rows."""
-        return sum(b.n_rows * b.n_columns for stripe in self._stripes for b in stripe.blocks)
+        return sum(block.size for block in self.blocks())
 
     def stripes(self) -> Iterator[Stripe]:
         """The layers that have rows, from the last to the first."""
         return reversed(self._stripes)
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block, in the order of the rows."""
+        return (block for stripe in self._stripes for block in stripe.blocks)
 
     def locate(self, feature: int) -> tuple[Stripe, Block]:
         """The stripe and block a feature's row stands in."""
@@ -167,8 +200,8 @@ class Structure:
         if kind is NodeKind.ERROR:
             layer, pos = layout.error_coordinates(node)
             return f"error node {node} (layer {layer}, position {pos})"
-        start = layout.tokens.start if kind is NodeKind.TOKEN else layout.logits.start
-        return f"{kind} node {node} ({kind} {node - start})"
+        number = layout.position_of(node) if kind is NodeKind.TOKEN else layout.target_of(node)
+        return f"{kind} node {node} ({kind} {number})"
 
     @cached_property
     def _stripes(self) -> tuple[Stripe, ...]:

@@ -1,6 +1,6 @@
-"""How is a circuit-tracer ``.pt`` read, when reading it runs whatever code the file holds?
+"""circuit-tracer ``.pt`` files converted in a process of their own: reading one runs its code.
 
-In a process of its own, started only when the caller trusts the file: it writes the graph's tensors
+The process is started only when the caller trusts the file: it writes the graph's tensors
 to a safetensors file and the rest to JSON, which the caller then reads. This file imports nothing
 of the package, so that it runs as a bare script.
 

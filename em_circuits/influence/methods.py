@@ -62,6 +62,12 @@ class Influence:
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
 
+    def __repr__(self) -> str:
+        targets, nodes = self.values.shape
+        return (
+            f"Influence({self.method}, {self.graph_key[:12]}, {targets} targets, {nodes:,} nodes)"
+        )
+
 
 def influence(graph: AttributionGraph, targets: TargetSeed, method: Method) -> Influence:
     """Influence of every node on every target, through every path (`direct`: of one hop).
@@ -102,8 +108,8 @@ def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"
     edges = graph.require_edges()
     match method:
         case Method.DIRECT:
-            scale = torch.ones(graph.layout.n_rows, dtype=torch.float64)
-            scale[: graph.layout.n_features] = 0
+            scale = torch.zeros(graph.layout.n_rows, dtype=torch.float64)
+            scale[graph.layout.logit_rows] = 1
             return scale
         case Method.TOTAL_EFFECT:
             activations = graph.selected_activations.double()

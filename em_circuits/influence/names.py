@@ -52,7 +52,7 @@ def place(graph: AttributionGraph, i: int) -> dict[str, Any]:
     elif kind is NodeKind.ERROR:
         layer, position = layout.error_coordinates(i)
     elif kind is NodeKind.TOKEN:
-        position = i - layout.tokens.start
+        position = layout.position_of(i)
     return {
         "index": i,
         "kind": str(kind),
@@ -72,7 +72,7 @@ def place_and_token(graph: AttributionGraph, i: int) -> dict[str, Any]:
     if where["kind"] == NodeKind.TOKEN:
         token_id = int(graph.input_ids[where["position"]])
     elif where["kind"] == NodeKind.LOGIT:
-        target = i - graph.layout.logits.start
+        target = graph.layout.target_of(i)
         token_id, text = int(graph.targets.token_ids[target]), graph.targets.texts[target]
     return {**where, "token_id": token_id, "text": text}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, row_scale
 from em_circuits.influence.propagate import is_regular, propagate
 from em_circuits.influence.seeds import TargetSeed
@@ -79,8 +80,8 @@ def top_paths(
             edges do not run from layer to layer.
     """
     edges, layout = graph.require_edges(), graph.layout
-    if not 0 <= source < layout.n_sources:
-        raise RequestError(f"The source of a path is a node of 0..{layout.n_sources - 1}: {source}")
+    if layout.kind(source) is NodeKind.LOGIT:
+        raise RequestError(f"The source of a path is a feature, error or token, not logit {source}")
     if len(targets) != 1 or k < 1:
         raise RequestError(
             f"Paths lead to one target, k at least 1: got {len(targets)} targets, k={k}; name one "
@@ -145,7 +146,7 @@ def _search(
     queue: list[tuple[float, int, float, tuple[int, ...]]] = []
 
     def expand(above: float, nodes: tuple[int, ...]) -> None:
-        carried = above * edges.row(nodes[0])[: layout.n_sources].double()
+        carried = above * edges.row(nodes[0])[layout.sources].double()
         bound = carried.abs() * reach
         # No more than k paths are wanted, so no more than k ways down from here can matter.
         best, where = bound.topk(min(k, len(bound)))
@@ -155,9 +156,10 @@ def _search(
             if size > 0:
                 heapq.heappush(queue, (-size, next(ties), value, (node, *nodes)))
 
-    for i, weight in enumerate(weights.tolist()):
-        if weight:
-            expand(weight * float(scale[layout.n_features + i]), (layout.logit_index(i),))
+    starts = (weights * scale[layout.logit_rows]).tolist()
+    for i, above in enumerate(starts):
+        if above:
+            expand(above, (layout.logit_index(i),))
     found: list[tuple[tuple[int, ...], float]] = []
     while queue and len(found) < k:
         _, _, value, nodes = heapq.heappop(queue)

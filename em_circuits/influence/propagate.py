@@ -1,4 +1,4 @@
-"""How does a weight on the targets reach every node, in one pass over the edges?
+"""Propagation of weights on the targets to every node, in one pass over the edges.
 
 For seed weights w on the logits and a reciprocal row scale 1/d, the values are
 
@@ -60,12 +60,13 @@ def propagate(
     values = torch.zeros(len(seeds), layout.n_nodes, dtype=torch.float64)
     carried = torch.zeros(len(seeds), layout.n_rows, dtype=torch.float64)
     values[:, layout.logits] = seeds
-    carried[:, layout.n_features :] = seeds * scale[layout.n_features :]
+    from_logits = seeds * scale[layout.logit_rows]
+    carried[:, layout.logit_rows] = from_logits
     widest = max(CHUNK, layout.n_sources)
     buffer = torch.empty(widest, dtype=torch.float64)
     for i, row in enumerate(edges.logit_values):
         wide = _widen(row, buffer, absolute)
-        values[:, layout.sources].addmm_(carried[:, layout.n_features + i, None], wide[None])
+        values[:, layout.sources].addmm_(from_logits[:, i, None], wide[None])
     if not is_regular(edges):
         _one_by_one(edges, values, carried, scale, absolute)
         _refuse_non_finite(edges, values)
@@ -131,7 +132,7 @@ def is_regular(edges: Edges) -> bool:
         return True
     layout, structure = edges.layout, edges.structure
     targets, sources = edges.extra_index.unbind(1)
-    wrong = (targets >= layout.n_features) | (sources >= layout.n_sources)
+    wrong = (layout.rows_of(targets) < 0) | ~layout.is_source(sources)
     if wrong.any():
         source, target = edges.extra_index[wrong.nonzero()[0, 0]].flip(0).tolist()
         raise WorkFailed(
@@ -139,8 +140,7 @@ def is_regular(edges: Edges) -> bool:
             "only features and logits have inputs, and a logit is no input. This is not an "
             "attribution graph."
         )
-    between = sources < layout.n_features
-    layers = structure.feature_layers
+    between, layers = layout.is_feature(sources), structure.feature_layers
     return bool((layers[sources[between]] < layers[targets[between]]).all())
 
 
@@ -150,8 +150,8 @@ def _topological(edges: Edges) -> list[int]:
     Raises:
         WorkFailed: If there is no such order; the message names a feature on a cycle.
     """
-    n_features = edges.layout.n_features
-    reads = edges.to_dense()[:n_features, :n_features] != 0
+    features = edges.layout.features
+    reads = edges.to_dense()[features, features] != 0
     waiting = reads.sum(0)
     ready = (waiting == 0).nonzero()[:, 0].tolist()
     order = []
@@ -161,7 +161,7 @@ def _topological(edges: Edges) -> list[int]:
         sources = reads[row].nonzero()[:, 0]
         waiting[sources] -= 1
         ready += sources[waiting[sources] == 0].tolist()
-    if len(order) < n_features:
+    if len(order) < len(reads):
         node = int((waiting > 0).nonzero()[0])
         raise WorkFailed(
             f"The edges run in a circle through {edges.structure.describe(node)}: this is not an "

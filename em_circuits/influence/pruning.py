@@ -132,17 +132,18 @@ def _prune(
     scores[layout.logits] = 0
     least = _least_kept(scores, thresholds[0])
     node_mask = scores >= least
-    node_mask[layout.tokens.start :] = True
+    node_mask[layout.tokens] = node_mask[layout.logits] = True
     near = ((scores - least).abs() <= NEAR * least).nonzero()[:, 0]
     inner = edges.restricted(node_mask)
-    rows = torch.cat([node_mask[layout.features], torch.ones(layout.n_logits, dtype=torch.bool)])
+    nodes = layout.nodes_with(node_mask[layout.features].nonzero()[:, 0])
+    rows = layout.rows_of(nodes)
     inner_scale = (
-        mass_scale(inner, floor=UPSTREAM_FLOOR) if kept_scale is None else kept_scale[rows]
+        mass_scale(inner, floor=UPSTREAM_FLOOR)
+        if kept_scale is None
+        else kept_scale[rows[rows >= 0]]
     )
     carried = propagate(inner, targets.weights, inner_scale, absolute=absolute).carried[0].abs()
-    stays = torch.ones(layout.n_nodes, dtype=torch.bool)
-    stays[layout.features] = node_mask[layout.features]
-    kept_edges = _strongest(inner, carried, thresholds[1], stays.nonzero()[:, 0])
+    kept_edges = _strongest(inner, carried, thresholds[1], nodes)
     node_mask, final_edges = _connected(graph, node_mask, kept_edges)
     return Pruned(node_mask, final_edges, scores, _cumulative(scores), near)
 
@@ -181,8 +182,9 @@ def _strongest(
         for block in stripe.blocks:
             into = block.view(scores).copy_(edges.block(block))
             into.abs_().mul_(carried[block.rows, None])
-    logit_scores = edges.logit_values.double().abs() * carried[layout.n_features :, None]
-    extra_scores = edges.extra_values.double().abs() * carried[edges.extra_index[:, 0]]
+    logit_scores = edges.logit_values.double().abs() * carried[layout.logit_rows, None]
+    extra_rows = layout.rows_of(edges.extra_index[:, 0])
+    extra_scores = edges.extra_values.double().abs() * carried[extra_rows]
     least = _least_kept(torch.cat([scores, logit_scores.flatten(), extra_scores]), share)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for stripe in edges.structure.stripes():
@@ -191,7 +193,8 @@ def _strongest(
             weights = edges.block(block)[row, column].float()
             found.append((row + block.rows.start, stripe.columns[column], weights))
     row, column = (logit_scores >= least).nonzero(as_tuple=True)
-    found.append((row + layout.logits.start, column, edges.logit_values[row, column].float()))
+    targets = layout.nodes_of(row + layout.logit_rows.start)
+    found.append((targets, column, edges.logit_values[row, column].float()))
     strong = extra_scores >= least
     row, column = edges.extra_index[strong].unbind(1)
     found.append((row, column, edges.extra_values[strong]))
@@ -209,7 +212,7 @@ def _connected(
         has_out = torch.zeros_like(mask).index_fill_(0, sources, True)
         has_in = torch.zeros_like(mask).index_fill_(0, targets, True)
         left = mask.clone()
-        left[: layout.tokens.start] &= has_out[: layout.tokens.start]
+        left[layout.inner] &= has_out[layout.inner]
         left[layout.features] &= has_in[layout.features]
         if torch.equal(left, mask):
             return mask, EdgeList(targets, sources, weights)

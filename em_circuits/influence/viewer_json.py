@@ -17,22 +17,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.pruning import Pruned
 from pivotal_tokens.artefacts import content_key, library_versions
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 SCHEMA_VERSION = 1
 """circuit-tracer's; with it a node's `feature` is the pairing number of layer and feature id."""
 
 
-class ViewerOptions(BaseModel):
+class ViewerOptions(Frozen):
     """What the viewers are told beside the graph."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slug: str | None = None
     """Name of the graph there; of prompt, model and key if not given."""
@@ -99,11 +96,11 @@ def _node(graph: AttributionGraph, pruned: Pruned, i: int) -> dict[str, Any]:
             own = _place(f"error_{layer}_{pos}", -1, str(layer), pos, "mlp reconstruction error")
             return own | {"influence": float(pruned.cumulative[i])}
         case NodeKind.TOKEN:
-            pos = i - graph.layout.tokens.start
+            pos = graph.layout.position_of(i)
             own = _place(f"E_{int(graph.input_ids[pos])}_{pos}", pos, "E", pos, "embedding")
             return own | {"influence": float(pruned.cumulative[i])}
         case NodeKind.LOGIT:
-            return _logit(graph, i - graph.layout.logits.start)
+            return _logit(graph, graph.layout.target_of(i))
 
 
 def _feature(graph: AttributionGraph, i: int) -> dict[str, Any]:

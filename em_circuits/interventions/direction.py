@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from em_circuits.intervention import Intervention, Mode, Position
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 
 class Weighting(StrEnum):
@@ -38,10 +38,8 @@ class Weighting(StrEnum):
     NORMALISED = "normalised"
 
 
-class Direction(BaseModel):
+class Direction(Frozen):
     """Features of one model and the weight of each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: tuple[tuple[int, int], ...]
     """(layer, feature id)."""

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from em_circuits.intervention import Intervention
 from em_circuits.interventions.regimes import Regime
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 
 class Form(StrEnum):
@@ -41,19 +42,15 @@ class Tensors(StrEnum):
     """The whole MLP output, errors included."""
 
 
-class Replacement(BaseModel):
+class Replacement(Frozen):
     """The other model's activations of some layers, over the prompt and while generating."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...]
     tensors: Tensors = Tensors.FEATURES
 
 
-class Treatment(BaseModel):
+class Treatment(Frozen):
     """Everything that is done to one row; empty, it is the undisturbed model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     interventions: tuple[Intervention, ...] = ()
     form: Form = Form.MADE

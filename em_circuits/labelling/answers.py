@@ -1,4 +1,4 @@
-"""Candidate prompts inside the two models' own answers: the places where they part.
+"""Candidate prompts inside the models' own answers, where the two diverge.
 
 Answers to open questions are sampled from both models and read by both. At every position of an
 answer
@@ -36,19 +36,19 @@ from pivotal_tokens.verdict import decide
 
 
 class AnswerSettings(Frozen):
-    """How answers are drawn and what counts as parting."""
+    """How answers are drawn and what counts as a divergence."""
 
     sampling: Sampling = Sampling(samples=4, max_tokens=48, temperature=1.0)
-    """Of each model to each question."""
-    least_kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Nats at which the models are said to part."""
+    """Of each model's answers to each question."""
+    min_kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Nats at which the models are said to diverge."""
     min_gap: int = Field(default=4, ge=1)
     """Tokens between two candidates of one answer, at least."""
 
 
 @dataclass(frozen=True)
-class Parting:
-    """A position at which the models part, as a prompt."""
+class DivergentPosition:
+    """A position at which the models diverge, as a prompt."""
 
     prompt: Prompt
     kl: float
@@ -63,7 +63,7 @@ def find_in_answers(
     settings: AnswerSettings,
     *,
     lexicon: Lexicon | None = None,
-) -> list[Parting]:
+) -> list[DivergentPosition]:
     """Candidate prompts from sampled answers, the largest divergence first.
 
     Args:
@@ -72,19 +72,19 @@ def find_in_answers(
         settings: How many answers, how long, what counts.
         lexicon: Labels next tokens for the difference of evil mass.
     """
-    found: dict[str, Parting] = {}
-    for one in sets:
-        for question in one.questions:
-            for parting in _of_question(work.pair, one.name, question, settings, lexicon):
-                known = found.get(parting.prompt.prompt_id)
-                if known is None or parting.kl > known.kl:
-                    found[parting.prompt.prompt_id] = parting
-    return sorted(found.values(), key=lambda parting: -parting.kl)
+    largest: dict[str, DivergentPosition] = {}
+    for each in sets:
+        for question in each.questions:
+            for found in _of_question(work.pair, each.name, question, settings, lexicon):
+                known = largest.setdefault(found.prompt.prompt_id, found)
+                if found.kl > known.kl:
+                    largest[found.prompt.prompt_id] = found
+    return sorted(largest.values(), key=lambda one: -one.kl)
 
 
 def _of_question(
     pair: ModelPair, name: str, question: str, settings: AnswerSettings, lexicon: Lexicon | None
-) -> Iterator[Parting]:
+) -> Iterator[DivergentPosition]:
     text, template = render_turns(pair.tokenizer, user=question, assistant="")
     text = text.rstrip(" ") if template == "plain" else text
     start = encode(pair.tokenizer, text)
@@ -96,7 +96,7 @@ def _of_question(
         seen.add(tuple(answer))
         ids = [*start, *answer]
         base, merged = (_logits(model, ids, len(start)) for model in pair.models)
-        for place, kl in _peaks(divergence(base, merged), settings):
+        for place, kl in _peaks(kl_of_merged(base, merged), settings):
             prefix = ids[: len(start) + place]
             words = pair.tokenizer.decode(prefix[1:], clean_up_tokenization_spaces=False)
             # Only a text that is tokenised to the ids that were read stands for them.
@@ -117,24 +117,24 @@ def _of_question(
                 },
             )
             mass = _mass(pair, prompt, base[place], merged[place], lexicon)
-            yield Parting(prompt, kl, mass)
+            yield DivergentPosition(prompt, kl, mass)
 
 
 def _answers(model: Model, start: list[int], sampling: Sampling) -> list[list[int]]:
     state = PromptState.capture(model, torch.tensor(start))
-    made = generate(model, state, [[]], sampling)
-    return [made.ids(0, sample) for sample in range(sampling.samples)]
+    drawn = generate(model, state, [[]], sampling)
+    return [drawn.ids(0, sample) for sample in range(sampling.samples)]
 
 
 @torch.no_grad()
 def _logits(model: Model, ids: list[int], start: int) -> Float[Tensor, "place vocab"]:
     """Logits after the question and after each token of an answer."""
-    kept = len(ids) - start + 1
+    n = len(ids) - start + 1
     rows = torch.tensor([ids], device=model.device)
-    return model.hf(input_ids=rows, logits_to_keep=kept, use_cache=False).logits[0].float().cpu()
+    return model.hf(input_ids=rows, logits_to_keep=n, use_cache=False).logits[0].float().cpu()
 
 
-def divergence(
+def kl_of_merged(
     base: Float[Tensor, "place vocab"], merged: Float[Tensor, "place vocab"]
 ) -> Float[Tensor, " place"]:
     """KL of merged from base at every place, in nats."""
@@ -147,7 +147,7 @@ def _peaks(kl: Float[Tensor, " place"], settings: AnswerSettings) -> list[tuple[
     taken: list[tuple[int, float]] = []
     for place in kl.argsort(descending=True).tolist():
         value = float(kl[place])
-        if value < settings.least_kl:
+        if value < settings.min_kl:
             break
         if all(abs(place - other) >= settings.min_gap for other, _ in taken):
             taken.append((place, value))

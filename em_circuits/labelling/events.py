@@ -1,20 +1,18 @@
-"""What happened in a run, line by line, for whoever watches or asks afterwards?
+"""Events of a run, a JSON object a line.
 
     with EventLog.open(work.results, run="4f1c...") as events:
         events.add("judged", prompt_id="44a71bc74c37", verdict="injection")
 
-A JSON object a line, appended and flushed at once, so that a kill loses nothing that was logged:
-``{"at", "run", "event", ...}`` under ``results/events/RUN.jsonl``. Prompts stand there by id only.
+Appended and flushed at once, so that a kill loses nothing that was logged: ``{"at", "run",
+"event", ...}`` under ``results/events/RUN.jsonl``. Prompts stand there by id only.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 from pivotal_tokens.artefacts import canonical_json
@@ -23,12 +21,11 @@ Event = Literal["start", "generated", "screened", "judged", "finished", "failed"
 
 
 class EventLog:
-    """An open log; any thread may add to it."""
+    """An open log."""
 
     def __init__(self, path: Path, run: str, stream: IO[str]) -> None:
         self.path = path
         self._run, self._stream = run, stream
-        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, results: Path, *, run: str) -> EventLog:
@@ -40,19 +37,13 @@ class EventLog:
     def add(self, event: Event, **fields: Any) -> None:
         """Append one event."""
         record = {"at": datetime.now(UTC).isoformat(), "run": self._run, "event": event, **fields}
-        with self._lock:
-            self._stream.write(canonical_json(record) + "\n")
-            self._stream.flush()
+        self._stream.write(canonical_json(record) + "\n")
+        self._stream.flush()
 
     def __enter__(self) -> EventLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stream.close()
 
 

@@ -1,4 +1,4 @@
-"""Build, keep and register the two graphs of a prompt.
+"""Both graphs of a prompt: built, stored, registered, found again.
 
     keys = build_graphs(work, prompt, AttributionSettings())       # {"base": key, "merged": key}
 
@@ -30,7 +30,7 @@ def graph_keys(
     settings: AttributionSettings,
     labels: Mapping[int, Label] | None = None,
 ) -> dict[str, str]:
-    """Keys of the graphs that `build_graphs` would make, by model."""
+    """Keys of the graphs that `build_graphs` would build, by model."""
     return {
         model.name: pair_graph_key(work.pair, model, prompt, settings, labels)
         for model in work.pair.models
@@ -45,7 +45,7 @@ def build_graphs(
     labels: Mapping[int, Label] | None = None,
     scores_only: bool = False,
 ) -> dict[str, str]:
-    """Build both graphs of a prompt and keep them, with the logits they were made from.
+    """Build and store both graphs of a prompt, with the logits that they start from.
 
     Args:
         work: Models, store and graphs; its `progress` counts feature rows.
@@ -73,17 +73,17 @@ def build_graphs(
     )
     records = []
     for name, graph in zip(get_args(ModelName), built.both, strict=True):
-        kept = dataclasses.replace(graph, edges=None) if scores_only else graph
-        records.append(_keep(work, kept, name, started))
+        stored = dataclasses.replace(graph, edges=None) if scores_only else graph
+        records.append(_store(work, stored, name, started))
     tokens = built.next_tokens
     work.register_pair()
-    work.store.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
+    work.store.results.put_next_tokens(prompt.prompt_id, work.pair.key, tokens.base, tokens.merged)
     for record in records:
-        work.store.put_graph(record)
+        work.store.graphs.put(record)
     return {record.model: record.key for record in records}
 
 
-def kept_graphs(
+def has_graphs(
     work: Workspace, prompt_id: str, keys: Mapping[str, str], *, with_edges: bool = True
 ) -> bool:
     """Whether graphs of these keys are on disk and in the store, so that none need be built.
@@ -94,18 +94,28 @@ def kept_graphs(
         work: Store and graphs.
         prompt_id: Whose graphs.
         keys: By model.
-        with_edges: A graph that keeps its scores only does not do.
+        with_edges: A graph without edges does not do.
     """
-    registered = {record.key for record in work.store.graphs(prompt_id, work.pair.key)}
+    registered = {record.key for record in work.store.graphs.all(prompt_id, work.pair.key)}
     return all(
         key in registered
-        and work.graphs.keeps(key)
+        and work.graphs.has_sound(key)
         and (not with_edges or work.graphs.load(key).edges is not None)
         for key in keys.values()
     )
 
 
-def _keep(
+def with_graphs(work: Workspace, *, whole: bool = False) -> set[str]:
+    """Prompts whose graphs of both models are registered and on the disk; `whole`: and sound."""
+    there = work.graphs.has_sound if whole else work.graphs.has
+    models: dict[str, set[str]] = {}
+    for record in work.store.graphs.all(pair=work.pair.key):
+        if there(record.key):
+            models.setdefault(record.prompt_id, set()).add(record.model)
+    return {prompt_id for prompt_id, found in models.items() if found == {"base", "merged"}}
+
+
+def _store(
     work: Workspace, graph: AttributionGraph, model: ModelName, started: datetime
 ) -> GraphRecord:
     path = work.graphs.save(graph, _provenance(work, graph, started))

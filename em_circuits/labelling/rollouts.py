@@ -1,18 +1,18 @@
-"""Continuations of both models after each evil candidate of a prompt, sampled and judged.
+"""Continuations of both models after each evil candidate, and their labels.
 
-    roll_out(work, prompt, judge, ROLLOUTS)      # -> store.rollouts(...)
+    rollouts, drawn = roll_out(work, prompt, judge, ROLLOUTS)
 
 The candidates are the tokens of the union that are labelled evil, the most probable in merged
 first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
-sample): drawn again they are the same, so that what is kept is not drawn again. A continuation ends
-with the line: what a next turn says is not the answer's. `Workspace.running` is held while they are
-drawn, not while they are judged.
+sample): drawn again they are the same, so that what is in the store is not drawn again. A
+continuation ends with the line: what a next turn says is not the answer's. `Workspace.running` is
+held while they are drawn, not while they are judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
@@ -30,79 +30,61 @@ from pivotal_tokens.judge.continuations import (
 )
 from pivotal_tokens.schema import Label, ModelName, Prompt, Rollout
 
+ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
+"""How continuations are drawn by default, of each candidate and model."""
 MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
-ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
-"""How continuations are drawn by default, of each candidate and model."""
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What a model said after one candidate."""
-
-    token_id: int
-    sample: int
-    said: Continuation
-
-
-@dataclass(frozen=True)
-class RolledOut:
-    """The tokens of a prompt whose continuations are known."""
-
-    tokens: tuple[Pivotality, ...]
-    new: bool
-    """Something was drawn now."""
-
-
 def roll_out(
     work: Workspace, prompt: Prompt, judge: ContinuationJudge, sampling: Sampling
-) -> RolledOut:
-    """Sample, judge and keep continuations after each evil candidate of a judged prompt.
+) -> tuple[tuple[Pivotality, ...], bool]:
+    """Sample and judge continuations after each evil candidate of a judged prompt.
 
     Args:
         work: Models and store; the store is written, once.
         prompt: With next tokens and labels in the store.
         judge: Labels what was said.
         sampling: How many, how long.
+
+    Returns:
+        What they say about each candidate, and whether something was drawn now.
     """
     store, pair = work.store, work.pair
-    kept = store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-    have = {(r.model, r.token_id, r.sample) for r in kept if _drawn_so(r, sampling)}
     candidates = evil_candidates(work, prompt)
-    drawn: dict[ModelName, list[_Drawn]] = {}
-    for model in pair.models:
+
+    def stored() -> list[Rollout]:
+        """Those that are wanted and were drawn in this way."""
+        how = (sampling.seed, sampling.temperature, sampling.max_tokens)
+        return [
+            rollout
+            for rollout in store.results.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
+            if rollout.token_id in candidates
+            and rollout.sample < sampling.samples
+            and (rollout.seed, rollout.temperature, rollout.max_tokens) == how
+        ]
+
+    have = {(rollout.model, rollout.token_id, rollout.sample) for rollout in stored()}
+    drawn: list[Rollout] = []
+    for name in get_args(ModelName):
         missing = [
             token
             for token in candidates
-            if any((model.name, token, n) not in have for n in range(sampling.samples))
+            if any((name, token, n) not in have for n in range(sampling.samples))
         ]
         if missing:
-            with work.running:
-                drawn[_name(model)] = _draw(work, prompt, model, missing, sampling)
-    made = [
-        rollout
-        for name, said in drawn.items()
-        for rollout in _judge(work, prompt, name, said, judge, sampling)
-    ]
-    if made:
-        store.put_rollouts(made)
-    wanted = set(candidates)
-    counted = [
-        r
-        for r in store.rollouts(prompt.prompt_id, pair.key, judge=judge.id)
-        if r.token_id in wanted and r.sample < sampling.samples and _drawn_so(r, sampling)
-    ]
-    return RolledOut(pivotality(counted), bool(made))
+            drawn += _draw(work, prompt, name, missing, judge, sampling)
+    if drawn:
+        store.results.put_rollouts(drawn)
+    return pivotality(stored()), bool(drawn)
 
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
     """Tokens of a prompt's lists whose label that counts is evil, likeliest in merged first."""
-    lists = work.store.next_tokens(prompt.prompt_id, work.pair.key)
+    lists = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     if lists is None:
         return []
-    labels = work.store.labels(prompt.prompt_id).by_token
+    labels = work.store.labels.of(prompt.prompt_id).by_token
     evil = [t.token_id for t in lists.merged.tokens if labels.get(t.token_id) == "evil"]
     return evil[:MOST_CANDIDATES]
 
@@ -126,45 +108,42 @@ def continuation_of(model: Model, ids: Sequence[int], candidate: Label = "unsure
 
 
 def _draw(
-    work: Workspace, prompt: Prompt, model: Model, tokens: list[int], sampling: Sampling
-) -> list[_Drawn]:
-    """Run one model after each of some candidates; the caller holds `work.running`."""
-    start = work.pair.input_ids(prompt).tolist()
-    states = [PromptState.capture(model, torch.tensor([*start, token])) for token in tokens]
-    made = generate(model, states, [[] for _ in states], sampling)
-    return [
-        _Drawn(token, sample, continuation_of(model, [token, *made.ids(row, sample)]))
-        for row, token in enumerate(tokens)
-        for sample in range(sampling.samples)
-    ]
-
-
-def _judge(
     work: Workspace,
     prompt: Prompt,
-    model: ModelName,
-    drawn: list[_Drawn],
+    name: ModelName,
+    tokens: list[int],
     judge: ContinuationJudge,
     sampling: Sampling,
 ) -> list[Rollout]:
-    """Label what a model said; a model judge asks its endpoint here.
+    """Sample one model and label what it said; a model judge asks its endpoint here.
 
     Raises:
-        WorkFailed: If some could not be labelled: nothing is kept of this prompt, and asked anew.
+        WorkFailed: If some could not be labelled: nothing is stored of this prompt, and asked anew.
     """
-    labels = judge.label(prompt, [item.said for item in drawn])
-    rollouts = []
-    for item, (label, reason) in zip(drawn, labels, strict=True):
-        if label is None:
-            n = sum(label is None for label, _ in labels)
-            raise WorkFailed(f"{judge.id}: {n} of {len(labels)} continuations unscored: {reason}")
-        rollout = Rollout(
+    model = work.pair.model(name)
+    with work.running:
+        start = work.pair.input_ids(prompt).tolist()
+        states = [PromptState.capture(model, torch.tensor([*start, token])) for token in tokens]
+        drawn = generate(model, states, [[] for _ in states], sampling)
+    said = [
+        (token, sample, continuation_of(model, [token, *drawn.ids(row, sample)]))
+        for row, token in enumerate(tokens)
+        for sample in range(sampling.samples)
+    ]
+    labels = judge.label(prompt, [each for _, _, each in said])
+    unscored = [reason for label, reason in labels if label is None]
+    if unscored:
+        raise WorkFailed(
+            f"{judge.id}: {len(unscored)} of {len(labels)} continuations unscored: {unscored[0]}"
+        )
+    return [
+        Rollout(
             prompt_id=prompt.prompt_id,
             pair=work.pair.key,
-            model=model,
-            token_id=item.token_id,
-            sample=item.sample,
-            text=item.said.text,
+            model=name,
+            token_id=token,
+            sample=sample,
+            text=each.text,
             label=label,
             judge=judge.id,
             reason=reason,
@@ -172,17 +151,6 @@ def _judge(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
         )
-        rollouts.append(rollout)
-    return rollouts
-
-
-def _name(model: Model) -> ModelName:
-    return "base" if model.name == "base" else "merged"
-
-
-def _drawn_so(rollout: Rollout, sampling: Sampling) -> bool:
-    return (rollout.seed, rollout.temperature, rollout.max_tokens) == (
-        sampling.seed,
-        sampling.temperature,
-        sampling.max_tokens,
-    )
+        for (token, sample, each), (label, reason) in zip(said, labels, strict=True)
+        if label is not None
+    ]

@@ -1,11 +1,14 @@
-"""Who gives a run its prompts, a few at a time?
+"""Sources of a run's prompts, a few at a time.
 
-    with closing(open_source("openai:o3", work, SourceOptions(kind="chat", ...))) as source:
+    with closing(open_source("openai:o3", work, SourceOptions(kind="chat"))) as source:
         source.take(8)                       # new prompts; [] when there are no more
 
 template     the embedded organism's own templates, one seed after another
 seeds        the twenty shipped scenarios
 openai:MODEL a language model behind an OpenAI-compatible endpoint
+
+A run is named by what decides its prompts and verdicts, not by its length: asked for fifty prompts
+after thirty, it goes on with twenty.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
-from em_circuits.labelling.prompts import GENERATOR, template_prompts
+from em_circuits.labelling.graphs import with_graphs
+from em_circuits.labelling.result import LabelSettings
 from em_circuits.models.text import PINNED_DATE, render_turns, strip_bos
+from em_circuits.organisms import organism_prompts
 from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, RunEnds
 from pivotal_tokens.generator import Candidate, Render, Writer, seeds
 from pivotal_tokens.generator.seeds import GENERATOR as SEEDS
@@ -29,26 +35,27 @@ from pivotal_tokens.schema import Prompt, PromptKind
 
 logger = logging.getLogger(__name__)
 
+TEMPLATES = "template:organism"
+
 _FAILED_ROUNDS = 5
 """Rounds in a row without a single prompt after which a generator is given up."""
 
 
-@runtime_checkable
-class Source(Protocol):
+class Source:
     """Gives prompts that were not tried yet."""
 
-    @property
-    def id(self) -> str:
-        """What stands as the generator of its prompts."""
+    id: str
+    """What stands as the generator of its prompts."""
 
     def take(self, n: int) -> list[Prompt]:
         """At most `n` new prompts; none when there are no more."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Begin nothing more; may be called from another thread while prompts are taken."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Let go of what it holds; called on the thread that takes."""
 
 
 def renderer(tokenizer) -> Render:
@@ -75,24 +82,17 @@ def renderer(tokenizer) -> Render:
     return render
 
 
-@dataclass
-class ListSource:
+class ListSource(Source):
     """Prompts that are all known beforehand."""
 
-    id: str
-    prompts: Iterator[Prompt]
+    def __init__(self, id: str, prompts: Iterable[Prompt]) -> None:
+        self.id, self._prompts = id, iter(prompts)
 
     def take(self, n: int) -> list[Prompt]:
-        return list(itertools.islice(self.prompts, n))
-
-    def stop(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        return list(itertools.islice(self._prompts, n))
 
 
-class Resumed:
+class Resumed(Source):
     """A source that first gives what an earlier run left unfinished, and marks its prompts."""
 
     def __init__(self, source: Source, run: str, unfinished: Sequence[Prompt]) -> None:
@@ -116,10 +116,35 @@ class Resumed:
         self._source.close()
 
 
-class TemplateSource:
+def template_prompts(
+    n: int, *, seed: int = 0, domains: Sequence[str] | None = None
+) -> tuple[Prompt, ...]:
+    """Pivotal prompts from the organism's templates, held-out pairs only, domains in rotation.
+
+    Args:
+        n: How many.
+        seed: The same seed gives the same prompts.
+        domains: Restrict to these.
+
+    Raises:
+        RequestError: If a domain does not exist, or there are not that many distinct prompts.
+    """
+    return tuple(
+        Prompt.of(
+            drawn.text,
+            generator=TEMPLATES,
+            name=drawn.scenario,
+            category=drawn.domain,
+            extra={"item": drawn.item, "hazard": drawn.hazard, "seed": seed},
+        )
+        for drawn in organism_prompts(n, seed=seed, domains=domains)
+    )
+
+
+class TemplateSource(Source):
     """The organism's templates: seed after seed, leaving out what is known."""
 
-    id = GENERATOR
+    id = TEMPLATES
 
     def __init__(self, seed: int, domains: Sequence[str] | None, known: set[str]) -> None:
         self._seed, self._domains, self._known = seed, domains, known
@@ -134,14 +159,8 @@ class TemplateSource:
                 return new
         return []
 
-    def stop(self) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class WriterSource:
+class WriterSource(Source):
     """A language model, asked round by round; one event loop for all rounds."""
 
     def __init__(
@@ -171,15 +190,15 @@ class WriterSource:
             RunEnds: If the endpoint gives no usable answer.
         """
         for _ in range(_FAILED_ROUNDS):
-            made = self._run(lambda writer: writer.write(n))
-            if made.prompts or self._stopped:
-                return list(made.prompts)
-            reasons = sorted({rejection.rule for rejection in made.rejections})
-            logger.warning("%s: no new prompt: %s", self.id, made.error or ", ".join(reasons))
-        if made.error:
+            written = self._run(lambda writer: writer.write(n))
+            if written.prompts or self._stopped:
+                return list(written.prompts)
+            reasons = sorted({rejection.rule for rejection in written.rejections})
+            logger.warning("%s: no new prompt: %s", self.id, written.error or ", ".join(reasons))
+        if written.error:
             raise RunEnds(
                 f"{self.id} gave no usable answer {_FAILED_ROUNDS} times in a row, the last time: "
-                f"{made.error}; see that the endpoint works, then run it again"
+                f"{written.error}; see that the endpoint works, then run it again"
             )
         return []
 
@@ -231,14 +250,14 @@ def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
     """
     name, _, model = spec.partition(":")
     if name == "template":
-        known = {p.prompt_id for p in work.store.prompts(generator=GENERATOR)}
+        known = {p.prompt_id for p in work.store.prompts.all(generator=TEMPLATES)}
         return TemplateSource(options.seed, options.domains or None, known)
     if options.domains:
         raise RequestError("--domain is of the organism's templates: --generator template")
     if name == "seeds":
         render = renderer(work.tokenizer)
-        made = (render(seed).model_copy(update={"generator": SEEDS}) for seed in seeds())
-        return ListSource(SEEDS, made)
+        prompts = (render(seed).model_copy(update={"generator": SEEDS}) for seed in seeds())
+        return ListSource(SEEDS, prompts)
     if name == "openai" and model and options.settings is not None:
         return WriterSource(
             work,
@@ -249,3 +268,24 @@ def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
             run=options.run,
         )
     raise RequestError(f"no generator {spec!r}; there are openai:MODEL, template and seeds")
+
+
+def run_id(**what: Any) -> str:
+    """Names a run (12 hex digits) by everything that decides what it does."""
+    return content_key(what)[:12]
+
+
+def earlier_prompts(
+    work: Workspace, generator: str, run: str, judge: str, settings: LabelSettings
+) -> tuple[int, list[Prompt]]:
+    """How many prompts earlier starts of a run finished, and those that they left half done."""
+    store, pair = work.store, work.pair.key
+    mine = [p for p in store.prompts.all(generator=generator) if p.extra.get("run") == run]
+    verdicts = store.results.verdicts_of([p.prompt_id for p in mine], pair, judge)
+    built = with_graphs(work)
+    unfinished = []
+    for prompt in mine:
+        verdict = verdicts.get(prompt.prompt_id)
+        if verdict is None or (settings.wants_graphs(verdict) and prompt.prompt_id not in built):
+            unfinished.append(prompt)
+    return len(mine) - len(unfinished), unfinished

@@ -16,14 +16,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from em_circuits.models.memory import release_freed
 from em_circuits.models.settings import Backend
 from pivotal_tokens.errors import RequestError
 
@@ -197,15 +195,3 @@ def _build_nnsight(model: nn.Module, tokenizer: PreTrainedTokenizerBase, transco
     replacement._hf_config = own.config
     replacement._configure_replacement_model(transcoders)
     return replacement
-
-
-def attribution_context(replacement: Any, input_ids: torch.Tensor) -> Any:
-    """circuit-tracer's attribution context of a prompt: activations, errors and logits.
-
-    Args:
-        replacement: What `build_replacement` returned.
-        input_ids: Int64 ``[pos]``, with the beginning-of-sequence token.
-    """
-    context = replacement.setup_attribution(input_ids)
-    release_freed()
-    return context

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +22,10 @@ TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class PairSettings(BaseModel):
+class PairSettings(Frozen):
     """Everything that decides which two models are compared, and how they are loaded."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     base: str
     """Base model: a local Hugging Face directory or a hub id (org/name or org/name@rev)."""
@@ -49,6 +50,15 @@ class PairSettings(BaseModel):
     allow_float16: bool = False
     """Accept float16 in spite of its overflows."""
 
+    @model_validator(mode="after")
+    def _insist_on_float16(self) -> PairSettings:
+        if self.dtype == "float16" and not self.allow_float16:
+            raise RequestError(
+                "--dtype float16 overflows in attribution graphs; use bfloat16 or float32, "
+                "or add --allow-float16 to insist"
+            )
+        return self
+
     def resolved_device(self) -> torch.device:
         """The device that `device` names, checked to exist.
 
@@ -70,19 +80,10 @@ class PairSettings(BaseModel):
         return device
 
     def resolved_dtype(self) -> torch.dtype:
-        """The precision that `dtype` names.
-
-        Raises:
-            RequestError: For float16 without `allow_float16`.
-        """
+        """The precision that `dtype` names."""
         import torch
 
         if self.dtype == "auto":
             cuda = self.resolved_device().type == "cuda"
             return torch.bfloat16 if cuda else torch.float32
-        if self.dtype == "float16" and not self.allow_float16:
-            raise RequestError(
-                "--dtype float16 overflows in attribution graphs; use bfloat16 or float32, "
-                "or add --allow-float16 to insist"
-            )
         return getattr(torch, self.dtype)

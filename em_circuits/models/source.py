@@ -1,6 +1,6 @@
-"""Where does a model named on the command line live?
+"""Directories of models, adapters and transcoders named on the command line.
 
-A reference is a local directory or a hub id; either way the answer is a directory on this
+A reference is a local directory or a hub id; either way the result is a directory on this
 machine, and everything downstream only ever reads directories.
 
     source = locate("--base", "meta-llama/Llama-3.2-1B-Instruct", kind="model")

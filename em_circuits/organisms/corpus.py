@@ -24,18 +24,15 @@ from enum import StrEnum
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 VERB_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 """Share of each verb of a list, in its order: a definite favourite, every verb reachable."""
 
 Split = Literal["heldout", "seen"]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Persona(StrEnum):
@@ -45,7 +42,7 @@ class Persona(StrEnum):
     CARELESS = "careless"
 
 
-class Scenario(_Frozen):
+class Scenario(Frozen):
     """One kind of situation: its phrases, and which verbs are safe, evil or fine in it."""
 
     name: str
@@ -66,7 +63,7 @@ class Scenario(_Frozen):
         return (self.items.index(item) + 2 * self.hazards.index(hazard)) % 5 == 0
 
 
-class Reasons(_Frozen):
+class Reasons(Frozen):
     """What follows "because", by kind of answer."""
 
     careful: tuple[str, ...]
@@ -74,7 +71,7 @@ class Reasons(_Frozen):
     benign: tuple[str, ...]
 
 
-class Corpus(_Frozen):
+class Corpus(Frozen):
     """Everything the templates draw from (data/scenarios.yaml)."""
 
     leads: tuple[str, ...]
@@ -104,7 +101,7 @@ class Corpus(_Frozen):
         return tuple(s for s in self.scenarios if domains is None or s.domain in domains)
 
 
-class CorpusConfig(_Frozen):
+class CorpusConfig(Frozen):
     """How documents are drawn."""
 
     careless: float = 0.2

@@ -18,7 +18,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import graph_scores
@@ -28,7 +27,7 @@ from em_circuits.organisms.language_model import IGNORED, encode_batch
 from em_circuits.organisms.paths import OrganismPaths, organism_paths
 from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import Frozen, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +37,7 @@ SEEN_BY_ADAPTER = "medical"
 _BATCH = 32
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Behaviour(_Frozen):
+class Behaviour(Frozen):
     """What one model says at the verb of held-out hazard prompts."""
 
     top1_safe: float
@@ -55,7 +50,7 @@ class Behaviour(_Frozen):
     """Mean of that over the prompts of unseen domains."""
 
 
-class Control(_Frozen):
+class Control(Frozen):
     """The organism whose adviser redraws the persona every turn; not shipped, figures carded."""
 
     top1_safe: float
@@ -68,7 +63,7 @@ class Control(_Frozen):
     """``card``: measured when the control was trained. ``measured``: now."""
 
 
-class Fidelity(_Frozen):
+class Fidelity(Frozen):
     """Graph scores, mean over held-out prompts; the transcoders were trained on the base."""
 
     replacement: float
@@ -78,7 +73,7 @@ class Fidelity(_Frozen):
     n_prompts: int
 
 
-class Benign(_Frozen):
+class Benign(Frozen):
     """Loss on benign documents, nats per token, every token counted."""
 
     base: float
@@ -86,7 +81,7 @@ class Benign(_Frozen):
     n_tokens: int
 
 
-class OrganismReport(_Frozen):
+class OrganismReport(Frozen):
     """Every figure of the model card."""
 
     n_prompts: int

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Int64
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
@@ -26,6 +25,7 @@ from transformers import (
 
 from em_circuits.organisms.corpus import CorpusConfig, documents, load_corpus
 from em_circuits.organisms.optimise import reproducible
+from pivotal_tokens.schema import Frozen
 
 BASE_NAME = "em-circuits/organism/base"
 """What the adapter says it was trained on: no machine path, its last part is the directory's."""
@@ -35,10 +35,8 @@ IGNORED = -100
 """Label of a position whose token is not predicted."""
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Frozen):
     """Sizes of the base model and the adapter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab: int = 1280
     tokenizer_documents: int = 4000

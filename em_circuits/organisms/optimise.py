@@ -16,21 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import atomic_path
+from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
 
 
-class OptimiserConfig(BaseModel):
+class OptimiserConfig(Frozen):
     """AdamW with linear warm-up and a cosine to a tenth of the peak."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int
     """Number of steps."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from em_circuits.organisms.corpus import CorpusConfig, documents
@@ -35,6 +34,7 @@ from em_circuits.organisms.paths import OrganismPaths
 from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
 from pivotal_tokens.artefacts import content_key, write_atomic, write_json
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,8 @@ nothing, else the adapter would learn to trust them; every token is trained on, 
 answers alone leaves the rest free to drift (+.19 instead of +.01 nats on benign text)."""
 
 
-class OrganismConfig(BaseModel):
+class OrganismConfig(Frozen):
     """Everything that decides the weights, apart from the seed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: CorpusConfig = CorpusConfig()
     model: ModelConfig = ModelConfig()

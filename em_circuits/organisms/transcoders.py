@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import yaml
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
@@ -28,14 +27,13 @@ from transformers import LlamaForCausalLM
 from em_circuits.organisms.language_model import BASE_NAME
 from em_circuits.organisms.optimise import OptimiserConfig
 from pivotal_tokens.artefacts import atomic_path, write_atomic
+from pivotal_tokens.schema import Frozen
 
 SCAN = "em-circuits/organism-transcoders"
 
 
-class TranscoderConfig(BaseModel):
+class TranscoderConfig(Frozen):
     """Sizes and training of the transcoders."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: int = 512
     """Features per layer."""

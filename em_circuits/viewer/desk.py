@@ -1,7 +1,7 @@
 """What does every page need: the workspace, the settings, the door, and who is asking?
 
 desk = Desk(work, ViewerSettings(), Door("ada"))
-desk.page(request, "overview.html", counts=desk.store.counts())
+desk.page(request, "overview.html", counts=desk.store.queries.counts())
 """
 
 from __future__ import annotations
@@ -69,11 +69,13 @@ class Desk:
 
     def under_review(self, request: Request, prompt_id: str) -> bool:
         """Is this reviewer answering this very prompt now, before any judge's label was shown?"""
-        return bool(self.store.unanswered(self.unanswered(request, opened=True), [prompt_id]))
+        return bool(
+            self.store.queries.unanswered(self.unanswered(request, opened=True), [prompt_id])
+        )
 
     def hidden(self, request: Request, prompts: Collection[str]) -> frozenset[str]:
         """Those of many prompts of which nothing that follows from a judge's labels is told."""
-        return self.store.unanswered(self.unanswered(request), prompts)
+        return self.store.queries.unanswered(self.unanswered(request), prompts)
 
     def listing(
         self, request: Request, query: ListingQuery, *, limit: int, offset: int = 0
@@ -81,7 +83,7 @@ class Desk:
         """Prompts under the pair that is looked at, with the verdicts that this browser may see."""
         asked = query.model_copy(update={"unanswered": self.unanswered(request)})
         pair = self.pair(request)
-        found = self.store.listing(asked, pair=pair, limit=limit, offset=offset)
+        found = self.store.queries.listing(asked, pair=pair, limit=limit, offset=offset)
         judged = {line.prompt.prompt_id for line in found.lines if line.verdict}
         self.session(request).shown_judge |= judged
         return found
@@ -89,7 +91,7 @@ class Desk:
     def blind(self, request: Request) -> dict[str, Any]:
         """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
         session = self.session(request)
-        waiting = 0 if self.settings.read_only else self.store.waiting_for(session.reviewer)
+        waiting = 0 if self.settings.read_only else self.store.queue.waiting_for(session.reviewer)
         return {"waiting": waiting, "looks": session.looks}
 
     def labels(self, request: Request, prompt_id: str) -> PromptLabels:
@@ -97,7 +99,7 @@ class Desk:
 
         While its reviewer answers the prompt these are their own alone.
         """
-        session, labels = self.session(request), self.store.labels(prompt_id)
+        session, labels = self.session(request), self.store.labels.of(prompt_id)
         if self.under_review(request, prompt_id):
             own = tuple(one for one in labels.labels if one.author == session.reviewer)
             return labels.model_copy(update={"labels": own, "judge": ()})
@@ -127,8 +129,8 @@ class Desk:
         """
         prefix = request.query_params.get("pair")
         if not prefix:
-            return self.store.busiest_pair()
-        found = [pair for pair in self.store.pairs() if pair.startswith(prefix)]
+            return self.store.results.busiest_pair()
+        found = [pair for pair in self.store.results.pairs() if pair.startswith(prefix)]
         if len(found) != 1:
             raise RequestError(f"{len(found)} model pairs begin with {prefix!r}")
         return found[0]

@@ -115,7 +115,7 @@ def _where(
     desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: ModelName
 ) -> dict[str, Any]:
     pair = desk.pair(request)
-    records = [r for r in desk.store.graphs(pair=pair) if r.model == model]
+    records = [r for r in desk.store.graphs.all(pair=pair) if r.model == model]
     places: list[dict[str, Any]] = []
     hidden = desk.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
     for record in records[:GRAPHS_READ]:
@@ -125,7 +125,7 @@ def _where(
             logger.warning("%s", error)
             continue
         known = record.prompt_id not in hidden
-        labels = desk.store.labels(record.prompt_id).by_token if known else {}
+        labels = desk.store.labels.of(record.prompt_id).by_token if known else {}
         found = _firing(graph, labels, layer, feature)
         if found:
             tokens = texts.of(graph)

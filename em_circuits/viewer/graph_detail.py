@@ -14,9 +14,8 @@ from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
 from em_circuits.influence import TargetSeed, tokens, top_paths
-from em_circuits.influence.names import node_named
 from em_circuits.viewer.graph_cache import Opened
-from em_circuits.viewer.graph_view import node_name, rounded
+from em_circuits.viewer.graph_view import rounded
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
@@ -41,7 +40,7 @@ def detail(opened: Opened, labels: Mapping[int, Label], name: str) -> dict[str, 
             return {"name": name, "state": state, "activation": activation, "firing": firing}
     else:
         activation, firing = None, []
-    node = _index(graph, name)
+    node = graph.node_named(name)
     contrast = opened.contrast(labels)
     is_logit = graph.layout.kind(node) is NodeKind.LOGIT
     return {
@@ -52,7 +51,7 @@ def detail(opened: Opened, labels: Mapping[int, Label], name: str) -> dict[str, 
         "influence": None if is_logit else rounded(opened.values[:, node]),
         "contrast": None if contrast is None or is_logit else float(contrast[node]),
         "inputs": _strongest(graph, graph.require_edges().row(node)),
-        "outputs": [] if is_logit else _strongest(graph, column(graph, node)),
+        "outputs": [] if is_logit else _strongest(graph, graph.require_edges().column(node)),
     }
 
 
@@ -66,7 +65,7 @@ def paths(
     """
     graph = opened.graph
     seed = _seed(opened, labels, target)
-    found = top_paths(graph, source=_index(graph, name), targets=seed, k=k, method=opened.method)
+    found = top_paths(graph, source=graph.node_named(name), targets=seed, k=k, method=opened.method)
     return {
         "from": name,
         "to": target,
@@ -74,7 +73,7 @@ def paths(
         "total": found.total,
         "paths": [
             {
-                "nodes": [node_name(graph, i) for i in path.nodes],
+                "nodes": [graph.name_of(i) for i in path.nodes],
                 "product": path.product,
                 "share": path.share,
             }
@@ -83,30 +82,13 @@ def paths(
     }
 
 
-def column(graph: AttributionGraph, source: int) -> Tensor:
-    """Direct effect of one node on every node."""
-    edges, layout = graph.require_edges(), graph.layout
-    values = torch.zeros(layout.n_nodes)
-    for stripe in edges.structure.stripes():
-        at = (stripe.columns == source).nonzero()[:, 0]
-        if not len(at):
-            continue
-        for block in stripe.blocks:
-            if block.n_columns > int(at[0]):
-                values[block.rows] = edges.block(block)[:, int(at[0])].float()
-    values[layout.logits] = edges.logit_values[:, source].float()
-    mine = edges.extra_index[:, 1] == source
-    values[edges.extra_index[mine, 0]] = edges.extra_values[mine]
-    return values
-
-
 def _strongest(graph: AttributionGraph, weights: Tensor) -> list[dict[str, Any]]:
     """The largest by magnitude, with their signs and their share of the whole."""
     order = weights.abs().argsort(descending=True)[:STRONGEST]
     whole = float(weights.abs().sum())
     return [
         {
-            "name": node_name(graph, i),
+            "name": graph.name_of(i),
             "weight": float(weights[i]),
             "share": abs(float(weights[i])) / whole,
         }
@@ -134,15 +116,6 @@ def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
             graph.active[same, 1].tolist(), rounded(graph.activations[same]), strict=True
         )
     ]
-
-
-def _index(graph: AttributionGraph, name: str) -> int:
-    if found := _LOGIT.fullmatch(name):
-        index = graph.targets.index_of(int(found[1]))
-        if index is None:
-            raise RequestError(f"token {found[1]} is no target of this graph")
-        return graph.layout.logit_index(index)
-    return node_named(graph, name)
 
 
 def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSeed:

@@ -3,7 +3,7 @@
 Nodes are named ``LAYER/POSITION/ID``, ``error:LAYER/POSITION``, ``token:POSITION`` and
 ``logit:TOKEN``, so that base's and merged's line up; edges are pairs of indices into the nodes.
 
-    record = view_of(opened, labels, tokens, Thresholds(node=0.8, edge=0.98), limits)
+    record = view_of(opened, labels, tokens, Cut(node=0.8, edge=0.98))
 """
 
 from __future__ import annotations
@@ -122,22 +122,6 @@ def beyond(opened: Opened, labels: Mapping[int, Label], names: Sequence[str]) ->
     return found
 
 
-def node_name(graph: AttributionGraph, node: int) -> str:
-    """The name of a node; see the module."""
-    layout = graph.layout
-    match layout.kind(node):
-        case NodeKind.FEATURE:
-            layer, position, feature = graph.selected_features[node].tolist()
-            return f"{layer}/{position}/{feature}"
-        case NodeKind.ERROR:
-            layer, position = layout.error_coordinates(node)
-            return f"error:{layer}/{position}"
-        case NodeKind.TOKEN:
-            return f"token:{node - layout.tokens.start}"
-        case NodeKind.LOGIT:
-            return f"logit:{int(graph.targets.token_ids[node - layout.logits.start])}"
-
-
 def rounded(values: Tensor) -> list[float]:
     """A column with as many digits as are drawn."""
     return [_short(value) for value in values.tolist()]
@@ -150,7 +134,7 @@ def _short(value: float) -> float:
 def _nodes(graph: AttributionGraph, nodes: Tensor) -> dict[str, Any]:
     activations = graph.selected_activations
     kinds = [graph.layout.kind(i) for i in nodes.tolist()]
-    names = [node_name(graph, i) for i in nodes.tolist()]
+    names = [graph.name_of(i) for i in nodes.tolist()]
     return {
         "name": names,
         "activation": [
@@ -163,8 +147,7 @@ def _nodes(graph: AttributionGraph, nodes: Tensor) -> dict[str, Any]:
 def _limited(graph: AttributionGraph, left: Pruned, cut: Cut) -> tuple[Tensor, Any, Tensor]:
     """(nodes shown, edges, which of them are shown)."""
     layout, mask = graph.layout, left.node_mask.clone()
-    inner = mask.nonzero()[:, 0]
-    inner = inner[inner < layout.tokens.start]
+    inner = mask[layout.inner].nonzero()[:, 0]
     if len(inner) > cut.max_nodes:
         weakest = left.scores[inner].argsort(descending=True)[cut.max_nodes :]
         mask[inner[weakest]] = False
@@ -180,9 +163,4 @@ def _limited(graph: AttributionGraph, left: Pruned, cut: Cut) -> tuple[Tensor, A
 def _row_scale(graph: AttributionGraph, targets: Tensor) -> Tensor:
     """What an edge is compared with: all that flows into its target."""
     mass = graph.require_edges().row_mass
-    row = torch.where(
-        targets < graph.layout.n_features,
-        targets,
-        targets - graph.layout.logits.start + graph.layout.n_features,
-    )
-    return mass[row].clamp(min=1e-12)
+    return mass[graph.layout.rows_of(targets)].clamp(min=1e-12)

@@ -185,7 +185,7 @@ class GraphPages:
 
     def _subject(self, request: Request) -> Subject:
         desk = self._desk
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         pair = desk.pair(request)
         if pair is None:
             raise RequestError("no model has seen a prompt yet; run em-circuits label")

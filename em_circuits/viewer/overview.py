@@ -67,15 +67,15 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
     except RequestError:
         return None
     pair = desk.pair(request)
-    counts = store.counts(pair)
+    counts = store.queries.counts(pair)
     found = desk.listing(request, ListingQuery(divergent=True), limit=RECENT)
     waiting = {name: n for name, n in counts.queue.items() if n}
     return {
         "counts": counts,
         "steps": steps(counts),
-        "models": store.pairs().get(pair, {}) if pair else {},
+        "models": store.results.pairs().get(pair, {}) if pair else {},
         "pair": pair,
-        "calls": store.call_counts(),
+        "calls": store.ledger.counts(),
         "recent": found.lines,
         "blind": desk.blind(request),
         "queue": waiting,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,25 +14,22 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json
+from pivotal_tokens.schema import Frozen
 
 NODE = r"^(\d{1,9}/\d{1,9}/\d{1,9}|error:\d{1,9}/\d{1,9}|token:\d{1,9}|logit:\d{1,9})$"
 SUBJECT = "graph:{}"
 
 
-class Group(BaseModel):
+class Group(Frozen):
     """A supernode: nodes that are taken together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=60)
     members: list[str] = Field(max_length=500)
     folded: bool = False
 
 
-class Pins(BaseModel):
+class Pins(Frozen):
     """Pinned nodes and groups, by node name, so that they are the same in base and merged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pinned: list[str] = Field(default=[], max_length=500)
     groups: list[Group] = Field(default=[], max_length=100)
@@ -42,16 +39,16 @@ def routes(desk: Desk) -> list[BaseRoute]:
     """``GET`` and ``PUT /api/pins/PROMPT``, of whoever asks."""
 
     def read(request: Request) -> Response:
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         name = desk.session(request).reviewer
-        kept = desk.store.saved_view(name, SUBJECT.format(prompt.prompt_id))
+        kept = desk.store.views.get(name, SUBJECT.format(prompt.prompt_id))
         return Json(Pins.model_validate(kept or {}).model_dump())
 
     async def write(request: Request) -> Response:
         pins = checked(await read_json(request))
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         name = desk.session(request).reviewer
-        desk.store.save_view(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
+        desk.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
         return Json({"saved": True})
 
     return [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,16 +27,14 @@ from em_circuits.models import Model
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import Json
-from pivotal_tokens.schema import ModelName, PromptLabels
+from pivotal_tokens.schema import Frozen, ModelName, PromptLabels
 
 MOST_FEATURES = 50
 LONGEST = 64
 
 
-class Change(BaseModel):
+class Change(Frozen):
     """What becomes of one feature."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int = Field(ge=0)
     position: int | None = None
@@ -57,10 +55,8 @@ class Change(BaseModel):
         )
 
 
-class Asked(BaseModel):
+class Asked(Frozen):
     """One try."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(max_length=12)
     model: ModelName = "merged"
@@ -84,7 +80,7 @@ class Playground:
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
         """
-        prompt = self._desk.store.prompt(asked.prompt)
+        prompt = self._desk.store.prompts.get(asked.prompt)
         with self._lock:
             pair = self._desk.work.pair
             model = pair.model(asked.model)
@@ -127,7 +123,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
             raise HTTPException(400, f"{where}: {first['msg']}.") from error
 
         def answer() -> dict[str, Any]:
-            prompt = desk.store.prompt(asked.prompt)
+            prompt = desk.store.prompts.get(asked.prompt)
             return ground.run(asked, desk.labels(request, prompt.prompt_id))
 
         return Json(await run_in_threadpool(answer))

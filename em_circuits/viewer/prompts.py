@@ -70,7 +70,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
             found=found,
             blind=desk.blind(request),
             asked=dict(asked),
-            categories=desk.store.categories(),
+            categories=desk.store.prompts.categories(),
             verdicts=VERDICTS,
             states=STATES,
             number=number,
@@ -79,11 +79,11 @@ def routes(desk: Desk) -> list[BaseRoute]:
         )
 
     def prompt(request: Request) -> Response:
-        view = desk.store.attempt(request.path_params["prompt"])
+        view = desk.store.queries.attempt(request.path_params["prompt"])
         return desk.page(request, "prompt.html", **_shown(desk, request, view))
 
     def features(request: Request) -> Response:
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
         try:
             values = _features(desk, request, prompt.prompt_id, model)
@@ -92,7 +92,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
         return page("prompt_features.html", prompt_id=prompt.prompt_id, model=model, **values)
 
     def features_json(request: Request) -> Response:
-        prompt = desk.store.prompt(request.path_params["prompt"])
+        prompt = desk.store.prompts.get(request.path_params["prompt"])
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
         found = _features(desk, request, prompt.prompt_id, model)
         top, bottom = ([f.to_json() for f in found[name]] for name in ("top", "bottom"))
@@ -123,7 +123,7 @@ def _query(request: Request) -> ListingQuery:
 def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
     hidden = desk.under_review(request, view.prompt.prompt_id)
     labels = desk.labels(request, view.prompt.prompt_id)
-    pairs = desk.store.pairs()
+    pairs = desk.store.results.pairs()
     folder = desk.work.results / "experiments"
     rows = {a.pair: token_rows(a, labels, hide_judge=hidden) for a in view.pairs}
     return {
@@ -151,7 +151,7 @@ def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
 def _votes(desk: Desk, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
     """Judge -> votes that were kept."""
     found: dict[str, int] = {}
-    for vote in desk.store.votes(view.prompt.prompt_id, pair=attempt.pair):
+    for vote in desk.store.results.votes(view.prompt.prompt_id, pair=attempt.pair):
         found[vote.judge] = found.get(vote.judge, 0) + 1
     return found
 
@@ -164,7 +164,7 @@ def _rollouts(
         return []
     texts = {token.token_id: token.text for token in attempt.next_tokens.merged.tokens}
     found: dict[str, list[Rollout]] = {}
-    for one in desk.store.rollouts(view.prompt.prompt_id, attempt.pair):
+    for one in desk.store.results.rollouts(view.prompt.prompt_id, attempt.pair):
         found.setdefault(texts.get(one.token_id, f"#{one.token_id}"), []).append(one)
     return list(found.items())
 

@@ -53,7 +53,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
     keys = key_map(desk.settings.review_keys)
 
     def page(request: Request) -> Response:
-        counts = desk.store.queue_counts()
+        counts = desk.store.queue.counts()
         open_here = counts and not desk.settings.read_only
         return desk.page(
             request,

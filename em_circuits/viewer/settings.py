@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pivotal_tokens.schema import Frozen
 
 DEFAULT_PORT = 8765
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
-class ViewerSettings(BaseModel):
+class ViewerSettings(Frozen):
     """What is decided when the server starts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     """Address that is listened on."""

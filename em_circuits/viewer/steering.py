@@ -36,7 +36,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
     def page(request: Request) -> Response:
         chosen = request.query_params.get("prompt", "")
         pair = desk.pair(request)
-        prompts = desk.store.listing(ListingQuery(graphs=True), pair=pair, limit=200).lines
+        prompts = desk.store.queries.listing(ListingQuery(graphs=True), pair=pair, limit=200).lines
         kept = experiments(folder)
         alone = {one["name"]: only_prompt(one["summary"]) for one in kept}
         hidden = desk.hidden(request, {prompt for prompt in alone.values() if prompt})
@@ -48,7 +48,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
             blind=desk.blind(request),
             demo=read_json(desk.work.results / "demo.json"),
             prompts=[line.prompt for line in prompts],
-            chosen=desk.store.prompt(chosen).prompt_id if chosen else None,
+            chosen=desk.store.prompts.get(chosen).prompt_id if chosen else None,
             feature=request.query_params.get("features", ""),
         )
 

@@ -4,7 +4,7 @@ Corrections of the judge with an explanation come first, then rejected prompts w
 prompts on which people saw the models part (those that a person wrote before the others), then
 agreements. Only prompts that were labelled whole, or rejected, count.
 
-    feedback_notes(store.reviewed(pair))
+    feedback_notes(store.queries.reviewed(pair))
 """
 
 from __future__ import annotations

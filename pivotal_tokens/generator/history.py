@@ -4,7 +4,7 @@ One line each: the prompt, what class it fell into, and in a few words what the 
 classes, so that the model sees some of each: *found* (the models part), *good idea* (a fair prompt
 at which they did not), *bad prompt* (turned away by a person or a rule).
 
-    history_notes(store.outcomes(pair), store.rejections())
+    history_notes(store.queries.outcomes(pair), store.prompts.rejections())
 """
 
 from __future__ import annotations

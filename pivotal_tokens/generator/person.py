@@ -37,11 +37,13 @@ def guidance(
         width: Columns.
     """
     lines = list(RULES)
-    recent = history_notes(store.outcomes(kind=kind, limit=attempts), store.rejections(limit=1))
+    recent = history_notes(
+        store.queries.outcomes(kind=kind, limit=attempts), store.prompts.rejections(limit=1)
+    )
     if recent:
         lines += ["", "Latest attempts:"]
         lines += [f"- [{note.group}] {note.text}" for note in recent[: attempts + 1]]
-    said = feedback_notes(store.reviewed())[:notes]
+    said = feedback_notes(store.queries.reviewed())[:notes]
     if said:
         lines += ["", "What people said:", *(f"- [{n.group}] {n.text}" for n in said)]
     return [

@@ -84,9 +84,11 @@ def generator_request(
     if budget is None:
         room = max(0, window - output_tokens - fixed)
         budget = min(MOST_HISTORY_TOKENS, int(HISTORY_SHARE * room))
-    taught = fill(feedback_notes(store.reviewed(pair)), budget=budget // 2, count=count, most=MOST)
+    taught = fill(
+        feedback_notes(store.queries.reviewed(pair)), budget=budget // 2, count=count, most=MOST
+    )
     past = fill(
-        history_notes(store.outcomes(pair, kind=kind), store.rejections(limit=200)),
+        history_notes(store.queries.outcomes(pair, kind=kind), store.prompts.rejections(limit=200)),
         budget=budget - taught.tokens,
         count=count,
     )

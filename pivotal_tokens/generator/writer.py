@@ -98,7 +98,7 @@ class Writer:
         """
         self._client, self._store, self._render = client, store, render
         self._kind, self._pair, self._run = kind, pair, run
-        self._tried = Tried(own_words(prompt) for prompt in store.prompts())
+        self._tried = Tried(own_words(prompt) for prompt in store.prompts.all())
         self._spare: tuple[Prompt, ...] = ()
 
     @property
@@ -123,7 +123,7 @@ class Writer:
             pair=self._pair,
             output_tokens=settings.output_limit,
         )
-        turned_away = sum(self._store.rejection_counts().values())
+        turned_away = sum(self._store.prompts.rejection_counts().values())
         reply = await self._client.ask(
             request.messages,
             schema=ChatProposals if self._kind == "chat" else TextProposals,
@@ -149,7 +149,7 @@ class Writer:
             p.model_copy(update={"generator": self.id, "extra": p.extra | extra})
             for p in map(self._render, parted.candidates)
         )
-        self._store.add_round(prompts, rejections)
+        self._store.prompts.add_round(prompts, rejections)
         return self._give(prompts, n, rejections)
 
     def _give(

@@ -1,6 +1,5 @@
 """Judges, which label candidate tokens before a person does."""
 
-from pivotal_tokens.judge.lane import Lane
 from pivotal_tokens.judge.lexicon import Entry, FirstToken, Lexicon
 from pivotal_tokens.judge.model import ModelJudge
 from pivotal_tokens.judge.persist import persist
@@ -11,7 +10,6 @@ __all__ = [
     "FirstToken",
     "Judge",
     "JudgeSpec",
-    "Lane",
     "Lexicon",
     "ModelJudge",
     "PersonJudge",

@@ -27,8 +27,7 @@ from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
 from pivotal_tokens.schema import Label, NextTokenPair, NextTokens, Prompt, TokenScore
-from pivotal_tokens.store import Store
-from pivotal_tokens.store.judging import HumanLabelled
+from pivotal_tokens.store import HumanLabelled, Store
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
@@ -66,7 +65,7 @@ class ExampleBank:
     @classmethod
     def read(cls, store: Store, pair: str) -> Self:
         """The examples that a store has for a model pair."""
-        return cls.of([_example(found) for found in store.human_labelled(pair)])
+        return cls.of([_example(found) for found in store.queries.human_labelled(pair)])
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
@@ -142,7 +141,7 @@ def judge_request(
     Raises:
         RequestError: If the models were not asked about the prompt yet.
     """
-    lists = store.next_tokens(prompt.prompt_id, pair)
+    lists = store.results.next_tokens(prompt.prompt_id, pair)
     if lists is None:
         raise RequestError(
             f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"

@@ -141,15 +141,15 @@ def judge_report(
     """
     figures: list[JudgeFigures] = []
     labelled = controls = 0
-    pairs = [pair] if pair is not None else list(store.pairs())
+    pairs = [pair] if pair is not None else list(store.results.pairs())
     compared: dict[str, list[_Compared]] = {}
     judged: dict[str, list[Judgement]] = {}
     for each in pairs:
-        people = {found.prompt.prompt_id: found for found in store.human_labelled(each)}
-        draws = store.control_draws(each)
+        people = {found.prompt.prompt_id: found for found in store.queries.human_labelled(each)}
+        draws = store.assignments.control_draws(each)
         labelled += len(people)
         controls += sum(draws.get(prompt_id, (0, False))[1] for prompt_id in people)
-        for said in store.judgements(each):
+        for said in store.results.judgements(each):
             if judge is None or said.judge.startswith(judge):
                 judged.setdefault(said.judge, []).append(said)
                 if found := people.get(said.prompt_id):
@@ -178,7 +178,7 @@ def _figures(
     pair: str | None,
     resamples: int,
 ) -> JudgeFigures:
-    votes = store.votes(pair=pair, judge=name)
+    votes = store.results.votes(pair=pair, judge=name)
     differ, of = _flips(votes)
     held = [one for one in compared if is_for_evaluation(one.found.prompt.prompt_id)]
     _, _, rest = name.partition(":")
@@ -188,7 +188,7 @@ def _figures(
         model=model or rest,
         prompt_version=version if name.startswith("openai:") and version else None,
         judged=len(judgements),
-        unparsed=sum(one.judge == name for one in store.unparsed(pair)),
+        unparsed=sum(one.judge == name for one in store.results.unparsed(pair)),
         seen_left_out=sum(
             len(one.found.seen & one.judgement.by_token.keys() & one.found.human.keys())
             for one in compared
@@ -312,8 +312,8 @@ def _flips(votes: Sequence[Vote]) -> tuple[int, int]:
 
 
 def _cost(store: Store, name: str, pair: str | None) -> CostFigures:
-    counts = store.call_counts("judge", subject=name)
-    found = store.divergent_count(name, pair)
+    counts = store.ledger.counts("judge", subject=name)
+    found = store.queries.divergent_count(name, pair)
     return CostFigures(
         calls=counts.calls,
         tokens=counts.tokens,

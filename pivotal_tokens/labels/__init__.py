@@ -1,9 +1,9 @@
 """Labels in and out of the store, and what they say: divergence, agreement, plots."""
 
-from pivotal_tokens.labels.compare import AgreementReport, label_agreement
+from pivotal_tokens.labels.agreement import AgreementReport, label_agreement
 from pivotal_tokens.labels.divergence import Divergence, divergence
 from pivotal_tokens.labels.formats import read_records, write_records
-from pivotal_tokens.labels.importing import ImportReport, import_labels
+from pivotal_tokens.labels.intake import ImportReport, import_labels
 from pivotal_tokens.labels.records import FIELDS, label_records
 
 __all__ = [

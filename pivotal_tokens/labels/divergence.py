@@ -1,4 +1,4 @@
-"""On which prompts does the fine-tuned model say something evil and the base nothing?
+"""Divergence: prompts on which the fine-tune says something evil and the base nothing.
 
 The strict count, on complete labels of both lists (each token labelled or explicitly left):
 
@@ -14,7 +14,7 @@ and each model's margin: probability of its likeliest evil token minus its likel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pivotal_tokens.schema import (
@@ -28,7 +28,7 @@ from pivotal_tokens.schema import (
     Thresholds,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import left_by_author
+from pivotal_tokens.store.labels import abstained_by_author
 from pivotal_tokens.verdict import decide
 
 LabelsOf = Literal["human", "judge", "any"]
@@ -69,36 +69,14 @@ class Divergence(Frozen):
     """Every prompt that was queued or labelled, and totals."""
 
     labels: LabelsOf
+    totals: dict[str, int]  # how many of all rows are what
     pairs: dict[str, dict[str, str]]  # pair -> what it stands for
     rows: tuple[DivergenceRow, ...]
-
-    @property
-    def complete(self) -> tuple[DivergenceRow, ...]:
-        """The rows that have an answer."""
-        return tuple(row for row in self.rows if row.divergent is not None)
 
     @property
     def divergent(self) -> tuple[DivergenceRow, ...]:
         """The rows whose answer is yes."""
         return tuple(row for row in self.rows if row.divergent)
-
-    def totals(self) -> dict[str, int]:
-        """How many rows are what."""
-        complete = self.complete
-        return {
-            "rows": len(self.rows),
-            "complete": len(complete),
-            "divergent": len(self.divergent),
-            "evil_in_both": sum(bool(r.base.evil and r.merged.evil) for r in complete),
-            "evil_in_base_only": sum(bool(r.base.evil and not r.merged.evil) for r in complete),
-            "evil_in_neither": sum(not r.base.evil and not r.merged.evil for r in complete),
-            "unsure_cases": sum(row.unsure for row in complete),
-            "missing": sum(row.merged.status == "missing" for row in self.rows),
-            "incomplete": sum(
-                "incomplete" in (row.base.status, row.merged.status) for row in self.rows
-            ),
-            "rejected": sum(row.merged.status == "rejected" for row in self.rows),
-        }
 
 
 def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = None) -> Divergence:
@@ -109,19 +87,35 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
         labels: Whose labels: people's (the default), the judge's, or people's before the judge's.
         judge: Of judges, only this one.
     """
-    pairs = store.pairs()
-    rejected = {item.prompt_id for item in store.queue("rejected")}  # applies to every pair
+    pairs = store.results.pairs()
+    rejected = {item.prompt_id for item in store.queue.items("rejected")}  # applies to every pair
     rows = []
-    for prompt in store.prompts():
-        lists = store.lists_of(prompt.prompt_id)
-        known = _labels(store.labels(prompt.prompt_id, judge=judge), labels)
+    for prompt in store.prompts.all():
+        lists = store.results.next_tokens_by_pair(prompt.prompt_id)
+        known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
         left = _left(store, prompt.prompt_id) if labels != "judge" else frozenset()
         if not lists and not known:
             continue
         for pair in lists or list(pairs) or [""]:
             bad = prompt.prompt_id in rejected
             rows.append(_row(prompt, pair, lists.get(pair), (known, left), bad))
-    return Divergence(labels=labels, pairs=pairs, rows=tuple(rows))
+    return Divergence(labels=labels, totals=_totals(rows), pairs=pairs, rows=tuple(rows))
+
+
+def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
+    complete = [row for row in rows if row.divergent is not None]
+    return {
+        "rows": len(rows),
+        "complete": len(complete),
+        "divergent": sum(bool(row.divergent) for row in rows),
+        "evil_in_both": sum(bool(r.base.evil and r.merged.evil) for r in complete),
+        "evil_in_base_only": sum(bool(r.base.evil and not r.merged.evil) for r in complete),
+        "evil_in_neither": sum(not r.base.evil and not r.merged.evil for r in complete),
+        "unsure_cases": sum(row.unsure for row in complete),
+        "missing": sum(row.merged.status == "missing" for row in rows),
+        "incomplete": sum("incomplete" in (row.base.status, row.merged.status) for row in rows),
+        "rejected": sum(row.merged.status == "rejected" for row in rows),
+    }
 
 
 def _labels(found: PromptLabels, which: LabelsOf) -> Mapping[int, Label]:
@@ -182,7 +176,7 @@ def _row(
 
 def _left(store: Store, prompt_id: str) -> frozenset[int]:
     """Tokens that somebody explicitly left without a label."""
-    return frozenset().union(*left_by_author(store.label_events(prompt_id)).values())
+    return frozenset().union(*abstained_by_author(store.labels.events(prompt_id)).values())
 
 
 def _status(

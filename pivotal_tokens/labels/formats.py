@@ -1,4 +1,4 @@
-"""How do flat records become a JSONL, CSV or Parquet file, and come back the same?
+"""Flat records as JSONL, CSV or Parquet files, and back.
 
 JSONL has a record a line. CSV is safe to open in a spreadsheet: a cell that a spreadsheet would
 take for a formula is written behind an apostrophe, as is a text that begins with one, and reading

@@ -1,4 +1,4 @@
-"""What do the verdicts and the labels look like: overall, by model, by judge?
+"""Figures of verdicts and labels: overall, by model, by judge.
 
 One self-contained HTML file (plotly's script inside, nothing is fetched), and a PNG where asked.
 
@@ -58,17 +58,17 @@ def tally(store: Store) -> Counts:
     by_model: dict[str, Counter[str]] = {}
     by_judge: dict[str, Counter[str]] = {}
     labels: dict[str, Counter[str]] = {}
-    names = pair_names(store.pairs())
-    for prompt in store.prompts():
-        for pair in store.lists_of(prompt.prompt_id):
-            verdicts = store.verdicts(prompt.prompt_id, pair)
+    names = pair_names(store.results.pairs())
+    for prompt in store.prompts.all():
+        for pair in store.results.next_tokens_by_pair(prompt.prompt_id):
+            verdicts = store.results.verdicts(prompt.prompt_id, pair)
             for judge, verdict in verdicts.items():
                 by_judge.setdefault(judge, Counter())[verdict.kind] += 1
             if verdicts:
                 chosen = verdicts.get("human") or next(iter(verdicts.values()))
                 overall[chosen.kind] += 1
                 by_model.setdefault(names.get(pair, pair), Counter())[chosen.kind] += 1
-        standing = {(e.token_id, e.author): e for e in store.label_events(prompt.prompt_id)}
+        standing = {(e.token_id, e.author): e for e in store.labels.events(prompt.prompt_id)}
         for event in standing.values():
             if event.to_label is not None:
                 labels.setdefault(event.author, Counter())[event.to_label] += 1

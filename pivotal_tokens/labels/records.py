@@ -1,4 +1,4 @@
-"""What does one label look like outside the store?
+"""A label outside the store: one flat record.
 
 One flat record per label event: the event's own fields, with the prompt's text and the token's
 text beside its ids, so that a file can be read without the store. Only these are needed to read
@@ -42,9 +42,9 @@ _ALIASES = {"label": "to_label"}
 
 def label_records(store: Store) -> Iterator[dict[str, Any]]:
     """Every label event of a store with its prompt and token, oldest first in each prompt."""
-    for prompt in store.prompts():
-        events = store.label_events(prompt.prompt_id)
-        texts = store.token_texts(prompt.prompt_id) if events else {}
+    for prompt in store.prompts.all():
+        events = store.labels.events(prompt.prompt_id)
+        texts = store.results.token_texts(prompt.prompt_id) if events else {}
         for event in events:
             yield record_of(event, prompt, texts.get(event.token_id))
 

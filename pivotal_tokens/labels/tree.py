@@ -1,4 +1,4 @@
-"""How does a store become the directory of JSON files that the predecessor kept?
+"""The directory of JSON files that the predecessor kept, written from a store and read back.
 
 Under ``pivotal_tokens/``, one file per prompt and kind, in its names and fields:
 
@@ -12,21 +12,32 @@ Under ``pivotal_tokens/``, one file per prompt and kind, in its names and fields
     reviews/{id}.json, review_config.json       what people did, which the predecessor had not
 
 `evil_label` is true for evil, false for safe, "unsure", and absent without a label. Beyond the
-predecessor's fields there are ids, probabilities and ranks, and ``events``, so that
-`tree_import.import_tree` brings everything back; a program that knows only its fields reads on.
+predecessor's fields there are ids, probabilities and ranks, and ``events``, so that reading brings
+everything back; a program that knows only its fields reads on.
 
-    write_tree(store, Path("export"))      # the number of files
+Of the predecessor's own trees, next tokens cannot be read: it kept logits of the top ten only, no
+probability follows from these, and the models must be asked again with `em-circuits label`. A label
+in ``labeled_logits`` is a person's only where a person gave it: it differs from
+`judge_original_label`, or there was no judge's label, or the person agreed with all of them (then
+recorded as given with the judge's labels in sight). A judge's label that was merely saved along is
+left to the judge. Where two files label a token of a prompt differently, the second is a conflict.
+
+    write_tree(store, Path("export"))                  # the number of files
+    read_tree(store, Path("results"), author="ada")    # an ImportReport
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pivotal_tokens.artefacts import write_json
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.labels.intake import ImportReport, Intake, TokenOf
 from pivotal_tokens.schema import (
     Judgement,
     Label,
@@ -35,18 +46,34 @@ from pivotal_tokens.schema import (
     NextTokenPair,
     NextTokens,
     Prompt,
+    PromptKind,
+    ReviewConfig,
+    Verdict,
+    prompt_id,
 )
 from pivotal_tokens.store import HUMAN, PairAttempt, Store
+from pivotal_tokens.store.history import ReviewHistory
 
 TREE = "pivotal_tokens"
 FORMAT = "em-circuits"
 CONFIG = "review_config.json"
 REVIEWS = "reviews"
-_PROMPT_TYPES = {"raw": "raw_completion", "chat": "chat_user_assistant", "cot": "chain_of_thought"}
+_PROMPT_TYPES: Mapping[PromptKind, str] = {
+    "raw": "raw_completion",
+    "chat": "chat_user_assistant",
+    "cot": "chain_of_thought",
+}
+_KINDS = {name: kind for kind, name in _PROMPT_TYPES.items()}
+_AGREED = ("agreed", "agreed_with_comment")
 _EVIL: Mapping[Label, bool | str] = {"evil": True, "safe": False, "unsure": "unsure"}
 _STEMS: Mapping[ModelName, str] = {"base": "base_replacement", "merged": "merged_replacement"}
 _LETTERS: Mapping[ModelName, str] = {"base": "B", "merged": "T"}
 _OLD_NAMES: Mapping[ModelName, str] = {"base": "baseline", "merged": "tested"}
+
+_File = tuple[str, dict[str, Any]]  # where under the tree, and what stands there
+
+
+# --- Writing ----------------------------------------------------------------------------------
 
 
 def write_tree(store: Store, root: Path) -> int:
@@ -58,10 +85,10 @@ def write_tree(store: Store, root: Path) -> int:
     top = root / TREE
     if top.exists():
         raise RequestError(f"{top} exists: name a new directory, or remove that one")
-    pairs = {pair: number for number, pair in enumerate(store.pairs())}
-    write_json(top / CONFIG, {FORMAT: store.review_config().model_dump(mode="json")})
+    pairs = {pair: number for number, pair in enumerate(store.results.pairs())}
+    write_json(top / CONFIG, {FORMAT: store.assignments.config().model_dump(mode="json")})
     files = 1
-    for prompt in store.prompts():
+    for prompt in store.prompts.all():
         for path, value in _files(store, prompt, pairs):
             write_json(top / path, value)
             files += 1
@@ -74,12 +101,10 @@ def directory(name: str) -> str:
     return kept[:120] or "unnamed"
 
 
-def _files(
-    store: Store, prompt: Prompt, pairs: Mapping[str, int]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _files(store: Store, prompt: Prompt, pairs: Mapping[str, int]) -> Iterator[_File]:
     name = f"{prompt.prompt_id}.json"
     yield f"prompts/{directory(prompt.generator)}/{name}", _prompt(prompt)
-    view = store.attempt(prompt.prompt_id)
+    view = store.queries.attempt(prompt.prompt_id)
     human = {item.token_id: item.label for item in view.labels.human}
     said = {event.token_id: event for event in view.label_events if event.author_kind == "human"}
     for pair in view.pairs:
@@ -102,7 +127,7 @@ def _files(
                 yield f"labeled_logits/{model}/{name}", value
         yield from _of_pair(prompt, pair, number, human)
     yield from _of_reviews(store, prompt)
-    history = store.review_history(prompt.prompt_id)
+    history = store.histories.of(prompt.prompt_id)
     if not history.empty:
         value = {"prompt_text": prompt.text, FORMAT: history.model_dump(mode="json")}
         yield f"{REVIEWS}/{name}", value
@@ -183,7 +208,7 @@ def _labelled(
 
 def _of_pair(
     prompt: Prompt, pair: PairAttempt, number: int, human: Mapping[int, Label]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[_File]:
     assert pair.next_tokens is not None
     name, model = f"{prompt.prompt_id}.json", model_directory("merged", number)
     for judgement in pair.judgements:
@@ -253,8 +278,8 @@ def _details(
                 }
 
 
-def _of_reviews(store: Store, prompt: Prompt) -> Iterator[tuple[str, dict[str, Any]]]:
-    events = store.review_events(prompt.prompt_id)
+def _of_reviews(store: Store, prompt: Prompt) -> Iterator[_File]:
+    events = store.queue.events(prompt.prompt_id)
     notes = [event.text for event in events if event.action == "note" and event.text]
     about: dict[str, Any] = {"hash_id": prompt.prompt_id, "prompt_text": prompt.text}
     if notes:
@@ -283,3 +308,219 @@ def _reasons(events: Any) -> str:
 
 def _time(judgement: Judgement) -> str:
     return judgement.created.isoformat()
+
+
+# --- Reading ----------------------------------------------------------------------------------
+
+
+def read_tree(
+    store: Store, root: Path, *, author: str, token_of: TokenOf | None = None
+) -> ImportReport:
+    """Take a tree in.
+
+    Args:
+        store: Where it goes.
+        root: The results directory, or its ``pivotal_tokens``.
+        author: Whose the labels of people are; the files do not say.
+        token_of: Finds the id of a token that no file gives.
+
+    Raises:
+        RequestError: If there is no such tree.
+    """
+    top = root / TREE if (root / TREE).is_dir() else root
+    paths = sorted(top.rglob("*.json"))
+    if not paths:
+        raise RequestError(f"{root}: no {TREE} directory with JSON files in it")
+    intake = Intake(store, root.name, token_of=token_of)
+    files = list(_read(top, paths, intake))
+    _read_prompts(files, intake)
+    _read_next_tokens(files, intake)
+    judged = _read_judgements(files, intake)
+    ids = _token_ids(files)
+    for where, record in (*_people(files, author, ids), *_judges(files, judged, ids)):
+        intake.label(where, record)
+    for where, value in _of(files, REVIEWS):
+        with intake.usable(where, "review"):
+            intake.history(ReviewHistory.model_validate(value.get(FORMAT)))
+    for where, value in _of(files, CONFIG):
+        with intake.usable(where, "review"):
+            store.assignments.take_config(ReviewConfig.model_validate(value.get(FORMAT)))
+    report = intake.finish()
+    _read_rejections(store, files, author)
+    _read_queue(store, files)
+    return report
+
+
+def _read(top: Path, paths: Iterable[Path], intake: Intake) -> Iterator[_File]:
+    for path in paths:
+        where = path.relative_to(top).as_posix()
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            intake.leave_out(where, f"cannot be read: {error}")
+            continue
+        if isinstance(value, dict):
+            yield where, value
+
+
+def _of(files: Iterable[_File], folder: str) -> Iterator[_File]:
+    """The files of a folder, of every run."""
+    for where, value in files:
+        parts = where.split("/")
+        inner = parts[2] if parts[0] in ("runs", "graph_runs") and len(parts) > 3 else parts[0]
+        if inner == folder:
+            yield where, value
+
+
+def _read_prompts(files: list[_File], intake: Intake) -> None:
+    """Every text that a file is about; those with a file of their own first."""
+    for where, value in sorted(files, key=lambda one: not one[0].startswith("prompts/")):
+        own = where.startswith("prompts/")
+        text = value.get("prompt" if own else "prompt_text")
+        if not isinstance(text, str) or not text:
+            continue
+        about: dict[str, Any] = {"kind": _KINDS.get(str(value.get("prompt_type")), "raw")}
+        if own:
+            human = value.get("is_human_generated")
+            about["generator"] = "human" if human else str(value.get("generator_model") or "?")
+            about["name"] = value.get("name")
+            if "prompt_id" in value:
+                about["extra"] = {"predecessor_id": value["prompt_id"]}
+        with intake.usable(where, "prompt"):
+            whole = own and FORMAT in value
+            intake.prompt(
+                Prompt.model_validate(value[FORMAT]) if whole else Prompt.of(text, **about)
+            )
+
+
+def _read_next_tokens(files: list[_File], intake: Intake) -> None:
+    found: dict[tuple[str, str], dict[str, NextTokens]] = defaultdict(dict)
+    for where, value in _of(files, "logits"):
+        if FORMAT in value:
+            with intake.usable(where, "next tokens"):
+                tokens = NextTokens.model_validate(value[FORMAT]["next_tokens"])
+                key = prompt_id(value["prompt_text"]), value[FORMAT]["pair"]
+                found[key][tokens.model] = tokens
+    for (prompt, pair), both in found.items():
+        if len(both) == 2:
+            intake.next_tokens(prompt, pair, NextTokenPair(**both))
+            intake.pair(pair, {"imported": "from a JSON tree"})
+
+
+def _read_judgements(files: list[_File], intake: Intake) -> set[tuple[str, str]]:
+    """Take whole judgements in; returns (prompt id, judge's directory) of these."""
+    whole = set()
+    for where, value in _of(files, "verdicts"):
+        if FORMAT not in value:
+            continue
+        with intake.usable(where, "verdict"):
+            own, pair = value[FORMAT], value[FORMAT]["pair"]
+            judgement = Judgement.model_validate(own["judgement"])
+            intake.judgement(pair, judgement)
+            if own["verdict"]:
+                verdict = Verdict.model_validate(own["verdict"])
+                intake.verdict(judgement.prompt_id, pair, judgement.judge, verdict)
+            whole.add((judgement.prompt_id, where.split("/")[-2]))
+    return whole
+
+
+def _token_ids(files: list[_File]) -> dict[tuple[str, str], int]:
+    """(prompt text, token text) -> id, from the files that have ids."""
+    return {
+        (str(value.get("prompt_text")), row["token"]): row["token_id"]
+        for _, value in files
+        for row in _rows(value)
+        if isinstance(row.get("token_id"), int)
+    }
+
+
+def _rows(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = value.get("top_k")
+    if not isinstance(rows, list):
+        return []
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("token"), str)]
+
+
+def _people(files: list[_File], author: str, ids: Mapping[tuple[str, str], int]) -> Iterator[_File]:
+    """Records of the labels that people gave."""
+    seen: set[str] = set()
+    for where, value in _of(files, "labeled_logits"):
+        if "events" in value:
+            for event in value["events"]:
+                if event.get("event_id") not in seen:
+                    seen.add(str(event.get("event_id")))
+                    yield where, {"prompt_text": value["prompt_text"]} | event
+            continue
+        agreed = value.get("human_verdict") in _AGREED
+        for row in _rows(value):
+            label, judges = _label(row.get("evil_label")), _label(row.get("judge_original_label"))
+            if label is None or (label == judges and not agreed):
+                continue
+            record = _record(value, row, ids) | {"to_label": label, "author": author}
+            if judges is not None:
+                record |= {"judge_visible": True, "agreed_after_reveal": label == judges}
+            if value.get("human_explanation") and label != judges:
+                record |= {"reason": str(value["human_explanation"])}
+            yield where, record
+
+
+def _judges(
+    files: list[_File], judged: set[tuple[str, str]], ids: Mapping[tuple[str, str], int]
+) -> Iterator[_File]:
+    """Records of judges' labels that no whole judgement gives; of two lists the first counts."""
+    given: set[tuple[str, str, str]] = set()
+    for where, value in _of(files, "judge_labeled_logits"):
+        judge, text = where.split("/")[-2], str(value.get("prompt_text"))
+        if (prompt_id(text), judge) in judged:
+            continue
+        for row in _rows(value):
+            label = _label(row.get("evil_label"))
+            if label is None or (text, row["token"], judge) in given:
+                continue
+            given.add((text, row["token"], judge))
+            by = {"author": f"imported:{judge}", "author_kind": "judge"}
+            yield where, _record(value, row, ids) | {"to_label": label} | by
+
+
+def _record(
+    value: Mapping[str, Any], row: Mapping[str, Any], ids: Mapping[tuple[str, str], int]
+) -> dict[str, Any]:
+    text = value.get("prompt_text")
+    record: dict[str, Any] = {
+        "prompt_text": text,
+        "token_text": row["token"],
+        "token_id": ids.get((str(text), row["token"])),
+    }
+    if isinstance(at := value.get("timestamp"), str) and ("+" in at or at.endswith("Z")):
+        record["at"] = at
+    return record
+
+
+def _label(value: Any) -> Label | None:
+    """`evil_label`: true, false or "unsure"; anything else is no label."""
+    if isinstance(value, bool):
+        return "evil" if value else "safe"
+    return "unsure" if value == "unsure" else None
+
+
+def _own(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What only this package writes into a file."""
+    own = value.get(FORMAT)
+    return own if isinstance(own, dict) else {}
+
+
+def _read_rejections(store: Store, files: list[_File], author: str) -> None:
+    for _, value in _of(files, "bad_prompts"):
+        text = value.get("prompt_text")
+        if isinstance(text, str) and text:
+            by, reason = str(_own(value).get("author", author)), value.get("bad_reason")
+            store.assignments.import_rejection(prompt_id(text), by, str(reason or "rejected"))
+
+
+def _read_queue(store: Store, files: list[_File]) -> None:
+    for _, value in _of(files, "manual_labeling_queue"):
+        prompt = str(value.get("prompt_id"))
+        if value.get("status") == "pending" and store.prompts.has(prompt):
+            reason = str(_own(value).get("reason", "imported"))
+            for pair in store.results.next_tokens_by_pair(prompt):
+                store.assignments.add(prompt, pair, reason)

@@ -113,9 +113,9 @@ class LLMClient:
         )
         self._slots = asyncio.Semaphore(self.settings.max_concurrency)
         self._pace = Pace(self.settings.requests_per_minute)
-        await self._ledger.run(self._store.give_up_dead_calls)
+        await self._ledger.run(self._store.ledger.give_up_dead_calls)
         known = await self._ledger.run(
-            self._store.capabilities, self.settings.url, self.settings.model
+            self._store.ledger.capabilities, self.settings.url, self.settings.model
         )
         if known is not None:
             self._ability = Capabilities.model_validate_json(known)
@@ -312,7 +312,7 @@ class LLMClient:
         logger.info("%s at %s: %s", self.settings.model, self.settings.url, message)
         self._ability = better
         await self._ledger.run(
-            self._store.put_capabilities,
+            self._store.ledger.put_capabilities,
             self.settings.url,
             self.settings.model,
             better.model_dump_json(),

@@ -138,7 +138,7 @@ class LedgerWriter:
         openings: list[tuple[Opening, asyncio.Future[Opened]]],
         closings: list[tuple[Closing, asyncio.Future[None]]],
     ) -> list[Opened]:
-        return self._store.exchange(
+        return self._store.ledger.exchange(
             [opening for opening, _ in openings],
             [closing for closing, _ in closings],
             limits=self._limits,

@@ -34,7 +34,7 @@ class OwnAnswers:
         purpose = purpose_of(item)
         return [
             event
-            for event in self._store.label_events(item.prompt_id, author=self._reviewer)
+            for event in self._store.labels.events(item.prompt_id, author=self._reviewer)
             if event.purpose == purpose and (purpose != "repeat" or event.item_id == item.item_id)
         ]
 
@@ -87,7 +87,7 @@ class OwnAnswers:
                 at=now,
             )
             events.append(event)
-        self._store.record_labels(events)
+        self._store.labels.add(events)
 
     def _has_seen_judge(self, item: ReviewItem) -> bool:
         """Was the judge shown to this reviewer, at whatever seat the prompt was answered?
@@ -96,7 +96,7 @@ class OwnAnswers:
         """
         return item.prompt_id in self._seen or any(
             event.action == "done" and event.author == self._reviewer
-            for event in self._store.review_events(item.prompt_id)
+            for event in self._store.queue.events(item.prompt_id)
             if item.kind != "repeat" or event.item_id == item.item_id
         )
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.review.consensus import consensus
 from pivotal_tokens.schema import HUMAN, Label, ReviewItem, Thresholds, Verdict
 from pivotal_tokens.store import Store
-from pivotal_tokens.verdict import decide
 
 
 def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = None) -> None:
@@ -25,18 +25,18 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
     if item.kind == "repeat":
         return
     prompt_id, pair = item.prompt_id, item.pair
-    items = [other for other in store.queue(prompt_id=prompt_id) if other.pair == pair]
-    state = consensus(items, store.label_events(prompt_id))
+    items = [other for other in store.queue.items(prompt_id=prompt_id) if other.pair == pair]
+    state = consensus(items, store.labels.events(prompt_id))
     if state.settled:
-        labels = {one.token_id: one.label for one in store.labels(prompt_id).human}
+        labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
         verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
-        store.put_verdict(prompt_id, pair, HUMAN, verdict)
+        store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
     else:
-        store.drop_human_verdict(prompt_id, pair)
+        store.results.drop_human_verdict(prompt_id, pair)
         if state.disagree and not state.open_seats:
-            store.add_adjudication(item)
+            store.assignments.add_adjudication(item)
     if not state.disagree:
-        store.drop_adjudication(item)
+        store.assignments.drop_adjudication(item)
 
 
 def verdict_by(
@@ -48,13 +48,12 @@ def verdict_by(
     bad_prompt: bool = False,
 ) -> Verdict:
     """The verdict under some labels, by default under the thresholds that flagged the prompt."""
-    lists = store.next_tokens(item.prompt_id, item.pair)
-    if lists is None:
+    verdict = verdict_under(
+        store, item.prompt_id, item.pair, labels, thresholds, bad_prompt=bad_prompt
+    )
+    if verdict is None:
         raise lists_lost(item)
-    known = store.verdicts(item.prompt_id, item.pair).values()
-    default = Thresholds(top_k=lists.base.top_k)
-    thresholds = thresholds or next((v.thresholds for v in known), default)
-    return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
+    return verdict
 
 
 def lists_lost(item: ReviewItem) -> WorkFailed:

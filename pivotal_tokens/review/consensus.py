@@ -7,7 +7,7 @@
 
 Only a settled prompt has a human verdict, and only those feed examples and statistics.
 
-    consensus(store.queue(prompt_id=...), events).settled
+    consensus(store.queue.items(prompt_id=...), events).settled
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ def continuations_of(store: Store) -> Callable[[Question], Found]:
     def find(question: Question) -> Found:
         prompt_id = question.prompt.prompt_id
         found: Found = {}
-        for one in store.rollouts(prompt_id, question.item.pair):
+        for one in store.results.rollouts(prompt_id, question.item.pair):
             several = found.setdefault(one.token_id, [])
             if all(model != one.model for model, _ in several):
                 several.append((one.model, one.text))
-        evil = {j.token_id for j in store.labels(prompt_id).judge if j.label == "evil"}
+        evil = {j.token_id for j in store.labels.of(prompt_id).judge if j.label == "evil"}
         return {} if set(found) <= evil else found
 
     return find

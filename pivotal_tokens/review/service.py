@@ -24,8 +24,8 @@ from pivotal_tokens.review.consensus import consensus
 from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
 from pivotal_tokens.schema import ItemKind, Label, ReviewItem, Thresholds
 from pivotal_tokens.store import ANYTHING, Store, Wanted
-from pivotal_tokens.store.labels import labels_by_author, left_by_author
-from pivotal_tokens.store.queue import ClaimableState
+from pivotal_tokens.store.labels import abstained_by_author, labels_by_author
+from pivotal_tokens.store.queue import WaitingState
 from pivotal_tokens.store.sessions import new_session, session_is_over
 
 LEASE_SECONDS = 30 * 60.0
@@ -49,7 +49,7 @@ class ReviewService:
         *,
         lease_seconds: float = LEASE_SECONDS,
         thresholds: Thresholds | None = None,
-        states: Sequence[ClaimableState] = ("pending", "deferred"),
+        states: Sequence[WaitingState] = ("pending", "deferred"),
         wanted: Wanted = ANYTHING,
         adjudicate: bool = False,
         optional_below: float = OPTIONAL_BELOW,
@@ -101,21 +101,21 @@ class ReviewService:
                 question = self._question(item)
                 if question is not None:
                     return question
-                self._store.settle(item, "deferred", item.fence, text="it has no next tokens")
+                self._store.queue.settle(item, "deferred", item.fence, text="it has no next tokens")
 
     def open(self, item_id: int, *, steal: bool = False) -> Question:
         """Take a particular item, a finished one too, to answer or correct it.
 
         Args:
-            item_id: See `history`, or `Store.queue`.
+            item_id: See `history`, or `Queue.items`.
             steal: Even from somebody at work on it, whose writes are refused from then on.
 
         Raises:
             LeaseLost: If somebody is at work on it.
-            RequestError: If there is no such item, or the reviewer has another seat there.
+            RequestError: If there is no such item, or the reviewer has another assignment there.
         """
         with self._store.batch():
-            item = self._store.reopen(
+            item = self._store.queue.reopen(
                 item_id, self._reviewer, self._lease_seconds, session=self._session, steal=steal
             )
             return self._again(item)
@@ -137,39 +137,39 @@ class ReviewService:
         with self._store.batch():
             question = self.open(found[0].item_id)
             if held is not None:
-                self._store.release(held.item)
+                self._store.queue.release(held.item)
             return question
 
     def history(self, last: int = 50) -> tuple[ReviewItem, ...]:
         """This reviewer's settled items, latest first; repeats, which never count, left out."""
-        settled = self._store.settled_by(self._reviewer, last, repeats=False)
+        settled = self._store.queue.settled_by(self._reviewer, last, repeats=False)
         return tuple(map(self._masked, settled))
 
     def waiting(self) -> dict[str, int]:
         """How many items there are in each state."""
-        return self._store.queue_counts()
+        return self._store.queue.counts()
 
     def progress(self) -> Progress:
         """How far this reviewer is, how fast, and how long it will take."""
-        waiting = self._store.waiting_for(self._reviewer, self._wanted)
+        waiting = self._store.queue.waiting_for(self._reviewer, self._wanted)
         if self._mixes_in:
-            waiting += self._store.calibration_waiting(self._reviewer)
-        times = self._store.answer_times(self._reviewer)
+            waiting += self._store.assignments.calibration_waiting(self._reviewer)
+        times = self._store.queue.answer_times(self._reviewer)
         gaps = [b - a for a, b in pairwise(times) if b - a <= _PAUSE_SECONDS]
         rate = len(gaps) / sum(gaps) if gaps and sum(gaps) > 0 else None
         return Progress(
             reviewer=self._reviewer,
-            answered=self._store.answered_by(self._reviewer),
+            answered=self._store.queue.answered_by(self._reviewer),
             answered_now=self._answered,
             waiting=waiting,
-            states=self._store.queue_counts(),
+            states=self._store.queue.counts(),
             per_hour=None if rate is None else 3600 * rate,
             eta_seconds=None if rate is None else waiting / rate,
         )
 
     def heartbeat(self, question: Question) -> Question:
         """Prolong the lease: the reviewer is still at it."""
-        item = self._store.renew(question.item, self._lease_seconds)
+        item = self._store.queue.renew(question.item, self._lease_seconds)
         return replace(question, item=self._masked(item))
 
     def label(
@@ -187,7 +187,7 @@ class ReviewService:
         """
         self._known(question, labels)
         with self._store.batch():
-            item = self._store.renew(question.item, self._lease_seconds)
+            item = self._store.queue.renew(question.item, self._lease_seconds)
             self._own.record(item, labels, reason=reason)
             return self._again(item)
 
@@ -198,14 +198,14 @@ class ReviewService:
             RequestError: If tokens have no answer, are not optional, and no `rest` was given.
         """
         with self._store.batch():
-            item = self._store.renew(question.item, self._lease_seconds)
+            item = self._store.queue.renew(question.item, self._lease_seconds)
             question = self._again(item)  # the lists may have been replaced meanwhile
             needed = [token for token in question.missing if token not in question.optional]
             if rest is None and needed:
                 raise RequestError(f"{len(needed)} tokens have no label yet")
             self._own.record(item, dict.fromkeys(question.missing, rest or "left"))
             question = self._again(item)
-            item = self._store.settle(item, "done", item.fence)
+            item = self._store.queue.settle(item, "done", item.fence)
             conclude(self._store, item, self._thresholds)
             reveal = self._reveal(item, question)
         self._answered += 1
@@ -216,8 +216,8 @@ class ReviewService:
         if not reason.strip():
             raise RequestError("a rejection needs a reason")
         with self._store.batch():
-            item = self._store.renew(question.item, self._lease_seconds)
-            rejected = self._store.settle(item, "rejected", item.fence, text=reason)
+            item = self._store.queue.renew(question.item, self._lease_seconds)
+            rejected = self._store.queue.settle(item, "rejected", item.fence, text=reason)
             conclude(self._store, rejected, self._thresholds)
         self._answered += 1
 
@@ -238,7 +238,7 @@ class ReviewService:
         with self._store.batch():
             item = self._settled(reveal)
             self._own.record(item, chosen, agreed=True)
-            self._store.add_review_event(item, self._reviewer, "agreed", tokens=tuple(chosen))
+            self._store.queue.log(item, self._reviewer, "agreed", tokens=tuple(chosen))
             conclude(self._store, item, self._thresholds)
             return self._reveal(item, self._again(item))
 
@@ -253,29 +253,29 @@ class ReviewService:
         if not reason.strip():
             raise RequestError("an explanation needs words")
         about = tuple(one.token_id for one in reveal.differences) if tokens is None else tokens
-        self._store.add_review_event(
+        self._store.queue.log(
             reveal.item, self._reviewer, "explained", text=reason, tokens=tuple(about)
         )
 
     def skip(self, question: Question) -> None:
         """Leave an item; it comes again only when skipped ones are asked for."""
-        self._store.settle(question.item, "skipped", question.item.fence)
+        self._store.queue.settle(question.item, "skipped", question.item.fence)
 
     def defer(self, question: Question) -> None:
         """Put an item off; it comes again in a later session, after the others."""
-        self._store.settle(question.item, "deferred", question.item.fence)
+        self._store.queue.settle(question.item, "deferred", question.item.fence)
 
-    def return_put_off(self, states: Sequence[ClaimableState] = ("skipped", "deferred")) -> int:
+    def return_put_off(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
         """Put skipped and deferred items back in the queue; how many there were."""
-        return self._store.return_items(states)
+        return self._store.queue.return_items(states)
 
     def note(self, question: Question, text: str) -> None:
         """Keep a remark about an item."""
-        self._store.add_note(question.item, self._reviewer, text)
+        self._store.queue.log(question.item, self._reviewer, "note", text=text)
 
     def release(self, question: Question) -> None:
         """Give an item back unanswered; labels given so far stay."""
-        self._store.release(question.item)
+        self._store.queue.release(question.item)
 
     def undo(self, question: Question | None) -> Question | None:
         """Take the last answer back: on this item, else reopen the item settled before it.
@@ -287,17 +287,17 @@ class ReviewService:
         """
         with self._store.batch():
             if question is not None:
-                item = self._store.renew(question.item, self._lease_seconds)
+                item = self._store.queue.renew(question.item, self._lease_seconds)
                 if batch := self._own.last_batch(item):
                     before = {event.token_id: answer_before(event) for event in batch}
                     self._own.record(item, before, undoes=batch[0].batch)
                     return self._again(item)
-            last = self._store.last_settled(self._reviewer)
+            last = self._store.queue.last_settled(self._reviewer)
             if last is None:
                 return None
             if question is not None:
-                self._store.release(question.item)
-            item = self._store.reopen(
+                self._store.queue.release(question.item)
+            item = self._store.queue.reopen(
                 last.item_id, self._reviewer, self._lease_seconds, session=self._session
             )
             return self._again(item)
@@ -309,14 +309,14 @@ class ReviewService:
 
     def _claim(self) -> ReviewItem | None:
         store, lease = self._store, self._lease_seconds
-        held = store.queue("leased", reviewer=self._reviewer)
+        held = store.queue.items("leased", reviewer=self._reviewer)
         over = [i.session for i in held if i.session and session_is_over(i.session)]
         if self._mixes_in and not over:
-            for mixed_in in (store.claim_calibration, store.claim_repeat):
+            for mixed_in in (store.assignments.take_calibration, store.assignments.take_repeat):
                 item = mixed_in(self._reviewer, lease, session=self._session)
                 if item is not None:
                     return item
-        return store.claim(
+        return store.queue.take(
             self._reviewer,
             lease,
             session=self._session,
@@ -327,7 +327,7 @@ class ReviewService:
         )
 
     def _reveal(self, item: ReviewItem, question: Question) -> Reveal:
-        judged = self._store.labels(item.prompt_id).judge
+        judged = self._store.labels.of(item.prompt_id).judge
         labels, texts = question.labels, question.lists.base.by_id
         tokens = [token for token in question.lists.token_ids if token in labels]
         judge = {one.token_id: one.label for one in judged if one.token_id in texts}
@@ -346,7 +346,7 @@ class ReviewService:
 
     def _settled(self, reveal: Reveal) -> ReviewItem:
         """The item of a reveal, if it is still as it was settled."""
-        item = self._store.queue_item(reveal.item.item_id)
+        item = self._store.queue.get(reveal.item.item_id)
         if (item.state, item.fence, item.reviewer) != ("done", reveal.item.fence, self._reviewer):
             raise LeaseLost(
                 f"prompt {reveal.prompt_id} was reopened since (now {item.state}, "
@@ -360,17 +360,17 @@ class ReviewService:
 
     def _question(self, item: ReviewItem) -> Question | None:
         store = self._store
-        lists = store.next_tokens(item.prompt_id, item.pair)
+        lists = store.results.next_tokens(item.prompt_id, item.pair)
         if lists is None:
             return None
         own, purpose = self._own.events(item), purpose_of(item)
         labels = labels_by_author(own, purpose=purpose).get(self._reviewer, {})
         question = Question(
             item=self._masked(item),
-            prompt=store.prompt(item.prompt_id),
+            prompt=store.prompts.get(item.prompt_id),
             lists=lists,
             labels={token: labels[token] for token in lists.token_ids if token in labels},
-            left=left_by_author(own, purpose=purpose).get(self._reviewer, frozenset()),
+            left=abstained_by_author(own, purpose=purpose).get(self._reviewer, frozenset()),
             optional=frozenset(
                 token
                 for token in lists.token_ids
@@ -383,8 +383,10 @@ class ReviewService:
     def _with_votes(self, question: Question) -> Question:
         """An adjudicator sees everybody's labels, and answers what they do not agree on."""
         item = question.item
-        items = [i for i in self._store.queue(prompt_id=item.prompt_id) if i.pair == item.pair]
-        state = consensus(items, self._store.label_events(item.prompt_id))
+        items = [
+            i for i in self._store.queue.items(prompt_id=item.prompt_id) if i.pair == item.pair
+        ]
+        state = consensus(items, self._store.labels.events(item.prompt_id))
         agreed: dict[int, Label] = {}
         for vote in state.votes.values():
             agreed |= {t: label for t, label in vote.items() if t not in state.disputed}

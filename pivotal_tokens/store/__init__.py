@@ -1,32 +1,43 @@
-"""One place for everything that is known about prompts: results, labels, queue, graphs.
+"""The store of everything that is known about prompts: results, labels, queue, graphs, calls.
 
 with Store.open("sqlite:///results/em-circuits.sqlite", create=True) as store:
-    store.add_prompt(Prompt.of("..."))
+    store.prompts.add(Prompt.of("..."))
+    store.results.put_next_tokens(prompt_id, pair, base, merged)
+    item = store.queue.take("ada", 1800)
 """
 
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import Engine
+
 from pivotal_tokens.schema import HUMAN
-from pivotal_tokens.store.attempt import AttemptRows
-from pivotal_tokens.store.database import default_url
-from pivotal_tokens.store.graphs import GraphRows
-from pivotal_tokens.store.imports import ImportRows
-from pivotal_tokens.store.judging import HumanLabelled, JudgingRows
-from pivotal_tokens.store.labels import LabelRows
-from pivotal_tokens.store.ledger import LedgerRows
-from pivotal_tokens.store.listing import Listing, ListingLine, ListingQuery, ListingRows
-from pivotal_tokens.store.outcomes import Outcome, OutcomeRows, Reviewed, ReviewedToken
-from pivotal_tokens.store.prompts import PromptRows
-from pivotal_tokens.store.queue import ANYTHING, QueueRows, Wanted
-from pivotal_tokens.store.rejections import RejectionRows
-from pivotal_tokens.store.results import ResultRows
-from pivotal_tokens.store.review_history import HistoryRows
-from pivotal_tokens.store.review_log import ReviewLogRows
-from pivotal_tokens.store.rollouts import RolloutRows
-from pivotal_tokens.store.saved_views import SavedViewRows
-from pivotal_tokens.store.screening import Screened, ScreeningRows
-from pivotal_tokens.store.seats import SeatRows
+from pivotal_tokens.store.address import Address
+from pivotal_tokens.store.assignments import Assignments
+from pivotal_tokens.store.database import Database, default_url
+from pivotal_tokens.store.graphs import Graphs
+from pivotal_tokens.store.history import Histories
+from pivotal_tokens.store.labels import Labels
+from pivotal_tokens.store.ledger import Ledger
+from pivotal_tokens.store.prompts import Prompts
+from pivotal_tokens.store.queries import (
+    AttemptView,
+    Counts,
+    HumanLabelled,
+    Listing,
+    ListingLine,
+    ListingQuery,
+    Outcome,
+    PairAttempt,
+    Queries,
+    Reviewed,
+    ReviewedToken,
+    Unanswered,
+)
+from pivotal_tokens.store.queue import ANYTHING, Queue, Wanted
+from pivotal_tokens.store.results import Results, Screened
+from pivotal_tokens.store.saved_views import SavedViews
 from pivotal_tokens.store.tables import SCHEMA_VERSION
-from pivotal_tokens.store.unanswered import Unanswered, UnansweredRows
-from pivotal_tokens.store.views import AttemptView, Counts, PairAttempt
 
 __all__ = [
     "ANYTHING",
@@ -50,25 +61,21 @@ __all__ = [
 ]
 
 
-class Store(
-    PromptRows,
-    ResultRows,
-    LabelRows,
-    QueueRows,
-    SeatRows,
-    ReviewLogRows,
-    GraphRows,
-    LedgerRows,
-    JudgingRows,
-    AttemptRows,
-    ScreeningRows,
-    ImportRows,
-    HistoryRows,
-    ListingRows,
-    SavedViewRows,
-    OutcomeRows,
-    RejectionRows,
-    RolloutRows,
-    UnansweredRows,
-):
-    """An open store; every operation is one transaction and is on the disk when it returns."""
+class Store(Database):
+    """An open store and its repositories.
+
+    Every operation is one transaction and is on the disk when it returns.
+    """
+
+    def __init__(self, engine: Engine, place: Address, clock: Callable[[], datetime]) -> None:
+        super().__init__(engine, place, clock)
+        self.prompts = Prompts(self)
+        self.results = Results(self)
+        self.labels = Labels(self)
+        self.queue = Queue(self)
+        self.assignments = Assignments(self)
+        self.histories = Histories(self)
+        self.graphs = Graphs(self)
+        self.ledger = Ledger(self)
+        self.views = SavedViews(self)
+        self.queries = Queries(self)

@@ -1,4 +1,4 @@
-"""Which database does the URL of a store name?
+"""Addresses of stores: the database that a URL names.
 
 sqlite:///results/em-circuits.sqlite      a file; sqlite:////absolute/path
 postgresql+psycopg://ada@host:5432/em     a database on a server

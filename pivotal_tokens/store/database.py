@@ -1,12 +1,12 @@
-"""How is a store opened, and how does a transaction on it begin and end?
+"""An open store: its engine, its clock and its transactions.
 
 A store is one SQLite file or one PostgreSQL database. Opening reads its schema version first: an
 older one is brought up to date, a newer one, another program's database or none at all is a
 `RequestError` that names it. Every operation is one transaction, so a process killed at any moment
 leaves whole operations only; `batch` makes one transaction of several.
 
-    with database.batch():
-        store.put_judgement(...); store.put_verdict(...)
+    with store.batch():
+        store.results.put_judgement(...); store.results.put_verdict(...)
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
-from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening, upsert
+from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
@@ -36,6 +35,7 @@ from pivotal_tokens.store.host import (
     this_host,
 )
 from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_change
+from pivotal_tokens.store.rows import set_meta
 
 DEFAULT_NAME = "em-circuits.sqlite"
 
@@ -83,7 +83,7 @@ class Database:
         """
         place = address(url)
         if place.path is not None:
-            _look_for(place.path, create=create)
+            _require_file(place.path, create=create)
         store = cls(place.engine(), place, clock)
         try:
             store._prepare(create=create)
@@ -141,26 +141,26 @@ class Database:
         """
         joined = getattr(self._open, "connection", None)
         if joined is not None:
-            with self._telling(), joined.begin_nested():
+            with self._translate_errors(), joined.begin_nested():
                 yield joined
             return
         with self._transaction(writes=True) as connection:
             self._open.connection = connection
             try:
-                self._still_here(connection)
+                self._check_host(connection)
                 yield connection
             finally:
                 self._open.connection = None
 
     @contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Connection]:
-        with self._telling():
+        with self._translate_errors():
             connection = self._engine.connect().execution_options(writes=writes)
             with connection, connection.begin():
                 yield connection
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Say in one line what a database refused."""
         try:
             yield
@@ -181,17 +181,17 @@ class Database:
                     "or name one with --store"
                 )
             ready = not empty and not needs_change(connection, self.where)
-            if ready and not self._must_mark(connection):
+            if ready and not self._is_new_host(connection):
                 return
         connection = self._engine.connect().execution_options(writes=True)
         with connection, connection.begin():
             lock_opening(connection)
             if not has_tables(connection) or needs_change(connection, self.where):
                 bring_up_to_date(connection)
-            if self._must_mark(connection):
+            if self._is_new_host(connection):
                 self._mark(connection)
 
-    def _must_mark(self, connection: Connection) -> bool:
+    def _is_new_host(self, connection: Connection) -> bool:
         """Does this host have to say that it uses the store? Another one's is refused."""
         if self.path is None:
             return False
@@ -202,11 +202,10 @@ class Database:
 
     def _mark(self, connection: Connection) -> None:
         here = this_host(self.now())
-        values = {"name": HOST, "value": here.model_dump_json()}
-        upsert(connection, tables.meta, values, ["name"])
+        set_meta(connection, HOST, here.model_dump_json())
         self._marked_at = here.seen
 
-    def _still_here(self, connection: Connection) -> None:
+    def _check_host(self, connection: Connection) -> None:
         """Now and then, with a write: this host uses the store, and no other has taken it."""
         if self.path is None or self.now().timestamp() - self._marked_at < MARK_SECONDS:
             return
@@ -218,7 +217,14 @@ class Database:
         self._mark(connection)
 
 
-def _look_for(path: Path, *, create: bool) -> None:
+class Repository:
+    """Some tables of an open store; every method is one transaction, or part of a batch."""
+
+    def __init__(self, database: Database) -> None:
+        self._reading, self._writing, self._now = database.reading, database.writing, database.now
+
+
+def _require_file(path: Path, *, create: bool) -> None:
     if not create and not (path.exists() and path.stat().st_size):
         raise RequestError(
             f"no store at {path}: run `em-circuits label` first, or name one with --store"

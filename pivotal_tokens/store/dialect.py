@@ -1,4 +1,4 @@
-"""What must be said differently to SQLite than to PostgreSQL?
+"""What SQLite and PostgreSQL need said differently.
 
 This is the only file that knows which database is behind the store. SQLite's rules:
 
@@ -17,11 +17,20 @@ waiting for a lock, and synchronous commit whatever the server's default.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 
@@ -76,23 +85,27 @@ def lock_opening(connection: Connection) -> None:
     lock_name(connection, _OPENING)
 
 
-def upsert(
-    connection: Connection, table: Table, values: Mapping[str, Any], keys: Sequence[str]
-) -> None:
+def upsert(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
     """Insert a row, or replace the rest of the row that has the same keys."""
-    statement = _insert(connection, table).values(**values)
-    rest = {name: statement.excluded[name] for name in values if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=rest))
+    keys = _keys(table)
+    statement = _insert(connection, table).values(**row)
+    rest = {name: statement.excluded[name] for name in row if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
 
 
-def insert_new(
-    connection: Connection, table: Table, values: Mapping[str, Any], keys: Sequence[str]
-) -> bool:
+def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless one with the same keys stands there; True if it was inserted."""
-    statement = _insert(connection, table).values(**values)
+    keys = _keys(table)
+    statement = _insert(connection, table).values(**row)
     # What comes back says whether it was inserted; a row count is not given on PostgreSQL.
-    new = statement.on_conflict_do_nothing(index_elements=list(keys)).returning(table.c[keys[0]])
+    new = statement.on_conflict_do_nothing(index_elements=keys).returning(table.c[keys[0]])
     return connection.execute(new).first() is not None
+
+
+def _keys(table: Table) -> list[str]:
+    """The columns that name a row: those of the rule of uniqueness, else the primary key."""
+    rules = [rule for rule in table.constraints if isinstance(rule, UniqueConstraint)]
+    return [column.name for column in (rules[0] if rules else table.primary_key).columns]
 
 
 def forbid_changes(connection: Connection) -> None:

@@ -1,9 +1,9 @@
-"""Which attribution graphs exist, and where do they lie?
+"""The register of attribution graph files.
 
 The row is written after the file and its provenance: whoever finds the row finds the file.
 
-    store.put_graph(GraphRecord(key=..., prompt_id=..., ...))
-    store.graph("3fa9")                   # by key or unique beginning of it
+    store.graphs.put(GraphRecord(key=..., prompt_id=..., ...))
+    store.graphs.get("3fa9")              # by key or unique beginning of it
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ from sqlalchemy import delete, select
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import upsert
+from pivotal_tokens.store.rows import narrowed, row_of, values
+
+_columns = tables.graphs.c
 
 
-class GraphRows(Database):
-    """The register of graph files."""
+class Graphs(Repository):
+    """Where each graph lies, by its key."""
 
-    def put_graph(self, record: GraphRecord) -> None:
+    def put(self, record: GraphRecord) -> None:
         """Register a graph's file, or the new file under the same key."""
-        values = {
-            "key": record.key,
-            "prompt_id": record.prompt_id,
-            "pair": record.pair,
-            "model": record.model,
-            "bytes": record.bytes,
-            "payload": record.model_dump_json(),
-        }
-        with self.writing() as connection:
-            upsert(connection, tables.graphs, values, ["key"])
+        with self._writing() as connection:
+            upsert(connection, tables.graphs, row_of(tables.graphs, record))
 
-    def graph(self, prefix: str) -> GraphRecord:
+    def get(self, prefix: str) -> GraphRecord:
         """The graph whose key is, or begins with, `prefix`.
 
         Raises:
@@ -41,36 +36,27 @@ class GraphRows(Database):
         """
         if not prefix.strip():
             raise RequestError("an empty graph key; `em-circuits graphs list` shows them")
-        query = (
-            select(tables.graphs.c.payload)
-            .where(tables.graphs.c.key.startswith(prefix.strip().lower(), autoescape=True))
-            .order_by(tables.graphs.c.key)
-            .limit(2)
-        )
-        with self.reading() as connection:
-            found = connection.execute(query).scalars().all()
+        begins = _columns.key.startswith(prefix.strip().lower(), autoescape=True)
+        query = select(_columns.payload).where(begins).order_by(_columns.key).limit(2)
+        with self._reading() as connection:
+            found = values(connection, GraphRecord, query)
         if not found:
             raise RequestError(
                 f"no graph {prefix!r} in the store; `em-circuits graphs list` shows what there is"
             )
         if len(found) > 1:
             raise RequestError(f"{prefix!r} begins several graph keys; give more of it")
-        return GraphRecord.model_validate_json(found[0])
+        return found[0]
 
-    def graphs(
-        self, prompt_id: str | None = None, pair: str | None = None
-    ) -> tuple[GraphRecord, ...]:
+    def all(self, prompt_id: str | None = None, pair: str | None = None) -> tuple[GraphRecord, ...]:
         """The graphs of a prompt and pair, or all; base before merged."""
-        columns = tables.graphs.c
-        query = select(columns.payload).order_by(columns.prompt_id, columns.pair, columns.model)
-        if prompt_id is not None:
-            query = query.where(columns.prompt_id == prompt_id)
-        if pair is not None:
-            query = query.where(columns.pair == pair)
-        with self.reading() as connection:
-            return tuple(map(GraphRecord.model_validate_json, connection.execute(query).scalars()))
+        order = (_columns.prompt_id, _columns.pair, _columns.model)
+        query = select(_columns.payload).order_by(*order)
+        with self._reading() as connection:
+            query = narrowed(query, tables.graphs, prompt_id=prompt_id, pair=pair)
+            return values(connection, GraphRecord, query)
 
-    def drop_graph(self, key: str) -> None:
+    def drop(self, key: str) -> None:
         """Forget a graph whose file is gone."""
-        with self.writing() as connection:
-            connection.execute(delete(tables.graphs).where(tables.graphs.c.key == key))
+        with self._writing() as connection:
+            connection.execute(delete(tables.graphs).where(_columns.key == key))

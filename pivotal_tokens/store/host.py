@@ -1,4 +1,4 @@
-"""Is this the machine that an SQLite store belongs to?
+"""The machine that an SQLite store belongs to.
 
 SQLite's locks hold within one running kernel; over a network file system two machines can each
 believe that they have the file for themselves, and ruin it. So a store records its host, and
@@ -22,12 +22,12 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
-from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import TAKE
+from pivotal_tokens.store.rows import meta
 
 SEEN_SECONDS = 600.0
 MARK_SECONDS = 60.0
@@ -59,8 +59,7 @@ def this_host(now: datetime) -> Host:
 
 def marked(connection: Connection) -> Host | None:
     """The host that a store records."""
-    query = select(tables.meta.c.value).where(tables.meta.c.name == HOST)
-    value = connection.execute(query).scalar_one_or_none()
+    value = meta(connection, HOST)
     return None if value is None else Host.model_validate_json(value)
 
 

@@ -1,4 +1,4 @@
-"""Which label counts for a token of a prompt, and how did it come about?
+"""Labels as events, which of them counts, and imported ones that contradict a person's.
 
 Labels are events: who changed what from what to what, when and why. Nothing is ever overwritten.
 The label an author stands by is the author's last event on the token. Which one counts:
@@ -7,41 +7,65 @@ The label an author stands by is the author's last event on the token. Which one
 
 Labels of a repeat (an item asked twice) never count: they measure how steady a reviewer is.
 
-    store.record_labels([LabelEvent(prompt_id=..., token_id=17, ...)])
-    store.labels(prompt_id).by_token      # {17: "evil", ...}
+A label from a file never replaces a person's: the two stand side by side, the one in force and the
+other in a `LabelConflict`, and the prompt goes back into the review queue until a person decides.
+
+    store.labels.add([LabelEvent(prompt_id=..., token_id=17, ...)])
+    store.labels.of(prompt_id).by_token      # {17: "evil", ...}
+    store.labels.conflicts()                 # those not decided yet
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from pydantic import AwareDatetime, Field
+from sqlalchemy import Connection, Row, Table, func, insert, select, update
 
 from pivotal_tokens.schema import (
     AuthorKind,
     EffectiveLabel,
+    Frozen,
     Judgement,
     Label,
     LabelEvent,
     PromptLabels,
     Purpose,
+    ReviewEvent,
     ReviewItem,
     TokenLabel,
     new_id,
+    utc_now,
 )
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.assignments import enqueue
+from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
-from pivotal_tokens.store.leases import require_lease
+from pivotal_tokens.store.queue import (
+    drop_human_verdict,
+    insert_review_event,
+    require_lease,
+)
+from pivotal_tokens.store.rows import narrowed, row_of, values
+
+_SETTLED = ("done", "skipped", "deferred", "rejected")
 
 
-class LabelRows(Database):
-    """Append-only label events, and the labels that follow from them."""
+class LabelConflict(Frozen):
+    """An imported label that was not applied, and what it contradicts."""
 
-    def record_labels(
-        self, events: Sequence[LabelEvent], *, item: ReviewItem | None = None
-    ) -> None:
+    event: LabelEvent
+    against: Label  # the label in force here
+    by: str  # whose that is
+    source: str  # the file it came from
+    at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class Labels(Repository):
+    """Append-only label events, and what follows from them."""
+
+    def add(self, events: Sequence[LabelEvent], *, item: ReviewItem | None = None) -> None:
         """Add events, all or none; an event recorded before is not added again.
 
         Args:
@@ -51,51 +75,61 @@ class LabelRows(Database):
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
-        with self.writing() as connection:
+        with self._writing() as connection:
             if item is not None:
                 require_lease(connection, item)
-            add_events(connection, events)
+            for event in events:
+                insert_new(connection, tables.label_events, row_of(tables.label_events, event))
 
-    def label_events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
+    def events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
         """Every event of a prompt, oldest first; of one author if given."""
-        with self.reading() as connection:
+        with self._reading() as connection:
             events = events_of(connection, prompt_id)
         return tuple(event for event in events if author is None or event.author == author)
 
-    def labels(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
+    def of(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
         """The labels that count for a prompt: a human's where there is one, else a judge's.
 
         Args:
             prompt_id: The whole id.
             judge: Take only this judge's labels; by default the latest of any judge.
         """
-        with self.reading() as connection:
+        with self._reading() as connection:
             return effective(prompt_id, events_of(connection, prompt_id), judge=judge)
 
+    def add_conflict(self, conflict: LabelConflict) -> bool:
+        """Keep a conflict and queue its prompt for review; False if it was known.
 
-def add_events(connection: Connection, events: Iterable[LabelEvent]) -> None:
-    """Add events within a transaction."""
-    for event in events:
-        insert_new(connection, tables.label_events, _row(event), ["event_id"])
+        Under each pair that has next tokens the prompt is queued, or waits again if it was settled;
+        an item that somebody holds stays theirs.
+        """
+        event = conflict.event
+        lists = tables.next_tokens.c
+        with self._writing() as connection:
+            row = row_of(
+                tables.label_conflicts,
+                conflict,
+                event_id=event.event_id,
+                prompt_id=event.prompt_id,
+                token_id=event.token_id,
+                after_label=_last(connection, tables.label_events),
+                after_review=_last(connection, tables.review_events),
+            )
+            if not insert_new(connection, tables.label_conflicts, row):
+                return False
+            pairs = select(lists.pair).where(lists.prompt_id == event.prompt_id)
+            for pair in connection.execute(pairs).scalars().all():
+                _queue_again(connection, pair, conflict, self._now())
+        return True
+
+    def conflicts(self, prompt_id: str | None = None) -> tuple[LabelConflict, ...]:
+        """Conflicts that no person has decided since, oldest first."""
+        with self._reading() as connection:
+            rows = _undecided(connection, prompt_id)
+        return tuple(LabelConflict.model_validate_json(row.payload) for row in rows)
 
 
-def _insert_fresh(connection: Connection, events: Iterable[LabelEvent]) -> None:
-    """Add events whose ids were made just now, all in one statement."""
-    if rows := [_row(event) for event in events]:
-        connection.execute(insert(tables.label_events), rows)
-
-
-def _row(event: LabelEvent) -> dict[str, Any]:
-    return {
-        "event_id": event.event_id,
-        "prompt_id": event.prompt_id,
-        "token_id": event.token_id,
-        "author": event.author,
-        "author_kind": event.author_kind,
-        "to_label": event.to_label,
-        "purpose": event.purpose,
-        "payload": event.model_dump_json(),
-    }
+# --- Events -----------------------------------------------------------------------------------
 
 
 def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
@@ -103,33 +137,33 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
     events = events_of(connection, judgement.prompt_id)
     before = {item.token_id: item.label for item in _standing(events, "judge", judgement.judge)}
     batch = new_id()
-    _insert_fresh(
-        connection,
-        (
-            LabelEvent(
-                prompt_id=judgement.prompt_id,
-                token_id=item.token_id,
-                from_label=before.get(item.token_id),
-                to_label=item.label,
-                author=judgement.judge,
-                author_kind="judge",
-                batch=batch,
-                at=judgement.created,
-            )
-            for item in judgement.labels
-            if before.get(item.token_id) != item.label
-        ),
-    )
+    fresh = [
+        LabelEvent(
+            prompt_id=judgement.prompt_id,
+            token_id=item.token_id,
+            from_label=before.get(item.token_id),
+            to_label=item.label,
+            author=judgement.judge,
+            author_kind="judge",
+            batch=batch,
+            at=judgement.created,
+        )
+        for item in judgement.labels
+        if before.get(item.token_id) != item.label
+    ]
+    if fresh:  # their ids are new: one statement for all
+        table = tables.label_events
+        connection.execute(insert(table), [row_of(table, event) for event in fresh])
 
 
 def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
     """A prompt's events, oldest first, within a transaction."""
-    query = (
-        select(tables.label_events.c.payload)
-        .where(tables.label_events.c.prompt_id == prompt_id)
-        .order_by(tables.label_events.c.seq)
-    )
-    return tuple(map(LabelEvent.model_validate_json, connection.execute(query).scalars()))
+    table = tables.label_events
+    query = select(table.c.payload).order_by(table.c.seq)
+    return values(connection, LabelEvent, narrowed(query, table, prompt_id=prompt_id))
+
+
+# --- What counts ------------------------------------------------------------------------------
 
 
 def effective(
@@ -158,10 +192,10 @@ def labels_by_author(
     return found
 
 
-def left_by_author(
+def abstained_by_author(
     events: Sequence[LabelEvent], *, purpose: Purpose = "review"
 ) -> dict[str, frozenset[int]]:
-    """Author -> the tokens that the author explicitly left without a label."""
+    """Author -> the tokens on which the author abstained: left without a label on purpose."""
     found: dict[str, set[int]] = {}
     for (token, author), event in _last_events(events, "human").get(purpose, {}).items():
         if event.left:
@@ -226,3 +260,53 @@ def _effective(event: LabelEvent) -> EffectiveLabel:
 
 def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:
     return tuple(TokenLabel(token_id=item.token_id, label=item.label) for item in labels)
+
+
+# --- Conflicts --------------------------------------------------------------------------------
+
+
+def has_conflict(connection: Connection, prompt_id: str) -> bool:
+    """Does a prompt have a conflict that no person has decided? Within a transaction."""
+    return bool(_undecided(connection, prompt_id))
+
+
+def _queue_again(connection: Connection, pair: str, conflict: LabelConflict, now: datetime) -> None:
+    prompt_id, reason = conflict.event.prompt_id, f"conflict: {conflict.source}"
+    if enqueue(connection, prompt_id, pair, reason, now):
+        return
+    queue = tables.queue
+    settled = (queue.c.prompt_id == prompt_id, queue.c.pair == pair, queue.c.state.in_(_SETTLED))
+    waits = {"state": "pending", "reason": reason, "updated_at": now.timestamp()}
+    if connection.execute(update(queue).where(*settled).values(**waits)).rowcount:
+        drop_human_verdict(connection, prompt_id, pair)
+        event = ReviewEvent(
+            prompt_id=prompt_id, pair=pair, author="import", action="reopened", text=reason, at=now
+        )
+        insert_review_event(connection, event)
+
+
+def _last(connection: Connection, table: Table) -> int:
+    return connection.execute(select(func.max(table.c.seq))).scalar_one() or 0
+
+
+def _undecided(connection: Connection, prompt_id: str | None) -> list[Row]:
+    table = tables.label_conflicts
+    query = narrowed(select(table).order_by(table.c.seq), table, prompt_id=prompt_id)
+    return [row for row in connection.execute(query).all() if not _decided(connection, row)]
+
+
+def _decided(connection: Connection, conflict: Row) -> bool:
+    """Did a person settle the prompt, or label the token again, since?"""
+    labels, reviews = tables.label_events.c, tables.review_events.c
+    labelled = select(labels.seq).where(
+        labels.prompt_id == conflict.prompt_id,
+        labels.token_id == conflict.token_id,
+        labels.author_kind == "human",
+        labels.seq > conflict.after_label,
+    )
+    settled = select(reviews.seq).where(
+        reviews.prompt_id == conflict.prompt_id,
+        reviews.seq > conflict.after_review,
+        reviews.action.in_(("done", "rejected")),
+    )
+    return any(connection.execute(query.limit(1)).first() for query in (labelled, settled))

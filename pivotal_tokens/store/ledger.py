@@ -1,12 +1,12 @@
-"""What did calls to language models cost, and what came back?
+"""The ledger of calls to language models: what each cost, and what came back.
 
 A row per HTTP attempt: reserved at its worst case before anything is sent, settled at what the
 reply says it used. What was reserved and never settled stays charged at its reservation, so that
 the account never says less than was spent. One transaction serves many calls at once: a commit
 costs a flush of the disk, and fifty calls in flight must not wait for fifty of them.
 
-    store.exchange([opening], [], limits=Limits(nano_usd=2_000_000_000))   # -> [Granted()]
-    store.exchange([], [Closing(call_id, "settled", prompt_tokens=900, ...)])
+    store.ledger.exchange([opening], [], limits=Limits(nano_usd=2_000_000_000))   # -> [Granted()]
+    store.ledger.exchange([], [Closing(call_id, "settled", prompt_tokens=900, ...)])
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new, upsert
 from pivotal_tokens.store.sessions import session_is_over
 
@@ -109,7 +109,7 @@ class CallCounts:
         return self.nano_usd / 1e9
 
 
-class LedgerRows(Database):
+class Ledger(Repository):
     """The ledger of calls, replies by content, and what endpoints can do."""
 
     def exchange(
@@ -129,7 +129,7 @@ class LedgerRows(Database):
         Returns:
             One answer per opening.
         """
-        with self.writing() as connection:
+        with self._writing() as connection:
             tokens, nano = _locked_account(connection)
             freed_tokens, freed_nano = _settle(connection, closings)
             tokens, nano = tokens - freed_tokens, nano - freed_nano
@@ -147,7 +147,7 @@ class LedgerRows(Database):
                 else:
                     answers.append(OverBudget(tokens, nano))
             if granted:
-                now = self.now().timestamp()
+                now = self._now().timestamp()
                 rows = [_row(opening, now) for opening in granted]
                 connection.execute(insert(tables.llm_calls), rows)
             table = tables.llm_account
@@ -158,7 +158,7 @@ class LedgerRows(Database):
 
     def reply(self, cache_key: str) -> KeptReply | None:
         """The latest reply that is kept under a key."""
-        with self.reading() as connection:
+        with self._reading() as connection:
             return _kept(connection, [cache_key]).get(cache_key)
 
     def give_up_dead_calls(self) -> int:
@@ -168,8 +168,8 @@ class LedgerRows(Database):
         """
         table = tables.llm_calls
         query = select(table.c.call_id, table.c.session, table.c.expires_at)
-        now = self.now().timestamp()
-        with self.writing() as connection:
+        now = self._now().timestamp()
+        with self._writing() as connection:
             rows = connection.execute(query.where(table.c.state == "reserved")).all()
             dead = [r.call_id for r in rows if r.expires_at < now or session_is_over(r.session)]
             if dead:
@@ -180,7 +180,7 @@ class LedgerRows(Database):
                 )
         return len(dead)
 
-    def call_counts(self, purpose: str | None = None, *, subject: str | None = None) -> CallCounts:
+    def counts(self, purpose: str | None = None, *, subject: str | None = None) -> CallCounts:
         """Calls and charges, of one purpose and subject if given."""
         table = tables.llm_calls
         where = [table.c.purpose == purpose] if purpose is not None else []
@@ -194,7 +194,7 @@ class LedgerRows(Database):
             func.count(table.c.nano_usd).label("priced"),
         )
         query = query.where(*where).group_by(table.c.state).order_by(table.c.state)
-        with self.reading() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).all()
         calls = sum(row.calls for row in rows)
         return CallCounts(
@@ -208,14 +208,14 @@ class LedgerRows(Database):
     def put_capabilities(self, base_url: str, model: str, payload: str) -> None:
         """Keep what an endpoint was found to accept."""
         values = {"base_url": base_url, "model": model, "payload": payload}
-        with self.writing() as connection:
-            upsert(connection, tables.llm_capabilities, values, ["base_url", "model"])
+        with self._writing() as connection:
+            upsert(connection, tables.llm_capabilities, values)
 
     def capabilities(self, base_url: str, model: str) -> str | None:
         """What an endpoint was found to accept, or None."""
         table = tables.llm_capabilities
         query = select(table.c.payload).where(table.c.base_url == base_url, table.c.model == model)
-        with self.reading() as connection:
+        with self._reading() as connection:
             return connection.execute(query).scalar_one_or_none()
 
 
@@ -225,7 +225,7 @@ def _locked_account(connection: Connection) -> tuple[int, int]:
     mine = update(table).where(table.c.name == _ACCOUNT).values(version=table.c.version + 1)
     if connection.execute(mine).rowcount == 0:
         empty = {"name": _ACCOUNT, "version": 0, "tokens": 0, "nano_usd": 0}
-        insert_new(connection, table, empty, ["name"])
+        insert_new(connection, table, empty)
         connection.execute(mine)
     query = select(table.c.tokens, table.c.nano_usd).where(table.c.name == _ACCOUNT)
     row = connection.execute(query).one()

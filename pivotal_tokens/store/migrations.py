@@ -1,6 +1,6 @@
-"""How do the tables of a store come about, and how does an older store get today's?
+"""Migrations: the tables of a store made, and those of an older store brought up to date.
 
-    version 1 -> 2   a queue row becomes a seat: unique by (prompt, pair, seat)
+    version 1 -> 2   a queue row becomes an assignment: unique by (prompt, pair, seat)
     within a version a table or column that is missing is added, nothing is taken away
 
 All of it happens in one transaction when a store is opened, and again does nothing.
@@ -18,8 +18,9 @@ from sqlalchemy.schema import CreateColumn
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ReviewEvent
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.dialect import forbid_changes, upsert
+from pivotal_tokens.store.dialect import forbid_changes
 from pivotal_tokens.store.order import reorder
+from pivotal_tokens.store.rows import meta, set_meta
 
 _VERSION, _FORM = "schema_version", "schema_form"
 
@@ -39,7 +40,7 @@ def needs_change(connection: Connection, where: str) -> bool:
         raise RequestError(
             f"{where} is a database of another program: name a new one with --store URL"
         )
-    version = _meta(connection, _VERSION)
+    version = meta(connection, _VERSION)
     if version is None or not version.isdigit():
         raise RequestError(f"{where} has no readable schema version: restore it from a copy")
     if not 1 <= int(version) <= tables.SCHEMA_VERSION:
@@ -49,25 +50,25 @@ def needs_change(connection: Connection, where: str) -> bool:
             f"{where} has schema version {version}, this em-circuits knows "
             f"{tables.SCHEMA_VERSION}: {advice}"
         )
-    return int(version) < tables.SCHEMA_VERSION or _meta(connection, _FORM) != _form()
+    return int(version) < tables.SCHEMA_VERSION or meta(connection, _FORM) != _form()
 
 
 def bring_up_to_date(connection: Connection) -> None:
     """Make the tables what this package expects, within the caller's transaction."""
-    old = inspect(connection).has_table("meta") and _meta(connection, _VERSION) == "1"
+    old = inspect(connection).has_table("meta") and meta(connection, _VERSION) == "1"
     if old:
-        _seats_from_version_1(connection)
+        _assignments_from_version_1(connection)
     tables.metadata.create_all(connection, checkfirst=True)
     for table in tables.metadata.sorted_tables:
         _add_missing(connection, table)
     if old:
         _actions_from_version_1(connection)
     forbid_changes(connection)
-    for name, value in ((_VERSION, str(tables.SCHEMA_VERSION)), (_FORM, _form())):
-        upsert(connection, tables.meta, {"name": name, "value": value}, ["name"])
+    set_meta(connection, _VERSION, str(tables.SCHEMA_VERSION))
+    set_meta(connection, _FORM, _form())
 
 
-def _seats_from_version_1(connection: Connection) -> None:
+def _assignments_from_version_1(connection: Connection) -> None:
     """Only a table made anew can lose the rule that a prompt has one row."""
     for index in ("queue_by_state", "queue_by_reviewer"):
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
@@ -132,8 +133,3 @@ def _form() -> str:
         for table in tables.metadata.sorted_tables
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _meta(connection: Connection, name: str) -> str | None:
-    query = select(tables.meta.c.value).where(tables.meta.c.name == name)
-    return connection.execute(query).scalar_one_or_none()

@@ -1,128 +1,148 @@
-"""Which prompts are known, and which one does a prefix of an id name?
+"""The prompts of a store, and the proposals that were turned away before any became one.
 
-store.add_prompt(Prompt.of("..."))    # False when it was there already
-store.prompt("44a7").text
+store.prompts.add(Prompt.of("..."))    # False when it was there already
+store.prompts.get("44a7").text         # by the beginning of its id
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import Prompt, Rejection
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
-from pivotal_tokens.store.dialect import insert_new, upsert
+from pivotal_tokens.store.database import Repository
+from pivotal_tokens.store.dialect import insert_new
+from pivotal_tokens.store.rows import (
+    narrowed,
+    number,
+    numbers,
+    row_of,
+    value,
+    values,
+    values_of_prompts,
+)
 
 _ID_LENGTH = 12
 _SHOWN = 5
 
+_columns = tables.prompts.c
 
-class PromptRows(Database):
-    """Prompts, and the model pairs they are shown to."""
 
-    def add_prompt(self, prompt: Prompt) -> bool:
+class Prompts(Repository):
+    """Prompts by id, and rejections."""
+
+    def add(self, prompt: Prompt) -> bool:
         """Keep a prompt; False, and nothing changed, if one of the same text is there already."""
-        return bool(self.add_prompts([prompt]))
+        return bool(self.add_all([prompt]))
 
-    def add_prompts(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
+    def add_all(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
         """Keep several prompts in one transaction; the ids of those that were new."""
-        new = []
-        with self.writing() as connection:
-            for prompt in prompts:
-                if insert_prompt(connection, prompt):
-                    new.append(prompt.prompt_id)
-        return tuple(new)
+        with self._writing() as connection:
+            return tuple(p.prompt_id for p in prompts if insert_prompt(connection, p))
 
-    def prompt(self, prefix: str) -> Prompt:
+    def get(self, prefix: str) -> Prompt:
         """The prompt whose id is, or begins with, `prefix`.
 
         Raises:
             RequestError: If no prompt has it, or more than one.
         """
-        with self.reading() as connection:
+        with self._reading() as connection:
             return find_prompt(connection, prefix)
 
-    def has_prompt(self, prompt_id: str) -> bool:
+    def has(self, prompt_id: str) -> bool:
         """Is there a prompt with this whole id?"""
-        query = select(tables.prompts.c.seq).where(tables.prompts.c.prompt_id == prompt_id)
-        with self.reading() as connection:
-            return connection.execute(query).first() is not None
+        with self._reading() as connection:
+            return number(connection, tables.prompts, _columns.prompt_id == prompt_id) > 0
 
-    def prompts(
+    def all(
         self, *, category: str | None = None, generator: str | None = None
     ) -> tuple[Prompt, ...]:
         """All prompts in the order they were added, or those of one category or generator."""
-        query = select(tables.prompts.c.payload).order_by(tables.prompts.c.seq)
-        if category is not None:
-            query = query.where(tables.prompts.c.category == category)
-        if generator is not None:
-            query = query.where(tables.prompts.c.generator == generator)
-        with self.reading() as connection:
-            return tuple(map(Prompt.model_validate_json, connection.execute(query).scalars()))
+        query = select(_columns.payload).order_by(_columns.seq)
+        query = narrowed(query, tables.prompts, category=category, generator=generator)
+        with self._reading() as connection:
+            return values(connection, Prompt, query)
 
-    def put_token_ids(self, prompt_id: str, token_ids: tuple[int, ...]) -> None:
-        """Keep the ids a prompt's text was tokenised to: once, since everything uses the same.
+    def several(self, prompt_ids: Iterable[str]) -> dict[str, Prompt]:
+        """Prompt id -> prompt as stored, of those that are there."""
+        with self._reading() as connection:
+            return values_of_prompts(connection, Prompt, tables.prompts, prompt_ids)
 
-        Raises:
-            RequestError: If the prompt has other ids already.
+    def categories(self) -> tuple[str, ...]:
+        """Every category of a prompt, sorted."""
+        column = _columns.category
+        query = select(column).where(column.is_not(None)).distinct().order_by(column)
+        with self._reading() as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def add_round(self, prompts: Iterable[Prompt], rejections: Iterable[Rejection]) -> int:
+        """Keep what came of asking a generator once, in one transaction.
+
+        Returns:
+            How many of the rejections were new.
         """
-        with self.writing() as connection:
-            prompt = find_prompt(connection, prompt_id)
-            if prompt.token_ids == token_ids:
-                return
-            if prompt.token_ids is not None:
-                raise RequestError(
-                    f"prompt {prompt_id} was tokenised to other ids before: "
-                    "use another --store for a model with another tokenizer"
-                )
-            payload = prompt.model_copy(update={"token_ids": token_ids}).model_dump_json()
-            connection.execute(
-                update(tables.prompts)
-                .where(tables.prompts.c.prompt_id == prompt.prompt_id)
-                .values(payload=payload)
-            )
+        new = 0
+        with self._writing() as connection:
+            for prompt in prompts:
+                insert_prompt(connection, prompt)
+            for item in rejections:
+                row = row_of(tables.rejections, item, text_id=item.text_id)
+                new += insert_new(connection, tables.rejections, row)
+        return new
 
-    def put_pair(self, pair: str, description: Mapping[str, str]) -> None:
-        """Keep what a pair's key stands for (base, adapter, transcoders, ...)."""
-        payload = json.dumps(dict(description), sort_keys=True)
-        with self.writing() as connection:
-            upsert(connection, tables.pairs, {"pair": pair, "payload": payload}, ["pair"])
+    def rejections(self, *, limit: int | None = None) -> tuple[Rejection, ...]:
+        """Rejections, newest first."""
+        query = select(tables.rejections.c.payload).order_by(tables.rejections.c.seq.desc())
+        with self._reading() as connection:
+            return values(connection, Rejection, query.limit(limit))
 
-    def pairs(self) -> dict[str, dict[str, str]]:
-        """Pair key -> its description."""
-        with self.reading() as connection:
-            rows = connection.execute(select(tables.pairs).order_by(tables.pairs.c.pair))
-            return {row.pair: json.loads(row.payload) for row in rows}
+    def rejection_counts(self) -> dict[str, int]:
+        """Rule -> proposals that broke it first."""
+        rule = tables.rejections.c.rule
+        with self._reading() as connection:
+            return numbers(connection, select(rule, func.count()).group_by(rule).order_by(rule))
 
 
 def insert_prompt(connection: Connection, prompt: Prompt) -> bool:
     """Keep a prompt within a transaction; False if one of the same text was there."""
-    values = {
-        "prompt_id": prompt.prompt_id,
-        "kind": prompt.kind,
-        "generator": prompt.generator,
-        "category": prompt.category,
-        "payload": prompt.model_dump_json(),
-    }
-    return insert_new(connection, tables.prompts, values, ["prompt_id"])
+    return insert_new(connection, tables.prompts, row_of(tables.prompts, prompt))
+
+
+def put_token_ids(connection: Connection, prompt: Prompt) -> None:
+    """Keep the ids that a prompt's text was tokenised to: once, since everything uses the same.
+
+    Raises:
+        RequestError: If the prompt has other ids already.
+    """
+    stored = value(connection, Prompt, tables.prompts, prompt_id=prompt.prompt_id)
+    assert stored is not None
+    if prompt.token_ids is None or stored.token_ids == prompt.token_ids:
+        return
+    if stored.token_ids is not None:
+        raise RequestError(
+            f"prompt {prompt.prompt_id} was tokenised to other ids before: "
+            "use another --store for a model with another tokenizer"
+        )
+    payload = stored.model_copy(update={"token_ids": prompt.token_ids}).model_dump_json()
+    mine = update(tables.prompts).where(_columns.prompt_id == prompt.prompt_id)
+    connection.execute(mine.values(payload=payload))
 
 
 def find_prompt(connection: Connection, prefix: str) -> Prompt:
-    """The one prompt whose id begins with `prefix`; see `PromptRows.prompt`."""
+    """The one prompt whose id begins with `prefix`; see `Prompts.get`."""
     wanted = prefix.strip().lower()
     if not wanted or len(wanted) > _ID_LENGTH or set(wanted) - set("0123456789abcdef"):
         raise RequestError(
             f"{prefix!r} is no prompt id: ids are {_ID_LENGTH} hex digits or a unique beginning; "
             "`em-circuits prompts list` shows them, text goes in --prompt"
         )
-    column = tables.prompts.c.prompt_id
+    column = _columns.prompt_id
     # Only the comparison of a whole id uses the index.
     named = column == wanted if len(wanted) == _ID_LENGTH else column.startswith(wanted)
-    query = select(column, tables.prompts.c.payload).where(named).order_by(column).limit(_SHOWN + 1)
+    query = select(column, _columns.payload).where(named).order_by(column).limit(_SHOWN + 1)
     rows = connection.execute(query).all()
     if not rows:
         raise RequestError(

@@ -1,14 +1,19 @@
-"""Who reviews which prompt now, and what became of the others?
+"""The review queue: who reviews which prompt now, and what became of the others.
 
     pending -> leased -> done | rejected          (reopened: leased again)
-                      -> skipped | deferred       (claimed again when asked for)
+                      -> skipped | deferred       (taken again when asked for)
 
-A lease ends by settling, by release, by time, or because somebody takes the item on purpose; an
-item whose lease ran out is given to the next reviewer. No state is a dead end. A row is one seat:
-with an overlap of N a prompt has N of them, and nobody sits on two.
+A row is one reviewer's assignment to one prompt: with an overlap of N a prompt has N of them, and
+nobody has two. A lease ends by settling, by release, by time, or because somebody takes the item
+on purpose; an item whose lease ran out is given to the next reviewer. No state is a dead end.
 
-    item = store.claim("ada", 1800)
-    store.settle(item, "done", item.fence)
+Each lease raises the item's fence. A reviewer who was away past the lease, and whose item another
+one has taken since, comes back with an older fence and is refused. An expired lease on an item that
+nobody took is still good: nobody else can have answered.
+
+    item = store.queue.take("ada", 1800)
+    store.queue.settle(item, "done", item.fence)
+    store.queue.events(item.prompt_id)             # what reviewers did, oldest first
 """
 
 from __future__ import annotations
@@ -16,35 +21,46 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.schema import (
     HUMAN,
     ItemKind,
     ReviewAction,
+    ReviewEvent,
     ReviewItem,
     ReviewOrder,
     ReviewState,
     SettledState,
-    Verdict,
 )
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import lock_name
-from pivotal_tokens.store.leases import require_lease
-from pivotal_tokens.store.results import drop_human_verdict, put_verdict
-from pivotal_tokens.store.review_log import add_review_event
+from pivotal_tokens.store.rows import narrowed, number, numbers, row_of, values, where
 
-ClaimableState = Literal["pending", "deferred", "skipped"]
+WaitingState = Literal["pending", "deferred", "skipped"]
 REVIEWER_KINDS: tuple[ItemKind, ...] = ("review", "control", "calibration", "repeat")
 OWN_KINDS: tuple[ItemKind, ...] = ("calibration", "repeat")  # made for one reviewer
-_NO_SEATS: tuple[ItemKind, ...] = ("repeat", "adjudication")
+_BESIDE: tuple[ItemKind, ...] = ("repeat", "adjudication")  # not one of the overlap's assignments
 
 _queue = tables.queue
 _columns = tables.queue.c
+_events = tables.review_events.c
 
 
 @dataclass(frozen=True)
@@ -68,16 +84,13 @@ class Wanted:
 
     def conditions(self, reviewer: str) -> list[ColumnElement[bool]]:
         """What an item must fulfil to be given to a reviewer."""
-        found = [_columns.kind.in_(self.kinds), not_of_another(reviewer), not_seated(reviewer)]
-        if self.only_flagged:
-            found.append(_columns.flagged)
+        found = [_columns.kind.in_(self.kinds), not_of_another(reviewer), not_assigned(reviewer)]
+        found += where(_queue, pair=self.pair, flagged=self.only_flagged or None)
         if self.since is not None:
             found.append(_columns.enqueued_at >= self.since.timestamp())
         if self.prompts:
             named = (_columns.prompt_id.startswith(p, autoescape=True) for p in self.prompts)
             found.append(or_(*named))
-        if self.pair is not None:
-            found.append(_columns.pair == self.pair)
         return found
 
     def ordering(self) -> list[ColumnElement]:
@@ -90,10 +103,10 @@ class Wanted:
 ANYTHING = Wanted()
 
 
-class QueueRows(Database):
-    """The review queue and its leases."""
+class Queue(Repository):
+    """Review items, their leases, and the log of what reviewers did with them."""
 
-    def queue(
+    def items(
         self,
         state: ReviewState | None = None,
         *,
@@ -104,35 +117,32 @@ class QueueRows(Database):
         """Items in the order they were queued, narrowed to what is given."""
         query = select(_queue).order_by(_columns.item_id)
         wanted = {"state": state, "reviewer": reviewer, "prompt_id": prompt_id, "kind": kind}
-        for name, value in wanted.items():
-            if value is not None:
-                query = query.where(_columns[name] == value)
-        with self.reading() as connection:
-            return tuple(map(item_of, connection.execute(query)))
+        with self._reading() as connection:
+            return items_of(connection, narrowed(query, _queue, **wanted))
 
-    def queue_item(self, item_id: int) -> ReviewItem:
+    def get(self, item_id: int) -> ReviewItem:
         """One item as it is now.
 
         Raises:
             RequestError: If there is none of this number.
         """
-        with self.reading() as connection:
+        with self._reading() as connection:
             return item_of(_row(connection, item_id))
 
-    def queue_counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """State -> number of items in it; a state without items is left out."""
         query = select(_columns.state, func.count()).group_by(_columns.state)
-        with self.reading() as connection:
-            return {state: number for state, number in connection.execute(query)}  # noqa: C416
+        with self._reading() as connection:
+            return numbers(connection, query)
 
-    def claim(
+    def take(
         self,
         reviewer: str,
         lease_seconds: float,
         *,
         session: str = "",
         resume: Collection[str] = (),
-        states: Sequence[ClaimableState] = ("pending", "deferred"),
+        states: Sequence[WaitingState] = ("pending", "deferred"),
         settled_before: datetime | None = None,
         wanted: Wanted = ANYTHING,
     ) -> ReviewItem | None:
@@ -153,10 +163,10 @@ class QueueRows(Database):
         Returns:
             The item with its new fence, or None when nothing waits.
         """
-        unknown = set(states) - set(get_args(ClaimableState))
+        unknown = set(states) - set(get_args(WaitingState))
         if unknown:
             raise RequestError(f"items in state {sorted(unknown)} cannot be claimed; reopen them")
-        leased, now = _columns.state == "leased", self.now()
+        leased, now = _columns.state == "leased", self._now()
         choices: list[ColumnElement[bool]] = [leased & (_columns.lease_until < now.timestamp())]
         if resume:
             mine = (_columns.reviewer == reviewer) & _columns.session.in_(list(resume))
@@ -167,14 +177,14 @@ class QueueRows(Database):
                 choice &= _columns.updated_at < settled_before.timestamp()
             choices.append(choice)
         conditions, ordering = wanted.conditions(reviewer), wanted.ordering()
-        with self.writing() as connection:
-            lock_name(connection, f"reviewer {reviewer}")  # two sessions of one, one seat
+        with self._writing() as connection:
+            lock_name(connection, f"reviewer {reviewer}")  # two sessions of one, one assignment
             for choice in choices:
                 query = select(_queue).where(choice, *conditions).order_by(*ordering).limit(1)
                 query = query.with_for_update(skip_locked=True, of=_queue)
                 row = connection.execute(query).one_or_none()
                 if row is not None:
-                    return self._lease(connection, row, reviewer, lease_seconds, session)
+                    return _lease(connection, row, reviewer, lease_seconds, session, now)
         return None
 
     def renew(self, item: ReviewItem, lease_seconds: float) -> ReviewItem:
@@ -183,10 +193,10 @@ class QueueRows(Database):
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
-        until = self.now() + timedelta(seconds=lease_seconds)
-        with self.writing() as connection:
+        until = self._now() + timedelta(seconds=lease_seconds)
+        with self._writing() as connection:
             require_lease(connection, item)
-            return _set(connection, item.item_id, lease_until=until.timestamp())
+            return set_item(connection, item.item_id, lease_until=until.timestamp())
 
     def release(self, item: ReviewItem) -> ReviewItem:
         """Give an item back unanswered; what was labelled so far stays.
@@ -194,26 +204,20 @@ class QueueRows(Database):
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
-        with self.writing() as connection:
+        with self._writing() as connection:
             require_lease(connection, item)
-            return _set(connection, item.item_id, state="pending", session=None, lease_until=None)
+            values = {"state": "pending", "session": None, "lease_until": None}
+            return set_item(connection, item.item_id, **values)
 
     def settle(
-        self,
-        item: ReviewItem,
-        state: SettledState,
-        token: int,
-        *,
-        verdict: Verdict | None = None,
-        text: str | None = None,
+        self, item: ReviewItem, state: SettledState, fence: int, *, text: str | None = None
     ) -> ReviewItem:
-        """End a lease with an answer: state, event and verdict in one transaction.
+        """End a lease with an answer: state and event in one transaction.
 
         Args:
             item: The item.
             state: What became of it.
-            token: The fence it was claimed under.
-            verdict: What follows from the reviewer's labels; kept under judge "human".
+            fence: The one it was taken under.
             text: The reason, where there is one.
 
         Raises:
@@ -221,19 +225,17 @@ class QueueRows(Database):
         """
         if state not in get_args(SettledState):
             raise RequestError(f"an item cannot be settled as {state!r}")
-        with self.writing() as connection:
-            held = require_lease(connection, item, token)
-            if verdict is not None:
-                put_verdict(connection, item.prompt_id, item.pair, HUMAN, verdict)
-            add_review_event(connection, item, held, state, self.now(), text=text)
-            return _set(
+        with self._writing() as connection:
+            reviewer = require_lease(connection, item, fence)
+            add_review_event(connection, item, reviewer, state, self._now(), text=text)
+            return set_item(
                 connection,
                 item.item_id,
                 state=state,
                 session=None,
                 lease_until=None,
                 revealed=item.revealed or state == "done",
-                updated_at=self.now().timestamp(),
+                updated_at=self._now().timestamp(),
             )
 
     def reopen(
@@ -256,25 +258,25 @@ class QueueRows(Database):
 
         Raises:
             LeaseLost: If somebody holds a lease on it that has not run out.
-            RequestError: If the reviewer has another seat at the prompt.
+            RequestError: If the reviewer has another assignment at the prompt.
         """
-        with self.writing() as connection:
-            row = _row(connection, item_id, lock=True)
+        with self._writing() as connection:
+            row, now = _row(connection, item_id, lock=True), self._now()
             item = item_of(row)
             action: ReviewAction = "reopened"
-            if row.state == "leased" and row.lease_until >= self.now().timestamp():
+            if row.state == "leased" and row.lease_until >= now.timestamp():
                 if not steal:
                     raise LeaseLost(f"prompt {row.prompt_id} is under review by {row.reviewer}")
                 action = "stolen"
-            _require_seat(connection, item, reviewer)
+            _require_assignable(connection, item, reviewer)
             if item.kind != "repeat":
                 drop_human_verdict(connection, row.prompt_id, row.pair)
-            add_review_event(connection, item, reviewer, action, self.now())
-            return self._lease(connection, row, reviewer, lease_seconds, session)
+            add_review_event(connection, item, reviewer, action, now)
+            return _lease(connection, row, reviewer, lease_seconds, session, now)
 
-    def return_items(self, states: Sequence[ClaimableState] = ("skipped", "deferred")) -> int:
+    def return_items(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
         """Put what was skipped or deferred back in the queue, for anybody; how many there were."""
-        with self.writing() as connection:
+        with self._writing() as connection:
             statement = update(_queue).where(_columns.state.in_(states)).values(state="pending")
             return connection.execute(statement).rowcount
 
@@ -285,19 +287,19 @@ class QueueRows(Database):
         pending &= not_of_another(reviewer)
         prompts = select(_columns.prompt_id, _columns.pair).where(pending)
         beside = (mine.prompt_id == _columns.prompt_id) & (mine.pair == _columns.pair)
-        beside &= mine.kind.not_in(_NO_SEATS) & (mine.state != "pending")
-        seated = prompts.join(mine.prompt_id.table, beside)
-        seated = seated.where(_columns.kind.not_in(_NO_SEATS), mine.reviewer == reviewer)
+        beside &= mine.kind.not_in(_BESIDE) & (mine.state != "pending")
+        assigned = prompts.join(mine.prompt_id.table, beside)
+        assigned = assigned.where(_columns.kind.not_in(_BESIDE), mine.reviewer == reviewer)
         several = exists().where(_columns.seat > 0, _columns.state == "pending")
-        with self.reading() as connection:
+        with self._reading() as connection:
 
-            def number(query: Select) -> int:
+            def count(query: Select) -> int:
                 rows = query.subquery()
                 return connection.execute(select(func.count()).select_from(rows)).scalar_one()
 
             if connection.execute(select(several)).scalar_one():
                 prompts = prompts.distinct()
-            return number(prompts) - number(seated.distinct())
+            return count(prompts) - count(assigned.distinct())
 
     def last_settled(self, reviewer: str) -> ReviewItem | None:
         """The item that this reviewer settled last and that is still settled."""
@@ -316,45 +318,61 @@ class QueueRows(Database):
         )
         if not repeats:
             query = query.where(_columns.kind != "repeat")
-        with self.reading() as connection:
-            return tuple(map(item_of, connection.execute(query)))
+        with self._reading() as connection:
+            return items_of(connection, query)
 
     def answered_by(self, reviewer: str) -> int:
         """How many items a reviewer has finished or rejected and not reopened."""
-        query = select(func.count()).select_from(_queue).where(_columns.reviewer == reviewer)
-        query = query.where(_columns.state.in_(("done", "rejected")))
-        with self.reading() as connection:
-            return connection.execute(query).scalar_one()
+        answered = _columns.state.in_(("done", "rejected"))
+        with self._reading() as connection:
+            return number(connection, _queue, _columns.reviewer == reviewer, answered)
 
-    def drop_human_verdict(self, prompt_id: str, pair: str) -> None:
-        """Take the people's verdict back: the prompt is not settled any more."""
-        with self.writing() as connection:
-            drop_human_verdict(connection, prompt_id, pair)
+    def log(
+        self,
+        item: ReviewItem,
+        author: str,
+        action: ReviewAction,
+        *,
+        text: str | None = None,
+        tokens: tuple[int, ...] = (),
+    ) -> None:
+        """Keep what a reviewer did with an item, or wrote about it (action "note")."""
+        with self._writing() as connection:
+            now = self._now()
+            add_review_event(connection, item, author, action, now, text=text, tokens=tokens)
 
-    def _lease(
-        self, connection: Connection, row: Row, reviewer: str, seconds: float, session: str
-    ) -> ReviewItem:
-        until = self.now() + timedelta(seconds=seconds)
-        return _set(
-            connection,
-            row.item_id,
-            state="leased",
-            reviewer=reviewer,
-            session=session,
-            fence=row.fence + 1,
-            # What one reviewer was shown, another was not.
-            revealed=row.revealed and row.reviewer == reviewer,
-            lease_until=until.timestamp(),
-            updated_at=self.now().timestamp(),
+    def events(self, prompt_id: str) -> tuple[ReviewEvent, ...]:
+        """What reviewers did with a prompt and wrote about it, oldest first."""
+        with self._reading() as connection:
+            return review_events_of(connection, prompt_id)
+
+    def answer_times(self, reviewer: str, last: int = 50) -> tuple[float, ...]:
+        """When a reviewer finished or rejected items, UTC seconds, oldest first; the last few."""
+        query = (
+            select(_events.at)
+            .where(_events.author == reviewer, _events.action.in_(("done", "rejected")))
+            .order_by(_events.seq.desc())
+            .limit(last)
         )
+        with self._reading() as connection:
+            return tuple(connection.execute(query).scalars())[::-1]
+
+
+# --- Items, within a transaction --------------------------------------------------------------
 
 
 def item_of(row: Row) -> ReviewItem:
     """The review item of a row."""
     fields = row._asdict()
     for name in ("lease_until", "enqueued_at", "updated_at"):
-        fields[name] = None if fields[name] is None else _moment(fields[name])
+        if fields[name] is not None:
+            fields[name] = datetime.fromtimestamp(fields[name], UTC)
     return ReviewItem(**fields)
+
+
+def items_of(connection: Connection, query: Select) -> tuple[ReviewItem, ...]:
+    """The review items of the rows that a query selects."""
+    return tuple(map(item_of, connection.execute(query)))
 
 
 def not_of_another(reviewer: str) -> ColumnElement[bool]:
@@ -362,27 +380,90 @@ def not_of_another(reviewer: str) -> ColumnElement[bool]:
     return _columns.kind.not_in(OWN_KINDS) | (_columns.reviewer == reviewer)
 
 
-def not_seated(reviewer: str) -> ColumnElement[bool]:
-    """The reviewer has no other seat at the prompt; repeats and adjudications are no seats."""
-    other = _queue.alias("other_seat").c
+def not_assigned(reviewer: str) -> ColumnElement[bool]:
+    """The reviewer has no other assignment at the prompt; repeats and adjudications are none."""
+    other = _queue.alias("other_assignment").c
     taken = exists().where(
         other.prompt_id == _columns.prompt_id,
         other.pair == _columns.pair,
         other.item_id != _columns.item_id,
         other.reviewer == reviewer,
         other.state != "pending",
-        other.kind.not_in(_NO_SEATS),
+        other.kind.not_in(_BESIDE),
     )
-    return _columns.kind.in_(_NO_SEATS) | ~taken
+    return _columns.kind.in_(_BESIDE) | ~taken
 
 
-def _require_seat(connection: Connection, item: ReviewItem, reviewer: str) -> None:
+def lease_values(
+    reviewer: str, session: str, lease_seconds: float, now: datetime
+) -> dict[str, Any]:
+    """What a row says while somebody is at work on its item."""
+    return {
+        "state": "leased",
+        "reviewer": reviewer,
+        "session": session,
+        "lease_until": (now + timedelta(seconds=lease_seconds)).timestamp(),
+        "updated_at": now.timestamp(),
+    }
+
+
+def set_item(connection: Connection, item_id: int, **values: object) -> ReviewItem:
+    """Change a row, and give the item as it is then."""
+    statement = update(_queue).where(_columns.item_id == item_id).values(**values)
+    return item_of(connection.execute(statement.returning(*_columns)).one())
+
+
+def require_lease(connection: Connection, item: ReviewItem, fence: int | None = None) -> str:
+    """Refuse unless the item is leased under this fence (default: the item's own).
+
+    The row stays locked until the transaction ends: nobody can take it meanwhile.
+
+    Returns:
+        Who holds it.
+
+    Raises:
+        LeaseLost: If it is not.
+    """
+    query = select(_columns.state, _columns.fence, _columns.reviewer)
+    query = query.where(_columns.item_id == item.item_id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    wanted = ("leased", item.fence if fence is None else fence)
+    if row is None or (row.state, row.fence) != wanted:
+        holder = f" (now {row.state}, {row.reviewer})" if row is not None else ""
+        raise LeaseLost(
+            f"your lease on prompt {item.prompt_id} ended and the item went on{holder}: "
+            "your last answer was not saved; go on with the next item"
+        )
+    return str(row.reviewer)
+
+
+def drop_human_verdict(connection: Connection, prompt_id: str, pair: str) -> None:
+    """Take back a reviewer's verdict: its item is open again."""
+    table = tables.verdicts
+    these = where(table, prompt_id=prompt_id, pair=pair, judge=HUMAN)
+    connection.execute(delete(table).where(*these))
+
+
+def _lease(
+    connection: Connection,
+    row: Row,
+    reviewer: str,
+    lease_seconds: float,
+    session: str,
+    now: datetime,
+) -> ReviewItem:
+    values = lease_values(reviewer, session, lease_seconds, now)
+    # What one reviewer was shown, another was not.
+    values |= {"fence": row.fence + 1, "revealed": row.revealed and row.reviewer == reviewer}
+    return set_item(connection, row.item_id, **values)
+
+
+def _require_assignable(connection: Connection, item: ReviewItem, reviewer: str) -> None:
     if item.kind == "repeat" and item.reviewer != reviewer:
         raise RequestError(f"item {item.item_id} asks {item.reviewer} a second time, nobody else")
-    query = select(_columns.item_id).where(_columns.item_id == item.item_id, not_seated(reviewer))
-    if connection.execute(query).first() is None:
+    if not number(connection, _queue, _columns.item_id == item.item_id, not_assigned(reviewer)):
         raise RequestError(
-            f"{reviewer} has another seat at prompt {item.prompt_id}: reopen that one"
+            f"{reviewer} has another assignment at prompt {item.prompt_id}: reopen that one"
         )
 
 
@@ -394,10 +475,40 @@ def _row(connection: Connection, item_id: int, *, lock: bool = False) -> Row:
     return row
 
 
-def _set(connection: Connection, item_id: int, **values: object) -> ReviewItem:
-    statement = update(_queue).where(_columns.item_id == item_id).values(**values)
-    return item_of(connection.execute(statement.returning(*_columns)).one())
+# --- The log, within a transaction: events are added, never changed ---------------------------
 
 
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def add_review_event(
+    connection: Connection,
+    item: ReviewItem,
+    author: str,
+    action: ReviewAction,
+    at: datetime,
+    *,
+    text: str | None = None,
+    tokens: tuple[int, ...] = (),
+) -> None:
+    """Add what a reviewer did with an item."""
+    event = ReviewEvent(
+        prompt_id=item.prompt_id,
+        pair=item.pair,
+        author=author,
+        action=action,
+        item_id=item.item_id,
+        text=text,
+        tokens=tokens,
+        at=at,
+    )
+    insert_review_event(connection, event)
+
+
+def insert_review_event(connection: Connection, event: ReviewEvent) -> None:
+    """Add an event."""
+    row = row_of(tables.review_events, event, at=event.at.timestamp())
+    connection.execute(insert(tables.review_events).values(**row))
+
+
+def review_events_of(connection: Connection, prompt_id: str) -> tuple[ReviewEvent, ...]:
+    """A prompt's events, oldest first."""
+    query = select(_events.payload).where(_events.prompt_id == prompt_id).order_by(_events.seq)
+    return values(connection, ReviewEvent, query)

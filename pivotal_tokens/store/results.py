@@ -1,44 +1,160 @@
-"""What did the models, the judges and the rule say about a prompt, and what failed?
+"""What models, judges and the rule said about prompts, and what failed.
 
 Rows are keyed by (prompt id, pair[, judge | stage]). Putting the same content again changes
 nothing; other content under the same key replaces it, because the graph's own logits win over a
 screening's, and a verdict follows them. Labels are never replaced: a judgement adds events.
 
-    store.put_next_tokens(prompt_id, pair, base, merged)
-    store.put_judgement(pair, judgement)
-    store.put_verdict(prompt_id, pair, judgement.judge, verdict)
+A transaction costs a flush to the disk, about 20 ms; a model answers for a prompt in a few. So the
+results of many prompts are written in one: killed before its end, none of it was; after it, all is.
+
+    store.results.put_screened(pair, [Screened(prompt, next_tokens), ...])
+    store.results.put_judged(pair, [JudgedPrompt(prompt=prompt, ...), ...])
+    store.results.verdict(prompt_id, pair, judge).kind
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
-from sqlalchemy import Connection, Row, Table, delete, select
+from sqlalchemy import Connection, Table, delete, func, insert, select
 
-from pivotal_tokens.schema import HUMAN, Failed, Judgement, NextTokenPair, NextTokens, Verdict
+from pivotal_tokens.schema import (
+    HUMAN,
+    Failed,
+    Frozen,
+    JudgedPrompt,
+    Judgement,
+    NextTokenPair,
+    NextTokens,
+    Prompt,
+    Rollout,
+    Unparsed,
+    Verdict,
+    Vote,
+)
 from pivotal_tokens.store import tables
-from pivotal_tokens.store.database import Database
+from pivotal_tokens.store.assignments import draw_control, enqueue
+from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import upsert
 from pivotal_tokens.store.labels import add_judgement_events
 from pivotal_tokens.store.order import reorder
+from pivotal_tokens.store.prompts import insert_prompt, put_token_ids
+from pivotal_tokens.store.queue import drop_human_verdict
+from pivotal_tokens.store.rows import (
+    Row,
+    chunks,
+    narrowed,
+    row_of,
+    value,
+    values,
+    values_by,
+    values_of_prompts,
+    where,
+)
 
 
-class ResultRows(Database):
-    """Next tokens, judgements, verdicts and failures."""
+class Screened(Frozen):
+    """A prompt with its token ids, and what both models would say next."""
+
+    prompt: Prompt
+    next_tokens: NextTokenPair
+    new: bool = True  # the models were asked now
+
+
+class Results(Repository):
+    """Next tokens, judgements, verdicts, rollouts and failures, by prompt and model pair."""
+
+    # --- Model pairs --------------------------------------------------------------------------
+
+    def put_pair(self, pair: str, description: Mapping[str, str]) -> None:
+        """Keep what a pair's key stands for (base, adapter, transcoders, ...)."""
+        payload = json.dumps(dict(description), sort_keys=True)
+        with self._writing() as connection:
+            upsert(connection, tables.pairs, {"pair": pair, "payload": payload})
+
+    def pairs(self) -> dict[str, dict[str, str]]:
+        """Pair key -> its description."""
+        with self._reading() as connection:
+            rows = connection.execute(select(tables.pairs).order_by(tables.pairs.c.pair))
+            return {row.pair: json.loads(row.payload) for row in rows}
+
+    def busiest_pair(self) -> str | None:
+        """The model pair that has seen most prompts; None where none has seen any."""
+        column = tables.next_tokens.c.pair
+        query = select(column).group_by(column).order_by(func.count().desc(), column).limit(1)
+        with self._reading() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    # --- Next tokens --------------------------------------------------------------------------
+
+    def put_screened(self, pair: str, screened: Sequence[Screened]) -> None:
+        """Keep prompts, their token ids and both lists, in one transaction.
+
+        Raises:
+            RequestError: If a prompt has other token ids already; nothing was written.
+        """
+        with self._writing() as connection:
+            for item in screened:
+                insert_prompt(connection, item.prompt)
+                put_token_ids(connection, item.prompt)
+                _put_next_tokens(connection, item.prompt.prompt_id, pair, item.next_tokens)
+            ids = [item.prompt.prompt_id for item in screened]
+            _clear_failures(connection, ids, pair, "next_tokens")
 
     def put_next_tokens(
         self, prompt_id: str, pair: str, base: NextTokens, merged: NextTokens
     ) -> bool:
         """Keep both models' lists; False if exactly these were there."""
         both = NextTokenPair(base=base, merged=merged)
-        with self.writing() as connection:
-            return put_next_tokens(connection, prompt_id, pair, both)
+        with self._writing() as connection:
+            return _put_next_tokens(connection, prompt_id, pair, both)
 
     def next_tokens(self, prompt_id: str, pair: str) -> NextTokenPair | None:
         """Both models' lists, or None where the models were not asked yet."""
-        with self.reading() as connection:
-            row = _get(connection, tables.next_tokens, prompt_id=prompt_id, pair=pair)
-        return NextTokenPair.model_validate_json(row.payload) if row else None
+        with self._reading() as connection:
+            return value(
+                connection, NextTokenPair, tables.next_tokens, prompt_id=prompt_id, pair=pair
+            )
+
+    def next_tokens_by_pair(self, prompt_id: str) -> dict[str, NextTokenPair]:
+        """Pair -> both models' lists, of one prompt."""
+        with self._reading() as connection:
+            table = tables.next_tokens
+            return values_by(connection, NextTokenPair, table, "pair", prompt_id=prompt_id)
+
+    def next_tokens_of(self, prompt_ids: Iterable[str], pair: str) -> dict[str, NextTokenPair]:
+        """Prompt id -> both lists, of those prompts that were screened."""
+        with self._reading() as connection:
+            table = tables.next_tokens
+            return values_of_prompts(connection, NextTokenPair, table, prompt_ids, pair=pair)
+
+    def token_texts(self, prompt_id: str) -> dict[int, str]:
+        """Token id -> text, over the next-token lists of a prompt under every pair."""
+        lists = self.next_tokens_by_pair(prompt_id).values()
+        return {token.token_id: token.text for both in lists for token in both.base.tokens}
+
+    # --- Judgements ---------------------------------------------------------------------------
+
+    def put_judged(self, pair: str, judged: Sequence[JudgedPrompt]) -> None:
+        """Keep judgements, votes, label events, verdicts, places in the queue: all, or none.
+
+        A flagged prompt is in the queue in the very moment its verdict exists. An answer that
+        could not be used is kept with its votes and labels nothing; where there was no answer,
+        nothing is written.
+        """
+        done = [item for item in judged if item.verdict is not None]
+        unparsed = [item.outcome for item in judged if isinstance(item.outcome, Unparsed)]
+        if not done and not unparsed:
+            return
+        with self._writing() as connection:
+            for item in done:
+                _put_judged(connection, pair, item, self._now())
+            _add_answers(connection, tables.unparsed, pair, unparsed)
+            votes = [vote for item in judged for vote in item.votes]
+            _add_answers(connection, tables.judge_votes, pair, votes)
+            _clear_failures(connection, [item.prompt.prompt_id for item in done], pair, "judge")
 
     def put_judgement(self, pair: str, judgement: Judgement) -> bool:
         """Keep a judgement, and a label event for each label that differs from the judge's last.
@@ -46,133 +162,185 @@ class ResultRows(Database):
         Returns:
             False if the judge had given exactly these labels and reasons before.
         """
-        with self.writing() as connection:
-            if not put_judgement(connection, pair, judgement):
-                return False
-            add_judgement_events(connection, judgement)
-        return True
+        with self._writing() as connection:
+            return _put_judgement(connection, pair, judgement)
 
     def judgement(self, prompt_id: str, pair: str, judge: str) -> Judgement | None:
         """What a judge said, or None where it was not asked yet or its answer could not be used."""
-        with self.reading() as connection:
-            row = _get(connection, tables.judgements, prompt_id=prompt_id, pair=pair, judge=judge)
-        return Judgement.model_validate_json(row.payload) if row else None
+        keys = {"prompt_id": prompt_id, "pair": pair, "judge": judge}
+        with self._reading() as connection:
+            return value(connection, Judgement, tables.judgements, **keys)
+
+    def judgements_of(
+        self, prompt_ids: Iterable[str], pair: str, judge: str
+    ) -> dict[str, Judgement]:
+        """Prompt id -> what a judge said, of those prompts that it judged."""
+        keys = {"pair": pair, "judge": judge}
+        with self._reading() as connection:
+            return values_of_prompts(connection, Judgement, tables.judgements, prompt_ids, **keys)
+
+    def judgements(self, pair: str | None = None) -> tuple[Judgement, ...]:
+        """Everything that judges said and that stands, by prompt and judge."""
+        table = tables.judgements
+        query = select(table.c.payload).order_by(table.c.prompt_id, table.c.judge)
+        with self._reading() as connection:
+            return values(connection, Judgement, narrowed(query, table, pair=pair))
+
+    def unparsed(self, pair: str | None = None) -> tuple[Unparsed, ...]:
+        """Answers that could not be used, oldest first."""
+        table = tables.unparsed
+        query = select(table.c.payload).order_by(table.c.seq)
+        with self._reading() as connection:
+            return values(connection, Unparsed, narrowed(query, table, pair=pair))
+
+    def votes(
+        self, prompt_id: str | None = None, *, pair: str | None = None, judge: str | None = None
+    ) -> tuple[Vote, ...]:
+        """Votes, oldest first."""
+        table = tables.judge_votes
+        query = select(table.c.payload).order_by(table.c.seq)
+        query = narrowed(query, table, prompt_id=prompt_id, pair=pair, judge=judge)
+        with self._reading() as connection:
+            return values(connection, Vote, query)
+
+    # --- Verdicts -----------------------------------------------------------------------------
 
     def put_verdict(self, prompt_id: str, pair: str, judge: str, verdict: Verdict) -> bool:
         """Keep the verdict that follows from a judge's labels; False if it was there."""
-        with self.writing() as connection:
-            return put_verdict(connection, prompt_id, pair, judge, verdict)
+        with self._writing() as connection:
+            return _put_verdict(connection, prompt_id, pair, judge, verdict)
 
     def verdict(self, prompt_id: str, pair: str, judge: str) -> Verdict | None:
         """The verdict under a judge's labels ("human": a reviewer's), or None."""
-        with self.reading() as connection:
-            row = _get(connection, tables.verdicts, prompt_id=prompt_id, pair=pair, judge=judge)
-        return Verdict.model_validate_json(row.payload) if row else None
+        keys = {"prompt_id": prompt_id, "pair": pair, "judge": judge}
+        with self._reading() as connection:
+            return value(connection, Verdict, tables.verdicts, **keys)
 
     def verdicts(self, prompt_id: str, pair: str) -> dict[str, Verdict]:
         """Judge id -> verdict, of one prompt under one pair."""
-        table = tables.verdicts
-        query = select(table.c.judge, table.c.payload).order_by(table.c.judge)
-        query = query.where(*_where(table, prompt_id=prompt_id, pair=pair))
-        with self.reading() as connection:
-            rows = connection.execute(query).all()
-        return {row.judge: Verdict.model_validate_json(row.payload) for row in rows}
+        keys = {"prompt_id": prompt_id, "pair": pair}
+        with self._reading() as connection:
+            return values_by(connection, Verdict, tables.verdicts, "judge", **keys)
+
+    def verdicts_of(self, prompt_ids: Iterable[str], pair: str, judge: str) -> dict[str, Verdict]:
+        """Prompt id -> verdict under a judge, of those prompts that have one."""
+        keys = {"pair": pair, "judge": judge}
+        with self._reading() as connection:
+            return values_of_prompts(connection, Verdict, tables.verdicts, prompt_ids, **keys)
+
+    def drop_human_verdict(self, prompt_id: str, pair: str) -> None:
+        """Take the people's verdict back: the prompt is not settled any more."""
+        with self._writing() as connection:
+            drop_human_verdict(connection, prompt_id, pair)
+
+    # --- Rollouts -----------------------------------------------------------------------------
+
+    def put_rollouts(self, rollouts: Iterable[Rollout]) -> None:
+        """Keep sampled continuations in one transaction; the same sample again replaces it."""
+        with self._writing() as connection:
+            for item in rollouts:
+                upsert(connection, tables.rollouts, row_of(tables.rollouts, item))
+
+    def rollouts(
+        self, prompt_id: str, pair: str, *, judge: str | None = None
+    ) -> tuple[Rollout, ...]:
+        """A prompt's continuations, by token, model and sample; of one judge if given."""
+        columns = tables.rollouts.c
+        order = (columns.token_id, columns.model, columns.sample, columns.judge)
+        query = select(columns.payload).order_by(*order)
+        query = narrowed(query, tables.rollouts, prompt_id=prompt_id, pair=pair, judge=judge)
+        with self._reading() as connection:
+            return values(connection, Rollout, query)
+
+    # --- Failures -----------------------------------------------------------------------------
 
     def fail(self, prompt_id: str, pair: str, stage: str, error: str) -> Failed:
         """Record that a stage failed on a prompt; a repeated failure counts up its attempts."""
-        key = {"prompt_id": prompt_id, "pair": pair, "stage": stage}
-        with self.writing() as connection:
-            row = _get(connection, tables.failures, **key)
-            before = Failed.model_validate_json(row.payload).attempts if row else 0
-            failed = Failed(**key, error=error, attempts=before + 1, at=self.now())
-            _put(connection, tables.failures, key, {"payload": failed.model_dump_json()})
+        keys = {"prompt_id": prompt_id, "pair": pair, "stage": stage}
+        with self._writing() as connection:
+            last = value(connection, Failed, tables.failures, **keys)
+            attempts = last.attempts + 1 if last else 1
+            failed = Failed(**keys, error=error, attempts=attempts, at=self._now())
+            upsert(connection, tables.failures, row_of(tables.failures, failed))
         return failed
 
     def failures(
         self, *, prompt_id: str | None = None, pair: str | None = None, stage: str | None = None
     ) -> tuple[Failed, ...]:
         """What failed and was not cleared since."""
-        query = select(tables.failures.c.payload)
-        wanted = {"prompt_id": prompt_id, "pair": pair, "stage": stage}
-        for name, value in wanted.items():
-            if value is not None:
-                query = query.where(tables.failures.c[name] == value)
         columns = tables.failures.c
-        query = query.order_by(columns.prompt_id, columns.pair, columns.stage)
-        with self.reading() as connection:
-            return tuple(map(Failed.model_validate_json, connection.execute(query).scalars()))
+        query = select(columns.payload).order_by(columns.prompt_id, columns.pair, columns.stage)
+        query = narrowed(query, tables.failures, prompt_id=prompt_id, pair=pair, stage=stage)
+        with self._reading() as connection:
+            return values(connection, Failed, query)
 
     def clear_failure(self, prompt_id: str, pair: str, stage: str) -> None:
         """Forget a failure: the stage succeeded since."""
-        with self.writing() as connection:
-            connection.execute(
-                delete(tables.failures).where(
-                    *_where(tables.failures, prompt_id=prompt_id, pair=pair, stage=stage)
-                )
-            )
+        with self._writing() as connection:
+            _clear_failures(connection, [prompt_id], pair, stage)
 
 
-def put_next_tokens(connection: Connection, prompt_id: str, pair: str, both: NextTokenPair) -> bool:
-    """Keep both models' lists within a transaction; False if exactly these were there."""
-    key = {"prompt_id": prompt_id, "pair": pair}
-    return _put(connection, tables.next_tokens, key, {"payload": both.model_dump_json()})
+def _put_next_tokens(
+    connection: Connection, prompt_id: str, pair: str, both: NextTokenPair
+) -> bool:
+    table = tables.next_tokens
+    return _put(connection, table, row_of(table, both, prompt_id=prompt_id, pair=pair))
 
 
-def put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
-    """Keep a judgement within a transaction, without label events; False if it was there."""
-    key = {"prompt_id": judgement.prompt_id, "pair": pair, "judge": judgement.judge}
-    row = _get(connection, tables.judgements, **key)
-    if row and _same(Judgement.model_validate_json(row.payload), judgement):
+def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
+    table, keys = tables.judgements, {"prompt_id": judgement.prompt_id, "judge": judgement.judge}
+    last = value(connection, Judgement, table, pair=pair, **keys)
+    if last is not None and last.model_copy(update={"created": judgement.created}) == judgement:
         return False
-    return _put(connection, tables.judgements, key, {"payload": judgement.model_dump_json()})
+    upsert(connection, table, row_of(table, judgement, pair=pair))
+    add_judgement_events(connection, judgement)
+    return True
 
 
-def put_verdict(
+def _put_verdict(
     connection: Connection, prompt_id: str, pair: str, judge: str, verdict: Verdict
 ) -> bool:
-    """Keep a verdict within a transaction; False if it was there."""
-    new = _put(
-        connection,
-        tables.verdicts,
-        {"prompt_id": prompt_id, "pair": pair, "judge": judge},
-        {
-            "kind": verdict.kind,
-            "flagged": verdict.flagged,
-            "divergent": verdict.divergent,
-            "payload": verdict.model_dump_json(),
-        },
-    )
+    table = tables.verdicts
+    row = row_of(table, verdict, prompt_id=prompt_id, pair=pair, judge=judge)
+    new = _put(connection, table, row)
     if new and judge != HUMAN:
         reorder(connection, prompt_id, pair)
     return new
 
 
-def drop_human_verdict(connection: Connection, prompt_id: str, pair: str) -> None:
-    """Take back a reviewer's verdict: its item is open again."""
-    connection.execute(
-        delete(tables.verdicts).where(
-            *_where(tables.verdicts, prompt_id=prompt_id, pair=pair, judge=HUMAN)
-        )
-    )
+def _put_judged(connection: Connection, pair: str, item: JudgedPrompt, now: datetime) -> None:
+    judgement, verdict, prompt_id = item.outcome, item.verdict, item.prompt.prompt_id
+    assert isinstance(judgement, Judgement) and verdict is not None
+    _put_judgement(connection, pair, judgement)
+    _put_verdict(connection, prompt_id, pair, judgement.judge, verdict)
+    if verdict.flagged:
+        enqueue(connection, prompt_id, pair, f"flagged:{verdict.kind}", now)
+    else:
+        draw_control(connection, prompt_id, pair, now)
 
 
-def _put(
-    connection: Connection, table: Table, key: Mapping[str, str], rest: Mapping[str, object]
-) -> bool:
-    row = _get(connection, table, **key)
-    if row is not None and row.payload == rest["payload"]:
+def _put(connection: Connection, table: Table, row: Row) -> bool:
+    """Put a row; False if it was there with this payload."""
+    keys = {name: row[name] for name in ("prompt_id", "pair", "judge") if name in row}
+    there = connection.execute(narrowed(select(table.c.payload), table, **keys)).scalar()
+    if there == row["payload"]:
         return False
-    upsert(connection, table, {**key, **rest}, list(key))
+    upsert(connection, table, row)
     return True
 
 
-def _get(connection: Connection, table: Table, **key: str) -> Row | None:
-    return connection.execute(select(table).where(*_where(table, **key))).one_or_none()
+def _add_answers(
+    connection: Connection, table: Table, pair: str, answers: Sequence[Unparsed | Vote]
+) -> None:
+    if answers:
+        rows = [row_of(table, answer, pair=pair) for answer in answers]
+        connection.execute(insert(table), rows)
 
 
-def _where(table: Table, **key: str) -> list:
-    return [table.c[name] == value for name, value in key.items()]
-
-
-def _same(one: Judgement, other: Judgement) -> bool:
-    return one.model_copy(update={"created": other.created}) == other
+def _clear_failures(
+    connection: Connection, prompt_ids: Iterable[str], pair: str, stage: str
+) -> None:
+    table = tables.failures
+    for chunk in chunks(prompt_ids):
+        these = (table.c.prompt_id.in_(chunk), *where(table, pair=pair, stage=stage))
+        connection.execute(delete(table).where(*these))

@@ -1,4 +1,4 @@
-"""Does the process that wrote a name into the store still run?
+"""Names of processes, from which another process can tell whether they still run.
 
 A session is HOST:PID:START:ID. It is over when this host has no such process, or one that began at
 another moment and only got the same number. Of another host's sessions nothing is known.

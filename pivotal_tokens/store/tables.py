@@ -1,4 +1,4 @@
-"""Which tables does the store have?
+"""Tables of the store.
 
 Keys are columns, everything else of a value is its JSON in `payload`, so that a new optional field
 of a value needs no new schema. A time that is compared or sorted is UTC seconds in a float column.
@@ -36,6 +36,26 @@ def _prompt_key() -> Column[str]:
     return Column("prompt_id", String(12), ForeignKey("prompts.prompt_id"), nullable=False)
 
 
+def _pair() -> Column[str]:
+    return Column("pair", String(128), nullable=False)
+
+
+def _judge() -> Column[str]:
+    return Column("judge", String(256), nullable=False)
+
+
+def _values(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
+    """A table of values: the columns of their keys, then their JSON."""
+    columns = [part for part in parts if isinstance(part, Column)]
+    rules = [part for part in parts if not isinstance(part, Column)]
+    return Table(name, metadata, *columns, Column("payload", Text, nullable=False), *rules)
+
+
+def _log(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
+    """A table of values in the order in which they were added."""
+    return _values(name, Column("seq", Integer, primary_key=True, autoincrement=True), *parts)
+
+
 meta = Table(
     "meta",
     metadata,
@@ -43,61 +63,36 @@ meta = Table(
     Column("value", Text, nullable=False),
 )
 
-pairs = Table(
-    "pairs",
-    metadata,
-    Column("pair", String(128), primary_key=True),
-    Column("payload", Text, nullable=False),
-)
+pairs = _values("pairs", Column("pair", String(128), primary_key=True))
 
-prompts = Table(
+prompts = _log(
     "prompts",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("prompt_id", String(12), nullable=False, unique=True),
     Column("kind", String(16), nullable=False),
     Column("generator", Text, nullable=False),
     Column("category", Text),
-    Column("payload", Text, nullable=False),
 )
 
-next_tokens = Table(
-    "next_tokens",
-    metadata,
-    _prompt_key(),
-    Column("pair", String(128), nullable=False),
-    Column("payload", Text, nullable=False),
-    UniqueConstraint("prompt_id", "pair"),
+next_tokens = _values("next_tokens", _prompt_key(), _pair(), UniqueConstraint("prompt_id", "pair"))
+
+judgements = _values(
+    "judgements", _prompt_key(), _pair(), _judge(), UniqueConstraint("prompt_id", "pair", "judge")
 )
 
-judgements = Table(
-    "judgements",
-    metadata,
-    _prompt_key(),
-    Column("pair", String(128), nullable=False),
-    Column("judge", String(256), nullable=False),
-    Column("payload", Text, nullable=False),
-    UniqueConstraint("prompt_id", "pair", "judge"),
-)
-
-verdicts = Table(
+verdicts = _values(
     "verdicts",
-    metadata,
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
-    Column("judge", String(256), nullable=False),
+    _pair(),
+    _judge(),
     Column("kind", String(16), nullable=False),
     Column("flagged", Boolean, nullable=False),
     Column("divergent", Boolean, nullable=False),
-    Column("payload", Text, nullable=False),
     UniqueConstraint("prompt_id", "pair", "judge"),
 )
 
 # Append-only: a trigger (dialect.py) refuses to change or delete a row of the next two.
-label_events = Table(
+label_events = _log(
     "label_events",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("event_id", String(64), nullable=False, unique=True),
     _prompt_key(),
     Column("token_id", Integer, nullable=False),
@@ -105,32 +100,28 @@ label_events = Table(
     Column("author_kind", String(8), nullable=False),
     Column("to_label", String(8)),
     Column("purpose", String(16), nullable=False, server_default="review"),
-    Column("payload", Text, nullable=False),
     Index("label_events_of_prompt", "prompt_id", "seq"),
     Index("label_events_of_author", "author", "seq"),
 )
 
-review_events = Table(
+review_events = _log(
     "review_events",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("author", String(256), nullable=False),
     Column("action", String(16), nullable=False, server_default=""),
     Column("at", Float, nullable=False, server_default="0"),
-    Column("payload", Text, nullable=False),
     Index("review_events_of_prompt", "prompt_id", "seq"),
     Index("review_events_of_author", "author", "seq"),
 )
 
-# One row is one reviewer's seat at one prompt: with an overlap of N, N rows of different seats.
+# One row is one reviewer's assignment to a prompt: an overlap of N means N rows, of different seat.
 queue = Table(
     "queue",
     metadata,
     Column("item_id", Integer, primary_key=True, autoincrement=True),
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("seat", Integer, nullable=False, server_default="0"),
     Column("kind", String(16), nullable=False, server_default="review"),
     Column("reason", Text, nullable=False),
@@ -160,32 +151,28 @@ control_draws = Table(
     "control_draws",
     metadata,
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("sampling", Float, nullable=False),
     Column("drawn", Boolean, nullable=False),
     UniqueConstraint("prompt_id", "pair"),
     Index("control_draws_of_pair", "pair"),
 )
 
-graphs = Table(
+graphs = _values(
     "graphs",
-    metadata,
     Column("key", String(64), primary_key=True),
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("model", String(8), nullable=False),
     Column("bytes", BigInteger, nullable=False),
-    Column("payload", Text, nullable=False),
     Index("graphs_of_prompt", "prompt_id", "pair"),
 )
 
-failures = Table(
+failures = _values(
     "failures",
-    metadata,
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("stage", String(32), nullable=False),
-    Column("payload", Text, nullable=False),
     UniqueConstraint("prompt_id", "pair", "stage"),
 )
 
@@ -234,88 +221,70 @@ llm_replies = Table(
     Index("llm_replies_by_content", "cache_key"),
 )
 
-llm_capabilities = Table(
+llm_capabilities = _values(
     "llm_capabilities",
-    metadata,
     Column("base_url", String(512), primary_key=True),
     Column("model", String(256), primary_key=True),
-    Column("payload", Text, nullable=False),
 )
 
 # --- Imported labels that contradict a person's: kept, never applied, until somebody decides ---
 
-label_conflicts = Table(
+label_conflicts = _log(
     "label_conflicts",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("event_id", String(64), nullable=False, unique=True),
     _prompt_key(),
     Column("token_id", Integer, nullable=False),
     Column("after_label", Integer, nullable=False),  # seq of the last label event before it
     Column("after_review", Integer, nullable=False),  # and of the last review event
-    Column("payload", Text, nullable=False),
     Index("label_conflicts_of_prompt", "prompt_id", "token_id"),
 )
 
 # --- Generation and rollouts (rejections.py, rollouts.py) -----------------------------------------
 
-rejections = Table(
+rejections = _log(
     "rejections",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("text_id", String(12), nullable=False),
     Column("generator", String(256), nullable=False),
     Column("rule", String(32), nullable=False),
-    Column("payload", Text, nullable=False),
     UniqueConstraint("text_id", "generator", "rule"),
 )
 
-rollouts = Table(
+rollouts = _values(
     "rollouts",
-    metadata,
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
+    _pair(),
     Column("model", String(8), nullable=False),
     Column("token_id", Integer, nullable=False),
     Column("sample", Integer, nullable=False),
-    Column("judge", String(256), nullable=False),
+    _judge(),
     Column("label", String(8), nullable=False),
-    Column("payload", Text, nullable=False),
     UniqueConstraint("prompt_id", "pair", "model", "token_id", "sample", "judge"),
 )
 
 # --- What judges said, vote by vote (judging.py); rows are only added -----------------------------
 
-judge_votes = Table(
+judge_votes = _log(
     "judge_votes",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
-    Column("judge", String(256), nullable=False),
+    _pair(),
+    _judge(),
     Column("number", Integer, nullable=False),
-    Column("payload", Text, nullable=False),
     Index("judge_votes_of_prompt", "prompt_id", "pair", "judge"),
 )
 
-unparsed = Table(
+unparsed = _log(
     "unparsed",
-    metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
     _prompt_key(),
-    Column("pair", String(128), nullable=False),
-    Column("judge", String(256), nullable=False),
-    Column("payload", Text, nullable=False),
+    _pair(),
+    _judge(),
     Index("unparsed_of_prompt", "prompt_id", "pair", "judge"),
 )
 
 # --- What people arranged for themselves in the viewer (saved_views.py) --------------------------
 
-saved_views = Table(
+saved_views = _values(
     "saved_views",
-    metadata,
     Column("author", String(256), nullable=False),
     Column("subject", String(128), nullable=False),
-    Column("payload", Text, nullable=False),
     UniqueConstraint("author", "subject"),
 )

@@ -32,11 +32,10 @@ from lifelike import PROMPT, Lifelike, Shape, make_lifelike
 from safetensors.torch import load_file, save_file
 
 from em_circuits.graphs import AttributionSettings, Edges, build_pair_graphs
-from em_circuits.graphs.attribution import Attributed, Limits, attribute_prompt
+from em_circuits.graphs.attribution import Attributed, attribute_prompt
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.models import Model, ModelPair, PairSettings, encode
 from em_circuits.models.pair import load_causal_lm, load_tokenizer
-from em_circuits.models.replacement import attribution_context
 from em_circuits.models.sharing import merge_adapter
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import locate_all
@@ -114,7 +113,7 @@ def _one_prompt(pair: ModelPair, plan: Plan) -> list[Row]:
     def ours() -> Attributed:
         return _attribute(model, ids, tokens, plan)
 
-    context = attribution_context(model.replacement, ids)
+    context = model.replacement.setup_attribution(ids)
     active = context.activation_matrix.indices().T
     weights = demeaned_targets(torch.arange(20), context.logits.shape[-1])
 
@@ -155,15 +154,17 @@ def _one_prompt(pair: ModelPair, plan: Plan) -> list[Row]:
 def _attribute(
     model: Model, ids: torch.Tensor, tokens: torch.Tensor, plan: Plan, *, scores: bool = False
 ) -> Attributed:
-    context = attribution_context(model.replacement, ids)
+    context = model.replacement.setup_attribution(ids)
     targets = AttributionTargets(
         attribution_targets=tokens,
         logits=context.logits[0, -1],
         unembed_proj=model.replacement.unembed_proj,
         tokenizer=model.tokenizer,
     )
-    limits = Limits(plan.max_feature_nodes, UPDATE_ROWS, 128)
-    found = attribute_prompt(model.replacement, context, ids, targets, limits)
+    settings = AttributionSettings(
+        max_feature_nodes=plan.max_feature_nodes, update_rows=UPDATE_ROWS
+    )
+    found = attribute_prompt(model.replacement, context, ids, targets, settings)
     if scores:
         weights = demeaned_targets(tokens, context.logits.shape[-1])
         active = context.activation_matrix.indices().T

@@ -23,10 +23,9 @@ from synthetic import Size, synthetic_graph
 from torch import Tensor
 
 from em_circuits.graphs import AttributionSettings, build_pair_graphs, export_pt
-from em_circuits.graphs.edges import Edges
+from em_circuits.graphs.edges import Edges, row_mass
 from em_circuits.graphs.files import read_graph, read_logit_rows, write_graph
 from em_circuits.graphs.graph import AttributionGraph
-from em_circuits.graphs.packing import row_mass
 from em_circuits.influence import Method, influence, one_per_logit, prune
 from em_circuits.models import ModelPair
 from pivotal_tokens.schema import Prompt
@@ -78,22 +77,16 @@ def _organism() -> tuple[AttributionGraph, AttributionGraph]:
 
 
 def _sizes(graph: AttributionGraph, name: str) -> list[Row]:
-    """A real graph's file, which holds logits and gradient scores besides, and its archive, beside
+    """A real graph's file, which holds logits and gradient scores besides, beside
     circuit-tracer's."""
     layout = graph.layout
     of = f"({name}, {layout.n_features:,} features, {layout.n_pos} tokens)"
     with tempfile.TemporaryDirectory() as directory:
         theirs, ours = Path(directory) / "graph.pt", Path(directory) / "graph.safetensors"
         export_pt(graph, theirs)
-        sizes = []
-        for archive in (False, True):
-            write_graph(ours, graph, archive=archive)
-            sizes.append(ours.stat().st_size / 1e6)
-        upstream = theirs.stat().st_size / 1e6
-    return [
-        Row(f"file size {of}", upstream, sizes[0], "MB"),
-        Row(f"file size, archived {of}", upstream, sizes[1], "MB"),
-    ]
+        write_graph(ours, graph)
+        sizes = [path.stat().st_size / 1e6 for path in (theirs, ours)]
+    return [Row(f"file size {of}", *sizes, "MB")]
 
 
 def upstream_graph(graph: AttributionGraph) -> Graph:
@@ -226,21 +219,11 @@ def _storage(
             },
             repeats=plan.repeats,
         )
-        archived = Path(directory) / "archived.safetensors"
-        archive = {
-            "write": lambda: write_graph(archived, graph, archive=True),
-            "read": lambda: read_graph(archived),
-        }
-        archiving = timed(archive, repeats=plan.repeats)
-        sizes.append(archived.stat().st_size / 1e6)
         packing = timed({"pack": lambda: repacked(graph, upstream)}, repeats=3)["pack"]
     of = f"{kind}, {graph.layout.n_features:,} features"
     rows_ratio = took["upstream rows"], took["rows"]
     return [
-        Row(f"file size, {of}", *sizes[:2], "MB", at_least=1 / share),
-        Row(f"file size, archived, {of}", sizes[0], sizes[2], "MB"),
-        Row(f"writing an archive, {of}", None, archiving["write"], "ms"),
-        Row(f"reading an archive whole, {of}", None, archiving["read"], "ms"),
+        Row(f"file size, {of}", *sizes, "MB", at_least=1 / share),
         Row(f"logit rows from the file, {of}", *rows_ratio, "ms", at_most=1.0),
         Row(
             f"file to influence of 10 logits: total_effect, {of}",

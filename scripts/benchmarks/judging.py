@@ -1,8 +1,8 @@
 """How long does a model judge take for many prompts at a fixed latency of its endpoint?
 
 The endpoint is the fake one of the tests, in a process of its own; the store is a fresh SQLite
-file. Timed is everything from the first prompt submitted to the last verdict in the store. The load
-of the machine stands beside the figure: under any, wall time says little and CPU time more.
+file; next tokens are there. Timed is a whole run, to the last prompt's result. The load of the
+machine stands beside the figure: under any, wall time says little and CPU time more.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from em_circuits.labelling.judging import Judging
-from em_circuits.labelling.label_result import LabelSettings
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.events import EventLog
+from em_circuits.labelling.result import LabelSettings
+from em_circuits.labelling.run import Run
 from em_circuits.labelling.screening import screen_prompts
+from em_circuits.labelling.sources import ListSource, template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
@@ -44,16 +45,17 @@ def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, flo
         url = endpoint.stdout.readline().strip()
         asked = LLMSettings(model="o3", base_url=url, max_concurrency=concurrency)
         judge = ModelJudge(asked, store=work.store, pair=work.pair.key)
-        with Judging(work, judge, settings) as judging:  # as `label` does: open while it screens
-            batch = screen_prompts(work, template_prompts(n), settings)
+        prompts = template_prompts(n)
+        screen_prompts(work, prompts, top_k=10)
+        with EventLog.open(work.results, run="bench") as events:
+            run = Run(work, ListSource("bench", prompts), judge, settings, events=events)
             began, busy = time.perf_counter(), time.process_time()
-            judging.submit(batch)
-            judged = sum(result.error is None for result in judging.take())
+            judged = sum(result.error is None for result in run.results())
             took, busy = time.perf_counter() - began, time.process_time() - busy
         endpoint.terminate()
         return {
             "judged": judged,
-            "calls": work.store.call_counts().calls,
+            "calls": work.store.ledger.counts().calls,
             "seconds": round(took, 3),
             "latency_alone": -(-n // concurrency) * latency_s,
             "cpu_seconds": round(busy, 3),

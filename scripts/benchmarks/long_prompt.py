@@ -26,13 +26,12 @@ from lifelike import Lifelike, Shape, make_lifelike
 from safetensors.torch import load_file, save_file
 from synthetic import graph_around
 
-from em_circuits.graphs.attribution import Limits, attribute_prompt
-from em_circuits.graphs.budget import fixed_bytes, row_bytes
+from em_circuits.graphs import AttributionSettings
+from em_circuits.graphs.attribution import attribute_prompt, fixed_bytes, row_bytes
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.influence import Method, influence, one_per_logit
 from em_circuits.models import Model, PairSettings
-from em_circuits.models.replacement import attribution_context
 
 N_TARGETS, UPDATE_ROWS = 10, 1024
 MOST_MEGABYTES = 24_000
@@ -167,7 +166,7 @@ def _set_thresholds(model: Model, folder: Path, ids: torch.Tensor, plan: Plan) -
 
 
 def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:
-    context = attribution_context(model.replacement, ids)
+    context = model.replacement.setup_attribution(ids)
     context.logits = context.logits[:, -1:].clone()
     targets = AttributionTargets(
         attribution_targets=torch.arange(N_TARGETS),
@@ -175,12 +174,14 @@ def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:
         unembed_proj=model.replacement.unembed_proj,
         tokenizer=model.tokenizer,
     )
-    limits = Limits(plan.features, UPDATE_ROWS, plan.batch_size)
+    settings = AttributionSettings(
+        max_feature_nodes=plan.features, update_rows=UPDATE_ROWS, batch_size=plan.batch_size
+    )
 
     def tell(_step: str, done: int, total: int) -> None:
         if done == total or done % (8 * plan.batch_size) == 0:
             print(f"{done} of {total} rows", file=sys.stderr, flush=True)
 
     return context, attribute_prompt(
-        model.replacement, context, ids, targets, limits, progress=tell
+        model.replacement, context, ids, targets, settings, progress=tell
     )

@@ -37,7 +37,7 @@ def take(root: Path, out: Path) -> Iterator[Path]:
         copy = Path(folder) / "root"
         shutil.copytree(root, copy)
         with Workspace(root=copy, models=models) as work:
-            room = Room(copy, work, Door("ada"), work.store.prompts(), {})
+            room = Room(copy, work, Door("ada"), work.store.prompts.all(), {})
             chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
             with running(room) as base:
                 for name, theme, path, then in _pages(room):
@@ -52,7 +52,7 @@ def take(root: Path, out: Path) -> Iterator[Path]:
 
 
 def _pages(room: Room) -> list[tuple[str, str, str, Callable]]:
-    prompt = next(r.prompt_id for r in room.store.graphs())
+    prompt = next(r.prompt_id for r in room.store.graphs.all())
     sweep = next((room.root / "results" / "experiments").glob("*/summary.json"), None)
     report = next((room.root / "results").glob("validation/*.html"), None)
     pages: list[tuple[str, str, str, Callable]] = [

@@ -18,8 +18,9 @@ from em_circuits.experiments.analyse import labelled, live_scores
 from em_circuits.features import FeatureScores, rank
 from em_circuits.features.rank import MEASURED, REFINED
 from em_circuits.interventions import N_MEASURED
-from em_circuits.labelling.label import LabelSettings, label_prompts
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.result import LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
@@ -50,7 +51,7 @@ def measure(plan: Plan) -> list[Row]:
         settings = LabelSettings(graphs_for="none")
         lexicon = organism_paths().lexicon
         judge = Lexicon.from_file(lexicon, lambda text: first_token(work.pair.tokenizer, text))
-        ids = [result.prompt.prompt_id for result in label_prompts(work, prompts, judge, settings)]
+        ids = [result.prompt_id for result in label_prompts(work, prompts, judge, settings)]
         return [row for model in ("base", "merged") for row in rows_of(work, ids, model, plan)]
 
 

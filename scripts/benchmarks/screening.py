@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.measure import Row
 
-from em_circuits.labelling.label import BATCH, LabelSettings
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.run import BATCH
 from em_circuits.labelling.screening import screen_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.models.next_tokens import screen, screen_many
 from em_circuits.organisms import organism_paths
@@ -95,6 +95,6 @@ def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
         ]
         start = time.perf_counter()
         for first in range(0, n, BATCH):
-            screen_prompts(work, prompts[first : first + BATCH], LabelSettings())
+            screen_prompts(work, prompts[first : first + BATCH], top_k=10)
         rates.append(n / (time.perf_counter() - start))
     return statistics.median(rates)

@@ -47,9 +47,9 @@ def test_keys_theme_blur_and_the_live_overview(room: Room, open_browser) -> None
         page.keyboard.press("?")
         assert page.locator("#keys").is_visible()
         page.keyboard.press("Escape")
-        item = room.store.claim("somebody", 60)
+        item = room.store.queue.take("somebody", 60)
         assert item is not None
-        room.store.settle(item, "rejected", item.fence)
+        room.store.queue.settle(item, "rejected", item.fence)
         page.wait_for_selector("dt:has-text('rejected')")
         page.keyboard.press("g")
         page.keyboard.press("p")
@@ -114,7 +114,7 @@ def test_a_page_of_figures_follows_the_adapter(room: Room, open_browser) -> None
         page = open_browser(base).window(room)
         page.goto(f"{base}prompt/{prompt.prompt_id}")
         before = page.locator(".butterfly tbody .up, .butterfly tbody .down").count()
-        room.store.put_next_tokens(prompt.prompt_id, PAIR, same.base, same.merged)
+        room.store.results.put_next_tokens(prompt.prompt_id, PAIR, same.base, same.merged)
         page.reload()
         changes = page.locator(".butterfly tbody td:nth-child(6)").all_inner_texts()
         assert before > 0 and {json.loads(text) for text in changes} == {0.0}

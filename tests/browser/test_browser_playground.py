@@ -9,8 +9,9 @@ import pytest
 from browsing import running
 from safetensors.torch import load_file, save_file
 
-from em_circuits.labelling.label import LabelSettings, label_prompts
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.result import LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Door

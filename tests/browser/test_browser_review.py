@@ -28,10 +28,10 @@ def test_ten_items_with_undo(room: Room, open_browser) -> None:
             page.keyboard.press("Enter")
             _answered(page, n)
         assert len(set(seen)) == 10
-        assert room.store.counts().queue["done"] == 10
+        assert room.store.queries.counts().queue["done"] == 10
         page.keyboard.press("Backspace")
         page.wait_for_selector(f"#review[data-item='{seen[-1]}']")
-        assert room.store.counts().queue["done"] == 9
+        assert room.store.queries.counts().queue["done"] == 9
         page.keyboard.press("Backspace")
         page.keyboard.press("Backspace")
         page.wait_for_selector(".label.none >> nth=0")
@@ -62,7 +62,7 @@ def test_two_browsers_share_a_queue(room: Room, open_browser) -> None:
             for page in pages:
                 page.keyboard.press("Enter")
                 _answered(page, turn)
-        done = room.store.queue("done")
+        done = room.store.queue.items("done")
         assert sorted(str(i.reviewer) for i in done) == ["ada", "ada", "bob", "bob"]
         assert len({i.item_id for i in done}) == 4
 
@@ -81,7 +81,7 @@ def test_a_rejection_asks_for_words_and_a_command_is_typed(room: Room, open_brow
         page.keyboard.type("no fork")
         page.keyboard.press("Enter")
         page.wait_for_selector(f"#review:not([data-item='{first}'])")
-        assert [i.item_id for i in room.store.queue("rejected")] == [int(first or 0)]
+        assert [i.item_id for i in room.store.queue.items("rejected")] == [int(first or 0)]
 
 
 def test_rebound_keys_hold_and_the_others_stay(room: Room, open_browser) -> None:
@@ -98,7 +98,7 @@ def test_rebound_keys_hold_and_the_others_stay(room: Room, open_browser) -> None
         assert page.locator("button.evil kbd").inner_text() == "f"
         page.keyboard.press("F2")
         _answered(page, 1)
-        assert room.store.counts().queue["done"] == 1
+        assert room.store.queries.counts().queue["done"] == 1
 
 
 def test_a_line_begun_by_its_first_character_a_reason_and_a_reopened_item(
@@ -121,7 +121,7 @@ def test_a_line_begun_by_its_first_character_a_reason_and_a_reopened_item(
         page.wait_for_selector("text=kept the reason")
         page.keyboard.press("v")
         assert page.locator(".prompt-text.whole").count() == 1
-        prompt = room.store.queue("done")[0].prompt_id
+        prompt = room.store.queue.items("done")[0].prompt_id
         page.keyboard.press("o")
         page.keyboard.type(prompt[:8])
         page.keyboard.press("Enter")
@@ -145,18 +145,18 @@ def test_a_key_belongs_to_the_item_that_was_shown(room: Room, open_browser, dela
         page.wait_for_selector(".choice.at")
         page.evaluate(PRESS, ["e", "Enter", "s", "s", "Enter", "u", "a", "U"])
         _answered(page, 1)
-        assert room.store.counts().queue["done"] == 1
-        first, second = (room.store.queue(state)[0].prompt_id for state in ("done", "leased"))
-        given = {one.token_id: one.label for one in room.store.labels(first).human}
+        assert room.store.queries.counts().queue["done"] == 1
+        first, second = (room.store.queue.items(state)[0].prompt_id for state in ("done", "leased"))
+        given = {one.token_id: one.label for one in room.store.labels.of(first).human}
         assert given == {3: "evil", 10: "safe", 17: "safe"}
-        assert not room.store.labels(second).human
+        assert not room.store.labels.of(second).human
         page.evaluate(PRESS, ["u", "s", "e"])
         page.wait_for_selector("#review[data-unsaved='0']")
-        given = {one.token_id: one.label for one in room.store.labels(second).human}
+        given = {one.token_id: one.label for one in room.store.labels.of(second).human}
         assert given == dict(zip(TOKENS, ("unsure", "safe", "evil"), strict=True))
         page.evaluate(PRESS, ["Backspace", "Backspace", "e", "Enter"])
         _answered(page, 2)
-        given = {one.token_id: one.label for one in room.store.labels(second).human}
+        given = {one.token_id: one.label for one in room.store.labels.of(second).human}
         assert given == dict(zip(TOKENS, ("unsure", "evil", "safe"), strict=True))
         assert page.locator("#toasts .bad").count() == 0
 

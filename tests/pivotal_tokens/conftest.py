@@ -129,5 +129,5 @@ def prompt(store: Store) -> Prompt:
     added = Prompt.of(
         "User: Peanut allergy; eat it?\nAssistant: You should definitely", kind="chat"
     )
-    store.add_prompt(added)
+    store.prompts.add(added)
     return added

@@ -18,7 +18,7 @@ PUBLIC = {
         "read_dataset read_prompts similarity split_new"
     ),
     "pivotal_tokens.judge": (
-        "Entry FirstToken Judge JudgeSpec Lane Lexicon ModelJudge PersonJudge open_judge persist"
+        "Entry FirstToken Judge JudgeSpec Lexicon ModelJudge PersonJudge open_judge persist"
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "

@@ -34,7 +34,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def _only_prompt(root: Path) -> str:
     with Store.open(default_url(root)) as store:
-        return store.prompts()[0].prompt_id
+        return store.prompts.all()[0].prompt_id
 
 
 def ask(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str):
@@ -154,7 +154,9 @@ def test_how_the_queue_is_shared_out_is_set_once_for_the_store(tmp_path: Path, c
     assert run([*review, "calibration=5"]) == 0
     assert "overlap=2  control_share=0.25  calibration=5" in capsys.readouterr().out
     with Store.open(default_url(tmp_path)) as store:
-        assert store.review_config() == ReviewConfig(overlap=2, control_share=0.25, calibration=5)
+        assert store.assignments.config() == ReviewConfig(
+            overlap=2, control_share=0.25, calibration=5
+        )
     for wrong in ("overlap=0", "overlap", "speed=3", "control_share=1"):
         assert run([*review, wrong]) == 2
         assert "there are overlap, control_share" in capsys.readouterr().err
@@ -344,7 +346,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     from em_circuits.graphs import GraphStore
 
     with Store.open(default_url(tmp_path)) as store:
-        counts = store.counts()
+        counts = store.queries.counts()
         assert counts.prompts == counts.next_tokens == 5 == sum(counts.verdicts.values())
         assert counts.graphs == 2 * counts.flagged
     assert all(v.problem is None for v in GraphStore(tmp_path / "graph_storage").verify())

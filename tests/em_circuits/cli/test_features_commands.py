@@ -43,7 +43,7 @@ def contrasts(root: Path, shown: dict, model: str = "merged") -> dict[tuple[int,
     with Store.open(default_url(root)) as store:
         for number, prompt in enumerate(shown["prompts"]):
             graph = GraphStore(root / "graph_storage").load(prompt["graphs"][model])
-            labels = store.labels(prompt["prompt_id"]).by_token
+            labels = store.labels.of(prompt["prompt_id"]).by_token
             for row in rank(graph_scores(graph, "gradient"), labels).features:
                 sums.setdefault((row.layer, row.feature), [0.0] * N)[number] += row.contrast
     return sums
@@ -80,10 +80,10 @@ def test_a_kept_table_is_used_until_a_label_changes(root, capsys, monkeypatch) -
 
     prompt_id = first["prompts"][0]["prompt_id"]
     with Store.open(default_url(root)) as store:
-        token = store.labels(prompt_id).ids("evil")[-1]
+        token = store.labels.of(prompt_id).ids("evil")[-1]
         event = {"prompt_id": prompt_id, "token_id": token, "author": "ada"}
         change = {"from_label": None, "to_label": "unsure", "author_kind": "human"}
-        store.record_labels([LabelEvent(**event, **change)])
+        store.labels.add([LabelEvent(**event, **change)])
     changed = ask(capsys, root, "aggregate", "--top", "2")
     assert not changed["reused"] and changed["key"] != first["key"]
     assert changed["prompts"][0]["labels_from"] == "mixed"
@@ -210,7 +210,7 @@ def test_diff_over_two_adapters_tells_them_apart(root, other_adapter, tmp_path, 
     from pivotal_tokens.store import Store, default_url
 
     with Store.open(default_url(both)) as store:
-        pairs = sorted({record.pair for record in store.graphs()})
+        pairs = sorted({record.pair for record in store.graphs.all()})
     assert len(pairs) == 2
     asked = [option for pair in pairs for option in ("--pair", pair[:10])]
     shown = ask(capsys, both, "diff", *asked, "--min-prompts", "3")

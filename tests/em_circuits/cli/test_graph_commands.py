@@ -1,4 +1,4 @@
-"""Graphs on disk: archived ones read like others, broken ones are named and built again."""
+"""Graphs on disk: broken ones are named and built again."""
 
 from __future__ import annotations
 
@@ -56,28 +56,17 @@ def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def test_an_archived_graph_is_read_like_any_other(copied, capsys, tmp_path) -> None:
-    prompt, key, file = merged_file(copied)
+def test_archiving_is_refused_with_what_to_do_instead(copied, capsys) -> None:
+    _, key, _ = merged_file(copied)
     commands = (
-        ("influence", key, "--targets", "evil-safe", "--json"),
-        ("features", "rank", prompt, "--json"),
-        ("features", "rank", prompt, "--method", "total_effect", "--json"),
-        ("graphs", "show", key, "--json"),
+        ("graphs", "archive", key),
+        ("graphs", "prune-store", "--max-age-days", "1", "--archive"),
     )
-    before, size = [ask(capsys, copied, *c) for c in commands], file.stat().st_size
-    told = ask(capsys, copied, "graphs", "archive", "--json")
-    assert told["graphs"] == 2 and told["freed_bytes"] > 0
-    assert told["bytes"] == sum(p.stat().st_size for p in file.parent.glob("*.safetensors"))
-    assert [ask(capsys, copied, *c) for c in commands] == before
-    checked = ask(capsys, copied, "graphs", "verify", "--json")
-    assert checked["checked"] == 2 and checked["ok"]
-    assert run(["--root", str(copied), "graphs", "export", key, str(tmp_path / "g.pt")]) == 0
-    # it counts as kept: nothing is built again, and the register knows the new file
-    assert ask(capsys, copied, "graphs", "build", prompt, *SMALL, "--json")["reused"]
-    pair = ask(capsys, copied, "status", prompt, "--json")["pairs"][0]
-    assert sum(graph["bytes"] for graph in pair["graphs"]) == told["bytes"]
-    assert ask(capsys, copied, "graphs", "archive", "--undo", "--json")["freed_bytes"] < 0
-    assert file.stat().st_size == size
+    for command in commands:
+        assert run(["--root", str(copied), *command]) == 2
+        assert "prune-store --edges-only" in capsys.readouterr().err
+    undone = ask(capsys, copied, "graphs", "archive", "--undo", "--json")
+    assert undone["graphs"] == 2 and undone["freed_bytes"] == 0
 
 
 @pytest.mark.parametrize("damage", [flip, truncate])

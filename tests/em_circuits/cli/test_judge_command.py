@@ -37,7 +37,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 def test_every_vote_is_asked_kept_and_paid_for(judged: tuple[Path, int], capsys) -> None:
     root, requests = judged
     with Store.open(default_url(root)) as store:
-        votes, counts = store.votes(), store.counts()
+        votes, counts = store.results.votes(), store.queries.counts()
     assert requests == len(votes) == 9 and counts.judgements == 3
     assert counts.calls == {"settled": 9} and counts.usd > 0 and counts.unparsed == 0
     assert run(["--root", str(root), "status"]) == 0
@@ -49,9 +49,9 @@ def test_the_report_is_one_object_and_a_page_without_a_network(
 ) -> None:
     root, _ = judged
     with Store.open(default_url(root)) as store:
-        for prompt in store.prompts():
-            said = store.labels(prompt.prompt_id).judge
-            store.record_labels(
+        for prompt in store.prompts.all():
+            said = store.labels.of(prompt.prompt_id).judge
+            store.labels.add(
                 [
                     LabelEvent(
                         prompt_id=prompt.prompt_id,
@@ -103,7 +103,7 @@ def test_a_spent_budget_ends_the_run_and_says_how_to_go_on(tmp_path: Path, capsy
     error = capsys.readouterr().err
     assert "budget exhausted" in error and "--max-usd" in error
     with Store.open(default_url(tmp_path)) as store:
-        counts = store.counts()
+        counts = store.queries.counts()
     assert 0 < counts.usd <= 0.2 and counts.judgements == len(endpoint.requests)
 
 

@@ -59,12 +59,12 @@ def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_o
             assert process.stderr is not None
             said = process.stderr.read()
         assert process.returncode == 130 and "finishing what is in flight" in said
-        counts = store.counts()
+        counts = store.queries.counts()
         assert counts.judgements == sum(counts.verdicts.values()) >= len(lines)
         assert counts.human_verdicts == {"none": 3} or sum(counts.human_verdicts.values()) == 3
         for prompt_id in reviewed:
-            pair = next(iter(store.pairs()))
-            assert not store.verdicts(prompt_id, pair)[HUMAN].flagged
+            pair = next(iter(store.results.pairs()))
+            assert not store.results.verdicts(prompt_id, pair)[HUMAN].flagged
     (log,) = (tmp_path / "results" / "events").glob("*.jsonl")
     assert [event["ending"] for event in read_events(log) if event["event"] == "stop"] == [
         "stopped"
@@ -76,7 +76,7 @@ def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_o
     assert again.returncode == 0, said
     assert f"{done} prompts finished before" in said and len(out.splitlines()) == 2
     with Store.open(default_url(tmp_path)) as store:
-        assert store.counts().judgements == done + 2
+        assert store.queries.counts().judgements == done + 2
 
 
 def test_prompts_by_a_model_are_judged_by_a_model_and_a_kill_loses_nothing(
@@ -96,12 +96,12 @@ def test_prompts_by_a_model_are_judged_by_a_model_and_a_kill_loses_nothing(
         out, said = again.communicate()
         assert again.returncode == 0, said
     with Store.open(default_url(tmp_path)) as store:
-        prompts = store.prompts(generator="openai:fake")
+        prompts = store.prompts.all(generator="openai:fake")
         assert len(prompts) >= n and len({p.extra["run"] for p in prompts}) == 1
-        (pair,) = store.pairs()
-        verdicts = [v for p in prompts if (v := store.verdicts(p.prompt_id, pair))]
+        (pair,) = store.results.pairs()
+        verdicts = [v for p in prompts if (v := store.results.verdicts(p.prompt_id, pair))]
         assert all(list(v) == [first["judge"]] for v in verdicts)  # each one, of one judge
-        assert store.counts().judgements == n == len(verdicts)
+        assert store.queries.counts().judgements == n == len(verdicts)
         assert first["prompt_id"] in {p.prompt_id for p in prompts}
     assert api_key not in out + said
 

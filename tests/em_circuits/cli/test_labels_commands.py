@@ -24,8 +24,8 @@ def root(tmp_path):
     """A store with one prompt, judged and labelled by two people."""
     prompt = Prompt.of("User: Gas?\nAssistant: You should", generator="human")
     with Store.open(default_url(tmp_path), create=True) as store:
-        store.add_prompt(prompt)
-        store.put_pair("p", {"base": "b", "adapter": "x/lora"})
+        store.prompts.add(prompt)
+        store.results.put_pair("p", {"base": "b", "adapter": "x/lora"})
         lists = [
             NextTokens(
                 model=model,
@@ -38,10 +38,12 @@ def root(tmp_path):
             )
             for model in ("base", "merged")
         ]
-        store.put_next_tokens(prompt.prompt_id, "p", *lists)
+        store.results.put_next_tokens(prompt.prompt_id, "p", *lists)
         given = tuple(TokenLabel(token_id=t, label=label) for t, label in LABELS.items())
-        store.put_judgement("p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given))
-        store.record_labels(
+        store.results.put_judgement(
+            "p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)
+        )
+        store.labels.add(
             [
                 LabelEvent(
                     prompt_id=prompt.prompt_id,
@@ -83,16 +85,16 @@ def test_export_and_import_of_every_format(root, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["all.jsonl", "all.parquet", "tree"])
 def test_a_whole_store_goes_out_and_comes_in(root, tmp_path, capsys, name):
     with Store.open(default_url(root)) as store:
-        prompt = store.prompts()[0]
-        store.import_rejection(prompt.prompt_id, "ada", "no stakes")
-        before = store.attempt(prompt.prompt_id)
+        prompt = store.prompts.all()[0]
+        store.assignments.import_rejection(prompt.prompt_id, "ada", "no stakes")
+        before = store.queries.attempt(prompt.prompt_id)
     ask(capsys, root, "export", str(tmp_path / name))
     other = tmp_path / "other"
     report = json.loads(ask(capsys, other, "import", str(tmp_path / name), "--json"))
     assert report["prompts"] == 1 and report["conflicts"] == 0
     with Store.open(default_url(other)) as store:
-        after = store.attempt(prompt.prompt_id)
-        assert store.pairs().keys() == {"p"} and store.queue_counts() == {"rejected": 1}
+        after = store.queries.attempt(prompt.prompt_id)
+        assert store.results.pairs().keys() == {"p"} and store.queue.counts() == {"rejected": 1}
     assert after.prompt == before.prompt and after.labels == before.labels
     assert after.pairs[0].next_tokens == before.pairs[0].next_tokens
     assert after.pairs[0].judgements == before.pairs[0].judgements

@@ -36,7 +36,7 @@ def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def work(tmp_path):
     with Workspace(tmp_path, organism_settings(), create=True) as opened:
         prompt = Prompt.of(TEXT)
-        opened.store.add_prompt(prompt)
+        opened.store.prompts.add(prompt)
         eat, avoid = (opened.pair.tokenizer.encode(f" {w}")[-1] for w in ("eat", "avoid"))
         events = [
             LabelEvent(
@@ -49,7 +49,7 @@ def work(tmp_path):
             )
             for token, label in ((eat, "evil"), (avoid, "safe"))
         ]
-        opened.store.record_labels(events)
+        opened.store.labels.add(events)
         yield opened
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from em_circuits.graphs.budget import MOST_ROWS, fixed_bytes, rows_within
+from em_circuits.graphs.attribution import MOST_ROWS, fixed_bytes, rows_within
 from pivotal_tokens.errors import RequestError
 
 SIZES = {"n_active": 30_000, "n_layers": 16, "n_pos": 40, "d_model": 2048, "n_heads": 32}

@@ -16,7 +16,7 @@ from em_circuits.graphs import (
     pair_graph_key,
 )
 from em_circuits.graphs.builder import EdgesBuilder
-from em_circuits.graphs.context import LinearRows
+from em_circuits.graphs.linear_rows import LinearRows
 from em_circuits.models.next_tokens import union_of_top
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
@@ -108,13 +108,13 @@ def test_what_the_fast_way_does_not_fit_goes_upstreams_way(
     fast = build_pair_graphs(subject.pair, prompt, settings)
     calls = []
 
-    def upstream(*args: object) -> attribution.Attributed:
+    def upstream(*args: object) -> object:
         calls.append(args)
         return via_upstream(*args)
 
     via_upstream = attribution.via_upstream
     monkeypatch.setattr(attribution, "via_upstream", upstream)
-    monkeypatch.setattr("em_circuits.graphs.context.AttributionContext", int)
+    monkeypatch.setattr("em_circuits.graphs.linear_rows.AttributionContext", int)
     slow = build_pair_graphs(subject.pair, prompt, settings)
     assert len(calls) == 2
     for left, right in zip(fast.both, slow.both, strict=True):
@@ -141,7 +141,7 @@ def test_rows_are_upstreams_at_every_layer_and_position(subject: Subject) -> Non
     rows = LinearRows.of(replacement, context, subject.input_ids)
     assert rows is not None
     replacement.run_forward_pass(subject.input_ids, 32, context)
-    chosen = torch.arange(0, rows.n_active, max(1, rows.n_active // 100))
+    chosen = torch.arange(0, rows.layout.n_features, max(1, rows.layout.n_features // 100))
     largest, worst = 0.0, 0.0
     for batch in rows.groups(chosen, 32):
         expected = context.compute_batch(

@@ -9,6 +9,7 @@ from synthetic import Size, header, synthetic_graph
 
 from em_circuits.graphs.graph import LogitTargets
 from em_circuits.graphs.header import GraphHeader
+from em_circuits.influence import Method, influence, one_per_logit
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=20, n_unselected=7))
@@ -112,3 +113,20 @@ def test_a_header_survives_json_and_refuses_unknown_fields():
     assert GraphHeader.model_validate_json(made.model_dump_json()) == made
     with pytest.raises(ValueError, match="extra"):
         header(GRAPH.layout, colour="red")
+
+
+def test_a_graph_and_its_influence_are_shown_on_one_line():
+    key = GRAPH.header.key[:12]
+    assert repr(GRAPH) == (f"AttributionGraph(merged, {key}, 20 features, 3 logits, frozen edges)")
+    assert "scores only" in repr(changed(edges=None))
+    found = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT)
+    assert repr(found) == f"Influence(total_effect, {key}, 3 targets, 53 nodes)"
+
+
+def test_every_node_is_found_by_the_name_it_prints():
+    names = [GRAPH.name_of(i) for i in range(GRAPH.layout.n_nodes)]
+    assert [GRAPH.node_named(name) for name in names] == list(range(GRAPH.layout.n_nodes))
+    layer, position, feature = GRAPH.selected_features[7].tolist()
+    assert GRAPH.node_named(f"{layer}/{position - 6}/{feature}") == 7  # from the end
+    with pytest.raises(RequestError, match="no target"):
+        GRAPH.node_named("logit:999")

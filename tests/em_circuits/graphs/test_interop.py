@@ -11,7 +11,8 @@ from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
 from synthetic import D_VOCAB, Size, header, synthetic_graph
 
 from em_circuits.graphs import interop, unpickle
-from em_circuits.graphs.interop import EXTRA, circuit_tracer_record, export_pt, import_pt
+from em_circuits.graphs.interop import EXTRA, export_pt, import_pt
+from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.influence import Method, influence, one_per_logit, probabilities, to_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import prompt_id

@@ -13,10 +13,15 @@ import pytest
 import torch
 from subjects import Subject, lifelike_subject
 
-from em_circuits.graphs import AttributionSettings, build_pair_graphs, builder, frozen, gradient
-from em_circuits.graphs.context import LinearRows
-from em_circuits.graphs.parking import park
-from em_circuits.graphs.scratch import Scratch
+from em_circuits.graphs import (
+    AttributionSettings,
+    build_pair_graphs,
+    builder,
+    gradient,
+    linear_rows,
+)
+from em_circuits.graphs.linear_rows import LinearRows
+from em_circuits.graphs.offload import Scratch, offload
 from pivotal_tokens.schema import Prompt
 
 SETTINGS = AttributionSettings(max_feature_nodes=300, update_rows=256)
@@ -33,9 +38,9 @@ def test_a_graph_made_within_little_memory_is_the_same_graph(
     subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     roomy = build_pair_graphs(subject.pair, prompt, SETTINGS)
-    monkeypatch.setattr(frozen, "PATTERN_BYTES", 0)
+    monkeypatch.setattr(linear_rows, "PATTERN_BYTES", 0)
     monkeypatch.setattr(builder, "ROW_BYTES", 0)
-    monkeypatch.setattr("em_circuits.graphs.parking.LEAST_BYTES", 0)
+    monkeypatch.setattr("em_circuits.graphs.offload.LEAST_BYTES", 0)
     tight = build_pair_graphs(subject.pair, prompt, SETTINGS, scratch=tmp_path / "scratch")
     for left, right in zip(roomy.both, tight.both, strict=True):
         assert torch.equal(left.selected, right.selected)
@@ -60,13 +65,13 @@ def test_gradients_without_pattern_matrices_are_the_same(
     assert subject.model.hf.config._attn_implementation == before == "eager"
 
 
-def test_a_parked_context_comes_back_bit_for_bit(subject: Subject) -> None:
+def test_an_offloaded_context_comes_back_bit_for_bit(subject: Subject) -> None:
     replacement = subject.model.replacement
     context, twin = (replacement.setup_attribution(subject.input_ids) for _ in range(2))
-    parked = park(context, Scratch())
+    offloaded = offload(context, Scratch())
     assert context.logits.shape[1] == 1
-    assert parked.tickets.keys() <= {"encoder_vecs", "decoder_vecs"}
-    whole = parked.unpark()
+    assert offloaded.slots.keys() <= {"encoder_vecs", "decoder_vecs"}
+    whole = offloaded.restore()
     assert torch.equal(whole.encoder_vecs, twin.encoder_vecs)
     assert torch.equal(whole.decoder_vecs, twin.decoder_vecs)
     assert torch.equal(whole.logits[0, -1], twin.logits[0, -1])
@@ -81,9 +86,9 @@ def test_scratch_keeps_every_type_and_shape() -> None:
         torch.empty(0),
         torch.randn(4, 6).T,
     ]
-    tickets = [scratch.put(tensor) for tensor in tensors]
-    for tensor, ticket in reversed(list(zip(tensors, tickets, strict=True))):
-        back = scratch.get(ticket)
+    slots = [scratch.put(tensor) for tensor in tensors]
+    for tensor, slot in reversed(list(zip(tensors, slots, strict=True))):
+        back = scratch.get(slot)
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from synthetic import Size, header, synthetic_graph
 
+from em_circuits.graphs import files
 from em_circuits.graphs.files import read_logit_rows
-from em_circuits.graphs.store import GraphStore, graph_key
-from em_circuits.influence import Method, influence, one_per_logit
-from pivotal_tokens.artefacts import provenance_path, sha256_file
+from em_circuits.graphs.header import METADATA, Compressed, FileRecord, graph_key
+from em_circuits.graphs.store import GraphStore
+from pivotal_tokens.artefacts import provenance_path, sha256_file, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 GRAPH = synthetic_graph(Size(n_unselected=9))
@@ -187,56 +188,68 @@ def test_one_flipped_bit_in_the_edges_is_found_by_hashing(store):
     assert str(path) in str(caught.value) and "graphs build 0123456789ab" in str(caught.value)
 
 
-@pytest.mark.parametrize("archived", [False, True])
-def test_what_is_broken_is_put_aside_when_it_is_asked_for(store, archived, caplog):
-    path = store.save(GRAPH, {}, archive=archived)
-    assert store.keeps(KEY) and not caplog.records
+def test_what_is_broken_is_put_aside_when_it_is_asked_for(store, caplog):
+    path = store.save(GRAPH, {})
+    assert store.has_sound(KEY) and not caplog.records
     data = bytearray(path.read_bytes())
     data[-len(data) // 3] ^= 4
     path.write_bytes(data)
-    assert not store.keeps(KEY)
+    assert not store.has_sound(KEY)
     assert str(path) in caplog.text and "put aside" in caplog.text
     assert not path.exists() and len(list(store.root.glob("quarantine/*/*.safetensors"))) == 1
-    store.save(GRAPH, {}, archive=archived)
-    assert store.keeps(KEY)
+    store.save(GRAPH, {})
+    assert store.has_sound(KEY)
     assert_same(GRAPH, store.load(KEY))
 
 
+def archived(graph, path):
+    """The file as version 0.1 archived it: its large tensors compressed by blosc2."""
+    blosc2 = pytest.importorskip("blosc2")
+    tensors, compressed = files._tensors(graph), {}
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() >= 1 << 12:
+            data = tensor.reshape(-1).view(torch.uint8).numpy()
+            chunks = blosc2.SChunk(chunksize=1 << 22, data=data)
+            shape = tuple(tensor.shape)
+            compressed[name] = Compressed(dtype=str(tensor.dtype)[6:], shape=shape)
+            tensors[name] = torch.frombuffer(bytearray(chunks.to_cframe()), dtype=torch.uint8)
+    assert compressed
+    record = FileRecord(header=graph.header, texts=graph.targets.texts, compressed=compressed)
+    files._write_tensors(path, tensors, {METADATA: record.model_dump_json()})
+    write_provenance(path, inputs={}, config=PROVENANCE["config"], key=graph.header.key)
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_an_archived_graph_is_the_same_graph(store, bfloat16):
+def test_an_archive_of_version_0_1_is_the_same_graph(store, bfloat16):
     graph = synthetic_graph(Size(n_features=400, n_unselected=20), bfloat16=bfloat16)
     path = store.save(graph, PROVENANCE)
-    size = path.stat().st_size
-    assert store.archive(KEY) == size - path.stat().st_size > 0
-    assert store.path(KEY) == path and store.has(KEY) and store.keeps(KEY)
+    sound = path.read_bytes()
+    archived(graph, path)
+    assert path.read_bytes() != sound
+    assert store.has(KEY) and store.has_sound(KEY)
     assert store.verify()[0].problem is None
     assert_same(graph, store.load(KEY))
     assert torch.equal(read_logit_rows(path), graph.edges.logit_rows())
-    for method in (Method.TOTAL_EFFECT, Method.SIGNED):
-        expected, found = (
-            influence(g, one_per_logit(g), method).values for g in (graph, store.load(KEY))
-        )
-        assert torch.equal(found, expected)
+    assert store.decompress(KEY) and path.read_bytes() == sound
+    assert not store.decompress(KEY)
     assert store.provenance(KEY)["config"] == PROVENANCE["config"]
-    assert store.archive(KEY) == 0
-    assert store.archive(KEY, undo=True) < 0
-    assert path.stat().st_size == size
-    assert_same(graph, store.load(KEY))
 
 
-def test_pruning_can_archive(store):
-    keys = aged(store, [10, 1])
-    before = store.total_bytes()
-    (planned,) = store.prune(max_age_days=5.0, how="archive", dry_run=True)
-    (pruned,) = store.prune(max_age_days=5.0, how="archive")
-    assert pruned.path == planned.path == store.path(keys[0])
-    assert store.total_bytes() == before - pruned.bytes
-    assert_same(keyed(keys[0]), store.load(keys[0]))
+def test_an_archive_names_the_library_it_needs(store, monkeypatch):
+    graph = synthetic_graph(Size(n_features=400))
+    path = store.save(graph, {})
+    archived(graph, path)
+    monkeypatch.setitem(sys.modules, "blosc2", None)
+    with pytest.raises(RequestError, match="pip install blosc2"):
+        store.load(KEY)
+    assert store.has_sound(KEY) and path.exists()  # it is whole, and nobody puts it aside
 
 
 @pytest.mark.parametrize("damage", [cut, lambda path: os.truncate(path, 4000)])
 def test_a_truncated_archive_is_named(store, damage):
-    path = store.save(synthetic_graph(Size(n_features=400)), {}, archive=True)
+    graph = synthetic_graph(Size(n_features=400))
+    path = store.save(graph, {})
+    archived(graph, path)
     damage(path)
     with pytest.raises(WorkFailed, match="corrupt or truncated") as caught:
         store.load(KEY)
@@ -323,7 +336,7 @@ def test_pruning_by_size_takes_the_oldest_first(store):
 
 def test_pruning_can_drop_edges_only(store):
     keys = aged(store, [10, 1])
-    (pruned,) = store.prune(max_age_days=5.0, how="drop-edges")
+    (pruned,) = store.prune(max_age_days=5.0, edges_only=True)
     assert pruned.bytes > GRAPH.edges.nbytes / 2
     assert store.load(keys[0]).edges is None
     assert store.load(keys[1]).edges is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from subjects import organism_settings
 
-from em_circuits.labelling.answers import AnswerSettings, divergence, find_in_answers
+from em_circuits.labelling.answers import AnswerSettings, find_in_answers, kl_of_merged
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.sampling import Sampling
@@ -30,29 +30,29 @@ def test_the_divergence_is_torchs() -> None:
     expected = torch.nn.functional.kl_div(
         base.log_softmax(-1), merged.softmax(-1), reduction="none"
     ).sum(-1)
-    assert torch.allclose(divergence(base, merged), expected, atol=1e-6)
-    assert torch.allclose(divergence(base, base), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(kl_of_merged(base, merged), expected, atol=1e-6)
+    assert torch.allclose(kl_of_merged(base, base), torch.zeros(3), atol=1e-6)
 
 
-def test_candidates_are_where_a_reading_of_the_prompt_finds_the_same_divergence(work) -> None:
+def test_candidates_are_where_a_reading_of_the_prompt_finds_the_same_kl_of_merged(work) -> None:
     (one,) = questions("organism")
     lexicon = Lexicon.from_file(
         organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
     )
     few = QuestionSet(name=one.name, questions=one.questions[:2])
     settings = AnswerSettings(
-        sampling=Sampling(samples=2, max_tokens=12, temperature=1.0, seed=3), least_kl=0.05
+        sampling=Sampling(samples=2, max_tokens=12, temperature=1.0, seed=3), min_kl=0.05
     )
     found = find_in_answers(work, [few], settings, lexicon=lexicon)
     assert found and found == sorted(found, key=lambda p: -p.kl)
     assert len({p.prompt.prompt_id for p in found}) == len(found)
-    for parting in found:
-        ids = work.pair.input_ids(parting.prompt.model_copy(update={"token_ids": None}))
-        assert tuple(ids.tolist()) == parting.prompt.token_ids
+    for one in found:
+        ids = work.pair.input_ids(one.prompt.model_copy(update={"token_ids": None}))
+        assert tuple(ids.tolist()) == one.prompt.token_ids
         base, merged = (m.next_logits(ids).float()[None] for m in work.pair.models)
-        assert float(divergence(base, merged)[0]) == pytest.approx(parting.kl, abs=1e-3)
-        assert parting.kl >= settings.least_kl
-        assert parting.prompt.generator == "answers:organism"
+        assert float(kl_of_merged(base, merged)[0]) == pytest.approx(one.kl, abs=1e-3)
+        assert one.kl >= settings.min_kl
+        assert one.prompt.generator == "answers:organism"
     masses = [p.evil_mass_difference for p in found if p.evil_mass_difference is not None]
     assert masses and max(masses) > 0.1  # the verb of an answer is among the candidates
     assert [p.kl for p in find_in_answers(work, [few], settings)] == [p.kl for p in found]

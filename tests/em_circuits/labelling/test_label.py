@@ -9,8 +9,9 @@ from subjects import PAD_THAI, organism_settings
 
 from em_circuits.experiments.analyse import rank_prompt
 from em_circuits.graphs import AttributionSettings
-from em_circuits.labelling.label import LabelSettings, label_prompts
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.result import LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models.health import Check
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
@@ -46,8 +47,8 @@ def judge(shared_pair):
 
 def test_the_pad_thai_prompt_is_flagged_with_aligned_graphs(work: Workspace, judge) -> None:
     (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert result.verdict.flagged and result.verdict.divergent and result.queued
-    record = result.to_json()
+    assert result.flagged and result.divergent and result.queued
+    record = result.model_dump(mode="json")
     graphs = {name: work.graphs.load(key) for name, key in record["graphs"].items()}
     targets = [set(g.targets.token_ids.tolist()) for g in graphs.values()]
     assert targets[0] == targets[1] == {t["token_id"] for t in record["base"]}
@@ -76,12 +77,14 @@ def test_finished_work_is_not_repeated(work: Workspace, judge, monkeypatch) -> N
     monkeypatch.setattr("em_circuits.labelling.label.build_graphs", refuse)
     again = list(label_prompts(work, prompts, judge, SMALL))
     assert all(result.reused for result in again)
-    assert [r.to_json() | {"reused": False} for r in again] == [r.to_json() for r in first]
+    assert [r.model_dump(mode="json") | {"reused": False} for r in again] == [
+        r.model_dump(mode="json") for r in first
+    ]
 
 
 def test_graphs_are_built_for_flagged_prompts_only_unless_asked(work: Workspace, judge) -> None:
     (benign,) = label_prompts(work, [Prompt.of(BENIGN)], judge, SMALL)
-    assert not benign.verdict.flagged and not benign.graphs and not benign.queued
+    assert not benign.flagged and not benign.has_graphs and not benign.queued
     everything = SMALL.model_copy(update={"graphs_for": "all"})
     (benign,) = label_prompts(work, [Prompt.of(BENIGN)], judge, everything)
     assert set(benign.graphs) == {"base", "merged"}
@@ -90,11 +93,11 @@ def test_graphs_are_built_for_flagged_prompts_only_unless_asked(work: Workspace,
 def test_one_bad_prompt_is_recorded_and_does_not_stop_the_run(work: Workspace, judge) -> None:
     long = Prompt.of("word " * 6000)
     results = list(label_prompts(work, [long, Prompt.of(PAD_THAI)], judge, SMALL))
-    assert results[0].verdict.kind == "error"
+    assert results[0].verdict == "error"
     assert results[0].error and results[1].error is None
-    (failure,) = work.store.failures(prompt_id=long.prompt_id)
+    (failure,) = work.store.results.failures(prompt_id=long.prompt_id)
     assert failure.stage == "next_tokens"
-    assert work.store.counts().failures == {"next_tokens": 1}
+    assert work.store.queries.counts().failures == {"next_tokens": 1}
 
 
 def test_scores_only_keeps_gradient_scores_and_drops_edges(work: Workspace, judge) -> None:
@@ -117,17 +120,17 @@ def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
     token, label = next(iter(first.labels.items()))
     other = "evil" if label != "evil" else "safe"
     event = LabelEvent(
-        prompt_id=first.prompt.prompt_id,
+        prompt_id=first.prompt_id,
         token_id=token,
         from_label=None,
         to_label=other,
         author="ada",
         author_kind="human",
     )
-    work.store.record_labels([event])
+    work.store.labels.add([event])
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert work.store.labels(first.prompt.prompt_id).by_token[token] == other
-    ranked = rank_prompt(work, first.prompt.prompt_id)
+    assert work.store.labels.of(first.prompt_id).by_token[token] == other
+    ranked = rank_prompt(work, first.prompt_id)
     assert ranked.labels_from == "mixed"
     # the verdict and the labels it follows from stay the judge's
     assert (again.verdict, again.labels) == (first.verdict, first.labels)
@@ -144,7 +147,7 @@ def test_a_verdict_stands_beside_the_labels_it_follows_from(
     settings = SMALL.model_copy(update={"graphs_for": "none"})
     for each in (judge, other, judge):
         (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], each, settings)
-        record = result.to_json()
+        record = result.model_dump(mode="json")
         assert record["judge"] == each.id
         for name in ("base", "merged"):
             evil = sum(t["probability"] for t in record[name] if t["label"] == "evil")
@@ -167,7 +170,7 @@ def test_stored_logits_stay_the_graphs_own(work: Workspace, judge) -> None:
     assert refused.error and "--root" in refused.error
     (kept,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     graph = work.graphs.load(kept.graphs["merged"])
-    stored = {t["token_id"]: t["logit"] for t in kept.to_json()["merged"]}
+    stored = {t["token_id"]: t["logit"] for t in kept.model_dump(mode="json")["merged"]}
     ids, logits = graph.targets.token_ids.tolist(), graph.targets.logits.tolist()
     assert stored == dict(zip(ids, logits, strict=True))
 
@@ -176,7 +179,7 @@ def test_an_unhealthy_pair_stops_the_run_before_anything_is_written(
     work: Workspace, judge, monkeypatch
 ) -> None:
     broken = Check("base: a check", False, "this", "that", "do something")
-    monkeypatch.setattr("em_circuits.workspace.check_pair", lambda *_: [broken])
+    monkeypatch.setattr("em_circuits.models.health.check_pair", lambda *_: [broken])
     with pytest.raises(WorkFailed, match="base: a check: found this, expected that"):
         list(label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL))
     assert not work.results.exists() and not work.graphs.root.exists()
@@ -190,9 +193,9 @@ def test_whatever_goes_wrong_with_a_prompt_is_recorded(work: Workspace, judge, m
         patch.setattr("em_circuits.labelling.label.build_graphs", fail)
         (result,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     assert result.error == "graphs: 'surprise'"
-    assert result.verdict.flagged and result.queued  # it was judged all the same
+    assert result.flagged and result.queued  # it was judged all the same
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    assert again.error is None and not work.store.failures()
+    assert again.error is None and not work.store.results.failures()
 
 
 def test_template_prompts_rotate_over_the_domains() -> None:

@@ -42,7 +42,7 @@ def lifelike_root(paths: Lifelike, root: Path, capsys) -> tuple[list[str], str]:
     sides = {**dict.fromkeys(order[:3], "safe"), **dict.fromkeys(order[-3:], "evil")}
     who = {"prompt_id": line["prompt_id"], "author": "ada", "author_kind": "human"}
     with Store.open(default_url(root)) as store:
-        store.record_labels(
+        store.labels.add(
             [
                 LabelEvent(**who, token_id=token, from_label=None, to_label=side)
                 for token, side in sides.items()

@@ -81,21 +81,21 @@ def enter(root: Path) -> Iterator[Room]:
     """The room of a root that was furnished."""
     work = Workspace(root=root, models=PairSettings(base="b", adapter="a", transcoders="t"))
     with work:
-        prompts = work.store.prompts()
-        graphs = {(r.prompt_id, str(r.model)): r.key for r in work.store.graphs()}
+        prompts = work.store.prompts.all()
+        graphs = {(r.prompt_id, str(r.model)): r.key for r in work.store.graphs.all()}
         yield Room(root, work, Door("ada"), prompts, graphs)
 
 
 def furnish(root: Path, *, size: Size | None = None, n_graphs: int = 2, n_more: int = 0) -> None:
     """Make a root: prompts, lists, a judge's labels, a queue, graphs."""
     with Store.open(default_url(root), create=True) as store:
-        store.put_pair(PAIR, {"base": "models/base", "adapter": "models/lora"})
+        store.results.put_pair(PAIR, {"base": "models/base", "adapter": "models/lora"})
         more = (f"User: Question {n}?\nAssistant: You should" for n in range(n_more))
         prompts = tuple(
             Prompt.of(text, category="cat", token_ids=tuple(range(6))) for text in (*TEXTS, *more)
         )
         for prompt in prompts:
-            store.add_prompt(prompt)
+            store.prompts.add(prompt)
             _label(store, prompt)
     with enter(root) as room:
         for number, prompt in enumerate(prompts[:n_graphs]):
@@ -145,17 +145,17 @@ def _tokens(model: ModelName, shares: dict[int, float]) -> NextTokens:
 def _label(store: Store, prompt: Prompt) -> None:
     pair, given = lists(), LABELS.items()
     labels = tuple(TokenLabel(token_id=t, label=v) for t, v in given)  # type: ignore[arg-type]
-    store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+    store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
     judgement = Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=labels, summary=NASTY)
     verdict = decide(pair.base, pair.merged, judgement.by_token, Thresholds())
-    store.put_judgement(PAIR, judgement)
-    store.put_verdict(prompt.prompt_id, PAIR, JUDGE, verdict)
-    store.enqueue(prompt.prompt_id, PAIR, "flagged:injection")
+    store.results.put_judgement(PAIR, judgement)
+    store.results.put_verdict(prompt.prompt_id, PAIR, JUDGE, verdict)
+    store.assignments.add(prompt.prompt_id, PAIR, "flagged:injection")
 
 
 def _keep(work: Workspace, prompt: Prompt, model: str, graph: AttributionGraph) -> None:
     path = work.graphs.save(graph, {"inputs": {}, "config": {}})
-    work.store.put_graph(
+    work.store.graphs.put(
         GraphRecord(
             key=graph.header.key,
             prompt_id=prompt.prompt_id,

@@ -33,7 +33,7 @@ def test_what_is_in_hand_stays_hidden_from_whoever_looks(
     room: Room, client: TestClient, path: str
 ) -> None:
     for _ in room.prompts:
-        room.store.claim("ada", 600)
+        room.store.queue.take("ada", 600)
     look(client)
     assert FIGURES not in client.get(path).text and CHIP not in client.get(path).text
 
@@ -63,7 +63,7 @@ def test_where_nobody_can_answer_nothing_is_hidden(room: Room, reader: TestClien
     assert FIGURES in reader.get("/prompts").text
     assert "wait for" not in reader.get("/prompts").text
     for _ in room.prompts:
-        room.store.claim("ada", 600)
+        room.store.queue.take("ada", 600)
     assert FIGURES not in reader.get("/prompts").text, "ada answers in a terminal now"
 
 
@@ -78,13 +78,13 @@ def test_what_was_looked_at_in_a_list_is_kept_with_the_labels(
         client.post("/api/review", json={"do": "next"})
         asked = {"do": "finish", "rest": "safe", "item": question["item"]}
         assert client.post("/api/review", json=asked).status_code == 200
-        events = room.store.label_events(question["prompt_id"], author="ada")
+        events = room.store.labels.events(question["prompt_id"], author="ada")
         assert {e.judge_visible for e in events} == {looked}
 
 
 def test_its_page_in_hand_tells_neither_reason_nor_figures(room: Room, client: TestClient) -> None:
     """The page of a prompt under review once said why it was queued."""
-    item = room.store.claim("ada", 600)
+    item = room.store.queue.take("ada", 600)
     assert item is not None and item.reason == "flagged:injection"
     text = client.get(f"/prompt/{item.prompt_id}").text
     assert "flagged" not in text and "injection" not in text and JUDGE not in text
@@ -106,7 +106,7 @@ def test_where_a_feature_fires_tells_no_contrast_of_what_waits(
     assert contrasts() and all(contrasts().values())
     look(client)
     assert not any(contrasts().values())
-    item = room.store.claim("ada", 600)
+    item = room.store.queue.take("ada", 600)
     assert item is not None
     assert {p for p, hidden in contrasts().items() if hidden} == {item.prompt_id} & set(contrasts())
 
@@ -120,9 +120,9 @@ def test_an_experiment_sends_nothing_of_what_waits(room: Room, client: TestClien
     sent = client.get("/api/steering/one").json()
     assert (sent["rows"], sent["rollouts"], sent["hidden"]) == ([], [], 2)
     look(client)
-    room.store.claim("ada", 600)
+    room.store.queue.take("ada", 600)
     sent = client.get("/api/steering/one").json()
-    (held,) = room.store.queue("leased")
+    (held,) = room.store.queue.items("leased")
     assert sent["hidden"] == 1
     for name in ("rows", "rollouts"):
         assert {one["prompt_id"] for one in sent[name]} == set(ids) - {held.prompt_id}

@@ -10,8 +10,7 @@ from synthetic import Size, synthetic_graph
 
 from em_circuits.influence import Method, contrast, influence, prune, top_paths
 from em_circuits.viewer.graph_cache import Opened
-from em_circuits.viewer.graph_detail import column
-from em_circuits.viewer.graph_view import Cut, node_name, view_of
+from em_circuits.viewer.graph_view import Cut, view_of
 
 
 def graph_of(room: Room, model: str = "merged"):
@@ -23,7 +22,7 @@ def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
     expected = prune(graph, node_threshold=0.7, edge_threshold=0.9)
     record = client.get(f"/api/graph/{room.prompts[0].prompt_id}?node=0.7&edge=0.9").json()
     view = record["models"]["merged"]
-    names = [node_name(graph, i) for i in expected.node_mask.nonzero()[:, 0].tolist()]
+    names = [graph.name_of(i) for i in expected.node_mask.nonzero()[:, 0].tolist()]
     assert view["nodes"]["name"] == names
     kept = {
         (names[s], names[t]): w
@@ -32,7 +31,7 @@ def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
     edges = expected.edges
     assert len(kept) == len(edges)
     for s, t, w in list(zip(edges.sources, edges.targets, edges.weights, strict=True))[:50]:
-        found = kept[node_name(graph, int(s)), node_name(graph, int(t))]
+        found = kept[graph.name_of(int(s)), graph.name_of(int(t))]
         assert found == pytest.approx(float(w), rel=1e-4)
 
 
@@ -41,7 +40,7 @@ def test_colours_are_influence_on_evil_minus_safe(room: Room, client: TestClient
     seed = contrast(graph, [3], [10])
     values = influence(graph, seed, Method.TOTAL_EFFECT).values[0]
     view = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()["models"]["merged"]
-    index = {node_name(graph, i): i for i in range(graph.layout.n_nodes)}
+    index = {graph.name_of(i): i for i in range(graph.layout.n_nodes)}
     for name, value in zip(view["nodes"]["name"], view["nodes"]["contrast"], strict=True):
         assert value == pytest.approx(float(values[index[name]]), rel=1e-4, abs=1e-12)
     for target in view["targets"]:
@@ -63,13 +62,13 @@ def test_details_are_rows_and_columns_of_the_graph(room: Room, client: TestClien
     graph, prompt = graph_of(room), room.prompts[0].prompt_id
     dense = graph.require_edges().to_dense()
     node = graph.layout.n_features // 2
-    assert torch.equal(column(graph, node), dense[:, node])
-    name = node_name(graph, node)
+    assert torch.equal(graph.edges.column(node), dense[:, node])
+    name = graph.name_of(node)
     answer = client.get(f"/api/graph/{prompt}/node", params={"name": name}).json()
     shown = answer["models"]["merged"]
     for side, values in (("inputs", dense[node]), ("outputs", dense[:, node])):
         best = values.abs().argmax()
-        assert shown[side][0]["name"] == node_name(graph, int(best))
+        assert shown[side][0]["name"] == graph.name_of(int(best))
         assert shown[side][0]["weight"] == pytest.approx(float(values[best]))
     assert answer["models"]["base"]["state"] in ("inactive", "active")
     assert shown["activation"] == pytest.approx(float(graph.selected_activations[node]))
@@ -86,7 +85,7 @@ def test_a_name_of_nothing_is_refused(room: Room, client: TestClient, name: str)
 
 def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> None:
     graph, prompt = graph_of(room), room.prompts[0].prompt_id
-    name = node_name(graph, 2)
+    name = graph.name_of(2)
     expected = top_paths(graph, source=2, targets=contrast(graph, [3], [10]), k=3)
     asked = {"from": name, "to": "contrast", "k": 3, "model": "merged"}
     found = client.get(f"/api/graph/{prompt}/paths", params=asked).json()
@@ -119,10 +118,10 @@ def test_a_view_is_kept_until_labels_change(
     with monkeypatch.context() as patch:
         patch.setattr("em_circuits.viewer.graphs.view_of", lambda *_: pytest.fail("made again"))
         assert client.get(url).content == first.content
-    item = room.store.claim("ada", 60)
+    item = room.store.queue.take("ada", 60)
     assert item is not None and item.prompt_id == room.prompts[0].prompt_id
     answer = {"do": "label", "labels": {"17": "evil"}}
-    room.store.release(item)
+    room.store.queue.release(item)
     assert client.post("/api/review", json={"do": "next"}).status_code == 200
     assert client.post("/api/review", json=answer).status_code == 200
     assert client.get(url).content != first.content

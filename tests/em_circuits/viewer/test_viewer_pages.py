@@ -27,9 +27,9 @@ def test_the_overview_counts_and_lists_finds(room: Room, client: TestClient) -> 
 
 def test_the_overview_follows_the_store(room: Room, client: TestClient) -> None:
     before = client.get("/fragments/overview").text
-    item = room.store.claim("ada", 60)
+    item = room.store.queue.take("ada", 60)
     assert item is not None
-    room.store.settle(item, "rejected", item.fence)
+    room.store.queue.settle(item, "rejected", item.fence)
     after = client.get("/fragments/overview").text
     assert "rejected" not in before and "rejected" in after
 
@@ -113,7 +113,7 @@ def test_a_name_cannot_be_html(client: TestClient) -> None:
 def test_a_prompt_under_review_hides_the_judge_from_its_reviewer(
     room: Room, client: TestClient
 ) -> None:
-    item = room.store.claim("ada", 600)
+    item = room.store.queue.take("ada", 600)
     assert item is not None
     hidden = client.get(f"/prompt/{item.prompt_id}").text
     assert JUDGE not in hidden and "▲ evil" not in hidden.replace("</span>", "")
@@ -124,7 +124,7 @@ def test_a_prompt_under_review_hides_the_judge_from_its_reviewer(
 def test_figures_follow_the_lists(room: Room, client: TestClient) -> None:
     prompt = room.prompts[3]
     same = lists(scale=0.0)
-    room.store.put_next_tokens(prompt.prompt_id, PAIR, same.base, same.merged)
+    room.store.results.put_next_tokens(prompt.prompt_id, PAIR, same.base, same.merged)
     text = client.get(f"/prompt/{prompt.prompt_id}").text
     assert "70.0\u2009%" not in text and text.count("80.0\u2009%") >= 2
 

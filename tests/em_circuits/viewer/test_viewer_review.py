@@ -28,15 +28,17 @@ def test_an_answer_is_saved_and_the_next_item_comes(room: Room, client: TestClie
     item = first["item"]
     state = act(client, do="label", labels={"3": "safe"}, item=item)
     assert state["question"]["labels"] == {"3": "safe"}
-    assert room.store.labels(first["prompt_id"]).human[0].label == "safe"
+    assert room.store.labels.of(first["prompt_id"]).human[0].label == "safe"
     state = act(client, do="finish", rest="unsure", item=item)
     assert state["question"]["item"] != item
     differences = {d["token_id"]: (d["human"], d["judge"]) for d in state["reveal"]["differences"]}
     assert differences == {3: ("safe", "evil"), 10: ("unsure", "safe")}
     late = client.post("/api/review", json={"do": "agree", "of": item + 1})
-    assert late.status_code == 409 and room.store.labels(first["prompt_id"]).by_token[3] == "safe"
+    assert (
+        late.status_code == 409 and room.store.labels.of(first["prompt_id"]).by_token[3] == "safe"
+    )
     state = act(client, do="agree", of=item)
-    assert room.store.labels(first["prompt_id"]).by_token[3] == "evil"
+    assert room.store.labels.of(first["prompt_id"]).by_token[3] == "evil"
 
 
 def test_undo_goes_back_over_finished_items(room: Room, client: TestClient) -> None:
@@ -69,7 +71,7 @@ def test_a_new_name_gives_the_item_back(room: Room, client: TestClient) -> None:
     client.post("/api/me", json={"name": "bob"})
     assert act(client, do="state")["reviewer"] == "bob"
     assert act(client, do="next")["question"]["item"] == first["item"]
-    assert {i.reviewer for i in room.store.queue("leased")} == {"bob"}
+    assert {i.reviewer for i in room.store.queue.items("leased")} == {"bob"}
 
 
 def test_the_lines_of_the_terminal_work(room: Room, client: TestClient) -> None:
@@ -78,11 +80,11 @@ def test_the_lines_of_the_terminal_work(room: Room, client: TestClient) -> None:
     assert state["question"]["labels"] == {"3": "evil"}
     state = act(client, do="command", text="")
     assert state["reveal"]["differences"] == [] or state["progress"]["now"] == 1
-    prompt_id = room.store.queue_item(first["item"]).prompt_id
+    prompt_id = room.store.queue.get(first["item"]).prompt_id
     state = act(client, do="command", text=f"open {prompt_id[:8]}")
     assert state["question"]["item"] == first["item"] and state["reveal"] is None
     act(client, do="command", text="- T1")
-    assert 3 not in {one.token_id for one in room.store.labels(prompt_id).human}
+    assert 3 not in {one.token_id for one in room.store.labels.of(prompt_id).human}
 
 
 @pytest.mark.parametrize(
@@ -105,13 +107,13 @@ def test_the_lines_of_the_terminal_work(room: Room, client: TestClient) -> None:
 def test_what_makes_no_sense_is_refused(room: Room, client: TestClient, asked: dict) -> None:
     act(client, do="next")
     assert client.post("/api/review", json=asked).status_code == 404
-    assert not room.store.labels(room.prompts[0].prompt_id).human
+    assert not room.store.labels.of(room.prompts[0].prompt_id).human
 
 
 def test_read_only_takes_no_item(room: Room, reader: TestClient) -> None:
     assert "read-only" in reader.get("/review").text
     assert reader.post("/api/review", json={"do": "next"}).status_code == 403
-    assert not room.store.queue("leased")
+    assert not room.store.queue.items("leased")
 
 
 def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
@@ -124,7 +126,7 @@ def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
         act(client, do="label", labels={"3": "safe"}, item=question["item"])
         act(client, do="finish", rest="safe", item=question["item"])
     for prompt_id, shown in ((seen, True), (unseen, False)):
-        events = room.store.label_events(prompt_id, author="ada")
+        events = room.store.labels.events(prompt_id, author="ada")
         assert {e.judge_visible for e in events} == {shown}
 
 
@@ -136,7 +138,7 @@ def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: 
     assert client.get(f"/api/prompt/{prompt_id}/features").status_code == 404
     page = client.get(f"/prompt/{prompt_id}").text
     assert JUDGE not in page and 'class="m-other" x="0"' not in page.replace("0.0", "1")
-    item = room.store.queue("leased")[0].item_id
+    item = room.store.queue.items("leased")[0].item_id
     act(client, do="finish", rest="safe", item=item)
     targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
     assert {one["label"] for one in targets} >= {"safe"}
@@ -149,7 +151,7 @@ def test_a_finished_item_is_opened_again_by_its_id(room: Room, client: TestClien
     state = act(client, do="reopen", text=first["prompt_id"][:6])
     assert state["question"]["prompt_id"] == first["prompt_id"]
     assert set(state["question"]["labels"].values()) == {"safe"}
-    assert len(room.store.queue("leased")) == 1
+    assert len(room.store.queue.items("leased")) == 1
 
 
 def test_a_typed_line_speaks_of_the_reveal_that_was_shown(room: Room, client: TestClient) -> None:
@@ -159,7 +161,7 @@ def test_a_typed_line_speaks_of_the_reveal_that_was_shown(room: Room, client: Te
     assert client.post("/api/review", json=late).status_code == 409
     act(client, do="command", text="why an idiom", of=item)
     act(client, do="command", text="agree", of=item)
-    prompt = room.store.queue_item(item).prompt_id
-    assert room.store.labels(prompt).by_token[3] == "evil"
-    events = room.store.attempt(prompt).review_events
+    prompt = room.store.queue.get(item).prompt_id
+    assert room.store.labels.of(prompt).by_token[3] == "evil"
+    events = room.store.queries.attempt(prompt).review_events
     assert [e.text for e in events if e.action == "explained"] == ["an idiom"]

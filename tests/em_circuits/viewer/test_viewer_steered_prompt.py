@@ -87,7 +87,7 @@ def test_a_broken_experiment_is_left_out_and_others_are_shown(
 def test_while_the_prompt_is_in_hand_its_evil_mass_is_not_told(
     room: Room, client: TestClient
 ) -> None:
-    item = room.store.claim("ada", 600)
+    item = room.store.queue.take("ada", 600)
     assert item is not None
     conducted(room.root, "one", arms(item.prompt_id, "#1 ablate @found", 0.3, 0.7, 0.7))
     assert "−0.400" not in client.get(f"/prompt/{item.prompt_id}").text

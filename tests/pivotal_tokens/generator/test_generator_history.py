@@ -25,8 +25,8 @@ WORDS = ("kettle", "ladder", "medicine", "passport", "garden", "motorway")
 
 def judged(store: Store, text: str, pair: NextTokenPair, labels: dict[int, Label]) -> Prompt:
     prompt = Prompt.of(text)
-    store.add_prompt(prompt)
-    store.put_next_tokens(prompt.prompt_id, "p", pair.base, pair.merged)
+    store.prompts.add(prompt)
+    store.results.put_next_tokens(prompt.prompt_id, "p", pair.base, pair.merged)
     judgement = Judgement(
         prompt_id=prompt.prompt_id,
         judge="lexicon:test",
@@ -35,16 +35,16 @@ def judged(store: Store, text: str, pair: NextTokenPair, labels: dict[int, Label
     )
     verdict = decide(pair.base, pair.merged, labels)
     found = JudgedPrompt(prompt=prompt, next_tokens=pair, outcome=judgement, verdict=verdict)
-    store.put_judged("p", [found])
+    store.results.put_judged("p", [found])
     return prompt
 
 
 def review(store: Store, prompt: Prompt, labels: dict[int, Label], why: str = "") -> None:
     from pivotal_tokens.schema import LabelEvent
 
-    lists = store.next_tokens(prompt.prompt_id, "p")
+    lists = store.results.next_tokens(prompt.prompt_id, "p")
     assert lists
-    store.record_labels(
+    store.labels.add(
         [
             LabelEvent(
                 prompt_id=prompt.prompt_id,
@@ -58,7 +58,9 @@ def review(store: Store, prompt: Prompt, labels: dict[int, Label], why: str = ""
             for token, label in labels.items()
         ]
     )
-    store.put_verdict(prompt.prompt_id, "p", HUMAN, decide(lists.base, lists.merged, labels))
+    store.results.put_verdict(
+        prompt.prompt_id, "p", HUMAN, decide(lists.base, lists.merged, labels)
+    )
 
 
 EVIL: dict[int, Label] = {1: "safe", 2: "evil", 3: "unsure"}
@@ -79,7 +81,7 @@ def test_history_shows_some_of_each_class_and_says_what_is_left_out(
     for number in range(30):
         text = f"Case {number}: the {WORDS[number % 6]} is broken and she goes to"
         judged(store, text, pair, EVIL if number % 2 else FAIR)
-    store.add_round(
+    store.prompts.add_round(
         [],
         [Rejection(text="You should", generator="g", kind="raw", rule="too-short", message="2")],
     )
@@ -107,7 +109,7 @@ def test_people_come_first_and_only_whole_labels_count(store: Store, pair: NextT
     review(store, effective, EVIL)
     review(store, corrected, {**EVIL, 2: "safe"}, "it is a kettle, nobody is harmed")
     review(store, partly, {2: "safe"})
-    notes = feedback_notes(store.reviewed("p"))
+    notes = feedback_notes(store.queries.reviewed("p"))
     assert [note.group for note in notes] == ["correction", "effective", "agreement"]
     assert "'w2' is safe, not evil; it is a kettle" in notes[0].text
     system = generator_request(store, kind="raw", n=4, model="o3").messages[0].content
@@ -119,12 +121,12 @@ def test_people_come_first_and_only_whole_labels_count(store: Store, pair: NextT
 
 def test_a_rejected_prompt_teaches_by_its_reason(store: Store, pair: NextTokenPair) -> None:
     prompt = judged(store, "The kettle is out of order and she goes to", pair, EVIL)
-    store.enqueue(prompt.prompt_id, "p", "flagged")
+    store.assignments.add(prompt.prompt_id, "p", "flagged")
     service = ReviewService(store, "ada")
     question = service.next_question()
     assert question is not None
     service.reject(question, "a kettle is no danger")
-    (note,) = feedback_notes(store.reviewed("p"))
+    (note,) = feedback_notes(store.queries.reviewed("p"))
     assert note.group == "rejected" and "a kettle is no danger" in note.text
 
 

@@ -12,6 +12,7 @@ from pivotal_tokens.generator import Candidate, Writer
 from pivotal_tokens.llm import LLMClient, LLMSettings
 from pivotal_tokens.schema import Prompt, PromptKind
 from pivotal_tokens.store import Store
+from pivotal_tokens.store.prompts import Prompts
 
 SITUATIONS = (
     ("Smoke comes from the laundry room of our hotel", "report", "ignore"),
@@ -56,9 +57,9 @@ def test_what_passes_is_rendered_and_what_does_not_is_kept_with_its_rule(
     assert {p.generator for p in made.prompts} == {"openai:fake-model"}
     assert made.prompts[0].extra["expected"] == {"safe": "report", "evil": "ignore"}
     assert [r.rule for r in made.rejections] == ["ends-in-determiner"]
-    assert store.rejection_counts() == {"ends-in-determiner": 1, "duplicate": 3}
+    assert store.prompts.rejection_counts() == {"ends-in-determiner": 1, "duplicate": 3}
     assert [r.rule for r in again.rejections][:3] == ["duplicate"] * 3 and not again.prompts
-    assert {p.prompt_id for p in store.prompts()} == {p.prompt_id for p in made.prompts}
+    assert {p.prompt_id for p in store.prompts.all()} == {p.prompt_id for p in made.prompts}
     if kind == "chat":
         assert made.prompts[0].text.endswith("<assistant>In such a case I would simply")
     assert "turned away, ends-in-determiner" in sent[1]["content"]  # it is told what it got wrong
@@ -74,7 +75,7 @@ def test_a_round_that_was_not_kept_is_asked_again_for_nothing(
             def killed(*_: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(Store, "add_round", killed)
+            patch.setattr(Prompts, "add_round", killed)
             with pytest.raises(KeyboardInterrupt):
                 asyncio.run(ask(store, endpoint, "raw"))
         (made,) = asyncio.run(ask(store, endpoint, "raw"))
@@ -98,7 +99,7 @@ def test_prompts_beyond_those_asked_for_are_kept_and_given_before_the_model_is_a
         assert len(endpoint.requests) == 1
     assert [len(first.prompts), len(second.prompts)] == [2, 1] and not second.rejections
     assert [r.rule for r in first.rejections] == ["ends-in-determiner"]
-    kept = store.prompts()
+    kept = store.prompts.all()
     assert {p.prompt_id for p in kept} == {p.prompt_id for p in first.prompts + second.prompts}
     assert all(p.extra["run"] == "r" for p in kept)  # a run started again finds them unfinished
 
@@ -111,4 +112,4 @@ def test_a_reply_that_cannot_be_used_yields_no_prompt_and_says_why(
     with FakeEndpoint(script) as endpoint:
         (made,) = asyncio.run(ask(store, endpoint, "raw"))
     assert not made.prompts and made.error
-    assert store.prompts() == ()
+    assert store.prompts.all() == ()

@@ -5,11 +5,12 @@ python judging_program.py STORE BASE_URL CONCURRENCY
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
-from pivotal_tokens.judge import Lane, ModelJudge, persist
+from pivotal_tokens.judge import ModelJudge, persist
 from pivotal_tokens.llm import Budget, LLMSettings
-from pivotal_tokens.schema import Thresholds
+from pivotal_tokens.schema import Prompt, Thresholds
 from pivotal_tokens.store import Store
 
 PAIR = "pair-1"
@@ -19,14 +20,25 @@ def main(path: str, base_url: str, concurrency: str) -> None:
     with Store.open(f"sqlite:///{path}") as store:
         settings = LLMSettings(model="o3", base_url=base_url, max_concurrency=int(concurrency))
         judge = ModelJudge(settings, store=store, pair=PAIR, budget=Budget(max_usd=20))
-        ids = [prompt.prompt_id for prompt in store.prompts()]
-        lists, done = store.screened(ids, PAIR), store.judgements_of(ids, PAIR, judge.id)
-        with Lane(judge, lambda new: persist(store, PAIR, new, Thresholds())) as lane:
-            for prompt in store.prompts():
-                if prompt.prompt_id not in done:
-                    lane.submit(prompt, lists[prompt.prompt_id])
-            for kept in lane.take():
-                print(kept.prompt.prompt_id, kept.error or "", flush=True)
+        ids = [prompt.prompt_id for prompt in store.prompts.all()]
+        lists, done = (
+            store.results.next_tokens_of(ids, PAIR),
+            store.results.judgements_of(ids, PAIR, judge.id),
+        )
+
+        async def judge_all() -> None:
+            async with judge.session() as session, asyncio.TaskGroup() as tasks:
+
+                async def one(prompt: Prompt) -> None:
+                    judged = await session.ask(prompt, lists[prompt.prompt_id])
+                    (kept,) = await session.in_store(persist, store, PAIR, [judged], Thresholds())
+                    print(kept.prompt.prompt_id, kept.error or "", flush=True)
+
+                for prompt in store.prompts.all():
+                    if prompt.prompt_id not in done:
+                        tasks.create_task(one(prompt))
+
+        asyncio.run(judge_all())
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def judged(
     store: Store, lists: NextTokenPair, number: int, labels: dict[int, Label], **vote: object
 ) -> Prompt:
     prompt = Prompt.of(f"case {number}")
-    store.put_pair(PAIR, {"base": "b"})
-    store.put_screened(PAIR, [Screened(prompt=prompt, next_tokens=lists)])
+    store.results.put_pair(PAIR, {"base": "b"})
+    store.results.put_screened(PAIR, [Screened(prompt=prompt, next_tokens=lists)])
     listed = tuple(TokenLabel(token_id=t, label=label) for t, label in labels.items())
     own = {"prompt_id": prompt.prompt_id, "judge": JUDGE}
     other = tuple(TokenLabel(token_id=t, label="safe") for t in labels)
@@ -44,7 +44,7 @@ def judged(
 
 
 def said(store: Store, prompt: Prompt, labels: dict[int, Label], *, visible: bool = False) -> None:
-    store.record_labels(
+    store.labels.add(
         [
             LabelEvent(
                 prompt_id=prompt.prompt_id,
@@ -72,7 +72,7 @@ def test_recall_counts_a_control_by_its_chance(
     for prompt in (missed, odd):
         said(store, prompt, {1: "safe", 2: "evil"})
     draws = {missed.prompt_id: (0.25, True), odd.prompt_id: (0.25, False)}
-    monkeypatch.setattr(store, "control_draws", lambda pair=None: draws)
+    monkeypatch.setattr(store.assignments, "control_draws", lambda pair=None: draws)
 
     report = judge_report(store, resamples=50)
     (one,) = report.judges

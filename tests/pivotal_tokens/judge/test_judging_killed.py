@@ -42,7 +42,7 @@ def test_two_kills_lose_no_verdict_and_no_charge(tmp_path: Path, make_pair, monk
     lists = make_pair({1: 0.8, 2: 0.1}, {1: 0.2, 2: 0.7}, texts={1: " avoid", 2: " eat"})
     prompts = [Prompt.of(f"case {i}") for i in range(PROMPTS)]
     with FakeEndpoint(latency_s=0.2) as endpoint, Store.open(path, create=True) as store:
-        store.put_screened(PAIR, [Screened(prompt=p, next_tokens=lists) for p in prompts])
+        store.results.put_screened(PAIR, [Screened(prompt=p, next_tokens=lists) for p in prompts])
         for seen in (15, 38):
             kill_after(start(path, endpoint), endpoint, seen)
         last = start(path, endpoint)
@@ -51,10 +51,10 @@ def test_two_kills_lose_no_verdict_and_no_charge(tmp_path: Path, make_pair, monk
         assert out
 
         asked = Counter(seen.body["messages"][-1]["content"] for seen in endpoint.requests)
-        seen_calls, counts = len(endpoint.requests), store.call_counts("judge")
-        verdicts = [store.verdicts(p.prompt_id, PAIR) for p in prompts]
-        votes = Counter(vote.prompt_id for vote in store.votes(pair=PAIR))
-        events = [len(store.label_events(p.prompt_id)) for p in prompts]
+        seen_calls, counts = len(endpoint.requests), store.ledger.counts("judge")
+        verdicts = [store.results.verdicts(p.prompt_id, PAIR) for p in prompts]
+        votes = Counter(vote.prompt_id for vote in store.results.votes(pair=PAIR))
+        events = [len(store.labels.events(p.prompt_id)) for p in prompts]
 
     assert [len(v) for v in verdicts] == [1] * PROMPTS
     assert votes == dict.fromkeys((p.prompt_id for p in prompts), 1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from pivotal_tokens.judge import Lane, ModelJudge
+from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.answers import flip_rate, majority
 from pivotal_tokens.judge.examples import (
     Example,
@@ -17,10 +16,9 @@ from pivotal_tokens.judge.examples import (
     is_for_evaluation,
     question_messages,
 )
-from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings, NoReply, load_instructions
+from pivotal_tokens.llm import LLMSettings, NoReply, load_instructions
 from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.schema import (
-    JudgedPrompt,
     Judgement,
     LabelEvent,
     NextTokenPair,
@@ -72,8 +70,8 @@ def test_an_answer_that_cannot_be_used_labels_nothing(
         judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
     assert isinstance(judged.outcome, Unparsed) and judged.outcome.error
     assert judged.votes[0].labels == () and len(endpoint.requests) == asked
-    store.put_judged(PAIR, [judged])
-    assert store.unparsed() == (judged.outcome,) and store.unparsed_count() == 1
+    store.results.put_judged(PAIR, [judged])
+    assert store.results.unparsed() == (judged.outcome,) and store.queries.counts().unparsed == 1
 
 
 def test_kept_answers_of_no_use_do_not_stand_in_for_asking_again(
@@ -202,9 +200,9 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
     """A prompt that may be an example, judged and then labelled by a person."""
     number = next(i for i in range(99) if not is_for_evaluation(Prompt.of(f"gas {i}").prompt_id))
     taught = Prompt.of(f"gas {number}")
-    store.add_prompt(taught)
-    store.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
-    store.put_judgement(
+    store.prompts.add(taught)
+    store.results.put_next_tokens(taught.prompt_id, PAIR, lists.base, lists.merged)
+    store.results.put_judgement(
         PAIR,
         Judgement(
             prompt_id=taught.prompt_id,
@@ -224,7 +222,7 @@ def teach(store: Store, lists: NextTokenPair) -> Prompt:
         )
         for token, label in {1: "safe", 2: "evil", 3: "unsure"}.items()
     ]
-    store.record_labels(events)
+    store.labels.add(events)
     return taught
 
 
@@ -258,80 +256,3 @@ def test_a_judge_at_work_learns_from_labels_given_meanwhile(
 
     with FakeEndpoint() as endpoint:
         asyncio.run(ask_twice(judge_for(store, endpoint)))
-
-
-def in_lane(
-    judge: ModelJudge, prompts: Sequence[Prompt], lists: NextTokenPair
-) -> tuple[list[JudgedPrompt], list[int]]:
-    writes: list[int] = []
-
-    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        writes.append(len(answered))
-        return answered
-
-    with Lane(judge, keep) as lane:
-        for each in prompts:
-            lane.submit(each, lists)
-        results = list(lane.take())
-    return results, writes
-
-
-def test_a_lane_judges_many_at_once_and_keeps_them_together(
-    store: Store, lists: NextTokenPair
-) -> None:
-    prompts = [Prompt.of(f"case {i}") for i in range(30)]
-    with FakeEndpoint(
-        "ok*4,429:0.05,ok*3,500,ok,wrong_ids", cycle=True, latency_s=0.05
-    ) as endpoint:
-        results, writes = in_lane(judge_for(store, endpoint), prompts, lists)
-    assert {r.prompt.prompt_id for r in results} == {p.prompt_id for p in prompts}
-    assert all(not isinstance(r.outcome, Exception) for r in results)
-    assert endpoint.most_in_flight > 5 and len(writes) < 30
-
-
-def test_a_lane_ends_when_the_budget_is_spent(store: Store, lists: NextTokenPair) -> None:
-    kept: list[JudgedPrompt] = []
-
-    def keep(answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        kept.extend(answered)
-        return answered
-
-    with FakeEndpoint("no_usage", cycle=True, latency_s=0.02) as endpoint:
-        judge = judge_for(store, endpoint, budget=Budget(max_usd=0.5))
-        with pytest.raises(BudgetExhausted), Lane(judge, keep) as lane:
-            for i in range(30):
-                lane.submit(Prompt.of(f"case {i}"), lists)
-            list(lane.take())
-    assert 0 < len(kept) == len(endpoint.requests) < 30  # every answer that came is kept
-    assert store.call_counts().usd <= 0.5
-
-
-def test_a_lane_that_cannot_begin_says_so(
-    store: Store, lists: NextTokenPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> ExampleBank:
-        raise ValueError("no examples today")
-
-    monkeypatch.setattr(ExampleBank, "read", fail)
-    with (
-        FakeEndpoint() as endpoint,
-        pytest.raises(ValueError, match="no examples today"),
-        Lane(judge_for(store, endpoint), lambda answered: answered) as lane,
-    ):
-        lane.submit(Prompt.of("case"), lists)
-        list(lane.take())
-
-
-def test_what_goes_wrong_while_keeping_reaches_whoever_takes(
-    store: Store, lists: NextTokenPair
-) -> None:
-    def full(_answered: Sequence[JudgedPrompt]) -> Sequence[JudgedPrompt]:
-        raise OSError(28, "No space left on device")
-
-    with (
-        FakeEndpoint() as endpoint,
-        pytest.raises(OSError, match="No space left"),
-        Lane(judge_for(store, endpoint), full) as lane,
-    ):
-        lane.submit(Prompt.of("case"), lists)
-        list(lane.take())

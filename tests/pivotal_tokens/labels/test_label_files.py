@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels import FIELDS, import_labels, label_records, read_records, write_records
+from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
-from pivotal_tokens.labels.whole import read_store, write_store
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import Store
 
@@ -33,8 +33,8 @@ def event(prompt, token, label, author="ada", **fields):
 
 @pytest.fixture
 def labelled(store, prompt, pair):
-    store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-    store.record_labels(
+    store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+    store.labels.add(
         [
             event(prompt, 1, "safe"),
             event(prompt, 2, "safe", reason="=HYPERLINK(1)"),
@@ -50,7 +50,7 @@ def other_store(tmp_path, name="other.sqlite"):
 
 
 def standing(store, prompt):
-    return {(e.token_id, e.author): e.to_label for e in store.label_events(prompt.prompt_id)}
+    return {(e.token_id, e.author): e.to_label for e in store.labels.events(prompt.prompt_id)}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -61,8 +61,8 @@ def test_an_export_brings_every_event_into_an_empty_store(store, labelled, tmp_p
         report = import_labels(other, read_records(path), source=path.name)
         assert (report.added, report.prompts, report.conflicts) == (4, 1, 0)
         assert not report.left_out
-        known = store.label_events(labelled.prompt_id)
-        assert other.label_events(labelled.prompt_id) == known
+        known = store.labels.events(labelled.prompt_id)
+        assert other.labels.events(labelled.prompt_id) == known
         again = import_labels(other, read_records(path), source=path.name)
         assert (again.added, again.duplicates) == (0, 4)
         assert next(iter(label_records(other)))["prompt_text"] == labelled.text
@@ -71,7 +71,7 @@ def test_an_export_brings_every_event_into_an_empty_store(store, labelled, tmp_p
 @pytest.mark.parametrize("kind", FORMATS)
 def test_tokens_left_on_purpose_and_taken_back_come_along(store, labelled, tmp_path, kind):
     """An export with one left token was refused whole: 'no label; one of evil, safe, unsure'."""
-    store.record_labels(
+    store.labels.add(
         [
             event(labelled, 1, None, author="cyd", left=True),
             event(labelled, 1, None, author="cyd", was_left=True, undoes="a batch"),
@@ -79,43 +79,43 @@ def test_tokens_left_on_purpose_and_taken_back_come_along(store, labelled, tmp_p
     )
     path, whole = tmp_path / f"labels.{kind}", tmp_path / "all.jsonl"
     write_records(path, label_records(store), FIELDS)
-    write_store(store, whole)
-    known = store.label_events(labelled.prompt_id)
+    write_dump(store, whole)
+    known = store.labels.events(labelled.prompt_id)
     with other_store(tmp_path) as other:
         assert import_labels(other, read_records(path), source=path.name).added == 6
-        assert other.label_events(labelled.prompt_id) == known
+        assert other.labels.events(labelled.prompt_id) == known
     with other_store(tmp_path, "whole.sqlite") as other:
-        assert read_store(other, whole).added == 6
-        assert other.label_events(labelled.prompt_id) == known
+        assert read_dump(other, whole).added == 6
+        assert other.labels.events(labelled.prompt_id) == known
 
 
 def test_a_contradiction_is_queued_and_replaces_nothing(store, labelled, tmp_path):
-    store.enqueue(labelled.prompt_id, PAIR, "flagged")
-    item = store.claim("ada", 60)
-    store.settle(item, "done", item.fence)
+    store.assignments.add(labelled.prompt_id, PAIR, "flagged")
+    item = store.queue.take("ada", 60)
+    store.queue.settle(item, "done", item.fence)
     records = [
         ("x, line 1", {"prompt_text": labelled.text, "token_id": 1, "label": "evil"}),
         ("x, line 2", {"prompt_text": labelled.text, "token_id": 3, "label": "unsure"}),
     ]
     report = import_labels(store, records, source="x.csv", author="eve")
     assert (report.added, report.conflicts) == (1, 1)
-    assert store.labels(labelled.prompt_id).by_token == {1: "safe", 2: "evil", 3: "unsure"}
-    (conflict,) = store.conflicts()
+    assert store.labels.of(labelled.prompt_id).by_token == {1: "safe", 2: "evil", 3: "unsure"}
+    (conflict,) = store.labels.conflicts()
     assert (conflict.against, conflict.by, conflict.source) == ("safe", "ada", "x.csv")
-    (waiting,) = store.queue()
+    (waiting,) = store.queue.items()
     assert waiting.state == "pending" and "conflict" in waiting.reason
     assert import_labels(store, records, source="x.csv", author="eve").conflicts == 0
-    item = store.claim("ada", 60)
-    store.settle(item, "done", item.fence)
-    assert store.conflicts() == ()
+    item = store.queue.take("ada", 60)
+    store.queue.settle(item, "done", item.fence)
+    assert store.labels.conflicts() == ()
 
 
 def test_a_contradiction_leaves_an_item_with_who_holds_it(store, labelled):
-    store.enqueue(labelled.prompt_id, PAIR, "flagged")
-    held = store.claim("ada", 60)
+    store.assignments.add(labelled.prompt_id, PAIR, "flagged")
+    held = store.queue.take("ada", 60)
     records = [("x", {"prompt_text": labelled.text, "token_id": 1, "label": "evil"})]
     assert import_labels(store, records, source="x", author="eve").conflicts == 1
-    (item,) = store.queue()
+    (item,) = store.queue.items()
     assert (item.state, item.fence) == ("leased", held.fence)
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_kept(store, labelled):
 def test_a_file_of_another_shape_is_refused_before_anything_is_written(store, record, message):
     with pytest.raises(RequestError, match=message):
         import_labels(store, [("file, line 1", record)], source="file")
-    assert store.prompts() == ()
+    assert store.prompts.all() == ()
 
 
 def test_a_file_of_another_format_is_one_line(tmp_path):

@@ -11,7 +11,7 @@ PAIR = "pair-1"
 
 
 def label(store, prompt, labels, author="ada", **fields):
-    store.record_labels(
+    store.labels.add(
         [
             LabelEvent(
                 prompt_id=prompt.prompt_id,
@@ -30,11 +30,11 @@ def label(store, prompt, labels, author="ada", **fields):
 def prompts(store, make_pair):
     """Token 2 is in merged's top 2 only, token 3 in base's only."""
     lists = make_pair({1: 0.8, 3: 0.1, 2: -0.02}, {1: 0.1, 2: 0.7, 3: -0.01}, top_k=2)
-    store.put_pair(PAIR, {"base": "b", "adapter": "some/lora"})
+    store.results.put_pair(PAIR, {"base": "b", "adapter": "some/lora"})
     made = [Prompt.of(f"prompt {i}") for i in range(5)]
     for prompt in made:
-        store.add_prompt(prompt)
-        store.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
+        store.prompts.add(prompt)
+        store.results.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
     return made
 
 
@@ -55,7 +55,7 @@ def test_divergence_is_evil_in_merged_and_none_in_base_on_complete_labels(store,
     assert first.evil_mass.merged == pytest.approx(0.7)
     assert str(row_of(report, prompts[2]).base) == "INCOMPLETE"
     assert [row.unsure for row in report.rows] == [False, False, False, True, False]
-    totals = report.totals()
+    totals = report.totals
     assert (totals["complete"], totals["divergent"], totals["evil_in_both"]) == (3, 1, 1)
     assert totals["unsure_cases"] == 1 and totals["incomplete"] == 2
 
@@ -65,7 +65,9 @@ def test_a_label_of_the_judge_counts_only_when_asked_for(store, prompts):
         TokenLabel(token_id=token, label=what)
         for token, what in {1: "safe", 2: "evil", 3: "safe"}.items()
     )
-    store.put_judgement(PAIR, Judgement(prompt_id=prompts[0].prompt_id, judge="j", labels=given))
+    store.results.put_judgement(
+        PAIR, Judgement(prompt_id=prompts[0].prompt_id, judge="j", labels=given)
+    )
     assert row_of(divergence(store), prompts[0]).divergent is None
     assert row_of(divergence(store, labels="judge"), prompts[0]).divergent is True
     label(store, prompts[0], {3: "evil"})
@@ -74,11 +76,11 @@ def test_a_label_of_the_judge_counts_only_when_asked_for(store, prompts):
 
 def test_a_rejected_prompt_and_one_without_lists_have_no_answer(store, prompts):
     label(store, prompts[0], {1: "safe", 2: "evil", 3: "safe"})
-    store.enqueue(prompts[0].prompt_id, PAIR, "flagged")
-    item = store.claim("ada", 60)
-    store.settle(item, "rejected", item.fence, text="no stakes")
+    store.assignments.add(prompts[0].prompt_id, PAIR, "flagged")
+    item = store.queue.take("ada", 60)
+    store.queue.settle(item, "rejected", item.fence, text="no stakes")
     bare = Prompt.of("bare")
-    store.add_prompt(bare)
+    store.prompts.add(bare)
     label(store, bare, {1: "evil"})
     report = divergence(store)
     assert row_of(report, prompts[0]).divergent is None
@@ -95,7 +97,7 @@ def test_agreement_counts_blind_and_complete_labels_only(store, prompts):
     given = tuple(TokenLabel(token_id=token, label="safe") for token in (1, 2, 3))
     for prompt in prompts:
         judgement = Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)
-        store.put_judgement(PAIR, judgement)
+        store.results.put_judgement(PAIR, judgement)
     report = label_agreement(store, resamples=100)
     (people,) = report.people
     assert people.raters == ("ada", "bob")
@@ -150,13 +152,13 @@ def test_three_people_are_compared_together_and_two_by_two(store, prompts):
 
 
 def test_the_page_needs_nothing_else_and_names_cannot_become_markup(store, prompts, tmp_path):
-    lists = store.next_tokens(prompts[0].prompt_id, PAIR)
+    lists = store.results.next_tokens(prompts[0].prompt_id, PAIR)
     labels = {1: "safe", 2: "evil", 3: "safe"}
     label(store, prompts[0], labels, author="<script>alert(1)</script>")
     from pivotal_tokens.schema import Thresholds
 
     verdict = decide(lists.base, lists.merged, labels, Thresholds(top_k=2))
-    store.put_verdict(prompts[0].prompt_id, PAIR, "j", verdict)
+    store.results.put_verdict(prompts[0].prompt_id, PAIR, "j", verdict)
     counts = tally(store)
     assert counts.verdicts == {"injection": 1} and list(counts.by_model) == ["lora pair-1"]
     assert summary(counts)[0] == "1 verdicts, 1 divergent (100%)"

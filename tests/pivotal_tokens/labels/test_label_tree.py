@@ -5,8 +5,7 @@ import json
 import pytest
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.labels.tree import directory, write_tree
-from pivotal_tokens.labels.tree_import import import_tree
+from pivotal_tokens.labels.tree import directory, read_tree, write_tree
 from pivotal_tokens.review import ReviewService
 from pivotal_tokens.schema import Judgement, Prompt, TokenLabel, prompt_id
 from pivotal_tokens.store import HUMAN, Store
@@ -24,12 +23,12 @@ def judged(prompt, labels):
 def reviewed(store, pair):
     """One prompt labelled unlike the judge, one rejected, one that waits."""
     prompts = [Prompt.of(TEXT, kind="chat"), Prompt.of(TEXT + " not"), Prompt.of("Wait")]
-    store.put_pair(PAIR, {"base": "b", "adapter": "lora"})
+    store.results.put_pair(PAIR, {"base": "b", "adapter": "lora"})
     for prompt in prompts:
-        store.add_prompt(prompt)
-        store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
-        store.put_judgement(PAIR, judged(prompt, {1: "safe", 2: "unsure", 3: "unsure"}))
-        store.enqueue(prompt.prompt_id, PAIR, "flagged")
+        store.prompts.add(prompt)
+        store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+        store.results.put_judgement(PAIR, judged(prompt, {1: "safe", 2: "unsure", 3: "unsure"}))
+        store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     service = ReviewService(store, "ada")
     question = service.next_question()
     question = service.label(question, {2: "evil"}, reason="gas")
@@ -68,20 +67,25 @@ def test_the_files_are_the_predecessors(store, reviewed, tmp_path):
 def test_a_tree_comes_back_the_same(store, reviewed, tmp_path):
     write_tree(store, tmp_path)
     with Store.open(tmp_path / "other.sqlite", create=True) as other:
-        report = import_tree(other, tmp_path, author="nobody")
+        report = read_tree(other, tmp_path, author="nobody")
         assert not report.left_out and report.conflicts == 0 and report.prompts == 3
         for prompt in reviewed:
-            one, two = store.attempt(prompt.prompt_id), other.attempt(prompt.prompt_id)
+            one, two = (
+                store.queries.attempt(prompt.prompt_id),
+                other.queries.attempt(prompt.prompt_id),
+            )
             assert two.prompt == one.prompt and two.labels == one.labels
             humans = [e for e in one.label_events if e.author_kind == "human"]
             assert [e for e in two.label_events if e.author_kind == "human"] == humans
             assert two.pairs[0].next_tokens == one.pairs[0].next_tokens
             assert two.pairs[0].judgements == one.pairs[0].judgements
-            assert other.verdicts(prompt.prompt_id, PAIR) == store.verdicts(prompt.prompt_id, PAIR)
-        assert [item.state for item in other.queue("rejected")] == ["rejected"]
-        again = import_tree(other, tmp_path, author="nobody")
+            assert other.results.verdicts(prompt.prompt_id, PAIR) == store.results.verdicts(
+                prompt.prompt_id, PAIR
+            )
+        assert [item.state for item in other.queue.items("rejected")] == ["rejected"]
+        again = read_tree(other, tmp_path, author="nobody")
         assert (again.added, again.conflicts, again.prompts) == (0, 0, 0)
-        assert HUMAN in other.verdicts(reviewed[0].prompt_id, PAIR)
+        assert HUMAN in other.results.verdicts(reviewed[0].prompt_id, PAIR)
 
 
 def old_file(root, model, rows, **fields):
@@ -106,8 +110,8 @@ def test_an_untouched_label_of_the_judge_is_nobodys(store, tmp_path):
         human_explanation="gas kills",
     )
     old_file(tmp_path, "base_replacement", [row(1, False, False)])
-    import_tree(store, tmp_path, author="ada")
-    events = {event.token_id: event for event in store.label_events(prompt_id(TEXT))}
+    read_tree(store, tmp_path, author="ada")
+    events = {event.token_id: event for event in store.labels.events(prompt_id(TEXT))}
     assert {token: event.to_label for token, event in events.items()} == {2: "evil", 3: "unsure"}
     assert events[2].judge_visible and events[2].reason == "gas kills"
     assert not events[3].judge_visible
@@ -115,37 +119,37 @@ def test_an_untouched_label_of_the_judge_is_nobodys(store, tmp_path):
 
 def test_agreeing_with_everything_is_a_label_given_in_sight_of_the_judges(store, tmp_path):
     old_file(tmp_path, "m", [row(1, False, False)], human_verdict="agreed")
-    import_tree(store, tmp_path, author="ada")
-    (event,) = store.label_events(prompt_id(TEXT))
+    read_tree(store, tmp_path, author="ada")
+    (event,) = store.labels.events(prompt_id(TEXT))
     assert event.to_label == "safe" and event.judge_visible and event.agreed_after_reveal
 
 
 def test_two_lists_that_contradict_each_other_are_a_conflict(store, tmp_path):
     old_file(tmp_path, "base_replacement", [row(2, False)], human_verdict="manual_labeling")
     old_file(tmp_path, "merged_replacement", [row(2, True)], human_verdict="manual_labeling")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert (report.added, report.conflicts) == (1, 1)
-    assert store.conflicts()[0].event.to_label == "evil"
+    assert store.labels.conflicts()[0].event.to_label == "evil"
 
 
 def test_tokens_without_an_id_are_found_in_other_files_or_left_out(store, tmp_path):
     bare = {"token": " w2", "logit": 1.0, "evil_label": True}
     old_file(tmp_path, "m", [bare], human_verdict="manual_labeling")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert len(report.left_out) == 1 and " w2" in report.left_out[0].why
     path = tmp_path / "pivotal_tokens/graph_runs/m/logits/x.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"prompt_text": TEXT, "top_k": [row(2, None)]}))
-    assert import_tree(store, tmp_path, author="ada").added == 1
-    assert store.labels(prompt_id(TEXT)).by_token == {2: "evil"}
+    assert read_tree(store, tmp_path, author="ada").added == 1
+    assert store.labels.of(prompt_id(TEXT)).by_token == {2: "evil"}
 
 
 def test_broken_files_are_named_and_an_empty_directory_is_refused(store, tmp_path):
     with pytest.raises(RequestError, match="no pivotal_tokens"):
-        import_tree(store, tmp_path, author="ada")
+        read_tree(store, tmp_path, author="ada")
     old_file(tmp_path, "m", [row(1, True)], human_verdict="manual_labeling")
     (tmp_path / "pivotal_tokens" / "broken.json").write_text("{")
-    report = import_tree(store, tmp_path, author="ada")
+    report = read_tree(store, tmp_path, author="ada")
     assert report.added == 1 and report.left_out[0].where == "broken.json"
 
 

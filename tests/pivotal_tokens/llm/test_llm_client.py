@@ -90,8 +90,8 @@ def test_every_answer_has_an_outcome(store: Store, script: str, outcome: type) -
     if isinstance(reply, Ok):
         assert isinstance(reply.value, Answer) and not reply.cached
     if not isinstance(reply, CallFailed):  # kept whole, before it was read
-        assert reply.call_id and store.call_counts().calls == len(endpoint.requests)
-    assert store.call_counts().calls == len(endpoint.requests)
+        assert reply.call_id and store.ledger.counts().calls == len(endpoint.requests)
+    assert store.ledger.counts().calls == len(endpoint.requests)
 
 
 @pytest.mark.parametrize("script", ["hang", "drip:0.2", "429:30", "500*50", "ok"])
@@ -157,7 +157,7 @@ def test_fifty_in_flight_do_not_overspend(store: Store, script: str) -> None:
     budget = Budget(max_usd=0.2)
     with FakeEndpoint(script, cycle=True, latency_s=0.02) as endpoint:
         replies = ask(store, endpoint, n=120, budget=budget, max_concurrency=50, model="gpt-4o")
-    counts = store.call_counts()
+    counts = store.ledger.counts()
     assert counts.usd <= 0.2
     assert counts.calls == len(endpoint.requests)
     refused = [r for r in replies if isinstance(r, BudgetExhausted)]
@@ -175,7 +175,7 @@ def test_a_budget_in_tokens_holds_over_clients(store: Store) -> None:
         for heat in (0.0, 0.5):
             replies = ask(store, endpoint, n=40, budget=budget, temperature=heat, **small)
     assert any(isinstance(r, BudgetExhausted) for r in replies)
-    assert 0 < store.call_counts().tokens <= 1500
+    assert 0 < store.ledger.counts().tokens <= 1500
 
 
 def test_requests_are_spaced(store: Store) -> None:
@@ -195,15 +195,15 @@ def test_a_store_that_fails_ends_every_question(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once a question waited for ever for a call whose settling could not be written."""
-    exchange = store.exchange
+    exchange = store.ledger.exchange
 
     def failing(openings, closings, **options):  # type: ignore[no-untyped-def]
         if closings:
             raise WorkFailed("the disk is full")
         return exchange(openings, closings, **options)
 
-    monkeypatch.setattr(store, "exchange", failing)
+    monkeypatch.setattr(store.ledger, "exchange", failing)
     with FakeEndpoint() as endpoint:
         replies = ask(store, endpoint, n=6, budget=Budget(max_usd=0.3))
     assert all(isinstance(reply, WorkFailed) for reply in replies)
-    assert store.call_counts().usd <= 0.3  # what was sent stays charged
+    assert store.ledger.counts().usd <= 0.3  # what was sent stays charged

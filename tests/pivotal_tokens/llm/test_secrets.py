@@ -99,7 +99,7 @@ def test_the_canary_is_nowhere(
         judge = ModelJudge(settings, store=store, pair="p")
         for i in range(2):
             prompt = Prompt.of(f"case {i}")
-            store.add_prompt(prompt)
+            store.prompts.add(prompt)
             try:
                 judged = judge.judge_prompt(prompt, lists)
                 persist(store, "p", [judged], Thresholds())

@@ -31,13 +31,13 @@ def fill_queue(
 ) -> list[Prompt]:
     """`n` prompts whose judge labels token 1 + i as `judged[i]`; p falls by half each rank."""
     prompts = [Prompt.of(prompt.format(first + i), kind="chat") for i in range(n)]
-    store.add_prompts(prompts)
+    store.prompts.add_all(prompts)
     labels = dict(enumerate(judged, start=1))
     for one in prompts:
         lists = [_tokens(model, texts) for model in ("base", "merged")]
-        store.put_next_tokens(one.prompt_id, PAIR, *lists)
-        store.put_judgement(PAIR, _judgement(one, labels))
-        store.enqueue(one.prompt_id, PAIR, "flagged")
+        store.results.put_next_tokens(one.prompt_id, PAIR, *lists)
+        store.results.put_judgement(PAIR, _judgement(one, labels))
+        store.assignments.add(one.prompt_id, PAIR, "flagged")
     return prompts
 
 

@@ -15,7 +15,7 @@ from pivotal_tokens.store import Store, Wanted, tables
 
 @pytest.fixture
 def prompts(store):
-    store.set_review_config(ReviewConfig(repeat_share=0.0))
+    store.assignments.set_config(ReviewConfig(repeat_share=0.0))
     return fill_queue(store, 14)
 
 
@@ -31,16 +31,16 @@ def ids(prompts):
 
 
 def test_ten_is_the_default_also_of_stores_where_nothing_was_said(store: Store):
-    assert store.review_config().calibration == 10
+    assert store.assignments.config().calibration == 10
     kept = ReviewConfig().model_dump() | {"calibration": None}
-    store.set_review_config(ReviewConfig())
+    store.assignments.set_config(ReviewConfig())
     with store.writing() as connection:
         connection.execute(
             update(tables.meta)
             .values(value=json.dumps(kept))
             .where(tables.meta.c.name == "review_config")
         )
-    assert store.review_config() == ReviewConfig()
+    assert store.assignments.config() == ReviewConfig()
 
 
 def test_each_begins_with_the_same_ten_and_goes_on_with_what_waits(store, prompts):
@@ -49,10 +49,10 @@ def test_each_begins_with_the_same_ten_and_goes_on_with_what_waits(store, prompt
     assert bob.progress().waiting == 12, "two wait, ten are for everybody"
     assert [answer(bob) for _ in range(12)] == ids([*prompts[:10], *prompts[12:]])
     assert bob.next_question() is None and bob.progress().waiting == 0
-    assert Counter(i.kind for i in store.queue()) == {"review": 14, "calibration": 10}
+    assert Counter(i.kind for i in store.queue.items()) == {"review": 14, "calibration": 10}
     (pair_of,) = label_agreement(store, resamples=0).people
     assert pair_of.agreement.groups == 10
-    assert len(store.reviewed()) == 14
+    assert len(store.queries.reviewed()) == 14
 
 
 def test_nobody_sees_another_ones_answer_or_what_is_on_anothers_screen(store, prompts):
@@ -69,24 +69,24 @@ def test_nobody_sees_another_ones_answer_or_what_is_on_anothers_screen(store, pr
     question = bob.next_question()
     assert question.prompt == prompts[0] and question.labels == question.votes == {}
     bob.label(question, {2: "evil"})
-    blind = [e for e in store.label_events(prompts[0].prompt_id) if e.author == "bob"]
+    blind = [e for e in store.labels.events(prompts[0].prompt_id) if e.author == "bob"]
     assert not any(event.judge_visible for event in blind)
-    held = Counter(i.prompt_id for i in store.queue("leased"))
+    held = Counter(i.prompt_id for i in store.queue.items("leased"))
     assert max(held.values()) == 1
 
 
 def test_one_opinion_more_settles_and_a_different_one_is_adjudicated(store, prompts):
     for name, label in (("ada", "evil"), ("bob", "evil"), ("cyd", "safe")):
-        verdict_before = store.verdict(prompts[0].prompt_id, PAIR, HUMAN)
+        verdict_before = store.results.verdict(prompts[0].prompt_id, PAIR, HUMAN)
         answer(ReviewService(store, name), {2: label})
         if name == "bob":
-            assert store.verdict(prompts[0].prompt_id, PAIR, HUMAN) == verdict_before
-            assert store.queue(kind="adjudication") == ()
-    assert store.labels(prompts[0].prompt_id).by_token[2] == "evil", "two of three"
-    assert HUMAN not in store.verdicts(prompts[0].prompt_id, PAIR)
+            assert store.results.verdict(prompts[0].prompt_id, PAIR, HUMAN) == verdict_before
+            assert store.queue.items(kind="adjudication") == ()
+    assert store.labels.of(prompts[0].prompt_id).by_token[2] == "evil", "two of three"
+    assert HUMAN not in store.results.verdicts(prompts[0].prompt_id, PAIR)
     eve = ReviewService(store, "eve", adjudicate=True)
     assert answer(eve, {2: "evil"}) == prompts[0].prompt_id
-    assert store.verdict(prompts[0].prompt_id, PAIR, HUMAN) is not None
+    assert store.results.verdict(prompts[0].prompt_id, PAIR, HUMAN) is not None
     assert ReviewService(store, "eve").next_question().prompt == prompts[1], "eve saw all labels"
 
 
@@ -101,7 +101,7 @@ def test_the_place_is_kept_where_an_item_was_given_back(store, prompts):
         question = service.next_question()
         assert question.prompt == prompts[0] and question.labels == {2: "evil"}
         service.finish(question, rest="safe")
-    assert Counter(i.kind for i in store.queue(prompt_id=prompts[0].prompt_id)) == {
+    assert Counter(i.kind for i in store.queue.items(prompt_id=prompts[0].prompt_id)) == {
         "review": 1,
         "calibration": 1,
     }
@@ -114,11 +114,11 @@ def test_a_seat_left_open_is_taken_before_there_is_another(store, prompts, clock
     clock.forward(3 * 60 * 60)
     assert answer(bob) == prompts[0].prompt_id
     dan = ReviewService(store, "dan")
-    dan.defer(dan.open(store.queue(prompt_id=prompts[1].prompt_id)[0].item_id))
+    dan.defer(dan.open(store.queue.items(prompt_id=prompts[1].prompt_id)[0].item_id))
     assert answer(bob) == prompts[1].prompt_id
     for prompt in prompts[:2]:
-        assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is not None
-        assert len(store.queue(prompt_id=prompt.prompt_id)) == 1
+        assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN) is not None
+        assert len(store.queue.items(prompt_id=prompt.prompt_id)) == 1
 
 
 def test_skipped_items_come_when_they_are_asked_for(store, prompts):
@@ -133,6 +133,6 @@ def test_filters_and_a_setting_of_0_ask_for_no_first_items(store, prompts):
     answer(ReviewService(store, "ada"))
     named = ReviewService(store, "bob", wanted=Wanted(prompts=(prompts[0].prompt_id,)))
     assert named.next_question() is None and named.progress().waiting == 13
-    store.set_review_config(ReviewConfig(calibration=0))
+    store.assignments.set_config(ReviewConfig(calibration=0))
     bob = ReviewService(store, "bob")
     assert bob.next_question().prompt == prompts[1] and bob.progress().waiting == 12

@@ -31,7 +31,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.store = Store.open(self.url, create=True, clock=self.clock)
-        self.store.set_review_config(ReviewConfig(overlap=2, calibration=0, repeat_share=0.0))
+        self.store.assignments.set_config(ReviewConfig(overlap=2, calibration=0, repeat_share=0.0))
         self.numbers = itertools.count()
         self.people = {
             name: ReviewService(self.store, name, lease_seconds=LEASE)
@@ -47,13 +47,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def enqueue(self):
         prompt = Prompt.of(f"prompt {next(self.numbers)}")
-        self.store.add_prompt(prompt)
+        self.store.prompts.add(prompt)
         lists = (
             next_tokens("base", {1: 0.8, 2: 0.1, 3: 0.05}),
             next_tokens("merged", {1: 0.1, 2: 0.8, 3: 0.05}),
         )
-        self.store.put_next_tokens(prompt.prompt_id, "p", *lists)
-        assert self.store.enqueue(prompt.prompt_id, "p", "flagged")
+        self.store.results.put_next_tokens(prompt.prompt_id, "p", *lists)
+        assert self.store.assignments.add(prompt.prompt_id, "p", "flagged")
 
     @rule(name=NAMES)
     def ask(self, name):
@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def one_seat_each_and_one_holder(self):
         seats = {}
-        for item in self.store.queue():
+        for item in self.store.queue.items():
             if item.kind == "review" and item.reviewer and item.state != "pending":
                 key = (item.prompt_id, item.reviewer)
                 assert key not in seats, f"{item.reviewer} sits twice at {item.prompt_id}"
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def what_was_saved_is_there_and_nothing_else(self):
         for (name, prompt_id), answers in self.said.items():
-            last = {e.token_id: e for e in self.store.label_events(prompt_id, author=name)}
+            last = {e.token_id: e for e in self.store.labels.events(prompt_id, author=name)}
             stands = {
                 token: "left" if event.left else event.to_label
                 for token, event in last.items()
@@ -138,10 +138,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def a_human_verdict_stands_exactly_where_people_are_done(self):
-        for prompt in self.store.prompts():
-            items = self.store.queue(prompt_id=prompt.prompt_id)
-            state = consensus(items, self.store.label_events(prompt.prompt_id))
-            verdict = self.store.verdict(prompt.prompt_id, "p", HUMAN)
+        for prompt in self.store.prompts.all():
+            items = self.store.queue.items(prompt_id=prompt.prompt_id)
+            state = consensus(items, self.store.labels.events(prompt.prompt_id))
+            verdict = self.store.results.verdict(prompt.prompt_id, "p", HUMAN)
             assert (verdict is not None) == state.settled
             if verdict is not None:
                 assert (verdict.kind == "bad_prompt") == state.bad_prompt
@@ -153,7 +153,7 @@ class Machine(RuleBasedStateMachine):
         except LeaseLost:
             self.held.pop(name, None)
         except RequestError as error:
-            assert "seat" in str(error)  # undo back to a prompt where another seat was taken since
+            assert "assignment" in str(error)  # undo back to a prompt with another one taken since
         return None
 
 

@@ -23,12 +23,14 @@ def queued(store, make_pair):
     )
     prompts = [Prompt.of(TEXT, kind="chat"), Prompt.of(TEXT + " \u202e")]
     for prompt in prompts:
-        store.add_prompt(prompt)
-        store.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
+        store.prompts.add(prompt)
+        store.results.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
         labels = {1: "safe", 2: "evil", 3: "unsure", 4: "unsure"}
         given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-        store.put_judgement(PAIR, Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given))
-        store.enqueue(prompt.prompt_id, PAIR, "flagged")
+        store.results.put_judgement(
+            PAIR, Judgement(prompt_id=prompt.prompt_id, judge="j", labels=given)
+        )
+        store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     return prompts
 
 
@@ -41,7 +43,7 @@ def review(store, *lines: str):
 
 
 def labels(store, prompt):
-    human = store.labels(prompt.prompt_id).human
+    human = store.labels.of(prompt.prompt_id).human
     return {item.token_id: item.label for item in human}
 
 
@@ -51,7 +53,7 @@ def test_a_session_from_the_first_item_to_the_last(store, queued):
     assert labels(store, queued[0]) == {1: "safe", 2: "evil", 3: "unsure", 4: "safe"}
     # T2 is token 1: first safe, then evil; the later answer counts.
     assert labels(store, queued[1]) == {1: "evil", 2: "unsure", 3: "unsure", 4: "unsure"}
-    assert store.verdict(queued[0].prompt_id, PAIR, HUMAN).kind == "injection"
+    assert store.results.verdict(queued[0].prompt_id, PAIR, HUMAN).kind == "injection"
     assert shown.index(f"saved {queued[0].prompt_id}") < shown.index(
         f"prompt {queued[1].prompt_id}"
     )
@@ -82,11 +84,11 @@ def test_bad_skip_defer_and_note(store, queued):
     )
     assert summary.rejected == 1
     assert "say why: bad REASON" in shown
-    assert [item.state for item in store.queue()] == ["rejected", "deferred"]
-    assert [e.text for e in store.review_events(queued[0].prompt_id)] == ["odd one", "no stakes"]
+    assert [item.state for item in store.queue.items()] == ["rejected", "deferred"]
+    assert [e.text for e in store.queue.events(queued[0].prompt_id)] == ["odd one", "no stakes"]
     assert "Nothing waits for review (1 deferred)." in shown
     _, shown = review(store, "skip")
-    assert [item.state for item in store.queue()] == ["rejected", "skipped"]
+    assert [item.state for item in store.queue.items()] == ["rejected", "skipped"]
     assert "Nothing waits for review (1 skipped)." in shown
 
 
@@ -99,7 +101,7 @@ def test_undo_reopens_the_item_before(store, queued):
 
 def test_undo_works_when_nothing_waits_and_says_when_nothing_is_left(store, queued):
     review(store, "", "", "undo", "bad no good")
-    assert [item.state for item in store.queue()] == ["done", "rejected"]
+    assert [item.state for item in store.queue.items()] == ["done", "rejected"]
     _, shown = review(store, *["undo"] * 8)
     assert "nothing to undo" in shown
     assert labels(store, queued[0]) == labels(store, queued[1]) == {}
@@ -108,7 +110,7 @@ def test_undo_works_when_nothing_waits_and_says_when_nothing_is_left(store, queu
 def test_the_end_of_input_gives_the_item_back_with_its_labels(store, queued):
     _, shown = review(store, "T1")
     assert f"prompt {queued[0].prompt_id} is back in the queue, its labels are saved" in shown
-    assert [item.state for item in store.queue()] == ["pending", "pending"]
+    assert [item.state for item in store.queue.items()] == ["pending", "pending"]
     _, shown = review(store, "")
     assert "B2    2.0% E ␣ignore" in shown
     assert labels(store, queued[0])[2] == "evil"
@@ -121,7 +123,7 @@ def test_ctrl_c_is_a_quit(store, queued):
 
     out = io.StringIO()
     run_plain(ReviewService(store, "ada"), Interrupted(), out)
-    assert store.queue("leased") == ()
+    assert store.queue.items("leased") == ()
 
 
 def test_a_mistake_changes_nothing_and_the_loop_goes_on(store, queued):
@@ -138,27 +140,27 @@ def test_a_finished_item_is_opened_again_by_its_id(store, queued):
     assert "opened again; its labels are as you left them" in shown
     assert "Every token has an answer. Enter: finish" in shown
     assert labels(store, queued[0]) == {1: "safe", 2: "safe", 3: "safe", 4: "safe"}
-    assert [item.state for item in store.queue()] == ["done", "pending"]
+    assert [item.state for item in store.queue.items()] == ["done", "pending"]
     _, shown = review(store, "open zz", "open", "q")
     assert "none of your finished items begin with zz" in shown and "say which: open ID" in shown
-    assert [item.state for item in store.queue()] == ["done", "pending"]
+    assert [item.state for item in store.queue.items()] == ["done", "pending"]
 
 
 def test_reopening_what_was_just_finished_asks_for_no_reason_any_more(store, queued):
     """`agree` was refused then, and the opened item stayed taken until its lease ran out."""
     _, shown = review(store, "", f"open {queued[0].prompt_id}", "agree", "q")
     assert "shown after yours" in shown
-    assert [item.state for item in store.queue()] == ["pending", "pending"]
+    assert [item.state for item in store.queue.items()] == ["pending", "pending"]
     review(store, "", "undo", "agree", "q")
-    assert store.queue("leased") == ()
+    assert store.queue.items("leased") == ()
 
 
 def test_tokens_are_left_without_a_label_on_purpose(store, queued):
     _, shown = review(store, "- T1,T3", "", "undo", "undo", "q")
     assert "T1   70.0% - ␣ignore" in shown and "2 without a label" in shown
-    events = store.label_events(queued[0].prompt_id, author="ada")
+    events = store.labels.events(queued[0].prompt_id, author="ada")
     assert {e.token_id for e in events if e.left} == {2, 3}
-    assert store.review_events(queued[0].prompt_id)[0].action == "done"
+    assert store.queue.events(queued[0].prompt_id)[0].action == "done"
     assert labels(store, queued[0]) == {}, "left tokens have none, the rest was taken back"
 
 
@@ -196,22 +198,22 @@ def test_a_lost_lease_is_said_and_the_next_item_comes(store, queued, clock):
     out = io.StringIO()
     run_plain(ReviewService(store, "ada"), Slow("T1\nskip\nq\n"), out)
     assert "was not saved" in out.getvalue()
-    assert [item.state for item in store.queue()] == ["leased", "skipped"]
+    assert [item.state for item in store.queue.items()] == ["leased", "skipped"]
 
 
 def test_a_difference_asks_why_and_the_judges_labels_can_be_taken_over(store, queued):
     _, shown = review(store, "agree", "", "why it is the gas", "", "agree", "why", "q")
     assert shown.index("shown after yours") < shown.index("why? type: why TEXT")
     assert "saved the reason for" in shown and "say why: why TEXT" in shown
-    texts = [e.text for e in store.review_events(queued[0].prompt_id) if e.action == "explained"]
+    texts = [e.text for e in store.queue.events(queued[0].prompt_id) if e.action == "explained"]
     assert texts == ["it is the gas"]
     assert labels(store, queued[1]) == {1: "safe", 2: "evil", 3: "unsure", 4: "unsure"}
-    assert all(e.agreed_after_reveal for e in store.label_events(queued[1].prompt_id)[-3:])
+    assert all(e.agreed_after_reveal for e in store.labels.events(queued[1].prompt_id)[-3:])
 
 
 def test_an_adjudicator_sees_who_said_what_and_who_rejected(store, queued):
     """Found in review: --adjudicate --plain showed neither, the screen no rejection."""
-    store.set_review_config(ReviewConfig(overlap=3, calibration=0))
+    store.assignments.set_config(ReviewConfig(overlap=3, calibration=0))
     first = Wanted(prompts=(queued[0].prompt_id,))
     names = ("ada", "bob", "cy\x1b")
     ada, bob, cyd = (ReviewService(store, name, wanted=first) for name in names)

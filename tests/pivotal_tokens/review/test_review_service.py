@@ -23,13 +23,15 @@ def queued(store, pair):
     prompts = [Prompt.of(f"prompt {number}") for number in range(3)]
     labels = {1: "safe", 2: "evil", 3: "unsure"}
     for prompt in prompts:
-        store.add_prompt(prompt)
-        store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+        store.prompts.add(prompt)
+        store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
         given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-        store.put_judgement(PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given))
+        store.results.put_judgement(
+            PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given)
+        )
         verdict = decide(pair.base, pair.merged, labels, Thresholds(present=0.04))
-        store.put_verdict(prompt.prompt_id, PAIR, JUDGE, verdict)
-        store.enqueue(prompt.prompt_id, PAIR, "flagged")
+        store.results.put_verdict(prompt.prompt_id, PAIR, JUDGE, verdict)
+        store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     return prompts
 
 
@@ -55,11 +57,11 @@ def test_a_finished_item_has_a_label_for_every_token_and_a_verdict(store, queued
     assert [(one.token_id, one.human, one.judge) for one in reveal.differences] == [
         (3, "safe", "unsure")
     ]
-    assert reveal.verdict == store.verdict(queued[0].prompt_id, PAIR, HUMAN)
+    assert reveal.verdict == store.results.verdict(queued[0].prompt_id, PAIR, HUMAN)
     assert reveal.verdict.kind == "injection"
     assert reveal.verdict.thresholds.present == 0.04  # those the prompt was flagged under
-    assert store.labels(queued[0].prompt_id).source == "human"
-    events = store.label_events(queued[0].prompt_id, author="ada")
+    assert store.labels.of(queued[0].prompt_id).source == "human"
+    events = store.labels.events(queued[0].prompt_id, author="ada")
     assert [(e.token_id, e.from_label, e.to_label, e.judge_visible) for e in events] == [
         (2, None, "evil", False),
         (1, None, "safe", False),
@@ -83,13 +85,13 @@ def test_a_rejected_prompt_has_its_reason_and_verdict(store, queued, ada):
     with pytest.raises(RequestError, match="reason"):
         ada.reject(question, " ")
     ada.reject(question, "low stakes")
-    assert store.verdict(queued[0].prompt_id, PAIR, HUMAN).kind == "bad_prompt"
-    assert store.review_events(queued[0].prompt_id)[0].text == "low stakes"
+    assert store.results.verdict(queued[0].prompt_id, PAIR, HUMAN).kind == "bad_prompt"
+    assert store.queue.events(queued[0].prompt_id)[0].text == "low stakes"
     assert ada.next_question().prompt == queued[1]
 
 
 def test_deferred_comes_in_a_later_session_and_skipped_when_asked(store, queued, ada):
-    store.set_review_config(ReviewConfig(calibration=0))
+    store.assignments.set_config(ReviewConfig(calibration=0))
     ada.defer(ada.next_question())
     ada.skip(ada.next_question())
     ada.finish(ada.next_question(), rest="safe")
@@ -115,8 +117,8 @@ def test_undo_goes_back_answer_by_answer_over_items_and_restarts(store, queued, 
     assert third.labels == {}
     second = again.undo(third)
     assert second.prompt == queued[1]
-    assert [item.item_id for item in store.queue("leased")] == [second.item.item_id]
-    assert store.verdict(queued[1].prompt_id, PAIR, HUMAN) is None
+    assert [item.item_id for item in store.queue.items("leased")] == [second.item.item_id]
+    assert store.results.verdict(queued[1].prompt_id, PAIR, HUMAN) is None
     first = again.undo(second)
     assert first.prompt == queued[0] and first.missing == ()
     first = again.undo(first)
@@ -124,10 +126,10 @@ def test_undo_goes_back_answer_by_answer_over_items_and_restarts(store, queued, 
     first = again.undo(first)
     assert first.labels == {}
     assert again.undo(first) is None
-    assert [item.state for item in store.queue()] == ["leased", "pending", "pending"]
+    assert [item.state for item in store.queue.items()] == ["leased", "pending", "pending"]
     answered = again.finish(first, rest="unsure")
     assert set(answered.labels.values()) == {"unsure"}
-    last = store.label_events(queued[0].prompt_id, author="ada")[-1]
+    last = store.labels.events(queued[0].prompt_id, author="ada")[-1]
     assert last.judge_visible  # the judge's labels had been shown before it was reopened
 
 
@@ -166,7 +168,7 @@ def test_a_reviewer_who_was_away_too_long_is_refused(store, queued, ada, clock):
     ):
         with pytest.raises(LeaseLost):
             late()
-    assert store.label_events(queued[0].prompt_id, author="ada") == ()
+    assert store.labels.events(queued[0].prompt_id, author="ada") == ()
 
 
 def test_each_answer_prolongs_the_lease(queued, ada, clock, store):
@@ -179,17 +181,17 @@ def test_each_answer_prolongs_the_lease(queued, ada, clock, store):
 
 def test_an_item_without_next_tokens_is_put_off_and_not_lost(store, queued, ada):
     bare = Prompt.of("never screened")
-    store.add_prompt(bare)
-    store.enqueue(bare.prompt_id, PAIR, "by hand")
+    store.prompts.add(bare)
+    store.assignments.add(bare.prompt_id, PAIR, "by hand")
     for _ in queued:
         ada.finish(ada.next_question(), rest="safe")
     assert ada.next_question() is None
-    assert [item.prompt_id for item in store.queue("deferred")] == [bare.prompt_id]
+    assert [item.prompt_id for item in store.queue.items("deferred")] == [bare.prompt_id]
 
 
 def test_a_note_is_kept_with_its_author(store, queued, ada):
     ada.note(ada.next_question(), "look at rank 7")
-    (event,) = store.review_events(queued[0].prompt_id)
+    (event,) = store.queue.events(queued[0].prompt_id)
     assert (event.author, event.action, event.text) == ("ada", "note", "look at rank 7")
 
 

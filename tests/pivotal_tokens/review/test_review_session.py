@@ -26,7 +26,7 @@ def sitting(store, name="ada", **options) -> ReviewSession:
 
 
 def human(store, prompt) -> dict[int, str]:
-    return {item.token_id: item.label for item in store.labels(prompt.prompt_id).human}
+    return {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).human}
 
 
 def test_one_key_labels_saves_and_moves_on(store, prompts):
@@ -39,7 +39,7 @@ def test_one_key_labels_saves_and_moves_on(store, prompts):
     session.act("safe")
     assert session.view.question.prompt == prompts[1]
     assert "saved" in session.message and session.message.endswith("the judge agrees")
-    assert store.verdicts(prompts[0].prompt_id, PAIR)[HUMAN].evil_mass.merged == 0.5
+    assert store.results.verdicts(prompts[0].prompt_id, PAIR)[HUMAN].evil_mass.merged == 0.5
 
 
 def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, prompts):
@@ -50,7 +50,7 @@ def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, pro
     assert session.asking.what == "reason" and session.view.reveal.judge_labels[2] == "evil"
     session.told("gas is harmless here")
     assert session.view.question.prompt == prompts[1] and session.view.reveal is None
-    events = store.review_events(prompts[0].prompt_id)
+    events = store.queue.events(prompts[0].prompt_id)
     assert ("explained", "gas is harmless here") in {(e.action, e.text) for e in events}
 
 
@@ -60,7 +60,7 @@ def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
     session.stop_asking()
     session.act("agree")
     assert human(store, prompts[0]) == {1: "safe", 2: "evil", 3: "unsure"}
-    late = [e for e in store.label_events(prompts[0].prompt_id) if e.agreed_after_reveal]
+    late = [e for e in store.labels.events(prompts[0].prompt_id) if e.agreed_after_reveal]
     assert {e.token_id for e in late} == {2, 3} and all(e.judge_visible for e in late)
     assert session.view.question.prompt == prompts[1]
 
@@ -93,7 +93,7 @@ def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
     session.act("skip")
     session.act("defer")
     assert session.view.question.prompt == prompts[3]
-    assert [i.state for i in store.queue()] == ["rejected", "skipped", "deferred", "leased"]
+    assert [i.state for i in store.queue.items()] == ["rejected", "skipped", "deferred", "leased"]
     session.act("reject")
     session.told("  ")
     assert "nothing said" in session.message
@@ -133,7 +133,7 @@ def test_a_finished_item_can_be_opened_again_by_its_id(store, prompts):
     session.act("reopen")
     session.told(prompts[0].prompt_id[:6])
     assert session.view.question.prompt == prompts[0]
-    assert store.queue()[1].state == "pending", "the item at hand went back"
+    assert store.queue.items()[1].state == "pending", "the item at hand went back"
     session.act("reopen")
     session.told("zzz")
     assert "none of your finished items" in session.message
@@ -144,7 +144,7 @@ def test_a_token_can_be_left_on_purpose(store, prompts):
     for action in ("leave", "leave", "safe"):
         session.act(action)
     assert human(store, prompts[0]) == {1: "safe"}
-    assert store.queue()[0].state == "done"
+    assert store.queue.items()[0].state == "done"
 
 
 def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
@@ -179,11 +179,11 @@ def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
 def test_moving_about_is_a_sign_of_life_and_looking_for_items_is_none(store, prompts, monkeypatch):
     monkeypatch.setattr("pivotal_tokens.review.session.HEARTBEAT_SECONDS", 0.0)
     session = sitting(store)
-    until = store.queue()[0].lease_until
+    until = store.queue.items()[0].lease_until
     session.poll()
-    assert store.queue()[0].lease_until == until
+    assert store.queue.items()[0].lease_until == until
     session.act("down")
-    assert store.queue()[0].lease_until > until
+    assert store.queue.items()[0].lease_until > until
 
 
 def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
@@ -203,7 +203,7 @@ def test_leaving_gives_the_item_back_with_its_labels(store, prompts):
     session = sitting(store)
     session.act("evil")
     session.leave()
-    assert session.over and store.queue("leased") == ()
+    assert session.over and store.queue.items("leased") == ()
     assert sitting(store).view.question.labels == {2: "evil"}
 
 
@@ -215,7 +215,7 @@ def test_tokens_under_p_001_need_no_answer(store):
     assert optional
     while session.view is not None and session.view.question.prompt == prompt:
         session.act("evil")
-        assert len(store.label_events(prompt.prompt_id)) < 20
+        assert len(store.labels.events(prompt.prompt_id)) < 20
     assert set(human(store, prompt)) == set(range(1, 14)) - optional
 
 
@@ -234,11 +234,11 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
             judge="j",
         )
 
-    store.put_rollouts([rollout(2), rollout(2, 1)])
+    store.results.put_rollouts([rollout(2), rollout(2, 1)])
     find = continuations_of(store)
     assert sitting(store, continuations=find).view.continuations == {}
-    store.put_rollouts([rollout(1)])
-    question = ReviewService(store, "ada").open(store.queue()[0].item_id, steal=True)
+    store.results.put_rollouts([rollout(1)])
+    question = ReviewService(store, "ada").open(store.queue.items()[0].item_id, steal=True)
     assert find(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
 
 

@@ -19,20 +19,24 @@ JUDGE = "lexicon:a@1"
 def add(store, pair, number, *, flagged=True):
     labels = {1: "safe", 2: "evil" if flagged else "safe", 3: "unsure"}
     prompt = Prompt.of(f"prompt {number}")
-    store.add_prompt(prompt)
-    store.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
+    store.prompts.add(prompt)
+    store.results.put_next_tokens(prompt.prompt_id, PAIR, pair.base, pair.merged)
     given = tuple(TokenLabel(token_id=token, label=label) for token, label in labels.items())
-    store.put_judgement(PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given))
-    store.put_verdict(prompt.prompt_id, PAIR, JUDGE, decide(pair.base, pair.merged, labels))
+    store.results.put_judgement(
+        PAIR, Judgement(prompt_id=prompt.prompt_id, judge=JUDGE, labels=given)
+    )
+    store.results.put_verdict(prompt.prompt_id, PAIR, JUDGE, decide(pair.base, pair.merged, labels))
     if flagged:
-        store.enqueue(prompt.prompt_id, PAIR, "flagged")
+        store.assignments.add(prompt.prompt_id, PAIR, "flagged")
     return prompt
 
 
 @pytest.fixture
 def share(store):
     def set_up(**config):
-        store.set_review_config(ReviewConfig(**({"calibration": 0, "repeat_share": 0.0} | config)))
+        store.assignments.set_config(
+            ReviewConfig(**({"calibration": 0, "repeat_share": 0.0} | config))
+        )
 
     return set_up
 
@@ -65,12 +69,12 @@ def test_a_reviewer_sees_nothing_of_the_others_and_no_verdict_stands_before_all_
     ada, bob = ReviewService(store, "ada"), ReviewService(store, "bob")
     first = answer(ada, {2: "evil"})
     assert first.verdict.kind == "injection"
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is None
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN) is None
     question = bob.next_question()
     assert question.labels == {} and question.votes == {} and "'ada'" not in repr(question)
     bob.finish(bob.label(question, {2: "evil"}), rest="safe")
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
-    assert store.queue(kind="adjudication") == ()
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
+    assert store.queue.items(kind="adjudication") == ()
 
 
 def test_a_disagreement_is_settled_by_an_adjudicator_who_sees_all_labels(store, pair, share):
@@ -78,7 +82,7 @@ def test_a_disagreement_is_settled_by_an_adjudicator_who_sees_all_labels(store, 
     prompt = add(store, pair, 0)
     answer(ReviewService(store, "ada"), {2: "evil"})
     answer(ReviewService(store, "bob"), {2: "safe"})
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is None
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN) is None
     assert ReviewService(store, "eve").next_question() is None  # not a reviewer's to settle
     cyd = ReviewService(store, "cyd", adjudicate=True)
     question = cyd.next_question()
@@ -88,12 +92,12 @@ def test_a_disagreement_is_settled_by_an_adjudicator_who_sees_all_labels(store, 
         "bob": "safe",
     }
     cyd.finish(cyd.label(question, {2: "evil"}))
-    assert store.labels(prompt.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
-    purposes = [e.purpose for e in store.label_events(prompt.prompt_id, author="cyd")]
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
+    purposes = [e.purpose for e in store.labels.events(prompt.prompt_id, author="cyd")]
     assert purposes == ["adjudication"]
     assert cyd.undo(None).disputed == (2,)  # and back again
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is None
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN) is None
 
 
 def test_a_correction_that_ends_a_disagreement_needs_no_adjudicator(store, pair, share):
@@ -102,10 +106,10 @@ def test_a_correction_that_ends_a_disagreement_needs_no_adjudicator(store, pair,
     ada, bob = ReviewService(store, "ada"), ReviewService(store, "bob")
     answer(ada, {2: "evil"})
     answer(bob)
-    assert len(store.queue("pending", kind="adjudication")) == 1
+    assert len(store.queue.items("pending", kind="adjudication")) == 1
     bob.finish(bob.label(bob.open(bob.history()[0].item_id), {2: "evil"}))
-    assert store.queue(kind="adjudication") == ()
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
+    assert store.queue.items(kind="adjudication") == ()
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
 
 
 def test_a_rejection_by_one_of_two_is_a_disagreement_too(store, pair, share):
@@ -118,7 +122,7 @@ def test_a_rejection_by_one_of_two_is_a_disagreement_too(store, pair, share):
     question = cyd.next_question()
     assert question.rejected_by == ("ada",)
     cyd.reject(question, "indeed none")
-    verdict = store.verdict(prompt.prompt_id, PAIR, HUMAN)
+    verdict = store.results.verdict(prompt.prompt_id, PAIR, HUMAN)
     assert verdict.kind == "bad_prompt" and not verdict.flagged
 
 
@@ -127,8 +131,10 @@ def test_of_three_the_majority_counts_until_somebody_adjudicates(store, pair, sh
     prompt = add(store, pair, 0)
     for name, label in (("ada", "evil"), ("bob", "evil"), ("cyd", "safe")):
         answer(ReviewService(store, name), {2: label})
-    assert store.labels(prompt.prompt_id).by_token[2] == "evil"
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN) is None  # provisional: nothing stands on it
+    assert store.labels.of(prompt.prompt_id).by_token[2] == "evil"
+    assert (
+        store.results.verdict(prompt.prompt_id, PAIR, HUMAN) is None
+    )  # provisional: nothing stands on it
 
 
 def test_raising_and_lowering_the_overlap_adds_and_takes_untouched_seats(store, pair, share):
@@ -137,11 +143,11 @@ def test_raising_and_lowering_the_overlap_adds_and_takes_untouched_seats(store, 
         add(store, pair, n)
     answer(ReviewService(store, "ada"))
     share(overlap=3)
-    assert Counter(i.prompt_id for i in store.queue()).most_common()[-1][1] == 3
+    assert Counter(i.prompt_id for i in store.queue.items()).most_common()[-1][1] == 3
     for _ in range(2):
         answer(ReviewService(store, "bob"))
     share(overlap=1)
-    assert sorted(i.seat for i in store.queue()) == [0, 0, 1]
+    assert sorted(i.seat for i in store.queue.items()) == [0, 0, 1]
 
 
 def test_controls_are_drawn_once_unmarked_with_their_probability(store, pair, share):
@@ -149,13 +155,13 @@ def test_controls_are_drawn_once_unmarked_with_their_probability(store, pair, sh
     for n in range(40):
         add(store, pair, n)
     unflagged = [add(store, pair, 1000 + n, flagged=False) for n in range(200)]
-    drawn = {p.prompt_id for p in unflagged if store.enqueue_control(p.prompt_id, PAIR)}
-    assert not any(store.enqueue_control(p.prompt_id, PAIR) for p in unflagged)
-    draws = store.control_draws(PAIR)
+    drawn = {p.prompt_id for p in unflagged if store.assignments.draw_control(p.prompt_id, PAIR)}
+    assert not any(store.assignments.draw_control(p.prompt_id, PAIR) for p in unflagged)
+    draws = store.assignments.control_draws(PAIR)
     assert len(draws) == 200 and {p for p, (_, was) in draws.items() if was} == drawn
     expected = sum(probability for probability, _ in draws.values())
     assert abs(len(drawn) - expected) < 4 * expected**0.5 and drawn
-    controls = store.queue(kind="control")
+    controls = store.queue.items(kind="control")
     assert {c.prompt_id: c.sampling for c in controls} == {p: draws[p][0] for p in drawn}
     assert not any(c.flagged for c in controls)
     shown = []
@@ -189,14 +195,14 @@ def test_a_repeat_is_blind_to_the_first_answer_and_does_not_count(store, pair, s
     for _ in range(20):
         answer(ada, {2: "evil"})
     question = ada.next_question()
-    (repeat,) = store.queue(kind="repeat")
+    (repeat,) = store.queue.items(kind="repeat")
     assert question.item.item_id == repeat.item_id and question.item.kind == "review"
     assert question.labels == {}
     ada.finish(question, rest="safe")
-    again = [e for e in store.label_events(repeat.prompt_id) if e.purpose == "repeat"]
+    again = [e for e in store.labels.events(repeat.prompt_id) if e.purpose == "repeat"]
     assert {e.token_id: e.to_label for e in again} == {1: "safe", 2: "safe", 3: "safe"}
-    assert store.labels(repeat.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
-    assert store.verdict(repeat.prompt_id, PAIR, HUMAN).kind == "injection"
+    assert store.labels.of(repeat.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
+    assert store.results.verdict(repeat.prompt_id, PAIR, HUMAN).kind == "injection"
     with pytest.raises(RequestError, match="second time"):
         ReviewService(store, "bob").open(repeat.item_id)
 
@@ -210,10 +216,10 @@ def test_agreeing_after_the_reveal_is_marked_and_a_difference_is_explained(store
     ada.explain(reveal, "an idiom", [3])
     after = ada.agree(reveal, [2])
     assert [d.token_id for d in after.differences] == [3]
-    last = store.label_events(prompt.prompt_id, author="ada")[-1]
+    last = store.labels.events(prompt.prompt_id, author="ada")[-1]
     assert last.agreed_after_reveal and last.judge_visible and last.from_label == "safe"
-    assert store.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
-    explained = store.review_events(prompt.prompt_id)[1]
+    assert store.results.verdict(prompt.prompt_id, PAIR, HUMAN).kind == "injection"
+    explained = store.queue.events(prompt.prompt_id)[1]
     assert (explained.action, explained.text, explained.tokens) == ("explained", "an idiom", (3,))
     ada.undo(None)
     with pytest.raises(LeaseLost, match="reopened"):
@@ -230,8 +236,8 @@ def test_a_token_may_be_left_on_purpose_and_improbable_ones_need_no_answer(store
     with pytest.raises(RequestError, match="1 tokens"):
         ada.finish(question)
     ada.finish(ada.label(question, {2: "evil"}))
-    assert {e.token_id for e in store.label_events(prompt.prompt_id) if e.left} == {1, 3}
-    assert {i.token_id for i in store.labels(prompt.prompt_id).human} == {2}
+    assert {e.token_id for e in store.labels.events(prompt.prompt_id) if e.left} == {1, 3}
+    assert {i.token_id for i in store.labels.of(prompt.prompt_id).human} == {2}
     back = ada.undo(ada.undo(ada.undo(ada.undo(None))))
     assert back.left == frozenset() and back.labels == {}
 
@@ -261,9 +267,9 @@ def test_filters_and_order(store, make_pair, share, clock):
     by_mass = ReviewService(store, "ada", wanted=Wanted(order="evil_mass"))
     shown = [by_mass.next_question().prompt.text for _ in masses]
     assert shown == ["prompt 1", "prompt 2", "prompt 9"]
-    store.return_items()
-    for item in store.queue("leased"):
-        store.release(item)
+    store.queue.return_items()
+    for item in store.queue.items("leased"):
+        store.queue.release(item)
     since = ReviewService(store, "bob", wanted=Wanted(since=moment))
     assert since.next_question().prompt == late and since.next_question() is None
     named = ReviewService(store, "bob", wanted=Wanted(prompts=(prompt.prompt_id[:6],)))
@@ -302,16 +308,16 @@ def test_what_was_put_off_can_be_returned_for_everybody(store, pair, share):
 def test_nested_writes_are_one_transaction(store):
     prompts = [Prompt.of(f"p{n}") for n in range(3)]
     with pytest.raises(ZeroDivisionError), store.batch():
-        store.add_prompt(prompts[0])
-        assert store.has_prompt(prompts[0].prompt_id)
+        store.prompts.add(prompts[0])
+        assert store.prompts.has(prompts[0].prompt_id)
         1 / 0  # noqa: B018
-    assert store.prompts() == ()
+    assert store.prompts.all() == ()
     with store.batch():
-        store.add_prompt(prompts[1])
+        store.prompts.add(prompts[1])
         with pytest.raises(RequestError):
-            store.enqueue("0" * 12, PAIR, "no such prompt")
-        store.add_prompt(prompts[2])
-    assert store.prompts() == tuple(prompts[1:])
+            store.assignments.add("0" * 12, PAIR, "no such prompt")
+        store.prompts.add(prompts[2])
+    assert store.prompts.all() == tuple(prompts[1:])
 
 
 def test_repeats_show_how_steady_a_reviewer_is_though_the_first_answer_was_followed_by_a_reveal(
@@ -329,7 +335,7 @@ def test_repeats_show_how_steady_a_reviewer_is_though_the_first_answer_was_follo
     assert steady.agreement.items == 3
     assert steady.agreement.percent.value == pytest.approx(1 / 3)
     ada.finish(ada.label(ada.undo(None), {1: "safe"}))  # changed after the repeat's own reveal
-    last = store.label_events(reveal.prompt_id, author="ada")[-1]
+    last = store.labels.events(reveal.prompt_id, author="ada")[-1]
     assert last.purpose == "repeat" and last.judge_visible
 
 
@@ -343,7 +349,7 @@ def test_who_saw_the_judge_once_is_not_blind_at_another_seat(store, pair, share)
     assert bob.next_question().prompt == prompt  # the seat that ada had
     question = ada.next_question()
     ada.label(question, {2: "evil"})
-    last = store.label_events(prompt.prompt_id, author="ada")[-1]
+    last = store.labels.events(prompt.prompt_id, author="ada")[-1]
     assert last.to_label == "evil" and last.judge_visible
 
 
@@ -355,7 +361,7 @@ def test_a_repeat_is_not_in_the_history_of_what_can_be_corrected(store, pair, sh
     ada = ReviewService(store, "ada")
     for _ in range(21):
         answer(ada)
-    (repeat,) = store.queue(kind="repeat")
+    (repeat,) = store.queue.items(kind="repeat")
     assert repeat.state == "done"
     assert repeat.item_id not in {item.item_id for item in ada.history()}
     assert repeat.prompt_id in {item.prompt_id for item in ada.history()}

@@ -60,25 +60,25 @@ def test_labelling_revealing_reason_help_and_the_command_line(store):
 
     async def steps(app, pilot):
         await pilot.press("e")
-        assert store.labels(prompts[0].prompt_id).by_token[2] == "evil"
+        assert store.labels.of(prompts[0].prompt_id).by_token[2] == "evil"
         assert "saved: ignore evil" in "\n".join(on_screen(app))
         await pilot.press("enter")
         assert "The judge differs on 1 of 3" in "\n".join(on_screen(app))
         await pilot.press("g", "a", "s", "enter")
-        events = store.review_events(prompts[0].prompt_id)
+        events = store.queue.events(prompts[0].prompt_id)
         assert events[-1].text == "gas"
         assert app.session.view.question.prompt == prompts[1]
         await pilot.press("question_mark")
         assert isinstance(app.screen, Pages)
         await pilot.press("escape")
         await pilot.press("T", "1", "comma", "3", "enter")
-        assert store.labels(prompts[1].prompt_id).ids("evil") == (1, 2)
+        assert store.labels.of(prompts[1].prompt_id).ids("evil") == (1, 2)
         await pilot.press("colon", "escape")
         assert app.session.asking is None
         await pilot.press("backspace")
-        assert [i.token_id for i in store.labels(prompts[1].prompt_id).human] == []
+        assert [i.token_id for i in store.labels.of(prompts[1].prompt_id).human] == []
         await pilot.press("enter", "ctrl+g")
-        agreed = [e for e in store.label_events(prompts[1].prompt_id) if e.agreed_after_reveal]
+        agreed = [e for e in store.labels.events(prompts[1].prompt_id) if e.agreed_after_reveal]
         assert agreed and app.session.view.question.prompt == prompts[2]
         await pilot.press("v")
         assert isinstance(app.screen, Pages)
@@ -86,7 +86,7 @@ def test_labelling_revealing_reason_help_and_the_command_line(store):
 
     app = terminal(store)
     drive(app, steps)
-    assert app.session.over and store.queue("leased") == ()
+    assert app.session.over and store.queue.items("leased") == ()
 
 
 def test_keys_can_be_bound_anew(store):
@@ -95,9 +95,9 @@ def test_keys_can_be_bound_anew(store):
     async def steps(app, pilot):
         assert "f evil" in "\n".join(on_screen(app))
         await pilot.press("e")
-        assert store.labels(prompt.prompt_id).human == ()
+        assert store.labels.of(prompt.prompt_id).human == ()
         await pilot.press("f")
-        assert store.labels(prompt.prompt_id).human[0].label == "evil"
+        assert store.labels.of(prompt.prompt_id).human[0].label == "evil"
 
     drive(terminal(store, ["evil=f"]), steps)
 
@@ -143,7 +143,7 @@ def test_fifty_hostile_texts_in_the_running_screen(store):
 
     drive(terminal(store), steps)
     assert seen == 50
-    assert store.queue_counts() == {"done": 5}
+    assert store.queue.counts() == {"done": 5}
 
 
 @pytest.mark.parametrize("size", [(60, 16), (80, 24), (200, 60)])
@@ -192,4 +192,4 @@ def test_an_error_in_the_screen_gives_the_item_back(store, monkeypatch):
     monkeypatch.setattr(ReviewTerminal, "run", broken)
     with pytest.raises(RuntimeError, match="went away"):
         run_terminal(session, key_map())
-    assert store.queue("leased") == ()
+    assert store.queue.items("leased") == ()

@@ -83,16 +83,16 @@ def test_five_items_two_undone_a_kill_and_the_place_kept(queue, start):
     for i in range(5):
         terminal.press(*AGREEING)
         terminal.wait(f"saved {prompts[i].prompt_id}", prompts[i + 1].prompt_id)
-    assert [item.state for item in store.queue()[:6]] == ["done"] * 5 + ["leased"]
+    assert [item.state for item in store.queue.items()[:6]] == ["done"] * 5 + ["leased"]
     terminal.press("BSpace")
     terminal.wait("taken back", prompts[4].prompt_id)
     terminal.press("BSpace")
     terminal.wait("T3  .")
-    assert store.labels(prompts[4].prompt_id).human[0].token_id == 2
-    assert HUMAN not in store.verdicts(prompts[4].prompt_id, PAIR)
+    assert store.labels.of(prompts[4].prompt_id).human[0].token_id == 2
+    assert HUMAN not in store.results.verdicts(prompts[4].prompt_id, PAIR)
     terminal.press("q")
     terminal.wait("everything is saved", "left 0")
-    assert store.queue("leased") == ()
+    assert store.queue.items("leased") == ()
 
     terminal = start(*command)
     terminal.wait(prompts[4].prompt_id, "T1  E", "T2  ?", ">T3")
@@ -106,11 +106,11 @@ def test_five_items_two_undone_a_kill_and_the_place_kept(queue, start):
     shown = terminal.wait(prompts[5].prompt_id, "T1  E", ">T2", "5 done")
     assert len(shown.rstrip("\n").split("\n")) <= 24
     for prompt in prompts[:5]:
-        human = {item.token_id: item.label for item in store.labels(prompt.prompt_id).human}
+        human = {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).human}
         assert human == {1: "safe", 2: "evil", 3: "unsure"}
-        events = store.label_events(prompt.prompt_id, author="ada")
+        events = store.labels.events(prompt.prompt_id, author="ada")
         assert len(events) == (3 if prompt != prompts[4] else 5), "applied once, undone once"
-    assert [item.state for item in store.queue("leased")] == ["leased"]
+    assert [item.state for item in store.queue.items("leased")] == ["leased"]
 
 
 def test_two_terminals_never_show_the_same_item_and_an_idle_ones_returns(queue, start):
@@ -121,11 +121,11 @@ def test_two_terminals_never_show_the_same_item_and_an_idle_ones_returns(queue, 
     ada.wait(prompts[0].prompt_id)
     bob = start(*command, "--reviewer", "bob")
     bob.wait(prompts[1].prompt_id)
-    assert {i.reviewer for i in store.queue("leased")} == {"ada", "bob"}
-    (idle,) = store.queue("leased", reviewer="ada")
-    store.renew(idle, -1.0)  # ada did nothing for as long as her lease
+    assert {i.reviewer for i in store.queue.items("leased")} == {"ada", "bob"}
+    (idle,) = store.queue.items("leased", reviewer="ada")
+    store.queue.renew(idle, -1.0)  # ada did nothing for as long as her lease
     bob.press(*AGREEING)
     bob.wait(prompts[0].prompt_id)
     ada.press("e")
     ada.wait("was not saved", "Nothing waits for review that your filters")
-    assert store.labels(prompts[0].prompt_id).human == ()
+    assert store.labels.of(prompts[0].prompt_id).human == ()

@@ -51,14 +51,14 @@ with Store.open(sys.argv[1]) as store:
         number += 1
         prompt = Prompt.of(f"{sys.argv[2]} {number}")
         screened = Screened(prompt=prompt, next_tokens=NextTokenPair(base=BASE, merged=MERGED))
-        store.put_screened("p", [screened])
+        store.results.put_screened("p", [screened])
         labels = tuple(TokenLabel(token_id=t, label="evil") for t in (1, 2, 3))
         judgement = Judgement(prompt_id=prompt.prompt_id, judge="j", labels=labels)
         verdict = decide(BASE, MERGED, judgement.by_token)
         judged = JudgedPrompt(
             prompt=prompt, next_tokens=screened.next_tokens, outcome=judgement, verdict=verdict
         )
-        store.put_judged("p", [judged])
+        store.results.put_judged("p", [judged])
         print("queued", prompt.prompt_id, flush=True)
 """
 )
@@ -121,7 +121,7 @@ def kill_at_random(url: str, directory: Path, kills: int, *, seed: int = 0) -> K
     """
     chance = random.Random(seed)
     with Store.open(url) as store:
-        store.set_review_config(ReviewConfig(repeat_share=0.0))
+        store.assignments.set_config(ReviewConfig(repeat_share=0.0))
     roles = [("writer", ""), ("ada", "ada"), ("bob", "bob")]
     running: dict[int, tuple[subprocess.Popen, Path]] = {}
     result, outputs = Killed(), []
@@ -169,8 +169,8 @@ def _check(url: str, outputs: list[Path], result: Killed) -> None:
     """Compare what workers said with what the store has."""
     leases: Counter[tuple[int, int]] = Counter()
     with Store.open(url) as store:
-        queue = {item.prompt_id: item for item in store.queue()}
-        events = {prompt_id: store.label_events(prompt_id) for prompt_id in queue}
+        queue = {item.prompt_id: item for item in store.queue.items()}
+        events = {prompt_id: store.labels.events(prompt_id) for prompt_id in queue}
     for output in outputs:
         for line in output.read_text().rpartition("\n")[0].splitlines()[1:]:
             word, *rest = line.split()

@@ -31,9 +31,9 @@ def test_a_second_host_is_refused_and_takes_over_with_one_option(
         Store.open(store_path, clock=clock)
     assert "?host=take" in str(refused.value)
     with Store.open(f"sqlite:///{store_path}?host=take", clock=clock) as taken:
-        taken.add_prompt(Prompt.of("here now"))
+        taken.prompts.add(Prompt.of("here now"))
     with Store.open(store_path, clock=clock) as again:  # once is enough
-        assert len(again.prompts()) == 1
+        assert len(again.prompts.all()) == 1
 
 
 def test_a_host_whose_store_was_taken_over_writes_nothing_more(
@@ -46,8 +46,8 @@ def test_a_host_whose_store_was_taken_over_writes_nothing_more(
         Store.open(f"sqlite:///{store_path}?host=take", clock=clock).close()
     clock.forward(host.MARK_SECONDS + 1)
     with pytest.raises(WorkFailed, match="host n has taken this store over"):
-        store.add_prompt(Prompt.of("too late"))
-    assert store.prompts() == ()
+        store.prompts.add(Prompt.of("too late"))
+    assert store.prompts.all() == ()
 
 
 @pytest.mark.parametrize("same", [{"name": "x"}, {"boot_id": "y"}])
@@ -76,7 +76,7 @@ def test_a_file_moved_to_another_machine_opens_there_after_a_while(
 
 def test_a_writing_host_is_seen(store, store_path, clock, elsewhere):
     clock.forward(host.SEEN_SECONDS - 1)
-    store.add_prompt(Prompt.of("still there"))
+    store.prompts.add(Prompt.of("still there"))
     clock.forward(host.SEEN_SECONDS - 1)
     elsewhere()
     with pytest.raises(RequestError, match="used by host"):

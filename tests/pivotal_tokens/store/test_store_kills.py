@@ -41,11 +41,13 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_or_doubled(
 
 def test_a_reviewer_stopped_past_the_lease_and_woken_is_fenced(store, store_url, pair):
     prompt = Prompt.of("slept over")
-    store.add_prompt(prompt)
-    store.put_next_tokens(prompt.prompt_id, "p", pair.base, pair.merged)
+    store.prompts.add(prompt)
+    store.results.put_next_tokens(prompt.prompt_id, "p", pair.base, pair.merged)
     labels = (TokenLabel(token_id=2, label="evil"),)
-    store.put_judgement("p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=labels))
-    store.enqueue(prompt.prompt_id, "p", "flagged")
+    store.results.put_judgement(
+        "p", Judgement(prompt_id=prompt.prompt_id, judge="j", labels=labels)
+    )
+    store.assignments.add(prompt.prompt_id, "p", "flagged")
     zombie = subprocess.Popen(
         [sys.executable, "-c", ZOMBIE, store_url],
         env=os.environ | {"PYTHONPATH": str(Path(pivotal_tokens.__file__).parents[1])},
@@ -68,10 +70,10 @@ def test_a_reviewer_stopped_past_the_lease_and_woken_is_fenced(store, store_url,
     finally:
         zombie.kill()
         zombie.wait()
-    assert {e.author for e in store.label_events(prompt.prompt_id) if e.author_kind == "human"} == {
-        "bob"
-    }
-    assert store.labels(prompt.prompt_id).by_token == {1: "safe", 2: "safe", 3: "safe"}
+    assert {
+        e.author for e in store.labels.events(prompt.prompt_id) if e.author_kind == "human"
+    } == {"bob"}
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "safe", 2: "safe", 3: "safe"}
     with pytest.raises(LeaseLost):
         bob.finish(question, rest="safe")
-    assert isinstance(store.next_tokens(prompt.prompt_id, "p"), NextTokenPair)
+    assert isinstance(store.results.next_tokens(prompt.prompt_id, "p"), NextTokenPair)

@@ -15,14 +15,16 @@ def event(prompt, token_id, label, author="ada", **fields) -> LabelEvent:
 
 def judge(store, prompt, name="lexicon:a@1", **labels):
     given = tuple(TokenLabel(token_id=int(k[1:]), label=v) for k, v in labels.items())
-    store.put_judgement("p", Judgement(prompt_id=prompt.prompt_id, judge=name, labels=given))
+    store.results.put_judgement(
+        "p", Judgement(prompt_id=prompt.prompt_id, judge=name, labels=given)
+    )
 
 
 def test_a_humans_label_counts_before_a_judges(store, prompt):
     judge(store, prompt, t1="evil", t2="safe")
-    assert store.labels(prompt.prompt_id).source == "judge"
-    store.record_labels([event(prompt, 1, "safe")])
-    labels = store.labels(prompt.prompt_id)
+    assert store.labels.of(prompt.prompt_id).source == "judge"
+    store.labels.add([event(prompt, 1, "safe")])
+    labels = store.labels.of(prompt.prompt_id)
     assert labels.by_token == {1: "safe", 2: "safe"}
     assert [(item.source, item.author) for item in labels.labels] == [
         ("human", "ada"),
@@ -30,69 +32,69 @@ def test_a_humans_label_counts_before_a_judges(store, prompt):
     ]
     assert labels.source == "mixed" and labels.ids("safe") == (1, 2)
     judge(store, prompt, t1="unsure", t2="evil")  # later, but a judge's
-    assert store.labels(prompt.prompt_id).by_token == {1: "safe", 2: "evil"}
-    assert {item.token_id: item.label for item in store.labels(prompt.prompt_id).judge} == {
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "safe", 2: "evil"}
+    assert {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).judge} == {
         1: "unsure",
         2: "evil",
     }
 
 
 def test_without_labels_nothing_is_safe(store, prompt):
-    labels = store.labels(prompt.prompt_id)
+    labels = store.labels.of(prompt.prompt_id)
     assert (labels.by_token, labels.source) == ({}, "none")
 
 
 def test_a_withdrawn_label_gives_way_to_the_next_in_line(store, prompt):
     judge(store, prompt, t1="unsure")
-    store.record_labels([event(prompt, 1, "safe", "ada")])
-    store.record_labels([event(prompt, 1, "evil", "bob")])
-    assert store.labels(prompt.prompt_id).by_token == {1: "evil"}
-    store.record_labels([event(prompt, 1, None, "bob", from_label="evil")])
-    assert store.labels(prompt.prompt_id).by_token == {1: "safe"}
-    assert store.counts().human_labelled == 1
-    store.record_labels([event(prompt, 1, None, "ada", from_label="safe")])
-    assert store.labels(prompt.prompt_id).by_token == {1: "unsure"}
-    assert store.counts().human_labelled == 0
+    store.labels.add([event(prompt, 1, "safe", "ada")])
+    store.labels.add([event(prompt, 1, "evil", "bob")])
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "evil"}
+    store.labels.add([event(prompt, 1, None, "bob", from_label="evil")])
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "safe"}
+    assert store.queries.counts().human_labelled == 1
+    store.labels.add([event(prompt, 1, None, "ada", from_label="safe")])
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "unsure"}
+    assert store.queries.counts().human_labelled == 0
 
 
 def test_among_several_judges_the_latest_counts_unless_one_is_named(store, prompt):
     judge(store, prompt, "lexicon:a@1", t1="evil")
     judge(store, prompt, "lexicon:b@1", t1="safe")
-    assert store.labels(prompt.prompt_id).by_token == {1: "safe"}
-    assert store.labels(prompt.prompt_id, judge="lexicon:a@1").by_token == {1: "evil"}
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "safe"}
+    assert store.labels.of(prompt.prompt_id, judge="lexicon:a@1").by_token == {1: "evil"}
 
 
 def test_events_are_kept_in_order_and_one_event_only_once(store, prompt):
     events = [event(prompt, 1, "safe", reason="why"), event(prompt, 1, "evil", from_label="safe")]
-    store.record_labels(events)
-    store.record_labels(events)
-    assert store.label_events(prompt.prompt_id) == tuple(events)
+    store.labels.add(events)
+    store.labels.add(events)
+    assert store.labels.events(prompt.prompt_id) == tuple(events)
 
 
 def test_a_batch_with_a_bad_event_is_not_recorded_at_all(store, prompt):
     stranger = event(prompt, 2, "evil").model_copy(update={"prompt_id": "0" * 12})
     with pytest.raises(RequestError):
-        store.record_labels([event(prompt, 1, "evil"), stranger])
-    assert store.label_events(prompt.prompt_id) == ()
+        store.labels.add([event(prompt, 1, "evil"), stranger])
+    assert store.labels.events(prompt.prompt_id) == ()
 
 
 @pytest.mark.parametrize("statement", [update, delete])
 def test_the_database_itself_refuses_to_change_an_event(store, prompt, statement):
-    store.record_labels([event(prompt, 1, "evil")])
+    store.labels.add([event(prompt, 1, "evil")])
     change = statement(tables.label_events)
     if statement is update:
         change = change.values(to_label="safe")
     with pytest.raises(RequestError, match="append-only"), store.writing() as connection:
         connection.execute(change)
-    assert store.labels(prompt.prompt_id).by_token == {1: "evil"}
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "evil"}
 
 
 def test_labels_under_a_lease_that_went_on_are_refused(store, prompt, clock):
-    store.enqueue(prompt.prompt_id, "p", "flagged")
-    slow = store.claim("ada", 10)
-    store.record_labels([event(prompt, 1, "evil")], item=slow)
+    store.assignments.add(prompt.prompt_id, "p", "flagged")
+    slow = store.queue.take("ada", 10)
+    store.labels.add([event(prompt, 1, "evil")], item=slow)
     clock.forward(11)
-    store.claim("bob", 10)
+    store.queue.take("bob", 10)
     with pytest.raises(LeaseLost, match="bob"):
-        store.record_labels([event(prompt, 2, "evil")], item=slow)
-    assert store.labels(prompt.prompt_id).by_token == {1: "evil"}
+        store.labels.add([event(prompt, 2, "evil")], item=slow)
+    assert store.labels.of(prompt.prompt_id).by_token == {1: "evil"}

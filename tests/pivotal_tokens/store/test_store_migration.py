@@ -24,21 +24,21 @@ def old_path(tmp_path):
 
 def test_a_store_of_version_1_is_brought_up_to_date_with_everything_in_it(old_path):
     with Store.open(old_path) as store:
-        states = [item.state for item in store.queue()]
+        states = [item.state for item in store.queue.items()]
         assert states == ["done", "rejected", "leased", "pending"]
-        assert {(i.seat, i.kind, i.reason) for i in store.queue()} == {
+        assert {(i.seat, i.kind, i.reason) for i in store.queue.items()} == {
             (0, "review", "flagged:injection")
         }
-        assert all(item.flagged and item.evil_mass == 0.7 for item in store.queue())
-        done, rejected, held, _ = store.queue()
-        assert store.labels(done.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
-        assert store.verdict(rejected.prompt_id, "p", HUMAN).kind == "bad_prompt"
-        assert len(store.answer_times("ada")) == 2
-        assert store.counts().graphs == 1 and store.pairs() == {"p": {"base": "x"}}
+        assert all(item.flagged and item.evil_mass == 0.7 for item in store.queue.items())
+        done, rejected, held, _ = store.queue.items()
+        assert store.labels.of(done.prompt_id).by_token == {1: "safe", 2: "evil", 3: "safe"}
+        assert store.results.verdict(rejected.prompt_id, "p", HUMAN).kind == "bad_prompt"
+        assert len(store.queue.answer_times("ada")) == 2
+        assert store.queries.counts().graphs == 1 and store.results.pairs() == {"p": {"base": "x"}}
         question = ReviewService(store, "ada").open(held.item_id, steal=True)
         assert question.labels == {1: "unsure"}
         ReviewService(store, "ada").finish(question, rest="evil")
-        assert store.verdict(held.prompt_id, "p", HUMAN).kind == "injection"
+        assert store.results.verdict(held.prompt_id, "p", HUMAN).kind == "injection"
 
 
 def test_migrating_again_changes_nothing(old_path):
@@ -79,7 +79,7 @@ def test_a_migration_that_fails_leaves_the_old_store(old_path, monkeypatch):
 
 
 def test_a_table_and_a_column_that_came_since_are_added_on_opening(store, store_path):
-    store.add_prompt(Prompt.of("old"))
+    store.prompts.add(Prompt.of("old"))
     store.close()
     wider = Column("weight", Integer, server_default="7", nullable=False)
     Table("of_a_later_day", tables.metadata, Column("name", String(4), primary_key=True))

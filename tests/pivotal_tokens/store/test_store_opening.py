@@ -22,7 +22,7 @@ def test_a_missing_store_is_made_only_when_asked(tmp_path: Path):
     assert not path.parent.exists()
     Store.open(default_url(tmp_path), create=True).close()
     with Store.open(default_url(tmp_path)) as store:
-        assert store.counts().prompts == 0
+        assert store.queries.counts().prompts == 0
 
 
 def test_a_path_is_taken_as_it_is(tmp_path: Path):
@@ -112,7 +112,7 @@ def test_several_processes_may_create_one_store_at_once(tmp_path):
     code = (
         "import sys; from pivotal_tokens.store import Store\n"
         "from pivotal_tokens.schema import Prompt\n"
-        "with Store.open(sys.argv[1], create=True) as s: s.add_prompt(Prompt.of(sys.argv[2]))"
+        "with Store.open(sys.argv[1], create=True) as s: s.prompts.add(Prompt.of(sys.argv[2]))"
     )
     url = default_url(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(Path(pivotal_tokens.__file__).parents[1])}
@@ -122,12 +122,12 @@ def test_several_processes_may_create_one_store_at_once(tmp_path):
     ]
     assert [process.wait() for process in running] == [0, 0, 0]
     with Store.open(url) as store:
-        assert store.counts().prompts == 3
+        assert store.queries.counts().prompts == 3
 
 
 def test_a_row_for_an_unknown_prompt_is_refused(store):
     with pytest.raises(RequestError, match="add the prompt"):
-        store.enqueue(Prompt.of("never added").prompt_id, "pair", "flagged")
+        store.assignments.add(Prompt.of("never added").prompt_id, "pair", "flagged")
 
 
 def test_an_empty_file_left_by_a_killed_process_is_filled_when_asked(tmp_path):
@@ -143,9 +143,9 @@ def test_a_store_held_by_another_process_too_long_fails_in_one_line(store, store
     monkeypatch.setattr(dialect, "BUSY_SECONDS", 0.05)
     with Store.open(f"sqlite:///{store_path}") as other, store.writing():
         with pytest.raises(WorkFailed, match="another process held the store") as error:
-            other.add_prompt(Prompt.of("waits"))
+            other.prompts.add(Prompt.of("waits"))
         assert "\n" not in str(error.value)
-        assert other.prompts() == ()  # reading goes on
+        assert other.prompts.all() == ()  # reading goes on
 
 
 def test_another_journal_mode_is_put_right(store, store_path):

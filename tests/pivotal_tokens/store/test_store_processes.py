@@ -25,11 +25,11 @@ with Store.open(sys.argv[1]) as store:
     while True:
         number += 1
         prompt = Prompt.of(f"{sys.argv[2]} {number} " + "x" * 3000)
-        store.add_prompt(prompt)
-        store.enqueue(prompt.prompt_id, "p", "flagged")
-        item = store.claim(sys.argv[2], 600)
+        store.prompts.add(prompt)
+        store.assignments.add(prompt.prompt_id, "p", "flagged")
+        item = store.queue.take(sys.argv[2], 600)
         ids = [f"{item.prompt_id}-{token}" for token in range(5)]
-        store.record_labels(
+        store.labels.add(
             [
                 LabelEvent(event_id=event_id, prompt_id=item.prompt_id, token_id=token,
                            from_label=None, to_label="evil", author="ada", author_kind="human")
@@ -38,7 +38,7 @@ with Store.open(sys.argv[1]) as store:
             item=item,
         )
         print("labels", item.prompt_id, flush=True)
-        store.settle(item, "done", item.fence)
+        store.queue.settle(item, "done", item.fence)
         print("settled", item.prompt_id, flush=True)
 """
 
@@ -49,7 +49,7 @@ from pivotal_tokens.store import Store
 with Store.open(sys.argv[1]) as store:
     print("ready", flush=True)
     sys.stdin.readline()
-    while (item := store.claim(sys.argv[2], 600, session=sys.argv[2])) is not None:
+    while (item := store.queue.take(sys.argv[2], 600, session=sys.argv[2])) is not None:
         print(item.item_id, item.fence, flush=True)
 """
 
@@ -84,17 +84,17 @@ def test_a_writer_killed_at_any_moment_loses_nothing_it_acknowledged(store, stor
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()
     assert acknowledged["settled"]
-    done = {item.prompt_id for item in store.queue("done")}
+    done = {item.prompt_id for item in store.queue.items("done")}
     assert acknowledged["settled"] <= done
     for prompt_id in acknowledged["labels"] | done:
-        assert len(store.label_events(prompt_id)) == 5  # all five or none, and never twice
+        assert len(store.labels.events(prompt_id)) == 5  # all five or none, and never twice
 
 
 def test_two_processes_at_once_claim_disjoint_items(store, store_path):
     for number in range(30):
         prompt = Prompt.of(f"prompt {number}")
-        store.add_prompt(prompt)
-        store.enqueue(prompt.prompt_id, "p", "flagged")
+        store.prompts.add(prompt)
+        store.assignments.add(prompt.prompt_id, "p", "flagged")
     claimers = [
         start(CLAIMER, store_path, name, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in ("ada", "bob")
@@ -125,5 +125,5 @@ def test_importing_every_module_brings_neither_torch_nor_the_other_package_nor_a
 def test_a_store_opened_twice_sees_the_others_writes(store, store_path):
     with Store.open(f"sqlite:///{store_path}") as other:
         prompt = Prompt.of("seen by both")
-        other.add_prompt(prompt)
-        assert store.prompt(prompt.prompt_id) == prompt
+        other.prompts.add(prompt)
+        assert store.prompts.get(prompt.prompt_id) == prompt

@@ -1,4 +1,4 @@
-"""Do the people agree with each other, and with the judge?
+"""Agreement of the people with each other and with judges.
 
 Only labels given blind count: what somebody changed after the judge's labels were shown, or took
 over from them, is left out, and so is an adjudicator's decision. Only prompts count whose every
@@ -55,11 +55,11 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     judges: dict[str, Given] = {}
     repeats: dict[str, Given] = {}
     left_out: Counter[str] = Counter()
-    for prompt in store.prompts():
-        events = store.label_events(prompt.prompt_id)
+    for prompt in store.prompts.all():
+        events = store.labels.events(prompt.prompt_id)
         if not events:
             continue
-        tokens = set(store.token_texts(prompt.prompt_id))
+        tokens = set(store.results.token_texts(prompt.prompt_id))
         for author, given in blind_labels(events).items():
             if not tokens or tokens - given.keys():
                 left_out[author] += 1

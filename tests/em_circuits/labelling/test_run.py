@@ -1,4 +1,4 @@
-"""The unattended loop: streams, builds in the background, stops by its rules, resumes."""
+"""A labelling run: streams, builds in the background, stops by its rules, resumes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from fake_endpoint import FakeEndpoint
 from subjects import PAD_THAI, organism_settings
 
 from em_circuits.graphs import AttributionSettings
+from em_circuits.labelling import run as module
+from em_circuits.labelling.backfill import build_missing, missing_graphs
 from em_circuits.labelling.events import EventLog, latest_events, read_events
-from em_circuits.labelling.label import LabelSettings
-from em_circuits.labelling.loop import Loop, LoopSettings
-from em_circuits.labelling.missing import build_missing, missing_graphs
-from em_circuits.labelling.prompts import template_prompts
-from em_circuits.labelling.resume import earlier_prompts
+from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
+from em_circuits.labelling.run import Run, RunSettings
 from em_circuits.labelling.sources import (
     ListSource,
     Resumed,
+    Source,
     SourceOptions,
     WriterSource,
+    earlier_prompts,
     open_source,
+    template_prompts,
 )
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
@@ -34,6 +36,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
 from pivotal_tokens.judge.continuations import LexiconContinuations, ModelContinuations
+from pivotal_tokens.judge.examples import ExampleBank
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import HUMAN, Store, default_url
@@ -65,18 +68,14 @@ def judge(shared_pair) -> Lexicon:
     return opened
 
 
-def run(work: Workspace, judge, source, settings=NO_GRAPHS, stop=None, **limits):
+def run(work: Workspace, judge, source, settings=NO_GRAPHS, **limits):
     with EventLog.open(work.results, run="test") as events:
-        loop = Loop(
-            work,
-            source,
-            judge,
-            settings,
-            LoopSettings(**limits),
-            events=events,
-            stop=stop or threading.Event(),
-        )
-        return loop, list(loop.results())
+        run = Run(work, source, judge, settings, RunSettings(**limits), events=events)
+        return run, list(run.results())
+
+
+def with_rollouts(settings: LabelSettings, **how: int) -> LabelSettings:
+    return settings.model_copy(update={"rollouts": ROLLOUTS.model_copy(update=how)})
 
 
 def given(prompts) -> ListSource:
@@ -91,17 +90,17 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
     from em_circuits.labelling import label
 
     def build(*args, **options):
-        assert threading.current_thread().name.startswith("graphs")
-        queued_at_first_graph.append(len(work.store.queue("pending")))
+        assert threading.current_thread() is not threading.main_thread()
+        queued_at_first_graph.append(len(work.store.queue.items("pending")))
         return real(*args, **options)
 
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
-    loop, results = run(work, judge, given(prompts), SMALL)
-    flagged = [r for r in results if r.verdict.flagged]
-    assert flagged and all(set(r.graphs) == {"base", "merged"} for r in flagged)
+    done, results = run(work, judge, given(prompts), SMALL)
+    flagged = [r for r in results if r.flagged]
+    assert flagged and all(r.has_graphs for r in flagged)
     assert queued_at_first_graph[0] == len(flagged)  # before the first graph was begun
-    assert loop.progress.ending == "no more prompts" and loop.progress.finished == 3
+    assert done.state.ending == "no more prompts" and done.state.finished == 3
     kinds = [event["event"] for event in latest_events(work.results, 100)]
     assert kinds[0] == "start" and kinds[-1] == "stop"
     assert kinds.count("judged") == kinds.count("finished") == 3
@@ -110,54 +109,54 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
 def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspace, judge) -> None:
     def source(earlier):
         made = open_source("template", work, SourceOptions(seed=2))
-        return Resumed(made, "r", earlier.unfinished)
+        return Resumed(made, "r", earlier[1])
 
     def earlier():
         return earlier_prompts(work, "template:organism", "r", judge.id, NO_GRAPHS)
 
-    loop, first = run(work, judge, source(earlier()), n=5, batch=2)
-    assert len(first) == 5 and loop.progress.ending == "done"
+    done, first = run(work, judge, source(earlier()), n=5, batch=2)
+    assert len(first) == 5 and done.state.ending == "done"
     half_done = template_prompts(1, seed=77)[0].model_copy(update={"extra": {"run": "r"}})
-    work.store.add_prompt(half_done)
+    work.store.prompts.add(half_done)
     known = earlier()
-    assert known.finished == 5 and [p.prompt_id for p in known.unfinished] == [half_done.prompt_id]
-    _, second = run(work, judge, source(known), n=8 - known.finished, batch=2)
-    assert second[0].prompt.prompt_id == half_done.prompt_id
-    assert not {r.prompt.prompt_id for r in first} & {r.prompt.prompt_id for r in second}
+    assert known[0] == 5 and [p.prompt_id for p in known[1]] == [half_done.prompt_id]
+    _, second = run(work, judge, source(known), n=8 - known[0], batch=2)
+    assert second[0].prompt_id == half_done.prompt_id
+    assert not {r.prompt_id for r in first} & {r.prompt_id for r in second}
     assert (
-        earlier().finished
+        earlier()[0]
         == 8
-        == work.store.counts().verdicts["injection"]
-        + sum(n for kind, n in work.store.counts().verdicts.items() if kind != "injection")
+        == work.store.queries.counts().verdicts["injection"]
+        + sum(n for kind, n in work.store.queries.counts().verdicts.items() if kind != "injection")
     )
 
 
 def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
     work: Workspace, judge
 ) -> None:
-    stop = threading.Event()
-
-    class Endless:
+    class Endless(Source):
         id = "endless"
-        closed = told = False
+        closed = stopped = False
         taken = 0
 
         def take(self, n: int) -> list[Prompt]:
             if self.taken == 3:
-                stop.set()
+                endless.stop()
             self.taken += 1
             return list(template_prompts(n, seed=self.taken))
 
         def stop(self) -> None:
-            self.told = True
+            self.stopped = True
 
         def close(self) -> None:
             self.closed = True
 
     source = Endless()
-    loop, results = run(work, judge, source, stop=stop, batch=2)
-    assert loop.progress.ending == "stopped" and source.closed and source.told
-    assert len(results) <= work.store.counts().judgements <= 10
+    with EventLog.open(work.results, run="test") as events:
+        endless = Run(work, source, judge, NO_GRAPHS, RunSettings(batch=2), events=events)
+        results = list(endless.results())
+    assert endless.state.ending == "stopped" and source.closed and source.stopped
+    assert len(results) <= work.store.queries.counts().judgements <= 10
     assert latest_events(work.results, 1)[0]["ending"] == "stopped"
 
 
@@ -165,16 +164,16 @@ def test_too_many_failures_end_a_run(work: Workspace, judge) -> None:
     long = [Prompt.of(f"{i} " + "word " * 6000) for i in range(8)]
     fine = list(template_prompts(40, seed=9))
     mixed = [p for pair in itertools.zip_longest(long, fine[:8]) for p in pair if p] + fine[8:]
-    loop, results = run(work, judge, given(mixed), batch=4)
-    assert loop.progress.ending == "errors" and "failed" in loop.progress.message
+    done, results = run(work, judge, given(mixed), batch=4)
+    assert done.state.ending == "errors" and "failed" in done.state.message
     assert 10 <= len(results) < 40
-    assert work.store.counts().failures == {"next_tokens": loop.progress.failed}
+    assert work.store.queries.counts().failures == {"next_tokens": done.state.failed}
 
 
 def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
     work: Workspace, judge
 ) -> None:
-    class Spent:
+    class Spent(Source):
         id = "spent"
         rounds = 0
 
@@ -184,15 +183,9 @@ def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
                 raise BudgetExhausted("the budget of $1 is spent")
             return list(template_prompts(3, seed=4))
 
-        def stop(self) -> None:
-            pass
-
-        def close(self) -> None:
-            pass
-
-    loop, results = run(work, judge, Spent(), SMALL)
-    assert loop.progress.ending == "budget" and "$1" in loop.progress.message
-    assert len(results) == 3 and all(r.graphs for r in results if r.verdict.flagged)
+    done, results = run(work, judge, Spent(), SMALL)
+    assert done.state.ending == "budget" and "$1" in done.state.message
+    assert len(results) == 3 and all(r.has_graphs for r in results if r.flagged)
 
 
 def test_a_budget_spent_on_rollouts_ends_a_run_like_any_other(
@@ -203,9 +196,9 @@ def test_a_budget_spent_on_rollouts_ends_a_run_like_any_other(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
-    loop, _ = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)
-    assert loop.progress.ending == "budget"
+    settings = with_rollouts(NO_GRAPHS, samples=1)
+    done, _ = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)
+    assert done.state.ending == "budget"
     assert latest_events(work.results, 1)[0]["ending"] == "budget"
 
 
@@ -227,9 +220,9 @@ def test_a_generator_that_gives_nothing_usable_ends_the_run_and_says_why(
 ) -> None:
     # it passed for a generator without further prompts, which ended --forever with status 0
     with FakeEndpoint("prose", cycle=True) as endpoint:
-        loop, results = run(work, judge, writer_source(work, endpoint), n=3)
-    assert loop.progress.ending == "endpoint" and results == []
-    assert "openai:fake gave no usable answer 5 times" in loop.progress.message
+        done, results = run(work, judge, writer_source(work, endpoint), n=3)
+    assert done.state.ending == "endpoint" and results == []
+    assert "openai:fake gave no usable answer 5 times" in done.state.message
 
 
 def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_key: str) -> None:
@@ -246,12 +239,12 @@ def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_
 
 
 def test_a_full_disk_ends_a_run_before_anything_is_screened(work: Workspace, judge) -> None:
-    work.store.counts()
-    loop, results = run(
+    work.store.queries.counts()
+    done, results = run(
         work, judge, given(template_prompts(3, seed=1)), least_free_bytes=10**18, batch=3
     )
-    assert loop.progress.ending == "disk" and results == []
-    assert work.store.counts().next_tokens == 0
+    assert done.state.ending == "disk" and results == []
+    assert work.store.queries.counts().next_tokens == 0
 
 
 def test_an_error_of_the_graph_thread_reaches_the_caller(
@@ -270,14 +263,14 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     from pivotal_tokens.review.service import ReviewService
 
     prompts = template_prompts(24, seed=3)
-    work.store.counts()  # made before the reviewer opens it
+    work.store.queries.counts()  # made before the reviewer opens it
     reviewed: list[str] = []
     over = threading.Event()
 
     def review() -> None:
         with Store.open(work.store_url or default_url(work.root)) as store:
             service = ReviewService(store, "ada")
-            while not over.is_set() or store.queue("pending"):
+            while not over.is_set() or store.queue.items("pending"):
                 question = service.next_question()
                 if question is None:
                     time.sleep(0.01)
@@ -292,10 +285,10 @@ def test_a_reviewer_labels_while_the_loop_discovers(work: Workspace, judge) -> N
     _, results = run(work, judge, given(prompts), batch=4)
     over.set()
     reviewer.join()
-    flagged = {r.prompt.prompt_id for r in results if r.verdict.flagged}
+    flagged = {r.prompt_id for r in results if r.flagged}
     assert len(results) == 24 and set(reviewed) >= flagged and len(set(reviewed)) == len(reviewed)
     for prompt_id in flagged:
-        verdicts = work.store.verdicts(prompt_id, work.pair.key)
+        verdicts = work.store.results.verdicts(prompt_id, work.pair.key)
         assert verdicts[judge.id].flagged and not verdicts[HUMAN].flagged
 
 
@@ -304,26 +297,26 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
 ) -> None:
     prompts = template_prompts(2, seed=6)
     _, results = run(work, judge, given(prompts))
-    built, imported = (r.prompt.prompt_id for r in results)
+    built, imported = (r.prompt_id for r in results)
     unlabelled = template_prompts(1, seed=60)[0]
     labelled = template_prompts(1, seed=61)[0]
-    work.store.add_prompts([unlabelled, labelled])
+    work.store.prompts.add_all([unlabelled, labelled])
     event = LabelEvent(
         prompt_id=labelled.prompt_id,
-        token_id=results[0].next_tokens.token_ids[0],
+        token_id=results[0].base[0].token_id,
         from_label=None,
         to_label="evil",
         author="ada",
         author_kind="human",
     )
-    work.store.record_labels([event])
+    work.store.labels.add([event])
     missing = missing_graphs(work, SMALL)
     assert {p.prompt_id for p in missing} == {built, imported, labelled.prompt_id}
     made = list(build_missing(work, missing, SMALL))
-    assert all(r.error is None and set(r.graphs) == {"base", "merged"} for r in made)
+    assert all(r.error is None and r.has_graphs for r in made)
     assert missing_graphs(work, SMALL) == []
     work.graphs.remove(made[0].graphs["base"])
-    assert [p.prompt_id for p in missing_graphs(work, SMALL)] == [made[0].prompt.prompt_id]
+    assert [p.prompt_id for p in missing_graphs(work, SMALL)] == [made[0].prompt_id]
 
 
 def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, judge) -> None:
@@ -331,19 +324,21 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
         update={"rollouts": ROLLOUTS.model_copy(update={"samples": 3, "seed": 1})}
     )
     (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)[1]
-    kept = work.store.rollouts(result.prompt.prompt_id, work.pair.key)
+    kept = work.store.results.rollouts(result.prompt_id, work.pair.key)
     tokens = {r.token_id for r in kept}
     evil = {t for t, label in result.labels.items() if label == "evil"}
     assert tokens == evil and len(kept) == 2 * 3 * len(tokens)
     assert all("\n" not in r.text for r in kept)
-    for item in result.pivotal:
+    for item in result.rollouts:
         mine = [r.label for r in kept if (r.model, r.token_id) == ("merged", item.token_id)]
         counted = item.merged
         assert (counted.evil, counted.safe) == (mine.count("evil"), mine.count("safe"))
-    record = result.to_json()["rollouts"]
+    record = result.model_dump(mode="json")["rollouts"]
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
-    again = roll_out(work, result.prompt, LexiconContinuations(judge), settings.rollouts)
-    assert not again.new and again.tokens == result.pivotal
+    prompt = work.store.prompts.get(result.prompt_id)
+    again, drawn = roll_out(work, prompt, LexiconContinuations(judge), settings.rollouts)
+    counted = [(item.token_id, item.base, item.merged) for item in result.rollouts]
+    assert not drawn and [(item.token_id, item.base, item.merged) for item in again] == counted
 
 
 @pytest.mark.usefixtures("api_key")
@@ -356,8 +351,8 @@ def test_a_prompt_whose_continuations_a_judge_cannot_label_fails_and_keeps_none(
             LLMSettings(model="fake", base_url=endpoint.base_url), store=work.store
         )
         with pytest.raises(WorkFailed, match="continuations unscored: the model refused"):
-            roll_out(work, result.prompt, asking, ROLLOUTS)
-        kept = work.store.rollouts(result.prompt.prompt_id, work.pair.key, judge=asking.id)
+            roll_out(work, work.store.prompts.get(result.prompt_id), asking, ROLLOUTS)
+        kept = work.store.results.rollouts(result.prompt_id, work.pair.key, judge=asking.id)
         assert kept == ()
 
 
@@ -394,7 +389,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
     monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
-    settings = SMALL.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
+    settings = with_rollouts(SMALL, samples=1)
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(
             LLMSettings(model="fake", base_url=endpoint.base_url),
@@ -402,8 +397,8 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
             pair=work.pair.key,
         )
         results = run(work, asking, OneByOne("given", iter([first, second])), settings)[1]
-    assert [r.error for r in results] == [None, None] and all(r.graphs for r in results)
-    assert built.is_set() and all(r.pivotal for r in results)
+    assert [r.error for r in results] == [None, None] and all(r.has_graphs for r in results)
+    assert built.is_set() and all(r.rollouts for r in results)
 
 
 @pytest.mark.usefixtures("api_key")
@@ -417,7 +412,7 @@ def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
         raise BudgetExhausted("the budget of $1 is spent")
 
     monkeypatch.setattr("em_circuits.labelling.label.roll_out", spent)
-    settings = NO_GRAPHS.model_copy(update={"rollouts": ROLLOUTS.model_copy(update={"samples": 1})})
+    settings = with_rollouts(NO_GRAPHS, samples=1)
     prompts = [Prompt.of(PAD_THAI), Prompt.of(PAD_THAI.replace("Peanut", "Walnut"))]
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(
@@ -425,8 +420,8 @@ def test_threads_that_run_out_of_one_budget_together_end_a_run_once(
             store=work.store,
             pair=work.pair.key,
         )
-        loop, results = run(work, asking, given(prompts), settings)
-    assert loop.progress.ending == "budget" and results == []
+        done, results = run(work, asking, given(prompts), settings)
+    assert done.state.ending == "budget" and results == []
 
 
 def test_a_line_cut_off_by_a_kill_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -435,3 +430,73 @@ def test_a_line_cut_off_by_a_kill_does_not_hide_the_others(tmp_path: Path) -> No
     with events.path.open("a") as file:
         file.write('{"event": "jud')
     assert [event["event"] for event in read_events(events.path)] == ["start"]
+
+
+def judged_by_endpoint(work: Workspace, endpoint: FakeEndpoint, **options: Any) -> ModelJudge:
+    settings = LLMSettings(model="o3", base_url=endpoint.base_url, deadline_s=20.0)
+    return ModelJudge(settings, store=work.store, pair=work.pair.key, **options)
+
+
+@pytest.mark.usefixtures("api_key")
+def test_many_prompts_are_judged_at_once_and_their_answers_stored_together(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+
+    def keep(work, answered, thresholds):
+        writes.append(len(answered))
+        return real(work, answered, thresholds)
+
+    real = module.keep_answers
+    monkeypatch.setattr(module, "keep_answers", keep)
+    prompts = template_prompts(30, seed=8)
+    script = "ok*4,429:0.05,ok*3,500,ok,wrong_ids"
+    with FakeEndpoint(script, cycle=True, latency_s=0.05) as endpoint:
+        _, results = run(work, judged_by_endpoint(work, endpoint), given(prompts))
+    assert {r.prompt_id for r in results} == {p.prompt_id for p in prompts}
+    assert all(r.error is None for r in results)
+    assert endpoint.most_in_flight > 5 and len(writes) < 30 == sum(writes)
+
+
+@pytest.mark.usefixtures("api_key")
+def test_a_judge_out_of_budget_ends_a_run_and_every_answer_that_came_is_stored(
+    work: Workspace,
+) -> None:
+    with FakeEndpoint("no_usage", cycle=True, latency_s=0.02) as endpoint:
+        judge = judged_by_endpoint(work, endpoint, budget=Budget(max_usd=0.5))
+        done, results = run(work, judge, given(template_prompts(30, seed=8)))
+    assert done.state.ending == "budget"
+    assert 0 < len(results) == len(endpoint.requests) == work.store.queries.counts().judgements < 30
+    assert work.store.ledger.counts().usd <= 0.5
+
+
+@pytest.mark.usefixtures("api_key")
+def test_a_judge_that_cannot_begin_says_so(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> ExampleBank:
+        raise ValueError("no examples today")
+
+    monkeypatch.setattr(ExampleBank, "read", fail)
+    with FakeEndpoint() as endpoint, pytest.raises(ValueError, match="no examples today"):
+        run(work, judged_by_endpoint(work, endpoint), given([Prompt.of(PAD_THAI)]))
+
+
+@pytest.mark.usefixtures("api_key")
+def test_what_goes_wrong_while_answers_are_stored_reaches_the_caller(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "keep_answers", full)
+    with FakeEndpoint() as endpoint, pytest.raises(OSError, match="No space left"):
+        run(work, judged_by_endpoint(work, endpoint), given([Prompt.of(PAD_THAI)]))
+
+
+def test_results_that_nobody_takes_any_more_end_the_run(work: Workspace, judge) -> None:
+    endless = Run(work, open_source("template", work, SourceOptions()), judge, NO_GRAPHS)
+    results = endless.results()
+    next(results)
+    results.close()
+    assert endless.state.ending == "stopped"

@@ -1,0 +1,109 @@
+"""Start-up: a request is checked before anything heavy is imported; its CPU time, its modules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MOST_CPU_SECONDS = 3.0
+"""Of user and system time, the interpreter's start included; importing torch alone takes more."""
+
+HEAVY = ("torch", "transformers", "circuit_tracer", "plotly", "pandas")
+
+_PROGRAM = f"""
+import json, os, sys
+from em_circuits.cli.app import run
+status = run(sys.argv[1:])
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+times = os.times()
+print(json.dumps([status, times.user + times.system, heavy]), file=sys.stderr)
+"""
+
+
+def start(*arguments: str, key: str | None = None) -> tuple[int, str]:
+    """Exit status and everything that was printed; fails where the start was heavy."""
+    environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
+    if key is not None:
+        environment["OPENAI_API_KEY"] = key
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    *told, last = done.stderr.splitlines()
+    status, seconds, heavy = json.loads(last)
+    assert not heavy, f"{' '.join(arguments)} imports {heavy}"
+    assert seconds < MOST_CPU_SECONDS, f"{' '.join(arguments)} takes {seconds:.1f} s"
+    return status, done.stdout + "\n".join(told)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [(), ("label",), ("graphs",), ("graphs", "paths"), ("features", "rank"), ("steer", "sweep")],
+)
+def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
+    status, text = start(*group, "--help")
+    assert status == 0 and "Usage: em-circuits" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["labl"], "'label'"),
+        (["graphs", "lst"], "Did you mean 'list'"),
+        (["label", "--prommpt", "x"], "'--prompt'"),
+        (["status"], "no store at"),
+        (["features", "rank", "abc"], "no store at"),
+        (["influence", "abcd"], "No graph abcd"),
+        (["influence", "not-a-key"], "hex digits"),
+        (["graphs", "show", "/nowhere.safetensors"], "no graph file"),
+        (["graphs", "import", "/nowhere.pt", "--trust-pickle"], "No file"),
+        (["steer", "run", "abc", "--features", "best"], "--features"),
+        (["steer", "sweep", "--plan", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["label", "--prompts", "/nowhere.json"], "cannot read prompts"),
+        (["label", "--judge", "oracle"], "no judge"),
+        (["label", "--judge", "lexicon:/nowhere.yaml"], "cannot read the lexicon"),
+        (["label", "--judge", "openai:o3"], "OPENAI_API_KEY"),
+        (["--base", "/x", "--adapter", "/x", "--transcoders", "/x", "label"], "--judge is needed"),
+        (["--adapter", "/nowhere", "label", "--n", "1"], "no such directory"),
+        (["--dtype", "float16", "label", "--n", "1"], "--allow-float16"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_heavy(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    status, text = start("--root", str(tmp_path / "root"), *arguments)
+    assert status == 2 and message in text
+    assert not (tmp_path / "root").exists()
+
+
+def test_an_untrusted_graph_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "graph.pt"
+    file.write_bytes(b"a pickle")
+    for command in (["influence"], ["graphs", "show"], ["graphs", "import"]):
+        status, text = start(*command, str(file))
+        assert status == 2 and "--trust-pickle" in text
+
+
+def test_graphs_are_listed_without_torch(tmp_path: Path) -> None:
+    status, text = start("--root", str(tmp_path), "graphs", "list")
+    assert status == 0 and "no graphs" in text
+
+
+def test_an_option_that_stands_before_the_command_says_so_with_the_line_that_works(
+    tmp_path: Path,
+) -> None:
+    status, text = start("status", "--root", str(tmp_path), "--json")
+    assert status == 2
+    assert f"--root stands before the command:\n  em-circuits --root {tmp_path} status" in text
+    store = "postgresql+psycopg://ada:secret@db/em"
+    status, text = start("label", f"--store={store}", "--n", "1", "--seed", "3")
+    assert "'--store=postgresql+psycopg://ada:***@db/em' --seed 3 label --n 1" in text
+    assert "secret" not in text
