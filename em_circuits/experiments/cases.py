@@ -23,7 +23,7 @@ from em_circuits.features import parse_features
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions import PromptState
 from em_circuits.interventions.feature_rows import decoder_vectors
-from em_circuits.labelling.prompts import template_prompts
+from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import screen
 from em_circuits.workspace import Workspace
