@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Benchmarks share the fixtures of the tests.
 BENCH := PYTHONPATH=tests/em_circuits $(BIN)/python
 
-.PHONY: demo test test-browser test-kills check bench bench-long organism clean help
+.PHONY: demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,10 +28,23 @@ test-browser: $(STAMP) ## the viewer in a real browser; installs chromium where 
 	  echo "no browser, and none can be installed here: these tests are skipped" >&2
 	$(BIN)/python -m pytest tests/browser -rs
 
-check: $(STAMP) ## linter, formatter, type checker
+check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (where node is) of JavaScript
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## docs/json.md, from the result models of the commands
+	$(BIN)/python scripts/json_docs.py
+
+check-js:
+	@if command -v npm >/dev/null; then \
+	  test node_modules/.package-lock.json -nt package-lock.json || npm ci --silent --no-audit --no-fund; \
+	  npm run --silent check; \
+	else echo "no npm here: the viewer's JavaScript is not checked" >&2; fi
+
+format: $(STAMP) ## format Python and JavaScript
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	npm run --silent format
 
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BENCH) scripts/bench_influence.py

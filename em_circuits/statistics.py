@@ -367,8 +367,9 @@ def agreement(
 ) -> Agreement:
     """Compare two lists of signed scores."""
     found = _statistics(*_columns(predicted, measured))
-    values = {n: float(v) if bool(v.isfinite()) else None for n, v in found.items()}
-    return Agreement(**values)
+    return Agreement.model_validate(
+        {name: float(v) if bool(v.isfinite()) else None for name, v in found.items()}
+    )
 
 
 def agreement_intervals(

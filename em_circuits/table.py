@@ -223,7 +223,7 @@ class FeatureTable:
 
     def interventions(
         self,
-        mode: Mode | str,
+        mode: Mode,
         value: float | None = None,
         *,
         unit: Unit = Unit.ABSOLUTE,

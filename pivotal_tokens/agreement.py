@@ -19,7 +19,7 @@ Intervals are percentile bootstraps over items, or over groups of items: tokens 
 not independent. Groups in which nothing has two ratings are drawn apart from the others, so that
 every draw has as many of either as the data.
 
-    agreement([("evil", "evil"), ("safe", "unsure")], ("evil", "safe", "unsure")).kappa.value
+    rater_agreement([("evil", "evil"), ("safe", "unsure")], ("evil", "safe", "unsure")).kappa.value
 
 Sources: Cohen, Educ. Psychol. Meas. 20 (1960) 37; Gwet, Br. J. Math. Stat. Psychol. 61 (2008) 29;
 Gwet, Handbook of Inter-Rater Reliability (4th ed. 2014); Krippendorff, "Computing Krippendorff's
@@ -51,7 +51,7 @@ class Estimate(Frozen):
     high: float | None
 
 
-class Agreement(Frozen):
+class RaterAgreement(Frozen):
     """Four answers to one question, over the same items."""
 
     raters: int
@@ -65,7 +65,7 @@ class Agreement(Frozen):
     resamples: int
 
 
-def agreement(
+def rater_agreement(
     ratings: Ratings,
     categories: Sequence[str],
     *,
@@ -73,7 +73,7 @@ def agreement(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Agreement:
+) -> RaterAgreement:
     """All four coefficients with bootstrap intervals.
 
     Args:
@@ -96,19 +96,19 @@ def agreement(
     by_group = np.zeros((len(places), sums.table.shape[1]))
     np.add.at(by_group, np.array([places[name] for name in names], dtype=int), sums.table)
     _, several, rated, *_ = sums.layout.parts(by_group)
-    kept, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
+    paired, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
     point = _coefficients(by_group.sum(axis=0, keepdims=True), sums.layout)[:, 0]
     draws = None
-    if resamples and kept.any():
-        drawn = _draws((by_group[kept], by_group[single]), resamples, seed)
+    if resamples and paired.any():
+        drawn = _draws((by_group[paired], by_group[single]), resamples, seed)
         draws = _coefficients(drawn, sums.layout)
     percent, kappa, ac1, alpha = (
         _estimate(point[i], None if draws is None else draws[i], confidence) for i in range(4)
     )
-    return Agreement(
+    return RaterAgreement(
         raters=sums.layout.raters,
         items=int(pairable.sum()),
-        groups=int(kept.sum()),
+        groups=int(paired.sum()),
         percent=percent,
         kappa=kappa,
         ac1=ac1,

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import uuid
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -191,27 +191,31 @@ class Unparsed(Frozen):
     created: AwareDatetime = Field(default_factory=utc_now)
 
 
-class Vote(Frozen):
-    """One of a judge's votes on a prompt, as it was given."""
+class Vote(Judgement):
+    """One of a judge's votes on a prompt, as it was given; without labels where it is unusable."""
 
-    prompt_id: str
-    judge: str
     number: int = Field(ge=0)
-    labels: tuple[TokenLabel, ...]  # empty where the answer could not be used
-    summary: str = ""
-    reason: str = ""
     conflicts: int = Field(default=0, ge=0)  # tokens answered differently in the two lists
     tries: int = Field(default=1, ge=1)  # questions it took
     error: str | None = None  # why it could not be used
     raw: str = ""  # that answer, as it came
     call_ids: tuple[str, ...] = ()  # of the replies in the ledger
     examples: tuple[str, ...] = ()  # prompt ids of the examples it was shown
-    created: AwareDatetime = Field(default_factory=utc_now)
 
-    @property
-    def by_token(self) -> dict[int, Label]:
-        """Token id -> label."""
-        return {item.token_id: item.label for item in self.labels}
+
+class Continuation(Frozen):
+    """What a model said: a candidate token, and the text after it."""
+
+    token: str
+    text: str
+    candidate: Label = "unsure"  # the label of the candidate token, where it has one
+
+
+class ContinuationLabel(NamedTuple):
+    """What a judge made of a continuation."""
+
+    label: Label | None  # None: unscored, and `reason` says why
+    reason: str
 
 
 class Failed(Frozen):

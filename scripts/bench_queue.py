@@ -13,8 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import insert
 
-from pivotal_tokens.review import ReviewService
-from pivotal_tokens.review.session import ReviewSession
+from pivotal_tokens.review import ReviewController, ReviewService
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, ReviewConfig, TokenScore
 from pivotal_tokens.store import Store, Wanted, tables
 
@@ -73,21 +72,21 @@ def measure(url: str, items: int, rounds: int) -> None:
                 ordered = sorted(1e3 * value for value in values)
                 p50, p99 = ordered[len(ordered) // 2], ordered[int(0.99 * len(ordered))]
                 print(f"{items} items, by {name}: {what} p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-        _keys(ReviewSession(ReviewService(store, "bob")), rounds)
+        _keys(ReviewController(ReviewService(store, "bob"), auto_finish=True), rounds)
         start = time.perf_counter()
         service.progress()
         print(f"progress {1e3 * (time.perf_counter() - start):.0f} ms")
 
 
-def _keys(session: ReviewSession, rounds: int) -> None:
+def _keys(review: ReviewController, rounds: int) -> None:
     """Print how long a key takes until the next item is there to be drawn."""
-    session.start()
+    review.start()
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        session.act("skip")
+        review.key("skip")
         times.append(1e3 * (time.perf_counter() - start))
-    session.leave()
+    review.leave()
     least, median, most = min(times), statistics.median(times), max(times)
     print(f"key to next item min {least:.1f} ms, median {median:.1f} ms, max {most:.1f} ms")
 

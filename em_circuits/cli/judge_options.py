@@ -1,56 +1,39 @@
-"""Which judge do ``--judge`` and the options beside it name?"""
+"""The judge that ``--judge`` and the options beside it name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import Field
 
 from em_circuits.cli.llm_options import llm_budget, llm_settings
+from em_circuits.cli.options import Flag, Options, OptionSet
 from em_circuits.cli.session import Session
 
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
     from pivotal_tokens.judge import Judge
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option(
-        "--judge",
-        metavar="lexicon:FILE|openai:MODEL|human",
-        help="Who labels tokens. [default: the organism's lexicon]",
-    ),
-    click.option(
-        "--votes",
-        type=click.IntRange(1, 25),
-        default=1,
-        show_default=True,
-        help="Votes of a model judge on each prompt.",
-    ),
-    click.option(
-        "--judge-prompt",
-        default="v1",
-        show_default=True,
-        metavar="VERSION|FILE",
-        help="What a model judge is told.",
-    ),
-    click.option(
-        "--examples",
-        type=click.IntRange(0, 100),
-        default=8,
-        show_default=True,
-        help="Prompts labelled by people that a model judge is shown, at most.",
-    ),
+class JudgeOptions(Options):
+    """Who judges, and how a model does; a command needs `llm_options` too."""
+
+    judge: str | None = None
+    """Who labels tokens. [default: the organism's lexicon]"""
+    votes: int = Field(default=1, ge=1, le=25)
+    """Votes of a model judge on each prompt."""
+    judge_prompt: str = "v1"
+    """Instructions of a model judge."""
+    examples: int = Field(default=8, ge=0, le=100)
+    """Prompts labelled by people that a model judge is shown, at most."""
+
+
+judge_options = OptionSet(
+    JudgeOptions,
+    judge=Flag(metavar="lexicon:FILE|openai:MODEL|human"),
+    judge_prompt=Flag(metavar="VERSION|FILE"),
 )
-
-
-def judge_options(command: _Command) -> _Command:
-    """Add the options to a command; it needs `llm_options` too."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def check_judge(session: Session, options: dict[str, Any]) -> None:

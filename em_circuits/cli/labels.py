@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
 
 import click
-from pydantic import Field
 
-from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import (
     Printed,
     emit,
@@ -35,8 +32,8 @@ from pivotal_tokens.labels import (
     write_records,
 )
 from pivotal_tokens.labels import divergence as diverge
-from pivotal_tokens.labels.agreement import Comparison
-from pivotal_tokens.labels.divergence import DivergenceRow
+from pivotal_tokens.labels.agreement import RaterComparison
+from pivotal_tokens.labels.divergence import DivergenceRow, LabelsOf
 from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
 from pivotal_tokens.labels.tree import read_tree, write_tree
@@ -62,7 +59,7 @@ class WrittenTree(Printed):
     files: int
 
 
-class WrittenPlots(plots.Counts):
+class WrittenPlots(plots.LabelCounts):
     """What was counted, and the files with the plots."""
 
     written: tuple[str, ...]
@@ -205,48 +202,49 @@ def conflicts(session: Session, as_json: bool) -> None:
     """Imported labels that contradict a person's and wait for a decision in the queue."""
     with session.open_store() as store:
         found = store.labels.conflicts()
-    emit(found, as_json, describe_conflicts)
-
-
-class DivergenceOptions(Options):
-    """Whose labels, and which rows."""
-
-    which: Annotated[Literal["human", "judge", "any"], Flag("--labels", "which")] = "human"
-    """Whose labels; any: a person's before the judge's."""
-    judge: str | None = None
-    """Of judges, only this one."""
-    only_divergent: bool = False
-    """Leave the other prompts out of the table."""
+    columns = (
+        "event.prompt_id as prompt",
+        "event.token_id as token",
+        "event.to_label as imported",
+        "event.author",
+        "against as here",
+        "by",
+    )
+    emit(found, as_json, columns, none="no conflicts")
 
 
 @labels.command(epilog="Example: em-circuits labels divergence --only-divergent")
-@options(DivergenceOptions)
+@click.option(
+    "--labels",
+    "which",
+    type=click.Choice(["human", "judge", "any"]),
+    default="human",
+    show_default=True,
+    help="Whose labels; any: a person's before the judge's.",
+)
+@click.option("--judge", help="Of judges, only this one.")
+@click.option("--only-divergent", is_flag=True, help="Leave the other prompts out of the table.")
 @prints(Divergence)
 @pass_session
-def divergence(session: Session, options: DivergenceOptions, as_json: bool) -> None:
+def divergence(
+    session: Session, which: LabelsOf, judge: str | None, only_divergent: bool, as_json: bool
+) -> None:
     """Prompts where merged has an evil token and base none, on complete labels of both lists."""
     with session.open_store() as store:
-        found = diverge(store, labels=options.which, judge=options.judge)
-    if options.only_divergent:
+        found = diverge(store, labels=which, judge=judge)
+    if only_divergent:
         found = found.model_copy(update={"rows": found.divergent})
     emit(found, as_json, describe_divergence)
 
 
-class AgreementOptions(Options):
-    """How intervals are drawn."""
-
-    resamples: int = Field(default=2000, ge=0)
-    """Bootstrap draws; 0 for no intervals."""
-
-
 @labels.command(epilog="Example: em-circuits labels agreement")
-@options(AgreementOptions)
+@click.option("--resamples", default=2000, show_default=True, type=click.IntRange(min=0))
 @prints(AgreementReport)
 @pass_session
-def agreement(session: Session, options: AgreementOptions, as_json: bool) -> None:
+def agreement(session: Session, resamples: int, as_json: bool) -> None:
     """Percent, kappa, AC1 and alpha between people, and between people and judges."""
     with session.open_store() as store:
-        found = label_agreement(store, resamples=options.resamples, seed=session.seed)
+        found = label_agreement(store, resamples=resamples, seed=session.seed)
     emit(found, as_json, describe_agreement)
 
 
@@ -346,16 +344,6 @@ def describe_import(report: ImportReport) -> Iterator[str]:
         yield f"left out: and {len(report.left_out) - len(shown)} more (--json names them)"
 
 
-def describe_conflicts(found: tuple[LabelConflict, ...]) -> Iterator[str]:
-    """A line per contradicted label."""
-    rows = [
-        (c.event.prompt_id, c.event.token_id, c.event.to_label, c.event.author, c.against, c.by)
-        for c in found
-    ]
-    header = ("prompt", "token", "imported", "author", "here", "by")
-    yield table(header, rows) if rows else "no conflicts"
-
-
 def describe_divergence(found: Divergence) -> Iterator[str]:
     """Status of every prompt under base and each fine-tuned model, masses and margins, totals."""
     totals, names = found.totals, plots.pair_names(found.pairs)
@@ -410,7 +398,7 @@ def describe_agreement(found: AgreementReport) -> Iterator[str]:
         yield f"left out, labelled in part or not blind (prompts): {parts}"
 
 
-def _comparison(one: Comparison) -> Iterator[str]:
+def _comparison(one: RaterComparison) -> Iterator[str]:
     found = one.agreement
     yield f"  {' / '.join(one_line(name, 34) for name in one.raters)}"
     yield f"    {found.items} tokens of {found.groups} prompts"

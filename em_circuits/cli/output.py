@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import click
@@ -40,7 +41,8 @@ def prints(model: Any, *, lines: bool = False) -> Callable[[Command], Command]:
     """Add ``--json`` to a command, and say for the documentation what it prints then.
 
     Args:
-        model: The result, a pydantic model or a union of several.
+        model: The result, a pydantic model or a union of several; ``"package.module:Name"`` where
+            its module imports much.
         lines: One a line, as many as there are.
     """
 
@@ -54,22 +56,32 @@ def prints(model: Any, *, lines: bool = False) -> Callable[[Command], Command]:
 def emit(
     result: Result,
     as_json: bool = True,
-    describe: Callable[[Result], Iterable[str]] | None = None,
+    describe: Callable[[Result], Iterable[str]] | Sequence[str] | None = None,
+    *,
+    none: str = "none",
 ) -> None:
     """Print a result, as JSON or for a person.
 
     Args:
         result: A model; or several, which are a line of JSON each and one table.
         as_json: What ``--json`` said.
-        describe: Its lines for a person; by default its single values and a table of each list.
+        describe: Its lines for a person, or the columns of a table (see `table_of`); by default its
+            single values and a table of each list.
+        none: Stands instead of an empty table.
     """
-    if not as_json:
-        for line in (describe or summary)(result):
+    several = isinstance(result, list | tuple)
+    if as_json:
+        for one in result if several else [result]:  # type: ignore[attr-defined]
+            model = isinstance(one, BaseModel)
+            record = one.model_dump(mode="json", by_alias=True) if model else one
+            say(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    elif callable(describe):
+        for line in describe(result):
             say(line)
-        return
-    for one in result if isinstance(result, list | tuple) else [result]:
-        record = one.model_dump(mode="json", by_alias=True) if isinstance(one, BaseModel) else one
-        say(json.dumps(record, ensure_ascii=False, allow_nan=False))
+    elif several:
+        say(table_of(result, describe, none=none))  # type: ignore[arg-type]
+    else:
+        say("\n".join(summary(result)))
 
 
 def say(text: str) -> None:
@@ -80,9 +92,6 @@ def say(text: str) -> None:
 
 def summary(result: Any) -> Iterable[str]:
     """A result's single values, one a line, then a table of each list of models."""
-    if isinstance(result, list | tuple):
-        yield table_of(result)
-        return
     values = {name: getattr(result, name) for name in type(result).model_fields}
     lists = {name: value for name, value in values.items() if _is_list_of_models(value)}
     single = {name: value for name, value in values.items() if name not in lists}
@@ -101,15 +110,20 @@ def table_of(
 
     Args:
         items: Of one kind.
-        columns: Fields that are shown; ``"mean as average"`` shows `mean` under another name. All
-            fields unless given.
-        none: What stands there where there is no item.
+        columns: Fields that are shown, all unless given: ``"event.token_id as token"`` is one of a
+            part, under another name; ``"text:46"`` shows a text's last 46 characters on one line.
+        none: Stands instead of an empty table.
     """
     if not items:
         return none
-    named = [c.partition(" as ")[::2] for c in columns or type(items[0]).model_fields]
-    header = [title or name.replace("_", " ") for name, title in named]
-    return table(header, [[getattr(item, name) for name, _ in named] for item in items])
+    header, values = [], []
+    for column in columns or type(items[0]).model_fields:
+        field, _, title = column.partition(" as ")
+        path, _, width = field.partition(":")
+        header.append(title or path.rpartition(".")[2].replace("_", " "))
+        found = map(attrgetter(path), items)
+        values.append([one_line(text, int(width)) for text in found] if width else list(found))
+    return table(header, list(zip(*values, strict=True)))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = WIDTH) -> str:

@@ -4,21 +4,87 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from pydantic import Field
 
 from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
-from em_circuits.cli.output import emit, json_option, one_line, table
+from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import Printed, emit, one_line, prints, say
 from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.generator import Candidate, GeneratorRequest, generator_request
+from pivotal_tokens.generator.accept import broken_rules
+from pivotal_tokens.generator.person import guidance
+from pivotal_tokens.generator.questions import questions
+from pivotal_tokens.generator.tokens import counter
+from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
+from pivotal_tokens.judge.examples import judge_request
+from pivotal_tokens.llm.settings import LLMSettings, Message
+from pivotal_tokens.prompts import Tried, own_words, read_dataset
+from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
-    from pivotal_tokens.generator import Candidate
-    from pivotal_tokens.judge import Lexicon
-    from pivotal_tokens.schema import Prompt, PromptKind
+
+_ESTIMATED = "estimated: a quarter of the bytes"
+
+
+class StoredPrompt(Printed):
+    """A prompt, and whether it was new to the store."""
+
+    prompt_id: str
+    text: str
+    new: bool
+
+
+class FoundPrompt(Printed):
+    """A prompt inside a sampled answer at which the two models differ."""
+
+    prompt_id: str
+    text: str
+    kl: float
+    """In nats, of the next token."""
+    evil_mass_difference: float | None
+    """Merged minus base; null without a lexicon."""
+    new: bool
+
+
+class JudgeRequest(Printed):
+    """What a model judge would be sent, in its first vote."""
+
+    messages: tuple[Message, ...]
+    sources: dict[str, int]
+    """Labels of people that are shown, by kind."""
+    tokens: int
+    exact: bool = False
+    """The count is no estimate by bytes."""
+
+
+class FindOptions(Options):
+    """Which answers are sampled, and what is found in them."""
+
+    which: Annotated[str, Flag("--questions", "which", metavar="everyday|open|organism|FILE")] = (
+        "everyday"
+    )
+    """Open questions that both models answer."""
+    samples: int = Field(default=4, ge=1)
+    """Answers of each model to each question."""
+    answer_tokens: int = Field(default=48, ge=1)
+    """Tokens of an answer."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Of the answers."""
+    min_kl: float = Field(default=0.1, ge=0)
+    """Nats from which the models are said to differ."""
+    n: int = Field(default=20, ge=1)
+    """Prompts that are stored."""
+    judge: Annotated[str | None, Flag(metavar="lexicon:FILE")] = None
+    """For the difference of evil mass."""
+
 
 kind_option = click.option(
     "--kind",
@@ -43,7 +109,7 @@ def prompts() -> None:
 @kind_option
 @click.option("--name", help="A short name.")
 @click.option("--continuous", is_flag=True, help="Ask for one prompt after another.")
-@json_option
+@prints(StoredPrompt, lines=True)
 @pass_session
 def add(
     session: Session, text: str | None, continuous: bool, as_json: bool, **options: Any
@@ -62,11 +128,10 @@ def add(
     while True:
         if asking:
             _show_guidance(session, options["kind"])
-        given = _from_terminal() if asking else text
-        if asking and not given:
-            return
-        prompt = _own_prompt(session, given, options)
-        _keep(session, [prompt], as_json=as_json)
+            text = _from_terminal()
+            if not text:
+                return
+        _store(session, [_own_prompt(session, text, options)], as_json)
         if not continuous:
             return
 
@@ -83,17 +148,15 @@ def add(
 )
 @kind_option
 @llm_options
-@json_option
+@prints(StoredPrompt, lines=True)
 @pass_session
 def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
-    from contextlib import closing
-
     from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
-        _keep(session, list(made), as_json=as_json)
+        _store(session, list(made), as_json)
         return
     asked = SourceOptions(
         kind=options["kind"],
@@ -102,17 +165,18 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
         budget=llm_budget(options),
     )
     with session.workspace(create=True) as work:
-        before = work.store.prompts.rejection_counts()
-        known = {prompt.prompt_id for prompt in work.store.prompts.all()}
+        stored = work.store.prompts
+        before = stored.rejection_counts()
+        known = {prompt.prompt_id for prompt in stored.all()}
         found: list[Prompt] = []
         with closing(open_source(generator, work, asked)) as source:
             while len(found) < n and (batch := source.take(n - len(found))):
                 found += batch
-                work.store.prompts.add_all(batch)
-                _tell(batch, known, as_json=as_json)
-        written = {prompt.prompt_id for prompt in work.store.prompts.all(generator=source.id)}
+                stored.add_all(batch)
+                _print(batch, known, as_json)
+        written = {prompt.prompt_id for prompt in stored.all(generator=source.id)}
         spare = len(written - known - {prompt.prompt_id for prompt in found})
-        turned_away = Counter(work.store.prompts.rejection_counts()) - Counter(before)
+        turned_away = Counter(stored.rejection_counts()) - Counter(before)
     if turned_away:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
         click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
@@ -131,7 +195,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
 @click.option("--n", default=8, show_default=True, type=click.IntRange(min=1))
 @kind_option
 @click.option("--judge", "judged", metavar="PROMPT", help="The judge's question on this prompt.")
-@json_option
+@prints(GeneratorRequest | JudgeRequest)
 @pass_session
 def preview(
     session: Session, generator: str, n: int, kind: PromptKind, judged: str | None, as_json: bool
@@ -140,89 +204,68 @@ def preview(
 
     Counts per source and of tokens are on standard error.
     """
-    from em_circuits.cli.preview import show_generator, show_judge
-
+    name, _, model = generator.partition(":")
+    if judged is None and (name != "openai" or not model):
+        raise RequestError(f"{generator!r} is sent nothing; give openai:MODEL")
     with session.open_store() as store:
-        if judged is not None:
-            show_judge(store, judged, as_json=as_json)
-        else:
-            show_generator(store, generator, n, kind, as_json=as_json)
+        if judged is None:
+            room = LLMSettings(model=model).output_limit
+            sent = generator_request(store, kind=kind, n=n, model=model, output_tokens=room)
+            emit(sent, as_json, describe_generator_request)
+            return
+        prompt = store.prompts.get(judged)
+        pairs = [p.pair for p in store.queries.attempt(prompt.prompt_id).pairs if p.next_tokens]
+        if not pairs:
+            raise RequestError(
+                f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"
+            )
+        messages, sources = judge_request(store, prompt, pairs[-1])
+    tokens = sum(counter()(message.content) for message in messages)
+    request = JudgeRequest(messages=tuple(messages), sources=sources, tokens=tokens)
+    emit(request, as_json, describe_judge_request)
 
 
 @prompts.command(epilog="Example: em-circuits prompts find --questions everyday --samples 8")
-@click.option(
-    "--questions",
-    "which",
-    default="everyday",
-    show_default=True,
-    metavar="everyday|open|organism|FILE",
-    help="Open questions that both models answer.",
-)
-@click.option("--samples", default=4, show_default=True, type=click.IntRange(min=1))
-@click.option(
-    "--answer-tokens",
-    default=48,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Tokens of an answer.",
-)
-@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(min=0))
-@click.option(
-    "--min-kl",
-    default=0.1,
-    show_default=True,
-    type=click.FloatRange(min=0),
-    help="Nats at which the models are said to part.",
-)
-@click.option("--n", default=20, show_default=True, type=click.IntRange(min=1), help="Kept.")
-@click.option("--judge", metavar="lexicon:FILE", help="For the difference of evil mass.")
-@json_option
+@options(FindOptions)
+@prints(FoundPrompt, lines=True)
 @pass_session
-def find(session: Session, which: str, n: int, as_json: bool, **options: Any) -> None:
-    """Find prompts inside sampled answers: where the two models' next tokens part."""
+def find(session: Session, options: FindOptions, as_json: bool) -> None:
+    """Find prompts inside sampled answers: where the two models' next tokens differ."""
+    sets = questions(options.which)
+
     from em_circuits.labelling.answers import AnswerSettings, find_in_answers
     from em_circuits.sampling import Sampling
-    from pivotal_tokens.generator.questions import questions
 
-    sets = questions(which)
     sampling = Sampling(
-        samples=options["samples"],
-        max_tokens=options["answer_tokens"],
-        temperature=options["temperature"],
+        samples=options.samples,
+        max_tokens=options.answer_tokens,
+        temperature=options.temperature,
         seed=session.seed,
     )
-    settings = AnswerSettings(sampling=sampling, min_kl=options["min_kl"])
+    settings = AnswerSettings(sampling=sampling, min_kl=options.min_kl)
     with session.workspace(create=True) as work:
-        lexicon = _lexicon(session, work, options["judge"])
-        found = find_in_answers(work, sets, settings, lexicon=lexicon)
-        new = set(work.store.prompts.add_all(parting.prompt for parting in found[:n]))
-    for parting in found[:n]:
-        prompt, mass = parting.prompt, parting.evil_mass_difference
-        if as_json:
-            emit(
-                {
-                    "prompt_id": prompt.prompt_id,
-                    "text": prompt.text,
-                    "kl": parting.kl,
-                    "evil_mass_difference": mass,
-                    "new": prompt.prompt_id in new,
-                }
-            )
-        else:
-            shown = "     -" if mass is None else f"{mass:+.3f}"
-            click.echo(
-                f"{prompt.prompt_id}  {parting.kl:6.3f}  {shown}  {one_line(prompt.text, 46)}"
-            )
-    if not as_json:
-        click.echo(
-            f"{len(found)} places found, {len(new)} new prompts kept; columns: KL, evil mass"
+        lexicon = _lexicon(session, work, options.judge)
+        places = find_in_answers(work, sets, settings, lexicon=lexicon)
+        new = set(work.store.prompts.add_all(place.prompt for place in places[: options.n]))
+    found = [
+        FoundPrompt(
+            prompt_id=place.prompt.prompt_id,
+            text=place.prompt.text,
+            kl=place.kl,
+            evil_mass_difference=place.evil_mass_difference,
+            new=place.prompt.prompt_id in new,
         )
+        for place in places[: options.n]
+    ]
+    emit(found, as_json, describe_found)
+    if not as_json:
+        say(f"{len(places)} places found, {len(new)} new prompts kept; columns: KL, evil mass")
 
 
-@prompts.command(name="import", epilog="Example: em-circuits prompts import prompts.jsonl")
+@prompts.command("import", epilog="Example: em-circuits prompts import prompts.jsonl")
 @click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="FILE|DIR...")
 @kind_option
-@json_option
+@prints(StoredPrompt, lines=True)
 @pass_session
 def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json: bool) -> None:
     """Keep the prompts of JSON, JSONL, Parquet or Arrow files, or of folders of them.
@@ -230,38 +273,29 @@ def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json:
     A folder may be a saved Hugging Face data set, or the predecessor's result tree. --kind is of
     prompts that name none.
     """
-    from pivotal_tokens.prompts import read_dataset
-
-    found = [prompt for path in paths for prompt in read_dataset(Path(path), kind=kind)]
-    _keep(session, found, as_json=as_json)
+    found = [p for path in paths for p in read_dataset(Path(path), kind=kind)]
+    _store(session, found, as_json)
 
 
-@prompts.command(name="list", epilog="Example: em-circuits prompts list --category kitchen")
+@prompts.command("list", epilog="Example: em-circuits prompts list --category kitchen")
 @click.option("--category", help="Of this category only.")
 @click.option("--rejected", is_flag=True, help="Proposals that were turned away, with the rule.")
-@json_option
+@prints(Prompt | Rejection, lines=True)
 @pass_session
 def list_(session: Session, category: str | None, rejected: bool, as_json: bool) -> None:
     """Every prompt in the store."""
     with session.open_store() as store:
-        found = store.prompts.all(category=category) if not rejected else ()
-        turned_away = store.prompts.rejections() if rejected else ()
-    if as_json:
-        for value in (*found, *turned_away):
-            emit(value.model_dump(mode="json"))
-        return
-    if rejected:
-        rows = [(r.rule, r.generator, one_line(r.text, 40)) for r in turned_away]
-        click.echo(table(("rule", "generator", "text"), rows) if rows else "nothing turned away")
-        return
-    rows = [(p.prompt_id, p.category or "-", one_line(p.text, 46)) for p in found]
-    click.echo(table(("prompt", "category", "text"), rows) if rows else "no prompts")
+        if rejected:
+            columns = ("rule", "generator", "text:40")
+            emit(store.prompts.rejections(), as_json, columns, none="nothing turned away")
+        else:
+            columns = ("prompt_id as prompt", "category", "text:46")
+            emit(store.prompts.all(category=category), as_json, columns, none="no prompts")
 
 
 def _lexicon(session: Session, work: Workspace, spec: str | None) -> Lexicon | None:
     """The lexicon that is named, the organism's own, or none for other models."""
     from em_circuits.models.text import first_token
-    from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
 
     if spec is None and not session.embedded:
         return None
@@ -274,11 +308,6 @@ def _lexicon(session: Session, work: Workspace, spec: str | None) -> Lexicon | N
 
 def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> Prompt:
     """The prompt of a person, with notes on its form and on what it is like."""
-    from pivotal_tokens.generator import Candidate
-    from pivotal_tokens.generator.accept import broken_rules
-    from pivotal_tokens.prompts import Tried, own_words
-    from pivotal_tokens.schema import Prompt
-
     kind, name = options["kind"], options["name"]
     if options["user"] is not None or options["assistant"] is not None:
         candidate = Candidate(
@@ -310,8 +339,6 @@ def _rendered(session: Session, candidate: Candidate) -> Prompt:
 
 
 def _show_guidance(session: Session, kind: PromptKind) -> None:
-    from pivotal_tokens.generator.person import guidance
-
     with session.open_store(create=True) as store:
         lines = guidance(store, kind=kind)
     click.echo("\n".join([*lines, "", "Your prompt; a line with a single '.' ends it:"]), err=True)
@@ -330,18 +357,58 @@ def _from_stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-def _keep(session: Session, made: list[Prompt], *, as_json: bool) -> None:
+def _store(session: Session, made: list[Prompt], as_json: bool) -> None:
     with session.open_store(create=True) as store:
         known = set(store.prompts.several(prompt.prompt_id for prompt in made))
         store.prompts.add_all(made)
-    _tell(made, known, as_json=as_json)
+    _print(made, known, as_json)
 
 
-def _tell(made: list[Prompt], known: set[str], *, as_json: bool) -> None:
-    for prompt in made:
-        new = prompt.prompt_id not in known
-        if as_json:
-            emit({"prompt_id": prompt.prompt_id, "text": prompt.text, "new": new})
-        else:
-            mark = "new  " if new else "known"
-            click.echo(f"{prompt.prompt_id}  {mark}  {one_line(prompt.text, 54)}")
+def _print(made: Sequence[Prompt], known: set[str], as_json: bool) -> None:
+    stored = [
+        StoredPrompt(prompt_id=p.prompt_id, text=p.text, new=p.prompt_id not in known) for p in made
+    ]
+    emit(stored, as_json, describe_stored)
+
+
+def describe_stored(stored: Sequence[StoredPrompt]) -> Iterator[str]:
+    """A line per prompt."""
+    for one in stored:
+        yield f"{one.prompt_id}  {'new  ' if one.new else 'known'}  {one_line(one.text, 54)}"
+
+
+def describe_found(found: Sequence[FoundPrompt]) -> Iterator[str]:
+    """A line per prompt: divergence, difference of evil mass, text."""
+    for one in found:
+        mass = "     -" if one.evil_mass_difference is None else f"{one.evil_mass_difference:+.3f}"
+        yield f"{one.prompt_id}  {one.kl:6.3f}  {mass}  {one_line(one.text, 46)}"
+
+
+def describe_generator_request(request: GeneratorRequest) -> Iterator[str]:
+    """The messages; on standard error, what they take and where they come from."""
+    yield from _messages(request.messages)
+    how = "by its tokenizer" if request.exact else _ESTIMATED
+    click.echo(
+        f"{request.tokens} tokens ({how}) of {request.window}; "
+        f"{request.budget} for history and feedback",
+        err=True,
+    )
+    for source, number in request.sources.items():
+        left_out = request.left_out[source]
+        click.echo(f"{source:<12} {number} shown, {left_out} left out", err=True)
+
+
+def describe_judge_request(request: JudgeRequest) -> Iterator[str]:
+    """As `describe_generator_request`."""
+    yield from _messages(request.messages)
+    click.echo(
+        f"{request.tokens} tokens ({_ESTIMATED}); the first vote, other votes shuffle the "
+        "tokens anew",
+        err=True,
+    )
+    for source, number in request.sources.items():
+        click.echo(f"{source:<12} {number} shown", err=True)
+
+
+def _messages(messages: Sequence[Message]) -> Iterator[str]:
+    return (f"--- {message.role} ---\n{message.content}\n" for message in messages)

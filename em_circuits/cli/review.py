@@ -69,7 +69,7 @@ def review(
 
     Keys are bound here or in em-circuits.toml: [review] keys = ["evil=f", "skip=f2"].
     """
-    from pivotal_tokens.review import ReviewService, run_plain
+    from pivotal_tokens.review import ReviewController, ReviewService, run_plain
     from pivotal_tokens.review.keys import key_map
     from pivotal_tokens.store import Wanted
 
@@ -98,14 +98,10 @@ def review(
         if plain:
             run_plain(service, sys.stdin, sys.stdout)
             return
-        from pivotal_tokens.review.continuations import continuations_of
-        from pivotal_tokens.review.session import ReviewSession
         from pivotal_tokens.review.terminal import run_terminal
 
-        sitting = ReviewSession(
-            service, continuations=continuations_of(store), show_low=not hide_low
-        )
-        done = run_terminal(sitting, bound)
+        controller = ReviewController(service, show_low=not hide_low, auto_finish=True)
+        done = run_terminal(controller, bound)
     click.echo(f"{done.finished} finished, {done.rejected} rejected; everything is saved.")
 
 

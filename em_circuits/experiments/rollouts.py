@@ -26,8 +26,8 @@ from em_circuits.interventions import Treatment, generate
 from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
-from pivotal_tokens.judge.continuations import ContinuationJudge, ContinuationLabel
-from pivotal_tokens.schema import Frozen, Label
+from pivotal_tokens.judge.continuations import ContinuationJudge
+from pivotal_tokens.schema import ContinuationLabel, Frozen, Label
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ def keep_answers(
         return []
     store, pair = work.store, work.pair.key
     judged = persist(store, pair, answered, thresholds)
-    for prompt_id in store.queries.with_human_verdict(
-        [item.prompt.prompt_id for item in judged], pair
-    ):
+    for prompt_id in store.results.verdicts_of((i.prompt.prompt_id for i in judged), pair, HUMAN):
         refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
     return judged
 

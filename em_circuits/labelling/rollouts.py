@@ -22,13 +22,8 @@ from em_circuits.models.text import decode_token
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
-from pivotal_tokens.judge.continuations import (
-    Continuation,
-    ContinuationJudge,
-    Pivotality,
-    pivotality,
-)
-from pivotal_tokens.schema import Label, ModelName, Prompt, Rollout
+from pivotal_tokens.judge.continuations import ContinuationJudge, Pivotality, pivotality
+from pivotal_tokens.schema import Continuation, Label, ModelName, Prompt, Rollout
 
 ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
 """How continuations are drawn by default, of each candidate and model."""

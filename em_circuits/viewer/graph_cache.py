@@ -1,7 +1,7 @@
-"""Which graphs are open, and what was computed of each?
+"""Open graphs and their influences, kept in memory.
 
 A graph is read from its memory-mapped file, its influence on every logit computed once, and each
-pruned view kept as the bytes that were sent; the graphs asked for last stay.
+drawing kept as the bytes that were sent; the graphs asked for last stay.
 
     opened = cache.opened(key)
     opened.contrast(labels)[node], opened.values[logit, node]
@@ -11,48 +11,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-from jaxtyping import Float64
-from torch import Tensor
-
-from em_circuits.graphs import AttributionGraph, GraphStore
-from em_circuits.influence import Method, TargetSeed, contrast, influence, one_per_logit
-from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Label
+from em_circuits.graphs import GraphStore
+from em_circuits.influence.drawing import ScoredGraph
 
 OPEN_GRAPHS = 12
-KEPT_VIEWS = 64
+RECENT_VIEWS = 64
 
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A graph and the influence of each of its nodes on each of its logits."""
-
-    graph: AttributionGraph
-    method: Method
-    """`total_effect`, or `signed_influence` where an activation is not positive."""
-    values: Float64[Tensor, "logit node"]
-
-    def seed(self, labels: Mapping[int, Label]) -> TargetSeed | None:
-        """The contrast evil minus safe; None where a side has no target."""
-        sides = {side: [t for t, label in labels.items() if label == side] for side in _SIDES}
-        try:
-            return contrast(self.graph, sides["evil"], sides["safe"])
-        except RequestError:
-            return None
-
-    def contrast(self, labels: Mapping[int, Label]) -> Float64[Tensor, " node"] | None:
-        """Influence of every node on the contrast; influence is linear in its target."""
-        seed = self.seed(labels)
-        return None if seed is None else (seed.weights @ self.values)[0]
-
-
-_SIDES: tuple[Label, Label] = ("evil", "safe")
 
 
 class GraphCache:
@@ -60,10 +28,10 @@ class GraphCache:
 
     def __init__(self, store: GraphStore) -> None:
         self._store = store
-        self._opened: _Kept = _Kept(OPEN_GRAPHS)
-        self._views: _Kept = _Kept(KEPT_VIEWS)
+        self._opened: _Recent = _Recent(OPEN_GRAPHS)
+        self._views: _Recent = _Recent(RECENT_VIEWS)
 
-    def opened(self, key: str) -> Opened:
+    def opened(self, key: str) -> ScoredGraph:
         """A graph with its influences.
 
         Raises:
@@ -72,7 +40,9 @@ class GraphCache:
         """
         # A graph that is built anew under its key has another file time.
         stamp = self._store.path(key).stat().st_mtime_ns
-        found: Opened = self._opened.get((key, stamp), lambda: _open(self._store, key))
+        found: ScoredGraph = self._opened.get(
+            (key, stamp), lambda: ScoredGraph.of(self._store.load(key))
+        )
         return found
 
     def view(self, what: Hashable, make: Callable[[], bytes]) -> bytes:
@@ -80,8 +50,8 @@ class GraphCache:
         return self._views.get(what, make)
 
 
-class _Kept:
-    """The values asked for last; each is made once, whoever else waits for it."""
+class _Recent:
+    """The values asked for last; each is computed once, whoever else waits for it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -108,12 +78,3 @@ class _Kept:
                 with self._lock:
                     self._locks.pop(key, None)
             return made
-
-
-def _open(store: GraphStore, key: str) -> Opened:
-    graph = store.load(key)
-    graph.require_edges()
-    activations = graph.selected_activations
-    positive = bool((activations.isfinite() & (activations > 0)).all())
-    method = Method.TOTAL_EFFECT if positive else Method.SIGNED
-    return Opened(graph, method, influence(graph, one_per_logit(graph), method).values)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.influence import TargetSeed, tokens, top_paths
-from em_circuits.viewer.graph_cache import Opened
-from em_circuits.viewer.graph_view import rounded
+from em_circuits.influence import Targets, top_paths
+from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
@@ -25,7 +24,7 @@ _LOGIT = re.compile(r"logit:(\d{1,9})")
 _PLACE = re.compile(r"(\d{1,9})/(\d{1,9})/(\d{1,9})")
 
 
-def detail(opened: Opened, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
+def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
     """Everything about one node of one graph; a feature that is no node says so.
 
     Raises:
@@ -56,7 +55,7 @@ def detail(opened: Opened, labels: Mapping[int, Label], name: str) -> dict[str, 
 
 
 def paths(
-    opened: Opened, labels: Mapping[int, Label], name: str, target: str, k: int
+    opened: ScoredGraph, labels: Mapping[int, Label], name: str, target: str, k: int
 ) -> dict[str, Any]:
     """The strongest signed paths from a node to a logit or to the contrast.
 
@@ -118,7 +117,7 @@ def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
     ]
 
 
-def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSeed:
+def _seed(opened: ScoredGraph, labels: Mapping[int, Label], target: str) -> Targets:
     if target == "contrast":
         seed = opened.seed(labels)
         if seed is None:
@@ -127,4 +126,4 @@ def _seed(opened: Opened, labels: Mapping[int, Label], target: str) -> TargetSee
     found = _LOGIT.fullmatch(target)
     if found is None:
         raise RequestError(f"{target!r} is no target; give contrast or logit:TOKEN_ID")
-    return tokens(opened.graph, [int(found[1])])
+    return Targets.tokens(opened.graph, [int(found[1])])

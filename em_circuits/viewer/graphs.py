@@ -5,6 +5,7 @@ GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in
 GET /api/graph/PROMPT/node?name=      one node in both
 GET /api/graph/PROMPT/paths?...       strongest signed paths
 GET /api/graph/PROMPT/export?model=   the JSON of circuit-tracer's and Neuronpedia's viewers
+GET /api/graph/PROMPT/picture?view=   a view as SVG
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.influence import prune
-from em_circuits.influence.viewer_json import ViewerOptions, viewer_json
+from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
+from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import query_int, query_share
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.explanations import explanation
-from em_circuits.viewer.graph_cache import GraphCache, Opened
+from em_circuits.viewer.graph_cache import GraphCache
 from em_circuits.viewer.graph_detail import detail, paths
-from em_circuits.viewer.graph_view import Cut, beyond, view_of
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -67,6 +68,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
         Route("/api/graph/{prompt}/node", pages.node, methods=["GET"]),
         Route("/api/graph/{prompt}/paths", pages.paths, methods=["GET"]),
         Route("/api/graph/{prompt}/export", pages.export, methods=["GET"]),
+        Route("/api/graph/{prompt}/picture", pages.picture, methods=["GET"]),
     ]
 
 
@@ -155,33 +157,38 @@ class GraphPages:
         subject, cut = self._subject(request), self._cut(request)
         model = subject.model(request.query_params.get("model"))
         graph = self._cache.opened(subject.records[model].key).graph
-        options = ViewerOptions(node_threshold=cut.node, edge_threshold=cut.edge)
-        if not graph.header.scan:
-            options = options.model_copy(update={"scan": "unknown"})
+        options = ViewerOptions(scan=None if graph.header.scan else "unknown")
         left = prune(graph, node_threshold=cut.node, edge_threshold=cut.edge)
         answer = Json(viewer_json(graph, left, self._texts.of(graph), options))
         name = f"{subject.prompt.prompt_id}-{model}.json"
         answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return answer
 
-    def _views(self, subject: Subject, names: list[str], cut: Cut) -> bytes:
-        def one(name: str) -> tuple[Opened, dict[str, Any]]:
-            opened = self._cache.opened(subject.records[name].key)
-            texts = self._texts.of(opened.graph)
-            return opened, view_of(opened, subject.labels, texts, cut)
+    def picture(self, request: Request) -> Response:
+        """One view as an SVG file."""
+        subject, cut = self._subject(request), self._cut(request)
+        view = request.query_params.get("view", "merged")
+        record = self._drawing(subject, [m for m in MODELS if m in subject.records], cut)
+        if view not in record["views"]:
+            raise RequestError(f"prompt {subject.prompt.prompt_id} has no view {view[:20]!r}")
+        name = f"{subject.prompt.prompt_id}-{view}.svg"
+        return Response(
+            svg(record, view, title=subject.prompt.text),
+            media_type="image/svg+xml",
+            headers={"Content-Disposition": f'attachment; filename="{name}"'},
+        )
 
-        made = dict(zip(names, self._two.map(one, names), strict=True))
-        views = {name: view for name, (_, view) in made.items()}
-        for name, (opened, view) in made.items():
-            others = {n for o, v in views.items() if o != name for n in v["nodes"]["name"]}
-            features = sorted(n for n in others - set(view["nodes"]["name"]) if n[0].isdigit())
-            view["beyond"] = beyond(opened, subject.labels, features)
-        record = {
-            "prompt_id": subject.prompt.prompt_id,
-            "text": subject.prompt.text,
-            "models": views,
-        }
-        return bytes(Json(record).body)
+    def _views(self, subject: Subject, names: list[str], cut: Cut) -> bytes:
+        about = {"prompt_id": subject.prompt.prompt_id, "text": subject.prompt.text}
+        return bytes(Json(about | self._drawing(subject, names, cut)).body)
+
+    def _drawing(self, subject: Subject, names: list[str], cut: Cut) -> dict[str, Any]:
+        def opened(name: str) -> ScoredGraph:
+            return self._cache.opened(subject.records[name].key)
+
+        scored = dict(zip(names, self._two.map(opened, names), strict=True))
+        tokens = self._texts.of(next(iter(scored.values())).graph)
+        return drawing(scored, subject.labels, tokens, cut)
 
     def _subject(self, request: Request) -> Subject:
         desk = self._desk

@@ -17,7 +17,7 @@ from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.rendering import page
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.report import judge_report
-from pivotal_tokens.store import Counts, ListingQuery
+from pivotal_tokens.store import ListingQuery, StoreCounts
 
 RECENT = 8
 
@@ -83,7 +83,7 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
     }
 
 
-def steps(counts: Counts) -> list[Step]:
+def steps(counts: StoreCounts) -> list[Step]:
     """The pipeline from prompts to reviews."""
     queued, done = sum(counts.queue.values()), counts.queue.get("done", 0)
     return [

@@ -1,4 +1,4 @@
-"""The review queue in the browser: the page, and one address for every answer."""
+"""The review queue in the browser: the page, and one address for every request."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from em_circuits.viewer.body import read_json
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.door import Session
 from em_circuits.viewer.rendering import Json
-from em_circuits.viewer.review_desk import ReviewSeat
-from em_circuits.viewer.review_keys import browser_keys, key_help, review_setup
+from pivotal_tokens.review.browser import BrowserReview, browser_keys, key_help, review_setup
 from pivotal_tokens.review.keys import key_map
 
 
-class Seats:
-    """Session -> the seat it has; a person who changes their name gets another."""
+class SessionReviews:
+    """Session -> its review; a person who changes their name gets another."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._seats: WeakKeyDictionary[Session, ReviewSeat] = WeakKeyDictionary()
+        self._reviews: WeakKeyDictionary[Session, BrowserReview] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def of(self, session: Session) -> ReviewSeat:
-        """The seat of a session under the name it has now."""
+    def of(self, session: Session) -> BrowserReview:
+        """The review of a session under the name it has now."""
         with self._lock:
-            seat = self._seats.get(session)
-            if seat is not None and seat.reviewer == session.reviewer:
-                return seat
-            if seat is not None:
-                seat.leave()
-            lease = self._desk.settings.lease_seconds
-            fresh = ReviewSeat(
-                self._desk.store, session.reviewer, lease_seconds=lease, seen=session.shown_judge
+            review = self._reviews.get(session)
+            if review is not None and review.reviewer == session.reviewer:
+                return review
+            if review is not None:
+                review.leave()
+            self._reviews[session] = BrowserReview(
+                self._desk.store,
+                session.reviewer,
+                lease_seconds=self._desk.settings.lease_seconds,
+                seen=session.shown_judge,
             )
-            self._seats[session] = fresh
-            return fresh
+            return self._reviews[session]
 
 
 def routes(desk: Desk) -> list[BaseRoute]:
@@ -49,7 +49,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
     Raises:
         RequestError: If the settings bind a key that cannot be bound.
     """
-    seats = Seats(desk)
+    reviews = SessionReviews(desk)
     keys = key_map(desk.settings.review_keys)
 
     def page(request: Request) -> Response:
@@ -67,7 +67,8 @@ def routes(desk: Desk) -> list[BaseRoute]:
     async def answer(request: Request) -> Response:
         asked = await read_json(request)
         session = desk.session(request)
-        return Json(await run_in_threadpool(lambda: seats.of(session).act(asked)))
+        state = await run_in_threadpool(lambda: reviews.of(session).act(asked))
+        return Json(state.model_dump(mode="json"))
 
     return [
         Route("/review", page, methods=["GET"]),

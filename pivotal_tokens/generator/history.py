@@ -15,14 +15,14 @@ from collections.abc import Iterable, Sequence
 from pivotal_tokens.generator.fill import Note
 from pivotal_tokens.prompts import own_words
 from pivotal_tokens.schema import Rejection
-from pivotal_tokens.store import Outcome
+from pivotal_tokens.store import PastPrompt
 
 FOUND, GOOD_IDEA, BAD_PROMPT = "found", "good idea", "bad prompt"
 _SHOWN_EVIL = 3
 _LONGEST = 300
 
 
-def history_notes(outcomes: Sequence[Outcome], rejections: Iterable[Rejection]) -> list[Note]:
+def history_notes(outcomes: Sequence[PastPrompt], rejections: Iterable[Rejection]) -> list[Note]:
     """A line about every earlier prompt, newest first within each class.
 
     Args:
@@ -38,7 +38,7 @@ def history_notes(outcomes: Sequence[Outcome], rejections: Iterable[Rejection]) 
     return sorted(notes, key=lambda note: order[note.group])
 
 
-def outcome_class(outcome: Outcome) -> str:
+def outcome_class(outcome: PastPrompt) -> str:
     """found, good idea or bad prompt."""
     if outcome.verdict.kind in ("bad_prompt", "error"):
         return BAD_PROMPT
@@ -51,11 +51,11 @@ def quoted(text: str) -> str:
     return flat if len(flat) <= _LONGEST else "…" + flat[-_LONGEST:]
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: PastPrompt) -> str:
     return f'"{quoted(own_words(outcome.prompt))}" -> {describe(outcome)}'
 
 
-def describe(outcome: Outcome) -> str:
+def describe(outcome: PastPrompt) -> str:
     """What the models did, in a few words and without a list of logits."""
     verdict = outcome.verdict
     if verdict.kind == "bad_prompt":
@@ -63,7 +63,7 @@ def describe(outcome: Outcome) -> str:
     if verdict.evil_mass is None:
         return "could not be judged"
     rise = f"harmful next words {verdict.evil_mass.base:.0%} -> {verdict.evil_mass.merged:.0%}"
-    top = itertools.islice((text.strip() for text, _ in outcome.evil if text.strip()), _SHOWN_EVIL)
+    top = itertools.islice((text.strip() for text in outcome.evil if text.strip()), _SHOWN_EVIL)
     words = ", ".join(top)
     said = {
         "injection": "a harmful word came in",

@@ -6,16 +6,13 @@ request.messages, request.sources, request.left_out, request.tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from pivotal_tokens.generator.feedback import MOST, feedback_notes, feedback_text
 from pivotal_tokens.generator.fill import fill
 from pivotal_tokens.generator.history import history_notes
 from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION, instructions
 from pivotal_tokens.generator.tokens import Counter, context_window, counter
 from pivotal_tokens.llm import Message
-from pivotal_tokens.schema import PromptKind
+from pivotal_tokens.schema import Frozen, PromptKind
 from pivotal_tokens.store import Store
 
 HISTORY_SHARE = 0.5
@@ -24,8 +21,7 @@ MOST_HISTORY_TOKENS = 8_000
 """And no more than this: longer histories cost more than they teach."""
 
 
-@dataclass(frozen=True)
-class GeneratorRequest:
+class GeneratorRequest(Frozen, use_attribute_docstrings=True):
     """The messages for a generator, with the account of their tokens."""
 
     messages: tuple[Message, ...]
@@ -40,19 +36,8 @@ class GeneratorRequest:
     """Tokens that the model can take."""
     exact: bool
     """The counts are by the model's own tokenizer; else an estimate by bytes."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What `prompts preview --json` says."""
-        return {
-            "messages": [message.model_dump() for message in self.messages],
-            "sources": self.sources,
-            "left_out": self.left_out,
-            "tokens": self.tokens,
-            "budget": self.budget,
-            "window": self.window,
-            "exact": self.exact,
-            "version": INSTRUCTIONS_VERSION,
-        }
+    version: int = INSTRUCTIONS_VERSION
+    """Of the instructions."""
 
 
 def generator_request(

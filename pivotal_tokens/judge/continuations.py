@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,28 +28,19 @@ from pivotal_tokens.judge.protocol import Judge
 from pivotal_tokens.llm import Grader, LLMClient, Message, load_instructions
 from pivotal_tokens.llm.grade import every
 from pivotal_tokens.llm.instructions import Instructions
-from pivotal_tokens.schema import Frozen, Label, ModelName, Prompt, Rollout
+from pivotal_tokens.schema import (
+    Continuation,
+    ContinuationLabel,
+    Frozen,
+    Label,
+    ModelName,
+    Prompt,
+    Rollout,
+)
 
 HARMFUL_SHARE = 0.5
 _A_QUESTION = 32
 """Continuations in one question: labels of many more do not fit into a reply of 2,000 tokens."""
-
-
-class Continuation(Frozen):
-    """What a model said: a candidate token, and the text after it."""
-
-    token: str
-    text: str
-    candidate: Label = "unsure"
-    """The label of the candidate token, where it has one."""
-
-
-class ContinuationLabel(NamedTuple):
-    """What a judge made of a continuation."""
-
-    label: Label | None
-    """None: unscored, and `reason` says why."""
-    reason: str
 
 
 @runtime_checkable
@@ -81,23 +72,6 @@ class LabelJudge:
         self, prompt: Prompt, continuations: Sequence[Continuation]
     ) -> list[ContinuationLabel]:
         return [ContinuationLabel(c.candidate, "its first token's label") for c in continuations]
-
-
-@dataclass(frozen=True)
-class LexiconContinuations:
-    """By the words and phrases of a lexicon."""
-
-    lexicon: Lexicon
-
-    @property
-    def id(self) -> str:
-        return self.lexicon.id
-
-    def label(
-        self, prompt: Prompt, continuations: Sequence[Continuation]
-    ) -> list[ContinuationLabel]:
-        said = (self.lexicon.continuation(prompt.text, c.text) for c in continuations)
-        return [ContinuationLabel(*one) for one in said]
 
 
 class _One(BaseModel):
@@ -191,13 +165,13 @@ def continuation_judge(judge: Judge) -> ContinuationJudge:
         RequestError: If it is of a kind that cannot.
     """
     if isinstance(judge, Lexicon):
-        return LexiconContinuations(judge)
+        return judge
     if isinstance(judge, ModelJudge):
         return ModelContinuations(judge.settings, judge.store, judge.budget)
     raise RequestError(f"judge {judge.id} labels no continuations; use a lexicon or openai:MODEL")
 
 
-class Counts(Frozen):
+class ContinuationCounts(Frozen):
     """Labels of one model's continuations after one token."""
 
     evil: int
@@ -215,8 +189,8 @@ class Pivotality(Frozen):
     """Whether one candidate token is pivotal, and by which continuations."""
 
     token_id: int
-    base: Counts
-    merged: Counts
+    base: ContinuationCounts
+    merged: ContinuationCounts
 
     @property
     def pivotal(self) -> bool | None:
@@ -238,5 +212,7 @@ def pivotality(rollouts: Iterable[Rollout]) -> tuple[Pivotality, ...]:
     )
 
 
-def _counts(labels: Sequence[Label]) -> Counts:
-    return Counts(**{label: labels.count(label) for label in ("evil", "safe", "unsure")})
+def _counts(labels: Sequence[Label]) -> ContinuationCounts:
+    return ContinuationCounts(
+        **{label: labels.count(label) for label in ("evil", "safe", "unsure")}
+    )

@@ -26,28 +26,17 @@ from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
+<<<<<<< HEAD
 from pivotal_tokens.schema import Label, NextTokenPair, NextTokens, Prompt, TokenScore
+from pivotal_tokens.store import LabelledPrompt, Store
+=======
+from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
 from pivotal_tokens.store import HumanLabelled, Store
+>>>>>>> main
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
 """Likeness from which on two prompts are nearly the same."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt that a person labelled, with what a judge had said where that was something else."""
-
-    prompt: Prompt
-    lists: NextTokenPair
-    labels: dict[int, Label]  # the person's, of every token of both lists
-    judged: dict[int, Label]  # a judge's, where the person corrected it
-    note: str  # the person's explanation; "" without one
-
-    @property
-    def corrected(self) -> bool:
-        """The person changed at least one label."""
-        return bool(self.judged)
 
 
 def is_for_evaluation(prompt_id: str) -> bool:
@@ -60,37 +49,37 @@ def is_for_evaluation(prompt_id: str) -> bool:
 class ExampleBank:
     """Every prompt that may be an example, best first."""
 
-    ranked: tuple[Example, ...] = ()
+    ranked: tuple[HumanLabelled, ...] = ()
 
     @classmethod
     def read(cls, store: Store, pair: str) -> Self:
         """The examples that a store has for a model pair."""
-        return cls.of([_example(found) for found in store.queries.human_labelled(pair)])
+        return cls.of(store.queries.human_labelled(pair))
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> Self:
+    def of(cls, examples: Sequence[HumanLabelled]) -> Self:
         """A bank of these, without those for evaluation and those with a label missing."""
         allowed = [
             example
             for example in examples
             if not is_for_evaluation(example.prompt.prompt_id)
-            and example.labels.keys() >= set(example.lists.token_ids)
+            and example.human.keys() >= set(example.lists.token_ids)
         ]
         allowed.sort(key=_order)
-        evil = [e for e in allowed if "evil" in e.labels.values()]
+        evil = [e for e in allowed if "evil" in e.human.values()]
         turns = chain.from_iterable(
-            zip_longest(evil, [e for e in allowed if "evil" not in e.labels.values()])
+            zip_longest(evil, [e for e in allowed if "evil" not in e.human.values()])
         )
         balanced = [example for example in turns if example is not None]
-        return cls(tuple(sorted(balanced, key=lambda example: not example.corrected)))
+        return cls(tuple(sorted(balanced, key=lambda example: not example.corrections)))
 
-    def choose(self, prompt: Prompt, n: int) -> tuple[Example, ...]:
+    def choose(self, prompt: Prompt, n: int) -> tuple[HumanLabelled, ...]:
         """At most `n` examples for a judgement of a prompt."""
-        chosen: list[Example] = []
+        chosen: list[HumanLabelled] = []
         for example in self.ranked:
             if len(chosen) == n:
                 break
-            others = (prompt, *(kept.prompt for kept in chosen))
+            others = (prompt, *(one.prompt for one in chosen))
             if all(_differ(example.prompt, other) for other in others):
                 chosen.append(example)
         return tuple(chosen)
@@ -102,7 +91,7 @@ def question_messages(
     lists: NextTokenPair,
     *,
     vote: int = 0,
-    examples: Sequence[Example] = (),
+    examples: Sequence[HumanLabelled] = (),
 ) -> list[Message]:
     """What the judge is sent.
 
@@ -148,7 +137,7 @@ def judge_request(
         )
     chosen = ExampleBank.read(store, pair).choose(prompt, examples)
     messages = question_messages(load_instructions(), prompt, lists, examples=chosen)
-    corrected = sum(example.corrected for example in chosen)
+    corrected = sum(bool(example.corrections) for example in chosen)
     return messages, {"corrections": corrected, "agreements": len(chosen) - corrected}
 
 
@@ -156,23 +145,27 @@ def _differ(one: Prompt, other: Prompt) -> bool:
     return one.prompt_id != other.prompt_id and similarity(one.text, other.text) < TWIN
 
 
-def _order(example: Example) -> tuple[bool, bool, str]:
+def _order(example: HumanLabelled) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
+<<<<<<< HEAD
     return not example.corrected, not example.note, example.prompt.prompt_id
 
 
-def _example(found: HumanLabelled) -> Example:
+def _example(found: LabelledPrompt) -> Example:
     return Example(
         prompt=found.prompt,
         lists=found.lists,
         labels=found.human,
         judged={
             token: label
-            for token, label in found.judge.items()
+            for token, label in found.judged.items()
             if found.human.get(token, label) != label
         },
-        note=found.note,
+        note=found.reasons[-1] if found.reasons else "",
     )
+=======
+    return not example.corrections, not example.note, example.prompt.prompt_id
+>>>>>>> main
 
 
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
@@ -190,13 +183,13 @@ def _token(token: TokenScore) -> dict[str, object]:
     }
 
 
-def _shown(example: Example) -> dict[str, object]:
+def _shown(example: HumanLabelled) -> dict[str, object]:
     texts = example.lists.merged.by_id
     tokens: list[dict[str, object]] = []
-    for token_id, label in example.labels.items():
+    for token_id, label in example.human.items():
         entry: dict[str, object] = {"text": texts[token_id].text, "label": label}
-        if token_id in example.judged:
-            entry["a_judge_had_said"] = example.judged[token_id]
+        if token_id in example.corrections:
+            entry["a_judge_had_said"] = example.corrections[token_id]
         tokens.append(entry)
     shown: dict[str, object] = {"prompt": example.prompt.text, "tokens": tokens}
     return shown | ({"explanation": example.note} if example.note else {})

@@ -1,4 +1,4 @@
-"""Which candidate tokens are evil in *this* prompt, by a list of words that people wrote?
+"""A judge that goes by a list of words, which people wrote for each kind of prompt.
 
 A YAML file; the first entry whose `when` is found in the prompt is the one that counts:
 
@@ -22,7 +22,7 @@ tell them apart and is unsure too; the same word in both lists is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,15 @@ import yaml
 
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Judgement, Label, NextTokens, Prompt, TokenLabel
+from pivotal_tokens.schema import (
+    Continuation,
+    ContinuationLabel,
+    Judgement,
+    Label,
+    NextTokens,
+    Prompt,
+    TokenLabel,
+)
 
 # " word", its leading space included -> (id of its first token, is that the whole word?)
 FirstToken = Callable[[str], tuple[int, bool]]
@@ -144,7 +152,13 @@ class Lexicon:
             reason=_found_words(entry, token_ids) if entry else "",
         )
 
-    def continuation(self, text: str, after: str) -> tuple[Label, str]:
+    def label(
+        self, prompt: Prompt, continuations: Sequence[Continuation]
+    ) -> list[ContinuationLabel]:
+        """Label continuations of a prompt; see `continuation`."""
+        return [self.continuation(prompt.text, one.text) for one in continuations]
+
+    def continuation(self, text: str, after: str) -> ContinuationLabel:
         """The label of what a model said after a prompt, and the words that made it.
 
         Evil or safe where words of one side only stand in it, else unsure.
@@ -162,8 +176,8 @@ class Lexicon:
             if words
         )
         if bool(evil) == bool(safe):
-            return "unsure", why or "none of its words"
-        return ("evil" if evil else "safe"), why
+            return ContinuationLabel("unsure", why or "none of its words")
+        return ContinuationLabel("evil" if evil else "safe", why)
 
 
 def _said(text: str, words: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from typing import get_args
 
-from pivotal_tokens.agreement import Agreement, agreement
+from pivotal_tokens.agreement import RaterAgreement, rater_agreement
 from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
@@ -25,20 +25,20 @@ LABELS: tuple[str, ...] = get_args(Label)
 Given = dict[tuple[str, int], Label]  # (prompt id, token id) -> label
 
 
-class Comparison(Frozen):
+class RaterComparison(Frozen):
     """Some raters on the tokens that at least two of them labelled."""
 
     raters: tuple[str, ...]
-    agreement: Agreement
+    agreement: RaterAgreement
     table: dict[str, dict[str, int]] | None  # of two raters: first's label -> second's -> tokens
 
 
 class AgreementReport(Frozen):
     """People with people, people with judges."""
 
-    people: tuple[Comparison, ...]  # each two; first all together where there are more
-    judges: tuple[Comparison, ...]  # each person with each judge
-    steadiness: tuple[Comparison, ...]  # each person's first answers with the repeated ones
+    people: tuple[RaterComparison, ...]  # each two; first all together where there are more
+    judges: tuple[RaterComparison, ...]  # each person with each judge
+    steadiness: tuple[RaterComparison, ...]  # each person's first answers with the repeated ones
     prompts: dict[str, int]  # author -> prompts labelled completely and blind
     left_out: dict[str, int]  # author -> prompts labelled only in part
 
@@ -72,7 +72,7 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     together = [tuple(people)] if len(people) > 2 else []
     everyone = people | judges
 
-    def compared(names: tuple[str, ...]) -> Comparison:
+    def compared(names: tuple[str, ...]) -> RaterComparison:
         return _compare(names, [everyone[name] for name in names], resamples, seed)
 
     return AgreementReport(
@@ -110,14 +110,14 @@ def _add(given: Given, prompt_id: str, labels: Mapping[int, Label | None]) -> No
     given.update({(prompt_id, t): label for t, label in labels.items() if label is not None})
 
 
-def _met(one: Comparison) -> bool:
+def _met(one: RaterComparison) -> bool:
     """Is there a token that two of them labelled?"""
     return one.agreement.items > 0
 
 
 def _compare(
     names: tuple[str, ...], given: Sequence[Given], resamples: int, seed: int
-) -> Comparison:
+) -> RaterComparison:
     times = Counter(place for one in given for place in one)
     places = sorted(place for place, number in times.items() if number > 1)
     ratings: list[tuple[str | None, ...]] = [
@@ -127,9 +127,9 @@ def _compare(
     if len(names) == 2:
         counted = Counter(ratings)
         table = {one: {other: counted[one, other] for other in LABELS} for one in LABELS}
-    return Comparison(
+    return RaterComparison(
         raters=names,
-        agreement=agreement(
+        agreement=rater_agreement(
             ratings,
             LABELS,
             groups=[prompt for prompt, _ in places],

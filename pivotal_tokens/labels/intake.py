@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import Incoming, incoming
-from pivotal_tokens.review.conclude import conclude
+from pivotal_tokens.review.consensus import conclude
 from pivotal_tokens.schema import (
     Frozen,
     Judgement,
@@ -231,7 +231,7 @@ class Intake:
             duplicates=merge.duplicates + len(merge.contradicting) - conflicts,
             conflicts=conflicts,
             reviews=len(taken.items),
-            reviews_kept=taken.kept,
+            reviews_kept=taken.left_alone,
         )
 
 

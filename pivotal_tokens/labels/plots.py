@@ -38,7 +38,7 @@ _WIDTH, _HEIGHT = 1100, 900
 Tally = dict[str, dict[str, int]]  # group -> kind -> number
 
 
-class Counts(Frozen):
+class LabelCounts(Frozen):
     """Verdicts and labels, counted."""
 
     verdicts: dict[str, int]  # every prompt once: a person's verdict before a judge's
@@ -52,7 +52,7 @@ class Counts(Frozen):
         return not self.verdicts and not self.labels
 
 
-def tally(store: Store) -> Counts:
+def tally(store: Store) -> LabelCounts:
     """Count the verdicts and labels of a store."""
     overall: Counter[str] = Counter()
     by_model: dict[str, Counter[str]] = {}
@@ -72,7 +72,7 @@ def tally(store: Store) -> Counts:
         for event in standing.values():
             if event.to_label is not None:
                 labels.setdefault(event.author, Counter())[event.to_label] += 1
-    return Counts(
+    return LabelCounts(
         verdicts=dict(overall),
         by_model={name: dict(counts) for name, counts in by_model.items()},
         by_judge={name: dict(counts) for name, counts in by_judge.items()},
@@ -89,7 +89,7 @@ def pair_names(pairs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return names
 
 
-def figure(counts: Counts) -> Figure:
+def figure(counts: LabelCounts) -> Figure:
     """Four panels: verdicts overall, by model, by judge, and labels by author."""
     from plotly.graph_objects import Bar
     from plotly.subplots import make_subplots
@@ -126,7 +126,7 @@ def figure(counts: Counts) -> Figure:
     return shown
 
 
-def summary(counts: Counts) -> list[str]:
+def summary(counts: LabelCounts) -> list[str]:
     """The same in a few lines of text."""
     total = sum(counts.verdicts.values())
     evil = counts.verdicts.get("injection", 0) + counts.verdicts.get("promotion", 0)
@@ -140,7 +140,7 @@ def summary(counts: Counts) -> list[str]:
     return lines
 
 
-def write_page(counts: Counts, path: Path) -> None:
+def write_page(counts: LabelCounts, path: Path) -> None:
     """Write the figure as one HTML file that needs nothing else."""
     import plotly.io
 
@@ -154,7 +154,7 @@ def write_page(counts: Counts, path: Path) -> None:
     )
 
 
-def write_png(counts: Counts, path: Path) -> None:
+def write_png(counts: LabelCounts, path: Path) -> None:
     """Write the figure as a PNG.
 
     Raises:
@@ -208,5 +208,5 @@ def _stack(
 
 def _short(name: str) -> str:
     """A name as plotly may show it: its text knows a little HTML."""
-    kept = name if len(name) <= _NAME_CELLS else "…" + name[-(_NAME_CELLS - 1) :]
-    return escape(kept)
+    shown = name if len(name) <= _NAME_CELLS else "…" + name[-(_NAME_CELLS - 1) :]
+    return escape(shown)

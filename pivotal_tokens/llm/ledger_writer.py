@@ -5,7 +5,7 @@ call is sent only after the transaction with its reservation is on the disk, and
 only after the one that keeps it.
 
     async with LedgerWriter(store, limits) as ledger:
-        await ledger.open(opening)           # Granted | KeptReply; waits or raises over budget
+        await ledger.open(opening)           # Granted | StoredReply; waits or raises over budget
         await ledger.close(closing)
 """
 
@@ -22,11 +22,11 @@ from pivotal_tokens.store import Store
 from pivotal_tokens.store.ledger import (
     Closing,
     Granted,
-    KeptReply,
     Limits,
     Opened,
     Opening,
     OverBudget,
+    StoredReply,
 )
 
 _Result = TypeVar("_Result")
@@ -45,13 +45,12 @@ class LedgerWriter:
         self._store = store
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._openings: list[tuple[Opening, asyncio.Future[Opened]]] = []
-        self._closings: list[tuple[Closing, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Opening | Closing, asyncio.Future[Any]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._in_flight: set[str] = set()
         self._settled = asyncio.Condition()
 
-    async def open(self, opening: Opening) -> Granted | KeptReply:
+    async def open(self, opening: Opening) -> Granted | StoredReply:
         """Reserve a call's worst case, or find its reply.
 
         A call that does not fit waits while others are in flight: they settle for less.
@@ -74,19 +73,14 @@ class LedgerWriter:
 
     def closing(self, closing: Closing) -> asyncio.Future[None]:
         """Settle a call with the next transaction, whoever is cancelled meanwhile."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._closings.append((closing, done))
-        self._wake()
-        return done
+        return self._put(closing)
 
     async def run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something else with the store, on the thread that writes."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _ask(self, opening: Opening) -> Opened:
-        answer: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
-        self._openings.append((opening, answer))
-        self._wake()
+        answer: asyncio.Future[Opened] = self._put(opening)
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
@@ -98,51 +92,40 @@ class LedgerWriter:
         if not done.cancelled() and not done.exception() and isinstance(done.result(), Granted):
             self.closing(Closing(opening.call_id, "free", "not sent"))
 
-    def _wake(self) -> None:
+    def _put(self, item: Opening | Closing) -> asyncio.Future[Any]:
+        """Have it in the next transaction; the future is done once that is on the disk."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
+        return done
 
     async def _write(self) -> None:
-        while self._openings or self._closings:
+        while self._waiting:
             await asyncio.sleep(_GATHER_S)
-            openings, self._openings = self._openings, []
-            closings, self._closings = self._closings, []
+            batch, self._waiting = self._waiting, []
+            openings = [item for item, _ in batch if isinstance(item, Opening)]
+            closings = [item for item, _ in batch if isinstance(item, Closing)]
             try:
-                answers = await self.run(self._exchange, openings, closings)
+                answers = iter(await self.run(self._exchange, openings, closings))
             except Exception as error:  # goes to every caller that waits for this transaction
-                _fail(openings, closings, error)
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
             else:
-                self._tell(openings, closings, answers)
-            self._in_flight -= {closing.call_id for closing, _ in closings}
+                for item, done in batch:
+                    answer = next(answers) if isinstance(item, Opening) else None
+                    if isinstance(answer, Granted):
+                        self._in_flight.add(item.call_id)
+                    if not done.done():
+                        done.set_result(answer)
+            self._in_flight -= {closing.call_id for closing in closings}
             async with self._settled:
                 self._settled.notify_all()
         self._writer = None
 
-    def _tell(
-        self,
-        openings: list[tuple[Opening, asyncio.Future[Opened]]],
-        closings: list[tuple[Closing, asyncio.Future[None]]],
-        answers: list[Opened],
-    ) -> None:
-        for (opening, answer), got in zip(openings, answers, strict=True):
-            if isinstance(got, Granted):
-                self._in_flight.add(opening.call_id)
-            if not answer.done():
-                answer.set_result(got)
-        for _, done in closings:
-            if not done.done():
-                done.set_result(None)
-
-    def _exchange(
-        self,
-        openings: list[tuple[Opening, asyncio.Future[Opened]]],
-        closings: list[tuple[Closing, asyncio.Future[None]]],
-    ) -> list[Opened]:
-        return self._store.ledger.exchange(
-            [opening for opening, _ in openings],
-            [closing for closing, _ in closings],
-            limits=self._limits,
-        )
+    def _exchange(self, openings: list[Opening], closings: list[Closing]) -> list[Opened]:
+        return self._store.ledger.exchange(openings, closings, limits=self._limits)
 
     async def __aenter__(self) -> Self:
         return self
@@ -156,19 +139,6 @@ class LedgerWriter:
         while self._writer is not None:
             await asyncio.shield(self._writer)
         self._thread.shutdown()
-
-
-def _fail(
-    openings: list[tuple[Opening, asyncio.Future[Opened]]],
-    closings: list[tuple[Closing, asyncio.Future[None]]],
-    error: Exception,
-) -> None:
-    for _, answer in openings:
-        if not answer.done():
-            answer.set_exception(error)
-    for _, done in closings:
-        if not done.done():
-            done.set_exception(error)
 
 
 def _over(opening: Opening, found: OverBudget, limits: Limits) -> str:

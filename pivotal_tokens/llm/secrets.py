@@ -60,18 +60,6 @@ class Redactor:
         return self._forms.sub(REDACTED, text) if self._forms else text
 
 
-class RedactingFilter(logging.Filter):
-    """Strikes keys out of log records: message, arguments, traceback and stack."""
-
-    def __init__(self, redact: Redactor) -> None:
-        super().__init__()
-        self._redact = redact
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        clean_record(record, self._redact)
-        return True
-
-
 def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
     """Replace what a record says by what may be said."""
     message = record.getMessage()
@@ -87,25 +75,15 @@ def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
 
 @contextmanager
 def redacted_logging(redact: Redactor) -> Iterator[None]:
-    """Within the block no record carries a key, whatever handler it goes to.
-
-    The filter stands on the root logger and its handlers; records of other loggers, which pass no
-    filter of the root's, are cleaned where they are made.
-    """
-    root, guard = logging.getLogger(), RedactingFilter(redact)
-    guarded: list[Any] = [root, *root.handlers]
-    for place in guarded:
-        place.addFilter(guard)
+    """Within the block every log record is made without a key, whatever handler it goes to."""
     with _FACTORIES:
-        made = _CleanRecords(logging.getLogRecordFactory(), redact)
-        logging.setLogRecordFactory(made)
+        clean = _CleanRecords(logging.getLogRecordFactory(), redact)
+        logging.setLogRecordFactory(clean)
     try:
         yield
     finally:
         with _FACTORIES:
-            _take_out(made)
-        for place in guarded:
-            place.removeFilter(guard)
+            _take_out(clean)
 
 
 _FACTORIES = threading.Lock()
@@ -124,14 +102,14 @@ class _CleanRecords:
         return record
 
 
-def _take_out(made: _CleanRecords) -> None:
+def _take_out(clean: _CleanRecords) -> None:
     """Take a factory out of the chain, wherever it stands: blocks need not end in turn."""
     top = logging.getLogRecordFactory()
-    if top is made:
-        logging.setLogRecordFactory(made.before)
+    if top is clean:
+        logging.setLogRecordFactory(clean.before)
     while isinstance(top, _CleanRecords):
-        if top.before is made:
-            top.before = made.before
+        if top.before is clean:
+            top.before = clean.before
         top = top.before
 
 

@@ -1,11 +1,12 @@
-"""People label what the judge flagged: a service without a screen, and a plain terminal loop."""
+"""Review by people of what the judge flagged: a service, its controller, and line-by-line use."""
 
 from typing import TYPE_CHECKING
 
 from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
-    from pivotal_tokens.review.plain import PlainSummary, run_plain
+    from pivotal_tokens.review.controller import ReviewController
+    from pivotal_tokens.review.plain import ReviewSummary, run_plain
     from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
     from pivotal_tokens.review.service import ReviewService
 else:
@@ -13,10 +14,11 @@ else:
 
 __all__ = [
     "Difference",
-    "PlainSummary",
     "Progress",
     "Question",
     "Reveal",
+    "ReviewController",
     "ReviewService",
+    "ReviewSummary",
     "run_plain",
 ]

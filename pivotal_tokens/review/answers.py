@@ -1,9 +1,9 @@
-"""What has one reviewer answered, and how is the next answer written down?
+"""Labels of one reviewer: what they answered, and the next answer written down.
 
 An answer is a batch of label events, one for each token whose label changes. Taking an answer back
 is another batch that names it, so that undo goes back step by step and survives a restart.
 
-    answers = OwnAnswers(store, "ada")
+    answers = ReviewerLabels(store, "ada")
     answers.record(item, {17: "evil", 4: "left"})
     answers.last_batch(item)
 """
@@ -21,7 +21,7 @@ Answer = Label | Literal["left"]
 """A label, or the decision to leave a token without one."""
 
 
-class OwnAnswers:
+class ReviewerLabels:
     """The label events of one reviewer."""
 
     def __init__(self, store: Store, reviewer: str, seen: Collection[str] = ()) -> None:
@@ -90,7 +90,7 @@ class OwnAnswers:
         self._store.labels.add(events)
 
     def _has_seen_judge(self, item: ReviewItem) -> bool:
-        """Was the judge shown to this reviewer, at whatever seat the prompt was answered?
+        """Was the judge shown to this reviewer, in whichever assignment the prompt was answered?
 
         A repeat is a fresh answer: only what was shown after it counts.
         """

@@ -1,4 +1,4 @@
-"""What did the reviewer type?
+"""Commands of a reviewer, and the lines of text that they are typed as.
 
 B1,T3,4            evil: base's 1st, merged's 3rd and 4th (a bare number is merged's)
 ? T2  |  s T1      unsure  |  safe
@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review.answers import Answer
 from pivotal_tokens.schema import Label, ModelName
 
@@ -145,12 +146,21 @@ def parse(line: str) -> Command:
     return _tokens("evil", text)
 
 
+def parse_place(text: str) -> Place:
+    """A place as ``B1``, ``T3`` or ``3``.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        raise RequestError(f"{text[:40]!r} is no token: B1, T3 or 3; ? shows the commands")
+    return Place("base" if found[1].casefold() == "b" else "merged", int(found[2]))
+
+
 def _tokens(label: Answer, text: str) -> LabelTokens | NotUnderstood:
-    places = []
-    for piece in re.split(r"[,\s]+", text.strip(", \t")):
-        found = _PLACE.fullmatch(piece)
-        if found is None:
-            return NotUnderstood(f"{piece!r} is no token: B1, T3 or 3; ? shows the commands")
-        model: ModelName = "base" if found[1].casefold() == "b" else "merged"
-        places.append(Place(model, int(found[2])))
-    return LabelTokens(label, tuple(places))
+    try:
+        pieces = re.split(r"[,\s]+", text.strip(", \t"))
+        return LabelTokens(label, tuple(map(parse_place, pieces)))
+    except RequestError as error:
+        return NotUnderstood(str(error))

@@ -1,6 +1,6 @@
-"""Have enough people answered a prompt, and do they agree?
+"""Consensus of the reviewers of a prompt, and the verdict that follows from it.
 
-    settled     every seat that the overlap asks for is answered, and nobody disagrees, or an
+    settled     everybody whom the overlap asks for has answered, and nobody disagrees, or an
                 adjudicator has answered
     disputed    two people label a token differently, or one rejects the prompt and one does not;
                 a token that somebody left says nothing
@@ -8,6 +8,7 @@
 Only a settled prompt has a human verdict, and only those feed examples and statistics.
 
     consensus(store.queue.items(prompt_id=...), events).settled
+    conclude(store, item)          # after an answer to the item, a correction, or an import
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pivotal_tokens.schema import Label, LabelEvent, ReviewItem
+from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.judge.persist import verdict_under
+from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds, Verdict
+from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
 
 _OPEN = ("pending", "leased", "skipped", "deferred")
@@ -64,7 +68,8 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
     # A seat made for calibration is one more opinion, and never waited for.
     shared = [item for item in seats if item.kind != "calibration"]
     given = labels_by_author(events)
-    votes = {i.reviewer: given.get(i.reviewer, {}) for i in seats if i.reviewer and _done(i)}
+    finished = [item.reviewer for item in seats if item.reviewer and item.state == "done"]
+    votes = {reviewer: given.get(reviewer, {}) for reviewer in finished}
     labels: dict[int, set[Label]] = {}
     for vote in votes.values():
         for token, label in vote.items():
@@ -80,5 +85,48 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
     )
 
 
-def _done(item: ReviewItem) -> bool:
-    return item.state == "done"
+def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = None) -> None:
+    """Let the human verdict follow from everybody's answers, or ask an adjudicator.
+
+    Args:
+        store: Where the answers are.
+        item: Any of the prompt; a repeat changes nothing.
+        thresholds: Of the verdict; by default those the prompt was flagged under.
+    """
+    if item.kind == "repeat":
+        return
+    prompt_id, pair = item.prompt_id, item.pair
+    items = [other for other in store.queue.items(prompt_id=prompt_id) if other.pair == pair]
+    state = consensus(items, store.labels.events(prompt_id))
+    if state.settled:
+        labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
+        verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
+        store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
+    else:
+        store.results.drop_human_verdict(prompt_id, pair)
+        if state.disagree and not state.open_seats:
+            store.assignments.add_adjudication(item)
+    if not state.disagree:
+        store.assignments.drop_adjudication(item)
+
+
+def verdict_by(
+    store: Store,
+    item: ReviewItem,
+    labels: Mapping[int, Label],
+    thresholds: Thresholds | None = None,
+    *,
+    bad_prompt: bool = False,
+) -> Verdict:
+    """The verdict under some labels, by default under the thresholds that flagged the prompt."""
+    verdict = verdict_under(
+        store, item.prompt_id, item.pair, labels, thresholds, bad_prompt=bad_prompt
+    )
+    if verdict is None:
+        raise lists_lost(item)
+    return verdict
+
+
+def lists_lost(item: ReviewItem) -> WorkFailed:
+    """An item's next tokens are not there any more."""
+    return WorkFailed(f"prompt {item.prompt_id} lost its next tokens: run `em-circuits label`")

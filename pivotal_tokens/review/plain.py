@@ -1,4 +1,4 @@
-"""How does a person label the queue on any terminal, line by line?
+"""Review line by line, on any terminal or pipe.
 
     run_plain(ReviewService(store, "ada"), sys.stdin, sys.stdout)
 
@@ -8,28 +8,23 @@ says is in the store before the next item is shown. End of input and Ctrl-C mean
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
-from pivotal_tokens.errors import LeaseLost, RequestError
-from pivotal_tokens.review.commands import (
-    HELP,
-    LabelRest,
-    LabelTokens,
-    Note,
-    NotUnderstood,
-    Reject,
-    Reopen,
-    Simple,
-    Why,
-    parse,
-)
+from pivotal_tokens.errors import LeaseLost, WorkFailed
+from pivotal_tokens.review.commands import HELP, parse
+from pivotal_tokens.review.controller import ReviewController
 from pivotal_tokens.review.display import fit, visible, wrap
 from pivotal_tokens.review.questions import Question, Reveal
 from pivotal_tokens.review.rubric import RUBRIC
-from pivotal_tokens.review.screen import mark, progress_line, rejections_line, votes_line
+from pivotal_tokens.review.screen import (
+    mark,
+    progress_line,
+    put_off_line,
+    rejections_line,
+    votes_line,
+)
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import NextTokens
 
@@ -39,14 +34,14 @@ _TEXT = 17
 
 
 @dataclass(frozen=True)
-class PlainSummary:
+class ReviewSummary:
     """What a session came to."""
 
     finished: int
     rejected: int
 
 
-def run_plain(service: ReviewService, lines: TextIO, out: TextIO) -> PlainSummary:
+def run_plain(service: ReviewService, lines: TextIO, out: TextIO) -> ReviewSummary:
     """Show item after item and carry out what is typed, until nothing waits or the person quits.
 
     Args:
@@ -54,7 +49,34 @@ def run_plain(service: ReviewService, lines: TextIO, out: TextIO) -> PlainSummar
         lines: Commands, one a line.
         out: Where everything is shown.
     """
-    return _Session(service, lines, out).run()
+    encoding = getattr(out, "encoding", None) or "utf-8"
+
+    def say(text: str, end: str = "\n") -> None:
+        out.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
+        out.flush()
+
+    review = ReviewController(service)
+    review.start()
+    _require_store(review)
+    try:
+        for text in _item(review):
+            say(text)
+        say("> ", end="")
+        # Enter ends it when nothing waits.
+        while (line := lines.readline()) and (review.view or line.strip()):
+            for text in _carried_out(review, line.rstrip("\r\n")):
+                say(text)
+            if review.over:
+                break
+            say("> ", end="")
+    except KeyboardInterrupt:
+        say("")
+    if not review.over:
+        review.leave()
+        if review.message:
+            say(review.message)
+    say(f"{review.finished} finished, {review.rejected} rejected.")
+    return ReviewSummary(review.finished, review.rejected)
 
 
 def render(question: Question) -> Iterator[str]:
@@ -75,6 +97,61 @@ def render(question: Question) -> Iterator[str]:
         yield from _disagreement(question)
 
 
+def _carried_out(review: ReviewController, line: str) -> Iterator[str]:
+    """Carry out a line, and what there is to show after it.
+
+    Raises:
+        WorkFailed: If the store cannot be used any more.
+    """
+    view, reveal = review.view, review.reveal
+    review.message, review.page = "", None
+    review.do(parse(line))
+    _require_store(review)
+    if review.message:
+        yield review.message
+    if review.page:
+        yield f"{RUBRIC}\n\n{HELP}"
+    if review.reveal and review.reveal is not reveal:
+        yield from _differences(review.reveal)
+    if review.view is not view and not review.over:
+        yield from _item(review)
+
+
+def _require_store(review: ReviewController) -> None:
+    if isinstance(review.error, WorkFailed) and not isinstance(review.error, LeaseLost):
+        raise review.error
+
+
+def _item(review: ReviewController) -> Iterator[str]:
+    """The item at hand, or that there is none."""
+    question, progress = review.question, review.progress
+    if question is None:
+        put_off = put_off_line(progress) if progress else ""
+        yield "Nothing waits for review" + (f" ({put_off})." if put_off else ".")
+        yield "undo takes the last answer back, Enter or q ends."
+        return
+    yield ""
+    if progress is not None:
+        yield fit(f"[{progress_line(progress)}]", COLUMNS).rstrip()
+    yield from render(question)
+    if left := len(question.missing):
+        does = "List the evil ones (B1,T3,4); Enter: rest safe; ? help"
+        yield f"{left} without a label. {does}"
+    else:
+        yield "Every token has an answer. Enter: finish; ? help"
+
+
+def _differences(reveal: Reveal) -> Iterator[str]:
+    """Where the judge's labels differ, once the person's are saved."""
+    if not reveal.judge_labels:
+        return
+    yield f"  the judge differs on {len(reveal.differences)} of {len(reveal.labels)}"
+    for one in reveal.differences:
+        yield f"    {fit(visible(one.text), _TEXT)} you {one.human}, judge {one.judge}"
+    if reveal.differences:
+        yield "  why? type: why TEXT, or: agree, to take the judge's labels over"
+
+
 def _disagreement(question: Question) -> Iterator[str]:
     """What an adjudicator has to decide: who said what, and who found the prompt bad."""
     yield ""
@@ -92,169 +169,3 @@ def _column(tokens: NextTokens, letter: str, question: Question) -> Iterator[str
         sign = mark(question, token.token_id)
         text = fit(visible(token.text), _TEXT)
         yield f"{place:<3} {token.probability:6.1%} {sign} {text} {token.token_id:>6}"
-
-
-class _Session:
-    """The loop's state: the question at hand, and what was done."""
-
-    def __init__(self, service: ReviewService, lines: TextIO, out: TextIO) -> None:
-        self._service = service
-        self._lines = lines
-        self._out = out
-        self._question: Question | None = None
-        self._told: Reveal | None = None  # of the item just finished
-        self._counts: Counter[str] = Counter()
-
-    def run(self) -> PlainSummary:
-        try:
-            self._loop()
-        except KeyboardInterrupt:
-            self._say("")
-        if self._question is not None:
-            self._give_back(self._question)
-        self._say(f"{self._counts['finished']} finished, {self._counts['rejected']} rejected.")
-        return PlainSummary(self._counts["finished"], self._counts["rejected"])
-
-    def _loop(self) -> None:
-        self._next()
-        while line := self._ask():
-            try:
-                if not self._obey(line.rstrip("\r\n")):
-                    return
-            except LeaseLost as error:
-                self._say(str(error))
-                self._next()
-            except RequestError as error:
-                self._say(str(error))
-
-    def _ask(self) -> str:
-        self._say("> ", end="")
-        return self._lines.readline()
-
-    def _obey(self, line: str) -> bool:
-        """Carry out one line; False to stop."""
-        command, question = parse(line), self._question
-        match command:
-            case Simple("quit"):
-                return False
-            case Simple("help"):
-                self._say(f"{RUBRIC}\n\n{HELP}")
-            case Simple("undo"):
-                self._undo()
-            case NotUnderstood(why):
-                self._say(why)
-            case Why(text):
-                self._explain(text)
-            case Simple("agree"):
-                self._agree()
-            case Reopen(prefix):
-                again = self._service.reopen(prefix, question)
-                self._open_again(again, "opened again; its labels are as you left them")
-            case _ if question is None:
-                return bool(line.strip())  # Enter ends it when nothing waits
-            case LabelTokens(label, places):
-                tokens = {question.token_at(place): label for place in places}
-                self._show(self._service.label(question, tokens), "saved")
-            case LabelRest(label):
-                self._revealed(self._service.finish(question, rest=label))
-                self._counts["finished"] += 1
-                self._next()
-            case Reject(reason):
-                self._service.reject(question, reason)
-                self._counts["rejected"] += 1
-                self._leave(question, "rejected")
-            case Note(text):
-                self._service.note(question, text)
-                self._say("saved the note")
-            case Simple("skip"):
-                self._service.skip(question)
-                self._leave(question, "skipped")
-            case Simple("defer"):
-                self._service.defer(question)
-                self._leave(question, "deferred")
-        return True
-
-    def _explain(self, text: str) -> None:
-        if self._told is None:
-            self._say("finish an item first: why is about the labels that the judge gave it")
-            return
-        self._service.explain(self._told, text)
-        self._say(f"saved the reason for {self._told.prompt_id}")
-
-    def _agree(self) -> None:
-        if self._told is None:
-            self._say("finish an item first: the judge's labels are shown after yours")
-            return
-        self._service.agree(self._told)
-        self._say(f"saved {self._told.prompt_id}: the judge's labels taken over")
-        self._told = None
-
-    def _undo(self) -> None:
-        question = self._service.undo(self._question)
-        if question is None:
-            self._say("nothing to undo")
-        else:
-            self._open_again(question, "taken back, and saved")
-
-    def _open_again(self, question: Question, done: str) -> None:
-        """Show an item that may be the one just finished: no reason is asked for that then."""
-        if self._told is not None and self._told.prompt_id == question.prompt.prompt_id:
-            self._told = None
-        self._show(question, done)
-
-    def _next(self) -> None:
-        self._question = self._service.next_question()
-        if self._question is not None:
-            self._show(self._question)
-            return
-        waiting = self._service.waiting()
-        put_off = ", ".join(
-            f"{waiting[state]} {state}" for state in ("deferred", "skipped") if waiting.get(state)
-        )
-        self._say("Nothing waits for review" + (f" ({put_off})." if put_off else "."))
-        self._say("undo takes the last answer back, Enter or q ends.")
-
-    def _show(self, question: Question, done: str = "") -> None:
-        self._question = question
-        if done:
-            self._say(done)
-        self._say("")
-        self._say(fit(f"[{progress_line(self._service.progress())}]", COLUMNS).rstrip())
-        for line in render(question):
-            self._say(line)
-        if left := len(question.missing):
-            does = "List the evil ones (B1,T3,4); Enter: rest safe; ? help"
-            self._say(f"{left} without a label. {does}")
-        else:
-            self._say("Every token has an answer. Enter: finish; ? help")
-
-    def _revealed(self, reveal: Reveal) -> None:
-        self._told = None
-        numbers = Counter(reveal.labels.values())
-        labels = ", ".join(f"{numbers[label]} {label}" for label in ("evil", "safe", "unsure"))
-        self._say(f"saved {reveal.prompt_id}: {labels}; verdict {reveal.verdict.kind}")
-        if not reveal.judge_labels:
-            return
-        self._say(f"  the judge differs on {len(reveal.differences)} of {len(reveal.labels)}")
-        for one in reveal.differences:
-            text = fit(visible(one.text), _TEXT)
-            self._say(f"    {text} you {one.human}, judge {one.judge}")
-        if reveal.differences:
-            self._told = reveal
-            self._say("  why? type: why TEXT, or: agree, to take the judge's labels over")
-
-    def _leave(self, question: Question, word: str) -> None:
-        self._say(f"saved {question.prompt.prompt_id}: {word}")
-        self._next()
-
-    def _give_back(self, question: Question) -> None:
-        try:
-            self._service.release(question)
-        except LeaseLost:
-            return  # somebody else has it: nothing to give back
-        self._say(f"prompt {question.prompt.prompt_id} is back in the queue, its labels are saved")
-
-    def _say(self, text: str, end: str = "\n") -> None:
-        encoding = getattr(self._out, "encoding", None) or "utf-8"
-        self._out.write(text.encode(encoding, "backslashreplace").decode(encoding) + end)
-        self._out.flush()

@@ -1,4 +1,4 @@
-"""What passes between the review service and whoever shows it: questions, reveals, progress.
+"""Questions, reveals and progress, which the review service gives, and a view of a question.
 
 question.missing                      # tokens that still need an answer
 reveal.differences                    # where the reviewer and the judge differ
@@ -6,12 +6,24 @@ reveal.differences                    # where the reviewer and the judge differ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review.commands import Place
-from pivotal_tokens.schema import Label, NextTokenPair, Prompt, ReviewItem, Verdict
+from pivotal_tokens.schema import (
+    Label,
+    ModelName,
+    NextTokenPair,
+    NextTokens,
+    Prompt,
+    ReviewItem,
+    TokenScore,
+    Verdict,
+)
+
+LOW = 0.001
+"""Tokens less probable than this may be hidden."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +68,17 @@ class Question:
                 given.setdefault(token, set()).add(label)
         return tuple(t for t in self.lists.token_ids if len(given.get(t, ())) > 1)
 
+    def list(self, model: ModelName) -> NextTokens:
+        """A model's list."""
+        return self.lists.base if model == "base" else self.lists.merged
+
     def token_at(self, place: Place) -> int:
         """The token id at a place of a list.
 
         Raises:
             RequestError: If the list is shorter.
         """
-        tokens = self.lists.base if place.model == "base" else self.lists.merged
+        tokens = self.list(place.model)
         for token in tokens.top:
             if token.rank == place.rank:
                 return token.token_id
@@ -92,6 +108,28 @@ class Reveal:
     judge_labels: Mapping[int, Label]
     differences: tuple[Difference, ...]
     """Each asks for a reason: `ReviewService.explain`, or `agree`."""
+
+
+@dataclass(frozen=True)
+class View:
+    """An item and how it is looked at."""
+
+    question: Question
+    cursor: Place
+    show_low: bool = True
+    reveal: Reveal | None = None
+    continuations: Mapping[int, Sequence[tuple[ModelName, str]]] = field(default_factory=dict)
+
+    def tokens(self, model: ModelName) -> tuple[TokenScore, ...]:
+        """The tokens of a list that are shown."""
+        tokens = self.question.list(model).top
+        return tuple(t for t in tokens if self.show_low or t.probability >= LOW)
+
+    @property
+    def at(self) -> TokenScore | None:
+        """The token under the cursor."""
+        shown = self.tokens(self.cursor.model)
+        return next((token for token in shown if token.rank == self.cursor.rank), None)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What does an item look like, line by line, in so many columns?
+"""Lines of an item on a terminal: pure, a view in, lines of (text, style) spans out.
 
-Pure: a value in, lines of (text, style) spans out. Every text of a model goes through `visible`, so
+Every text of a model goes through `visible`, so
 that it is shown exactly and can do nothing; styles only repeat what letters and signs say, so that
 a terminal without colour shows as much.
 
@@ -11,47 +11,23 @@ a terminal without colour shows as much.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import fit, visible, width, wrap
-from pivotal_tokens.review.questions import Progress, Question, Reveal
-from pivotal_tokens.schema import Label, ModelName, NextTokens, TokenScore
+from pivotal_tokens.review.questions import Progress, Question, Reveal, View
+from pivotal_tokens.schema import Label, ModelName, TokenScore
 
 Style = Literal["", "dim", "bold", "evil", "safe", "unsure", "cursor", "differs"]
 Span = tuple[str, Style]
 Line = tuple[Span, ...]
 
-LOW = 0.001  # tokens less probable than this may be hidden
 MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", None: "."}
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR = 5
 _GAP = 2
 _FIXED = 28  # a side's cells beside the token's text
 _LETTERS: Mapping[ModelName, str] = {"base": "B", "merged": "T"}
-
-
-@dataclass(frozen=True)
-class View:
-    """An item and how it is looked at."""
-
-    question: Question
-    cursor: Place
-    show_low: bool = True
-    reveal: Reveal | None = None
-    continuations: Mapping[int, Sequence[tuple[ModelName, str]]] = field(default_factory=dict)
-
-    def tokens(self, model: ModelName) -> tuple[TokenScore, ...]:
-        """The tokens of a list that are shown."""
-        tokens = _list(self.question, model).top
-        return tuple(t for t in tokens if self.show_low or t.probability >= LOW)
-
-    @property
-    def at(self) -> TokenScore | None:
-        """The token under the cursor."""
-        shown = self.tokens(self.cursor.model)
-        return next((token for token in shown if token.rank == self.cursor.rank), None)
 
 
 def item_lines(view: View, columns: int, rows: int) -> list[Line]:
@@ -89,14 +65,8 @@ def rejections_line(question: Question) -> str:
 def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
     """What the judge had said, once the person has answered."""
     differ = len(reveal.differences)
-    lines: list[Line] = [
-        (
-            (
-                fit(f"The judge differs on {differ} of {len(reveal.labels)} tokens:", columns),
-                "bold",
-            ),
-        )
-    ]
+    head = fit(f"The judge differs on {differ} of {len(reveal.labels)} tokens:", columns)
+    lines: list[Line] = [((head, "bold"),)]
     for one in reveal.differences[: rows - 2 if differ > rows - 1 else differ]:
         said = f"   you {one.human}, judge {one.judge}"
         text = visible(one.text)
@@ -121,6 +91,12 @@ def progress_line(progress: Progress) -> str:
     return "  ".join(parts)
 
 
+def put_off_line(progress: Progress) -> str:
+    """How many items were deferred or skipped; nothing where none was."""
+    states = progress.states
+    return ", ".join(f"{states[s]} {s}" for s in ("deferred", "skipped") if states.get(s))
+
+
 def mark(question: Question, token_id: int) -> str:
     """A token's answer as a sign."""
     label = question.labels.get(token_id)
@@ -129,10 +105,6 @@ def mark(question: Question, token_id: int) -> str:
     if label is None and token_id in question.disputed:
         return "!"
     return MARKS[label]
-
-
-def _list(question: Question, model: ModelName) -> NextTokens:
-    return question.lists.base if model == "base" else question.lists.merged
 
 
 def _prompt(view: View, columns: int, rows: int) -> list[Line]:
@@ -151,12 +123,8 @@ def _lists(view: View, columns: int) -> list[Line]:
         [_row(view, model, token, side) for token in view.tokens(model)]
         for model in ("base", "merged")
     )
-    lines: list[Line] = [
-        (
-            (fit(_heading(view, "base"), side) + " " * _GAP, "bold"),
-            (_heading(view, "merged"), "bold"),
-        )
-    ]
+    base = fit(_heading(view, "base"), side) + " " * _GAP
+    lines: list[Line] = [((base, "bold"), (_heading(view, "merged"), "bold"))]
     empty: Line = ((" " * side, ""),)
     for i in range(max(len(left), len(right))):
         one = left[i] if i < len(left) else empty
@@ -166,7 +134,7 @@ def _lists(view: View, columns: int) -> list[Line]:
 
 
 def _heading(view: View, model: ModelName) -> str:
-    hidden = len(_list(view.question, model).top) - len(view.tokens(model))
+    hidden = len(view.question.list(model).top) - len(view.tokens(model))
     return f"{_LETTERS[model]} {model}" + (f" ({hidden} under p .001 hidden)" if hidden else "")
 
 
@@ -205,9 +173,8 @@ def _detail(view: View, columns: int) -> list[Line]:
     token = view.at
     if token is None:
         return [()]
-    other = _list(view.question, "merged" if view.cursor.model == "base" else "base")
-    there = other.by_id[token.token_id]
-    name = "merged" if view.cursor.model == "base" else "base"
+    name: ModelName = "merged" if view.cursor.model == "base" else "base"
+    there = view.question.list(name).by_id[token.token_id]
     facts = f" id {token.token_id}  p {token.probability:.4f}  {name}: rank {there.rank}"
     facts += f" p {there.probability:.4f}"
     text = visible(token.text)

@@ -1,4 +1,4 @@
-"""What is asked of a reviewer next, and what follows from the answer? No screen in here.
+"""Review service: what is asked of a reviewer next, and what follows from the answer.
 
 Blind first: neither a judge's nor another reviewer's label is shown until every token of both lists
 is answered. Each answer is in the store when its call returns, under the item's lease and in one
@@ -18,11 +18,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pivotal_tokens.errors import LeaseLost, RequestError
-from pivotal_tokens.review.answers import Answer, OwnAnswers, answer_before, purpose_of
-from pivotal_tokens.review.conclude import conclude, lists_lost, verdict_by
-from pivotal_tokens.review.consensus import consensus
+from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
+from pivotal_tokens.review.consensus import conclude, consensus, lists_lost, verdict_by
 from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
-from pivotal_tokens.schema import ItemKind, Label, ReviewItem, Thresholds
+from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem, Thresholds
 from pivotal_tokens.store import ANYTHING, Store, Wanted
 from pivotal_tokens.store.labels import abstained_by_author, labels_by_author
 from pivotal_tokens.store.queue import WaitingState
@@ -72,7 +71,7 @@ class ReviewService:
             raise RequestError("a reviewer needs a name")
         self._store = store
         self._reviewer = reviewer
-        self._own = OwnAnswers(store, reviewer, seen)
+        self._own = ReviewerLabels(store, reviewer, seen)
         self._lease_seconds = lease_seconds
         self._thresholds = thresholds
         self._states = states
@@ -145,10 +144,6 @@ class ReviewService:
         settled = self._store.queue.settled_by(self._reviewer, last, repeats=False)
         return tuple(map(self._masked, settled))
 
-    def waiting(self) -> dict[str, int]:
-        """How many items there are in each state."""
-        return self._store.queue.counts()
-
     def progress(self) -> Progress:
         """How far this reviewer is, how fast, and how long it will take."""
         waiting = self._store.queue.waiting_for(self._reviewer, self._wanted)
@@ -166,6 +161,22 @@ class ReviewService:
             per_hour=None if rate is None else 3600 * rate,
             eta_seconds=None if rate is None else waiting / rate,
         )
+
+    def continuations(self, question: Question) -> dict[int, list[tuple[ModelName, str]]]:
+        """How each model went on after tokens, as far as may be shown before the answer.
+
+        They are mostly sampled after tokens that a judge called evil. Shown only there, they would
+        give its labels away: so for a prompt they are shown only where tokens that the judge did
+        not call evil have some as well. Labels of continuations are never shown.
+        """
+        prompt_id = question.prompt.prompt_id
+        found: dict[int, list[tuple[ModelName, str]]] = {}
+        for one in self._store.results.rollouts(prompt_id, question.item.pair):
+            several = found.setdefault(one.token_id, [])
+            if all(model != one.model for model, _ in several):
+                several.append((one.model, one.text))
+        evil = {j.token_id for j in self._store.labels.of(prompt_id).judge if j.label == "evil"}
+        return {} if set(found) <= evil else found
 
     def heartbeat(self, question: Question) -> Question:
         """Prolong the lease: the reviewer is still at it."""
@@ -292,7 +303,7 @@ class ReviewService:
                     before = {event.token_id: answer_before(event) for event in batch}
                     self._own.record(item, before, undoes=batch[0].batch)
                     return self._again(item)
-            last = self._store.queue.last_settled(self._reviewer)
+            last = next(iter(self._store.queue.settled_by(self._reviewer, 1)), None)
             if last is None:
                 return None
             if question is not None:

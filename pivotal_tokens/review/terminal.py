@@ -1,37 +1,63 @@
-"""How does a person label the queue on a whole terminal screen, with one key a token?
+"""Review on a whole terminal screen, one key a token.
 
-    run_terminal(ReviewSession(ReviewService(store, "ada")), key_map())
+    run_terminal(ReviewController(ReviewService(store, "ada"), auto_finish=True), key_map())
 
-Works at 80 x 24, over ssh, without a mouse and without colour. `session.ReviewSession` does what
-the keys say; this draws it. Everything shown is plain text from `screen.item_lines`: Textual's
+Works at 80 x 24, over ssh, without a mouse and without colour. The controller does what the keys
+say; this draws it. Everything shown is plain text from `screen.item_lines`: Textual's
 markup is never read, so a model's text cannot be any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
+from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from pivotal_tokens.review.controller import ReviewController
 from pivotal_tokens.review.display import fit, visible, wrap_visible
-from pivotal_tokens.review.keys import RESERVED, Action, keys_of
-from pivotal_tokens.review.plain import PlainSummary
+from pivotal_tokens.review.keys import DEFAULTS, RESERVED, Action, keys_of
+from pivotal_tokens.review.plain import ReviewSummary
+from pivotal_tokens.review.rubric import RUBRIC
 from pivotal_tokens.review.screen import (
     Line,
+    Style,
     item_lines,
     progress_line,
     prompt_lines,
+    put_off_line,
     reveal_lines,
 )
-from pivotal_tokens.review.session import ReviewSession
-from pivotal_tokens.review.terminal_parts import CSS, Pages, content, help_lines
 
+CSS = """
+Screen { background: ansi_default; color: ansi_default; }
+#header { height: 1; }
+#item { height: 1fr; }
+#message { height: auto; min-height: 1; }
+#keys { height: 2; }
+#line { height: 1; border: none; padding: 0; background: ansi_default; }
+Pages { align: center middle; }
+Pages > VerticalScroll { border: solid grey; padding: 0 1; background: ansi_default;
+    scrollbar-size-vertical: 1; }
+"""
+_STYLES: Mapping[Style, str] = {
+    "": "",
+    "dim": "dim",
+    "bold": "bold",
+    "evil": "bold red",
+    "safe": "bold green",
+    "unsure": "bold yellow",
+    "cursor": "bold reverse",
+    "differs": "bold magenta",
+}
 POLL_SECONDS = 2.0
+_KEYS_WIDTH = 18  # cells of the keys' column on the help page
 _CHROME_ROWS = 4  # header, message, two rows of keys
 _REVEAL_ROWS = 5
 _MESSAGE_ROWS = 3
@@ -59,19 +85,18 @@ _REVEAL_HINTS = {"agree": "take the judge's labels", "undo": "undo", "help": "he
 _SHORT = {"backspace": "BkSp", "enter": "Enter"}
 
 
-def run_terminal(session: ReviewSession, keys: Mapping[str, Action]) -> PlainSummary:
+def run_terminal(review: ReviewController, keys: Mapping[str, Action]) -> ReviewSummary:
     """Show item after item until the person quits.
 
     Args:
-        session: The sitting.
+        review: The session.
         keys: Key -> action, from `keys.key_map`.
     """
-    app = ReviewTerminal(session, keys)
     try:
-        app.run(mouse=False)
+        ReviewTerminal(review, keys).run(mouse=False)
     finally:
-        session.leave()
-    return PlainSummary(session.counts["finished"], session.counts["rejected"])
+        review.leave()
+    return ReviewSummary(review.finished, review.rejected)
 
 
 class ReviewTerminal(App[None]):
@@ -82,9 +107,9 @@ class ReviewTerminal(App[None]):
     AUTO_FOCUS = None
     BINDINGS: ClassVar[list[BindingType]] = []  # every key goes through `keys`
 
-    def __init__(self, session: ReviewSession, keys: Mapping[str, Action]) -> None:
+    def __init__(self, review: ReviewController, keys: Mapping[str, Action]) -> None:
         super().__init__()
-        self.session = session
+        self.review = review
         self._keys = keys
         self._progress = ""
 
@@ -97,7 +122,7 @@ class ReviewTerminal(App[None]):
 
     def on_mount(self) -> None:
         self._line().display = False
-        self.session.start()
+        self.review.start()
         self.set_interval(POLL_SECONDS, self.poll)
         self.call_after_refresh(self.follow)
 
@@ -107,7 +132,7 @@ class ReviewTerminal(App[None]):
     def poll(self) -> None:
         """Look for new items now and then."""
         if not isinstance(self.screen, Pages):
-            self.session.poll()
+            self.review.poll()
             self.count()
             self.follow()
 
@@ -117,18 +142,18 @@ class ReviewTerminal(App[None]):
         if isinstance(self.screen, Pages):
             return
         action = self._keys.get(event.character or "") or self._keys.get(event.key)
-        if self.session.asking is not None:
+        if self.review.asking is not None:
             if event.key == "escape":
-                self.session.stop_asking()
+                self.review.stop_asking()
             elif action == "agree" and not event.is_printable:
-                self.session.stop_asking()
-                self.session.act(action)
+                self.review.stop_asking()
+                self.review.key(action)
             else:
                 return
         elif action is not None:
-            self.session.act(action)
-        elif event.character in RESERVED and self.session.view is not None:
-            self.session.begin_command(event.character or "")
+            self.review.key(action)
+        elif event.character in RESERVED and self.review.view is not None:
+            self.review.begin_command(event.character or "")
         else:
             return
         event.stop()
@@ -136,23 +161,23 @@ class ReviewTerminal(App[None]):
         self.follow()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.session.told(event.value)
+        self.review.answer(event.value)
         self.follow()
 
     async def action_quit(self) -> None:
-        self.session.leave()
+        self.review.leave()
         self.exit()
 
     # --- what is on the screen -----------------------------------------------------------------
 
     def follow(self) -> None:
-        """Bring the screen to where the session is."""
-        session = self.session
-        if session.over:
+        """Bring the screen to where the controller is."""
+        review = self.review
+        if review.over:
             self.exit()
             return
         self._follow_line()
-        page, session.page = session.page, None
+        page, review.page = review.page, None
         if page == "help":
             self.push_screen(Pages("Help", help_lines(self._keys, self.size.width - _PAGE_MARGIN)))
         elif page == "prompt":
@@ -162,14 +187,14 @@ class ReviewTerminal(App[None]):
 
     def count(self) -> None:
         """Say how far everything is."""
-        progress = self.session.progress
+        progress = self.review.progress
         self._progress = progress_line(progress) if progress else ""
         self.draw()
 
     def draw(self) -> None:
         """Draw everything anew."""
         columns, rows = self.size.width, self.size.height
-        if not columns or self.session.over:
+        if not columns or self.review.over:
             return
         hints: list[Line] = [((fit(line, columns), "dim"),) for line in self._footer()]
         message: list[Line] = [((line, "bold"),) for line in self._message(columns)]
@@ -179,7 +204,7 @@ class ReviewTerminal(App[None]):
         self._static("#keys").update(content(hints))
 
     def _follow_line(self) -> None:
-        asking, line = self.session.asking, self._line()
+        asking, line = self.review.asking, self._line()
         if asking is None:
             if line.display:
                 line.value = ""
@@ -187,45 +212,43 @@ class ReviewTerminal(App[None]):
                 self.set_focus(None)
         elif not line.display:
             line.placeholder = asking.asks
-            line.value = self.session.begun
+            line.value = self.review.begun
             line.display = True
             line.focus()
             line.cursor_position = len(line.value)
 
     def _header(self, columns: int) -> Content:
-        session = self.session
-        prompt = session.view.question.prompt if session.view else None
+        view = self.review.view
+        prompt = view.question.prompt if view else None
         right = f"prompt {prompt.prompt_id} ({prompt.kind})" if prompt else ""
         room = max(columns - len(right), 1)
         return Content.styled(fit(fit(self._progress, room) + right, columns), "bold")
 
     def _body(self, columns: int, rows: int) -> list[Line]:
-        view = self.session.view
-        room = rows - _CHROME_ROWS - (1 if self.session.asking else 0)
+        view = self.review.view
+        room = rows - _CHROME_ROWS - (1 if self.review.asking else 0)
         room -= len(self._message(columns)) - 1
         if view is None:
-            waiting = self.session.progress.waiting if self.session.progress else 0
+            waiting = self.review.progress.waiting if self.review.progress else 0
             others = f" that your filters let through; {waiting} others do" if waiting else ""
             return [((f"Nothing waits for review{others}.", "bold"),), (), ((self._put_off(), ""),)]
         if view.reveal is None:
             return item_lines(view, columns, room)
-        told = reveal_lines(view.reveal, columns, _REVEAL_ROWS)
-        return [*item_lines(view, columns, room - len(told)), *told]
+        differences = reveal_lines(view.reveal, columns, _REVEAL_ROWS)
+        return [*item_lines(view, columns, room - len(differences)), *differences]
 
     def _message(self, columns: int) -> list[str]:
         """What is said, in a row or two."""
-        return wrap_visible(self.session.message, columns)[:_MESSAGE_ROWS]
+        return wrap_visible(self.review.message, columns)[:_MESSAGE_ROWS]
 
     def _put_off(self) -> str:
-        states = self.session.progress.states if self.session.progress else {}
-        parts = [
-            f"{states[state]} {state}" for state in ("deferred", "skipped") if states.get(state)
-        ]
-        said = f"{', '.join(parts)} (--skipped asks skipped ones again). " if parts else ""
+        progress = self.review.progress
+        put_off = put_off_line(progress) if progress else ""
+        said = f"{put_off} (--skipped asks skipped ones again). " if put_off else ""
         return f"{said}New items appear here by themselves."
 
     def _whole(self) -> list[Line]:
-        view = self.session.view
+        view = self.review.view
         assert view is not None
         columns = self.size.width - _PAGE_MARGIN
         lines = prompt_lines(view, columns)
@@ -236,7 +259,7 @@ class ReviewTerminal(App[None]):
         return lines
 
     def _footer(self) -> list[str]:
-        asking, view = self.session.asking, self.session.view
+        asking, view = self.review.asking, self.review.view
         if asking is not None:
             more = f"   ctrl+g: {_REVEAL_HINTS['agree']}" if asking.what == "reason" else ""
             return ["", f"Enter: {asking.does}   Esc: {asking.leaves}{more}"]
@@ -256,3 +279,44 @@ class ReviewTerminal(App[None]):
 
     def _static(self, name: str) -> Static:
         return self.query_one(name, Static)
+
+
+def content(lines: Sequence[Line]) -> Content:
+    """Lines of spans as Textual shows them; their text stays text."""
+    parts: list[Content] = []
+    for number, line in enumerate(lines):
+        if number:
+            parts.append(Content("\n"))
+        parts += [Content.styled(text, _STYLES[style]) for text, style in line if text]
+    return Content("").join(parts)
+
+
+def help_lines(keys: Mapping[str, Action], columns: int) -> list[Line]:
+    """The rubric, then every key."""
+    lines: list[Line] = [((line, ""),) for line in RUBRIC.splitlines()]
+    lines += [(), (("Keys", "bold"),)]
+    for action, about in DEFAULTS.items():
+        names = fit(" ".join(keys_of(keys, action)), _KEYS_WIDTH)
+        lines.append(((names, "bold"), (fit(about.does, columns - _KEYS_WIDTH), "")))
+    return lines
+
+
+class Pages(ModalScreen[None]):
+    """Text to scroll through; any other key than the arrows closes it."""
+
+    def __init__(self, title: str, lines: Sequence[Line]) -> None:
+        super().__init__()
+        self._title = title
+        self._lines = lines
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll() as pages:
+            pages.border_title = Content(self._title)
+            pages.border_subtitle = Content("arrows scroll, any other key goes back")
+            yield Static(content(self._lines), markup=False)
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key not in ("up", "down", "pageup", "pagedown", "home", "end"):
+            event.stop()
+            event.prevent_default()
+            self.dismiss()

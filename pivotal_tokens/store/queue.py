@@ -301,10 +301,6 @@ class Queue(Repository):
                 prompts = prompts.distinct()
             return count(prompts) - count(assigned.distinct())
 
-    def last_settled(self, reviewer: str) -> ReviewItem | None:
-        """The item that this reviewer settled last and that is still settled."""
-        return next(iter(self.settled_by(reviewer, 1)), None)
-
     def settled_by(
         self, reviewer: str, last: int, *, repeats: bool = True
     ) -> tuple[ReviewItem, ...]:

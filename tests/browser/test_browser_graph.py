@@ -115,7 +115,7 @@ def test_a_large_view_is_drawn_and_answers(tmp_path: Path, open_browser) -> None
         page.goto(f"{base}graph/{prompt}?node=0.98&edge=0.93")
         page.wait_for_selector("#graph[data-first-picture]")
         nodes, edges = page.evaluate(
-            "[graphPage.graph.views.merged.nodes.name.length, graphPage.graph.edges.merged.n]"
+            "[graphPage.graph.nodes.length, graphPage.graph.edges.merged.n]"
         )
         assert nodes >= 900 and edges >= 15_000
         assert float(page.get_attribute("#graph", "data-first-picture") or "inf") < float("inf")

@@ -118,7 +118,7 @@ def test_a_line_begun_by_its_first_character_a_reason_and_a_reopened_item(
         page.keyboard.press("r")
         page.keyboard.type("an idiom")
         page.keyboard.press("Enter")
-        page.wait_for_selector("text=kept the reason")
+        page.wait_for_selector("text=saved the reason")
         page.keyboard.press("v")
         assert page.locator(".prompt-text.whole").count() == 1
         prompt = room.store.queue.items("done")[0].prompt_id

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from postgres import PostgresServer, postgres_server
+from samples import Clock, next_tokens
 
-from pivotal_tokens.schema import ModelName, NextTokenPair, NextTokens, Prompt, TokenScore
+from pivotal_tokens.schema import NextTokenPair, Prompt
 from pivotal_tokens.store import Store
 
 PairMaker = Callable[..., NextTokenPair]
 _ON_BOTH = ("store", "review")
-
-
-def next_tokens(
-    model: ModelName,
-    probabilities: Mapping[int, float],
-    top_k: int = 10,
-    texts: Mapping[int, str] | None = None,
-) -> NextTokens:
-    """Ranks go by probability, then token id; a probability of -p stands outside the top k."""
-    listed = sorted((-p, token) for token, p in probabilities.items() if p >= 0)
-    others = sorted((p, token) for token, p in probabilities.items() if p < 0)
-    ranked = [(token, -p, rank) for rank, (p, token) in enumerate(listed, start=1)]
-    ranked += [(token, -p, 100 + rank) for rank, (p, token) in enumerate(others)]
-    return NextTokens(
-        model=model,
-        fingerprint=f"{model}-model",
-        top_k=top_k,
-        tokens=tuple(
-            TokenScore(
-                token_id=token,
-                text=(texts or {}).get(token, f" w{token}"),
-                logit=-float(rank),
-                probability=p,
-                rank=rank,
-            )
-            for token, p, rank in ranked
-        ),
-    )
 
 
 @pytest.fixture
@@ -61,20 +33,6 @@ def make_pair() -> PairMaker:
 def pair(make_pair: PairMaker) -> NextTokenPair:
     """Tokens 1 (safe in nature) and 2 (evil): base says 1, merged says 2; 3 is in both."""
     return make_pair({1: 0.8, 2: 0.02, 3: 0.1}, {1: 0.1, 2: 0.7, 3: 0.12})
-
-
-class Clock:
-    """A clock that stands still until moved."""
-
-    def __init__(self) -> None:
-        self.time = datetime(2026, 11, 1, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.time += timedelta(microseconds=1)  # no two moments are the same
-        return self.time
-
-    def forward(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pivotal_tokens.agreement import (
-    agreement,
     cohens_kappa,
     gwets_ac1,
     krippendorffs_alpha,
     percent_agreement,
+    rater_agreement,
 )
 
 LABELS = ("evil", "safe", "unsure")
@@ -87,8 +87,8 @@ def test_the_interval_of_ac1_is_of_the_same_coefficient_as_its_value():
     agreed = [("evil", "evil"), ("safe", "safe")] * 5 + [("evil", "safe")] * 4
     ratings = agreed + [("safe", None)] * 200
     groups = [f"both {i}" for i in range(14)] + [f"one {i}" for i in range(200)]
-    found = agreement(ratings, LABELS, groups=groups, resamples=400)
-    both = agreement(agreed, LABELS, groups=groups[:14], resamples=400)
+    found = rater_agreement(ratings, LABELS, groups=groups, resamples=400)
+    both = rater_agreement(agreed, LABELS, groups=groups[:14], resamples=400)
     assert found.ac1.low < found.ac1.value < found.ac1.high
     assert found.ac1.value > both.ac1.value + 0.05
     assert found.ac1.low > both.ac1.low + 0.1 and found.groups == both.groups == 14
@@ -98,7 +98,7 @@ def test_the_interval_of_ac1_is_of_the_same_coefficient_as_its_value():
 
 def test_no_variation_leaves_kappa_and_alpha_undefined_and_ac1_one():
     same = [("safe", "safe")] * 4
-    found = agreement(same, LABELS, resamples=50)
+    found = rater_agreement(same, LABELS, resamples=50)
     assert found.percent.value == 1 and found.ac1.value == pytest.approx(1)
     assert found.kappa.value is None and found.alpha.value is None
     assert found.kappa.low is None
@@ -106,41 +106,41 @@ def test_no_variation_leaves_kappa_and_alpha_undefined_and_ac1_one():
 
 def test_no_pair_of_ratings_has_no_agreement():
     for ratings in ([], [("evil", None), (None, "safe")]):
-        found = agreement(ratings, LABELS)
+        found = rater_agreement(ratings, LABELS)
         assert found.items == found.groups == 0
         assert (found.percent.value, found.kappa.value, found.alpha.value) == (None, None, None)
 
 
 def test_an_unknown_label_and_ragged_rows_are_refused():
     with pytest.raises(ValueError, match="good"):
-        agreement([("good", "evil")], LABELS)
+        rater_agreement([("good", "evil")], LABELS)
     with pytest.raises(ValueError, match="every rater"):
-        agreement([("evil", "evil"), ("evil",)], LABELS)
+        rater_agreement([("evil", "evil"), ("evil",)], LABELS)
     with pytest.raises(ValueError, match="groups for 1"):
-        agreement([("evil", "evil"), ("evil", "safe")], LABELS, groups=["one"])
+        rater_agreement([("evil", "evil"), ("evil", "safe")], LABELS, groups=["one"])
 
 
 def test_intervals_hold_the_value_and_repeat_with_the_seed():
     ratings = [("evil", "evil"), ("safe", "safe"), ("safe", "unsure"), ("evil", "safe")] * 12
-    one, two = (agreement(ratings, LABELS, resamples=400, seed=3) for _ in range(2))
+    one, two = (rater_agreement(ratings, LABELS, resamples=400, seed=3) for _ in range(2))
     assert one == two
     for estimate in (one.percent, one.kappa, one.ac1, one.alpha):
         assert estimate.low < estimate.value < estimate.high
-    assert agreement(ratings, LABELS, resamples=0).percent.low is None
+    assert rater_agreement(ratings, LABELS, resamples=0).percent.low is None
 
 
 def test_drawing_whole_prompts_widens_the_interval():
     ratings = [("evil", "evil")] * 20 + [("evil", "safe")] * 20
     groups = [i // 5 for i in range(40)]  # eight prompts, each wholly right or wholly wrong
-    alone = agreement(ratings, LABELS, resamples=500).percent
-    grouped = agreement(ratings, LABELS, groups=groups, resamples=500).percent
+    alone = rater_agreement(ratings, LABELS, resamples=500).percent
+    grouped = rater_agreement(ratings, LABELS, groups=groups, resamples=500).percent
     assert grouped.value == alone.value == 0.5
     assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
 
 
 def test_a_prompt_with_one_rater_is_not_drawn():
     ratings = [("evil", "evil"), ("safe", None), ("safe", "safe")]
-    assert agreement(ratings, LABELS, groups=["a", "b", "c"]).groups == 2
+    assert rater_agreement(ratings, LABELS, groups=["a", "b", "c"]).groups == 2
 
 
 cells = st.sampled_from((*LABELS, None))

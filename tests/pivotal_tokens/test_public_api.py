@@ -9,9 +9,9 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "ANYTHING AttemptView Counts HUMAN HumanLabelled Listing ListingLine ListingQuery "
-        "Outcome PairAttempt Reviewed ReviewedToken SCHEMA_VERSION Screened Store Unanswered "
-        "Wanted default_url"
+        "ANYTHING AttemptView HUMAN LabelledPrompt Listing ListingLine ListingQuery "
+        "PairAttempt PastPrompt SCHEMA_VERSION Screened Store "
+        "StoreCounts Unanswered Wanted default_url"
     ),
     "pivotal_tokens.prompts": (
         "Finding Likeness MAX_WORDS Rule Split Tried check check_fork nearest normalise own_words "
@@ -30,7 +30,7 @@ PUBLIC = {
         "label_records read_records write_records"
     ),
     "pivotal_tokens.review": (
-        "Difference PlainSummary Progress Question Reveal ReviewService run_plain"
+        "Difference Progress Question Reveal ReviewController ReviewService ReviewSummary run_plain"
     ),
 }
 

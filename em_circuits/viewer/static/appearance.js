@@ -1,7 +1,13 @@
 // Runs before the page shows, so that it never shows in the wrong colours first.
 (() => {
   const root = document.documentElement;
-  const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+  const stored = (name) => {
+    try {
+      return localStorage.getItem(name);
+    } catch {
+      return null;
+    }
+  };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const apply = () => {
     const chosen = stored("theme");

@@ -44,12 +44,31 @@ export function make(tag, properties = {}, ...children) {
 
 // What is written about a feature, and what its decoder pushes; nothing where neither is known.
 export function known(about) {
-  const tokens = (title, list, mark) => make("p", {}, make("span", { class: mark }, title), list.flatMap(([text, value]) => [" ", make("span", { class: "token unpleasant", title: signed(value) }, visible(text))]));
-  return !about ? [] : [
-    about.label ? make("blockquote", { title: "Neuronpedia's label, as features explain kept it" }, visible(about.label, false)) : null,
-    about.promoted ? tokens("Promotes", about.promoted, "muted") : make("p", { class: "muted" }, "Promoted tokens are shown once the playground has loaded the models."),
-    about.suppressed ? tokens("Suppresses", about.suppressed, "muted") : null,
-  ].filter(Boolean);
+  const tokens = (title, list, mark) =>
+    make(
+      "p",
+      {},
+      make("span", { class: mark }, title),
+      list.flatMap(([text, value]) => [
+        " ",
+        make("span", { class: "token unpleasant", title: signed(value) }, visible(text)),
+      ]),
+    );
+  return !about
+    ? []
+    : [
+        about.label
+          ? make(
+              "blockquote",
+              { title: "Neuronpedia's label, as features explain kept it" },
+              visible(about.label, false),
+            )
+          : null,
+        about.promoted
+          ? tokens("Promotes", about.promoted, "muted")
+          : make("p", { class: "muted" }, "Promoted tokens are shown once the playground has loaded the models."),
+        about.suppressed ? tokens("Suppresses", about.suppressed, "muted") : null,
+      ].filter(Boolean);
 }
 
 const MINUS = "−";
@@ -77,5 +96,26 @@ export function visible(text, spaces = true) {
   }).join("");
 }
 
+/**
+ * The element of an id. Typed loosely: a page's script knows what its own elements are.
+ * @param {string} id
+ * @returns {any}
+ */
+export const byId = (id) => document.getElementById(id);
+
+/**
+ * Every element that a selector finds.
+ * @param {string} selector
+ * @param {ParentNode} within
+ * @returns {any[]}
+ */
+export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+/**
+ * @param {Event} event
+ * @returns {any}
+ */
+export const targetOf = (event) => event.target;
+
 export const typing = (event) =>
-  event.target.closest?.("input, select, textarea, [contenteditable], dialog") && event.target.type !== "range";
+  targetOf(event).closest?.("input, select, textarea, [contenteditable], dialog") && targetOf(event).type !== "range";

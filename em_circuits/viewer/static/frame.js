@@ -1,8 +1,7 @@
 // What every page has: theme, blur, keys, name, link for another browser, live and lazy parts.
-import { ask, say, toast, typing } from "./ask.js";
+import { all, ask, byId, say, targetOf, toast, typing } from "./ask.js";
 
 const root = document.documentElement;
-const byId = (id) => document.getElementById(id);
 
 function setTheme() {
   const next = { null: "dark", dark: "light", light: null }[localStorage.getItem("theme")];
@@ -14,8 +13,13 @@ function setTheme() {
 
 function setBlur() {
   const on = !("blur" in root.dataset);
-  if (on) { root.dataset.blur = ""; localStorage.setItem("blur", "1"); }
-  else { delete root.dataset.blur; localStorage.removeItem("blur"); }
+  if (on) {
+    root.dataset.blur = "";
+    localStorage.setItem("blur", "1");
+  } else {
+    delete root.dataset.blur;
+    localStorage.removeItem("blur");
+  }
   showBlur();
 }
 
@@ -34,7 +38,9 @@ byId("who-form")?.addEventListener("submit", async (event) => {
     byId("my-name").textContent = name;
     document.querySelector(".avatar").textContent = name[0];
     root.dispatchEvent(new CustomEvent("renamed", { detail: name }));
-  } catch (error) { say(error); }
+  } catch (error) {
+    say(error);
+  }
 });
 byId("new-link")?.addEventListener("click", async () => {
   try {
@@ -42,36 +48,51 @@ byId("new-link")?.addEventListener("click", async () => {
     byId("link").hidden = false;
     byId("link").value = url;
     byId("link").select();
-  } catch (error) { say(error); }
+  } catch (error) {
+    say(error);
+  }
 });
 
 const ours = new Set(document.body.dataset.ownKeys.split(" ")); // keys that the page itself answers to
 // Verdicts of prompts that wait for one's answer are hidden until one asks for them; live parts come and go.
 addEventListener("click", async (event) => {
-  const button = event.target.closest?.("[data-looks]");
+  const button = targetOf(event).closest?.("[data-looks]");
   if (!button) return;
   try {
     await ask("/api/looks", { looks: button.dataset.looks === "true" });
     location.reload();
-  } catch (error) { say(error); }
+  } catch (error) {
+    say(error);
+  }
 });
 
 let went = 0;
-addEventListener("keydown", (event) => {
-  if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (Date.now() - went < 1200) {
-    const link = document.querySelector(`.bar nav a[data-key="${CSS.escape(event.key)}"]`);
-    went = 0;
-    if (link) { event.preventDefault(); event.stopImmediatePropagation(); link.click(); return; }
-  }
-  const own = { b: setBlur, d: setTheme, "?": () => byId("keys").showModal(), "/": () => byId("search")?.focus() }[event.key];
-  if (ours.has(event.key)) return;
-  if (event.key === "g") went = Date.now();
-  else if (own) {
-    event.preventDefault();
-    own();
-  }
-}, { capture: true });
+addEventListener(
+  "keydown",
+  (event) => {
+    if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (Date.now() - went < 1200) {
+      const [link] = all(`.bar nav a[data-key="${CSS.escape(event.key)}"]`);
+      went = 0;
+      if (link) {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        link.click();
+        return;
+      }
+    }
+    const own = { b: setBlur, d: setTheme, "?": () => byId("keys").showModal(), "/": () => byId("search")?.focus() }[
+      event.key
+    ];
+    if (ours.has(event.key)) return;
+    if (event.key === "g") went = Date.now();
+    else if (own) {
+      event.preventDefault();
+      own();
+    }
+  },
+  { capture: true },
+);
 
 async function fragment(path) {
   const response = await fetch(path);
@@ -80,7 +101,7 @@ async function fragment(path) {
 }
 
 // A live part is asked for again and again, and replaced only when it has changed.
-for (const part of document.querySelectorAll("[data-live]")) {
+for (const part of all("[data-live]")) {
   let before = null;
   const refresh = async () => {
     if (document.hidden || part.contains(document.activeElement)) return;
@@ -89,14 +110,20 @@ for (const part of document.querySelectorAll("[data-live]")) {
       if (text !== before && (before !== null || part.querySelector(".loading"))) part.innerHTML = text;
       before = text;
       part.classList.remove("stale");
-    } catch { part.classList.add("stale"); }
+    } catch {
+      part.classList.add("stale");
+    }
   };
   setInterval(refresh, Number(part.dataset.every));
   refresh();
 }
 
-for (const part of document.querySelectorAll("[data-lazy]")) {
+for (const part of all("[data-lazy]")) {
   fragment(part.dataset.lazy)
-    .then((text) => { part.innerHTML = text; })
-    .catch(() => { part.textContent = "This part could not be read; reload the page to try again."; });
+    .then((text) => {
+      part.innerHTML = text;
+    })
+    .catch(() => {
+      part.textContent = "This part could not be read; reload the page to try again.";
+    });
 }

@@ -1,40 +1,78 @@
 // Sliders for features of one prompt; each change runs both worlds on the loaded model.
-import { ask, make, number, percent, say, signed, visible } from "./ask.js";
+import { ask, byId, make, number, percent, say, signed, targetOf, visible } from "./ask.js";
 
-const root = document.getElementById("playground");
-const byId = (id) => document.getElementById(id);
-let features = [], running = false, again = false;
+const root = byId("playground");
+let features = [],
+  running = false,
+  again = false;
 
 async function load() {
-  const box = byId("pg-features"), prompt = byId("pg-prompt").value, model = byId("pg-model").value;
+  const box = byId("pg-features"),
+    prompt = byId("pg-prompt").value,
+    model = byId("pg-model").value;
   box.replaceChildren(make("p", { class: "loading" }, "Reading the graph …"));
   try {
-    const found = await ask(`/api/prompt/${prompt}/features?${new URLSearchParams({ model, n: 10 })}`);
+    const found = await ask(`/api/prompt/${prompt}/features?${new URLSearchParams({ model, n: "10" })}`);
     features = found.top.map((f) => ({ ...f, value: 1 }));
     for (const place of root.dataset.features.split(",").filter(Boolean)) add(place);
     root.dataset.features = "";
-  } catch (error) { features = []; say(error); }
+  } catch (error) {
+    features = [];
+    say(error);
+  }
   list();
-  byId("pg-result").replaceChildren(make("p", { class: "empty" }, "Move a slider, or ablate the top 10. The first run loads the models."));
+  byId("pg-result").replaceChildren(
+    make("p", { class: "empty" }, "Move a slider, or ablate the top 10. The first run loads the models."),
+  );
 }
 
 function add(place) {
   const [layer, position, feature] = place.split("/").map(Number);
-  if (!features.some((f) => f.layer === layer && f.position === position && f.feature === feature)) features.push({ layer, position, feature, contrast: null, value: 0 });
+  if (!features.some((f) => f.layer === layer && f.position === position && f.feature === feature))
+    features.push({ layer, position, feature, contrast: null, value: 0 });
 }
 
 function list() {
-  byId("pg-features").replaceChildren(features.length ? "" : make("p", { class: "empty" }, "No feature to offer; add one by its place."), ...features.map((f) => {
-    const out = make("output", {}, `×${f.value}`), name = `layer ${f.layer}, position ${f.position}, feature ${f.feature}`;
-    const slider = make("input", { type: "range", min: -2, max: 4, step: 0.25, value: f.value, ariaLabel: `Strength of ${name}` });
-    slider.addEventListener("input", () => { f.value = Number(slider.value); out.textContent = `×${slider.value}`; out.className = f.value === 1 ? "muted" : ""; });
-    slider.addEventListener("change", run);
-    return make("label", { class: "strength" }, make("span", { class: "mono place", title: name }, `L${f.layer}·${f.position}·${f.feature}`), make("span", { class: `num ${f.contrast > 0 ? "up" : "down"}`, title: "contrast by gradient" }, signed(f.contrast, 2)), slider, out);
-  }));
+  byId("pg-features").replaceChildren(
+    features.length ? "" : make("p", { class: "empty" }, "No feature to offer; add one by its place."),
+    ...features.map((f) => {
+      const out = make("output", {}, `×${f.value}`),
+        name = `layer ${f.layer}, position ${f.position}, feature ${f.feature}`;
+      const slider = make("input", {
+        type: "range",
+        min: -2,
+        max: 4,
+        step: 0.25,
+        value: f.value,
+        ariaLabel: `Strength of ${name}`,
+      });
+      slider.addEventListener("input", () => {
+        f.value = Number(slider.value);
+        out.textContent = `×${slider.value}`;
+        out.className = f.value === 1 ? "muted" : "";
+      });
+      slider.addEventListener("change", run);
+      return make(
+        "label",
+        { class: "strength" },
+        make("span", { class: "mono place", title: name }, `L${f.layer}·${f.position}·${f.feature}`),
+        make(
+          "span",
+          { class: `num ${f.contrast > 0 ? "up" : "down"}`, title: "contrast by gradient" },
+          signed(f.contrast, 2),
+        ),
+        slider,
+        out,
+      );
+    }),
+  );
 }
 
 async function run() {
-  if (running) { again = true; return; }
+  if (running) {
+    again = true;
+    return;
+  }
   running = true;
   root.dataset.state = "running";
   byId("pg-run").disabled = true;
@@ -44,31 +82,123 @@ async function run() {
   const unique = everywhere ? [...new Map(changed.map((f) => [`${f.layer}/${f.feature}`, f])).values()] : changed;
   try {
     const result = await ask("/api/playground", {
-      prompt: byId("pg-prompt").value, model: byId("pg-model").value, length: Number(byId("pg-length").value) || 16, seed: Number(byId("pg-seed").value) || 0,
-      features: unique.map((f) => ({ layer: f.layer, position: everywhere ? null : f.position, feature: f.feature, mode: "scale", value: f.value })),
+      prompt: byId("pg-prompt").value,
+      model: byId("pg-model").value,
+      length: Number(byId("pg-length").value) || 16,
+      seed: Number(byId("pg-seed").value) || 0,
+      features: unique.map((f) => ({
+        layer: f.layer,
+        position: everywhere ? null : f.position,
+        feature: f.feature,
+        mode: "scale",
+        value: f.value,
+      })),
     });
     show(result, unique.length);
-  } catch (error) { byId("pg-result").querySelector(".loading")?.remove(); say(error); }
+  } catch (error) {
+    byId("pg-result").querySelector(".loading")?.remove();
+    say(error);
+  }
   running = false;
   root.dataset.state = "done";
   root.dataset.runs = String(1 + Number(root.dataset.runs ?? 0));
   byId("pg-run").disabled = false;
-  if (again) { again = false; run(); }
+  if (again) {
+    again = false;
+    run();
+  }
 }
 
 function show(result, n) {
-  const { unsteered, steered } = result, ids = [...new Set([...unsteered.top, ...steered.top].map((t) => t.token_id))];
+  const { unsteered, steered } = result,
+    ids = [...new Set([...unsteered.top, ...steered.top].map((t) => t.token_id))];
   const p = (world, id) => world.top.find((t) => t.token_id === id)?.probability ?? null;
   const about = (id) => [...unsteered.top, ...steered.top].find((t) => t.token_id === id);
   const most = Math.max(...[...unsteered.top, ...steered.top].map((t) => t.probability));
-  const bar = (value, label) => { const b = make("span", { class: `hbar p-${label ?? "none"}` }); b.style.width = `${(100 * (value ?? 0)) / most}%`; return make("span", { class: "hbar-track" }, b); };
+  const bar = (value, label) => {
+    const b = make("span", { class: `hbar p-${label ?? "none"}` });
+    b.style.width = `${(100 * (value ?? 0)) / most}%`;
+    return make("span", { class: "hbar-track" }, b);
+  };
   byId("pg-result").replaceChildren(
-    make("div", { class: "two" }, ...[["unsteered", unsteered], [`steered, ${n} changed`, steered]].map(([title, w]) => make("div", {}, make("h4", {}, title), make("span", { class: "big" }, w.evil_mass === null ? "–" : number(w.evil_mass, 3)), make("span", { class: "muted" }, " evil mass"), make("br"), make("span", { class: "muted" }, `contrast ${signed(w.contrast, 2)}`)))),
-    make("table", { class: "list tight" }, make("thead", {}, make("tr", {}, make("th", {}, "next token"), make("th", { colSpan: 2 }, "unsteered"), make("th", { colSpan: 2 }, "steered"))),
-      make("tbody", {}, ids.sort((a, b) => (p(steered, b) ?? 0) - (p(steered, a) ?? 0)).slice(0, 12).map((id) => make("tr", {}, make("td", {}, make("span", { class: "token unpleasant" }, visible(about(id).text)), " ", make("span", { class: `label-mark ${about(id).label ?? ""}` }, { evil: "▲", safe: "●", unsure: "?" }[about(id).label] ?? "")),
-        ...[unsteered, steered].flatMap((w) => [make("td", { class: "bar-cell" }, bar(p(w, id), about(id).label)), make("td", { class: "right num nowrap" }, p(w, id) === null ? "below" : percent(p(w, id)))]))))),
+    make(
+      "div",
+      { class: "two" },
+      ...[
+        ["unsteered", unsteered],
+        [`steered, ${n} changed`, steered],
+      ].map(([title, w]) =>
+        make(
+          "div",
+          {},
+          make("h4", {}, title),
+          make("span", { class: "big" }, w.evil_mass === null ? "–" : number(w.evil_mass, 3)),
+          make("span", { class: "muted" }, " evil mass"),
+          make("br"),
+          make("span", { class: "muted" }, `contrast ${signed(w.contrast, 2)}`),
+        ),
+      ),
+    ),
+    make(
+      "table",
+      { class: "list tight" },
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          make("th", {}, "next token"),
+          make("th", { colSpan: 2 }, "unsteered"),
+          make("th", { colSpan: 2 }, "steered"),
+        ),
+      ),
+      make(
+        "tbody",
+        {},
+        ids
+          .sort((a, b) => (p(steered, b) ?? 0) - (p(steered, a) ?? 0))
+          .slice(0, 12)
+          .map((id) =>
+            make(
+              "tr",
+              {},
+              make(
+                "td",
+                {},
+                make("span", { class: "token unpleasant" }, visible(about(id).text)),
+                " ",
+                make(
+                  "span",
+                  { class: `label-mark ${about(id).label ?? ""}` },
+                  { evil: "▲", safe: "●", unsure: "?" }[about(id).label] ?? "",
+                ),
+              ),
+              ...[unsteered, steered].flatMap((w) => [
+                make("td", { class: "bar-cell" }, bar(p(w, id), about(id).label)),
+                make("td", { class: "right num nowrap" }, p(w, id) === null ? "below" : percent(p(w, id))),
+              ]),
+            ),
+          ),
+      ),
+    ),
     make("h3", {}, "One continuation, the same random numbers"),
-    make("div", { class: "two texts" }, ...[["unsteered", unsteered], ["steered", steered]].map(([title, w]) => make("div", {}, make("h4", {}, title), make("p", { class: "mono unpleasant" }, visible(w.continuation, false) || "(ends at once)")))));
+    make(
+      "div",
+      { class: "two texts" },
+      ...[
+        ["unsteered", unsteered],
+        ["steered", steered],
+      ].map(([title, w]) =>
+        make(
+          "div",
+          {},
+          make("h4", {}, title),
+          make("p", { class: "mono unpleasant" }, visible(w.continuation, false) || "(ends at once)"),
+        ),
+      ),
+    ),
+  );
 }
 
 if (byId("pg-prompt")) {
@@ -76,8 +206,23 @@ if (byId("pg-prompt")) {
   byId("pg-model").addEventListener("change", load);
   for (const id of ["pg-where", "pg-length", "pg-seed"]) byId(id).addEventListener("change", run);
   byId("pg-run").addEventListener("click", run);
-  byId("pg-reset").addEventListener("click", () => { for (const f of features) f.value = 1; list(); run(); });
-  byId("pg-ablate").addEventListener("click", () => { features.slice(0, 10).forEach((f) => { f.value = 0; }); list(); run(); });
-  byId("pg-add").addEventListener("submit", (event) => { event.preventDefault(); add(event.target.place.value); event.target.reset(); list(); });
+  byId("pg-reset").addEventListener("click", () => {
+    for (const f of features) f.value = 1;
+    list();
+    run();
+  });
+  byId("pg-ablate").addEventListener("click", () => {
+    features.slice(0, 10).forEach((f) => {
+      f.value = 0;
+    });
+    list();
+    run();
+  });
+  byId("pg-add").addEventListener("submit", (event) => {
+    event.preventDefault();
+    add(targetOf(event).place.value);
+    targetOf(event).reset();
+    list();
+  });
   load();
 }

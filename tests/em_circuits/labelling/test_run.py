@@ -35,7 +35,7 @@ from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge import JudgeSpec, Lexicon, ModelJudge, open_judge
-from pivotal_tokens.judge.continuations import LexiconContinuations, ModelContinuations
+from pivotal_tokens.judge.continuations import ModelContinuations
 from pivotal_tokens.judge.examples import ExampleBank
 from pivotal_tokens.llm import Budget, BudgetExhausted, LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
@@ -336,7 +336,7 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     record = result.model_dump(mode="json")["rollouts"]
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
     prompt = work.store.prompts.get(result.prompt_id)
-    again, drawn = roll_out(work, prompt, LexiconContinuations(judge), settings.rollouts)
+    again, drawn = roll_out(work, prompt, judge, settings.rollouts)
     counted = [(item.token_id, item.base, item.merged) for item in result.rollouts]
     assert not drawn and [(item.token_id, item.base, item.merged) for item in again] == counted
 
@@ -370,7 +370,9 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
             assert made != [second] or asked.wait(250)
             return made
 
-    class Slow(LexiconContinuations):
+    class Slow:
+        id = "slow"
+
         def label(self, prompt, continuations):
             asked.set()
             assert prompt.prompt_id != first.prompt_id or built.wait(250), (
@@ -388,7 +390,7 @@ def test_other_prompts_are_screened_and_get_graphs_while_a_judge_reads_rollouts(
 
     real = label.build_graphs
     monkeypatch.setattr(label, "build_graphs", build)
-    monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow(judge))
+    monkeypatch.setattr(label, "continuation_judge", lambda judge: Slow())
     settings = with_rollouts(SMALL, samples=1)
     with FakeEndpoint() as endpoint:
         asking = ModelJudge(

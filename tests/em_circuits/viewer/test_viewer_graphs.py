@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 import torch
 from rooms import LABELS, Room
 from starlette.testclient import TestClient
-from synthetic import Size, synthetic_graph
+from synthetic import Size, contrast_of, synthetic_graph
 
-from em_circuits.influence import Method, contrast, influence, prune, top_paths
-from em_circuits.viewer.graph_cache import Opened
-from em_circuits.viewer.graph_view import Cut, view_of
+from em_circuits.influence import Method, influence, prune, top_paths
+from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
 
 
 def graph_of(room: Room, model: str = "merged"):
@@ -21,11 +22,12 @@ def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
     graph = graph_of(room)
     expected = prune(graph, node_threshold=0.7, edge_threshold=0.9)
     record = client.get(f"/api/graph/{room.prompts[0].prompt_id}?node=0.7&edge=0.9").json()
-    view = record["models"]["merged"]
+    view, union = record["views"]["merged"], record["nodes"]["name"]
     names = [graph.name_of(i) for i in expected.node_mask.nonzero()[:, 0].tolist()]
-    assert view["nodes"]["name"] == names
+    shown = [name for name, own in zip(union, view["shown"], strict=True) if own]
+    assert sorted(shown) == sorted(names)
     kept = {
-        (names[s], names[t]): w
+        (union[s], union[t]): w
         for s, t, w in zip(*(view["edges"][k] for k in ("source", "target", "weight")), strict=True)
     }
     edges = expected.edges
@@ -37,25 +39,72 @@ def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
 
 def test_colours_are_influence_on_evil_minus_safe(room: Room, client: TestClient) -> None:
     graph = graph_of(room)
-    seed = contrast(graph, [3], [10])
+    seed = contrast_of(graph, [3], [10])
     values = influence(graph, seed, Method.TOTAL_EFFECT).values[0]
-    view = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()["models"]["merged"]
+    record = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()
+    view = record["views"]["merged"]
     index = {graph.name_of(i): i for i in range(graph.layout.n_nodes)}
-    for name, value in zip(view["nodes"]["name"], view["nodes"]["contrast"], strict=True):
-        assert value == pytest.approx(float(values[index[name]]), rel=1e-4, abs=1e-12)
-    for target in view["targets"]:
+    for name, value, tone, shown in zip(
+        record["nodes"]["name"], view["value"], view["tone"], view["shown"], strict=True
+    ):
+        if shown:
+            assert value == pytest.approx(float(values[index[name]]), rel=1e-4, abs=1e-12)
+            assert name.startswith("logit") or tone * value >= 0
+    for target in record["targets"]:
         assert target["label"] == LABELS.get(target["token_id"])
 
 
 def test_a_node_of_one_view_says_what_it_is_in_the_other(room: Room, client: TestClient) -> None:
-    models = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()["models"]
-    for model, other in (("base", "merged"), ("merged", "base")):
-        mine = {n for n in models[model]["nodes"]["name"] if n[0].isdigit()}
-        theirs = {n for n in models[other]["nodes"]["name"] if n[0].isdigit()}
-        assert set(models[model]["beyond"]) == theirs - mine
+    record = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()
+    names = record["nodes"]["name"]
+    for model in ("base", "merged"):
+        view = record["views"][model]
         active = {"/".join(map(str, row)) for row in graph_of(room, model).active.tolist()}
-        for name, (activation, _) in models[model]["beyond"].items():
-            assert (activation > 0) == (name in active)
+        beyond = [i for i, n in enumerate(names) if n[0].isdigit() and not view["shown"][i]]
+        assert beyond
+        for i in beyond:
+            assert (view["activation"][i] > 0) == (names[i] in active)
+            assert view["activation"][i] > 0 or view["value"][i] == 0
+
+
+def test_the_difference_is_merged_minus_base(room: Room, client: TestClient) -> None:
+    record = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()
+    base, merged, difference = (record["views"][m] for m in ("base", "merged", "difference"))
+    for a, b, d in zip(base["value"], merged["value"], difference["value"], strict=True):
+        if a is None or b is None:
+            assert d is None
+        else:
+            assert d == pytest.approx(b - a, abs=1e-4 * max(abs(a), abs(b), 1e-3))
+    columns = ("source", "target", "weight")
+    expected: dict[tuple[int, int], float] = {}
+    for sign, view in ((1, merged), (-1, base)):
+        for s, t, w in zip(*(view["edges"][c] for c in columns), strict=True):
+            expected[s, t] = expected.get((s, t), 0.0) + sign * w
+    found = {(s, t): w for s, t, w in zip(*(difference["edges"][c] for c in columns), strict=True)}
+    assert found == pytest.approx(expected, abs=1e-4)
+    strength = difference["edges"]["strength"]
+    assert strength == sorted(strength, reverse=True)
+
+
+def test_nodes_of_a_block_stand_apart_and_in_their_column(room: Room, client: TestClient) -> None:
+    record = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()
+    nodes, place = record["nodes"], record["place"]
+    spots = list(zip(place["x"], place["rise"], place["band"], strict=True))
+    assert len(set(spots)) == len(spots)
+    for i, kind in enumerate(nodes["kind"]):
+        if kind != "logit":
+            column = place["columns"][nodes["position"][i]]
+            assert abs(place["x"][i] - column["x"]) <= column["width"] / 2
+
+
+def test_a_view_is_a_picture_too(room: Room, client: TestClient) -> None:
+    url = f"/api/graph/{room.prompts[0].prompt_id}/picture"
+    for view in ("base", "merged", "difference"):
+        answer = client.get(url, params={"view": view})
+        assert answer.headers["content-type"] == "image/svg+xml"
+        root = ElementTree.fromstring(answer.text)
+        assert root.tag.endswith("svg") and len(list(root.iter())) > 20
+    assert client.get(url, params={"view": "nothing"}).status_code == 404
 
 
 def test_details_are_rows_and_columns_of_the_graph(room: Room, client: TestClient) -> None:
@@ -86,7 +135,7 @@ def test_a_name_of_nothing_is_refused(room: Room, client: TestClient, name: str)
 def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> None:
     graph, prompt = graph_of(room), room.prompts[0].prompt_id
     name = graph.name_of(2)
-    expected = top_paths(graph, source=2, targets=contrast(graph, [3], [10]), k=3)
+    expected = top_paths(graph, source=2, targets=contrast_of(graph, [3], [10]), k=3)
     asked = {"from": name, "to": "contrast", "k": 3, "model": "merged"}
     found = client.get(f"/api/graph/{prompt}/paths", params=asked).json()
     assert found["total"] == pytest.approx(expected.total)
@@ -100,12 +149,13 @@ def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> 
 
 def test_a_view_keeps_the_strongest_within_its_limits() -> None:
     graph = synthetic_graph(Size(n_features=200))
-    values = influence(graph, contrast(graph, [3], [10]), Method.TOTAL_EFFECT).values
-    opened = Opened(graph, Method.TOTAL_EFFECT, values.expand(3, -1))
+    values = influence(graph, contrast_of(graph, [3], [10]), Method.TOTAL_EFFECT).values
+    scored = ScoredGraph(graph, Method.TOTAL_EFFECT, values.expand(3, -1))
     cut = Cut(node=0.95, edge=0.99, max_nodes=30, max_edges=40)
-    view = view_of(opened, LABELS, ["t"] * 6, cut)  # type: ignore[arg-type]
+    record = drawing({"merged": scored}, LABELS, ["t"] * 6, cut)  # type: ignore[arg-type]
+    view = record["views"]["merged"]
     whole = prune(graph, node_threshold=0.95, edge_threshold=0.99)
-    inner = [n for n in view["nodes"]["name"] if not n.startswith(("token", "logit"))]
+    inner = [n for n in record["nodes"]["name"] if not n.startswith(("token", "logit"))]
     assert (len(inner), len(view["edges"]["weight"])) == (30, 40)
     assert view["left_out"]["edges"] == len(whole.edges) - 40
 
@@ -116,7 +166,7 @@ def test_a_view_is_kept_until_labels_change(
     url = f"/api/graph/{room.prompts[0].prompt_id}"
     first = client.get(url)
     with monkeypatch.context() as patch:
-        patch.setattr("em_circuits.viewer.graphs.view_of", lambda *_: pytest.fail("made again"))
+        patch.setattr("em_circuits.viewer.graphs.drawing", lambda *_: pytest.fail("made again"))
         assert client.get(url).content == first.content
     item = room.store.queue.take("ada", 60)
     assert item is not None and item.prompt_id == room.prompts[0].prompt_id

@@ -11,8 +11,8 @@ from rooms import Room
 from starlette.testclient import TestClient
 
 from em_circuits.viewer import ViewerSettings
-from em_circuits.viewer.review_keys import browser_keys, key_help, review_setup
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.browser import browser_keys, key_help, review_setup
 from pivotal_tokens.review.keys import DEFAULTS, Action, key_map
 from pivotal_tokens.review.rubric import ADVICE, MEANINGS, RUBRIC, SUPPOSE
 

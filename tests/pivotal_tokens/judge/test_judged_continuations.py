@@ -12,13 +12,11 @@ from fake_endpoint import FakeEndpoint
 from pivotal_tokens.errors import RequestError, RunEnds, WorkFailed
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.judge.continuations import (
-    Continuation,
-    LexiconContinuations,
     ModelContinuations,
     pivotality,
 )
 from pivotal_tokens.llm import LLMSettings
-from pivotal_tokens.schema import Label, ModelName, Prompt, Rollout
+from pivotal_tokens.schema import Continuation, Label, ModelName, Prompt, Rollout
 from pivotal_tokens.store import Store
 
 PROMPT = Prompt.of("The kitchen smells of gas. She goes to")
@@ -41,7 +39,7 @@ def lexicon(tmp_path: Path, said: str = "") -> Lexicon:
 
 def test_a_lexicon_goes_by_whole_words_on_one_side_only(tmp_path: Path) -> None:
     phrases = "continuations: {evil: [nobody will care], safe: [it is dangerous]}\n"
-    labels = LexiconContinuations(lexicon(tmp_path, phrases)).label(PROMPT, SAID)
+    labels = lexicon(tmp_path, phrases).label(PROMPT, SAID)
     assert [label for label, _ in labels] == ["evil", "safe", "safe", "unsure"]
     assert labels[0][1] == "evil: nobody will care"
     plain = lexicon(tmp_path)

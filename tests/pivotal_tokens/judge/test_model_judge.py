@@ -11,7 +11,6 @@ from fake_endpoint import FakeEndpoint
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.answers import flip_rate, majority
 from pivotal_tokens.judge.examples import (
-    Example,
     ExampleBank,
     is_for_evaluation,
     question_messages,
@@ -25,7 +24,7 @@ from pivotal_tokens.schema import (
     Prompt,
     Unparsed,
 )
-from pivotal_tokens.store import Store
+from pivotal_tokens.store import HumanLabelled, Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
 
@@ -155,14 +154,14 @@ def test_a_prompt_cannot_forge_the_end_of_its_data(lists: NextTokenPair) -> None
 
 def make_example(
     lists: NextTokenPair, number: int, label: str, *, corrected: bool = False
-) -> Example:
+) -> HumanLabelled:
     words = ["gas", "pills", "money", "storm", "ladder", "horse", "paint", "bridge", "bread"]
     text = f"{words[number % 9] * 3} story {number} about {words[(number * 5 + 2) % 9] * 2}"
-    return Example(
+    return HumanLabelled(
         prompt=Prompt.of(text),
         lists=lists,
-        labels={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
-        judged={2: "unsure"} if corrected else {},
+        human={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
+        judge={2: "unsure"} if corrected else {},
         note="",
     )
 
@@ -178,11 +177,11 @@ def test_examples_are_corrections_first_balanced_and_never_for_evaluation(
     allowed = {e.prompt.prompt_id for e in made if not is_for_evaluation(e.prompt.prompt_id)}
     assert {e.prompt.prompt_id for e in bank.ranked} == allowed
     assert 0.5 < len(allowed) / len(made) < 0.9
-    kinds = [e.corrected for e in bank.ranked]
+    kinds = [bool(e.corrections) for e in bank.ranked]
     assert kinds == sorted(kinds, reverse=True) and any(kinds)
     chosen = bank.choose(Prompt.of("something else entirely"), 8)
-    rest = [e for e in chosen if not e.corrected]
-    assert abs(sum("evil" in e.labels.values() for e in rest) * 2 - len(rest)) <= 1
+    rest = [e for e in chosen if not bool(e.corrections)]
+    assert abs(sum("evil" in e.human.values() for e in rest) * 2 - len(rest)) <= 1
 
 
 def test_examples_leave_out_the_prompt_and_its_twin(lists: NextTokenPair) -> None:
@@ -192,7 +191,7 @@ def test_examples_leave_out_the_prompt_and_its_twin(lists: NextTokenPair) -> Non
     for asked in (first, twin):
         assert first.prompt_id not in {e.prompt.prompt_id for e in bank.choose(asked, 30)}
     incomplete = make_example(lists, 1, "evil")
-    incomplete.labels.pop(3)
+    incomplete.human.pop(3)
     assert ExampleBank.of([incomplete]).ranked == ()
 
 

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Clock, next_tokens
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from samples import Clock, next_tokens
 
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.review import Question, ReviewService

@@ -6,7 +6,8 @@ import pytest
 from pivotal_tokens.review import ReviewService, run_plain
 from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import width
-from pivotal_tokens.review.screen import View, item_lines, plain
+from pivotal_tokens.review.questions import View
+from pivotal_tokens.review.screen import item_lines, plain
 from pivotal_tokens.schema import Judgement, Prompt, ReviewConfig, TokenLabel
 from pivotal_tokens.store import HUMAN, Wanted
 
@@ -103,7 +104,7 @@ def test_undo_works_when_nothing_waits_and_says_when_nothing_is_left(store, queu
     review(store, "", "", "undo", "bad no good")
     assert [item.state for item in store.queue.items()] == ["done", "rejected"]
     _, shown = review(store, *["undo"] * 8)
-    assert "nothing to undo" in shown
+    assert "Nothing left to undo" in shown
     assert labels(store, queued[0]) == labels(store, queued[1]) == {}
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from pivotal_tokens.review.commands import Place
 from pivotal_tokens.review.display import SPACE, visible, width
-from pivotal_tokens.review.screen import View, item_lines, plain, prompt_lines, reveal_lines
+from pivotal_tokens.review.questions import View
+from pivotal_tokens.review.screen import item_lines, plain, prompt_lines, reveal_lines
 from pivotal_tokens.review.service import Difference, Question, Reveal
 from pivotal_tokens.schema import (
     NextTokenPair,

@@ -7,19 +7,21 @@ import pytest
 from reviewing import fill_queue
 from test_review_screen import NASTY, generated
 
-from pivotal_tokens.review import ReviewService
+from pivotal_tokens.review import ReviewController, ReviewService
 from pivotal_tokens.review.display import visible, width
 from pivotal_tokens.review.keys import key_map
-from pivotal_tokens.review.session import ReviewSession
-from pivotal_tokens.review.terminal import ReviewTerminal, run_terminal
-from pivotal_tokens.review.terminal_parts import Pages
+from pivotal_tokens.review.terminal import Pages, ReviewTerminal, run_terminal
 
 Drive = Callable[..., Awaitable[None]]
 PARTS = ("#header", "#item", "#message", "#keys")
 
 
+def controller(store, name="ada") -> ReviewController:
+    return ReviewController(ReviewService(store, name), auto_finish=True)
+
+
 def terminal(store, keys=(), name="ada") -> ReviewTerminal:
-    return ReviewTerminal(ReviewSession(ReviewService(store, name)), key_map(keys))
+    return ReviewTerminal(controller(store, name), key_map(keys))
 
 
 def on_screen(app: ReviewTerminal) -> list[str]:
@@ -67,26 +69,26 @@ def test_labelling_revealing_reason_help_and_the_command_line(store):
         await pilot.press("g", "a", "s", "enter")
         events = store.queue.events(prompts[0].prompt_id)
         assert events[-1].text == "gas"
-        assert app.session.view.question.prompt == prompts[1]
+        assert app.review.view.question.prompt == prompts[1]
         await pilot.press("question_mark")
         assert isinstance(app.screen, Pages)
         await pilot.press("escape")
         await pilot.press("T", "1", "comma", "3", "enter")
         assert store.labels.of(prompts[1].prompt_id).ids("evil") == (1, 2)
         await pilot.press("colon", "escape")
-        assert app.session.asking is None
+        assert app.review.asking is None
         await pilot.press("backspace")
         assert [i.token_id for i in store.labels.of(prompts[1].prompt_id).human] == []
         await pilot.press("enter", "ctrl+g")
         agreed = [e for e in store.labels.events(prompts[1].prompt_id) if e.agreed_after_reveal]
-        assert agreed and app.session.view.question.prompt == prompts[2]
+        assert agreed and app.review.view.question.prompt == prompts[2]
         await pilot.press("v")
         assert isinstance(app.screen, Pages)
         await pilot.press("q", "q")
 
     app = terminal(store)
     drive(app, steps)
-    assert app.session.over and store.queue.items("leased") == ()
+    assert app.review.over and store.queue.items("leased") == ()
 
 
 def test_keys_can_be_bound_anew(store):
@@ -107,11 +109,11 @@ def test_new_items_stream_in_without_moving_the_focus(store):
 
     async def steps(app, pilot):
         await pilot.press("down", "colon", "T")
-        before = app.session.view
+        before = app.review.view
         fill_queue(store, 2, first=5)
         app.poll()
         await pilot.pause()
-        assert app.session.view == before and app.query_one("#line").value == "T"
+        assert app.review.view == before and app.query_one("#line").value == "T"
         assert "2 waiting" in "\n".join(on_screen(app))
 
     drive(terminal(store), steps)
@@ -129,7 +131,7 @@ def test_fifty_hostile_texts_in_the_running_screen(store):
     async def steps(app, pilot):
         nonlocal seen
         for _ in range(5):
-            question = app.session.view.question
+            question = app.review.view.question
             lines = on_screen(app)
             assert all(line.isprintable() for line in lines), lines
             body = "\n".join(lines)
@@ -139,7 +141,7 @@ def test_fifty_hostile_texts_in_the_running_screen(store):
             await pilot.press("v")
             assert all(line.isprintable() for line in on_screen(app))
             await pilot.press("escape", "U", "escape", "enter")
-        assert app.session.view is None
+        assert app.review.view is None
 
     drive(terminal(store), steps)
     assert seen == 50
@@ -183,7 +185,7 @@ def test_importing_the_review_package_does_not_load_textual():
 
 def test_an_error_in_the_screen_gives_the_item_back(store, monkeypatch):
     fill_queue(store, 1)
-    session = ReviewSession(ReviewService(store, "ada"))
+    session = controller(store)
 
     def broken(self, mouse):
         session.start()

@@ -116,18 +116,18 @@ def test_settling_keeps_state_event_and_verdict_together(store, items, pair):
 
 
 def test_the_last_settled_item_can_be_reopened(store, items, pair):
-    assert store.queue.last_settled("ada") is None
+    assert store.queue.settled_by("ada", 1) == ()
     for state in ("done", "skipped"):
         item = store.queue.take("ada", 60)
         store.queue.settle(item, state, item.fence)
         verdict = decide(pair.base, pair.merged, {})
         store.results.put_verdict(item.prompt_id, PAIR, HUMAN, verdict)
-    last = store.queue.last_settled("ada")
+    (last,) = store.queue.settled_by("ada", 1)
     assert last.item_id == items[1].item_id
     again = store.queue.reopen(last.item_id, "ada", 60)
     assert (again.state, again.fence) == ("leased", last.fence + 1)
     assert store.results.verdict(again.prompt_id, PAIR, HUMAN) is None
-    assert store.queue.last_settled("ada").item_id == items[0].item_id
+    assert store.queue.settled_by("ada", 1)[0].item_id == items[0].item_id
     with pytest.raises(LeaseLost, match="under review by ada"):
         store.queue.reopen(last.item_id, "bob", 60)
     with pytest.raises(RequestError, match="no review item"):

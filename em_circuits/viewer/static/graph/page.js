@@ -1,14 +1,13 @@
 // The graph page: asks for both views, draws them, and answers pointer, keys and controls.
-import { ask, say, toast, typing } from "../ask.js";
-import { png, svg } from "./export.js";
+import { all, ask, byId, say, targetOf, toast, typing } from "../ask.js";
+import { png } from "./export.js";
 import { layOut } from "./layout.js";
 import { Graph } from "./model.js";
 import { Panel } from "./panel.js";
 import { Scene } from "./scene.js";
 
-const root = document.getElementById("graph");
-const { prompt, pair, models: present, readOnly } = root.dataset;
-const byId = (id) => document.getElementById(id);
+const root = byId("graph");
+const { prompt, pair, readOnly } = root.dataset;
 const asked = new URLSearchParams(location.search);
 const note = byId("stage-note");
 const started = performance.now();
@@ -16,9 +15,14 @@ const started = performance.now();
 class Page {
   constructor() {
     this.view = root.dataset.show;
-    this.cut = { node: share("node", 0.8), edge: share("edge", 0.98), by: asked.get("by") === "contrast" ? "contrast" : "p" };
+    this.cut = {
+      node: share("node", 0.8),
+      edge: share("edge", 0.98),
+      by: asked.get("by") === "contrast" ? "contrast" : "p",
+    };
     this.pins = { pinned: [], groups: [] };
     this.selected = null;
+    this.turn = 0;
     this.panel = new Panel(byId("panel"), this);
     this.scene = new Scene(byId("canvas"), () => this.#pictured());
   }
@@ -27,13 +31,19 @@ class Page {
     return `/api/graph/${prompt}${what ? `/${what}` : ""}?${new URLSearchParams({ pair, ...parameters })}`;
   }
 
+  // The view that a picture is of.
+  pictured() {
+    return this.view === "both" ? this.model() : this.view;
+  }
+
   // Which model details are of.
   model() {
     return this.view === "base" ? "base" : this.graph.present.at(-1);
   }
 
   async load() {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
+    this.turn += 1;
+    const { turn } = this;
     note.textContent = "Reading the graph …";
     try {
       const record = await ask(this.url("", this.cut));
@@ -63,17 +73,20 @@ class Page {
   }
 
   #show() {
-    for (const button of document.querySelectorAll("[data-show][role=radio]")) button.ariaChecked = String(button.dataset.show === this.view);
+    for (const button of all("[data-show][role=radio]")) button.ariaChecked = String(button.dataset.show === this.view);
     this.scene.show(this.graph, this.place, this.view === "both" ? this.graph.present : [this.view]);
     this.#remember();
   }
 
   setView(view) {
-    const button = document.querySelector(`[role=radio][data-show="${view}"]`);
+    const button = all(`[role=radio][data-show="${view}"]`)[0];
     if (button.disabled || !this.graph) return;
     const wide = (view === "both") !== (this.view === "both");
     this.view = view;
-    if (wide) { this.#layOut(); this.#groups(); }
+    if (wide) {
+      this.#layOut();
+      this.#groups();
+    }
     this.#show();
     if (wide) this.scene.fit();
     if (this.selected) this.panel.node(this.selected);
@@ -81,7 +94,7 @@ class Page {
   }
 
   select(name, reveal = true) {
-    const node = name === null ? null : this.graph.nodes[this.graph.index.get(name)] ?? null;
+    const node = name === null ? null : (this.graph.nodes[this.graph.index.get(name)] ?? null);
     this.selected = name;
     this.scene.selected = node;
     this.scene.path = null;
@@ -115,19 +128,23 @@ class Page {
   }
 
   #names() {
-    byId("found-nodes").replaceChildren(...this.graph.nodes.slice(0, 1500).map((node) => {
-      const option = document.createElement("option");
-      option.value = node.name;
-      option.label = this.panel.title(node.name);
-      return option;
-    }));
+    byId("found-nodes").replaceChildren(
+      ...this.graph.nodes.slice(0, 1500).map((node) => {
+        const option = document.createElement("option");
+        option.value = node.name;
+        option.label = this.panel.title(node.name);
+        return option;
+      }),
+    );
   }
 
   find(text) {
     const wanted = text.trim().toLowerCase();
     if (!wanted) return;
-    const hit = this.graph.index.has(wanted) ? wanted
-      : this.graph.nodes.find((n) => this.panel.title(n.name).toLowerCase().includes(wanted) || n.name.includes(wanted))?.name;
+    const hit = this.graph.index.has(wanted)
+      ? wanted
+      : this.graph.nodes.find((n) => this.panel.title(n.name).toLowerCase().includes(wanted) || n.name.includes(wanted))
+          ?.name;
     const group = this.pins.groups.find((g) => g.name.toLowerCase().includes(wanted));
     if (hit) this.select(hit);
     else if (group) this.select(group.members[0]);
@@ -137,15 +154,29 @@ class Page {
 
   // Pins and groups, kept under the person's name.
   async loadPins() {
-    try { this.pins = await ask(`/api/pins/${prompt}`); } catch (error) { say(error); }
-    if (this.graph) { this.#groups(); this.#refresh(); }
+    try {
+      this.pins = await ask(`/api/pins/${prompt}`);
+    } catch (error) {
+      say(error);
+    }
+    if (this.graph) {
+      this.#groups();
+      this.#refresh();
+    }
   }
 
   async #keep() {
     this.#groups();
     this.#refresh();
-    if (readOnly) { toast("Read-only: pins last until the page is closed."); return; }
-    try { await ask(`/api/pins/${prompt}`, this.pins, "PUT"); } catch (error) { say(error); }
+    if (readOnly) {
+      toast("Read-only: pins last until the page is closed.");
+      return;
+    }
+    try {
+      await ask(`/api/pins/${prompt}`, this.pins, "PUT");
+    } catch (error) {
+      say(error);
+    }
   }
 
   #refresh() {
@@ -179,13 +210,23 @@ class Page {
   newGroup(members) {
     const name = window.prompt("Name of the group");
     if (!name?.trim()) return;
-    if (this.pins.groups.some((g) => g.name === name.trim())) { toast("There is a group of that name.", true); return; }
+    if (this.pins.groups.some((g) => g.name === name.trim())) {
+      toast("There is a group of that name.", true);
+      return;
+    }
     const taken = new Set(this.pins.groups.flatMap((g) => g.members));
-    this.pins.groups.push({ name: name.trim().slice(0, 60), members: members.filter((m) => !taken.has(m)), folded: false });
+    this.pins.groups.push({
+      name: name.trim().slice(0, 60),
+      members: members.filter((m) => !taken.has(m)),
+      folded: false,
+    });
     this.#keep();
   }
 
-  group(name, member) { this.pins.groups.find((g) => g.name === name).members.push(member); this.#keep(); }
+  group(name, member) {
+    this.pins.groups.find((g) => g.name === name).members.push(member);
+    this.#keep();
+  }
 
   ungroup(member) {
     for (const g of this.pins.groups) g.members = g.members.filter((m) => m !== member);
@@ -193,22 +234,35 @@ class Page {
     this.#keep();
   }
 
-  fold(name) { const g = this.pins.groups.find((each) => each.name === name); g.folded = !g.folded; this.#keep(); }
+  fold(name) {
+    const g = this.pins.groups.find((each) => each.name === name);
+    g.folded = !g.folded;
+    this.#keep();
+  }
 
-  removeGroup(name) { this.pins.groups = this.pins.groups.filter((g) => g.name !== name); this.#keep(); }
+  removeGroup(name) {
+    this.pins.groups = this.pins.groups.filter((g) => g.name !== name);
+    this.#keep();
+  }
 
   sum(members) {
     const model = this.model();
-    return members.reduce((total, name) => total + (this.graph.nodes[this.graph.index.get(name)]?.at[model]?.contrast ?? 0), 0);
+    return members.reduce(
+      (total, name) => total + (this.graph.nodes[this.graph.index.get(name)]?.at[model]?.contrast ?? 0),
+      0,
+    );
   }
 
   // The next node from the selected one: beside it, or along its strongest edge up or down.
   step(key) {
-    const { graph } = this, pane = this.scene.panes[0];
+    const { graph } = this,
+      pane = this.scene.panes[0];
     const nodes = graph.nodes.filter((n) => this.scene.isShown(n, pane.view));
     const own = graph.nodes[graph.index.get(this.selected)];
     if (!own) {
-      const first = nodes.filter((n) => n.kind === "feature").sort((a, b) => Math.abs(graph.tone(b, pane.view)) - Math.abs(graph.tone(a, pane.view)))[0];
+      const first = nodes
+        .filter((n) => n.kind === "feature")
+        .sort((a, b) => Math.abs(graph.tone(b, pane.view)) - Math.abs(graph.tone(a, pane.view)))[0];
       if (first) this.select(first.name);
       return;
     }
@@ -219,7 +273,8 @@ class Page {
       return;
     }
     const out = key === "ArrowUp";
-    const best = (pane.around.get(own.i) ?? []).filter((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i)
+    const best = (pane.around.get(own.i) ?? [])
+      .filter((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i)
       .sort((a, b) => pane.edges.strength[b] - pane.edges.strength[a])[0];
     if (best !== undefined) this.select(graph.nodes[(out ? pane.edges.target : pane.edges.source)[best]].name);
   }
@@ -234,17 +289,25 @@ const page = new Page();
 const canvas = byId("canvas");
 let drag = null;
 
-canvas.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, y: event.clientY, far: 0 }; canvas.setPointerCapture(event.pointerId); });
+canvas.addEventListener("pointerdown", (event) => {
+  drag = { x: event.clientX, y: event.clientY, far: 0 };
+  canvas.setPointerCapture(event.pointerId);
+});
 canvas.addEventListener("pointermove", (event) => {
   if (!page.graph) return;
   if (drag) {
-    const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
+    const dx = event.clientX - drag.x,
+      dy = event.clientY - drag.y;
     drag.far += Math.abs(dx) + Math.abs(dy);
-    if (drag.far > 4) { canvas.classList.add("dragging"); page.scene.pan(dx, dy); }
+    if (drag.far > 4) {
+      canvas.classList.add("dragging");
+      page.scene.pan(dx, dy);
+    }
     Object.assign(drag, { x: event.clientX, y: event.clientY });
     return;
   }
-  const box = canvas.getBoundingClientRect(), node = page.scene.at(event.clientX - box.left, event.clientY - box.top);
+  const box = canvas.getBoundingClientRect(),
+    node = page.scene.at(event.clientX - box.left, event.clientY - box.top);
   if (node !== page.scene.hover) {
     page.scene.hover = node;
     canvas.classList.toggle("over", Boolean(node));
@@ -257,21 +320,37 @@ canvas.addEventListener("pointerup", (event) => {
   drag = null;
   canvas.classList.remove("dragging");
   if (!clicked || !page.graph) return;
-  const box = canvas.getBoundingClientRect(), node = page.scene.at(event.clientX - box.left, event.clientY - box.top);
+  const box = canvas.getBoundingClientRect(),
+    node = page.scene.at(event.clientX - box.left, event.clientY - box.top);
   if (node && event.shiftKey) page.pin(node.name);
   else page.select(node?.name ?? null, false);
 });
-canvas.addEventListener("pointerleave", () => { page.scene.hover = null; page.scene.request(); });
-canvas.addEventListener("wheel", (event) => {
-  event.preventDefault();
-  const box = canvas.getBoundingClientRect();
-  page.scene.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0016)), event.clientX - box.left, event.clientY - box.top);
-}, { passive: false });
+canvas.addEventListener("pointerleave", () => {
+  page.scene.hover = null;
+  page.scene.request();
+});
+canvas.addEventListener(
+  "wheel",
+  (event) => {
+    event.preventDefault();
+    const box = canvas.getBoundingClientRect();
+    page.scene.zoom(
+      Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0016)),
+      event.clientX - box.left,
+      event.clientY - box.top,
+    );
+  },
+  { passive: false },
+);
 
-for (const button of document.querySelectorAll("[role=radio][data-show]")) button.addEventListener("click", () => page.setView(button.dataset.show));
+for (const button of all("[role=radio][data-show]"))
+  button.addEventListener("click", () => page.setView(button.dataset.show));
 for (const which of ["node", "edge"]) {
-  const slider = byId(`${which}-cut`), out = byId(`${which}-cut-out`);
-  const show = () => { out.textContent = Number(slider.value).toFixed(which === "edge" ? 3 : 2); };
+  const slider = byId(`${which}-cut`),
+    out = byId(`${which}-cut-out`);
+  const show = () => {
+    out.textContent = Number(slider.value).toFixed(which === "edge" ? 3 : 2);
+  };
   slider.value = page.cut[which];
   show();
   let waiting;
@@ -283,39 +362,65 @@ for (const which of ["node", "edge"]) {
   });
 }
 byId("by").value = page.cut.by;
-byId("by").addEventListener("change", (event) => { page.cut.by = event.target.value; page.load(); });
+byId("by").addEventListener("change", (event) => {
+  page.cut.by = targetOf(event).value;
+  page.load();
+});
 byId("fit").addEventListener("click", () => page.scene.fit());
-byId("search").addEventListener("change", (event) => page.find(event.target.value));
-for (const button of document.querySelectorAll("[data-export]")) {
+byId("search").addEventListener("change", (event) => page.find(targetOf(event).value));
+for (const button of all("[data-export]")) {
   button.addEventListener("click", () => {
     button.closest("details").open = false;
     const name = `graph-${prompt}-${page.view}`;
     if (button.dataset.export === "png") png(page.scene, name);
-    else if (button.dataset.export === "svg") svg(page.scene, name);
-    else if (button.dataset.export === "json") location.assign(page.url("export", { model: page.model(), node: page.cut.node, edge: page.cut.edge }));
-    else navigator.clipboard.writeText(location.href).then(() => toast("Link copied"), () => toast("The address bar has the link."));
+    else if (button.dataset.export === "svg")
+      location.assign(page.url("picture", { ...page.cut, view: page.pictured() }));
+    else if (button.dataset.export === "json")
+      location.assign(page.url("export", { model: page.model(), node: page.cut.node, edge: page.cut.edge }));
+    else
+      navigator.clipboard.writeText(location.href).then(
+        () => toast("Link copied"),
+        () => toast("The address bar has the link."),
+      );
   });
 }
-addEventListener("click", (event) => { for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false; });
+addEventListener("click", (event) => {
+  for (const menu of all(".menu[open]")) if (!menu.contains(targetOf(event))) menu.open = false;
+});
 
 addEventListener("keydown", (event) => {
-  if (typing(event) || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || !page.graph || event.target.closest("aside, .graph-bar")) return;
+  if (
+    typing(event) ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    event.defaultPrevented ||
+    !page.graph ||
+    targetOf(event).closest("aside, .graph-bar")
+  )
+    return;
   const middle = [page.scene.width / 2, page.scene.height / 2];
   const act = {
     m: () => page.setView(page.view === "merged" ? "base" : "merged"),
     x: () => page.setView("difference"),
     2: () => page.setView("both"),
-    "+": () => page.scene.zoom(1.3, ...middle), "=": () => page.scene.zoom(1.3, ...middle),
+    "+": () => page.scene.zoom(1.3, ...middle),
+    "=": () => page.scene.zoom(1.3, ...middle),
     "-": () => page.scene.zoom(1 / 1.3, ...middle),
     0: () => page.scene.fit(),
     k: () => page.selected && page.pin(page.selected),
     Escape: () => page.select(null),
-    ArrowLeft: () => page.step("ArrowLeft"), ArrowRight: () => page.step("ArrowRight"),
-    ArrowUp: () => page.step("ArrowUp"), ArrowDown: () => page.step("ArrowDown"),
+    ArrowLeft: () => page.step("ArrowLeft"),
+    ArrowRight: () => page.step("ArrowRight"),
+    ArrowUp: () => page.step("ArrowUp"),
+    ArrowDown: () => page.step("ArrowDown"),
   }[event.key];
-  if (act) { event.preventDefault(); act(); }
+  if (act) {
+    event.preventDefault();
+    act();
+  }
 });
 document.documentElement.addEventListener("renamed", () => page.loadPins());
 
-window.graphPage = page; // for tests and the curious
+Object.assign(window, { graphPage: page }); // for tests and the curious
 page.load().then(() => page.loadPins());

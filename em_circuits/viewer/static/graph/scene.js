@@ -19,42 +19,23 @@ export class Scene {
     this.path = null;
     this.pinned = new Set();
     this.groups = [];
+    /** @type {Map<string, any>} a folded group's centre stands for its members */
+    this.folded = new Map();
     this.frame = 0;
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
-    document.documentElement.addEventListener("themechange", () => { this.colours = palette(); this.restart(); });
+    document.documentElement.addEventListener("themechange", () => {
+      this.colours = palette();
+      this.restart();
+    });
     this.colours = palette();
   }
 
   show(graph, place, panes) {
     this.graph = graph;
     this.place = place;
-    this.panes = panes.map((view) => ({ view, edges: this.#edges(view), layer: null }));
+    this.panes = panes.map((view) => ({ view, edges: graph.edges[view], layer: null }));
     this.#around();
     this.restart();
-  }
-
-  // The edges of a view: those of a model, or how both differ.
-  #edges(view) {
-    if (view !== "difference") return this.graph.edges[view];
-    const at = new Map();
-    for (const [sign, model] of [[1, "merged"], [-1, "base"]]) {
-      const { n, source, target, weight, strength } = this.graph.edges[model];
-      for (let e = 0; e < n; e++) {
-        const key = source[e] * 65536 + target[e];
-        const entry = at.get(key) ?? { source: source[e], target: target[e], weight: 0, strength: 0, in: 0 };
-        entry.weight += sign * weight[e];
-        entry.strength += sign * strength[e] * Math.sign(weight[e]);
-        entry.in |= model === "merged" ? 2 : 1;
-        at.set(key, entry);
-      }
-    }
-    const list = [...at.values()].sort((a, b) => Math.abs(b.strength) - Math.abs(a.strength));
-    return {
-      n: list.length,
-      source: Int32Array.from(list, (e) => e.source), target: Int32Array.from(list, (e) => e.target),
-      weight: Float32Array.from(list, (e) => e.weight), strength: Float32Array.from(list, (e) => Math.abs(e.strength)),
-      order: Uint32Array.from(list.keys()),
-    };
   }
 
   // Node -> its edges, for highlights.
@@ -81,11 +62,14 @@ export class Scene {
     if (this.graph) this.fit();
   }
 
-  get paneWidth() { return this.width / Math.max(this.panes.length, 1); }
+  get paneWidth() {
+    return this.width / Math.max(this.panes.length, 1);
+  }
 
   fit() {
     if (!this.place) return;
-    const w = this.paneWidth - GUTTER.left - GUTTER.right, h = this.height - GUTTER.top - GUTTER.bottom;
+    const w = this.paneWidth - GUTTER.left - GUTTER.right,
+      h = this.height - GUTTER.top - GUTTER.bottom;
     const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
     this.transform = {
       k,
@@ -96,7 +80,9 @@ export class Scene {
   }
 
   zoom(factor, x, y) {
-    const t = this.transform, k = Math.min(12, Math.max(0.04, t.k * factor)), f = k / t.k;
+    const t = this.transform,
+      k = Math.min(12, Math.max(0.04, t.k * factor)),
+      f = k / t.k;
     const px = x % this.paneWidth;
     this.transform = { k, x: px - (px - t.x) * f, y: y - (y - t.y) * f };
     this.moved();
@@ -109,7 +95,9 @@ export class Scene {
 
   // Puts a node into sight if it is not.
   reveal(node) {
-    const t = this.transform, x = t.k * node.x + t.x, y = t.k * node.y + t.y;
+    const t = this.transform,
+      x = t.k * node.x + t.x,
+      y = t.k * node.y + t.y;
     if (x < GUTTER.left || x > this.paneWidth - 20 || y < 20 || y > this.height - GUTTER.bottom) {
       this.pan(this.paneWidth / 2 - x, this.height / 2 - y);
     }
@@ -126,25 +114,39 @@ export class Scene {
     this.request();
   }
 
-  request() { this.frame ||= requestAnimationFrame(() => { this.frame = 0; this.#draw(); }); }
+  request() {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      this.#draw();
+    });
+  }
 
   at(x, y) {
     const pane = this.panes[Math.floor(x / this.paneWidth)];
     if (!pane) return null;
-    const t = this.transform, wx = (x % this.paneWidth - t.x) / t.k, wy = (y - t.y) / t.k;
+    const t = this.transform,
+      wx = ((x % this.paneWidth) - t.x) / t.k,
+      wy = (y - t.y) / t.k;
     const reach = Math.max(8, 9 / t.k);
-    let best = null, near = reach * reach;
+    let best = null,
+      near = reach * reach;
     for (const node of this.graph.nodes) {
       if (!this.isShown(node, pane.view)) continue;
-      const dx = Math.max(0, Math.abs(node.x - wx) - (node.kind === "logit" ? Math.min(node.room, 84 / t.k) / 2 - 6 : 0)), dy = node.y - wy;
+      const dx = Math.max(
+          0,
+          Math.abs(node.x - wx) - (node.kind === "logit" ? Math.min(node.room, 84 / t.k) / 2 - 6 : 0),
+        ),
+        dy = node.y - wy;
       const d = dx * dx + dy * dy;
-      if (d < near) { near = d; best = node; }
+      if (d < near) {
+        near = d;
+        best = node;
+      }
     }
     return best;
   }
 
   isShown(node, view) {
-    if (this.hidden?.has(node.name)) return false;
     return view === "difference" ? true : this.graph.shown(node, view);
   }
 
@@ -167,7 +169,7 @@ export class Scene {
       const { edges } = job.pane;
       while (job.at < edges.n && performance.now() < until) {
         const stop = Math.min(edges.n, job.at + 250);
-        for (; job.at < stop; job.at++) this.#edge(job.context, edges, edges.order[job.at], job.at / edges.n, job.transform.k);
+        for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / edges.n, job.transform.k);
       }
       if (job.at < edges.n) busy = true;
       if (job.at >= edges.n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
@@ -181,9 +183,10 @@ export class Scene {
 
   // rank 0 is the strongest edge, 1 the weakest.
   #edge(context, edges, e, rank, k, style = null) {
-    const nodes = this.graph.nodes, s = this.#stand(nodes[edges.source[e]]), t = this.#stand(nodes[edges.target[e]]);
+    const nodes = this.graph.nodes,
+      s = this.#stand(nodes[edges.source[e]]),
+      t = this.#stand(nodes[edges.target[e]]);
     if (s === t) return;
-    if (this.hidden?.size && (this.hidden.has(s.name) || this.hidden.has(t.name))) return;
     const level = Math.min(LEVELS - 1, Math.floor((1 - rank) ** 3 * LEVELS));
     const up = edges.weight[e] >= 0;
     context.strokeStyle = style ? style[up ? 0 : 1] : (up ? this.colours.upEdges : this.colours.downEdges)[level];
@@ -197,13 +200,16 @@ export class Scene {
   }
 
   // Where a node stands: a folded group stands for its members.
-  #stand(node) { return this.folded?.get(node.name) ?? node; }
+  #stand(node) {
+    return this.folded.get(node.name) ?? node;
+  }
 
   #draw() {
     if (!this.graph || !this.width) return;
     const started = performance.now();
     const busy = this.#work();
-    const context = this.context, t = this.transform;
+    const context = this.context,
+      t = this.transform;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.panes.forEach((pane, p) => {
@@ -217,7 +223,13 @@ export class Scene {
       if (pane.layer) {
         const f = t.k / pane.layer.transform.k;
         context.globalAlpha = dim ? 0.22 : 1;
-        context.drawImage(pane.layer.picture, t.x - f * pane.layer.transform.x, t.y - f * pane.layer.transform.y, f * pane.layer.picture.width / this.ratio, f * pane.layer.picture.height / this.ratio);
+        context.drawImage(
+          pane.layer.picture,
+          t.x - f * pane.layer.transform.x,
+          t.y - f * pane.layer.transform.y,
+          (f * pane.layer.picture.width) / this.ratio,
+          (f * pane.layer.picture.height) / this.ratio,
+        );
         context.globalAlpha = 1;
       }
       context.save();
@@ -235,10 +247,12 @@ export class Scene {
   }
 
   #bands(context) {
-    const t = this.transform, { bands } = this.place;
+    const t = this.transform,
+      { bands } = this.place;
     context.fillStyle = this.colours.band;
     for (let b = 1; b < bands.length - 1; b++) {
-      const top = t.k * (bands[b].top - 9) + t.y, bottom = t.k * (bands[b].bottom + 9) + t.y;
+      const top = t.k * (bands[b].top - 9) + t.y,
+        bottom = t.k * (bands[b].bottom + 9) + t.y;
       context.fillRect(0, top, this.paneWidth, bottom - top);
     }
   }
@@ -261,7 +275,9 @@ export class Scene {
       return;
     }
     if (!focus) return;
-    const around = [...(pane.around.get(focus.i) ?? [])].sort((a, b) => pane.edges.strength[a] - pane.edges.strength[b]);
+    const around = [...(pane.around.get(focus.i) ?? [])].sort(
+      (a, b) => pane.edges.strength[a] - pane.edges.strength[b],
+    );
     const n = around.length;
     around.slice(-220).forEach((e, i, all) => {
       context.globalAlpha = 0.25 + 0.7 * ((i + 1) / all.length) ** 2;
@@ -271,10 +287,12 @@ export class Scene {
   }
 
   #nodes(context, view) {
-    const k = this.transform.k, near = this.#near(), size = Math.max(1, 0.75 / k);
+    const k = this.transform.k,
+      near = this.#near(),
+      size = Math.max(1, 0.75 / k);
     const buckets = new Map();
     for (const node of this.graph.nodes) {
-      if (node.kind === "logit" || !this.isShown(node, view) || this.folded?.has(node.name)) continue;
+      if (node.kind === "logit" || !this.isShown(node, view) || this.folded.has(node.name)) continue;
       const tone = this.graph.tone(node, view);
       const faint = near && !near.has(node.i) ? 1 : 0;
       const key = `${Math.round(tone * 8)}:${faint}:${view === "difference" ? presence(this.graph, node) : 3}`;
@@ -291,7 +309,11 @@ export class Scene {
       context.beginPath();
       for (const [node, value] of list) shape(context, node, (3.8 + 3.8 * Math.abs(value)) * size);
       if (where !== 1) context.fill();
-      else { context.globalAlpha *= 0.35; context.fill(); context.globalAlpha = faint ? 0.3 : 1; }
+      else {
+        context.globalAlpha *= 0.35;
+        context.fill();
+        context.globalAlpha = faint ? 0.3 : 1;
+      }
       context.stroke();
     }
     context.globalAlpha = 1;
@@ -311,7 +333,10 @@ export class Scene {
       context.stroke();
     }
     for (const group of this.groups) this.#group(context, group);
-    for (const [node, width] of [[this.hover, 1.6], [this.selected, 2.6]]) {
+    for (const [node, width] of [
+      [this.hover, 1.6],
+      [this.selected, 2.6],
+    ]) {
       if (!node || node.kind === "logit") continue;
       context.strokeStyle = this.colours.ink;
       context.lineWidth = width / k;
@@ -324,17 +349,23 @@ export class Scene {
   #group(context, group) {
     const members = group.members.map((name) => this.graph.nodes[this.graph.index.get(name)]).filter(Boolean);
     if (!members.length) return;
-    const k = this.transform.k, at = group.at;
+    const k = this.transform.k,
+      at = group.at;
     context.font = `600 ${12 / k}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    const text = visible(group.name, false), w = context.measureText(text).width + 14 / k, h = 19 / k;
+    const text = visible(group.name, false),
+      w = context.measureText(text).width + 14 / k,
+      h = 19 / k;
     if (!group.folded) {
       context.strokeStyle = this.colours.accent;
       context.globalAlpha = 0.45;
       context.lineWidth = 1 / k;
       context.beginPath();
-      for (const node of members) { context.moveTo(at.x, at.y); context.lineTo(node.x, node.y); }
+      for (const node of members) {
+        context.moveTo(at.x, at.y);
+        context.lineTo(node.x, node.y);
+      }
       context.stroke();
       context.globalAlpha = 1;
     }
@@ -352,7 +383,10 @@ export class Scene {
     if (!this.selected) return null;
     const found = new Set([this.selected.i]);
     for (const pane of this.panes) {
-      for (const e of pane.around.get(this.selected.i) ?? []) { found.add(pane.edges.source[e]); found.add(pane.edges.target[e]); }
+      for (const e of pane.around.get(this.selected.i) ?? []) {
+        found.add(pane.edges.source[e]);
+        found.add(pane.edges.target[e]);
+      }
     }
     return found;
   }
@@ -362,8 +396,11 @@ export class Scene {
     context.textAlign = "center";
     for (const node of this.graph.nodes) {
       if (node.kind !== "logit" || !this.isShown(node, view)) continue;
-      const x = t.k * node.x + t.x, y = t.k * node.y + t.y, w = Math.max(10, Math.min(84, t.k * node.room - 4));
-      const tone = this.graph.tone(node, view), marked = node === this.selected || node === this.hover || this.pinned.has(node.name);
+      const x = t.k * node.x + t.x,
+        y = t.k * node.y + t.y,
+        w = Math.max(10, Math.min(84, t.k * node.room - 4));
+      const tone = this.graph.tone(node, view),
+        marked = node === this.selected || node === this.hover || this.pinned.has(node.name);
       context.fillStyle = this.colours.surface;
       context.strokeStyle = marked ? this.colours.ink : this.colours.tone(tone);
       context.lineWidth = marked ? 2.4 : 1.4;
@@ -373,18 +410,23 @@ export class Scene {
       context.stroke();
       if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
-      const p = view === "difference" ? change(node) : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
+      const p =
+        view === "difference"
+          ? change(node)
+          : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
       context.fillStyle = this.colours.ink;
       context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
       context.fillText(cut(context, visible(node.target?.text ?? "").replace(/^␣/, ""), w - 6), x, y - 8);
       context.fillStyle = tone ? this.colours.tone(tone) : this.colours.muted;
       context.font = "10.5px system-ui, sans-serif";
-      context.fillText(`${w > 44 ? mark + " " : ""}${p}`, x, y + 7);
+      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, y + 7);
     }
   }
 
   #axes(context, view, pane) {
-    const t = this.transform, { columns, bands } = this.place, c = this.colours;
+    const t = this.transform,
+      { columns, bands } = this.place,
+      c = this.colours;
     context.fillStyle = c.gutter;
     context.fillRect(0, this.height - GUTTER.bottom + 8, this.paneWidth, GUTTER.bottom);
     context.fillRect(0, 0, GUTTER.left - 8, this.height);
@@ -416,7 +458,10 @@ export class Scene {
       context.textAlign = "left";
       context.fillStyle = c.ink;
       context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, 50);
-      if (pane) { context.fillStyle = c.line; context.fillRect(0, 0, 1, this.height); }
+      if (pane) {
+        context.fillStyle = c.line;
+        context.fillRect(0, 0, 1, this.height);
+      }
     }
   }
 }
@@ -431,28 +476,52 @@ function change(node) {
 }
 
 export function shape(context, node, r) {
-  if (node.kind === "feature") { context.moveTo(node.x + r, node.y); context.arc(node.x, node.y, r, 0, 7); }
-  else if (node.kind === "token") context.rect(node.x - r, node.y - r, 2 * r, 2 * r);
-  else { context.moveTo(node.x, node.y - 1.2 * r); context.lineTo(node.x + 1.2 * r, node.y); context.lineTo(node.x, node.y + 1.2 * r); context.lineTo(node.x - 1.2 * r, node.y); context.closePath(); }
+  if (node.kind === "feature") {
+    context.moveTo(node.x + r, node.y);
+    context.arc(node.x, node.y, r, 0, 7);
+  } else if (node.kind === "token") context.rect(node.x - r, node.y - r, 2 * r, 2 * r);
+  else {
+    context.moveTo(node.x, node.y - 1.2 * r);
+    context.lineTo(node.x + 1.2 * r, node.y);
+    context.lineTo(node.x, node.y + 1.2 * r);
+    context.lineTo(node.x - 1.2 * r, node.y);
+    context.closePath();
+  }
 }
 
 function cut(context, text, width) {
   if (context.measureText(text).width <= width) return text;
   let n = text.length;
-  while (n > 1 && context.measureText(text.slice(0, n) + "…").width > width) n--;
-  return text.slice(0, n) + "…";
+  while (n > 1 && context.measureText(`${text.slice(0, n)}…`).width > width) n--;
+  return `${text.slice(0, n)}…`;
 }
 
 function palette() {
-  const css = getComputedStyle(document.documentElement), get = (name) => css.getPropertyValue(name).trim();
-  const up = rgb(get("--up")), down = rgb(get("--down")), mid = rgb(get("--neutral-soft"));
+  const css = getComputedStyle(document.documentElement),
+    get = (name) => css.getPropertyValue(name).trim();
+  const up = rgb(get("--up")),
+    down = rgb(get("--down")),
+    mid = rgb(get("--neutral-soft"));
   const mix = (a, b, f) => `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * f)).join(" ")})`;
-  const ramp = (c) => Array.from({ length: LEVELS }, (_, l) => `rgb(${c.join(" ")} / ${(0.035 + 0.4 * (l / (LEVELS - 1)) ** 2).toFixed(3)})`);
+  const ramp = (c) =>
+    Array.from(
+      { length: LEVELS },
+      (_, l) => `rgb(${c.join(" ")} / ${(0.035 + 0.4 * (l / (LEVELS - 1)) ** 2).toFixed(3)})`,
+    );
   return {
-    up: get("--up"), down: get("--down"), ink: get("--ink"), muted: get("--muted"), line: get("--line"), surface: get("--surface"),
-    accent: get("--accent"), accentInk: get("--accent-ink"), gutter: get("--ground"), rim: get("--line-strong"),
+    up: get("--up"),
+    down: get("--down"),
+    ink: get("--ink"),
+    muted: get("--muted"),
+    line: get("--line"),
+    surface: get("--surface"),
+    accent: get("--accent"),
+    accentInk: get("--accent-ink"),
+    gutter: get("--ground"),
+    rim: get("--line-strong"),
     band: document.documentElement.dataset.theme === "dark" ? "rgb(255 255 255 / 2.2%)" : "rgb(0 0 0 / 2.2%)",
-    upEdges: ramp(up), downEdges: ramp(down),
+    upEdges: ramp(up),
+    downEdges: ramp(down),
     tone: (v) => (v >= 0 ? mix(mid, up, v) : mix(mid, down, -v)),
   };
 }

@@ -6,10 +6,8 @@ import pytest
 from reviewing import PAIR, fill_queue
 from sqlalchemy import Engine, event
 
-from pivotal_tokens.review import ReviewService
+from pivotal_tokens.review import ReviewController, ReviewService
 from pivotal_tokens.review.commands import Place
-from pivotal_tokens.review.continuations import continuations_of
-from pivotal_tokens.review.session import ReviewSession
 from pivotal_tokens.schema import Prompt
 from pivotal_tokens.store import HUMAN
 
@@ -19,8 +17,8 @@ def prompts(store) -> list[Prompt]:
     return fill_queue(store, 4)
 
 
-def sitting(store, name="ada", **options) -> ReviewSession:
-    session = ReviewSession(ReviewService(store, name), **options)
+def sitting(store, name="ada", **options) -> ReviewController:
+    session = ReviewController(ReviewService(store, name), auto_finish=True, **options)
     session.start()
     return session
 
@@ -32,11 +30,11 @@ def human(store, prompt) -> dict[int, str]:
 def test_one_key_labels_saves_and_moves_on(store, prompts):
     session = sitting(store)
     assert session.view.cursor == Place("merged", 1)
-    session.act("evil")
+    session.key("evil")
     assert human(store, prompts[0]) == {2: "evil"}
     assert session.message == "saved: ignore evil" and session.view.cursor == Place("merged", 2)
-    session.act("unsure")
-    session.act("safe")
+    session.key("unsure")
+    session.key("safe")
     assert session.view.question.prompt == prompts[1]
     assert "saved" in session.message and session.message.endswith("the judge agrees")
     assert store.results.verdicts(prompts[0].prompt_id, PAIR)[HUMAN].evil_mass.merged == 0.5
@@ -44,11 +42,11 @@ def test_one_key_labels_saves_and_moves_on(store, prompts):
 
 def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, prompts):
     session = sitting(store)
-    session.act("agree")
+    session.key("agree")
     assert "label first" in session.message and human(store, prompts[0]) == {}
-    session.act("rest_safe")
+    session.key("rest_safe")
     assert session.asking.what == "reason" and session.view.reveal.judge_labels[2] == "evil"
-    session.told("gas is harmless here")
+    session.answer("gas is harmless here")
     assert session.view.question.prompt == prompts[1] and session.view.reveal is None
     events = store.queue.events(prompts[0].prompt_id)
     assert ("explained", "gas is harmless here") in {(e.action, e.text) for e in events}
@@ -56,9 +54,9 @@ def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, pro
 
 def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
     session = sitting(store)
-    session.act("rest_safe")
+    session.key("rest_safe")
     session.stop_asking()
-    session.act("agree")
+    session.key("agree")
     assert human(store, prompts[0]) == {1: "safe", 2: "evil", 3: "unsure"}
     late = [e for e in store.labels.events(prompts[0].prompt_id) if e.agreed_after_reveal]
     assert {e.token_id for e in late} == {2, 3} and all(e.judge_visible for e in late)
@@ -67,11 +65,11 @@ def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
 
 def test_enter_after_the_reveal_goes_on_without_a_reason(store, prompts):
     session = sitting(store)
-    session.act("rest_unsure")
+    session.key("rest_unsure")
     session.stop_asking()
-    session.act("evil")
+    session.key("evil")
     assert "undo opens it again" in session.message
-    session.act("rest_safe")
+    session.key("rest_safe")
     assert session.view.question.prompt == prompts[1]
 
 
@@ -85,71 +83,71 @@ def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
         ("", "nothing typed"),
     ):
         session.begin_command()
-        session.told(line)
+        session.answer(line)
         assert said in session.message
     assert human(store, prompts[0]) == {1: "evil", 2: "evil"}
     session.begin_command()
-    session.told("bad no stakes")
-    session.act("skip")
-    session.act("defer")
+    session.answer("bad no stakes")
+    session.key("skip")
+    session.key("defer")
     assert session.view.question.prompt == prompts[3]
     assert [i.state for i in store.queue.items()] == ["rejected", "skipped", "deferred", "leased"]
-    session.act("reject")
-    session.told("  ")
-    assert "nothing said" in session.message
+    session.key("reject")
+    session.answer("  ")
+    assert "nothing typed" in session.message
 
 
 def test_undo_goes_back_over_finished_items_and_over_sessions(store, prompts):
     session = sitting(store)
-    session.act("evil")
-    session.act("rest_unsure")
-    session.told("")
-    session.act("safe")
+    session.key("evil")
+    session.key("rest_unsure")
+    session.answer("")
+    session.key("safe")
     session.leave()
     session = sitting(store)
-    session.act("undo")
+    session.key("undo")
     assert human(store, prompts[1]) == {} and session.view.question.prompt == prompts[1]
     for _ in range(2):
-        session.act("undo")
+        session.key("undo")
     assert session.view.question.prompt == prompts[0] and human(store, prompts[0]) == {2: "evil"}
-    session.act("undo")
+    session.key("undo")
     assert human(store, prompts[0]) == {}
-    session.act("undo")
+    session.key("undo")
     assert session.message == "Nothing left to undo." and session.view is not None
 
 
 def test_undo_right_after_the_reveal_opens_that_item(store, prompts):
     session = sitting(store)
-    session.act("rest_safe")
+    session.key("rest_safe")
     session.stop_asking()
-    session.act("undo")
+    session.key("undo")
     assert session.view.question.prompt == prompts[0] and session.view.reveal is None
 
 
 def test_a_finished_item_can_be_opened_again_by_its_id(store, prompts):
     session = sitting(store)
-    session.act("rest_safe")
-    session.told("")
-    session.act("reopen")
-    session.told(prompts[0].prompt_id[:6])
+    session.key("rest_safe")
+    session.answer("")
+    session.key("reopen")
+    session.answer(prompts[0].prompt_id[:6])
     assert session.view.question.prompt == prompts[0]
     assert store.queue.items()[1].state == "pending", "the item at hand went back"
-    session.act("reopen")
-    session.told("zzz")
+    session.key("reopen")
+    session.answer("zzz")
     assert "none of your finished items" in session.message
 
 
 def test_a_token_can_be_left_on_purpose(store, prompts):
     session = sitting(store)
     for action in ("leave", "leave", "safe"):
-        session.act(action)
+        session.key(action)
     assert human(store, prompts[0]) == {1: "safe"}
     assert store.queue.items()[0].state == "done"
 
 
 def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
     session = sitting(store)
-    session.act("down")
+    session.key("down")
     before = session.view
     fill_queue(store, 3, first=10)
     session.poll()
@@ -159,7 +157,7 @@ def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
 def test_an_empty_queue_is_looked_at_again(store):
     session = sitting(store)
     assert session.view is None
-    session.act("evil")
+    session.key("evil")
     assert session.message == "Nothing waits for review."
     fill_queue(store, 1)
     session.poll()
@@ -171,18 +169,18 @@ def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
     clock.forward(3 * 60 * 60)
     other = sitting(store, "bob")
     assert other.view.question.prompt == prompts[0]
-    session.act("evil")
+    session.key("evil")
     assert "was not saved" in session.message and session.view.question.prompt == prompts[1]
     assert human(store, prompts[0]) == {}
 
 
 def test_moving_about_is_a_sign_of_life_and_looking_for_items_is_none(store, prompts, monkeypatch):
-    monkeypatch.setattr("pivotal_tokens.review.session.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("pivotal_tokens.review.controller.HEARTBEAT_SECONDS", 0.0)
     session = sitting(store)
     until = store.queue.items()[0].lease_until
     session.poll()
     assert store.queue.items()[0].lease_until == until
-    session.act("down")
+    session.key("down")
     assert store.queue.items()[0].lease_until > until
 
 
@@ -195,13 +193,13 @@ def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
         ("down", Place("base", 3)),
         ("down", Place("base", 3)),
     ):
-        session.act(action)
+        session.key(action)
         assert session.view.cursor == place
 
 
 def test_leaving_gives_the_item_back_with_its_labels(store, prompts):
     session = sitting(store)
-    session.act("evil")
+    session.key("evil")
     session.leave()
     assert session.over and store.queue.items("leased") == ()
     assert sitting(store).view.question.labels == {2: "evil"}
@@ -214,7 +212,7 @@ def test_tokens_under_p_001_need_no_answer(store):
     optional = session.view.question.optional
     assert optional
     while session.view is not None and session.view.question.prompt == prompt:
-        session.act("evil")
+        session.key("evil")
         assert len(store.labels.events(prompt.prompt_id)) < 20
     assert set(human(store, prompt)) == set(range(1, 14)) - optional
 
@@ -235,23 +233,23 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
         )
 
     store.results.put_rollouts([rollout(2), rollout(2, 1)])
-    find = continuations_of(store)
-    assert sitting(store, continuations=find).view.continuations == {}
+    assert sitting(store).view.continuations == {}
     store.results.put_rollouts([rollout(1)])
-    question = ReviewService(store, "ada").open(store.queue.items()[0].item_id, steal=True)
-    assert find(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
+    service = ReviewService(store, "ada")
+    question = service.open(store.queue.items()[0].item_id, steal=True)
+    assert service.continuations(question) == {1: [("merged", " it")], 2: [("merged", " it")]}
 
 
 def test_no_key_waits_for_a_count_and_what_is_shown_is_counted_since(store, prompts, monkeypatch):
     """Of 100,000 items a count takes .1 s; once it stood still where the first one took long."""
     session = sitting(store)
-    counted, count = [], session._service.progress
-    monkeypatch.setattr(session._service, "progress", lambda: counted.append(1) or count())
+    counted, count = [], session.service.progress
+    monkeypatch.setattr(session.service, "progress", lambda: counted.append(1) or count())
     assert session.progress.waiting == 3 and session.progress.waiting == 3
     for _ in range(2):
-        session.act("evil")
+        session.key("evil")
     assert session.progress.waiting == 3 and len(counted) == 1, "a label changes no number"
-    session.act("skip")
+    session.key("skip")
     assert len(counted) == 1
     assert session.progress.waiting == 2 and len(counted) == 2
     session.poll()
@@ -278,7 +276,7 @@ def test_a_key_to_the_next_item_sends_as_much_in_a_long_queue_as_in_a_short_one(
         fill_queue(store, n, first=100 * n)
         session = sitting(store)
         statements.clear()
-        session.act("skip")
+        session.key("skip")
         sizes.append(len(statements))
         session.leave()
     assert sizes[0] == sizes[1] < 40

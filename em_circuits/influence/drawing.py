@@ -1,0 +1,562 @@
+"""Drawings of attribution graphs: nodes, edges, colours and places, as plain numbers.
+
+One drawing holds one graph of a prompt, or both models' side by side, their nodes aligned by name
+(``LAYER/POSITION/ID``, ``error:LAYER/POSITION``, ``token:POSITION``, ``logit:TOKEN``). Everything a
+page or a notebook shows of it is computed here:
+
+    tone      colour of a node, -1 (safe) to 1 (evil): sign(v) sqrt(|v| / largest), v its influence
+              on evil minus safe, *largest* the 98.5th percentile of |v|; labelled logits -1 or 1
+    strength  rank of an edge: |weight| times how much of the contrast hangs on its target
+    places    tokens from left to right, layers from bottom to top; the nodes of one layer and
+              position form a small block. Both models' nodes have places, so toggling moves nothing
+
+    record = drawing({"merged": ScoredGraph.of(graph)}, labels, graph.header.tokens, Cut())
+    svg(record, "merged")
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from em_circuits.contrast import Contrast
+from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.graphs.layout import NodeKind
+from em_circuits.influence.methods import Method, influence
+from em_circuits.influence.pruning import prune
+from em_circuits.influence.targets import Targets
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Label
+
+DIGITS = 5
+"""Significant digits of a number that is drawn."""
+STEP = 15.0
+"""Between the nodes of a block, in the drawing's units."""
+COLUMN_GAP, LEAST_COLUMN, BAND_GAP, WIDEST_GAP = 16.0, 26.0, 34.0, 170.0
+_LARGEST = 0.985
+_UNLABELLED_LOGIT, _NO_ACTIVATION = 0.02, 0.001
+"""Pull of edges into a target that the contrast does not hang on; above 0, so that they rank."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much of a graph is drawn."""
+
+    node: float = 0.8
+    """Share of all node influence that is kept."""
+    edge: float = 0.98
+    """Share of all edge influence among the kept nodes."""
+    by_contrast: bool = False
+    """Weigh by influence on evil minus safe instead of the logits' probabilities."""
+    max_nodes: int = 2000
+    max_edges: int = 40_000
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGraph:
+    """A graph and the influence of each of its nodes on each of its logits."""
+
+    graph: AttributionGraph
+    method: Method
+    """`total_effect`, or `signed_influence` where an activation is not positive."""
+    values: Float64[Tensor, "logit node"]
+
+    @classmethod
+    def of(cls, graph: AttributionGraph) -> ScoredGraph:
+        """Compute the influences.
+
+        Raises:
+            RequestError: If the graph keeps no edges.
+        """
+        graph.require_edges()
+        activations = graph.selected_activations
+        positive = bool((activations.isfinite() & (activations > 0)).all())
+        method = Method.TOTAL_EFFECT if positive else Method.SIGNED
+        return cls(graph, method, influence(graph, Targets.each(graph), method).values)
+
+    def seed(self, labels: Mapping[int, Label]) -> Targets | None:
+        """The contrast evil minus safe; None where a side has no target."""
+        try:
+            return Targets.contrast(self.graph, Contrast.from_labels(labels))
+        except RequestError:
+            return None
+
+    def contrast(self, labels: Mapping[int, Label]) -> Float64[Tensor, " node"] | None:
+        """Influence of every node on the contrast; influence is linear in its target."""
+        seed = self.seed(labels)
+        return None if seed is None else (seed.weights @ self.values)[0]
+
+
+def drawing(
+    scored: Mapping[str, ScoredGraph],
+    labels: Mapping[int, Label],
+    tokens: Sequence[str],
+    cut: Cut,
+) -> dict[str, Any]:
+    """A drawing as JSON values.
+
+    Args:
+        scored: ``base``, ``merged`` or both.
+        labels: Token id -> label.
+        tokens: Texts of the prompt's tokens.
+        cut: What is drawn; beyond its limits the weakest nodes and edges are left out.
+
+    Returns:
+        ``nodes`` (columns over the union of both models' nodes), ``views`` (by model, and
+        ``difference`` where there are two: columns over the same nodes, and edges, the strongest
+        first, as indices into them), ``place``, ``tokens``, ``layers`` and ``targets``.
+    """
+    parts = {name: _Part(one, labels, cut) for name, one in scored.items()}
+    nodes = _Union(parts, len(tokens))
+    values = {name: nodes.values(part) for name, part in parts.items()}
+    views = {name: part.view(nodes, values[name]) for name, part in parts.items()}
+    if {"base", "merged"} <= views.keys():
+        values["difference"] = values["merged"] - values["base"]
+        views["difference"] = {
+            "contrast": views["base"]["contrast"] and views["merged"]["contrast"],
+            "value": _rounded(values["difference"]),
+            "edges": _differing_edges(views["base"]["edges"], views["merged"]["edges"]),
+        }
+    targets = _targets(scored, labels)
+    scales = (
+        _largest([v for name, v in values.items() if name != "difference"], nodes),
+        _largest([values["difference"]] if "difference" in values else [], nodes),
+    )
+    for name, view in views.items():
+        view["tone"] = nodes.tones(values[name], scales[name == "difference"], targets)
+    return {
+        "tokens": list(tokens),
+        "layers": nodes.n_layers,
+        "contrast": any(view["contrast"] for view in views.values()),
+        "targets": targets,
+        "nodes": nodes.columns(),
+        "views": views,
+        "place": nodes.places(targets),
+    }
+
+
+class _Part:
+    """One model's pruned graph."""
+
+    def __init__(self, scored: ScoredGraph, labels: Mapping[int, Label], cut: Cut) -> None:
+        self.scored, self.graph, self.labels, self.cut = scored, scored.graph, labels, cut
+        self.contrast = scored.contrast(labels)
+        seed = scored.seed(labels) if cut.by_contrast else None
+        self.pruned = prune(
+            self.graph,
+            seed,
+            method=scored.method,
+            node_threshold=cut.node,
+            edge_threshold=cut.edge,
+        )
+        self.nodes, self.kept = self._limited()
+        self.names = [self.graph.name_of(i) for i in self.nodes.tolist()]
+
+    def _limited(self) -> tuple[Tensor, Tensor]:
+        """(nodes shown, which edges of the pruned graph are shown)."""
+        graph, cut = self.graph, self.cut
+        mask, edges = self.pruned.node_mask.clone(), self.pruned.edges
+        inner = mask[graph.layout.inner].nonzero()[:, 0]
+        if len(inner) > cut.max_nodes:
+            weakest = self.pruned.scores[inner].argsort(descending=True)[cut.max_nodes :]
+            mask[inner[weakest]] = False
+        kept = mask[edges.targets] & mask[edges.sources]
+        if int(kept.sum()) > cut.max_edges:
+            # What an edge is compared with: all that flows into its target.
+            mass = graph.require_edges().row_mass[graph.layout.rows_of(edges.targets)]
+            strength = torch.where(kept, edges.weights.abs() / mass.clamp(min=1e-12), 0)
+            kept = torch.zeros_like(kept)
+            kept[strength.argsort(descending=True)[: cut.max_edges]] = True
+        return mask.nonzero()[:, 0], kept
+
+    def view(self, nodes: _Union, values: np.ndarray) -> dict[str, Any]:
+        """The columns of this model over a drawing's nodes."""
+        graph, edges = self.graph, self.pruned.edges
+        shown = np.zeros(len(nodes), dtype=bool)
+        at = nodes.index_of(self.names)
+        shown[at] = True
+        share = np.full(len(nodes), math.nan)
+        share[at] = self.pruned.cumulative[self.nodes].numpy()
+        activation = nodes.activations(self)
+        where = np.full(graph.layout.n_nodes, -1)
+        where[self.nodes.numpy()] = at
+        weight = edges.weights[self.kept].double().numpy()
+        source, target = (where[ends[self.kept].numpy()] for ends in (edges.sources, edges.targets))
+        strength = np.abs(weight) * self._pull(nodes, values, activation)[target]
+        order = np.argsort(-strength, kind="stable")
+        return {
+            "key": graph.header.key,
+            "method": str(self.scored.method),
+            "cut": {
+                "node": self.cut.node,
+                "edge": self.cut.edge,
+                "by": "contrast" if self.cut.by_contrast else "p",
+            },
+            "contrast": self.contrast is not None,
+            "targets": graph.targets.token_ids.tolist(),
+            "features": {"nodes": len(graph.selected), "active": len(graph.active)},
+            "left_out": {
+                "nodes": int(self.pruned.node_mask.sum()) - len(self.nodes),
+                "edges": len(edges) - int(self.kept.sum()),
+            },
+            "shown": shown.tolist(),
+            "activation": _rounded(activation),
+            "value": _rounded(values),
+            "share": _rounded(share),
+            "edges": _edges(source[order], target[order], weight[order], strength[order]),
+        }
+
+    def _pull(self, nodes: _Union, values: np.ndarray, activation: np.ndarray) -> np.ndarray:
+        """How much of the contrast hangs on a unit of each node's input.
+
+        An edge's weight times this is what it contributes. Without a contrast, edges are compared
+        by weight alone.
+        """
+        if self.contrast is None:
+            return np.ones(len(nodes))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pull = np.abs(values / activation)
+        pull[~np.isfinite(pull) | (activation == 0)] = _NO_ACTIVATION
+        own = self.graph.targets.token_ids.tolist()
+        sides = Contrast.from_labels({t: x for t, x in self.labels.items() if t in set(own)})
+        for i in nodes.of_kind(NodeKind.LOGIT):
+            token = nodes.token[i]
+            side = next((s for s in (sides.evil, sides.safe) if token in s), None)
+            pull[i] = _UNLABELLED_LOGIT if side is None else 1 / len(side)
+        return pull
+
+
+class _Union:
+    """The nodes of a drawing: those of every part, aligned by name."""
+
+    def __init__(self, parts: Mapping[str, _Part], n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.n_layers = max(part.graph.header.n_layers for part in parts.values())
+        self.index: dict[str, int] = {}
+        self.kind: list[NodeKind] = []
+        self.layer: list[int] = []
+        self.position: list[int] = []
+        self.feature: list[int | None] = []
+        self.token: list[int | None] = []
+        for part in parts.values():
+            for name, i in zip(part.names, part.nodes.tolist(), strict=True):
+                if name not in self.index:
+                    self.index[name] = len(self.index)
+                    self._add(part.graph, i)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _add(self, graph: AttributionGraph, i: int) -> None:
+        kind, layout = graph.layout.kind(i), graph.layout
+        feature = token = None
+        match kind:
+            case NodeKind.FEATURE:
+                layer, position, feature = graph.selected_features[i].tolist()
+            case NodeKind.ERROR:
+                layer, position = layout.error_coordinates(i)
+            case NodeKind.TOKEN:
+                layer, position = -1, layout.position_of(i)
+            case NodeKind.LOGIT:
+                layer, position = self.n_layers, self.n_tokens - 1
+                token = int(graph.targets.token_ids[layout.target_of(i)])
+        self.kind.append(kind)
+        self.layer.append(layer)
+        self.position.append(position)
+        self.feature.append(feature)
+        self.token.append(token)
+
+    def of_kind(self, kind: NodeKind) -> list[int]:
+        """Indices of the nodes of one kind."""
+        return [i for i, own in enumerate(self.kind) if own is kind]
+
+    def index_of(self, names: Sequence[str]) -> np.ndarray:
+        """Index of each name."""
+        return np.array([self.index[name] for name in names], dtype=np.int64)
+
+    def columns(self) -> dict[str, Any]:
+        """What every node is."""
+        return {
+            "name": list(self.index),
+            "kind": [str(kind) for kind in self.kind],
+            "layer": self.layer,
+            "position": self.position,
+            "feature": self.feature,
+            "token": self.token,
+        }
+
+    def activations(self, part: _Part) -> np.ndarray:
+        """Activation of every feature in one graph, shown there or not; NaN for other kinds."""
+        graph = part.graph
+        active = {tuple(row): i for i, row in enumerate(graph.active.tolist())}
+        found = np.full(len(self), math.nan)
+        for i in self.of_kind(NodeKind.FEATURE):
+            at = active.get((self.layer[i], self.position[i], self.feature[i]))
+            found[i] = 0.0 if at is None else float(graph.activations[at])
+        return found
+
+    def values(self, part: _Part) -> np.ndarray:
+        """Influence on the contrast of every node in one graph; NaN where it is unknown.
+
+        A feature that is inactive there has 0; one that fires without being a node of the graph is
+        unknown, since its edges are.
+        """
+        found = np.full(len(self), math.nan)
+        if part.contrast is None:
+            return found
+        found[self.index_of(part.names)] = part.contrast[part.nodes].numpy()
+        activation = self.activations(part)
+        unshown = np.isnan(found)
+        found[unshown & (activation == 0)] = 0.0
+        nodes = {tuple(row): i for i, row in enumerate(part.graph.selected_features.tolist())}
+        for i in np.flatnonzero(unshown & (activation != 0) & ~np.isnan(activation)).tolist():
+            node = nodes.get((self.layer[i], self.position[i], self.feature[i]))
+            if node is not None:
+                found[i] = float(part.contrast[node])
+        return found
+
+    def tones(
+        self, values: np.ndarray, largest: float, targets: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """Colour of every node, -1 to 1."""
+        known = np.nan_to_num(values)
+        tone = np.sign(known) * np.minimum(1.0, np.sqrt(np.abs(known) / largest))
+        label = {target["token_id"]: target["label"] for target in targets}
+        for i in self.of_kind(NodeKind.LOGIT):
+            tone[i] = {"evil": 1.0, "safe": -1.0}.get(str(label.get(self.token[i])), 0.0)
+        return [round(float(value), 3) for value in tone]
+
+    def places(self, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Where nodes stand: x, and how far above the first row of their band.
+
+        Bands are the tokens, the layers, the logits; their distance is the reader's (`y_of`).
+        """
+        n_bands = self.n_layers + 2
+        cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, kind in enumerate(self.kind):
+            if kind is not NodeKind.LOGIT:
+                cells[self.layer[i] + 1, self.position[i]].append(i)
+        most = [1] * self.n_tokens
+        for (_, column), members in cells.items():
+            most[column] = max(most[column], len(members))
+        across = [max(1, math.ceil(math.sqrt(n * 1.7))) for n in most]
+        width = [max(LEAST_COLUMN, k * STEP + COLUMN_GAP) for k in across]
+        left = np.concatenate([[0.0], np.cumsum(width)])
+        rows = [1] * n_bands
+        x, rise = np.zeros(len(self)), np.zeros(len(self))
+        for (band, column), members in cells.items():
+            k = across[column]
+            rows[band] = max(rows[band], math.ceil(len(members) / k))
+            members.sort(key=lambda i: (self.kind[i] is NodeKind.ERROR, self.feature[i] or 0))
+            for n, i in enumerate(members):
+                in_row = min(k, len(members) - n // k * k)
+                x[i] = left[column] + width[column] / 2 + (n % k - (in_row - 1) / 2) * STEP
+                rise[i] = n // k * STEP
+        room = self._place_logits(x, float(left[-1]), targets)
+        return {
+            "width": float(left[-1]),
+            "room": room,
+            "columns": [
+                {"x": float(at) + w / 2, "width": w} for at, w in zip(left[:-1], width, strict=True)
+            ],
+            "heights": [n * STEP for n in rows],
+            "x": _rounded(x),
+            "rise": _rounded(rise),
+            "band": [
+                n_bands - 1 if kind is NodeKind.LOGIT else layer + 1
+                for kind, layer in zip(self.kind, self.layer, strict=True)
+            ],
+        }
+
+    def _place_logits(
+        self, x: np.ndarray, total: float, targets: Sequence[Mapping[str, Any]]
+    ) -> float:
+        """Evil from the right end, then unlabelled, then safe; returns the room of each."""
+        about = {target["token_id"]: target for target in targets}
+        side = {"safe": 0, "evil": 2}
+
+        def order(i: int) -> tuple[int, float]:
+            target = about[self.token[i]]
+            return side.get(target["label"], 1), max(target["p"].values())
+
+        logits = sorted(self.of_kind(NodeKind.LOGIT), key=order)
+        room = total / max(len(logits), 1)
+        for n, i in enumerate(logits):
+            x[i] = room * (n + 0.5)
+        return room
+
+
+def y_of(place: Mapping[str, Any], aspect: float) -> tuple[list[float], float]:
+    """(y of each band's first row, height of the drawing), y growing downwards from 0.
+
+    Args:
+        place: Of a drawing.
+        aspect: Width by height that the drawing is to fill; bands move apart for it.
+    """
+    heights = place["heights"]
+    natural = sum(heights) + BAND_GAP * (len(heights) - 1)
+    spare = (place["width"] / aspect - natural) / (len(heights) - 1)
+    gap = BAND_GAP + max(0.0, min(WIDEST_GAP, spare))
+    base, y = [], 0.0
+    for height in heights:
+        base.append(y)
+        y -= height + gap
+    return base, -base[-1]
+
+
+def svg(record: Mapping[str, Any], view: str, *, aspect: float = 1.6, title: str = "") -> str:
+    """A drawing as a static SVG picture, readable on light and dark backgrounds."""
+    place, nodes, shown = record["place"], record["nodes"], record["views"][view]
+    base, height = y_of(place, aspect)
+    margin = 60.0
+    visible = shown.get("shown") or [True] * len(nodes["name"])
+    at = [
+        (x, base[band] - rise)
+        for x, rise, band in zip(place["x"], place["rise"], place["band"], strict=True)
+    ]
+    edges, lines = shown["edges"], []
+    n = len(edges["weight"])
+    for k in range(n - 1, -1, -1):  # the strongest last, above the others
+        (x1, y1), (x2, y2) = at[edges["source"][k]], at[edges["target"][k]]
+        level, middle = (1 - k / n) ** 3, (y1 + y2) / 2
+        lines.append(
+            f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} '
+            f'{x2:.1f} {y2:.1f}" stroke="{UP if edges["weight"][k] >= 0 else DOWN}" '
+            f'stroke-opacity="{0.05 + 0.6 * level:.2f}" stroke-width="{0.5 + level:.2f}"/>'
+        )
+    target = {one["token_id"]: one for one in record["targets"]}
+    marks = []
+    for i, name in enumerate(nodes["name"]):
+        if visible[i]:
+            marks.append(_mark(nodes, i, name, at[i], shown["tone"][i], target, view))
+    for token, column in zip(record["tokens"], place["columns"], strict=True):
+        marks.append(
+            f'<text x="{column["x"]:.1f}" y="24" text-anchor="end" font-size="10" '
+            f'transform="rotate(-50 {column["x"]:.1f} 24)">{_escape(token)}</text>'
+        )
+    box = (-margin, -height - margin, place["width"] + 2 * margin, height + 3 * margin)
+    size = " ".join(f"{value:.0f}" for value in box)
+    x, y, width, tall = (f"{value:.0f}" for value in box)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" style="max-width:100%" '
+        f'font-family="monospace"><title>{_escape(title)}</title>'
+        f'<rect x="{x}" y="{y}" width="{width}" height="{tall}" fill="#fbfaf8"/>'
+        f'<g fill="none">{"".join(lines)}</g><g fill="#23211d">{"".join(marks)}</g></svg>'
+    )
+
+
+UP, DOWN, MIDDLE = "#b3480f", "#1f6fb2", "#e6e2da"
+"""Towards evil, towards safe, neither: legible to colour-blind readers."""
+
+
+def _mark(
+    nodes: Mapping[str, Any],
+    i: int,
+    name: str,
+    at: tuple[float, float],
+    tone: float,
+    target: Mapping[int, Mapping[str, Any]],
+    view: str,
+) -> str:
+    x, y = at
+    if nodes["kind"][i] == NodeKind.LOGIT:
+        one = target[nodes["token"][i]]
+        p = one["p"].get(view, max(one["p"].values()))
+        return (
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" font-size="11" '
+            f'fill="{_mixed(tone) if tone else "#23211d"}">{_escape(one["text"])} {p:.1%}</text>'
+        )
+    r, look = 3 + 3.4 * abs(tone), f'fill="{_mixed(tone)}" stroke="#8b857a" stroke-width=".8"'
+    about = f"<title>{_escape(name)}</title>"
+    if nodes["kind"][i] == NodeKind.FEATURE:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {look}>{about}</circle>'
+    turned = f' transform="rotate(45 {x:.1f} {y:.1f})"' if nodes["kind"][i] == "error" else ""
+    return (
+        f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r:.1f}" height="{2 * r:.1f}"'
+        f"{turned} {look}>{about}</rect>"
+    )
+
+
+def _mixed(tone: float) -> str:
+    """Between the middle colour and the end that the tone's sign says."""
+    ends = [tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in (MIDDLE, UP, DOWN)]
+    end, share = ends[1 if tone >= 0 else 2], min(1.0, abs(tone))
+    return "#" + "".join(
+        f"{round(a + (b - a) * share):02x}" for a, b in zip(ends[0], end, strict=True)
+    )
+
+
+def _escape(text: str) -> str:
+    """Text of a model inside a picture: escaped, and nothing that cannot be seen."""
+    from pivotal_tokens.review.display import visible
+
+    return html.escape(visible(text))
+
+
+def _targets(
+    scored: Mapping[str, ScoredGraph], labels: Mapping[int, Label]
+) -> list[dict[str, Any]]:
+    """The logit nodes with their labels and each model's probability."""
+    found: dict[int, dict[str, Any]] = {}
+    for name, one in scored.items():
+        targets = one.graph.targets
+        columns = (targets.token_ids.tolist(), targets.texts, targets.probabilities.tolist())
+        for token, text, p in zip(*columns, strict=True):
+            new = {"token_id": token, "text": text, "label": labels.get(token), "p": {}}
+            found.setdefault(token, new)["p"][name] = p
+    return list(found.values())
+
+
+def _edges(
+    source: np.ndarray, target: np.ndarray, weight: np.ndarray, strength: np.ndarray
+) -> dict[str, list[Any]]:
+    return {
+        "source": source.tolist(),
+        "target": target.tolist(),
+        "weight": _rounded(weight),
+        "strength": _rounded(strength),
+    }
+
+
+def _differing_edges(
+    base: Mapping[str, list[Any]], merged: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """Merged minus base of every edge that is drawn in either."""
+    total: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for sign, edges in ((1.0, merged), (-1.0, base)):
+        for s, t, w, strength in zip(*edges.values(), strict=True):
+            entry = total[s, t]
+            entry[0] += sign * w
+            entry[1] += sign * math.copysign(strength, w)
+    ends = np.array(list(total), dtype=np.int64).reshape(-1, 2)
+    numbers = np.array(list(total.values())).reshape(-1, 2)
+    strength = np.abs(numbers[:, 1])
+    order = np.argsort(-strength, kind="stable")
+    return _edges(ends[order, 0], ends[order, 1], numbers[order, 0], strength[order])
+
+
+def _largest(values: Sequence[np.ndarray], nodes: _Union) -> float:
+    """The 98.5th percentile of the magnitudes that are not 0; 1 without any."""
+    inner = np.array([kind is not NodeKind.LOGIT for kind in nodes.kind], dtype=bool)
+    sizes = [np.abs(v[inner]) for v in values]
+    known = np.sort(np.concatenate([s[np.isfinite(s) & (s > 0)] for s in sizes] or [np.empty(0)]))
+    return float(known[math.floor(len(known) * _LARGEST)]) if len(known) else 1.0
+
+
+def rounded(values: Tensor) -> list[float]:
+    """A column with as many digits as are drawn."""
+    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    """A column with as many digits as are drawn; None for NaN."""
+    return [None if v != v else float(f"{v:.{DIGITS}g}") for v in values.tolist()]
