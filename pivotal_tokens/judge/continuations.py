@@ -152,6 +152,9 @@ class ModelContinuations(Grader):
         grade = await self.grade(
             client, messages, ContinuationLabels, check=problem, remind="every number once"
         )
+        if grade.declined and len(continuations) > 1:  # perhaps because of one of them
+            alone = await every(self._ask_part(client, prompt, [c]) for c in continuations)
+            return [label for labels in alone for label in labels]
         if grade.value is None:
             return [ContinuationLabel(None, grade.problem)] * len(continuations)
         answers = sorted(grade.value.labels, key=lambda one: one.number)

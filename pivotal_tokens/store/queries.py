@@ -230,25 +230,6 @@ class PastPrompt(LabelledPrompt):
         return self.verdict.kind == "bad_prompt"
 
 
-<<<<<<< HEAD
-=======
-class HumanLabelled(Frozen):
-    """A prompt that people labelled, with the labels that the last judge gave."""
-
-    prompt: Prompt
-    lists: NextTokenPair
-    human: dict[int, Label]  # of the tokens of both lists
-    judge: dict[int, Label]
-    note: str  # the last reason that a person gave; "" without one
-    seen: frozenset[int] = frozenset()  # tokens labelled with a judge's label in view
-
-    @property
-    def corrections(self) -> dict[int, Label]:
-        """The judge's labels that people changed."""
-        return {t: label for t, label in self.judge.items() if self.human.get(t, label) != label}
-
-
->>>>>>> main
 # --- Questions --------------------------------------------------------------------------------
 
 
