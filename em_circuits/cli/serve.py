@@ -71,7 +71,7 @@ def serve(
     The first line of standard output is a link that lets one browser in, once. Enter prints a link
     for another one.
     """
-    from em_circuits.viewer import Door, ViewerSettings, create_app
+    from em_circuits.viewer import Sessions, ViewerSettings, create_app
     from em_circuits.viewer.server import address, listening
     from em_circuits.viewer.server import serve as answer
 
@@ -84,13 +84,13 @@ def serve(
         review_keys=keys,
         neuronpedia=neuronpedia,
     )
-    door = Door(reviewer or getpass.getuser())
+    sessions = Sessions(reviewer or getpass.getuser())
     with session.workspace() as work, listening(settings) as opened:
-        app = create_app(work, settings, door)
+        app = create_app(work, settings, sessions)
         url = address(settings, opened)
 
         def show_link() -> None:
-            print(f"{url}?token={door.new_link()}", flush=True)
+            print(f"{url}?token={sessions.new_link()}", flush=True)
 
         def ready() -> None:
             show_link()

@@ -1,4 +1,4 @@
-"""Where does the viewer listen, to whom does it answer, and what may they do?"""
+"""Settings of the viewer: address, allowed hosts, limits."""
 
 from __future__ import annotations
 
