@@ -10,7 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from em_circuits.cache import Columns, KeptTable, Made, kept_table
+import pandas as pd
+
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups, unmatched
 from em_circuits.features import (
     FORMULA,
@@ -127,7 +129,7 @@ def aggregate_prompts(
     request: AggregateRequest = DEFAULTS,
     *,
     pair: str | None = None,
-) -> KeptTable:
+) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
     Args:
@@ -154,16 +156,16 @@ def aggregate_prompts(
         "prompts": [item.identity() for item in chosen],
     }
 
-    def make() -> Made:
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         tables, prompts = [], []
         for item in tracked(chosen, "aggregate", work.progress):
             scores = scores_of(work, item, request.method, request.model)
             contrasted = scores.contrasted(token_groups(item.labels))
             tables.append(by_key(contrasted, by_position=request.by_position))
             prompts.append({**item.to_json(), "unmatched": unmatched(scores, item.labels)})
-        return _made(tables, request, {"pair": pair, "prompts": prompts})
+        return _summed(tables, request, {"pair": pair, "prompts": prompts})
 
-    table = kept_table(work.results / "features", "aggregate", inputs, make)
+    table = cached_table(work.results / "features", "aggregate", inputs, compute)
     table.record["left_out"] = left_out
     return table
 
@@ -210,16 +212,13 @@ def require_layers(layers: Collection[int], n_layers: int) -> None:
         )
 
 
-def columns_of(table: FeatureTable) -> Columns:
-    """Columns of a table over prompts; `offset` counts from the last position (0), or is None."""
-    frame = table.frame
-    offset = frame["position"] + 1 if "position" in frame else None
-    frame = frame.drop(columns="position", errors="ignore")
-    columns = {name: frame[name].tolist() for name in frame}
-    columns = {name: [None if v != v else v for v in values] for name, values in columns.items()}
-    place = {name: columns.pop(name) for name in ("layer", "feature")}
-    place["offset"] = [None] * len(frame) if offset is None else offset.tolist()
-    return place | columns
+def with_offset(table: FeatureTable) -> pd.DataFrame:
+    """A table over prompts; `offset` counts from the last position (0), or is null."""
+    frame = table.to_frame()
+    keyed = "position" in frame
+    offset = frame.pop("position") + 1 if keyed else pd.array([None] * len(frame), "Int64")
+    frame.insert(2, "offset", offset)
+    return frame
 
 
 def _choose(
@@ -235,9 +234,9 @@ def _choose(
     return ChosenPrompt(prompt, labels, {str(name): record for name, record in graphs.items()})
 
 
-def _made(
+def _summed(
     tables: Sequence[FeatureTable], request: AggregateRequest, record: dict[str, Any]
-) -> Made:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     excluded, settings = request.exclude_layers, request.settings
     layers = compare_layers(tables, excluded, settings) if excluded else None
     result = aggregate([without_layers(table, excluded) for table in tables], settings)
@@ -252,4 +251,4 @@ def _made(
         "stability": result.stability.model_dump(),
         "layers": layers.model_dump(mode="json") if layers else None,
     }
-    return Made(record, columns_of(result.table), integers=("offset",))
+    return record, with_offset(result.table)

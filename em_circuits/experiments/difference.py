@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.cache import Columns, KeptTable, Made, kept_table
+import pandas as pd
+
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
     choose_prompts,
-    columns_of,
     find_pair,
     layers_of,
     require_layers,
     require_loaded,
     scores_of,
+    with_offset,
 )
 from em_circuits.experiments.analyse import token_groups
 from em_circuits.features import (
@@ -95,7 +97,7 @@ def difference_over_prompts(
     sources: Sequence[Source],
     prefixes: Sequence[str],
     request: DifferenceRequest = DEFAULTS,
-) -> KeptTable:
+) -> CachedTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
     Args:
@@ -125,24 +127,22 @@ def difference_over_prompts(
         ],
     }
 
-    def make() -> Made:
-        pairs, columns = [], Columns()
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        pairs, frames = [], []
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
-            record, more = _pair(source, tracked(items, "compare", source.work.progress), request)
+            record, frame = _pair(source, tracked(items, "compare", source.work.progress), request)
             pairs.append(record)
-            for name, values in more.items():
-                columns.setdefault(name, []).extend(values)
-            columns.setdefault("pair", []).extend([number] * len(more["measure"]))
+            frames.append(frame.assign(pair=number))
         record = {**request.model_dump(mode="json"), "pairs": pairs}
-        return Made(record, columns, integers=("offset",))
+        return record, pd.concat(frames, ignore_index=True)
 
-    table = kept_table(sources[0].work.results / "features", "diff", inputs, make)
+    table = cached_table(sources[0].work.results / "features", "diff", inputs, compute)
     for record, (_, left_out) in zip(table.record["pairs"], chosen, strict=True):
         record["left_out"] = left_out
     return table
 
 
-def joined(table: KeptTable) -> list[dict[str, Any]]:
+def joined(table: CachedTable) -> list[dict[str, Any]]:
     """A line per key with its changes under every pair, by mean change of score, positive first.
 
     A pair in which a key is active in no prompt has null, and so has a measure it is unknown in.
@@ -170,7 +170,9 @@ def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
     return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
 
 
-def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[str, Any], Columns]:
+def _pair(
+    source: Source, items: Any, request: DifferenceRequest
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """The record and the lines of one pair."""
     tables: dict[str, list[FeatureTable]] = {measure: [] for measure in MEASURES}
     prompts = []
@@ -178,7 +180,7 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
         for measure, table in _changes(source.work, item, request).items():
             tables[measure].append(table)
         prompts.append(item.to_json())
-    columns = Columns()
+    frames = []
     record: dict[str, Any] = {
         "pair": source.pair,
         "models": source.work.store.results.pairs().get(source.pair, {}),
@@ -194,16 +196,14 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
     for measure, mine in tables.items():
         kept = [without_layers(table, excluded) for table in mine]
         result = aggregate(kept, settings, test=measure != "activation")
-        n = len(result.table)
-        if mine and not n:
+        if mine and not len(result.table):
             raise RequestError(f"no feature is left without layers {list(excluded)}")
-        for name, values in {"measure": [measure] * n, **columns_of(result.table)}.items():
-            columns.setdefault(name, []).extend(values)
+        frames.append(with_offset(result.table).assign(measure=measure))
         if measure == "score":
             record["n_tested"] = result.n_tested
             record["permutations"] = {"n": result.n_permutations, "exact": result.exact}
             record["stability"] = result.stability.model_dump()
-    return record, columns
+    return record, pd.concat(frames, ignore_index=True)
 
 
 def _changes(
