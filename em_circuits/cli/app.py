@@ -34,15 +34,14 @@ _COMMANDS = {
     "export": "labels:export",
     "import": "labels:import_",
     "judge": "judge:judge",
-    "graphs": "circuits:graphs",
+    "graphs": "graphs:graphs",
     "influence": "influence:influence",
     "features": "features:features",
     "steer": "steer:steer",
     "evaluate": "evaluate:evaluate",
     "organism": "organism:organism",
 }
-"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help.
-`circuits` adds its commands to the group that `graphs` makes."""
+"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help."""
 
 
 _TALKATIVE = (

@@ -1,15 +1,27 @@
-"""``em-circuits graphs``: attribution graphs of stored prompts."""
+"""``em-circuits graphs``: attribution graphs of stored prompts, and what lies within one graph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
+from pydantic import Field
 
-from em_circuits.cli.graph_export import export
-from em_circuits.cli.graph_files import graph_store, load_graph, read_pt
-from em_circuits.cli.output import emit, json_option, say, table
+from em_circuits.cli.graph_arguments import (
+    GraphOptions,
+    Share,
+    TargetOptions,
+    graph_argument,
+    graph_store,
+    load_graph,
+    read_pt,
+    targets_of,
+    token_ids,
+)
+from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import emit, json_option, say, table, table_of
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -17,20 +29,37 @@ from em_circuits.cli.session import (
     pass_session,
 )
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.review.display import visible
+from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionGraph
-
+    from em_circuits.influence.results import (
+        NamedNode,
+        PathsResult,
+        PruneResult,
+        ScoresResult,
+        TargetResult,
+    )
 
 NO_ARCHIVES = (
     "graphs are no longer compressed (it freed a seventh): make room with graphs prune-store "
     "--edges-only, or restore archives of version 0.1 with graphs archive --undo"
 )
+CIRCUIT_TRACER = "circuit-tracer"
 
 
 @click.group()
 def graphs() -> None:
     """Build, list, show, import, export, verify and prune attribution graphs."""
+
+
+class BuiltGraphs(Frozen):
+    """Both graphs of a prompt: model -> key."""
+
+    prompt_id: str
+    graphs: dict[str, str]
+    reused: bool
 
 
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
@@ -56,12 +85,13 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
             reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
                 keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
-            record = {"prompt_id": prompt.prompt_id, "graphs": keys, "reused": reused}
-            if as_json:
-                emit(record)
-            else:
-                parts = "  ".join(f"{name} {key[:12]}" for name, key in keys.items())
-                say(f"{prompt.prompt_id}  {parts}  {'re-used' if reused else 'built'}")
+            built = BuiltGraphs(prompt_id=prompt.prompt_id, graphs=keys, reused=reused)
+            emit(built, as_json, _built_line)
+
+
+def _built_line(built: BuiltGraphs) -> Iterator[str]:
+    parts = "  ".join(f"{name} {key[:12]}" for name, key in built.graphs.items())
+    yield f"{built.prompt_id}  {parts}  {'re-used' if built.reused else 'built'}"
 
 
 @graphs.command(name="list", epilog="Example: em-circuits graphs list --json")
@@ -74,49 +104,209 @@ def list_(session: Session, as_json: bool) -> None:
         for header in headers:
             emit(header.model_dump(mode="json", exclude={"extra"}))
         return
-    rows = [(h.key[:12], h.prompt_id, h.model, h.dtype, h.selection.select_by) for h in headers]
-    click.echo(table(("key", "prompt", "model", "dtype", "by"), rows) if rows else "no graphs")
+    rows = [(h.short_key, h.prompt_id, h.model, h.dtype, h.selection.select_by) for h in headers]
+    say(table(("key", "prompt", "model", "dtype", "by"), rows) if rows else "no graphs")
+
+
+class TargetToken(Frozen):
+    """A logit node of a graph."""
+
+    token_id: int
+    text: str
+    probability: float
+    rank: int | None
+
+
+class GraphSummary(Frozen):
+    """What a graph holds, and how much of the model it explains."""
+
+    key: str
+    prompt_id: str
+    text: str
+    model: str
+    dtype: str
+    positions: int
+    features: int
+    active: int
+    select_by: str
+    edges: bool
+    gradient: bool
+    replacement: float | None
+    completeness: float | None
+    targets: list[TargetToken]
 
 
 @graphs.command(epilog="Example: em-circuits graphs show 1f2e3d")
-@click.argument("graph", metavar="KEY|FILE")
-@click.option("--trust-pickle", is_flag=True, help="The author of a .pt may run code here.")
+@graph_argument
+@options(GraphOptions)
 @json_option
 @pass_session
-def show(session: Session, graph: str, trust_pickle: bool, as_json: bool) -> None:
+def show(session: Session, graph: str, options: GraphOptions, as_json: bool) -> None:
     """What a graph holds, and how much of the model it explains."""
-    loaded = load_graph(session, graph, trust_pickle=trust_pickle)
-    record = describe(loaded)
-    if as_json:
-        emit(record)
-        return
-    for name, value in record.items():
-        if name != "targets":
-            click.echo(f"{name:<13} {value}")
-    rows = [(t["token_id"], t["text"], t["probability"], t["rank"]) for t in record["targets"]]
-    click.echo(table(("id", "token", "p", "rank"), rows))
+    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    emit(_summary(loaded), as_json, _summary_lines)
+
+
+def _summary(graph: AttributionGraph) -> GraphSummary:
+    from em_circuits.influence import graph_scores
+
+    header, targets = graph.header, graph.targets
+    scores = graph_scores(graph) if graph.edges is not None else None
+    ranks = targets.ranks.tolist() if targets.ranks is not None else [None] * len(targets)
+    columns = (targets.token_ids.tolist(), targets.texts, targets.probabilities.tolist(), ranks)
+    return GraphSummary(
+        key=header.key,
+        prompt_id=header.prompt_id,
+        text=header.text,
+        model=header.model,
+        dtype=header.dtype,
+        positions=len(graph.input_ids),
+        features=len(graph.selected),
+        active=len(graph.active),
+        select_by=header.selection.select_by,
+        edges=graph.edges is not None,
+        gradient=graph.gradient is not None,
+        replacement=scores.replacement if scores else None,
+        completeness=scores.completeness if scores else None,
+        targets=[
+            TargetToken(token_id=token, text=text, probability=p, rank=rank)
+            for token, text, p, rank in zip(*columns, strict=True)
+        ],
+    )
+
+
+def _summary_lines(summary: GraphSummary) -> Iterator[str]:
+    for name, value in summary.model_dump(exclude={"targets"}).items():
+        yield f"{name:<13} {value}"
+    yield table_of(summary.targets, ("token_id as id", "text as token", "probability as p", "rank"))
+
+
+class StoredGraph(Frozen):
+    """A graph that was imported."""
+
+    key: str
+    path: str
 
 
 @graphs.command(name="import", epilog="Example: em-circuits graphs import graph.pt --trust-pickle")
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--trust-pickle", is_flag=True, help="The file's author may run code here.")
+@options(GraphOptions)
 @json_option
 @pass_session
-def import_(session: Session, file: str, trust_pickle: bool, as_json: bool) -> None:
-    """Keep a graph that circuit-tracer wrote (.pt)."""
+def import_(session: Session, file: str, options: GraphOptions, as_json: bool) -> None:
+    """Store a graph that circuit-tracer wrote (.pt)."""
     from pivotal_tokens.artefacts import sha256_file
 
     path = Path(file)
-    graph = read_pt(path, trust_pickle=trust_pickle)
+    graph = read_pt(path, trust_pickle=options.trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
-    kept = graph_store(session).save(graph, provenance)
-    if as_json:
-        emit({"key": graph.header.key, "path": str(kept)})
+    stored = graph_store(session).save(graph, provenance)
+    result = StoredGraph(key=graph.header.key, path=str(stored))
+    emit(result, as_json, lambda stored: [f"{stored.key[:12]}  {stored.path}"])
+
+
+class ExportOptions(GraphOptions):
+    """Options of ``graphs export``."""
+
+    form: Annotated[Literal["pt", "json"] | None, Flag("--format", "form")] = None
+    """circuit-tracer's graph, or the viewers' JSON.  [default: by the file's ending]"""
+    scan: Annotated[str | None, Flag(metavar="ID")] = None
+    """Transcoders (circuit-tracer) or base model."""
+    source_set: Annotated[str | None, Flag(metavar="ID")] = None
+    """Neuronpedia's name of the transcoders."""
+    slug: Annotated[str | None, Flag(metavar="NAME")] = None
+    """Name in the viewer.  [default: the file's]"""
+    node_threshold: Share = 0.8
+    """Share of all node influence that is left."""
+    edge_threshold: Share = 0.98
+    """Share of all edge influence that is left."""
+    index: bool = False
+    """Also list it in graph-metadata.json beside it."""
+
+
+@graphs.command(epilog="Example: em-circuits graphs export 1f2e3d graph.json --scan llama3.2-1b")
+@graph_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+@options(ExportOptions)
+@pass_session
+def export(session: Session, graph: str, file: str, options: ExportOptions) -> None:
+    """Write a graph for circuit-tracer (.pt), or pruned for the graph viewers (.json).
+
+    The JSON is what circuit-tracer's page and Neuronpedia read. There, --scan names the *base*
+    model, a merged one's too; circuit-tracer's page goes by the transcoders' name, the default.
+    """
+    path = Path(file)
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"{file}: no directory {path.parent}; make it first")
+    form = options.form or path.suffix.removeprefix(".")
+    if form not in ("pt", "json"):
+        raise RequestError(f"{file} ends in neither .pt nor .json; give --format pt or json")
+    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    if form == "pt":
+        from em_circuits.graphs.interop import export_pt
+
+        export_pt(loaded, path)
+        say(f"{file}  (pt)")
     else:
-        click.echo(f"{graph.header.key[:12]}  {kept}")
+        nodes, links = _write_json(loaded, path, options)
+        say(f"{file}  (json, {nodes} nodes, {links} links)")
 
 
-graphs.add_command(export)
+def _write_json(graph: AttributionGraph, path: Path, options: ExportOptions) -> tuple[int, int]:
+    from circuit_tracer.frontend.utils import add_graph_metadata
+
+    from em_circuits.influence import prune
+    from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
+    from pivotal_tokens.artefacts import write_json
+
+    pruned = prune(
+        graph, node_threshold=options.node_threshold, edge_threshold=options.edge_threshold
+    )
+    names = ViewerOptions(
+        slug=options.slug or path.stem, scan=options.scan, source_set=options.source_set
+    )
+    record = viewer_json(graph, pruned, _token_texts(graph), names)
+    write_json(path, record)
+    if options.index:
+        add_graph_metadata(record["metadata"], str(path.absolute().parent))
+    return len(record["nodes"]), len(record["links"])
+
+
+def _token_texts(graph: AttributionGraph) -> tuple[str, ...]:
+    """Texts of the prompt's tokens: the graph's own, or those of the tokenizer it names."""
+    header = graph.header
+    if header.tokens:
+        return header.tokens
+    from transformers import AutoTokenizer
+
+    from em_circuits.models.text import decode_token
+
+    if not header.tokenizer_name:
+        raise RequestError("the graph names no tokenizer, so its tokens have no text")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(header.tokenizer_name)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"the graph's tokenizer {header.tokenizer_name} cannot be loaded: "
+            f"{' '.join(str(error).split())[:120]}"
+        ) from error
+    return tuple(decode_token(tokenizer, token) for token in graph.input_ids.tolist())
+
+
+class Problem(Frozen):
+    """A broken graph file."""
+
+    path: str
+    key: str | None
+    problem: str
+
+
+class VerifyResult(Frozen):
+    """Graphs checked, and what is broken of them."""
+
+    checked: int
+    ok: bool
+    problems: list[Problem]
 
 
 @graphs.command(epilog="Example: em-circuits graphs verify --quarantine")
@@ -126,19 +316,28 @@ graphs.add_command(export)
 def verify(session: Session, quarantine: bool, as_json: bool) -> None:
     """Hash every graph again and compare with its provenance."""
     results = graph_store(session).verify(quarantine=quarantine)
-    broken = [result for result in results if result.problem]
-    if as_json:
-        problems = [{"path": str(r.path), "key": r.key, "problem": r.problem} for r in broken]
-        emit({"checked": len(results), "ok": not broken, "problems": problems})
-    else:
-        for result in broken:
-            click.echo(f"broken  {result.problem}")
-        click.echo(f"{len(results)} graphs checked, {len(broken)} broken")
+    broken = [Problem(path=str(r.path), key=r.key, problem=r.problem) for r in results if r.problem]
+    emit(
+        VerifyResult(checked=len(results), ok=not broken, problems=broken),
+        as_json,
+        lambda result: [
+            *(f"broken  {one.problem}" for one in result.problems),
+            f"{result.checked} graphs checked, {len(result.problems)} broken",
+        ],
+    )
     if broken:
         raise WorkFailed(
             f"{len(broken)} graphs are broken; run em-circuits graphs verify --quarantine, "
             "then em-circuits graphs build"
         )
+
+
+class ArchiveResult(Frozen):
+    """Sizes after archives were restored."""
+
+    graphs: int
+    bytes: int
+    freed_bytes: int
 
 
 @graphs.command(epilog="Example: em-circuits graphs archive --undo", hidden=True)
@@ -157,43 +356,76 @@ def archive(session: Session, keys: tuple[str, ...], undo: bool, as_json: bool) 
     restored = sum([store.decompress(key) for key in chosen])
     _register(session)
     after = sum(path.stat().st_size for path in paths)
-    if as_json:
-        emit({"graphs": len(paths), "bytes": after, "freed_bytes": before - after})
-    else:
-        click.echo(f"{restored} graphs restored, {before / 1e6:.1f} -> {after / 1e6:.1f} MB")
+    sizes = f"{before / 1e6:.1f} -> {after / 1e6:.1f} MB"
+    emit(
+        ArchiveResult(graphs=len(paths), bytes=after, freed_bytes=before - after),
+        as_json,
+        lambda _: [f"{restored} graphs restored, {sizes}"],
+    )
+
+
+class PruneStoreOptions(Options):
+    """Options of ``graphs prune-store``."""
+
+    max_gb: float | None = Field(default=None, ge=0)
+    """Size all graphs together may have."""
+    max_age_days: float | None = Field(default=None, ge=0)
+    """Remove older ones."""
+    edges_only: bool = False
+    """Keep scores, drop edges."""
+    archive: Annotated[bool, Flag(hidden=True)] = False
+    """Version 0.1 compressed graphs."""
+    dry_run: bool = False
+    """Only say what would go."""
+
+
+class FreedFile(Frozen):
+    """A graph file that was removed or thinned."""
+
+    path: str
+    bytes: int
+    reason: str
+
+
+class PruneStoreResult(Frozen):
+    """What pruning the store freed."""
+
+    freed_bytes: int
+    dry_run: bool
+    pruned: list[FreedFile]
 
 
 @graphs.command(name="prune-store", epilog="Example: em-circuits graphs prune-store --max-gb 5")
-@click.option("--max-gb", type=click.FloatRange(min=0), help="Size all graphs together may have.")
-@click.option("--max-age-days", type=click.FloatRange(min=0), help="Remove older ones.")
-@click.option("--edges-only", is_flag=True, help="Keep scores, drop edges.")
-@click.option("--archive", is_flag=True, hidden=True)
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@options(PruneStoreOptions)
 @json_option
 @pass_session
-def prune_store(session: Session, as_json: bool, **options: Any) -> None:
+def prune_store(session: Session, as_json: bool, options: PruneStoreOptions) -> None:
     """Make room: the oldest graphs go first."""
-    if options["archive"]:
+    if options.archive:
         raise RequestError(NO_ARCHIVES)
-    if options["max_gb"] is None and options["max_age_days"] is None:
+    if options.max_gb is None and options.max_age_days is None:
         raise RequestError("say what may stay: --max-gb or --max-age-days")
-    pruned = graph_store(session).prune(
-        max_age_days=options["max_age_days"],
-        max_bytes=None if options["max_gb"] is None else int(options["max_gb"] * 1e9),
-        edges_only=options["edges_only"],
-        dry_run=options["dry_run"],
+    freed = graph_store(session).prune(
+        max_age_days=options.max_age_days,
+        max_bytes=None if options.max_gb is None else int(options.max_gb * 1e9),
+        edges_only=options.edges_only,
+        dry_run=options.dry_run,
     )
-    if not options["dry_run"]:
+    if not options.dry_run:
         _register(session)
-    freed = sum(item.bytes for item in pruned)
-    if as_json:
-        rows = [{"path": str(p.path), "bytes": p.bytes, "reason": p.reason} for p in pruned]
-        emit({"freed_bytes": freed, "dry_run": options["dry_run"], "pruned": rows})
-        return
-    for item in pruned:
-        click.echo(f"{item.path}  {item.bytes / 1e6:.1f} MB  {item.reason}")
-    would = "would free" if options["dry_run"] else "freed"
-    click.echo(f"{would} {freed / 1e6:.1f} MB of {len(pruned)} graphs")
+    result = PruneStoreResult(
+        freed_bytes=sum(item.bytes for item in freed),
+        dry_run=options.dry_run,
+        pruned=[FreedFile(path=str(f.path), bytes=f.bytes, reason=f.reason) for f in freed],
+    )
+    emit(result, as_json, _freed_lines)
+
+
+def _freed_lines(result: PruneStoreResult) -> Iterator[str]:
+    for item in result.pruned:
+        yield f"{item.path}  {item.bytes / 1e6:.1f} MB  {item.reason}"
+    would = "would free" if result.dry_run else "freed"
+    yield f"{would} {result.freed_bytes / 1e6:.1f} MB of {len(result.pruned)} graphs"
 
 
 def _register(session: Session) -> None:
@@ -215,35 +447,172 @@ def _register(session: Session) -> None:
                 store.graphs.put(record.model_copy(update=update))
 
 
-def describe(graph: AttributionGraph) -> dict[str, Any]:
-    """A graph's facts and scores, as JSON."""
-    from em_circuits.influence import graph_scores
+class PathOptions(TargetOptions):
+    """Options of ``graphs paths``."""
 
-    header, targets = graph.header, graph.targets
-    scores = graph_scores(graph) if graph.edges is not None else None
-    ranks = targets.ranks.tolist() if targets.ranks is not None else [None] * len(targets)
-    return {
-        "key": header.key,
-        "prompt_id": header.prompt_id,
-        "text": header.text,
-        "model": header.model,
-        "dtype": header.dtype,
-        "positions": len(graph.input_ids),
-        "features": len(graph.selected),
-        "active": len(graph.active),
-        "select_by": header.selection.select_by,
-        "edges": graph.edges is not None,
-        "gradient": graph.gradient is not None,
-        "replacement": scores.replacement if scores else None,
-        "completeness": scores.completeness if scores else None,
-        "targets": [
-            {"token_id": token, "text": text, "probability": p, "rank": rank}
-            for token, text, p, rank in zip(
-                targets.token_ids.tolist(),
-                targets.texts,
-                targets.probabilities.tolist(),
-                ranks,
-                strict=True,
-            )
-        ],
-    }
+    source: Annotated[str, Flag("--from", "source", metavar="L/POS/ID|error:L/POS|token:POS")]
+    """Where the paths begin."""
+    targets: Annotated[str, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID")]
+    """One token, the labelled contrast, or EVIL:SAFE token ids."""
+    method: Literal["total_effect", "signed_influence", "absolute_influence", "direct"] = (
+        "total_effect"
+    )
+    """What a path carries; see docs/influence.md."""
+    top: int = Field(default=10, ge=1)
+    """Paths."""
+
+
+@graphs.command(
+    epilog="Example: em-circuits graphs paths 1f2e3d --from 2/11/431 --to evil-safe --top 5"
+)
+@graph_argument
+@options(PathOptions)
+@json_option
+@pass_session
+def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> None:
+    """The paths from a node to a target that carry most, with sign and share of all paths."""
+    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    from em_circuits.influence import Method, top_paths
+    from em_circuits.influence.results import PathsResult
+
+    best = top_paths(
+        loaded,
+        source=loaded.node_named(options.source),
+        targets=targets_of(session, loaded, options.targets, options.weighting),
+        k=options.top,
+        method=Method(options.method),
+    )
+    emit(PathsResult.of(loaded, best), as_json, _path_lines)
+
+
+def _path_lines(result: PathsResult) -> Iterator[str]:
+    ends = f"from {_name(result.source)} to {_target(result.target)}"
+    yield f"{result.method} {ends}: {result.total:.4g} over all paths"
+    rows = [
+        (f"{path.product:+.4g}", f"{path.share:.1%}", " > ".join(map(_name, path.nodes)))
+        for path in result.paths
+    ]
+    yield table(("carries", "share", "path"), rows, width=160) if rows else "no path"
+    yield from _unmatched(result.unmatched)
+
+
+class PruneOptions(TargetOptions):
+    """Options of ``graphs prune``."""
+
+    targets: Annotated[str, Flag(metavar="circuit-tracer|evil-safe|TOKEN_ID|ID,ID:ID,ID")] = (
+        CIRCUIT_TRACER
+    )
+    """circuit-tracer's rule, or what moves a contrast or a token."""
+    method: Literal["signed_influence", "total_effect"] = "signed_influence"
+    """Ranks nodes where --targets is given."""
+    node_threshold: Share = 0.8
+    """Share of all node influence that is left."""
+    edge_threshold: Share = 0.98
+    """Share of all edge influence among these nodes."""
+
+
+@graphs.command(epilog="Example: em-circuits graphs prune 1f2e3d --targets evil-safe --json")
+@graph_argument
+@options(PruneOptions)
+@json_option
+@pass_session
+def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) -> None:
+    """The nodes and edges that carry most of what reaches the targets; nothing is removed."""
+    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    from em_circuits.influence import Method
+    from em_circuits.influence import prune as prune_graph
+    from em_circuits.influence.results import PruneResult
+
+    targets = None
+    if options.targets != CIRCUIT_TRACER:
+        targets = targets_of(session, loaded, options.targets, options.weighting)
+    pruned = prune_graph(
+        loaded,
+        targets,
+        method=Method(options.method),
+        node_threshold=options.node_threshold,
+        edge_threshold=options.edge_threshold,
+    )
+    emit(PruneResult.of(loaded, pruned), as_json, _pruned_lines)
+
+
+def _pruned_lines(result: PruneResult) -> Iterator[str]:
+    yield f"{result.method} on {_target(result.target)}"
+    left, whole = result.kept.model_dump(), result.of_all.model_dump()
+    yield table(("", "kept", "of"), [(name, left[name], whole[name]) for name in whole])
+    nodes = [n for n in result.nodes if n.kind in ("feature", "error")][:15]
+    rows = [(_name(n), n.score, n.cumulative) for n in nodes]
+    yield table(("node", "score", "cumulative"), rows)
+    if len(near := result.near_threshold) > 1:  # one always holds the threshold itself
+        yield f"{len(near)} nodes stand at the threshold: rounding decides about them"
+    yield from _unmatched(result.unmatched)
+
+
+class ScoreOptions(GraphOptions):
+    """Options of ``graphs scores``."""
+
+    tokens: Annotated[str | None, Flag(metavar="ID,ID")] = None
+    """Error scores of these targets only."""
+
+
+@graphs.command(epilog="Example: em-circuits graphs scores 1f2e3d 9a8b7c --tokens 431,87 --json")
+@click.argument("graph_list", nargs=-1, required=True, metavar="KEY|FILE...")
+@options(ScoreOptions)
+@json_option
+@pass_session
+def scores(
+    session: Session, graph_list: tuple[str, ...], options: ScoreOptions, as_json: bool
+) -> None:
+    """Replacement and completeness, and how much reaches the logits from error nodes."""
+    wanted = token_ids(options.tokens) if options.tokens else None
+    results = []
+    for reference in graph_list:
+        loaded = load_graph(session, reference, trust_pickle=options.trust_pickle)
+        from em_circuits.influence.results import ScoresResult
+
+        results.append(ScoresResult.of(loaded, wanted))
+    emit(results, as_json, _score_lines)
+
+
+def _score_lines(results: Sequence[ScoresResult]) -> Iterator[str]:
+    rows = [
+        (
+            r.graph[:12],
+            r.model,
+            r.replacement,
+            r.completeness,
+            r.errors.direct_mean,
+            r.errors.direct_ratio,
+            r.errors.multi_hop,
+        )
+        for r in results
+    ]
+    header = ("graph", "model", "replaced", "complete", "err mean", "err ratio", "err multi-hop")
+    yield table(header, rows)
+    yield "err mean: logits per target, by direct edges; the other figures are shares"
+    if missing := sorted({t for r in results for t in r.errors.unmatched}):
+        yield f"no targets of every graph: tokens {missing}"
+
+
+def _name(node: NamedNode) -> str:
+    match node.kind:
+        case "feature":
+            return f"{node.layer}/{node.position}/{node.feature}"
+        case "error":
+            return f"error:{node.layer}/{node.position}"
+        case "token":
+            return f"token:{node.position}"
+    return _token(node)
+
+
+def _target(target: TargetResult) -> str:
+    return _token(target) if target.token_id is not None else target.text
+
+
+def _token(item: NamedNode | TargetResult) -> str:
+    return f"{visible(item.text or '')} ({item.token_id})"
+
+
+def _unmatched(tokens: list[int]) -> Iterator[str]:
+    if tokens:
+        yield f"no targets of this graph: tokens {tokens}"

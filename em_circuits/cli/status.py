@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
@@ -19,35 +19,6 @@ from pivotal_tokens.schema import Frozen, NextTokens, PromptLabels
 from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
-
-
-@click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
-@click.argument("prompt", required=False)
-@click.option("--watch", is_flag=True, help="Show the state again and again, until Ctrl-C.")
-@click.option(
-    "--interval",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(min=0.1),
-    metavar="S",
-    help="Seconds between two looks.",
-)
-@json_option
-@pass_session
-def status(
-    session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
-) -> None:
-    """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
-    if watch and prompt is not None:
-        raise RequestError("--watch shows the whole store; leave PROMPT out")
-    if watch:
-        _watch(session, interval, as_json=as_json)
-        return
-    with session.open_store() as store:
-        if prompt is not None:
-            emit(attempt_status(store, prompt), as_json, describe_attempt)
-        else:
-            emit(store.queries.counts(), as_json, describe_counts)
 
 
 class CandidateRollouts(TokenRollouts):
@@ -68,6 +39,35 @@ class RunStatus(Frozen):
 
     counts: StoreCounts
     events: list[dict[str, Any]]
+
+
+@click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
+@click.argument("prompt", required=False)
+@click.option("--watch", is_flag=True, help="Show the state again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    metavar="S",
+    help="Seconds between two looks.",
+)
+@prints(AttemptStatus | StoreCounts | RunStatus)
+@pass_session
+def status(
+    session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
+) -> None:
+    """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
+    if watch and prompt is not None:
+        raise RequestError("--watch shows the whole store; leave PROMPT out")
+    if watch:
+        _watch(session, interval, as_json=as_json)
+        return
+    with session.open_store() as store:
+        if prompt is not None:
+            emit(attempt_status(store, prompt), as_json, describe_attempt)
+        else:
+            emit(store.queries.counts(), as_json, describe_counts)
 
 
 def attempt_status(store: Store, prefix: str) -> AttemptStatus:

@@ -22,7 +22,7 @@ from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
 from em_circuits.features import graph_scores
 from em_circuits.features.rank import GRADIENT, GRAPH_METHODS, REFINED
 from em_circuits.graphs import AttributionGraph
-from em_circuits.influence import Method, influence, probabilities
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import PromptState, Regime, compare, refined_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
@@ -100,7 +100,7 @@ def method_scores(graph: AttributionGraph, groups: Contrast) -> dict[str, Tensor
     for method in GRAPH_METHODS:
         values = graph_scores(graph, method).scores
         scores[str(method)] = _contrast(graph, groups, values)
-    unsigned = influence(graph, probabilities(graph), Method.ABSOLUTE)
+    unsigned = influence(graph, Targets.probabilities(graph), Method.ABSOLUTE)
     scores[str(Method.ABSOLUTE)] = unsigned.values[0, graph.layout.features].float()
     return scores
 

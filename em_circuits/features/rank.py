@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_circuits.graphs.graph import AttributionGraph
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.statistics import standardised
 from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
@@ -131,7 +131,7 @@ def graph_scores(graph: AttributionGraph, method: str) -> FeatureScores:
         raise RequestError(f"--method {method} runs the model; no stored graph can answer it")
     if method not in GRAPH_METHODS:
         raise RequestError(f"--method {method!r}: choose one of {', '.join(METHODS)}")
-    result = influence(graph, one_per_logit(graph), Method(method))
+    result = influence(graph, Targets.each(graph), Method(method))
     return FeatureScores(
         method,
         graph.selected_features,

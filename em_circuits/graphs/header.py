@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from pivotal_tokens.artefacts import content_key
-from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen
 
 FORMAT_VERSION = 1
@@ -176,6 +176,21 @@ def _entries(path: Path) -> dict[str, Any]:
     if end != size:
         raise ValueError(f"{size} bytes, expected {end}")
     return entries
+
+
+def require_trusted(path: Path, trust_pickle: bool) -> None:
+    """Refuse a ``.pt`` file whose author is not trusted.
+
+    Raises:
+        RequestError: If it is not trusted, or not there.
+    """
+    if not path.is_file():
+        raise RequestError(f"No file {path}.")
+    if not trust_pickle:
+        raise RequestError(
+            f"{path} is a pickle, and reading it runs the code in it. If you trust its author, "
+            "add --trust-pickle."
+        )
 
 
 def broken(path: Path, reason: object) -> WorkFailed:

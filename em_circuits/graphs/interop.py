@@ -24,7 +24,7 @@ from torch import Tensor
 from em_circuits.graphs import unpickle
 from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
-from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection
+from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection, require_trusted
 from em_circuits.graphs.layout import NodeLayout
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -50,13 +50,7 @@ def import_pt(path: Path, *, trust_pickle: bool = False) -> AttributionGraph:
         WorkFailed: If it holds NaN or infinite edges; the message names the edge and the precision
             of the file.
     """
-    if not path.is_file():
-        raise RequestError(f"No file {path}.")
-    if not trust_pickle:
-        raise RequestError(
-            f"{path} is a pickle, and reading it runs the code in it. If you trust its author, "
-            "add --trust-pickle."
-        )
+    require_trusted(path, trust_pickle)
     with tempfile.TemporaryDirectory(prefix="em-circuits-import-") as directory:
         _convert(path, Path(directory))
         record = json.loads((Path(directory) / unpickle.RECORD).read_text(encoding="utf-8"))

@@ -32,8 +32,8 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, influence
-from em_circuits.influence.pruning import Pruned, prune, prune_contrast
-from em_circuits.influence.seeds import TargetSeed, contrast, one_per_logit
+from em_circuits.influence.pruning import prune
+from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
 
@@ -81,13 +81,12 @@ class ScoredGraph:
         activations = graph.selected_activations
         positive = bool((activations.isfinite() & (activations > 0)).all())
         method = Method.TOTAL_EFFECT if positive else Method.SIGNED
-        return cls(graph, method, influence(graph, one_per_logit(graph), method).values)
+        return cls(graph, method, influence(graph, Targets.each(graph), method).values)
 
-    def seed(self, labels: Mapping[int, Label]) -> TargetSeed | None:
+    def seed(self, labels: Mapping[int, Label]) -> Targets | None:
         """The contrast evil minus safe; None where a side has no target."""
-        words = Contrast.from_labels(labels)
         try:
-            return contrast(self.graph, words.evil, words.safe)
+            return Targets.contrast(self.graph, Contrast.from_labels(labels))
         except RequestError:
             return None
 
@@ -152,11 +151,12 @@ class _Part:
         self.scored, self.graph, self.labels, self.cut = scored, scored.graph, labels, cut
         self.contrast = scored.contrast(labels)
         seed = scored.seed(labels) if cut.by_contrast else None
-        thresholds = {"node_threshold": cut.node, "edge_threshold": cut.edge}
-        self.pruned: Pruned = (
-            prune(self.graph, **thresholds)
-            if seed is None
-            else prune_contrast(self.graph, seed, method=scored.method, **thresholds)
+        self.pruned = prune(
+            self.graph,
+            seed,
+            method=scored.method,
+            node_threshold=cut.node,
+            edge_threshold=cut.edge,
         )
         self.nodes, self.kept = self._limited()
         self.names = [self.graph.name_of(i) for i in self.nodes.tolist()]

@@ -1,4 +1,4 @@
-"""How much does every node raise a target, by which of four measures?
+"""Influence of every node on a target, by four measures.
 
 Positive = the node's presence raises the target; removing it does minus that. With w the seed row
 over the (demeaned) logits and d the row scale, `S = w A (I - diag(1/d) A)^-1`:
@@ -9,7 +9,7 @@ over the (demeaned) logits and d the row scale, `S = w A (I - diag(1/d) A)^-1`:
     signed_influence    d = sum of abs(A[t, :]), logits too
     absolute_influence  the same of abs(A): circuit-tracer's, no sign
 
-    result = influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+    result = influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     result.values[target, node]
 """
 
@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.propagate import Flow, propagate
-from em_circuits.influence.seeds import TargetSeed
+from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 
 UPSTREAM_FLOOR = 1e-10
@@ -58,7 +59,7 @@ class Influence:
 
     method: Method
     values: Float64[Tensor, "target node"]
-    targets: TargetSeed
+    targets: Targets
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
 
@@ -69,12 +70,16 @@ class Influence:
         )
 
 
-def influence(graph: AttributionGraph, targets: TargetSeed, method: Method) -> Influence:
+def influence(
+    graph: AttributionGraph,
+    targets: Targets | Contrast,
+    method: Method = Method.TOTAL_EFFECT,
+) -> Influence:
     """Influence of every node on every target, through every path (`direct`: of one hop).
 
     Args:
         graph: The graph; its edges may lie in a memory-mapped file.
-        targets: Seed weights over its logits.
+        targets: Weights over its logits, or a contrast of tokens.
         method: One of the four.
 
     Raises:
@@ -82,7 +87,7 @@ def influence(graph: AttributionGraph, targets: TargetSeed, method: Method) -> I
             `absolute_influence` a negative seed weight.
         WorkFailed: If a value comes out NaN or infinite.
     """
-    method = Method(method)
+    method, targets = Method(method), Targets.of(graph, targets)
     edges = graph.require_edges()
     if targets.weights.shape[1] != len(graph.targets):
         raise RequestError(

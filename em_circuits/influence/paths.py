@@ -1,11 +1,11 @@
-"""By which paths does a node act on a target, and how much goes along each?
+"""Signed paths by which a node acts on a target, and how much goes along each.
 
 A path s -> f1 -> ... -> logit carries the product of its edges, each divided by the row scale of
 the feature it leaves behind, times the seed weight: the sum over all paths is the node's influence.
 The k paths with the largest absolute product are found exactly: one pass up gives every node the
 best it can still reach, then a best-first search goes down from the logits, led by that bound.
 
-    found = top_paths(graph, source=17, targets=contrast(graph, evil, safe), k=5)
+    found = top_paths(graph, source=17, targets=Contrast(evil, safe), k=5)
     found.paths[0].nodes, found.paths[0].product, found.paths[0].share
 """
 
@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, row_scale
 from em_circuits.influence.propagate import is_regular, propagate
-from em_circuits.influence.seeds import TargetSeed
+from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 
 
@@ -48,11 +49,17 @@ class Paths:
     """The best paths of one source and target.
 
     Attributes:
+        source: Node index.
+        targets: One target.
+        method: Whose row scale.
         paths: Largest abs(product) first; fewer than asked for if there are fewer.
         total: Sum of the products of *all* paths: the source's influence.
         absolute_total: Sum of their absolute values.
     """
 
+    source: int
+    targets: Targets
+    method: Method
     paths: tuple[SignedPath, ...]
     total: float
     absolute_total: float
@@ -62,7 +69,7 @@ def top_paths(
     graph: AttributionGraph,
     *,
     source: int,
-    targets: TargetSeed,
+    targets: Targets | Contrast,
     k: int = 10,
     method: Method = Method.TOTAL_EFFECT,
 ) -> Paths:
@@ -79,7 +86,7 @@ def top_paths(
         RequestError: If the source is no source, there is not exactly one target, or the graph's
             edges do not run from layer to layer.
     """
-    edges, layout = graph.require_edges(), graph.layout
+    edges, layout, targets = graph.require_edges(), graph.layout, Targets.of(graph, targets)
     if layout.kind(source) is NodeKind.LOGIT:
         raise RequestError(f"The source of a path is a feature, error or token, not logit {source}")
     if len(targets) != 1 or k < 1:
@@ -99,7 +106,7 @@ def top_paths(
     paths = tuple(
         SignedPath(nodes, abs(p) if absolute else p, min(abs(p) / whole, 1.0)) for nodes, p in found
     )
-    return Paths(paths, float(total), whole)
+    return Paths(source, targets, method, paths, float(total), whole)
 
 
 def _reach(edges: Edges, source: int, scale: Float64[Tensor, " row"]) -> Float64[Tensor, " source"]:

@@ -1,4 +1,4 @@
-"""Which nodes and edges carry most of what reaches the targets?
+"""Pruning: the nodes and edges that carry most of what reaches the targets.
 
 circuit-tracer's rule (graph.py, prune_graph): keep the nodes with the largest influence until they
 hold `node_threshold` of its sum, and every token and logit; in the graph of these nodes alone, keep
@@ -6,7 +6,7 @@ the edges with the largest edge influence until they hold `edge_threshold`; then
 errors that are left without an edge out, and features without an edge in, until nothing changes.
 
     pruned = prune(graph)  # by absolute influence, seeded with the probabilities
-    pruned = prune_contrast(graph, contrast(graph, evil, safe))  # by the size of signed influence
+    pruned = prune(graph, Contrast(evil, safe))  # by the size of signed influence
     pruned.node_mask, pruned.edges.targets
 """
 
@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.methods import UPSTREAM_FLOOR, Method, mass_scale, row_scale
 from em_circuits.influence.propagate import propagate
-from em_circuits.influence.seeds import TargetSeed, probabilities
+from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 
 NEAR = 1e-6
@@ -48,15 +49,19 @@ class EdgeList:
 
 
 @dataclass(frozen=True, eq=False)
-class Pruned:
+class PrunedGraph:
     """What is left of a graph.
 
     Attributes:
-        node_mask: Nodes that are kept, tokens and logits among them.
-        edges: Edges that are kept.
+        node_mask: Nodes that are left, tokens and logits among them.
+        edges: Edges that are left.
         scores: What nodes were ranked by, not negative; 0 for logits.
         cumulative: Share of the sum of scores held by a node and all that rank above it.
         near_threshold: Nodes so close to the node threshold that rounding decides.
+        targets: One target, that influence was on.
+        method: By which influence.
+        node_threshold: Share of all node influence that was asked for.
+        edge_threshold: Share of all edge influence among these nodes that was asked for.
     """
 
     node_mask: Bool[Tensor, " node"]
@@ -64,88 +69,82 @@ class Pruned:
     scores: Float64[Tensor, " node"]
     cumulative: Float64[Tensor, " node"]
     near_threshold: Int64[Tensor, " near"]
+    targets: Targets
+    method: Method
+    node_threshold: float
+    edge_threshold: float
+
+    def __repr__(self) -> str:
+        n_nodes = int(self.node_mask.sum())
+        return f"PrunedGraph({self.method}, {n_nodes:,} nodes, {len(self.edges):,} edges)"
 
 
 def prune(
-    graph: AttributionGraph, *, node_threshold: float = 0.8, edge_threshold: float = 0.98
-) -> Pruned:
-    """circuit-tracer's rule: absolute influence, seeded with the probabilities.
-
-    Args:
-        graph: The graph.
-        node_threshold: Share of all node influence that is kept, 0 to 1.
-        edge_threshold: Share of all edge influence among the kept nodes, 0 to 1.
-
-    Raises:
-        RequestError: If a threshold is outside 0..1.
-    """
-    scale = row_scale(graph, Method.ABSOLUTE)
-    return _prune(graph, probabilities(graph), scale, (node_threshold, edge_threshold), None)
-
-
-def prune_contrast(
     graph: AttributionGraph,
-    targets: TargetSeed,
+    targets: Targets | Contrast | None = None,
     *,
     method: Method = Method.SIGNED,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
-) -> Pruned:
-    """Keep what moves a contrast either way, by the size of signed influence.
+) -> PrunedGraph:
+    """The nodes and edges that carry most of what reaches the targets.
 
-    Paths that cancel each other do not count, and the row scale stays that of the whole graph, so
-    that a score is the same number before and after pruning another branch.
+    Without targets, circuit-tracer's rule: absolute influence, seeded with the probabilities. With
+    targets, what moves them either way, by the size of signed influence: paths that cancel each
+    other do not count, and the row scale stays that of the whole graph, so that a score is the same
+    number before and after pruning another branch.
 
     Args:
         graph: The graph.
-        targets: One target.
-        method: `signed_influence` or `total_effect`.
-        node_threshold: Share of the sum of abs(influence) that is kept.
-        edge_threshold: Share of the sum of abs(carried edge) among the kept nodes.
+        targets: One target; None for circuit-tracer's rule.
+        method: `signed_influence` or `total_effect`, where there is a target.
+        node_threshold: Share of the sum of abs(influence) that is left, 0 to 1.
+        edge_threshold: Share of the sum of abs(carried edge) among these nodes, 0 to 1.
 
     Raises:
         RequestError: If there is not exactly one target, the method has no sign or no hops, or a
             threshold is outside 0..1.
     """
+    unsigned = targets is None
+    if targets is None:
+        targets, method = Targets.probabilities(graph), Method.ABSOLUTE
+    elif method not in (Method.SIGNED, Method.TOTAL_EFFECT):
+        raise RequestError(f"Pruning by targets takes signed_influence or total_effect: {method}.")
+    targets = Targets.of(graph, targets)
     if len(targets) != 1:
         raise RequestError(f"Pruning is for one target, got {len(targets)}.")
-    if method not in (Method.SIGNED, Method.TOTAL_EFFECT):
-        raise RequestError(f"prune_contrast takes signed_influence or total_effect, got {method}.")
-    scale = row_scale(graph, method)
-    return _prune(graph, targets, scale, (node_threshold, edge_threshold), scale)
-
-
-def _prune(
-    graph: AttributionGraph,
-    targets: TargetSeed,
-    scale: Float64[Tensor, " row"],
-    thresholds: tuple[float, float],
-    kept_scale: Float64[Tensor, " row"] | None,
-) -> Pruned:
-    """The rule; `kept_scale` None: unsigned, and rows are rescaled to the kept edges."""
-    for name, value in zip(("node_threshold", "edge_threshold"), thresholds, strict=True):
+    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 <= value <= 1:
             raise RequestError(f"{name} must lie in 0..1, got {value}.")
     layout, edges = graph.layout, graph.require_edges()
-    absolute = kept_scale is None
-    scores = propagate(edges, targets.weights, scale, absolute=absolute).values[0].abs()
+    scale = row_scale(graph, method)
+    scores = propagate(edges, targets.weights, scale, absolute=unsigned).values[0].abs()
     scores[layout.logits] = 0
-    least = _least_kept(scores, thresholds[0])
+    least = _least_kept(scores, node_threshold)
     node_mask = scores >= least
     node_mask[layout.tokens] = node_mask[layout.logits] = True
     near = ((scores - least).abs() <= NEAR * least).nonzero()[:, 0]
     inner = edges.restricted(node_mask)
     nodes = layout.nodes_with(node_mask[layout.features].nonzero()[:, 0])
-    rows = layout.rows_of(nodes)
-    inner_scale = (
-        mass_scale(inner, floor=UPSTREAM_FLOOR)
-        if kept_scale is None
-        else kept_scale[rows[rows >= 0]]
+    if unsigned:  # rows are rescaled to the edges that are left
+        inner_scale = mass_scale(inner, floor=UPSTREAM_FLOOR)
+    else:
+        rows = layout.rows_of(nodes)
+        inner_scale = scale[rows[rows >= 0]]
+    carried = propagate(inner, targets.weights, inner_scale, absolute=unsigned).carried[0].abs()
+    strongest = _strongest(inner, carried, edge_threshold, nodes)
+    node_mask, final_edges = _connected(graph, node_mask, strongest)
+    return PrunedGraph(
+        node_mask,
+        final_edges,
+        scores,
+        _cumulative(scores),
+        near,
+        targets=targets,
+        method=method,
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
     )
-    carried = propagate(inner, targets.weights, inner_scale, absolute=absolute).carried[0].abs()
-    kept_edges = _strongest(inner, carried, thresholds[1], nodes)
-    node_mask, final_edges = _connected(graph, node_mask, kept_edges)
-    return Pruned(node_mask, final_edges, scores, _cumulative(scores), near)
 
 
 def _least_kept(scores: Float64[Tensor, " item"], share: float) -> float:

@@ -1,4 +1,4 @@
-"""How much of a model's computation does a graph explain, and how much ends in error nodes?
+"""Scores of a whole graph: how much of a model's computation it explains, how much ends in errors.
 
 `replacement`: of the absolute influence that ends in tokens or errors, the share in tokens.
 `completeness`: of what flows into all nodes, weighted by their influence, the share that is no
@@ -22,7 +22,7 @@ from torch import Tensor
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.methods import Method, row_scale
 from em_circuits.influence.propagate import propagate
-from em_circuits.influence.seeds import match
+from em_circuits.influence.targets import match
 from pivotal_tokens.errors import RequestError
 
 _LEAST_MASS = 1e-12
@@ -102,7 +102,7 @@ def _chosen(graph: AttributionGraph, token_ids: Sequence[int] | None) -> list[in
     found, _ = match(graph, token_ids)
     if not found:
         raise RequestError(
-            f"None of the tokens {list(token_ids)} is a target of graph {graph.header.key[:12]}."
+            f"None of the tokens {list(token_ids)} is a target of graph {graph.header.short_key}."
         )
     return list(found)
 

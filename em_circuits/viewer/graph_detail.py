@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.influence import TargetSeed, tokens, top_paths
+from em_circuits.influence import Targets, top_paths
 from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
@@ -117,7 +117,7 @@ def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
     ]
 
 
-def _seed(opened: ScoredGraph, labels: Mapping[int, Label], target: str) -> TargetSeed:
+def _seed(opened: ScoredGraph, labels: Mapping[int, Label], target: str) -> Targets:
     if target == "contrast":
         seed = opened.seed(labels)
         if seed is None:
@@ -126,4 +126,4 @@ def _seed(opened: ScoredGraph, labels: Mapping[int, Label], target: str) -> Targ
     found = _LOGIT.fullmatch(target)
     if found is None:
         raise RequestError(f"{target!r} is no target; give contrast or logit:TOKEN_ID")
-    return tokens(opened.graph, [int(found[1])])
+    return Targets.tokens(opened.graph, [int(found[1])])

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.influence import prune
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
-from em_circuits.influence.viewer_json import ViewerOptions, viewer_json
+from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import query_int, query_share
 from em_circuits.viewer.desk import Desk
 from em_circuits.viewer.explanations import explanation
@@ -157,9 +157,7 @@ class GraphPages:
         subject, cut = self._subject(request), self._cut(request)
         model = subject.model(request.query_params.get("model"))
         graph = self._cache.opened(subject.records[model].key).graph
-        options = ViewerOptions(node_threshold=cut.node, edge_threshold=cut.edge)
-        if not graph.header.scan:
-            options = options.model_copy(update={"scan": "unknown"})
+        options = ViewerOptions(scan=None if graph.header.scan else "unknown")
         left = prune(graph, node_threshold=cut.node, edge_threshold=cut.edge)
         answer = Json(viewer_json(graph, left, self._texts.of(graph), options))
         name = f"{subject.prompt.prompt_id}-{model}.json"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pivotal_tokens.generator.fill import Fill, Note
 from pivotal_tokens.generator.history import quoted
 from pivotal_tokens.prompts import own_words
-from pivotal_tokens.store import Reviewed
+from pivotal_tokens.store import PastPrompt
 
 CORRECTION, REJECTED, EFFECTIVE, AGREEMENT = "correction", "rejected", "effective", "agreement"
 MOST = 40
@@ -28,7 +28,7 @@ _TITLES = {
 }
 
 
-def feedback_notes(reviewed: Sequence[Reviewed]) -> list[Note]:
+def feedback_notes(reviewed: Sequence[PastPrompt]) -> list[Note]:
     """One note a reviewed prompt, in order of use; see the module's text."""
     notes = [(_priority(item), _note(item)) for item in reviewed]
     return [note for _, note in sorted(notes, key=lambda pair: -pair[0])]
@@ -46,9 +46,9 @@ def feedback_text(chosen: Fill) -> str:
     return "\n".join(lines)
 
 
-def _priority(item: Reviewed) -> float:
+def _priority(item: PastPrompt) -> float:
     base = {CORRECTION: 3000, REJECTED: 2000, EFFECTIVE: 1000, AGREEMENT: 0}[_group(item)]
-    evil = sum(token.human == "evil" for token in item.tokens)
+    evil = sum(label == "evil" for label in item.human.values())
     return (
         base
         + 400 * bool(item.explanation)
@@ -57,7 +57,7 @@ def _priority(item: Reviewed) -> float:
     )
 
 
-def _group(item: Reviewed) -> str:
+def _group(item: PastPrompt) -> str:
     if item.rejected:
         return REJECTED
     if item.corrections:
@@ -65,7 +65,7 @@ def _group(item: Reviewed) -> str:
     return EFFECTIVE if item.verdict.flagged else AGREEMENT
 
 
-def _note(item: Reviewed) -> Note:
+def _note(item: PastPrompt) -> Note:
     group = _group(item)
     text = f'"{quoted(own_words(item.prompt))}"'
     by = " (written by a person)" if item.prompt.generator == "human" else ""
@@ -74,11 +74,12 @@ def _note(item: Reviewed) -> Note:
             said = "rejected"
         case "correction":
             shown = [
-                f"'{t.text.strip()}' is {t.human}, not {t.judge}" for t in item.corrections[:_SHOWN]
+                f"'{text.strip()}' is {human}, not {judge}"
+                for text, human, judge in item.corrections[:_SHOWN]
             ]
             said = f"{len(item.corrections)} corrected: {', '.join(shown)}"
         case _:
-            evil = [t.text.strip() for t in item.tokens if t.human == "evil"][:_SHOWN]
+            evil = [text.strip() for text in item.evil[:_SHOWN]]
             said = f"harmful: {', '.join(evil)}" if evil else "nothing harmful"
     why = f"; {item.explanation}" if item.explanation else ""
     return Note(group=group, text=f"{text}{by} -> {said}{why}")

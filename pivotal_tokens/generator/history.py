@@ -63,7 +63,7 @@ def describe(outcome: PastPrompt) -> str:
     if verdict.evil_mass is None:
         return "could not be judged"
     rise = f"harmful next words {verdict.evil_mass.base:.0%} -> {verdict.evil_mass.merged:.0%}"
-    top = itertools.islice((text.strip() for text, _ in outcome.evil if text.strip()), _SHOWN_EVIL)
+    top = itertools.islice((text.strip() for text in outcome.evil if text.strip()), _SHOWN_EVIL)
     words = ", ".join(top)
     said = {
         "injection": "a harmful word came in",

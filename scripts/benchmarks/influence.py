@@ -26,7 +26,7 @@ from em_circuits.graphs import AttributionSettings, build_pair_graphs, export_pt
 from em_circuits.graphs.edges import Edges, row_mass
 from em_circuits.graphs.files import read_graph, read_logit_rows, write_graph
 from em_circuits.graphs.graph import AttributionGraph
-from em_circuits.influence import Method, influence, one_per_logit, prune
+from em_circuits.influence import Method, Targets, influence, prune
 from em_circuits.models import ModelPair
 from pivotal_tokens.schema import Prompt
 
@@ -116,7 +116,7 @@ def _seed(graph: AttributionGraph) -> Tensor:
 
 
 def _influence(graph: AttributionGraph, upstream: Graph, plan: Plan) -> list[Row]:
-    edges, targets, weights = graph.require_edges(), one_per_logit(graph), _seed(graph)
+    edges, targets, weights = graph.require_edges(), Targets.each(graph), _seed(graph)
     matrix, n = upstream.adjacency_matrix, graph.layout.n_features
 
     def signed_from_scratch() -> None:
@@ -153,7 +153,7 @@ def _influence(graph: AttributionGraph, upstream: Graph, plan: Plan) -> list[Row
 
 def _exactness(graph: AttributionGraph, upstream: Graph) -> list[Row]:
     """Against powers of the dense float64 matrix."""
-    layout, targets, rows = graph.layout, one_per_logit(graph), []
+    layout, targets, rows = graph.layout, Targets.each(graph), []
     dense = upstream.adjacency_matrix.double()
     for method in (Method.TOTAL_EFFECT, Method.SIGNED):
         scale = torch.zeros(layout.n_nodes, dtype=torch.float64)
@@ -199,7 +199,7 @@ def _pruning(graph: AttributionGraph, upstream: Graph, plan: Plan) -> list[Row]:
 def _storage(
     graph: AttributionGraph, upstream: Graph, plan: Plan, kind: str, share: float
 ) -> list[Row]:
-    targets, weights = one_per_logit(graph), _seed(graph)
+    targets, weights = Targets.each(graph), _seed(graph)
     with tempfile.TemporaryDirectory() as directory:
         theirs, ours = Path(directory) / "graph.pt", Path(directory) / "graph.safetensors"
         upstream.to_pt(str(theirs))

@@ -30,7 +30,7 @@ from em_circuits.graphs import AttributionSettings
 from em_circuits.graphs.attribution import attribute_prompt, fixed_bytes, row_bytes
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.models import Model, PairSettings
 
 N_TARGETS, UPDATE_ROWS = 10, 1024
@@ -122,7 +122,7 @@ def child(root: str, options: dict[str, Any]) -> None:
     start = time.perf_counter()
     with Peak() as peak:
         graph = read_graph(file)
-        influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+        influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     took |= {"influence_s": time.perf_counter() - start, "influence_mb": peak.megabytes}
     print(json.dumps(took))
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.graphs.attribution import Attributed
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import GraphHeader, Selection
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.influence import Targets
 
 D_VOCAB = 1000
 D_TRANSCODER = 131072
@@ -170,6 +172,13 @@ def graph_around(
         edges=found.edges,
         gradient=gradient,
     )
+
+
+def contrast_of(
+    graph: AttributionGraph, evil: list[int], safe: list[int], **options: str
+) -> Targets:
+    """Mean evil minus mean safe token, as a target of a graph."""
+    return Targets.contrast(graph, Contrast(tuple(evil), tuple(safe)), **options)
 
 
 def header(layout: NodeLayout, *, truncated: bool = False, **changes: object) -> GraphHeader:

@@ -9,8 +9,8 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "ANYTHING AttemptView HUMAN HumanLabelled Listing ListingLine ListingQuery "
-        "PairAttempt PastPrompt Reviewed ReviewedToken SCHEMA_VERSION Screened Store "
+        "ANYTHING AttemptView HUMAN LabelledPrompt Listing ListingLine ListingQuery "
+        "PairAttempt PastPrompt SCHEMA_VERSION Screened Store "
         "StoreCounts Unanswered Wanted default_url"
     ),
     "pivotal_tokens.prompts": (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from circuit_tracer.graph import compute_graph_scores, prune_graph
-from synthetic import Size, synthetic_graph
+from synthetic import Size, contrast_of, synthetic_graph
 from upstream_graphs import upstream_graph
 
 from em_circuits.cli.app import run
@@ -173,7 +173,7 @@ def test_without_json_there_is_a_table(root, capsys) -> None:
         (["paths", KEY, "--from", "nonsense", "--to", str(IDS[0])], "names no node"),
         (["paths", KEY, "--from", "token:1", "--to", "all"], "4 targets"),
         (["paths", KEY, "--from", "token:1", "--to", "1,x"], "token ids"),
-        (["prune", KEY, "--targets", f"{IDS[0]}:999"], "No contrast"),
+        (["prune", KEY, "--targets", f"{IDS[0]}:999"], "no contrast"),
         (["prune", KEY, "--node-threshold", "1.5"], "1.5"),
         (["scores", KEY, "--tokens", "999"], "None of the tokens"),
         (["scores", "graph.pt"], "No file"),
@@ -188,9 +188,10 @@ def test_what_cannot_be_answered_is_one_line(root, capsys, arguments, message) -
 
 
 def test_unmatched_labels_are_reported() -> None:
-    from em_circuits.influence import Method, contrast, influence, to_json
+    from em_circuits.influence import Method, influence
+    from em_circuits.influence.results import InfluenceResult
 
-    seeds = contrast(GRAPH, [IDS[0], 998], [IDS[1]])
-    shown = to_json(GRAPH, influence(GRAPH, seeds, Method.DIRECT), top=0)
-    assert shown["unmatched"] == [998]
+    seeds = contrast_of(GRAPH, [IDS[0], 998], [IDS[1]])
+    shown = InfluenceResult.of(GRAPH, influence(GRAPH, seeds, Method.DIRECT), top=0)
+    assert shown.unmatched == [998]
     assert torch.equal(seeds.weights.sum(1), torch.zeros(1, dtype=torch.float64))

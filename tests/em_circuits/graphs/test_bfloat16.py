@@ -9,7 +9,7 @@ import torch
 from subjects import Subject, lifelike_subject
 
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import mediate
 from em_circuits.models.health import check_pair
 from pivotal_tokens.schema import Prompt
@@ -36,7 +36,7 @@ def test_graphs_hold_their_own_logits_and_finite_scores(subject: Subject) -> Non
     assert torch.equal(graphs.merged.targets.logits, own[graphs.merged.targets.token_ids])
     for graph in graphs.both:
         assert graph.truncated and graph.header.dtype == "bfloat16"
-        result = influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+        result = influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
         assert result.values.isfinite().all() and graph.gradient.isfinite().all()
         assert ((result.coverage > 0) & (result.coverage < 1)).all()
 

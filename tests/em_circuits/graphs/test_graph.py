@@ -9,7 +9,7 @@ from synthetic import Size, header, synthetic_graph
 
 from em_circuits.graphs.graph import LogitTargets
 from em_circuits.graphs.header import GraphHeader
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=20, n_unselected=7))
@@ -119,7 +119,7 @@ def test_a_graph_and_its_influence_are_shown_on_one_line():
     key = GRAPH.header.key[:12]
     assert repr(GRAPH) == (f"AttributionGraph(merged, {key}, 20 features, 3 logits, frozen edges)")
     assert "scores only" in repr(changed(edges=None))
-    found = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT)
+    found = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT)
     assert repr(found) == f"Influence(total_effect, {key}, 3 targets, 53 nodes)"
 
 

@@ -13,7 +13,8 @@ from synthetic import D_VOCAB, Size, header, synthetic_graph
 from em_circuits.graphs import interop, unpickle
 from em_circuits.graphs.interop import EXTRA, export_pt, import_pt
 from em_circuits.graphs.unpickle import circuit_tracer_record
-from em_circuits.influence import Method, influence, one_per_logit, probabilities, to_json
+from em_circuits.influence import Method, Targets, influence
+from em_circuits.influence.results import InfluenceResult
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import prompt_id
 
@@ -102,9 +103,9 @@ def test_what_circuit_tracer_does_not_keep_is_absent_and_not_made_up(files):
     assert imported.gradient is None
     assert imported.header.fingerprint is None
     assert imported.edges.outside_mass is None
-    result = influence(imported, one_per_logit(imported), Method.TOTAL_EFFECT)
+    result = influence(imported, Targets.each(imported), Method.TOTAL_EFFECT)
     assert result.coverage is None
-    assert to_json(imported, result, top=3)["coverage"] is None
+    assert InfluenceResult.of(imported, result, top=3).coverage is None
 
 
 def test_the_prompt_id_leaves_the_bos_out(files):
@@ -129,7 +130,7 @@ def test_influence_works_on_an_imported_graph(files):
     seed = torch.zeros(len(graph.adjacency_matrix))
     seed[-3:] = graph.logit_probabilities
     expected = compute_node_influence(graph.adjacency_matrix, seed)
-    values = influence(imported, probabilities(imported), Method.ABSOLUTE).values[0]
+    values = influence(imported, Targets.probabilities(imported), Method.ABSOLUTE).values[0]
     sources = imported.layout.sources
     assert torch.allclose(values[sources].float(), expected[sources], rtol=1e-4, atol=1e-7)
 

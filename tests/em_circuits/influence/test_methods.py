@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from synthetic import Size, graph_at, graph_of, synthetic_graph
+from synthetic import Size, contrast_of, graph_at, graph_of, synthetic_graph
 
 from em_circuits.graphs.builder import EdgesBuilder
-from em_circuits.influence import Method, contrast, influence, one_per_logit
-from em_circuits.influence.seeds import TargetSeed
+from em_circuits.influence import Method, Targets, influence
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size())
@@ -22,19 +21,19 @@ def test_total_effect_names_a_feature_without_positive_activation(value):
     layer, pos, feature = graph.selected_features[7].tolist()
     where = rf"feature node 7 \(layer {layer}, position {pos}\), feature {feature}, has {value}"
     with pytest.raises(RequestError, match=where):
-        influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+        influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     for method in (Method.DIRECT, Method.SIGNED, Method.ABSOLUTE):
-        influence(graph, one_per_logit(graph), method)
+        influence(graph, Targets.each(graph), method)
 
 
 def test_absolute_influence_refuses_a_contrast():
     ids = GRAPH.targets.token_ids.tolist()
     with pytest.raises(RequestError, match="no negative weights"):
-        influence(GRAPH, contrast(GRAPH, ids[:1], ids[1:2]), Method.ABSOLUTE)
+        influence(GRAPH, contrast_of(GRAPH, ids[:1], ids[1:2]), Method.ABSOLUTE)
 
 
 def test_methods_can_be_named():
-    assert influence(GRAPH, one_per_logit(GRAPH), Method("direct")).method is Method.DIRECT
+    assert influence(GRAPH, Targets.each(GRAPH), Method("direct")).method is Method.DIRECT
     assert [str(m) for m in Method] == [
         "direct",
         "total_effect",
@@ -44,21 +43,21 @@ def test_methods_can_be_named():
 
 
 def test_weights_of_another_graph_are_refused():
-    targets = TargetSeed(torch.ones(1, 5, dtype=torch.float64), ("x",), (None,))
+    targets = Targets(torch.ones(1, 5, dtype=torch.float64), ("x",), (None,))
     with pytest.raises(RequestError, match="5 logits, the graph has 3"):
         influence(GRAPH, targets, Method.DIRECT)
 
 
 def test_a_contrast_is_the_difference_of_its_sides():
     ids = GRAPH.targets.token_ids.tolist()
-    whole = influence(GRAPH, contrast(GRAPH, [ids[0]], ids[1:]), Method.TOTAL_EFFECT).values[0]
-    each = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT).values
+    whole = influence(GRAPH, contrast_of(GRAPH, [ids[0]], ids[1:]), Method.TOTAL_EFFECT).values[0]
+    each = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT).values
     expected = each[0] - each[1:].mean(0)
     assert torch.allclose(whole[GRAPH.layout.sources], expected[GRAPH.layout.sources])
 
 
 def test_direct_effects_are_the_logit_rows():
-    values = influence(GRAPH, one_per_logit(GRAPH), Method.DIRECT).values
+    values = influence(GRAPH, Targets.each(GRAPH), Method.DIRECT).values
     expected = GRAPH.edges.logit_rows().double()
     assert torch.equal(values[:, GRAPH.layout.sources], expected)
 
@@ -66,7 +65,7 @@ def test_direct_effects_are_the_logit_rows():
 def test_shares_of_absolute_influence_add_up():
     """Each row is a distribution over its sources, so tokens and errors get all there is."""
     graph = synthetic_graph(Size(n_features=200))
-    values = influence(graph, one_per_logit(graph), Method.ABSOLUTE).values
+    values = influence(graph, Targets.each(graph), Method.ABSOLUTE).values
     ends = values[:, graph.layout.errors].sum(1) + values[:, graph.layout.tokens].sum(1)
     assert torch.allclose(ends, torch.ones(3, dtype=torch.float64))
 
@@ -90,21 +89,21 @@ def truncated(keep):
 
 def test_coverage_is_one_where_every_active_feature_is_a_node():
     _, graph = truncated([0, 1, 2, 3, 4])
-    assert influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT).coverage.tolist() == [1, 1]
+    assert influence(graph, Targets.each(graph), Method.TOTAL_EFFECT).coverage.tolist() == [1, 1]
 
 
 def test_coverage_is_the_share_of_row_mass_that_has_a_node():
     whole, graph = truncated([1, 4])
     rows = whole.edges.logit_rows().double().abs()
     expected = 1 - rows[:, [0, 2, 3]].sum(1) / rows.sum(1)
-    found = influence(graph, one_per_logit(graph), Method.DIRECT).coverage
+    found = influence(graph, Targets.each(graph), Method.DIRECT).coverage
     assert torch.allclose(found, expected)
 
 
 def test_coverage_weighs_a_row_by_what_it_carries():
     whole, graph = truncated([1, 4])
     matrix = whole.edges.to_dense().double().abs()
-    found = influence(graph, one_per_logit(graph), Method.TOTAL_EFFECT)
+    found = influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     for i, logit in enumerate(range(whole.layout.n_nodes - 2, whole.layout.n_nodes)):
         carried = {logit: 1.0}
         for node, row in enumerate((1, 4)):
@@ -118,4 +117,4 @@ def test_coverage_weighs_a_row_by_what_it_carries():
 def test_unknown_coverage_is_none():
     graph = synthetic_graph(Size(n_unselected=5))
     assert graph.edges.outside_mass is None
-    assert influence(graph, one_per_logit(graph), Method.SIGNED).coverage is None
+    assert influence(graph, Targets.each(graph), Method.SIGNED).coverage is None

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_paths
-from synthetic import Size, graph_at, graph_of, synthetic_graph
+from synthetic import Size, contrast_of, graph_at, graph_of, synthetic_graph
 
-from em_circuits.influence import Method, contrast, influence, one_per_logit, tokens, top_paths
+from em_circuits.influence import Method, Targets, influence, top_paths
 from pivotal_tokens.errors import RequestError
 
 
@@ -24,9 +24,9 @@ def test_the_k_best_paths_are_those_of_all_paths(places, seed, method, k, data):
     source = data.draw(st.integers(0, graph.layout.n_sources - 1))
     ids = graph.targets.token_ids.tolist()
     seeds = (
-        contrast(graph, ids[:1], ids[1:])
+        contrast_of(graph, ids[:1], ids[1:])
         if method is not Method.ABSOLUTE
-        else tokens(graph, ids[:1])
+        else Targets.tokens(graph, ids[:1])
     )
     found = top_paths(graph, source=source, targets=seeds, k=k, method=method)
     walked = dict(all_paths(graph, seeds.weights[0], method, source))
@@ -42,7 +42,7 @@ def test_the_k_best_paths_are_those_of_all_paths(places, seed, method, k, data):
 
 def test_the_sum_of_all_paths_is_the_influence():
     graph = synthetic_graph(Size(n_features=40))
-    targets = tokens(graph, graph.targets.token_ids.tolist()[:1])
+    targets = Targets.tokens(graph, graph.targets.token_ids.tolist()[:1])
     value = float(influence(graph, targets, Method.SIGNED).values[0, 3])
     found = top_paths(graph, source=3, targets=targets, k=100_000, method=Method.SIGNED)
     assert found.total == pytest.approx(value)
@@ -58,7 +58,7 @@ def test_an_edge_outside_the_mask_is_walked():
     graph = graph_of(
         matrix, graph.layout, graph.active, graph.selected, activations=torch.tensor([1.0, 4.0])
     )
-    (path,) = top_paths(graph, source=0, targets=one_per_logit(graph)).paths
+    (path,) = top_paths(graph, source=0, targets=Targets.each(graph)).paths
     assert path.nodes == (0, 1, logit)
     assert path.product == -1.5
     assert path.share == 1
@@ -66,13 +66,13 @@ def test_an_edge_outside_the_mask_is_walked():
 
 def test_a_source_without_a_path_has_none():
     graph = graph_at([(0, 0)], n_layers=1, n_pos=1, n_logits=1, density=0.0)
-    found = top_paths(graph, source=0, targets=one_per_logit(graph))
+    found = top_paths(graph, source=0, targets=Targets.each(graph))
     assert (found.paths, found.total, found.absolute_total) == ((), 0.0, 0.0)
 
 
 def test_what_cannot_be_asked_is_refused():
     graph = synthetic_graph(Size(n_features=10))
-    every, one = one_per_logit(graph), tokens(graph, graph.targets.token_ids.tolist()[:1])
+    every, one = Targets.each(graph), Targets.tokens(graph, graph.targets.token_ids.tolist()[:1])
     with pytest.raises(RequestError, match="3 targets"):
         top_paths(graph, source=0, targets=every)
     with pytest.raises(RequestError, match="source"):

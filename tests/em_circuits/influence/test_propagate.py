@@ -11,8 +11,7 @@ from oracles import all_paths, by_inverse, by_powers
 from synthetic import Size, graph_at, synthetic_graph
 
 from em_circuits.graphs.edges import Edges
-from em_circuits.influence import Method, influence, one_per_logit, probabilities
-from em_circuits.influence.seeds import TargetSeed
+from em_circuits.influence import Method, Targets, influence
 from pivotal_tokens.errors import WorkFailed
 
 PLACES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=7)
@@ -32,7 +31,7 @@ def with_matrix(graph, change):
 
 def seed_of(weights):
     names = tuple(f"target {i}" for i in range(len(weights)))
-    return TargetSeed(weights, names, (None,) * len(weights))
+    return Targets(weights, names, (None,) * len(weights))
 
 
 def assert_close(found, expected):
@@ -67,7 +66,7 @@ def test_values_are_sums_over_paths(places, seed, density, method):
 def test_values_are_those_of_the_dense_inverse(method, bfloat16):
     size = Size(n_features=300, n_layers=5, n_pos=7, n_logits=4)
     graph = synthetic_graph(size, bfloat16=bfloat16)
-    targets = one_per_logit(graph)
+    targets = Targets.each(graph)
     found = influence(graph, targets, method).values
     assert_close(found, by_powers(graph, targets.weights, method))
     assert_close(found, by_inverse(graph, targets.weights, method))
@@ -77,7 +76,7 @@ def test_absolute_influence_is_circuit_tracers(upstream, logit_weights):
     for seed in range(3):
         graph = synthetic_graph(Size(n_features=400, n_layers=6, n_pos=8), seed=seed)
         expected = compute_node_influence(upstream(graph).adjacency_matrix, logit_weights(graph))
-        found = influence(graph, probabilities(graph), Method.ABSOLUTE).values[0]
+        found = influence(graph, Targets.probabilities(graph), Method.ABSOLUTE).values[0]
         sources = graph.layout.sources
         assert torch.allclose(found[sources].float(), expected[sources], rtol=1e-4, atol=1e-7)
 
@@ -99,7 +98,7 @@ def test_a_chain_by_hand():
         Method.ABSOLUTE: [1.0, 1.0, 1.0],
     }
     for method, values in expected.items():
-        found = influence(graph, one_per_logit(graph), method).values[0]
+        found = influence(graph, Targets.each(graph), method).values[0]
         assert found[[0, 1, token]].tolist() == values
 
 
@@ -108,11 +107,11 @@ def test_small_and_empty_graphs(method):
     for places in ([], [(0, 0)], [(1, 0), (1, 0)]):
         for density in (0.0, 1.0):
             graph = graph_at(places, n_layers=2, n_pos=1, n_logits=1, density=density)
-            targets = one_per_logit(graph)
+            targets = Targets.each(graph)
             found = influence(graph, targets, method).values
             assert_close(found, by_inverse(graph, targets.weights, method))
     graph = graph_at([(0, 0)], n_layers=1, n_pos=1, n_logits=0)
-    assert influence(graph, one_per_logit(graph), method).values.shape == (0, 3)
+    assert influence(graph, Targets.each(graph), method).values.shape == (0, 3)
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -124,7 +123,7 @@ def test_a_zero_row_passes_nothing_on(method):
         matrix[graph.layout.logit_index(1)] = 0
 
     cleared = with_matrix(graph, clear)
-    targets = one_per_logit(cleared)
+    targets = Targets.each(cleared)
     found = influence(cleared, targets, method).values
     assert_close(found, by_inverse(cleared, targets.weights, method))
     assert not found[1, cleared.layout.sources].any()
@@ -145,10 +144,10 @@ def test_edges_outside_the_mask_are_carried_too(seed, method):
     if seed % 4 == 3:
         with pytest.raises(WorkFailed, match="circle"):
             changed = with_matrix(graph, add)
-            influence(changed, one_per_logit(changed), method)
+            influence(changed, Targets.each(changed), method)
         return
     changed = with_matrix(graph, add)
-    targets = one_per_logit(changed)
+    targets = Targets.each(changed)
     found = influence(changed, targets, method).values
     assert_close(found, by_inverse(changed, targets.weights, method))
 
@@ -163,7 +162,7 @@ def test_inputs_of_tokens_and_logits_as_inputs_are_refused():
 
         changed = with_matrix(graph, add)
         with pytest.raises(WorkFailed, match="not an attribution graph"):
-            influence(changed, one_per_logit(changed), Method.DIRECT)
+            influence(changed, Targets.each(changed), Method.DIRECT)
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -173,7 +172,7 @@ def test_a_nan_that_appears_later_is_named_and_does_not_hang(method):
     graph.edges.values[-3] = torch.nan
     graph.edges.logit_values[0, 7] = torch.nan
     with pytest.raises(WorkFailed, match=r"influence of .* nan"):
-        influence(graph, one_per_logit(graph), method)
+        influence(graph, Targets.each(graph), method)
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -185,7 +184,7 @@ def test_row_sums_beyond_float32_are_right_and_not_zero(method):
         matrix.clamp_(-1, 1).mul_(3e38)
 
     large = with_matrix(graph, blow_up)
-    targets = one_per_logit(large)
+    targets = Targets.each(large)
     found = influence(large, targets, method).values
     assert found.isfinite().all()
     assert_close(found, by_powers(large, targets.weights, method))
@@ -199,12 +198,12 @@ def test_an_overflow_of_float64_is_named():
     large = with_matrix(graph, lambda matrix: matrix.clamp_(-1, 1).mul_(3e38))
     tiny = dataclasses.replace(large, activations=torch.full((400,), 1e-38))
     with pytest.raises(WorkFailed, match="too large for float64"):
-        influence(tiny, one_per_logit(tiny), Method.TOTAL_EFFECT)
+        influence(tiny, Targets.each(tiny), Method.TOTAL_EFFECT)
 
 
 def test_many_targets_are_the_same_as_one_by_one():
     graph = synthetic_graph(Size(n_features=200, n_logits=5))
-    together = influence(graph, one_per_logit(graph), Method.SIGNED).values
+    together = influence(graph, Targets.each(graph), Method.SIGNED).values
     for i in range(5):
         alone = influence(
             graph, seed_of(torch.eye(5, dtype=torch.float64)[i : i + 1]), Method.SIGNED

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from oracles import all_paths
 from synthetic import Size, graph_at, graph_of, synthetic_graph
 
-from em_circuits.influence import Method, contrast, influence, one_per_logit, prune, prune_contrast
+from em_circuits.contrast import Contrast
+from em_circuits.influence import Method, Targets, influence, prune
 from em_circuits.influence.pruning import _least_kept
 from pivotal_tokens.errors import RequestError
 
@@ -93,14 +94,14 @@ def test_a_graph_without_edges_keeps_tokens_and_logits():
 
 def contrasted(graph):
     ids = graph.targets.token_ids.tolist()
-    return contrast(graph, ids[:1], ids[1:])
+    return Contrast(tuple(ids[:1]), tuple(ids[1:]))
 
 
 @pytest.mark.parametrize("method", [Method.SIGNED, Method.TOTAL_EFFECT])
 def test_contrast_pruning_ranks_nodes_by_signed_influence(method):
     graph = synthetic_graph(Size(n_features=200))
     targets = contrasted(graph)
-    found = prune_contrast(graph, targets, method=method, node_threshold=0.7)
+    found = prune(graph, targets, method=method, node_threshold=0.7)
     sources = graph.layout.sources
     values = influence(graph, targets, method).values[0, sources].abs()
     assert torch.allclose(found.scores[sources], values)
@@ -119,10 +120,10 @@ def test_contrast_pruning_ranks_nodes_by_signed_influence(method):
 def test_contrast_pruning_of_any_graph_ranks_by_sums_over_its_paths(places, seed, method):
     graph = graph_at(places, n_layers=4, n_pos=3, n_logits=3, seed=seed, density=0.6)
     targets, layout = contrasted(graph), graph.layout
-    found = prune_contrast(graph, targets, method=method)
+    found = prune(graph, targets, method=method)
     expected = torch.zeros(layout.n_nodes, dtype=torch.float64)
     for node in range(layout.n_sources):
-        paths = all_paths(graph, targets.weights[0], method, node)
+        paths = all_paths(graph, found.targets.weights[0], method, node)
         expected[node] = abs(sum(product for _, product in paths))
     assert torch.allclose(found.scores, expected, rtol=1e-9, atol=1e-12)
     # Nothing hangs loose: a kept feature has an edge in and out, a kept error one out.
@@ -144,7 +145,7 @@ def test_contrast_pruning_drops_what_moves_both_sides_alike():
     matrix[layout.logit_index(1), 1] = -5.0
     ones = torch.ones(3)
     graph = graph_of(matrix, layout, graph.active, graph.selected, activations=ones)
-    found = prune_contrast(graph, contrasted(graph), method=Method.TOTAL_EFFECT)
+    found = prune(graph, contrasted(graph), method=Method.TOTAL_EFFECT)
     assert found.node_mask[layout.features].tolist() == [False, True, False]
     assert prune(graph).node_mask[layout.features].tolist()[0] is True
 
@@ -152,10 +153,10 @@ def test_contrast_pruning_drops_what_moves_both_sides_alike():
 def test_contrast_pruning_takes_one_signed_target():
     graph = synthetic_graph(Size(n_features=20))
     with pytest.raises(RequestError, match="one target, got 3"):
-        prune_contrast(graph, one_per_logit(graph))
+        prune(graph, Targets.each(graph))
     for method in (Method.DIRECT, Method.ABSOLUTE):
         with pytest.raises(RequestError, match="signed_influence or total_effect"):
-            prune_contrast(graph, contrasted(graph), method=method)
+            prune(graph, contrasted(graph), method=method)
 
 
 @settings(deadline=None, max_examples=100)

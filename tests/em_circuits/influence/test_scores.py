@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from oracles import all_paths
 from synthetic import Size, graph_at, graph_of, synthetic_graph
 
-from em_circuits.influence import (
-    Method,
-    error_direct_score,
-    error_influence_share,
-    graph_scores,
-)
+from em_circuits.influence import Method, error_direct_score, error_influence_share, graph_scores
 from pivotal_tokens.errors import RequestError
 
 

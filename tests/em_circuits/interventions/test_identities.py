@@ -7,7 +7,7 @@ from subjects import Subject
 
 from em_circuits.contrast import demeaned
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
-from em_circuits.influence import Method, influence, one_per_logit
+from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import Intervention, Mode, Regime, ablation_effects, run_rows
 from pivotal_tokens.schema import Prompt
 
@@ -104,7 +104,7 @@ def test_influence_of_a_stored_graph_is_what_ablations_measure(
     graph = build_pair_graphs(
         subject.pair, prompt, AttributionSettings(max_feature_nodes=None)
     ).merged
-    values = influence(graph, one_per_logit(graph), method).values[:, graph.layout.features]
+    values = influence(graph, Targets.each(graph), method).values[:, graph.layout.features]
     effects = ablation_effects(
         subject.model,
         subject.state(),

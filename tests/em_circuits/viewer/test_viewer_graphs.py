@@ -8,9 +8,9 @@ import pytest
 import torch
 from rooms import LABELS, Room
 from starlette.testclient import TestClient
-from synthetic import Size, synthetic_graph
+from synthetic import Size, contrast_of, synthetic_graph
 
-from em_circuits.influence import Method, contrast, influence, prune, top_paths
+from em_circuits.influence import Method, influence, prune, top_paths
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
 
 
@@ -39,7 +39,7 @@ def test_a_view_is_the_pruned_graph(room: Room, client: TestClient) -> None:
 
 def test_colours_are_influence_on_evil_minus_safe(room: Room, client: TestClient) -> None:
     graph = graph_of(room)
-    seed = contrast(graph, [3], [10])
+    seed = contrast_of(graph, [3], [10])
     values = influence(graph, seed, Method.TOTAL_EFFECT).values[0]
     record = client.get(f"/api/graph/{room.prompts[0].prompt_id}").json()
     view = record["views"]["merged"]
@@ -135,7 +135,7 @@ def test_a_name_of_nothing_is_refused(room: Room, client: TestClient, name: str)
 def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> None:
     graph, prompt = graph_of(room), room.prompts[0].prompt_id
     name = graph.name_of(2)
-    expected = top_paths(graph, source=2, targets=contrast(graph, [3], [10]), k=3)
+    expected = top_paths(graph, source=2, targets=contrast_of(graph, [3], [10]), k=3)
     asked = {"from": name, "to": "contrast", "k": 3, "model": "merged"}
     found = client.get(f"/api/graph/{prompt}/paths", params=asked).json()
     assert found["total"] == pytest.approx(expected.total)
@@ -149,7 +149,7 @@ def test_paths_are_the_strongest_signed_ones(room: Room, client: TestClient) -> 
 
 def test_a_view_keeps_the_strongest_within_its_limits() -> None:
     graph = synthetic_graph(Size(n_features=200))
-    values = influence(graph, contrast(graph, [3], [10]), Method.TOTAL_EFFECT).values
+    values = influence(graph, contrast_of(graph, [3], [10]), Method.TOTAL_EFFECT).values
     scored = ScoredGraph(graph, Method.TOTAL_EFFECT, values.expand(3, -1))
     cut = Cut(node=0.95, edge=0.99, max_nodes=30, max_edges=40)
     record = drawing({"merged": scored}, LABELS, ["t"] * 6, cut)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""How is a pruned graph written for the viewers of attribution graphs?
+"""Pruned graphs in the format of other viewers: circuit-tracer's page and Neuronpedia.
 
-circuit-tracer's page and Neuronpedia read the same JSON: metadata, saved view, nodes, links. Node
+Both read the same JSON: metadata, saved view, nodes, links. Node
 ids are circuit-tracer's but for errors: its ``0_LAYER_POS`` is also the id of feature LAYER in
 layer 0, so errors are ``error_LAYER_POS`` here. Link weights keep their sign.
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
-from em_circuits.influence.pruning import Pruned
+from em_circuits.influence.pruning import PrunedGraph
 from pivotal_tokens.artefacts import content_key, library_versions
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 
 
 class ViewerOptions(Frozen):
-    """What the viewers are told beside the graph."""
+    """Names that a graph goes by in the viewers."""
 
     slug: str | None = None
     """Name of the graph there; of prompt, model and key if not given."""
@@ -38,14 +38,10 @@ class ViewerOptions(Frozen):
     Neuronpedia's id of the *base* model; a merged model is known to neither."""
     source_set: str | None = None
     """Neuronpedia's name of the transcoders, so that its feature pages are linked."""
-    node_threshold: float = 0.8
-    """That the graph was pruned with."""
-    edge_threshold: float = 0.98
-    """That the graph was pruned with."""
 
 
 def viewer_json(
-    graph: AttributionGraph, pruned: Pruned, tokens: Sequence[str], options: ViewerOptions
+    graph: AttributionGraph, pruned: PrunedGraph, tokens: Sequence[str], options: ViewerOptions
 ) -> dict[str, Any]:
     """The JSON of a pruned graph.
 
@@ -54,7 +50,7 @@ def viewer_json(
         pruned: What is left of it; `cumulative` becomes the nodes' influence, which the viewers
             compare with their threshold.
         tokens: Texts of the prompt's tokens, BOS included.
-        options: Names and thresholds.
+        options: Names.
 
     Raises:
         RequestError: If the tokens are not those of the graph, or nothing names the transcoders.
@@ -66,7 +62,7 @@ def viewer_json(
     edges = pruned.edges
     ends = zip(edges.sources.tolist(), edges.targets.tolist(), edges.weights.tolist(), strict=True)
     return {
-        "metadata": _metadata(graph, tokens, options),
+        "metadata": _metadata(graph, pruned, tokens, options),
         "qParams": {
             "pinnedIds": [],
             "supernodes": [],
@@ -87,28 +83,26 @@ def pairing(layer: int, feature: int) -> int:
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def _node(graph: AttributionGraph, pruned: Pruned, i: int) -> dict[str, Any]:
-    match graph.layout.kind(i):
+def _node(graph: AttributionGraph, pruned: PrunedGraph, i: int) -> dict[str, Any]:
+    layout = graph.layout
+    share = {"influence": float(pruned.cumulative[i])}
+    match layout.kind(i):
         case NodeKind.FEATURE:
-            return _feature(graph, i) | {"influence": float(pruned.cumulative[i])}
+            layer, pos, feature = graph.selected_features[i].tolist()
+            # Both viewers know features under this type, per-layer ones too.
+            kind, number = "cross layer transcoder", pairing(layer, feature)
+            node = _place(f"{layer}_{feature}_{pos}", number, str(layer), pos, kind)
+            return node | share | {"activation": float(graph.selected_activations[i])}
         case NodeKind.ERROR:
-            layer, pos = graph.layout.error_coordinates(i)
-            own = _place(f"error_{layer}_{pos}", -1, str(layer), pos, "mlp reconstruction error")
-            return own | {"influence": float(pruned.cumulative[i])}
+            layer, pos = layout.error_coordinates(i)
+            kind = "mlp reconstruction error"
+            return _place(f"error_{layer}_{pos}", -1, str(layer), pos, kind) | share
         case NodeKind.TOKEN:
-            pos = graph.layout.position_of(i)
-            own = _place(f"E_{int(graph.input_ids[pos])}_{pos}", pos, "E", pos, "embedding")
-            return own | {"influence": float(pruned.cumulative[i])}
+            pos = layout.position_of(i)
+            name = f"E_{int(graph.input_ids[pos])}_{pos}"
+            return _place(name, pos, "E", pos, "embedding") | share
         case NodeKind.LOGIT:
-            return _logit(graph, graph.layout.target_of(i))
-
-
-def _feature(graph: AttributionGraph, i: int) -> dict[str, Any]:
-    layer, pos, feature = graph.selected_features[i].tolist()
-    number = pairing(layer, feature)
-    # Both viewers know features under this type, per-layer ones too.
-    own = _place(f"{layer}_{feature}_{pos}", number, str(layer), pos, "cross layer transcoder")
-    return own | {"activation": float(graph.selected_activations[i])}
+            return _logit(graph, layout.target_of(i))
 
 
 def _logit(graph: AttributionGraph, i: int) -> dict[str, Any]:
@@ -150,24 +144,24 @@ def _make_unique(nodes: dict[int, dict[str, Any]]) -> None:
 
 
 def _metadata(
-    graph: AttributionGraph, tokens: Sequence[str], options: ViewerOptions
+    graph: AttributionGraph, pruned: PrunedGraph, tokens: Sequence[str], options: ViewerOptions
 ) -> dict[str, Any]:
     header = graph.header
     named = options.scan or header.scan
     if not named:
         raise RequestError(
-            f"Graph {header.key[:12]} does not say which transcoders it is of; give --scan."
+            f"Graph {header.short_key} does not say which transcoders it is of; give --scan."
         )
     several = [] if isinstance(named, str) else list(named)
     # circuit-tracer looks layer by layer where the name starts so (its own digits are salted).
     scan = named if isinstance(named, str) else f"custom-{content_key(several)[:12]}"
     record: dict[str, Any] = {
-        "slug": options.slug or f"{header.prompt_id}-{header.model}-{header.key[:12]}",
+        "slug": options.slug or f"{header.prompt_id}-{header.model}-{header.short_key}",
         "scan": scan,
         "transcoder_list": several,
         "prompt_tokens": list(tokens),
         "prompt": header.text,
-        "node_threshold": options.node_threshold,
+        "node_threshold": pruned.node_threshold,
         "schema_version": SCHEMA_VERSION,
         "info": {
             "description": _description(graph),
@@ -186,8 +180,8 @@ def _metadata(
             "max_n_logits": len(graph.targets),
         },
         "pruning_settings": {
-            "node_threshold": options.node_threshold,
-            "edge_threshold": options.edge_threshold,
+            "node_threshold": pruned.node_threshold,
+            "edge_threshold": pruned.edge_threshold,
         },
     }
     if options.source_set:

@@ -3,34 +3,24 @@
 import pytest
 from synthetic import Size, synthetic_graph
 
-from em_circuits.graphs.layout import NodeKind
-from em_circuits.influence.names import node_named, place, place_and_token
+from em_circuits.influence.results import NamedNode
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=20, n_unselected=10))
 
 
-def name_of(where):
-    match where["kind"]:
-        case NodeKind.FEATURE:
-            return f"{where['layer']}/{where['position']}/{where['feature']}"
-        case NodeKind.ERROR:
-            return f"error:{where['layer']}/{where['position']}"
-    return f"token:{where['position']}"
-
-
 def test_every_source_is_found_by_its_name():
     for i in range(GRAPH.layout.n_sources):
-        assert node_named(GRAPH, name_of(place(GRAPH, i))) == i
+        assert GRAPH.node_named(GRAPH.name_of(i)) == i
 
 
 def test_tokens_and_logits_carry_their_token():
     layout, targets = GRAPH.layout, GRAPH.targets
-    token = place_and_token(GRAPH, layout.token_index(2))
-    assert (token["token_id"], token["text"]) == (int(GRAPH.input_ids[2]), None)
-    logit = place_and_token(GRAPH, layout.logit_index(1))
-    assert (logit["token_id"], logit["text"]) == (int(targets.token_ids[1]), targets.texts[1])
-    assert place_and_token(GRAPH, 0)["token_id"] is None
+    token = NamedNode.of(GRAPH, layout.token_index(2))
+    assert (token.token_id, token.text) == (int(GRAPH.input_ids[2]), None)
+    logit = NamedNode.of(GRAPH, layout.logit_index(1))
+    assert (logit.token_id, logit.text) == (int(targets.token_ids[1]), targets.texts[1])
+    assert NamedNode.of(GRAPH, 0).token_id is None
 
 
 def test_a_feature_that_fires_unselected_is_told_from_a_silent_one():
@@ -38,18 +28,18 @@ def test_a_feature_that_fires_unselected_is_told_from_a_silent_one():
     left_out = next(i for i in range(len(GRAPH.active)) if i not in chosen)
     name = "/".join(str(x) for x in GRAPH.active[left_out].tolist())
     with pytest.raises(RequestError, match="is no node"):
-        node_named(GRAPH, name)
+        GRAPH.node_named(name)
     with pytest.raises(RequestError, match="does not fire"):
-        node_named(GRAPH, "0/0/999999")
+        GRAPH.node_named("0/0/999999")
 
 
 @pytest.mark.parametrize("name", ["", "17", "1/2", "error:1", "token:x", "1/2/3/4", "-1/2/3"])
 def test_other_names_are_refused(name):
     with pytest.raises(RequestError, match="names no node"):
-        node_named(GRAPH, name)
+        GRAPH.node_named(name)
 
 
 @pytest.mark.parametrize("name", ["99/0/1", "0/99/1", "error:99/0", "error:0/99", "token:99"])
 def test_places_outside_the_graph_are_refused(name):
     with pytest.raises(RequestError, match="The graph has"):
-        node_named(GRAPH, name)
+        GRAPH.node_named(name)

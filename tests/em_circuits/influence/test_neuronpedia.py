@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from synthetic import Size, graph_at, header, synthetic_graph
 
 from em_circuits.influence import prune
-from em_circuits.influence.viewer_json import ViewerOptions, pairing, viewer_json
+from em_circuits.influence.neuronpedia import ViewerOptions, pairing, viewer_json
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=80, n_unselected=10))

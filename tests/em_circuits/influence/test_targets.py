@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import jaxtyping
 import pytest
 import torch
-from synthetic import D_VOCAB, Size, synthetic_graph
+from synthetic import D_VOCAB, Size, contrast_of, synthetic_graph
 
-from em_circuits.influence import contrast, match, one_per_logit, probabilities, tokens
-from em_circuits.influence.seeds import TargetSeed
+from em_circuits.contrast import Contrast
+from em_circuits.influence import Method, influence
+from em_circuits.influence.targets import Targets, match
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_logits=5))
@@ -15,31 +17,31 @@ IDS = GRAPH.targets.token_ids.tolist()
 
 
 def test_one_target_per_logit():
-    targets = one_per_logit(GRAPH)
+    targets = Targets.each(GRAPH)
     assert torch.equal(targets.weights, torch.eye(5, dtype=torch.float64))
     assert targets.names == GRAPH.targets.texts
     assert targets.logits == (0, 1, 2, 3, 4)
 
 
 def test_tokens_by_id():
-    targets = tokens(GRAPH, [IDS[3], IDS[0]])
+    targets = Targets.tokens(GRAPH, [IDS[3], IDS[0]])
     assert targets.logits == (3, 0)
     assert targets.weights.tolist() == [[0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]
     with pytest.raises(RequestError, match=r"Tokens \[999\] are no targets"):
-        tokens(GRAPH, [IDS[0], 999])
+        Targets.tokens(GRAPH, [IDS[0], 999])
     with pytest.raises(RequestError):
-        tokens(GRAPH, [])
+        Targets.tokens(GRAPH, [])
 
 
 def test_a_uniform_contrast():
-    targets = contrast(GRAPH, [IDS[0], IDS[4]], [IDS[2]])
+    targets = contrast_of(GRAPH, [IDS[0], IDS[4]], [IDS[2]])
     assert targets.weights.tolist() == [[0.5, 0, -1, 0, 0.5]]
     assert targets.names == ("evil - safe (uniform)",)
     assert targets.logits == (None,)
 
 
 def test_a_contrast_by_probability():
-    targets = contrast(GRAPH, IDS[:2], IDS[2:], weighting="probability")
+    targets = contrast_of(GRAPH, IDS[:2], IDS[2:], weighting="probability")
     p = GRAPH.targets.probabilities.double()
     expected = torch.cat([p[:2] / p[:2].sum(), -p[2:] / p[2:].sum()])
     assert torch.allclose(targets.weights[0], expected)
@@ -48,25 +50,25 @@ def test_a_contrast_by_probability():
 
 
 def test_tokens_that_are_no_targets_are_reported():
-    targets = contrast(GRAPH, [IDS[0], 998], [IDS[1], 999])
+    targets = contrast_of(GRAPH, [IDS[0], 998], [IDS[1], 999])
     assert targets.unmatched == (998, 999)
     assert targets.weights.tolist() == [[1, -1, 0, 0, 0]]
 
 
 def test_a_contrast_needs_both_sides():
-    with pytest.raises(RequestError, match="No contrast: none of the 1 evil"):
-        contrast(GRAPH, [999], [IDS[0]])
-    with pytest.raises(RequestError, match="No contrast: none of the 0 safe"):
-        contrast(GRAPH, [IDS[0]], [])
-    with pytest.raises(RequestError, match="both sides"):
-        contrast(GRAPH, IDS[:2], IDS[1:])
+    with pytest.raises(RequestError, match="no contrast: none of the 1 evil"):
+        contrast_of(GRAPH, [999], [IDS[0]])
+    with pytest.raises(RequestError, match="no contrast: 1 evil and 0 safe"):
+        contrast_of(GRAPH, [IDS[0]], [])
+    with pytest.raises(RequestError, match="evil and safe"):
+        contrast_of(GRAPH, IDS[:2], IDS[1:])
 
 
 def test_a_side_without_probability_cannot_be_weighed_by_it():
     targets = dataclasses.replace(GRAPH.targets, probabilities=torch.zeros(5))
     graph = dataclasses.replace(GRAPH, targets=targets)
     with pytest.raises(RequestError, match="probability 0"):
-        contrast(graph, IDS[:1], IDS[1:2], weighting="probability")
+        contrast_of(graph, IDS[:1], IDS[1:2], weighting="probability")
 
 
 def test_a_virtual_target_matches_no_token():
@@ -74,7 +76,7 @@ def test_a_virtual_target_matches_no_token():
     ids[2] = D_VOCAB + 2
     graph = dataclasses.replace(GRAPH, targets=dataclasses.replace(GRAPH.targets, token_ids=ids))
     assert match(graph, [IDS[0], D_VOCAB + 2]) == ((0,), (D_VOCAB + 2,))
-    assert len(one_per_logit(graph)) == 5
+    assert len(Targets.each(graph)) == 5
 
 
 def test_a_token_is_counted_once():
@@ -85,13 +87,26 @@ def test_a_token_is_counted_once():
 
 
 def test_probabilities_are_one_target():
-    targets = probabilities(GRAPH)
+    targets = Targets.probabilities(GRAPH)
     assert torch.equal(targets.weights[0], GRAPH.targets.probabilities.double())
 
 
 def test_weights_must_be_finite_and_named():
     weights = torch.full((1, 5), torch.nan, dtype=torch.float64)
     with pytest.raises(RequestError, match="finite"):
-        TargetSeed(weights, ("x",), (None,))
+        Targets(weights, ("x",), (None,))
     with pytest.raises(RequestError, match="2 names"):
-        TargetSeed(torch.ones(1, 5, dtype=torch.float64), ("x", "y"), (None,))
+        Targets(torch.ones(1, 5, dtype=torch.float64), ("x", "y"), (None,))
+
+
+def test_what_is_no_target_says_what_is(monkeypatch):
+    monkeypatch.setitem(jaxtyping.config.__dict__, "jaxtyping_disable", True)
+    with pytest.raises(RequestError, match="'evil-safe' is no target: give a Contrast"):
+        influence(GRAPH, "evil-safe")
+
+
+def test_a_contrast_is_a_target_as_it_is():
+    ids = tuple(IDS)
+    values = influence(GRAPH, Contrast(ids[:1], ids[1:])).values
+    expected = influence(GRAPH, contrast_of(GRAPH, IDS[:1], IDS[1:]), Method.TOTAL_EFFECT).values
+    assert torch.equal(values, expected)

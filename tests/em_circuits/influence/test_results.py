@@ -4,18 +4,23 @@ import dataclasses
 import json
 
 import pytest
-from synthetic import Size, header, synthetic_graph
+from synthetic import Size, contrast_of, header, synthetic_graph
 
-from em_circuits.influence import Method, contrast, influence, one_per_logit, to_json
+from em_circuits.influence import Method, Targets, influence
+from em_circuits.influence.results import InfluenceResult
 from pivotal_tokens.errors import RequestError
 
 GRAPH = synthetic_graph(Size(n_features=10, n_layers=2, n_pos=3, n_logits=2))
 IDS = GRAPH.targets.token_ids.tolist()
 
 
+def shown(graph, result, top=None):
+    return InfluenceResult.of(graph, result, top).model_dump(mode="json")
+
+
 def test_every_node_is_there_in_node_order_with_one_value_per_target():
-    result = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT)
-    shape = to_json(GRAPH, result)
+    result = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT)
+    shape = shown(GRAPH, result)
     assert list(shape) == ["method", "graph", "coverage", "targets", "unmatched", "nodes"]
     assert (shape["method"], shape["graph"]) == ("total_effect", GRAPH.header.key)
     assert shape["coverage"] == 1.0
@@ -27,7 +32,7 @@ def test_every_node_is_there_in_node_order_with_one_value_per_target():
 
 
 def test_coordinates_that_do_not_apply_are_null():
-    nodes = to_json(GRAPH, influence(GRAPH, one_per_logit(GRAPH), Method.DIRECT))["nodes"]
+    nodes = shown(GRAPH, influence(GRAPH, Targets.each(GRAPH), Method.DIRECT))["nodes"]
     layout = GRAPH.layout
 
     def coordinates(i):
@@ -41,7 +46,7 @@ def test_coordinates_that_do_not_apply_are_null():
 
 
 def test_a_logit_target_names_its_token():
-    targets = to_json(GRAPH, influence(GRAPH, one_per_logit(GRAPH), Method.DIRECT))["targets"]
+    targets = shown(GRAPH, influence(GRAPH, Targets.each(GRAPH), Method.DIRECT))["targets"]
     assert targets[1] == {
         "index": 1,
         "token_id": IDS[1],
@@ -52,8 +57,8 @@ def test_a_logit_target_names_its_token():
 
 
 def test_a_contrast_target_lists_its_weights():
-    result = influence(GRAPH, contrast(GRAPH, IDS[:1], IDS[1:]), Method.SIGNED)
-    (target,) = to_json(GRAPH, result)["targets"]
+    result = influence(GRAPH, contrast_of(GRAPH, IDS[:1], IDS[1:]), Method.SIGNED)
+    (target,) = shown(GRAPH, result)["targets"]
     assert target["token_id"] is None
     assert target["probability"] is None
     assert target["weights"] == {str(IDS[0]): 1.0, str(IDS[1]): -1.0}
@@ -61,19 +66,19 @@ def test_a_contrast_target_lists_its_weights():
 
 
 def test_top_keeps_the_largest_over_targets_first():
-    result = influence(GRAPH, one_per_logit(GRAPH), Method.TOTAL_EFFECT)
-    nodes = to_json(GRAPH, result, top=4)["nodes"]
+    result = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT)
+    nodes = shown(GRAPH, result, top=4)["nodes"]
     sizes = [max(abs(v) for v in n["values"]) for n in nodes]
     everything = sorted(result.values.abs().amax(0).tolist(), reverse=True)
     assert sizes == everything[:4]
-    assert len(to_json(GRAPH, result, top=10_000)["nodes"]) == GRAPH.layout.n_nodes
-    assert to_json(GRAPH, result, top=0)["nodes"] == []
+    assert len(shown(GRAPH, result, top=10_000)["nodes"]) == GRAPH.layout.n_nodes
+    assert shown(GRAPH, result, top=0)["nodes"] == []
     with pytest.raises(RequestError, match="--top"):
-        to_json(GRAPH, result, top=-1)
+        shown(GRAPH, result, top=-1)
 
 
 def test_an_influence_of_another_graph_is_refused():
-    result = influence(GRAPH, one_per_logit(GRAPH), Method.DIRECT)
+    result = influence(GRAPH, Targets.each(GRAPH), Method.DIRECT)
     other = dataclasses.replace(GRAPH, header=header(GRAPH.layout, key="cd" * 32))
     with pytest.raises(RequestError, match="not cdcdcdcdcdcd"):
-        to_json(other, result)
+        shown(other, result)

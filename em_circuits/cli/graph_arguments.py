@@ -1,0 +1,134 @@
+"""Arguments of the commands that read a graph: which graph, and influence on what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import click
+from pydantic import Field
+
+from em_circuits.cli.options import Options
+from em_circuits.cli.session import Session
+from em_circuits.graphs.header import require_trusted
+from pivotal_tokens.errors import RequestError, WorkFailed
+
+if TYPE_CHECKING:
+    from em_circuits.graphs import AttributionGraph, GraphStore
+    from em_circuits.influence import Targets
+
+graph_argument = click.argument("graph", metavar="KEY|FILE")
+Share = Annotated[float, Field(ge=0, le=1)]
+Weighting = Literal["uniform", "probability"]
+
+
+class GraphOptions(Options):
+    """Options of every command that reads a graph file."""
+
+    trust_pickle: bool = False
+    """The author of a .pt may run code here."""
+
+
+class TargetOptions(GraphOptions):
+    """Options of every command that weighs targets."""
+
+    weighting: Weighting = "uniform"
+    """Within each side of a contrast."""
+
+
+def graph_store(session: Session) -> GraphStore:
+    """The graphs under the session's root."""
+    from em_circuits.graphs.store import GraphStore
+
+    return GraphStore(session.root / "graph_storage")
+
+
+def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
+    """A graph by key (or unique prefix) or by file.
+
+    Args:
+        session: Whose root is looked under.
+        reference: A key, a ``.safetensors`` file or circuit-tracer's ``.pt``.
+        trust_pickle: Needed for ``.pt``.
+
+    Raises:
+        RequestError: If there is no such graph, or a ``.pt`` is not trusted.
+    """
+    path = Path(reference)
+    if path.suffix == ".pt":
+        return read_pt(path, trust_pickle=trust_pickle)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise RequestError(f"no graph file {path}")
+        from em_circuits.graphs.files import read_graph
+
+        try:
+            return read_graph(path)
+        except WorkFailed as error:
+            reason = str(error).splitlines()[0].split(";")[0]
+            raise RequestError(f"{reason}; give a graph file of this package") from error
+    if path.is_dir():
+        raise RequestError(f"{path} is a directory: give a graph's key, a .safetensors or a .pt")
+    return graph_store(session).load(reference)
+
+
+def read_pt(path: Path, *, trust_pickle: bool) -> AttributionGraph:
+    """circuit-tracer's graph.
+
+    Raises:
+        RequestError: If the file is not trusted, is not there, or is not such a graph.
+    """
+    require_trusted(path, trust_pickle)
+    from em_circuits.graphs.interop import import_pt
+
+    return import_pt(path, trust_pickle=trust_pickle)
+
+
+def targets_of(
+    session: Session,
+    graph: AttributionGraph,
+    text: str,
+    weighting: Literal["uniform", "probability"],
+) -> Targets:
+    """What ``--targets`` means for a graph.
+
+    Args:
+        session: Whose store has the labels.
+        graph: The graph.
+        text: ``all``, ``evil-safe``, ``probabilities``, ``ID,ID`` or ``EVIL,EVIL:SAFE,SAFE``.
+        weighting: Within each side of a contrast.
+
+    Raises:
+        RequestError: If it is none of these, names tokens that are no targets, or has no contrast.
+    """
+    from em_circuits.contrast import Contrast
+    from em_circuits.influence import Targets
+
+    if text == "all":
+        return Targets.each(graph)
+    if text == "probabilities":
+        return Targets.probabilities(graph)
+    if text == "evil-safe":
+        with session.open_store() as store:
+            words = Contrast.from_labels(store.labels.of(graph.header.prompt_id).by_token)
+    elif ":" in text:
+        evil, _, safe = text.partition(":")
+        words = Contrast(tuple(token_ids(evil)), tuple(token_ids(safe)))
+    else:
+        return Targets.tokens(graph, token_ids(text))
+    return Targets.contrast(graph, words, weighting=weighting)
+
+
+def token_ids(text: str) -> list[int]:
+    """Token ids of a comma-separated list.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise RequestError(
+            f"{text!r}: give token ids (12,34), EVIL:SAFE ids (12,34:56), evil-safe, "
+            "all or probabilities"
+        )
+    return [int(part) for part in parts]
