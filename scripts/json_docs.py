@@ -57,6 +57,8 @@ def generated() -> Iterator[str]:
         yield "| field | type | meaning |\n|---|---|---|\n"
         said = meanings(one)
         for field, about in one.model_fields.items():
+            if about.exclude:
+                continue
             name, meaning = about.serialization_alias or field, said.get(field, "")
             yield f"| `{name}` | {kind(about.annotation)} | {meaning} |\n"
 
