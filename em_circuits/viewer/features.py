@@ -1,4 +1,4 @@
-"""Which features matter over many prompts, and where does one of them fire?
+"""Feature rankings over many prompts, and where one feature fires.
 
 GET  /features                       the newest ranking that is kept, or ?table=KEY
 POST /api/features/aggregate         sum up anew over every prompt that will do
@@ -7,24 +7,22 @@ GET  /api/features/where?layer=&feature=&model=
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.cache import CachedTable
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts
-from em_circuits.features.rank import sides_of
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import query_int, read_json
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.explanations import explanation
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
@@ -41,13 +39,8 @@ GRAPHS_READ = 200
 METHODS = ("gradient", "direct", "total_effect", "signed_influence")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A ranking that is kept on the disk."""
-
-    key: str
-    path: Path
-    record: dict[str, Any]
+class Ranking(CachedTable):
+    """A ranking over prompts that is stored on the disk."""
 
     @property
     def title(self) -> str:
@@ -58,18 +51,18 @@ class Table:
         return f"{record.get('method')}, {record.get('model')} model, {n} prompts{places}"
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The page of rankings and what it asks for."""
-    texts = TokenTexts(desk.work)
+    texts = TokenTexts(context.work)
 
     def page(request: Request) -> Response:
-        tables = kept(desk.work.results / "features")
+        tables = Ranking.newest(context.work.results / "features", "aggregate")
         wanted = request.query_params.get("table")
         table = next((t for t in tables if wanted is None or t.key.startswith(wanted)), None)
         if wanted is not None and table is None:
             raise RequestError(f"there is no ranking {wanted[:12]!r}")
         rows = [] if table is None else lines(table)
-        return desk.page(
+        return context.page(
             request,
             "features.html",
             tables=tables,
@@ -86,11 +79,11 @@ def routes(desk: Desk) -> list[BaseRoute]:
         wanted = AggregateRequest(method=asked["method"], model=asked["model"])
 
         def make() -> str:
-            pair = desk.pair(request)
+            pair = context.pair(request)
             if pair is None:
                 raise RequestError("no model has seen a prompt yet; run em-circuits label")
-            _ = desk.store
-            return aggregate_prompts(desk.work, [], wanted, pair=pair).key
+            _ = context.store
+            return aggregate_prompts(context.work, [], wanted, pair=pair).key
 
         return Json({"table": await run_in_threadpool(make)})
 
@@ -98,7 +91,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
         layer = query_int(request, "layer", 0, least=0, most=10_000)
         feature = query_int(request, "feature", 0, least=0, most=2**31)
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
-        return Json(_where(desk, request, texts, layer=layer, feature=feature, model=model))
+        return Json(_where(context, request, texts, layer=layer, feature=feature, model=model))
 
     return [
         Route("/features", page, methods=["GET"]),
@@ -107,26 +100,9 @@ def routes(desk: Desk) -> list[BaseRoute]:
     ]
 
 
-def kept(folder: Path) -> list[Table]:
-    """Rankings under a folder, the newest first; what cannot be read is left out."""
-    found = []
-    for path in folder.glob("aggregate-*.json"):
-        if path.name.endswith(".provenance.json"):
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            table = Table(record["key"], path, record["record"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be read: %s", path, error)
-            continue
-        if path.with_suffix(".parquet").is_file():
-            found.append((path.stat().st_mtime, table))
-    return [table for _, table in sorted(found, key=lambda item: -item[0])]
-
-
-def lines(table: Table) -> list[dict[str, Any]]:
+def lines(table: Ranking) -> list[dict[str, Any]]:
     """The ends of a ranking, the most positive first."""
-    rows = pq.read_table(table.path.with_suffix(".parquet")).to_pylist()
+    rows = table.rows()
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
     ranked = [r for r in rows if r["n"] and r["mean"] is not None]
@@ -137,20 +113,26 @@ def lines(table: Table) -> list[dict[str, Any]]:
 
 
 def _where(
-    desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: ModelName
+    context: AppContext,
+    request: Request,
+    texts: TokenTexts,
+    *,
+    layer: int,
+    feature: int,
+    model: ModelName,
 ) -> dict[str, Any]:
-    pair = desk.pair(request)
-    records = [r for r in desk.store.graphs.all(pair=pair) if r.model == model]
+    pair = context.pair(request)
+    records = [r for r in context.store.graphs.all(pair=pair) if r.model == model]
     places: list[dict[str, Any]] = []
-    hidden = desk.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
+    hidden = context.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
     for record in records[:GRAPHS_READ]:
         try:
-            graph = desk.work.graphs.load(record.key)
+            graph = context.work.graphs.load(record.key)
         except EmCircuitsError as error:
             logger.warning("%s", error)
             continue
         known = record.prompt_id not in hidden
-        labels = desk.store.labels.of(record.prompt_id).by_token if known else {}
+        labels = context.store.labels.of(record.prompt_id).by_token if known else {}
         found = _firing(graph, labels, layer, feature)
         if found:
             tokens = texts.of(graph)
@@ -171,7 +153,7 @@ def _where(
         "graphs": len(records),
         "read": min(len(records), GRAPHS_READ),
         "places": places,
-        "known": explanation(desk, model, layer=layer, feature=feature),
+        "known": explanation(context, model, layer=layer, feature=feature),
     }
 
 
@@ -183,13 +165,9 @@ def _firing(
     index = same.nonzero()[:, 0]
     contrast = torch.full((len(index),), torch.nan)
     if graph.gradient is not None and len(index):
-        try:
-            evil, safe = sides_of(graph.targets.token_ids, labels)
-        except RequestError:
-            pass
-        else:
-            chosen = graph.gradient[:, index].double()
-            contrast = chosen[evil].mean(0) - chosen[safe].mean(0)
+        with contextlib.suppress(RequestError):  # without a contrast its figure is not known
+            weights = Contrast.from_labels(labels).over(graph.targets.token_ids)
+            contrast = weights @ graph.gradient[:, index].double()
     return [
         [position, activation, finite(value)]
         for position, activation, value in zip(

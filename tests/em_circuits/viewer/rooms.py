@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from starlette.testclient import TestClient
 from synthetic import Size, synthetic_graph
 
+from em_circuits.cache import schema_of, write_results
+from em_circuits.experiments.experiment import ROLLOUTS, ROWS, Measurement, RolloutRow
 from em_circuits.graphs import AttributionGraph, LogitTargets
 from em_circuits.models import PairSettings
-from em_circuits.viewer import Door, ViewerSettings, create_app
+from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import (
@@ -51,7 +54,7 @@ class Room:
 
     root: Path
     work: Workspace
-    door: Door
+    sessions: Sessions
     prompts: tuple[Prompt, ...]
     graphs: dict[tuple[str, str], str]
     """(prompt id, model) -> key."""
@@ -61,7 +64,7 @@ class Room:
         return self.work.store
 
     def client(self, settings: ViewerSettings | None = None, *, let_in: bool = True) -> TestClient:
-        app = create_app(self.work, settings or ViewerSettings(), self.door)
+        app = create_app(self.work, settings or ViewerSettings(), self.sessions)
         client = TestClient(
             app,
             base_url="http://127.0.0.1:8765",
@@ -69,7 +72,7 @@ class Room:
             raise_server_exceptions=False,
         )
         if let_in:
-            assert client.get(f"/?token={self.door.new_link()}").status_code == 200
+            assert client.get(f"/?token={self.sessions.new_link()}").status_code == 200
         return client
 
 
@@ -80,7 +83,7 @@ def enter(root: Path) -> Iterator[Room]:
     with work:
         prompts = work.store.prompts.all()
         graphs = {(r.prompt_id, str(r.model)): r.key for r in work.store.graphs.all()}
-        yield Room(root, work, Door("ada"), prompts, graphs)
+        yield Room(root, work, Sessions("ada"), prompts, graphs)
 
 
 def furnish(root: Path, *, size: Size | None = None, n_graphs: int = 2, n_more: int = 0) -> None:
@@ -163,3 +166,12 @@ def _keep(work: Workspace, prompt: Prompt, model: str, graph: AttributionGraph) 
             bytes=path.stat().st_size,
         )
     )
+
+
+def store_experiment(folder: Path, *, rows: list, rollouts: list, summary: dict) -> None:
+    """A finished experiment of the given lines, as far as they say anything."""
+    lines = {ROWS: (Measurement, rows), ROLLOUTS: (RolloutRow, rollouts)}
+    tables = {
+        name: pa.Table.from_pylist(given, schema_of(kind)) for name, (kind, given) in lines.items()
+    }
+    write_results(folder, tables, summary, config={"pair": "x"})

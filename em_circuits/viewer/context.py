@@ -1,0 +1,136 @@
+"""Context of every page: workspace, settings, sessions and the reviewer who asks.
+
+context = AppContext(work, ViewerSettings(), Sessions("ada"))
+context.page(request, "overview.html", counts=context.store.queries.counts())
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from em_circuits.viewer.auth import Session, Sessions
+from em_circuits.viewer.rendering import page
+from em_circuits.viewer.settings import ViewerSettings
+from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import PromptLabels
+from pivotal_tokens.store import Listing, ListingQuery, Store, Unanswered
+
+NAVIGATION = (
+    ("/", "Overview", "o"),
+    ("/prompts", "Prompts", "p"),
+    ("/graphs", "Graphs", "g"),
+    ("/features", "Features", "f"),
+    ("/steering", "Steering", "s"),
+    ("/review", "Review", "r"),
+    ("/reports", "Reports", "e"),
+)
+"""Path, title, and the key that goes there after g."""
+
+
+class AppContext:
+    """One server's workspace and what is asked of it; safe to use from several threads."""
+
+    def __init__(self, work: Workspace, settings: ViewerSettings, sessions: Sessions) -> None:
+        self.work = work
+        self.settings = settings
+        self.sessions = sessions
+        self._opening = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The store, opened when first asked for.
+
+        Raises:
+            RequestError: If there is none yet.
+        """
+        with self._opening:
+            return self.work.store
+
+    def session(self, request: Request) -> Session:
+        """Who asks; the guard has let them in."""
+        session: Session = request.scope["state"]["session"]
+        return session
+
+    def unanswered(self, request: Request, *, opened: bool = False) -> Unanswered:
+        """The prompts whose judge and other reviewers are kept from who asks.
+
+        In hand always. What waits for them too, unless they asked to look, nobody can answer here,
+        or the prompt is `opened` by itself: whose judge they were shown is remembered.
+        """
+        session = self.session(request)
+        shown = opened or session.shows_judge or self.settings.read_only
+        return Unanswered(reviewer=session.reviewer, waiting=not shown)
+
+    def under_review(self, request: Request, prompt_id: str) -> bool:
+        """Is this reviewer answering this very prompt now, before any judge's label was shown?"""
+        return bool(
+            self.store.queries.unanswered(self.unanswered(request, opened=True), [prompt_id])
+        )
+
+    def hidden(self, request: Request, prompts: Collection[str]) -> frozenset[str]:
+        """Those of many prompts of which nothing that follows from a judge's labels is told."""
+        return self.store.queries.unanswered(self.unanswered(request), prompts)
+
+    def listing(
+        self, request: Request, query: ListingQuery, *, limit: int, offset: int = 0
+    ) -> Listing:
+        """Prompts under the pair that is looked at, with the verdicts that this browser may see."""
+        asked = query.model_copy(update={"unanswered": self.unanswered(request)})
+        pair = self.pair(request)
+        found = self.store.queries.listing(asked, pair=pair, limit=limit, offset=offset)
+        judged = {line.prompt.prompt_id for line in found.lines if line.verdict}
+        self.session(request).judge_shown_for |= judged
+        return found
+
+    def blind(self, request: Request) -> dict[str, Any]:
+        """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
+        session = self.session(request)
+        waiting = 0 if self.settings.read_only else self.store.queue.waiting_for(session.reviewer)
+        return {"waiting": waiting, "looks": session.shows_judge}
+
+    def labels(self, request: Request, prompt_id: str) -> PromptLabels:
+        """The labels that this browser may see; whose judge's it was shown is remembered.
+
+        While its reviewer answers the prompt these are their own alone.
+        """
+        session, labels = self.session(request), self.store.labels.of(prompt_id)
+        if self.under_review(request, prompt_id):
+            own = tuple(one for one in labels.labels if one.author == session.reviewer)
+            return labels.model_copy(update={"labels": own, "judge": ()})
+        if labels.judge:
+            session.judge_shown_for.add(prompt_id)
+        return labels
+
+    def page(
+        self, request: Request, template: str, status: int = 200, /, **values: Any
+    ) -> Response:
+        """A page with its frame; what keys it names as `own_keys` mean nothing else there."""
+        return page(
+            template,
+            status,
+            navigation=NAVIGATION,
+            path=request.url.path,
+            reviewer=self.session(request).reviewer,
+            read_only=self.settings.read_only,
+            **{"own_keys": (), **values},
+        )
+
+    def pair(self, request: Request) -> str | None:
+        """The model pair that is looked at: ``?pair=`` or the busiest; None in a fresh store.
+
+        Raises:
+            RequestError: If the store has no such pair, or several.
+        """
+        prefix = request.query_params.get("pair")
+        if not prefix:
+            return self.store.results.busiest_pair()
+        found = [pair for pair in self.store.results.pairs() if pair.startswith(prefix)]
+        if len(found) != 1:
+            raise RequestError(f"{len(found)} model pairs begin with {prefix!r}")
+        return found[0]
