@@ -108,7 +108,7 @@ def attribute(
     model: Model,
     prompt: str | Prompt,
     contrast: Contrast | None = None,
-    settings: AttributionSettings = AttributionSettings(),
+    settings: AttributionSettings | None = None,
     *,
     progress: Progress = no_progress,
 ) -> AttributionGraph:
@@ -125,6 +125,7 @@ def attribute(
         RequestError: The prompt is too long.
         WorkFailed: Activations, logits or edges are not finite.
     """
+    settings = settings or AttributionSettings()
     prompt = model.prompt(prompt)
     input_ids = model.input_ids(prompt)
     context = _context(model, prompt, input_ids)
