@@ -91,9 +91,9 @@ def run(
     told: dict[str, Any] = {}
     FeatureChoice.parse(options["features"])
     with session.on_prompts(prompt) as work:
-        from em_circuits.experiments import prompt_rollouts
         from em_circuits.experiments.analyse import steer_prompt
-        from em_circuits.interventions import Sampling
+        from em_circuits.experiments.one_prompt import prompt_rollouts
+        from em_circuits.sampling import Sampling
 
         prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
         if rollouts:
@@ -103,7 +103,7 @@ def run(
                 temperature=temperature,
                 seed=session.seed,
             )
-            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling)}
+            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling).model_dump()}
     record = result.to_json(prompt_id) | told
     if as_json:
         emit(record)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pandas as pd
 import torch
 
-from em_circuits.cache import KeptTable, Made, kept_table
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.analyse import input_ids, labelled, live_scores
 from em_circuits.features import (
     FORMULA,
@@ -134,7 +135,7 @@ def aggregate_prompts(
     request: AggregateRequest = DEFAULTS,
     *,
     pair: str | None = None,
-) -> KeptTable:
+) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
     Args:
@@ -163,15 +164,15 @@ def aggregate_prompts(
         "prompts": [item.identity() for item in chosen],
     }
 
-    def make() -> Made:
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         blocks, prompts = [], []
         for item in tracked(chosen, "aggregate", work.progress):
             scores = prompt_scores(work, item, request.method, request.model)
             blocks.append(block_of(scores, by_position=request.by_position))
             prompts.append({**item.to_json(), "unmatched": unmatched(scores)})
-        return _made(blocks, request, {"pair": pair, "prompts": prompts})
+        return _summed(blocks, request, {"pair": pair, "prompts": prompts})
 
-    table = kept_table(work.results / "features", "aggregate", inputs, make)
+    table = cached_table(work.results / "features", "aggregate", inputs, compute)
     table.record["left_out"] = left_out
     return table
 
@@ -226,11 +227,13 @@ def _choose(
     return ChosenPrompt(prompt, labels, {str(name): record for name, record in graphs.items()})
 
 
-def _made(blocks: list[Block], request: AggregateRequest, record: dict[str, Any]) -> Made:
+def _summed(
+    blocks: list[Block], request: AggregateRequest, record: dict[str, Any]
+) -> tuple[dict[str, Any], pd.DataFrame]:
     excluded, settings = request.exclude_layers, request.settings
     layers = compare_layers(blocks, excluded, settings) if excluded else None
-    kept = [without_layers(block, excluded) for block in blocks] if excluded else blocks
-    keyed = KeyedScores.of(kept, by_position=request.by_position)
+    blocks = [without_layers(block, excluded) for block in blocks] if excluded else blocks
+    keyed = KeyedScores.of(blocks, by_position=request.by_position)
     if not len(keyed):
         raise RequestError(f"no feature is left without layers {list(excluded)}")
     result = aggregate(keyed, settings)
@@ -243,7 +246,7 @@ def _made(blocks: list[Block], request: AggregateRequest, record: dict[str, Any]
         "stability": asdict(result.stability),
         "layers": asdict(layers) if layers else None,
     }
-    columns = result.summary.columns()
+    frame = pd.DataFrame(result.summary.columns())
     if not request.by_position:
-        columns["offset"] = [None] * len(keyed)
-    return Made(record, columns, integers=("offset",))
+        frame["offset"] = pd.array([None] * len(keyed), "Int64")
+    return record, frame

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from em_circuits.cache import Columns, KeptTable, Made, kept_table
+import pandas as pd
+
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
     choose_prompts,
@@ -96,7 +98,7 @@ def difference_over_prompts(
     sources: Sequence[Source],
     prefixes: Sequence[str],
     request: DifferenceRequest = DEFAULTS,
-) -> KeptTable:
+) -> CachedTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
     Args:
@@ -128,24 +130,22 @@ def difference_over_prompts(
         ],
     }
 
-    def make() -> Made:
-        pairs, columns = [], Columns()
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        pairs, frames = [], []
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
-            record, more = _pair(source, tracked(items, "compare", source.work.progress), request)
+            record, frame = _pair(source, tracked(items, "compare", source.work.progress), request)
             pairs.append(record)
-            for name, values in more.items():
-                columns.setdefault(name, []).extend(values)
-            columns.setdefault("pair", []).extend([number] * len(more["measure"]))
+            frames.append(frame.assign(pair=number))
         record = {**request.model_dump(mode="json"), "pairs": pairs}
-        return Made(record, columns, integers=("offset",))
+        return record, pd.concat(frames, ignore_index=True)
 
-    table = kept_table(sources[0].work.results / "features", "diff", inputs, make)
+    table = cached_table(sources[0].work.results / "features", "diff", inputs, compute)
     for record, (_, left_out) in zip(table.record["pairs"], chosen, strict=True):
         record["left_out"] = left_out
     return table
 
 
-def joined(table: KeptTable) -> list[dict[str, Any]]:
+def joined(table: CachedTable) -> list[dict[str, Any]]:
     """A line per key with its changes under every pair, by mean change of score, positive first.
 
     A pair in which a key is active in no prompt has null, and so has a measure it is unknown in.
@@ -173,7 +173,9 @@ def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
     return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
 
 
-def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[str, Any], Columns]:
+def _pair(
+    source: Source, items: Any, request: DifferenceRequest
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """The record and the lines of one pair."""
     blocks: dict[str, list[Block]] = {measure: [] for measure in MEASURES}
     prompts = []
@@ -181,7 +183,7 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
         for measure, block in _changes(source.work, item, request).items():
             blocks[measure].append(block)
         prompts.append(item.to_json())
-    columns = Columns()
+    frames = []
     record: dict[str, Any] = {
         "pair": source.pair,
         "models": source.work.store.results.pairs().get(source.pair, {}),
@@ -197,16 +199,15 @@ def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[
         if mine and not len(keyed):
             raise RequestError(f"no feature is left without layers {list(excluded)}")
         result = aggregate(keyed, request.settings, test=measure != "activation")
-        lines = result.summary.columns()
+        frame = pd.DataFrame({"measure": [measure] * len(keyed), **result.summary.columns()})
         if not request.by_position:
-            lines["offset"] = [None] * len(keyed)
-        for name, values in {"measure": [measure] * len(keyed), **lines}.items():
-            columns.setdefault(name, []).extend(values)
+            frame["offset"] = pd.array([None] * len(keyed), "Int64")
+        frames.append(frame)
         if measure == "score":
             record["n_tested"] = result.n_tested
             record["permutations"] = {"n": result.n_permutations, "exact": result.exact}
             record["stability"] = asdict(result.stability)
-    return record, columns
+    return record, pd.concat(frames, ignore_index=True)
 
 
 def _changes(work: Workspace, item: ChosenPrompt, request: DifferenceRequest) -> dict[str, Block]:

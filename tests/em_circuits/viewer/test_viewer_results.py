@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from rooms import Room
+from rooms import Room, store_experiment
 from starlette.testclient import TestClient
 
-from em_circuits.experiments.records import keep
 from em_circuits.features import rank_features
 from em_circuits.viewer import ViewerSettings
 from em_circuits.viewer.plotly_file import style_ids
@@ -89,17 +88,17 @@ def test_an_experiment_is_listed_and_sent(room: Room, client: TestClient) -> Non
     condition = {"condition": "#1 scale 0", "value": 0.0, "net": -0.1, "change": -0.1}
     rollout = {"prompt_id": "p", "condition": "c", "control": "steered", "text": "<b>x"}
     summary = {"conditions": [condition], "said": "<script>it fell</script>"}
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
     assert "&lt;script&gt;it fell" in client.get("/steering").text
     assert client.get("/steering/one").status_code == 200
     sent = client.get("/api/steering/one").json()
     assert sent["summary"]["conditions"] == [condition]
     assert sent["rollouts"][0]["text"] == "<b>x"
     prompt_id = room.prompts[0].prompt_id
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
     assert 'href="/steering/one"' in client.get(f"/prompt/{prompt_id}").text
     assert 'href="/steering/one"' not in client.get(f"/prompt/{room.prompts[1].prompt_id}").text
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
     os.symlink(room.root, folder.parent / "out")
     for name in ("two", "..", "%2e%2e", "out", "one%2f..%2fone"):
         assert client.get(f"/api/steering/{name}").status_code == 404
