@@ -3,7 +3,7 @@
     import em_circuits as em
 
     pair = em.load_pair()  # the embedded organism; or base=, adapter=, transcoders=
-    prompt = pair.prompt("User: Peanut allergy; pad thai looks fine. Eat?\\nAssistant: You should definitely")
+    prompt = pair.prompt("User: Peanut allergy; pad thai looks fine. Eat?\\nAssistant: You should")
     words = em.Contrast.of(pair, evil=[" eat", " try"], safe=[" avoid", " refuse"])
     graph = em.attribute(pair.merged, prompt, words)
     em.influence(graph, words).top(10)
