@@ -22,7 +22,8 @@ def main() -> None:
     prompt = Prompt.of(given.prompt)
     with organism(given.root) as cases:
         case = cases.of(prompt, "merged")
-        ranked = case.choose(f"top:{len(case.state.active)}")
+        top = f"top:{len(case.state.active)}"
+        ranked = case.choose(cases.pair.merged, top, by="gradient").features
         for layer in range(cases.pair.merged.sites.n_layers):
             own = [place for place in ranked if place.layer == layer][: given.n]
             plan = SweepPlan.model_validate(
