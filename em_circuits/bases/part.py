@@ -4,7 +4,7 @@ A part is one layer's transcoder, one layer's neurons or one LoRA module. Its no
 has, with x what the part reads at p,
 
     a_i    = activation(x)_i                       the real one, gates and all
-    live_i = x -> a_i with the gate fixed at x     differentiable; equal to a_i where node i is active
+    live_i = x -> a_i with its gate fixed          differentiable; equal to a_i where i is active
     w_ik   = written(i, k)                         what a_i = 1 adds at p to the k-th write site
 
 Laws, which `tests/em_circuits/bases` runs every part through: `live` equals `activations` at active
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -51,6 +51,8 @@ class Part(ABC):
         read: The site whose activation it reads.
         writes: The sites it writes into; one, but for cross-layer transcoders.
         n_nodes: Node ids are 0 to this number minus one.
+        first_position: First position that has nodes. Transcoder features begin at 1, since
+            circuit-tracer zeroes those of the beginning-of-sequence token.
     """
 
     basis: str
@@ -60,6 +62,7 @@ class Part(ABC):
     read: Site
     writes: tuple[Site, ...]
     n_nodes: int
+    first_position: int = field(default=0, kw_only=True)
 
     @property
     def order(self) -> int:
@@ -74,11 +77,15 @@ class Part(ABC):
     def live(
         self, x: Float[Tensor, "*batch op d_read"], ids: Int64[Tensor, " op"]
     ) -> Float[Tensor, "*batch op"]:
-        """Activation of node ``ids[i]`` on ``x[..., i, :]``, its gate fixed; differentiable in x."""
+        """Activation of node ``ids[i]`` on ``x[..., i, :]``, gate fixed; differentiable."""
 
     @abstractmethod
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
         """What each node adds to a write site per unit of activation."""
+
+    @abstractmethod
+    def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
+        """The sum of every node's write into the first site."""
 
     def scores(
         self,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.bases.part import Part, Stage
+from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
 
 
@@ -57,6 +57,7 @@ def transcoder_parts(model: Model) -> tuple[TranscoderPart, ...]:
             writes=(model.sites.writes[layer],),
             n_nodes=len(transcoder.b_enc),
             transcoder=transcoder,
+            first_position=FIRST_POSITION,
         )
         for layer, transcoder in enumerate(model.transcoders)
     )

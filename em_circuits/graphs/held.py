@@ -43,8 +43,6 @@ from em_circuits.models.sites import Site
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 
-FIRST_POSITION = 1
-"""Position 0 (the beginning-of-sequence token) has no nodes: circuit-tracer zeroes them."""
 ROWS = 64
 """Rows of one batched pass, unless another number is asked for."""
 
@@ -121,8 +119,8 @@ class NodeEdges:
     def total_effect(self) -> Float[Tensor, "target column"]:
         """Effect of every node and token on every target, over all paths; float64.
 
-        ``S = w A (I - P)^-1`` with ``P = A[nodes] / a``, by one backward substitution: P is strictly
-        lower triangular in the nodes' order.
+        ``S = w A (I - P)^-1`` with ``P = A[nodes] / a``, by one backward substitution: P is
+        strictly lower triangular in the nodes' order.
         """
         n = len(self.nodes)
         a = self.values.double()
@@ -177,7 +175,8 @@ def choose_nodes(
     found, amounts, sizes = [], [], []
     for i, (part, x) in enumerate(zip(parts, reads, strict=True)):
         activations = part.activations(x)
-        activations[:FIRST_POSITION] = 0
+        activations = activations.clone()
+        activations[: part.first_position] = 0
         scores = part.scores(activations, gradients[i])
         place = activations.nonzero()
         found.append(torch.cat([torch.full_like(place[:, :1], i), place], 1).cpu())
@@ -306,7 +305,9 @@ class _Held:
         """By part: activations as the network computes them (node, or row x node)."""
         self.nudges: list[tuple[int, int, Tensor]] = []
         """(part, write, zeros added at the site): gradients with respect to a site's output."""
-        self._used = [i for i in range(len(nodes.parts)) if len(range(*nodes.of_part(i).indices(len(nodes))))]
+        self._used = [
+            i for i in range(len(nodes.parts)) if len(range(*nodes.of_part(i).indices(len(nodes))))
+        ]
         self._stack = contextlib.ExitStack()
         self.embedding: Tensor | None = None
 
