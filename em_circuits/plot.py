@@ -1,9 +1,9 @@
 """Plotly figures of rankings, mediation, dose-response and where features lie.
 
-    em.plot.ranking(table)                     # bars, both ends
-    em.plot.layer_position(table)              # heat map: layer x position
-    em.plot.mediation(em.mediate(pair, prompt, words))
-    em.plot.dose_response({1.0: result, 2.0: result})
+em.plot.ranking(table)                     # bars, both ends
+em.plot.layer_position(table)              # heat map: layer x position
+em.plot.mediation(em.mediate(pair, prompt, words))
+em.plot.dose_response({1.0: result, 2.0: result})
 """
 
 from __future__ import annotations

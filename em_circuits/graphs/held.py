@@ -171,7 +171,7 @@ def choose_nodes(
         RequestError: If no node is active.
     """
     reads = captured(model, parts, input_ids)
-    gradients = _site_gradients(model, parts, input_ids, weights)
+    gradients = site_gradients(model, parts, input_ids, weights)
     found, amounts, sizes = [], [], []
     for i, (part, x) in enumerate(zip(parts, reads, strict=True)):
         activations = part.activations(x)
@@ -198,7 +198,7 @@ def gradient_effects(
     weights: Float[Tensor, "target vocab"],
 ) -> Float[Tensor, "target node"]:
     """First-order effect of every node in the real model, nothing held."""
-    gradients = _site_gradients(model, nodes.parts, input_ids, weights)
+    gradients = site_gradients(model, nodes.parts, input_ids, weights)
     values = torch.zeros(len(weights), len(nodes))
     for i, part in enumerate(nodes.parts):
         mine = nodes.of_part(i)
@@ -427,7 +427,7 @@ def _at_positions(
     return total.index_add(1, position.to(like.device), vectors).to(like.dtype)
 
 
-def _site_gradients(
+def site_gradients(
     model: Model,
     parts: Sequence[Part],
     input_ids: Int[Tensor, " pos"],
