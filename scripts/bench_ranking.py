@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 from measure import Row, options, report
 
-from em_circuits.experiments.analyse import labelled, live_scores
-from em_circuits.features import FeatureScores, rank
-from em_circuits.features.rank import MEASURED, REFINED
+from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups
 from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
@@ -24,7 +22,9 @@ from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.scoring import TO_RANK, Scoring
 from em_circuits.statistics import Agreement, agreement
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.schema import ModelName, PromptLabels
@@ -65,14 +65,14 @@ def workspace(root: Path) -> Workspace:
 
 def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan) -> Iterator[Row]:
     """Rows of one model."""
-    found: dict[str, list[Agreement]] = {"default ranking (refined)": [], "gradient": []}
+    found: dict[str, list[Agreement]] = {"default ranking (gradient+ablation)": [], "gradient": []}
     for prompt_id in prompt_ids:
         prompt, labels = labelled(work, prompt_id)
         if not (labels.ids("evil") and labels.ids("safe")):
             continue
-        scan = contrasts(live_scores(work, prompt, labels, MEASURED, model=model), labels)
+        scan = contrasts(prompt_scores(work, prompt, labels, Scoring.MEASURED, model=model), labels)
         for name, n in zip(found, (plan.n_measured, 0), strict=True):
-            scores = live_scores(work, prompt, labels, REFINED, model=model, n_measured=n)
+            scores = prompt_scores(work, prompt, labels, TO_RANK, model=model, n_measured=n)
             found[name].append(agreement(contrasts(scores, labels), scan))
     for name, each in found.items():
         for statistic, least in (("pearson", PEARSON), ("spearman", SPEARMAN)):
@@ -83,11 +83,9 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
             yield Row(f"{work_name}, least prompt", None, min(values), "")
 
 
-def contrasts(scores: FeatureScores, labels: PromptLabels) -> torch.Tensor:
+def contrasts(scores: FeatureTable, labels: PromptLabels) -> torch.Tensor:
     """Evil-minus-safe contrast of every feature, in an order that all methods share."""
-    features = rank(scores, labels.by_token).features
-    ordered = sorted(features, key=lambda f: (f.layer, f.position, f.feature))
-    return torch.tensor([f.contrast for f in ordered])
+    return torch.from_numpy(scores.contrasted(token_groups(labels))["contrast"])
 
 
 def main() -> None:

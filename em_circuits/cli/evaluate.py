@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from em_circuits.cli.explain import chosen_features
 from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
@@ -163,18 +162,18 @@ def _settings(session: Session, work: Workspace, options: dict[str, Any]) -> Eva
 
 
 def _steering(work: Workspace, options: dict[str, Any]) -> Steering | None:
+    from em_circuits.experiments.analyse import choose_ids
     from em_circuits.experiments.evaluation.answers import Steering
-    from em_circuits.interventions import Mode, Where, on_each
+    from em_circuits.intervention import Mode, Where, on_each
 
     if options["features"] is None:
         if options["prompt"] is not None or options["value"] is not None:
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
         return None
     ranked_on = "merged" if options["model"] == "both" else options["model"]
-    features = chosen_features(work, options["features"], options["prompt"], ranked_on)
-    place = None if options["at"] == "everything" else Where(options["at"])
-    places = [(layer, place, feature) for layer, feature in features]
-    items = on_each(places, Mode(options["mode"]), options["value"])
+    ids, _ = choose_ids(work, options["features"], options["prompt"], model=ranked_on)
+    places = [(f.layer, None, f.feature) for f in ids]
+    items = on_each(places, Mode(options["mode"]), options["value"], where=Where(options["at"]))
     return Steering(interventions=items, random=options["n_random"])
 
 

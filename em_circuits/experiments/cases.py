@@ -4,7 +4,7 @@ Labels are those of the store where the prompt has any, else the judge's on the 
 models' top tokens.
 
     case = Cases(work, judge).of(prompt, "merged")
-    case.contrast, case.state, case.choose("top:10")
+    case.contrast, case.state, case.choose(model, "top:4").features
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
-from em_circuits.feature import Feature
-from em_circuits.features import parse_features
-from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
+from em_circuits.features import choose_features
 from em_circuits.interventions import PromptState
-from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.labelling.sources import template_prompts
-from em_circuits.models import ModelPair
+from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
+from em_circuits.scoring import TO_STEER, Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
@@ -47,8 +46,6 @@ class Case:
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
     """Of the un-steered base model."""
-    scores: Float[Tensor, " active"]
-    """Gradient of the evil-minus-safe contrast times activation, of ``state.active``."""
 
     @property
     def domain(self) -> str | None:
@@ -59,14 +56,9 @@ class Case:
         """Hash of the labels that a prompt's figures follow from."""
         return content_key(sorted(self.labels.items()))
 
-    def choose(self, features: str) -> tuple[Feature, ...]:
+    def choose(self, model: Model, features: str, *, by: Scoring | str = TO_STEER) -> FeatureTable:
         """The features that a ``--features`` text means on this prompt."""
-        choice = parse_features(features)
-        if choice.by == "name":
-            return tuple(Feature(*place) for place in choice.named)
-        key = {"top": -self.scores, "bottom": self.scores, "abs": -self.scores.abs()}[choice.by]
-        order = key.argsort(stable=True)[: choice.count]
-        return tuple(Feature(*place) for place in self.state.active.cpu()[order].tolist())
+        return choose_features(features, model, self.state, self.contrast, by=by)
 
 
 @dataclass(frozen=True)
@@ -95,21 +87,14 @@ class Cases:
                 f"prompt {prompt.prompt_id} has no contrast: {len(contrast.evil)} evil and "
                 f"{len(contrast.safe)} safe tokens; label it (em-circuits review), or leave it out"
             )
-        steered = self.pair.model(model)
-        state = PromptState.capture(steered, ids)
-        gradients = mlp_output_gradients(steered, ids, contrast.weights(len(state.logits))[None])
-        active = state.active.cpu()
-        outputs = decoder_vectors(steered, active[:, 0], active[:, 2])
-        outputs = outputs * state.activations.float().cpu()[:, None]
         return Case(
             prompt=prompt,
             model=model,
             labels=labels,
             labels_from=source,
             contrast=contrast,
-            state=state,
+            state=PromptState.capture(self.pair.model(model), ids),
             base_logits=self.pair.base.next_logits(ids).float(),
-            scores=feature_scores(gradients.cpu(), active, outputs)[0],
         )
 
     def prompts(self, source: PromptSource) -> tuple[Prompt, ...]:

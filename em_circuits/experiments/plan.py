@@ -8,7 +8,7 @@ A sweep is a YAML file, one value per field of `SweepPlan`:
     combinations: [single, all]
     treatments:
       - {mode: scale, values: [0, 0.5, 2]}
-      - {mode: set, values: [1, 3], unit: own}
+      - {mode: set, values: [1, 3], unit: relative}
     positions: [found, everything]
 
 Every combination of features meets every value at every class of positions: a *cell*. A transfer
@@ -29,9 +29,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from em_circuits.interventions import Mode, Regime, Unit
+from em_circuits.interventions import Mode, Regime, Unit, Where
 from em_circuits.interventions.controls import MIN_DRAWS
 from em_circuits.sampling import Sampling
+from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName
 
@@ -78,17 +79,6 @@ class Combination(StrEnum):
     ALL = "all"
 
 
-class Place(StrEnum):
-    """Where a chosen feature is steered."""
-
-    FOUND = "found"
-    """At the position it was found at."""
-    LAST = "last"
-    PROMPT = "prompt"
-    GENERATED = "generated"
-    EVERYTHING = "everything"
-
-
 class Values(Frozen):
     """One mode and its strengths."""
 
@@ -128,9 +118,11 @@ class SweepPlan(_Plan):
     """Which model is steered."""
     features: str = "top:5"
     """``top:N``, ``bottom:N``, ``abs:N`` on the prompt itself, or ``L/POS/ID,...``."""
+    by: Scoring = TO_STEER
+    """Ranks the features where they are not named."""
     combinations: tuple[Combination, ...] = (Combination.SINGLE, Combination.ALL)
     treatments: tuple[Values, ...] = (Values(mode=Mode.ABLATE),)
-    positions: tuple[Place, ...] = (Place.FOUND,)
+    positions: tuple[Where, ...] = (Where.FOUND,)
     regime: Regime = Regime.FREE
     rollouts: Sampling | None = Sampling()
     """None for next-token effects alone."""

@@ -42,7 +42,7 @@ from em_circuits.experiments.measure import (
     Trial,
     random_arms,
 )
-from em_circuits.experiments.plan import Combination, Place, SweepPlan
+from em_circuits.experiments.plan import Combination, SweepPlan
 from em_circuits.experiments.summary import (
     LeftOut,
     PromptLine,
@@ -53,7 +53,7 @@ from em_circuits.experiments.summary import (
 )
 from em_circuits.feature import Feature
 from em_circuits.intervention import on_each
-from em_circuits.interventions import Form, Treatment, Unit, Where, absolute
+from em_circuits.interventions import Form, Treatment, Unit, absolute
 from em_circuits.models import Model
 from em_circuits.organisms import organism_prompts
 from pivotal_tokens.artefacts import content_key
@@ -61,15 +61,9 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
-FORMULA = 1
+FORMULA = 2
 """Raised when rows of the same plan would come out different."""
 _SAMPLED = (UNSTEERED, STEERED, FLIPPED)
-_WHERE = {
-    Place.LAST: Where.LAST,
-    Place.PROMPT: Where.PROMPT,
-    Place.GENERATED: Where.GENERATED,
-    Place.EVERYTHING: None,
-}
 
 
 def run_sweep(
@@ -98,7 +92,7 @@ def run_sweep(
     }
     panel = Panel.of(model, _panel_prompts(cases, plan))
     bench = Bench(cases.pair, judge, plan.rollouts, panel)
-    pieces = [(case, t) for case in usable for t in trials(plan, case.choose(plan.features))]
+    pieces = [(case, trial) for case in usable for trial in trials(plan, case, model)]
     folder = work.results / "experiments" / plan.name
     done = carry_out(
         folder,
@@ -114,6 +108,7 @@ def run_sweep(
         kind="sweep",
         model=plan.model,
         features=plan.features,
+        by=str(plan.by),
         selected_on="the same prompt (in-sample)",
         prompts=tuple(map(PromptLine.of, usable)),
         left_out=left_out,
@@ -129,13 +124,14 @@ def run_sweep(
     )
 
 
-def trials(plan: SweepPlan, features: Sequence[Feature]) -> Iterator[Trial]:
-    """Every cell of a plan on a prompt whose features are chosen."""
+def trials(plan: SweepPlan, case: Case, model: Model) -> Iterator[Trial]:
+    """Every cell of a plan on a prompt."""
+    features = case.choose(model, plan.features, by=plan.by).features
     for combination, members in _combined(plan.combinations, features):
         for wanted in plan.treatments:
             for value, place in itertools.product(wanted.values, plan.positions):
                 strength = "" if value is None else f" {value:g}"
-                unit = " x own" if wanted.unit is Unit.OWN else ""
+                unit = " x own" if wanted.unit is Unit.RELATIVE else ""
                 cell = Cell(
                     condition=f"{combination} {wanted.mode}{strength}{unit} @{place}",
                     combination=combination,
@@ -144,12 +140,7 @@ def trials(plan: SweepPlan, features: Sequence[Feature]) -> Iterator[Trial]:
                     unit=str(wanted.unit),
                     place=str(place),
                 )
-                # Each feature once per place.
-                places = dict.fromkeys(
-                    (f.layer, f.position if place is Place.FOUND else _WHERE[place], f.feature)
-                    for f in members
-                )
-                items = on_each(tuple(places), wanted.mode, value, wanted.unit)
+                items = on_each(members, wanted.mode, value, wanted.unit, where=place)
                 yield Trial(cell, ",".join(map(str, members)), items)
 
 

@@ -57,13 +57,12 @@ from em_circuits.interventions import (
     Mode,
     Treatment,
     Where,
-    forward_ids,
-    forward_scores,
+    greedy_ids,
     joint_scores,
 )
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.controls import Pool, matched_draws
-from em_circuits.interventions.forward import ID_CANDIDATES
+from em_circuits.interventions.greedy_selection import ID_CANDIDATES
 from em_circuits.interventions.mediation import joint_effects
 from em_circuits.models import Model
 from pivotal_tokens.artefacts import content_key
@@ -95,13 +94,6 @@ class PairedCase:
     @property
     def prompt_id(self) -> str:
         return self.merged.prompt.prompt_id
-
-    def to_ablate(self, model: Model, k: int) -> list[Feature]:
-        """k features of merged, chosen on this prompt by greedy selection."""
-        contrast, state = self.merged.contrast, self.merged.state
-        targets = torch.tensor(contrast.token_ids)
-        chosen = forward_scores(model, state, contrast, targets, k=k).chosen
-        return [Feature(*place) for place in state.active.cpu()[chosen].tolist()]
 
     def to_set(self, k: int, ids: Sequence[FeatureId], where: From) -> Int64[Tensor, " chosen"]:
         """Which changed features are set: the k largest effects, or those of some ids."""
@@ -175,6 +167,7 @@ def run_transfer(
         kind="transfer",
         model="merged and base",
         features=f"top:{plan.k}",
+        by="greedy (ablated in merged), integrated (set in base)",
         selected_on=f"the same prompt (own) or {len(found_on)} others",
         found_on=tuple(PromptLine.of(case.merged) for case in found_on),
         prompts=tuple(PromptLine.of(case.merged) for case in tried),
@@ -227,7 +220,7 @@ def trials(
         )
         return Trial(cell, features, items)
 
-    own = case.to_ablate(merged, plan.k)
+    own = case.merged.choose(merged, f"top:{plan.k}").features
     everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
     for source, places in (("own", own), ("others", everywhere)):
         if places:
@@ -262,7 +255,7 @@ def ids_to_ablate(merged: Model, others: Sequence[PairedCase], k: int) -> tuple[
     chosen_on = others[:: max(1, -(-len(others) // CHOSEN_ON))]
     scored = [(case.merged.state.active.cpu(), case.ablation) for case in others]
     prompts = [(case.merged.state, case.merged.contrast) for case in chosen_on]
-    return forward_ids(merged, prompts, pooled(scored, ID_CANDIDATES), k=k)
+    return greedy_ids(merged, prompts, pooled(scored, ID_CANDIDATES), k=k)
 
 
 def pooled(

@@ -7,6 +7,7 @@ GET  /api/features/where?layer=&feature=&model=
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -17,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.cache import CachedTable
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts
-from em_circuits.features.rank import sides_of
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import query_int, read_json
 from em_circuits.viewer.context import AppContext
@@ -164,13 +165,9 @@ def _firing(
     index = same.nonzero()[:, 0]
     contrast = torch.full((len(index),), torch.nan)
     if graph.gradient is not None and len(index):
-        try:
-            evil, safe = sides_of(graph.targets.token_ids, labels)
-        except RequestError:
-            pass
-        else:
-            chosen = graph.gradient[:, index].double()
-            contrast = chosen[evil].mean(0) - chosen[safe].mean(0)
+        with contextlib.suppress(RequestError):  # without a contrast its figure is not known
+            weights = Contrast.from_labels(labels).over(graph.targets.token_ids)
+            contrast = weights @ graph.gradient[:, index].double()
     return [
         [position, activation, finite(value)]
         for position, activation, value in zip(

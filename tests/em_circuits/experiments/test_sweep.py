@@ -89,7 +89,7 @@ def test_every_condition_has_its_controls(experiment: Sweep) -> None:
 
 def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, experiment: Sweep) -> None:
     plan = SweepPlan.model_validate(PLAN)
-    trial = next(iter(trials(plan, case.choose("top:2"))))
+    trial = next(iter(trials(plan, case, cases.pair.merged)))
     every = arms(plan, case, cases.pair.merged, trial)
     logits = run_rows(cases.pair.merged, case.state, [arm.treatment for arm in every])
     mass = logits.softmax(-1)[:, list(case.contrast.evil)].sum(-1)

@@ -10,7 +10,8 @@ import pytest
 from rooms import Room, store_experiment
 from starlette.testclient import TestClient
 
-from em_circuits.features import rank_features
+from em_circuits.contrast import Contrast
+from em_circuits.features import stored_scores
 from em_circuits.viewer import ViewerSettings
 from em_circuits.viewer.plotly_file import style_ids
 from em_circuits.viewer.reports import STRANGER
@@ -72,7 +73,7 @@ def test_a_ranking_is_computed_shown_and_explained(room: Room, client: TestClien
     assert rows and rows[0]["mean"] >= rows[-1]["mean"]
     client.post("/api/looks", json={"looks": True})
     graph = room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, "merged"])
-    best = rank_features(graph, {3: "evil", 10: "safe"}).top(1)[0]
+    (best,) = stored_scores(graph, "gradient").ranked(Contrast((3,), (10,))).top(1)
     url = f"/api/features/where?layer={best.layer}&feature={best.feature}"
     firing = client.get(url).json()["places"]
     mine = next(p for p in firing if p["prompt_id"] == room.prompts[0].prompt_id)["firing"]
