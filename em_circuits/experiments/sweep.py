@@ -126,7 +126,7 @@ def run_sweep(
 
 def trials(plan: SweepPlan, case: Case, model: Model) -> Iterator[Trial]:
     """Every cell of a plan on a prompt."""
-    features = case.choose(model, plan.features, by=plan.by).features
+    features = case.choose(model, plan.features, by=plan.by)
     for combination, members in _combined(plan.combinations, features):
         for wanted in plan.treatments:
             for value, place in itertools.product(wanted.values, plan.positions):
@@ -205,9 +205,8 @@ def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
 
 def _key(case: Case, trial: Trial) -> str:
     cell = trial.cell
-    parts = [cell.condition, cell.combination, trial.features]
-    parts += [cell.mode, cell.value, cell.unit, cell.place]
-    return content_key([case.prompt.prompt_id, *parts])[:24]
+    named = [case.prompt.prompt_id, cell.condition, cell.combination, trial.features]
+    return content_key([*named, cell.mode, cell.value, cell.unit, cell.place])[:24]
 
 
 def _combined(

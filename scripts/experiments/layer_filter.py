@@ -22,7 +22,7 @@ def main() -> None:
     prompt = Prompt.of(given.prompt)
     with organism(given.root) as cases:
         case, model = cases.of(prompt, "merged"), cases.pair.merged
-        ranked = case.choose(model, f"top:{len(case.state.active)}", by="gradient").features
+        ranked = case.choose(model, f"top:{len(case.state.active)}", by="gradient")
         for layer in range(model.sites.n_layers):
             own = [feature for feature in ranked if feature.layer == layer][: given.n]
             plan = SweepPlan.model_validate(
