@@ -124,8 +124,8 @@ class SteeringSummary(Frozen):
     kind: str
     model: str
     features: str
-    by: str
-    """By which scores they were chosen."""
+    by: str | None = None
+    """By which scores they were chosen; None in experiments of the first edition."""
     selected_on: str
     found_on: tuple[PromptLine, ...] | None = None
     """Of a transfer: where its features come from."""
