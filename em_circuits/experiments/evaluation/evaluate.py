@@ -21,7 +21,7 @@ from em_circuits.experiments.evaluation.answers import (
     answers,
     rendered,
 )
-from em_circuits.experiments.evaluation.judging import AnswerJudge, Asked, Score
+from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
 from em_circuits.experiments.evaluation.rates import (
     Answer,
     ConditionRates,
@@ -192,8 +192,8 @@ def _judge(
         scored += 1
         work.progress("judged", scored, len(left))
 
-    asked = [
-        Asked(
+    given = [
+        QuestionAnswer(
             question=piece.question,
             prompt=rendered(work.pair, piece.question)[0],
             answer=answer.text,
@@ -201,7 +201,7 @@ def _judge(
         )
         for piece, _, answer in left
     ]
-    judge.score(asked, store)
+    judge.score(given, store)
 
 
 def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -> Answer:
