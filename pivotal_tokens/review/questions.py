@@ -144,7 +144,7 @@ class Progress:
     waiting: int
     """Items that this reviewer may still be asked."""
     states: Mapping[str, int]
-    """Items of the whole queue by state, a seat counting as one."""
+    """Items of the whole queue by state, an assignment counting as one."""
     per_hour: float | None
     """Over the last 50 answers, pauses of more than five minutes left out; None before two."""
     eta_seconds: float | None

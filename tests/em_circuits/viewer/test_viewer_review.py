@@ -133,14 +133,14 @@ def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
 def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: TestClient) -> None:
     """The graph once named the judge's evil tokens; the bars' places told their mass."""
     prompt_id = act(client, do="next")["question"]["prompt_id"]
-    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]
     assert {one["label"] for one in targets} == {None}
     assert client.get(f"/api/prompt/{prompt_id}/features").status_code == 404
     page = client.get(f"/prompt/{prompt_id}").text
     assert JUDGE not in page and 'class="m-other" x="0"' not in page.replace("0.0", "1")
     item = room.store.queue.items("leased")[0].item_id
     act(client, do="finish", rest="safe", item=item)
-    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]
     assert {one["label"] for one in targets} >= {"safe"}
 
 
@@ -165,3 +165,22 @@ def test_a_typed_line_speaks_of_the_reveal_that_was_shown(room: Room, client: Te
     assert room.store.labels.of(prompt).by_token[3] == "evil"
     events = room.store.queries.attempt(prompt).review_events
     assert [e.text for e in events if e.action == "explained"] == ["an idiom"]
+
+
+def test_keys_go_by_the_cursor_that_the_server_keeps(room: Room, client: TestClient) -> None:
+    """The page had a second copy of cursor and labels, ahead of what was saved."""
+    state = act(client, do="next")
+    item, first = state["question"]["item"], state["question"]["merged"][0]
+    assert state["cursor"] == {"list": "merged", "rank": first["rank"]}
+    state = act(client, do="key", key="evil", item=item)
+    assert state["question"]["labels"] == {str(first["token_id"]): "evil"}
+    assert state["cursor"] == {"list": "merged", "rank": state["question"]["merged"][1]["rank"]}
+    state = act(client, do="point", place="B1", item=item)
+    assert state["cursor"] == {"list": "base", "rank": 1}
+    state = act(client, do="key", key="low", item=item)
+    assert not state["show_low"]
+    state = act(client, do="key", key="rest_unsure", item=item)
+    assert state["question"]["item"] != item and state["progress"]["now"] == 1
+    late = {"do": "key", "key": "agree", "of": item + 1}
+    assert client.post("/api/review", json=late).status_code == 409
+    assert client.post("/api/review", json={"do": "key", "key": "dance"}).status_code == 404
