@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from pydantic import Field
 
-from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
+from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import Printed, emit, one_line, prints, say
 from em_circuits.cli.session import Session, checked_text, pass_session

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from em_circuits.experiments.evaluation import Asked, ModelAnswers, Score
+from em_circuits.experiments.evaluation.judging import Asked, ModelAnswers, Score
 from pivotal_tokens.errors import RunEnds, WorkFailed
 from pivotal_tokens.llm import Budget, LLMSettings
 from pivotal_tokens.store import Store
