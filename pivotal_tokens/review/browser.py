@@ -62,12 +62,13 @@ class Request(BaseModel):
                 return Command("finish", label=self.rest)
             case "skip" | "defer" | "undo" | "agree" | "quit":
                 return Command(self.do)
-            case "reject" | "note" | "reopen" | "explain":
+            case "key" if self.key == "agree":
+                return Command("agree")
+            case do if do in _WITH_TEXT:
                 if not self.text.strip():
                     raise RequestError("a few words are needed")
-                return Command(_WITH_TEXT[self.do], self.text.strip())
-            case _:
-                return Command("agree") if self.key == "agree" else None
+                return Command(_WITH_TEXT[do], self.text.strip())
+        return None
 
 
 class Cursor(Frozen):
@@ -139,29 +140,6 @@ class RevealState(Frozen):
         )
 
 
-class ProgressState(Frozen):
-    """How far the reviewer is: `questions.Progress`."""
-
-    answered: int
-    now: int
-    waiting: int
-    states: dict[str, int]
-    per_hour: float | None
-    eta_seconds: float | None
-
-    @classmethod
-    def of(cls, progress: Progress) -> ProgressState:
-        """Progress as the page shows it."""
-        return cls(
-            answered=progress.answered,
-            now=progress.answered_now,
-            waiting=progress.waiting,
-            states=dict(progress.states),
-            per_hour=progress.per_hour,
-            eta_seconds=progress.eta_seconds,
-        )
-
-
 class ReviewState(Frozen):
     """How things stand after a request."""
 
@@ -173,7 +151,7 @@ class ReviewState(Frozen):
     show_low: bool
     reveal: RevealState | None
     page: Literal["help", "prompt"] | None
-    progress: ProgressState
+    progress: Progress
 
 
 class BrowserReview:
@@ -279,7 +257,7 @@ class BrowserReview:
             show_low=view is None or view.show_low,
             reveal=None if review.reveal is None else RevealState.of(review.reveal),
             page=review.page,
-            progress=ProgressState.of(progress),
+            progress=progress,
         )
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review.commands import Place
@@ -139,7 +142,7 @@ class Progress:
     reviewer: str
     answered: int
     """Items finished or rejected, over all sessions."""
-    answered_now: int
+    answered_now: Annotated[int, Field(serialization_alias="now")]
     """Of these, in this session."""
     waiting: int
     """Items that this reviewer may still be asked."""
