@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pivotal_tokens.errors import LeaseLost, RequestError, WorkFailed
 from pivotal_tokens.review.answers import Answer
@@ -34,6 +34,10 @@ _WITH_TEXT: Mapping[str, Verb] = {
 }
 
 
+# "left" is the first edition's word.
+_PageAnswer = Annotated[Answer, BeforeValidator(lambda said: "abstain" if said == "left" else said)]
+
+
 class Request(BaseModel):
     """What the page asks for."""
 
@@ -46,8 +50,8 @@ class Request(BaseModel):
     """The item whose judge's labels were on the page; what is said about them needs it."""
     key: Action | None = None
     place: str = ""
-    labels: dict[int, Answer] = Field(default_factory=dict)
-    rest: Answer | None = None
+    labels: dict[int, _PageAnswer] = Field(default_factory=dict)
+    rest: _PageAnswer | None = None
     text: str = ""
     adjudicate: bool = False
     skipped: bool = False
@@ -106,7 +110,7 @@ class QuestionState(Frozen):
             base=question.lists.base.top,
             merged=question.lists.merged.top,
             labels=dict(question.labels),
-            left=tuple(sorted(question.left)),
+            left=tuple(sorted(question.abstained)),
             optional=tuple(sorted(question.optional)),
             missing=tuple(t for t in question.missing if t not in question.optional),
             adjudication=question.adjudication,

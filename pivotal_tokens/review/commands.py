@@ -99,7 +99,7 @@ def parse(line: str) -> Command:
             raise RequestError(usage)
         return Command(verb, rest)
     if text.startswith("-"):
-        return _labels("left", text[1:])
+        return _labels("abstain", text[1:])
     if text.startswith("?"):
         return _labels("unsure", text[1:])
     return _labels("safe", rest) if word == "s" else _labels("evil", text)

@@ -240,7 +240,7 @@ class ReviewController:
         match action:
             case "evil" | "safe" | "unsure" | "leave":
                 places = (view.cursor,) if view and view.at else ()
-                label: Answer = "left" if action == "leave" else action
+                label: Answer = "abstain" if action == "leave" else action
                 self._do(Command("label", label=label, places=places))
             case "rest_safe":
                 self._do(Command("finish", label="safe"))

@@ -175,6 +175,9 @@ def test_keys_go_by_the_cursor_that_the_server_keeps(room: Room, client: TestCli
     state = act(client, do="key", key="evil", item=item)
     assert state["question"]["labels"] == {str(first["token_id"]): "evil"}
     assert state["cursor"] == {"list": "merged", "rank": state["question"]["merged"][1]["rank"]}
+    for word in ("abstain", "left"):
+        state = act(client, do="label", labels={str(first["token_id"]): word}, item=item)
+        assert state["question"]["left"] == [first["token_id"]]
     state = act(client, do="point", place="B1", item=item)
     assert state["cursor"] == {"list": "base", "rank": 1}
     state = act(client, do="key", key="low", item=item)
