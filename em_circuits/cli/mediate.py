@@ -91,30 +91,29 @@ def _one(
     with session.on_prompts(prompt) as work:
         from em_circuits.experiments.analyse import mediate_prompt
 
-        prompt_id, mediation = mediate_prompt(
+        mediation = mediate_prompt(
             work,
             prompt,
             order="scan" if options["scan"] else options["order"],
             direction=options["direction"],
             n_random=options["n_random"],
         )
-    record = mediation.to_json(prompt_id, top=top)
     if as_json:
-        emit(record)
+        emit(mediation.model_copy(update={"features": mediation.features[:top]}))
         return
-    shift, mass = record["shift"], record["evil_mass"]
+    shift, mass = mediation.shift, mediation.evil_mass
     click.echo(
-        f"{prompt_id}: contrast {shift['base']:.2f} -> {shift['merged']:.2f} logits, "
-        f"evil mass {mass['base']:.2f} -> {mass['merged']:.2f}"
+        f"{mediation.prompt_id}: contrast {shift.base:.2f} -> {shift.merged:.2f} logits, "
+        f"evil mass {mass.base:.2f} -> {mass.merged:.2f}"
     )
     rows = [
-        (p["k"], p["share"], p["evil_mass"], p["random_share"], p["random_low"], p["random_high"])
-        for p in record["cumulative"]
+        (p.k, p.share, p.evil_mass, p.random_share, p.random_low, p.random_high)
+        for p in mediation.cumulative
     ]
     click.echo(table(_CURVE, rows))
-    shares = record["shares"]
+    shares = mediation.shares.model_dump()
     click.echo("shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items()))
-    if shares["features"] is None:
+    if mediation.shares.features is None:
         click.echo("no share: the contrast moves by less than 0.5 logit")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from em_circuits.cli.validation import validate
 from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import Unit, Where
 from em_circuits.scoring import FORMER, TO_STEER, Scoring
+
+if TYPE_CHECKING:
+    from em_circuits.interventions.steering import World
 
 
 @click.group()
@@ -99,7 +102,7 @@ def run(
         from em_circuits.experiments.one_prompt import prompt_rollouts
         from em_circuits.sampling import Sampling
 
-        prompt_id, result = steer_prompt(work, prompt, model=model, by=method, **options)  # type: ignore[arg-type]
+        result = steer_prompt(work, prompt, model=model, by=method, **options)  # type: ignore[arg-type]
         if rollouts:
             sampling = Sampling(
                 samples=rollouts,
@@ -107,30 +110,28 @@ def run(
                 temperature=temperature,
                 seed=session.seed,
             )
-            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling).model_dump()}
-    record = result.to_json(prompt_id) | told
+            told = {"rollouts": prompt_rollouts(work, result, sampling).model_dump()}
     if as_json:
-        emit(record)
+        emit(result.model_dump(mode="json") | told)
         return
-    worlds = record["worlds"]
-    n = len(record["intervention"]["features"])
+    done, control = result.intervention, result.random_control
+    n = len(done.features)
     click.echo(
-        f"{prompt_id}, {model} model: {options['mode']} {n} features by "
-        f"{result.by} ({options['regime']})"
+        f"{result.prompt_id}, {model} model: {options['mode']} {n} features by {done.by} "
+        f"({done.regime})"
     )
-    control = worlds["random_control"]
     rows: list[tuple[Any, ...]] = [
-        (name, worlds[name]["evil_mass"], worlds[name]["contrast"], _top(worlds[name]))
-        for name in ("unsteered", "steered")
+        (name, world.evil_mass, world.contrast, _top(world))
+        for name, world in (("unsteered", result.unsteered), ("steered", result.steered))
     ]
-    contrast = control["contrast"]["mean"] if control["contrast"] else None
-    rows.append((f"{control['n']} random draws", control["evil_mass"]["mean"], contrast, ""))
+    contrast = control.contrast and control.contrast.mean
+    rows.append((f"{control.n} random draws", control.evil_mass.mean, contrast, ""))
     click.echo(table(("world", "evil mass", "contrast", "next tokens"), rows))
-    band = control["evil_mass"]
-    click.echo(f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}")
-    if record["intervention"]["asleep"]:
+    band = control.evil_mass
+    click.echo(f"evil mass of the middle 95 % of draws: {band.low:.3f} to {band.high:.3f}")
+    if done.asleep:
         click.echo(
-            f"{record['intervention']['asleep']} of {n} features are inactive on this prompt; "
+            f"{done.asleep} of {n} features are inactive on this prompt; "
             "multiplying cannot wake them (use --mode set or add)"
         )
     if told:
@@ -150,10 +151,10 @@ def _tell_rollouts(worlds: dict[str, Any]) -> None:
             click.echo(f"{name:>14} {told['label'] or '-':>6}  {visible(told['text'])[:54]}")
 
 
-def _top(world: dict[str, Any]) -> str:
+def _top(world: World) -> str:
     from pivotal_tokens.review.display import visible
 
-    return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in world["top"][:3])
+    return " ".join(f"{visible(t.text)} {t.probability:.2f}" for t in world.top[:3])
 
 
 steer.add_command(scan)

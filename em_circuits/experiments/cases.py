@@ -19,7 +19,7 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
 from em_circuits.features import choose_features
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
@@ -42,7 +42,7 @@ class Case:
     labels_from: str
     """``human``, ``judge``, ``mixed`` or the id of the judge that was asked."""
     contrast: Contrast
-    state: PromptState
+    state: ActivationCache
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
     """Of the un-steered base model."""
@@ -88,7 +88,7 @@ class Cases:
                 f"{len(contrast.safe)} safe tokens; label it (em-circuits review), or leave it out"
             )
         steered = self.pair.model(model)
-        state = PromptState.capture(steered, ids)
+        state = ActivationCache.capture(steered, ids)
         return Case(
             prompt=prompt,
             model=model,
@@ -132,7 +132,7 @@ class Cases:
 
 
 def peak_activations(
-    states: Sequence[PromptState], features: Sequence[tuple[int, int]]
+    states: Sequence[ActivationCache], features: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "prompt feature"]:
     """Largest activation of each (layer, feature id) on each prompt."""
     peaks = torch.zeros((len(states), len(features)))

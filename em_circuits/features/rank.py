@@ -19,7 +19,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import CHOSEN, N_MEASURED, PromptState, live_scores
+from em_circuits.interventions import CHOSEN, N_MEASURED, ActivationCache, live_scores
 from em_circuits.models import Model
 from em_circuits.scoring import TO_STEER, Scoring
 from em_circuits.table import FeatureTable
@@ -68,7 +68,7 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
 def choose_features(
     choice: FeatureChoice | str,
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     contrast: Contrast,
     *,
     by: Scoring | str = TO_STEER,
@@ -111,7 +111,7 @@ def choose_features(
     return scores.ranked(contrast).choose(choice)
 
 
-def _named(choice: FeatureChoice, state: PromptState) -> FeatureTable:
+def _named(choice: FeatureChoice, state: ActivationCache) -> FeatureTable:
     active = state.active.cpu()
     found: dict[Feature, None] = {}
     for feature in choice.named:
