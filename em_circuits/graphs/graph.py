@@ -13,6 +13,7 @@ a graph need not check again.
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,11 +153,25 @@ class AttributionGraph:
         """Whether some active features are not nodes, so that paths through them are missing."""
         return len(self.selected) < len(self.active)
 
+    @property
+    def edge_kind(self) -> str:
+        """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.full`)."""
+        return str(self.header.attribution.get("edges", "frozen"))
+
     def __repr__(self) -> str:
         header = self.header
         sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
-        edges = "scores only" if self.edges is None else "frozen edges"
+        edges = "scores only" if self.edges is None else f"{self.edge_kind} edges"
         return f"AttributionGraph({header.model}, {header.short_key}, {sizes}, {edges})"
+
+    def _repr_html_(self) -> str:
+        """The picture of the graph page, for notebooks; scores alone have no picture."""
+        if self.edges is None:
+            return html.escape(repr(self))
+        # Looked up when it is shown: drawings are made of influence, which is made of graphs.
+        from em_circuits.influence.drawing import picture
+
+        return picture(self)
 
     def name_of(self, node: int) -> str:
         """A node's name: ``2/11/431``, ``error:2/11``, ``token:11`` or ``logit:TOKEN_ID``.

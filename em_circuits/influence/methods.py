@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
@@ -27,6 +27,7 @@ from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
+from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
 
 UPSTREAM_FLOOR = 1e-10
@@ -62,6 +63,31 @@ class Influence:
     targets: Targets
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
+    features: Int64[Tensor, "feature 3"]
+    """(layer, position, id) of the feature nodes, which come first in `values`."""
+    activations: Float[Tensor, " feature"]
+
+    def table(self, target: int = 0) -> FeatureTable:
+        """The features' influence on one target, most positive first."""
+        values = self.values[target, : len(self.features)]
+        unit = "logits" if self.method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
+        table = FeatureTable.of(
+            self.features,
+            by=str(self.method),
+            score="influence",
+            unit=unit,
+            about={"target": self.targets.names[target], "graph": self.graph_key},
+            influence=values,
+            activation=self.activations,
+        )
+        return table.sorted_by("influence")
+
+    def top(self, n: int, target: int = 0) -> FeatureTable:
+        """The n features that raise a target most."""
+        return self.table(target).top(n)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def __repr__(self) -> str:
         targets, nodes = self.values.shape
@@ -101,7 +127,15 @@ def influence(
         )
     scale = row_scale(graph, method)
     flow = propagate(edges, targets.weights, scale, absolute=method is Method.ABSOLUTE)
-    return Influence(method, flow.values, targets, graph.header.key, _coverage(graph, flow))
+    return Influence(
+        method,
+        flow.values,
+        targets,
+        graph.header.key,
+        _coverage(graph, flow),
+        graph.selected_features,
+        graph.selected_activations,
+    )
 
 
 def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"]:
@@ -147,7 +181,7 @@ def _require_positive(graph: AttributionGraph, activations: Tensor) -> None:
 
 def _coverage(graph: AttributionGraph, flow: Flow) -> Float64[Tensor, " target"] | None:
     edges = graph.require_edges()
-    if not graph.truncated:
+    if not graph.truncated or graph.edge_kind == "full":
         return torch.ones(len(flow.values), dtype=torch.float64)
     if edges.outside_mass is None:
         return None

@@ -11,6 +11,7 @@ was. Cut-offs are applied at the end: other ones need no new answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from em_circuits.cache import Journal
@@ -20,7 +21,7 @@ from em_circuits.experiments.evaluation.answers import (
     answers,
     rendered,
 )
-from em_circuits.experiments.evaluation.judging import AnswerJudge, Asked, Score
+from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
 from em_circuits.experiments.evaluation.rates import (
     Answer,
     ConditionRates,
@@ -111,9 +112,7 @@ def evaluate(
         return {"rows": [answer.model_dump(mode="json") for answer in drawn]}
 
     done = journal.complete(
-        [(piece.key, lambda piece=piece: answered(piece)) for piece in pieces],
-        "answers",
-        work.progress,
+        [(piece.key, partial(answered, piece)) for piece in pieces], "answers", work.progress
     )
     sampled = [
         (piece, f"score:{piece.key}:{number}", SampledAnswer.model_validate(row))
@@ -193,8 +192,8 @@ def _judge(
         scored += 1
         work.progress("judged", scored, len(left))
 
-    asked = [
-        Asked(
+    given = [
+        QuestionAnswer(
             question=piece.question,
             prompt=rendered(work.pair, piece.question)[0],
             answer=answer.text,
@@ -202,7 +201,7 @@ def _judge(
         )
         for piece, _, answer in left
     ]
-    judge.score(asked, store)
+    judge.score(given, store)
 
 
 def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -> Answer:
