@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import CHOSEN, N_MEASURED, PromptState, live_scores
+from em_circuits.interventions import CHOSEN, N_MEASURED, ActivationCache, live_scores
 from em_circuits.models import Model
-from em_circuits.scoring import TO_STEER, Scoring
+from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt
 
 
 def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
@@ -65,10 +68,37 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
     )
 
 
+def rank(
+    model: Model,
+    prompt: str | Prompt | Int[Tensor, " pos"],
+    contrast: Contrast,
+    *,
+    by: Scoring | str = TO_RANK,
+    n_measured: int = N_MEASURED,
+) -> FeatureTable:
+    """Every active feature of a prompt by evil minus safe, most positive first.
+
+    Args:
+        model: The model that is run.
+        prompt: A text as the model is to see it, a prompt, or token ids.
+        contrast: Evil and safe tokens.
+        by: A method that runs the model (`Scoring`); graphs answer the others (`stored_scores`).
+        n_measured: Features that `gradient+ablation` ablates for real.
+
+    Raises:
+        RequestError: If there is no contrast, or the method reads a graph.
+    """
+    by = Scoring(by)
+    if by.from_graph:
+        raise RequestError(f"method {by} reads a graph: influence(attribute(...), contrast)")
+    state = ActivationCache.capture(model, model.input_ids(prompt))
+    return live_scores(model, state, contrast, by, n_measured=n_measured).ranked(contrast)
+
+
 def choose_features(
     choice: FeatureChoice | str,
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     contrast: Contrast,
     *,
     by: Scoring | str = TO_STEER,
@@ -111,7 +141,7 @@ def choose_features(
     return scores.ranked(contrast).choose(choice)
 
 
-def _named(choice: FeatureChoice, state: PromptState) -> FeatureTable:
+def _named(choice: FeatureChoice, state: ActivationCache) -> FeatureTable:
     active = state.active.cpu()
     found: dict[Feature, None] = {}
     for feature in choice.named:
