@@ -154,8 +154,8 @@ def arms(plan: SweepPlan, case: Case, model: Model, trial: Trial) -> tuple[Arm, 
     items = resolve_units(case.state, trial.interventions)
     wanted, regime = plan.controls, plan.regime
 
-    def same(control: str, draw: int = 0, **form: Any) -> Arm:
-        return Arm(control, draw, Treatment(interventions=items, regime=regime, **form))
+    def same(name: str, draw: int = 0, **form: Any) -> Arm:
+        return Arm(name, draw, Treatment(interventions=items, regime=regime, **form))
 
     every = [Arm(UNSTEERED, 0, Treatment(regime=regime)), same(STEERED)]
     if wanted.noop:
