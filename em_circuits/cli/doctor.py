@@ -1,24 +1,33 @@
-"""``em-circuits doctor``: is this machine ready, and are these models what they are said to be?"""
+"""``em-circuits doctor``: checks of the machine and of the models."""
 
 from __future__ import annotations
 
 import platform
 import sqlite3
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from em_circuits.cli.output import emit, json_option
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.models.check import Check
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
-    from em_circuits.models.health import Check
     from em_circuits.workspace import Workspace
     from pivotal_tokens.schema import Prompt
 
 CHECK_PROMPT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
+
+
+class DoctorResult(Frozen):
+    """Every check; ok if none that is fatal failed."""
+
+    ok: bool
+    checks: list[Check]
 
 
 @click.command(epilog="Example: em-circuits --base models/base --adapter models/lora doctor")
@@ -30,10 +39,7 @@ def doctor(session: Session, prompt: str, as_json: bool) -> None:
     with session.workspace() as work:
         checks = [*machine_checks(), *_model_checks(work, prompt)]
     ok = all(check.ok for check in checks if check.fatal)
-    if as_json:
-        emit({"ok": ok, "checks": [check.to_json() for check in checks]})
-    else:
-        _print(checks)
+    emit(DoctorResult(ok=ok, checks=checks), as_json, _lines)
     if not ok:
         raise WorkFailed(
             f"{sum(c.fatal and not c.ok for c in checks)} checks failed; see the advice above"
@@ -42,7 +48,6 @@ def doctor(session: Session, prompt: str, as_json: bool) -> None:
 
 def machine_checks() -> list[Check]:
     """What does not depend on the models."""
-    from em_circuits.models.health import Check
     from pivotal_tokens.artefacts import library_versions
     from pivotal_tokens.store.dialect import journal_mode
 
@@ -75,7 +80,6 @@ def machine_checks() -> list[Check]:
 
 
 def _model_checks(work: Workspace, text: str) -> list[Check]:
-    from em_circuits.models.health import Check
     from em_circuits.models.memory import memory_plan
     from em_circuits.models.source import locate_all
     from pivotal_tokens.schema import Prompt
@@ -100,16 +104,15 @@ def _replacement_score(work: Workspace, prompt: Prompt) -> Check:
     """How much of the model foreign transcoders still explain, on the check prompt."""
     from em_circuits.graphs import AttributionSettings, build_pair_graphs
     from em_circuits.influence import graph_scores
-    from em_circuits.models.health import Check
 
     scores = graph_scores(build_pair_graphs(work.pair, prompt, AttributionSettings()).base)
     found = "none" if scores.replacement is None else f"{scores.replacement:.2f}"
     return Check("replacement score of these transcoders", True, found, "near 1", fatal=False)
 
 
-def _print(checks: list[Any]) -> None:
-    for check in checks:
+def _lines(result: DoctorResult) -> Iterator[str]:
+    for check in result.checks:
         mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
-        click.echo(f"{mark}  {check.name}: {check.found}")
+        yield f"{mark}  {check.name}: {check.found}"
         if not check.ok:
-            click.echo(f"      expected {check.expected}; {check.advice}")
+            yield f"      expected {check.expected}; {check.advice}"

@@ -20,7 +20,7 @@ from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.graphs.attribution import Attributed, attribute_prompt, rows_within
+from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
@@ -120,7 +120,7 @@ def build_pair_graphs(
             transcoder_fingerprint=pair.transcoder_fingerprint,
             n_layers=model.sites.n_layers,
             scan=_scan(pair),
-            dtype=str(pair.dtype).removeprefix("torch."),
+            dtype=pair.dtype_name,
             selection=Selection(
                 select_by=settings.select_by,
                 max_feature_nodes=settings.max_feature_nodes,
@@ -179,8 +179,7 @@ def _within_memory(
         return settings
     config: Any = model.hf.config
     n_layers, n_pos, _ = context.activation_matrix.shape
-    room = rows_within(
-        settings.max_memory,
+    need = MemoryNeed(
         n_active=context.activation_matrix._nnz(),
         n_layers=n_layers,
         n_pos=n_pos,
@@ -188,7 +187,8 @@ def _within_memory(
         n_heads=config.num_attention_heads,
         max_feature_nodes=settings.max_feature_nodes,
     )
-    return settings.model_copy(update={"batch_size": min(settings.batch_size, room)})
+    batch_size = min(settings.batch_size, need.rows_within(settings.max_memory))
+    return settings.model_copy(update={"batch_size": batch_size})
 
 
 def _selection_weights(
@@ -256,7 +256,7 @@ def _parameters(
     parameters: dict[str, Any] = {
         "version": ATTRIBUTION_VERSION,
         "backend": pair.settings.backend,
-        "dtype": str(pair.dtype).removeprefix("torch."),
+        "dtype": pair.dtype_name,
         "pair": pair.key,
         **settings.model_dump(exclude={"batch_size", "max_memory"}),
     }
