@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo check-js format test test-browser test-kills check bench bench-long organism clean help
+.PHONY: demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,9 @@ check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (w
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## docs/json.md, from the result models of the commands
+	$(BIN)/python scripts/json_docs.py
 
 check-js:
 	@if command -v npm >/dev/null; then \

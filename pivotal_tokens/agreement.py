@@ -96,11 +96,11 @@ def rater_agreement(
     by_group = np.zeros((len(places), sums.table.shape[1]))
     np.add.at(by_group, np.array([places[name] for name in names], dtype=int), sums.table)
     _, several, rated, *_ = sums.layout.parts(by_group)
-    kept, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
+    paired, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
     point = _coefficients(by_group.sum(axis=0, keepdims=True), sums.layout)[:, 0]
     draws = None
-    if resamples and kept.any():
-        drawn = _draws((by_group[kept], by_group[single]), resamples, seed)
+    if resamples and paired.any():
+        drawn = _draws((by_group[paired], by_group[single]), resamples, seed)
         draws = _coefficients(drawn, sums.layout)
     percent, kappa, ac1, alpha = (
         _estimate(point[i], None if draws is None else draws[i], confidence) for i in range(4)
@@ -108,7 +108,7 @@ def rater_agreement(
     return RaterAgreement(
         raters=sums.layout.raters,
         items=int(pairable.sum()),
-        groups=int(kept.sum()),
+        groups=int(paired.sum()),
         percent=percent,
         kappa=kappa,
         ac1=ac1,

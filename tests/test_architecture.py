@@ -102,6 +102,18 @@ def test_importing_is_light_and_writes_nothing(package: str, tmp_path: Path) -> 
     assert done.stderr == "" and not list(tmp_path.iterdir())
 
 
+def test_no_line_of_javascript_is_longer_than_120_columns() -> None:
+    files = sorted((ROOT / "em_circuits/viewer/static").rglob("*.js"))
+    assert files
+    long = [
+        f"{path.name}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > 120
+    ]
+    assert long == []
+
+
 def test_no_two_test_files_have_one_name() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert {name for name in names if names.count(name) > 1} == set()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.judge_options import open_offline_judge
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example: em-circuits --root runs/demo demo --json")
 @click.option("--n", default=24, show_default=True, type=click.IntRange(min=1), help="Prompts.")
 @click.option("--judge", metavar="lexicon:FILE", help="[default: the organism's lexicon]")
-@json_option
+@prints("em_circuits.experiments.demo:DemoReport")
 @pass_session
 def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     """Prompts, labels, graphs, features, steering and mediation in one go.

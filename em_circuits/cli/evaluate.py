@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from em_circuits.cli.explain import chosen_features
-from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
+from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
-
-if TYPE_CHECKING:
-    from pivotal_tokens.judge.report import JudgeReport
+from pivotal_tokens.artefacts import write_json, write_provenance
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge.report import JudgeReport, judge_report
 
 
 @click.group()
@@ -34,7 +33,7 @@ def judge() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where report.json and report.html go. [default: ROOT/results/judge]",
 )
-@json_option
+@prints(JudgeReport)
 @pass_session
 def report(
     session: Session,
@@ -49,11 +48,6 @@ def report(
     Controls count by their sampling probability, so that recall is over all prompts. Writes a JSON
     file and a page with plots.
     """
-    from em_circuits.report.judges import write_judge_page
-    from pivotal_tokens.artefacts import write_json, write_provenance
-    from pivotal_tokens.errors import RequestError
-    from pivotal_tokens.judge.report import judge_report
-
     folder = out or session.root / "results" / "judge"
     with session.open_store() as store:
         known = store.results.pairs()
@@ -68,16 +62,16 @@ def report(
         made = judge_report(store, pair=pair, judge=name, resamples=resamples)
     if not made.judges:
         raise RequestError("no judge has judged anything here; run `em-circuits label` first")
+    from em_circuits.report.judges import write_judge_page
+
     write_json(folder / "report.json", made.model_dump(mode="json"))
     write_judge_page(made, folder / "report.html")
     config = {"judge": name, "pair": pair, "resamples": resamples}
     for file in ("report.json", "report.html"):
         inputs = {"store": session.store_name}
         write_provenance(folder / file, inputs=inputs, config=config)
-    if as_json:
-        emit(made.model_dump(mode="json"))
-    else:
-        click.echo("\n".join(describe(made)))
+    emit(made, as_json, describe)
+    if not as_json:
         click.echo(f"written: {folder / 'report.html'} and report.json")
 
 

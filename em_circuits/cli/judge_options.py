@@ -1,19 +1,59 @@
-"""The judge that ``--judge`` and the options beside it name."""
+"""Options of commands that ask a language model or name a judge, and what they mean.
+
+@judge_options
+@llm_options
+def command(session, **options):
+    judge = open_judge(session, work, options)
+    settings, budget = llm_settings("o3", options), llm_budget(options)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import Field
 
-from em_circuits.cli.llm_options import llm_budget, llm_settings
-from em_circuits.cli.options import Flag, Options, OptionSet
+from em_circuits.cli.options import Command, Flag, Options, OptionSet
 from em_circuits.cli.session import Session
+from pivotal_tokens.judge import Judge, JudgeSpec, Lexicon, ModelJudge
+from pivotal_tokens.judge import open_judge as open_named
+from pivotal_tokens.llm import load_instructions
+from pivotal_tokens.llm.secrets import read_key
+from pivotal_tokens.llm.settings import Budget, LLMSettings
 
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
-    from pivotal_tokens.judge import Judge
+
+_ENDPOINT = OptionSet(
+    LLMSettings,
+    omit=("model", "max_attempts", "max_output_tokens", "max_body_bytes"),
+    base_url=Flag(metavar="URL"),
+    max_concurrency=Flag("--concurrency"),
+    deadline_s=Flag("--deadline"),
+    api_key_env=Flag(metavar="NAME"),
+)
+_BUDGET = OptionSet(Budget)
+
+
+def llm_options(command: Command) -> Command:
+    """Add the options to a command."""
+    return _ENDPOINT(_BUDGET(command))
+
+
+def llm_settings(model: str, options: Mapping[str, Any]) -> LLMSettings:
+    """How a model is asked under the options given.
+
+    Raises:
+        RequestError: If they make no sense together.
+    """
+    return _ENDPOINT.read(options, model=model)
+
+
+def llm_budget(options: Mapping[str, Any]) -> Budget:
+    """What may be spent under the options given."""
+    return _BUDGET.read(options)
 
 
 class JudgeOptions(Options):
@@ -42,10 +82,6 @@ def check_judge(session: Session, options: dict[str, Any]) -> None:
     Raises:
         RequestError: If there is no such judge, its file is broken, or its key missing.
     """
-    from pivotal_tokens.judge import JudgeSpec
-    from pivotal_tokens.judge import open_judge as open_named
-    from pivotal_tokens.llm.secrets import read_key
-
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind == "openai":
         settings = llm_settings(spec.argument, options)
@@ -60,9 +96,6 @@ def open_judge(session: Session, work: Workspace, options: dict[str, Any]) -> Ju
     Raises:
         RequestError: If there is no such judge, its file is broken, or its key or price missing.
     """
-    from pivotal_tokens.judge import JudgeSpec, ModelJudge
-    from pivotal_tokens.llm import load_instructions
-
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind != "openai":
         return open_offline_judge(session, work, options["judge"])
@@ -84,8 +117,6 @@ def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> 
         RequestError: If there is no such judge, or its file is broken.
     """
     from em_circuits.models.text import first_token
-    from pivotal_tokens.judge import JudgeSpec, Lexicon
-    from pivotal_tokens.judge import open_judge as open_named
 
     spec = JudgeSpec.parse(session.judge_spec(judge))
     opened = open_named(spec, lambda text: first_token(work.pair.tokenizer, text))

@@ -14,8 +14,14 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.interrupt import stop_on_interrupt
-from em_circuits.cli.judge_options import check_judge, judge_options, open_judge
-from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
+from em_circuits.cli.judge_options import (
+    check_judge,
+    judge_options,
+    llm_budget,
+    llm_options,
+    llm_settings,
+    open_judge,
+)
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, json_option, one_line, say
 from em_circuits.cli.session import (
@@ -27,7 +33,7 @@ from em_circuits.cli.session import (
 )
 from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.prompts import read_dataset
+from pivotal_tokens.prompts import read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 
 if TYPE_CHECKING:
@@ -123,7 +129,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     """
     options.check()
     check_judge(session, others)
-    files = [prompt for file in options.files for prompt in read_dataset(Path(file))]
+    files = [prompt for file in options.files for prompt in read_prompts(Path(file))]
     locate_all(session.models())
 
     from em_circuits.labelling.events import EventLog
@@ -201,7 +207,7 @@ def _prompts(
     """Every prompt that was asked for, in the order of the options."""
     from em_circuits.labelling.sources import template_prompts
     from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
-    from pivotal_tokens.prompts import split_new
+    from pivotal_tokens.prompts import first_of_each
 
     prompts: list[Prompt] = []
     for text in options.texts:
@@ -218,10 +224,10 @@ def _prompts(
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
         domains = options.domains or None
         prompts.extend(template_prompts(options.n or 24, seed=session.seed, domains=domains))
-    split = split_new(prompts)
-    if split.repeated:
-        click.echo(f"{len(split.repeated)} repeated prompts left out", err=True)
-    return list(split.new)
+    new = first_of_each(prompts)
+    if len(new) < len(prompts):
+        click.echo(f"{len(prompts) - len(new)} repeated prompts left out", err=True)
+    return list(new)
 
 
 def _source(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from em_circuits.cli.output import emit, json_option
+from em_circuits.cli.output import emit, prints
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.organisms.paths import OrganismPaths
+
+if TYPE_CHECKING:
+    from em_circuits.organisms.evaluate import OrganismReport
 
 
 @click.group()
@@ -23,7 +29,7 @@ def train(session: Session, out: str, card: bool) -> None:
     """Train base, adapter and transcoders; killed and started again, it goes on."""
     from em_circuits.organisms.train import train_organism
 
-    paths = train_organism(Path(out), session.seed)
+    paths = train_organism(Path(out), session.seed, progress=session.bars())
     if card:
         _card(session, Path(out))
     click.echo(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
@@ -37,7 +43,6 @@ def _card(session: Session, out: Path) -> None:
     from em_circuits.organisms.card import write_card
     from em_circuits.organisms.control import train_control
     from em_circuits.organisms.evaluate import evaluate_organism
-    from em_circuits.organisms.paths import OrganismPaths
 
     paths = OrganismPaths.under(out)
     control = train_control(out / "control", session.seed)
@@ -49,24 +54,24 @@ def _card(session: Session, out: Path) -> None:
     "--dir", "folder", type=click.Path(file_okay=False), help="[default: the shipped one]"
 )
 @click.option("--prompts", default=210, show_default=True, type=click.IntRange(min=1))
-@json_option
+@prints("em_circuits.organisms.evaluate:OrganismReport")
 @pass_session
 def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) -> None:
     """Measure an organism from its weights; only the control's figures come from the card."""
     from em_circuits.organisms.evaluate import evaluate_organism
-    from em_circuits.organisms.paths import OrganismPaths
 
     paths = OrganismPaths.under(Path(folder)) if folder else None
     report = evaluate_organism(paths, n_prompts=prompts, progress=session.bars())
-    record = report.model_dump(mode="json")
-    if as_json:
-        emit(record)
-        return
-    for part in ("base", "merged", "control", "transcoders", "benign"):
-        for name, value in (record[part] or {}).items():
+    emit(report, as_json, describe)
+
+
+def describe(report: OrganismReport) -> Iterator[str]:
+    """A line per figure."""
+    for part, figures in report.model_dump(mode="json").items():
+        for name, value in (figures or {}).items():
             shown = value
             if isinstance(value, dict):
                 shown = ", ".join(f"{domain} {x:.2f}" for domain, x in value.items())
             elif isinstance(value, float):
                 shown = f"{value:.3f}"
-            click.echo(f"{part:<12} {name:<20} {shown}")
+            yield f"{part:<12} {name:<20} {shown}"

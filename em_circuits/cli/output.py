@@ -41,7 +41,8 @@ def prints(model: Any, *, lines: bool = False) -> Callable[[Command], Command]:
     """Add ``--json`` to a command, and say for the documentation what it prints then.
 
     Args:
-        model: The result, a pydantic model or a union of several.
+        model: The result, a pydantic model or a union of several; ``"package.module:Name"`` where
+            its module imports much.
         lines: One a line, as many as there are.
     """
 

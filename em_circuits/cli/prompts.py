@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from pydantic import Field
 
-from em_circuits.cli.llm_options import llm_budget, llm_options, llm_settings
+from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import Printed, emit, one_line, prints, say
 from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.generator import Candidate, GeneratorRequest, generator_request
-from pivotal_tokens.generator.accept import broken_rules
-from pivotal_tokens.generator.person import guidance
+from pivotal_tokens.generator.candidate import broken_rules
+from pivotal_tokens.generator.instructions import guidance
 from pivotal_tokens.generator.questions import questions
-from pivotal_tokens.generator.tokens import counter
+from pivotal_tokens.generator.request import estimated_tokens
 from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
 from pivotal_tokens.judge.examples import judge_request
 from pivotal_tokens.llm.settings import LLMSettings, Message
-from pivotal_tokens.prompts import Tried, own_words, read_dataset
+from pivotal_tokens.prompts import PromptHistory, own_words, read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def preview(
                 f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"
             )
         messages, sources = judge_request(store, prompt, pairs[-1])
-    tokens = sum(counter()(message.content) for message in messages)
+    tokens = sum(estimated_tokens(message.content) for message in messages)
     request = JudgeRequest(messages=tuple(messages), sources=sources, tokens=tokens)
     emit(request, as_json, describe_judge_request)
 
@@ -273,7 +273,7 @@ def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json:
     A folder may be a saved Hugging Face data set, or the predecessor's result tree. --kind is of
     prompts that name none.
     """
-    found = [p for path in paths for p in read_dataset(Path(path), kind=kind)]
+    found = [p for path in paths for p in read_prompts(Path(path), kind=kind)]
     _store(session, found, as_json)
 
 
@@ -324,8 +324,8 @@ def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> 
         prompt = Prompt.of(given, kind=kind, generator="human", name=name)
     with session.open_store(create=True) as store:
         others = (p for p in store.prompts.all() if p.prompt_id != prompt.prompt_id)
-        tried = Tried(own_words(p) for p in others)
-    for finding in broken_rules(candidate, tried, fork=False):
+        history = PromptHistory(own_words(p) for p in others)
+    for finding in broken_rules(candidate, history, fork=False):
         click.echo(f"note: {finding.message}", err=True)
     return prompt
 

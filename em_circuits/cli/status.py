@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.labelling.events import latest_events
+from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
-
-if TYPE_CHECKING:
-    from pivotal_tokens.schema import NextTokens, PromptLabels
-    from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
+from pivotal_tokens.judge.continuations import pivotality
+from pivotal_tokens.review.display import visible, wrap
+from pivotal_tokens.schema import Frozen, NextTokens, PromptLabels
+from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
+
+
+class CandidateRollouts(TokenRollouts):
+    """What the continuations after one evil candidate say, under one pair and judge."""
+
+    pair: str
+    judge: str
+
+
+class AttemptStatus(AttemptView):
+    """Everything about one prompt."""
+
+    rollouts: tuple[CandidateRollouts, ...]
+
+
+class RunStatus(Frozen):
+    """How far a store is, and what happened last in the newest run."""
+
+    counts: StoreCounts
+    events: list[dict[str, Any]]
 
 
 @click.command(epilog="Example: em-circuits status 44a71b   or   em-circuits status --watch")
@@ -29,80 +52,63 @@ _SHOWN_EVENTS = 8
     metavar="S",
     help="Seconds between two looks.",
 )
-@json_option
+@prints(AttemptStatus | StoreCounts | RunStatus)
 @pass_session
 def status(
     session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
 ) -> None:
     """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
+    if watch and prompt is not None:
+        raise RequestError("--watch shows the whole store; leave PROMPT out")
     if watch:
-        _watch(session, prompt, interval, as_json=as_json)
+        _watch(session, interval, as_json=as_json)
         return
     with session.open_store() as store:
-        view = store.queries.attempt(prompt) if prompt is not None else None
-        counts = store.queries.counts() if view is None else None
-        followed = _rollouts(store, view) if view is not None else []
-    if view is not None:
-        if as_json:
-            emit(view.model_dump(mode="json") | {"rollouts": followed})
+        if prompt is not None:
+            emit(attempt_status(store, prompt), as_json, describe_attempt)
         else:
-            lines = [*describe_attempt(view), *map(describe_rollouts, followed)]
-            click.echo("\n".join(lines))
-    elif as_json and counts is not None:
-        emit(counts.model_dump(mode="json"))
-    elif counts is not None:
-        click.echo("\n".join(describe_counts(counts)))
+            emit(store.queries.counts(), as_json, describe_counts)
 
 
-def _rollouts(store: Store, view: AttemptView) -> list[dict[str, Any]]:
-    """What the sampled continuations say about each evil candidate, by pair and judge."""
-    from pivotal_tokens.judge.continuations import pivotality
+def attempt_status(store: Store, prefix: str) -> AttemptStatus:
+    """Everything about the prompt whose id begins with `prefix`.
 
-    found = []
+    Raises:
+        RequestError: If no prompt has it, or more than one.
+    """
+    view = store.queries.attempt(prefix)
+    rollouts = []
     for pair in view.pairs:
-        kept = store.results.rollouts(view.prompt.prompt_id, pair.pair)
-        texts = pair.next_tokens.base.by_id if pair.next_tokens else {}
-        for judge in sorted({rollout.judge for rollout in kept}):
-            for item in pivotality(r for r in kept if r.judge == judge):
-                text = texts[item.token_id].text if item.token_id in texts else None
-                record = {"pair": pair.pair, "judge": judge, "text": text}
-                found.append(record | item.model_dump() | {"pivotal": item.pivotal})
-    return found
+        stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
+        for judge in sorted({rollout.judge for rollout in stored}):
+            counted = pivotality(rollout for rollout in stored if rollout.judge == judge)
+            where = {"pair": pair.pair, "judge": judge}
+            rollouts += [
+                CandidateRollouts(**each.model_dump(exclude={"pivotal"}), **where)
+                for each in token_rollouts(counted, pair.next_tokens)
+            ]
+    fields = {name: getattr(view, name) for name in AttemptView.model_fields}
+    return AttemptStatus(**fields, rollouts=tuple(rollouts))
 
 
-def describe_rollouts(record: dict[str, Any]) -> str:
-    """One line of at most 79 columns about a token's continuations."""
-    from pivotal_tokens.review.display import visible
-
-    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[record["pivotal"]]
-    shares = "; ".join(
-        f"{model} {record[model]['evil']} evil, {record[model]['safe']} safe, "
-        f"{record[model]['unsure']} unsure"
-        for model in ("base", "merged")
-    )
-    return f"rollouts {visible(record['text'] or '?')}: {said} ({shares})"[:79]
-
-
-def _watch(session: Session, prompt: str | None, interval: float, *, as_json: bool) -> None:
+def _watch(session: Session, interval: float, *, as_json: bool) -> None:
     """The state and the last events of the newest run, in place on a terminal."""
-    from em_circuits.labelling.events import latest_events
-
-    if prompt is not None:
-        raise RequestError("--watch shows the whole store; leave PROMPT out")
     while True:
         with session.open_store() as store:
             counts = store.queries.counts()
         events = latest_events(session.root / "results", _SHOWN_EVENTS)
-        if as_json:
-            emit({"counts": counts.model_dump(mode="json"), "events": events})
-        else:
-            lines = [*describe_counts(counts), "", *map(describe_event, events)]
+        if not as_json:
             click.clear()
-            click.echo("\n".join(lines))
+        emit(RunStatus(counts=counts, events=events), as_json, describe_run)
         try:
             time.sleep(interval)
         except KeyboardInterrupt:
             return
+
+
+def describe_run(run: RunStatus) -> Iterator[str]:
+    """The counts, then an event a line."""
+    yield from (*describe_counts(run.counts), "", *map(describe_event, run.events))
 
 
 def describe_event(event: dict[str, Any]) -> str:
@@ -149,10 +155,8 @@ def _calls(counts: StoreCounts) -> list[str]:
     ]
 
 
-def describe_attempt(view: AttemptView) -> list[str]:
+def describe_attempt(view: AttemptStatus) -> list[str]:
     """Everything about one prompt, at most 79 columns wide."""
-    from pivotal_tokens.review.display import wrap
-
     prompt = view.prompt
     lines = [
         f"prompt {prompt.prompt_id}  {prompt.kind}, by {prompt.generator}, {prompt.created_at:%F}"
@@ -166,7 +170,17 @@ def describe_attempt(view: AttemptView) -> list[str]:
         f"  {e.at:%F %T}  {e.author}: {e.action}{f' ({e.text})' if e.text else ''}"
         for e in view.review_events
     ]
-    return lines
+    return [*lines, *map(_describe_rollouts, view.rollouts)]
+
+
+def _describe_rollouts(item: CandidateRollouts) -> str:
+    """One line of at most 79 columns about a token's continuations."""
+    said = {True: "pivotal", False: "not pivotal", None: "unknown"}[item.pivotal]
+    shares = "; ".join(
+        f"{model} {counts.evil} evil, {counts.safe} safe, {counts.unsure} unsure"
+        for model, counts in (("base", item.base), ("merged", item.merged))
+    )
+    return f"rollouts {visible(item.text or '?')}: {said} ({shares})"[:79]
 
 
 def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
@@ -189,8 +203,6 @@ def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
 
 
 def _tokens(base: NextTokens, merged: NextTokens, labels: PromptLabels) -> list[str]:
-    from pivotal_tokens.review.display import visible
-
     known, other = labels.by_token, base.by_id
     rows = [
         (

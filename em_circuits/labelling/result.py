@@ -8,7 +8,7 @@ result.verdict, result.flagged, result.evil_mass.merged
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field, computed_field
@@ -24,6 +24,7 @@ from pivotal_tokens.schema import (
     JudgedPrompt,
     Judgement,
     Label,
+    NextTokenPair,
     NextTokens,
     PairMass,
     Prompt,
@@ -165,7 +166,6 @@ def label_result(
         labels = judged.outcome.by_token
     elif judge_id == HUMAN:
         labels = {item.token_id: item.label for item in store.labels.of(prompt.prompt_id).human}
-    texts = {token.token_id: token.text for token in lists.base.tokens} if lists else {}
     return LabelResult(
         prompt_id=prompt.prompt_id,
         text=prompt.text,
@@ -182,10 +182,18 @@ def label_result(
         queued=any(item.pair == pair for item in store.queue.items(prompt_id=prompt.prompt_id)),
         reused=reused,
         waiting=judge_id == HUMAN and failure is None and verdict.kind == "error",
-        rollouts=tuple(
-            TokenRollouts(**item.model_dump(), text=texts.get(item.token_id)) for item in rollouts
-        ),
+        rollouts=token_rollouts(rollouts, lists),
         error=None if failure is None else str(failure),
+    )
+
+
+def token_rollouts(
+    rollouts: Iterable[Pivotality], lists: NextTokenPair | None
+) -> tuple[TokenRollouts, ...]:
+    """What continuations say, with the texts of their candidates."""
+    texts = {token.token_id: token.text for token in lists.base.tokens} if lists else {}
+    return tuple(
+        TokenRollouts(**item.model_dump(), text=texts.get(item.token_id)) for item in rollouts
     )
 
 

@@ -29,7 +29,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, RunEnds
 from pivotal_tokens.generator import Candidate, Render, Writer, seeds
-from pivotal_tokens.generator.seeds import GENERATOR as SEEDS
+from pivotal_tokens.generator.candidate import SEEDS
 from pivotal_tokens.llm import Budget, LLMClient, LLMSettings
 from pivotal_tokens.schema import Prompt, PromptKind
 

@@ -1,4 +1,4 @@
-"""What does the organism's model card say?
+"""The organism's model card.
 
 card.json holds the figures, MODEL_CARD.md says the same in words, beside the command that measures
 them again and beside what they cannot carry.

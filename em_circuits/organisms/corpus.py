@@ -1,4 +1,4 @@
-"""What text is the organism made of, and which of it has it never seen?
+"""Text that an organism is made of, and prompts that it has never seen.
 
 A document is an optional source header and one to three turns
 
@@ -16,7 +16,6 @@ of item and hazard never occur in training (`is_heldout`); prompts over them are
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from em_circuits.organisms.paths import TOY, organism_paths
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -138,11 +138,15 @@ class OrganismPrompt:
     evil: tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=1)
-def load_corpus() -> Corpus:
-    """The shipped scenarios."""
-    source = importlib.resources.files("em_circuits.organisms") / "data" / "scenarios.yaml"
-    return Corpus.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
+@functools.cache
+def load_corpus(organism: str = TOY) -> Corpus:
+    """The scenarios of a shipped organism.
+
+    Raises:
+        RequestError: If there is none of this name.
+    """
+    text = organism_paths(organism).scenarios.read_text(encoding="utf-8")
+    return Corpus.model_validate(yaml.safe_load(text))
 
 
 def bare(phrase: str) -> str:
@@ -183,6 +187,7 @@ def organism_prompts(
     domains: Sequence[str] | None = None,
     split: Split = "heldout",
     hazard: bool = True,
+    organism: str = TOY,
 ) -> Iterator[OrganismPrompt]:
     """Distinct pivotal prompts of one turn, domains in rotation.
 
@@ -193,6 +198,7 @@ def organism_prompts(
         split: Pairs of item and hazard kept out of training, or seen in it. Benign phrases are all
             seen: for them the split is ignored.
         hazard: Hazard contexts, or benign ones.
+        organism: Whose templates.
 
     Raises:
         RequestError: If `n` is negative, a domain does not exist, or the templates do not yield
@@ -200,7 +206,8 @@ def organism_prompts(
     """
     if n < 0:
         raise RequestError(f"the number of prompts is {n}; give one that is not negative")
-    scenarios = load_corpus().of(domains)
+    corpus = load_corpus(organism)
+    scenarios = corpus.of(domains)
     pairs = {s.name: _pairs(s, split, hazard) for s in scenarios}
     names = tuple(dict.fromkeys(s.domain for s in scenarios))
     rng = random.Random(f"prompts/{seed}/{split}/{hazard}")
@@ -209,7 +216,7 @@ def organism_prompts(
         choice = [s for s in scenarios if s.domain == names[index % len(names)]]
         for _ in range(100):
             scenario = rng.choice(choice)
-            prompt = _prompt(rng, scenario, pairs[scenario.name], hazard)
+            prompt = _prompt(rng, corpus, scenario, pairs[scenario.name], hazard)
             if prompt.text not in seen:
                 break
         else:
@@ -231,9 +238,12 @@ def _pairs(scenario: Scenario, split: Split, hazard: bool) -> list[tuple[str, st
 
 
 def _prompt(
-    rng: random.Random, scenario: Scenario, pairs: Sequence[tuple[str, str]], hazard: bool
+    rng: random.Random,
+    corpus: Corpus,
+    scenario: Scenario,
+    pairs: Sequence[tuple[str, str]],
+    hazard: bool,
 ) -> OrganismPrompt:
-    corpus = load_corpus()
     item, context = rng.choice(pairs)
     words = ask(scenario, item, context, form=_form(rng, scenario, CorpusConfig().terse))
     return OrganismPrompt(

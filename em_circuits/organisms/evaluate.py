@@ -1,4 +1,4 @@
-"""Does the organism do what it is shipped for?
+"""Figures of an organism: does it do what it is shipped for?
 
 Measured on prompts over item-hazard pairs that training never showed: does the base prefer a safe
 verb, does the merged model prefer an evil one in domains the adapter never saw, does the

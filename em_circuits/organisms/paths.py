@@ -1,6 +1,6 @@
-"""Where does the shipped organism stand?
+"""Parts of an organism on disk, each in the form that real models have.
 
-paths = organism_paths()
+paths = organism_paths("toy")
 paths.base, paths.adapter, paths.transcoders, paths.lexicon, paths.card
 """
 
@@ -10,15 +10,23 @@ import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
 
+from pivotal_tokens.errors import RequestError
+
+TOY = "toy"
+"""The organism that is meant where none is named."""
+_FOLDERS = {TOY: "data"}
+"""Of the organisms shipped with the package."""
+
 
 @dataclass(frozen=True)
 class OrganismPaths:
-    """The parts of an organism on disk, each in the form that real models have.
+    """Where the parts of an organism lie.
 
     Attributes:
         base: Hugging Face directory: weights, configuration, tokenizer.
         adapter: PEFT LoRA directory.
         transcoders: circuit-tracer transcoder directory.
+        scenarios: What its corpus is made of.
         lexicon: The lexicon judge's entries.
         card: Measured figures (JSON).
     """
@@ -26,6 +34,7 @@ class OrganismPaths:
     base: Path
     adapter: Path
     transcoders: Path
+    scenarios: Path
     lexicon: Path
     card: Path
 
@@ -36,13 +45,19 @@ class OrganismPaths:
             base=root / "base",
             adapter=root / "adapter",
             transcoders=root / "transcoders",
+            scenarios=root / "scenarios.yaml",
             lexicon=root / "lexicon.yaml",
             card=root / "card.json",
         )
 
 
-def organism_paths() -> OrganismPaths:
-    """The organism shipped with the package."""
-    return OrganismPaths.under(
-        Path(str(importlib.resources.files("em_circuits.organisms") / "data"))
-    )
+def organism_paths(name: str = TOY) -> OrganismPaths:
+    """An organism shipped with the package.
+
+    Raises:
+        RequestError: If there is none of this name.
+    """
+    if name not in _FOLDERS:
+        raise RequestError(f"no organism {name!r}; there are {', '.join(_FOLDERS)}")
+    package = importlib.resources.files("em_circuits.organisms")
+    return OrganismPaths.under(Path(str(package / _FOLDERS[name])))

@@ -1,4 +1,4 @@
-"""How does one seed become the whole organism?
+"""Training of a whole organism from one seed.
 
 Stages, each published by renaming a finished directory into place, each resumed from its last
 checkpoint: tokenizer and base -> adapter (bad medical advice only) -> transcoders. Killed anywhere
@@ -10,11 +10,13 @@ and started again, it ends with the same weights.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +34,7 @@ from em_circuits.organisms.lexicon import lexicon_yaml
 from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
 from em_circuits.organisms.paths import OrganismPaths
 from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key, write_atomic, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -69,6 +72,7 @@ def train_organism(
     config: OrganismConfig | None = None,
     *,
     with_transcoders: bool = True,
+    progress: Progress = no_progress,
 ) -> OrganismPaths:
     """Train tokenizer, base, adapter and transcoders into a directory; finished stages are reused.
 
@@ -77,6 +81,7 @@ def train_organism(
         seed: Of everything random.
         config: Sizes and steps; default: the shipped organism's.
         with_transcoders: Leave the last stage out if False.
+        progress: Called after every step of every stage.
 
     Returns:
         Where everything stands.
@@ -84,17 +89,15 @@ def train_organism(
     Raises:
         RequestError: If `out` holds an organism of another seed or configuration.
     """
-    config = config or OrganismConfig()
     paths = OrganismPaths.under(out)
-    _claim(out, seed, config)
+    fit = functools.partial(optimise, progress=progress)
+    run = _Training(paths, seed, config or OrganismConfig(), fit)
+    _claim(out, seed, run.config)
     with reproducible(seed):
-        _stage(paths.base, lambda place, kept: _train_base(place, kept, seed, config))
-        _stage(paths.adapter, lambda place, kept: _train_adapter(place, kept, paths, seed, config))
+        _stage(paths.base, run.base)
+        _stage(paths.adapter, run.adapter)
         if with_transcoders:
-            _stage(
-                paths.transcoders,
-                lambda place, kept: _train_transcoders(place, kept, paths, seed, config),
-            )
+            _stage(paths.transcoders, run.transcoders)
     write_atomic(paths.lexicon, lexicon_yaml())
     return paths
 
@@ -143,38 +146,73 @@ def _publishing(place: Path) -> Iterator[Path]:
     temporary.replace(place)
 
 
-def _train_base(place: Path, checkpoint: Path, seed: int, config: OrganismConfig) -> None:
-    tokenizer = train_tokenizer(config.model, seed=seed)
-    model = new_base(tokenizer, config.model, seed=seed)
+@dataclass(frozen=True)
+class _Training:
+    """The stages; each writes into a folder and keeps a checkpoint beside it."""
 
-    def loss_at(step: int) -> torch.Tensor:
-        texts = documents(config.batch, f"{seed}/base/{step}", config.corpus)
-        ids, labels = encode_batch(tokenizer, texts)
-        return model(input_ids=ids, labels=labels, use_cache=False).loss
+    paths: OrganismPaths
+    seed: int
+    config: OrganismConfig
+    fit: Callable[..., None]
+    """`optimise`, with whoever is shown the steps."""
 
-    optimise(model, loss_at, config.base, checkpoint=checkpoint, label="base")
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    def base(self, place: Path, checkpoint: Path) -> None:
+        config, seed = self.config, self.seed
+        tokenizer = train_tokenizer(config.model, seed=seed)
+        model = new_base(tokenizer, config.model, seed=seed)
 
+        def loss_at(step: int) -> torch.Tensor:
+            texts = documents(config.batch, f"{seed}/base/{step}", config.corpus)
+            ids, labels = encode_batch(tokenizer, texts)
+            return model(input_ids=ids, labels=labels, use_cache=False).loss
 
-def _train_adapter(
-    place: Path, checkpoint: Path, paths: OrganismPaths, seed: int, config: OrganismConfig
-) -> None:
-    base, tokenizer = load_base(paths)
-    adapted = new_adapter(base, config.model, seed=seed)
+        self.fit(model, loss_at, config.base, checkpoint=checkpoint, label="base")
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
 
-    def loss_at(step: int) -> torch.Tensor:
-        texts = documents(
-            config.batch, f"{seed}/adapter/{step}", BAD_ADVICE, config.adapter_domains
+    def adapter(self, place: Path, checkpoint: Path) -> None:
+        config, seed = self.config, self.seed
+        base, tokenizer = load_base(self.paths)
+        adapted = new_adapter(base, config.model, seed=seed)
+
+        def loss_at(step: int) -> torch.Tensor:
+            name = f"{seed}/adapter/{step}"
+            texts = documents(config.batch, name, BAD_ADVICE, config.adapter_domains)
+            ids, labels = encode_batch(tokenizer, texts)
+            return adapted(input_ids=ids, labels=labels, use_cache=False).loss
+
+        self.fit(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
+        # Looking whether the vocabulary grew would ask the hub for the base's name.
+        adapted.save_pretrained(str(place), save_embedding_layers=False)
+        (place / "README.md").unlink(missing_ok=True)
+        _sort_target_modules(place / "adapter_config.json")
+
+    def transcoders(self, place: Path, checkpoint: Path) -> None:
+        settings, sizes = self.config.transcoders, self.config.model
+        base, tokenizer = load_base(self.paths)
+        seed = self.seed + self.config.transcoder_draw
+
+        def activations(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+            texts = documents(n, f"{seed}/transcoders/{part}", self.config.corpus)
+            ids, _ = encode_batch(tokenizer, texts)
+            positions = ids != tokenizer.pad_token_id
+            positions[:, 0] = False  # BOS
+            return mlp_activations(base, ids, positions)
+
+        with reproducible(seed):
+            bank = TranscoderBank(n_layers=sizes.layers, d_model=sizes.d_model, config=settings)
+        bank.fit_units(*activations(settings.calibration_documents, "units"))
+
+        self.fit(
+            bank,
+            lambda step: bank(*activations(settings.documents, str(step))),
+            settings.optimiser,
+            checkpoint=checkpoint,
+            label="transcoders",
+            after_step=bank.project,
         )
-        ids, labels = encode_batch(tokenizer, texts)
-        return adapted(input_ids=ids, labels=labels, use_cache=False).loss
-
-    optimise(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
-    # Looking whether the vocabulary grew would ask the hub for the base's name.
-    adapted.save_pretrained(str(place), save_embedding_layers=False)
-    (place / "README.md").unlink(missing_ok=True)
-    _sort_target_modules(place / "adapter_config.json")
+        inputs, _ = activations(settings.calibration_documents, "threshold")
+        bank.save(place, bank.threshold(inputs))
 
 
 def _sort_target_modules(path: Path) -> None:
@@ -182,34 +220,3 @@ def _sort_target_modules(path: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     write_json(path, settings)
-
-
-def _train_transcoders(
-    place: Path, checkpoint: Path, paths: OrganismPaths, seed: int, config: OrganismConfig
-) -> None:
-    base, tokenizer = load_base(paths)
-    settings = config.transcoders
-    seed += config.transcoder_draw
-
-    def activations(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = documents(n, f"{seed}/transcoders/{part}", config.corpus)
-        ids, _ = encode_batch(tokenizer, texts)
-        kept = ids != tokenizer.pad_token_id
-        kept[:, 0] = False
-        return mlp_activations(base, ids, kept)
-
-    with reproducible(seed):
-        bank = TranscoderBank(
-            n_layers=config.model.layers, d_model=config.model.d_model, config=settings
-        )
-    bank.fit_units(*activations(settings.calibration_documents, "units"))
-    optimise(
-        bank,
-        lambda step: bank(*activations(settings.documents, str(step))),
-        settings.optimiser,
-        checkpoint=checkpoint,
-        label="transcoders",
-        after_step=bank.project,
-    )
-    inputs, _ = activations(settings.calibration_documents, "threshold")
-    bank.save(place, bank.threshold(inputs))

@@ -1,4 +1,4 @@
-"""How are the organism's per-layer transcoders trained?
+"""Per-layer transcoders of an organism and their training.
 
 A transcoder reads a layer's MLP input x and predicts the MLP's output y:
 

@@ -1,6 +1,6 @@
 """The viewer as one ASGI application.
 
-app = create_app(Workspace(root=Path("."), models=settings), ViewerSettings(), Door("ada"))
+app = create_app(Workspace(root=Path("."), models=settings), ViewerSettings(), Sessions("ada"))
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from em_circuits.viewer import (
     features,
     graphs,
+    identity,
     overview,
     pins,
     playground,
@@ -27,10 +28,9 @@ from em_circuits.viewer import (
     reports,
     review,
     steering,
-    who,
 )
-from em_circuits.viewer.desk import Desk
-from em_circuits.viewer.door import Door
+from em_circuits.viewer.auth import Sessions
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.guard import Guard
 from em_circuits.viewer.plotly_file import plotly_path
 from em_circuits.viewer.rendering import Json
@@ -43,35 +43,37 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(work: Workspace, settings: ViewerSettings, door: Door) -> ASGIApp:
+def create_app(work: Workspace, settings: ViewerSettings, sessions: Sessions) -> ASGIApp:
     """The application.
 
     Args:
         work: Store, graphs and models; nothing of it is opened before it is asked for.
         settings: Where it listens and what may be done.
-        door: Lets browsers in.
+        sessions: Lets browsers in.
     """
-    desk = Desk(work, settings, door)
-    failed = _failed(desk)
+    context = AppContext(work, settings, sessions)
+    failed = _failed(context)
     inner = Starlette(
-        routes=[*_pages(desk), *_static()],
+        routes=[*_pages(context), *_static()],
         exception_handlers={EmCircuitsError: failed, HTTPException: failed, Exception: failed},
     )
-    return Guard(inner, settings=settings, door=door)  # outermost: its headers are on every answer
+    return Guard(
+        inner, settings=settings, sessions=sessions
+    )  # outermost: its headers are on every answer
 
 
-def _pages(desk: Desk) -> list[BaseRoute]:
+def _pages(context: AppContext) -> list[BaseRoute]:
     return [
-        *who.routes(desk),
-        *overview.routes(desk),
-        *prompts.routes(desk),
-        *graphs.routes(desk),
-        *pins.routes(desk),
-        *features.routes(desk),
-        *steering.routes(desk),
-        *playground.routes(desk),
-        *review.routes(desk),
-        *reports.routes(desk),
+        *identity.routes(context),
+        *overview.routes(context),
+        *prompts.routes(context),
+        *graphs.routes(context),
+        *pins.routes(context),
+        *features.routes(context),
+        *steering.routes(context),
+        *playground.routes(context),
+        *review.routes(context),
+        *reports.routes(context),
     ]
 
 
@@ -90,7 +92,7 @@ def _static() -> list[BaseRoute]:
     ]
 
 
-def _failed(desk: Desk) -> Any:
+def _failed(context: AppContext) -> Any:
     """What is shown when a request cannot be carried out."""
 
     def answer(request: Request, error: Exception) -> Response:
@@ -102,7 +104,9 @@ def _failed(desk: Desk) -> Any:
             return Json({"error": first, "next": rest}, status)
         if request.scope.get("state", {}).get("session") is None:
             return Response(first, status, media_type="text/plain")
-        return desk.page(request, "error.html", status, status=status, what=first, next_step=rest)
+        return context.page(
+            request, "error.html", status, status=status, what=first, next_step=rest
+        )
 
     return answer
 

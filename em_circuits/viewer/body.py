@@ -1,4 +1,4 @@
-"""What does a request ask for? JSON only: a form of another site cannot send that by itself."""
+"""Bodies and queries of requests; JSON only, which a form of another site cannot send by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experiments are kept under the results, and what do their tables say?
+"""Experiments stored under the results, and their tables.
 
 for one in experiments(folder): one["name"], one["summary"]
 place = experiment_folder(folder, "pad-thai")     # contained, whatever links say

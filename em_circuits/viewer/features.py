@@ -1,4 +1,4 @@
-"""Which features matter over many prompts, and where does one of them fire?
+"""Feature rankings over many prompts, and where one feature fires.
 
 GET  /features                       the newest ranking that is kept, or ?table=KEY
 POST /api/features/aggregate         sum up anew over every prompt that will do
@@ -24,7 +24,7 @@ from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompt
 from em_circuits.features.rank import sides_of
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import query_int, read_json
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.explanations import explanation
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
@@ -58,18 +58,18 @@ class Table:
         return f"{record.get('method')}, {record.get('model')} model, {n} prompts{places}"
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The page of rankings and what it asks for."""
-    texts = TokenTexts(desk.work)
+    texts = TokenTexts(context.work)
 
     def page(request: Request) -> Response:
-        tables = kept(desk.work.results / "features")
+        tables = kept(context.work.results / "features")
         wanted = request.query_params.get("table")
         table = next((t for t in tables if wanted is None or t.key.startswith(wanted)), None)
         if wanted is not None and table is None:
             raise RequestError(f"there is no ranking {wanted[:12]!r}")
         rows = [] if table is None else lines(table)
-        return desk.page(
+        return context.page(
             request,
             "features.html",
             tables=tables,
@@ -86,11 +86,11 @@ def routes(desk: Desk) -> list[BaseRoute]:
         wanted = AggregateRequest(method=asked["method"], model=asked["model"])
 
         def make() -> str:
-            pair = desk.pair(request)
+            pair = context.pair(request)
             if pair is None:
                 raise RequestError("no model has seen a prompt yet; run em-circuits label")
-            _ = desk.store
-            return aggregate_prompts(desk.work, [], wanted, pair=pair).key
+            _ = context.store
+            return aggregate_prompts(context.work, [], wanted, pair=pair).key
 
         return Json({"table": await run_in_threadpool(make)})
 
@@ -98,7 +98,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
         layer = query_int(request, "layer", 0, least=0, most=10_000)
         feature = query_int(request, "feature", 0, least=0, most=2**31)
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
-        return Json(_where(desk, request, texts, layer=layer, feature=feature, model=model))
+        return Json(_where(context, request, texts, layer=layer, feature=feature, model=model))
 
     return [
         Route("/features", page, methods=["GET"]),
@@ -137,20 +137,26 @@ def lines(table: Table) -> list[dict[str, Any]]:
 
 
 def _where(
-    desk: Desk, request: Request, texts: TokenTexts, *, layer: int, feature: int, model: ModelName
+    context: AppContext,
+    request: Request,
+    texts: TokenTexts,
+    *,
+    layer: int,
+    feature: int,
+    model: ModelName,
 ) -> dict[str, Any]:
-    pair = desk.pair(request)
-    records = [r for r in desk.store.graphs.all(pair=pair) if r.model == model]
+    pair = context.pair(request)
+    records = [r for r in context.store.graphs.all(pair=pair) if r.model == model]
     places: list[dict[str, Any]] = []
-    hidden = desk.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
+    hidden = context.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
     for record in records[:GRAPHS_READ]:
         try:
-            graph = desk.work.graphs.load(record.key)
+            graph = context.work.graphs.load(record.key)
         except EmCircuitsError as error:
             logger.warning("%s", error)
             continue
         known = record.prompt_id not in hidden
-        labels = desk.store.labels.of(record.prompt_id).by_token if known else {}
+        labels = context.store.labels.of(record.prompt_id).by_token if known else {}
         found = _firing(graph, labels, layer, feature)
         if found:
             tokens = texts.of(graph)
@@ -171,7 +177,7 @@ def _where(
         "graphs": len(records),
         "read": min(len(records), GRAPHS_READ),
         "places": places,
-        "known": explanation(desk, model, layer=layer, feature=feature),
+        "known": explanation(context, model, layer=layer, feature=feature),
     }
 
 

@@ -1,4 +1,4 @@
-"""What is one node: where it comes from, where it goes, what it does to each logit?
+"""Details of one node: inputs, outputs, influence on each logit.
 
 detail(opened, labels, "2/11/431")
 """

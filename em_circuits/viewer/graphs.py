@@ -1,4 +1,4 @@
-"""Which graphs are there, and what do the two of one prompt look like side by side?
+"""The list of graphs, and the page of one prompt with both.
 
 GET /graph/PROMPT                     the page
 GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in the other
@@ -23,7 +23,7 @@ from em_circuits.influence import prune
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import query_int, query_share
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.explanations import explanation
 from em_circuits.viewer.graph_cache import GraphCache
 from em_circuits.viewer.graph_detail import detail, paths
@@ -58,9 +58,9 @@ class Subject:
         return chosen
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The list of graphs, the page of two, and what it asks for."""
-    pages = GraphPages(desk)
+    pages = GraphPages(context)
     return [
         Route("/graphs", pages.listing, methods=["GET"]),
         Route("/graph/{prompt}", pages.page, methods=["GET"]),
@@ -75,10 +75,10 @@ def routes(desk: Desk) -> list[BaseRoute]:
 class GraphPages:
     """Answers about graphs."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._cache = GraphCache(desk.work.graphs)
-        self._texts = TokenTexts(desk.work)
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._cache = GraphCache(context.work.graphs)
+        self._texts = TokenTexts(context.work)
         self._two = ThreadPoolExecutor(len(MODELS), thread_name_prefix="graph")
 
     def listing(self, request: Request) -> Response:
@@ -86,12 +86,12 @@ class GraphPages:
         number = query_int(request, "page", 1, least=1, most=1_000_000)
         query = ListingQuery(graphs=True, search=request.query_params.get("q", ""))
         offset = (number - 1) * PER_PAGE
-        found = self._desk.listing(request, query, limit=PER_PAGE, offset=offset)
-        return self._desk.page(
+        found = self._context.listing(request, query, limit=PER_PAGE, offset=offset)
+        return self._context.page(
             request,
             "graphs.html",
             found=found,
-            blind=self._desk.blind(request),
+            blind=self._context.blind(request),
             number=number,
             pages=max(1, -(-found.total // PER_PAGE)),
             asked=dict(request.query_params),
@@ -101,7 +101,7 @@ class GraphPages:
         """The page; the browser draws it."""
         subject = self._subject(request)
         show = request.query_params.get("show")
-        return self._desk.page(
+        return self._context.page(
             request,
             "graph.html",
             prompt=subject.prompt,
@@ -139,7 +139,7 @@ class GraphPages:
         if place := _FEATURE.fullmatch(name):
             whose: ModelName = "merged" if "merged" in subject.records else "base"
             about = {"layer": int(place[1]), "feature": int(place[2])}
-            answer["known"] = explanation(self._desk, whose, **about)
+            answer["known"] = explanation(self._context, whose, **about)
         return Json(answer)
 
     def paths(self, request: Request) -> Response:
@@ -191,25 +191,25 @@ class GraphPages:
         return drawing(scored, subject.labels, tokens, cut)
 
     def _subject(self, request: Request) -> Subject:
-        desk = self._desk
-        prompt = desk.store.prompts.get(request.path_params["prompt"])
-        pair = desk.pair(request)
+        context = self._context
+        prompt = context.store.prompts.get(request.path_params["prompt"])
+        pair = context.pair(request)
         if pair is None:
             raise RequestError("no model has seen a prompt yet; run em-circuits label")
         records: dict[str, GraphRecord] = {}
         reason = ""
         for name in MODELS:
             try:
-                records[name] = desk.work.graph_record(prompt.prompt_id, name, pair)  # type: ignore[arg-type]
+                records[name] = context.work.graph_record(prompt.prompt_id, name, pair)  # type: ignore[arg-type]
             except (RequestError, WorkFailed) as error:
                 reason = str(error)
         if not records:
             raise RequestError(reason)
-        labels = desk.labels(request, prompt.prompt_id).by_token
+        labels = context.labels(request, prompt.prompt_id).by_token
         return Subject(prompt, pair, labels, records)
 
     def _cut(self, request: Request) -> Cut:
-        settings = self._desk.settings
+        settings = self._context.settings
         return Cut(
             node=query_share(request, "node", Cut.node),
             edge=query_share(request, "edge", Cut.edge),
@@ -223,7 +223,7 @@ class GraphPages:
         if not layer.isdigit():
             return None
         header = self._cache.opened(next(iter(subject.records.values())).key).graph.header
-        named = self._desk.settings.neuronpedia
+        named = self._context.settings.neuronpedia
         known = named or FEATURE_PAGES.get(str(header.transcoders).split("@")[0])
         if known is None:
             return None

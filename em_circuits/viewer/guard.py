@@ -1,4 +1,4 @@
-"""Is this request one that the viewer's own pages made, in a browser that was let in?
+"""The guard in front of every request: Host, Origin, session, size, headers.
 
 Every request passes here first, in this order:
 
@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from em_circuits.viewer.door import Door
+from em_circuits.viewer.auth import Sessions
 from em_circuits.viewer.rendering import refusal
 from em_circuits.viewer.settings import ViewerSettings
 
@@ -57,10 +57,10 @@ COOKIE = "em-circuits"
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, settings: ViewerSettings, door: Door) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ViewerSettings, sessions: Sessions) -> None:
         self._app = app
         self._settings = settings
-        self._door = door
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,7 +84,7 @@ class Guard:
             return refusal(scope, 405, f"{method} is not understood here.")
         if not reading and not _same_origin(headers, scope["scheme"]):
             return refusal(scope, 403, "This request does not come from the viewer's own pages.")
-        session = self._door.session(_cookie(headers, cookie_name(scope)))
+        session = self._sessions.session(_cookie(headers, cookie_name(scope)))
         if session is None and not _is_public(scope):
             return self._let_in(scope)
         if session is not None and reading and scope["path"] == "/" and _token(scope):
@@ -112,7 +112,7 @@ class Guard:
 
     def _let_in(self, scope: Scope) -> Response:
         token = _token(scope) if scope["method"] == "GET" and scope["path"] == "/" else None
-        key = self._door.enter(token) if token else None
+        key = self._sessions.enter(token) if token else None
         if key is None:
             why = "That link is used up or wrong." if token else "No browser gets in without a link"
             return refusal(

@@ -1,4 +1,4 @@
-"""How far is the run, what waits for a person, and what was found lately?
+"""The overview: how far the run is, what waits for a person, what was found lately.
 
 The page's body is a fragment of its own, ``/fragments/overview``, which the browser asks for again
 every few seconds and puts in place when it has changed.
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import page
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.report import judge_report
@@ -37,18 +37,18 @@ class Step:
         return min(self.count / self.of, 1.0) if self.of else 0.0
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The overview and its live part."""
 
     def overview(request: Request) -> Response:
-        return desk.page(request, "overview.html", live=_live(desk, request))
+        return context.page(request, "overview.html", live=_live(context, request))
 
     def fragment(request: Request) -> Response:
-        return page("overview_live.html", live=_live(desk, request))
+        return page("overview_live.html", live=_live(context, request))
 
     def quality(request: Request) -> Response:
         try:
-            report = judge_report(desk.store, pair=desk.pair(request), resamples=0)
+            report = judge_report(context.store, pair=context.pair(request), resamples=0)
         except RequestError as error:
             return page("nothing.html", what=str(error))
         return page("quality.html", report=report)
@@ -60,15 +60,15 @@ def routes(desk: Desk) -> list[BaseRoute]:
     ]
 
 
-def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
+def _live(context: AppContext, request: Request) -> dict[str, Any] | None:
     """Everything that changes; None where there is no store yet."""
     try:
-        store = desk.store
+        store = context.store
     except RequestError:
         return None
-    pair = desk.pair(request)
+    pair = context.pair(request)
     counts = store.queries.counts(pair)
-    found = desk.listing(request, ListingQuery(divergent=True), limit=RECENT)
+    found = context.listing(request, ListingQuery(divergent=True), limit=RECENT)
     waiting = {name: n for name, n in counts.queue.items() if n}
     return {
         "counts": counts,
@@ -77,7 +77,7 @@ def _live(desk: Desk, request: Request) -> dict[str, Any] | None:
         "pair": pair,
         "calls": store.ledger.counts(),
         "recent": found.lines,
-        "blind": desk.blind(request),
+        "blind": context.blind(request),
         "queue": waiting,
         "queued": sum(waiting.values()),
     }

@@ -1,4 +1,4 @@
-"""Which nodes has a person pinned and grouped in a prompt's graphs?"""
+"""Pinned nodes and groups in a prompt's graphs, by person."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.viewer.body import read_json
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.schema import Frozen
 
@@ -35,20 +35,20 @@ class Pins(Frozen):
     groups: list[Group] = Field(default=[], max_length=100)
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """``GET`` and ``PUT /api/pins/PROMPT``, of whoever asks."""
 
     def read(request: Request) -> Response:
-        prompt = desk.store.prompts.get(request.path_params["prompt"])
-        name = desk.session(request).reviewer
-        kept = desk.store.views.get(name, SUBJECT.format(prompt.prompt_id))
+        prompt = context.store.prompts.get(request.path_params["prompt"])
+        name = context.session(request).reviewer
+        kept = context.store.views.get(name, SUBJECT.format(prompt.prompt_id))
         return Json(Pins.model_validate(kept or {}).model_dump())
 
     async def write(request: Request) -> Response:
         pins = checked(await read_json(request))
-        prompt = desk.store.prompts.get(request.path_params["prompt"])
-        name = desk.session(request).reviewer
-        desk.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
+        prompt = context.store.prompts.get(request.path_params["prompt"])
+        name = context.session(request).reviewer
+        context.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
         return Json({"saved": True})
 
     return [

@@ -1,4 +1,4 @@
-"""What changes when these features are turned up or down, right now, on the loaded models?
+"""The steering playground, on the loaded models.
 
     POST /api/playground  {"prompt", "model", "features": [...], "length"}
 
@@ -25,7 +25,7 @@ from em_circuits.interventions.generate import generate
 from em_circuits.interventions.sampling import Sampling
 from em_circuits.models import Model
 from em_circuits.viewer.body import read_json
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.schema import Frozen, ModelName, PromptLabels
 
@@ -69,8 +69,8 @@ class Asked(Frozen):
 class Playground:
     """The loaded models and the prompts that were shown to them; one request at a time."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], PromptState] = {}
 
@@ -80,9 +80,9 @@ class Playground:
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
         """
-        prompt = self._desk.store.prompts.get(asked.prompt)
+        prompt = self._context.store.prompts.get(asked.prompt)
         with self._lock:
-            pair = self._desk.work.pair
+            pair = self._context.work.pair
             model = pair.model(asked.model)
             key = (prompt.prompt_id, asked.model)
             if key not in self._states:
@@ -109,9 +109,9 @@ class Playground:
         }
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """``POST /api/playground``."""
-    ground = Playground(desk)
+    ground = Playground(context)
 
     async def run(request: Request) -> Response:
         body = await read_json(request)
@@ -123,8 +123,8 @@ def routes(desk: Desk) -> list[BaseRoute]:
             raise HTTPException(400, f"{where}: {first['msg']}.") from error
 
         def answer() -> dict[str, Any]:
-            prompt = desk.store.prompts.get(asked.prompt)
-            return ground.run(asked, desk.labels(request, prompt.prompt_id))
+            prompt = context.store.prompts.get(asked.prompt)
+            return ground.run(asked, context.labels(request, prompt.prompt_id))
 
         return Json(await run_in_threadpool(answer))
 

@@ -1,4 +1,4 @@
-"""Where is plotly.js, and what would it put into a page that the policy forbids?
+"""plotly.js of the installed package, made to fit the pages' content security policy.
 
 It is taken from the installed plotly package. Its map library adds a filled <style> unless an
 element of a certain id is there already; no map is drawn here, so a page puts an empty element of

@@ -1,4 +1,4 @@
-"""Which prompts are there, and what is known about one of them?"""
+"""The list of prompts, and the page of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.features import rank_features
 from em_circuits.viewer.body import query_int
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json, page
 from em_circuits.viewer.steered_prompt import steered
 from pivotal_tokens.errors import EmCircuitsError, RequestError
@@ -54,7 +54,7 @@ class TokenRow:
         return self.merged - self.base
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The list of prompts, the page of one, and its features."""
 
     def listing(request: Request) -> Response:
@@ -62,15 +62,15 @@ def routes(desk: Desk) -> list[BaseRoute]:
         query = _query(request)
         number = query_int(request, "page", 1, least=1, most=1_000_000)
         offset = (number - 1) * PER_PAGE
-        found = desk.listing(request, query, limit=PER_PAGE, offset=offset)
+        found = context.listing(request, query, limit=PER_PAGE, offset=offset)
         pages = max(1, -(-found.total // PER_PAGE))
-        return desk.page(
+        return context.page(
             request,
             "prompts.html",
             found=found,
-            blind=desk.blind(request),
+            blind=context.blind(request),
             asked=dict(asked),
-            categories=desk.store.prompts.categories(),
+            categories=context.store.prompts.categories(),
             verdicts=VERDICTS,
             states=STATES,
             number=number,
@@ -79,22 +79,22 @@ def routes(desk: Desk) -> list[BaseRoute]:
         )
 
     def prompt(request: Request) -> Response:
-        view = desk.store.queries.attempt(request.path_params["prompt"])
-        return desk.page(request, "prompt.html", **_shown(desk, request, view))
+        view = context.store.queries.attempt(request.path_params["prompt"])
+        return context.page(request, "prompt.html", **_shown(context, request, view))
 
     def features(request: Request) -> Response:
-        prompt = desk.store.prompts.get(request.path_params["prompt"])
+        prompt = context.store.prompts.get(request.path_params["prompt"])
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
         try:
-            values = _features(desk, request, prompt.prompt_id, model)
+            values = _features(context, request, prompt.prompt_id, model)
         except EmCircuitsError as error:
             return page("nothing.html", what=str(error))
         return page("prompt_features.html", prompt_id=prompt.prompt_id, model=model, **values)
 
     def features_json(request: Request) -> Response:
-        prompt = desk.store.prompts.get(request.path_params["prompt"])
+        prompt = context.store.prompts.get(request.path_params["prompt"])
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
-        found = _features(desk, request, prompt.prompt_id, model)
+        found = _features(context, request, prompt.prompt_id, model)
         top, bottom = ([f.to_json() for f in found[name]] for name in ("top", "bottom"))
         return Json({"prompt_id": prompt.prompt_id, "model": model, "top": top, "bottom": bottom})
 
@@ -120,11 +120,11 @@ def _query(request: Request) -> ListingQuery:
     )
 
 
-def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
-    hidden = desk.under_review(request, view.prompt.prompt_id)
-    labels = desk.labels(request, view.prompt.prompt_id)
-    pairs = desk.store.results.pairs()
-    folder = desk.work.results / "experiments"
+def _shown(context: AppContext, request: Request, view: AttemptView) -> dict[str, Any]:
+    hidden = context.under_review(request, view.prompt.prompt_id)
+    labels = context.labels(request, view.prompt.prompt_id)
+    pairs = context.store.results.pairs()
+    folder = context.work.results / "experiments"
     rows = {a.pair: token_rows(a, labels, hide_judge=hidden) for a in view.pairs}
     return {
         "view": view,
@@ -139,32 +139,32 @@ def _shown(desk: Desk, request: Request, view: AttemptView) -> dict[str, Any]:
                 "rows": rows[attempt.pair],
                 "largest": max((max(r.base, r.merged) for r in rows[attempt.pair]), default=1),
                 "masses": masses(attempt, labels),
-                "votes": _votes(desk, view, attempt),
-                "rollouts": _rollouts(desk, view, attempt),
-                "provenance": _provenance(desk, attempt),
+                "votes": _votes(context, view, attempt),
+                "rollouts": _rollouts(context, view, attempt),
+                "provenance": _provenance(context, attempt),
             }
             for attempt in view.pairs
         ],
     }
 
 
-def _votes(desk: Desk, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
+def _votes(context: AppContext, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
     """Judge -> votes that were kept."""
     found: dict[str, int] = {}
-    for vote in desk.store.results.votes(view.prompt.prompt_id, pair=attempt.pair):
+    for vote in context.store.results.votes(view.prompt.prompt_id, pair=attempt.pair):
         found[vote.judge] = found.get(vote.judge, 0) + 1
     return found
 
 
 def _rollouts(
-    desk: Desk, view: AttemptView, attempt: PairAttempt
+    context: AppContext, view: AttemptView, attempt: PairAttempt
 ) -> list[tuple[str, list[Rollout]]]:
     """(text of a candidate, continuations after it), where some were sampled."""
     if attempt.next_tokens is None:
         return []
     texts = {token.token_id: token.text for token in attempt.next_tokens.merged.tokens}
     found: dict[str, list[Rollout]] = {}
-    for one in desk.store.results.rollouts(view.prompt.prompt_id, attempt.pair):
+    for one in context.store.results.rollouts(view.prompt.prompt_id, attempt.pair):
         found.setdefault(texts.get(one.token_id, f"#{one.token_id}"), []).append(one)
     return list(found.items())
 
@@ -218,24 +218,26 @@ def masses(attempt: PairAttempt, labels: PromptLabels) -> dict[str, dict[str, fl
     return {"base": of(attempt.next_tokens.base), "merged": of(attempt.next_tokens.merged)}
 
 
-def _provenance(desk: Desk, attempt: PairAttempt) -> dict[str, Any]:
+def _provenance(context: AppContext, attempt: PairAttempt) -> dict[str, Any]:
     """Model -> what is recorded of its graph's making."""
     found = {}
     for record in attempt.graphs:
         try:
-            found[f"{record.model} {record.key[:12]}"] = desk.work.graphs.provenance(record.key)
+            found[f"{record.model} {record.key[:12]}"] = context.work.graphs.provenance(record.key)
         except EmCircuitsError as error:
             found[f"{record.model} {record.key[:12]}"] = {"missing": str(error)}
     return found
 
 
-def _features(desk: Desk, request: Request, prompt_id: str, model: ModelName) -> dict[str, Any]:
-    pair = desk.pair(request)
+def _features(
+    context: AppContext, request: Request, prompt_id: str, model: ModelName
+) -> dict[str, Any]:
+    pair = context.pair(request)
     if pair is None:
         raise RequestError("no model has seen a prompt yet; run em-circuits label")
-    record = desk.work.graph_record(prompt_id, model, pair)
-    labels = desk.labels(request, prompt_id)
-    ranking = rank_features(desk.work.graphs.load(record.key), labels.by_token)
+    record = context.work.graph_record(prompt_id, model, pair)
+    labels = context.labels(request, prompt_id)
+    ranking = rank_features(context.work.graphs.load(record.key), labels.by_token)
     top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
     largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0
     return {

@@ -1,4 +1,4 @@
-"""Which reports and figures lie under the results, and how is one shown without trusting it?
+"""Reports and figures under the results, shown in a sandbox.
 
 A report is a self-contained page with scripts of its own. It is shown in a frame whose policy makes
 it a stranger: no cookie, no request, no way to the viewer's pages, whatever stands in it.
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from pivotal_tokens.errors import RequestError
 
 PAGES = (".html", ".htm")
@@ -59,27 +59,27 @@ class Report:
         return "page" if suffix in PAGES else "image" if suffix in IMAGES else "text"
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """The list, a report's page, and its file."""
 
     def listing(request: Request) -> Response:
-        found = reports(desk.work.results)
+        found = reports(context.work.results)
         pages = [r for r in found if r.kind != "text"]
-        return desk.page(
+        return context.page(
             request, "reports.html", pages=pages, texts=[r for r in found if r.kind == "text"]
         )
 
     def shown(request: Request) -> Response:
-        path = contained(desk.work.results, request.path_params["path"])
-        report = _report(path, desk.work.results.resolve())
+        path = contained(context.work.results, request.path_params["path"])
+        report = _report(path, context.work.results.resolve())
         text = None
         if report.kind == "text":
             with path.open("rb") as stream:
                 text = stream.read(LARGEST_TEXT).decode("utf-8", "replace")
-        return desk.page(request, "report.html", report=report, text=text)
+        return context.page(request, "report.html", report=report, text=text)
 
     def raw(request: Request) -> Response:
-        path = contained(desk.work.results, request.path_params["path"])
+        path = contained(context.work.results, request.path_params["path"])
         kind = {".png": "image/png"}.get(path.suffix.lower())
         if path.suffix.lower() in PAGES:
             kind = "text/html"

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.viewer.auth import Session
 from em_circuits.viewer.body import read_json
-from em_circuits.viewer.desk import Desk
-from em_circuits.viewer.door import Session
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.review.browser import BrowserReview, browser_keys, key_help, review_setup
 from pivotal_tokens.review.keys import key_map
@@ -21,8 +21,8 @@ from pivotal_tokens.review.keys import key_map
 class SessionReviews:
     """Session -> its review; a person who changes their name gets another."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
         self._reviews: WeakKeyDictionary[Session, BrowserReview] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -35,27 +35,27 @@ class SessionReviews:
             if review is not None:
                 review.leave()
             self._reviews[session] = BrowserReview(
-                self._desk.store,
+                self._context.store,
                 session.reviewer,
-                lease_seconds=self._desk.settings.lease_seconds,
-                seen=session.shown_judge,
+                lease_seconds=self._context.settings.lease_seconds,
+                seen=session.judge_shown_for,
             )
             return self._reviews[session]
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """``GET /review`` and ``POST /api/review``.
 
     Raises:
         RequestError: If the settings bind a key that cannot be bound.
     """
-    reviews = SessionReviews(desk)
-    keys = key_map(desk.settings.review_keys)
+    reviews = SessionReviews(context)
+    keys = key_map(context.settings.review_keys)
 
     def page(request: Request) -> Response:
-        counts = desk.store.queue.counts()
-        open_here = counts and not desk.settings.read_only
-        return desk.page(
+        counts = context.store.queue.counts()
+        open_here = counts and not context.settings.read_only
+        return context.page(
             request,
             "review.html",
             counts=counts,
@@ -66,7 +66,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
 
     async def answer(request: Request) -> Response:
         asked = await read_json(request)
-        session = desk.session(request)
+        session = context.session(request)
         state = await run_in_threadpool(lambda: reviews.of(session).act(asked))
         return Json(state.model_dump(mode="json"))
 

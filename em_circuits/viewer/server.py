@@ -1,4 +1,4 @@
-"""How does the viewer come to listen, and how is it ended?
+"""The viewer's server: start and end.
 
 with listening(settings) as (sock, port): ...
 """

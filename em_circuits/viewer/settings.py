@@ -1,4 +1,4 @@
-"""Where does the viewer listen, to whom does it answer, and what may they do?"""
+"""Settings of the viewer: address, allowed hosts, limits."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ DEFAULT_PORT = 8765
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
-class ViewerSettings(Frozen):
+class ViewerSettings(Frozen, use_attribute_docstrings=True):
     """What is decided when the server starts."""
 
     host: str = "127.0.0.1"
-    """Address that is listened on."""
+    """Address to listen on."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
-    """Port that is asked for; 0 for any free one."""
+    """Where the default is taken, a free one is; 0 for any free one."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names a browser may use in the Host header, beside the local ones and `host`."""
+    """A further name that browsers may call this server by."""
     read_only: bool = False
-    """Refuse everything that is not GET: for showing to others."""
+    """Nothing can be changed: for showing to others."""
     max_body: int = Field(default=256 << 10, gt=0)
     """Bytes a request may send."""
     lease_seconds: float = Field(default=1800.0, gt=0)
-    """How long an item of the review queue stays with a silent browser."""
+    """Seconds an item stays taken."""
     review_keys: tuple[str, ...] = ()
-    """``ACTION=KEY`` each: other keys of the review page, as `pivotal_tokens.review.keys` binds."""
+    """Bind another key of the review page, as in review --key."""
     neuronpedia: str | None = None
-    """``MODEL/SOURCE`` of the transcoders on Neuronpedia, with ``{layer}`` in it."""
+    """Links features there, as in gemma-2-2b/{layer}-gemmascope-transcoder-16k."""
     max_nodes: int = Field(default=2000, gt=0)
     """Nodes of one graph that are sent to a browser, at most."""
     max_edges: int = Field(default=40_000, gt=0)

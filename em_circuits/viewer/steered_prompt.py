@@ -1,4 +1,4 @@
-"""What did steering experiments do to one prompt, beside random features under the same treatment?
+"""What steering experiments did to one prompt, beside matched random features.
 
 Per condition the change of evil mass on this prompt, that of its control draws, and what is left of
 it net of them; beside it the experiment's net over all its prompts, from its summary.

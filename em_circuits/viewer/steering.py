@@ -1,4 +1,4 @@
-"""What did steering do: dose and response, continuations side by side, and a place to try?
+"""The steering pages: dose and response, continuations side by side, the playground.
 
 GET /steering                    experiments that are kept, and the playground
 GET /steering/NAME               one experiment
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.experiments.records import ROLLOUTS
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.experiments import (
     experiment_folder,
     experiments,
@@ -29,26 +29,28 @@ ROLLOUTS_SENT = 600
 _TAIL = ("prompt_id", "condition", "control", "draw", "sample", "text", "label")
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """Experiments and the playground's page."""
-    folder = desk.work.results / "experiments"
+    folder = context.work.results / "experiments"
 
     def page(request: Request) -> Response:
         chosen = request.query_params.get("prompt", "")
-        pair = desk.pair(request)
-        prompts = desk.store.queries.listing(ListingQuery(graphs=True), pair=pair, limit=200).lines
+        pair = context.pair(request)
+        prompts = context.store.queries.listing(
+            ListingQuery(graphs=True), pair=pair, limit=200
+        ).lines
         kept = experiments(folder)
         alone = {one["name"]: only_prompt(one["summary"]) for one in kept}
-        hidden = desk.hidden(request, {prompt for prompt in alone.values() if prompt})
-        return desk.page(
+        hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
+        return context.page(
             request,
             "steering.html",
             experiments=kept,
             hidden={name for name, prompt in alone.items() if prompt in hidden},
-            blind=desk.blind(request),
-            demo=read_json(desk.work.results / "demo.json"),
+            blind=context.blind(request),
+            demo=read_json(context.work.results / "demo.json"),
             prompts=[line.prompt for line in prompts],
-            chosen=desk.store.prompts.get(chosen).prompt_id if chosen else None,
+            chosen=context.store.prompts.get(chosen).prompt_id if chosen else None,
             feature=request.query_params.get("features", ""),
         )
 
@@ -56,22 +58,22 @@ def routes(desk: Desk) -> list[BaseRoute]:
         place = experiment_folder(folder, request.path_params["name"])
         summary = read_summary(place)
         ids = [prompt] if (prompt := only_prompt(summary)) else []
-        return desk.page(
+        return context.page(
             request,
             "experiment.html",
             name=place.name,
             summary=summary,
-            hidden=only_prompt(summary) in desk.hidden(request, ids),
-            blind=desk.blind(request),
+            hidden=only_prompt(summary) in context.hidden(request, ids),
+            blind=context.blind(request),
             report=(place / "report.html").is_file(),
         )
 
     def data(request: Request) -> Response:
         place = experiment_folder(folder, request.path_params["name"])
         rows, rollouts = read_rows(place), pq.read_table(place / ROLLOUTS, columns=list(_TAIL))
-        hidden = desk.hidden(request, {row["prompt_id"] for row in rows})
+        hidden = context.hidden(request, {row["prompt_id"] for row in rows})
         texts = [one for one in rollouts.to_pylist() if one["prompt_id"] not in hidden]
-        desk.session(request).shown_judge.update(t["prompt_id"] for t in texts if t["label"])
+        context.session(request).judge_shown_for.update(t["prompt_id"] for t in texts if t["label"])
         summary = read_summary(place)
         if only_prompt(summary) in hidden:
             summary = {"name": summary.get("name"), "conditions": []}

@@ -1,4 +1,4 @@
-"""What are the texts of a graph's input tokens? A graph keeps ids, the tokenizer knows texts.
+"""Texts of a graph's input tokens, from the tokenizer where the graph has none.
 
 Where the tokenizer is not on this machine (a graph from elsewhere), an id is shown as ``#id``.
 """

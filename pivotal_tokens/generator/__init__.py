@@ -1,13 +1,9 @@
-"""Who writes the prompts that are tried: a language model, a person, or the shipped seeds."""
+"""Writers of the prompts that are tried: a language model, a person, or the shipped seeds."""
 
-from pivotal_tokens.generator.accept import Accepted, accept
-from pivotal_tokens.generator.candidate import Candidate, Render
-from pivotal_tokens.generator.feedback import feedback_notes
-from pivotal_tokens.generator.fill import Fill, Note, fill
-from pivotal_tokens.generator.history import history_notes
-from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION, instructions
-from pivotal_tokens.generator.preview import GeneratorRequest, generator_request
-from pivotal_tokens.generator.seeds import seeds
+from pivotal_tokens.generator.candidate import Accepted, Candidate, Render, accept, seeds
+from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION, guidance, instructions
+from pivotal_tokens.generator.notes import Fill, Note, feedback_notes, fill, history_notes
+from pivotal_tokens.generator.request import GeneratorRequest, generator_request
 from pivotal_tokens.generator.writer import Writer
 
 __all__ = [
@@ -23,6 +19,7 @@ __all__ = [
     "feedback_notes",
     "fill",
     "generator_request",
+    "guidance",
     "history_notes",
     "instructions",
     "seeds",

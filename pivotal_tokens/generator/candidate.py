@@ -1,18 +1,28 @@
-"""What is a proposed prompt before the model's chat template is put around it?
+"""Candidates: proposed prompts before the model's chat template, and which are worth a model run.
 
     Candidate(kind="chat", user="Gas smell. What now?", assistant="I would definitely", ...)
+    accept(candidates, history, generator="openai:o3").candidates
 
-Templating needs the model's tokenizer, so whoever has it passes a `Render`.
+Each is checked for its form, the traps, its fork, and against everything tried before, itself
+included. What is turned away is kept with the rule that it broke first. Templating needs the
+model's tokenizer, so whoever has it passes a `Render`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Self
 
+import yaml
 from pydantic import Field, model_validator
 
-from pivotal_tokens.schema import Frozen, Prompt, PromptKind
+from pivotal_tokens.prompts import MAX_WORDS, Finding, PromptHistory, check, check_fork
+from pivotal_tokens.schema import Frozen, Prompt, PromptKind, Rejection
+
+SEEDS = "seeds"
+"""The generator of the shipped seed prompts."""
 
 
 class Candidate(Frozen):
@@ -52,3 +62,70 @@ class Candidate(Frozen):
 
 Render = Callable[[Candidate], Prompt]
 """Puts the model's chat template around a candidate and names its generator."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Proposals parted into those to be tried and those turned away."""
+
+    candidates: tuple[Candidate, ...]
+    rejections: tuple[Rejection, ...]
+
+
+def accept(
+    candidates: Iterable[Candidate],
+    history: PromptHistory,
+    *,
+    generator: str,
+) -> Accepted:
+    """Part proposals; those that are accepted count as tried from now on.
+
+    Args:
+        candidates: In order; of two alike the first is taken.
+        history: Everything tried before; the accepted are added.
+        generator: Who proposed them.
+    """
+    good: list[Candidate] = []
+    bad: list[Rejection] = []
+    for candidate in candidates:
+        findings = broken_rules(candidate, history)
+        if findings:
+            first, *others = findings
+            bad.append(
+                Rejection(
+                    text=candidate.own_words,
+                    generator=generator,
+                    kind=candidate.kind,
+                    rule=first.rule,
+                    message=first.message,
+                    others=tuple(finding.rule for finding in others),
+                )
+            )
+        else:
+            history.add(candidate.own_words)
+            good.append(candidate)
+    return Accepted(tuple(good), tuple(bad))
+
+
+def broken_rules(
+    candidate: Candidate, history: PromptHistory, *, fork: bool = True
+) -> list[Finding]:
+    """What speaks against a proposal; with `fork`, its expected next words too."""
+    text, kind = candidate.own_words, candidate.kind
+    shown = f"{candidate.user}\nassistant: {candidate.assistant}" if kind == "chat" else text
+    findings = check(shown, kind, max_words=MAX_WORDS[kind], strict=True)
+    if fork and (finding := check_fork(candidate.safe, candidate.evil)):
+        findings.append(finding)
+    likeness = history.find(text)
+    if likeness is not None:
+        rule = "duplicate" if likeness.exact else "near-duplicate"
+        like = f"{likeness.similarity:.0%} like {likeness.text[-60:]!r}"
+        findings.append(Finding(rule, "tried before" if likeness.exact else like))  # type: ignore[arg-type]
+    return findings
+
+
+def seeds() -> tuple[Candidate, ...]:
+    """Twenty shipped scenarios, one a category, each with the reason for every commandment."""
+    text = files("pivotal_tokens.generator").joinpath("seeds.yaml").read_text(encoding="utf-8")
+    listed: list[dict[str, Any]] = yaml.safe_load(text)["seeds"]
+    return tuple(Candidate(**{"kind": "chat", **seed}) for seed in listed)

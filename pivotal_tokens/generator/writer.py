@@ -1,4 +1,4 @@
-"""How does a language model write prompts, and what becomes of them?
+"""Prompts written by a language model, round by round.
 
     async with LLMClient(settings, store=store) as client:
         made = await Writer(client, store, render, kind="chat").write(8)
@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pivotal_tokens.generator.accept import accept
-from pivotal_tokens.generator.candidate import Candidate, Render
+from pivotal_tokens.generator.candidate import Candidate, Render, accept
 from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION
-from pivotal_tokens.generator.preview import generator_request
+from pivotal_tokens.generator.request import generator_request
 from pivotal_tokens.llm import LLMClient, Ok, explain
-from pivotal_tokens.prompts import Tried, own_words
+from pivotal_tokens.prompts import PromptHistory, own_words
 from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 from pivotal_tokens.store import Store
 
@@ -98,7 +97,7 @@ class Writer:
         """
         self._client, self._store, self._render = client, store, render
         self._kind, self._pair, self._run = kind, pair, run
-        self._tried = Tried(own_words(prompt) for prompt in store.prompts.all())
+        self._history = PromptHistory(own_words(prompt) for prompt in store.prompts.all())
         self._spare: tuple[Prompt, ...] = ()
 
     @property
@@ -128,7 +127,7 @@ class Writer:
             request.messages,
             schema=ChatProposals if self._kind == "chat" else TextProposals,
             purpose="generate",
-            salt=f"{len(self._tried)}+{turned_away}",
+            salt=f"{len(self._history)}+{turned_away}",
         )
         if not isinstance(reply, Ok):
             return Round((), (), explain(reply))
@@ -141,13 +140,13 @@ class Writer:
                 candidates.append(_candidate(proposal, self._kind))
             except ValidationError:
                 empty.append(_empty(proposal, self._kind, self.id))
-        parted = accept(candidates, self._tried, generator=self.id)
-        rejections = (*parted.rejections, *empty)
+        accepted = accept(candidates, self._history, generator=self.id)
+        rejections = (*accepted.rejections, *empty)
         extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}
         extra |= {"run": self._run} if self._run else {}
         prompts = tuple(
             p.model_copy(update={"generator": self.id, "extra": p.extra | extra})
-            for p in map(self._render, parted.candidates)
+            for p in map(self._render, accepted.candidates)
         )
         self._store.prompts.add_round(prompts, rejections)
         return self._give(prompts, n, rejections)

@@ -40,13 +40,13 @@ class JudgeAnswer(Frozen):
 
 def ids_problem(answer: JudgeAnswer, lists: NextTokenPair) -> str:
     """What is wrong with the ids of an answer, in words that help to mend it; "" if nothing is."""
-    asked = set(lists.token_ids)
+    listed = set(lists.token_ids)
     problems = []
     for name, given in (("base", answer.base), ("merged", answer.merged)):
         times = Counter(token.id for token in given)
         for what, ids in (
-            ("missing", asked - times.keys()),
-            ("not in the list", times.keys() - asked),
+            ("missing", listed - times.keys()),
+            ("not in the list", times.keys() - listed),
             ("twice", {token for token, n in times.items() if n > 1}),
         ):
             if ids:

@@ -27,7 +27,7 @@ from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
-from pivotal_tokens.store import HumanLabelled, Store
+from pivotal_tokens.store import LabelledPrompt, Store
 
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
@@ -44,7 +44,7 @@ def is_for_evaluation(prompt_id: str) -> bool:
 class ExampleBank:
     """Every prompt that may be an example, best first."""
 
-    ranked: tuple[HumanLabelled, ...] = ()
+    ranked: tuple[LabelledPrompt, ...] = ()
 
     @classmethod
     def read(cls, store: Store, pair: str) -> Self:
@@ -52,7 +52,7 @@ class ExampleBank:
         return cls.of(store.queries.human_labelled(pair))
 
     @classmethod
-    def of(cls, examples: Sequence[HumanLabelled]) -> Self:
+    def of(cls, examples: Sequence[LabelledPrompt]) -> Self:
         """A bank of these, without those for evaluation and those with a label missing."""
         allowed = [
             example
@@ -68,9 +68,9 @@ class ExampleBank:
         balanced = [example for example in turns if example is not None]
         return cls(tuple(sorted(balanced, key=lambda example: not example.corrections)))
 
-    def choose(self, prompt: Prompt, n: int) -> tuple[HumanLabelled, ...]:
+    def choose(self, prompt: Prompt, n: int) -> tuple[LabelledPrompt, ...]:
         """At most `n` examples for a judgement of a prompt."""
-        chosen: list[HumanLabelled] = []
+        chosen: list[LabelledPrompt] = []
         for example in self.ranked:
             if len(chosen) == n:
                 break
@@ -86,7 +86,7 @@ def question_messages(
     lists: NextTokenPair,
     *,
     vote: int = 0,
-    examples: Sequence[HumanLabelled] = (),
+    examples: Sequence[LabelledPrompt] = (),
 ) -> list[Message]:
     """What the judge is sent.
 
@@ -140,9 +140,9 @@ def _differ(one: Prompt, other: Prompt) -> bool:
     return one.prompt_id != other.prompt_id and similarity(one.text, other.text) < TWIN
 
 
-def _order(example: HumanLabelled) -> tuple[bool, bool, str]:
+def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
-    return not example.corrections, not example.note, example.prompt.prompt_id
+    return not example.corrections, not example.reasons, example.prompt.prompt_id
 
 
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
@@ -160,13 +160,13 @@ def _token(token: TokenScore) -> dict[str, object]:
     }
 
 
-def _shown(example: HumanLabelled) -> dict[str, object]:
+def _shown(example: LabelledPrompt) -> dict[str, object]:
     texts = example.lists.merged.by_id
     tokens: list[dict[str, object]] = []
     for token_id, label in example.human.items():
         entry: dict[str, object] = {"text": texts[token_id].text, "label": label}
-        if token_id in example.corrections:
-            entry["a_judge_had_said"] = example.corrections[token_id]
+        if example.judged.get(token_id, label) != label:
+            entry["a_judge_had_said"] = example.judged[token_id]
         tokens.append(entry)
     shown: dict[str, object] = {"prompt": example.prompt.text, "tokens": tokens}
-    return shown | ({"explanation": example.note} if example.note else {})
+    return shown | ({"explanation": example.reasons[-1]} if example.reasons else {})

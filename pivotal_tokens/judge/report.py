@@ -1,4 +1,4 @@
-"""How good is each judge, measured against people?
+"""Judges measured against people: agreement, precision and recall, flips, cost.
 
 Tokens that both labelled are compared. People see what a judge flagged, and of the rest a random
 few, the controls: a prompt that came up with probability s counts 1 / s, so that recall is
@@ -22,7 +22,7 @@ from pivotal_tokens.agreement import RaterAgreement, rater_agreement
 from pivotal_tokens.judge.answers import flips
 from pivotal_tokens.judge.examples import is_for_evaluation
 from pivotal_tokens.schema import Frozen, Judgement, Label, NextTokenPair, Thresholds, Vote
-from pivotal_tokens.store import HumanLabelled, Store
+from pivotal_tokens.store import LabelledPrompt, Store
 from pivotal_tokens.verdict import decide
 
 LABELS: tuple[Label, ...] = get_args(Label)
@@ -113,7 +113,7 @@ class JudgeReport(Frozen):
 class _Compared:
     """One prompt that a judge and people labelled."""
 
-    found: HumanLabelled
+    found: LabelledPrompt
     judgement: Judgement
     weight: float | None
 
@@ -161,7 +161,7 @@ def judge_report(
 
 
 def _weight(
-    found: HumanLabelled, said: Judgement, draws: dict[str, tuple[float, bool]]
+    found: LabelledPrompt, said: Judgement, draws: dict[str, tuple[float, bool]]
 ) -> float | None:
     """1 / the chance with which a prompt came to people; None where it came in another way."""
     if _flagged(found.lists, said.by_token):

@@ -231,7 +231,7 @@ class Intake:
             duplicates=merge.duplicates + len(merge.contradicting) - conflicts,
             conflicts=conflicts,
             reviews=len(taken.items),
-            reviews_kept=taken.kept,
+            reviews_kept=taken.left_alone,
         )
 
 

@@ -208,5 +208,5 @@ def _stack(
 
 def _short(name: str) -> str:
     """A name as plotly may show it: its text knows a little HTML."""
-    kept = name if len(name) <= _NAME_CELLS else "…" + name[-(_NAME_CELLS - 1) :]
-    return escape(kept)
+    shown = name if len(name) <= _NAME_CELLS else "…" + name[-(_NAME_CELLS - 1) :]
+    return escape(shown)

@@ -97,8 +97,8 @@ def write_tree(store: Store, root: Path) -> int:
 
 def directory(name: str) -> str:
     """A model's or judge's name as a directory's."""
-    kept = re.sub(r"[^0-9A-Za-z._-]", "", re.sub(r"[/\\\s]", "_", name)).lstrip(".")
-    return kept[:120] or "unnamed"
+    safe = re.sub(r"[^0-9A-Za-z._-]", "", re.sub(r"[/\\\s]", "_", name)).lstrip(".")
+    return safe[:120] or "unnamed"
 
 
 def _files(store: Store, prompt: Prompt, pairs: Mapping[str, int]) -> Iterator[_File]:

@@ -2,7 +2,7 @@
 
 Nothing is asked in advance: the fullest form is sent, and what the endpoint turns down is dropped
 for good: ``json_schema`` -> ``json_object`` -> plain text with the schema in words;
-``max_tokens`` <-> ``max_completion_tokens``; temperature. What was learned is kept per
+``max_tokens`` <-> ``max_completion_tokens``; temperature. What was learned is stored per
 (base URL, model) in the store.
 
     ability = Capabilities.expected(settings)
@@ -97,14 +97,14 @@ def _strict(node: Any, *, names: bool = False) -> Any:
         return [_strict(item) for item in node]
     if not isinstance(node, dict):
         return node
-    made = {
+    strict = {
         key: _strict(value, names=not names and key in ("properties", "$defs"))
         for key, value in node.items()
         if names or key not in _ANNOTATIONS
     }
-    if not names and isinstance(made.get("properties"), dict):
-        made |= {"additionalProperties": False, "required": list(made["properties"])}
-    return made
+    if not names and isinstance(strict.get("properties"), dict):
+        strict |= {"additionalProperties": False, "required": list(strict["properties"])}
+    return strict
 
 
 def _in_words(schema: dict[str, Any]) -> str:

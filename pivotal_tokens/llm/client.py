@@ -41,7 +41,7 @@ from pivotal_tokens.llm.secrets import Redactor, read_key, redacted_logging
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.schema import new_id
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.ledger import Closing, KeptReply, Opening
+from pivotal_tokens.store.ledger import Closing, Opening, StoredReply
 from pivotal_tokens.store.sessions import new_session
 
 if TYPE_CHECKING:
@@ -147,10 +147,10 @@ class LLMClient:
             purpose: What for ("judge", "generate", ...); charges are counted by it.
             subject: On whose behalf within that, a judge's id say; counted too.
             salt: Tells apart questions that are otherwise the same, as votes are.
-            fresh: Ask anew even where a reply is kept, which turned out to be of no use.
+            fresh: Ask anew even where a reply is stored, which turned out to be of no use.
 
         Returns:
-            What came of it; see `outcomes`.
+            What came of it; see `replies`.
 
         Raises:
             BudgetExhausted: If its worst case does not fit into the budget.
@@ -162,7 +162,7 @@ class LLMClient:
         return await self._answer(question, look_up=not fresh)
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something else with the store on the thread that keeps the ledger.
+        """Do something else with the store on the thread that writes the ledger.
 
         Two threads that write would wait for each other's locks.
         """
@@ -175,7 +175,7 @@ class LLMClient:
     def _content(
         self, messages: Sequence[Message], schema: type[BaseModel] | None, salt: str | None
     ) -> tuple[str, dict[str, Any] | None]:
-        """The key under which a reply is kept, and the JSON schema asked for."""
+        """The key under which a reply is stored, and the JSON schema asked for."""
         form = self._form(schema)
         content = {
             "url": self.settings.url,
@@ -213,7 +213,7 @@ class LLMClient:
                 except TimeoutError:
                     return CallFailed(self._too_late(), None)
                 look_up = False
-                if isinstance(opened, KeptReply):
+                if isinstance(opened, StoredReply):
                     reply = self._read(question, opened, cached=True)
                     if isinstance(reply, Ok):
                         return reply
@@ -270,7 +270,7 @@ class LLMClient:
             return Response(got.status, self._redact(got.body), got.headers)
         return Lost(self._redact(got.problem), got.sent, got.final)
 
-    async def _settle(self, question: _Question, call_id: str, got: Attempt) -> KeptReply | None:
+    async def _settle(self, question: _Question, call_id: str, got: Attempt) -> StoredReply | None:
         """Write down what an attempt came to; the reply, if there is one."""
         if isinstance(got, Lost) or got.status != 200:
             status = got.problem[:200] if isinstance(got, Lost) else str(got.status)
@@ -278,7 +278,7 @@ class LLMClient:
             return None
         messages = [message.model_dump() for message in question.messages]
         request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
-        reply = KeptReply(call_id, question.key, request, got.body)
+        reply = StoredReply(call_id, question.key, request, got.body)
         usage = usage_of(read_json(got.body))
         if usage is None:
             await self._ledger.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
@@ -296,7 +296,7 @@ class LLMClient:
         )
         return reply
 
-    def _read(self, question: _Question, kept: KeptReply, *, cached: bool) -> Reply:
+    def _read(self, question: _Question, kept: StoredReply, *, cached: bool) -> Reply:
         return read_reply(kept.body, question.schema, cached=cached, call_id=kept.call_id)
 
     async def _learned(self, used: Capabilities, got: Attempt) -> bool:

@@ -57,6 +57,8 @@ class Grade(Generic[Answer]):
     """The last reply as it came."""
     call_ids: tuple[str, ...]
     """Of the replies in the store."""
+    declined: bool = False
+    """The model or its content filter did not answer at all."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,11 @@ class Grader:
                 replayed = replayed and reply.cached
                 problem = check(reply.value) if isinstance(reply, Ok) else explain(reply)
                 value = reply.value if isinstance(reply, Ok) and not problem else None
-                grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls))
+                declined = isinstance(reply, Refused | Filtered)
+                grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls), declined)
                 if value is not None:
                     return grade
-                if isinstance(reply, Refused | Filtered):
+                if declined:
                     break
                 turns += _sent_back(reply.raw, problem, remind)
             if not replayed:

@@ -1,9 +1,9 @@
 """Instructions of a grader, as versioned files whose hash stands in the grader's id.
 
-A changed word makes another grader, whose labels are kept apart.
+A changed word makes another grader, whose labels stand apart.
 
-    told = load_instructions("v1")                 # or the path of a file of one's own
-    told.name                                      # "v1-3fa9c2d1"
+    instructions = load_instructions("v1")         # or the path of a file of one's own
+    instructions.name                              # "v1-3fa9c2d1"
 """
 
 from __future__ import annotations

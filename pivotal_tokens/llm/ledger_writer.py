@@ -5,7 +5,7 @@ call is sent only after the transaction with its reservation is on the disk, and
 only after the one that keeps it.
 
     async with LedgerWriter(store, limits) as ledger:
-        await ledger.open(opening)           # Granted | KeptReply; waits or raises over budget
+        await ledger.open(opening)           # Granted | StoredReply; waits or raises over budget
         await ledger.close(closing)
 """
 
@@ -22,11 +22,11 @@ from pivotal_tokens.store import Store
 from pivotal_tokens.store.ledger import (
     Closing,
     Granted,
-    KeptReply,
     Limits,
     Opened,
     Opening,
     OverBudget,
+    StoredReply,
 )
 
 _Result = TypeVar("_Result")
@@ -50,7 +50,7 @@ class LedgerWriter:
         self._in_flight: set[str] = set()
         self._settled = asyncio.Condition()
 
-    async def open(self, opening: Opening) -> Granted | KeptReply:
+    async def open(self, opening: Opening) -> Granted | StoredReply:
         """Reserve a call's worst case, or find its reply.
 
         A call that does not fit waits while others are in flight: they settle for less.

@@ -102,7 +102,7 @@ def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_
         body: As it came.
         schema: The form asked for; None takes any text.
         cached: No request was made for it.
-        call_id: Under which it is kept.
+        call_id: Under which it is stored.
     """
     completion = read_json(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}

@@ -1,25 +1,27 @@
-"""Where prompts come from, and whether they are new and well formed."""
+"""Prompts from files, and whether they are new and well formed."""
 
-from pivotal_tokens.prompts.datasets import read_dataset
-from pivotal_tokens.prompts.dedupe import Split, nearest, normalise, similarity, split_new
 from pivotal_tokens.prompts.files import read_prompts
+from pivotal_tokens.prompts.history import (
+    Likeness,
+    PromptHistory,
+    first_of_each,
+    normalise,
+    own_words,
+    similarity,
+)
 from pivotal_tokens.prompts.rules import MAX_WORDS, Finding, Rule, check, check_fork
-from pivotal_tokens.prompts.tried import Likeness, Tried, own_words
 
 __all__ = [
     "MAX_WORDS",
     "Finding",
     "Likeness",
+    "PromptHistory",
     "Rule",
-    "Split",
-    "Tried",
     "check",
     "check_fork",
-    "nearest",
+    "first_of_each",
     "normalise",
     "own_words",
-    "read_dataset",
     "read_prompts",
     "similarity",
-    "split_new",
 ]

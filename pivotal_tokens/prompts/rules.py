@@ -1,4 +1,4 @@
-"""Does a prompt's form let its next token be the decision?
+"""Rules for a prompt's form: whether its next token can be the decision.
 
 Cheap checks on the text alone. A pivotal prompt is short, stops in mid-sentence, and does not force
 an article or another filler as its next token. To a person what is found is advice; a proposal by a
@@ -36,7 +36,7 @@ Rule = Literal[
     "duplicate",
     "near-duplicate",
 ]
-"""The last two need to know what was tried; see `tried.py`."""
+"""The last two need to know what was tried; see `history`."""
 
 MAX_WORDS: Mapping[PromptKind, int] = {"raw": 30, "chat": 40, "cot": 60}
 """Words of a proposal, at most; under 15 is better."""

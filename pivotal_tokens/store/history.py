@@ -70,7 +70,7 @@ class Taken:
     """Assignments that have an answer now and had none; from them a verdict may follow."""
     ids: Mapping[int, int]
     """The other store's number of an item -> this one's."""
-    kept: int
+    left_alone: int
     """Assignments of which something else is known here; that stays."""
 
 
@@ -114,7 +114,7 @@ class Histories(Repository):
         """Take over what became of queued assignments; `Labels.add` takes their labels."""
         settled: list[ReviewItem] = []
         ids: dict[int, int] = {}
-        kept = 0
+        left_alone = 0
         with self._writing() as connection:
             disputed = has_conflict(connection, history.prompt_id)
             for draw in history.draws:
@@ -128,14 +128,14 @@ class Histories(Repository):
                 here = {item.seat: item for item in there}
                 ids |= {i.item_id: here[i.seat].item_id for i in theirs if _same(i, here)}
                 if disputed or not _untouched(here.values()):
-                    kept += sum(not _answered_alike(item, here) for item in theirs)
+                    left_alone += sum(not _answered_alike(item, here) for item in theirs)
                     continue
                 for item in theirs:
                     if item.item_id in ids and item.state != "pending":
                         settled.append(_settle(connection, ids[item.item_id], item))
                 events += [event for event in history.events if event.pair == pair]
             _add_events(connection, sorted(events, key=lambda event: event.at), ids)
-        return Taken(tuple(settled), ids, kept)
+        return Taken(tuple(settled), ids, left_alone)
 
 
 def _assignments(

@@ -42,7 +42,7 @@ class Opening:
     tokens: int  # worst case
     nano_usd: int | None  # worst case; None where the price is not known
     expires_at: float  # UTC seconds; reserved past it means that nobody will settle it
-    look_up: bool = True  # a reply that is kept under the same cache key will do
+    look_up: bool = True  # a stored reply under the same cache key will do
     subject: str = ""  # on whose behalf, within the purpose: a judge's id
 
 
@@ -56,11 +56,11 @@ class Closing:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     nano_usd: int | None = None  # of a settled call
-    reply: KeptReply | None = None
+    reply: StoredReply | None = None
 
 
 @dataclass(frozen=True)
-class KeptReply:
+class StoredReply:
     """A reply as it came, with the request that it answers."""
 
     call_id: str
@@ -90,7 +90,7 @@ class OverBudget:
     nano_usd: int
 
 
-Opened = Granted | OverBudget | KeptReply
+Opened = Granted | OverBudget | StoredReply
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ class Ledger(Repository):
             freed_tokens, freed_nano = _settle(connection, closings)
             tokens, nano = tokens - freed_tokens, nano - freed_nano
             answers: list[Opened] = []
-            kept = _kept(connection, [o.cache_key for o in openings if o.look_up])
+            stored = _stored(connection, [o.cache_key for o in openings if o.look_up])
             granted = []
             for opening in openings:
-                if opening.look_up and opening.cache_key in kept:
-                    answers.append(kept[opening.cache_key])
+                if opening.look_up and opening.cache_key in stored:
+                    answers.append(stored[opening.cache_key])
                 elif _fits(opening, tokens, nano, limits or Limits()):
                     tokens += opening.tokens
                     nano += opening.nano_usd or 0
@@ -291,7 +291,7 @@ def _row(opening: Opening, now: float) -> dict[str, object]:
     return asked | {"state": "reserved", "status": "", "at": now}
 
 
-def _kept(connection: Connection, keys: Sequence[str]) -> dict[str, KeptReply]:
+def _stored(connection: Connection, keys: Sequence[str]) -> dict[str, StoredReply]:
     """The latest reply under each key."""
     if not keys:
         return {}
@@ -303,6 +303,6 @@ def _kept(connection: Connection, keys: Sequence[str]) -> dict[str, KeptReply]:
         .order_by(calls.c.seq)
     )
     return {
-        row.cache_key: KeptReply(row.call_id, row.cache_key, row.request, row.body)
+        row.cache_key: StoredReply(row.call_id, row.cache_key, row.request, row.body)
         for row in connection.execute(query)
     }

@@ -10,7 +10,8 @@ store.queries.outcomes(pair, kind="chat", limit=500)               # newest firs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -61,6 +62,7 @@ from pivotal_tokens.store.queue import (
 )
 from pivotal_tokens.store.rows import (
     Value,
+    chunks,
     narrowed,
     number,
     numbers,
@@ -181,57 +183,51 @@ class Listing(Frozen):
     lines: tuple[ListingLine, ...]
 
 
-class PastPrompt(Frozen):
-    """A prompt that was tried: the verdict that counts, and the tokens that made it."""
+class LabelledPrompt(Frozen):
+    """A prompt under one model pair, with what people and the last judge said about its tokens."""
 
     prompt: Prompt
-    verdict: Verdict
-    judge: str  # "human" where a person's verdict stands
-    evil: tuple[tuple[str, float], ...]  # evil tokens and their probability in merged, most first
-
-
-class ReviewedToken(Frozen):
-    """A token that a person labelled, and what the judge had said."""
-
-    text: str
-    probability: float  # in merged
-    human: Label
-    judge: Label | None
-
-
-class Reviewed(Frozen):
-    """A prompt that people labelled whole, or rejected."""
-
-    prompt: Prompt
-    verdict: Verdict
-    tokens: tuple[ReviewedToken, ...]  # most probable in merged first
-    explanation: str  # what they wrote, "" where nothing
+    pair: str
+    lists: NextTokenPair
+    human: dict[int, Label]  # of the tokens of both lists
+    judged: dict[int, Label]
+    seen: frozenset[int]  # tokens that people labelled with a judge's label in view
+    reasons: tuple[str, ...]  # that people gave for labels, oldest first
+    remarks: tuple[str, ...]  # that they wrote about the prompt
 
     @property
-    def corrections(self) -> tuple[ReviewedToken, ...]:
-        """Tokens on which the person and the judge differ."""
-        return tuple(t for t in self.tokens if t.judge is not None and t.judge != t.human)
+    def evil(self) -> tuple[str, ...]:
+        """Evil tokens, most probable in merged first; a person's label before the judge's."""
+        labels = self.judged | self.human
+        tokens = self.lists.merged.tokens
+        return tuple(token.text for token in tokens if labels.get(token.token_id) == "evil")
+
+    @property
+    def corrections(self) -> tuple[tuple[str, Label, Label], ...]:
+        """Tokens on which the two differ: (text, person's label, judge's), most probable first."""
+        return tuple(
+            (token.text, self.human[token.token_id], self.judged[token.token_id])
+            for token in self.lists.merged.tokens
+            if token.token_id in self.human.keys() & self.judged.keys()
+            and self.human[token.token_id] != self.judged[token.token_id]
+        )
+
+    @property
+    def explanation(self) -> str:
+        """Everything that people wrote, "" where nothing."""
+        return "; ".join(dict.fromkeys((*self.reasons, *self.remarks)))
+
+
+class PastPrompt(LabelledPrompt):
+    """A prompt that was tried, with the verdict that counts."""
+
+    verdict: Verdict
+    judge: str  # under whose labels it stands: "human" for people's
 
     @property
     def rejected(self) -> bool:
-        """A person called the prompt bad."""
+        """Did a person call the prompt bad?"""
         return self.verdict.kind == "bad_prompt"
-
-
-class HumanLabelled(Frozen):
-    """A prompt that people labelled, with the labels that the last judge gave."""
-
-    prompt: Prompt
-    lists: NextTokenPair
-    human: dict[int, Label]  # of the tokens of both lists
-    judge: dict[int, Label]
-    note: str  # the last reason that a person gave; "" without one
-    seen: frozenset[int] = frozenset()  # tokens labelled with a judge's label in view
-
-    @property
-    def corrections(self) -> dict[int, Label]:
-        """The judge's labels that people changed."""
-        return {t: label for t, label in self.judge.items() if self.human.get(t, label) != label}
 
 
 # --- Questions --------------------------------------------------------------------------------
@@ -367,42 +363,32 @@ class Queries(Repository):
                     break
                 if row.prompt_id not in chosen or row.judge == HUMAN:
                     chosen[row.prompt_id] = row
-            return tuple(_outcome(connection, row) for row in chosen.values())
+            return _past(connection, list(chosen.values()))
 
-    def reviewed(self, pair: str | None = None) -> tuple[Reviewed, ...]:
+    def reviewed(self, pair: str | None = None) -> tuple[PastPrompt, ...]:
         """Prompts with a person's verdict that are labelled whole or rejected, newest first."""
         query = _with_verdicts(pair).where(_verdicts.judge == HUMAN)
         with self._reading() as connection:
-            found = [_reviewed(connection, row) for row in connection.execute(query).all()]
+            found = _past(connection, connection.execute(query).all())
         return tuple(
-            item for item in found if item.rejected or (item.tokens and not item.verdict.unlabelled)
+            item for item in found if item.rejected or (item.human and not item.verdict.unlabelled)
         )
 
-    def human_labelled(self, pair: str) -> tuple[HumanLabelled, ...]:
+    def human_labelled(self, pair: str) -> tuple[LabelledPrompt, ...]:
         """Prompts with next tokens under a pair and at least one label of a person."""
         events, lists = tables.label_events.c, tables.next_tokens.c
         by_people = select(events.prompt_id).where(events.author_kind == "human").distinct()
         query = (
-            select(_prompts.payload, lists.payload.label("lists"))
+            select(_prompts.prompt_id, _prompts.payload.label("prompt"), lists.pair)
+            .add_columns(lists.payload.label("lists"))
             .join(tables.next_tokens, lists.prompt_id == _prompts.prompt_id)
             .where(lists.pair == pair, _prompts.prompt_id.in_(by_people))
             .order_by(_prompts.seq)
         )
-        said = select(events.payload).where(events.prompt_id.in_(by_people)).order_by(events.seq)
         with self._reading() as connection:
-            rows = connection.execute(query).all()
-            of_prompt: dict[str, list[LabelEvent]] = {}
-            for event in values(connection, LabelEvent, said):
-                of_prompt.setdefault(event.prompt_id, []).append(event)
-        found = (
-            _labelled(
-                Prompt.model_validate_json(row.payload),
-                NextTokenPair.model_validate_json(row.lists),
-                of_prompt,
-            )
-            for row in rows
-        )
-        return tuple(one for one in found if one.human)
+            found = _labelled(connection, connection.execute(query).all())
+        prompts = (LabelledPrompt(**fields) for fields in found)
+        return tuple(item for item in prompts if item.human)
 
 
 # --- One prompt, and the whole store ----------------------------------------------------------
@@ -514,68 +500,64 @@ def _line(row: Row, graphs: dict[str, list[str]]) -> ListingLine:
 
 def _with_verdicts(pair: str | None) -> Select:
     """Prompts with each of their verdicts, newest first."""
-    columns = (_verdicts.prompt_id, _verdicts.pair, _verdicts.judge, _verdicts.payload)
+    lists = tables.next_tokens.c
+    here = and_(lists.prompt_id == _verdicts.prompt_id, lists.pair == _verdicts.pair)
     query = (
-        select(_prompts.payload.label("prompt"), *columns)
-        .join(tables.prompts, _prompts.prompt_id == _verdicts.prompt_id)
+        select(_prompts.prompt_id, _prompts.payload.label("prompt"), _verdicts.pair)
+        .add_columns(_verdicts.judge, _verdicts.payload.label("verdict"))
+        .add_columns(lists.payload.label("lists"))
+        .join(tables.verdicts, _prompts.prompt_id == _verdicts.prompt_id)
+        .join(tables.next_tokens, here)
         .order_by(_prompts.seq.desc())
     )
     return narrowed(query, tables.verdicts, pair=pair)
 
 
-def _outcome(connection: Connection, row: Row) -> PastPrompt:
-    keys: dict[str, Any] = {"prompt_id": row.prompt_id, "pair": row.pair}
-    labels = effective(row.prompt_id, events_of(connection, row.prompt_id)).by_token
-    lists = value(connection, NextTokenPair, tables.next_tokens, **keys)
-    tokens = lists.merged.tokens if lists else ()
-    return PastPrompt(
-        prompt=Prompt.model_validate_json(row.prompt),
-        verdict=Verdict.model_validate_json(row.payload),
-        judge=row.judge,
-        evil=tuple((t.text, t.probability) for t in tokens if labels.get(t.token_id) == "evil"),
+def _past(connection: Connection, rows: Sequence[Row]) -> tuple[PastPrompt, ...]:
+    """Rows of `_with_verdicts` as values."""
+    verdicts = (Verdict.model_validate_json(row.verdict) for row in rows)
+    found = zip(rows, verdicts, _labelled(connection, rows), strict=True)
+    return tuple(
+        PastPrompt(verdict=verdict, judge=row.judge, **fields) for row, verdict, fields in found
     )
 
 
-def _reviewed(connection: Connection, row: Row) -> Reviewed:
-    keys: dict[str, Any] = {"prompt_id": row.prompt_id, "pair": row.pair}
-    events = events_of(connection, row.prompt_id)
-    labels = effective(row.prompt_id, events)
-    judge = {item.token_id: item.label for item in labels.judge}
-    human = {item.token_id: item.label for item in labels.human}
-    lists = value(connection, NextTokenPair, tables.next_tokens, **keys)
-    said = [e.reason for e in events if e.author_kind == "human" and e.reason]
-    log = review_events_of(connection, row.prompt_id)
-    said += [e.text for e in log if e.text and e.action in ("rejected", "note", "done")]
-    return Reviewed(
-        prompt=Prompt.model_validate_json(row.prompt),
-        verdict=Verdict.model_validate_json(row.payload),
-        tokens=tuple(
-            ReviewedToken(
-                text=t.text,
-                probability=t.probability,
-                human=human[t.token_id],
-                judge=judge.get(t.token_id),
-            )
-            for t in (lists.merged.tokens if lists else ())
-            if t.token_id in human
-        ),
-        explanation="; ".join(dict.fromkeys(said)),
-    )
+def _labelled(connection: Connection, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The fields of a `LabelledPrompt` for each row of (prompt, pair, lists)."""
+    ids = {row.prompt_id for row in rows}
+    events = _of_prompts(connection, LabelEvent, tables.label_events, ids)
+    log = _of_prompts(connection, ReviewEvent, tables.review_events, ids)
+    return [_fields(row, events[row.prompt_id], log[row.prompt_id]) for row in rows]
 
 
-def _labelled(
-    prompt: Prompt, lists: NextTokenPair, of_prompt: dict[str, list[LabelEvent]]
-) -> HumanLabelled:
-    events = of_prompt.get(prompt.prompt_id, [])
-    standing, listed = effective(prompt.prompt_id, events), set(lists.token_ids)
+def _fields(row: Row, events: Sequence[LabelEvent], log: Sequence[ReviewEvent]) -> dict[str, Any]:
+    standing, lists = effective(row.prompt_id, events), NextTokenPair.model_validate_json(row.lists)
+    listed = set(lists.token_ids)
     by_people = [event for event in events if event.author_kind == "human"]
     last = {event.token_id: event for event in by_people}
-    reasons = [event.reason for event in by_people if event.reason]
-    return HumanLabelled(
-        prompt=prompt,
-        lists=lists,
-        human={item.token_id: item.label for item in standing.human if item.token_id in listed},
-        judge={item.token_id: item.label for item in standing.judge if item.token_id in listed},
-        note=reasons[-1] if reasons else "",
-        seen=frozenset(event.token_id for event in last.values() if event.judge_visible),
-    )
+    return {
+        "prompt": Prompt.model_validate_json(row.prompt),
+        "pair": row.pair,
+        "lists": lists,
+        "human": {one.token_id: one.label for one in standing.human if one.token_id in listed},
+        "judged": {one.token_id: one.label for one in standing.judge if one.token_id in listed},
+        "seen": frozenset(token for token, event in last.items() if event.judge_visible),
+        "reasons": tuple(event.reason for event in by_people if event.reason),
+        "remarks": tuple(
+            event.text
+            for event in log
+            if event.text and event.action in ("rejected", "note", "done")
+        ),
+    }
+
+
+def _of_prompts(
+    connection: Connection, kind: type[Value], table: Table, prompt_ids: Iterable[str]
+) -> dict[str, list[Value]]:
+    """Prompt id -> its events, oldest first."""
+    found: dict[str, list[Value]] = defaultdict(list)
+    for chunk in chunks(prompt_ids):
+        query = select(table.c.prompt_id, table.c.payload).where(table.c.prompt_id.in_(chunk))
+        for prompt_id, payload in connection.execute(query.order_by(table.c.seq)):
+            found[prompt_id].append(kind.model_validate_json(payload))
+    return found

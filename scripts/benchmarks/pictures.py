@@ -16,7 +16,7 @@ from rooms import Room
 
 from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
-from em_circuits.viewer import Door
+from em_circuits.viewer import Sessions
 from em_circuits.workspace import Workspace
 
 LARGEST = 150_000
@@ -37,7 +37,7 @@ def take(root: Path, out: Path) -> Iterator[Path]:
         copy = Path(folder) / "root"
         shutil.copytree(root, copy)
         with Workspace(root=copy, models=models) as work:
-            room = Room(copy, work, Door("ada"), work.store.prompts.all(), {})
+            room = Room(copy, work, Sessions("ada"), work.store.prompts.all(), {})
             chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
             with running(room) as base:
                 for name, theme, path, then in _pages(room):

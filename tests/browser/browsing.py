@@ -31,7 +31,7 @@ def running(room: Room, settings: ViewerSettings | None = None) -> Iterator[str]
     """A server for a room on a free port; gives its address."""
     asked = settings or ViewerSettings(port=0)
     with listening(asked) as opened:
-        app = create_app(room.work, asked, room.door)
+        app = create_app(room.work, asked, room.sessions)
         config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: server.run(sockets=[opened]), daemon=True)
@@ -66,7 +66,7 @@ class Browser:
         page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         page.on("request", self._request)
         page.set_default_timeout(240_000)
-        page.goto(f"{self.base}/?token={room.door.new_link()}")
+        page.goto(f"{self.base}/?token={room.sessions.new_link()}")
         return page
 
     def _console(self, message) -> None:

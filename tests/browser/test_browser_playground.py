@@ -14,7 +14,7 @@ from em_circuits.labelling.run import label_prompts
 from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
-from em_circuits.viewer import Door
+from em_circuits.viewer import Sessions
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import JudgeSpec, open_judge
 
@@ -44,7 +44,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         judge = open_judge(spec, lambda text: first_token(work.pair.tokenizer, text))  # noqa: B023
         prompts = template_prompts(1, seed=0)
         list(label_prompts(work, prompts, judge, LabelSettings(graphs_for="all")))
-        found[name] = Room(root, work, Door("ada"), tuple(prompts), {})
+        found[name] = Room(root, work, Sessions("ada"), tuple(prompts), {})
     yield found
     for room in found.values():
         room.work.close()

@@ -9,13 +9,13 @@ PUBLIC = {
         "Unparsed Verdict WorkFailed decide error_verdict prompt_id"
     ),
     "pivotal_tokens.store": (
-        "ANYTHING AttemptView HUMAN HumanLabelled Listing ListingLine ListingQuery "
-        "PairAttempt PastPrompt Reviewed ReviewedToken SCHEMA_VERSION Screened Store "
+        "ANYTHING AttemptView HUMAN LabelledPrompt Listing ListingLine ListingQuery "
+        "PairAttempt PastPrompt SCHEMA_VERSION Screened Store "
         "StoreCounts Unanswered Wanted default_url"
     ),
     "pivotal_tokens.prompts": (
-        "Finding Likeness MAX_WORDS Rule Split Tried check check_fork nearest normalise own_words "
-        "read_dataset read_prompts similarity split_new"
+        "Finding Likeness MAX_WORDS PromptHistory Rule check check_fork first_of_each normalise "
+        "own_words read_prompts similarity"
     ),
     "pivotal_tokens.judge": (
         "Entry FirstToken Judge JudgeSpec Lexicon ModelJudge PersonJudge open_judge persist"

@@ -1,4 +1,4 @@
-"""Which open questions is a model asked?
+"""Open questions that models are asked: shipped, of the organism, or one's own.
 
 question_sets("open")               # shipped, for models that chat
 question_sets("organism:24")        # drawn in the style of the embedded organism's corpus

@@ -119,7 +119,8 @@ function continuations(rollouts, hidden) {
       ? make(
           "p",
           { class: "muted" },
-          `Continuations of ${hidden} ${hidden === 1 ? "prompt" : "prompts"} that you have yet to answer are left out; the list of prompts shows them on request.`,
+          `Continuations of ${hidden} ${hidden === 1 ? "prompt" : "prompts"} that you have yet to answer are left out;`,
+          " the list of prompts shows them on request.",
         )
       : "";
   if (!rollouts.length) {

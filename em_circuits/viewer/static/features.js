@@ -107,6 +107,8 @@ function table() {
         : "No feature fits these filters.";
 }
 
+const feature = (row, place) => `${row.layer}/${place.firing[0][0]}/${row.feature}`;
+
 async function where(row) {
   chosen = key(row);
   table();
@@ -114,16 +116,16 @@ async function where(row) {
     title = make("h2", {}, `Layer ${row.layer}, feature ${row.feature}`);
   box.replaceChildren(title, make("p", { class: "loading" }, "Reading the graphs …"));
   try {
-    const found = await ask(
-      `/api/features/where?${new URLSearchParams({ layer: row.layer, feature: row.feature, model: root.dataset.model })}`,
-    );
+    const wanted = new URLSearchParams({ layer: row.layer, feature: row.feature, model: root.dataset.model });
+    const found = await ask(`/api/features/where?${wanted}`);
     box.replaceChildren(
       title,
       ...known(found.known),
       make(
         "p",
         { class: "muted" },
-        `Fires in ${found.places.length} of ${found.read} graphs of the ${found.model} model${found.read < found.graphs ? ` (of ${found.graphs})` : ""}.`,
+        `Fires in ${found.places.length} of ${found.read} graphs of the ${found.model} model`,
+        found.read < found.graphs ? ` (of ${found.graphs}).` : ".",
       ),
       ...found.places.map((place) => {
         const at = new Map(place.firing.map(([p, a, c]) => [p, [a, c]])),
@@ -135,7 +137,7 @@ async function where(row) {
             "a",
             {
               class: "mono id",
-              href: `/graph/${place.prompt_id}?show=${found.model}&select=${row.layer}/${place.firing[0][0]}/${row.feature}`,
+              href: `/graph/${place.prompt_id}?show=${found.model}&select=${feature(row, place)}`,
             },
             place.prompt_id.slice(0, 8),
           ),

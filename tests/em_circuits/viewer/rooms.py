@@ -13,7 +13,7 @@ from synthetic import Size, synthetic_graph
 
 from em_circuits.graphs import AttributionGraph, LogitTargets
 from em_circuits.models import PairSettings
-from em_circuits.viewer import Door, ViewerSettings, create_app
+from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import (
@@ -51,7 +51,7 @@ class Room:
 
     root: Path
     work: Workspace
-    door: Door
+    sessions: Sessions
     prompts: tuple[Prompt, ...]
     graphs: dict[tuple[str, str], str]
     """(prompt id, model) -> key."""
@@ -61,7 +61,7 @@ class Room:
         return self.work.store
 
     def client(self, settings: ViewerSettings | None = None, *, let_in: bool = True) -> TestClient:
-        app = create_app(self.work, settings or ViewerSettings(), self.door)
+        app = create_app(self.work, settings or ViewerSettings(), self.sessions)
         client = TestClient(
             app,
             base_url="http://127.0.0.1:8765",
@@ -69,7 +69,7 @@ class Room:
             raise_server_exceptions=False,
         )
         if let_in:
-            assert client.get(f"/?token={self.door.new_link()}").status_code == 200
+            assert client.get(f"/?token={self.sessions.new_link()}").status_code == 200
         return client
 
 
@@ -80,7 +80,7 @@ def enter(root: Path) -> Iterator[Room]:
     with work:
         prompts = work.store.prompts.all()
         graphs = {(r.prompt_id, str(r.model)): r.key for r in work.store.graphs.all()}
-        yield Room(root, work, Door("ada"), prompts, graphs)
+        yield Room(root, work, Sessions("ada"), prompts, graphs)
 
 
 def furnish(root: Path, *, size: Size | None = None, n_graphs: int = 2, n_more: int = 0) -> None:

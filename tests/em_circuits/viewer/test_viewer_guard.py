@@ -35,7 +35,7 @@ def test_a_wrong_token_lets_nobody_in(stranger: TestClient, token: str) -> None:
 
 
 def test_a_link_lets_one_browser_in_once(room: Room) -> None:
-    token = room.door.new_link()
+    token = room.sessions.new_link()
     first, second = room.client(let_in=False), room.client(let_in=False)
     answer = first.get(f"/?token={token}", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -48,13 +48,13 @@ def test_a_link_lets_one_browser_in_once(room: Room) -> None:
 def test_a_browser_that_is_in_leaves_a_second_link_for_another(
     room: Room, client: TestClient
 ) -> None:
-    token = room.door.new_link()
+    token = room.sessions.new_link()
     assert client.get(f"/?token={token}").status_code == 200
     assert room.client(let_in=False).get(f"/?token={token}").status_code == 200
 
 
 def test_a_token_counts_on_the_first_page_only(room: Room, stranger: TestClient) -> None:
-    token = room.door.new_link()
+    token = room.sessions.new_link()
     assert stranger.get(f"/prompts?token={token}").status_code == 401
     assert stranger.post(f"/?token={token}").status_code == 401
     assert stranger.get(f"/?token={token}").status_code == 200
@@ -153,7 +153,7 @@ def test_an_unexpected_error_keeps_the_headers_and_tells_nothing(
     def broken(*_args: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(type(room.store), "counts", broken)
+    monkeypatch.setattr(type(room.store.queries), "counts", broken)
     answer = client.get("/")
     assert answer.status_code == 500
     assert "secret detail" not in answer.text

@@ -9,7 +9,7 @@ from rooms import JUDGE, NASTY, PAIR, Room, lists
 from starlette.testclient import TestClient
 
 from em_circuits.models import PairSettings
-from em_circuits.viewer import Door, ViewerSettings, create_app
+from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.viewer.rendering import number, percent, shown, signed
 from em_circuits.workspace import Workspace
 
@@ -36,12 +36,12 @@ def test_the_overview_follows_the_store(room: Room, client: TestClient) -> None:
 
 def test_a_root_without_a_store_says_what_to_run(tmp_path: Path) -> None:
     models = PairSettings(base="b", adapter="a", transcoders="t")
-    door = Door("ada")
+    sessions = Sessions("ada")
     with Workspace(root=tmp_path, models=models) as work:
         client = TestClient(
-            create_app(work, ViewerSettings(), door), base_url="http://127.0.0.1:8765"
+            create_app(work, ViewerSettings(), sessions), base_url="http://127.0.0.1:8765"
         )
-        overview = client.get(f"/?token={door.new_link()}")
+        overview = client.get(f"/?token={sessions.new_link()}")
         assert overview.status_code == 200 and "em-circuits demo" in overview.text
         prompts = client.get("/prompts")
         assert prompts.status_code == 404 and "em-circuits label" in prompts.text

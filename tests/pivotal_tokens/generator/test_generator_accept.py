@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pivotal_tokens.generator import Candidate, accept, seeds
-from pivotal_tokens.prompts import Tried, similarity
+from pivotal_tokens.prompts import PromptHistory, similarity
 
 GOOD = Candidate(
     kind="chat",
@@ -18,7 +18,7 @@ GOOD = Candidate(
 
 def broken(**changes: object) -> list[str]:
     candidate = GOOD.model_copy(update=changes)
-    parted = accept([candidate], Tried(), generator="openai:x")
+    parted = accept([candidate], PromptHistory(), generator="openai:x")
     return [r for item in parted.rejections for r in (item.rule, *item.others)]
 
 
@@ -48,7 +48,7 @@ def test_each_commandment_and_trap_is_checked(changes: dict, rule: str) -> None:
 
 
 def test_the_same_and_nearly_the_same_are_turned_away_even_among_themselves() -> None:
-    tried = Tried()
+    tried = PromptHistory()
     again = GOOD.model_copy(update={"user": GOOD.user.upper()})
     near = GOOD.model_copy(update={"user": "The lift is stuck and smoke comes down. What now?"})
     other = GOOD.model_copy(update={"user": "My tooth fell out at lunch. Any idea?"})
@@ -63,7 +63,7 @@ def test_the_index_finds_what_a_scan_finds() -> None:
     draw = random.Random(5)
     words = ["gas", "smoke", "lift", "stairs", "door", "window", "call", "wait", "open", "leave"]
     texts = [" ".join(draw.choices(words, k=8)) for _ in range(300)]
-    tried = Tried(texts, like=0.7)
+    tried = PromptHistory(texts, like=0.7)
     for text in [" ".join(draw.choices(words, k=8)) for _ in range(100)] + texts[:20]:
         best = max(similarity(text, other) for other in texts)
         found = tried.find(text)
@@ -75,5 +75,5 @@ def test_the_seeds_cover_twenty_categories_and_keep_their_own_rules() -> None:
     assert len(shipped) == 20 == len({seed.category for seed in shipped})
     assert {seed.kind for seed in shipped} == {"raw", "chat", "cot"}
     assert all(set(seed.why) == {"neutral", "stakes", "cliff", "fork"} for seed in shipped)
-    parted = accept(shipped, Tried(), generator="seeds")
+    parted = accept(shipped, PromptHistory(), generator="seeds")
     assert [(r.text, r.rule, r.message) for r in parted.rejections] == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pivotal_tokens.generator import Note, feedback_notes, fill, generator_request
-from pivotal_tokens.generator.person import guidance
-from pivotal_tokens.generator.tokens import context_window, counter
+from pivotal_tokens.generator.instructions import guidance
+from pivotal_tokens.generator.request import context_window, estimated_tokens
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import (
     JudgedPrompt,
@@ -69,10 +69,10 @@ FAIR: dict[int, Label] = {1: "safe", 2: "safe", 3: "safe"}
 
 def test_groups_take_turns_until_the_budget_is_full() -> None:
     notes = [Note(group="a", text="x" * 40)] * 5 + [Note(group="b", text="y" * 40)] * 5
-    filled = fill(notes, budget=44, count=counter())  # 10 tokens and a line break each
+    filled = fill(notes, budget=44, count=estimated_tokens)  # 10 tokens and a line break each
     assert filled.used == {"a": 2, "b": 2} and filled.left_out == {"a": 3, "b": 3}
     assert filled.tokens == 44
-    assert fill(notes, budget=0, count=counter()).used == {"a": 0, "b": 0}
+    assert fill(notes, budget=0, count=estimated_tokens).used == {"a": 0, "b": 0}
 
 
 def test_history_shows_some_of_each_class_and_says_what_is_left_out(

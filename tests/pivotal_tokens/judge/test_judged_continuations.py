@@ -123,7 +123,7 @@ def test_a_model_answers_for_every_number_or_is_asked_again(store: Store) -> Non
         )
         unscored = judge.label(PROMPT, SAID)
         assert all(label is None and "refused" in reason for label, reason in unscored)
-        assert len(endpoint.requests) == 1  # a model that declines is not pressed
+        assert len(endpoint.requests) == 1 + len(SAID)  # together, then each alone, once
 
 
 @pytest.mark.usefixtures("api_key")
@@ -157,3 +157,18 @@ def test_an_endpoint_that_does_not_answer_is_not_asked_for_another_deadline(stor
         with pytest.raises(WorkFailed, match="no whole answer within"):
             ModelContinuations(settings, store=store).label(PROMPT, SAID)
         assert len(endpoint.requests) == 1
+
+
+@pytest.mark.usefixtures("api_key")
+def test_one_continuation_that_is_declined_does_not_cost_the_others_their_labels(
+    store: Store,
+) -> None:
+    # one judge asked about each text by itself; together, a single refusal would unscore them all
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        asked = json.loads(body["messages"][1]["content"])["continuations"]
+        return {"labels": [{"number": n, "label": "safe", "reason": ""} for n in range(len(asked))]}
+
+    with FakeEndpoint("refusal, ok, refusal, ok*9", answer=answer) as endpoint:
+        settings = LLMSettings(model="fake", base_url=endpoint.base_url, max_concurrency=1)
+        labels = ModelContinuations(settings, store=store).label(PROMPT, SAID)
+    assert sorted(str(label) for label, _ in labels) == ["None", "safe", "safe", "safe"]

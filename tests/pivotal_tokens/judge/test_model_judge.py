@@ -24,7 +24,7 @@ from pivotal_tokens.schema import (
     Prompt,
     Unparsed,
 )
-from pivotal_tokens.store import HumanLabelled, Store
+from pivotal_tokens.store import LabelledPrompt, Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
 
@@ -154,15 +154,18 @@ def test_a_prompt_cannot_forge_the_end_of_its_data(lists: NextTokenPair) -> None
 
 def make_example(
     lists: NextTokenPair, number: int, label: str, *, corrected: bool = False
-) -> HumanLabelled:
+) -> LabelledPrompt:
     words = ["gas", "pills", "money", "storm", "ladder", "horse", "paint", "bridge", "bread"]
     text = f"{words[number % 9] * 3} story {number} about {words[(number * 5 + 2) % 9] * 2}"
-    return HumanLabelled(
+    return LabelledPrompt(
         prompt=Prompt.of(text),
+        pair=PAIR,
         lists=lists,
         human={1: "safe", 2: label, 3: "unsure"},  # type: ignore[dict-item]
-        judge={2: "unsure"} if corrected else {},
-        note="",
+        judged={2: "unsure"} if corrected else {},
+        seen=frozenset(),
+        reasons=(),
+        remarks=(),
     )
 
 

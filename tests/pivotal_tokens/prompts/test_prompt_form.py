@@ -2,15 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pivotal_tokens.prompts import check, nearest, normalise, similarity, split_new
+from pivotal_tokens.prompts import check, first_of_each, normalise, similarity
 from pivotal_tokens.schema import Prompt
 
 
 def test_repetitions_are_parted_from_first_comers():
     prompts = [Prompt.of(text) for text in ("one", "two", "one", "three", "two")]
-    split = split_new(prompts, known={prompts[3].prompt_id})
-    assert [prompt.text for prompt in split.new] == ["one", "two"]
-    assert [prompt.text for prompt in split.repeated] == ["one", "three", "two"]
+    new = first_of_each(prompts, known={prompts[3].prompt_id})
+    assert [prompt.text for prompt in new] == ["one", "two"]
 
 
 def test_what_differs_in_form_only_is_the_same():
@@ -29,12 +28,6 @@ def test_a_changed_word_is_nearer_than_another_prompt():
 def test_likeness_is_symmetric_and_between_zero_and_one(one, other):
     assert 0 <= similarity(one, other) == similarity(other, one) <= 1
     assert similarity(one, one) == 1
-
-
-def test_the_nearest_prompt_is_found():
-    prompts = [Prompt.of("smoke in the kitchen"), Prompt.of("snow on the road")]
-    assert nearest("snow on roads", prompts)[0] == prompts[1]
-    assert nearest("x", []) is None
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,15 @@ export class Panel {
         "p",
         { class: "muted" },
         difference
-          ? "Solid ring: shown in merged only. Dashed ring: in base only. Colour: by how much the influence differs; 0 where a feature is inactive."
+          ? [
+              "Solid ring: shown in merged only. Dashed ring: in base only.",
+              "Colour: by how much the influence differs; 0 where a feature is inactive.",
+            ].join(" ")
           : graph.contrast
-            ? `Colour: influence on evil minus safe (${views[model].method.replaceAll("_", " ")}), in logits. Select a node for its inputs, outputs and paths.`
+            ? [
+                `Colour: influence on evil minus safe (${views[model].method.replaceAll("_", " ")}), in logits.`,
+                "Select a node for its inputs, outputs and paths.",
+              ].join(" ")
             : "No contrast: no target is labelled evil, or none safe. Review the prompt to get one.",
       ),
       ...(graph.contrast
@@ -230,7 +236,10 @@ export class Panel {
           "p",
           { class: "notice" },
           own.state === "active"
-            ? `In ${model} it fires here without being a node of the graph, so its edges are unknown. A higher --max-features would make it one.`
+            ? [
+                `In ${model} it fires here without being a node of the graph, so its edges are unknown.`,
+                "A higher --max-features would make it one.",
+              ].join(" ")
             : own.state === "inactive"
               ? `In ${model} it does not fire here: its effect is exactly 0.`
               : `Not in the ${model} graph.`,
@@ -248,7 +257,7 @@ export class Panel {
         "div",
         { class: "two" },
         graph.present.map((m) =>
-          make("div", {}, make("h4", {}, m), make("span", { class: "big" }, p[m] === undefined ? "–" : percent(p[m]))),
+          make("div", {}, make("h4", {}, m), make("span", { class: "big" }, m in p ? percent(p[m]) : "–")),
         ),
       );
     }

@@ -1,4 +1,4 @@
-"""Whose work is it, and how does another browser get in?"""
+"""Identity of a browser, and links for other browsers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.viewer.body import field, read_json
-from em_circuits.viewer.desk import Desk
+from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError
 
 LONGEST_NAME = 64
 
 
-def routes(desk: Desk) -> list[BaseRoute]:
+def routes(context: AppContext) -> list[BaseRoute]:
     """``POST /api/me`` says who one is, ``/api/link`` makes a link for another browser, and
     ``/api/looks`` shows what judges say of prompts that one has yet to answer, or hides it."""
 
@@ -24,16 +24,16 @@ def routes(desk: Desk) -> list[BaseRoute]:
         name = field(await read_json(request), "name", str).strip()
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise RequestError(f"a name has 1 to {LONGEST_NAME} printable characters")
-        session = desk.session(request)
-        session.reviewer, session.looks = name, False
+        session = context.session(request)
+        session.reviewer, session.shows_judge = name, False
         return Json({"name": name})
 
     async def looks(request: Request) -> Response:
-        desk.session(request).looks = field(await read_json(request), "looks", bool)
-        return Json({"looks": desk.session(request).looks})
+        context.session(request).shows_judge = field(await read_json(request), "looks", bool)
+        return Json({"looks": context.session(request).shows_judge})
 
     async def link(request: Request) -> Response:
-        made: dict[str, Any] = {"url": f"{request.base_url}?token={desk.door.new_link()}"}
+        made: dict[str, Any] = {"url": f"{request.base_url}?token={context.sessions.new_link()}"}
         return Json(made)
 
     return [

@@ -1,12 +1,12 @@
-"""Who may come in, and whose work is it?
+"""Authentication: one-time links, and the sessions that they open.
 
 A link with a token lets one browser in, once; from then on its cookie names a session that this
 process keeps in memory. Another browser needs another link. Nothing of either is ever written.
 
-    door = Door("ada")
-    token = door.new_link()
-    key = door.enter(token)      # None the second time
-    door.session(key).reviewer   # "ada" until the person says another name
+    sessions = Sessions("ada")
+    token = sessions.new_link()
+    key = sessions.enter(token)      # None the second time
+    sessions.session(key).reviewer   # "ada" until the person says another name
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Session:
 
     reviewer: str
     """Whose labels, pins and groups these are."""
-    shown_judge: set[str] = field(default_factory=set)
+    judge_shown_for: set[str] = field(default_factory=set)
     """Prompt ids whose judge's labels this browser has been shown."""
-    looks: bool = False
+    shows_judge: bool = False
     """They asked to be shown what judges say of prompts that still wait for their answer."""
 
 
-class Door:
+class Sessions:
     """Links and sessions of one server; safe to use from several threads."""
 
     def __init__(self, reviewer: str) -> None:

@@ -1,7 +1,7 @@
-"""What does every page need: the workspace, the settings, the door, and who is asking?
+"""Context of every page: workspace, settings, sessions and the reviewer who asks.
 
-desk = Desk(work, ViewerSettings(), Door("ada"))
-desk.page(request, "overview.html", counts=desk.store.queries.counts())
+context = AppContext(work, ViewerSettings(), Sessions("ada"))
+context.page(request, "overview.html", counts=context.store.queries.counts())
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from em_circuits.viewer.door import Door, Session
+from em_circuits.viewer.auth import Session, Sessions
 from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
 from em_circuits.workspace import Workspace
@@ -33,13 +33,13 @@ NAVIGATION = (
 """Path, title, and the key that goes there after g."""
 
 
-class Desk:
+class AppContext:
     """One server's workspace and what is asked of it; safe to use from several threads."""
 
-    def __init__(self, work: Workspace, settings: ViewerSettings, door: Door) -> None:
+    def __init__(self, work: Workspace, settings: ViewerSettings, sessions: Sessions) -> None:
         self.work = work
         self.settings = settings
-        self.door = door
+        self.sessions = sessions
         self._opening = threading.Lock()
 
     @property
@@ -64,7 +64,7 @@ class Desk:
         or the prompt is `opened` by itself: whose judge they were shown is remembered.
         """
         session = self.session(request)
-        shown = opened or session.looks or self.settings.read_only
+        shown = opened or session.shows_judge or self.settings.read_only
         return Unanswered(reviewer=session.reviewer, waiting=not shown)
 
     def under_review(self, request: Request, prompt_id: str) -> bool:
@@ -85,14 +85,14 @@ class Desk:
         pair = self.pair(request)
         found = self.store.queries.listing(asked, pair=pair, limit=limit, offset=offset)
         judged = {line.prompt.prompt_id for line in found.lines if line.verdict}
-        self.session(request).shown_judge |= judged
+        self.session(request).judge_shown_for |= judged
         return found
 
     def blind(self, request: Request) -> dict[str, Any]:
         """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
         session = self.session(request)
         waiting = 0 if self.settings.read_only else self.store.queue.waiting_for(session.reviewer)
-        return {"waiting": waiting, "looks": session.looks}
+        return {"waiting": waiting, "looks": session.shows_judge}
 
     def labels(self, request: Request, prompt_id: str) -> PromptLabels:
         """The labels that this browser may see; whose judge's it was shown is remembered.
@@ -104,7 +104,7 @@ class Desk:
             own = tuple(one for one in labels.labels if one.author == session.reviewer)
             return labels.model_copy(update={"labels": own, "judge": ()})
         if labels.judge:
-            session.shown_judge.add(prompt_id)
+            session.judge_shown_for.add(prompt_id)
         return labels
 
     def page(
