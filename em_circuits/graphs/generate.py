@@ -46,6 +46,9 @@ class PairGraphs:
     base: AttributionGraph
     merged: AttributionGraph
 
+    def __repr__(self) -> str:
+        return f"PairGraphs({self.base!r}, {self.merged!r})"
+
     @property
     def both(self) -> tuple[AttributionGraph, AttributionGraph]:
         return self.base, self.merged

@@ -129,6 +129,9 @@ class Structure:
                 f"Features must be sorted by (layer, position); {first + 1} belongs before {first}."
             )
 
+    def __repr__(self) -> str:
+        return f"Structure({self.layout})"
+
     @classmethod
     def of(cls, layout: NodeLayout, features: Int64[Tensor, "feature 3"]) -> Structure:
         """The mask of features given by (layer, position, id)."""

@@ -54,6 +54,10 @@ class Model:
     sites: FeatureSites
     _replacement: Any = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Model({self.name}, {type(self.hf).__name__}, {dtype}, {self.device})"
+
     @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
@@ -102,6 +106,10 @@ class ModelPair:
     adapter_fingerprint: str | None
     transcoder_model_name: str | None
     """The base model that the transcoders name as theirs."""
+
+    def __repr__(self) -> str:
+        names = ", ".join(source.name for source in self.sources.values())
+        return f"ModelPair({names}, {self.dtype_name}, {self.device})"
 
     @classmethod
     def load(
