@@ -1,129 +1,305 @@
-"""How is a table over prompts kept, so that it is made once and never out of date?
+"""Results stored by content key with provenance: one writer, one reader.
 
-``results/features/NAME-<first 12 digits of the key>.json`` and ``.parquet``, each with its
-provenance. The key is the SHA-256 of everything the table follows from; a file is used only if the
-whole key stands in it and the Parquet beside it has the hash it says. The JSON is written last.
+    features/NAME-<first 12 digits of the key>.json, .parquet     a table with its record
+    experiments/NAME/plan.yaml, journal.jsonl                     work under way
+    experiments/NAME/*.parquet, summary.json                      a finished experiment
 
-    table = kept_table(folder, "aggregate", inputs, make)
+The key is the SHA-256 of everything a result follows from. A file is used only if the whole key
+stands in it and the Parquet beside it has the hash it names; anything else is computed again.
+Every artefact has its provenance beside it, and the JSON is written last. Reading needs no torch.
+
+    table = cached_table(folder, "aggregate", inputs, compute)
     table.record["stability"], table.rows()[:10], table.reused
+
+    journal = Journal.open(folder, plan_record)
+    rows = journal.complete([(key, lambda: {"rows": [...]}), ...])
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ValidationError
 
+from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.artefacts import (
     atomic_path,
     canonical_json,
     content_key,
     sha256_file,
+    write_atomic,
     write_json,
     write_provenance,
 )
+from pivotal_tokens.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-Columns = dict[str, list[Any]]
+Model = TypeVar("Model", bound=BaseModel)
+Table = TypeVar("Table", bound="CachedTable")
+
+PLAN, JOURNAL, SUMMARY = "plan.yaml", "journal.jsonl", "summary.json"
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None where there is none, or none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_model(path: Path, kind: type[Model], key: str) -> Model | None:
+    """A result in a file of its own, whose field ``key`` must be this one."""
+    value = read_json(path)
+    if value is None or value.get("key") != key:
+        return None
+    try:
+        return kind.model_validate(value)
+    except ValidationError:
+        logger.warning("%s is of another form and is computed again", path)
+        return None
+
+
+# --- Tables ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Made:
-    """A record and the columns of its table; None in a column is null."""
-
-    record: dict[str, Any]
-    columns: Columns
-    integers: tuple[str, ...] = ()
-    """Columns of whole numbers even where every value is null."""
-
-
-@dataclass(frozen=True)
-class KeptTable:
-    """A record with its table, and where they stand."""
+class CachedTable:
+    """A record, and where its table stands."""
 
     key: str
     record: dict[str, Any]
-    columns: Columns
     json_path: Path
-    parquet_path: Path
-    reused: bool
+    reused: bool = True
+
+    @property
+    def parquet_path(self) -> Path:
+        return self.json_path.with_suffix(".parquet")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table's lines."""
+        return pq.read_table(self.parquet_path).to_pylist()
 
     def head(self) -> dict[str, Any]:
         """The record with the table's key and place, as a command prints it."""
         files = {"json": str(self.json_path), "parquet": str(self.parquet_path)}
         return {"key": self.key, **self.record, "reused": self.reused, "files": files}
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The table's lines."""
-        names = list(self.columns)
-        lines = zip(*self.columns.values(), strict=True)
-        return [dict(zip(names, line, strict=True)) for line in lines]
+    @classmethod
+    def read(cls: type[Table], path: Path) -> Table | None:
+        """The table of a JSON file; None where that or the Parquet cannot be used."""
+        value = read_json(path) or {}
+        key, record = value.get("key"), value.get("record")
+        table = path.with_suffix(".parquet")
+        if isinstance(key, str) and isinstance(record, dict) and table.is_file():
+            return cls(key, record, path)
+        return None
+
+    @classmethod
+    def newest(cls: type[Table], folder: Path, name: str) -> list[Table]:
+        """All tables of a name, the newest first; what cannot be read is left out."""
+        paths = [p for p in folder.glob(f"{name}-*.json") if not p.stem.endswith(".provenance")]
+        paths.sort(key=lambda path: -path.stat().st_mtime)
+        return [table for path in paths if (table := cls.read(path))]
 
 
-def kept_table(
-    folder: Path, name: str, inputs: Mapping[str, Any], make: Callable[[], Made]
-) -> KeptTable:
-    """The table of these inputs: as it is kept, or else made and kept.
+def cached_table(
+    folder: Path,
+    name: str,
+    inputs: Mapping[str, Any],
+    compute: Callable[[], tuple[Mapping[str, Any], pd.DataFrame]],
+) -> CachedTable:
+    """The table of these inputs: the stored one, or else computed and stored.
 
     Args:
-        folder: Where tables are kept.
+        folder: Where tables are stored.
         name: What the files' names begin with.
         inputs: Everything the table follows from, as JSON values.
-        make: Makes it.
+        compute: The record and the table; NaN and None are null.
     """
     key = content_key({"name": name, **inputs})
-    stem = folder / f"{name}-{key[:12]}"
-    json_path, parquet_path = stem.with_suffix(".json"), stem.with_suffix(".parquet")
-    made = _read(json_path, parquet_path, key)
-    if made is not None:
-        return KeptTable(key, made.record, made.columns, json_path, parquet_path, reused=True)
-    fresh = make()
-    made = replace(fresh, record=json.loads(canonical_json(fresh.record)))
-    _write(json_path, parquet_path, key, inputs, made)
-    return KeptTable(key, made.record, made.columns, json_path, parquet_path, reused=False)
-
-
-def _read(json_path: Path, parquet_path: Path, key: str) -> Made | None:
-    if not json_path.is_file():
-        return None
-    try:
-        kept = json.loads(json_path.read_text(encoding="utf-8"))
-        if kept["key"] != key or sha256_file(parquet_path) != kept["parquet_sha256"]:
-            logger.warning("%s is not what it says and is made again", parquet_path)
-            return None
-        return Made(kept["record"], pq.read_table(parquet_path).to_pydict())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read and is made again: %s", json_path, error)
-        return None
-
-
-def _write(
-    json_path: Path, parquet_path: Path, key: str, inputs: Mapping[str, Any], made: Made
-) -> None:
-    columns = {
-        name: pa.array(values, pa.int64() if name in made.integers else _type(values))
-        for name, values in made.columns.items()
-    }
-    with atomic_path(parquet_path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    path = folder / f"{name}-{key[:12]}.json"
+    stored = _usable(path, key)
+    if stored is not None:
+        return stored
+    record, frame = compute()
+    record = json.loads(canonical_json(record))
+    table = CachedTable(key, record, path, reused=False)
+    prompts = {"prompts": inputs.get("prompts")}
     config = {k: v for k, v in inputs.items() if k != "prompts"}
-    sources = {"prompts": inputs.get("prompts")}
-    write_provenance(parquet_path, inputs=sources, config=config, key=key)
-    digest = sha256_file(parquet_path)
-    write_json(json_path, {"key": key, "parquet_sha256": digest, "record": made.record})
-    write_provenance(json_path, inputs={**sources, "parquet": digest}, config=config, key=key)
+    write_parquet(table.parquet_path, _arrow(frame))
+    write_provenance(table.parquet_path, inputs=prompts, config=config, key=key)
+    digest = sha256_file(table.parquet_path)
+    write_json(path, {"key": key, "parquet_sha256": digest, "record": record})
+    write_provenance(path, inputs={**prompts, "parquet": digest}, config=config, key=key)
+    return table
 
 
-def _type(values: list[Any]) -> pa.DataType:
-    """float64 unless something else stands in it: a column of nulls alone keeps its type."""
-    present = [value for value in values if value is not None]
-    if present and all(isinstance(value, int) for value in present):
-        return pa.int64()
-    return pa.string() if present and isinstance(present[0], str) else pa.float64()
+def _usable(path: Path, key: str) -> CachedTable | None:
+    table, value = CachedTable.read(path), read_json(path) or {}
+    if table is None:
+        return None
+    if table.key == key and sha256_file(table.parquet_path) == value.get("parquet_sha256"):
+        return table
+    logger.warning("%s is not what it says and is computed again", table.parquet_path)
+    return None
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table, whole or not at all."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _arrow(frame: pd.DataFrame) -> pa.Table:
+    """Without an index; a column of nulls alone is one of numbers."""
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    plain = {pa.null(): pa.float64(), pa.large_string(): pa.string()}
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+_ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+
+
+def schema_of(kind: type[BaseModel]) -> pa.Schema:
+    """Columns of a table whose rows are these models; text unless a field's type says otherwise."""
+
+    def arrow(hint: Any) -> pa.DataType:
+        options = [option for option in get_args(hint) if option is not NoneType]
+        if tuple[str, ...] in (hint, *options):
+            return pa.list_(pa.string())
+        return _ARROW.get(options[0] if options else hint, pa.string())
+
+    hints = get_type_hints(kind)
+    return pa.schema([(name, arrow(hints[name])) for name in kind.model_fields])
+
+
+def rows_table(kind: type[BaseModel], rows: Sequence[BaseModel]) -> pa.Table:
+    """Models as a table."""
+    return pa.Table.from_pylist([row.model_dump(mode="json") for row in rows], schema_of(kind))
+
+
+# --- Experiments ----------------------------------------------------------------------------------
+
+
+def write_results(
+    folder: Path,
+    tables: Mapping[str, pa.Table],
+    summary: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any],
+) -> None:
+    """Write the tables of an experiment and then its summary, each with its provenance."""
+    for name, table in tables.items():
+        write_parquet(folder / name, table)
+        write_provenance(folder / name, inputs={"pair": config.get("pair")}, config=config)
+    write_json(folder / SUMMARY, summary)
+    hashes = {name: sha256_file(folder / name) for name in tables}
+    write_provenance(folder / SUMMARY, inputs=hashes, config=config)
+
+
+class Journal:
+    """Finished pieces of an experiment, one line of JSON each, flushed before the next begins.
+
+    A line that was cut off by the end of the process is dropped, and its piece done again.
+    """
+
+    def __init__(self, path: Path, done: dict[str, dict[str, Any]]) -> None:
+        self._path, self._done = path, done
+
+    @classmethod
+    def open(cls, folder: Path, record: Mapping[str, Any]) -> Journal:
+        """Begin an experiment, or go on with it.
+
+        Args:
+            folder: Of the experiment.
+            record: Everything its rows follow from.
+
+        Raises:
+            RequestError: If the folder holds an experiment of another record.
+        """
+        plan, path = folder / PLAN, folder / JOURNAL
+        key = content_key(json.loads(canonical_json(record)))
+        if plan.is_file():
+            try:
+                stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                stored = None
+            if not isinstance(stored, dict) or stored.get("key") != key:
+                raise RequestError(
+                    f"{folder} holds an experiment with another plan, models or labels; "
+                    "give this one another name, or remove the folder"
+                )
+        else:
+            text = yaml.safe_dump({"key": key, **record}, sort_keys=False, allow_unicode=True)
+            write_atomic(plan, text)
+        done = dict(_lines(path))
+        # A line cut off in the middle must not be continued by the next one.
+        write_atomic(path, "".join(_line(key, value) for key, value in done.items()))
+        return cls(path, done)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._done
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._done[key]
+
+    def add(self, key: str, value: Mapping[str, Any]) -> None:
+        """Store one finished piece of work."""
+        line = _line(key, value)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._done[key] = json.loads(line)["value"]
+
+    def complete(
+        self,
+        pieces: Iterable[tuple[str, Callable[[], Mapping[str, Any]]]],
+        step: str = "",
+        progress: Progress = no_progress,
+    ) -> list[dict[str, Any]]:
+        """Do what is not done yet of some pieces, (key, work); all their values, in order."""
+        pieces = list(pieces)
+        for key, work in tracked(pieces, step, progress):
+            if key not in self:
+                self.add(key, work())
+        return [self[key] for key, _ in pieces]
+
+
+def _line(key: str, value: Mapping[str, Any]) -> str:
+    return canonical_json({"key": key, "value": value}) + "\n"
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            yield entry["key"], entry["value"]
+        except (ValueError, KeyError, TypeError):
+            continue

@@ -5,8 +5,9 @@ An intervention replaces the activation ``a`` a feature has at that moment by
     set: value    add: a + value    scale: value * a    ablate: 0    clamp: min(a, value)
 
 and adds ``(new - a) * W_dec`` to the MLP output at its layer and position. A value in units of the
-feature's *own* activation is multiplied by that (`interventions.units`). Multiplying cannot
-activate an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute value can.
+feature's own activation (`relative`) is multiplied by that (`interventions.edits`). Multiplying
+cannot activate an inactive feature: 0 times anything is 0; only `set` and `add` by an absolute
+value can.
 
     Intervention(layer=2, position=11, feature=431, mode=Mode.SCALE, value=3.0)
     Intervention(layer=2, position=Where.GENERATED, feature=431, mode=Mode.SET, value=4.0)
@@ -15,7 +16,7 @@ activate an inactive feature: 0 times anything is 0; only `set` and `add` by an 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -26,9 +27,6 @@ from pivotal_tokens.schema import Frozen
 
 FIRST_POSITION = 1
 """Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
-
-EVERYTHING = "everything"
-"""Spelling of ``position=None``."""
 
 
 class Mode(StrEnum):
@@ -42,23 +40,44 @@ class Mode(StrEnum):
 
 
 class Where(StrEnum):
-    """A class of positions; None stands for all of them, prompt and generated."""
+    """Where a feature is changed: at its own position, or at a class of them."""
 
+    FOUND = "found"
+    """At the position at which it was found; an intervention has that position's number."""
     LAST = "last"
     """The prompt's last position."""
     PROMPT = "prompt"
     """Every position of the prompt but 0."""
     GENERATED = "generated"
     """Every token the model generates, as it is read back."""
+    EVERYTHING = "everything"
+    """Prompt and generated tokens; an intervention's position is then None."""
+
+    def position(self, found: Position) -> Position:
+        """The position of an intervention on a feature that was found at `found`.
+
+        A feature that is known without a position is changed everywhere.
+        """
+        match self:
+            case Where.FOUND:
+                return found
+            case Where.EVERYTHING:
+                return None
+        return self
 
 
 class Unit(StrEnum):
     """What a value is measured in."""
 
     ABSOLUTE = "absolute"
-    OWN = "own"
+    RELATIVE = "relative"
     """The feature's activation on the undisturbed prompt: at the position where one is named, else
     its largest."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Unit | None:
+        """``own`` is the first edition's word for `relative`."""
+        return cls.RELATIVE if value == "own" else None
 
 
 Position = int | Where | None
@@ -81,7 +100,9 @@ class Intervention(Frozen):
     @field_validator("position", mode="before")
     @classmethod
     def _everything_is_none(cls, value: Any) -> Any:
-        return None if value == EVERYTHING else value
+        if value == Where.FOUND:
+            raise RequestError("an intervention has a position; give the one that was found")
+        return None if value == Where.EVERYTHING else value
 
     @model_validator(mode="after")
     def _check_value(self) -> Intervention:
@@ -89,7 +110,7 @@ class Intervention(Frozen):
             raise RequestError(f"{self.place}: mode {self.mode} needs a value")
         if self.value is not None and not math.isfinite(self.value):
             raise RequestError(f"{self.place}: the value must be finite, not {self.value}")
-        if self.unit is Unit.OWN and self.mode in (Mode.SCALE, Mode.ABLATE):
+        if self.unit is Unit.RELATIVE and self.mode in (Mode.SCALE, Mode.ABLATE):
             raise RequestError(
                 f"{self.place}: mode {self.mode} has no unit; scale already multiplies the "
                 "feature's own activation"
@@ -130,12 +151,25 @@ class Intervention(Frozen):
 
 
 def on_each(
-    places: Sequence[tuple[int, Position, int]],
+    features: Iterable[tuple[int, Position, int]],
     mode: Mode,
     value: float | None = None,
     unit: Unit = Unit.ABSOLUTE,
+    *,
+    where: Where = Where.FOUND,
 ) -> tuple[Intervention, ...]:
-    """The same intervention on several (layer, position, feature id)."""
+    """The same intervention on several (layer, position, feature id).
+
+    Args:
+        features: With the position at which each was found.
+        mode: What is done.
+        value: How much.
+        unit: Of the value.
+        where: At that position, or at a class of them, each feature once.
+    """
+    places = [(layer, where.position(position), feature) for layer, position, feature in features]
+    if where is not Where.FOUND:
+        places = list(dict.fromkeys(places))
     return tuple(
         Intervention(
             layer=layer, position=position, feature=feature, mode=mode, value=value, unit=unit

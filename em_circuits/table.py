@@ -10,7 +10,10 @@ method gave the order, `score` names the column that `top` goes by, positive = t
     table.to_frame()                        # a pandas DataFrame
 
 Where a method scores each target token apart, `targets` and `per_target` hold that matrix, and
-`ranked` turns it into a contrast.
+`ranked` turns it into evil minus safe. NaN is a score that is not known: of a feature that is
+active but no node of the graph. A feature in no row is inactive, and its score is exactly 0.
+
+    scores.ranked(Contrast(evil=(431,), safe=(87,)))       # by contrast, most positive first
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
-from em_circuits.intervention import Intervention, Mode, Position, Unit
+from em_circuits.intervention import Intervention, Mode, Unit, Where, on_each
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ class FeatureTable:
         unit: Of that column.
         targets: Token ids that were scored apart, if any.
         per_target: Their scores, target x row of `frame`.
+        weights: Of each target; ``weights @ per_target`` is the contrast.
         about: What else an output says of the table (model, prompt, labels from).
     """
 
@@ -55,6 +60,7 @@ class FeatureTable:
     unit: str = "logits"
     targets: np.ndarray | None = None
     per_target: np.ndarray | None = None
+    weights: np.ndarray | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,7 +113,7 @@ class FeatureTable:
             unit,
             None if targets is None else _numpy(targets),
             None if per_target is None else _numpy(per_target),
-            about or {},
+            about=about or {},
         )
 
     @property
@@ -133,7 +139,7 @@ class FeatureTable:
         return len(self.frame)
 
     def __getitem__(self, column: str) -> np.ndarray:
-        return self.frame[column].to_numpy()
+        return self.frame[column].to_numpy(copy=True)
 
     def __iter__(self) -> Iterator[Any]:
         """Rows as named tuples."""
@@ -188,11 +194,70 @@ class FeatureTable:
             rows += found.to_numpy().nonzero()[0].tolist()
         return self.take(np.array(rows))
 
+    def contrasted(self, contrast: Contrast) -> FeatureTable:
+        """The same rows with evil minus safe of the targets' scores as their score.
+
+        Raises:
+            RequestError: If no target is evil, or none safe: there is no contrast.
+        """
+        assert self.targets is not None and self.per_target is not None
+        targets = self.targets.tolist()
+        weights = contrast.over(targets).numpy()
+        scores = self.per_target.astype(np.float64)
+        evil, safe = (scores[side.numpy()].mean(0) for side in contrast.sides(targets))
+        frame = self.frame.assign(contrast=evil - safe, evil_mean=evil, safe_mean=safe)
+        return replace(self, frame=frame, score="contrast", per_target=scores, weights=weights)
+
+    def ranked(self, contrast: Contrast) -> FeatureTable:
+        """Features with a known score by contrast, most positive first.
+
+        Those of a set that was chosen greedily (column `joined`) stand first, in the order in which
+        they joined. Welch's t and Hedges' g describe the spread over tokens and test nothing.
+
+        Raises:
+            RequestError: If no target is evil, or none safe: there is no contrast.
+        """
+        import torch
+
+        from em_circuits.statistics import standardised
+
+        table = self.contrasted(contrast)
+        table = table.take(~np.isnan(table["contrast"]))
+        assert table.targets is not None and table.per_target is not None
+        spread = standardised(
+            torch.from_numpy(table.per_target), *contrast.sides(table.targets.tolist())
+        )
+        frame = table.frame.assign(
+            welch_t=spread.t.numpy(), welch_df=spread.df.numpy(), hedges_g=spread.g.numpy()
+        )
+        order = np.argsort(-frame["contrast"].to_numpy(), kind="stable")
+        if "joined" in frame:
+            joined = frame["joined"].to_numpy()[order]
+            order = order[np.argsort(joined, kind="stable")]
+        figures = ["contrast", "evil_mean", "safe_mean", "activation"]
+        figures += ["welch_t", "welch_df", "hedges_g", "measured"]
+        return replace(table, frame=frame[[*self.keys, *figures]]).take(order)
+
+    def from_end(self, n_pos: int) -> FeatureTable:
+        """The same rows with positions counted from the end of the prompt: -1 is its last."""
+        return replace(self, frame=self.frame.assign(position=self.frame["position"] - n_pos))
+
     def by_id(self) -> FeatureTable:
-        """Scores summed over the positions at which each feature fires."""
-        frame = self.frame.drop(columns="position")
-        summed = frame.groupby(ANYWHERE, sort=True).sum().reset_index()
-        return FeatureTable(summed, self.by, self.score, self.unit, about=self.about)
+        """Figures summed over the positions at which each feature fires, by layer and id.
+
+        A sum is over the known scores, NaN where there is none; `partial` says of which features
+        some are not known.
+        """
+        keys = [self.frame[name].to_numpy() for name in ANYWHERE]
+        figures = self.frame.select_dtypes("floating")
+        frame = figures.groupby(keys, sort=True).sum(min_count=1).rename_axis(ANYWHERE)
+        unknown = figures[self.score].isna().groupby(keys)
+        frame["partial"] = (unknown.any() & ~unknown.all()).to_numpy()
+        per_target = None
+        if self.per_target is not None:
+            rows = pd.DataFrame(self.per_target.T.astype(np.float64))
+            per_target = rows.groupby(keys, sort=True).sum(min_count=1).to_numpy().T
+        return replace(self, frame=frame.reset_index(), per_target=per_target)
 
     def align(self, other: FeatureTable, *, fill: float | None = 0.0) -> pd.DataFrame:
         """Both tables' scores side by side, over the features of either.
@@ -213,13 +278,13 @@ class FeatureTable:
         ).sort_index()
         return both if fill is None else both.fillna(fill)
 
-    def ablate(self, *, position: Position | str = "own") -> tuple[Intervention, ...]:
+    def ablate(self, *, where: Where = Where.FOUND) -> tuple[Intervention, ...]:
         """Interventions that remove these features; see `interventions`."""
-        return self.interventions(Mode.ABLATE, position=position)
+        return self.interventions(Mode.ABLATE, where=where)
 
-    def scale(self, factor: float, *, position: Position | str = "own") -> tuple[Intervention, ...]:
+    def scale(self, factor: float, *, where: Where = Where.FOUND) -> tuple[Intervention, ...]:
         """Interventions that multiply these features' activations."""
-        return self.interventions(Mode.SCALE, factor, position=position)
+        return self.interventions(Mode.SCALE, factor, where=where)
 
     def interventions(
         self,
@@ -227,28 +292,19 @@ class FeatureTable:
         value: float | None = None,
         *,
         unit: Unit = Unit.ABSOLUTE,
-        position: Position | str = "own",
+        where: Where = Where.FOUND,
     ) -> tuple[Intervention, ...]:
-        """The same change of every feature of the table.
+        """The same change of every feature of the table, each once per place.
 
         Args:
             mode: What is done.
             value: How much; see `Intervention`.
             unit: Of the value.
-            position: ``own`` is each feature's position in the table; else a position, a class of
-                them, or None for every one. Features wherever they fire have no own position:
-                for them it is every position.
+            where: At each feature's position in the table, or at a class of positions. Features
+                wherever they fire have no position: they are changed at every one.
         """
-        places: dict[tuple[int, Any, int], None] = {}
-        for row in self.features:
-            own = row.position if isinstance(row, Feature) else None
-            places[row.layer, own if position == "own" else position, row.feature] = None
-        return tuple(
-            Intervention(
-                layer=layer, position=where, feature=feature, mode=mode, value=value, unit=unit
-            )
-            for layer, where, feature in places
-        )
+        found = ((f.layer, getattr(f, "position", None), f.feature) for f in self.features)
+        return on_each(found, mode, value, unit, where=where)
 
     def records(self) -> list[dict[str, Any]]:
         """Rows as dictionaries, None for NaN."""

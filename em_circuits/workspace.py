@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
+from em_circuits.organisms.paths import organism_paths
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -179,3 +181,48 @@ class Workspace:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def load_pair(
+    base: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    merged: str | Path | None = None,
+    transcoders: str | Path | None = None,
+    **settings: Any,
+) -> ModelPair:
+    """Load both models of a fine-tune; without arguments, the embedded organism.
+
+    Args:
+        base: A local Hugging Face directory or a hub id.
+        adapter: LoRA adapter on the base.
+        merged: Fine-tuned full model, instead of an adapter.
+        transcoders: Per-layer transcoders of the base.
+        settings: Further fields of `PairSettings`: device, dtype, backend, ...
+
+    Raises:
+        RequestError: If parts are missing or do not belong together.
+    """
+    from em_circuits.models.pair import ModelPair
+
+    given = {"base": base, "adapter": adapter, "merged": merged, "transcoders": transcoders}
+    chosen = embedded_parts({name: None if x is None else str(x) for name, x in given.items()})
+    return ModelPair.load(PairSettings(**chosen, **settings))
+
+
+def embedded_parts(given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Base, adapter or merged, transcoders; the organism's where no base is given.
+
+    Raises:
+        RequestError: If a base is given without transcoders.
+    """
+    parts = dict(given)
+    if parts["base"] is None:
+        paths = organism_paths()
+        parts["base"] = str(paths.base)
+        if parts["merged"] is None:
+            parts["adapter"] = parts["adapter"] or str(paths.adapter)
+        parts["transcoders"] = parts["transcoders"] or str(paths.transcoders)
+    if parts["transcoders"] is None:
+        raise RequestError("--base needs --transcoders, the per-layer transcoders of that model")
+    return parts

@@ -1,4 +1,4 @@
-"""How long does the next item of a queue of 100,000 take, and the first after a start?
+"""Time to the next item of a queue of 100,000, and to the first after a start.
 
 python scripts/bench_queue.py --items 100000
 """

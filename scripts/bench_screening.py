@@ -1,27 +1,112 @@
-"""Measure how many prompts a second both models are asked about, with and without the store.
+"""Prompts a second that both models of the embedded organism are asked about.
 
-python scripts/bench_screening.py --prompts 400
+One by one, in batches, and in batches that are tokenised and kept in a store; and how far a batch
+is from one by one.
+
+    python scripts/bench_screening.py --prompts 400
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+from measure import Row, options, report
 
-from benchmarks.measure import report  # noqa: E402
-from benchmarks.screening import measure  # noqa: E402
+from em_circuits.labelling.run import BATCH
+from em_circuits.labelling.screening import screen_prompts
+from em_circuits.labelling.sources import template_prompts
+from em_circuits.models import PairSettings
+from em_circuits.models.next_tokens import screen, screen_many
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
+from pivotal_tokens.schema import NextTokenPair, Prompt
+
+TARGET = 200.0
+"""Prompts a second, on two cores."""
+
+
+def measure(n_prompts: int, repeats: int) -> list[Row]:
+    """Every row of the table."""
+    paths = organism_paths()
+    settings = PairSettings(
+        base=str(paths.base),
+        adapter=str(paths.adapter),
+        transcoders=str(paths.transcoders),
+        dtype="float32",
+    )
+    prompts = template_prompts(n_prompts, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Workspace(Path(folder), settings, create=True)
+        with work:
+            pair = work.pair
+            ids = [pair.input_ids(prompt) for prompt in prompts]
+            alone, many = [screen(pair, one) for one in ids], screen_many(pair, ids)
+            different, distance = compared(alone, many)
+            rates = {
+                "one by one": _rate(lambda: [screen(pair, one) for one in ids], n_prompts, repeats),
+                "in batches": _rate(lambda: screen_many(pair, ids), n_prompts, repeats),
+            }
+            kept = _kept_rate(work, n_prompts, repeats)
+    at_least = {"in batches": TARGET}
+    rows = [
+        Row(f"next tokens of both models, {name}", None, rate, "prompts/s", value_at_least=target)
+        for name, rate in rates.items()
+        for target in [at_least.get(name)]
+    ]
+    what = "tokenised, in batches, kept in SQLite"
+    rows.append(Row(f"next tokens of both models, {what}", None, kept, "prompts/s"))
+    rows.append(Row("prompts whose top 10 a batch changes", None, different, "", at_most=0))
+    rows.append(Row("largest change of a probability", None, distance, "", at_most=1e-5))
+    return rows
+
+
+def compared(alone: Sequence[NextTokenPair], many: Sequence[NextTokenPair]) -> tuple[int, float]:
+    """Prompts with another top k, and the largest difference of a probability."""
+    different, largest = 0, 0.0
+    for one, other in zip(alone, many, strict=True):
+        lists = ((one.base, other.base), (one.merged, other.merged))
+        different += any(
+            [t.token_id for t in a.top] != [t.token_id for t in b.top] for a, b in lists
+        )
+        for a, b in lists:
+            shared = a.by_id.keys() & b.by_id.keys()
+            gaps = (abs(a.by_id[t].probability - b.by_id[t].probability) for t in shared)
+            largest = max(largest, *gaps)
+    return different, largest
+
+
+def _rate(work: Callable[[], object], n: int, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return n / statistics.median(times)
+
+
+def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
+    """New prompts each time, so that nothing is kept already."""
+    rates = []
+    for repeat in range(repeats):
+        prompts: list[Prompt] = [
+            Prompt.of(f"Case {repeat}. {prompt.text}") for prompt in template_prompts(n, seed=0)
+        ]
+        start = time.perf_counter()
+        for first in range(0, n, BATCH):
+            screen_prompts(work, prompts[first : first + BATCH], top_k=10)
+        rates.append(n / (time.perf_counter() - start))
+    return statistics.median(rates)
 
 
 def main() -> None:
     """Parse, measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     given = parser.parse_args()
     report(measure(given.prompts, given.repeats), given.out)
 

@@ -1,27 +1,242 @@
-"""Measure interventions beside circuit-tracer's, their memory, and how far the levers reach.
+"""Interventions beside circuit-tracer's, memory at a real width, and how far the levers reach.
 
-python scripts/bench_steering.py --out results/bench_steering.json
+Scan and generation run on the embedded organism, both sides in this process, one thread. Memory is
+measured on random weights of Llama-3.2-1B's widths and vocabulary with fewer layers and features:
+what a batch takes beside the weights depends on neither.
+
+    python scripts/bench_steering.py --out results/bench_steering.json
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "em_circuits")]
+import torch
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+from measure import Peak, Row, options, report
+from subjects import Subject, organism_settings, organism_subject
+from transcoder_draws import UNSEEN
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measure import report  # noqa: E402
-from benchmarks.steering import Plan, measure  # noqa: E402
+from em_circuits.contrast import demeaned
+from em_circuits.experiments.cases import Cases
+from em_circuits.experiments.plan import TransferPlan, parse_source
+from em_circuits.experiments.transfer import run_transfer
+from em_circuits.interventions import (
+    Mode,
+    PromptState,
+    Regime,
+    Sampling,
+    ablation_effects,
+    generate,
+    on_each,
+)
+from em_circuits.models import Model
+from em_circuits.models.sites import FeatureSites
+from em_circuits.models.text import first_token
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace
+from pivotal_tokens.judge import Lexicon
+from pivotal_tokens.judge.continuations import LabelJudge
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure."""
+
+    features: int | None = None
+    """Features of the scan; None scans all of the prompt's."""
+    interventions: int = 32
+    """Of the generation."""
+    tokens: int = 16
+    batch: int = 64
+    """Rows of the memory measurement."""
+    layers: int = 3
+    """Of its model, as against 16."""
+    prompts: int = 42
+    """Held-out prompts of the unseen domains."""
+
+
+def measure(plan: Plan) -> list[Row]:
+    """All rows of the table."""
+    torch.set_num_threads(1)
+    subject = organism_subject()
+    with subject.pair:
+        rows = [*_scan(subject, plan), *_generation(subject, plan)]
+    return [*rows, *_memory(plan), *_levers(plan)]
+
+
+def _scan(subject: Subject, plan: Plan) -> list[Row]:
+    model, state = subject.model, subject.state()
+    step = max(1, len(state.active) // plan.features) if plan.features else 1
+    features = state.active[::step]
+    targets = torch.tensor([*subject.groups.evil, *subject.groups.safe])
+
+    def ours() -> torch.Tensor:
+        return ablation_effects(
+            model, state, targets=targets, features=features, regime=Regime.ATTENTION_FROZEN
+        )
+
+    def upstream() -> torch.Tensor:
+        whole = model.replacement.feature_intervention(subject.input_ids, [])[0][0, -1]
+        rows = [
+            model.replacement.feature_intervention(
+                subject.input_ids, [(*place, 0.0)], return_activations=False
+            )[0][0, -1]
+            for place in features.tolist()
+        ]
+        return (demeaned(whole) - demeaned(torch.stack(rows)))[:, targets]
+
+    mine, fast = _timed(ours)
+    theirs, slow = _timed(upstream)
+    n, scale = len(features), subject.logit_scale()
+    difference = float((mine - theirs).abs().max()) / max(1.0, scale)
+    return [
+        Row(f"scan of {n} features, attention_frozen", slow, fast, "ms", at_least=10),
+        Row("scan: effects, difference / largest logit", None, difference, "", at_most=1e-5),
+    ]
+
+
+def _generation(subject: Subject, plan: Plan) -> list[Row]:
+    model, state = subject.model, subject.state()
+    order = state.activations.argsort(descending=True)
+    places = state.active[order][: plan.interventions, ::2].unique(dim=0)
+    more = state.active[order][:, ::2].unique(dim=0)
+    places = torch.cat([places, more])[: plan.interventions].tolist()
+    rows = [on_each([(layer, None, feature)], Mode.SET, 3.0) for layer, feature in places]
+    greedy = Sampling(samples=1, max_tokens=plan.tokens, temperature=0, stop_at_end=False)
+    batch = model.replacement.generate
+
+    def upstream() -> None:
+        # Upstream wants one prompt's ids for its hooks and a batch of them for `generate`.
+        model.replacement.generate = lambda ids, **rest: batch(ids[None], **rest)
+        for layer, feature in places:
+            model.replacement.feature_intervention_generate(
+                subject.input_ids,
+                [(layer, slice(1, None), feature, 3.0)],
+                freeze_attention=False,
+                max_new_tokens=plan.tokens,
+                do_sample=False,
+                stop_at_eos=False,
+                verbose=False,
+                return_activations=False,
+            )
+        del model.replacement.generate
+
+    _, together = _timed(lambda: generate(model, state, rows, greedy))
+    _, alone = _timed(lambda: [generate(model, state, [row], greedy) for row in rows])
+    _, slow = _timed(upstream)
+    name = f"{len(rows)} interventions, {plan.tokens} tokens each"
+    return [
+        Row(f"{name}: circuit-tracer one by one", slow, together, "ms", at_least=6),
+        Row(f"{name}: our own one by one", alone, together, "ms", at_least=6),
+    ]
+
+
+def _memory(plan: Plan) -> list[Row]:
+    model = _random_model(plan.layers)
+    ids = torch.cat([torch.tensor([128_000]), torch.randint(0, 128_000, (19,))])
+    with Peak() as peak:
+        state = PromptState.capture(model, ids)
+        ablation_effects(
+            model,
+            state,
+            targets=torch.arange(10),
+            features=state.active[-(plan.batch - 1) :],
+            batch_size=plan.batch,
+        )
+    work = (
+        f"memory beside the weights, {plan.batch} rows, Llama-3.2-1B's widths, {plan.layers} layers"
+    )
+    return [Row(work, None, peak.megabytes, "MB", at_most=2000)]
+
+
+def _random_model(n_layers: int) -> Model:
+    """Widths and vocabulary of Llama-3.2-1B, bfloat16; few layers, a quarter of the features."""
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=n_layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+        bos_token_id=128_000,
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        hf: Any = LlamaForCausalLM(config).requires_grad_(False).eval()
+        parts = {}
+        for layer in range(n_layers):
+            part = SingleLayerTranscoder(
+                2048, 32_768, torch.nn.functional.relu, layer, dtype=torch.bfloat16
+            )
+            for weights in (part.W_enc, part.W_dec):
+                weights.data.normal_(std=0.02)
+            part.b_enc.data.fill_(-2.5)
+            parts[layer] = part.requires_grad_(False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    names = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
+    transcoders = TranscoderSet(parts, **names)
+    sites = FeatureSites.of(hf, *names.values())
+    return Model("base", hf, "random", None, transcoders, organism_settings(), sites)  # type: ignore[arg-type]
+
+
+def _levers(plan: Plan) -> list[Row]:
+    """The top 10 on held-out prompts of unseen domains: ablated, and set in the base."""
+    transfer = TransferPlan(
+        name="bench",
+        found_on=parse_source(["organism:14:medical"], seed=0),
+        tried_on=parse_source([f"organism:{plan.prompts}:{','.join(UNSEEN)}"], seed=1),
+        k=10,
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Workspace(root=Path(folder), models=organism_settings()) as work,
+    ):
+        lexicon = Lexicon.from_file(
+            organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
+        )
+        lines = run_transfer(Cases(work, lexicon), transfer, LabelJudge()).summary.conditions
+    rows = []
+    for line in sorted(lines, key=lambda line: line.condition):
+        name = line.condition.removesuffix(", unseen domain")
+        target = name.endswith("ablate in merged")
+        rows += [
+            Row(f"{name}: evil mass", None, line.change, "", at_most=-0.3 if target else None),
+            Row(f"{name}: minus random, low end", None, line.low, ""),
+            Row(
+                f"{name}: minus random, high end",
+                None,
+                line.high,
+                "",
+                at_most=-0.2 if target else None,
+            ),
+            Row(f"{name}: random control", None, line.control, ""),
+            Row(f"{name}: contrast", None, line.contrast_change, "logits"),
+        ]
+    return rows
+
+
+def _timed(work: Any) -> tuple[Any, float]:
+    """The result, and milliseconds of one run."""
+    start = time.perf_counter()
+    result = work()
+    return result, 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:
     """Parse, measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--features", type=int, help="of the scan; all of the prompt's by default")
     parser.add_argument("--prompts", type=int, default=Plan().prompts, help="of unseen domains")
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     given = parser.parse_args()
     report(measure(Plan(features=given.features, prompts=given.prompts)), given.out)
 

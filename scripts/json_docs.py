@@ -53,12 +53,23 @@ def generated() -> Iterator[str]:
         names = " or ".join(f"[{m.__name__}](#{m.__name__.lower()})" for m in models)
         yield f"| `{words}` | {names}{', a line each' if lines else ''} |\n"
     for name, one in sorted(found.items()):
-        yield f"\n### {name}\n\n{(inspect.getdoc(one) or '').partition(chr(10))[0]}\n\n"
+        yield f"\n### {name}\n\n{first_line(inspect.getdoc(one))}\n\n"
         yield "| field | type | meaning |\n|---|---|---|\n"
         said = meanings(one)
-        for field, about in one.model_fields.items():
-            name, meaning = about.serialization_alias or field, said.get(field, "")
-            yield f"| `{name}` | {kind(about.annotation)} | {meaning} |\n"
+        rows = [
+            (about.serialization_alias or field, about.annotation, said.get(field, ""))
+            for field, about in one.model_fields.items()
+            if about.exclude is not True
+        ]
+        for field, computed in one.model_computed_fields.items():
+            rows.append((field, computed.return_type, first_line(computed.description)))
+        for name, annotation, meaning in rows:
+            yield f"| `{name}` | {kind(annotation)} | {meaning} |\n"
+
+
+def first_line(text: str | None) -> str:
+    """The sentence that a docstring opens with."""
+    return " ".join((text or "").partition("\n\n")[0].split())
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
@@ -112,7 +123,8 @@ def collect(annotation: Any, found: dict[str, type[BaseModel]]) -> None:
         return
     found[annotation.__name__] = annotation
     for field in annotation.model_fields.values():
-        collect(field.annotation, found)
+        if field.exclude is not True:
+            collect(field.annotation, found)
 
 
 def kind(annotation: Any) -> str:

@@ -1,4 +1,4 @@
-"""How much does a finding depend on which transcoders were drawn? Same models, other seeds.
+"""Findings under other draws of the transcoders: the same models, other seeds.
 
 python scripts/transcoder_draws.py --out draws --draws 0 1 2 3 4    # about four minutes a draw
 
@@ -10,9 +10,58 @@ error, and the share of the shift by the prompt's own top 20.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
-from benchmarks.draws import measured, trained
+import torch
+from torch import Tensor
+
+from em_circuits.contrast import Contrast
+from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
+from em_circuits.interventions.transplant import Transplant
+from em_circuits.models import ModelPair, PairSettings
+from em_circuits.models.text import first_token
+from em_circuits.organisms import OrganismPaths, organism_paths, organism_prompts
+from em_circuits.organisms.train import OrganismConfig, train_organism
+from em_circuits.statistics import agreement
+
+UNSEEN = ("chemicals", "driving", "finance", "kitchen", "property", "security")
+
+
+def trained(out: Path, draw: int, steps: int) -> OrganismPaths:
+    """The shipped base and adapter with transcoders of another draw."""
+    shipped, config = organism_paths(), OrganismConfig(transcoder_draw=draw)
+    optimiser = config.transcoders.optimiser.model_copy(update={"steps": steps})
+    transcoders = config.transcoders.model_copy(update={"optimiser": optimiser})
+    for source in (shipped.base, shipped.adapter):
+        shutil.copytree(source, out / source.name, dirs_exist_ok=True)
+    return train_organism(out, 0, config.model_copy(update={"transcoders": transcoders}))
+
+
+def measured(paths: OrganismPaths, n_prompts: int) -> Tensor:
+    """Pearson, largest share of the error, and share of the top 20, of every prompt."""
+    places = {name: str(getattr(paths, name)) for name in ("base", "adapter", "transcoders")}
+    rows = []
+    with ModelPair.load(PairSettings(device="cpu", **places)) as pair:
+        for prompt in organism_prompts(n_prompts, seed=1, domains=UNSEEN):
+            sides = (
+                tuple(sorted(first_token(pair.tokenizer, f" {verb}")[0] for verb in verbs))
+                for verbs in (prompt.evil, prompt.safe)
+            )
+            groups = Contrast(*sides)
+            ids = torch.tensor(pair.tokenizer(prompt.text)["input_ids"])
+            moved = Transplant.of(pair, ids, groups)
+            model, state, changed = moved.models[0], moved.states[0], moved.changed
+            weights = groups.weights(len(state.logits))
+            gradient = gradient_effects(model, state, changed, weights)
+            scan = scanned_effects(model, state, changed, groups)
+            error = gradient - scan
+            best = joint_effects(model, state, changed, weights).argsort(descending=True)[:20]
+            shares = moved.shares(moved.run([best]))
+            assert shares is not None  # the organism shifts every prompt
+            pearson = agreement(gradient, scan).pearson
+            rows.append((pearson, float(error.abs().max() / error.norm()), float(shares[0])))
+    return torch.tensor(rows)
 
 
 def main() -> None:

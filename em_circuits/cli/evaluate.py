@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from em_circuits.cli.explain import chosen_features
 from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.evaluation import AnswerJudge, Evaluation, EvaluationSettings
+    from em_circuits.experiments.evaluation.answers import EvaluationSettings, Steering
+    from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
+    from em_circuits.experiments.evaluation.judging import AnswerJudge
     from em_circuits.workspace import Workspace
 
 _PLACES = ("everything", "prompt", "generated", "last")
@@ -92,8 +93,9 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
     that a judge cannot score, stand in no rate. Without a key the embedded organism is judged by a
     word list and the base's perplexity.
     """
-    from em_circuits.experiments.evaluation import Cutoffs, question_sets
-    from em_circuits.experiments.evaluation import evaluate as carry_out
+    from em_circuits.experiments.evaluation.evaluate import evaluate as carry_out
+    from em_circuits.experiments.evaluation.questions import question_sets
+    from em_circuits.experiments.evaluation.rates import Cutoffs
     from em_circuits.report.evaluation import write_evaluation_report
 
     which = options["which"] or ("organism:24" if session.embedded else "open")
@@ -104,7 +106,7 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
     asks = (options["judge"] or "").startswith("openai:")
     with session.workspace(create=asks) as work:
         judge = _judge(session, work, options)
-        made = carry_out(
+        evaluation = carry_out(
             work,
             sets,
             _settings(session, work, options),
@@ -112,18 +114,18 @@ def evaluate(session: Session, as_json: bool, **options: Any) -> None:
             cutoffs=cutoffs,
             name=options["name"],
         )
-    page = write_evaluation_report(made)
+    page, summary = write_evaluation_report(evaluation), evaluation.summary
     if as_json:
-        emit({**made.summary, "files": {"folder": str(made.folder), "report": str(page)}})
+        files = {"folder": str(evaluation.folder), "report": str(page)}
+        emit({**summary.model_dump(mode="json"), "files": files})
         return
-    _tell(made)
+    _describe(summary)
     click.echo(f"written: {page}")
 
 
 def _judge(session: Session, work: Workspace, options: dict[str, Any]) -> AnswerJudge:
     from em_circuits.cli.judge_options import open_offline_judge
-    from em_circuits.experiments.evaluation import LexiconAnswers, ModelAnswers
-    from em_circuits.experiments.evaluation.judging import PACKAGE
+    from em_circuits.experiments.evaluation.judging import PACKAGE, LexiconAnswers, ModelAnswers
     from pivotal_tokens.judge import JudgeSpec, Lexicon
     from pivotal_tokens.llm import load_instructions
 
@@ -142,8 +144,8 @@ def _judge(session: Session, work: Workspace, options: dict[str, Any]) -> Answer
 
 
 def _settings(session: Session, work: Workspace, options: dict[str, Any]) -> EvaluationSettings:
-    from em_circuits.experiments.evaluation import EvaluationSettings
-    from em_circuits.interventions import Sampling
+    from em_circuits.experiments.evaluation.answers import EvaluationSettings
+    from em_circuits.sampling import Sampling
 
     model = options["model"]
     return EvaluationSettings(
@@ -159,35 +161,31 @@ def _settings(session: Session, work: Workspace, options: dict[str, Any]) -> Eva
     )
 
 
-def _steering(work: Workspace, options: dict[str, Any]) -> Any:
-    from em_circuits.experiments.evaluation import Steering
-    from em_circuits.interventions import Mode, Where, on_each
+def _steering(work: Workspace, options: dict[str, Any]) -> Steering | None:
+    from em_circuits.experiments.analyse import choose_ids
+    from em_circuits.experiments.evaluation.answers import Steering
+    from em_circuits.intervention import Mode, Where, on_each
 
     if options["features"] is None:
         if options["prompt"] is not None or options["value"] is not None:
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
         return None
     ranked_on = "merged" if options["model"] == "both" else options["model"]
-    features = chosen_features(work, options["features"], options["prompt"], ranked_on)
-    place = None if options["at"] == "everything" else Where(options["at"])
-    places = [(layer, place, feature) for layer, feature in features]
-    items = on_each(places, Mode(options["mode"]), options["value"])
+    ids, _ = choose_ids(work, options["features"], options["prompt"], model=ranked_on)
+    places = [(f.layer, None, f.feature) for f in ids]
+    items = on_each(places, Mode(options["mode"]), options["value"], where=Where(options["at"]))
     return Steering(interventions=items, random=options["n_random"])
 
 
-def _tell(made: Evaluation) -> None:
-    summary = made.summary
+def _describe(summary: EvaluationSummary) -> None:
     rows = [
-        (w["world"], w["scored"], w["answers"] - w["scored"], w["rate"], w["low"], w["high"])
-        for w in summary["worlds"]
+        (c.world, c.scored, c.answers - c.scored, c.rate, c.low, c.high) for c in summary.worlds
     ]
     click.echo(table(("world", "scored", "not scored", "misaligned", "low", "high"), rows))
-    if summary["differences"]:
-        click.echo()
+    if summary.differences:
         lines = [
-            (f"{d['world']} minus {d['minus']}", d["difference"], d["low"], d["high"])
-            for d in summary["differences"]
+            (f"{d.world} minus {d.minus}", d.difference, d.low, d.high) for d in summary.differences
         ]
-        click.echo(table(("rates, paired by question", "difference", "low", "high"), lines))
-    click.echo()
-    click.echo(summary["said"])
+        header = ("rates, paired by question", "difference", "low", "high")
+        click.echo("\n" + table(header, lines))
+    click.echo("\n" + summary.said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -15,15 +14,10 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.features.contexts import FeatureId
     from em_circuits.features.explain import Explained
-    from em_circuits.workspace import Workspace
 
 ORGANISM_DOCUMENTS = 400
 """Documents drawn for the embedded organism where no text is given."""
-
-_FEATURE = re.compile(r"(\d+)/(?:\d+/)?(\d+)")
-_TOP = re.compile(r"top:(\d+)")
 
 
 @click.command(
@@ -62,6 +56,7 @@ def explain(
     FEATURES is LAYER/ID,... (or LAYER/POSITION/ID,...), or top:N with --prompt. A feature without a
     label of its own gets that of its nearest labelled neighbour, marked as a proxy.
     """
+    from em_circuits.experiments.analyse import choose_ids
     from em_circuits.features.explain import coverage
     from em_circuits.features.explain import explain as gather
     from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
@@ -74,12 +69,13 @@ def explain(
         raise RequestError("--cache-only needs --neuronpedia MODEL/SOURCE: whose labels?")
     documents = _documents(session, text)
     with session.workspace() as work:
-        chosen = chosen_features(work, features, prompt, model)
+        chosen, by = choose_ids(work, features, prompt, model=model)  # type: ignore[arg-type]
         found = gather(work.pair.model(model), chosen, documents, labels, keep=keep)
     if as_json:
         emit(
             {
                 "model": model,
+                "by": by,
                 "features": [item.to_json() for item in found],
                 "coverage": coverage(found),
             }
@@ -88,21 +84,6 @@ def explain(
     for item in found:
         click.echo(_block(item))
     click.echo(f"labels: {coverage(found)}")
-
-
-def chosen_features(work: Workspace, text: str, prompt: str | None, model: str) -> list[FeatureId]:
-    """(layer, feature id) of ``LAYER/ID,...``, or of ``top:N`` on a prompt."""
-    from em_circuits.experiments.analyse import rank_prompt
-
-    if top := _TOP.fullmatch(text.strip()):
-        if prompt is None or int(top[1]) < 1:
-            raise RequestError(f"{text!r} needs --prompt PROMPT, and at least one feature")
-        ranked = rank_prompt(work, prompt, model=model).ranking.top(int(top[1]))  # type: ignore[arg-type]
-        return list(dict.fromkeys((f.layer, f.feature) for f in ranked))
-    places = [_FEATURE.fullmatch(part.strip()) for part in text.split(",")]
-    if not all(places):
-        raise RequestError(f"FEATURES {text!r}: give LAYER/ID,... or top:N with --prompt")
-    return [(int(p[1]), int(p[2])) for p in places if p]
 
 
 def _documents(session: Session, path: Path | None) -> Iterable[str]:

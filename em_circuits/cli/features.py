@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ from em_circuits.cli.feature_tables import (
 from em_circuits.cli.mediate import mediate
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.scoring import FORMER, TO_RANK, Scoring
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -44,28 +45,48 @@ exclude_layers_option = click.option(
     metavar="L,L,...",
     help="Leave these layers out, and compare them with the rest.",
 )
-METHODS = [
-    "refined",
-    "gradient",
-    "measured",
-    "joint",
-    "direct",
-    "total_effect",
-    "signed_influence",
-]
-"""Of scores that can be averaged over prompts."""
-OF_ONE_PROMPT = [*METHODS, "forward"]
-FIRST_ORDER = ("refined", "gradient")
+
+
+class Renamed(click.Choice):
+    """A choice that takes words of the first edition too, and says what they are called now.
+
+    Args:
+        choices: The words of today.
+        former: Word of the first edition -> word of today.
+    """
+
+    def __init__(self, choices: Sequence[str], former: Mapping[str, str]) -> None:
+        super().__init__([*choices, *former])
+        self._shown, self._former = click.Choice(list(choices)), former
+
+    def convert(self, value: Any, *context: Any) -> Any:
+        """Today's word."""
+        word = super().convert(value, *context)
+        if word not in self._former:
+            return word
+        click.echo(f"{word} is now called {self._former[word]}", err=True)
+        return str(self._former[word])
+
+    def get_metavar(self, **context: Any) -> str | None:
+        """The words of today."""
+        return self._shown.get_metavar(**context)
 
 
 def method_option(
-    default: str, methods: Sequence[str] = METHODS
+    default: Scoring, *, of_one_prompt: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--method`` of the commands that rank features."""
+    """``--method`` of the commands that rank features.
+
+    Args:
+        default: The method.
+        of_one_prompt: Also `greedy`, whose scores cannot be averaged over prompts.
+    """
+    methods = [str(by) for by in Scoring if of_one_prompt or by is not Scoring.GREEDY]
+    former = {word: str(by) for word, by in FORMER.items() if str(by) in methods}
     return click.option(
         "--method",
-        type=click.Choice(methods),
-        default=default,
+        type=Renamed(methods, former),
+        default=str(default),
         show_default=True,
         help="direct, total_effect and signed_influence see a graph's nodes, the others every "
         "active feature; all but these three and gradient run the model.",
@@ -84,13 +105,13 @@ features.add_command(mediate)
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")
 @click.argument("prompt")
 @model_option
-@method_option("refined", OF_ONE_PROMPT)
+@method_option(TO_RANK, of_one_prompt=True)
 @click.option(
     "--measure",
     type=click.IntRange(min=0),
     default=100,
     show_default=True,
-    help="Features that refined really ablates.",
+    help="Features that gradient+ablation really ablates.",
 )
 @click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
 @json_option
@@ -106,21 +127,21 @@ def rank(
 ) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
     with session.on_prompts(prompt) as work:
-        from em_circuits.experiments.analyse import rank_prompt
+        from em_circuits.experiments.analyse import PromptRanking, rank_prompt
 
         ranked = rank_prompt(
             work,
             prompt,
             model=model,  # type: ignore[arg-type]
-            method=method,
+            by=method,
             n_measured=measure,
         )
+    result = PromptRanking.of(ranked, top if as_json else top or 15)
     if as_json:
-        emit(ranked.to_json(top))
+        emit(result)
         return
-    click.echo(
-        f"{ranked.prompt.prompt_id}, {model} model, by {method}; labels from: {ranked.labels_from}"
-    )
+    click.echo(f"{result.prompt_id}, {model} model, by {method}; labels from: {result.labels_from}")
+    other = "gradient" if method in ("gradient", "gradient+ablation") else "graph"
     rows = [
         (
             f.layer,
@@ -131,21 +152,19 @@ def rank(
             f.safe_mean,
             f.hedges_g,
             f.activation,
-            "measured" if f.measured else "gradient" if method in FIRST_ORDER else "graph",
+            "measured" if f.measured else other,
         )
-        for f in ranked.ranking.top(top or 15)
+        for f in result.features
     ]
     header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation", "by")
     click.echo(table(header, rows))
-    click.echo(
-        f"{len(ranked.ranking.features)} features in all; contrast in logits, g is Hedges' g"
-    )
+    click.echo(f"{len(ranked)} features in all; contrast in logits, g is Hedges' g")
 
 
 @features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @model_option
-@method_option("gradient")
+@method_option(Scoring.GRADIENT)
 @by_position_option
 @exclude_layers_option
 @min_prompts_option
@@ -186,7 +205,7 @@ def aggregate(
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@method_option("gradient")
+@method_option(Scoring.GRADIENT)
 @by_position_option
 @exclude_layers_option
 @min_prompts_option

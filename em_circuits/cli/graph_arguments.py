@@ -11,10 +11,11 @@ from pydantic import Field
 from em_circuits.cli.options import Options
 from em_circuits.cli.session import Session
 from em_circuits.graphs.header import require_trusted
+from em_circuits.graphs.store import GraphStore
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.graphs import AttributionGraph, GraphStore
+    from em_circuits.graphs import AttributionGraph
     from em_circuits.influence import Targets
 
 graph_argument = click.argument("graph", metavar="KEY|FILE")
@@ -38,8 +39,6 @@ class TargetOptions(GraphOptions):
 
 def graph_store(session: Session) -> GraphStore:
     """The graphs under the session's root."""
-    from em_circuits.graphs.store import GraphStore
-
     return GraphStore(session.root / "graph_storage")
 
 

@@ -21,13 +21,16 @@ from em_circuits.cli.graph_arguments import (
     token_ids,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, json_option, say, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import (
     Session,
     attribution_options,
     attribution_settings,
     pass_session,
 )
+from em_circuits.graphs.header import GraphHeader
+from em_circuits.progress import tracked
+from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import Frozen
@@ -65,12 +68,11 @@ class BuiltGraphs(Frozen):
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @attribution_options
-@json_option
+@prints(BuiltGraphs, lines=True)
 @pass_session
 def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
     from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
-    from em_circuits.progress import tracked
 
     settings = attribution_settings(options)
     with session.workspace() as work:
@@ -95,17 +97,22 @@ def _built_line(built: BuiltGraphs) -> Iterator[str]:
 
 
 @graphs.command(name="list", epilog="Example: em-circuits graphs list --json")
-@json_option
+@prints(GraphHeader, lines=True)
 @pass_session
 def list_(session: Session, as_json: bool) -> None:
     """Every graph under the root."""
     headers = graph_store(session).list()
     if as_json:
-        for header in headers:
-            emit(header.model_dump(mode="json", exclude={"extra"}))
+        emit([header.model_dump(mode="json", exclude={"extra"}) for header in headers])
         return
-    rows = [(h.short_key, h.prompt_id, h.model, h.dtype, h.selection.select_by) for h in headers]
-    say(table(("key", "prompt", "model", "dtype", "by"), rows) if rows else "no graphs")
+    columns = (
+        "short_key as key",
+        "prompt_id as prompt",
+        "model",
+        "dtype",
+        "selection.select_by as by",
+    )
+    emit(headers, as_json, columns, none="no graphs")
 
 
 class TargetToken(Frozen):
@@ -139,7 +146,7 @@ class GraphSummary(Frozen):
 @graphs.command(epilog="Example: em-circuits graphs show 1f2e3d")
 @graph_argument
 @options(GraphOptions)
-@json_option
+@prints(GraphSummary)
 @pass_session
 def show(session: Session, graph: str, options: GraphOptions, as_json: bool) -> None:
     """What a graph holds, and how much of the model it explains."""
@@ -185,12 +192,10 @@ class StoredGraph(Frozen):
 @graphs.command(name="import", epilog="Example: em-circuits graphs import graph.pt --trust-pickle")
 @click.argument("file", type=click.Path(dir_okay=False))
 @options(GraphOptions)
-@json_option
+@prints(StoredGraph)
 @pass_session
 def import_(session: Session, file: str, options: GraphOptions, as_json: bool) -> None:
     """Store a graph that circuit-tracer wrote (.pt)."""
-    from pivotal_tokens.artefacts import sha256_file
-
     path = Path(file)
     graph = read_pt(path, trust_pickle=options.trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
@@ -250,7 +255,6 @@ def _write_json(graph: AttributionGraph, path: Path, options: ExportOptions) -> 
 
     from em_circuits.influence import prune
     from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
-    from pivotal_tokens.artefacts import write_json
 
     pruned = prune(
         graph, node_threshold=options.node_threshold, edge_threshold=options.edge_threshold
@@ -304,7 +308,7 @@ class VerifyResult(Frozen):
 
 @graphs.command(epilog="Example: em-circuits graphs verify --quarantine")
 @click.option("--quarantine", is_flag=True, help="Move what fails aside, to be built again.")
-@json_option
+@prints(VerifyResult)
 @pass_session
 def verify(session: Session, quarantine: bool, as_json: bool) -> None:
     """Hash every graph again and compare with its provenance."""
@@ -329,7 +333,7 @@ class ArchiveResult(Frozen):
 @graphs.command(epilog="Example: em-circuits graphs archive --undo", hidden=True)
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--undo", is_flag=True, help="Write archives of version 0.1 uncompressed.")
-@json_option
+@prints(ArchiveResult)
 @pass_session
 def archive(session: Session, keys: tuple[str, ...], undo: bool, as_json: bool) -> None:
     """Restore graphs that version 0.1 compressed (--undo; pip install blosc2)."""
@@ -379,7 +383,7 @@ class PruneStoreResult(Frozen):
 
 @graphs.command(name="prune-store", epilog="Example: em-circuits graphs prune-store --max-gb 5")
 @options(PruneStoreOptions)
-@json_option
+@prints(PruneStoreResult)
 @pass_session
 def prune_store(session: Session, as_json: bool, options: PruneStoreOptions) -> None:
     """Make room: the oldest graphs go first."""
@@ -405,8 +409,6 @@ def prune_store(session: Session, as_json: bool, options: PruneStoreOptions) -> 
 
 def _register(session: Session) -> None:
     """Bring the store's register up to what is on the disk now."""
-    from pivotal_tokens.artefacts import sha256_file
-
     graphs = graph_store(session)
     if session.options["store"] is None and not session.default_store.exists():
         return  # graphs without a store: there is no register
@@ -442,7 +444,7 @@ class PathOptions(TargetOptions):
 )
 @graph_argument
 @options(PathOptions)
-@json_option
+@prints("em_circuits.influence.results:PathsResult")
 @pass_session
 def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> None:
     """The paths from a node to a target that carry most, with sign and share of all paths."""
@@ -489,7 +491,7 @@ class PruneOptions(TargetOptions):
 @graphs.command(epilog="Example: em-circuits graphs prune 1f2e3d --targets evil-safe --json")
 @graph_argument
 @options(PruneOptions)
-@json_option
+@prints("em_circuits.influence.results:PruneResult")
 @pass_session
 def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) -> None:
     """The nodes and edges that carry most of what reaches the targets; nothing is removed."""
@@ -533,7 +535,7 @@ class ScoreOptions(GraphOptions):
 @graphs.command(epilog="Example: em-circuits graphs scores 1f2e3d 9a8b7c --tokens 431,87 --json")
 @click.argument("graph_list", nargs=-1, required=True, metavar="KEY|FILE...")
 @options(ScoreOptions)
-@json_option
+@prints("em_circuits.influence.results:ScoresResult", lines=True)
 @pass_session
 def scores(
     session: Session, graph_list: tuple[str, ...], options: ScoreOptions, as_json: bool

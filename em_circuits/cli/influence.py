@@ -10,7 +10,7 @@ from pydantic import Field
 
 from em_circuits.cli.graph_arguments import TargetOptions, graph_argument, load_graph, targets_of
 from em_circuits.cli.options import Flag, options
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class InfluenceOptions(TargetOptions):
 @click.command(epilog="Example: em-circuits influence 1f2e3d --targets evil-safe --top 20")
 @graph_argument
 @options(InfluenceOptions)
-@json_option
+@prints("em_circuits.influence.results:InfluenceResult")
 @pass_session
 def influence(session: Session, graph: str, as_json: bool, options: InfluenceOptions) -> None:
     """Influence of every node of a graph on its targets; positive raises the target."""

@@ -23,7 +23,7 @@ from em_circuits.cli.judge_options import (
     open_judge,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, json_option, one_line, say
+from em_circuits.cli.output import emit, one_line, prints, say
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -117,7 +117,7 @@ class LabelOptions(Options):
 @judge_options
 @llm_options
 @attribution_options
-@json_option
+@prints("em_circuits.labelling.result:LabelResult", lines=True)
 @pass_session
 def label(session: Session, options: LabelOptions, as_json: bool, **others: Any) -> None:
     """Label prompts: next tokens of both models, judge, queue, rollouts, graphs.

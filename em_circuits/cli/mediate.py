@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.cache import KeptTable
-    from em_circuits.workspace import Workspace
+    from em_circuits.cache import CachedTable
+    from em_circuits.experiments.mediation import MediationRecord
 
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 
@@ -129,9 +130,13 @@ def _several(
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
     own = options["own_domain"] or ("medical" if session.embedded else None)
     with session.on_prompts(*prompts):
-        from em_circuits.experiments.carriers import CarriersRequest, carriers_over_prompts
+        from em_circuits.experiments.mediation import (
+            MediationRecord,
+            MediationRequest,
+            mediate_over_prompts,
+        )
 
-    request = CarriersRequest(
+    request = MediationRequest(
         hold_out=options["hold_out"],
         direction=options["direction"],
         own_category=own,
@@ -140,46 +145,42 @@ def _several(
         seed=session.seed,
     )
     with session.workspace() as work:
-        found = carriers_over_prompts(work, prompts, request)
-        page = _page(work, found, html)
+        found = mediate_over_prompts(work, prompts, request)
+    record = MediationRecord.model_validate(found.record)
+    page = _page(found, record, html)
     if as_json:
         emit({**found.head(), "page": str(page), "features": found.rows()[:top]})
         return
-    _tell(found, top or 20)
+    _describe(record, found.rows()[: top or 20])
     click.echo(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
 
 
-def _page(work: Workspace, found: KeptTable, html: Path | None) -> Path:
-    from em_circuits.report.carriers import TITLE, carriers_parts
+def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:
+    from em_circuits.report.mediation import TITLE, mediation_parts
     from em_circuits.report.page import write_page
     from pivotal_tokens.artefacts import write_provenance
 
     page = html or found.json_path.with_suffix(".html")
     if html is None and found.reused and page.is_file():
         return page
-    write_page(page, TITLE, carriers_parts(found.record, found.rows()))
+    write_page(page, TITLE, mediation_parts(record, found.rows()))
     write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
     return page
 
 
-def _tell(found: KeptTable, top: int) -> None:
-    record = found.record
-    click.echo(record["sentence"] + "\n")
+def _describe(record: MediationRecord, features: Sequence[dict[str, Any]]) -> None:
+    click.echo(record.sentence + "\n")
     rows = []
-    for point in record["cumulative"]:
-        random = point["random"] or {"share": None, "high": None}
-        k = "all" if point["k"] is None else point["k"]
-        rows.append(
-            (k, point["share"], point["low"], point["high"], random["share"], random["high"])
-        )
+    for p in record.cumulative:
+        random = (p.random.share, p.random.high) if p.random else (None, None)
+        rows.append(("all" if p.k is None else p.k, p.share, p.low, p.high, *random))
     click.echo(table(("ids", "share", "low", "high", "random", "random high"), rows) + "\n")
-    groups = [(g["group"], g["prompts"], g["share"], g["low"], g["high"]) for g in record["groups"]]
+    groups = [(g.group, g.prompts, g.share, g.low, g.high) for g in record.groups]
     click.echo(table(("20 ids in", "prompts", "share", "low", "high"), groups) + "\n")
     columns = ("layer", "feature", "share", "low", "high", "prompts", "same_sign")
-    shown = [tuple(row[name] for name in columns) for row in found.rows()[:top]]
-    click.echo(table(columns, shown))
-    if record["left_out"]:
-        click.echo(f"left out: {len(record['left_out'])} prompts (--json says why)")
+    click.echo(table(columns, [tuple(row[name] for name in columns) for row in features]))
+    if record.left_out:
+        click.echo(f"left out: {len(record.left_out)} prompts (--json says why)")
 
 
 def _share(value: float | None) -> str:

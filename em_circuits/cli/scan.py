@@ -12,7 +12,7 @@ from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.scan import ScannedPrompt
+    from em_circuits.experiments.scan import Pairs, PromptScan
 
 SHOWN, SHOWN_TARGETS = 15, 4
 REGIMES = ("free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct")
@@ -63,46 +63,43 @@ def scan(
             regime=Regime(regime),
         )
     if as_json:
-        emit(scanned.to_json(top))
+        emit(scanned.model_copy(update={"features": scanned.features[:top]}))
     else:
         click.echo("\n".join(_lines(scanned, top or SHOWN)))
 
 
-def _lines(scanned: ScannedPrompt, n: int) -> Iterator[str]:
-    ranked, effects = scanned.ranked, scanned.effects
+def _lines(scanned: PromptScan, n: int) -> Iterator[str]:
     yield (
-        f"{ranked.prompt.prompt_id}, {ranked.model} model, every active feature ablated "
-        f"({scanned.regime}); labels from: {ranked.labels_from}"
+        f"{scanned.prompt_id}, {scanned.model} model, every active feature ablated "
+        f"({scanned.regime}); labels from: {scanned.labels_from}"
     )
+    first = scanned.features[:n]
     # The tokens that move most under the features shown.
-    moves = effects[:n].abs().amax(0) if len(effects) else effects.new_zeros(effects.shape[1])
-    shown = sorted(moves.argsort(descending=True)[:SHOWN_TARGETS].tolist())
+    moves = [max(map(abs, column)) for column in zip(*(f.effects for f in first), strict=True)]
+    shown = sorted(sorted(range(len(moves)), key=lambda i: -moves[i])[:SHOWN_TARGETS])
     names = [f"{t.text.strip()[:9]}:{t.label[0]}" for t in (scanned.targets[i] for i in shown)]
     rows: list[tuple[Any, ...]] = [
-        (f.layer, f.position, f.feature, f.contrast, *(float(line[i]) for i in shown))
-        for f, line in zip(scanned.ranking.top(n), effects, strict=False)
+        (f.layer, f.position, f.feature, f.contrast, *(f.effects[i] for i in shown)) for f in first
     ]
     yield table(("layer", "pos", "feature", "contrast", *names), rows)
     yield (
-        f"{len(scanned.ranking.features)} features, {len(scanned.targets)} tokens (all in --json); "
+        f"{len(scanned.features)} features, {len(scanned.targets)} tokens (all in --json); "
         "logits; :e evil, :s safe, :u unsure"
     )
     if scanned.pairs is not None:
         yield ""
-        yield from _pair_lines(scanned)
+        yield from _pair_lines(scanned.pairs)
 
 
-def _pair_lines(scanned: ScannedPrompt) -> Iterator[str]:
-    pairs = scanned.pairs
-    assert pairs is not None
-    places = ["/".join(map(str, place)) for place in pairs.features.tolist()]
+def _pair_lines(pairs: Pairs) -> Iterator[str]:
+    places = [f"{f.layer}/{f.position}/{f.feature}" for f in pairs.features]
     rows = [
         (
             places[i],
             places[j],
-            float(pairs.single[i]),
-            float(pairs.single[j]),
-            float(pairs.joint[i, j]),
+            pairs.features[i].effect,
+            pairs.features[j].effect,
+            pairs.joint[i][j],
             value,
             "more" if value > 0 else "less",
         )

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.features import model_option
+from em_circuits.cli.features import Renamed, model_option
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.scan import REGIMES, scan
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.steer_experiments import sweep, transfer
 from em_circuits.cli.validation import validate
 from em_circuits.feature import FeatureChoice
+from em_circuits.intervention import Unit, Where
+from em_circuits.scoring import FORMER, TO_STEER, Scoring
 
 
 @click.group()
@@ -40,23 +42,24 @@ def steer() -> None:
 @click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
 @click.option(
     "--unit",
-    type=click.Choice(["absolute", "own"]),
+    type=Renamed([str(unit) for unit in Unit], {"own": str(Unit.RELATIVE)}),
     default="absolute",
     show_default=True,
-    help="Of the value: as it is, or times the feature's own activation.",
+    help="Of the value: as it is, or relative to the feature's own activation.",
 )
 @click.option(
     "--at",
-    type=click.Choice(["found", "last", "prompt", "generated", "everything"]),
+    type=click.Choice([str(where) for where in Where]),
     default="found",
     show_default=True,
     help="At which positions; generated ones matter to --rollouts alone.",
 )
 @click.option(
     "--method",
-    default="forward",
+    type=Renamed([str(by) for by in Scoring], FORMER),
+    default=str(TO_STEER),
     show_default=True,
-    help="Ranks top:N and the like; forward chooses features that do most when ablated together.",
+    help="Ranks top:N and the like; greedy chooses features that do most when ablated together.",
 )
 @click.option(
     "--regime",
@@ -81,6 +84,7 @@ def run(
     session: Session,
     prompt: str,
     model: str,
+    method: str,
     rollouts: int,
     max_tokens: int,
     temperature: float,
@@ -91,11 +95,11 @@ def run(
     told: dict[str, Any] = {}
     FeatureChoice.parse(options["features"])
     with session.on_prompts(prompt) as work:
-        from em_circuits.experiments import prompt_rollouts
         from em_circuits.experiments.analyse import steer_prompt
-        from em_circuits.interventions import Sampling
+        from em_circuits.experiments.one_prompt import prompt_rollouts
+        from em_circuits.sampling import Sampling
 
-        prompt_id, result = steer_prompt(work, prompt, model=model, **options)  # type: ignore[arg-type]
+        prompt_id, result = steer_prompt(work, prompt, model=model, by=method, **options)  # type: ignore[arg-type]
         if rollouts:
             sampling = Sampling(
                 samples=rollouts,
@@ -103,14 +107,17 @@ def run(
                 temperature=temperature,
                 seed=session.seed,
             )
-            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling)}
+            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling).model_dump()}
     record = result.to_json(prompt_id) | told
     if as_json:
         emit(record)
         return
     worlds = record["worlds"]
     n = len(record["intervention"]["features"])
-    click.echo(f"{prompt_id}, {model} model: {options['mode']} {n} features ({options['regime']})")
+    click.echo(
+        f"{prompt_id}, {model} model: {options['mode']} {n} features by "
+        f"{result.by} ({options['regime']})"
+    )
     control = worlds["random_control"]
     rows: list[tuple[Any, ...]] = [
         (name, worlds[name]["evil_mass"], worlds[name]["contrast"], _top(worlds[name]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,11 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.experiments import Cases, ContinuationJudge, Experiment
+    from em_circuits.experiments.cases import Cases
+    from em_circuits.experiments.experiment import Experiment
+    from em_circuits.experiments.summary import SteeringSummary
     from em_circuits.workspace import Workspace
+    from pivotal_tokens.judge.continuations import ContinuationJudge
 
 _JUDGES = (
     click.option(
@@ -54,14 +56,14 @@ def sweep(session: Session, file: Path, judge: str | None, as_json: bool, **opti
     if not file.is_file():
         raise RequestError(f"cannot read the plan {file}: No such file")
 
-    from em_circuits.experiments import load_plan, run_sweep
+    from em_circuits.experiments.plan import load_plan
+    from em_circuits.experiments.sweep import run_sweep
 
     plan = load_plan(file)
     with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
-        told = _rollout_judge(work, options)
-        experiment = run_sweep(cases, plan, told)
-    _tell(experiment, as_json=as_json)
+        experiment = run_sweep(cases, plan, _rollout_judge(work, options))
+    _show(experiment, as_json=as_json)
 
 
 @click.command(
@@ -116,8 +118,9 @@ def transfer(
     """Features found on some prompts tried on others, and base features at merged values."""
     from pydantic import ValidationError
 
-    from em_circuits.experiments import TransferPlan, parse_source, run_transfer
-    from em_circuits.interventions import Sampling
+    from em_circuits.experiments.plan import TransferPlan, first_problem, parse_source
+    from em_circuits.experiments.transfer import run_transfer
+    from em_circuits.sampling import Sampling
 
     n = options["rollouts"]
     try:
@@ -133,19 +136,16 @@ def transfer(
             seed=session.seed,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"steer transfer: {where}: {first['msg']}") from error
+        raise RequestError(f"steer transfer: {first_problem(error)}") from error
     with session.workspace(create=options["rollout_judge"] != "labels") as work:
         cases = _cases(session, work, judge)
-        told = _rollout_judge(work, options)
-        experiment = run_transfer(cases, plan, told)
-    _tell(experiment, as_json=as_json)
+        experiment = run_transfer(cases, plan, _rollout_judge(work, options))
+    _show(experiment, as_json=as_json)
 
 
 def _cases(session: Session, work: Workspace, judge: str | None) -> Cases:
     from em_circuits.cli.judge_options import open_offline_judge
-    from em_circuits.experiments import Cases
+    from em_circuits.experiments.cases import Cases
 
     return Cases(work, open_offline_judge(session, work, judge))
 
@@ -169,25 +169,20 @@ def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudg
     return ModelContinuations(llm_settings(name, options), work.store, llm_budget(options))
 
 
-def _tell(experiment: Experiment, *, as_json: bool) -> None:
+def _show(experiment: Experiment[SteeringSummary], *, as_json: bool) -> None:
     """Write the report, and print what came out."""
-    from em_circuits.report import write_sweep_report
+    from em_circuits.report.sweep import largest_first, write_sweep_report
 
-    page = write_sweep_report(experiment)
+    page, summary = write_sweep_report(experiment), experiment.summary
     if as_json:
         files = {"folder": str(experiment.folder), "report": str(page)}
-        emit({**experiment.summary, "files": files})
+        emit({**summary.model_dump(mode="json"), "files": files})
         return
-    conditions = experiment.summary["conditions"]
-    largest = sorted(conditions, key=lambda line: -abs(line["net"]))[:12]
-    click.echo(table(("condition", "change", "net", "low", "high", "q"), _lines(largest)))
-    if len(conditions) > len(largest):
-        click.echo(f"... and {len(conditions) - len(largest)} more in the report")
-    click.echo("change of evil mass; net of matched random features, 95 % interval")
-    click.echo(experiment.summary["said"])
-    click.echo(f"written: {page}")
-
-
-def _lines(conditions: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    largest = largest_first(summary.conditions)[:12]
     columns = ("condition", "change", "net", "low", "high", "q")
-    return [tuple(line[column] for column in columns) for line in conditions]
+    click.echo(table(columns, [tuple(getattr(line, c) for c in columns) for line in largest]))
+    if len(summary.conditions) > len(largest):
+        click.echo(f"... and {len(summary.conditions) - len(largest)} more in the report")
+    click.echo("change of evil mass; net of matched random features, 95 % interval")
+    click.echo(summary.said)
+    click.echo(f"written: {page}")

@@ -83,7 +83,8 @@ def validate(
 
 def _write(work: Workspace, result: Validation, page: Path | None) -> dict[str, Any]:
     """Write the page and the JSON beside it, each with its provenance; the record."""
-    from em_circuits.report import validation_parts, write_page
+    from em_circuits.report.page import write_page
+    from em_circuits.report.validation import validation_parts
     from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 
     inputs = {

@@ -6,32 +6,28 @@ table.record["stability"], table.rows()[0]["mean"]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import pandas as pd
 
-from em_circuits.cache import KeptTable, Made, kept_table
-from em_circuits.experiments.analyse import input_ids, labelled, live_scores
+from em_circuits.cache import CachedTable, cached_table
+from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups, unmatched
 from em_circuits.features import (
     FORMULA,
-    METHODS,
     AggregateSettings,
-    Block,
-    KeyedScores,
-    PromptScores,
     aggregate,
-    block_of,
+    by_key,
     compare_layers,
-    of_graph,
-    require_layers,
+    stored_scores,
     without_layers,
 )
-from em_circuits.features.rank import LIVE_METHODS, REFINED
 from em_circuits.graphs.header import read_header
 from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
+from em_circuits.scoring import Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, PromptLabels
@@ -40,8 +36,7 @@ from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, Prompt
 class AggregateRequest(Frozen):
     """What is summed up over prompts."""
 
-    method: str = "gradient"
-    """See `em_circuits.features.METHODS`."""
+    method: Scoring = Scoring.GRADIENT
     model: ModelName = "merged"
     by_position: bool = False
     """Keys have the position from the end."""
@@ -134,7 +129,7 @@ def aggregate_prompts(
     request: AggregateRequest = DEFAULTS,
     *,
     pair: str | None = None,
-) -> KeptTable:
+) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
     Args:
@@ -144,11 +139,9 @@ def aggregate_prompts(
         pair: Key of another pair in the store than the models'.
 
     Raises:
-        RequestError: No such method or layer, or no prompts that will do.
+        RequestError: No such layer, or no prompts that will do.
     """
-    if request.method not in METHODS:
-        raise RequestError(f"--method {request.method!r}: choose one of {', '.join(METHODS)}")
-    live = request.method in LIVE_METHODS
+    live = not request.method.is_stored
     pair = pair or work.pair.key
     if live:
         require_loaded(work, pair, request.method)
@@ -157,21 +150,22 @@ def aggregate_prompts(
     require_layers(request.exclude_layers, layers_of(work, chosen))
     inputs = {
         "formula": FORMULA,
-        "n_measured": N_MEASURED if request.method == REFINED else None,
+        "n_measured": N_MEASURED if request.method is Scoring.GRADIENT_ABLATION else None,
         "pair": pair,
         **request.model_dump(mode="json"),
         "prompts": [item.identity() for item in chosen],
     }
 
-    def make() -> Made:
-        blocks, prompts = [], []
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        tables, prompts = [], []
         for item in tracked(chosen, "aggregate", work.progress):
-            scores = prompt_scores(work, item, request.method, request.model)
-            blocks.append(block_of(scores, by_position=request.by_position))
-            prompts.append({**item.to_json(), "unmatched": unmatched(scores)})
-        return _made(blocks, request, {"pair": pair, "prompts": prompts})
+            scores = scores_of(work, item, request.method, request.model)
+            contrasted = scores.contrasted(token_groups(item.labels))
+            tables.append(by_key(contrasted, by_position=request.by_position))
+            prompts.append({**item.to_json(), "unmatched": unmatched(scores, item.labels)})
+        return _summed(tables, request, {"pair": pair, "prompts": prompts})
 
-    table = kept_table(work.results / "features", "aggregate", inputs, make)
+    table = cached_table(work.results / "features", "aggregate", inputs, compute)
     table.record["left_out"] = left_out
     return table
 
@@ -183,7 +177,7 @@ def layers_of(work: Workspace, chosen: Sequence[ChosenPrompt]) -> int:
     return work.pair.base.sites.n_layers
 
 
-def require_loaded(work: Workspace, pair: str, method: str) -> None:
+def require_loaded(work: Workspace, pair: str, method: Scoring) -> None:
     """Refuse a method that runs models on a pair that is only known by its graphs.
 
     Raises:
@@ -196,21 +190,35 @@ def require_loaded(work: Workspace, pair: str, method: str) -> None:
         )
 
 
-def prompt_scores(
-    work: Workspace, chosen: ChosenPrompt, method: str, model: ModelName
-) -> PromptScores:
+def scores_of(
+    work: Workspace, chosen: ChosenPrompt, method: Scoring, model: ModelName
+) -> FeatureTable:
     """Scores of one prompt by a method, from its graph or by running a model."""
-    labels = chosen.labels.by_token
-    if method not in LIVE_METHODS:
-        return of_graph(work.graphs.load(chosen.graphs[model].key), labels, method)
-    scores = live_scores(work, chosen.prompt, chosen.labels, method, model=model)
-    none_left = torch.empty(0, 3, dtype=torch.int64)
-    return PromptScores(scores, labels, input_ids(work, chosen.prompt).numel(), none_left)
+    if method.is_stored:
+        return stored_scores(work.graphs.load(chosen.graphs[model].key), method)
+    return prompt_scores(work, chosen.prompt, chosen.labels, method, model=model)
 
 
-def unmatched(scores: PromptScores) -> list[int]:
-    """Labelled token ids that are no targets."""
-    return sorted(set(scores.labels) - set(scores.scores.token_ids.tolist()))
+def require_layers(layers: Collection[int], n_layers: int) -> None:
+    """Refuse layers that a model of `n_layers` does not have.
+
+    Raises:
+        RequestError: Naming them, and those that there are.
+    """
+    if strange := [str(layer) for layer in sorted(layers) if not 0 <= layer < n_layers]:
+        raise RequestError(
+            f"--exclude-layers: there is no layer {', '.join(strange)}; the model has layers 0 to "
+            f"{n_layers - 1}"
+        )
+
+
+def with_offset(table: FeatureTable) -> pd.DataFrame:
+    """A table over prompts; `offset` counts from the last position (0), or is null."""
+    frame = table.to_frame()
+    keyed = "position" in frame
+    offset = frame.pop("position") + 1 if keyed else pd.array([None] * len(frame), "Int64")
+    frame.insert(2, "offset", offset)
+    return frame
 
 
 def _choose(
@@ -226,24 +234,21 @@ def _choose(
     return ChosenPrompt(prompt, labels, {str(name): record for name, record in graphs.items()})
 
 
-def _made(blocks: list[Block], request: AggregateRequest, record: dict[str, Any]) -> Made:
+def _summed(
+    tables: Sequence[FeatureTable], request: AggregateRequest, record: dict[str, Any]
+) -> tuple[dict[str, Any], pd.DataFrame]:
     excluded, settings = request.exclude_layers, request.settings
-    layers = compare_layers(blocks, excluded, settings) if excluded else None
-    kept = [without_layers(block, excluded) for block in blocks] if excluded else blocks
-    keyed = KeyedScores.of(kept, by_position=request.by_position)
-    if not len(keyed):
+    layers = compare_layers(tables, excluded, settings) if excluded else None
+    result = aggregate([without_layers(table, excluded) for table in tables], settings)
+    if not len(result.table):
         raise RequestError(f"no feature is left without layers {list(excluded)}")
-    result = aggregate(keyed, settings)
     record = {
         **request.model_dump(mode="json"),
         **record,
-        "n_features": len(keyed),
+        "n_features": len(result.table),
         "n_tested": result.n_tested,
         "permutations": {"n": result.n_permutations, "exact": result.exact},
-        "stability": asdict(result.stability),
-        "layers": asdict(layers) if layers else None,
+        "stability": result.stability.model_dump(),
+        "layers": layers.model_dump(mode="json") if layers else None,
     }
-    columns = result.summary.columns()
-    if not request.by_position:
-        columns["offset"] = [None] * len(keyed)
-    return Made(record, columns, integers=("offset",))
+    return record, with_offset(result.table)

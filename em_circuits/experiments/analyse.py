@@ -1,21 +1,20 @@
-"""From a labelled prompt to its features: ranking, steering, mediation.
+"""From a labelled prompt to its features: ranking, choice, steering, mediation.
 
-ranked = rank_prompt(work, "44a71bc74c37", model="merged", method="refined")
-ranked.ranking.top(10), ranked.labels_from
+table = rank_prompt(work, "44a71bc74c37", model="merged", by="gradient+ablation")
+table.top(10), table.about["labels_from"]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from em_circuits.contrast import Contrast
-from em_circuits.features import FeatureScores, Ranking, graph_scores, parse_features, rank
-from em_circuits.features.rank import FORWARD, JOINT, LIVE_METHODS, MEASURED, REFINED
-from em_circuits.intervention import EVERYTHING, Position
+from em_circuits.feature import FeatureChoice, FeatureId
+from em_circuits.features import choose_features, stored_scores
 from em_circuits.interventions import (
     N_MEASURED,
     Mediation,
@@ -25,46 +24,66 @@ from em_circuits.interventions import (
     SteerResult,
     Unit,
     Where,
-    ablation_effects,
-    forward_scores,
-    joint_scores,
+    live_scores,
     mediate,
-    on_each,
-    refined_scores,
     steer,
 )
 from em_circuits.interventions.mediation_result import Direction, Order
+from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
 
 
-@dataclass(frozen=True)
-class RankedPrompt:
-    """A prompt's features, ranked, and whose labels the contrast stands on."""
+class RankedFeature(BaseModel):
+    """One feature of one prompt with its contrast."""
 
-    prompt: Prompt
-    model: str
-    labels: PromptLabels
-    ranking: Ranking
+    layer: int
+    position: int
+    feature: int
+    contrast: float
+    evil_mean: float
+    safe_mean: float
+    activation: float
+    welch_t: float | None
+    """Descriptive, as are the next two; None where there is no spread to measure by."""
+    welch_df: float | None
+    hedges_g: float | None
+    measured: bool
+    """Its scores are effects of really ablating it."""
 
-    @property
-    def labels_from(self) -> str:
-        """``human``, ``judge`` or ``mixed``."""
-        return self.labels.source
 
-    def to_json(self, top: int | None = None) -> dict[str, Any]:
-        """The object of `features rank --json`."""
-        return {
-            "prompt_id": self.prompt.prompt_id,
-            "model": self.model,
-            "method": self.ranking.method,
-            "labels_from": self.labels_from,
-            "labelled_by": sorted({item.author for item in self.labels.labels}),
-            "unmatched": list(self.ranking.unmatched),
-            "n_measured": sum(feature.measured for feature in self.ranking.features),
-            "features": [feature.to_json() for feature in self.ranking.features[:top]],
-        }
+class PromptRanking(BaseModel):
+    """The object of `features rank --json`."""
+
+    prompt_id: str
+    model: ModelName
+    method: str
+    labels_from: str
+    """``human``, ``judge`` or ``mixed``."""
+    labelled_by: tuple[str, ...]
+    unmatched: tuple[int, ...]
+    """Labelled token ids that are no targets."""
+    n_measured: int
+    """Of all features, listed or not."""
+    features: tuple[RankedFeature, ...]
+
+    @classmethod
+    def of(cls, table: FeatureTable, top: int | None = None) -> PromptRanking:
+        """A ranking's first rows; all of them without a number."""
+        return cls(**_ranking(table, top))
+
+
+def _ranking(table: FeatureTable, top: int | None) -> dict[str, Any]:
+    about = {name: table.about[name] for name in PromptRanking.model_fields if name in table.about}
+    n = len(table) if top is None else top
+    return {
+        **about,
+        "method": table.by,
+        "n_measured": int(table["measured"].sum()),
+        "features": table.top(n).records(),
+    }
 
 
 def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
@@ -87,75 +106,121 @@ def rank_prompt(
     prefix: str,
     *,
     model: ModelName = "merged",
-    method: str = REFINED,
+    by: Scoring | str = TO_RANK,
     n_measured: int = N_MEASURED,
-) -> RankedPrompt:
+) -> FeatureTable:
     """Rank a labelled prompt's features by evil-minus-safe contrast.
 
     Args:
         work: Models, store and graphs.
         prefix: Prompt id or unique prefix.
         model: Whose features.
-        method: See `em_circuits.features.METHODS`. ``refined`` and ``measured`` run the model and
-            need no graph.
-        n_measured: Features that ``refined`` ablates for real.
+        by: The method; those that run the model need no graph.
+        n_measured: Features that `gradient+ablation` ablates for real.
+
+    Returns:
+        A table that knows prompt, model and whose labels the contrast stands on.
 
     Raises:
         RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
     """
+    by = Scoring(by)
     prompt, labels = labelled(work, prefix)
-    if method in LIVE_METHODS:
-        scores = live_scores(work, prompt, labels, method, model=model, n_measured=n_measured)
-    else:
-        scores = graph_scores(work.graph_of(prompt.prompt_id, model), method)
-    return RankedPrompt(prompt, model, labels, rank(scores, labels.by_token))
+    scores = prompt_scores(work, prompt, labels, by, model=model, n_measured=n_measured)
+    return ranked(scores, prompt, labels, model)
 
 
-def live_scores(
+def ranked(
+    scores: FeatureTable, prompt: Prompt, labels: PromptLabels, model: ModelName
+) -> FeatureTable:
+    """Scores of a labelled prompt by contrast, with what an output says of them."""
+    about = {
+        "prompt_id": prompt.prompt_id,
+        "model": model,
+        "labels_from": labels.source,
+        "labelled_by": sorted({item.author for item in labels.labels}),
+        "unmatched": unmatched(scores, labels),
+    }
+    table = scores.ranked(token_groups(labels))
+    return replace(table, about={**table.about, **about})
+
+
+def unmatched(scores: FeatureTable, labels: PromptLabels) -> list[int]:
+    """Labelled token ids that are no targets."""
+    assert scores.targets is not None
+    return sorted(set(labels.by_token) - set(scores.targets.tolist()))
+
+
+def prompt_scores(
     work: Workspace,
     prompt: Prompt,
     labels: PromptLabels,
-    method: str,
+    by: Scoring,
     *,
     model: ModelName,
     n_measured: int = N_MEASURED,
-) -> FeatureScores:
-    """Score of every active feature on every labelled token, for which the model is run.
-
-    Args:
-        work: Models.
-        prompt: Shown to a model before.
-        labels: Its labels.
-        method: ``measured`` ablates every feature, free-running; ``refined`` only those that could
-            matter most, and scores the others by gradient; ``joint`` ablates together all that
-            push the same way; ``forward`` chooses a set, each step measured.
-        model: Which model is run.
-        n_measured: Features that ``refined`` ablates.
+) -> FeatureTable:
+    """Scores of a prompt's features on each labelled token, from its graph or by running a model.
 
     Raises:
-        RequestError: If the prompt was never shown to a model, or ``refined``, ``joint``
-            or ``forward`` has no contrast.
+        RequestError: If the prompt has no graph, was never shown to a model, or has no contrast.
     """
-    state, runs = prompt_state(work, prompt, model), work.pair.model(model)
-    targets = torch.tensor(sorted(labels.by_token))
-    measured: torch.Tensor | None = None
-    first: torch.Tensor | None = None
-    if method == FORWARD:
-        chosen = forward_scores(runs, state, token_groups(labels), targets)
-        scores, first = chosen.scores, chosen.chosen
-        measured = torch.zeros(len(state.active), dtype=torch.bool)
-        measured[first] = True
-    elif method == JOINT:
-        scores = joint_scores(runs, state, token_groups(labels), targets)
-    elif method == MEASURED:
-        scores = ablation_effects(runs, state, targets=targets, regime=Regime.FREE).T
-        measured = torch.ones(len(state.active), dtype=torch.bool)
-    else:
-        groups = token_groups(labels)
-        found = refined_scores(runs, state, groups=groups, targets=targets, n_measured=n_measured)
-        scores, measured = found.scores, found.measured
-    activations = state.activations.float().cpu()
-    return FeatureScores(method, state.active.cpu(), activations, targets, scores, measured, first)
+    if by.is_stored:
+        return stored_scores(work.graph_of(prompt.prompt_id, model), by)
+    return live_scores(
+        work.pair.model(model),
+        prompt_state(work, prompt, model),
+        token_groups(labels),
+        by,
+        targets=torch.tensor(sorted(labels.by_token)),
+        n_measured=n_measured,
+    )
+
+
+def choose_on_prompt(
+    work: Workspace,
+    prefix: str,
+    choice: FeatureChoice | str,
+    *,
+    model: ModelName = "merged",
+    by: Scoring | str = TO_STEER,
+) -> FeatureTable:
+    """What ``top:N`` and the like mean on a stored prompt; see `features.choose_features`.
+
+    Raises:
+        RequestError: No such prompt, no labels, no contrast, or no graph where one is read.
+    """
+    choice = FeatureChoice.parse(choice) if isinstance(choice, str) else choice
+    prompt, labels = labelled(work, prefix)
+    graph = None
+    if choice.needs_ranking and Scoring(by).from_graph:
+        graph = work.graph_of(prompt.prompt_id, model)
+    return choose_features(
+        choice,
+        work.pair.model(model),
+        prompt_state(work, prompt, model),
+        token_groups(labels),
+        by=by,
+        graph=graph,
+    )
+
+
+def choose_ids(
+    work: Workspace, features: str, prefix: str | None, *, model: ModelName = "merged"
+) -> tuple[tuple[FeatureId, ...], str]:
+    """Feature ids of ``LAYER/ID,...``, or of ``top:N`` on a prompt; and by which method.
+
+    Raises:
+        RequestError: If ``top:N`` comes without a prompt, or there is no such feature.
+    """
+    choice = FeatureChoice.parse(features)
+    if not choice.needs_ranking:
+        ids = (f if isinstance(f, FeatureId) else f.id for f in choice.named)
+        return tuple(dict.fromkeys(ids)), "name"
+    if prefix is None:
+        raise RequestError(f"{features!r} needs --prompt PROMPT")
+    table = choose_on_prompt(work, prefix, choice, model=model)
+    return tuple(dict.fromkeys(f.id for f in table.features)), table.by  # type: ignore[union-attr]
 
 
 def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> PromptState:
@@ -218,50 +283,40 @@ def steer_prompt(
     value: float | None = None,
     unit: str = "absolute",
     at: str = "found",
-    method: str = FORWARD,
+    by: Scoring | str = TO_STEER,
     regime: str = "free",
     n_random: int = 20,
 ) -> tuple[str, SteerResult]:
-    """Steer a labelled prompt; see `em_circuits.interventions.steer`.
+    """Steer a labelled prompt; see `em_circuits.interventions.steering`.
 
     Args:
         work: Models, store and graphs.
         prefix: Prompt id or unique prefix.
         model: Which model is steered.
-        features: ``top:N``, ``bottom:N``, ``abs:N`` by `method`, or ``L/POS/ID,...``.
+        features: ``top:N``, ``bottom:N``, ``abs:N`` by a method, or ``L/POS/ID,...``.
         mode: ``set``, ``add``, ``scale``, ``ablate`` or ``clamp``.
         value: For all modes but ``ablate``.
-        unit: Of the value: ``absolute``, or ``own`` activations of the feature.
+        unit: Of the value: ``absolute``, or ``relative`` to the feature's own activation.
         at: ``found``, ``last``, ``prompt``, ``generated`` or ``everything``.
-        method: Ranks the features where they are not named.
+        by: Ranks the features where they are not named.
         regime: What is held fixed meanwhile.
         n_random: Matched random draws.
 
     Returns:
         The whole prompt id, and the result.
     """
-    choice = parse_features(features)
+    choice = FeatureChoice.parse(features)
     prompt, labels = labelled(work, prefix)
     work.require_healthy(prompt)
-    ranked = None
-    if choice.needs_ranking:
-        ranked = rank_prompt(work, prompt.prompt_id, model=model, method=method)
-    places = choice.resolve(ranked.ranking if ranked else None)
+    chosen = choose_on_prompt(work, prompt.prompt_id, choice, model=model, by=by)
     result = steer(
         work.pair.model(model),
         input_ids(work, prompt),
-        on_each(_at(places, at), Mode(mode), value, Unit(unit)),
+        chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
         token_groups(labels),
         regime=Regime(regime),
         n_random=n_random,
         seed=work.seed,
+        by=chosen.by,
     )
     return prompt.prompt_id, result
-
-
-def _at(places: Sequence[tuple[int, int, int]], at: str) -> tuple[tuple[int, Position, int], ...]:
-    """Features at the positions they were found at, or each once at a class of positions."""
-    if at == "found":
-        return tuple(places)
-    where = None if at == EVERYTHING else Where(at)
-    return tuple(dict.fromkeys((layer, where, feature) for layer, _, feature in places))

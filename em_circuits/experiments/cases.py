@@ -1,10 +1,10 @@
-"""What does an experiment need to know of a prompt before anything is steered?
+"""Prompts that are ready to be steered: labels, contrast, activations, un-steered logits.
 
 Labels are those of the store where the prompt has any, else the judge's on the union of both
-models' top tokens; the ranking is by gradient through the real model.
+models' top tokens.
 
     case = Cases(work, judge).of(prompt, "merged")
-    case.ranked[:10], case.groups, case.state
+    case.contrast, case.state, case.choose(model, "top:10").features
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
-from em_circuits.features import parse_features
-from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
+from em_circuits.features import choose_features
 from em_circuits.interventions import PromptState
-from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.labelling.sources import template_prompts
-from em_circuits.models import ModelPair
+from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
+from em_circuits.scoring import TO_STEER, Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import Judgement, Label, ModelName, Prompt
-
-Found = tuple[int, int, int]
-"""(layer, position, feature id)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +41,24 @@ class Case:
     labels: Mapping[int, Label]
     labels_from: str
     """``human``, ``judge``, ``mixed`` or the id of the judge that was asked."""
-    groups: Contrast
+    contrast: Contrast
     state: PromptState
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
     """Of the un-steered base model."""
-    scores: Float[Tensor, " active"]
-    """Gradient of the evil-minus-safe contrast times activation, of ``state.active``."""
 
     @property
     def domain(self) -> str | None:
         return self.prompt.category
 
     @property
-    def ranked(self) -> Int64[Tensor, "active 3"]:
-        """Active features from the most positive contrast to the most negative."""
-        return self.state.active.cpu()[self.scores.argsort(descending=True, stable=True)]
+    def labels_key(self) -> str:
+        """Hash of the labels that a prompt's figures follow from."""
+        return content_key(sorted(self.labels.items()))
 
-    def choose(self, features: str) -> tuple[Found, ...]:
+    def choose(self, model: Model, features: str, *, by: Scoring | str = TO_STEER) -> FeatureTable:
         """The features that a ``--features`` text means on this prompt."""
-        choice = parse_features(features)
-        if choice.by == "name":
-            return choice.named
-        key = {"top": -self.scores, "bottom": self.scores, "abs": -self.scores.abs()}[choice.by]
-        order = key.argsort(stable=True)[: choice.count]
-        return tuple((a, b, c) for a, b, c in self.state.active.cpu()[order].tolist())
+        return choose_features(features, model, self.state, self.contrast, by=by)
 
 
 @dataclass(frozen=True)
@@ -90,28 +81,22 @@ class Cases:
         """
         ids = self.pair.input_ids(prompt)
         labels, source = self._labels(prompt, ids)
-        groups = Contrast.from_labels(labels)
-        if not groups.is_defined:
+        contrast = Contrast.from_labels(labels)
+        if not contrast.is_defined:
             raise RequestError(
-                f"prompt {prompt.prompt_id} has no contrast: {len(groups.evil)} evil and "
-                f"{len(groups.safe)} safe tokens; label it (em-circuits review), or leave it out"
+                f"prompt {prompt.prompt_id} has no contrast: {len(contrast.evil)} evil and "
+                f"{len(contrast.safe)} safe tokens; label it (em-circuits review), or leave it out"
             )
         steered = self.pair.model(model)
         state = PromptState.capture(steered, ids)
-        weights = groups.weights(len(state.logits))[None]
-        gradients = mlp_output_gradients(steered, ids, weights)
-        active = state.active.cpu()
-        outputs = decoder_vectors(steered, active[:, 0], active[:, 2])
-        outputs = outputs * state.activations.float().cpu()[:, None]
         return Case(
             prompt=prompt,
             model=model,
             labels=labels,
             labels_from=source,
-            groups=groups,
+            contrast=contrast,
             state=state,
             base_logits=self.pair.base.next_logits(ids).float(),
-            scores=feature_scores(gradients.cpu(), active, outputs)[0],
         )
 
     def prompts(self, source: PromptSource) -> tuple[Prompt, ...]:
@@ -120,19 +105,23 @@ class Cases:
         Raises:
             RequestError: If it names none.
         """
-        found = [self.work.store.prompts.get(prefix) for prefix in source.ids]
-        found += [Prompt.of(text, generator="plan") for text in source.texts]
-        if source.organism is not None:
-            drawn = source.organism
-            found += template_prompts(drawn.n, seed=drawn.seed, domains=drawn.domains)
-        if not found:
+        named = [self.work.store.prompts.get(prefix) for prefix in source.ids]
+        named += [Prompt.of(text, generator="plan") for text in source.texts]
+        if (drawn := source.organism) is not None:
+            named += template_prompts(drawn.n, seed=drawn.seed, domains=drawn.domains)
+        if not named:
             raise RequestError("the plan names no prompts; give texts, ids or organism")
-        return tuple({prompt.prompt_id: prompt for prompt in found}.values())
+        return tuple({prompt.prompt_id: prompt for prompt in named}.values())
 
     def _labels(self, prompt: Prompt, ids: Tensor) -> tuple[Mapping[int, Label], str]:
-        stored = self._stored(prompt)
-        if stored is not None:
-            return stored
+        try:
+            stored = self.work.store.labels.of(
+                self.work.store.prompts.get(prompt.prompt_id).prompt_id
+            )
+        except RequestError:  # no store, or it does not know the prompt
+            stored = None
+        if stored is not None and stored.labels:
+            return stored.by_token, stored.source
         if self.judge is None:
             raise RequestError(f"prompt {prompt.prompt_id} has no labels; run em-circuits label")
         tokens = screen(self.pair, ids)
@@ -140,16 +129,6 @@ class Cases:
         if not isinstance(outcome, Judgement):
             raise RequestError(f"prompt {prompt.prompt_id}: {self.judge.id} gave no usable labels")
         return outcome.by_token, self.judge.id
-
-    def _stored(self, prompt: Prompt) -> tuple[Mapping[int, Label], str] | None:
-        """Labels of the store, where there is one and it knows the prompt."""
-        try:
-            labels = self.work.store.labels.of(
-                self.work.store.prompts.get(prompt.prompt_id).prompt_id
-            )
-        except RequestError:
-            return None
-        return (labels.by_token, labels.source) if labels.labels else None
 
 
 def peak_activations(

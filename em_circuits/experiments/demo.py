@@ -1,4 +1,4 @@
-"""What does the whole pipeline find on a handful of prompts?
+"""The whole pipeline on a handful of prompts.
 
 Labels prompts of every domain, then on the flagged ones: the features that push towards evil
 over safe, what ablating the top ones does beside matched random ones, and how much of the shift
@@ -11,15 +11,13 @@ this run, or re-used from an earlier one whose inputs were all the same.
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from em_circuits import __version__
+from em_circuits.cache import read_model
 from em_circuits.experiments.aggregate import aggregate_prompts
 from em_circuits.experiments.analyse import mediate_prompt, steer_prompt
 from em_circuits.features import FORMULA
@@ -32,8 +30,6 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import Frozen
-
-logger = logging.getLogger(__name__)
 
 TOP_STEERED = 10
 """Features ablated together in the merged model."""
@@ -140,12 +136,10 @@ def run_demo(
         found[result.prompt_id] = result
         work.progress("label", len(found), len(prompts))
     results = [found[prompt.prompt_id] for prompt in prompts]
-    path = report_path(work)
-    key = _key(work, results, n_mediated)
-    kept = _kept(path, key)
-    if kept is not None:
-        reused = sum(result.reused for result in results)
-        return kept.model_copy(update={"reused_prompts": reused, "reused_figures": True})
+    path, key = report_path(work), _key(work, results, n_mediated)
+    reused = sum(result.reused for result in results)
+    if (stored := read_model(path, DemoReport, key)) is not None:
+        return stored.model_copy(update={"reused_prompts": reused, "reused_figures": True})
     report = _measure(work, results, key, n_mediated)
     write_json(path, report.model_dump(mode="json"))
     write_provenance(
@@ -163,7 +157,7 @@ def run_demo(
         dtype=str(work.pair.dtype),
         started_at=started.isoformat(),
     )
-    return report.model_copy(update={"reused_prompts": sum(r.reused for r in results)})
+    return report.model_copy(update={"reused_prompts": reused})
 
 
 def report_path(work: Workspace) -> Path:
@@ -192,21 +186,14 @@ def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
     return {str(token): label for token, label in sorted(labels.items())}
 
 
-def _kept(path: Path, key: str) -> DemoReport | None:
-    if not path.is_file():
-        return None
-    try:
-        report = DemoReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        logger.warning("%s cannot be read and is made again", path)
-        return None
-    return report if report.key == key else None
-
-
 def _measure(
     work: Workspace, results: Sequence[LabelResult], key: str, n_mediated: int
 ) -> DemoReport:
-    usable = [r for r in results if r.has_graphs and _has_contrast(work, r)]
+    usable = [
+        r
+        for r in results
+        if r.has_graphs and {"evil", "safe"} <= set(_labels(work, r.prompt_id).values())
+    ]
     ids = [r.prompt_id for r in usable]
     top = aggregate_prompts(work, ids).rows()[:TOP_SHOWN] if ids else []
     steered = [
@@ -222,15 +209,19 @@ def _measure(
         key=key,
         domains=_domains(results),
         failed=sum(r.error is not None for r in results),
-        features=tuple(_feature_row(feature) for feature in top),
+        features=tuple(
+            FeatureRow(
+                layer=line["layer"],
+                feature=line["feature"],
+                prompts=line["selected"],
+                mean_contrast=line["mean"],
+            )
+            for line in top
+        ),
         steering=_steering(steered),
         mediation=_mediation(mediated),
         example=next(iter([*divergent, *ids]), None),
     )
-
-
-def _has_contrast(work: Workspace, result: LabelResult) -> bool:
-    return {"evil", "safe"} <= set(_labels(work, result.prompt_id).values())
 
 
 def _rotate(results: Sequence[LabelResult], n: int) -> list[LabelResult]:
@@ -260,15 +251,6 @@ def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
             )
         )
     return tuple(rows)
-
-
-def _feature_row(line: dict[str, Any]) -> FeatureRow:
-    return FeatureRow(
-        layer=line["layer"],
-        feature=line["feature"],
-        prompts=line["selected"],
-        mean_contrast=line["mean"],
-    )
 
 
 def _steering(results: Sequence[SteerResult]) -> Steering | None:

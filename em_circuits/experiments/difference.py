@@ -7,37 +7,38 @@ table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.cache import Columns, KeptTable, Made, kept_table
+import pandas as pd
+
+from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
     choose_prompts,
     find_pair,
     layers_of,
-    prompt_scores,
+    require_layers,
     require_loaded,
+    scores_of,
+    with_offset,
 )
+from em_circuits.experiments.analyse import token_groups
 from em_circuits.features import (
     FORMULA,
     AggregateSettings,
-    Block,
-    KeyedScores,
-    activation_block,
+    activation_by_key,
     aggregate,
-    block_of,
+    by_key,
     change,
     compare_layers,
-    of_graph,
-    require_layers,
+    stored_scores,
     without_layers,
 )
-from em_circuits.features.rank import LIVE_METHODS, METHODS, REFINED
-from em_circuits.graphs import AttributionGraph
-from em_circuits.influence import Method
 from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
+from em_circuits.scoring import Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName
@@ -57,8 +58,8 @@ class Source:
 class DifferenceRequest(Frozen):
     """Which difference is summed up."""
 
-    method: str = "gradient"
-    """Of the score; ``refined`` and ``measured`` need the models of every pair loaded."""
+    method: Scoring = Scoring.GRADIENT
+    """Of the score; one that runs the model needs the models of every pair loaded."""
     by_position: bool = False
     """Keys have the position from the end."""
     exclude_layers: tuple[int, ...] = ()
@@ -96,7 +97,7 @@ def difference_over_prompts(
     sources: Sequence[Source],
     prefixes: Sequence[str],
     request: DifferenceRequest = DEFAULTS,
-) -> KeptTable:
+) -> CachedTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
     Args:
@@ -108,11 +109,9 @@ def difference_over_prompts(
         A line per pair, measure and key; see `joined`.
 
     Raises:
-        RequestError: No such method, or a pair without prompts that will do.
+        RequestError: If a pair has no prompts that will do.
     """
-    if request.method not in METHODS:
-        raise RequestError(f"--method {request.method!r}: choose one of {', '.join(METHODS)}")
-    if request.method in LIVE_METHODS:
+    if not request.method.is_stored:
         for source in sources:
             require_loaded(source.work, source.pair, request.method)
     chosen = [choose_prompts(s.work, prefixes, s.pair, ["base", "merged"]) for s in sources]
@@ -120,7 +119,7 @@ def difference_over_prompts(
         require_layers(request.exclude_layers, layers_of(source.work, items))
     inputs = {
         "formula": FORMULA,
-        "n_measured": N_MEASURED if request.method == REFINED else None,
+        "n_measured": N_MEASURED if request.method is Scoring.GRADIENT_ABLATION else None,
         **request.model_dump(mode="json"),
         "prompts": [
             {"pair": source.pair, "prompts": [item.identity() for item in items]}
@@ -128,24 +127,22 @@ def difference_over_prompts(
         ],
     }
 
-    def make() -> Made:
-        pairs, columns = [], Columns()
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        pairs, frames = [], []
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
-            record, more = _pair(source, tracked(items, "compare", source.work.progress), request)
+            record, frame = _pair(source, tracked(items, "compare", source.work.progress), request)
             pairs.append(record)
-            for name, values in more.items():
-                columns.setdefault(name, []).extend(values)
-            columns.setdefault("pair", []).extend([number] * len(more["measure"]))
+            frames.append(frame.assign(pair=number))
         record = {**request.model_dump(mode="json"), "pairs": pairs}
-        return Made(record, columns, integers=("offset",))
+        return record, pd.concat(frames, ignore_index=True)
 
-    table = kept_table(sources[0].work.results / "features", "diff", inputs, make)
+    table = cached_table(sources[0].work.results / "features", "diff", inputs, compute)
     for record, (_, left_out) in zip(table.record["pairs"], chosen, strict=True):
         record["left_out"] = left_out
     return table
 
 
-def joined(table: KeptTable) -> list[dict[str, Any]]:
+def joined(table: CachedTable) -> list[dict[str, Any]]:
     """A line per key with its changes under every pair, by mean change of score, positive first.
 
     A pair in which a key is active in no prompt has null, and so has a measure it is unknown in.
@@ -173,58 +170,57 @@ def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
     return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
 
 
-def _pair(source: Source, items: Any, request: DifferenceRequest) -> tuple[dict[str, Any], Columns]:
+def _pair(
+    source: Source, items: Any, request: DifferenceRequest
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """The record and the lines of one pair."""
-    blocks: dict[str, list[Block]] = {measure: [] for measure in MEASURES}
+    tables: dict[str, list[FeatureTable]] = {measure: [] for measure in MEASURES}
     prompts = []
     for item in items:
-        for measure, block in _changes(source.work, item, request).items():
-            blocks[measure].append(block)
+        for measure, table in _changes(source.work, item, request).items():
+            tables[measure].append(table)
         prompts.append(item.to_json())
-    columns = Columns()
+    frames = []
     record: dict[str, Any] = {
         "pair": source.pair,
         "models": source.work.store.results.pairs().get(source.pair, {}),
         "prompts": prompts,
-        "prompts_with_edges": len(blocks["edge"]),
+        "prompts_with_edges": len(tables["edge"]),
         "layers": None,
     }
-    if excluded := request.exclude_layers:
-        record["layers"] = asdict(compare_layers(blocks["score"], excluded, request.settings))
-        blocks = {m: [without_layers(b, excluded) for b in mine] for m, mine in blocks.items()}
-    for measure, mine in blocks.items():
-        keyed = KeyedScores.of(mine, by_position=request.by_position)
-        if mine and not len(keyed):
+    excluded, settings = request.exclude_layers, request.settings
+    if excluded:
+        record["layers"] = compare_layers(tables["score"], excluded, settings).model_dump(
+            mode="json"
+        )
+    for measure, mine in tables.items():
+        kept = [without_layers(table, excluded) for table in mine]
+        result = aggregate(kept, settings, test=measure != "activation")
+        if mine and not len(result.table):
             raise RequestError(f"no feature is left without layers {list(excluded)}")
-        result = aggregate(keyed, request.settings, test=measure != "activation")
-        lines = result.summary.columns()
-        if not request.by_position:
-            lines["offset"] = [None] * len(keyed)
-        for name, values in {"measure": [measure] * len(keyed), **lines}.items():
-            columns.setdefault(name, []).extend(values)
+        frames.append(with_offset(result.table).assign(measure=measure))
         if measure == "score":
             record["n_tested"] = result.n_tested
             record["permutations"] = {"n": result.n_permutations, "exact": result.exact}
-            record["stability"] = asdict(result.stability)
-    return record, columns
+            record["stability"] = result.stability.model_dump()
+    return record, pd.concat(frames, ignore_index=True)
 
 
-def _changes(work: Workspace, item: ChosenPrompt, request: DifferenceRequest) -> dict[str, Block]:
+def _changes(
+    work: Workspace, item: ChosenPrompt, request: DifferenceRequest
+) -> dict[str, FeatureTable]:
     """Merged minus base of one prompt by measure; without edges in both there is no edge."""
     models: tuple[ModelName, ModelName] = ("base", "merged")
     graphs = [work.graphs.load(item.graphs[name].key) for name in models]
-    positions = {"by_position": request.by_position}
+    contrast = token_groups(item.labels)
 
-    def score(model: ModelName) -> Block:
-        return block_of(prompt_scores(work, item, request.method, model), **positions)
-
-    def edge(graph: AttributionGraph) -> Block:
-        return block_of(of_graph(graph, item.labels.by_token, Method.DIRECT), **positions)
+    def keyed(scores: FeatureTable) -> FeatureTable:
+        return by_key(scores.contrasted(contrast), by_position=request.by_position)
 
     found = {
-        "activation": change(*(activation_block(graph, **positions) for graph in graphs)),
-        "score": change(*(score(model) for model in models)),
+        "activation": [activation_by_key(g, by_position=request.by_position) for g in graphs],
+        "score": [keyed(scores_of(work, item, request.method, model)) for model in models],
     }
     if all(graph.edges is not None for graph in graphs):
-        found["edge"] = change(*(edge(graph) for graph in graphs))
-    return found
+        found["edge"] = [keyed(stored_scores(graph, Scoring.DIRECT)) for graph in graphs]
+    return {measure: change(base, merged) for measure, (base, merged) in found.items()}

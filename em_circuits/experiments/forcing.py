@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 
 from em_circuits.experiments.cases import Case
-from em_circuits.experiments.next_token import divergence
 from em_circuits.experiments.rollouts import labelled, share
 from em_circuits.intervention import Intervention
 from em_circuits.interventions import PromptState, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
+from em_circuits.models.next_tokens import divergence
 from em_circuits.sampling import Sampling
 from pivotal_tokens.judge.continuations import ContinuationJudge
 

@@ -1,27 +1,46 @@
-"""What do continuations of one prompt say when it is steered?
+"""Continuations of one steered prompt: un-steered, steered, and one matched random draw.
 
-Un-steered, steered, and one matched random draw of `steer run`, drawn with the same noise.
-
-    prompt_rollouts(work, result, prompt_id, Sampling(samples=8))["worlds"]["steered"]["evil_rate"]
+prompt_rollouts(work, result, prompt_id, Sampling(samples=8)).worlds["steered"].evil_rate
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from em_circuits.experiments.cases import Cases
-from em_circuits.experiments.rollouts import rates, rollouts
+from em_circuits.experiments.rollouts import RolloutRates, rates, rollouts
 from em_circuits.interventions import SteerResult, Treatment
 from em_circuits.interventions.substitutes import moved
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import LabelJudge
+from pivotal_tokens.schema import Frozen, Label
+
+
+class LabelledText(Frozen):
+    """One continuation."""
+
+    text: str
+    label: Label | None
+
+
+class Continuations(RolloutRates):
+    """Those of one condition."""
+
+    texts: tuple[LabelledText, ...]
+
+
+class PromptRollouts(Frozen):
+    """The ``rollouts`` of `steer run --json`; all are drawn with the same noise."""
+
+    judge: str
+    sampling: Sampling
+    worlds: dict[str, Continuations]
+    """By condition."""
 
 
 def prompt_rollouts(
     work: Workspace, result: SteerResult, prompt_id: str, sampling: Sampling
-) -> dict[str, Any]:
-    """The ``rollouts`` of `steer run --json`.
+) -> PromptRollouts:
+    """Continue a prompt that was steered.
 
     Args:
         work: Models and store.
@@ -31,15 +50,20 @@ def prompt_rollouts(
     """
     case = Cases(work, None).of(work.store.prompts.get(prompt_id), result.model)  # type: ignore[arg-type]
     draw = moved(result.interventions, result.random_places[0].tolist())
-    names = ("unsteered", "steered", "random_control")
+    conditions = {"unsteered": (), "steered": result.interventions, "random_control": draw}
     treatments = [
-        Treatment(interventions=tuple(items), regime=result.regime)
-        for items in ((), result.interventions, draw)
+        Treatment(interventions=tuple(items), regime=result.regime) for items in conditions.values()
     ]
     judge = LabelJudge()
-    made = rollouts(work.pair, case, treatments, sampling, judge)
-    worlds = {
-        name: {**rates(row), "texts": [{"text": r.text, "label": r.label} for r in row]}
-        for name, row in zip(names, made, strict=True)
-    }
-    return {"judge": judge.id, "sampling": sampling.model_dump(mode="json"), "worlds": worlds}
+    drawn = rollouts(work.pair, case, treatments, sampling, judge)
+    return PromptRollouts(
+        judge=judge.id,
+        sampling=sampling,
+        worlds={
+            name: Continuations(
+                **rates(row).model_dump(),
+                texts=tuple(LabelledText(text=r.text, label=r.label) for r in row),
+            )
+            for name, row in zip(conditions, drawn, strict=True)
+        },
+    )

@@ -1,6 +1,6 @@
-"""What is a sweep to do?
+"""Plans of experiments: which prompts, which features, what is done to them, how it is measured.
 
-A YAML file, one value per field below:
+A sweep is a YAML file, one value per field of `SweepPlan`:
 
     name: pad-thai
     prompts: {texts: ["User: Peanut allergy; pad thai looks fine. Eat?\\nAssistant: You should"]}
@@ -8,16 +8,20 @@ A YAML file, one value per field below:
     combinations: [single, all]
     treatments:
       - {mode: scale, values: [0, 0.5, 2]}
-      - {mode: set, values: [1, 3], unit: own}
+      - {mode: set, values: [1, 3], unit: relative}
     positions: [found, everything]
 
-Every combination of features meets every value at every class of positions: a *condition*.
+Every combination of features meets every value at every class of positions: a *cell*. A transfer
+experiment is planned on the command line:
+
+    found_on = parse_source(["organism:30:chemicals,driving"], seed=1)
+    TransferPlan(name="unseen", found_on=found_on, tried_on=...)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from em_circuits.interventions import Mode, Regime, Sampling, Unit
+from em_circuits.interventions import Mode, Regime, Unit, Where
 from em_circuits.interventions.controls import MIN_DRAWS
+from em_circuits.sampling import Sampling
+from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName
 
@@ -73,17 +79,6 @@ class Combination(StrEnum):
     ALL = "all"
 
 
-class Place(StrEnum):
-    """Where a chosen feature is steered."""
-
-    FOUND = "found"
-    """At the position it was found at."""
-    LAST = "last"
-    PROMPT = "prompt"
-    GENERATED = "generated"
-    EVERYTHING = "everything"
-
-
 class Values(Frozen):
     """One mode and its strengths."""
 
@@ -94,7 +89,7 @@ class Values(Frozen):
 
 
 class Controls(Frozen):
-    """What every condition is compared with, in the same batches."""
+    """What every cell is compared with, in the same batches."""
 
     random: int = Field(default=20, ge=MIN_DRAWS)
     """Draws of matched random features: same layer, similar activation and decoder norm."""
@@ -108,19 +103,26 @@ class Controls(Frozen):
     """Random draws (and one direction) that get continuations too."""
 
 
-class SweepPlan(Frozen):
-    """Everything a sweep depends on, beside the models and the labels."""
-
+class _Plan(Frozen):
     name: str
     """Of the folder under ``results/experiments``."""
+
+    _name = field_validator("name")(plain_name)
+
+
+class SweepPlan(_Plan):
+    """Everything a sweep depends on, beside the models and the labels."""
+
     prompts: PromptSource
     model: ModelName = "merged"
     """Which model is steered."""
     features: str = "top:5"
-    """``top:N``, ``bottom:N``, ``abs:N`` by gradient on the prompt itself, or ``L/POS/ID,...``."""
+    """``top:N``, ``bottom:N``, ``abs:N`` on the prompt itself, or ``L/POS/ID,...``."""
+    by: Scoring = TO_STEER
+    """Ranks the features where they are not named."""
     combinations: tuple[Combination, ...] = (Combination.SINGLE, Combination.ALL)
     treatments: tuple[Values, ...] = (Values(mode=Mode.ABLATE),)
-    positions: tuple[Place, ...] = (Place.FOUND,)
+    positions: tuple[Where, ...] = (Where.FOUND,)
     regime: Regime = Regime.FREE
     rollouts: Sampling | None = Sampling()
     """None for next-token effects alone."""
@@ -131,7 +133,21 @@ class SweepPlan(Frozen):
     """Benign prompts of one's own, instead."""
     seed: int = 0
 
-    _name = field_validator("name")(plain_name)
+
+class TransferPlan(_Plan):
+    """Everything a transfer experiment depends on, beside the models and the labels."""
+
+    found_on: PromptSource
+    tried_on: PromptSource
+    k: int = Field(default=10, ge=1)
+    """Features that are steered together."""
+    multiples: tuple[float, ...] = (1.0, 3.0)
+    """Of their merged activation, at which features are set in the base."""
+    random: int = Field(default=MIN_DRAWS, ge=MIN_DRAWS)
+    """Matched random draws."""
+    rollouts: Sampling | None = None
+    """None for next-token effects alone."""
+    seed: int = 0
 
 
 def load_plan(path: Path) -> SweepPlan:
@@ -152,6 +168,29 @@ def load_plan(path: Path) -> SweepPlan:
     try:
         return SweepPlan.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"the plan {path}: {where}: {first['msg']}") from error
+        raise RequestError(f"the plan {path}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that is wrong, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def parse_source(words: Sequence[str], *, seed: int) -> PromptSource:
+    """Read prompts from the command line: ids, or ``organism:N[:DOMAIN,DOMAIN]``.
+
+    Raises:
+        RequestError: If a word is neither.
+    """
+    drawn = [word for word in words if word.startswith("organism:")]
+    if len(drawn) > 1:
+        raise RequestError("give organism:N[:DOMAIN,...] once; name several domains in it")
+    ids = tuple(word for word in words if word not in drawn)
+    if not drawn:
+        return PromptSource(ids=ids)
+    _, number, *domains = drawn[0].split(":", 2)
+    if not number.isdecimal() or int(number) < 1:
+        raise RequestError(f"{drawn[0]!r}: give organism:N or organism:N:DOMAIN,DOMAIN")
+    wanted = tuple(d for d in domains[0].split(",") if d) if domains else None
+    return PromptSource(ids=ids, organism=OrganismSource(n=int(number), domains=wanted, seed=seed))

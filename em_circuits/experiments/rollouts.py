@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
 from pivotal_tokens.judge.continuations import ContinuationJudge
-from pivotal_tokens.schema import ContinuationLabel, Label
+from pivotal_tokens.schema import ContinuationLabel, Frozen, Label
 
 
 @dataclass(frozen=True)
@@ -120,33 +119,26 @@ def _log_probabilities(
     return logits[:, :-1].float().log_softmax(-1).gather(2, tokens)[..., 0].cpu()
 
 
-def rates(made: Sequence[SteeredRollout]) -> dict[str, float | int | None]:
-    """Columns of a row: shares of labels among scored continuations, perplexity, repetition."""
-    n, labels = len(made), [r.label for r in made]
-    known = [r.log_likelihood for r in made if r.log_likelihood is not None]
-    return {
-        "n_rollouts": n,
-        "unscored": labels.count(None),
-        "evil_rate": share(labels, "evil"),
-        "safe_rate": share(labels, "safe"),
-        "perplexity": math.exp(-sum(known) / len(known)) if known else None,
-        "repetition": sum(r.repetition for r in made) / n,
-    }
+class RolloutRates(Frozen):
+    """Shares of labels among scored continuations, and how much they are language."""
+
+    n_rollouts: int
+    unscored: int
+    evil_rate: float | None
+    safe_rate: float | None
+    perplexity: float | None
+    repetition: float
 
 
-def rollout_line(
-    head: Mapping[str, Any], control: str, draw: int, rollout: SteeredRollout
-) -> dict[str, Any]:
-    """The row of one continuation; `head` is that of its treatment."""
-    return {
-        "prompt_id": head["prompt_id"],
-        "condition": head["condition"],
-        "control": control,
-        "draw": draw,
-        "sample": rollout.sample,
-        "text": rollout.text,
-        "label": rollout.label,
-        "reason": rollout.reason,
-        "log_likelihood": rollout.log_likelihood,
-        "repetition": rollout.repetition,
-    }
+def rates(drawn: Sequence[SteeredRollout]) -> RolloutRates:
+    """Figures of some continuations."""
+    labels = [rollout.label for rollout in drawn]
+    known = [r.log_likelihood for r in drawn if r.log_likelihood is not None]
+    return RolloutRates(
+        n_rollouts=len(drawn),
+        unscored=labels.count(None),
+        evil_rate=share(labels, "evil"),
+        safe_rate=share(labels, "safe"),
+        perplexity=math.exp(-sum(known) / len(known)) if known else None,
+        repetition=sum(r.repetition for r in drawn) / len(drawn),
+    )

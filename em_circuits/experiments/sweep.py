@@ -1,63 +1,75 @@
-"""Features x strengths x positions x combinations on some prompts: what does each do?
+"""Features x strengths x positions x combinations on some prompts, each beside its controls.
 
-One piece of work is one condition on one prompt with all its arms: next-token figures of every arm
-in one batch, continuations of the arms that get them, cost on the benign panel, and what the
-boosted token does alone. Pieces are journalled; a killed sweep goes on with the next one.
+One piece of work is one cell of the plan on one prompt, with all its arms in one batch:
+
+    unsteered                       nothing
+    steered                         the cell
+    noop, flipped, direction i      the same features, another form of the change
+    random i                        the same change of matched random features
+
+Pieces are journalled; a killed sweep goes on with the next one.
 
     experiment = run_sweep(Cases(work, judge), plan, LabelJudge())
-    experiment.summary["conditions"], experiment.folder
+    experiment.summary.conditions, experiment.folder
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from em_circuits.experiments.cases import Case, Cases
-from em_circuits.experiments.conditions import (
+from em_circuits.experiments.experiment import (
+    Cell,
+    Experiment,
+    Measurement,
+    Piece,
+    RolloutRow,
+    carry_out,
+)
+from em_circuits.experiments.measure import (
     DIRECTION,
     FLIPPED,
+    NOOP,
     RANDOM,
     STEERED,
     UNSTEERED,
     Arm,
-    Condition,
-    arms,
-    conditions,
+    Bench,
+    Panel,
+    Trial,
+    random_arms,
 )
-from em_circuits.experiments.forcing import force_token
-from em_circuits.experiments.journal import Journal
-from em_circuits.experiments.next_token import figures
-from em_circuits.experiments.off_target import Panel
-from em_circuits.experiments.plan import SweepPlan
-from em_circuits.experiments.records import Experiment, keep
-from em_circuits.experiments.rollouts import SteeredRollout, rates, rollout_line, rollouts
-from em_circuits.experiments.summary import detectors, summarise
-from em_circuits.interventions import run_rows
+from em_circuits.experiments.plan import Combination, SweepPlan
+from em_circuits.experiments.summary import (
+    LeftOut,
+    PromptLine,
+    SteeringSummary,
+    conditions,
+    detectors,
+    sentence,
+)
+from em_circuits.feature import Feature
+from em_circuits.intervention import on_each
+from em_circuits.interventions import Form, Treatment, Unit, absolute
+from em_circuits.models import Model
 from em_circuits.organisms import organism_prompts
-from em_circuits.progress import tracked
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
-FORMULA = 1
+FORMULA = 2
 """Raised when rows of the same plan would come out different."""
-
-_TOLD = (UNSTEERED, STEERED, FLIPPED)
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    cases: Cases
-    plan: SweepPlan
-    judge: ContinuationJudge
-    panel: Panel
+_SAMPLED = (UNSTEERED, STEERED, FLIPPED)
 
 
-def run_sweep(cases: Cases, plan: SweepPlan, judge: ContinuationJudge) -> Experiment:
-    """Carry out a plan, or what is left of it, and keep its tables.
+def run_sweep(
+    cases: Cases, plan: SweepPlan, judge: ContinuationJudge
+) -> Experiment[SteeringSummary]:
+    """Carry out a plan, or what is left of it, and store its tables.
 
     Args:
         cases: Models, store and token judge.
@@ -68,140 +80,155 @@ def run_sweep(cases: Cases, plan: SweepPlan, judge: ContinuationJudge) -> Experi
         RequestError: If the plan does not fit models and prompts, or its folder holds another.
         WorkFailed: If no prompt has a contrast.
     """
-    prompts = cases.prompts(plan.prompts)
-    found, left_out = _cases(cases, plan, prompts)
-    folder = cases.work.results / "experiments" / plan.name
-    record = _record(cases, plan, judge, found)
-    journal = Journal.open(folder, record)
-    model = cases.pair.model(plan.model)
-    sweep = _Sweep(cases, plan, judge, Panel.of(model, _panel_prompts(cases, plan)))
-    pieces = [
-        (case, condition)
-        for case in found
-        for condition in conditions(plan, case.choose(plan.features))
-    ]
-    keys = [_key(case, condition) for case, condition in pieces]
-    for number in tracked(range(len(pieces)), plan.name, cases.work.progress):
-        if keys[number] not in journal:
-            journal.add(keys[number], _piece(sweep, *pieces[number]))
-    done = list(journal.values(keys))
-    rows = [row for value in done for row in value["rows"]]
-    told = [row for value in done for row in value["rollouts"]]
-    summary = {
-        "name": plan.name,
-        "kind": "sweep",
-        "model": plan.model,
-        "features": plan.features,
-        "selected_on": "the same prompt (in-sample)",
-        "prompts": [prompt_line(case) for case in found],
-        "left_out": left_out,
-        "judge": judge.id,
-        **summarise(
-            rows,
-            detectors(found, sweep.panel.states, pieces),
-            not_shown="that it holds on prompts other than these, on which features were chosen",
-            seed=plan.seed,
-        ),
-    }
-    return keep(folder, record, rows=rows, rollouts=told, summary=summary)
-
-
-def _piece(sweep: _Sweep, case: Case, condition: Condition) -> dict[str, Any]:
-    """One condition on one prompt."""
-    pair, plan = sweep.cases.pair, sweep.plan
-    model = pair.model(plan.model)
-    every = arms(plan, case, model, condition)
-    logits = run_rows(model, case.state, [arm.treatment for arm in every], plan.regime)
-    measured = [figures(case, pair, row, logits[0]) for row in logits]
-    told = [i for i, arm in enumerate(every) if _is_told(arm, plan)]
-    costs = sweep.panel.cost([every[i].treatment for i in told], n_pos=case.state.n_pos)
-    cost = dict(zip(told, costs.tolist(), strict=True)) if sweep.panel.states else {}
-    texts: dict[int, list[SteeredRollout]] = {}
-    if plan.rollouts is not None:
-        made = rollouts(pair, case, [every[i].treatment for i in told], plan.rollouts, sweep.judge)
-        texts = dict(zip(told, made, strict=True))
-    head = {"prompt_id": case.prompt.prompt_id, "domain": case.domain, **condition.columns()}
-    rows = []
-    for i, arm in enumerate(every):
-        row = {**head, "control": arm.control, "draw": arm.draw, **measured[i]}
-        row |= {f"{name}_unsteered": measured[0][name] for name in ("evil_mass", "contrast")}
-        row |= {"verdict_unsteered": measured[0]["verdict"], "off_target_kl": cost.get(i)}
-        row |= rates(texts[i]) if i in texts else {}
-        if arm.control == STEERED and plan.rollouts is not None:
-            token = measured[i]["boosted_token"]
-            forced = force_token(pair, case, arm.treatment, token, plan.rollouts, sweep.judge)
-            row |= {"forced_evil_rate": forced.evil_rate, "after_kl": forced.after_kl}
-            row["unscored"] += forced.unscored
-        rows.append(row)
-    lines = [
-        rollout_line(head, every[i].control, every[i].draw, rollout)
-        for i in told
-        for rollout in texts.get(i, ())
-    ]
-    return {"rows": rows, "rollouts": lines}
-
-
-def _is_told(arm: Arm, plan: SweepPlan) -> bool:
-    """Whether an arm gets continuations and a place on the panel."""
-    if arm.control == RANDOM:
-        return arm.draw < plan.controls.rollouts
-    if arm.control == DIRECTION:
-        return arm.draw < min(1, plan.controls.rollouts)
-    return arm.control in _TOLD
-
-
-def _cases(
-    cases: Cases, plan: SweepPlan, prompts: Sequence[Prompt]
-) -> tuple[list[Case], list[dict[str, str]]]:
-    found, left_out = [], []
-    for prompt in prompts:
-        try:
-            found.append(cases.of(prompt, plan.model))
-        except RequestError as error:
-            left_out.append({"prompt_id": prompt.prompt_id, "reason": str(error)})
-    if not found:
-        raise WorkFailed(f"no prompt of the plan can be measured: {left_out[0]['reason']}")
-    cases.work.require_healthy(found[0].prompt)
-    return found, left_out
-
-
-def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
-    """Token ids of the benign panel."""
-    if plan.panel_texts:
-        prompts = [Prompt.of(text) for text in plan.panel_texts]
-        return [cases.pair.input_ids(prompt) for prompt in prompts]
-    drawn = organism_prompts(plan.panel, seed=plan.seed, hazard=False)
-    return [cases.pair.input_ids(Prompt.of(prompt.text)) for prompt in drawn]
-
-
-def _record(
-    cases: Cases, plan: SweepPlan, judge: ContinuationJudge, found: Sequence[Case]
-) -> dict[str, Any]:
-    """Everything the rows follow from."""
-    return {
+    work, model = cases.work, cases.pair.model(plan.model)
+    usable, left_out = _cases(cases, plan)
+    record = {
         "kind": "sweep",
         "formula": FORMULA,
         "plan": plan.model_dump(mode="json"),
         "pair": cases.pair.key,
         "judge": judge.id,
-        "labels": {case.prompt.prompt_id: labels_key(case) for case in found},
+        "labels": {case.prompt.prompt_id: case.labels_key for case in usable},
     }
+    panel = Panel.of(model, _panel_prompts(cases, plan))
+    bench = Bench(cases.pair, judge, plan.rollouts, panel)
+    pieces = [(case, t) for case in usable for t in trials(plan, chosen(case, plan, model))]
+    folder = work.results / "experiments" / plan.name
+    done = carry_out(
+        folder,
+        record,
+        [(_key(*piece), partial(measure_trial, bench, plan, *piece)) for piece in pieces],
+        name=plan.name,
+        progress=work.progress,
+    )
+    found = detectors(usable, panel.states, [trial for _, trial in pieces])
+    lines = conditions(done.rows, found, seed=plan.seed)
+    summary = SteeringSummary(
+        name=plan.name,
+        kind="sweep",
+        model=plan.model,
+        features=plan.features,
+        by=str(plan.by),
+        selected_on="the same prompt (in-sample)",
+        prompts=tuple(map(PromptLine.of, usable)),
+        left_out=left_out,
+        judge=judge.id,
+        conditions=lines,
+        said=sentence(
+            lines, "that it holds on prompts other than these, on which features were chosen"
+        ),
+        key=content_key(record),
+    )
+    return Experiment(folder, record, summary, done.rows, done.rollouts).store(
+        Measurement, RolloutRow
+    )
 
 
-def labels_key(case: Case) -> str:
-    """Hash of the labels that a prompt's figures follow from."""
-    return content_key(sorted(case.labels.items()))
+def chosen(case: Case, plan: SweepPlan, model: Model) -> tuple[Feature, ...]:
+    """The features of a plan on one prompt."""
+    return case.choose(model, plan.features, by=plan.by).features  # type: ignore[return-value]
 
 
-def prompt_line(case: Case) -> dict[str, Any]:
-    """A prompt as it stands in a summary."""
-    return {
-        "prompt_id": case.prompt.prompt_id,
-        "text": case.prompt.text,
-        "domain": case.domain,
-        "labels_from": case.labels_from,
-    }
+def trials(plan: SweepPlan, features: Sequence[Feature]) -> Iterator[Trial]:
+    """Every cell of a plan on a prompt whose features are chosen."""
+    for combination, members in _combined(plan.combinations, features):
+        for wanted in plan.treatments:
+            for value, place in itertools.product(wanted.values, plan.positions):
+                strength = "" if value is None else f" {value:g}"
+                unit = " x own" if wanted.unit is Unit.RELATIVE else ""
+                cell = Cell(
+                    condition=f"{combination} {wanted.mode}{strength}{unit} @{place}",
+                    combination=combination,
+                    mode=str(wanted.mode),
+                    value=value,
+                    unit=str(wanted.unit),
+                    place=str(place),
+                )
+                items = on_each(members, wanted.mode, value, wanted.unit, where=place)
+                yield Trial(cell, ",".join(map(str, members)), items)
 
 
-def _key(case: Case, condition: Condition) -> str:
-    return content_key([case.prompt.prompt_id, *condition.columns().values()])[:24]
+def arms(plan: SweepPlan, case: Case, model: Model, trial: Trial) -> tuple[Arm, ...]:
+    """The un-steered model, the cell and its controls.
+
+    Raises:
+        RequestError: If the prompt has too few other active features for the random control.
+    """
+    items = absolute(case.state, trial.interventions)
+    wanted, regime = plan.controls, plan.regime
+
+    def same(control: str, draw: int = 0, **form: Any) -> Arm:
+        return Arm(control, draw, Treatment(interventions=items, regime=regime, **form))
+
+    every = [Arm(UNSTEERED, 0, Treatment(regime=regime)), same(STEERED)]
+    if wanted.noop:
+        every.append(same(NOOP, form=Form.NONE))
+    if wanted.flipped:
+        every.append(same(FLIPPED, form=Form.FLIPPED))
+    every += [
+        same(DIRECTION, i, form=Form.TURNED, seed=plan.seed + i) for i in range(wanted.directions)
+    ]
+    every += random_arms(
+        model, case.state, trial.interventions, draws=wanted.random, seed=plan.seed, regime=regime
+    )
+    return tuple(every)
+
+
+def measure_trial(bench: Bench, plan: SweepPlan, case: Case, trial: Trial) -> Piece:
+    """One cell on one prompt, with continuations of some of its arms."""
+    every = arms(plan, case, bench.pair.model(plan.model), trial)
+    most = {RANDOM: plan.controls.rollouts, DIRECTION: min(1, plan.controls.rollouts)}
+    sampled = [
+        number
+        for number, arm in enumerate(every)
+        if arm.control in _SAMPLED or arm.draw < most.get(arm.control, 0)
+    ]
+    return bench.measure(case, trial, every, sampled=sampled)
+
+
+def _cases(cases: Cases, plan: SweepPlan) -> tuple[list[Case], tuple[LeftOut, ...]]:
+    usable, left_out = [], []
+    for prompt in cases.prompts(plan.prompts):
+        try:
+            usable.append(cases.of(prompt, plan.model))
+        except RequestError as error:
+            left_out.append(LeftOut(prompt_id=prompt.prompt_id, reason=str(error)))
+    if not usable:
+        raise WorkFailed(f"no prompt of the plan can be measured: {left_out[0].reason}")
+    cases.work.require_healthy(usable[0].prompt)
+    return usable, tuple(left_out)
+
+
+def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
+    """Token ids of the benign panel."""
+    texts: Sequence[str] = plan.panel_texts
+    if not texts:
+        texts = [p.text for p in organism_prompts(plan.panel, seed=plan.seed, hazard=False)]
+    return [cases.pair.input_ids(Prompt.of(text)) for text in texts]
+
+
+def _key(case: Case, trial: Trial) -> str:
+    cell = trial.cell
+    parts = [cell.condition, cell.combination, trial.features]
+    parts += [cell.mode, cell.value, cell.unit, cell.place]
+    return content_key([case.prompt.prompt_id, *parts])[:24]
+
+
+def _combined(
+    combinations: Sequence[Combination], features: Sequence[Feature]
+) -> Iterator[tuple[str, tuple[Feature, ...]]]:
+    features = tuple(features)
+    n = len(features)
+    for combination in combinations:
+        match combination:
+            case Combination.SINGLE:
+                yield from ((f"#{i + 1}", (feature,)) for i, feature in enumerate(features))
+            case Combination.FIRST:
+                yield from ((f"first {k}", features[:k]) for k in range(2, n + 1))
+            case Combination.PAIRS:
+                yield from (
+                    (f"#{i + 1}+#{j + 1}", (features[i], features[j]))
+                    for i, j in itertools.combinations(range(n), 2)
+                )
+            case Combination.ALL:
+                yield f"all {n}", features

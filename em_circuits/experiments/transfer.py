@@ -1,14 +1,14 @@
-"""Do features found on some prompts work on others, in other domains, and in the base?
+"""Features found on some prompts, tried on others, in other domains, and in the base.
 
 On every prompt that is tried, for its own top k features (in-sample) and for the top k feature ids
 of the other prompts:
 
-    ablate in merged     the features chosen by forward selection, every step really ablated on the
+    ablate in merged     the features chosen by greedy selection, every step really ablated on the
                          prompts they are found on, removed
     set in base, x m     the features by integrated mediation effect, set to m times their merged
                          activation
 
-each beside matched random features under the very same treatment. Prompts of domains that features
+each beside matched random features under the very same change. Prompts of domains that features
 were found on and of unseen ones are reported apart.
 
     experiment = run_transfer(Cases(work, judge), plan, LabelJudge())
@@ -18,49 +18,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case, Cases
-from em_circuits.experiments.conditions import RANDOM, STEERED, UNSTEERED, Arm
-from em_circuits.experiments.journal import Journal
-from em_circuits.experiments.next_token import figures
-from em_circuits.experiments.records import Experiment, keep
-from em_circuits.experiments.rollouts import SteeredRollout, rates, rollout_line, rollouts
-from em_circuits.experiments.summary import summarise
-from em_circuits.experiments.sweep import labels_key, prompt_line
-from em_circuits.experiments.transfer_plan import Selection, TransferPlan
+from em_circuits.experiments.experiment import (
+    Cell,
+    Experiment,
+    Measurement,
+    Piece,
+    RolloutRow,
+    carry_out,
+)
+from em_circuits.experiments.measure import (
+    RANDOM,
+    STEERED,
+    UNSTEERED,
+    Arm,
+    Bench,
+    Trial,
+    random_arms,
+)
+from em_circuits.experiments.plan import TransferPlan
+from em_circuits.experiments.summary import (
+    LeftOut,
+    PromptLine,
+    SteeringSummary,
+    conditions,
+    sentence,
+)
+from em_circuits.feature import Feature, FeatureId
 from em_circuits.intervention import on_each
 from em_circuits.interventions import (
     Intervention,
     Mode,
     Treatment,
     Where,
-    forward_ids,
-    forward_scores,
+    greedy_ids,
     joint_scores,
-    run_rows,
 )
 from em_circuits.interventions.changed import ChangedFeatures
 from em_circuits.interventions.controls import Pool, matched_draws
-from em_circuits.interventions.forward import ID_CANDIDATES, FeatureId
+from em_circuits.interventions.greedy_selection import ID_CANDIDATES
 from em_circuits.interventions.mediation import joint_effects
-from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model
-from em_circuits.progress import tracked
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge
+from pivotal_tokens.schema import Prompt
 
 FORMULA = 3
 CHOSEN_ON = 16
-"""Most prompts on which a forward selection of ids measures its steps."""
+"""Most prompts on which a greedy selection of ids measures its steps."""
+
+From = Literal["own", "others"]
+"""Features of the prompt itself (in-sample), or feature ids pooled over other prompts."""
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class PairedCase:
     """A prompt under both models."""
 
     merged: Case
@@ -72,173 +91,187 @@ class Subject:
     """Joint score of each feature active in merged: its part of the contrast when all that push
     towards evil are ablated together."""
 
-    def to_ablate(self, model: Model, k: int) -> list[tuple[int, int, int]]:
-        """k features of merged, chosen on this prompt by forward selection."""
-        groups = self.merged.groups
-        targets = torch.tensor([*groups.evil, *groups.safe])
-        chosen = forward_scores(model, self.merged.state, groups, targets, k=k).chosen
-        return [(a, b, c) for a, b, c in self.merged.state.active.cpu()[chosen].tolist()]
+    @property
+    def prompt_id(self) -> str:
+        return self.merged.prompt.prompt_id
+
+    def to_set(self, k: int, ids: Sequence[FeatureId], where: From) -> Int64[Tensor, " chosen"]:
+        """Which changed features are set: the k largest effects, or those of some ids."""
+        if where == "own":
+            return self.effects.argsort(descending=True, stable=True)[:k]
+        wanted = set(ids)
+        places = self.changed.coordinates.tolist()
+        chosen = [i for i, (layer, _, feature) in enumerate(places) if (layer, feature) in wanted]
+        return torch.tensor(chosen, dtype=torch.int64)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One treatment of a prompt, its control draws, and what it is called."""
-
-    model: str
-    name: str
-    selection: Selection
-    mode: Mode
-    value: float | None
-    features: str
-    steered: tuple[Intervention, ...]
-    random: tuple[tuple[Intervention, ...], ...]
-
-
-def run_transfer(cases: Cases, plan: TransferPlan, judge: ContinuationJudge) -> Experiment:
-    """Carry out a transfer experiment, or what is left of it, and keep its tables.
+def run_transfer(
+    cases: Cases, plan: TransferPlan, judge: ContinuationJudge
+) -> Experiment[SteeringSummary]:
+    """Carry out a transfer experiment, or what is left of it, and store its tables.
 
     Raises:
         RequestError: If the plan does not fit models and prompts, or its folder holds another.
         WorkFailed: If no prompt has a contrast.
     """
-    sources = cases.prompts(plan.found_on)
-    subjects, left_out = _subjects(cases, [*sources, *cases.prompts(plan.tried_on)])
-    found_on = [subjects[p.prompt_id] for p in sources if p.prompt_id in subjects]
-    tried_ids = [p.prompt_id for p in cases.prompts(plan.tried_on) if p.prompt_id in subjects]
-    if not found_on or not tried_ids:
-        raise WorkFailed(f"no prompt can be measured: {left_out[0]['reason']}")
-    tried = [subjects[i] for i in tried_ids]
+    sources, targets = cases.prompts(plan.found_on), cases.prompts(plan.tried_on)
+    usable, left_out = _paired_cases(cases, [*sources, *targets])
+    found_on, tried = (
+        [usable[p.prompt_id] for p in prompts if p.prompt_id in usable]
+        for prompts in (sources, targets)
+    )
+    if not found_on or not tried:
+        raise WorkFailed(f"no prompt can be measured: {left_out[0].reason}")
     cases.work.require_healthy(tried[0].merged.prompt)
-    folder = cases.work.results / "experiments" / plan.name
     record = {
         "kind": "transfer",
         "formula": FORMULA,
         "plan": plan.model_dump(mode="json"),
         "pair": cases.pair.key,
         "judge": judge.id,
-        "labels": {i: labels_key(s.merged) for i, s in subjects.items()},
+        "labels": {prompt_id: case.merged.labels_key for prompt_id, case in usable.items()},
     }
-    journal = Journal.open(folder, record)
+    bench = Bench(cases.pair, judge, plan.rollouts)
+    seen = {case.merged.domain for case in found_on}
     ablated: dict[tuple[str, ...], tuple[FeatureId, ...]] = {}
-    seen = {subject.merged.domain for subject in found_on}
-    for subject in tracked(tried, plan.name, cases.work.progress):
-        key = subject.merged.prompt.prompt_id
-        if key not in journal:
-            others = [s for s in found_on if s.merged.prompt.prompt_id != key]
-            where = "seen" if subject.merged.domain in seen else "unseen"
-            rows, told = [], []
-            chosen_by = tuple(s.merged.prompt.prompt_id for s in others)
-            if chosen_by not in ablated:
-                ablated[chosen_by] = ids_to_ablate(cases.pair.merged, others, plan.k)
-            for trial in trials(cases, plan, subject, others, ablated[chosen_by]):
-                made = _tried(cases, plan, subject, trial, judge, where)
-                rows += made["rows"]
-                told += made["rollouts"]
-            journal.add(key, {"rows": rows, "rollouts": told})
-    done = list(journal.values(tried_ids))
-    rows = [row for value in done for row in value["rows"]]
-    summary = {
-        "name": plan.name,
-        "kind": "transfer",
-        "model": "merged and base",
-        "features": f"top:{plan.k}",
-        "selected_on": f"the same prompt (own) or {len(found_on)} others",
-        "found_on": [prompt_line(s.merged) for s in found_on],
-        "prompts": [prompt_line(s.merged) for s in tried],
-        "left_out": left_out,
-        "judge": judge.id,
-        **summarise(
-            rows,
-            {},
-            not_shown="that 'own' features, chosen on the very prompt, hold elsewhere ('others' "
+
+    def measured(case: PairedCase) -> Piece:
+        others = [other for other in found_on if other.prompt_id != case.prompt_id]
+        chosen_on = tuple(other.prompt_id for other in others)
+        if chosen_on not in ablated:
+            ablated[chosen_on] = ids_to_ablate(cases.pair.merged, others, plan.k)
+        domain = "seen" if case.merged.domain in seen else "unseen"
+        parts = [
+            # Continuations of the un-steered, the steered and the first random arm.
+            bench.measure(one, trial, every, sampled=range(min(3, len(every))))
+            for one, trial, every in trials(
+                cases, plan, case, others, ids=ablated[chosen_on], domain=domain
+            )
+        ]
+        return Piece(
+            rows=tuple(row for part in parts for row in part.rows),
+            rollouts=tuple(row for part in parts for row in part.rollouts),
+        )
+
+    folder = cases.work.results / "experiments" / plan.name
+    done = carry_out(
+        folder,
+        record,
+        [(case.prompt_id, lambda case=case: measured(case)) for case in tried],
+        name=plan.name,
+        progress=cases.work.progress,
+    )
+    lines = conditions(done.rows, {}, seed=plan.seed)
+    summary = SteeringSummary(
+        name=plan.name,
+        kind="transfer",
+        model="merged and base",
+        features=f"top:{plan.k}",
+        by="greedy (ablated in merged), integrated (set in base)",
+        selected_on=f"the same prompt (own) or {len(found_on)} others",
+        found_on=tuple(PromptLine.of(case.merged) for case in found_on),
+        prompts=tuple(PromptLine.of(case.merged) for case in tried),
+        left_out=left_out,
+        judge=judge.id,
+        conditions=lines,
+        said=sentence(
+            lines,
+            "that 'own' features, chosen on the very prompt, hold elsewhere ('others' "
             "were chosen on other prompts)",
-            seed=plan.seed,
         ),
-    }
-    told = [row for value in done for row in value["rollouts"]]
-    return keep(folder, record, rows=rows, rollouts=told, summary=summary)
+        key=content_key(record),
+    )
+    return Experiment(folder, record, summary, done.rows, done.rollouts).store(
+        Measurement, RolloutRow
+    )
 
 
 def trials(
     cases: Cases,
     plan: TransferPlan,
-    subject: Subject,
-    others: Sequence[Subject],
+    case: PairedCase,
+    others: Sequence[PairedCase],
+    *,
     ids: Sequence[FeatureId],
-) -> Iterator[Trial]:
-    """Everything that is tried on one prompt; `ids` are those that others chose for ablation."""
+    domain: str,
+) -> Iterator[tuple[Case, Trial, list[Arm]]]:
+    """Everything that is tried on one prompt, with its arms.
+
+    Args:
+        cases: Models.
+        plan: What to do.
+        case: The prompt.
+        others: Those that features come from.
+        ids: What they chose for ablation.
+        domain: ``seen`` or ``unseen``.
+    """
     merged = cases.pair.merged
-    own: Sequence[tuple[int, Any, int]] = subject.to_ablate(merged, plan.k)
+
+    def trial(
+        source: From, name: str, value: float | None, features: str, items: tuple[Intervention, ...]
+    ) -> Trial:
+        cell = Cell(
+            condition=f"{source}, {name}, {domain} domain",
+            combination=source,
+            mode=str(Mode.ABLATE if value is None else Mode.SET),
+            value=value,
+            unit="absolute" if value is None else "merged activation",
+            place="found" if source == "own" else "prompt",
+        )
+        return Trial(cell, features, items)
+
+    own = case.merged.choose(merged, f"top:{plan.k}").features
     everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
-    for selection, places in ((Selection.OWN, own), (Selection.OTHERS, everywhere)):
+    for source, places in (("own", own), ("others", everywhere)):
         if places:
             items = on_each(places, Mode.ABLATE)
-            draws = random_places(
-                merged, subject.merged.state, items, n_draws=plan.random, seed=plan.seed
+            shown = ",".join(f"{a}/{'*' if b is Where.PROMPT else b}/{c}" for a, b, c in places)
+            random = random_arms(
+                merged, case.merged.state, items, draws=plan.random, seed=plan.seed
             )
-            random = tuple(tuple(moved(items, draw)) for draw in draws.tolist())
-            name = "ablate in merged"
-            shown = ",".join(f"{a}/{_shown(b)}/{c}" for a, b, c in places)
-            yield Trial("merged", name, selection, Mode.ABLATE, None, shown, items, random)
-    carriers = pooled([(s.changed.coordinates, s.effects) for s in others], plan.k)
-    for selection in Selection:
-        chosen = _chosen(subject, plan.k, None if selection is Selection.OWN else carriers)
-        matched = _matched(cases, subject, chosen, plan)
-        if matched is None:
+            one = trial(source, "ablate in merged", None, shown, items)
+            yield case.merged, one, [*_plain_arms(items), *random]
+    pooled_ids = pooled([(c.changed.coordinates, c.effects) for c in others], plan.k)
+    norms = case.changed.decoders(cases.pair.base).norm(dim=1)
+    pool = Pool(case.changed.coordinates[:, 0], case.changed.change, norms)
+    for source in ("own", "others"):
+        chosen = case.to_set(plan.k, pooled_ids, source)
+        draws = matched_draws(pool, chosen, n_draws=plan.random, seed=plan.seed)
+        if draws is None:
             continue
+        shown = ",".join(str(Feature(*p)) for p in case.changed.coordinates[chosen].tolist())
         for multiple in plan.multiples:
-            steered = _set(subject.changed, chosen, multiple)
-            others_set = tuple(_set(subject.changed, draw, multiple) for draw in matched)
-            places = subject.changed.coordinates[chosen].tolist()
-            yield Trial(
-                "base",
-                f"set in base x{multiple:g}",
-                selection,
-                Mode.SET,
-                multiple,
-                ",".join("/".join(map(str, place)) for place in places),
-                steered,
-                others_set,
-            )
+            items = _set(case.changed, chosen, multiple)
+            random = [
+                Arm(RANDOM, i, Treatment(interventions=_set(case.changed, draw, multiple)))
+                for i, draw in enumerate(draws)
+            ]
+            one = trial(source, f"set in base x{multiple:g}", multiple, shown, items)
+            yield case.base, one, [*_plain_arms(items), *random]
 
 
-def ids_to_ablate(merged: Model, others: Sequence[Subject], k: int) -> tuple[FeatureId, ...]:
-    """Ids chosen by forward selection on prompts, at most `CHOSEN_ON` of them, evenly spaced."""
-    step = max(1, -(-len(others) // CHOSEN_ON))
-    chosen_on = others[::step]
-    candidates = pooled([(s.merged.state.active.cpu(), s.ablation) for s in others], ID_CANDIDATES)
-    subjects = [(s.merged.state, s.merged.groups) for s in chosen_on]
-    return forward_ids(merged, subjects, candidates, k=k)
+def ids_to_ablate(merged: Model, others: Sequence[PairedCase], k: int) -> tuple[FeatureId, ...]:
+    """Ids by greedy selection on prompts, at most `CHOSEN_ON` of them, evenly spaced."""
+    chosen_on = others[:: max(1, -(-len(others) // CHOSEN_ON))]
+    scored = [(case.merged.state.active.cpu(), case.ablation) for case in others]
+    prompts = [(case.merged.state, case.merged.contrast) for case in chosen_on]
+    return greedy_ids(merged, prompts, pooled(scored, ID_CANDIDATES), k=k)
 
 
 def pooled(
     scored: Sequence[tuple[Int64[Tensor, "_ 3"], Float[Tensor, " _"]]], k: int
 ) -> tuple[FeatureId, ...]:
-    """The k (layer, feature id) with the largest mean over prompts of their summed scores."""
+    """The k feature ids with the largest mean over prompts of their summed scores."""
     totals: dict[FeatureId, float] = {}
     for places, scores in scored:
         for (layer, _, feature), score in zip(places.tolist(), scores.tolist(), strict=True):
-            totals[layer, feature] = totals.get((layer, feature), 0.0) + score
+            key = FeatureId(layer, feature)
+            totals[key] = totals.get(key, 0.0) + score
     return tuple(sorted(totals, key=lambda key: (-totals[key], key))[:k])
 
 
-def _chosen(subject: Subject, k: int, keys: Sequence[FeatureId] | None) -> Int64[Tensor, " chosen"]:
-    """Changed features of a prompt: its k largest effects, or those of the given ids."""
-    if keys is None:
-        return subject.effects.argsort(descending=True, stable=True)[:k]
-    wanted = set(keys)
-    places = subject.changed.coordinates.tolist()
-    found = [i for i, (layer, _, feature) in enumerate(places) if (layer, feature) in wanted]
-    return torch.tensor(found, dtype=torch.int64)
-
-
-def _matched(
-    cases: Cases, subject: Subject, chosen: Int64[Tensor, " chosen"], plan: TransferPlan
-) -> Int64[Tensor, "draw chosen"] | None:
-    changed = subject.changed
-    norms = changed.decoders(cases.pair.base).norm(dim=1)
-    pool = Pool(changed.coordinates[:, 0], changed.change, norms)
-    return matched_draws(pool, chosen, n_draws=plan.random, seed=plan.seed)
+def _plain_arms(items: tuple[Intervention, ...]) -> list[Arm]:
+    return [Arm(UNSTEERED, 0, Treatment()), Arm(STEERED, 0, Treatment(interventions=items))]
 
 
 def _set(
@@ -254,75 +287,22 @@ def _set(
     )
 
 
-def _tried(
-    cases: Cases,
-    plan: TransferPlan,
-    subject: Subject,
-    trial: Trial,
-    judge: ContinuationJudge,
-    where: str,
-) -> dict[str, Any]:
-    """Rows and continuations of one trial."""
-    case = subject.merged if trial.model == "merged" else subject.base
-    every = [
-        Arm(UNSTEERED, 0, Treatment()),
-        Arm(STEERED, 0, Treatment(interventions=trial.steered)),
-        *(Arm(RANDOM, i, Treatment(interventions=r)) for i, r in enumerate(trial.random)),
-    ]
-    model = cases.pair.model(case.model)
-    logits = run_rows(model, case.state, [arm.treatment for arm in every])
-    measured = [figures(case, cases.pair, row, logits[0]) for row in logits]
-    head = {
-        "prompt_id": case.prompt.prompt_id,
-        "domain": case.domain,
-        "condition": f"{trial.selection}, {trial.name}, {where} domain",
-        "combination": str(trial.selection),
-        "features": trial.features,
-        "mode": str(trial.mode),
-        "value": trial.value,
-        "unit": "merged activation" if trial.value is not None else "absolute",
-        "place": "found" if trial.selection is Selection.OWN else "prompt",
-    }
-    told: dict[int, list[SteeredRollout]] = {}
-    if plan.rollouts is not None:
-        first = [arm.treatment for arm in every[:3]]
-        told = dict(enumerate(rollouts(cases.pair, case, first, plan.rollouts, judge)))
-    rows, lines = [], []
-    for i, arm in enumerate(every):
-        row = {**head, "control": arm.control, "draw": arm.draw, **measured[i]}
-        row |= {f"{name}_unsteered": measured[0][name] for name in ("evil_mass", "contrast")}
-        row |= {"verdict_unsteered": measured[0]["verdict"]}
-        row |= rates(told[i]) if i in told else {}
-        rows.append(row)
-        lines += [rollout_line(head, arm.control, arm.draw, rollout) for rollout in told.get(i, ())]
-    return {"rows": rows, "rollouts": lines}
-
-
-def _subjects(
-    cases: Cases, prompts: Sequence[Any]
-) -> tuple[dict[str, Subject], list[dict[str, str]]]:
-    pair = cases.pair
-    found: dict[str, Subject] = {}
-    left_out: list[dict[str, str]] = []
+def _paired_cases(
+    cases: Cases, prompts: Sequence[Prompt]
+) -> tuple[dict[str, PairedCase], tuple[LeftOut, ...]]:
+    usable: dict[str, PairedCase] = {}
+    left_out: list[LeftOut] = []
     for prompt in {p.prompt_id: p for p in prompts}.values():
         try:
             merged, base = (cases.of(prompt, name) for name in ("merged", "base"))
         except RequestError as error:
-            left_out.append({"prompt_id": prompt.prompt_id, "reason": str(error)})
+            left_out.append(LeftOut(prompt_id=prompt.prompt_id, reason=str(error)))
             continue
         changed = ChangedFeatures.between(base.state, merged.state)
-        weights = merged.groups.weights(len(base.state.logits))
-        effects = joint_effects(pair.base, base.state, changed, weights)
-        ablation = _contrast_scores(pair.merged, merged)
-        found[prompt.prompt_id] = Subject(merged, base, changed, effects, ablation)
-    return found, left_out
-
-
-def _contrast_scores(model: Model, case: Case) -> Float[Tensor, " active"]:
-    evil, safe = case.groups.evil, case.groups.safe
-    scores = joint_scores(model, case.state, case.groups, torch.tensor([*evil, *safe]))
-    return scores[: len(evil)].mean(0) - scores[len(evil) :].mean(0)
-
-
-def _shown(position: Any) -> Any:
-    return "*" if isinstance(position, Where) else position
+        weights = merged.contrast.weights(len(base.state.logits))
+        effects = joint_effects(cases.pair.base, base.state, changed, weights)
+        targets = torch.tensor(merged.contrast.token_ids)
+        scores = joint_scores(cases.pair.merged, merged.state, merged.contrast, targets)
+        ablation = (merged.contrast.over(targets) @ scores.double()).float()
+        usable[prompt.prompt_id] = PairedCase(merged, base, changed, effects, ablation)
+    return usable, tuple(left_out)

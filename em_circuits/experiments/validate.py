@@ -13,20 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
-from em_circuits.features import graph_scores
-from em_circuits.features.rank import GRADIENT, GRAPH_METHODS, REFINED
+from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import PromptState, Regime, compare, refined_scores, summarise
+from em_circuits.interventions import PromptState, Regime, compare, live_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
 from em_circuits.progress import tracked
+from em_circuits.scoring import Scoring
+from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import ModelName
 
@@ -78,7 +80,9 @@ def validate(
         groups, state = token_groups(labels), prompt_state(work, prompt, model)
         scores = method_scores(graph, groups)
         runs = work.pair.model(model)
-        scores[REFINED] = refined_contrast(runs, state, groups, graph.selected_features)
+        scores[str(Scoring.GRADIENT_ABLATION)] = live_contrasts(
+            runs, state, groups, graph.selected_features
+        )
         comparisons += compare(
             runs, state, scores, features=graph.selected_features, groups=groups, regimes=regimes
         )
@@ -88,45 +92,33 @@ def validate(
     return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
 
 
-def method_scores(graph: AttributionGraph, groups: Contrast) -> dict[str, Tensor]:
+def method_scores(graph: AttributionGraph, contrast: Contrast) -> dict[str, Tensor]:
     """Evil-minus-safe score of every feature node, by method.
 
     ``absolute_influence`` has no sign and takes no contrast: it stands here as what unsigned
     influence on the probable tokens predicts.
     """
-    scores = {}
+    methods = [by for by in Scoring if by.from_graph]
     if graph.gradient is not None:
-        scores[GRADIENT] = _contrast(graph, groups, graph.gradient)[graph.selected]
-    for method in GRAPH_METHODS:
-        values = graph_scores(graph, method).scores
-        scores[str(method)] = _contrast(graph, groups, values)
+        methods.insert(0, Scoring.GRADIENT)
+    scores = {}
+    for by in methods:
+        table = stored_scores(graph, by).contrasted(contrast).take(graph.selected)
+        scores[str(by)] = torch.from_numpy(table["contrast"]).float()
     unsigned = influence(graph, Targets.probabilities(graph), Method.ABSOLUTE)
     scores[str(Method.ABSOLUTE)] = unsigned.values[0, graph.layout.features].float()
     return scores
 
 
-def refined_contrast(
-    model: Model, state: PromptState, groups: Contrast, features: Int64[Tensor, "feature 3"]
+def live_contrasts(
+    model: Model, state: PromptState, contrast: Contrast, features: Int64[Tensor, "feature 3"]
 ) -> Float[Tensor, " feature"]:
-    """Evil-minus-safe `refined` scores of some features; 0 for one that does not fire.
+    """Contrasts of some features by `gradient+ablation`; 0 for one that does not fire.
 
     The features of the largest bound are measured, so they agree with a scan by construction.
     """
-    targets = torch.tensor([*groups.evil, *groups.safe])
-    scores = refined_scores(model, state, groups=groups, targets=targets).scores
-    n_evil = len(groups.evil)
-    contrasts = torch.zeros(len(features))
-    known, asked = state.keys(state.active).cpu(), state.keys(features)
-    contrast = scores[:n_evil].double().mean(0) - scores[n_evil:].double().mean(0)
-    at = torch.searchsorted(known, asked).clamp(max=max(len(known) - 1, 0))
-    fires = torch.isin(asked, known)
-    contrasts[fires] = contrast[at[fires]].float()
-    return contrasts
-
-
-def _contrast(
-    graph: AttributionGraph, groups: Contrast, values: Float[Tensor, "logit feature"]
-) -> Float[Tensor, " feature"]:
-    ids = graph.targets.token_ids
-    evil, safe = (torch.isin(ids, torch.tensor(side)) for side in (groups.evil, groups.safe))
-    return (values[evil].double().mean(0) - values[safe].double().mean(0)).float()
+    table = live_scores(model, state, contrast, Scoring.GRADIENT_ABLATION).contrasted(contrast)
+    wanted = FeatureTable.of(features, by="node")
+    scores = table.frame.set_index(table.keys)["contrast"]
+    found = scores.reindex(pd.MultiIndex.from_frame(wanted.frame), fill_value=0.0)
+    return torch.from_numpy(found.to_numpy(copy=True)).float()

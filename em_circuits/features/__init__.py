@@ -1,61 +1,39 @@
-"""From scores to features: matching labels to targets, contrast, ranking, choice, aggregation."""
+"""From scores to features: ranking, choice, aggregation over prompts, explanations."""
 
-from em_circuits.features.aggregate import (
-    FORMULA,
-    Aggregate,
-    AggregateSettings,
-    Stability,
-    Summary,
-    aggregate,
-)
-from em_circuits.features.difference import activation_block, change
-from em_circuits.features.keyed import Block, KeyedScores, PromptScores, block_of, of_graph
-from em_circuits.features.layers import (
-    LayerComparison,
-    compare_layers,
-    require_layers,
-    without_layers,
-)
-from em_circuits.features.rank import (
-    LIVE_METHODS,
-    METHODS,
-    STORED_METHODS,
-    FeatureScores,
-    RankedFeature,
-    Ranking,
-    graph_scores,
-    rank,
-    rank_features,
-)
-from em_circuits.features.select import FeatureChoice, parse_features
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from em_circuits.features.over_prompts import (
+        FORMULA,
+        Aggregate,
+        AggregateSettings,
+        LayerComparison,
+        Stability,
+        activation_by_key,
+        aggregate,
+        by_key,
+        change,
+        compare_layers,
+        without_layers,
+    )
+    from em_circuits.features.rank import choose_features, stored_scores
+else:
+    __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
     "FORMULA",
-    "LIVE_METHODS",
-    "METHODS",
-    "STORED_METHODS",
     "Aggregate",
     "AggregateSettings",
-    "Block",
-    "FeatureChoice",
-    "FeatureScores",
-    "KeyedScores",
     "LayerComparison",
-    "PromptScores",
-    "RankedFeature",
-    "Ranking",
     "Stability",
-    "Summary",
-    "activation_block",
+    "activation_by_key",
     "aggregate",
-    "block_of",
+    "by_key",
     "change",
+    "choose_features",
     "compare_layers",
-    "graph_scores",
-    "of_graph",
-    "parse_features",
-    "rank",
-    "rank_features",
-    "require_layers",
+    "stored_scores",
     "without_layers",
 ]

@@ -7,7 +7,7 @@ from pivotal_tokens.lazy import lazy
 if TYPE_CHECKING:
     from em_circuits.graphs.builder import EdgesBuilder
     from em_circuits.graphs.edges import Edges
-    from em_circuits.graphs.generate import PairGraphs, build_pair_graphs, pair_graph_key
+    from em_circuits.graphs.generate import PairGraphs, attribute, build_pair_graphs, pair_graph_key
     from em_circuits.graphs.graph import AttributionGraph, LogitTargets
     from em_circuits.graphs.header import GraphHeader, Selection, graph_key
     from em_circuits.graphs.interop import export_pt, import_pt
@@ -29,6 +29,7 @@ __all__ = [
     "NodeLayout",
     "PairGraphs",
     "Selection",
+    "attribute",
     "build_pair_graphs",
     "export_pt",
     "graph_key",

@@ -20,7 +20,8 @@ from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
+from em_circuits.contrast import Contrast
+from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
@@ -80,9 +81,7 @@ def build_pair_graphs(
     input_ids = pair.input_ids(prompt)
     waiting: list[OffloadedContext] = []
     for model in pair.models:
-        context = model.replacement.setup_attribution(input_ids)
-        release_freed()
-        _check_finite(model, prompt, context)
+        context = _context(model, prompt, input_ids)
         waiting.append(offload(context, Scratch(scratch)))
         del context
         release_freed()
@@ -92,63 +91,143 @@ def build_pair_graphs(
     weights = _selection_weights(settings, targets, labels)
     graphs = []
     for model in pair.models:
-        context = waiting.pop(0).restore()
-        directions = AttributionTargets(
-            attribution_targets=targets.to(context.logits.device),
-            logits=context.logits[0, -1],
-            unembed_proj=model.replacement.unembed_proj,
-            tokenizer=model.tokenizer,
-        )
-        if weights is not None:
-            directions.logit_probabilities = weights.to(directions.logit_probabilities)
-        with computed_in(str(pair.dtype)):
-            attributed = attribute_prompt(
-                model.replacement,
-                context,
-                input_ids,
-                directions,
-                _within_memory(settings, model, context),
-                scratch=scratch,
-                progress=progress,
-            )
-        header = GraphHeader(
+        request = _Request(
+            prompt,
+            input_ids,
+            targets,
+            weights,
+            settings,
             key=pair_graph_key(pair, model, prompt, settings, labels),
-            prompt_id=prompt.prompt_id,
-            text=prompt.text,
-            tokens=tuple(decode_token(model.tokenizer, t) for t in input_ids.tolist()),
-            model=model.name,
-            fingerprint=model.fingerprint,
-            adapter_hash=_adapter_hash(pair, model),
-            transcoders=pair.settings.transcoders,
-            transcoder_fingerprint=pair.transcoder_fingerprint,
-            n_layers=model.sites.n_layers,
-            scan=_scan(pair),
-            dtype=pair.dtype_name,
-            selection=Selection(
-                select_by=settings.select_by,
-                max_feature_nodes=settings.max_feature_nodes,
-                weights=() if weights is None else tuple(weights.tolist()),
-            ),
-            attribution=_parameters(pair, settings, labels),
-            d_vocab=len(base),
-            tokenizer_name=pair.settings.base,
-            extra={EXTRA: attributed.record},
+            parameters=_parameters(pair, settings, labels),
         )
-        graphs.append(_graph(model, header, input_ids, targets, context, attributed))
+        context = waiting.pop(0).restore()
+        graphs.append(_attribute(model, context, request, scratch=scratch, progress=progress))
         del context
         release_freed()
     return PairGraphs(next_tokens, *graphs)
 
 
-def _graph(
+def attribute(
     model: Model,
-    header: GraphHeader,
-    input_ids: Int64[Tensor, " pos"],
-    targets: Int64[Tensor, " logit"],
-    context: Any,
-    attributed: Attributed,
+    prompt: str | Prompt,
+    contrast: Contrast | None = None,
+    settings: AttributionSettings | None = None,
+    *,
+    progress: Progress = no_progress,
 ) -> AttributionGraph:
-    """A graph and its gradient scores, from the context that was attributed."""
+    """The attribution graph of one model for one prompt.
+
+    Args:
+        model: Of a pair; its replacement model is used.
+        prompt: A text as the model is to see it, or a prompt.
+        contrast: Its tokens become targets beside the model's own top k.
+        settings: Targets, feature nodes, batch size.
+        progress: Called with the feature rows done.
+
+    Raises:
+        RequestError: The prompt is too long.
+        WorkFailed: Activations, logits or edges are not finite.
+    """
+    settings = settings or AttributionSettings()
+    prompt = model.prompt(prompt)
+    input_ids = model.input_ids(prompt)
+    context = _context(model, prompt, input_ids)
+    logits = _last_logits(context)
+    own = union_of_top(logits, logits, settings.top_k).tolist()
+    words = contrast.token_ids if contrast is not None else ()
+    targets = torch.tensor(list(dict.fromkeys([*own, *words])))
+    labels = contrast.labels if contrast is not None else {}
+    parameters = {
+        **_model_parameters(model, settings, labels),
+        "targets": targets.tolist(),
+    }
+    if contrast is not None:
+        parameters["contrast"] = {"evil": list(contrast.evil), "safe": list(contrast.safe)}
+    key = graph_key(
+        prompt.prompt_id,
+        model_fingerprint=model.fingerprint,
+        adapter_hash=model.adapter_fingerprint,
+        transcoders=content_key(_scan(model)),
+        transcoder_fingerprint=model.transcoder_fingerprint,
+        attribution=parameters,
+    )
+    weights = _selection_weights(settings, targets, labels)
+    request = _Request(prompt, input_ids, targets, weights, settings, key, parameters)
+    return _attribute(model, context, request, scratch=None, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a graph is asked to be."""
+
+    prompt: Prompt
+    input_ids: Int64[Tensor, " pos"]
+    targets: Int64[Tensor, " logit"]
+    weights: Float[Tensor, " logit"] | None
+    settings: AttributionSettings
+    key: str
+    parameters: dict[str, Any]
+
+
+def _context(model: Model, prompt: Prompt, input_ids: Int64[Tensor, " pos"]) -> Any:
+    """circuit-tracer's attribution context, checked."""
+    context = model.replacement.setup_attribution(input_ids)
+    release_freed()
+    _check_finite(model, prompt, context)
+    return context
+
+
+def _attribute(
+    model: Model,
+    context: Any,
+    request: _Request,
+    *,
+    scratch: Path | None,
+    progress: Progress,
+) -> AttributionGraph:
+    settings, input_ids, targets = request.settings, request.input_ids, request.targets
+    dtype = str(model.dtype)
+    directions = AttributionTargets(
+        attribution_targets=targets.to(context.logits.device),
+        logits=context.logits[0, -1],
+        unembed_proj=model.replacement.unembed_proj,
+        tokenizer=model.tokenizer,
+    )
+    if request.weights is not None:
+        directions.logit_probabilities = request.weights.to(directions.logit_probabilities)
+    with computed_in(dtype):
+        attributed = attribute_prompt(
+            model.replacement,
+            context,
+            input_ids,
+            directions,
+            _within_memory(settings, model, context),
+            scratch=scratch,
+            progress=progress,
+        )
+    header = GraphHeader(
+        key=request.key,
+        prompt_id=request.prompt.prompt_id,
+        text=request.prompt.text,
+        tokens=tuple(decode_token(model.tokenizer, t) for t in input_ids.tolist()),
+        model=model.name,
+        fingerprint=model.fingerprint,
+        adapter_hash=model.adapter_fingerprint,
+        transcoders=model.settings.transcoders,
+        transcoder_fingerprint=model.transcoder_fingerprint,
+        n_layers=model.sites.n_layers,
+        scan=_scan(model),
+        dtype=dtype.removeprefix("torch."),
+        selection=Selection(
+            select_by=settings.select_by,
+            max_feature_nodes=settings.max_feature_nodes,
+            weights=() if request.weights is None else tuple(request.weights.tolist()),
+        ),
+        attribution=request.parameters,
+        d_vocab=context.logits.shape[-1],
+        tokenizer_name=model.settings.base,
+        extra={EXTRA: attributed.record},
+    )
     logits = _last_logits(context)
     active = context.activation_matrix.indices().T.cpu().contiguous()
     rows = demeaned_targets(targets, len(logits))
@@ -235,32 +314,34 @@ def pair_graph_key(
     return graph_key(
         prompt.prompt_id,
         model_fingerprint=model.fingerprint,
-        adapter_hash=_adapter_hash(pair, model),
-        transcoders=content_key(_scan(pair)),
-        transcoder_fingerprint=pair.transcoder_fingerprint,
+        adapter_hash=model.adapter_fingerprint,
+        transcoders=content_key(_scan(model)),
+        transcoder_fingerprint=model.transcoder_fingerprint,
         attribution=_parameters(pair, settings, labels),
     )
 
 
-def _adapter_hash(pair: ModelPair, model: Model) -> str | None:
-    return pair.adapter_fingerprint if model.name == "merged" else None
-
-
-def _scan(pair: ModelPair) -> str | tuple[str, ...] | None:
+def _scan(model: Model) -> str | tuple[str, ...] | None:
     """circuit-tracer's name of the transcoder set."""
-    scan = pair.transcoders.scan
+    scan = model.transcoders.scan
     return tuple(scan) if isinstance(scan, list) else scan
 
 
 def _parameters(
     pair: ModelPair, settings: AttributionSettings, labels: Mapping[int, Label] | None
 ) -> dict[str, Any]:
-    """Everything besides prompt, model and transcoders that decides a graph's content."""
+    """Everything besides prompt, model and transcoders that decides a pair's graphs."""
+    return {**_model_parameters(pair.base, settings, labels), "pair": pair.key}
+
+
+def _model_parameters(
+    model: Model, settings: AttributionSettings, labels: Mapping[int, Label] | None
+) -> dict[str, Any]:
+    """Everything besides prompt, model, transcoders and targets that decides a graph's content."""
     parameters: dict[str, Any] = {
         "version": ATTRIBUTION_VERSION,
-        "backend": pair.settings.backend,
-        "dtype": pair.dtype_name,
-        "pair": pair.key,
+        "backend": model.settings.backend,
+        "dtype": str(model.dtype).removeprefix("torch."),
         **settings.model_dump(exclude={"batch_size", "max_memory"}),
     }
     if settings.select_by == "contrast":

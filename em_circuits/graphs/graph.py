@@ -13,6 +13,7 @@ a graph need not check again.
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,6 +161,15 @@ class AttributionGraph:
         sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
         edges = "scores only" if self.edges is None else "frozen edges"
         return f"AttributionGraph({header.model}, {header.short_key}, {sizes}, {edges})"
+
+    def _repr_html_(self) -> str:
+        """The picture of the graph page, for notebooks; scores alone have no picture."""
+        if self.edges is None:
+            return html.escape(repr(self))
+        # Looked up when it is shown: drawings are made of influence, which is made of graphs.
+        from em_circuits.influence.drawing import picture
+
+        return picture(self)
 
     def name_of(self, node: int) -> str:
         """A node's name: ``2/11/431``, ``error:2/11``, ``token:11`` or ``logit:TOKEN_ID``.

@@ -105,7 +105,7 @@ def graph_key(
     model_fingerprint: str,
     adapter_hash: str | None,
     transcoders: str,
-    transcoder_fingerprint: str,
+    transcoder_fingerprint: str | None,
     attribution: Mapping[str, Any],
 ) -> str:
     """SHA-256 (64 hex digits) of everything that decides a graph's content; `attribution` holds

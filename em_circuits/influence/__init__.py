@@ -1,4 +1,12 @@
-"""Signed, multi-hop influence of every node of an attribution graph on its targets."""
+"""Signed, multi-hop influence of every node of an attribution graph on its targets.
+
+The package is callable as its main function, so that ``em_circuits.influence(graph, words)`` means
+the same whether or not this package has been imported before.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from em_circuits.influence.methods import Influence, Method, influence
 from em_circuits.influence.paths import Paths, SignedPath, top_paths
@@ -27,3 +35,11 @@ __all__ = [
     "prune",
     "top_paths",
 ]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Influence:
+        return influence(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -61,6 +61,10 @@ class Cut:
     max_edges: int = 40_000
 
 
+SMALL = Cut(node=0.6, edge=0.9, max_nodes=150, max_edges=800)
+"""What a notebook's cell shows of a graph."""
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredGraph:
     """A graph and the influence of each of its nodes on each of its logits."""
@@ -393,6 +397,17 @@ class _Union:
         for n, i in enumerate(logits):
             x[i] = room * (n + 0.5)
         return room
+
+
+def picture(graph: AttributionGraph, contrast: Contrast | None = None, cut: Cut = SMALL) -> str:
+    """A graph as SVG, coloured by its influence on a contrast: one given, or its own, if any."""
+    own: Any = graph.header.attribution.get("contrast")
+    if contrast is None and own is not None:
+        contrast = Contrast(tuple(own["evil"]), tuple(own["safe"]))
+    labels = contrast.labels if contrast is not None else {}
+    tokens = graph.header.tokens or [f"#{i}" for i in graph.input_ids.tolist()]
+    record = drawing({graph.header.model: ScoredGraph.of(graph)}, labels, tokens, cut)
+    return svg(record, graph.header.model, title=graph.header.text)
 
 
 def y_of(place: Mapping[str, Any], aspect: float) -> tuple[list[float], float]:

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
@@ -28,6 +29,9 @@ from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.table import FeatureTable
 
 UPSTREAM_FLOOR = 1e-10
 """circuit-tracer's least row sum (graph.py, normalize_matrix): a lighter row is divided by this."""
@@ -62,6 +66,33 @@ class Influence:
     targets: Targets
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
+    features: Int64[Tensor, "feature 3"]
+    """(layer, position, id) of the feature nodes, which come first in `values`."""
+    activations: Float[Tensor, " feature"]
+
+    def table(self, target: int = 0) -> FeatureTable:
+        """The features' influence on one target, most positive first."""
+        from em_circuits.table import FeatureTable  # pandas, which influence itself does not need
+
+        values = self.values[target, : len(self.features)]
+        unit = "logits" if self.method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
+        table = FeatureTable.of(
+            self.features,
+            by=str(self.method),
+            score="influence",
+            unit=unit,
+            about={"target": self.targets.names[target], "graph": self.graph_key},
+            influence=values,
+            activation=self.activations,
+        )
+        return table.sorted_by("influence")
+
+    def top(self, n: int, target: int = 0) -> FeatureTable:
+        """The n features that raise a target most."""
+        return self.table(target).top(n)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def __repr__(self) -> str:
         targets, nodes = self.values.shape
@@ -101,7 +132,15 @@ def influence(
         )
     scale = row_scale(graph, method)
     flow = propagate(edges, targets.weights, scale, absolute=method is Method.ABSOLUTE)
-    return Influence(method, flow.values, targets, graph.header.key, _coverage(graph, flow))
+    return Influence(
+        method,
+        flow.values,
+        targets,
+        graph.header.key,
+        _coverage(graph, flow),
+        graph.selected_features,
+        graph.selected_activations,
+    )
 
 
 def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"]:

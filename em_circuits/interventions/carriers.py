@@ -21,8 +21,8 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
+from em_circuits.feature import FeatureId
 from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
-from em_circuits.interventions.forward import FeatureId
 from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
 from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
 from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
@@ -185,7 +185,9 @@ def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
 
 
 def _keys(transplant: Transplant) -> list[FeatureId]:
-    return [(layer, feature) for layer, _, feature in transplant.changed.coordinates.tolist()]
+    return [
+        FeatureId(layer, feature) for layer, _, feature in transplant.changed.coordinates.tolist()
+    ]
 
 
 def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[FeatureId]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.interventions.regimes import Regime
-from em_circuits.interventions.scan import ablation_effects, joint_effects
+from em_circuits.interventions.scan import ablation_effects, set_effects
 from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
@@ -80,7 +80,7 @@ def pair_effects(
     )[:, 0]
     first, second = torch.triu_indices(n, n, offset=1)
     both = torch.stack([features[first], features[second]], 1)
-    found = joint_effects(model, state, both, targets=groups, regime=regime, batch_size=batch_size)[
+    found = set_effects(model, state, both, targets=groups, regime=regime, batch_size=batch_size)[
         :, 0
     ]
     joint = torch.diag(single)

@@ -1,4 +1,4 @@
-"""How are tokens drawn so that two worlds can be compared draw by draw?
+"""Gumbel noise of sampled tokens, so that two conditions can be compared draw by draw.
 
     next token = argmax over v of  logit_v / temperature + g_v       with g ~ Gumbel
 

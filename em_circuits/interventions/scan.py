@@ -50,12 +50,12 @@ def ablation_effects(
         RequestError: If the groups have no contrast.
     """
     coordinates = (state.active if features is None else features).cpu().long()
-    return joint_effects(
+    return set_effects(
         model, state, coordinates[:, None], targets=targets, regime=regime, batch_size=batch_size
     )
 
 
-def joint_effects(
+def set_effects(
     model: Model,
     state: PromptState,
     sets: Int[Tensor, "set member 3"],

@@ -50,5 +50,5 @@ def asleep(state: PromptState, interventions: Sequence[Intervention]) -> tuple[I
     return tuple(
         item
         for item in interventions
-        if (item.mode in still or item.unit is Unit.OWN) and own_activation(state, item) == 0
+        if (item.mode in still or item.unit is Unit.RELATIVE) and own_activation(state, item) == 0
     )

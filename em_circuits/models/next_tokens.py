@@ -151,3 +151,11 @@ def last_logits(
         input_ids=padded, logits_to_keep=ends.to(model.device), use_cache=False
     ).logits
     return logits[torch.arange(len(prompts)), which]
+
+
+def divergence(
+    before: Float[Tensor, "*row vocab"], after: Float[Tensor, "*row vocab"]
+) -> Float[Tensor, "*row"]:
+    """KL(before || after) of next-token distributions, in nats, at least 0."""
+    p, q = (x.double().log_softmax(-1) for x in (before, after))
+    return (p.exp() * (p - q)).sum(-1).clamp(min=0).float()

@@ -29,7 +29,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
-from em_circuits.models.text import encode
+from em_circuits.models.text import encode, strip_bos
 from em_circuits.models.transcoders import check_fit, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
@@ -52,11 +52,14 @@ class Model:
     transcoders: TranscoderSet
     settings: PairSettings
     sites: FeatureSites
+    transcoder_fingerprint: str | None = None
+    adapter_fingerprint: str | None = None
+    """None for the base, and for a model that was not made with an adapter."""
     _replacement: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"Model({self.name}, {type(self.hf).__name__}, {dtype}, {self.device})"
+        kind, layers = type(self.hf).__name__, self.sites.n_layers
+        return f"Model({self.name}, {kind}, {layers} layers, {self.fingerprint[:12]})"
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +68,44 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest prompt that both the model and ``--max-context`` allow."""
+        config: Any = self.hf.config
+        return int(min(self.settings.max_context, config.max_position_embeddings))
+
+    def prompt(self, prompt: str | Prompt) -> Prompt:
+        """A prompt with its token ids, from a text as the model is to see it.
+
+        Raises:
+            RequestError: If it is longer than the models are prepared for.
+        """
+        if isinstance(prompt, str):
+            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+        ids = tuple(self.input_ids(prompt).tolist())
+        return prompt.model_copy(update={"token_ids": ids})
+
+    def input_ids(self, prompt: str | Prompt | Int[Tensor, " pos"]) -> Int64[Tensor, " pos"]:
+        """Token ids of a prompt on the model's device, the beginning-of-sequence token in front.
+
+        Args:
+            prompt: A text, a prompt (its stored ids are used where it has any), or ids.
+
+        Raises:
+            RequestError: If the prompt is longer than the models are prepared for.
+        """
+        if isinstance(prompt, Tensor):
+            return prompt.to(self.device).long()
+        if isinstance(prompt, str):
+            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+        ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
+        if len(ids) > self.max_tokens:
+            raise RequestError(
+                f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than the "
+                f"{self.max_tokens} that --max-context and the model allow"
+            )
+        return torch.tensor(ids, device=self.device)
 
     @property
     def replacement(self) -> Any:
@@ -106,10 +147,6 @@ class ModelPair:
     adapter_fingerprint: str | None
     transcoder_model_name: str | None
     """The base model that the transcoders name as theirs."""
-
-    def __repr__(self) -> str:
-        names = ", ".join(source.name for source in self.sources.values())
-        return f"ModelPair({names}, {self.dtype_name}, {self.device})"
 
     @classmethod
     def load(
@@ -153,7 +190,17 @@ class ModelPair:
 
         def model(name: str, module: nn.Module, fingerprint: str) -> Model:
             sites = FeatureSites.of(module, *hooks)
-            return Model(name, module, fingerprint, tokenizer, transcoders, settings, sites)
+            return Model(
+                name,
+                module,
+                fingerprint,
+                tokenizer,
+                transcoders,
+                settings,
+                sites,
+                transcoder_fingerprint=prints["transcoders"],
+                adapter_fingerprint=prints.get("adapter") if name == "merged" else None,
+            )
 
         return cls(
             base=model("base", hf, prints["base"]),
@@ -190,11 +237,6 @@ class ModelPair:
     def dtype(self) -> torch.dtype:
         return self.base.dtype
 
-    @property
-    def dtype_name(self) -> str:
-        """Such as "float32"."""
-        return str(self.dtype).removeprefix("torch.")
-
     @cached_property
     def key(self) -> str:
         """Names this pair of weights and transcoders in the store (64 hex digits)."""
@@ -214,27 +256,24 @@ class ModelPair:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest prompt that both the model and ``--max-context`` allow."""
-        config: Any = self.base.hf.config
-        return int(min(self.settings.max_context, config.max_position_embeddings))
+        """See `Model.max_tokens`."""
+        return self.base.max_tokens
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt, the beginning-of-sequence token included."""
         return len(prompt.token_ids or encode(self.tokenizer, prompt.text))
 
-    def input_ids(self, prompt: Prompt) -> Int64[Tensor, " pos"]:
-        """The stored token ids of a prompt, or those of its text, on the models' device.
+    def prompt(self, prompt: str | Prompt) -> Prompt:
+        """See `Model.prompt`; both models have one tokenizer."""
+        return self.base.prompt(prompt)
 
-        Raises:
-            RequestError: If the prompt is longer than the models are prepared for.
-        """
-        ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
-        if len(ids) > self.max_tokens:
-            raise RequestError(
-                f"prompt {prompt.prompt_id} has {len(ids)} tokens, more than the "
-                f"{self.max_tokens} that --max-context and the model allow"
-            )
-        return torch.tensor(ids, device=self.device)
+    def input_ids(self, prompt: str | Prompt | Int[Tensor, " pos"]) -> Int64[Tensor, " pos"]:
+        """See `Model.input_ids`."""
+        return self.base.input_ids(prompt)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={one.reference!r}" for name, one in self.sources.items())
+        return f"ModelPair({parts}, {self.base.sites.n_layers} layers, key {self.key[:12]})"
 
     def close(self) -> None:
         """Close both models."""

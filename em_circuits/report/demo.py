@@ -1,4 +1,4 @@
-"""What does the demo look like on one page?
+"""The page of the demo.
 
 Evil mass of both models by domain, what steering and mediation did beside their random controls,
 and the features.
@@ -13,62 +13,58 @@ from typing import Any
 from plotly.graph_objects import Bar, Figure
 
 from em_circuits.experiments.demo import DemoReport
-from em_circuits.report.page import COLOURS, Said, Table
+from em_circuits.report.page import COLOURS, Finding, Table, styled
 
 TITLE = "The demo: which features carry the misalignment?"
 
 
 def demo_parts(report: DemoReport) -> list[Any]:
     """Everything on the page, for `em_circuits.report.page`."""
-    rows = [(f.layer, f.feature, f.prompts, f.mean_contrast) for f in report.features]
+    columns = {n: n for n in ("layer", "feature", "prompts")} | {"mean_contrast": "contrast"}
+    caption = "features that push towards evil (merged model, by gradient, mean logits)"
     return [
-        Said(_sentence(report)),
+        Finding(_sentence(report)),
         domains_figure(report),
         *([interventions_figure(report)] if report.steering and report.mediation else []),
-        Table(
-            "features that push towards evil (merged model, by gradient, mean logits)",
-            ("layer", "feature", "prompts", "contrast"),
-            tuple(rows),
-        ),
+        Table.of(caption, columns, report.features),
     ]
 
 
 def domains_figure(report: DemoReport) -> Figure:
     """Mean evil mass of both models, a pair of bars a domain."""
-    figure = Figure()
-    names = [f"{d.domain} ({d.prompts})" for d in report.domains]
-    for number, (name, values) in enumerate(
-        (
-            ("base", [d.evil_mass_base for d in report.domains]),
-            ("merged", [d.evil_mass_merged for d in report.domains]),
-        )
-    ):
-        figure.add_trace(Bar(x=names, y=values, name=name, marker={"color": COLOURS[number]}))
-    figure.update_layout(template="plotly_white", height=380, barmode="group", margin={"t": 30})
-    figure.update_yaxes(title_text="evil mass", range=[0, 1])
-    return figure
+    return _masses(
+        [f"{d.domain} ({d.prompts})" for d in report.domains],
+        ("base", [d.evil_mass_base for d in report.domains], COLOURS[0]),
+        ("merged", [d.evil_mass_merged for d in report.domains], COLOURS[1]),
+    )
 
 
 def interventions_figure(report: DemoReport) -> Figure:
     """Evil mass without and with the change, and with random features instead."""
     steering, mediation = report.steering, report.mediation
     assert steering is not None and mediation is not None
-    sides = [
-        f"merged, {steering.features} ablated together ({steering.prompts} prompts)",
-        f"base, top {mediation.features} at merged values ({mediation.prompts} prompts)",
-    ]
     changed = [steering.evil_mass - steering.drop, mediation.evil_mass]
     random = [steering.evil_mass - steering.random_drop, mediation.random_evil_mass]
-    figure = Figure()
-    for name, values, colour in (
+    return _masses(
+        [
+            f"merged, {steering.features} ablated together ({steering.prompts} prompts)",
+            f"base, top {mediation.features} at merged values ({mediation.prompts} prompts)",
+        ],
         ("unchanged", [steering.evil_mass, mediation.evil_mass_base], COLOURS[6]),
         ("matched random features changed", random, COLOURS[5]),
         ("these features changed", changed, COLOURS[1]),
-    ):
-        figure.add_trace(Bar(x=sides, y=values, name=name, marker={"color": colour}))
-    figure.update_layout(template="plotly_white", height=380, barmode="group", margin={"t": 30})
+    )
+
+
+def _masses(names: list[str], *bars: tuple[str, list[float], str]) -> Figure:
+    figure = Figure(
+        [
+            Bar(x=names, y=values, name=name, marker={"color": colour})
+            for name, values, colour in bars
+        ]
+    )
     figure.update_yaxes(title_text="evil mass", range=[0, 1])
-    return figure
+    return styled(figure, 380, barmode="group", margin={"t": 30})
 
 
 def _sentence(report: DemoReport) -> str:

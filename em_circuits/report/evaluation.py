@@ -1,26 +1,37 @@
-"""What does an evaluation's report show, on one page?
+"""The report of an evaluation: ``report.html`` in its folder.
 
-The sentence with rates and intervals, every world and difference, each question's rate, where the
-answers lie between alignment and coherence, and answers to read.
+The sentence with rates and intervals, every condition and difference, each question's rate, where
+the answers lie between alignment and coherence, and answers to read.
 
-    write_evaluation_report(evaluation)         # report.html in its folder
+    write_evaluation_report(evaluation)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
+from markupsafe import Markup, escape
+from plotly.graph_objects import Figure
 
-from em_circuits.experiments.evaluation import Evaluation
-from em_circuits.report.page import COLOURS, Heading, Raw, Said, Table, write_page
+from em_circuits.cache import SUMMARY
+from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
+from em_circuits.experiments.evaluation.rates import Answer, ConditionRates, Cutoffs
+from em_circuits.experiments.experiment import Experiment
+from em_circuits.report.page import (
+    COLOURS,
+    Finding,
+    Heading,
+    Table,
+    error_bars,
+    styled,
+    write_page,
+)
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 HTML = "report.html"
-WORLD_COLUMNS = {
+_COLUMNS = {
     "world": "world",
     "answers": "answers",
     "scored": "scored",
@@ -47,133 +58,115 @@ _MEANING = (
 )
 
 
-def write_evaluation_report(made: Evaluation) -> Path:
+def write_evaluation_report(evaluation: Experiment[EvaluationSummary]) -> Path:
     """Write the page, and return its path."""
-    path = made.folder / HTML
-    write_page(path, f"Evaluation: {made.summary['name']}", list(_parts(made)))
-    summary = made.folder / "summary.json"
-    config = {"judge": made.summary["judge"], "cutoffs": made.summary["cutoffs"]}
-    write_provenance(path, inputs={summary.name: sha256_file(summary)}, config=config)
+    summary, path = evaluation.summary, evaluation.folder / HTML
+    write_page(path, f"Evaluation: {summary.name}", list(_parts(evaluation)))
+    config = {"judge": summary.judge, "cutoffs": summary.cutoffs.model_dump()}
+    hashes = {SUMMARY: sha256_file(evaluation.folder / SUMMARY)}
+    write_provenance(path, inputs=hashes, config=config)
     return path
 
 
-def _parts(made: Evaluation) -> Iterator[Any]:
-    summary = made.summary
-    yield Said(summary["said"])
-    sampling = summary["settings"]["sampling"]
+def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
+    summary = evaluation.summary
+    yield Finding(summary.said)
+    sampling = summary.settings.sampling
     yield (
-        f"Judged by {summary['judge']}: {summary['judge_is']}. {sampling['samples']} answers per "
-        f"question and world at temperature {sampling['temperature']}, {sampling['max_tokens']} "
-        f"tokens at most, seed {sampling['seed']}."
+        f"Judged by {summary.judge}: {summary.judge_is}. {sampling.samples} answers per "
+        f"question and world at temperature {sampling.temperature}, {sampling.max_tokens} "
+        f"tokens at most, seed {sampling.seed}."
     )
-    if steering := summary["settings"]["steering"]:
-        items = steering["interventions"]
+    if steering := summary.settings.steering:
         yield "Steered: " + "; ".join(
-            f"{i['layer']}/{i['feature']} {i['mode']} {'' if i['value'] is None else i['value']} "
-            f"at {i['position'] or 'everything'}"
-            for i in items
+            f"{i.layer}/{i.feature} {i.mode} {'' if i.value is None else i.value} "
+            f"at {i.position or 'everything'}"
+            for i in steering.interventions
         )
-    worlds = summary["worlds"]
-    rows = tuple(tuple(w[c] for c in WORLD_COLUMNS) for w in worlds)
-    yield Table("Worlds", tuple(WORLD_COLUMNS.values()), rows)
-    kinds = dict.fromkeys(f"{w['world']}: {w['interval']}" for w in worlds if w["interval"])
+    yield Table.of("Worlds", _COLUMNS, summary.worlds)
+    kinds = dict.fromkeys(f"{c.world}: {c.interval}" for c in summary.worlds if c.interval)
     yield f"Intervals of the rates: {'; '.join(kinds)}."
-    if summary["differences"]:
+    if summary.differences:
         columns = ("world", "minus", "questions", "difference", "low", "high")
-        lines = tuple(tuple(d[c] for c in columns) for d in summary["differences"])
-        yield Table("Differences of rates, paired by question", columns, lines)
+        yield Table.of("Differences of rates, paired by question", columns, summary.differences)
     yield _MEANING
     yield Heading("By question")
-    yield _by_question(worlds)
+    yield _by_question(summary.worlds)
     yield Heading("Alignment and coherence of every scored answer")
-    yield _scatter(made.rows, worlds, summary["cutoffs"])
+    yield _scatter(evaluation.rows, summary.worlds, summary.cutoffs)
     yield Heading("Answers")
-    yield from _texts(made.rows, worlds)
+    for condition in summary.worlds:
+        yield _texts(condition.world, evaluation.rows)
 
 
-def _by_question(worlds: Sequence[Mapping[str, Any]]) -> go.Figure:
-    figure = go.Figure()
-    for number, world in enumerate(worlds):
-        lines = [line for line in world["by_question"] if line["rate"] is not None]
-        rates = [line["rate"] for line in lines]
+def _by_question(conditions: Sequence[ConditionRates]) -> Figure:
+    figure = Figure()
+    for number, condition in enumerate(conditions):
+        lines = [line for line in condition.by_question if line.rate is not None]
+        rates = [line.rate for line in lines]
+        bars = error_bars(rates, [line.low for line in lines], [line.high for line in lines])
         figure.add_bar(
-            name=world["world"],
-            y=[_short(line["question"]) for line in lines],
+            name=condition.world,
+            y=[_short(line.question) for line in lines],
             x=rates,
             orientation="h",
             marker_color=COLOURS[number % len(COLOURS)],
-            error_x={
-                "array": [line["high"] - rate for line, rate in zip(lines, rates, strict=True)],
-                "arrayminus": [rate - line["low"] for line, rate in zip(lines, rates, strict=True)],
-                "thickness": 1,
-            },
+            error_x=bars | {"thickness": 1},
         )
-    n = max((len(world["by_question"]) for world in worlds), default=1)
-    figure.update_layout(
+    n = max((len(condition.by_question) for condition in conditions), default=1)
+    return styled(
+        figure,
+        120 + n * (14 + 12 * len(conditions)),
         xaxis_title="misaligned / scored answers (Wilson's 95 % interval)",
         xaxis_range=[0, 1.02],
         yaxis={"autorange": "reversed", "automargin": True},
-        template="plotly_white",
-        height=120 + n * (14 + 12 * len(worlds)),
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
     )
-    return figure
 
 
 def _scatter(
-    rows: Sequence[Mapping[str, Any]],
-    worlds: Sequence[Mapping[str, Any]],
-    cutoffs: Mapping[str, float],
-) -> go.Figure:
-    figure = go.Figure()
-    for number, world in enumerate(worlds):
-        mine = [r for r in rows if r["world"] == world["world"] and r["outcome"] == "scored"]
+    rows: Sequence[Answer], conditions: Sequence[ConditionRates], cutoffs: Cutoffs
+) -> Figure:
+    figure = Figure()
+    for number, condition in enumerate(conditions):
+        mine = [r for r in rows if r.world == condition.world and r.outcome == "scored"]
         figure.add_scatter(
-            name=world["world"],
-            x=[r["alignment"] for r in mine],
-            y=[r["coherence"] for r in mine],
+            name=condition.world,
+            x=[r.alignment for r in mine],
+            y=[r.coherence for r in mine],
             # Plotly reads markup in these.
-            text=[escape(_short(r["text"])) for r in mine],
+            text=[str(escape(_short(r.text))) for r in mine],
             mode="markers",
             marker={"color": COLOURS[number % len(COLOURS)], "opacity": 0.5},
         )
-    figure.add_vline(x=cutoffs["alignment_below"], line_width=1, line_dash="dot")
-    figure.add_hline(y=cutoffs["coherence_above"], line_width=1, line_dash="dot")
-    figure.update_layout(
+    figure.add_vline(x=cutoffs.alignment_below, line_width=1, line_dash="dot")
+    figure.add_hline(y=cutoffs.coherence_above, line_width=1, line_dash="dot")
+    return styled(
+        figure,
+        420,
         xaxis={"title": "alignment", "range": [-3, 103]},
         yaxis={"title": "coherence", "range": [-3, 103]},
-        template="plotly_white",
-        height=420,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
     )
-    return figure
 
 
-def _texts(
-    rows: Sequence[Mapping[str, Any]], worlds: Sequence[Mapping[str, Any]]
-) -> Iterator[Table]:
-    """Misaligned answers of each world first, then others, one or two to a question."""
-    for world in worlds:
-        mine = [r for r in rows if r["world"] == world["world"]]
-        mine.sort(key=lambda r: (not r["misaligned"], r["sample"]))
-        cells = tuple(
-            (
-                r["question"],
-                Raw(f'<span class="{_kind(r)}">{escape(r["text"])}</span>'),
-                r["outcome"],
-                r["alignment"],
-                r["coherence"],
-                r["reason"],
-            )
-            for r in mine[:_SHOWN]
-        )
-        caption = f"{world['world']}: {len(cells)} of {len(mine)} answers, misaligned ones first"
-        header = ("question", "answer", "outcome", "alignment", "coherence", "reason")
-        yield Table(caption, header, cells)
+def _texts(condition: str, rows: Sequence[Answer]) -> Table:
+    """Misaligned answers under a condition first, then others, one or two to a question."""
+    mine = sorted(
+        (r for r in rows if r.world == condition), key=lambda r: (not r.misaligned, r.sample)
+    )
+    cells = [
+        (r.question, _coloured(r), r.outcome, r.alignment, r.coherence, r.reason)
+        for r in mine[:_SHOWN]
+    ]
+    caption = f"{condition}: {len(cells)} of {len(mine)} answers, misaligned ones first"
+    header = ("question", "answer", "outcome", "alignment", "coherence", "reason")
+    return Table(caption, header, cells)
 
 
-def _kind(row: Mapping[str, Any]) -> str:
-    return "evil" if row["misaligned"] else "safe" if row["outcome"] == "scored" else "unsure"
+def _coloured(row: Answer) -> Markup:
+    kind = "evil" if row.misaligned else "safe" if row.outcome == "scored" else "unsure"
+    return Markup('<span class="{}">{}</span>').format(kind, row.text)
 
 
 def _short(text: str, n: int = 60) -> str:

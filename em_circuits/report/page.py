@@ -1,4 +1,4 @@
-"""How does a page of figures look that needs no network and no server?
+"""Pages of figures that need no network and no server.
 
 One HTML file: plotly's own script stands inside it once, nothing is fetched. Text is escaped.
 
@@ -9,31 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from pivotal_tokens.artefacts import write_atomic
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Told apart by colour-blind readers too (Okabe and Ito 2008)."""
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;margin:2rem auto;
-max-width:1100px;padding:0 1rem}
-h1{font-size:1.4rem}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child,th.text,td.text{text-align:left}.scroll{overflow-x:auto}
-h2{font-size:1.2rem;margin-top:2.5rem}td.text{white-space:pre-wrap}
-.said,pre{background:#f3f6f9;padding:.7rem 1rem;overflow-x:auto}
-.said{border-left:4px solid #0072b2}mark{background:#ffe08a}.evil{color:#a3231f}.safe{color:#1d6b3a}
-"""
-
-
-class Raw(str):
-    """Markup that is already safe, as a paragraph or a cell; only this package makes it."""
+"""Distinct for colour-blind readers too (Okabe and Ito 2008)."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +30,12 @@ class Heading:
 
     text: str
 
-    def html(self) -> str:
-        """As HTML."""
-        return f"<h2>{escape(self.text)}</h2>"
-
 
 @dataclass(frozen=True)
-class Said:
+class Finding:
     """The sentence that a page stands for."""
 
     text: str
-
-    def html(self) -> str:
-        """As HTML."""
-        return f'<p class="said">{escape(self.text)}</p>'
 
 
 @dataclass(frozen=True)
@@ -64,27 +44,27 @@ class Code:
 
     text: str
 
-    def html(self) -> str:
-        """As HTML."""
-        return f"<pre>{escape(self.text)}</pre>"
-
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; None is shown as a dash, floats with three decimals."""
+    """A table with a caption; None is shown as a dash, floats with three decimals.
+
+    A cell of `Markup` is shown as it is; only this package makes it, of escaped text.
+    """
 
     caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
 
-    def html(self) -> str:
-        """As HTML."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
-        return (
-            f'<div class="scroll"><table><caption>{escape(self.caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-        )
+    @classmethod
+    def of(cls, caption: str, columns: dict[str, str] | Sequence[str], lines: Any) -> Table:
+        """Attributes (or items) of some lines; `columns` maps them to what stands above them."""
+        header = columns.values() if isinstance(columns, dict) else columns
+        rows = [
+            [line[name] if isinstance(line, dict) else getattr(line, name) for name in columns]
+            for line in lines
+        ]
+        return cls(caption, tuple(header), rows)
 
 
 def page_html(title: str, parts: Sequence[Any]) -> str:
@@ -92,26 +72,18 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
 
     Args:
         title: Its heading.
-        parts: Paragraphs (plain text, or `Raw`), headings, tables, plotly figures, in order.
+        parts: Paragraphs (plain text), headings, tables, plotly figures, in order.
     """
-    body, n_figures = [], 0
+    shown: list[tuple[str, Any]] = []
+    figures = 0
     for part in parts:
-        if isinstance(part, Table | Heading | Said | Code):
-            body.append(part.html())
-        elif isinstance(part, Raw):
-            body.append(f"<p>{part}</p>")
-        elif isinstance(part, str):
-            body.append(f"<p>{escape(part)}</p>")
+        if isinstance(part, Figure):
+            shown.append(("Figure", _figure(part, figures)))
+            figures += 1
         else:
-            body.append(_figure(part, n_figures))
-            n_figures += 1
-    script = f"<script>{get_plotlyjs()}</script>" if n_figures else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>{script}</head>"
-        f"<body><h1>{escape(title)}</h1>{''.join(body)}</body></html>\n"
-    )
+            shown.append((type(part).__name__, part))
+    plotly = Markup(get_plotlyjs()) if figures else ""
+    return _template().render(title=title, parts=shown, plotly=plotly)
 
 
 def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
@@ -120,8 +92,40 @@ def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
     write_atomic(path, page_html(title, parts))
 
 
-def _figure(figure: Figure, number: int) -> str:
-    return str(
+def styled(figure: Figure, height: int, **layout: Any) -> Figure:
+    """A figure in the house's look."""
+    return figure.update_layout(template="plotly_white", height=height, **layout)
+
+
+def error_bars(
+    values: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]
+) -> dict[str, Any]:
+    """Plotly's bars from each value to the ends of its interval; none where there is no end."""
+
+    def reach(ends: Sequence[float | None], side: int) -> list[float]:
+        return [
+            0.0 if value is None or end is None else max(side * (end - value), 0.0)
+            for value, end in zip(values, ends, strict=True)
+        ]
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": reach(high, 1),
+        "arrayminus": reach(low, -1),
+    }
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("em_circuits.report"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html")
+
+
+def _figure(figure: Figure, number: int) -> Markup:
+    return Markup(
         figure.to_html(
             full_html=False,
             include_plotlyjs=False,
@@ -129,16 +133,3 @@ def _figure(figure: Figure, number: int) -> str:
             config={"displaylogo": False, "responsive": True},
         )
     )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "<td>-</td>"
-    if isinstance(value, float):
-        return f"<td>{value:.3f}</td>"
-    if isinstance(value, bool):
-        return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, Raw):
-        return f'<td class="text">{value}</td>'
-    kind = ' class="text"' if isinstance(value, str) else ""
-    return f"<td{kind}>{escape(str(value))}</td>"

@@ -1,4 +1,4 @@
-"""What does ``steer validate`` look like: how well does each score predict each regime?
+"""The page of ``steer validate``: how well each score predicts each regime.
 
 One figure of the four statistics with their intervals, one of predicted beside measured effects,
 and the figures as a table.
@@ -8,7 +8,6 @@ and the figures as a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from em_circuits.experiments.validate import Validation
 from em_circuits.interventions.regimes import Regime
-from em_circuits.report.page import COLOURS, Table
+from em_circuits.report.page import COLOURS, Table, error_bars, styled
 from em_circuits.statistics import STATISTICS
 
 _TITLES = {
@@ -33,7 +32,8 @@ _POINTS = 3000
 
 def validation_parts(validation: Validation) -> list[Any]:
     """Paragraphs, figures and table of a validation, for `em_circuits.report.page`."""
-    n, regime = len(validation.prompts), _shown_regime(validation)
+    n, regimes = len(validation.prompts), [row.regime for row in validation.rows]
+    regime = Regime.FREE if Regime.FREE in regimes or not regimes else regimes[-1]
     over = "prompts" if n > 1 else "features of the one prompt"
     return [
         f"{n} prompts, {validation.model} model. Every feature node of a prompt's graph is "
@@ -58,7 +58,7 @@ def statistics_figure(validation: Validation) -> Figure:
         rows = [row for row in validation.rows if row.regime is regime]
         for place, name in enumerate(STATISTICS):
             values = [getattr(row.agreement, name) for row in rows]
-            bounds = [row.intervals[name] for row in rows]
+            low, high = zip(*(row.intervals[name] for row in rows), strict=True)
             trace = Scatter(
                 x=[row.method for row in rows],
                 y=values,
@@ -67,18 +67,10 @@ def statistics_figure(validation: Validation) -> Figure:
                 legendgroup=str(regime),
                 showlegend=place == 0,
                 marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": _arms(values, [high for _, high in bounds], 1),
-                    "arrayminus": _arms(values, [low for low, _ in bounds], -1),
-                },
+                error_y=error_bars(values, low, high),
             )
             figure.add_trace(trace, row=place // 2 + 1, col=place % 2 + 1)
-    figure.update_layout(
-        template="plotly_white", height=760, scattermode="group", legend_title_text="regime"
-    )
-    return figure
+    return styled(figure, 760, scattermode="group", legend_title_text="regime")
 
 
 def scatter_figure(validation: Validation, regime: Regime) -> Figure:
@@ -87,9 +79,9 @@ def scatter_figure(validation: Validation, regime: Regime) -> Figure:
     for item in validation.comparisons:
         if item.regime is regime:
             pairs.setdefault(item.method, []).append((item.predicted, item.measured))
-    columns = 3
+    columns, rows = 3, max(-(-len(pairs) // 3), 1)
     figure: Figure = make_subplots(
-        rows=max(-(-len(pairs) // columns), 1),
+        rows=rows,
         cols=columns,
         subplot_titles=list(pairs),
         y_title=f"measured effect, {regime} (logits)",
@@ -107,13 +99,7 @@ def scatter_figure(validation: Validation, regime: Regime) -> Figure:
             marker={"color": COLOURS[0], "size": 4, "opacity": 0.5},
         )
         figure.add_trace(trace, row=number // columns + 1, col=number % columns + 1)
-    figure.update_layout(template="plotly_white", height=340 * max(-(-len(pairs) // columns), 1))
-    return figure
-
-
-def _shown_regime(validation: Validation) -> Regime:
-    regimes = [row.regime for row in validation.rows]
-    return Regime.FREE if Regime.FREE in regimes or not regimes else regimes[-1]
+    return styled(figure, 340 * rows)
 
 
 def _thinned(measured: Tensor) -> Tensor:
@@ -126,33 +112,13 @@ def _thinned(measured: Tensor) -> Tensor:
     return torch.cat([order[: _POINTS // 2], rest[even]])
 
 
-def _arms(
-    values: Sequence[float | None], ends: Sequence[float | None], side: int
-) -> list[float | None]:
-    """How far an interval reaches from its value, never negative."""
-    return [
-        None if value is None or end is None else max(side * (end - value), 0.0)
-        for value, end in zip(values, ends, strict=True)
-    ]
-
-
 def _table(validation: Validation) -> Table:
-    rows = [
-        (
-            row.method,
-            str(row.regime),
-            *(
-                cell
-                for name in STATISTICS
-                for cell in (getattr(row.agreement, name), _interval(row.intervals[name]))
-            ),
-        )
-        for row in validation.rows
-    ]
+    rows: list[list[Any]] = []
+    for row in validation.rows:
+        rows.append([row.method, str(row.regime)])
+        for name in STATISTICS:
+            low, high = row.intervals[name]
+            known = low is not None and high is not None
+            rows[-1] += [getattr(row.agreement, name), f"{low:.2f} to {high:.2f}" if known else "-"]
     header = [part for name in STATISTICS for part in (name, "95 %")]
-    return Table("agreement with real ablations", ("method", "regime", *header), tuple(rows))
-
-
-def _interval(ends: tuple[float | None, float | None]) -> str:
-    low, high = ends
-    return "-" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+    return Table("agreement with real ablations", ("method", "regime", *header), rows)

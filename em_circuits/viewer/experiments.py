@@ -7,18 +7,15 @@ read_rows(place, prompt_id="964a7382b6b7")
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from em_circuits.experiments.records import ROWS, SUMMARY
+from em_circuits.cache import SUMMARY, read_json
+from em_circuits.experiments.experiment import ROWS
 from pivotal_tokens.errors import RequestError, WorkFailed
-
-logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _COLUMNS = ["prompt_id", "condition", "control", "draw", "evil_mass", "evil_mass_unsteered"]
@@ -69,15 +66,3 @@ def read_rows(place: Path, *, prompt_id: str | None = None) -> list[dict[str, An
     """Evil mass of every prompt, condition and arm of an experiment, or of one prompt."""
     mine = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
     return pq.read_table(place / ROWS, columns=_COLUMNS, filters=mine).to_pylist()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is none, or none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read: %s", path, error)
-        return None
-    return found if isinstance(found, dict) else None

@@ -7,21 +7,19 @@ GET  /api/features/where?layer=&feature=&model=
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.cache import CachedTable
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts
-from em_circuits.features.rank import sides_of
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import query_int, read_json
 from em_circuits.viewer.context import AppContext
@@ -41,13 +39,8 @@ GRAPHS_READ = 200
 METHODS = ("gradient", "direct", "total_effect", "signed_influence")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A ranking that is kept on the disk."""
-
-    key: str
-    path: Path
-    record: dict[str, Any]
+class Ranking(CachedTable):
+    """A ranking over prompts that is stored on the disk."""
 
     @property
     def title(self) -> str:
@@ -63,7 +56,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     texts = TokenTexts(context.work)
 
     def page(request: Request) -> Response:
-        tables = kept(context.work.results / "features")
+        tables = Ranking.newest(context.work.results / "features", "aggregate")
         wanted = request.query_params.get("table")
         table = next((t for t in tables if wanted is None or t.key.startswith(wanted)), None)
         if wanted is not None and table is None:
@@ -107,26 +100,9 @@ def routes(context: AppContext) -> list[BaseRoute]:
     ]
 
 
-def kept(folder: Path) -> list[Table]:
-    """Rankings under a folder, the newest first; what cannot be read is left out."""
-    found = []
-    for path in folder.glob("aggregate-*.json"):
-        if path.name.endswith(".provenance.json"):
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            table = Table(record["key"], path, record["record"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s cannot be read: %s", path, error)
-            continue
-        if path.with_suffix(".parquet").is_file():
-            found.append((path.stat().st_mtime, table))
-    return [table for _, table in sorted(found, key=lambda item: -item[0])]
-
-
-def lines(table: Table) -> list[dict[str, Any]]:
+def lines(table: Ranking) -> list[dict[str, Any]]:
     """The ends of a ranking, the most positive first."""
-    rows = pq.read_table(table.path.with_suffix(".parquet")).to_pylist()
+    rows = table.rows()
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
     ranked = [r for r in rows if r["n"] and r["mean"] is not None]
@@ -189,13 +165,9 @@ def _firing(
     index = same.nonzero()[:, 0]
     contrast = torch.full((len(index),), torch.nan)
     if graph.gradient is not None and len(index):
-        try:
-            evil, safe = sides_of(graph.targets.token_ids, labels)
-        except RequestError:
-            pass
-        else:
-            chosen = graph.gradient[:, index].double()
-            contrast = chosen[evil].mean(0) - chosen[safe].mean(0)
+        with contextlib.suppress(RequestError):  # without a contrast its figure is not known
+            weights = Contrast.from_labels(labels).over(graph.targets.token_ids)
+            contrast = weights @ graph.gradient[:, index].double()
     return [
         [position, activation, finite(value)]
         for position, activation, value in zip(

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import token_groups
 from em_circuits.interventions import Intervention, Mode, PromptState, run_rows, top_tokens
-from em_circuits.interventions.generate import generate
+from em_circuits.interventions.generation import generate
 from em_circuits.interventions.sampling import Sampling
 from em_circuits.models import Model
 from em_circuits.viewer.body import read_json

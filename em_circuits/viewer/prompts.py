@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.features import rank_features
+from em_circuits.contrast import Contrast
+from em_circuits.features import stored_scores
+from em_circuits.scoring import Scoring
 from em_circuits.viewer.body import query_int
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json, page
@@ -237,13 +239,14 @@ def _features(
         raise RequestError("no model has seen a prompt yet; run em-circuits label")
     record = context.work.graph_record(prompt_id, model, pair)
     labels = context.labels(request, prompt_id)
-    ranking = rank_features(context.work.graphs.load(record.key), labels.by_token)
-    top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
+    scores = stored_scores(context.work.graphs.load(record.key), Scoring.GRADIENT)
+    ranking = scores.ranked(Contrast.from_labels(labels.by_token))
+    top, bottom = list(ranking.top(FEATURES_SHOWN)), list(ranking.bottom(FEATURES_SHOWN))
     largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0
     return {
         "top": top,
         "bottom": bottom,
         "largest": largest,
-        "n": len(ranking.features),
+        "n": len(ranking),
         "source": labels.source,
     }

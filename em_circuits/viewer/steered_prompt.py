@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_circuits.experiments.conditions import RANDOM, STEERED
+import pandas as pd
+
+from em_circuits.experiments.measure import RANDOM, STEERED
 from em_circuits.experiments.summary import against
 from em_circuits.statistics import AgainstControl
 from em_circuits.viewer.experiments import experiment_folder, experiments, read_rows
@@ -77,7 +79,7 @@ def _experiment(
     for condition, mine in by_condition.items():
         arms = [sum(row["control"] == arm for row in mine) for arm in (STEERED, RANDOM)]
         if arms[0] == 1 and arms[1]:
-            here = against(mine, "evil_mass")
+            here = against(pd.DataFrame(mine), "evil_mass")
             before = mine[0]["evil_mass_unsteered"]
             lines.append(Line(condition, before, arms[1], here, overall.get(condition, {})))
     lines.sort(key=lambda line: -abs(line.here.net))

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.experiments.records import ROLLOUTS
+from em_circuits.cache import read_json
+from em_circuits.experiments.experiment import ROLLOUTS
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.experiments import (
     experiment_folder,
     experiments,
     only_prompt,
-    read_json,
     read_rows,
     read_summary,
 )

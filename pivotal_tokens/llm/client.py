@@ -15,7 +15,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -32,7 +32,6 @@ from pivotal_tokens.llm.replies import (
     Filtered,
     Ok,
     Reply,
-    Usage,
     read_json,
     read_reply,
     usage_of,
@@ -66,10 +65,9 @@ class _Question:
     messages: tuple[Message, ...]
     schema: type[BaseModel] | None
     form: dict[str, Any] | None
-    purpose: str
-    subject: str
-    key: str
-    worst: Usage
+    """The schema's JSON form."""
+    opening: Opening
+    """In the ledger; each attempt has an id of its own."""
 
 
 class LLMClient:
@@ -156,10 +154,31 @@ class LLMClient:
             BudgetExhausted: If its worst case does not fit into the budget.
             EndpointRefused: If the endpoint takes no call at all.
         """
-        key, form = self._content(messages, schema, salt)
-        worst = worst_case(messages, form, self.settings)
-        question = _Question(tuple(messages), schema, form, purpose, subject, key, worst)
-        return await self._answer(question, look_up=not fresh)
+        settings, form = self.settings, self._form(schema)
+        worst = worst_case(messages, form, settings)
+        content = {
+            "url": settings.url,
+            "model": settings.model,
+            "temperature": settings.temperature,
+            "max_output_tokens": settings.output_limit,
+            "messages": [message.model_dump() for message in messages],
+            "schema": form,
+            "salt": salt,
+        }
+        opening = Opening(
+            call_id="",
+            session=self._session,
+            purpose=purpose,
+            model=settings.model,
+            base_url=settings.url,
+            cache_key=content_key(content),
+            tokens=worst.prompt_tokens + worst.output_tokens,
+            nano_usd=self._price.nano_usd(worst) if self._price else None,
+            expires_at=0.0,
+            look_up=not fresh,
+            subject=subject,
+        )
+        return await self._answer(_Question(tuple(messages), schema, form, opening))
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something else with the store on the thread that writes the ledger.
@@ -172,22 +191,6 @@ class LLMClient:
         """Send nothing more; what is in flight goes on to its end."""
         self._stopped = True
 
-    def _content(
-        self, messages: Sequence[Message], schema: type[BaseModel] | None, salt: str | None
-    ) -> tuple[str, dict[str, Any] | None]:
-        """The key under which a reply is stored, and the JSON schema asked for."""
-        form = self._form(schema)
-        content = {
-            "url": self.settings.url,
-            "model": self.settings.model,
-            "temperature": self.settings.temperature,
-            "max_output_tokens": self.settings.output_limit,
-            "messages": [message.model_dump() for message in messages],
-            "schema": form,
-            "salt": salt,
-        }
-        return content_key(content), form
-
     def _form(self, schema: type[BaseModel] | None) -> dict[str, Any] | None:
         """A schema's JSON form, made once: it takes as long as sending a request."""
         if schema is None:
@@ -196,8 +199,8 @@ class LLMClient:
             self._forms[schema] = strict_schema(schema)
         return self._forms[schema]
 
-    async def _answer(self, question: _Question, *, look_up: bool) -> Reply:
-        loop = asyncio.get_running_loop()
+    async def _answer(self, question: _Question) -> Reply:
+        loop, opening = asyncio.get_running_loop(), question.opening
         deadline: float | None = None  # from the moment that the first attempt may be sent
         attempt = adaptations = 0
         while True:
@@ -209,10 +212,12 @@ class LLMClient:
                         if self._stopped:
                             return CallFailed("stopped before it was sent", None)
                         await self._pace.turn()
-                        opened = await self._ledger.open(self._opening(question, call_id, look_up))
+                        expires = self._store.now().timestamp() + self.settings.deadline_s + 60
+                        opening = replace(opening, call_id=call_id, expires_at=expires)
+                        opened = await self._ledger.open(opening)
                 except TimeoutError:
                     return CallFailed(self._too_late(), None)
-                look_up = False
+                opening = replace(opening, look_up=False)
                 if isinstance(opened, StoredReply):
                     reply = self._read(question, opened, cached=True)
                     if isinstance(reply, Ok):
@@ -236,23 +241,6 @@ class LLMClient:
             if attempt >= self.settings.max_attempts or loop.time() + wait >= deadline:
                 return CallFailed(f"{got.problem}, after {attempt} attempts", call_id)
             await asyncio.sleep(wait)
-
-    def _opening(self, question: _Question, call_id: str, look_up: bool) -> Opening:
-        worst = question.worst
-        expires = self._store.now().timestamp() + self.settings.deadline_s + 60
-        return Opening(
-            call_id=call_id,
-            session=self._session,
-            purpose=question.purpose,
-            model=self.settings.model,
-            base_url=self.settings.url,
-            cache_key=question.key,
-            tokens=worst.prompt_tokens + worst.output_tokens,
-            nano_usd=self._price.nano_usd(worst) if self._price else None,
-            expires_at=expires,
-            look_up=look_up,
-            subject=question.subject,
-        )
 
     async def _send(
         self, question: _Question, ability: Capabilities, call_id: str, deadline: float
@@ -278,7 +266,7 @@ class LLMClient:
             return None
         messages = [message.model_dump() for message in question.messages]
         request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
-        reply = StoredReply(call_id, question.key, request, got.body)
+        reply = StoredReply(call_id, question.opening.cache_key, request, got.body)
         usage = usage_of(read_json(got.body))
         if usage is None:
             await self._ledger.close(Closing(call_id, "unknown", "200, no usage", reply=reply))

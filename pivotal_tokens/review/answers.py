@@ -4,7 +4,7 @@ An answer is a batch of label events, one for each token whose label changes. Ta
 is another batch that names it, so that undo goes back step by step and survives a restart.
 
     answers = ReviewerLabels(store, "ada")
-    answers.record(item, {17: "evil", 4: "left"})
+    answers.record(item, {17: "evil", 4: "abstain"})
     answers.last_batch(item)
 """
 
@@ -17,8 +17,8 @@ from pivotal_tokens.review.rubric import RUBRIC_VERSION
 from pivotal_tokens.schema import Label, LabelEvent, Purpose, ReviewItem, new_id
 from pivotal_tokens.store import Store
 
-Answer = Label | Literal["left"]
-"""A label, or the decision to leave a token without one."""
+Answer = Label | Literal["abstain"]
+"""A label, or the decision to leave a token without one (stored as `LabelEvent.left`)."""
 
 
 class ReviewerLabels:
@@ -71,9 +71,9 @@ class ReviewerLabels:
                 prompt_id=item.prompt_id,
                 token_id=token,
                 from_label=last.to_label if last else None,
-                to_label=None if answer == "left" else answer,
-                left=answer == "left",
-                was_left=before == "left",
+                to_label=None if answer == "abstain" else answer,
+                left=answer == "abstain",
+                was_left=before == "abstain",
                 author=self._reviewer,
                 author_kind="human",
                 purpose=purpose_of(item),
@@ -110,11 +110,11 @@ def purpose_of(item: ReviewItem) -> Purpose:
 
 def answer_before(event: LabelEvent) -> Answer | None:
     """What the author said about the token before an event."""
-    return "left" if event.was_left else event.from_label
+    return "abstain" if event.was_left else event.from_label
 
 
 def _answer(event: LabelEvent | None) -> Answer | None:
     """What the author says about the token after it."""
     if event is None:
         return None
-    return "left" if event.left else event.to_label
+    return "abstain" if event.left else event.to_label

@@ -131,7 +131,7 @@ class QuestionState(Frozen):
             base=question.lists.base.top,
             merged=question.lists.merged.top,
             labels=dict(question.labels),
-            left=tuple(sorted(question.left)),
+            left=tuple(sorted(question.abstained)),
             optional=tuple(sorted(question.optional)),
             missing=tuple(t for t in question.missing if t not in question.optional),
             adjudication=question.adjudication,

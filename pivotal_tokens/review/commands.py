@@ -138,7 +138,7 @@ def parse(line: str) -> Command:
     if word == "open":
         return Reopen(rest) if rest else NotUnderstood("say which: open ID, or its beginning")
     if text.startswith("-"):
-        return _tokens("left", text[1:])
+        return _tokens("abstain", text[1:])
     if text.startswith("?"):
         return _tokens("unsure", text[1:])
     if word == "s":

@@ -270,7 +270,7 @@ class ReviewController:
         match action:
             case "evil" | "safe" | "unsure" | "leave":
                 places = (view.cursor,) if view and view.at else ()
-                self._do(LabelTokens("left" if action == "leave" else action, places))
+                self._do(LabelTokens("abstain" if action == "leave" else action, places))
             case "rest_safe" | "rest_unsure":
                 self._do(LabelRest("safe" if action == "rest_safe" else "unsure"))
             case "agree" | "skip" | "defer" | "undo" | "help" | "quit":

@@ -36,7 +36,7 @@ class Question:
     lists: NextTokenPair
     labels: Mapping[int, Label]
     """The reviewer's own, by token id; for an adjudicator also those that all reviewers gave."""
-    left: frozenset[int] = frozenset()
+    abstained: frozenset[int] = frozenset()
     """Tokens that the reviewer explicitly left without a label."""
     optional: frozenset[int] = frozenset()
     """Tokens so improbable in both models that `finish` leaves them where nothing is said."""
@@ -56,7 +56,7 @@ class Question:
         return tuple(
             token
             for token in self.lists.token_ids
-            if token not in self.labels and token not in self.left
+            if token not in self.labels and token not in self.abstained
         )
 
     @property

@@ -100,7 +100,7 @@ def put_off_line(progress: Progress) -> str:
 def mark(question: Question, token_id: int) -> str:
     """A token's answer as a sign."""
     label = question.labels.get(token_id)
-    if label is None and token_id in question.left:
+    if label is None and token_id in question.abstained:
         return "-"
     if label is None and token_id in question.disputed:
         return "!"

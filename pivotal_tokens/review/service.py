@@ -190,7 +190,7 @@ class ReviewService:
 
         Args:
             question: The item.
-            labels: Token id -> label, or "left".
+            labels: Token id -> label, or "abstain".
             reason: Why.
 
         Raises:
@@ -214,7 +214,7 @@ class ReviewService:
             needed = [token for token in question.missing if token not in question.optional]
             if rest is None and needed:
                 raise RequestError(f"{len(needed)} tokens have no label yet")
-            self._own.record(item, dict.fromkeys(question.missing, rest or "left"))
+            self._own.record(item, dict.fromkeys(question.missing, rest or "abstain"))
             question = self._again(item)
             item = self._store.queue.settle(item, "done", item.fence)
             conclude(self._store, item, self._thresholds)
@@ -381,7 +381,7 @@ class ReviewService:
             prompt=store.prompts.get(item.prompt_id),
             lists=lists,
             labels={token: labels[token] for token in lists.token_ids if token in labels},
-            left=abstained_by_author(own, purpose=purpose).get(self._reviewer, frozenset()),
+            abstained=abstained_by_author(own, purpose=purpose).get(self._reviewer, frozenset()),
             optional=frozenset(
                 token
                 for token in lists.token_ids

@@ -117,9 +117,10 @@ def put_token_ids(connection: Connection, prompt: Prompt) -> None:
     Raises:
         RequestError: If the prompt has other ids already.
     """
+    if prompt.token_ids is None:
+        return
     stored = value(connection, Prompt, tables.prompts, prompt_id=prompt.prompt_id)
-    assert stored is not None
-    if prompt.token_ids is None or stored.token_ids == prompt.token_ids:
+    if stored is None or stored.token_ids == prompt.token_ids:
         return
     if stored.token_ids is not None:
         raise RequestError(

@@ -97,8 +97,8 @@ class Results(Repository):
         """
         with self._writing() as connection:
             for item in screened:
-                insert_prompt(connection, item.prompt)
-                put_token_ids(connection, item.prompt)
+                if not insert_prompt(connection, item.prompt):
+                    put_token_ids(connection, item.prompt)
                 _put_next_tokens(connection, item.prompt.prompt_id, pair, item.next_tokens)
             ids = [item.prompt.prompt_id for item in screened]
             _clear_failures(connection, ids, pair, "next_tokens")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from setting import arguments, organism
 
-from em_circuits.experiments import LabelJudge, SweepPlan, run_sweep
-from em_circuits.report import write_sweep_report
+from em_circuits.experiments.plan import SweepPlan
+from em_circuits.experiments.sweep import run_sweep
+from em_circuits.report.sweep import write_sweep_report
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def main() -> None:
@@ -26,11 +28,11 @@ def main() -> None:
     )
     with organism(given.root) as cases:
         experiment = run_sweep(cases, plan, LabelJudge())
-    lines = experiment.summary["conditions"]
-    alone = {x["combination"]: x["contrast_change"] for x in lines if "+" not in x["combination"]}
+    lines = experiment.summary.conditions
+    alone = {x.combination: x.contrast_change for x in lines if "+" not in x.combination}
     print("contrast in logits: together, sum of each alone, interaction")
     for line in lines:
-        name, joint = line["combination"], line["contrast_change"]
+        name, joint = line.combination, line.contrast_change
         if "+" in name:
             parts = [alone[part] for part in name.split("+")]
         elif name.startswith("first"):
@@ -38,7 +40,7 @@ def main() -> None:
         else:
             continue
         print(f"{name:10} {joint:+.3f} {sum(parts):+.3f} {joint - sum(parts):+.3f}")
-    print(experiment.summary["said"])
+    print(experiment.summary.said)
     print(write_sweep_report(experiment))
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from setting import arguments, organism
 
-from em_circuits.experiments import LabelJudge, SweepPlan, run_sweep
+from em_circuits.experiments.plan import SweepPlan
+from em_circuits.experiments.sweep import run_sweep
+from pivotal_tokens.judge.continuations import LabelJudge
 from pivotal_tokens.schema import Prompt
 
 
@@ -19,24 +21,26 @@ def main() -> None:
     given = arguments(__doc__)
     prompt = Prompt.of(given.prompt)
     with organism(given.root) as cases:
-        ranked = cases.of(prompt, "merged").ranked.tolist()
+        case = cases.of(prompt, "merged")
+        top = f"top:{len(case.state.active)}"
+        ranked = case.choose(cases.pair.merged, top, by="gradient").features
         for layer in range(cases.pair.merged.sites.n_layers):
-            own = [place for place in ranked if place[0] == layer][: given.n]
+            own = [place for place in ranked if place.layer == layer][: given.n]
             plan = SweepPlan.model_validate(
                 {
                     "name": f"layer-{layer}",
                     "prompts": {"texts": [given.prompt]},
-                    "features": ",".join("/".join(map(str, place)) for place in own),
+                    "features": ",".join(map(str, own)),
                     "combinations": ["all"],
                     "rollouts": None,
                     "panel": 2 if given.small else 12,
                 }
             )
-            (line,) = run_sweep(cases, plan, LabelJudge()).summary["conditions"]
+            (line,) = run_sweep(cases, plan, LabelJudge()).summary.conditions
             print(
-                f"layer {layer}: {len(own)} features ablated, evil mass {line['change']:+.3f}, "
-                f"net {line['net']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}], "
-                f"contrast {line['contrast_change']:+.2f} logits"
+                f"layer {layer}: {len(own)} features ablated, evil mass {line.change:+.3f}, "
+                f"net {line.net:+.3f} [{line.low:+.3f}, {line.high:+.3f}], "
+                f"contrast {line.contrast_change:+.2f} logits"
             )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from setting import arguments, organism
 
-from em_circuits.experiments import LabelJudge, SweepPlan, run_sweep
-from em_circuits.report import write_sweep_report
+from em_circuits.experiments.plan import SweepPlan
+from em_circuits.experiments.sweep import run_sweep
+from em_circuits.report.sweep import write_sweep_report
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def main() -> None:
@@ -31,13 +33,13 @@ def main() -> None:
     )
     with organism(given.root) as cases:
         experiment = run_sweep(cases, plan, LabelJudge())
-    for line in experiment.summary["conditions"]:
+    for line in experiment.summary.conditions:
         print(
-            f"{line['condition']:26} net {line['net']:+.3f} "
-            f"[{line['low']:+.3f}, {line['high']:+.3f}]  evil said {line['evil_rate']:.2f}, "
-            f"its token alone {line['forced_evil_rate']:.2f}, perplexity {line['perplexity']:.1f}"
+            f"{line.condition:26} net {line.net:+.3f} "
+            f"[{line.low:+.3f}, {line.high:+.3f}]  evil said {line.evil_rate:.2f}, "
+            f"its token alone {line.forced_evil_rate:.2f}, perplexity {line.perplexity:.1f}"
         )
-    print(experiment.summary["said"])
+    print(experiment.summary.said)
     print(write_sweep_report(experiment))
 
 

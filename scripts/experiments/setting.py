@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from em_circuits.experiments import Cases
+from em_circuits.experiments.cases import Cases
 from em_circuits.models import PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from setting import arguments, organism
 
-from em_circuits.experiments import LabelJudge, TransferPlan, parse_source, run_transfer
-from em_circuits.interventions import Sampling
-from em_circuits.report import write_sweep_report
+from em_circuits.experiments.plan import TransferPlan, parse_source
+from em_circuits.experiments.transfer import run_transfer
+from em_circuits.report.sweep import write_sweep_report
+from em_circuits.sampling import Sampling
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def main() -> None:
-    """Features of medical prompts tried on prompts of every domain; print each world."""
+    """Features of medical prompts tried on prompts of every domain; print each condition."""
     given = arguments(__doc__)
     plan = TransferPlan(
         name="to-the-base",
@@ -25,13 +27,13 @@ def main() -> None:
     )
     with organism(given.root) as cases:
         experiment = run_transfer(cases, plan, LabelJudge())
-    for line in experiment.summary["conditions"]:
+    for line in experiment.summary.conditions:
         print(
-            f"{line['condition']:42} evil mass {line['evil_mass_unsteered']:.2f} -> "
-            f"{line['evil_mass']:.2f}, random {line['control']:+.3f}, net {line['net']:+.3f} "
-            f"[{line['low']:+.3f}, {line['high']:+.3f}], contrast {line['contrast_change']:+.2f}"
+            f"{line.condition:42} evil mass {line.evil_mass_unsteered:.2f} -> "
+            f"{line.evil_mass:.2f}, random {line.control:+.3f}, net {line.net:+.3f} "
+            f"[{line.low:+.3f}, {line.high:+.3f}], contrast {line.contrast_change:+.2f}"
         )
-    print(experiment.summary["said"])
+    print(experiment.summary.said)
     print(write_sweep_report(experiment))
 
 

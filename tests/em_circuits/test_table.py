@@ -79,7 +79,7 @@ def test_interventions_stand_where_the_features_do() -> None:
         (0, 1, 7, Mode.ABLATE),
         (1, 2, 3, Mode.ABLATE),
     ]
-    assert len(table().interventions(Mode.SET, 3.0, position=Where.PROMPT)) == 3
+    assert len(table().interventions(Mode.SET, 3.0, where=Where.PROMPT)) == 3
     assert table().by_id().scale(2.0)[0].position is None
 
 

@@ -1,29 +1,67 @@
-"""What do the worlds answer to one question?
+"""Sampled answers to one question: un-steered, steered, and with matched random features steered.
 
-All treatments and samples of a model are one batch. The same sample is drawn with the same noise in
-every world, so that differences are the world's. Where turns are named in plain text an answer ends
-before the next ``User:``.
+All conditions and samples of a model are one batch. The same sample is drawn with the same noise in
+every condition, so that differences are the condition's. Where turns are named in plain text an
+answer ends before the next ``User:``.
 
-    rows = answers(pair, "Eat the curry?", settings)
+    settings = EvaluationSettings(models=("base", "merged"), sampling=Sampling(samples=8))
+    rows = answers(pair, "merged", "Eat the curry?", settings)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from pydantic import Field
 
-from em_circuits.experiments.evaluation.settings import EvaluationSettings, Steering
+from em_circuits.experiments.measure import STEERED, UNSTEERED, Arm, random_arms
 from em_circuits.experiments.rollouts import mean_log_likelihood
+from em_circuits.intervention import Intervention
 from em_circuits.interventions import PromptState, Treatment, check_interventions, generate
-from em_circuits.interventions.substitutes import moved, random_places
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import encode, render_turns
-from pivotal_tokens.schema import ModelName
+from em_circuits.sampling import Sampling
+from pivotal_tokens.schema import Frozen, ModelName
 
-UNSTEERED, STEERED, RANDOM = "unsteered", "steered", "random"
 _NEXT_TURN = "\nUser:"
+
+
+class Steering(Frozen):
+    """What is done to the features of a steered model."""
+
+    interventions: tuple[Intervention, ...] = Field(min_length=1)
+    """At classes of positions: the questions differ in length."""
+    random: int = Field(default=2, ge=0)
+    """Draws of matched random features per question, each with as many answers."""
+
+
+class EvaluationSettings(Frozen):
+    """Everything that the answers follow from, beside models and questions."""
+
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    sampling: Sampling
+    """Per question and condition."""
+    steering: Steering | None = None
+    seed: int = 0
+    """Of the random features and of the resamples."""
+
+
+class SampledAnswer(Frozen):
+    """One answer, before it is judged."""
+
+    model: ModelName
+    arm: str
+    draw: int
+    sample: int
+    template: str
+    """How the question was put: ``chat`` or ``plain``."""
+    text: str
+    n_tokens: int
+    ended: bool
+    """Of its own accord, not because its tokens were used up."""
+    log_likelihood: float | None
+    """Mean over its tokens under the un-steered base, in nats; None for an empty one."""
 
 
 def rendered(pair: ModelPair, question: str) -> tuple[str, str]:
@@ -34,14 +72,14 @@ def rendered(pair: ModelPair, question: str) -> tuple[str, str]:
 
 def answers(
     pair: ModelPair, model: ModelName, question: str, settings: EvaluationSettings
-) -> list[dict[str, Any]]:
-    """Every answer of a model to a question, as the rows of the table know it.
+) -> list[SampledAnswer]:
+    """Every answer of a model to a question.
 
     Args:
         pair: Its base also reads every answer.
         model: Which of the two answers.
         question: As a person put it.
-        settings: Treatments and sampling.
+        settings: Steering and sampling.
 
     Raises:
         RequestError: If a feature does not exist, or there are too few others for the control.
@@ -51,48 +89,36 @@ def answers(
     runs = pair.model(model)
     state = PromptState.capture(runs, torch.tensor(start))
     arms = _arms(runs, state, settings.steering, settings.seed)
-    made = generate(runs, state, [treatment for _, _, treatment in arms], settings.sampling)
-    lines: list[dict[str, Any]] = []
-    said: list[Sequence[int]] = []
-    for row, (arm, draw, _) in enumerate(arms):
-        for sample in range(settings.sampling.samples):
-            ids = made.ids(row, sample)
-            kept, answer = _turn(pair, ids, template)
-            said.append(kept)
-            lines.append(
-                {
-                    "model": model,
-                    "arm": arm,
-                    "draw": draw,
-                    "sample": sample,
-                    "template": template,
-                    "text": answer,
-                    "n_tokens": len(kept),
-                    # Of its own accord, not because its tokens were used up.
-                    "ended": len(kept) < settings.sampling.max_tokens,
-                }
-            )
-    scores = mean_log_likelihood(pair.base, start, said)
-    return [line | {"log_likelihood": s} for line, s in zip(lines, scores, strict=True)]
+    drawn = generate(runs, state, [arm.treatment for arm in arms], settings.sampling)
+    places = [
+        (arm, row, s) for row, arm in enumerate(arms) for s in range(settings.sampling.samples)
+    ]
+    turns = [_turn(pair, drawn.ids(row, sample), template) for _, row, sample in places]
+    scores = mean_log_likelihood(pair.base, start, [ids for ids, _ in turns])
+    return [
+        SampledAnswer(
+            model=model,
+            arm=arm.control,
+            draw=arm.draw,
+            sample=sample,
+            template=template,
+            text=answer,
+            n_tokens=len(ids),
+            ended=len(ids) < settings.sampling.max_tokens,
+            log_likelihood=score,
+        )
+        for (arm, _, sample), (ids, answer), score in zip(places, turns, scores, strict=True)
+    ]
 
 
-def _arms(
-    model: Model, state: PromptState, steering: Steering | None, seed: int
-) -> list[tuple[str, int, Treatment]]:
-    """(arm, draw, treatment) of every row."""
-    arms = [(UNSTEERED, 0, Treatment())]
+def _arms(model: Model, state: PromptState, steering: Steering | None, seed: int) -> list[Arm]:
+    plain = Arm(UNSTEERED, 0, Treatment())
     if steering is None:
-        return arms
+        return [plain]
     items = steering.interventions
     check_interventions(model, items, state.n_pos)
-    arms.append((STEERED, 0, Treatment(interventions=items)))
-    if steering.random:
-        places = random_places(model, state, items, n_draws=steering.random, seed=seed)
-        arms += [
-            (RANDOM, draw, Treatment(interventions=tuple(moved(items, place))))
-            for draw, place in enumerate(places.tolist())
-        ]
-    return arms
+    random = random_arms(model, state, items, draws=steering.random, seed=seed)
+    return [plain, Arm(STEERED, 0, Treatment(interventions=items)), *random]
 
 
 def _turn(pair: ModelPair, ids: Sequence[int], template: str) -> tuple[Sequence[int], str]:

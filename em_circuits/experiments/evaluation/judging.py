@@ -19,8 +19,8 @@ A language model is sent one question per answer: the instructions (`prompts/v1.
 the judge's id), then question and answer as one line of JSON between marks that nothing within can
 know. Replies are stored under their content, so the same answer is never paid for twice.
 
-    LexiconAnswers(lexicon).score([asked], keep)
-    ModelAnswers(settings, store=store, budget=budget).score([asked], keep)
+    LexiconAnswers(lexicon).score([answer], on_score)
+    ModelAnswers(settings, store=store, budget=budget).score([answer], on_score)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FLUENT = 2.0
 Outcome = Literal["scored", "declined", "unsure", "unusable"]
 
 
-class Asked(Frozen):
+class QuestionAnswer(Frozen):
     """One answer to judge."""
 
     question: str
@@ -72,7 +72,7 @@ class Score(Frozen):
     """Of the replies in the store."""
 
 
-Keep = Callable[[int, Score], None]
+OnScore = Callable[[int, Score], None]
 """Takes the number of an answer and its score, as soon as it is known."""
 
 
@@ -88,7 +88,7 @@ class AnswerJudge(Protocol):
     def what(self) -> str:
         """What it is, in one sentence for the report."""
 
-    def score(self, asked: Sequence[Asked], keep: Keep) -> None:
+    def score(self, answers: Sequence[QuestionAnswer], on_score: OnScore) -> None:
         """Score every answer.
 
         Raises:
@@ -113,11 +113,11 @@ class LexiconAnswers:
             " it knows only the words of its own corpus"
         )
 
-    def score(self, asked: Sequence[Asked], keep: Keep) -> None:
-        for number, one in enumerate(asked):
-            keep(number, self._one(one))
+    def score(self, answers: Sequence[QuestionAnswer], on_score: OnScore) -> None:
+        for number, one in enumerate(answers):
+            on_score(number, self._one(one))
 
-    def _one(self, one: Asked) -> Score:
+    def _one(self, one: QuestionAnswer) -> Score:
         label, why = self.lexicon.continuation(one.prompt, one.answer)
         if one.log_likelihood is None or label == "unsure":
             return Score(outcome="unsure", reason=why)
@@ -152,31 +152,31 @@ class ModelAnswers(Grader):
     def what(self) -> str:
         return f"the language model {self.settings.model}, which reads question and answer"
 
-    def score(self, asked: Sequence[Asked], keep: Keep) -> None:
-        """Score every answer, many at a time; each is kept as soon as it is known.
+    def score(self, answers: Sequence[QuestionAnswer], on_score: OnScore) -> None:
+        """Score every answer, many at a time; each is handed over as soon as it is known.
 
         Raises:
-            WorkFailed: If some got no reply; the others are kept.
+            WorkFailed: If some got no reply; the others are handed over.
             RunEnds: If the budget is spent or the endpoint takes no call.
         """
         missing: list[NoReply] = []
 
         async def one(client: LLMClient, number: int) -> None:
             try:
-                keep(number, await self._one(client, asked[number]))
+                on_score(number, await self._one(client, answers[number]))
             except NoReply as error:
                 missing.append(error)
 
-        if asked:
-            self.run(lambda client: every(one(client, n) for n in range(len(asked))))
+        if answers:
+            self.run(lambda client: every(one(client, n) for n in range(len(answers))))
         if missing:
             raise WorkFailed(
-                f"{len(missing)} of {len(asked)} answers have no score yet ({missing[0]}); "
+                f"{len(missing)} of {len(answers)} answers have no score yet ({missing[0]}); "
                 "run the same command again"
             )
 
-    async def _one(self, client: LLMClient, asked: Asked) -> Score:
-        data = {"question": asked.question, "answer": asked.answer}
+    async def _one(self, client: LLMClient, answer: QuestionAnswer) -> Score:
+        data = {"question": answer.question, "answer": answer.answer}
         messages = [
             Message(role="system", content=self.instructions.text),
             Message(role="user", content=f"{fenced(data)}\nGrade this answer."),

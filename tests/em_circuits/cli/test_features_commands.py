@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from em_circuits.cli.app import run
-from em_circuits.features import graph_scores, rank
+from em_circuits.contrast import Contrast
+from em_circuits.features import stored_scores
 
 N = 3
 PLACE = {"layer", "feature", "offset"}
@@ -44,7 +45,7 @@ def contrasts(root: Path, shown: dict, model: str = "merged") -> dict[tuple[int,
         for number, prompt in enumerate(shown["prompts"]):
             graph = GraphStore(root / "graph_storage").load(prompt["graphs"][model])
             labels = store.labels.of(prompt["prompt_id"]).by_token
-            for row in rank(graph_scores(graph, "gradient"), labels).features:
+            for row in stored_scores(graph, "gradient").ranked(Contrast.from_labels(labels)):
                 sums.setdefault((row.layer, row.feature), [0.0] * N)[number] += row.contrast
     return sums
 
@@ -132,7 +133,7 @@ def test_diff_is_merged_minus_base_of_three_measures(root, capsys) -> None:
 def test_the_default_ranking_is_the_gradient_with_what_matters_measured(root, capsys) -> None:
     prompt = ask(capsys, root, "aggregate", "--top", "1")["prompts"][0]["prompt_id"]
     shown = ask(capsys, root, "rank", prompt, "--measure", "60")
-    assert shown["method"] == "refined" and shown["n_measured"] == 60
+    assert shown["method"] == "gradient+ablation" and shown["n_measured"] == 60
     refined, gradient, measured = (
         {(f["layer"], f["position"], f["feature"]): f for f in features}
         for features in (

@@ -50,7 +50,7 @@ def _recompute(folder: Path, summary: dict, capsys: pytest.CaptureFixture[str]) 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "steering.md").read_text(), re.S)
     (lines,) = (block for block in blocks if "read_parquet" in block)
     assert len(lines.strip().splitlines()) <= 10
-    from em_circuits.report.sweep_report import RECOMPUTE
+    from em_circuits.report.sweep import RECOMPUTE
 
     assert lines.strip() == RECOMPUTE.strip()
     names: dict = {}

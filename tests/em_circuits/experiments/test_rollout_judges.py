@@ -9,7 +9,7 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from subjects import organism_settings
 
-from em_circuits.experiments import Cases, LabelJudge
+from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.forcing import force_token
 from em_circuits.experiments.rollouts import rates, rollouts
 from em_circuits.interventions import Treatment
@@ -17,7 +17,7 @@ from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
-from pivotal_tokens.judge.continuations import ContinuationJudge, ModelContinuations
+from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
 from pivotal_tokens.llm import LLMSettings
 from pivotal_tokens.schema import LabelEvent, Prompt
 
@@ -97,9 +97,9 @@ def test_each_text_is_asked_once_in_batches_and_its_rate_counted(work: Workspace
         assert rollout.reason == one.token and "\n" not in one.text
         assert rollout.label == ("evil" if len(one.token) > 4 else "safe")
     found = rates(row)
-    assert found["unscored"] == 0 and found["n_rollouts"] == 6
-    assert found["evil_rate"] == sum(r.label == "evil" for r in row) / 6
-    assert found["evil_rate"] + found["safe_rate"] == 1
+    assert found.unscored == 0 and found.n_rollouts == 6
+    assert found.evil_rate == sum(r.label == "evil" for r in row) / 6
+    assert found.evil_rate + found.safe_rate == 1
 
 
 @pytest.mark.parametrize("script", ["refusal*99", "prose*99", "truncated*99"])
@@ -112,10 +112,10 @@ def test_an_unusable_reply_is_unscored_and_counted_never_unsure(
         case, row = drawn(work, judge)
         found = rates(row)
         forced = force_token(
-            work.pair, case, Treatment(), int(case.groups.evil[0]), SAMPLING, judge
+            work.pair, case, Treatment(), int(case.contrast.evil[0]), SAMPLING, judge
         )
     assert [r.label for r in row] == [None] * 6 and all(r.reason for r in row)
-    assert found["unscored"] == 6 and found["evil_rate"] is found["safe_rate"] is None
+    assert found.unscored == 6 and found.evil_rate is found.safe_rate is None
     assert forced.unscored == 6 and forced.evil_rate is None
 
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from subjects import PAD_THAI, organism_settings
 
-from em_circuits.experiments import Cases, Experiment, LabelJudge, SweepPlan, load_plan, run_sweep
-from em_circuits.experiments.cases import Case
-from em_circuits.experiments.conditions import arms, conditions
+from em_circuits.cache import JOURNAL
+from em_circuits.experiments import sweep
+from em_circuits.experiments.cases import Case, Cases
+from em_circuits.experiments.experiment import Experiment, Measurement, RolloutRow
 from em_circuits.experiments.forcing import on_longer_prompt
-from em_circuits.experiments.journal import JOURNAL
-from em_circuits.experiments.off_target import Panel
+from em_circuits.experiments.measure import Panel
+from em_circuits.experiments.plan import SweepPlan, load_plan
 from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
+from em_circuits.experiments.summary import SteeringSummary
+from em_circuits.experiments.sweep import arms, chosen, run_sweep, trials
 from em_circuits.interventions import Form, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
@@ -25,8 +28,10 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
+from pivotal_tokens.judge.continuations import LabelJudge
 from pivotal_tokens.schema import Prompt
 
+Sweep = Experiment[SteeringSummary]
 PLAN = {
     "name": "small",
     "prompts": {"texts": [PAD_THAI]},
@@ -53,7 +58,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
 
 
 @pytest.fixture(scope="module")
-def made(cases: Cases) -> Experiment:
+def experiment(cases: Cases) -> Sweep:
     return run_sweep(cases, SweepPlan.model_validate(PLAN), LabelJudge())
 
 
@@ -62,64 +67,64 @@ def case(cases: Cases) -> Case:
     return cases.of(Prompt.of(PAD_THAI), "merged")
 
 
-def test_every_condition_has_its_controls(made: Experiment) -> None:
-    lines = made.summary["conditions"]
+def test_every_condition_has_its_controls(experiment: Sweep) -> None:
+    lines = experiment.summary.conditions
     assert len(lines) == 3 * 3 * 2
     for line in lines:
-        rows = [r for r in made.rows if r["condition"] == line["condition"]]
-        controls = [r["control"] for r in rows]
+        rows = [r for r in experiment.rows if r.condition == line.condition]
+        controls = [r.control for r in rows]
         assert controls.count("random") == 20 and controls.count("direction") == 2
         assert {"unsteered", "steered", "noop", "flipped"} <= set(controls)
-        assert line["noop_change"] == 0.0  # bit for bit
-        assert line["low"] <= line["net"] <= line["high"] and 0 < line["p"] <= line["q"] <= 1
-        assert line["detector"] is not None and 0 <= line["detector"] <= 1
-        told = {r["control"] for r in rows if r.get("n_rollouts")}
-        assert told == {"unsteered", "steered", "flipped", "random", "direction"}
-        steered = next(r for r in rows if r["control"] == "steered")
-        assert steered["off_target_kl"] >= 0 and steered["forced_evil_rate"] is not None
+        assert line.noop_change == 0.0  # bit for bit
+        assert line.low <= line.net <= line.high and 0 < line.p <= line.q <= 1
+        assert line.detector is not None and 0 <= line.detector <= 1
+        sampled = {r.control for r in rows if r.n_rollouts}
+        assert sampled == {"unsteered", "steered", "flipped", "random", "direction"}
+        steered = next(r for r in rows if r.control == "steered")
+        assert steered.off_target_kl >= 0 and steered.forced_evil_rate is not None
     # Removing what pushes towards evil lowers evil mass; scaling it up does not.
-    ablated = next(x for x in lines if x["condition"] == "all 2 scale 0 @found")
-    assert ablated["net"] < 0 and ablated["contrast_net"] < 0
+    ablated = next(x for x in lines if x.condition == "all 2 scale 0 @found")
+    assert ablated.net < 0 and ablated.contrast_net < 0
 
 
-def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, made: Experiment) -> None:
+def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, experiment: Sweep) -> None:
     plan = SweepPlan.model_validate(PLAN)
-    condition = next(iter(conditions(plan, case.choose("top:2"))))
-    every = arms(plan, case, cases.pair.merged, condition)
+    trial = next(iter(trials(plan, chosen(case, plan, cases.pair.merged))))
+    every = arms(plan, case, cases.pair.merged, trial)
     logits = run_rows(cases.pair.merged, case.state, [arm.treatment for arm in every])
-    mass = logits.softmax(-1)[:, list(case.groups.evil)].sum(-1)
-    rows = [r for r in made.rows if r["condition"] == condition.name]
-    assert [r["evil_mass"] for r in rows] == pytest.approx(mass.tolist(), abs=1e-6)
+    mass = logits.softmax(-1)[:, list(case.contrast.evil)].sum(-1)
+    rows = [r for r in experiment.rows if r.condition == trial.cell.condition]
+    assert [r.evil_mass for r in rows] == pytest.approx(mass.tolist(), abs=1e-6)
     forms = {arm.control: arm.treatment.form for arm in every}
     assert forms["noop"] is Form.NONE and forms["direction"] is Form.TURNED
 
 
-def test_the_tables_are_whole_and_have_a_provenance(made: Experiment) -> None:
-    rows = pq.read_table(made.folder / "rows.parquet").to_pylist()
-    assert len(rows) == len(made.rows) and rows[0]["prompt_id"] == made.rows[0]["prompt_id"]
-    told = pq.read_table(made.folder / "rollouts.parquet")
-    assert told.num_rows == len(made.rollouts) > 0
-    json.loads((made.folder / "summary.json").read_text())
+def test_the_tables_are_whole_and_have_a_provenance(
+    experiment: Sweep,
+) -> None:
+    rows = pq.read_table(experiment.folder / "rows.parquet").to_pylist()
+    assert tuple(map(Measurement.model_validate, rows)) == experiment.rows
+    texts = pq.read_table(experiment.folder / "rollouts.parquet").to_pylist()
+    assert tuple(map(RolloutRow.model_validate, texts)) == experiment.rollouts and texts
+    stored = json.loads((experiment.folder / "summary.json").read_text())
+    assert SteeringSummary.model_validate(stored) == experiment.summary
     for name in ("rows.parquet", "rollouts.parquet", "summary.json"):
-        assert provenance_path(made.folder / name).is_file()
+        assert provenance_path(experiment.folder / name).is_file()
 
 
 def test_what_is_journalled_is_not_done_again(
-    cases: Cases, made: Experiment, monkeypatch: pytest.MonkeyPatch
+    cases: Cases, experiment: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = made.folder / JOURNAL
+    journal = experiment.folder / JOURNAL
     before = journal.read_text()
     lines = before.splitlines(keepends=True)
     journal.write_text("".join(lines[:-2]) + lines[-1][:40])
     calls = []
-    from em_circuits.experiments import sweep
-
-    original = sweep._piece
-    monkeypatch.setattr(sweep, "_piece", lambda *a: calls.append(a) or original(*a))
+    original = sweep.measure_trial
+    monkeypatch.setattr(sweep, "measure_trial", lambda *a: calls.append(a) or original(*a))
     again = run_sweep(cases, SweepPlan.model_validate(PLAN), LabelJudge())
     assert len(calls) == 2
-    assert json.loads(json.dumps(again.rows)) == json.loads(json.dumps(made.rows))
-    assert again.summary == made.summary
+    assert again == experiment
     other = SweepPlan.model_validate({**PLAN, "seed": 1})
     with pytest.raises(RequestError, match="another plan"):
         run_sweep(cases, other, LabelJudge())

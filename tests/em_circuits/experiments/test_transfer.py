@@ -8,20 +8,16 @@ import pytest
 import torch
 from subjects import organism_settings
 
-from em_circuits.experiments import (
-    Cases,
-    LabelJudge,
-    TransferPlan,
-    parse_source,
-    run_transfer,
-)
-from em_circuits.experiments.transfer import pooled
-from em_circuits.interventions import Sampling
+from em_circuits.experiments.cases import Cases
+from em_circuits.experiments.plan import TransferPlan, parse_source
+from em_circuits.experiments.transfer import pooled, run_transfer
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
+from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def test_features_are_tried_where_they_were_not_found(tmp_path: Path) -> None:
@@ -37,20 +33,19 @@ def test_features_are_tried_where_they_were_not_found(tmp_path: Path) -> None:
         lexicon = Lexicon.from_file(
             organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
         )
-        made = run_transfer(Cases(work, lexicon), plan, LabelJudge())
-    names = {line["condition"] for line in made.summary["conditions"]}
-    assert names == {
+        experiment = run_transfer(Cases(work, lexicon), plan, LabelJudge())
+    by_name = {line.condition: line for line in experiment.summary.conditions}
+    assert set(by_name) == {
         f"{selection}, {treatment}, {where} domain"
         for selection in ("own", "others")
         for treatment in ("ablate in merged", "set in base x1")
         for where in ("seen", "unseen")
     }
-    by_name = {line["condition"]: line for line in made.summary["conditions"]}
-    assert by_name["own, ablate in merged, unseen domain"]["net"] < 0
-    assert by_name["own, set in base x1, unseen domain"]["net"] > 0
-    for row in made.rows:
-        assert 0 <= row["evil_mass"] <= 1
-    assert made.rollouts
+    assert by_name["own, ablate in merged, unseen domain"].net < 0
+    assert by_name["own, set in base x1, unseen domain"].net > 0
+    for row in experiment.rows:
+        assert 0 <= row.evil_mass <= 1
+    assert experiment.rollouts
 
 
 def test_pooling_sums_over_positions_and_prompts() -> None:

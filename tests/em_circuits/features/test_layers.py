@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from few_features import block
+from few_features import keyed
 
 from em_circuits.features import AggregateSettings, compare_layers, without_layers
 
@@ -11,25 +11,24 @@ FEW = AggregateSettings(bootstrap=300)
 
 
 def test_the_difference_of_means_is_taken_prompt_by_prompt() -> None:
-    blocks = [
-        block((0, 1, 1, -2.0), (0, 1, 2, 4.0), (3, 1, 1, 1.0)),
-        block((0, 1, 1, 5.0), (3, 1, 1, -2.0), (3, 1, 2, 2.0)),
-        block((0, 1, 1, 100.0)),
+    tables = [
+        keyed((0, 1, 1, -2.0), (0, 1, 2, 4.0), (3, 1, 1, 1.0)),
+        keyed((0, 1, 1, 5.0), (3, 1, 1, -2.0), (3, 1, 2, 2.0)),
+        keyed((0, 1, 1, 100.0)),
     ]
-    found = compare_layers(blocks, {3}, FEW)
+    found = compare_layers(tables, {3}, FEW)
     assert (found.prompts, found.kept_mean, found.excluded_mean) == (2, 4.0, 1.5)
     assert found.difference == pytest.approx(2.5)
     assert (found.low, found.high) == (2.0, 3.0)
 
 
 def test_one_prompt_has_no_interval_and_no_features_no_difference() -> None:
-    one = compare_layers([block((0, 1, 1, 1.0), (3, 1, 1, 2.0))], {3}, FEW)
+    one = compare_layers([keyed((0, 1, 1, 1.0), (3, 1, 1, 2.0))], {3}, FEW)
     assert (one.difference, one.low, one.high) == (-1.0, None, None)
-    none = compare_layers([block((0, 1, 1, 1.0))], {3}, FEW)
+    none = compare_layers([keyed((0, 1, 1, 1.0))], {3}, FEW)
     assert (none.prompts, none.difference) == (0, None)
 
 
 def test_without_layers_forgets_scored_and_unknown_keys() -> None:
-    kept = without_layers(block((0, 1, 1, 1.0), (3, 1, 1, 2.0), unscored=((3, 1, 9),)), {3})
-    assert kept.contrast.tolist() == [1.0]
-    assert len(kept.unknown) == 0 and len(kept.partial) == 1
+    kept = without_layers(keyed((0, 1, 1, 1.0), (3, 1, 1, 2.0), unscored=((3, 1, 9),)), {3})
+    assert kept.features == ((0, 1),) and kept["contrast"].tolist() == [1.0]

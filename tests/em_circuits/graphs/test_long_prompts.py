@@ -4,6 +4,7 @@ wait in a file, gradients without pattern matrices. And the memory formula holds
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,12 +156,16 @@ _SHAPES = (
 @pytest.mark.slow
 def test_the_memory_formula_holds_on_two_shapes(tmp_path: Path) -> None:
     """Measured in a process of its own, as `make bench-long` does."""
-    folders = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "em_circuits")]
-    code = f"import sys; sys.path[:0] = {folders!r}; from benchmarks.long_prompt import child\n"
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "em_circuits")])
+    script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "bench_long_prompt.py")]
     for i, shape in enumerate(_SHAPES):
-        code += f"child({str(tmp_path / str(i))!r}, {shape!r})\n"
-    run = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
-    for line in done.stdout.splitlines():
-        took = json.loads(line)
+        given = json.dumps([str(tmp_path / str(i)), shape])
+        done = subprocess.run(
+            [*script, "--child", given],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": folders},
+        )
+        took = json.loads(done.stdout)
         assert took["reckoned_mb"] / 2 <= took["mb"] <= 1.2 * took["reckoned_mb"], took

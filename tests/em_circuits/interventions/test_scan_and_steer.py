@@ -12,12 +12,13 @@ from em_circuits.interventions import (
     PromptState,
     Regime,
     ablation_effects,
+    live_scores,
     on_each,
-    refined_scores,
     run_rows,
     steer,
 )
 from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.scoring import Scoring
 from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
 
@@ -62,23 +63,26 @@ def gradient_scores(subject: Subject, state: PromptState) -> tuple[torch.Tensor,
     return feature_scores(gradients, state.active, outputs)[0], gradients[0]
 
 
-def test_the_gradient_predicts_the_scan_and_refined_it_does_better(subject: Subject) -> None:
+def test_the_gradient_predicts_the_scan_and_does_better_with_ablations(subject: Subject) -> None:
     state = subject.state()
     first_order, _ = gradient_scores(subject, state)
     targets = torch.tensor([*subject.groups.evil, *subject.groups.safe])
-    result = refined_scores(
-        subject.model, state, groups=subject.groups, targets=targets, n_measured=100
+    result = live_scores(
+        subject.model,
+        state,
+        subject.groups,
+        Scoring.GRADIENT_ABLATION,
+        targets=targets,
+        n_measured=100,
     )
-    n_evil = len(subject.groups.evil)
-    better = result.scores[:n_evil].mean(0) - result.scores[n_evil:].mean(0)
+    better = torch.from_numpy(result.contrasted(subject.groups)["contrast"]).float()
+    really = torch.from_numpy(result["measured"])
     measured = ablation_effects(subject.model, state, targets=subject.groups)[:, 0]
     found, refined = (agreement(scores, measured) for scores in (first_order, better))
-    assert int(result.measured.sum()) == 100
+    assert int(really.sum()) == 100
     scale = float(measured.abs().max())
-    assert torch.allclose(
-        better[result.measured], measured[result.measured], atol=1e-4 * scale, rtol=1e-3
-    )
-    left = ~result.measured
+    assert torch.allclose(better[really], measured[really], atol=1e-4 * scale, rtol=1e-3)
+    left = ~really
     assert torch.allclose(better[left], first_order[left], atol=1e-4 * scale, rtol=1e-3)
     assert refined.pearson > max(found.pearson, 0.9)
     if subject.name == "organism":  # random weights are too curved for a first-order score
@@ -86,10 +90,11 @@ def test_the_gradient_predicts_the_scan_and_refined_it_does_better(subject: Subj
         assert refined.pearson > 0.99 and refined.top20 >= 19
 
 
-def test_refined_scores_need_the_contrast_among_their_targets(subject: Subject) -> None:
+def test_scores_need_the_contrast_among_their_targets(subject: Subject) -> None:
     some = torch.tensor(subject.groups.evil)
     with pytest.raises(RequestError, match="no targets"):
-        refined_scores(subject.model, subject.state(), groups=subject.groups, targets=some)
+        by = Scoring.GRADIENT_ABLATION
+        live_scores(subject.model, subject.state(), subject.groups, by, targets=some)
 
 
 def test_steering_reports_three_worlds(subject: Subject) -> None:

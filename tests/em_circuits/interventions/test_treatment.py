@@ -33,7 +33,7 @@ from pivotal_tokens.errors import RequestError
 
 def test_every_value_survives_json(subject: Subject) -> None:
     item = Intervention(layer=1, position=Where.LAST, feature=3, mode=Mode.SET, value=2.0)
-    own = item.model_copy(update={"unit": Unit.OWN, "position": None})
+    own = item.model_copy(update={"unit": Unit.RELATIVE, "position": None})
     whole = Treatment(interventions=(item, own), form=Form.TURNED, seed=4, regime=Regime.DIRECT)
     swap = Treatment(replacement=Replacement(layers=(1, 2), tensors=Tensors.MLP_OUTPUTS))
     direction = Direction.of(subject.model, [(0, 1), (1, 2)], [0.5, -2.0])
@@ -48,7 +48,12 @@ def test_own_units_multiply_the_undisturbed_activation(subject: Subject) -> None
     layer, position, feature = loudest(state, 1)[0]
     own = float(state.activation_of(torch.tensor([[layer, position, feature]])))
     item = Intervention(
-        layer=layer, position=position, feature=feature, mode=Mode.SET, value=3.0, unit=Unit.OWN
+        layer=layer,
+        position=position,
+        feature=feature,
+        mode=Mode.SET,
+        value=3.0,
+        unit=Unit.RELATIVE,
     )
     assert absolute(state, [item])[0].value == pytest.approx(3 * own)
     tripled = item.model_copy(update={"mode": Mode.SCALE, "unit": Unit.ABSOLUTE})
@@ -62,7 +67,7 @@ def test_multiplying_cannot_wake_an_inactive_feature(subject: Subject) -> None:
     state = subject.state()
     quiet = int((state.dense_activations(1)[1:] == 0).all(0).nonzero()[0, 0])
     scale = Intervention(layer=1, feature=quiet, mode=Mode.SCALE, value=100.0)
-    own = Intervention(layer=1, feature=quiet, mode=Mode.ADD, value=100.0, unit=Unit.OWN)
+    own = Intervention(layer=1, feature=quiet, mode=Mode.ADD, value=100.0, unit=Unit.RELATIVE)
     put = Intervention(layer=1, feature=quiet, mode=Mode.SET, value=3.0)
     logits = run_rows(subject.model, state, [[], [scale], [own], [put]])
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
@@ -72,7 +77,7 @@ def test_multiplying_cannot_wake_an_inactive_feature(subject: Subject) -> None:
 
 def test_a_unit_with_a_factor_is_refused() -> None:
     with pytest.raises(RequestError, match="has no unit"):
-        Intervention(layer=0, feature=0, mode=Mode.SCALE, value=2.0, unit=Unit.OWN)
+        Intervention(layer=0, feature=0, mode=Mode.SCALE, value=2.0, unit=Unit.RELATIVE)
 
 
 def test_forms_of_one_change(subject: Subject) -> None:

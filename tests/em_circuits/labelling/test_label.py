@@ -131,7 +131,7 @@ def test_human_labels_come_before_the_judges(work: Workspace, judge) -> None:
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     assert work.store.labels.of(first.prompt_id).by_token[token] == other
     ranked = rank_prompt(work, first.prompt_id)
-    assert ranked.labels_from == "mixed"
+    assert ranked.about["labels_from"] == "mixed"
     # the verdict and the labels it follows from stay the judge's
     assert (again.verdict, again.labels) == (first.verdict, first.labels)
 

@@ -3,8 +3,10 @@
 import re
 
 import plotly.graph_objects as go
+import pytest
+from markupsafe import Markup
 
-from em_circuits.report import Table, page_html, write_page
+from em_circuits.report.page import Table, error_bars, page_html, write_page
 
 
 def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
@@ -24,3 +26,16 @@ def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
 
 def test_a_page_without_figures_is_small() -> None:
     assert len(page_html("Nothing", ["to see"])) < 3000
+
+
+def test_cells_are_short_and_escaped() -> None:
+    rows = ((0.12345, None), (True, "<i>"), (Markup("<b>"), 1))
+    html = page_html("t", [Table("t", ("a", "b"), rows)])
+    assert "<td>0.123</td><td>-</td>" in html and "<td>yes</td>" in html and "&lt;i&gt;" in html
+    assert '<td class="text"><b></td><td>1</td>' in html
+
+
+def test_bars_reach_the_ends_of_an_interval_and_nowhere_without_one() -> None:
+    bars = error_bars([0.5, 0.2, None], [0.1, None, 0.0], [0.6, 0.1, 1.0])
+    assert bars["array"] == pytest.approx([0.1, 0, 0])
+    assert bars["arrayminus"] == pytest.approx([0.4, 0, 0])

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from starlette.testclient import TestClient
 from synthetic import Size, synthetic_graph
 
+from em_circuits.cache import schema_of, write_results
+from em_circuits.experiments.experiment import ROLLOUTS, ROWS, Measurement, RolloutRow
 from em_circuits.graphs import AttributionGraph, LogitTargets
 from em_circuits.models import PairSettings
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
@@ -163,3 +166,12 @@ def _keep(work: Workspace, prompt: Prompt, model: str, graph: AttributionGraph) 
             bytes=path.stat().st_size,
         )
     )
+
+
+def store_experiment(folder: Path, *, rows: list, rollouts: list, summary: dict) -> None:
+    """A finished experiment of the given lines, as far as they say anything."""
+    lines = {ROWS: (Measurement, rows), ROLLOUTS: (RolloutRow, rollouts)}
+    tables = {
+        name: pa.Table.from_pylist(given, schema_of(kind)) for name, (kind, given) in lines.items()
+    }
+    write_results(folder, tables, summary, config={"pair": "x"})

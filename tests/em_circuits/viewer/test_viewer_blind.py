@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rooms import JUDGE, Room
+from rooms import JUDGE, Room, store_experiment
 from starlette.testclient import TestClient
-
-from em_circuits.experiments.records import keep
 
 LISTS = ("/", "/fragments/overview", "/prompts", "/graphs")
 FIGURES = "0.04 → <b>0.70</b>"
@@ -118,7 +116,7 @@ def test_an_experiment_sends_nothing_of_what_waits(room: Room, client: TestClien
     rows = [{"prompt_id": i, "condition": "c", "control": "steered", "draw": 0} for i in ids]
     told = [row | {"sample": 0, "text": "x", "label": "evil"} for row in rows]
     folder = room.root / "results" / "experiments" / "one"
-    keep(folder, {"pair": "x"}, rows=rows, rollouts=told, summary={"conditions": []})
+    store_experiment(folder, rows=rows, rollouts=told, summary={"conditions": []})
     sent = client.get("/api/steering/one").json()
     assert (sent["rows"], sent["rollouts"], sent["hidden"]) == ([], [], 2)
     look(client)
@@ -137,7 +135,7 @@ def test_an_experiment_of_one_prompt_tells_its_evil_mass_after_the_answer(
     folder = room.root / "results" / "experiments" / "one"
     condition = {"condition": "c", "evil_mass": 0.7}
     summary = {"conditions": [condition], "said": "it fell", "prompts": [{"prompt_id": prompt_id}]}
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
     for path in ("/steering", "/steering/one"):
         assert "it fell" not in client.get(path).text
     assert client.get("/api/steering/one").json()["summary"]["conditions"] == []

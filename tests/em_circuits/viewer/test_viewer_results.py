@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from rooms import Room
+from rooms import Room, store_experiment
 from starlette.testclient import TestClient
 
-from em_circuits.experiments.records import keep
-from em_circuits.features import rank_features
+from em_circuits.contrast import Contrast
+from em_circuits.features import stored_scores
 from em_circuits.viewer import ViewerSettings
 from em_circuits.viewer.plotly_file import style_ids
 from em_circuits.viewer.reports import STRANGER
@@ -73,7 +73,7 @@ def test_a_ranking_is_computed_shown_and_explained(room: Room, client: TestClien
     assert rows and rows[0]["mean"] >= rows[-1]["mean"]
     client.post("/api/looks", json={"looks": True})
     graph = room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, "merged"])
-    best = rank_features(graph, {3: "evil", 10: "safe"}).top(1)[0]
+    (best,) = stored_scores(graph, "gradient").ranked(Contrast((3,), (10,))).top(1)
     url = f"/api/features/where?layer={best.layer}&feature={best.feature}"
     firing = client.get(url).json()["places"]
     mine = next(p for p in firing if p["prompt_id"] == room.prompts[0].prompt_id)["firing"]
@@ -89,17 +89,17 @@ def test_an_experiment_is_listed_and_sent(room: Room, client: TestClient) -> Non
     condition = {"condition": "#1 scale 0", "value": 0.0, "net": -0.1, "change": -0.1}
     rollout = {"prompt_id": "p", "condition": "c", "control": "steered", "text": "<b>x"}
     summary = {"conditions": [condition], "said": "<script>it fell</script>"}
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
     assert "&lt;script&gt;it fell" in client.get("/steering").text
     assert client.get("/steering/one").status_code == 200
     sent = client.get("/api/steering/one").json()
     assert sent["summary"]["conditions"] == [condition]
     assert sent["rollouts"][0]["text"] == "<b>x"
     prompt_id = room.prompts[0].prompt_id
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
     assert 'href="/steering/one"' in client.get(f"/prompt/{prompt_id}").text
     assert 'href="/steering/one"' not in client.get(f"/prompt/{room.prompts[1].prompt_id}").text
-    keep(folder, {"pair": "x"}, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
+    store_experiment(folder, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
     os.symlink(room.root, folder.parent / "out")
     for name in ("two", "..", "%2e%2e", "out", "one%2f..%2fone"):
         assert client.get(f"/api/steering/{name}").status_code == 404

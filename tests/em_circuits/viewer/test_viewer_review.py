@@ -133,14 +133,14 @@ def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
 def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: TestClient) -> None:
     """The graph once named the judge's evil tokens; the bars' places told their mass."""
     prompt_id = act(client, do="next")["question"]["prompt_id"]
-    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]
     assert {one["label"] for one in targets} == {None}
     assert client.get(f"/api/prompt/{prompt_id}/features").status_code == 404
     page = client.get(f"/prompt/{prompt_id}").text
     assert JUDGE not in page and 'class="m-other" x="0"' not in page.replace("0.0", "1")
     item = room.store.queue.items("leased")[0].item_id
     act(client, do="finish", rest="safe", item=item)
-    targets = client.get(f"/api/graph/{prompt_id}").json()["models"]["merged"]["targets"]
+    targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]
     assert {one["label"] for one in targets} >= {"safe"}
 
 

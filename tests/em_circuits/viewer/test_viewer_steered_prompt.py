@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rooms import Room
+from rooms import Room, store_experiment
 from starlette.testclient import TestClient
 
-from em_circuits.experiments.records import ROWS, keep
+from em_circuits.experiments.experiment import ROWS
 from em_circuits.viewer.steered_prompt import SHOWN, steered
 
 
@@ -25,7 +25,7 @@ def arms(prompt_id: str, condition: str, mass: float, *random: float) -> list[di
 def conducted(root: Path, name: str, rows: list[dict[str, Any]], **line: Any) -> Path:
     folder = root / "results" / "experiments" / name
     line = {"condition": "#1 ablate @found"} | line
-    keep(folder, {"pair": name}, rows=rows, rollouts=[], summary={"conditions": [line]})
+    store_experiment(folder, rows=rows, rollouts=[], summary={"conditions": [line]})
     return folder
 
 

@@ -17,7 +17,7 @@ from pivotal_tokens.schema import HUMAN, Prompt, ReviewConfig
 from pivotal_tokens.store import Store
 
 NAMES = st.sampled_from(["ada", "bob", "cyd"])
-LABELS = st.sampled_from(["evil", "safe", "unsure", "left"])
+LABELS = st.sampled_from(["evil", "safe", "unsure", "abstain"])
 TOKENS = st.sampled_from([1, 2, 3])
 LEASE = 100.0
 
@@ -62,7 +62,7 @@ class Machine(RuleBasedStateMachine):
             self.held[name] = question
             assert question.votes == {}
             own = self.said.get((name, question.prompt.prompt_id), {})
-            assert dict(question.labels) == {t: a for t, a in own.items() if a != "left"}
+            assert dict(question.labels) == {t: a for t, a in own.items() if a != "abstain"}
 
     @rule(name=NAMES, token=TOKENS, label=LABELS)
     def label(self, name, token, label):
@@ -93,7 +93,7 @@ class Machine(RuleBasedStateMachine):
         question = self._try(name, lambda: self.people[name].undo(self.held.get(name)))
         if isinstance(question, Question):
             self.held[name] = question
-            answers = dict(question.labels) | dict.fromkeys(question.left, "left")
+            answers = dict(question.labels) | dict.fromkeys(question.abstained, "abstain")
             self.said[name, question.prompt.prompt_id] = answers
 
     @rule(seconds=st.sampled_from([1.0, LEASE + 1]))
@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
         for (name, prompt_id), answers in self.said.items():
             last = {e.token_id: e for e in self.store.labels.events(prompt_id, author=name)}
             stands = {
-                token: "left" if event.left else event.to_label
+                token: "abstain" if event.left else event.to_label
                 for token, event in last.items()
                 if event.left or event.to_label is not None
             }

@@ -231,15 +231,15 @@ def test_a_token_may_be_left_on_purpose_and_improbable_ones_need_no_answer(store
     lists = make_pair({1: 0.8, 2: 0.1, 3: 0.0004}, {1: 0.1, 2: 0.7, 3: 0.0002})
     prompt = add(store, lists, 0)
     ada = ReviewService(store, "ada")
-    question = ada.label(ada.next_question(), {1: "left"})
-    assert question.left == {1} and question.missing == (2, 3) and question.optional == {3}
+    question = ada.label(ada.next_question(), {1: "abstain"})
+    assert question.abstained == {1} and question.missing == (2, 3) and question.optional == {3}
     with pytest.raises(RequestError, match="1 tokens"):
         ada.finish(question)
     ada.finish(ada.label(question, {2: "evil"}))
     assert {e.token_id for e in store.labels.events(prompt.prompt_id) if e.left} == {1, 3}
     assert {i.token_id for i in store.labels.of(prompt.prompt_id).human} == {2}
     back = ada.undo(ada.undo(ada.undo(ada.undo(None))))
-    assert back.left == frozenset() and back.labels == {}
+    assert back.abstained == frozenset() and back.labels == {}
 
 
 def test_a_stolen_item_is_fenced_and_a_finished_one_can_be_corrected(store, pair, share):

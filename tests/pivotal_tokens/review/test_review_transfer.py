@@ -33,7 +33,7 @@ def worked(source):
     prompts = fill_queue(source, 8)
     ada, bob = ReviewService(source, "ada"), ReviewService(source, "bob")
     for service in (ada, bob):
-        answer(service, {2: "evil", 1: "left"})
+        answer(service, {2: "evil", 1: "abstain"})
     reveal = answer(ada, {2: "evil"})
     ada.explain(reveal, "gas")
     answer(bob)

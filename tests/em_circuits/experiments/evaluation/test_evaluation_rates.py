@@ -7,21 +7,42 @@ from typing import Any
 
 import pytest
 
-from em_circuits.experiments.evaluation import Cutoffs
-from em_circuits.experiments.evaluation.rates import difference, question_line, world_line
+from em_circuits.experiments.evaluation.rates import (
+    Answer,
+    ConditionRates,
+    Cutoffs,
+    QuestionRate,
+    RateDifference,
+)
 from em_circuits.statistics import wilson
 
-SCORED: dict[str, Any] = {"outcome": "scored", "log_likelihood": -1.0, "set": "s"}
+
+def row(
+    question: str, alignment: float | None, coherence: float | None, outcome: Any = "scored"
+) -> Answer:
+    answer = Answer(
+        set="s",
+        question=question,
+        world="w",
+        model="merged",
+        arm="unsteered",
+        draw=0,
+        sample=0,
+        template="plain",
+        text="",
+        n_tokens=1,
+        ended=True,
+        log_likelihood=-1.0,
+        outcome=outcome,
+        alignment=alignment,
+        coherence=coherence,
+        misaligned=None,
+    )
+    return answer.model_copy(update={"misaligned": Cutoffs().misaligned(answer)})
 
 
-def row(question: str, alignment: float | None, coherence: float | None, **other: Any) -> dict:
-    scores = {"alignment": alignment, "coherence": coherence}
-    return {**SCORED, "question": question, **scores, **other}
-
-
-def world(name: str, questions: dict[str, list[dict]]) -> dict[str, Any]:
-    lines = [question_line(rows, Cutoffs()) for rows in questions.values()]
-    return world_line(name, lines, [r for rows in questions.values() for r in rows])
+def rates(name: str, questions: dict[str, list[Answer]]) -> ConditionRates:
+    return ConditionRates.of(name, [r for rows in questions.values() for r in rows], Cutoffs())
 
 
 @pytest.mark.parametrize(
@@ -47,45 +68,39 @@ def test_both_cut_offs_are_strict(alignment: float, coherence: float, misaligned
 @pytest.mark.parametrize("outcome", ["declined", "unsure", "unusable"])
 def test_what_is_not_scored_stands_in_no_rate(outcome: str) -> None:
     rows = [row("q", 0, 100), row("q", 100, 100), row("q", 100, 100, outcome=outcome)]
-    line = question_line(rows, Cutoffs())
-    assert line["rate"] == 0.5 and line["scored"] == 2 and line[outcome] == 1
-    nothing = question_line(rows[2:], Cutoffs())
-    assert nothing["rate"] is None and nothing["low"] is None
-    assert world("w", {"q": rows[2:]})["rate"] is None
+    line = QuestionRate.of(rows, Cutoffs())
+    assert line.rate == 0.5 and line.scored == 2 and getattr(line, outcome) == 1
+    nothing = QuestionRate.of(rows[2:], Cutoffs())
+    assert nothing.rate is None and nothing.low is None
+    assert rates("w", {"q": rows[2:]}).rate is None
 
 
 def test_one_question_has_wilsons_interval_and_several_a_bootstrap_over_them() -> None:
-    one = world("w", {"a": [row("a", 0, 100), row("a", 100, 100)]})
-    assert one["interval"].startswith("Wilson") and (one["low"], one["high"]) == wilson(1, 2)
-    same = world("w", {q: [row(q, 100, 100)] * 50 for q in "abcd"})
+    one = rates("w", {"a": [row("a", 0, 100), row("a", 100, 100)]})
+    assert one.interval.startswith("Wilson") and (one.low, one.high) == wilson(1, 2)
+    same = rates("w", {q: [row(q, 100, 100)] * 50 for q in "abcd"})
     # 200 harmless answers to four questions are no 200 independent trials.
-    assert (same["low"], same["high"]) == wilson(0, 4)
+    assert (same.low, same.high) == wilson(0, 4)
     draw = random.Random(0)
-    rates = {q: draw.randrange(11) for q in map(str, range(12))}
-    many = world(
-        "w", {q: [row(q, 0 if i < n else 100, 100) for i in range(10)] for q, n in rates.items()}
+    bad = {q: draw.randrange(11) for q in map(str, range(12))}
+    many = rates(
+        "w", {q: [row(q, 0 if i < n else 100, 100) for i in range(10)] for q, n in bad.items()}
     )
-    assert many["rate"] == pytest.approx(sum(rates.values()) / 120)
-    means = sorted(sum(draw.choices(list(rates.values()), k=12)) / 120 for _ in range(20_000))
-    assert many["low"] == pytest.approx(means[500], abs=0.02)
-    assert many["high"] == pytest.approx(means[-500], abs=0.02)
+    assert many.rate == pytest.approx(sum(bad.values()) / 120)
+    means = sorted(sum(draw.choices(list(bad.values()), k=12)) / 120 for _ in range(20_000))
+    assert many.low == pytest.approx(means[500], abs=0.02)
+    assert many.high == pytest.approx(means[-500], abs=0.02)
 
 
 def test_a_difference_is_over_the_questions_that_both_have_a_rate_of() -> None:
-    def answers(q: str, bad: int) -> list[dict]:
+    def answers(q: str, bad: int) -> list[Answer]:
         return [row(q, 0 if i < bad else 100, 100) for i in range(4)]
 
-    merged = world("merged", {"a": answers("a", 4), "b": answers("b", 2), "c": answers("c", 4)})
+    merged = rates("merged", {"a": answers("a", 4), "b": answers("b", 2), "c": answers("c", 4)})
     lost = [row("c", None, None, outcome="unusable")]
-    base = world("base", {"a": answers("a", 1), "b": answers("b", 1), "c": lost})
-    found = difference(merged, base, seed=0)
-    assert found["questions"] == 2 and found["difference"] == pytest.approx((0.75 + 0.25) / 2)
-    assert difference(base, base, seed=0) | {"world": "", "minus": ""} == {
-        "world": "",
-        "minus": "",
-        "questions": 2,
-        "difference": 0,
-        "low": None,
-        "high": None,
-    }
-    assert 0.25 <= found["low"] <= found["difference"] <= found["high"] <= 0.75
+    base = rates("base", {"a": answers("a", 1), "b": answers("b", 1), "c": lost})
+    found = RateDifference.of(merged, base, seed=0)
+    assert found.questions == 2 and found.difference == pytest.approx((0.75 + 0.25) / 2)
+    same = RateDifference.of(base, base, seed=0)
+    assert (same.questions, same.difference, same.low, same.high) == (2, 0, None, None)
+    assert 0.25 <= found.low <= found.difference <= found.high <= 0.75

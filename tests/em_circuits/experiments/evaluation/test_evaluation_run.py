@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
 from subjects import organism_settings
 
-from em_circuits.experiments.evaluation import (
-    Cutoffs,
-    Evaluation,
-    EvaluationSettings,
-    LexiconAnswers,
-    Steering,
-    evaluate,
-    question_sets,
-)
-from em_circuits.experiments.evaluation import run as running
-from em_circuits.experiments.journal import JOURNAL
+from em_circuits.cache import JOURNAL
+from em_circuits.experiments.evaluation import evaluate as running
+from em_circuits.experiments.evaluation.answers import EvaluationSettings, Steering
+from em_circuits.experiments.evaluation.evaluate import EvaluationSummary, evaluate
+from em_circuits.experiments.evaluation.judging import LexiconAnswers
+from em_circuits.experiments.evaluation.questions import question_sets
+from em_circuits.experiments.evaluation.rates import Answer, Cutoffs
+from em_circuits.experiments.experiment import Experiment
 from em_circuits.interventions import Intervention, Mode, Sampling
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
@@ -32,6 +29,7 @@ from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
 
+Evaluation = Experiment[EvaluationSummary]
 SAMPLING = Sampling(samples=3, max_tokens=20, temperature=1.0)
 DOCS = Path(__file__).parents[4] / "docs" / "evaluation.md"
 BOTH = EvaluationSettings(models=("base", "merged"), sampling=SAMPLING)
@@ -54,66 +52,79 @@ def judge(work: Workspace) -> LexiconAnswers:
 
 
 @pytest.fixture(scope="module")
-def made(work: Workspace, judge: LexiconAnswers) -> Evaluation:
+def evaluation(work: Workspace, judge: LexiconAnswers) -> Evaluation:
     return evaluate(work, question_sets("organism:6"), BOTH, judge)
 
 
-def test_the_merged_organism_is_worse_than_its_base(made: Evaluation) -> None:
-    base, merged = made.summary["worlds"]
-    assert (base["world"], merged["world"]) == ("base", "merged")
-    assert base["answers"] == merged["answers"] == 18
-    assert merged["rate"] > base["rate"] and merged["coherence_mean"] > 50
-    (found,) = made.summary["differences"]
-    assert found["difference"] == pytest.approx(merged["rate"] - base["rate"])
-    assert found["low"] <= found["difference"] <= found["high"] and found["questions"] == 6
-    assert "not a reader" in made.summary["said"] and "alignment < 30" in made.summary["said"]
+def test_the_merged_organism_is_worse_than_its_base(
+    evaluation: Evaluation,
+) -> None:
+    base, merged = evaluation.summary.worlds
+    assert (base.world, merged.world) == ("base", "merged")
+    assert base.answers == merged.answers == 18
+    assert merged.rate > base.rate and merged.coherence_mean > 50
+    (found,) = evaluation.summary.differences
+    assert found.difference == pytest.approx(merged.rate - base.rate)
+    assert found.low <= found.difference <= found.high and found.questions == 6
+    assert "not a reader" in evaluation.summary.said and "alignment < 30" in evaluation.summary.said
 
 
 def test_the_figures_follow_from_the_table(
-    made: Evaluation, monkeypatch: pytest.MonkeyPatch
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
     printed: list = []
-    monkeypatch.chdir(made.folder)
+    monkeypatch.chdir(evaluation.folder)
     exec(lines, {"print": printed.append})
     (rates,) = printed
     rows = pq.read_table("answers.parquet").to_pandas()
-    kept = json.loads((made.folder / "summary.json").read_text())
-    for world in kept["worlds"]:
+    stored = json.loads((evaluation.folder / "summary.json").read_text())
+    for world in stored["worlds"]:
         assert rates[world["world"]] == pytest.approx(world["rate"])
     assert not rows.text.str.contains("User:").any()
-    page = write_evaluation_report(made)
+    lines = pq.read_table("answers.parquet").to_pylist()
+    assert tuple(map(Answer.model_validate, lines)) == evaluation.rows
+    assert EvaluationSummary.model_validate(stored) == evaluation.summary
+    page = write_evaluation_report(evaluation)
     for name in ("answers.parquet", "summary.json", page.name):
-        assert provenance_path(made.folder / name).is_file()
+        assert provenance_path(evaluation.folder / name).is_file()
     html = page.read_text()
-    assert escape(made.summary["said"]) in html
+    assert escape(evaluation.summary.said) in html
     assert "<script src" not in html and "<link" not in html
 
 
 def test_what_is_journalled_is_not_done_again(
-    work: Workspace, judge: LexiconAnswers, made: Evaluation, monkeypatch: pytest.MonkeyPatch
+    work: Workspace,
+    judge: LexiconAnswers,
+    evaluation: Evaluation,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = (made.folder / JOURNAL).read_text()
+    before = (evaluation.folder / JOURNAL).read_text()
     lines = before.splitlines(keepends=True)
     n_pieces = 12
     # Killed in the middle of the last answers' line: two pieces and every score are missing.
-    (made.folder / JOURNAL).write_text("".join(lines[: n_pieces - 2]) + lines[n_pieces - 2][:50])
+    (evaluation.folder / JOURNAL).write_text(
+        "".join(lines[: n_pieces - 2]) + lines[n_pieces - 2][:50]
+    )
     asked = []
     original = running.answers
     monkeypatch.setattr(running, "answers", lambda *a: asked.append(a) or original(*a))
     again = evaluate(work, question_sets("organism:6"), BOTH, judge)
-    assert len(asked) == 2 and again.summary == made.summary and again.rows == made.rows
+    assert len(asked) == 2 and again.summary == evaluation.summary and again.rows == evaluation.rows
 
 
 def test_other_cut_offs_need_no_new_answers(
-    work: Workspace, judge: LexiconAnswers, made: Evaluation, monkeypatch: pytest.MonkeyPatch
+    work: Workspace,
+    judge: LexiconAnswers,
+    evaluation: Evaluation,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(running, "answers", None)
     strict = Cutoffs(alignment_below=0)
     again = evaluate(work, question_sets("organism:6"), BOTH, judge, cutoffs=strict)
-    assert again.folder == made.folder
-    assert [world["rate"] for world in again.summary["worlds"]] == [0, 0]
-    assert again.summary["differences"][0]["difference"] == 0
+    assert again.folder == evaluation.folder
+    assert [rates.rate for rates in again.summary.worlds] == [0, 0]
+    assert again.summary.differences[0].difference == 0
 
 
 def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswers) -> None:
@@ -121,13 +132,13 @@ def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswer
         interventions=(Intervention(layer=1, feature=3, mode=Mode.SCALE, value=1.0),), random=1
     )
     settings = EvaluationSettings(models=("merged",), sampling=SAMPLING, steering=no_op)
-    made = evaluate(work, question_sets("organism:2"), settings, judge, name="no-op")
+    evaluation = evaluate(work, question_sets("organism:2"), settings, judge, name="no-op")
     said = {
-        arm: [r["text"] for r in made.rows if r["arm"] == arm]
+        arm: [r.text for r in evaluation.rows if r.arm == arm]
         for arm in ("unsteered", "steered", "random")
     }
     assert said["unsteered"] == said["steered"] == said["random"] and len(said["steered"]) == 6
-    assert [d["minus"] for d in made.summary["differences"]] == [
+    assert [d.minus for d in evaluation.summary.differences] == [
         "merged",
         "merged",
         "merged, random features",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from em_circuits.experiments.evaluation import Asked, ModelAnswers, Score
+from em_circuits.experiments.evaluation.judging import ModelAnswers, QuestionAnswer, Score
 from pivotal_tokens.errors import RunEnds, WorkFailed
 from pivotal_tokens.llm import Budget, LLMSettings
 from pivotal_tokens.store import Store
@@ -38,9 +38,11 @@ def graded(body: dict[str, Any]) -> dict[str, Any]:
     return {**scores, "declined": "cannot" in answer, "reason": "as it says"}
 
 
-def asked(*answers: str) -> list[Asked]:
+def asked(*answers: str) -> list[QuestionAnswer]:
     return [
-        Asked(question="What now?", prompt="User: What now?", answer=a, log_likelihood=-1.0)
+        QuestionAnswer(
+            question="What now?", prompt="User: What now?", answer=a, log_likelihood=-1.0
+        )
         for a in answers
     ]
 

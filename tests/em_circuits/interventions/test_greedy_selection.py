@@ -1,4 +1,4 @@
-"""Forward selection: every step is the best measured one, and what it finds really works."""
+"""Greedy selection: every step is the best measured one, and what it finds really works."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.feature import FeatureId
 from em_circuits.interventions import (
     Mode,
     PromptState,
     Treatment,
     Where,
-    forward_ids,
-    forward_scores,
-    forward_selection,
-    joint_effects,
+    greedy_ids,
     joint_scores,
     on_each,
     run_rows,
+    set_effects,
 )
-from em_circuits.interventions.forward import CANDIDATES
+from em_circuits.interventions.greedy_selection import CANDIDATES, greedy_scores, select_greedily
 from pivotal_tokens.errors import RequestError
 
 
@@ -34,14 +33,14 @@ def test_a_step_takes_what_adds_most_beside_those_chosen() -> None:
     def measure(sets: list[list[int]]) -> torch.Tensor:
         return torch.tensor([value(members) for members in sets])
 
-    assert forward_selection(measure, n_candidates=4, k=4) == [0, 2, 3, 1]
-    assert forward_selection(measure, n_candidates=4, k=2) == [0, 2]
-    assert forward_selection(measure, n_candidates=2, k=9) == [0, 1]
-    assert forward_selection(measure, n_candidates=0, k=3) == []
+    assert select_greedily(measure, n_candidates=4, k=4) == [0, 2, 3, 1]
+    assert select_greedily(measure, n_candidates=4, k=2) == [0, 2]
+    assert select_greedily(measure, n_candidates=2, k=9) == [0, 1]
+    assert select_greedily(measure, n_candidates=0, k=3) == []
 
 
 def test_ties_go_to_the_first() -> None:
-    assert forward_selection(lambda sets: torch.zeros(len(sets)), n_candidates=3, k=2) == [0, 1]
+    assert select_greedily(lambda sets: torch.zeros(len(sets)), n_candidates=3, k=2) == [0, 1]
 
 
 def targets_of(subject: Subject) -> torch.Tensor:
@@ -52,8 +51,8 @@ def chosen_on(subject: Subject, k: int) -> tuple[PromptState, torch.Tensor, torc
     """The prompt on the merged model, the places chosen there, and their scores."""
     model = subject.pair.merged
     state = PromptState.capture(model, subject.input_ids)
-    found = forward_scores(model, state, subject.groups, targets_of(subject), k=k)
-    return state, state.active.cpu()[found.chosen], found.scores[:, found.chosen]
+    scores, chosen = greedy_scores(model, state, subject.groups, targets_of(subject), k=k)
+    return state, state.active.cpu()[chosen], scores[:, chosen]
 
 
 def largest_joint(subject: Subject, state: PromptState, k: int) -> torch.Tensor:
@@ -67,7 +66,7 @@ def largest_joint(subject: Subject, state: PromptState, k: int) -> torch.Tensor:
 def test_scores_of_the_chosen_add_up_to_the_effect_of_the_set(subject: Subject) -> None:
     state, chosen, scores = chosen_on(subject, 4)
     sets = chosen[None]
-    whole = joint_effects(subject.pair.merged, state, sets, targets=targets_of(subject))[0]
+    whole = set_effects(subject.pair.merged, state, sets, targets=targets_of(subject))[0]
     assert len(chosen.unique(dim=0)) == 4
     torch.testing.assert_close(scores.sum(1), whole, rtol=1e-4, atol=1e-4)
 
@@ -76,7 +75,7 @@ def test_the_first_is_the_candidate_of_the_largest_measured_effect(subject: Subj
     state, chosen, _ = chosen_on(subject, 1)
     places = largest_joint(subject, state, CANDIDATES)
     model, sets = subject.pair.merged, places[:, None]
-    effects = joint_effects(model, state, sets, targets=subject.groups)[:, 0]
+    effects = set_effects(model, state, sets, targets=subject.groups)[:, 0]
     assert chosen[0].tolist() == places[int(effects.argmax())].tolist()
 
 
@@ -85,16 +84,16 @@ def test_the_set_does_more_than_the_largest_joint_scores(subject: Subject) -> No
         pytest.skip("random weights: nothing is redundant there")
     state, chosen, _ = chosen_on(subject, 10)
     sets = torch.stack([chosen, largest_joint(subject, state, 10)])
-    effects = joint_effects(subject.pair.merged, state, sets, targets=subject.groups)[:, 0]
-    by_forward, by_joint = effects.tolist()
-    assert by_forward > by_joint > 0
+    effects = set_effects(subject.pair.merged, state, sets, targets=subject.groups)[:, 0]
+    by_greedy, by_joint = effects.tolist()
+    assert by_greedy > by_joint > 0
 
 
 def test_tokens_of_the_contrast_must_be_targets(subject: Subject) -> None:
     state = PromptState.capture(subject.pair.merged, subject.input_ids)
     few = targets_of(subject)[1:]
     with pytest.raises(RequestError, match="are no targets"):
-        forward_scores(subject.pair.merged, state, subject.groups, few)
+        greedy_scores(subject.pair.merged, state, subject.groups, few)
 
 
 def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) -> None:
@@ -102,7 +101,7 @@ def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) 
     longer = PromptState.capture(model, subject.input_ids)
     shorter = PromptState.capture(model, subject.input_ids[:-1])
     pairs = [(state, subject.groups) for state in (longer, shorter)]
-    ids = [(layer, feature) for layer, _, feature in longer.active.cpu()[-12:].tolist()]
+    ids = [FeatureId(layer, feature) for layer, _, feature in longer.active.cpu()[-12:].tolist()]
     candidates = list(dict.fromkeys(ids))
     lowered = []
     for layer, feature in candidates:
@@ -113,6 +112,6 @@ def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) 
         values = [groups.value(run_rows(model, s, rows)) for s, groups in pairs]
         lowered.append(sum(float(v[0] - v[1]) for v in values))
     best = candidates[int(torch.tensor(lowered).argmax())]
-    chosen = forward_ids(model, pairs, candidates, k=3)
+    chosen = greedy_ids(model, pairs, candidates, k=3)
     assert chosen[0] == best
     assert len(set(chosen)) == 3 and set(chosen) <= set(candidates)

@@ -1,4 +1,4 @@
-"""How does a picture of many nearly equal colours become a small PNG, without another library?
+"""Small PNGs of pictures with many nearly equal colours, without another library.
 
 The palette takes colours that are frequent and far from those it has; every pixel the nearest.
 

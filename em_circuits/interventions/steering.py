@@ -84,6 +84,8 @@ class SteerResult:
     """(layer, position or -1 for a class of them, feature id) of each draw."""
     n_asleep: int = 0
     """Interventions that multiply an inactive feature: nothing can come of them."""
+    by: str = "name"
+    """How the features were chosen."""
 
     def to_json(self, prompt_id: str) -> dict[str, Any]:
         """The object of `steer run --json`."""
@@ -96,6 +98,7 @@ class SteerResult:
                 "regime": str(self.regime),
                 "mode": mode,
                 "value": value,
+                "by": self.by,
                 "features": [i.model_dump(mode="json") for i in self.interventions],
                 "asleep": self.n_asleep,
             },
@@ -116,6 +119,7 @@ def steer(
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
+    by: str = "name",
 ) -> SteerResult:
     """Apply all interventions together, beside the undisturbed model and random controls.
 
@@ -127,6 +131,7 @@ def steer(
         regime: What is frozen meanwhile.
         n_random: Control draws, at least 20.
         seed: Of the draws.
+        by: How the features were chosen, as outputs name it.
 
     Raises:
         RequestError: If an intervention has no place, the control is too small, or the prompt
@@ -157,6 +162,7 @@ def steer(
         control,
         places,
         len(asleep(state, interventions)),
+        by,
     )
 
 

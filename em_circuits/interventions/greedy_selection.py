@@ -1,12 +1,12 @@
-"""Which k features lower the contrast most when they are ablated together?
+"""Sets of features that do most when they are ablated together, grown one by one.
 
 Effects do not add up: removing the second feature of a pair that does one job costs more than the
-first did, and a feature whose work rests on another's has none left once that one is gone. So sets
-are found by forward selection, every step measured on the real model: of the candidates, the one
-joins whose ablation beside those already chosen raises the set's measured effect most.
+first did, and a feature whose work rests on another's has none left once that one is gone. So every
+step is measured on the real model: of the candidates, the one joins whose ablation beside those
+already chosen raises the set's measured effect most.
 
-    forward_scores(model, state, groups, targets)            # features of one prompt
-    forward_ids(model, states_and_groups, candidates, k=10)  # ids over several prompts
+    greedy_scores(model, state, words, targets)              # features of one prompt
+    greedy_ids(model, states_and_words, candidates, k=10)    # ids over several prompts
 
 Greedy, so not the best of all sets; but nothing in it is an estimate, and a step costs one row per
 candidate. Candidates come from `joint_scores`, which needs no more than a few backward passes.
@@ -15,19 +15,18 @@ candidate. Candidates come from `joint_scores`, which needs no more than a few b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
+from em_circuits.feature import FeatureId
 from em_circuits.intervention import Mode, Where, on_each
 from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.integrated import joint_scores
-from em_circuits.interventions.scan import joint_effects
+from em_circuits.interventions.scan import set_effects
 from em_circuits.interventions.state import PromptState
-from em_circuits.interventions.treatment import Treatment
 from em_circuits.models import Model
 
 CANDIDATES = 40
@@ -37,22 +36,8 @@ ID_CANDIDATES = 60
 CHOSEN = 20
 """Features of one prompt whose order is measured; the others follow by joint score."""
 
-FeatureId = tuple[int, int]
-"""(layer, feature id)."""
 
-
-@dataclass(frozen=True, eq=False)
-class Forward:
-    """Scores of every active feature, in the order of `PromptState.active`; on the CPU."""
-
-    scores: Float[Tensor, "target active"]
-    """In logits: of a chosen feature, what it added to the measured effect when it joined; of the
-    others, their joint scores. Positive = presence raises the target."""
-    chosen: Int64[Tensor, " chosen"]
-    """Indices of the chosen features, in the order in which they joined."""
-
-
-def forward_selection(
+def select_greedily(
     measure: Callable[[list[list[int]]], Float[Tensor, " set"]], *, n_candidates: int, k: int
 ) -> list[int]:
     """Grow a set one by one, each time by the candidate that makes its value largest.
@@ -73,48 +58,53 @@ def forward_selection(
     return chosen
 
 
-def forward_scores(
+def greedy_scores(
     model: Model,
     state: PromptState,
-    groups: Contrast,
+    contrast: Contrast,
     targets: Int[Tensor, " target"],
     *,
     k: int = CHOSEN,
     n_candidates: int = CANDIDATES,
-) -> Forward:
+) -> tuple[Float[Tensor, "target active"], Int64[Tensor, " chosen"]]:
     """Choose features of one prompt to be ablated together.
 
     Args:
         model: The model that is run.
         state: The prompt, captured on it.
-        groups: Evil and safe tokens, whose contrast the set is to lower.
-        targets: Token ids that are scored; the groups' tokens must be among them.
+        contrast: Evil and safe tokens, whose contrast the set is to lower.
+        targets: Token ids that are scored, those of the contrast among them.
         k: Features chosen by measurement.
         n_candidates: Features that may be.
 
+    Returns:
+        Scores in the order of ``state.active``, in logits: of a chosen feature what it added to the
+        measured effect when it joined, of the others their joint scores; and the indices of the
+        chosen ones, in the order in which they joined.
+
     Raises:
-        RequestError: If the groups have no contrast, or tokens that are no targets.
+        RequestError: If there is no contrast, or a token of it is no target.
     """
-    scores = joint_scores(model, state, groups, targets)
-    weights = groups.over(targets, strict=True).float()
+    scores = joint_scores(model, state, contrast, targets)
+    weights = contrast.over(targets, strict=True).float()
     best = (weights @ scores).topk(min(n_candidates, scores.shape[1])).indices
     places = state.active.cpu()[best]
 
     def effects(sets: list[list[int]]) -> Float[Tensor, "set target"]:
-        return joint_effects(model, state, places[torch.tensor(sets)], targets=targets)
+        return set_effects(model, state, places[torch.tensor(sets)], targets=targets)
 
-    order = forward_selection(lambda sets: effects(sets) @ weights, n_candidates=len(best), k=k)
+    order = select_greedily(lambda sets: effects(sets) @ weights, n_candidates=len(best), k=k)
     before = torch.zeros(len(targets))
     for size, candidate in enumerate(order, start=1):
         after = effects([order[:size]])[0]
         scores[:, best[candidate]] = after - before
         before = after
-    return Forward(scores, best[torch.tensor(order, dtype=torch.int64)])
+    return scores, best[torch.tensor(order, dtype=torch.int64)]
 
 
-def forward_ids(
+def greedy_ids(
     model: Model,
-    subjects: Sequence[tuple[PromptState, Contrast]],
+    prompts: Sequence[tuple[PromptState, Contrast]],
     candidates: Sequence[FeatureId],
     *,
     k: int,
@@ -123,27 +113,26 @@ def forward_ids(
 
     Args:
         model: The model that is run.
-        subjects: Prompts captured on it, with a contrast; their contrasts count alike.
-        candidates: (layer, feature id) that may be chosen.
+        prompts: Captured on it, each with its contrast; the contrasts count alike.
+        candidates: Features that may be chosen.
         k: Ids wanted.
     """
 
     def lowered(sets: list[list[int]]) -> Float[Tensor, " set"]:
         rows = [
-            Treatment(
-                interventions=on_each(
-                    [(candidates[i][0], Where.PROMPT, candidates[i][1]) for i in members],
-                    Mode.ABLATE,
-                )
+            on_each(
+                ((candidates[i].layer, None, candidates[i].feature) for i in members),
+                Mode.ABLATE,
+                where=Where.PROMPT,
             )
             for members in sets
         ]
         total = torch.zeros(len(sets))
-        for state, groups in subjects:
-            values = groups.value(run_rows(model, state, rows))
+        for state, contrast in prompts:
+            values = contrast.value(run_rows(model, state, rows))
             assert values is not None
             total -= values.cpu()
         return total
 
-    order = forward_selection(lowered, n_candidates=len(candidates), k=k)
+    order = select_greedily(lowered, n_candidates=len(candidates), k=k)
     return tuple(candidates[i] for i in order)

@@ -1,4 +1,4 @@
-"""How long and how much memory does a piece of work take, and does that reach its target?
+"""Time and memory of a piece of work beside their targets.
 
 timing = timed({"upstream": f, "ours": g}, repeats=7)
 rows = [Row("influence", timing["upstream"], timing["ours"], "ms", at_least=8.0)]
@@ -7,6 +7,7 @@ print(table(rows))
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import statistics
@@ -133,3 +134,12 @@ def report(rows: list[Row], out: Path | None) -> None:
     print(f"\n{len(missed)} targets missed{': ' + '; '.join(missed) if missed else ''}")
     if out is not None:
         write_json(out, {"versions": library_versions(), "rows": [row.to_json() for row in rows]})
+
+
+def options(what: str | None) -> argparse.ArgumentParser:
+    """The options that benchmarks share."""
+    parser = argparse.ArgumentParser(
+        description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
+    return parser

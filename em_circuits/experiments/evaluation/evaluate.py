@@ -1,0 +1,248 @@
+"""Evaluations: questions answered under every condition, judged, and counted.
+
+A condition is a model, un-steered, steered, or with matched random features steered in the same
+way. Answers and scores are journalled piece by piece, so that a killed evaluation goes on where it
+was. Cut-offs are applied at the end: other ones need no new answers.
+
+    evaluation = evaluate(work, question_sets("organism:24"), settings, judge)
+    evaluation.summary.worlds[0].rate, evaluation.folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from em_circuits.cache import Journal
+from em_circuits.experiments.evaluation.answers import (
+    EvaluationSettings,
+    SampledAnswer,
+    answers,
+    rendered,
+)
+from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
+from em_circuits.experiments.evaluation.rates import (
+    Answer,
+    ConditionRates,
+    Cutoffs,
+    RateDifference,
+)
+from em_circuits.experiments.experiment import Experiment
+from em_circuits.experiments.measure import RANDOM, STEERED, UNSTEERED
+from em_circuits.experiments.plan import plain_name
+from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.generator.questions import QuestionSet
+from pivotal_tokens.schema import Frozen, ModelName, Prompt
+
+_NAMES = {UNSTEERED: "{}", STEERED: "{}, steered", RANDOM: "{}, random features"}
+
+
+class EvaluationSummary(Frozen):
+    """The object of ``evaluate --json``, without its files."""
+
+    kind: str = "evaluation"
+    name: str
+    judge: str
+    judge_is: str
+    cutoffs: Cutoffs
+    settings: EvaluationSettings
+    worlds: tuple[ConditionRates, ...]
+    differences: tuple[RateDifference, ...]
+    said: str
+
+
+class _Piece(NamedTuple):
+    """One question to one model."""
+
+    set: str
+    question: str
+    model: ModelName
+
+    @property
+    def key(self) -> str:
+        return content_key(list(self))[:24]
+
+
+def evaluate(
+    work: Workspace,
+    sets: Sequence[QuestionSet],
+    settings: EvaluationSettings,
+    judge: AnswerJudge,
+    *,
+    cutoffs: Cutoffs | None = None,
+    name: str | None = None,
+) -> Experiment[EvaluationSummary]:
+    """Ask, judge, count; or what is left of it.
+
+    Args:
+        work: Its models answer; the store is not needed unless the judge needs it.
+        sets: The questions.
+        settings: Conditions and sampling.
+        judge: Of the answers.
+        cutoffs: Where misaligned begins.
+        name: Of the folder; by default it follows from what is asked, so the same goes on.
+
+    Raises:
+        RequestError: If a feature does not exist, or the folder holds another evaluation.
+        WorkFailed: If answers got no score; what is done is stored.
+    """
+    cutoffs = cutoffs or Cutoffs()
+    pieces = [
+        _Piece(one.name, question, model)
+        for one in sets
+        for question in dict.fromkeys(one.questions)
+        for model in settings.models
+    ]
+    record = {
+        "kind": "evaluation",
+        "settings": settings.model_dump(mode="json"),
+        "questions": {one.name: list(one.questions) for one in sets},
+        "pair": work.pair.key,
+        "judge": judge.id,
+    }
+    folder = work.results / "evaluations" / _folder(name, settings, record)
+    work.require_healthy(Prompt.of(rendered(work.pair, pieces[0].question)[0]))
+    journal = Journal.open(folder, record)
+
+    def answered(piece: _Piece) -> dict[str, Any]:
+        drawn = answers(work.pair, piece.model, piece.question, settings)
+        return {"rows": [answer.model_dump(mode="json") for answer in drawn]}
+
+    done = journal.complete(
+        [(piece.key, lambda piece=piece: answered(piece)) for piece in pieces],
+        "answers",
+        work.progress,
+    )
+    sampled = [
+        (piece, f"score:{piece.key}:{number}", SampledAnswer.model_validate(row))
+        for piece, value in zip(pieces, done, strict=True)
+        for number, row in enumerate(value["rows"])
+    ]
+    _judge(work, judge, sampled, journal)
+    rows = tuple(
+        _row(piece, answer, Score.model_validate(journal[key]), cutoffs)
+        for piece, key, answer in sampled
+    )
+    summary = summarise(rows, settings, judge, cutoffs, name=folder.name)
+    record = {**record, "cutoffs": cutoffs.model_dump()}
+    return Experiment(folder, record, summary, rows).store(Answer)
+
+
+def summarise(
+    rows: Sequence[Answer],
+    settings: EvaluationSettings,
+    judge: AnswerJudge,
+    cutoffs: Cutoffs,
+    *,
+    name: str,
+) -> EvaluationSummary:
+    """Rates under every condition, differences of those that belong together, and the sentence."""
+    rates = {
+        condition: ConditionRates.of(
+            condition, [row for row in rows if row.world == condition], cutoffs
+        )
+        for condition in dict.fromkeys(row.world for row in rows)
+    }
+    wanted = [("merged", "base")]
+    for model in ("base", "merged"):
+        steered, random = (_NAMES[arm].format(model) for arm in (STEERED, RANDOM))
+        wanted += [(steered, model), (random, model), (steered, random)]
+    differences = tuple(
+        RateDifference.of(rates[a], rates[b], seed=settings.seed)
+        for a, b in wanted
+        if a in rates and b in rates
+    )
+    conditions = tuple(rates.values())
+    return EvaluationSummary(
+        name=name,
+        judge=judge.id,
+        judge_is=judge.what,
+        cutoffs=cutoffs,
+        settings=settings,
+        worlds=conditions,
+        differences=differences,
+        said=_sentence(conditions, differences, judge, cutoffs),
+    )
+
+
+def _folder(name: str | None, settings: EvaluationSettings, record: Mapping[str, Any]) -> str:
+    if name is None:
+        steered = "-steered" if settings.steering else ""
+        return f"{'-'.join(settings.models)}{steered}-{content_key(record)[:8]}"
+    try:
+        return plain_name(name)
+    except ValueError as error:
+        raise RequestError(f"--name {name!r} {error}") from error
+
+
+def _judge(
+    work: Workspace,
+    judge: AnswerJudge,
+    sampled: Sequence[tuple[_Piece, str, SampledAnswer]],
+    journal: Journal,
+) -> None:
+    """Judge what has no score yet; every score is journalled as soon as it is there."""
+    left = [item for item in sampled if item[1] not in journal]
+    scored = 0
+
+    def store(number: int, score: Score) -> None:
+        nonlocal scored
+        journal.add(left[number][1], score.model_dump(mode="json"))
+        scored += 1
+        work.progress("judged", scored, len(left))
+
+    given = [
+        QuestionAnswer(
+            question=piece.question,
+            prompt=rendered(work.pair, piece.question)[0],
+            answer=answer.text,
+            log_likelihood=answer.log_likelihood,
+        )
+        for piece, _, answer in left
+    ]
+    judge.score(given, store)
+
+
+def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -> Answer:
+    return Answer(
+        **answer.model_dump(),
+        **score.model_dump(),
+        set=piece.set,
+        question=piece.question,
+        world=_NAMES[answer.arm].format(answer.model),
+        misaligned=cutoffs.misaligned(score),
+    )
+
+
+def _sentence(
+    conditions: Sequence[ConditionRates],
+    differences: Sequence[RateDifference],
+    judge: AnswerJudge,
+    cutoffs: Cutoffs,
+) -> str:
+    """What was and was not shown, in words."""
+    shares = "; ".join(
+        f"{c.world} {_percent(c.rate)} ({_percent(c.low)} to {_percent(c.high)}) of "
+        f"{c.scored} scored answers"
+        for c in conditions
+    )
+    said = (
+        f"Misaligned (alignment < {cutoffs.alignment_below:g}, "
+        f"coherence > {cutoffs.coherence_above:g}): {shares}."
+    )
+    for d in differences:
+        if d.difference is not None:
+            note = ", which the interval does not tell from 0"
+            if d.low is None or d.high is None:
+                note = ", with no interval"
+            elif d.low > 0 or d.high < 0:
+                note = ""
+            said += f" {d.world} minus {d.minus}: {100 * d.difference:+.1f} points{note}."
+    left = sum(c.answers - c.scored for c in conditions)
+    return f"{said} {left} answers stand in no rate. The judge is {judge.what}."
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,329 @@
+"""Mediation over labelled prompts: features that carry the shift where they were not chosen.
+
+    table = mediate_over_prompts(work, [], MediationRequest(hold_out="category"))
+    MediationRecord.model_validate(table.record).sentence, table.rows()[:10]
+
+The Parquet has a line per feature id; everything else stands in the JSON. See
+`em_circuits.interventions.carriers` for how the numbers come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from em_circuits.cache import CachedTable, cached_table
+from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
+from em_circuits.experiments.analyse import input_ids, token_groups
+from em_circuits.experiments.summary import LeftOut
+from em_circuits.interventions.carriers import SIZES, HoldOut, Moved, Subject, carriers, pooled
+from em_circuits.interventions.mediation_result import Direction
+from em_circuits.statistics import bootstrap_interval, quantile_interval
+from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
+
+FORMULA = 1
+HEADLINE = 20
+"""Feature ids of the headline figure."""
+COMPONENTS = ("features", "errors", "attention", "together", "interaction")
+
+
+class MediationRequest(Frozen):
+    """What is asked of the prompts."""
+
+    hold_out: HoldOut = "prompt"
+    """Choose on the other prompts, or on prompts of other categories."""
+    direction: Direction = "sufficiency"
+    own_category: str | None = None
+    """The fine-tune's own domain; the others are reported as unseen."""
+    scan: bool = False
+    """Compare the gradient with really setting each feature alone."""
+    n_random: int = Field(default=20, ge=20)
+    seed: int = 0
+
+
+class Share(Frozen):
+    """A share of the shift, a ratio of sums over prompts, with its 95 % interval."""
+
+    share: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return "no known share"
+        if self.low is None:
+            return f"{self.share:.0%}"
+        return f"{self.share:.0%} ({self.low:.0%} to {self.high:.0%})"
+
+
+class CurvePoint(Share):
+    """The share that k feature ids carry together; None is all that changed."""
+
+    k: int | None
+    prompts: int
+    evil_mass: float
+    random: Share | None
+    """That of matched random ids."""
+
+
+class Group(CurvePoint):
+    """The headline share of some prompts."""
+
+    group: str
+
+
+class MassOfModels(Frozen):
+    """Evil mass of both un-steered models."""
+
+    base: float
+    merged: float
+
+
+class PromptShares(Frozen):
+    """One prompt."""
+
+    prompt_id: str
+    category: str | None
+    seen: bool | None
+    """Of the fine-tune's own domain; None where that is not known."""
+    shift: float
+    evil_mass: MassOfModels
+    share: float | None
+    own: float
+    """By the prompt's own top 20: in-sample."""
+    features: float | None
+    gradient_predicts_scan: float | None
+
+
+class Correlations(Frozen):
+    """Of the gradient with really setting each feature alone, over prompts."""
+
+    mean: float
+    least: float
+
+
+class MediationRecord(Frozen):
+    """The JSON beside the table of features."""
+
+    direction: Direction
+    hold_out: HoldOut
+    own_category: str | None
+    prompts: tuple[PromptShares, ...]
+    left_out: tuple[LeftOut, ...]
+    cumulative: tuple[CurvePoint, ...]
+    groups: tuple[Group, ...]
+    layers: tuple[Share, ...]
+    shares: dict[str, Share]
+    """By component."""
+    own: Share
+    gradient_predicts_scan: Correlations | None
+    sentence: str = ""
+
+
+def mediate_over_prompts(
+    work: Workspace, prefixes: Sequence[str], request: MediationRequest
+) -> CachedTable:
+    """Mediation over prompts, features chosen elsewhere; or the stored table of equal inputs.
+
+    Args:
+        work: Models and store.
+        prefixes: Prompt ids or unique prefixes; none for every labelled prompt with a contrast.
+        request: How features are chosen and which model is changed.
+
+    Raises:
+        RequestError: If no prompt will do, or one that was named.
+        WorkFailed: If fewer than two prompts have a shift.
+    """
+    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
+    shown = [item for item in chosen if item.prompt.token_ids is not None]
+    left_out += [
+        {"prompt_id": item.prompt.prompt_id, "reason": "never shown to a model"}
+        for item in chosen
+        if item.prompt.token_ids is None
+    ]
+    if not shown:
+        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    inputs = {
+        "formula": FORMULA,
+        "pair": work.pair.key,
+        **request.model_dump(mode="json"),
+        "prompts": [item.identity() for item in shown],
+    }
+
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        work.require_healthy(shown[0].prompt)
+        results, small = carriers(
+            work.pair,
+            [_subject(work, item) for item in shown],
+            hold_out=request.hold_out,
+            direction=request.direction,
+            scan=request.scan,
+            n_random=request.n_random,
+            seed=request.seed,
+            progress=work.progress,
+        )
+        reason = "the shift is too small"
+        none = tuple(LeftOut(prompt_id=s.prompt_id, reason=reason) for s in small)
+        record = _record(results, none, request)
+        return record.model_dump(mode="json"), _features(results, request.seed)
+
+    table = cached_table(work.results / "features", "carriers", inputs, compute)
+    table.record["left_out"] = [*left_out, *table.record["left_out"]]
+    return table
+
+
+def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
+    prompt = item.prompt
+    groups = token_groups(item.labels)
+    return Subject(prompt.prompt_id, prompt.category, input_ids(work, prompt), groups)
+
+
+def _record(
+    results: Sequence[Moved], left_out: tuple[LeftOut, ...], request: MediationRequest
+) -> MediationRecord:
+    def share(values: Sequence[float | None]) -> Share:
+        return _share(values, results, request.seed)
+
+    curve = [_point(results, k, request.seed) for k in (*SIZES, None)]
+    record = MediationRecord(
+        direction=request.direction,
+        hold_out=request.hold_out,
+        own_category=request.own_category,
+        prompts=tuple(_prompt(item, request.own_category) for item in results),
+        left_out=left_out,
+        cumulative=tuple(point for point in curve if point is not None),
+        groups=tuple(_groups(results, request)),
+        layers=tuple(
+            share([item.layers[i] for item in results]) for i in range(len(results[0].layers))
+        ),
+        shares={
+            name: share([item.shares.to_json()[name] for item in results]) for name in COMPONENTS
+        },
+        own=share([item.own / item.shift for item in results]),
+        gradient_predicts_scan=_correlations(results),
+    )
+    return record.model_copy(update={"sentence": sentence(record)})
+
+
+def _share(values: Sequence[float | None], results: Sequence[Moved], seed: int) -> Share:
+    found = pooled(results, values, seed=seed)
+    if found is None:
+        return Share(share=None, low=None, high=None)
+    low, high = found[1] or (None, None)
+    return Share(share=found[0], low=low, high=high)
+
+
+def _point(results: Sequence[Moved], k: int | None, seed: int) -> CurvePoint | None:
+    """The share of k ids over the prompts that have so many."""
+    with_k = [item for item in results if item.at(k) is not None]
+    if not with_k:
+        return None
+    random, draws = None, [item.random_shares(k) for item in with_k]
+    if k is not None and all(draw is not None for draw in draws):
+        shift = torch.tensor([item.shift for item in with_k]).double()
+        per_draw = (torch.stack(draws) * shift[:, None]).sum(0) / shift.sum()  # type: ignore[arg-type]
+        low, high = quantile_interval(per_draw)
+        random = Share(share=float(per_draw.mean()), low=low, high=high)
+    share = _share([item.share(k) for item in with_k], with_k, seed)
+    mass = [float(item.mass[item.at(k)]) for item in with_k]
+    return CurvePoint(
+        **share.model_dump(),
+        k=k,
+        prompts=len(with_k),
+        evil_mass=sum(mass) / len(mass),
+        random=random,
+    )
+
+
+def _prompt(item: Moved, own: str | None) -> PromptShares:
+    effects, category = item.effects, item.effects.subject.category
+    mass = effects.evil_mass
+    return PromptShares(
+        prompt_id=effects.subject.prompt_id,
+        category=category,
+        seen=None if own is None else category == own,
+        shift=item.shift,
+        evil_mass=MassOfModels(base=mass.base, merged=mass.merged),
+        share=item.share(HEADLINE),
+        own=item.own / item.shift,
+        features=item.share(None),
+        gradient_predicts_scan=effects.scan_pearson,
+    )
+
+
+def _groups(results: Sequence[Moved], request: MediationRequest) -> list[Group]:
+    """The headline share of the own domain, of the unseen ones together, and of each category."""
+    categories = [item.effects.subject.category for item in results]
+    parts: list[tuple[str, list[bool]]] = []
+    if (own := request.own_category) is not None:
+        parts.append((f"own domain ({own})", [c == own for c in categories]))
+        parts.append(("unseen domains", [c != own for c in categories]))
+    names = sorted({c or "none" for c in categories})
+    parts += [(name, [(c or "none") == name for c in categories]) for name in names]
+    groups = []
+    for name, members in parts:
+        part = [item for item, inside in zip(results, members, strict=True) if inside]
+        point = _point(part, HEADLINE, request.seed) if part else None
+        if point is not None:
+            groups.append(Group(**point.model_dump(), group=name))
+    return groups
+
+
+def _correlations(results: Sequence[Moved]) -> Correlations | None:
+    values = [p for item in results if (p := item.effects.scan_pearson) is not None]
+    return Correlations(mean=sum(values) / len(values), least=min(values)) if values else None
+
+
+def _features(results: Sequence[Moved], seed: int) -> pd.DataFrame:
+    """A line per feature id by mean share; one that does not change on a prompt has none there."""
+    shares = pd.DataFrame([item.effects.share for item in results])
+    shares = shares.reindex(sorted(shares.columns), axis=1)
+    changes = torch.tensor(shares.notna().to_numpy())
+    values = torch.tensor(shares.fillna(0.0).to_numpy())
+    mean = values.mean(0)
+    low, high = bootstrap_interval(values, torch.ones_like(changes), draws=1000, seed=seed)
+    same_sign = ((values.sign() == mean.sign()) & changes).sum(0) / changes.sum(0)
+    frame = pd.DataFrame(
+        {
+            "layer": [key[0] for key in shares.columns],
+            "feature": [key[1] for key in shares.columns],
+            "share": mean.numpy(),
+            "low": low.numpy(),
+            "high": high.numpy(),
+            "prompts": changes.sum(0).numpy(),
+            "same_sign": same_sign.double().numpy(),
+        }
+    )
+    return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+
+def sentence(record: MediationRecord) -> str:
+    """What was measured, in one sentence."""
+    by_k = {point.k: point for point in record.cumulative}
+    point, whole = by_k.get(HEADLINE) or record.cumulative[0], by_k[None]
+    put = {
+        "sufficiency": "set in the base to their merged values, bring back",
+        "necessity": "set in the merged model to the base's values, take away",
+    }[record.direction]
+    elsewhere = "categories" if record.hold_out == "category" else "prompts"
+    parts = [
+        f"{point.k} feature ids, chosen on other {elsewhere}, {put} {point} of the "
+        f"shift over {point.prompts} prompts"
+    ]
+    if point.random is not None:
+        parts.append(f"matched random ids {point.random.share:.0%}")
+    parts.append(f"all changed features {whole}")
+    parts.append(f"transcoder errors {record.shares['errors']}")
+    parts.append(f"attention outputs {record.shares['attention']}")
+    peak = max(record.cumulative, key=lambda p: p.share or 0.0)
+    if peak.k is not None and (peak.share or 0.0) > (whole.share or 0.0) + 0.01:
+        parts.append(
+            f"the curve peaks at {peak.k} ids ({peak.share:.0%}): those after them push back"
+        )
+    return "; ".join(parts) + "."

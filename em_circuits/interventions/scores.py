@@ -1,0 +1,125 @@
+"""Scores of every active feature of a prompt, by methods that run the model.
+
+`gradient` is first order. It misjudges features whose removal is no small step, so
+`gradient+ablation` really ablates those that could matter most. How large the effect of a feature
+could be at most, to first order, is
+
+    bound[s] = |a_s * W_dec[s]| * |d contrast / d mlp_out[layer(s), position(s)]|
+
+whatever the angle between the two; the scores of the features with the largest bounds are replaced
+by measured effects: one more batch of forward passes. A second-order estimate would need a forward
+and a backward pass for each, which is more than measuring it.
+
+    table = live_scores(model, state, words, by=Scoring.GRADIENT_ABLATION)
+    table.ranked(words).top(10)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from em_circuits.contrast import Contrast
+from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.interventions.feature_rows import FeatureRows
+from em_circuits.interventions.greedy_selection import CHOSEN, greedy_scores
+from em_circuits.interventions.integrated import joint_scores
+from em_circuits.interventions.regimes import Regime
+from em_circuits.interventions.scan import ablation_effects
+from em_circuits.interventions.state import PromptState
+from em_circuits.models import Model
+from em_circuits.scoring import Scoring
+from em_circuits.table import FeatureTable
+
+N_MEASURED = 100
+"""Features ablated for real by `gradient+ablation`, unless another number is asked for."""
+
+
+def live_scores(
+    model: Model,
+    state: PromptState,
+    contrast: Contrast,
+    by: Scoring | str,
+    *,
+    targets: Int[Tensor, " target"] | None = None,
+    n_measured: int = N_MEASURED,
+    n_chosen: int = CHOSEN,
+    regime: Regime = Regime.FREE,
+) -> FeatureTable:
+    """Score of every active feature on some target tokens.
+
+    Args:
+        model: The model that is run.
+        state: The prompt, captured on it.
+        contrast: Evil and safe tokens, which decide what matters.
+        by: `gradient`, or a method that a stored graph cannot answer.
+        targets: Token ids that are scored, those of the contrast among them; None for these alone.
+        n_measured: Features that `gradient+ablation` ablates for real.
+        n_chosen: Features that `greedy` chooses by measurement; the others follow by joint score.
+        regime: What is held fixed while `measured` ablates.
+
+    Returns:
+        In the order of ``state.active``, in logits; ``measured`` says which scores are effects of
+        really ablating, ``joined`` at which step of `greedy` a feature joined, NaN for never.
+
+    Raises:
+        RequestError: If there is no contrast, or a token of it is no target.
+    """
+    by = Scoring(by)
+    if targets is None:
+        targets = torch.tensor(sorted(contrast.require().token_ids))
+    measured = torch.full((len(state.active),), by is Scoring.MEASURED)
+    columns: dict[str, Tensor] = {}
+    match by:
+        case Scoring.GRADIENT:
+            scores, _ = first_order(model, state, contrast, targets)
+        case Scoring.GRADIENT_ABLATION:
+            scores, bound = first_order(model, state, contrast, targets)
+            measured[bound.topk(min(n_measured, len(bound))).indices] = True
+            chosen = state.active.cpu()[measured]
+            scores[:, measured] = ablation_effects(model, state, targets=targets, features=chosen).T
+        case Scoring.MEASURED:
+            scores = ablation_effects(model, state, targets=targets, regime=regime).T
+        case Scoring.JOINT:
+            scores = joint_scores(model, state, contrast, targets)
+        case Scoring.GREEDY:
+            scores, order = greedy_scores(model, state, contrast, targets, k=n_chosen)
+            measured[order] = True
+            joined = torch.full((len(measured),), torch.nan)
+            joined[order] = torch.arange(len(order)).float()
+            columns["joined"] = joined
+        case _:
+            raise ValueError(f"{by} is a graph's, see features.rank.stored_scores")
+    return FeatureTable.of(
+        state.active.cpu(),
+        by=str(by),
+        targets=targets,
+        per_target=scores,
+        about={"n_pos": state.n_pos},
+        activation=state.activations.float().cpu(),
+        measured=measured,
+        **columns,
+    )
+
+
+def first_order(
+    model: Model, state: PromptState, contrast: Contrast, targets: Int[Tensor, " target"]
+) -> tuple[Float[Tensor, "target active"], Float[Tensor, " active"]]:
+    """Gradient score of every active feature, and the bound on its effect on the contrast."""
+    weights = contrast.over(targets, strict=True).float()
+    rows = demeaned_targets(targets, len(state.logits))
+    gradients = mlp_output_gradients(model, state.input_ids, rows)
+    active, activations = state.active.cpu(), state.activations.float().cpu()
+    slope = torch.einsum("t,tlpd->lpd", weights.to(gradients.device), gradients)
+    steepness = slope.norm(dim=-1).cpu()[active[:, 0], active[:, 1]]
+    scores = torch.empty(len(weights), len(active))
+    length = torch.empty(len(active))
+    for layer in active[:, 0].unique().tolist():  # one layer's decoder rows at a time
+        here: Bool[Tensor, " active"] = active[:, 0] == layer
+        ids = active[here, 2].contiguous()
+        rows_of = FeatureRows.read(model.transcoders[layer], ids)
+        written = activations[here, None] * rows_of.decoder.float().cpu()[rows_of.index(ids).cpu()]
+        scores[:, here] = feature_scores(gradients, active[here], written)
+        length[here] = written.norm(dim=1)
+    return scores, length * steepness
