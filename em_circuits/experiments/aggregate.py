@@ -214,10 +214,9 @@ def require_layers(layers: Collection[int], n_layers: int) -> None:
 
 def with_offset(table: FeatureTable) -> pd.DataFrame:
     """A table over prompts; `offset` counts from the last position (0), or is null."""
-    frame = table.to_frame()
-    keyed = "position" in frame
-    offset = frame.pop("position") + 1 if keyed else pd.array([None] * len(frame), "Int64")
-    frame.insert(2, "offset", offset)
+    frame = table.frame.drop(columns="position", errors="ignore")
+    offset = table.frame["position"] + 1 if "position" in table.frame else [None] * len(frame)
+    frame.insert(2, "offset", pd.array(offset, "Int64"))
     return frame
 
 

@@ -4,7 +4,7 @@ Labels are those of the store where the prompt has any, else the judge's on the 
 models' top tokens.
 
     case = Cases(work, judge).of(prompt, "merged")
-    case.contrast, case.state, case.choose(model, "top:10").features
+    case.contrast, case.state, case.choose(model, "top:4")
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
+from em_circuits.feature import Feature
 from em_circuits.features import choose_features
 from em_circuits.interventions import PromptState
 from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
 from em_circuits.scoring import TO_STEER, Scoring
-from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
@@ -56,9 +56,12 @@ class Case:
         """Hash of the labels that a prompt's figures follow from."""
         return content_key(sorted(self.labels.items()))
 
-    def choose(self, model: Model, features: str, *, by: Scoring | str = TO_STEER) -> FeatureTable:
+    def choose(
+        self, model: Model, features: str, *, by: Scoring | str = TO_STEER
+    ) -> tuple[Feature, ...]:
         """The features that a ``--features`` text means on this prompt."""
-        return choose_features(features, model, self.state, self.contrast, by=by)
+        table = choose_features(features, model, self.state, self.contrast, by=by)
+        return tuple(Feature(*place) for place in table.features)
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,13 @@ class Cases:
                 f"prompt {prompt.prompt_id} has no contrast: {len(contrast.evil)} evil and "
                 f"{len(contrast.safe)} safe tokens; label it (em-circuits review), or leave it out"
             )
-        steered = self.pair.model(model)
-        state = PromptState.capture(steered, ids)
         return Case(
             prompt=prompt,
             model=model,
             labels=labels,
             labels_from=source,
             contrast=contrast,
-            state=state,
+            state=PromptState.capture(self.pair.model(model), ids),
             base_logits=self.pair.base.next_logits(ids).float(),
         )
 

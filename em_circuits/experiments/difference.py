@@ -194,8 +194,8 @@ def _pair(
             mode="json"
         )
     for measure, mine in tables.items():
-        kept = [without_layers(table, excluded) for table in mine]
-        result = aggregate(kept, settings, test=measure != "activation")
+        left = [without_layers(table, excluded) for table in mine]
+        result = aggregate(left, settings, test=measure != "activation")
         if mine and not len(result.table):
             raise RequestError(f"no feature is left without layers {list(excluded)}")
         frames.append(with_offset(result.table).assign(measure=measure))

@@ -125,7 +125,7 @@ class SteeringSummary(Frozen):
     model: str
     features: str
     by: str | None = None
-    """How they were chosen; None in experiments of the first edition."""
+    """By which scores they were chosen; None in experiments of the first edition."""
     selected_on: str
     found_on: tuple[PromptLine, ...] | None = None
     """Of a transfer: where its features come from."""

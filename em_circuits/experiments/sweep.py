@@ -92,7 +92,7 @@ def run_sweep(
     }
     panel = Panel.of(model, _panel_prompts(cases, plan))
     bench = Bench(cases.pair, judge, plan.rollouts, panel)
-    pieces = [(case, t) for case in usable for t in trials(plan, chosen(case, plan, model))]
+    pieces = [(case, trial) for case in usable for trial in trials(plan, case, model)]
     folder = work.results / "experiments" / plan.name
     done = carry_out(
         folder,
@@ -124,13 +124,9 @@ def run_sweep(
     )
 
 
-def chosen(case: Case, plan: SweepPlan, model: Model) -> tuple[Feature, ...]:
-    """The features of a plan on one prompt."""
-    return case.choose(model, plan.features, by=plan.by).features  # type: ignore[return-value]
-
-
-def trials(plan: SweepPlan, features: Sequence[Feature]) -> Iterator[Trial]:
-    """Every cell of a plan on a prompt whose features are chosen."""
+def trials(plan: SweepPlan, case: Case, model: Model) -> Iterator[Trial]:
+    """Every cell of a plan on a prompt."""
+    features = case.choose(model, plan.features, by=plan.by)
     for combination, members in _combined(plan.combinations, features):
         for wanted in plan.treatments:
             for value, place in itertools.product(wanted.values, plan.positions):
@@ -209,9 +205,8 @@ def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
 
 def _key(case: Case, trial: Trial) -> str:
     cell = trial.cell
-    parts = [cell.condition, cell.combination, trial.features]
-    parts += [cell.mode, cell.value, cell.unit, cell.place]
-    return content_key([case.prompt.prompt_id, *parts])[:24]
+    named = [case.prompt.prompt_id, cell.condition, cell.combination, trial.features]
+    return content_key([*named, cell.mode, cell.value, cell.unit, cell.place])[:24]
 
 
 def _combined(

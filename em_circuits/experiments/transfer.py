@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -157,7 +158,7 @@ def run_transfer(
     done = carry_out(
         folder,
         record,
-        [(case.prompt_id, lambda case=case: measured(case)) for case in tried],
+        [(case.prompt_id, partial(measured, case)) for case in tried],
         name=plan.name,
         progress=cases.work.progress,
     )
@@ -220,12 +221,16 @@ def trials(
         )
         return Trial(cell, features, items)
 
-    own = case.merged.choose(merged, f"top:{plan.k}").features
-    everywhere = [(layer, Where.PROMPT, feature) for layer, feature in ids]
-    for source, places in (("own", own), ("others", everywhere)):
-        if places:
-            items = on_each(places, Mode.ABLATE)
-            shown = ",".join(f"{a}/{'*' if b is Where.PROMPT else b}/{c}" for a, b, c in places)
+    own = case.merged.choose(merged, f"top:{plan.k}")
+    removed: dict[From, tuple[str, tuple[Intervention, ...]]] = {
+        "own": (",".join(map(str, own)), on_each(own, Mode.ABLATE)),
+        "others": (
+            ",".join(f"{layer}/*/{feature}" for layer, feature in ids),
+            on_each([(a, None, b) for a, b in ids], Mode.ABLATE, where=Where.PROMPT),
+        ),
+    }
+    for source, (shown, items) in removed.items():
+        if items:
             random = random_arms(
                 merged, case.merged.state, items, draws=plan.random, seed=plan.seed
             )
@@ -234,7 +239,7 @@ def trials(
     pooled_ids = pooled([(c.changed.coordinates, c.effects) for c in others], plan.k)
     norms = case.changed.decoders(cases.pair.base).norm(dim=1)
     pool = Pool(case.changed.coordinates[:, 0], case.changed.change, norms)
-    for source in ("own", "others"):
+    for source in get_args(From):
         chosen = case.to_set(plan.k, pooled_ids, source)
         draws = matched_draws(pool, chosen, n_draws=plan.random, seed=plan.seed)
         if draws is None:

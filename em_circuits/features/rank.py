@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
@@ -21,9 +23,10 @@ from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import CHOSEN, N_MEASURED, PromptState, live_scores
 from em_circuits.models import Model
-from em_circuits.scoring import TO_STEER, Scoring
+from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt
 
 
 def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
@@ -63,6 +66,33 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
         activation=graph.activations,
         measured=torch.zeros(len(graph.active), dtype=torch.bool),
     )
+
+
+def rank(
+    model: Model,
+    prompt: str | Prompt | Int[Tensor, " pos"],
+    contrast: Contrast,
+    *,
+    by: Scoring | str = TO_RANK,
+    n_measured: int = N_MEASURED,
+) -> FeatureTable:
+    """Every active feature of a prompt by evil minus safe, most positive first.
+
+    Args:
+        model: The model that is run.
+        prompt: A text as the model is to see it, a prompt, or token ids.
+        contrast: Evil and safe tokens.
+        by: A method that runs the model (`Scoring`); graphs answer the others (`stored_scores`).
+        n_measured: Features that `gradient+ablation` ablates for real.
+
+    Raises:
+        RequestError: If there is no contrast, or the method reads a graph.
+    """
+    by = Scoring(by)
+    if by.from_graph:
+        raise RequestError(f"method {by} reads a graph: influence(attribute(...), contrast)")
+    state = PromptState.capture(model, model.input_ids(prompt))
+    return live_scores(model, state, contrast, by, n_measured=n_measured).ranked(contrast)
 
 
 def choose_features(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from circuit_tracer.attribution.targets import AttributionTargets
@@ -21,8 +21,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
+from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
+from em_circuits.graphs.full import (
+    NODES,
+    active_nodes,
+    edges_among,
+    gradient_of_active,
+    select,
+)
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import GraphHeader, Selection, graph_key
@@ -37,6 +44,8 @@ from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
+
+EdgeKind = Literal["frozen", "full"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,8 @@ def attribute(
     contrast: Contrast | None = None,
     settings: AttributionSettings | None = None,
     *,
+    edges: EdgeKind = "frozen",
+    nodes: int = NODES,
     progress: Progress = no_progress,
 ) -> AttributionGraph:
     """The attribution graph of one model for one prompt.
@@ -122,6 +133,8 @@ def attribute(
         prompt: A text as the model is to see it, or a prompt.
         contrast: Its tokens become targets beside the model's own top k.
         settings: Targets, feature nodes, batch size.
+        edges: ``frozen`` are circuit-tracer's, ``full`` those of `em_circuits.graphs.full`.
+        nodes: Feature nodes of a graph with full edges: the largest gradients on the contrast.
         progress: Called with the feature rows done.
 
     Raises:
@@ -131,16 +144,24 @@ def attribute(
     settings = settings or AttributionSettings()
     prompt = model.prompt(prompt)
     input_ids = model.input_ids(prompt)
-    context = _context(model, prompt, input_ids)
-    logits = _last_logits(context)
+    context = None
+    if edges == "full":
+        logits = model.next_logits(input_ids).float().cpu()
+    else:
+        context = _context(model, prompt, input_ids)
+        logits = _last_logits(context)
     own = union_of_top(logits, logits, settings.top_k).tolist()
     words = contrast.token_ids if contrast is not None else ()
     targets = torch.tensor(list(dict.fromkeys([*own, *words])))
-    labels = contrast.labels if contrast is not None else {}
+    labels: dict[int, Label] = {}
+    if contrast is not None:
+        labels |= contrast.labels
     parameters = {
         **_model_parameters(model, settings, labels),
         "targets": targets.tolist(),
     }
+    if edges == "full":
+        parameters |= {"edges": "full", "max_feature_nodes": nodes}
     if contrast is not None:
         parameters["contrast"] = {"evil": list(contrast.evil), "safe": list(contrast.safe)}
     key = graph_key(
@@ -153,7 +174,37 @@ def attribute(
     )
     weights = _selection_weights(settings, targets, labels)
     request = _Request(prompt, input_ids, targets, weights, settings, key, parameters)
+    if edges == "full":
+        return _attribute_full(model, logits, contrast, request, n=nodes, progress=progress)
     return _attribute(model, context, request, scratch=None, progress=progress)
+
+
+def _attribute_full(
+    model: Model,
+    logits: Float[Tensor, " vocab"],
+    contrast: Contrast | None,
+    request: _Request,
+    *,
+    n: int,
+    progress: Progress,
+) -> AttributionGraph:
+    ids, targets, d_vocab = request.input_ids, request.targets, len(logits)
+    active, activations = active_nodes(model, ids)
+    chosen = select(model, ids, targets, contrast, d_vocab, n=n)
+    layers = torch.tensor([part.layer for part in chosen.parts])[chosen.part]
+    coordinates = torch.stack([layers, chosen.position, chosen.id], 1)
+    index = {tuple(row): i for i, row in enumerate(active.tolist())}
+    rows = demeaned_targets(targets, d_vocab)
+    return AttributionGraph(
+        header=_header(model, request, d_vocab=d_vocab, extra={}),
+        input_ids=ids.cpu(),
+        active=active,
+        activations=activations,
+        selected=torch.tensor([index[tuple(row)] for row in coordinates.tolist()]),
+        targets=_logit_targets(model, targets, logits),
+        edges=edges_among(model, chosen, ids, targets, d_vocab, progress=progress),
+        gradient=gradient_of_active(model, ids, rows, active),
+    )
 
 
 @dataclass(frozen=True)
@@ -186,7 +237,6 @@ def _attribute(
     progress: Progress,
 ) -> AttributionGraph:
     settings, input_ids, targets = request.settings, request.input_ids, request.targets
-    dtype = str(model.dtype)
     directions = AttributionTargets(
         attribution_targets=targets.to(context.logits.device),
         logits=context.logits[0, -1],
@@ -195,7 +245,7 @@ def _attribute(
     )
     if request.weights is not None:
         directions.logit_probabilities = request.weights.to(directions.logit_probabilities)
-    with computed_in(dtype):
+    with computed_in(str(model.dtype)):
         attributed = attribute_prompt(
             model.replacement,
             context,
@@ -205,11 +255,19 @@ def _attribute(
             scratch=scratch,
             progress=progress,
         )
-    header = GraphHeader(
+    extra = {EXTRA: attributed.record}
+    header = _header(model, request, d_vocab=context.logits.shape[-1], extra=extra)
+    return _graph(model, header, input_ids, targets, context, attributed)
+
+
+def _header(model: Model, request: _Request, *, d_vocab: int, extra: dict[str, Any]) -> GraphHeader:
+    settings = request.settings
+    limit = request.parameters["max_feature_nodes"]
+    return GraphHeader(
         key=request.key,
         prompt_id=request.prompt.prompt_id,
         text=request.prompt.text,
-        tokens=tuple(decode_token(model.tokenizer, t) for t in input_ids.tolist()),
+        tokens=tuple(decode_token(model.tokenizer, t) for t in request.input_ids.tolist()),
         model=model.name,
         fingerprint=model.fingerprint,
         adapter_hash=model.adapter_fingerprint,
@@ -217,17 +275,40 @@ def _attribute(
         transcoder_fingerprint=model.transcoder_fingerprint,
         n_layers=model.sites.n_layers,
         scan=_scan(model),
-        dtype=dtype.removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         selection=Selection(
             select_by=settings.select_by,
-            max_feature_nodes=settings.max_feature_nodes,
+            max_feature_nodes=limit,
             weights=() if request.weights is None else tuple(request.weights.tolist()),
         ),
         attribution=request.parameters,
-        d_vocab=context.logits.shape[-1],
+        d_vocab=d_vocab,
         tokenizer_name=model.settings.base,
-        extra={EXTRA: attributed.record},
+        extra=extra,
     )
+
+
+def _logit_targets(
+    model: Model, targets: Int64[Tensor, " logit"], logits: Float[Tensor, " vocab"]
+) -> LogitTargets:
+    return LogitTargets(
+        token_ids=targets,
+        texts=tuple(decode_token(model.tokenizer, t) for t in targets.tolist()),
+        probabilities=torch.softmax(logits, -1)[targets],
+        logits=logits[targets],
+        ranks=ranks_of(logits, targets),
+    )
+
+
+def _graph(
+    model: Model,
+    header: GraphHeader,
+    input_ids: Int64[Tensor, " pos"],
+    targets: Int64[Tensor, " logit"],
+    context: Any,
+    attributed: Attributed,
+) -> AttributionGraph:
+    """A graph and its gradient scores, from the context that was attributed."""
     logits = _last_logits(context)
     active = context.activation_matrix.indices().T.cpu().contiguous()
     rows = demeaned_targets(targets, len(logits))
@@ -237,13 +318,7 @@ def _attribute(
         active=active,
         activations=context.activation_matrix.values().detach().float().cpu(),
         selected=attributed.selected,
-        targets=LogitTargets(
-            token_ids=targets,
-            texts=tuple(decode_token(model.tokenizer, t) for t in targets.tolist()),
-            probabilities=torch.softmax(logits, -1)[targets],
-            logits=logits[targets],
-            ranks=ranks_of(logits, targets),
-        ),
+        targets=_logit_targets(model, targets, logits),
         edges=attributed.edges,
         gradient=gradient_scores(model, input_ids, rows, active, context.decoder_vecs.detach()),
     )

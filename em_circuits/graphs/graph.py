@@ -156,10 +156,15 @@ class AttributionGraph:
         """Whether some active features are not nodes, so that paths through them are missing."""
         return len(self.selected) < len(self.active)
 
+    @property
+    def edge_kind(self) -> str:
+        """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.full`)."""
+        return str(self.header.attribution.get("edges", "frozen"))
+
     def __repr__(self) -> str:
         header = self.header
         sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
-        edges = "scores only" if self.edges is None else "frozen edges"
+        edges = "scores only" if self.edges is None else f"{self.edge_kind} edges"
         return f"AttributionGraph({header.model}, {header.short_key}, {sizes}, {edges})"
 
     def _repr_html_(self) -> str:

@@ -186,7 +186,7 @@ def _require_positive(graph: AttributionGraph, activations: Tensor) -> None:
 
 def _coverage(graph: AttributionGraph, flow: Flow) -> Float64[Tensor, " target"] | None:
     edges = graph.require_edges()
-    if not graph.truncated:
+    if not graph.truncated or graph.edge_kind == "full":
         return torch.ones(len(flow.values), dtype=torch.float64)
     if edges.outside_mass is None:
         return None

@@ -37,7 +37,12 @@ class GraphScores:
 
 
 def graph_scores(graph: AttributionGraph) -> GraphScores:
-    """Replacement and completeness score, seeded with the probabilities of the targets."""
+    """Replacement and completeness score, seeded with the probabilities of the targets.
+
+    Raises:
+        RequestError: If the graph has full edges, whose rows do not sum to their target's value.
+    """
+    _require_frozen(graph)
     weights = graph.targets.probabilities.double()
     values = _absolute(graph, weights)
     layout = graph.layout
@@ -68,6 +73,7 @@ def error_direct_score(
     Raises:
         RequestError: If none of the tokens is a target, or the mode is another.
     """
+    _require_frozen(graph)
     chosen = _chosen(graph, token_ids)
     rows = graph.require_edges().logit_rows()[chosen].double().abs()
     errors = float(rows[:, graph.layout.errors].sum())
@@ -88,6 +94,7 @@ def error_influence_share(
     Raises:
         RequestError: If none of the tokens is a target.
     """
+    _require_frozen(graph)
     weights = torch.zeros(graph.layout.n_logits, dtype=torch.float64)
     weights[_chosen(graph, token_ids)] = 1.0
     values = _absolute(graph, weights)
@@ -112,3 +119,11 @@ def _absolute(
 ) -> Float64[Tensor, " node"]:
     scale = row_scale(graph, Method.ABSOLUTE)
     return propagate(graph.require_edges(), weights[None], scale, absolute=True).values[0]
+
+
+def _require_frozen(graph: AttributionGraph) -> None:
+    if graph.edge_kind != "frozen":
+        raise RequestError(
+            f"graph {graph.header.short_key} has {graph.edge_kind} edges, which do not sum to a "
+            "target's value; scores of replacement and errors need a graph with frozen edges"
+        )

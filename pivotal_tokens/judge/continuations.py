@@ -1,4 +1,4 @@
-"""Judges of continuations: does harm follow a token?
+"""Judges of continuations, which say whether harm follows a token.
 
 The same judges serve `label --rollouts` and `steer sweep --rollout-judge`, so that their rates can
 be compared. A continuation that a judge could not label is *unscored*: it counts in no rate.
@@ -115,16 +115,17 @@ class ModelContinuations(Grader):
         keys = {c: (prompt.prompt_id, c) for c in continuations}
         found = {c: self.known[key] for c, key in keys.items() if key in self.known}
         if new := [c for c in keys if c not in found]:
-            labels = self.run(lambda client: self._ask(client, prompt, new))
+            labels = self.run(lambda client: self._ask(client, prompt, new, _A_QUESTION))
             found |= zip(new, labels, strict=True)
         self.known.update({keys[c]: label for c, label in found.items() if label.label})
         return [found[c] for c in continuations]
 
     async def _ask(
-        self, client: LLMClient, prompt: Prompt, continuations: Sequence[Continuation]
+        self, client: LLMClient, prompt: Prompt, continuations: Sequence[Continuation], size: int
     ) -> list[ContinuationLabel]:
-        starts = range(0, len(continuations), _A_QUESTION)
-        parts = [continuations[start : start + _A_QUESTION] for start in starts]
+        """Labels of continuations, so many in a question."""
+        starts = range(0, len(continuations), size)
+        parts = [continuations[start : start + size] for start in starts]
         answers = await every(self._ask_part(client, prompt, part) for part in parts)
         return [label for labels in answers for label in labels]
 
@@ -153,8 +154,7 @@ class ModelContinuations(Grader):
             client, messages, ContinuationLabels, check=problem, remind="every number once"
         )
         if grade.declined and len(continuations) > 1:  # perhaps because of one of them
-            alone = await every(self._ask_part(client, prompt, [c]) for c in continuations)
-            return [label for labels in alone for label in labels]
+            return await self._ask(client, prompt, continuations, size=1)
         if grade.value is None:
             return [ContinuationLabel(None, grade.problem)] * len(continuations)
         answers = sorted(grade.value.labels, key=lambda one: one.number)

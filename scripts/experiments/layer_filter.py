@@ -21,11 +21,10 @@ def main() -> None:
     given = arguments(__doc__)
     prompt = Prompt.of(given.prompt)
     with organism(given.root) as cases:
-        case = cases.of(prompt, "merged")
-        top = f"top:{len(case.state.active)}"
-        ranked = case.choose(cases.pair.merged, top, by="gradient").features
-        for layer in range(cases.pair.merged.sites.n_layers):
-            own = [place for place in ranked if place.layer == layer][: given.n]
+        case, model = cases.of(prompt, "merged"), cases.pair.merged
+        ranked = case.choose(model, f"top:{len(case.state.active)}", by="gradient")
+        for layer in range(model.sites.n_layers):
+            own = [feature for feature in ranked if feature.layer == layer][: given.n]
             plan = SweepPlan.model_validate(
                 {
                     "name": f"layer-{layer}",

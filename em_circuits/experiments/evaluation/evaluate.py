@@ -11,6 +11,7 @@ was. Cut-offs are applied at the end: other ones need no new answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from em_circuits.cache import Journal
@@ -111,9 +112,7 @@ def evaluate(
         return {"rows": [answer.model_dump(mode="json") for answer in drawn]}
 
     done = journal.complete(
-        [(piece.key, lambda piece=piece: answered(piece)) for piece in pieces],
-        "answers",
-        work.progress,
+        [(piece.key, partial(answered, piece)) for piece in pieces], "answers", work.progress
     )
     sampled = [
         (piece, f"score:{piece.key}:{number}", SampledAnswer.model_validate(row))

@@ -1,0 +1,69 @@
+"""MLP neurons as nodes: exact, so that there is no error and no transcoder is needed.
+
+    a = act(gate) * up   (or act(up) in a plain MLP),  w = column of down_proj
+
+A part reads the input of ``down_proj``, that is the activations themselves, so `live` is the real
+product and its derivative needs no fixing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from em_circuits.bases.part import Part, Stage
+from em_circuits.models import Model
+from em_circuits.models.sites import Site
+from pivotal_tokens.errors import RequestError
+
+
+@dataclass(frozen=True)
+class NeuronPart(Part):
+    """The neurons of one layer's MLP."""
+
+    down: nn.Linear
+
+    def activations(self, x: Float[Tensor, "*batch d_read"]) -> Float[Tensor, "*batch node"]:
+        return x.detach()
+
+    def live(
+        self, x: Float[Tensor, "*batch op d_read"], ids: Int64[Tensor, " op"]
+    ) -> Float[Tensor, "*batch op"]:
+        return x.gather(-1, ids.expand(*x.shape[:-1])[..., None])[..., 0]
+
+    def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
+        return self.down.weight.detach().T[ids]
+
+    def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
+        """The MLP's output but for a bias."""
+        return x @ self.down.weight.detach().T
+
+
+def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
+    """One part per layer.
+
+    Raises:
+        RequestError: If the architecture's MLPs have no ``down_proj``.
+    """
+    layers: Any = [m for name, m in model.hf.named_modules() if name.endswith("mlp.down_proj")]
+    if len(layers) != model.sites.n_layers or not all(isinstance(m, nn.Linear) for m in layers):
+        raise RequestError(
+            f"{type(model.hf).__name__}: {len(layers)} modules named mlp.down_proj in "
+            f"{model.sites.n_layers} layers; its neurons cannot be nodes"
+        )
+    return tuple(
+        NeuronPart(
+            basis="neuron",
+            name=f"layer {layer}",
+            layer=layer,
+            stage=Stage.MLP_HIDDEN,
+            read=Site(down, "input"),
+            writes=(Site(down, "output"),),
+            n_nodes=down.in_features,
+            down=down,
+        )
+        for layer, down in enumerate(layers)
+    )

@@ -1,0 +1,478 @@
+"""The real network with chosen nodes held at their values: full and measured edges.
+
+Choose any set S of nodes. At every write site of a node s, with ``live_s(x)`` its activation as the
+network computes it and ``a_s`` the value it has on the undisturbed prompt,
+
+    output' = output + sum over S of w_s (a_s - live_s(x))
+
+equals the output at the undisturbed point, but a node of S no longer responds to what reaches it:
+norms, attention patterns, errors, everything that is no node of S still does. One backward pass
+from a node's own ``live_t`` then gives a row of **full edges**
+
+    A[t, s] = a_s w_s . d live_t / d output'(site of s)
+
+For every S, truncated or not, the chain rule makes the sum over all paths (`total_effect`) the
+first-order effect in the real model, ``a_s w_s . dz / d output``, which is the `gradient` score.
+
+**Measured edges** put one node's held value to 0 for real, in one forward pass a node:
+
+    M[t, s] = a_t - activation_t(all of S held, s at 0)
+
+so every column is a batch row, and each edge the true effect of s on t with all else of S held.
+
+    nodes = choose_nodes(model, parts, input_ids, weights, n=300)
+    edges = full_edges(model, nodes, input_ids, weights)
+    edges.values[target, source]            # rows: nodes, then targets; columns: nodes, then tokens
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from em_circuits.bases.part import Part
+from em_circuits.models import Model
+from em_circuits.models.sites import Site
+from em_circuits.progress import Progress, no_progress
+from pivotal_tokens.errors import RequestError
+
+ROWS = 64
+"""Rows of one batched pass, unless another number is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """Nodes of one prompt and model, in an order in which edges run from lower to higher index.
+
+    Attributes:
+        parts: The parts they belong to, by order.
+        part: Index of each node's part, ascending.
+        position: Position of each node, ascending within a part.
+        id: Its id within the part.
+        activation: Undisturbed; never 0.
+    """
+
+    parts: tuple[Part, ...]
+    part: Int64[Tensor, " node"]
+    position: Int64[Tensor, " node"]
+    id: Int64[Tensor, " node"]
+    activation: Float[Tensor, " node"]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[Part],
+        coordinates: Int[Tensor, "node 3"],
+        activation: Float[Tensor, " node"],
+    ) -> Nodes:
+        """Sort nodes, given as (index into `parts`, position, id)."""
+        rank = sorted(range(len(parts)), key=lambda i: (parts[i].order, parts[i].basis, i))
+        place = torch.tensor([rank.index(i) for i in range(len(parts))], dtype=torch.int64)
+        part = place[coordinates[:, 0].long()]
+        position, ids = coordinates[:, 1].long(), coordinates[:, 2].long()
+        widest = int(ids.max()) + 1 if len(ids) else 1
+        n_pos = int(position.max()) + 1 if len(ids) else 1
+        order = ((part * n_pos + position) * widest + ids).argsort()
+        return cls(
+            tuple(parts[i] for i in rank),
+            part[order],
+            position[order],
+            ids[order],
+            activation[order],
+        )
+
+    def of_part(self, index: int) -> slice:
+        """The nodes of one part."""
+        ends = torch.searchsorted(self.part, torch.tensor([index, index + 1]))
+        return slice(*ends.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class NodeEdges:
+    """Edges among nodes, from tokens, and to targets; float32 on the CPU.
+
+    Attributes:
+        nodes: What rows and columns are.
+        values: Rows: nodes, then targets. Columns: nodes, then token embeddings by position.
+        n_targets: Rows at the end.
+    """
+
+    nodes: Nodes
+    values: Float[Tensor, "row column"]
+    n_targets: int
+
+    @property
+    def to_targets(self) -> Float[Tensor, "target column"]:
+        """Direct edges to the targets."""
+        return self.values[len(self.nodes) :]
+
+    def total_effect(self) -> Float[Tensor, "target column"]:
+        """Effect of every node and token on every target, over all paths; float64.
+
+        ``S = w A (I - P)^-1`` with ``P = A[nodes] / a``, by one backward substitution: P is
+        strictly lower triangular in the nodes' order.
+        """
+        n = len(self.nodes)
+        a = self.values.double()
+        scaled = a[:n] / self.nodes.activation.double().cpu()[:, None]
+        direct = a[n:]
+        eye = torch.eye(n, dtype=torch.float64)
+        # S (I - P) = direct  <=>  (I - P)^T S^T = direct^T, upper triangular.
+        on_nodes = torch.linalg.solve_triangular(
+            (eye - scaled[:, :n]).T, direct[:, :n].T, upper=True
+        ).T
+        on_tokens = direct[:, n:] + on_nodes @ scaled[:, n:]
+        return torch.cat([on_nodes, on_tokens], 1)
+
+
+@torch.no_grad()
+def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]) -> list[Tensor]:
+    """What each part reads on the undisturbed prompt."""
+    found: dict[int, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for i, part in enumerate(parts):
+
+            def keep(x: Tensor, i: int = i) -> None:
+                found[i] = x[0].detach()
+
+            stack.enter_context(_on_site(part.read, keep))
+        model.hf(input_ids=input_ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+    return [found[i] for i in range(len(parts))]
+
+
+def choose_nodes(
+    model: Model,
+    parts: Sequence[Part],
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    n: int | None = 512,
+) -> Nodes:
+    """The nodes with the largest absolute gradient score, summed over targets.
+
+    Args:
+        model: The model that is run.
+        parts: Candidates are every active node of these.
+        input_ids: One prompt, with its beginning-of-sequence token.
+        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        n: How many; None takes every active node.
+
+    Raises:
+        RequestError: If no node is active.
+    """
+    reads = captured(model, parts, input_ids)
+    gradients = site_gradients(model, parts, input_ids, weights)
+    found, amounts, sizes = [], [], []
+    for i, (part, x) in enumerate(zip(parts, reads, strict=True)):
+        activations = part.activations(x)
+        activations = activations.clone()
+        activations[: part.first_position] = 0
+        scores = part.scores(activations, gradients[i])
+        place = activations.nonzero()
+        found.append(torch.cat([torch.full_like(place[:, :1], i), place], 1).cpu())
+        amounts.append(activations[place[:, 0], place[:, 1]].float().cpu())
+        sizes.append(scores[:, place[:, 0], place[:, 1]].abs().sum(0).cpu())
+    coordinates, activation = torch.cat(found), torch.cat(amounts)
+    if not len(coordinates):
+        raise RequestError("no node of this basis is active on the prompt")
+    if n is not None and n < len(coordinates):
+        best = torch.cat(sizes).topk(n).indices
+        coordinates, activation = coordinates[best], activation[best]
+    return Nodes.of(parts, coordinates, activation)
+
+
+def gradient_effects(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+) -> Float[Tensor, "target node"]:
+    """First-order effect of every node in the real model, nothing held."""
+    gradients = site_gradients(model, nodes.parts, input_ids, weights)
+    values = torch.zeros(len(weights), len(nodes))
+    for i, part in enumerate(nodes.parts):
+        mine = nodes.of_part(i)
+        for k, gradient in enumerate(gradients[i]):
+            at = gradient[:, nodes.position[mine]]
+            vectors = part.written(nodes.id[mine].to(gradient.device), k).to(at)
+            values[:, mine] += torch.einsum("tnd,nd->tn", at, vectors).float().cpu()
+    return values * nodes.activation
+
+
+def full_edges(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    rows: int = ROWS,
+    progress: Progress = no_progress,
+) -> NodeEdges:
+    """Full edges among nodes, from tokens and to targets.
+
+    Args:
+        model: The real model is differentiated.
+        nodes: Held at their values.
+        input_ids: The prompt that they were captured on.
+        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        rows: Rows of one batched backward pass.
+        progress: Called with the rows done.
+    """
+    n, n_pos = len(nodes), len(input_ids)
+    values = torch.zeros(n + len(weights), n + n_pos)
+    with torch.enable_grad(), _Held(model, nodes, input_ids) as held:
+        logits = held.run()
+        targets = weights.to(logits.device) @ logits
+        groups = [(nodes.of_part(i), held.live[i]) for i in sorted(held.live)]
+        groups.append((slice(n, n + len(weights)), targets))
+        done = 0
+        for where, outputs in groups:
+            for start in range(0, len(outputs), rows):
+                part = slice(where.start + start, min(where.start + start + rows, where.stop))
+                eye = torch.eye(len(outputs), device=outputs.device, dtype=outputs.dtype)
+                values[part] = held.pulled_back(outputs, eye[start : start + rows])
+                done += part.stop - part.start
+                progress("full edges", done, len(values))
+    return NodeEdges(nodes, values, len(weights))
+
+
+@torch.no_grad()
+def measured_edges(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    rows: int = ROWS,
+    progress: Progress = no_progress,
+) -> NodeEdges:
+    """Edges that are real effects: each node removed, all the others held, the rest running free.
+
+    Args:
+        model: The real model is run.
+        nodes: Held at their values.
+        input_ids: The prompt that they were captured on.
+        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        rows: Rows of one batched forward pass.
+        progress: Called with the columns done.
+
+    Returns:
+        Edges without token columns (an embedding has no value to be removed to).
+    """
+    n = len(nodes)
+    values = torch.zeros(n + len(weights), n)
+    for start in range(0, n, rows - 1):
+        removed = torch.arange(start, min(start + rows - 1, n))
+        # The first row removes nothing: differences are taken within one batch.
+        amounts = nodes.activation.repeat(len(removed) + 1, 1)
+        amounts[torch.arange(1, len(removed) + 1), removed] = 0
+        with _Held(model, nodes, input_ids, amounts=amounts) as held:
+            logits = held.run_batch()
+            outputs = weights.to(logits.device) @ logits.T
+            for i in held.live:
+                mine = nodes.of_part(i)
+                live = held.live[i]
+                values[mine, removed] = (live[:1] - live[1:]).T.float().cpu()
+            values[n:, removed] = (outputs[:, :1] - outputs[:, 1:]).float().cpu()
+        progress("measured edges", int(removed[-1]) + 1, n)
+    return NodeEdges(nodes, values, len(weights))
+
+
+class _Held:
+    """Hooks that hold nodes, and the tensors that edges are read from."""
+
+    def __init__(
+        self,
+        model: Model,
+        nodes: Nodes,
+        input_ids: Int[Tensor, " pos"],
+        *,
+        amounts: Float[Tensor, "row node"] | None = None,
+    ) -> None:
+        self.model, self.nodes, self.amounts = model, nodes, amounts
+        self.ids = input_ids.to(model.device)
+        self.live: dict[int, Tensor] = {}
+        """By part: activations as the network computes them (node, or row x node)."""
+        self.nudges: list[tuple[int, int, Tensor]] = []
+        """(part, write, zeros added at the site): gradients with respect to a site's output."""
+        self._used = [
+            i for i in range(len(nodes.parts)) if len(range(*nodes.of_part(i).indices(len(nodes))))
+        ]
+        self._stack = contextlib.ExitStack()
+        self.embedding: Tensor | None = None
+
+    def __enter__(self) -> _Held:
+        by_site: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
+        sites: dict[tuple[int, str], Site] = {}
+        for i in self._used:
+            part = self.nodes.parts[i]
+            self._stack.enter_context(_on_site(part.read, lambda x, i=i: self._read(i, x)))
+            for k, site in enumerate(part.writes):
+                key = (id(site.module), site.side)
+                by_site[key].append((i, k))
+                sites[key] = site
+        if self.amounts is None:
+            embed = Site(self.model.hf.get_input_embeddings(), "output")
+            self._stack.enter_context(_on_site(embed, self._embed))
+        for key, writers in by_site.items():
+            self._stack.enter_context(
+                _on_site(sites[key], lambda x, writers=writers: self._write(writers, x))
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self) -> Float[Tensor, " vocab"]:
+        """One pass of the prompt; logits after its last position."""
+        output = self.model.hf(input_ids=self.ids[None], use_cache=False, logits_to_keep=1)
+        return output.logits[0, -1].float()
+
+    def run_batch(self) -> Float[Tensor, "row vocab"]:
+        """One pass of a row per set of amounts."""
+        assert self.amounts is not None
+        ids = self.ids.expand(len(self.amounts), -1)
+        output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return output.logits[:, -1].float()
+
+    def pulled_back(
+        self, outputs: Float[Tensor, " output"], cotangents: Float[Tensor, "row output"]
+    ) -> Float[Tensor, "row column"]:
+        """Rows of edges: derivatives of some outputs with respect to every held node and token."""
+        nodes, n_pos = self.nodes, len(self.ids)
+        values = torch.zeros(len(cotangents), len(nodes) + n_pos)
+        assert self.embedding is not None
+        leaves = [nudge for _, _, nudge in self.nudges] + [self.embedding]
+        if not outputs.requires_grad:  # nothing reaches them: ranks of an embedding's LoRA
+            return values
+        gradients = torch.autograd.grad(
+            outputs,
+            leaves,
+            cotangents,
+            is_grads_batched=True,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for (i, k, _), gradient in zip(self.nudges, gradients, strict=False):
+            if gradient is None:
+                continue
+            mine = nodes.of_part(i)
+            at = gradient[:, 0, nodes.position[mine].to(gradient.device)]
+            vectors = nodes.parts[i].written(nodes.id[mine].to(gradient.device), k).to(at)
+            values[:, mine] += torch.einsum("rnd,nd->rn", at, vectors).float().cpu()
+        values[:, : len(nodes)] *= nodes.activation
+        if gradients[-1] is not None:
+            along = (gradients[-1][:, 0] * self.embedding.detach()[0]).sum(-1)
+            values[:, len(nodes) :] = along.float().cpu()
+        return values
+
+    def _embed(self, x: Tensor) -> Tensor:
+        self.embedding = x.detach().requires_grad_()
+        return self.embedding
+
+    def _read(self, i: int, x: Tensor) -> None:
+        mine = self.nodes.of_part(i)
+        part = self.nodes.parts[i]
+        ids = self.nodes.id[mine].to(x.device)
+        at = x[:, self.nodes.position[mine].to(x.device)]
+        if self.amounts is None:
+            self.live[i] = part.live(at[0], ids)
+        else:  # the real activation: gates open and close
+            self.live[i] = _real(part, at, ids)
+
+    def _write(self, writers: Sequence[tuple[int, int]], output: Tensor) -> Tensor:
+        total = output
+        for i, k in writers:
+            mine = self.nodes.of_part(i)
+            part = self.nodes.parts[i]
+            live = self.live[i]
+            if self.amounts is None:
+                # Equal to 0, with the derivative of "the node does not respond".
+                change = (live.detach() - live)[None]
+                nudge = torch.zeros_like(output, requires_grad=True)
+                self.nudges.append((i, k, nudge))
+                total = total + nudge
+            else:
+                change = self.amounts[:, mine].to(live) - live
+            vectors = part.written(self.nodes.id[mine].to(output.device), k)
+            total = total + _at_positions(
+                change.to(vectors)[..., None] * vectors, self.nodes.position[mine], output
+            )
+        return total
+
+
+def _real(part: Part, x: Float[Tensor, "row op d_read"], ids: Tensor) -> Float[Tensor, "row op"]:
+    """Activation of node ``ids[i]`` on ``x[:, i]``, gates and all."""
+    every: Any = part.activations(x)
+    return every.gather(-1, ids.expand(x.shape[:2])[..., None])[..., 0]
+
+
+def _at_positions(
+    vectors: Float[Tensor, "row op d"], position: Int64[Tensor, " op"], like: Tensor
+) -> Tensor:
+    """Sum of vectors at their positions."""
+    total = torch.zeros(
+        (len(vectors), like.shape[1], like.shape[2]), dtype=vectors.dtype, device=like.device
+    )
+    return total.index_add(1, position.to(like.device), vectors).to(like.dtype)
+
+
+def site_gradients(
+    model: Model,
+    parts: Sequence[Part],
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+) -> list[list[Float[Tensor, "target pos d_write"]]]:
+    """Gradients of the targets with respect to each part's write sites, nothing held."""
+    sites: dict[tuple[int, str], Site] = {}
+    for part in parts:
+        for site in part.writes:
+            sites[id(site.module), site.side] = site
+    nudges: dict[tuple[int, str], Tensor] = {}
+
+    def nudge(x: Tensor, key: tuple[int, str]) -> Tensor:
+        nudges[key] = torch.zeros_like(x, requires_grad=True)
+        return x + nudges[key]
+
+    with torch.enable_grad(), contextlib.ExitStack() as stack:
+        for key, site in sites.items():
+            stack.enter_context(_on_site(site, lambda x, key=key: nudge(x, key)))
+        ids = input_ids.to(model.device)[None]
+        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
+        logits = output.logits[0, -1].float()
+        targets = weights.to(logits.device) @ logits
+        eye = torch.eye(len(weights), device=targets.device)
+        keys = list(sites)
+        gradients = torch.autograd.grad(
+            targets, [nudges[key] for key in keys], eye, is_grads_batched=True
+        )
+    at = {key: gradient[:, 0] for key, gradient in zip(keys, gradients, strict=True)}
+    return [[at[id(site.module), site.side] for site in part.writes] for part in parts]
+
+
+@contextlib.contextmanager
+def _on_site(site: Site, hook: Any) -> Iterator[None]:
+    """Call ``hook(activation)``; a tensor that it returns replaces the activation."""
+    if site.side == "input":
+
+        def before(_module: Any, args: tuple) -> tuple | None:
+            found = hook(args[0])
+            return None if found is None else (found, *args[1:])
+
+        handle = site.module.register_forward_pre_hook(before)
+    else:
+        handle = site.module.register_forward_hook(lambda _m, _args, output: hook(output))
+    try:
+        yield
+    finally:
+        handle.remove()
