@@ -19,6 +19,7 @@ from pivotal_tokens.errors import RequestError
 if TYPE_CHECKING:
     from em_circuits.cache import CachedTable
     from em_circuits.experiments.mediation import MediationRecord
+    from em_circuits.interventions.mediation import Mediation
 
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 _PAGE = click.Path(dir_okay=False, path_type=Path)
@@ -73,25 +74,26 @@ def mediate(
 
 def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) -> None:
     with session.on_prompts(prompt) as work:
-        prompt_id, mediation = experiments.analyse.mediate_prompt(
+        mediation = experiments.analyse.mediate_prompt(
             work,
             prompt,
             order="scan" if options.scan else options.order,
             direction=options.direction,
             n_random=options.n_random,
         )
-    emit(mediation.to_json(prompt_id, top=options.top), as_json, describe_mediation)
+    shown = mediation.model_copy(update={"features": mediation.features[: options.top]})
+    emit(shown, as_json, describe_mediation)
 
 
-def describe_mediation(record: dict[str, Any]) -> Iterator[str]:
+def describe_mediation(mediation: Mediation) -> Iterator[str]:
     """The curve over features of one prompt, and the shares of what is not a feature."""
-    shift, mass, shares = record["shift"], record["evil_mass"], record["shares"]
+    shift, mass, shares = mediation.shift, mediation.evil_mass, mediation.shares.model_dump()
     yield (
-        f"{record['prompt_id']}: contrast {shift['base']:.2f} -> {shift['merged']:.2f} logits, "
-        f"evil mass {mass['base']:.2f} -> {mass['merged']:.2f}"
+        f"{mediation.prompt_id}: contrast {shift.base:.2f} -> {shift.merged:.2f} logits, "
+        f"evil mass {mass.base:.2f} -> {mass.merged:.2f}"
     )
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
-    yield table(_CURVE, [[point[name] for name in names] for point in record["cumulative"]])
+    yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
         yield "no share: the contrast moves by less than 0.5 logit"

@@ -146,13 +146,13 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
     FeatureChoice.parse(options.features)
     record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
-        prompt_id, result = experiments.analyse.steer_prompt(
+        result = experiments.analyse.steer_prompt(
             work,
             prompt,
             by=options.method,
             **options.model_dump(exclude={"method", "rollouts", "max_tokens", "temperature"}),
         )
-        record |= result.to_json(prompt_id)
+        record |= result.model_dump(mode="json")
         if options.rollouts:
             sampling = Sampling(
                 samples=options.rollouts,
@@ -160,9 +160,9 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
                 temperature=options.temperature,
                 seed=session.seed,
             )
-            drawn = experiments.one_prompt.prompt_rollouts(work, result, prompt_id, sampling)
+            drawn = experiments.one_prompt.prompt_rollouts(work, result, sampling)
             record["rollouts"] = drawn.model_dump()
-    emit(record, as_json, partial(describe_run, options=options, by=result.by))
+    emit(record, as_json, partial(describe_run, options=options, by=result.intervention.by))
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
