@@ -154,16 +154,17 @@ def arms(plan: SweepPlan, case: Case, model: Model, trial: Trial) -> tuple[Arm, 
     items = resolve_units(case.state, trial.interventions)
     wanted, regime = plan.controls, plan.regime
 
-    def same(control: str, draw: int = 0, **form: Any) -> Arm:
-        return Arm(control, draw, Treatment(interventions=items, regime=regime, **form))
+    def same(name: str, control: Control = Control.AS_IS, draw: int = 0, seed: int = 0) -> Arm:
+        treatment = Treatment(interventions=items, regime=regime, control=control, seed=seed)
+        return Arm(name, draw, treatment)
 
     every = [Arm(UNSTEERED, 0, Treatment(regime=regime)), same(STEERED)]
     if wanted.noop:
-        every.append(same(NOOP, control=Control.NOOP))
+        every.append(same(NOOP, Control.NOOP))
     if wanted.flipped:
-        every.append(same(FLIPPED, control=Control.SIGN_FLIP))
+        every.append(same(FLIPPED, Control.SIGN_FLIP))
     every += [
-        same(DIRECTION, i, control=Control.RANDOM_DIRECTION, seed=plan.seed + i)
+        same(DIRECTION, Control.RANDOM_DIRECTION, i, plan.seed + i)
         for i in range(wanted.directions)
     ]
     every += random_arms(

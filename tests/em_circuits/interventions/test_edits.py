@@ -81,7 +81,7 @@ def test_a_unit_with_a_factor_is_refused() -> None:
         Intervention(layer=0, feature=0, mode=Mode.SCALE, value=2.0, unit=Unit.RELATIVE)
 
 
-def test_forms_of_one_change(subject: Subject) -> None:
+def test_controls_of_one_change(subject: Subject) -> None:
     state = subject.state()
     items = on_each([tuple(p) for p in loudest(state, 3)], Mode.ABLATE)
     written: dict[int, list[torch.Tensor]] = {}
@@ -90,8 +90,8 @@ def test_forms_of_one_change(subject: Subject) -> None:
         written.setdefault(layer, []).append(output.clone())
 
     rows = [[], Treatment(interventions=items)] + [
-        Treatment(interventions=items, form=form, seed=1)
-        for form in (Control.NOOP, Control.SIGN_FLIP, Control.RANDOM_DIRECTION)
+        Treatment(interventions=items, control=control, seed=1)
+        for control in (Control.NOOP, Control.SIGN_FLIP, Control.RANDOM_DIRECTION)
     ]
     logits = run_rows(subject.model, state, rows, share_prefix=False)
     assert torch.equal(logits[0], logits[2])  # the no-op, bit for bit
