@@ -242,13 +242,13 @@ def single(settings: PairSettings, which: str) -> Model:
     hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
     if which == "merged":
         hf = merge_adapter(hf, sources["adapter"].path)
-    loaded = load_transcoders(
+    transcoders, _ = load_transcoders(
         sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
     )
-    hooks = loaded.set.feature_input_hook, loaded.set.feature_output_hook
+    hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     tokenizer = load_tokenizer("--base", sources["base"])
     sites = FeatureSites.of(hf, *hooks)
-    return Model(which, hf, "", tokenizer, loaded.set, settings, sites)
+    return Model(which, hf, "", tokenizer, transcoders, settings, sites)
 
 
 def _digest(edges: Edges) -> str:

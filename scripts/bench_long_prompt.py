@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from synthetic import graph_around
 
 from em_circuits.graphs import AttributionSettings
-from em_circuits.graphs.attribution import attribute_prompt, fixed_bytes, row_bytes
+from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.influence import Method, Targets, influence
@@ -104,8 +104,8 @@ def child(root: str, options: dict[str, Any]) -> None:
         "n_pos": plan.n_pos,
         "d_model": plan.d_model,
     }
-    fixed = fixed_bytes(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
-    took["reckoned_mb"] = (fixed + plan.batch_size * row_bytes(**sizes)) / 1e6
+    need = MemoryNeed(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
+    took["reckoned_mb"] = (need.fixed_bytes + plan.batch_size * need.row_bytes) / 1e6
     start = time.perf_counter()
     with Peak() as peak:
         rows = demeaned_targets(torch.arange(N_TARGETS), context.logits.shape[-1])
