@@ -134,7 +134,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
 
     from em_circuits.labelling.events import EventLog
     from em_circuits.labelling.label import require_space
-    from em_circuits.labelling.run import Run, RunSettings
+    from em_circuits.labelling.run import Run
     from em_circuits.labelling.sources import ListSource, run_id
 
     settings = _settings(session, options, others)
@@ -153,10 +153,10 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
         else:
             source, name, earlier = _source(session, work, judge, settings, options, others)
         n = options.n if prompts is None else len(prompts)
-        limits = RunSettings(n=None if n is None else max(0, n - earlier))
+        n = None if n is None else max(0, n - earlier)
         with EventLog.open(work.results, run=name) as events:
-            run = Run(work, source, judge, settings, limits, events=events)
-            results = _show(run, limits.n, as_json=as_json)
+            run = Run(work, source, judge, settings, n=n, events=events)
+            results = _show(run, n, as_json=as_json)
     if not as_json:
         say("\n".join(summary(results, earlier)))
     _raise_for_ending(run.state, options)
@@ -239,13 +239,7 @@ def _source(
     others: dict[str, Any],
 ) -> tuple[Source, str, int]:
     """A source that writes prompts, the run's name, and how many were finished before."""
-    from em_circuits.labelling.sources import (
-        Resumed,
-        SourceOptions,
-        earlier_prompts,
-        open_source,
-        run_id,
-    )
+    from em_circuits.labelling.sources import Resumed, earlier_prompts, open_source, run_id
 
     generator = options.generator or "template"
     run = run_id(
@@ -259,15 +253,13 @@ def _source(
     source = open_source(
         generator,
         work,
-        SourceOptions(
-            kind=options.kind,
-            seed=session.seed,
-            domains=options.domains,
-            settings=lambda model: llm_settings(model, others),
-            budget=llm_budget(others),
-            pair=work.pair.key,
-            run=run,
-        ),
+        kind=options.kind,
+        seed=session.seed,
+        domains=options.domains,
+        settings=lambda model: llm_settings(model, others),
+        budget=llm_budget(others),
+        pair=work.pair.key,
+        run=run,
     )
     finished, unfinished = earlier_prompts(work, source.id, run, judge.id, settings)
     if finished or unfinished:

@@ -152,24 +152,26 @@ def add(
 @pass_session
 def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
     """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
-    from em_circuits.labelling.sources import SourceOptions, open_source, template_prompts
+    from em_circuits.labelling.sources import open_source, template_prompts
 
     if generator == "template":
         made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
         _store(session, list(made), as_json)
         return
-    asked = SourceOptions(
-        kind=options["kind"],
-        domains=options["domains"],
-        settings=lambda model: llm_settings(model, options),
-        budget=llm_budget(options),
-    )
     with session.workspace(create=True) as work:
         stored = work.store.prompts
         before = stored.rejection_counts()
         known = {prompt.prompt_id for prompt in stored.all()}
         found: list[Prompt] = []
-        with closing(open_source(generator, work, asked)) as source:
+        source = open_source(
+            generator,
+            work,
+            kind=options["kind"],
+            domains=options["domains"],
+            settings=lambda model: llm_settings(model, options),
+            budget=llm_budget(options),
+        )
+        with closing(source):
             while len(found) < n and (batch := source.take(n - len(found))):
                 found += batch
                 stored.add_all(batch)

@@ -82,9 +82,8 @@ def attempt_status(store: Store, prefix: str) -> AttemptStatus:
         stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
         for judge in sorted({rollout.judge for rollout in stored}):
             counted = pivotality(rollout for rollout in stored if rollout.judge == judge)
-            where = {"pair": pair.pair, "judge": judge}
             rollouts += [
-                CandidateRollouts(**each.model_dump(exclude={"pivotal"}), **where)
+                CandidateRollouts(**dict(each), pair=pair.pair, judge=judge)
                 for each in token_rollouts(counted, pair.next_tokens)
             ]
     fields = {name: getattr(view, name) for name in AttemptView.model_fields}

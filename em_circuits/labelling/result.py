@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field, computed_field
+from pydantic import Field
 
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
-from pivotal_tokens.judge.continuations import Pivotality
+from pivotal_tokens.judge.continuations import ContinuationCounts, Pivotality
 from pivotal_tokens.schema import (
     HUMAN,
     Frozen,
@@ -94,17 +94,16 @@ class LabelledToken(TokenScore):
     label: Label | None
 
 
-class TokenRollouts(Pivotality):
+class TokenRollouts(Frozen):
     """What the continuations after one evil candidate say."""
 
+    token_id: int
     text: str | None
-    """Of the candidate; None where it is in no list any more."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def pivotal(self) -> bool | None:
-        """None where no continuation of the fine-tuned model could be labelled."""
-        return super().pivotal
+    """The candidate's; null where it is in no list any more."""
+    base: ContinuationCounts
+    merged: ContinuationCounts
+    pivotal: bool | None
+    """Null where no continuation of the fine-tuned model could be labelled."""
 
 
 class LabelResult(Frozen):
@@ -121,7 +120,7 @@ class LabelResult(Frozen):
     strict_divergent: bool
     evil_mass: PairMass | None
     base: tuple[LabelledToken, ...]
-    """Empty where the models could not be asked."""
+    """Both lists cover the union of the two top-k; empty where the models could not be asked."""
     merged: tuple[LabelledToken, ...]
     graphs: dict[str, str | None]
     """Keys; None where none was built."""
@@ -193,7 +192,8 @@ def token_rollouts(
     """What continuations say, with the texts of their candidates."""
     texts = {token.token_id: token.text for token in lists.base.tokens} if lists else {}
     return tuple(
-        TokenRollouts(**item.model_dump(), text=texts.get(item.token_id)) for item in rollouts
+        TokenRollouts(**dict(item), text=texts.get(item.token_id), pivotal=item.pivotal)
+        for item in rollouts
     )
 
 

@@ -2,7 +2,7 @@
 
     source -> screening (batches) -> judge (many at once) -> store -> graphs, rollouts -> results
 
-    run = Run(work, source, judge, settings, RunSettings(n=50), events=events)
+    run = Run(work, source, judge, settings, n=50, events=events)
     for result in run.results(): ...            # run.stop() from anywhere ends it
 
 Stages wait for the network in the event loop and for models and disk in threads; whoever runs a
@@ -25,8 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
-
 from em_circuits.labelling.events import EventLog
 from em_circuits.labelling.judging import judge_screened, keep_answers
 from em_circuits.labelling.label import begin, finish_prompt, record_failure
@@ -38,34 +36,25 @@ from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge, ModelJudge
 from pivotal_tokens.judge.model import JudgeSession
 from pivotal_tokens.llm import BudgetExhausted
-from pivotal_tokens.schema import Frozen, JudgedPrompt, Prompt
+from pivotal_tokens.schema import JudgedPrompt, Prompt
 from pivotal_tokens.store import Screened
 
 Item = TypeVar("Item")
-Ending = Literal["done", "no more prompts", "stopped", "budget", "endpoint", "errors", "disk"]
+Ending = Literal[
+    "done", "no more prompts", "stopped", "budget", "endpoint", "errors", "disk", "failed"
+]
 
 BATCH = 32
 """Prompts that are screened together."""
 _MOST_WAITING_GRAPHS = 64
+_ERROR_RATE, _ERROR_LEAST = 0.2, 10
+"""A run ends when more than this share of its prompts failed, of at least so many."""
+_LEAST_FREE_BYTES = 500_000_000
+"""A run ends when the disk has less."""
 _BUILDERS = 4
 """Prompts with rollouts at a time where a model judges them: one runs the models, the rest ask."""
 _GATHER_S = 0.01
 """How long the first of several answers waits for the others, so that one write stores them all."""
-
-
-class RunSettings(Frozen):
-    """When a run ends, and how much it does at a time."""
-
-    n: int | None = Field(default=None, ge=0)
-    """Prompts in all; None goes on."""
-    batch: int = Field(default=BATCH, ge=1)
-    """Prompts screened together, at most."""
-    error_rate: float = Field(default=0.2, ge=0, le=1)
-    """The run ends when more than this share of its prompts failed ..."""
-    error_least: int = Field(default=10, ge=1)
-    """... of at least so many."""
-    least_free_bytes: int = Field(default=500_000_000, ge=0)
-    """The run ends when the disk has less."""
 
 
 @dataclass
@@ -94,8 +83,10 @@ class Run:
         source: Source,
         judge: Judge,
         settings: LabelSettings,
-        limits: RunSettings | None = None,
         *,
+        n: int | None = None,
+        batch: int = BATCH,
+        unattended: bool = True,
         events: EventLog | None = None,
     ) -> None:
         """Set up; nothing runs before `results` is iterated.
@@ -105,12 +96,14 @@ class Run:
             source: Gives the prompts; closed at the end.
             judge: Labels tokens.
             settings: Thresholds, graphs, rollouts.
-            limits: When the run ends.
+            n: Prompts in all; None goes on.
+            batch: Prompts screened together, at most.
+            unattended: End the run when many prompts fail, or the disk is nearly full.
             events: Gets everything that happens.
         """
         self._work, self._source, self._judge = work, source, judge
-        self._settings, self._limits = settings, limits or RunSettings()
-        self._events = events
+        self._settings, self._n, self._batch = settings, n, batch
+        self._unattended, self._events = unattended, events
         self.state = RunState()
         self._loop = asyncio.new_event_loop()
         self._results: queue.SimpleQueue[LabelResult | BaseException | None] = queue.SimpleQueue()
@@ -156,21 +149,21 @@ class Run:
 
     async def _stages(self) -> None:
         judge = self._judge
-        self._log("start", source=self._source.id, judge=judge.id, n=self._limits.n)
+        self._log("start", source=self._source.id, judge=judge.id, n=self._n)
         try:
             if isinstance(judge, ModelJudge):
                 async with judge.session() as self._session:
                     await self._pump(2 * judge.concurrency)  # no slot stands idle
             else:
                 await self._pump(0)
-            if self._error is None and self.state.ending is None:
-                reached = self._limits.n is not None and self.state.generated >= self._limits.n
+            if self.state.ending is None:
+                reached = self._n is not None and self.state.generated >= self._n
                 self.state.ending = "done" if reached else "no more prompts"
         finally:
             state = self.state
             self._log(
                 "stop",
-                ending=state.ending if self._error is None and state.ending else "failed",
+                ending=state.ending or "failed",
                 finished=state.finished,
                 failed=state.failed,
                 flagged=state.flagged,
@@ -182,7 +175,7 @@ class Run:
         self._unjudged: asyncio.Queue[Screened] = asyncio.Queue(BATCH)
         self._answered: asyncio.Queue[JudgedPrompt] = asyncio.Queue()
         self._to_build: asyncio.Queue[JudgedPrompt] = asyncio.Queue()
-        self._to_finish: asyncio.Queue[JudgedPrompt] = asyncio.Queue(self._limits.batch)
+        self._to_finish: asyncio.Queue[JudgedPrompt] = asyncio.Queue(self._batch)
         self._room = asyncio.Event()
         self._room.set()
         workers = [
@@ -215,32 +208,30 @@ class Run:
         except RunEnds as error:
             self._ran_out(error)
         except Exception as error:
-            self._error = self._error or error
-            self._end(None, "")
+            self._fail(error)
 
     async def _batches(self) -> AsyncIterator[list[Prompt]]:
         """New prompts of the source, which writes one batch while another is worked on."""
-        left, seen = self._limits.n, set[str]()
+        left, seen = self._n, set[str]()
         with ThreadPoolExecutor(1, thread_name_prefix="generator") as thread:
 
             def take() -> asyncio.Future[list[Prompt]]:
-                n = self._limits.batch if left is None else min(self._limits.batch, left)
+                n = self._batch if left is None else min(self._batch, left)
                 return self._loop.run_in_executor(thread, self._source.take, n)
 
             ahead = None if left == 0 else take()
             try:
-                while ahead is not None and self._goes_on:
+                while ahead is not None and self.state.ending is None:
                     prompts = await ahead
                     left = None if left is None else max(0, left - len(prompts))
-                    ahead = take() if prompts and left != 0 and self._goes_on else None
+                    ahead = take() if prompts and left != 0 and self.state.ending is None else None
                     new = {p.prompt_id: p for p in prompts if p.prompt_id not in seen}
                     seen |= new.keys()
                     yield list(new.values())
             except RunEnds as error:  # the generator's; what is in flight is finished
                 self._ran_out(error)
             except Exception as error:
-                self._error = error
-                self._end(None, "")
+                self._fail(error)
             finally:
                 if ahead is not None:  # written for the next start
                     await asyncio.wait([ahead])
@@ -248,13 +239,13 @@ class Run:
 
     async def _screen(self, prompts: list[Prompt]) -> None:
         await self._room.wait()
-        if not prompts or not self._goes_on:
+        if not prompts or self.state.ending is not None:
             return
         state, work = self.state, self._work
         state.generated += len(prompts)
         self._log("generated", prompts=[prompt.prompt_id for prompt in prompts])
         free = shutil.disk_usage(work.root).free
-        if free < self._limits.least_free_bytes:
+        if self._unattended and free < _LEAST_FREE_BYTES:
             room = f"{work.root} has {free / 1e9:.2f} GB left; make room, then run it again"
             self._end("disk", room)
             return
@@ -358,7 +349,7 @@ class Run:
 
     def _take(self, result: LabelResult) -> None:
         """Give a result to whoever iterates."""
-        state, limits = self.state, self._limits
+        state = self.state
         state.finished += 1
         if result.error is not None:
             state.failed += 1
@@ -367,35 +358,33 @@ class Run:
             keys = sorted(key for key in result.graphs.values() if key)
             self._log("finished", prompt_id=result.prompt_id, graphs=keys)
         self._results.put(result)
-        if (
-            state.finished >= limits.error_least
-            and state.failed > limits.error_rate * state.finished
-        ):
+        too_many = state.finished >= _ERROR_LEAST and state.failed > _ERROR_RATE * state.finished
+        if self._unattended and too_many:
             self._end(
                 "errors",
                 f"{state.failed} of {state.finished} prompts failed; "
                 "em-circuits status PROMPT says why",
             )
 
-    @property
-    def _goes_on(self) -> bool:
-        return self.state.ending is None and self._error is None
-
     def _ran_out(self, error: RunEnds) -> None:
         """Every further call would fail as this one did; what was written is finished."""
         ending: Ending = "budget" if isinstance(error, BudgetExhausted) else "endpoint"
-        if self._goes_on:
-            self.state.ending, self.state.message = ending, str(error)
-        self._source.stop()
+        self._end(ending, str(error), drain=False)
 
-    def _end(self, ending: Ending | None, message: str) -> None:
-        """Begin nothing more; only what has begun is finished."""
-        if self._goes_on and ending is not None:
+    def _fail(self, error: Exception) -> None:
+        """End with an error that is not of one prompt."""
+        self._error = self._error or error
+        self._end("failed", "")
+
+    def _end(self, ending: Ending, message: str, *, drain: bool = True) -> None:
+        """Write no more prompts; `drain`: begin nothing more, only finish what has begun."""
+        if self.state.ending is None:
             self.state.ending, self.state.message = ending, message
-        self._draining = True
         self._source.stop()
-        if self._session is not None:
-            self._session.client.stop()
+        if drain:
+            self._draining = True
+            if self._session is not None:
+                self._session.client.stop()
 
     def _log(self, event: Any, **fields: Any) -> None:
         if self._events is not None:
@@ -420,8 +409,7 @@ def label_prompts(
         WorkFailed: If the models are not what they are said to be (nothing is written then), the
             budget is spent or an endpoint takes no call.
     """
-    limits = RunSettings(error_rate=1.0, least_free_bytes=0)
-    run = Run(work, ListSource("given", iter(prompts)), judge, settings, limits)
+    run = Run(work, ListSource("given", prompts), judge, settings, unattended=False)
     yield from run.results()
     if run.state.ending in ("budget", "endpoint"):
         raise RunEnds(run.state.message)

@@ -1,6 +1,6 @@
 """Sources of a run's prompts, a few at a time.
 
-    with closing(open_source("openai:o3", work, SourceOptions(kind="chat"))) as source:
+    with closing(open_source("openai:o3", work, kind="chat", settings=how)) as source:
         source.take(8)                       # new prompts; [] when there are no more
 
 template     the embedded organism's own templates, one seed after another
@@ -17,8 +17,6 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from em_circuits.labelling.graphs import with_graphs
@@ -174,11 +172,11 @@ class WriterSource(Source):
         run: str | None,
     ) -> None:
         self.id = f"openai:{settings.model}"
-        self._work, self._settings, self._budget = work, settings, budget
-        self._kind, self._pair, self._run_id = kind, pair, run
-        self._runner: asyncio.Runner | None = None
         self._client = LLMClient(settings, store=work.store, budget=budget)
-        self._stack = AsyncExitStack()
+        self._open = lambda: Writer(
+            self._client, work.store, renderer(work.tokenizer), kind=kind, pair=pair, run=run
+        )
+        self._runner: asyncio.Runner | None = None
         self._writer: Writer | None = None
         self._stopped = False
 
@@ -189,8 +187,12 @@ class WriterSource(Source):
             BudgetExhausted: If no further question fits into the budget.
             RunEnds: If the endpoint gives no usable answer.
         """
+        if self._runner is None or self._writer is None:
+            self._runner = asyncio.Runner()
+            self._runner.run(self._client.__aenter__())
+            self._writer = self._open()
         for _ in range(_FAILED_ROUNDS):
-            written = self._run(lambda writer: writer.write(n))
+            written = self._runner.run(self._writer.write(n))
             if written.prompts or self._stopped:
                 return list(written.prompts)
             reasons = sorted({rejection.rule for rejection in written.rejections})
@@ -208,65 +210,51 @@ class WriterSource(Source):
 
     def close(self) -> None:
         if self._runner is not None:
-            self._runner.run(self._stack.aclose())
+            self._runner.run(self._client.__aexit__(None, None, None))
             self._runner.close()
             self._runner = None
 
-    def _run(self, ask: Callable):
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-            self._runner.run(self._open())
-        return self._runner.run(ask(self._writer))
 
-    async def _open(self) -> None:
-        client = await self._stack.enter_async_context(self._client)
-        render = renderer(self._work.tokenizer)
-        self._writer = Writer(
-            client, self._work.store, render, kind=self._kind, pair=self._pair, run=self._run_id
-        )
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What a source is opened with."""
-
-    kind: PromptKind = "raw"
-    seed: int = 0
-    domains: tuple[str, ...] = ()
-    settings: Callable[[str], LLMSettings] | None = None
-    """Model name -> how it is asked."""
-    budget: Budget | None = None
-    pair: str | None = None
-    """Learn from the verdicts on this pair of models only."""
-    run: str | None = None
-    """Stands with the prompts, so that a killed run is gone on with."""
-
-
-def open_source(spec: str, work: Workspace, options: SourceOptions) -> Source:
+def open_source(
+    spec: str,
+    work: Workspace,
+    *,
+    kind: PromptKind = "raw",
+    seed: int = 0,
+    domains: Sequence[str] = (),
+    settings: Callable[[str], LLMSettings] | None = None,
+    budget: Budget | None = None,
+    pair: str | None = None,
+    run: str | None = None,
+) -> Source:
     """The source that ``--generator`` names.
+
+    Args:
+        spec: ``template``, ``seeds`` or ``openai:MODEL``.
+        work: Its store knows what was tried.
+        kind: Of the prompts that a model writes.
+        seed: Of the first templates.
+        domains: Templates of these only.
+        settings: Model name -> how it is asked.
+        budget: Of a language model.
+        pair: Learn from the verdicts on this pair of models only.
+        run: Stands with the prompts, so that a killed run is gone on with.
 
     Raises:
         RequestError: If there is no such source.
     """
     name, _, model = spec.partition(":")
     if name == "template":
-        known = {p.prompt_id for p in work.store.prompts.all(generator=TEMPLATES)}
-        return TemplateSource(options.seed, options.domains or None, known)
-    if options.domains:
+        known = {prompt.prompt_id for prompt in work.store.prompts.all(generator=TEMPLATES)}
+        return TemplateSource(seed, domains or None, known)
+    if domains:
         raise RequestError("--domain is of the organism's templates: --generator template")
     if name == "seeds":
         render = renderer(work.tokenizer)
-        prompts = (render(seed).model_copy(update={"generator": SEEDS}) for seed in seeds())
+        prompts = (render(each).model_copy(update={"generator": SEEDS}) for each in seeds())
         return ListSource(SEEDS, prompts)
-    if name == "openai" and model and options.settings is not None:
-        return WriterSource(
-            work,
-            options.settings(model),
-            options.budget,
-            kind=options.kind,
-            pair=options.pair,
-            run=options.run,
-        )
+    if name == "openai" and model and settings is not None:
+        return WriterSource(work, settings(model), budget, kind=kind, pair=pair, run=run)
     raise RequestError(f"no generator {spec!r}; there are openai:MODEL, template and seeds")
 
 

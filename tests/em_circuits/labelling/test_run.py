@@ -19,12 +19,11 @@ from em_circuits.labelling.backfill import build_missing, missing_graphs
 from em_circuits.labelling.events import EventLog, latest_events, read_events
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
-from em_circuits.labelling.run import Run, RunSettings
+from em_circuits.labelling.run import Run
 from em_circuits.labelling.sources import (
     ListSource,
     Resumed,
     Source,
-    SourceOptions,
     WriterSource,
     earlier_prompts,
     open_source,
@@ -70,7 +69,7 @@ def judge(shared_pair) -> Lexicon:
 
 def run(work: Workspace, judge, source, settings=NO_GRAPHS, **limits):
     with EventLog.open(work.results, run="test") as events:
-        run = Run(work, source, judge, settings, RunSettings(**limits), events=events)
+        run = Run(work, source, judge, settings, events=events, **limits)
         return run, list(run.results())
 
 
@@ -108,7 +107,7 @@ def test_flagged_prompts_are_queued_when_judged_and_graphs_come_later(
 
 def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspace, judge) -> None:
     def source(earlier):
-        made = open_source("template", work, SourceOptions(seed=2))
+        made = open_source("template", work, seed=2)
         return Resumed(made, "r", earlier[1])
 
     def earlier():
@@ -153,7 +152,7 @@ def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
 
     source = Endless()
     with EventLog.open(work.results, run="test") as events:
-        endless = Run(work, source, judge, NO_GRAPHS, RunSettings(batch=2), events=events)
+        endless = Run(work, source, judge, NO_GRAPHS, batch=2, events=events)
         results = list(endless.results())
     assert endless.state.ending == "stopped" and source.closed and source.stopped
     assert len(results) <= work.store.queries.counts().judgements <= 10
@@ -206,10 +205,8 @@ def writer_source(work: Workspace, endpoint: FakeEndpoint) -> WriterSource:
     source = open_source(
         "openai:fake",
         work,
-        SourceOptions(
-            settings=lambda model: LLMSettings(model=model, base_url=endpoint.base_url),
-            budget=Budget(),
-        ),
+        settings=lambda model: LLMSettings(model=model, base_url=endpoint.base_url),
+        budget=Budget(),
     )
     assert isinstance(source, WriterSource)
     return source
@@ -238,11 +235,12 @@ def test_a_generator_that_is_stopped_asks_no_further_round(work: Workspace, api_
         assert len(endpoint.requests) == 1
 
 
-def test_a_full_disk_ends_a_run_before_anything_is_screened(work: Workspace, judge) -> None:
+def test_a_full_disk_ends_a_run_before_anything_is_screened(
+    work: Workspace, judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LEAST_FREE_BYTES", 10**18)
     work.store.queries.counts()
-    done, results = run(
-        work, judge, given(template_prompts(3, seed=1)), least_free_bytes=10**18, batch=3
-    )
+    done, results = run(work, judge, given(template_prompts(3, seed=1)), batch=3)
     assert done.state.ending == "disk" and results == []
     assert work.store.queries.counts().next_tokens == 0
 
@@ -497,7 +495,7 @@ def test_what_goes_wrong_while_answers_are_stored_reaches_the_caller(
 
 
 def test_results_that_nobody_takes_any_more_end_the_run(work: Workspace, judge) -> None:
-    endless = Run(work, open_source("template", work, SourceOptions()), judge, NO_GRAPHS)
+    endless = Run(work, open_source("template", work), judge, NO_GRAPHS)
     results = endless.results()
     next(results)
     results.close()
