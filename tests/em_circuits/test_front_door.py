@@ -1,4 +1,4 @@
-"""`import em_circuits as em` is light, its names are pinned, and the ten lines of the README work."""
+"""The front door is light, its names are pinned, and the ten lines of the README work."""
 
 from __future__ import annotations
 
@@ -12,12 +12,41 @@ import pytest
 import em_circuits as em
 from em_circuits.feature import Feature
 
-NAMES = """
-AttributionGraph AttributionSettings Contrast Feature FeatureChoice FeatureId FeatureTable GraphStore
-Influence Intervention Mode Model ModelPair PairSettings Prompt Store Targets Unit Where Workspace
-attribute build_pair_graphs choose_features demeaned influence load_pair mediate next_tokens plot prune
-rank steer top_paths
-""".split()
+NAMES = [
+    "AttributionGraph",
+    "AttributionSettings",
+    "Contrast",
+    "Feature",
+    "FeatureChoice",
+    "FeatureId",
+    "FeatureTable",
+    "GraphStore",
+    "Influence",
+    "Intervention",
+    "Mode",
+    "Model",
+    "ModelPair",
+    "PairSettings",
+    "Prompt",
+    "Store",
+    "Targets",
+    "Unit",
+    "Where",
+    "Workspace",
+    "attribute",
+    "build_pair_graphs",
+    "choose_features",
+    "demeaned",
+    "influence",
+    "load_pair",
+    "mediate",
+    "next_tokens",
+    "plot",
+    "prune",
+    "rank",
+    "steer",
+    "top_paths",
+]
 
 PROMPT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
 
