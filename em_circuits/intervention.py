@@ -80,6 +80,21 @@ class Unit(StrEnum):
         return cls.RELATIVE if value == "own" else None
 
 
+class Regime(StrEnum):
+    """How much of the model may respond to an intervention: `interventions.regimes`."""
+
+    DIRECT = "direct"
+    FROZEN_LINEAR = "frozen_linear"
+    GATES_RECOMPUTED = "gates_recomputed"
+    ATTENTION_FROZEN = "attention_frozen"
+    FREE = "free"
+
+    @property
+    def freezes_norms(self) -> bool:
+        """The three regimes in which the transcoders stand for the MLPs."""
+        return self not in (Regime.ATTENTION_FROZEN, Regime.FREE)
+
+
 Position = int | Where | None
 
 

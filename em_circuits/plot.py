@@ -69,8 +69,8 @@ def mediation(result: Mediation) -> go.Figure:
     figure = go.Figure()
     random = [p for p in points if p.random_share is not None]
     for name, values, dash in (
-        ("random, 2.5 %", [p.random_share.low for p in random if p.random_share], "dot"),
-        ("random, 97.5 %", [p.random_share.high for p in random if p.random_share], "dot"),
+        ("random, 2.5 %", [p.random_low for p in random], "dot"),
+        ("random, 97.5 %", [p.random_high for p in random], "dot"),
     ):
         figure.add_scatter(
             x=[p.k for p in random],

@@ -29,6 +29,8 @@ def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = homes[name]
+        if module == package:  # a module of the package itself
+            return importlib.import_module(f"{package}.{original}")
         value = getattr(importlib.import_module(module), original)
         setattr(sys.modules[package], name, value)
         return value

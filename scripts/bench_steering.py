@@ -27,8 +27,8 @@ from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.plan import TransferPlan, parse_source
 from em_circuits.experiments.transfer import run_transfer
 from em_circuits.interventions import (
+    ActivationCache,
     Mode,
-    PromptState,
     Regime,
     Sampling,
     ablation_effects,
@@ -141,7 +141,7 @@ def _memory(plan: Plan) -> list[Row]:
     model = _random_model(plan.layers)
     ids = torch.cat([torch.tensor([128_000]), torch.randint(0, 128_000, (19,))])
     with Peak() as peak:
-        state = PromptState.capture(model, ids)
+        state = ActivationCache.capture(model, ids)
         ablation_effects(
             model,
             state,

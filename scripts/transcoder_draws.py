@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
-from em_circuits.interventions.transplant import Transplant
+from em_circuits.interventions.patching import ActivationPatch
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import OrganismPaths, organism_paths, organism_prompts
@@ -48,16 +47,15 @@ def measured(paths: OrganismPaths, n_prompts: int) -> Tensor:
                 tuple(sorted(first_token(pair.tokenizer, f" {verb}")[0] for verb in verbs))
                 for verbs in (prompt.evil, prompt.safe)
             )
-            groups = Contrast(*sides)
+            contrast = Contrast(*sides)
             ids = torch.tensor(pair.tokenizer(prompt.text)["input_ids"])
-            moved = Transplant.of(pair, ids, groups)
-            model, state, changed = moved.models[0], moved.states[0], moved.changed
-            weights = groups.weights(len(state.logits))
-            gradient = gradient_effects(model, state, changed, weights)
-            scan = scanned_effects(model, state, changed, groups)
+            patch = ActivationPatch.of(pair, ids, contrast)
+            model, cache, diff = patch.models[0], patch.caches[0], patch.diff
+            gradient = diff.gradient_effects(model, cache, patch.weights)
+            scan = diff.scanned_effects(model, cache, contrast)
             error = gradient - scan
-            best = joint_effects(model, state, changed, weights).argsort(descending=True)[:20]
-            shares = moved.shares(moved.run([best]))
+            integrated = diff.integrated_effects(model, cache, patch.weights)
+            shares = patch.shares(patch.run([integrated.argsort(descending=True)[:20]]))
             assert shares is not None  # the organism shifts every prompt
             pearson = agreement(gradient, scan).pearson
             rows.append((pearson, float(error.abs().max() / error.norm()), float(shares[0])))

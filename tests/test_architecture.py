@@ -33,6 +33,7 @@ FLOORS = {
     "em_circuits.progress": 9,
     "em_circuits.sampling": 9,
     "em_circuits.models": 10,
+    "em_circuits.activation_cache": 10.5,
     "em_circuits.bases": 10.5,
     "em_circuits.graphs": 11,
     "em_circuits.influence": 12,

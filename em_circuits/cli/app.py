@@ -19,6 +19,7 @@ from em_circuits import __version__
 from em_circuits.cli.session import Session, model_options
 from em_circuits.progress import above_bars
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.store.address import without_password
 
 CONFIG_FILE = "em-circuits.toml"
 
@@ -164,8 +165,6 @@ def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> 
         into.append(word)
         if option is not None and not option.is_flag and not given:
             front += itertools.islice(words, 1)
-    from pivotal_tokens.store.address import without_password
-
     shown = [without_password(word) if "://" in word else word for word in [*front, *rest]]
     return (
         f"{error.option_name} stands before the command:\n  {shlex.join(['em-circuits', *shown])}"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from em_circuits import experiments
 from em_circuits.cli.judge_options import open_offline_judge
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 if TYPE_CHECKING:
     from em_circuits.experiments.demo import DemoReport
@@ -25,13 +27,12 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
 
     Run again, it re-uses what exists.
     """
-    from em_circuits.experiments.demo import report_path, run_demo
-
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)
-        report = run_demo(work, opened, n_prompts=n)
-        page = _page(report_path(work), report)
-        written = (work.store.where, work.graphs.root, report_path(work), page)
+        report = experiments.demo.run_demo(work, opened, n_prompts=n)
+        path = experiments.demo.report_path(work)
+        page = _page(path, report)
+        written = (work.store.where, work.graphs.root, path, page)
     if as_json:
         paths = {"store": written[0], "graphs": written[1], "report": written[2], "page": page}
         shown = {name: str(path) for name, path in paths.items()}
@@ -52,7 +53,6 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
 def _page(path: Path, report: DemoReport) -> Path:
     from em_circuits.report.demo import TITLE, demo_parts
     from em_circuits.report.page import write_page
-    from pivotal_tokens.artefacts import sha256_file, write_provenance
 
     page = path.with_suffix(".html")
     write_page(page, TITLE, demo_parts(report))

@@ -1,51 +1,78 @@
-"""``em-circuits doctor``: is this machine ready, and are these models what they are said to be?"""
+"""``em-circuits doctor``: whether this machine is ready, and the models are what they should be."""
 
 from __future__ import annotations
 
 import platform
 import sqlite3
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
+from pydantic import Field
 
-from em_circuits.cli.output import emit, json_option
+from em_circuits import graphs, models
+from em_circuits.cli.output import Printed, emit, prints
 from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.artefacts import library_versions
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.schema import Prompt
+from pivotal_tokens.store.dialect import journal_mode
 
 if TYPE_CHECKING:
     from em_circuits.models.health import Check
     from em_circuits.workspace import Workspace
-    from pivotal_tokens.schema import Prompt
 
 CHECK_PROMPT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
 
 
+class CheckResult(Printed):
+    """One check, and what to do when it fails."""
+
+    name: str
+    ok: bool
+    found: str
+    expected: str
+    advice: str
+    fatal: bool = Field(exclude=True)
+
+
+class DoctorResult(Printed):
+    """Every check, and whether the work can be done."""
+
+    ok: bool
+    """No check failed that would stop the work."""
+    checks: tuple[CheckResult, ...]
+
+
 @click.command(epilog="Example: em-circuits --base models/base --adapter models/lora doctor")
 @click.option("--prompt", default=CHECK_PROMPT, help="The prompt the models are checked on.")
-@json_option
+@prints(DoctorResult)
 @pass_session
 def doctor(session: Session, prompt: str, as_json: bool) -> None:
     """Versions, devices, precision, SQLite, memory plan, health of the model pair."""
     with session.workspace() as work:
-        checks = [*machine_checks(), *_model_checks(work, prompt)]
-    ok = all(check.ok for check in checks if check.fatal)
-    if as_json:
-        emit({"ok": ok, "checks": [check.to_json() for check in checks]})
-    else:
-        _print(checks)
-    if not ok:
-        raise WorkFailed(
-            f"{sum(c.fatal and not c.ok for c in checks)} checks failed; see the advice above"
-        )
+        work.locate()
+        checks = [*machine_checks(), *_model_checks(work, Prompt.of(prompt))]
+    failed = sum(check.fatal and not check.ok for check in checks)
+    results = tuple(CheckResult(**vars(check)) for check in checks)
+    emit(DoctorResult(ok=not failed, checks=results), as_json, describe)
+    if failed:
+        raise WorkFailed(f"{failed} checks failed; see the advice above")
+
+
+def describe(result: DoctorResult) -> Iterator[str]:
+    """A line per check, and advice below those that failed."""
+    for check in result.checks:
+        mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
+        yield f"{mark}  {check.name}: {check.found}"
+        if not check.ok:
+            yield f"      expected {check.expected}; {check.advice}"
 
 
 def machine_checks() -> list[Check]:
     """What does not depend on the models."""
-    from em_circuits.models.health import Check
-    from pivotal_tokens.artefacts import library_versions
-    from pivotal_tokens.store.dialect import journal_mode
-
+    Check = models.Check
     versions = library_versions()
     nnsight = tuple(int(part) for part in versions.get("nnsight", "0.0").split(".")[:2])
     return [
@@ -74,14 +101,9 @@ def machine_checks() -> list[Check]:
     ]
 
 
-def _model_checks(work: Workspace, text: str) -> list[Check]:
-    from em_circuits.models.health import Check
-    from em_circuits.models.memory import memory_plan
-    from em_circuits.models.source import locate_all
-    from pivotal_tokens.schema import Prompt
-
-    settings = work.models
-    plan = memory_plan(settings, locate_all(settings))
+def _model_checks(work: Workspace, prompt: Prompt) -> list[Check]:
+    settings, Check = work.models, models.Check
+    plan = models.memory_plan(settings, work.locate())
     device = f"{settings.resolved_device()}, {settings.resolved_dtype()}".replace("torch.", "")
     checks = [
         Check("device and precision", True, device, "bfloat16 on CUDA, float32 on a CPU"),
@@ -89,7 +111,6 @@ def _model_checks(work: Workspace, text: str) -> list[Check]:
     ]
     if not plan.fits:
         return checks
-    prompt = Prompt.of(text)
     health = work.health(prompt)
     if any(c.name == "transcoders of this base" and not c.ok for c in health):
         health.append(_replacement_score(work, prompt))
@@ -98,18 +119,11 @@ def _model_checks(work: Workspace, text: str) -> list[Check]:
 
 def _replacement_score(work: Workspace, prompt: Prompt) -> Check:
     """How much of the model foreign transcoders still explain, on the check prompt."""
-    from em_circuits.graphs import AttributionSettings, build_pair_graphs
     from em_circuits.influence import graph_scores
-    from em_circuits.models.health import Check
 
-    scores = graph_scores(build_pair_graphs(work.pair, prompt, AttributionSettings()).base)
+    built = graphs.build_pair_graphs(work.pair, prompt, graphs.AttributionSettings())
+    scores = graph_scores(built.base)
     found = "none" if scores.replacement is None else f"{scores.replacement:.2f}"
-    return Check("replacement score of these transcoders", True, found, "near 1", fatal=False)
-
-
-def _print(checks: list[Any]) -> None:
-    for check in checks:
-        mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
-        click.echo(f"{mark}  {check.name}: {check.found}")
-        if not check.ok:
-            click.echo(f"      expected {check.expected}; {check.advice}")
+    return models.Check(
+        "replacement score of these transcoders", True, found, "near 1", fatal=False
+    )

@@ -1,96 +1,123 @@
-"""``em-circuits features``: which features, by which measure."""
+"""``em-circuits features``: which features, by which measure, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
+from pydantic import Field
 
-from em_circuits.cli.explain import explain
-from em_circuits.cli.feature_tables import (
-    aggregate_notes,
-    aggregate_table,
-    aggregate_title,
-    diff_table,
-    layer_note,
-)
+from em_circuits import experiments
 from em_circuits.cli.mediate import mediate
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.options import Flag, Options, Renamed, options
+from em_circuits.cli.output import emit, json_option, one_line, prints, say, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.feature import FeatureChoice
+from em_circuits.organisms.corpus import CorpusConfig, documents
 from em_circuits.scoring import FORMER, TO_RANK, Scoring
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
-    from em_circuits.features import AggregateSettings
+    from em_circuits.experiments.analyse import PromptRanking
+    from em_circuits.features.explain import Explained
 
-model_option = click.option(
-    "--model", type=click.Choice(["base", "merged"]), default="merged", show_default=True
+ORGANISM_DOCUMENTS = 400
+"""Documents drawn for the embedded organism where no text is given."""
+
+_METHOD = (
+    "direct, total_effect and signed_influence see a graph's nodes, the others every active "
+    "feature; all but these three and gradient run the model."
 )
+_AVERAGED = [by for by in Scoring if by is not Scoring.GREEDY]
 
 
-by_position_option = click.option(
-    "--by-position", is_flag=True, help="Keep positions apart, counted from the prompt's end."
-)
-min_prompts_option = click.option(
-    "--min-prompts",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Test features that are scored in at least so many prompts.",
-)
-exclude_layers_option = click.option(
-    "--exclude-layers",
-    default="",
-    metavar="L,L,...",
-    help="Leave these layers out, and compare them with the rest.",
-)
+class RankOptions(Options):
+    """Which features of one prompt, scored how."""
+
+    model: ModelName = "merged"
+    """Which model."""
+    method: Annotated[Scoring, Flag(type=Renamed(Scoring, FORMER), help=_METHOD)] = TO_RANK
+    measure: int = Field(default=100, ge=0)
+    """Features that gradient+ablation really ablates."""
+    top: int | None = Field(default=None, ge=1)
+    """Only the N most positive."""
 
 
-class Renamed(click.Choice):
-    """A choice that takes words of the first edition too, and says what they are called now.
+class OverPrompts(Options):
+    """How features are summed up over prompts."""
 
-    Args:
-        choices: The words of today.
-        former: Word of the first edition -> word of today.
-    """
-
-    def __init__(self, choices: Sequence[str], former: Mapping[str, str]) -> None:
-        super().__init__([*choices, *former])
-        self._shown, self._former = click.Choice(list(choices)), former
-
-    def convert(self, value: Any, *context: Any) -> Any:
-        """Today's word."""
-        word = super().convert(value, *context)
-        if word not in self._former:
-            return word
-        click.echo(f"{word} is now called {self._former[word]}", err=True)
-        return str(self._former[word])
-
-    def get_metavar(self, **context: Any) -> str | None:
-        """The words of today."""
-        return self._shown.get_metavar(**context)
-
-
-def method_option(
-    default: Scoring, *, of_one_prompt: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--method`` of the commands that rank features.
-
-    Args:
-        default: The method.
-        of_one_prompt: Also `greedy`, whose scores cannot be averaged over prompts.
-    """
-    methods = [str(by) for by in Scoring if of_one_prompt or by is not Scoring.GREEDY]
-    former = {word: str(by) for word, by in FORMER.items() if str(by) in methods}
-    return click.option(
-        "--method",
-        type=Renamed(methods, former),
-        default=str(default),
-        show_default=True,
-        help="direct, total_effect and signed_influence see a graph's nodes, the others every "
-        "active feature; all but these three and gradient run the model.",
+    method: Annotated[Scoring, Flag(type=Renamed(_AVERAGED, FORMER), help=_METHOD)] = (
+        Scoring.GRADIENT
     )
+    by_position: bool = False
+    """Keep positions apart, counted from the prompt's end."""
+    exclude_layers: Annotated[str, Flag(metavar="L,L,...", show_default=False)] = ""
+    """Leave these layers out, and compare them with the rest."""
+    min_prompts: int = Field(default=5, ge=1)
+    """Test features that are scored in at least so many prompts."""
+    top: int | None = Field(default=None, ge=1)
+    """Only the first N features."""
+
+    def request(self, session: Session) -> dict[str, Any]:
+        """The fields that the requests of `aggregate` and `diff` share.
+
+        Raises:
+            RequestError: If the layers are no numbers.
+        """
+        parts = [part.strip() for part in self.exclude_layers.split(",") if part.strip()]
+        if not all(part.isdecimal() for part in parts):
+            raise RequestError(
+                f"--exclude-layers {self.exclude_layers!r}: give layer numbers, such as 14,15"
+            )
+        return {
+            "method": self.method,
+            "by_position": self.by_position,
+            "exclude_layers": tuple(sorted({int(part) for part in parts})),
+            "settings": {"min_prompts": self.min_prompts, "seed": session.seed},
+        }
+
+
+class AggregateOptions(OverPrompts):
+    """Of which models."""
+
+    model: ModelName = "merged"
+    """Which model."""
+    pair: Annotated[str | None, Flag(metavar="KEY")] = None
+    """Another model pair in the store, not loaded."""
+
+
+class DiffOptions(OverPrompts):
+    """Of which pairs."""
+
+    pairs: Annotated[tuple[str, ...], Flag("--pair", "pairs", metavar="KEY")] = ()
+    """A model pair in the store."""
+    roots: Annotated[
+        tuple[str, ...], Flag("--also", "roots", type=click.Path(file_okay=False))
+    ] = ()
+    """Also every model pair of the store under this root."""
+
+
+class ExplainOptions(Options):
+    """Where contexts and labels of features come from."""
+
+    prompt: Annotated[str | None, Flag(metavar="PROMPT")] = None
+    """The labelled prompt that top:N is of."""
+    text: Path | None = None
+    """Look for contexts in this file, a document a line. [default: the organism's documents]"""
+    model: ModelName = "merged"
+    """Which model."""
+    keep: int = Field(default=3, ge=1)
+    """Contexts."""
+    neuronpedia: Annotated[str | None, Flag(metavar="MODEL/SOURCE")] = None
+    """Where labels are, with {layer}: gemma-2-2b/{layer}-gemmascope-transcoder-16k."""
+    cache_only: bool = False
+    """Labels from the cache alone; no network."""
 
 
 @click.group()
@@ -98,180 +125,219 @@ def features() -> None:
     """Rank features, and measure which of them carry the shift from base to merged."""
 
 
-features.add_command(explain)
 features.add_command(mediate)
 
 
 @features.command(epilog="Example: em-circuits features rank 44a71b --top 10")
 @click.argument("prompt")
-@model_option
-@method_option(TO_RANK, of_one_prompt=True)
-@click.option(
-    "--measure",
-    type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    help="Features that gradient+ablation really ablates.",
-)
-@click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
-@json_option
+@options(RankOptions)
+@prints("em_circuits.experiments.analyse:PromptRanking")
 @pass_session
-def rank(
-    session: Session,
-    prompt: str,
-    model: str,
-    method: str,
-    measure: int,
-    top: int | None,
-    as_json: bool,
-) -> None:
+def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
     with session.on_prompts(prompt) as work:
-        from em_circuits.experiments.analyse import PromptRanking, rank_prompt
-
-        ranked = rank_prompt(
-            work,
-            prompt,
-            model=model,  # type: ignore[arg-type]
-            by=method,
-            n_measured=measure,
+        ranked = experiments.analyse.rank_prompt(
+            work, prompt, model=options.model, by=options.method, n_measured=options.measure
         )
-    result = PromptRanking.of(ranked, top if as_json else top or 15)
+    top = options.top if as_json else options.top or 15
+    result = experiments.analyse.PromptRanking.of(ranked, top)
+    emit(result, as_json, partial(describe_ranking, n=len(ranked)))
+
+
+@features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@options(AggregateOptions)
+@json_option
+@pass_session
+def aggregate(
+    session: Session, prompts: tuple[str, ...], options: AggregateOptions, as_json: bool
+) -> None:
+    """Features over all labelled prompts, or over those that are named, by mean contrast."""
+    asked = options.request(session)
+    with session.on_prompts(*prompts) as work:
+        request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
+        pair = experiments.aggregate.find_pair(work, options.pair) if options.pair else None
+        found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
+    record, lines = found.record, found.rows()
     if as_json:
-        emit(result)
+        emit({**found.head(), "features": lines[: options.top]})
         return
-    click.echo(f"{result.prompt_id}, {model} model, by {method}; labels from: {result.labels_from}")
+    say(_aggregate_title(record))
+    say(_aggregate_table(lines[: options.top or 15], by_position=options.by_position))
+    say("\n".join(_aggregate_notes(record)))
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+
+
+@features.command(epilog="Example: em-circuits features diff --method total_effect --json")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@options(DiffOptions)
+@json_option
+@pass_session
+def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_json: bool) -> None:
+    """What merged changes of base's features: activation, score, direct edge to the contrast."""
+    asked = options.request(session)
+    with ExitStack() as stack:
+        work = stack.enter_context(session.on_prompts(*prompts))
+        others = [stack.enter_context(session.workspace(root=root)) for root in options.roots]
+        request = experiments.difference.DifferenceRequest(**asked)
+        sources = experiments.difference.find_sources(work, options.pairs, others)
+        found = experiments.difference.difference_over_prompts(sources, prompts, request)
+    lines = experiments.difference.joined(found)
+    if as_json:
+        emit({**found.head(), "features": lines[: options.top]})
+        return
+    for number, pair in enumerate(found.record["pairs"]):
+        n = len(pair["prompts"])
+        say(f"pair {pair['pair'][:12]}: merged minus base, {n} prompts, by {options.method}")
+        say(_diff_table(lines[: options.top or 15], number, by_position=options.by_position))
+        if pair["layers"]:
+            say(_layer_note(pair["layers"]))
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+
+
+@features.command(
+    epilog="Example: em-circuits features explain top:5 --prompt 44a71b --text notes.txt"
+)
+@click.argument("features")
+@options(ExplainOptions)
+@json_option
+@pass_session
+def explain(session: Session, features: str, options: ExplainOptions, as_json: bool) -> None:
+    """Top contexts, promoted tokens and a label of FEATURES.
+
+    FEATURES is LAYER/ID,... (or LAYER/POSITION/ID,...), or top:N with --prompt. A feature without a
+    label of its own gets that of its nearest labelled neighbour, marked as a proxy.
+    """
+    if FeatureChoice.parse(features).needs_ranking and options.prompt is None:
+        raise RequestError(f"{features!r} needs --prompt PROMPT")
+    if options.cache_only and options.neuronpedia is None:
+        raise RequestError("--cache-only needs --neuronpedia MODEL/SOURCE: whose labels?")
+    texts = _documents(session, options.text)
+    with session.workspace() as work:
+        if options.prompt is not None:
+            work.store.prompts.get(options.prompt)
+
+        from em_circuits.features.explain import coverage
+        from em_circuits.features.explain import explain as gather
+        from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
+
+        labels = None
+        if options.neuronpedia is not None:
+            cache, source = session.root / "results" / "neuronpedia", options.neuronpedia
+            labels = NeuronpediaLabels(
+                LabelSource.parse(source), cache, online=not options.cache_only
+            )
+        chosen, by = experiments.analyse.choose_ids(
+            work, features, options.prompt, model=options.model
+        )
+        found = gather(work.pair.model(options.model), chosen, texts, labels, keep=options.keep)
+    if as_json:
+        shown = [item.to_json() for item in found]
+        emit({"model": options.model, "by": by, "features": shown, "coverage": coverage(found)})
+        return
+    for item in found:
+        say("\n".join(_block(item)))
+    say(f"labels: {coverage(found)}")
+
+
+def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
+    """The table of a ranking of `n` features."""
+    method = result.method
+    whose = f"by {method}; labels from: {result.labels_from}"
+    yield f"{result.prompt_id}, {result.model} model, {whose}"
     other = "gradient" if method in ("gradient", "gradient+ablation") else "graph"
+    names = ("layer", "position", "feature", "contrast", "evil_mean", "safe_mean", "hedges_g")
     rows = [
         (
-            f.layer,
-            f.position,
-            f.feature,
-            f.contrast,
-            f.evil_mean,
-            f.safe_mean,
-            f.hedges_g,
-            f.activation,
+            *(getattr(f, name) for name in (*names, "activation")),
             "measured" if f.measured else other,
         )
         for f in result.features
     ]
     header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation", "by")
-    click.echo(table(header, rows))
-    click.echo(f"{len(ranked)} features in all; contrast in logits, g is Hedges' g")
+    yield table(header, rows)
+    yield f"{n} features in all; contrast in logits, g is Hedges' g"
 
 
-@features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@model_option
-@method_option(Scoring.GRADIENT)
-@by_position_option
-@exclude_layers_option
-@min_prompts_option
-@click.option("--pair", metavar="KEY", help="Another model pair in the store, not loaded.")
-@click.option("--top", type=click.IntRange(min=1), help="Only the N most positive.")
-@json_option
-@pass_session
-def aggregate(
-    session: Session,
-    prompts: tuple[str, ...],
-    exclude_layers: str,
-    min_prompts: int,
-    pair: str | None,
-    top: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Features over all labelled prompts, or over those that are named, by mean contrast."""
-    from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts, find_pair
-
-    request = AggregateRequest(
-        exclude_layers=_layers(exclude_layers),
-        settings=_aggregate_settings(session, min_prompts),
-        **options,
-    )
-    with session.workspace() as work:
-        key = find_pair(work, pair) if pair else None
-        table = aggregate_prompts(work, prompts, request, pair=key)
-    record, lines = table.record, table.rows()
-    if as_json:
-        emit({**table.head(), "features": lines[:top]})
-        return
-    click.echo(aggregate_title(record))
-    click.echo(aggregate_table(lines[: top or 15], by_position=request.by_position))
-    click.echo("\n".join(aggregate_notes(record)))
-    click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
+def _documents(session: Session, path: Path | None) -> Iterable[str]:
+    if path is None:
+        if not session.embedded:
+            raise RequestError("give --text FILE, a document a line: contexts are looked for there")
+        return list(documents(ORGANISM_DOCUMENTS, "explain", CorpusConfig()))
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--text {path} cannot be read: {error}") from error
 
 
-@features.command(epilog="Example: em-circuits features diff --method total_effect --json")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@method_option(Scoring.GRADIENT)
-@by_position_option
-@exclude_layers_option
-@min_prompts_option
-@click.option("--pair", "pairs", multiple=True, metavar="KEY", help="A model pair in the store.")
-@click.option(
-    "--also",
-    "roots",
-    multiple=True,
-    type=click.Path(file_okay=False),
-    help="Also every model pair of the store under this root.",
-)
-@click.option("--top", type=click.IntRange(min=1), help="Only the N largest rises of the score.")
-@json_option
-@pass_session
-def diff(
-    session: Session,
-    prompts: tuple[str, ...],
-    pairs: tuple[str, ...],
-    roots: tuple[str, ...],
-    exclude_layers: str,
-    min_prompts: int,
-    top: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """What merged changes of base's features: activation, score, direct edge to the contrast."""
-    from contextlib import ExitStack
+def _block(item: Explained) -> Iterator[str]:
+    """What is known of one feature."""
+    yield f"{item.layer}/{item.feature}  fires at {item.contexts.density:.2%} of positions"
+    if item.label is not None:
+        note = ""
+        if item.label.kind == "proxy":
+            low = ", LOW SIMILARITY" if item.label.low_similarity else ""
+            note = f" (proxy: feature {item.label.feature}, cosine {item.label.cosine:.2f}{low})"
+        yield f"  label: {one_line(item.label.text)}{note}"
+    for name, tokens in (("up", item.tokens.promoted), ("down", item.tokens.suppressed)):
+        shown = " ".join(repr(token.text)[1:-1].strip() for token in islice(tokens, 8))
+        yield f"  {name + ':':6} {one_line(shown, 70)}"
+    if not item.contexts.best:
+        yield "  never fires in this text"
+    yield from (f"  {c.activation:8.3f}  {one_line(c.marked, 66)}" for c in item.contexts.best)
 
-    from em_circuits.experiments.difference import (
-        DifferenceRequest,
-        difference_over_prompts,
-        find_sources,
-        joined,
+
+def _aggregate_title(record: dict[str, Any]) -> str:
+    """What was summed up."""
+    n, out = len(record["prompts"]), len(record["left_out"])
+    left_out = f" ({out} without labels or graphs left out)" if out else ""
+    return f"{record['model']} model, by {record['method']}, over {n} prompts{left_out}"
+
+
+def _aggregate_table(lines: Sequence[dict[str, Any]], *, by_position: bool) -> str:
+    """Features over prompts."""
+    place = ("layer", "feature", *(("offset",) if by_position else ()))
+    names = (*place, "selected", "n", "mean", "low", "high", "same_sign", "q", "stable")
+    header = (*place, "seen", "n", "mean", "low", "high", "sign", "q", "stable")
+    return table(header, [[line[name] for name in names] for line in lines])
+
+
+def _aggregate_notes(record: dict[str, Any]) -> list[str]:
+    """How many were tested, how stable the top is, and how excluded layers compare."""
+    stability, permuted = record["stability"], record["permutations"]
+    notes = [
+        f"{record['n_features']} features, {record['n_tested']} tested by "
+        f"{permuted['n']} {'(all) ' if permuted['exact'] else ''}permutations of the labels"
+    ]
+    if stability["mean_overlap"] is not None:
+        notes.append(
+            f"top {stability['k']} without one prompt: {stability['mean_overlap']:.0%} stay, "
+            f"{stability['least_overlap']:.0%} at least"
+        )
+    if layers := record["layers"]:
+        notes.append(_layer_note(layers))
+    return notes
+
+
+def _layer_note(layers: dict[str, Any]) -> str:
+    """How excluded layers compare with the others."""
+    if layers["difference"] is None:
+        return f"layers {layers['excluded']}: no prompt has features on both sides"
+    interval = "" if layers["low"] is None else f" [{layers['low']:.4f}, {layers['high']:.4f}]"
+    return (
+        f"mean |contrast| without layers {layers['excluded']}: {layers['kept_mean']:.4f}, in them "
+        f"{layers['excluded_mean']:.4f}\ndifference {layers['difference']:.4f}{interval}"
     )
 
-    request = DifferenceRequest(
-        exclude_layers=_layers(exclude_layers),
-        settings=_aggregate_settings(session, min_prompts),
-        **options,
-    )
-    with ExitStack() as stack:
-        work = stack.enter_context(session.workspace())
-        others = [stack.enter_context(session.workspace(root=root)) for root in roots]
-        sources = find_sources(work, pairs, others)
-        table = difference_over_prompts(sources, prompts, request)
-    lines = joined(table)
-    if as_json:
-        emit({**table.head(), "features": lines[:top]})
-        return
-    for number, pair in enumerate(table.record["pairs"]):
-        n = len(pair["prompts"])
-        click.echo(f"pair {pair['pair'][:12]}: merged minus base, {n} prompts, by {request.method}")
-        click.echo(diff_table(lines[: top or 15], number, by_position=request.by_position))
-        if pair["layers"]:
-            click.echo(layer_note(pair["layers"]))
-    click.echo(f"{'kept' if table.reused else 'written'}: {table.parquet_path}")
 
-
-def _aggregate_settings(session: Session, min_prompts: int) -> AggregateSettings:
-    from em_circuits.features import AggregateSettings
-
-    return AggregateSettings(min_prompts=min_prompts, seed=session.seed)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise RequestError(f"--exclude-layers {text!r}: give layer numbers, such as 14,15")
-    return tuple(sorted({int(part) for part in parts}))
+def _diff_table(lines: Sequence[dict[str, Any]], pair: int, *, by_position: bool) -> str:
+    """Changes of features under one pair, a line each."""
+    place = ("layer", "feature", *(("offset",) if by_position else ()))
+    header = (*place, "n", "score", "low", "high", "q", "activation", "edge")
+    rows = []
+    for line in lines:
+        cell = line["changes"][pair] or {}
+        score, others = cell.get("score") or {}, (cell.get(m) or {} for m in ("activation", "edge"))
+        numbers = [score.get(name) for name in ("n", "mean", "low", "high", "q")]
+        rows.append([*(line[p] for p in place), *numbers, *(other.get("mean") for other in others)])
+    return table(header, rows)

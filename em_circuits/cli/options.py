@@ -54,6 +54,33 @@ class Flag:
         self.names, self.settings = names, settings
 
 
+class Renamed(click.Choice[str]):
+    """A choice that takes words of the first edition too, and says what they are called now.
+
+    Args:
+        choices: The words of today.
+        former: Word of the first edition -> word of today.
+    """
+
+    def __init__(self, choices: Iterable[str], former: Mapping[str, str]) -> None:
+        words = [str(choice) for choice in choices]
+        self._former = {old: str(new) for old, new in former.items() if str(new) in words}
+        self._shown = click.Choice(words)
+        super().__init__([*words, *self._former])
+
+    def convert(self, value: Any, *context: Any) -> Any:
+        """Today's word."""
+        word = super().convert(value, *context)
+        if word not in self._former:
+            return word
+        click.echo(f"{word} is now called {self._former[word]}", err=True)
+        return self._former[word]
+
+    def get_metavar(self, **context: Any) -> str | None:
+        """The words of today."""
+        return self._shown.get_metavar(**context)
+
+
 class OptionSet(Generic[Model]):
     """The options of a settings model; a decorator that adds them to a command.
 

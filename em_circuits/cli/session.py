@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,11 +22,11 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import organism_paths
 from em_circuits.progress import Bars
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-
-if TYPE_CHECKING:
-    from em_circuits.workspace import Workspace
-    from pivotal_tokens.store import Store
+from pivotal_tokens.store import Store, default_url
+from pivotal_tokens.store.address import address, without_password
+from pivotal_tokens.store.database import DEFAULT_NAME
 
 _EMBEDDED = "[default: the embedded organism]"
 _LOCATION = "DIR|ID"
@@ -103,8 +103,6 @@ class Session:
             root: Another root than the command's, with the store that stands under it.
             attribution: What the memory plan allows for.
         """
-        from em_circuits.workspace import Workspace
-
         return Workspace(
             root=self.root if root is None else Path(root),
             models=self.models(),
@@ -124,8 +122,9 @@ class Session:
                 heavy is imported.
         """
         with self.workspace() as work:
+            stored = work.store.prompts
             for prompt in prompts:
-                work.store.prompts.get(prompt)
+                stored.get(prompt)
             work.locate()
             yield work
 
@@ -138,15 +137,11 @@ class Session:
     @property
     def default_store(self) -> Path:
         """Where the store is unless ``--store`` says otherwise."""
-        from pivotal_tokens.store.database import DEFAULT_NAME
-
         return self.root / "results" / DEFAULT_NAME
 
     @property
     def store_name(self) -> str:
         """The store as provenance names it: a password never leaves the command line."""
-        from pivotal_tokens.store.address import address
-
         url = self.options["store"]
         return address(url).shown if url else str(self.default_store)
 
@@ -156,14 +151,10 @@ class Session:
         Raises:
             RequestError: If it is missing and may not be made, or is unreadable.
         """
-        from pivotal_tokens.store import Store, default_url
-
         return Store.open(self.options["store"] or default_url(self.root), create=create)
 
     def command(self) -> str:
         """This invocation up to the command, so that what is printed can be pasted."""
-        from pivotal_tokens.store.address import without_password
-
         called = Path(sys.argv[0])
         program = called.name == "em-circuits" and called.is_file()
         words = [str(called) if program else "em-circuits"]

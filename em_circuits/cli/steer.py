@@ -2,19 +2,133 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
+from pydantic import Field, ValidationError
 
-from em_circuits.cli.features import Renamed, model_option
-from em_circuits.cli.output import emit, json_option, table
-from em_circuits.cli.scan import REGIMES, scan
+from em_circuits import experiments
+from em_circuits.cli.judge_options import (
+    llm_budget,
+    llm_options,
+    llm_settings,
+    open_offline_judge,
+)
+from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
+from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.cli.steer_experiments import sweep, transfer
-from em_circuits.cli.validation import validate
 from em_circuits.feature import FeatureChoice
-from em_circuits.intervention import Unit, Where
+from em_circuits.intervention import Mode, Unit, Where
+from em_circuits.sampling import Sampling
 from em_circuits.scoring import FORMER, TO_STEER, Scoring
+from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
+from pivotal_tokens.review.display import visible
+from pivotal_tokens.schema import ModelName
+
+if TYPE_CHECKING:
+    from em_circuits.experiments.experiment import Experiment
+    from em_circuits.experiments.scan import Pairs, PromptScan
+    from em_circuits.experiments.summary import SteeringSummary
+    from em_circuits.experiments.validate import Validation
+    from em_circuits.workspace import Workspace
+
+SHOWN, SHOWN_TARGETS = 15, 4
+MOST_VALIDATED = 6
+"""Prompts that are taken where none is named."""
+
+RegimeName = Literal["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]
+
+_FIGURES = ("pearson", "low", "high", "spearman", "sign", "top20")
+_SOURCE = "PROMPT|organism:N[:DOMAIN,...]"
+
+
+class RunOptions(Options):
+    """What is changed on one prompt, and what is measured then."""
+
+    model: ModelName = "merged"
+    """Which model."""
+    features: Annotated[str, Flag(metavar="top:N|bottom:N|abs:N|L/POS/ID,...")] = "top:10"
+    """Which features."""
+    mode: Mode = Mode.ABLATE
+    """What becomes of their activation."""
+    value: float | None = None
+    """Needed by set, add, scale and clamp."""
+    unit: Annotated[Unit, Flag(type=Renamed(Unit, {"own": Unit.RELATIVE}))] = Unit.ABSOLUTE
+    """Of the value: as it is, or relative to the feature's own activation."""
+    at: Where = Where.FOUND
+    """At which positions; generated ones matter to --rollouts alone."""
+    method: Annotated[Scoring, Flag(type=Renamed(Scoring, FORMER))] = TO_STEER
+    """Ranks top:N and the like; greedy chooses features that do most when ablated together."""
+    regime: RegimeName = "free"
+    """What is held fixed meanwhile; free is the real model."""
+    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    """Matched random draws."""
+    rollouts: int = Field(default=0, ge=0)
+    """Continuations of each world, drawn with the same noise."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Of a continuation."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Of the continuations."""
+
+
+class ScanOptions(Options):
+    """Which features of one prompt are shown."""
+
+    model: ModelName = "merged"
+    """Which model."""
+    top: int | None = Field(default=None, ge=1)
+    """Show only the N most positive."""
+    pairs: Annotated[int | None, Field(ge=2, le=100), Flag(metavar="K")] = None
+    """Ablate the K most positive two by two as well."""
+    regime: RegimeName = "free"
+    """What is held fixed meanwhile; free is the real model."""
+
+
+class ValidateOptions(Options):
+    """What is compared, and where the plots go."""
+
+    model: ModelName = "merged"
+    """Which model."""
+    regimes: Annotated[tuple[RegimeName, ...], Flag("--regime", "regimes")] = ()
+    """Only these. [default: all five]"""
+    html: Annotated[str | None, Flag(type=click.Path(dir_okay=False))] = None
+    """The page with the plots. [default: under ROOT/results/validation]"""
+
+
+class JudgesOptions(Options):
+    """Who labels tokens, and who continuations; a command needs `llm_options` too."""
+
+    judge: Annotated[str | None, Flag(metavar="lexicon:FILE")] = None
+    """Labels tokens of prompts that have no labels yet."""
+    rollout_judge: Annotated[str, Flag(metavar="labels|openai:MODEL")] = "labels"
+    """Of continuations: their first token's label, or a model that reads them."""
+
+
+class TransferOptions(Options):
+    """Where features are found, and where they are tried."""
+
+    name: str = "transfer"
+    """Of the folder of results."""
+    found_on: Annotated[tuple[str, ...], Flag(metavar=_SOURCE)]
+    """Prompts whose features are pooled by id; repeatable."""
+    tried_on: Annotated[tuple[str, ...], Flag(metavar=_SOURCE)]
+    """Prompts they are tried on; repeatable."""
+    k: Annotated[int, Field(ge=1), Flag("-k")] = 10
+    """Features."""
+    multiples: Annotated[tuple[float, ...], Flag("--multiple", "multiples")] = (1.0, 3.0)
+    """Of the merged activation, set in the base; repeatable."""
+    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    """Matched random draws."""
+    rollouts: int = Field(default=0, ge=0)
+    """Continuations of each treatment."""
+
+
+judges_options = OptionSet(JudgesOptions)
 
 
 @click.group()
@@ -24,139 +138,294 @@ def steer() -> None:
 
 @steer.command(epilog="Example: em-circuits steer run 44a71b --features top:10 --mode ablate")
 @click.argument("prompt")
-@model_option
-@click.option(
-    "--features",
-    default="top:10",
-    show_default=True,
-    metavar="top:N|bottom:N|abs:N|L/POS/ID,...",
-    help="Which features.",
-)
-@click.option(
-    "--mode",
-    type=click.Choice(["set", "add", "scale", "ablate", "clamp"]),
-    default="ablate",
-    show_default=True,
-    help="What becomes of their activation.",
-)
-@click.option("--value", type=float, help="Needed by set, add, scale and clamp.")
-@click.option(
-    "--unit",
-    type=Renamed([str(unit) for unit in Unit], {"own": str(Unit.RELATIVE)}),
-    default="absolute",
-    show_default=True,
-    help="Of the value: as it is, or relative to the feature's own activation.",
-)
-@click.option(
-    "--at",
-    type=click.Choice([str(where) for where in Where]),
-    default="found",
-    show_default=True,
-    help="At which positions; generated ones matter to --rollouts alone.",
-)
-@click.option(
-    "--method",
-    type=Renamed([str(by) for by in Scoring], FORMER),
-    default=str(TO_STEER),
-    show_default=True,
-    help="Ranks top:N and the like; greedy chooses features that do most when ablated together.",
-)
-@click.option(
-    "--regime",
-    type=click.Choice(REGIMES),
-    default="free",
-    show_default=True,
-    help="What is held fixed meanwhile; free is the real model.",
-)
-@click.option("--random", "n_random", default=20, show_default=True, help="Matched random draws.")
-@click.option(
-    "--rollouts",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Continuations of each world, drawn with the same noise.",
-)
-@click.option("--max-tokens", default=16, show_default=True, type=click.IntRange(min=1))
-@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(min=0))
+@options(RunOptions)
 @json_option
 @pass_session
-def run(
-    session: Session,
-    prompt: str,
-    model: str,
-    method: str,
-    rollouts: int,
-    max_tokens: int,
-    temperature: float,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    told: dict[str, Any] = {}
-    FeatureChoice.parse(options["features"])
+    FeatureChoice.parse(options.features)
+    record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
-        from em_circuits.experiments.analyse import steer_prompt
-        from em_circuits.experiments.one_prompt import prompt_rollouts
-        from em_circuits.sampling import Sampling
-
-        prompt_id, result = steer_prompt(work, prompt, model=model, by=method, **options)  # type: ignore[arg-type]
-        if rollouts:
+        result = experiments.analyse.steer_prompt(
+            work,
+            prompt,
+            by=options.method,
+            **options.model_dump(exclude={"method", "rollouts", "max_tokens", "temperature"}),
+        )
+        record |= result.model_dump(mode="json")
+        if options.rollouts:
             sampling = Sampling(
-                samples=rollouts,
-                max_tokens=max_tokens,
-                temperature=temperature,
+                samples=options.rollouts,
+                max_tokens=options.max_tokens,
+                temperature=options.temperature,
                 seed=session.seed,
             )
-            told = {"rollouts": prompt_rollouts(work, result, prompt_id, sampling).model_dump()}
-    record = result.to_json(prompt_id) | told
+            drawn = experiments.one_prompt.prompt_rollouts(work, result, sampling)
+            record["rollouts"] = drawn.model_dump()
+    emit(record, as_json, partial(describe_run, options=options, by=result.intervention.by))
+
+
+@steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
+@click.argument("prompt")
+@options(ScanOptions)
+@prints("em_circuits.experiments.scan:PromptScan")
+@pass_session
+def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> None:
+    """Ablate every active feature of one prompt for real: effect on each labelled token.
+
+    An effect is that of the feature's presence, in logits: positive raises the token, or the
+    contrast of evil and safe tokens.
+    """
+    with session.on_prompts(prompt) as work:
+        from em_circuits.interventions import Regime
+
+        scanned = experiments.scan.scan_prompt(
+            work,
+            prompt,
+            model=options.model,
+            n_pairs=options.pairs or 0,
+            regime=Regime(options.regime),
+        )
     if as_json:
-        emit(record)
+        scanned = scanned.model_copy(update={"features": scanned.features[: options.top]})
+    emit(scanned, as_json, partial(describe_scan, n=options.top or SHOWN))
+
+
+@steer.command(epilog="Example: em-circuits steer validate 44a71b --regime free --json")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@options(ValidateOptions)
+@json_option
+@pass_session
+def validate(
+    session: Session, prompts: tuple[str, ...], options: ValidateOptions, as_json: bool
+) -> None:
+    """Does a score predict interventions? Every method against real ablations.
+
+    Without PROMPT, the first six flagged prompts with graphs. Writes a page with plots that
+    opens without a network, and the JSON beside it.
+    """
+    page = Path(options.html) if options.html is not None else None
+    if page is not None and page.suffix not in (".html", ".htm"):
+        raise RequestError(f"--html {page}: name a file that ends in .html")
+    with session.on_prompts(*prompts) as work:
+        from em_circuits.interventions import Regime
+
+        wanted = [Regime(name) for name in options.regimes] or list(Regime)
+        graphs = () if prompts else work.store.graphs.all(pair=work.pair.key)
+        known = dict.fromkeys(record.prompt_id for record in graphs)
+        chosen = prompts or tuple(known)[:MOST_VALIDATED]
+        if not chosen:
+            raise RequestError("no prompt has graphs yet; run em-circuits label first")
+        result = experiments.validate.validate(work, chosen, model=options.model, regimes=wanted)
+        record = _write_validation(work, result, page)
+    emit(record, as_json, partial(describe_validation, regimes=[*map(str, reversed(wanted))]))
+
+
+@steer.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
+@click.option(
+    "--plan",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="YAML: features, strengths, positions, combinations; docs/steering.md.",
+)
+@judges_options
+@llm_options
+@json_option
+@pass_session
+def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
+    """Features x strengths x positions x combinations, with controls and a report."""
+    if not file.is_file():
+        raise RequestError(f"cannot read the plan {file}: No such file")
+    plan = experiments.plan.load_plan(file)
+    with session.workspace(create=judges["rollout_judge"] != "labels") as work:
+        cases = experiments.cases.Cases(work, open_offline_judge(session, work, judges["judge"]))
+        experiment = experiments.sweep.run_sweep(cases, plan, _rollout_judge(work, judges))
+    _report(experiment, as_json)
+
+
+@steer.command(
+    epilog="Example: em-circuits steer transfer --found-on organism:14:medical "
+    "--tried-on organism:30 --name unseen"
+)
+@options(TransferOptions)
+@judges_options
+@llm_options
+@json_option
+@pass_session
+def transfer(session: Session, options: TransferOptions, as_json: bool, **judges: Any) -> None:
+    """Features found on some prompts tried on others, and base features at merged values."""
+    n, plans = options.rollouts, experiments.plan
+    try:
+        plan = plans.TransferPlan(
+            name=options.name,
+            found_on=plans.parse_source(options.found_on, seed=session.seed),
+            # Other prompts than those the features are found on.
+            tried_on=plans.parse_source(options.tried_on, seed=session.seed + 1),
+            k=options.k,
+            multiples=options.multiples,
+            random=options.n_random,
+            rollouts=Sampling(samples=n, seed=session.seed) if n else None,
+            seed=session.seed,
+        )
+    except ValidationError as error:
+        raise RequestError(f"steer transfer: {plans.first_problem(error)}") from error
+    with session.workspace(create=judges["rollout_judge"] != "labels") as work:
+        cases = experiments.cases.Cases(work, open_offline_judge(session, work, judges["judge"]))
+        experiment = experiments.transfer.run_transfer(cases, plan, _rollout_judge(work, judges))
+    _report(experiment, as_json)
+
+
+def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudge:
+    """The judge of continuations that is named.
+
+    Raises:
+        RequestError: If there is no such judge, or its key or price is missing.
+    """
+    kind, _, name = options["rollout_judge"].partition(":")
+    if kind == "labels" and not name:
+        return LabelJudge()
+    if kind != "openai" or not name:
+        raise RequestError(
+            f"no judge {options['rollout_judge']!r} of continuations; "
+            "there are labels and openai:MODEL"
+        )
+    return ModelContinuations(llm_settings(name, options), work.store, llm_budget(options))
+
+
+def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
+    """Write the report, and print what came out."""
+    from em_circuits.report.sweep import largest_first, write_sweep_report
+
+    page, summary = write_sweep_report(experiment), experiment.summary
+    if as_json:
+        files = {"folder": str(experiment.folder), "report": str(page)}
+        emit({**summary.model_dump(mode="json"), "files": files})
         return
-    worlds = record["worlds"]
-    n = len(record["intervention"]["features"])
-    click.echo(
-        f"{prompt_id}, {model} model: {options['mode']} {n} features by "
-        f"{result.by} ({options['regime']})"
+    largest = largest_first(summary.conditions)[:12]
+    columns = ("condition", "change", "net", "low", "high", "q")
+    say(table(columns, [tuple(getattr(line, c) for c in columns) for line in largest]))
+    if len(summary.conditions) > len(largest):
+        say(f"... and {len(summary.conditions) - len(largest)} more in the report")
+    say("change of evil mass; net of matched random features, 95 % interval")
+    say(f"{summary.said}\nwritten: {page}")
+
+
+def _write_validation(work: Workspace, result: Validation, page: Path | None) -> dict[str, Any]:
+    """Write the page and the JSON beside it, each with its provenance; the record."""
+    from em_circuits.report.page import write_page
+    from em_circuits.report.validation import validation_parts
+
+    prompts = dict(zip(result.prompts, result.graphs, strict=True))
+    inputs = {"pair": work.pair.key, "prompts": prompts}
+    regimes = sorted({str(row.regime) for row in result.rows})
+    config = {"model": result.model, "regimes": regimes, "seed": work.seed}
+    key = content_key({"name": "validate", **inputs, **config})
+    page = page or work.results / "validation" / f"validate-{result.model}-{key[:12]}.html"
+    data = page.with_suffix(".json")
+    record = {**result.to_json(), "files": {"html": str(page), "json": str(data)}}
+    write_page(page, "Does a score predict interventions?", validation_parts(result))
+    write_provenance(page, inputs=inputs, config=config, key=key)
+    write_json(data, record)
+    write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)
+    return record
+
+
+def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterator[str]:
+    """The worlds beside each other, and what is said in them."""
+    worlds, change = record["worlds"], record["intervention"]
+    n, control = len(change["features"]), worlds["random_control"]
+    yield (
+        f"{record['prompt_id']}, {options.model} model: {options.mode} {n} features by {by} "
+        f"({options.regime})"
     )
-    control = worlds["random_control"]
     rows: list[tuple[Any, ...]] = [
         (name, worlds[name]["evil_mass"], worlds[name]["contrast"], _top(worlds[name]))
         for name in ("unsteered", "steered")
     ]
-    contrast = control["contrast"]["mean"] if control["contrast"] else None
-    rows.append((f"{control['n']} random draws", control["evil_mass"]["mean"], contrast, ""))
-    click.echo(table(("world", "evil mass", "contrast", "next tokens"), rows))
-    band = control["evil_mass"]
-    click.echo(f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}")
-    if record["intervention"]["asleep"]:
-        click.echo(
-            f"{record['intervention']['asleep']} of {n} features are inactive on this prompt; "
+    contrast, band = control["contrast"] or {"mean": None}, control["evil_mass"]
+    rows.append((f"{control['n']} random draws", band["mean"], contrast["mean"], ""))
+    yield table(("world", "evil mass", "contrast", "next tokens"), rows)
+    yield f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}"
+    if change["asleep"]:
+        yield (
+            f"{change['asleep']} of {n} features are inactive on this prompt; "
             "multiplying cannot wake them (use --mode set or add)"
         )
-    if told:
-        _tell_rollouts(told["rollouts"]["worlds"])
+    if "rollouts" in record:
+        yield from _rollout_lines(record["rollouts"]["worlds"])
 
 
-def _tell_rollouts(worlds: dict[str, Any]) -> None:
+def _rollout_lines(worlds: dict[str, Any]) -> Iterator[str]:
     """Rates of each world, and the first texts."""
-    from pivotal_tokens.review.display import visible
-
     columns = ("n_rollouts", "evil_rate", "safe_rate", "perplexity", "repetition")
     rows = [(name, *(world[column] for column in columns)) for name, world in worlds.items()]
-    click.echo()
-    click.echo(table(("continuations", "n", "evil", "safe", "perplexity", "repeated"), rows))
+    header = ("continuations", "n", "evil", "safe", "perplexity", "repeated")
+    yield "\n" + table(header, rows)
     for name, world in worlds.items():
-        for told in world["texts"][:3]:
-            click.echo(f"{name:>14} {told['label'] or '-':>6}  {visible(told['text'])[:54]}")
+        for text in world["texts"][:3]:
+            yield f"{name:>14} {text['label'] or '-':>6}  {visible(text['text'])[:54]}"
 
 
 def _top(world: dict[str, Any]) -> str:
-    from pivotal_tokens.review.display import visible
-
     return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in world["top"][:3])
 
 
-steer.add_command(scan)
-steer.add_command(validate)
-steer.add_command(sweep)
-steer.add_command(transfer)
+def describe_scan(scanned: PromptScan, n: int) -> Iterator[str]:
+    """The first `n` features, with the tokens that move most under them."""
+    yield (
+        f"{scanned.prompt_id}, {scanned.model} model, every active feature ablated "
+        f"({scanned.regime}); labels from: {scanned.labels_from}"
+    )
+    first = scanned.features[:n]
+    moves = [max(map(abs, column)) for column in zip(*(f.effects for f in first), strict=True)]
+    shown = sorted(sorted(range(len(moves)), key=lambda i: -moves[i])[:SHOWN_TARGETS])
+    names = [f"{t.text.strip()[:9]}:{t.label[0]}" for t in (scanned.targets[i] for i in shown)]
+    rows: list[tuple[Any, ...]] = [
+        (f.layer, f.position, f.feature, f.contrast, *(f.effects[i] for i in shown)) for f in first
+    ]
+    yield table(("layer", "pos", "feature", "contrast", *names), rows)
+    yield (
+        f"{len(scanned.features)} features, {len(scanned.targets)} tokens (all in --json); "
+        "logits; :e evil, :s safe, :u unsure"
+    )
+    if scanned.pairs is not None:
+        yield ""
+        yield from _pair_lines(scanned.pairs)
+
+
+def _pair_lines(pairs: Pairs) -> Iterator[str]:
+    """The pairs whose joint effect is furthest from the sum of their effects alone."""
+    places = [f"{f.layer}/{f.position}/{f.feature}" for f in pairs.features]
+    rows = [
+        (
+            places[i],
+            places[j],
+            pairs.features[i].effect,
+            pairs.features[j].effect,
+            pairs.joint[i][j],
+            value,
+            "more" if value > 0 else "less",
+        )
+        for i, j, value in pairs.largest(SHOWN)
+    ]
+    yield table(("feature", "and", "alone", "alone", "both", "interaction", "than the sum"), rows)
+    n = len(places) * (len(places) - 1) // 2
+    yield (
+        f"{min(n, SHOWN)} of {n} pairs, the largest interactions; contrast in logits, "
+        "both minus the sum of each alone"
+    )
+
+
+def describe_validation(record: dict[str, Any], regimes: list[str]) -> Iterator[str]:
+    """A table per regime, the real model first."""
+    n = len(record["prompts"])
+    yield f"{n} prompts, {record['model']} model; 95 % interval of pearson"
+    for regime in regimes:
+        rows = [
+            (row["method"], *("-" if row[f] is None else f"{row[f]:.2f}" for f in _FIGURES))
+            for row in record["rows"]
+            if row["regime"] == regime
+        ]
+        yield f"\n{regime}\n{table(('method', *_FIGURES), rows)}"
+    yield f"written: {record['files']['html']}"

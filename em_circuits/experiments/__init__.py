@@ -1,1 +1,38 @@
 """Experiments on labelled prompts: one prompt, across prompts, sweeps, transfer, evaluation."""
+
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from em_circuits.experiments import (
+        aggregate,
+        analyse,
+        cases,
+        demo,
+        difference,
+        mediation,
+        one_prompt,
+        plan,
+        scan,
+        sweep,
+        transfer,
+        validate,
+    )
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = [
+    "aggregate",
+    "analyse",
+    "cases",
+    "demo",
+    "difference",
+    "mediation",
+    "one_prompt",
+    "plan",
+    "scan",
+    "sweep",
+    "transfer",
+    "validate",
+]

@@ -17,9 +17,9 @@ from em_circuits.feature import FeatureChoice, FeatureId
 from em_circuits.features import choose_features, stored_scores
 from em_circuits.interventions import (
     N_MEASURED,
+    ActivationCache,
     Mediation,
     Mode,
-    PromptState,
     Regime,
     SteerResult,
     Unit,
@@ -28,7 +28,8 @@ from em_circuits.interventions import (
     mediate,
     steer,
 )
-from em_circuits.interventions.mediation_result import Direction, Order
+from em_circuits.interventions.mediation import Order
+from em_circuits.interventions.patching import Direction
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
@@ -223,9 +224,9 @@ def choose_ids(
     return tuple(dict.fromkeys(f.id for f in table.features)), table.by  # type: ignore[union-attr]
 
 
-def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> PromptState:
+def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> ActivationCache:
     """One undisturbed forward pass of a stored prompt."""
-    return PromptState.capture(work.pair.model(model), input_ids(work, prompt))
+    return ActivationCache.capture(work.pair.model(model), input_ids(work, prompt))
 
 
 def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
@@ -253,15 +254,11 @@ def mediate_prompt(
     order: Order = "integrated",
     direction: Direction = "sufficiency",
     n_random: int = 20,
-) -> tuple[str, Mediation]:
-    """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`.
-
-    Returns:
-        The whole prompt id, and the result.
-    """
+) -> Mediation:
+    """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
     prompt, labels = labelled(work, prefix)
     work.require_healthy(prompt)
-    result = mediate(
+    return mediate(
         work.pair,
         input_ids(work, prompt),
         token_groups(labels),
@@ -269,8 +266,8 @@ def mediate_prompt(
         direction=direction,
         n_random=n_random,
         seed=work.seed,
+        prompt_id=prompt.prompt_id,
     )
-    return prompt.prompt_id, result
 
 
 def steer_prompt(
@@ -286,8 +283,8 @@ def steer_prompt(
     by: Scoring | str = TO_STEER,
     regime: str = "free",
     n_random: int = 20,
-) -> tuple[str, SteerResult]:
-    """Steer a labelled prompt; see `em_circuits.interventions.steering`.
+) -> SteerResult:
+    """Steer a labelled prompt; see `em_circuits.interventions.steer`.
 
     Args:
         work: Models, store and graphs.
@@ -301,15 +298,12 @@ def steer_prompt(
         by: Ranks the features where they are not named.
         regime: What is held fixed meanwhile.
         n_random: Matched random draws.
-
-    Returns:
-        The whole prompt id, and the result.
     """
     choice = FeatureChoice.parse(features)
     prompt, labels = labelled(work, prefix)
     work.require_healthy(prompt)
     chosen = choose_on_prompt(work, prompt.prompt_id, choice, model=model, by=by)
-    result = steer(
+    return steer(
         work.pair.model(model),
         input_ids(work, prompt),
         chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
@@ -318,5 +312,5 @@ def steer_prompt(
         n_random=n_random,
         seed=work.seed,
         by=chosen.by,
+        prompt_id=prompt.prompt_id,
     )
-    return prompt.prompt_id, result

@@ -20,7 +20,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.experiments.plan import PromptSource
 from em_circuits.feature import Feature
 from em_circuits.features import choose_features
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.labelling.sources import template_prompts
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
@@ -42,7 +42,7 @@ class Case:
     labels_from: str
     """``human``, ``judge``, ``mixed`` or the id of the judge that was asked."""
     contrast: Contrast
-    state: PromptState
+    state: ActivationCache
     """On the model that is steered."""
     base_logits: Float[Tensor, " vocab"]
     """Of the un-steered base model."""
@@ -96,7 +96,7 @@ class Cases:
             labels=labels,
             labels_from=source,
             contrast=contrast,
-            state=PromptState.capture(self.pair.model(model), ids),
+            state=ActivationCache.capture(self.pair.model(model), ids),
             base_logits=self.pair.base.next_logits(ids).float(),
         )
 
@@ -133,7 +133,7 @@ class Cases:
 
 
 def peak_activations(
-    states: Sequence[PromptState], features: Sequence[tuple[int, int]]
+    states: Sequence[ActivationCache], features: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "prompt feature"]:
     """Largest activation of each (layer, feature id) on each prompt."""
     peaks = torch.zeros((len(states), len(features)))

@@ -197,11 +197,11 @@ def _measure(
     ids = [r.prompt_id for r in usable]
     top = aggregate_prompts(work, ids).rows()[:TOP_SHOWN] if ids else []
     steered = [
-        steer_prompt(work, i, features=f"top:{TOP_STEERED}")[1]
+        steer_prompt(work, i, features=f"top:{TOP_STEERED}")
         for i in tracked(ids, "steer", work.progress)
     ]
     mediated = [
-        mediate_prompt(work, r.prompt_id)[1]
+        mediate_prompt(work, r.prompt_id)
         for r in tracked(_rotate(usable, n_mediated), "mediate", work.progress)
     ]
     divergent = [r.prompt_id for r in usable if r.divergent]
@@ -277,14 +277,14 @@ def _mediation(results: Sequence[Mediation]) -> MediationLine | None:
     for mediation in results:
         point = next((p for p in mediation.cumulative if p.k == TOP_MEDIATED), None)
         if point and point.share is not None and point.random_evil_mass is not None:
-            rows.append((mediation, point, point.random_evil_mass.mean))
+            rows.append((mediation, point, point.random_evil_mass))
     share = pooled_share([mediation for mediation, _, _ in rows], TOP_MEDIATED)
     if not rows or share is None:
         return None
     return MediationLine(
         prompts=len(rows),
         features=TOP_MEDIATED,
-        changed=fmean(len(mediation.changed) for mediation, _, _ in rows),
+        changed=fmean(mediation.n_changed for mediation, _, _ in rows),
         evil_mass_base=fmean(mediation.evil_mass.base for mediation, _, _ in rows),
         evil_mass=fmean(point.evil_mass for _, point, _ in rows),
         random_evil_mass=fmean(mean for _, _, mean in rows),

@@ -20,7 +20,7 @@ import torch
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.rollouts import labelled, share
 from em_circuits.intervention import Intervention
-from em_circuits.interventions import PromptState, Treatment, Where, generate, run_rows
+from em_circuits.interventions import ActivationCache, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import divergence
 from em_circuits.sampling import Sampling
@@ -59,7 +59,7 @@ def force_token(
     """
     model = pair.model(case.model)
     ids = torch.cat([case.state.input_ids, case.state.input_ids.new_tensor([token])])
-    state = PromptState.capture(model, ids)
+    state = ActivationCache.capture(model, ids)
     shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
     made = generate(model, state, [[]], shorter, treatment.regime)
     tokens = [[token, *made.ids(0, s)] for s in range(sampling.samples)]

@@ -26,8 +26,9 @@ from em_circuits.experiments.experiment import Cell, Measurement, Piece, Rollout
 from em_circuits.experiments.forcing import force_token
 from em_circuits.experiments.rollouts import SteeredRollout, rates, rollouts
 from em_circuits.intervention import FIRST_POSITION, Intervention
-from em_circuits.interventions import PromptState, Regime, Treatment, absolute, run_rows
-from em_circuits.interventions.substitutes import moved, random_places
+from em_circuits.interventions import ActivationCache, Regime, Treatment, run_rows
+from em_circuits.interventions.edits import resolve_units
+from em_circuits.interventions.matched_controls import apply_to, random_places
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare, divergence
 from em_circuits.models.text import decode_token
@@ -60,7 +61,7 @@ class Arm:
 
 def random_arms(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     interventions: Sequence[Intervention],
     *,
     draws: int,
@@ -80,7 +81,8 @@ def random_arms(
             RANDOM,
             draw,
             Treatment(
-                interventions=tuple(absolute(state, moved(interventions, place))), regime=regime
+                interventions=tuple(resolve_units(state, apply_to(interventions, place))),
+                regime=regime,
             ),
         )
         for draw, place in enumerate(places.tolist())
@@ -190,12 +192,12 @@ class Panel:
     """
 
     model: Model
-    states: tuple[PromptState, ...]
+    states: tuple[ActivationCache, ...]
 
     @classmethod
     def of(cls, model: Model, prompts: Sequence[Int64[Tensor, " _"]]) -> Panel:
         """Capture the un-steered model on every prompt."""
-        return cls(model, tuple(PromptState.capture(model, ids) for ids in prompts))
+        return cls(model, tuple(ActivationCache.capture(model, ids) for ids in prompts))
 
     def cost(self, treatments: Sequence[Treatment], *, n_pos: int) -> Float[Tensor, " treatment"]:
         """Mean KL divergence of the next token from the un-steered model, in nats.

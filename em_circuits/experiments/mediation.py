@@ -4,7 +4,7 @@
     MediationRecord.model_validate(table.record).sentence, table.rows()[:10]
 
 The Parquet has a line per feature id; everything else stands in the JSON. See
-`em_circuits.interventions.carriers` for how the numbers come about.
+`em_circuits.interventions.patching_across_prompts` for how the numbers come about.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.analyse import input_ids, token_groups
 from em_circuits.experiments.summary import LeftOut
-from em_circuits.interventions.carriers import SIZES, HoldOut, Moved, Subject, carriers, pooled
-from em_circuits.interventions.mediation_result import Direction
+from em_circuits.interventions.patching import Direction
+from em_circuits.interventions.patching_across_prompts import (
+    SIZES,
+    HoldOut,
+    PromptResult,
+    Subject,
+    patch_across_prompts,
+    pooled,
+)
 from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -158,7 +165,7 @@ def mediate_over_prompts(
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         work.require_healthy(shown[0].prompt)
-        results, small = carriers(
+        results, small = patch_across_prompts(
             work.pair,
             [_subject(work, item) for item in shown],
             hold_out=request.hold_out,
@@ -180,12 +187,12 @@ def mediate_over_prompts(
 
 def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
     prompt = item.prompt
-    groups = token_groups(item.labels)
-    return Subject(prompt.prompt_id, prompt.category, input_ids(work, prompt), groups)
+    contrast = token_groups(item.labels)
+    return Subject(prompt.prompt_id, prompt.category, input_ids(work, prompt), contrast)
 
 
 def _record(
-    results: Sequence[Moved], left_out: tuple[LeftOut, ...], request: MediationRequest
+    results: Sequence[PromptResult], left_out: tuple[LeftOut, ...], request: MediationRequest
 ) -> MediationRecord:
     def share(values: Sequence[float | None]) -> Share:
         return _share(values, results, request.seed)
@@ -203,7 +210,7 @@ def _record(
             share([item.layers[i] for item in results]) for i in range(len(results[0].layers))
         ),
         shares={
-            name: share([item.shares.to_json()[name] for item in results]) for name in COMPONENTS
+            name: share([getattr(item.shares, name) for item in results]) for name in COMPONENTS
         },
         own=share([item.own / item.shift for item in results]),
         gradient_predicts_scan=_correlations(results),
@@ -211,7 +218,7 @@ def _record(
     return record.model_copy(update={"sentence": sentence(record)})
 
 
-def _share(values: Sequence[float | None], results: Sequence[Moved], seed: int) -> Share:
+def _share(values: Sequence[float | None], results: Sequence[PromptResult], seed: int) -> Share:
     found = pooled(results, values, seed=seed)
     if found is None:
         return Share(share=None, low=None, high=None)
@@ -219,7 +226,7 @@ def _share(values: Sequence[float | None], results: Sequence[Moved], seed: int) 
     return Share(share=found[0], low=low, high=high)
 
 
-def _point(results: Sequence[Moved], k: int | None, seed: int) -> CurvePoint | None:
+def _point(results: Sequence[PromptResult], k: int | None, seed: int) -> CurvePoint | None:
     """The share of k ids over the prompts that have so many."""
     with_k = [item for item in results if item.at(k) is not None]
     if not with_k:
@@ -241,7 +248,7 @@ def _point(results: Sequence[Moved], k: int | None, seed: int) -> CurvePoint | N
     )
 
 
-def _prompt(item: Moved, own: str | None) -> PromptShares:
+def _prompt(item: PromptResult, own: str | None) -> PromptShares:
     effects, category = item.effects, item.effects.subject.category
     mass = effects.evil_mass
     return PromptShares(
@@ -257,7 +264,7 @@ def _prompt(item: Moved, own: str | None) -> PromptShares:
     )
 
 
-def _groups(results: Sequence[Moved], request: MediationRequest) -> list[Group]:
+def _groups(results: Sequence[PromptResult], request: MediationRequest) -> list[Group]:
     """The headline share of the own domain, of the unseen ones together, and of each category."""
     categories = [item.effects.subject.category for item in results]
     parts: list[tuple[str, list[bool]]] = []
@@ -275,12 +282,12 @@ def _groups(results: Sequence[Moved], request: MediationRequest) -> list[Group]:
     return groups
 
 
-def _correlations(results: Sequence[Moved]) -> Correlations | None:
+def _correlations(results: Sequence[PromptResult]) -> Correlations | None:
     values = [p for item in results if (p := item.effects.scan_pearson) is not None]
     return Correlations(mean=sum(values) / len(values), least=min(values)) if values else None
 
 
-def _features(results: Sequence[Moved], seed: int) -> pd.DataFrame:
+def _features(results: Sequence[PromptResult], seed: int) -> pd.DataFrame:
     """A line per feature id by mean share; one that does not change on a prompt has none there."""
     shares = pd.DataFrame([item.effects.share for item in results])
     shares = shares.reindex(sorted(shares.columns), axis=1)

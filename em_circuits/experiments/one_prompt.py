@@ -8,7 +8,7 @@ from __future__ import annotations
 from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.rollouts import RolloutRates, rates, rollouts
 from em_circuits.interventions import SteerResult, Treatment
-from em_circuits.interventions.substitutes import moved
+from em_circuits.interventions.matched_controls import apply_to
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import LabelJudge
@@ -37,22 +37,20 @@ class PromptRollouts(Frozen):
     """By condition."""
 
 
-def prompt_rollouts(
-    work: Workspace, result: SteerResult, prompt_id: str, sampling: Sampling
-) -> PromptRollouts:
+def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) -> PromptRollouts:
     """Continue a prompt that was steered.
 
     Args:
         work: Models and store.
         result: What was steered.
-        prompt_id: On which prompt.
         sampling: How continuations are drawn.
     """
-    case = Cases(work, None).of(work.store.prompts.get(prompt_id), result.model)  # type: ignore[arg-type]
-    draw = moved(result.interventions, result.random_places[0].tolist())
-    conditions = {"unsteered": (), "steered": result.interventions, "random_control": draw}
+    case = Cases(work, None).of(work.store.prompts.get(result.prompt_id), result.intervention.model)  # type: ignore[arg-type]
+    draw = apply_to(result.intervention.features, result.random_places[0])
+    conditions = {"unsteered": (), "steered": result.intervention.features, "random_control": draw}
     treatments = [
-        Treatment(interventions=tuple(items), regime=result.regime) for items in conditions.values()
+        Treatment(interventions=tuple(items), regime=result.intervention.regime)
+        for items in conditions.values()
     ]
     judge = LabelJudge()
     drawn = rollouts(work.pair, case, treatments, sampling, judge)

@@ -30,7 +30,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from em_circuits.interventions import Mode, Regime, Unit, Where
-from em_circuits.interventions.controls import MIN_DRAWS
+from em_circuits.interventions.matched_controls import MIN_DRAWS
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError

@@ -28,7 +28,7 @@ from em_circuits.experiments.measure import (
     UNSTEERED,
     Trial,
 )
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.statistics import (
     AgainstControl,
     against_control,
@@ -259,7 +259,7 @@ def sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
 
 
 def detectors(
-    cases: Sequence[Case], benign: Sequence[PromptState], trials: Sequence[Trial]
+    cases: Sequence[Case], benign: Sequence[ActivationCache], trials: Sequence[Trial]
 ) -> dict[str, float | None]:
     """Per condition, how well its features' summed activation tells prompts from benign ones."""
     quality: dict[str, float | None] = {}

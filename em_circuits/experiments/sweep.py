@@ -53,7 +53,8 @@ from em_circuits.experiments.summary import (
 )
 from em_circuits.feature import Feature
 from em_circuits.intervention import on_each
-from em_circuits.interventions import Form, Treatment, Unit, absolute
+from em_circuits.interventions import Control, Treatment, Unit
+from em_circuits.interventions.edits import resolve_units
 from em_circuits.models import Model
 from em_circuits.organisms import organism_prompts
 from pivotal_tokens.artefacts import content_key
@@ -150,19 +151,21 @@ def arms(plan: SweepPlan, case: Case, model: Model, trial: Trial) -> tuple[Arm, 
     Raises:
         RequestError: If the prompt has too few other active features for the random control.
     """
-    items = absolute(case.state, trial.interventions)
+    items = resolve_units(case.state, trial.interventions)
     wanted, regime = plan.controls, plan.regime
 
-    def same(control: str, draw: int = 0, **form: Any) -> Arm:
-        return Arm(control, draw, Treatment(interventions=items, regime=regime, **form))
+    def same(name: str, control: Control = Control.AS_IS, draw: int = 0, seed: int = 0) -> Arm:
+        treatment = Treatment(interventions=items, regime=regime, control=control, seed=seed)
+        return Arm(name, draw, treatment)
 
     every = [Arm(UNSTEERED, 0, Treatment(regime=regime)), same(STEERED)]
     if wanted.noop:
-        every.append(same(NOOP, form=Form.NONE))
+        every.append(same(NOOP, Control.NOOP))
     if wanted.flipped:
-        every.append(same(FLIPPED, form=Form.FLIPPED))
+        every.append(same(FLIPPED, Control.SIGN_FLIP))
     every += [
-        same(DIRECTION, i, form=Form.TURNED, seed=plan.seed + i) for i in range(wanted.directions)
+        same(DIRECTION, Control.RANDOM_DIRECTION, i, plan.seed + i)
+        for i in range(wanted.directions)
     ]
     every += random_arms(
         model, case.state, trial.interventions, draws=wanted.random, seed=plan.seed, regime=regime

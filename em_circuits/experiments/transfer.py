@@ -61,10 +61,9 @@ from em_circuits.interventions import (
     greedy_ids,
     joint_scores,
 )
-from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.controls import Pool, matched_draws
 from em_circuits.interventions.greedy_selection import ID_CANDIDATES
-from em_circuits.interventions.mediation import joint_effects
+from em_circuits.interventions.matched_controls import Pool, matched_draws
+from em_circuits.interventions.patching import ActivationDiff
 from em_circuits.models import Model
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -85,7 +84,7 @@ class PairedCase:
 
     merged: Case
     base: Case
-    changed: ChangedFeatures
+    changed: ActivationDiff
     effects: Float[Tensor, " changed"]
     """Integrated mediation effect of each changed feature, in logits of the contrast."""
     ablation: Float[Tensor, " active"]
@@ -280,7 +279,7 @@ def _plain_arms(items: tuple[Intervention, ...]) -> list[Arm]:
 
 
 def _set(
-    changed: ChangedFeatures, which: Int64[Tensor, " _"], multiple: float
+    changed: ActivationDiff, which: Int64[Tensor, " _"], multiple: float
 ) -> tuple[Intervention, ...]:
     return tuple(
         Intervention(
@@ -303,9 +302,9 @@ def _paired_cases(
         except RequestError as error:
             left_out.append(LeftOut(prompt_id=prompt.prompt_id, reason=str(error)))
             continue
-        changed = ChangedFeatures.between(base.state, merged.state)
+        changed = ActivationDiff.between(base.state, merged.state)
         weights = merged.contrast.weights(len(base.state.logits))
-        effects = joint_effects(cases.pair.base, base.state, changed, weights)
+        effects = changed.integrated_effects(cases.pair.base, base.state, weights)
         targets = torch.tensor(merged.contrast.token_ids)
         scores = joint_scores(cases.pair.merged, merged.state, merged.contrast, targets)
         ablation = (merged.contrast.over(targets) @ scores.double()).float()

@@ -23,7 +23,7 @@ from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import PromptState, Regime, compare, live_scores, summarise
+from em_circuits.interventions import ActivationCache, Regime, compare, live_scores, summarise
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -84,7 +84,7 @@ def validate(
             runs, state, groups, graph.selected_features
         )
         comparisons += compare(
-            runs, state, scores, features=graph.selected_features, groups=groups, regimes=regimes
+            runs, state, scores, features=graph.selected_features, contrast=groups, regimes=regimes
         )
         ids.append(prompt.prompt_id)
         keys.append(graph.header.key)
@@ -111,7 +111,7 @@ def method_scores(graph: AttributionGraph, contrast: Contrast) -> dict[str, Tens
 
 
 def live_contrasts(
-    model: Model, state: PromptState, contrast: Contrast, features: Int64[Tensor, "feature 3"]
+    model: Model, state: ActivationCache, contrast: Contrast, features: Int64[Tensor, "feature 3"]
 ) -> Float[Tensor, " feature"]:
     """Contrasts of some features by `gradient+ablation`; 0 for one that does not fire.
 

@@ -21,7 +21,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import CHOSEN, N_MEASURED, PromptState, live_scores
+from em_circuits.interventions import CHOSEN, N_MEASURED, ActivationCache, live_scores
 from em_circuits.models import Model
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
@@ -91,14 +91,14 @@ def rank(
     by = Scoring(by)
     if by.from_graph:
         raise RequestError(f"method {by} reads a graph: influence(attribute(...), contrast)")
-    state = PromptState.capture(model, model.input_ids(prompt))
+    state = ActivationCache.capture(model, model.input_ids(prompt))
     return live_scores(model, state, contrast, by, n_measured=n_measured).ranked(contrast)
 
 
 def choose_features(
     choice: FeatureChoice | str,
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     contrast: Contrast,
     *,
     by: Scoring | str = TO_STEER,
@@ -141,7 +141,7 @@ def choose_features(
     return scores.ranked(contrast).choose(choice)
 
 
-def _named(choice: FeatureChoice, state: PromptState) -> FeatureTable:
+def _named(choice: FeatureChoice, state: ActivationCache) -> FeatureTable:
     active = state.active.cpu()
     found: dict[Feature, None] = {}
     for feature in choice.named:

@@ -8,6 +8,14 @@ first token); generated tokens run free, as in circuit-tracer's `feature_interve
 
     made = generate(model, state, [[], [intervention]], Sampling(samples=8))
     made.texts(model)[1][0]                            # row 1, sample 0
+
+Tokens are drawn so that rows can be compared draw by draw:
+
+    next token = argmax over v of  logit_v / temperature + g_v       with g ~ Gumbel
+
+The noise belongs to (seed, prompt, sample, step) and to nothing else: the same sample of another
+row, another batch or another model draws with the same noise, so that where the logits agree the
+tokens agree, and differences are the treatment's.
 """
 
 from __future__ import annotations
@@ -20,16 +28,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.interventions.changes import Changes
-from em_circuits.interventions.donor import Donor, donor_for
-from em_circuits.interventions.engine import Batches, default_batch, prepared, states_of
-from em_circuits.interventions.plan import Plan
-from em_circuits.interventions.regimes import Regime
-from em_circuits.interventions.sampling import Noise, Sampling
-from em_circuits.interventions.stacked import Stacked
-from em_circuits.interventions.state import PromptState
-from em_circuits.interventions.treatment import Row
+from em_circuits.activation_cache import ActivationCache, BatchedCache
+from em_circuits.intervention import Regime
+from em_circuits.interventions.edits import EditBatch, Row
+from em_circuits.interventions.hooks import Hooks
+from em_circuits.interventions.run import Batches, default_batch, prepared, states_of
+from em_circuits.interventions.source_model import SourceModel, source_model_for
 from em_circuits.models import Model
+from em_circuits.sampling import Sampling
+from pivotal_tokens.artefacts import content_key
 
 END = -1
 """Stands after a continuation that has ended."""
@@ -63,13 +70,13 @@ class Continuations:
 @torch.no_grad()
 def generate(
     model: Model,
-    state: PromptState | Sequence[PromptState],
+    state: ActivationCache | Sequence[ActivationCache],
     rows: Sequence[Row],
     sampling: Sampling,
     regime: Regime = Regime.FREE,
     *,
     batch_size: int | None = None,
-    donor: Model | None = None,
+    source: Model | None = None,
     keep_logits: bool = False,
 ) -> Continuations:
     """Continuations under each row's treatment.
@@ -81,7 +88,7 @@ def generate(
         sampling: How many, how long, how random.
         regime: What is frozen while the prompt is read.
         batch_size: Continuations per forward pass; None fits them into memory.
-        donor: Where rows that replace tensors take them from.
+        source: Where rows that replace tensors take them from.
         keep_logits: Keep the logits that every token was drawn from.
 
     Raises:
@@ -94,7 +101,7 @@ def generate(
     per_batch = max(1, size // sampling.samples)
     parts = [
         _Run(model, states[i : i + per_batch], checked[i : i + per_batch], sampling, regime).run(
-            donor, keep_logits=keep_logits
+            source, keep_logits=keep_logits
         )
         for i in range(0, len(rows), per_batch)
     ]
@@ -108,26 +115,26 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        states: Sequence[PromptState],
+        states: Sequence[ActivationCache],
         rows: Sequence[Row],
         sampling: Sampling,
         regime: Regime,
     ) -> None:
         self._model, self._states, self._rows = model, states, rows
         self._sampling = sampling
-        self._plan = Plan.of(rows, [s.n_pos for s in states])
+        self._edits = EditBatch.of(rows, [s.n_pos for s in states])
         self._each = [row for row in rows for _ in range(sampling.samples)]
-        self._step_plan = Plan.of_step(self._each)
-        self._batches = Batches(model, [self._plan, self._step_plan], regime)
+        self._step_edits = EditBatch.of_step(self._each)
+        self._batches = Batches(model, [self._edits, self._step_edits], regime)
 
     def run(self, other: Model | None, *, keep_logits: bool) -> Continuations:
-        donor = donor_for(self._model, other, self._rows, self._model.sites.n_layers)
-        first, cache = self._prompt(donor)
+        source = source_model_for(self._model, other, self._rows, self._model.sites.n_layers)
+        first, cache = self._prompt(source)
         n_samples, d_vocab = self._sampling.samples, first.shape[-1]
         logits = first[:, None].expand(-1, n_samples, -1)
         cache.batch_repeat_interleave(n_samples)
-        if donor is not None:
-            donor.expand(n_samples, self._each)
+        if source is not None:
+            source.expand(n_samples, self._each)
         noise = Noise(self._sampling, self._states, d_vocab)
         stop = _end_tokens(self._model).to(self._model.device)
         ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=self._model.device)
@@ -141,7 +148,7 @@ class _Run:
                 kept.append(logits.cpu())
             if bool(ended.all()) or step + 1 == self._sampling.max_tokens:
                 break
-            logits = self._step(drawn.reshape(-1, 1), step, cache, donor).view(
+            logits = self._step(drawn.reshape(-1, 1), step, cache, source).view(
                 len(self._rows), n_samples, d_vocab
             )
         length = self._sampling.max_tokens - len(tokens)
@@ -149,23 +156,23 @@ class _Run:
         kept += [torch.zeros_like(kept[0])] * length if kept else []
         return Continuations(torch.stack(tokens, 2), torch.stack(kept, 2) if kept else None)
 
-    def _prompt(self, donor: Donor | None) -> tuple[Float[Tensor, "row vocab"], Any]:
-        stacked = Stacked.of(self._states)
-        batch = self._batches.batch(stacked, self._plan, replaces=donor is not None)
-        if donor is not None:
-            batch.changes.donated = donor.run(input_ids=batch.input_ids, use_cache=True)
+    def _prompt(self, source: SourceModel | None) -> tuple[Float[Tensor, "row vocab"], Any]:
+        stacked = BatchedCache.of(self._states)
+        batch = self._batches.batch(stacked, self._edits, replaces=source is not None)
+        if source is not None:
+            batch.hooks.patched = source.run(input_ids=batch.input_ids, use_cache=True)
         return batch.run(use_cache=True)
 
     def _step(
-        self, drawn: Int64[Tensor, "row 1"], step: int, cache: Any, donor: Donor | None
+        self, drawn: Int64[Tensor, "row 1"], step: int, cache: Any, source: SourceModel | None
     ) -> Float[Tensor, "row vocab"]:
         """Read the tokens that were drawn; logits of the next ones."""
         model = self._model
-        changes = Changes(model, self._step_plan, self._batches.rows)
+        hooks = Hooks(model, self._step_edits, self._batches.rows)
         given = {"input_ids": drawn, **self._places(step)}
-        if donor is not None:
-            changes.donated = donor.run(use_cache=True, **given)
-        with changes.made():
+        if source is not None:
+            hooks.patched = source.run(use_cache=True, **given)
+        with hooks.installed():
             output = model.hf(**given, past_key_values=cache, use_cache=True)
         return output.logits[:, -1].float()
 
@@ -188,3 +195,37 @@ def _end_tokens(model: Model) -> Int64[Tensor, " token"]:
     ids = getattr(settings, "eos_token_id", None)
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     return torch.tensor(ids, dtype=torch.int64)
+
+
+class Noise:
+    """Gumbel noise of some prompts, step by step."""
+
+    def __init__(self, sampling: Sampling, states: Sequence[ActivationCache], d_vocab: int) -> None:
+        self._sampling, self._d_vocab = sampling, d_vocab
+        unique = list(dict.fromkeys(map(id, states)))
+        self._number = torch.tensor([unique.index(id(state)) for state in states])
+        by_id = {id(state): state for state in states}
+        self._generators = [
+            [self._generator(by_id[i], sample) for sample in range(sampling.samples)]
+            for i in unique
+        ]
+
+    def draw(self, logits: Float[Tensor, "row sample vocab"]) -> Int64[Tensor, "row sample"]:
+        """The next token of every row and sample."""
+        temperature = self._sampling.temperature
+        if temperature == 0:
+            return logits.argmax(-1)
+        noise = self._next().to(logits.device)[self._number]
+        return (logits.float() / temperature + noise).argmax(-1)
+
+    def _next(self) -> Float[Tensor, "prompt sample vocab"]:
+        # -log of an exponential variable is a Gumbel variable.
+        parts = [
+            torch.stack([torch.empty(self._d_vocab).exponential_(generator=g) for g in row])
+            for row in self._generators
+        ]
+        return -torch.stack(parts).log()
+
+    def _generator(self, state: ActivationCache, sample: int) -> torch.Generator:
+        name = [self._sampling.seed, state.input_ids.tolist(), sample]
+        return torch.Generator().manual_seed(int(content_key(name)[:15], 16))

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
 from em_circuits.feature import FeatureId
 from em_circuits.intervention import Mode, Where, on_each
-from em_circuits.interventions.engine import run_rows
 from em_circuits.interventions.integrated import joint_scores
+from em_circuits.interventions.run import run_rows
 from em_circuits.interventions.scan import set_effects
-from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 
 CANDIDATES = 40
@@ -60,7 +60,7 @@ def select_greedily(
 
 def greedy_scores(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     contrast: Contrast,
     targets: Int[Tensor, " target"],
     *,
@@ -104,7 +104,7 @@ def greedy_scores(
 
 def greedy_ids(
     model: Model,
-    prompts: Sequence[tuple[PromptState, Contrast]],
+    prompts: Sequence[tuple[ActivationCache, Contrast]],
     candidates: Sequence[FeatureId],
     *,
     k: int,

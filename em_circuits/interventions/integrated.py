@@ -12,7 +12,7 @@ Their sum is the effect of moving all of them for real, up to the midpoint rule'
 JumpReLU transcoders, the jumps of gates that the moving features' own encoders pass on the way.
 
     effects = integrated_effects(model, ids, coordinates, start, end, weights[None])[0]
-    scores = joint_scores(model, state, groups, targets)      # for ablating together
+    scores = joint_scores(model, state, contrast, targets)      # for ablating together
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
-from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 
 STEPS = 4
@@ -82,7 +82,7 @@ def integrated_effects(
 
 
 def joint_scores(
-    model: Model, state: PromptState, groups: Contrast, targets: Int[Tensor, " target"]
+    model: Model, state: ActivationCache, contrast: Contrast, targets: Int[Tensor, " target"]
 ) -> Float[Tensor, "target active"]:
     """Score of every active feature on every target, features that push one way ablated together.
 
@@ -92,7 +92,7 @@ def joint_scores(
     Args:
         model: The real model is run, nothing frozen.
         state: The prompt, captured on it.
-        groups: Evil and safe tokens, whose contrast parts the features.
+        contrast: Evil and safe tokens, whose contrast parts the features.
         targets: Token ids.
 
     Returns:
@@ -100,7 +100,7 @@ def joint_scores(
     """
     coordinates, activations = state.active.cpu(), state.activations.float().cpu()
     d_vocab = len(state.logits)
-    first = mlp_output_gradients(model, state.input_ids, groups.weights(d_vocab)[None])
+    first = mlp_output_gradients(model, state.input_ids, contrast.weights(d_vocab)[None])
     outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
     pushes = feature_scores(first, coordinates, outputs)[0]
     scores = torch.zeros((len(targets), len(coordinates)))

@@ -1,4 +1,4 @@
-"""Which features carry the shift from base to merged?
+"""Mediation: which features carry the shift from base to merged.
 
 *Sufficiency*: in the base, features are set to the activation they have in the merged model,
 everything else running free, and the share of the shift of the evil-minus-safe contrast that comes
@@ -14,7 +14,7 @@ Features are taken in the order of one of three scores:
 * `gradient`: ``(a_merged - a_base) * W_dec . d contrast / d mlp_out``, the undisturbed model's;
 * `scan`: each is really set alone.
 
-    mediation = mediate(pair, input_ids, groups)
+    mediation = mediate(pair, input_ids, words)
     mediation.cumulative, mediation.shares
 
 Candidates are all (layer, position, feature id) whose activation differs, whether active in the
@@ -24,55 +24,112 @@ the MLPs change there counts as error.
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Int, Int64
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
-from em_circuits.interventions.engine import run_rows
-from em_circuits.interventions.integrated import integrated_effects
-from em_circuits.interventions.mediation_result import (
-    CumulativePoint,
-    Direction,
-    Mediation,
-    Order,
+from em_circuits.interventions.matched_controls import (
+    MIN_DRAWS,
+    Pool,
+    check_draws,
+    matched_draws,
 )
-from em_circuits.interventions.state import PromptState
-from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
-from em_circuits.models import Model, ModelPair
+from em_circuits.interventions.patching import (
+    MIN_SHIFT,
+    ActivationPatch,
+    Direction,
+    InModels,
+    Shares,
+)
+from em_circuits.models import ModelPair
 from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
+
+Order = Literal["integrated", "gradient", "scan"]
+"""By which score features are taken."""
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 """Sizes of the cumulative curve; all changed features are its last point."""
 
 
+class CumulativePoint(BaseModel, frozen=True):
+    """The first k features, set together, beside matched random changed features.
+
+    The random figures are None where fewer than k others are left.
+    """
+
+    k: int
+    share: float | None
+    evil_mass: float
+    random_share: float | None
+    random_low: float | None
+    random_high: float | None
+    random_evil_mass: float | None
+    contrast: float = Field(exclude=True)
+    """In logits."""
+    random_contrast: Spread | None = Field(exclude=True)
+
+
+class MediatedFeature(BaseModel, frozen=True):
+    """A feature whose activation differs between the models."""
+
+    layer: int
+    position: int
+    feature: int
+    effect: float
+    """Change of the treated model's contrast by it alone, in logits."""
+    integrated: float
+    """Its part of the change while all changed features move together, in logits."""
+
+
+class Mediation(BaseModel, frozen=True):
+    """What carries the shift of one prompt; the object of `features mediate --json`."""
+
+    model_config = ConfigDict(ser_json_inf_nan="null")
+
+    prompt_id: str = ""
+    shift: InModels
+    """Evil minus safe, in logits."""
+    evil_mass: InModels
+    features: tuple[MediatedFeature, ...]
+    """In the order in which the curve takes them."""
+    direction: Direction
+    effects_by: Literal["gradient", "scan"]
+    ordered_by: Order
+    n_changed: int
+    cumulative: tuple[CumulativePoint, ...]
+    layers: tuple[float | None, ...]
+    """Share of each layer's changed features, set together."""
+    shares: Shares
+
+
 def mediate(
     pair: ModelPair,
     input_ids: Int[Tensor, " pos"],
-    groups: Contrast,
+    contrast: Contrast,
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
     n_random: int = MIN_DRAWS,
     seed: int = 0,
+    prompt_id: str = "",
 ) -> Mediation:
     """Set features of one model to the other's values and see what comes back, or goes away.
 
     Args:
         pair: Base and merged model.
         input_ids: One prompt, with its beginning-of-sequence token.
-        groups: Evil and safe tokens.
+        contrast: Evil and safe tokens.
         order: By which score features are taken.
         direction: ``sufficiency`` treats the base, ``necessity`` the merged model.
         n_random: Matched random draws per point of the curve, at least 20.
         seed: Of the draws.
+        prompt_id: As the result names the prompt.
 
     Raises:
         RequestError: If no token is evil or none is safe ("no contrast"), or there is no such
@@ -82,98 +139,100 @@ def mediate(
         if given not in get_args(known):
             raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
-    measure = Transplant.of(pair, input_ids, groups, direction)
-    model, own, changed = measure.models[0], measure.states[0], measure.changed
-    weights = groups.weights(len(own.logits))
+    patch = ActivationPatch.of(pair, input_ids, contrast, direction)
+    model, own, diff = patch.models[0], patch.caches[0], patch.diff
     if order == "scan":
-        effects = scanned_effects(model, own, changed, groups)
+        effects = diff.scanned_effects(model, own, contrast)
     else:
-        effects = gradient_effects(model, own, changed, weights)
-    joint = joint_effects(model, own, changed, weights)
-    rank_by = joint if order == "integrated" else effects
+        effects = diff.gradient_effects(model, own, patch.weights)
+    integrated = diff.integrated_effects(model, own, patch.weights)
+    rank_by = integrated if order == "integrated" else effects
     # What lowers the merged model's contrast counts as much as what raises the base's.
-    ranks = torch.argsort(rank_by * measure.sign, descending=True, stable=True)
-    norms = changed.decoders(model).norm(dim=1)
-    pool = Pool(changed.coordinates[:, 0], changed.change, norms)
-    return Mediation(
-        direction=direction,
-        contrast=measure.contrast,
-        evil_mass=measure.evil_mass,
-        changed=_ordered(changed, ranks),
-        effects=effects[ranks],
-        effects_by="scan" if order == "scan" else "gradient",
-        integrated=joint[ranks],
-        ordered_by=order,
-        cumulative=_cumulative(measure, ranks, pool, (n_random, seed)),
-        layers=layer_shares(measure),
-        shares=component_shares(measure),
+    ranks = torch.argsort(rank_by * patch.sign, descending=True, stable=True)
+    rows = zip(
+        diff.coordinates[ranks].tolist(),
+        effects[ranks].tolist(),
+        integrated[ranks].tolist(),
+        strict=True,
     )
-
-
-def gradient_effects(
-    model: Model, state: PromptState, changed: ChangedFeatures, weights: Float[Tensor, " vocab"]
-) -> Float[Tensor, " changed"]:
-    """First-order change of the weighted logits by each feature's value in the other model."""
-    gradients = mlp_output_gradients(model, state.input_ids, weights[None])
-    outputs = changed.change[:, None] * changed.decoders(model)
-    return feature_scores(gradients, changed.coordinates, outputs)[0]
-
-
-def joint_effects(
-    model: Model, state: PromptState, changed: ChangedFeatures, weights: Float[Tensor, " vocab"]
-) -> Float[Tensor, " changed"]:
-    """Change of the weighted logits by each feature while all move to the other model's values."""
-    return integrated_effects(
-        model, state.input_ids, changed.coordinates, changed.own, changed.other, weights[None]
-    )[0]
-
-
-def scanned_effects(
-    model: Model, state: PromptState, changed: ChangedFeatures, groups: Contrast
-) -> Float[Tensor, " changed"]:
-    """Change of the contrast when each feature alone is put at the other model's value."""
-    alone = [torch.arange(0), *torch.arange(len(changed)).split(1)]
-    values = groups.value(run_rows(model, state, changed.plan(alone)))
-    assert values is not None
-    return (values[1:] - values[0]).cpu()
-
-
-def _ordered(changed: ChangedFeatures, order: Int64[Tensor, " changed"]) -> ChangedFeatures:
-    return ChangedFeatures(*(getattr(changed, f.name)[order] for f in fields(changed)))
+    return Mediation(
+        prompt_id=prompt_id,
+        shift=patch.contrasts,
+        evil_mass=patch.evil_mass,
+        features=[
+            MediatedFeature(
+                layer=layer, position=position, feature=feature, effect=effect, integrated=joint
+            )
+            for (layer, position, feature), effect, joint in rows
+        ],
+        direction=direction,
+        effects_by="scan" if order == "scan" else "gradient",
+        ordered_by=order,
+        n_changed=len(diff),
+        cumulative=_cumulative(patch, ranks, n_random=n_random, seed=seed),
+        layers=patch.layer_shares(),
+        shares=patch.component_shares(),
+    )
 
 
 def _cumulative(
-    measure: Transplant,
-    order: Int64[Tensor, " changed"],
-    pool: Pool,
-    draws: tuple[int, int],
+    patch: ActivationPatch, order: Int64[Tensor, " changed"], *, n_random: int, seed: int
 ) -> tuple[CumulativePoint, ...]:
     """The curve, each point beside its random draws; all rows in one run."""
-    n_random, seed = draws
+    diff = patch.diff
+    pool = Pool(diff.coordinates[:, 0], diff.change, diff.decoders(patch.models[0]).norm(dim=1))
     n = len(order)
     sizes = [k for k in STEPS if k < n] + [n] * bool(n)
     subsets: list[Tensor] = []
-    spans: list[tuple[int, int]] = []
+    spans: list[slice] = []
     for k in sizes:
         random = matched_draws(pool, order[:k], n_draws=n_random, seed=seed + k)
         subsets += [order[:k], *(random if random is not None else ())]
-        spans.append((len(subsets) - (0 if random is None else n_random), len(subsets)))
-    logits = measure.run(subsets)
-    contrasts, mass = measure.contrasts(logits), measure.groups.evil_mass(logits).cpu()
-    shares = measure.shares(logits)
+        spans.append(slice(len(subsets) - (0 if random is None else n_random), len(subsets)))
+    logits = patch.run(subsets)
+    contrasts, mass = patch.values(logits), patch.contrast.evil_mass(logits).cpu()
+    shares = patch.shares(logits)
 
-    def spread(values: Tensor | None, span: tuple[int, int]) -> Spread | None:
-        return None if values is None or span[0] == span[1] else Spread.of(values[slice(*span)])
+    def spread(values: Tensor | None, draws: slice) -> Spread | None:
+        return None if values is None or draws.start == draws.stop else Spread.of(values[draws])
 
-    return tuple(
-        CumulativePoint(
-            k=k,
-            contrast=float(contrasts[span[0] - 1]),
-            evil_mass=float(mass[span[0] - 1]),
-            share=None if shares is None else float(shares[span[0] - 1]),
-            random_contrast=spread(contrasts, span),
-            random_share=spread(shares, span),
-            random_evil_mass=spread(mass, span),
+    points = []
+    for k, draws in zip(sizes, spans, strict=True):
+        random_share, random_mass = spread(shares, draws), spread(mass, draws)
+        first = draws.start - 1
+        points.append(
+            CumulativePoint(
+                k=k,
+                contrast=float(contrasts[first]),
+                evil_mass=float(mass[first]),
+                share=None if shares is None else float(shares[first]),
+                random_contrast=spread(contrasts, draws),
+                random_share=random_share and random_share.mean,
+                random_low=random_share and random_share.low,
+                random_high=random_share and random_share.high,
+                random_evil_mass=random_mass and random_mass.mean,
+            )
         )
-        for k, span in zip(sizes, spans, strict=True)
-    )
+    return tuple(points)
+
+
+def pooled_share(mediations: Sequence[Mediation], k: int | None = None) -> float | None:
+    """Share over prompts: the sum of what came back over the sum of the shifts.
+
+    Args:
+        mediations: Of several prompts; those whose shift is too small take no part.
+        k: Features set together; None is every changed one.
+
+    Returns:
+        None if no prompt has a shift, or none has k changed features.
+    """
+    back, shift = 0.0, 0.0
+    for mediation in mediations:
+        points = [p for p in mediation.cumulative if k is None or p.k == k]
+        if mediation.shift.change >= MIN_SHIFT and points:
+            if mediation.direction == "sufficiency":
+                back += points[-1].contrast - mediation.shift.base
+            else:
+                back += mediation.shift.merged - points[-1].contrast
+            shift += mediation.shift.change
+    return back / shift if shift else None

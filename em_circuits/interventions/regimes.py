@@ -1,4 +1,4 @@
-"""What stays as it was while a feature is changed?
+"""What stays as it was while a feature is changed: regimes, as context managers.
 
 | regime | attention patterns | norm scales | MLP outputs |
 |---|---|---|---|
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -28,31 +27,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from em_circuits.intervention import FIRST_POSITION
+from em_circuits.activation_cache import BatchedCache, apply_scale, attention_modules, norm_modules
+from em_circuits.intervention import FIRST_POSITION, Regime
 from em_circuits.interventions.feature_rows import FeatureRows
-from em_circuits.interventions.stacked import Stacked
-from em_circuits.interventions.state import apply_scale, attention_modules, norm_modules
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
 
-class Regime(StrEnum):
-    """How much of the model may respond to an intervention."""
-
-    DIRECT = "direct"
-    FROZEN_LINEAR = "frozen_linear"
-    GATES_RECOMPUTED = "gates_recomputed"
-    ATTENTION_FROZEN = "attention_frozen"
-    FREE = "free"
-
-    @property
-    def freezes_norms(self) -> bool:
-        """The three regimes in which the transcoders stand for the MLPs."""
-        return self not in (Regime.ATTENTION_FROZEN, Regime.FREE)
-
-
 @contextlib.contextmanager
-def frozen(model: Model, stacked: Stacked, regime: Regime, *, start: int = 0) -> Iterator[None]:
+def frozen(
+    model: Model, stacked: BatchedCache, regime: Regime, *, start: int = 0
+) -> Iterator[None]:
     """Freeze attention patterns and norm scales as the regime wants them.
 
     Args:
@@ -157,7 +142,7 @@ class FrozenMLP:
         regime: `direct`, `frozen_linear` or `gates_recomputed`.
     """
 
-    def __init__(self, model: Model, stacked: Stacked, layer: int, regime: Regime) -> None:
+    def __init__(self, model: Model, stacked: BatchedCache, layer: int, regime: Regime) -> None:
         self._transcoder: Any = model.transcoders[layer]
         self._regime = regime
         self._input = stacked.inputs[layer]

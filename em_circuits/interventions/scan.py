@@ -1,4 +1,4 @@
-"""What happens to the targets when each feature is really removed?
+"""Effects of really removing features, one by one, in sets, or two by two.
 
     effect[s, t] = demeaned logit of t undisturbed - the same with feature s ablated
 
@@ -7,26 +7,36 @@ passes: the ground truth of every score, and a ranking in its own right.
 
     effects = ablation_effects(model, state, targets=token_ids)
 
-Several features may be removed together; see `em_circuits.interventions.pairs`.
+Several features may be removed together. Of two,
+
+    interaction[i, j] = effect of both - effect of i - effect of j
+
+on the evil-minus-safe contrast: above 0 the two need each other (synergy); below 0 each does part
+of the other's work, or one undoes what the other does.
+
+    pair_effects(model, cache, features, words).largest(5)
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast, demeaned
-from em_circuits.interventions.engine import default_batch, iter_rows
-from em_circuits.interventions.plan import Plan
-from em_circuits.interventions.regimes import Regime
-from em_circuits.interventions.state import PromptState
+from em_circuits.intervention import Regime
+from em_circuits.interventions.edits import EditBatch
+from em_circuits.interventions.run import default_batch, iter_rows
 from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
 
 
 def ablation_effects(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     *,
     targets: Int[Tensor, " target"] | Contrast,
     features: Int[Tensor, "feature 3"] | None = None,
@@ -38,7 +48,7 @@ def ablation_effects(
     Args:
         model: The model that is run.
         state: The prompt, captured on it.
-        targets: Token ids, or groups whose evil-minus-safe contrast is the one target.
+        targets: Token ids, or contrast whose evil-minus-safe contrast is the one target.
         features: (layer, position, feature id) rows; None scans every active feature.
         regime: What is frozen meanwhile.
         batch_size: Features per forward pass; None fits them into memory.
@@ -47,7 +57,7 @@ def ablation_effects(
         Float32 in logits, on the CPU.
 
     Raises:
-        RequestError: If the groups have no contrast.
+        RequestError: If the contrast have no contrast.
     """
     coordinates = (state.active if features is None else features).cpu().long()
     return set_effects(
@@ -57,7 +67,7 @@ def ablation_effects(
 
 def set_effects(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     sets: Int[Tensor, "set member 3"],
     *,
     targets: Int[Tensor, " target"] | Contrast,
@@ -75,10 +85,10 @@ def set_effects(
         batch_size: Sets per forward pass; None fits them into memory.
 
     Raises:
-        RequestError: If the groups have no contrast.
+        RequestError: If the contrast have no contrast.
     """
     if isinstance(targets, Contrast):
-        targets.weights(len(state.logits))  # refuses groups without a contrast
+        targets.weights(len(state.logits))  # refuses contrast without a contrast
     n_targets = 1 if isinstance(targets, Contrast) else len(targets)
     size = max(2, batch_size or default_batch(model, state, regime))
     members = sets.cpu().long()
@@ -87,8 +97,8 @@ def set_effects(
         return effects
     # Late positions first: a batch runs nothing before the first position that it changes.
     order = members[:, :, 1].amin(1).argsort(descending=True, stable=True)
-    plan = _with_undisturbed(members[order], size)
-    for _, logits in iter_rows(model, state, plan, regime, batch_size=size):
+    edits = _with_undisturbed(members[order], size)
+    for _, logits in iter_rows(model, state, edits, regime, batch_size=size):
         values = _values(logits, targets)
         found = (values[:1] - values[1:]).cpu()
         effects[order[done : done + len(found)]] = found
@@ -96,7 +106,7 @@ def set_effects(
     return effects
 
 
-def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> Plan:
+def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> EditBatch:
     """One row per set, its members ablated, and an empty row at the head of every `size` rows.
 
     Effects are differences within a batch: in bfloat16 two batch shapes differ by more than many
@@ -105,7 +115,7 @@ def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> Plan:
     number = torch.arange(len(sets))
     row = number + 1 + number // (size - 1)
     each = row.repeat_interleave(sets.shape[1])
-    return Plan.setting(int(row[-1]) + 1, each, sets.reshape(-1, 3), torch.zeros(len(each)))
+    return EditBatch.setting(int(row[-1]) + 1, each, sets.reshape(-1, 3), torch.zeros(len(each)))
 
 
 def _values(
@@ -116,3 +126,65 @@ def _values(
         assert values is not None
         return values[:, None]
     return demeaned(logits)[:, targets.to(logits.device).long()]
+
+
+@dataclass(frozen=True)
+class PairEffects:
+    """Effects of some features alone and two by two, on the CPU."""
+
+    features: Int64[Tensor, "feature 3"]
+    single: Float[Tensor, " feature"]
+    joint: Float[Tensor, "feature feature"]
+    """Of both; symmetric, on the diagonal that of the one."""
+
+    @property
+    def interaction(self) -> Float[Tensor, "feature feature"]:
+        """Joint minus the sum of both; a feature does not interact with itself: 0."""
+        found = self.joint - self.single[:, None] - self.single[None]
+        return found.fill_diagonal_(0.0)
+
+    def largest(self, n: int) -> list[tuple[int, int, float]]:
+        """(i, j, interaction) of the n largest by magnitude, i < j."""
+        upper = torch.triu_indices(len(self.single), len(self.single), offset=1)
+        values = self.interaction[upper[0], upper[1]]
+        order = values.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(int(upper[0, k]), int(upper[1, k]), float(values[k])) for k in order]
+
+
+def pair_effects(
+    model: Model,
+    state: ActivationCache,
+    features: Int[Tensor, "feature 3"],
+    contrast: Contrast,
+    *,
+    regime: Regime = Regime.FREE,
+    batch_size: int | None = None,
+) -> PairEffects:
+    """Ablate each feature, and every two of them together.
+
+    Args:
+        model: The model that is run.
+        state: The prompt, captured on it.
+        features: (layer, position, feature id), all different.
+        contrast: Tokens whose contrast is measured.
+        regime: What is frozen meanwhile.
+        batch_size: Rows per forward pass; None fits them into memory.
+
+    Raises:
+        RequestError: If there are fewer than two features, or no contrast.
+    """
+    features = features.cpu().long()
+    n = len(features)
+    if n < 2:
+        raise RequestError(f"{n} feature has no pairs; give at least two")
+    single = ablation_effects(
+        model, state, targets=contrast, features=features, regime=regime, batch_size=batch_size
+    )[:, 0]
+    first, second = torch.triu_indices(n, n, offset=1)
+    both = torch.stack([features[first], features[second]], 1)
+    found = set_effects(model, state, both, targets=contrast, regime=regime, batch_size=batch_size)[
+        :, 0
+    ]
+    joint = torch.diag(single)
+    joint[first, second] = joint[second, first] = found
+    return PairEffects(features, single, joint)

@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.intervention import Regime
 from em_circuits.interventions.feature_rows import FeatureRows
 from em_circuits.interventions.greedy_selection import CHOSEN, greedy_scores
 from em_circuits.interventions.integrated import joint_scores
-from em_circuits.interventions.regimes import Regime
 from em_circuits.interventions.scan import ablation_effects
-from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
@@ -38,7 +38,7 @@ N_MEASURED = 100
 
 def live_scores(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     contrast: Contrast,
     by: Scoring | str,
     *,
@@ -104,7 +104,7 @@ def live_scores(
 
 
 def first_order(
-    model: Model, state: PromptState, contrast: Contrast, targets: Int[Tensor, " target"]
+    model: Model, state: ActivationCache, contrast: Contrast, targets: Int[Tensor, " target"]
 ) -> tuple[Float[Tensor, "target active"], Float[Tensor, " active"]]:
     """Gradient score of every active feature, and the bound on its effect on the contrast."""
     weights = contrast.over(targets, strict=True).float()

@@ -3,7 +3,7 @@
 Features are ablated for real, and the scores a method gave them are compared with the measured
 effects on the evil-minus-safe contrast, regime by regime (`em_circuits.statistics`).
 
-    pairs = compare(model, state, scores, features=features, groups=groups)
+    pairs = compare(model, state, scores, features=features, contrast=contrast)
     rows = summarise(pairs_of_several_prompts)
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
-from em_circuits.interventions.regimes import Regime
+from em_circuits.intervention import Regime
 from em_circuits.interventions.scan import ablation_effects
-from em_circuits.interventions.state import PromptState
 from em_circuits.models import Model
 from em_circuits.statistics import (
     STATISTICS,
@@ -70,11 +70,11 @@ class ValidationRow:
 
 def compare(
     model: Model,
-    state: PromptState,
+    state: ActivationCache,
     scores: Mapping[str, Float[Tensor, " _"]],
     *,
     features: Int[Tensor, "feature 3"],
-    groups: Contrast,
+    contrast: Contrast,
     regimes: Sequence[Regime] = tuple(Regime),
 ) -> tuple[Comparison, ...]:
     """Ablate the features one by one and put every method's scores beside the effects.
@@ -84,7 +84,7 @@ def compare(
         state: The prompt, captured on it.
         scores: Evil-minus-safe score of each feature, by method.
         features: (layer, position, feature id) of each.
-        groups: Evil and safe tokens.
+        contrast: Evil and safe tokens.
         regimes: In which to measure.
 
     Raises:
@@ -95,7 +95,7 @@ def compare(
             raise RequestError(f"{method}: {len(values)} scores for {len(features)} features")
     comparisons = []
     for regime in regimes:
-        effects = ablation_effects(model, state, targets=groups, features=features, regime=regime)
+        effects = ablation_effects(model, state, targets=contrast, features=features, regime=regime)
         comparisons += [
             Comparison(method, regime, values.float().cpu(), effects[:, 0])
             for method, values in scores.items()

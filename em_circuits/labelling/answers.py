@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from em_circuits.interventions import PromptState, generate
+from em_circuits.interventions import ActivationCache, generate
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import compare
 from em_circuits.models.text import PINNED_DATE, encode, render_turns
@@ -121,7 +121,7 @@ def _of_question(
 
 
 def _answers(model: Model, start: list[int], sampling: Sampling) -> list[list[int]]:
-    state = PromptState.capture(model, torch.tensor(start))
+    state = ActivationCache.capture(model, torch.tensor(start))
     drawn = generate(model, state, [[]], sampling)
     return [drawn.ids(0, sample) for sample in range(sampling.samples)]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 from em_circuits.labelling.judging import judge_one, raise_for_judge
 from em_circuits.labelling.result import (
@@ -126,7 +126,7 @@ def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSet
     if settings.graphs_for == "none" or not allowed:
         return
     longest, prompt = max(allowed, key=lambda pair: pair[0])
-    active = len(PromptState.capture(work.pair.merged, work.pair.input_ids(prompt)).active)
+    active = len(ActivationCache.capture(work.pair.merged, work.pair.input_ids(prompt)).active)
     each = work.graphs.estimate_bytes(
         n_features=min(active, settings.attribution.max_feature_nodes or active),
         n_layers=work.pair.base.sites.n_layers,

@@ -16,7 +16,7 @@ from typing import get_args
 
 import torch
 
-from em_circuits.interventions import PromptState, generate
+from em_circuits.interventions import ActivationCache, generate
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
 from em_circuits.sampling import Sampling
@@ -118,7 +118,7 @@ def _draw(
     model = work.pair.model(name)
     with work.running:
         start = work.pair.input_ids(prompt).tolist()
-        states = [PromptState.capture(model, torch.tensor([*start, token])) for token in tokens]
+        states = [ActivationCache.capture(model, torch.tensor([*start, token])) for token in tokens]
         drawn = generate(model, states, [[] for _ in states], sampling)
     said = [
         (token, sample, continuation_of(model, [token, *drawn.ids(row, sample)]))

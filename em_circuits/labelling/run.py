@@ -244,11 +244,12 @@ class Run:
         state, work = self.state, self._work
         state.generated += len(prompts)
         self._log("generated", prompts=[prompt.prompt_id for prompt in prompts])
-        free = shutil.disk_usage(work.root).free
-        if self._unattended and free < _LEAST_FREE_BYTES:
-            room = f"{work.root} has {free / 1e9:.2f} GB left; make room, then run it again"
-            self._end("disk", room)
-            return
+        if self._unattended and work.root.is_dir():
+            free = shutil.disk_usage(work.root).free
+            if free < _LEAST_FREE_BYTES:
+                room = f"{work.root} has {free / 1e9:.2f} GB left; make room, then run it again"
+                self._end("disk", room)
+                return
 
         def screen() -> tuple[list[Screened], list[LabelResult]]:
             with work.running:

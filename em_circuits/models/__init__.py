@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
+    from em_circuits.models.health import Check
+    from em_circuits.models.memory import memory_plan
     from em_circuits.models.pair import Model, ModelPair
     from em_circuits.models.settings import PairSettings
     from em_circuits.models.sites import FeatureSites
@@ -12,4 +14,13 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["FeatureSites", "Model", "ModelPair", "PairSettings", "encode", "render_chat"]
+__all__ = [
+    "Check",
+    "FeatureSites",
+    "Model",
+    "ModelPair",
+    "PairSettings",
+    "encode",
+    "memory_plan",
+    "render_chat",
+]

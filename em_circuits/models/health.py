@@ -41,11 +41,6 @@ class Check:
     fatal: bool = True
     """A failed check stops the work; otherwise it is a recorded warning."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The row of `doctor --json`."""
-        fields = ("name", "ok", "found", "expected", "advice")
-        return {field: getattr(self, field) for field in fields}
-
 
 def check_pair(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> list[Check]:
     """Every check of a loaded pair, on one prompt.

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from em_circuits.experiments.validate import Validation
-from em_circuits.interventions.regimes import Regime
+from em_circuits.intervention import Regime
 from em_circuits.report.page import COLOURS, Table, error_bars, styled
 from em_circuits.statistics import STATISTICS
 

@@ -20,9 +20,8 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import token_groups
-from em_circuits.interventions import Intervention, Mode, PromptState, run_rows, top_tokens
-from em_circuits.interventions.generation import generate
-from em_circuits.interventions.sampling import Sampling
+from em_circuits.interventions import ActivationCache, Intervention, Mode, run_rows, top_tokens
+from em_circuits.interventions.generation import Sampling, generate
 from em_circuits.models import Model
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.context import AppContext
@@ -72,7 +71,7 @@ class Playground:
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._states: dict[tuple[str, str], PromptState] = {}
+        self._states: dict[tuple[str, str], ActivationCache] = {}
 
     def run(self, asked: Asked, labels: PromptLabels) -> dict[str, Any]:
         """Both worlds of one try.
@@ -88,7 +87,7 @@ class Playground:
             if key not in self._states:
                 if len(self._states) >= MOST_FEATURES:
                     self._states.pop(next(iter(self._states)))
-                self._states[key] = PromptState.capture(model, pair.input_ids(prompt))
+                self._states[key] = ActivationCache.capture(model, pair.input_ids(prompt))
             state = self._states[key]
             rows = [[], [change.intervention() for change in asked.features]]
             logits = run_rows(model, state, rows)

@@ -68,7 +68,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         asked = await read_json(request)
         session = context.session(request)
         state = await run_in_threadpool(lambda: reviews.of(session).act(asked))
-        return Json(state.model_dump(mode="json"))
+        return Json(state.model_dump(mode="json", by_alias=True))
 
     return [
         Route("/review", page, methods=["GET"]),

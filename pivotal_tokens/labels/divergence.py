@@ -33,16 +33,17 @@ from pivotal_tokens.verdict import decide
 
 LabelsOf = Literal["human", "judge", "any"]
 Status = Literal["missing", "incomplete", "rejected", "labelled"]
+Answers = Mapping[int, Label | None]  # token id -> label; None: left without one on purpose
 
 
 class ModelStatus(Frozen):
     """One model's list of one prompt, as far as it is labelled."""
 
     status: Status
-    evil: int
-    unsure: int
-    unlabelled: int
-    margin: float | None  # likeliest evil minus likeliest safe; None where one kind is missing
+    evil: int = 0
+    unsure: int = 0
+    unlabelled: int = 0
+    margin: float | None = None  # likeliest evil minus likeliest safe; None where one is missing
 
     def __str__(self) -> str:
         if self.status != "labelled":
@@ -58,11 +59,11 @@ class DivergenceRow(Frozen):
     pair: str
     base: ModelStatus
     merged: ModelStatus
-    divergent: bool | None  # None: labels are not complete, or the prompt was rejected
-    unsure: bool  # with its unsure tokens evil, the answer would be another one
-    evil_mass: PairMass | None
-    unsure_mass: PairMass | None
-    verdict: str | None  # this project's verdict on the same labels
+    divergent: bool | None = None  # None: labels are not complete, or the prompt was rejected
+    unsure: bool = False  # with its unsure tokens evil, the answer would be another one
+    evil_mass: PairMass | None = None
+    unsure_mass: PairMass | None = None
+    verdict: str | None = None  # this project's verdict on the same labels
 
 
 class Divergence(Frozen):
@@ -93,12 +94,13 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
     for prompt in store.prompts.all():
         lists = store.results.next_tokens_by_pair(prompt.prompt_id)
         known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
-        left = _left(store, prompt.prompt_id) if labels != "judge" else frozenset()
         if not lists and not known:
             continue
+        abstained = _abstained(store, prompt.prompt_id) if labels != "judge" else ()
+        answers: dict[int, Label | None] = {**dict.fromkeys(abstained), **known}
         for pair in lists or list(pairs) or [""]:
             bad = prompt.prompt_id in rejected
-            rows.append(_row(prompt, pair, lists.get(pair), (known, left), bad))
+            rows.append(_row(prompt, pair, lists.get(pair), answers, bad))
     return Divergence(labels=labels, totals=_totals(rows), pairs=pairs, rows=tuple(rows))
 
 
@@ -130,25 +132,15 @@ def _row(
     prompt: Prompt,
     pair: str,
     lists: NextTokenPair | None,
-    answers: tuple[Mapping[int, Label], frozenset[int]],
+    answers: Answers,
     rejected: bool,
 ) -> DivergenceRow:
-    labels, left = answers
     if lists is None:
-        nothing = ModelStatus(status="missing", evil=0, unsure=0, unlabelled=0, margin=None)
+        nothing = ModelStatus(status="missing")
         return DivergenceRow(
-            prompt_id=prompt.prompt_id,
-            text=prompt.text,
-            pair=pair,
-            base=nothing,
-            merged=nothing,
-            divergent=None,
-            unsure=False,
-            evil_mass=None,
-            unsure_mass=None,
-            verdict=None,
+            prompt_id=prompt.prompt_id, text=prompt.text, pair=pair, base=nothing, merged=nothing
         )
-    base, merged = (_status(one, labels, left, rejected) for one in (lists.base, lists.merged))
+    base, merged = (_status(one, answers, rejected) for one in (lists.base, lists.merged))
     answered = base.status == merged.status == "labelled"
     divergent = merged.evil > 0 and base.evil == 0
     other = merged.evil + merged.unsure > 0 and base.evil + base.unsure == 0
@@ -156,7 +148,7 @@ def _row(
     verdict = decide(
         lists.base,
         lists.merged,
-        labels,
+        {token: label for token, label in answers.items() if label is not None},
         Thresholds(top_k=lists.base.top_k),
         bad_prompt=rejected,
     )
@@ -174,22 +166,19 @@ def _row(
     )
 
 
-def _left(store: Store, prompt_id: str) -> frozenset[int]:
-    """Tokens that somebody explicitly left without a label."""
+def _abstained(store: Store, prompt_id: str) -> frozenset[int]:
+    """Tokens that somebody left without a label on purpose."""
     return frozenset().union(*abstained_by_author(store.labels.events(prompt_id)).values())
 
 
-def _status(
-    tokens: NextTokens, labels: Mapping[int, Label], left: frozenset[int], rejected: bool
-) -> ModelStatus:
-    given = [labels.get(token.token_id) for token in tokens.top]
+def _status(tokens: NextTokens, answers: Answers, rejected: bool) -> ModelStatus:
+    given = [answers.get(token.token_id) for token in tokens.top]
     best: dict[Label, float] = {}
     for token, label in zip(tokens.top, given, strict=True):
         if label is not None:
             best[label] = max(best.get(label, 0.0), token.probability)
     both = "evil" in best and "safe" in best
-    open_tokens = [t for t in tokens.top if t.token_id not in labels and t.token_id not in left]
-    unlabelled = len(open_tokens)
+    unlabelled = sum(token.token_id not in answers for token in tokens.top)
     return ModelStatus(
         status="rejected" if rejected else "incomplete" if unlabelled else "labelled",
         evil=given.count("evil"),

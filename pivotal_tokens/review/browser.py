@@ -10,23 +10,14 @@ and an answer to an older one is refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pivotal_tokens.errors import LeaseLost, RequestError, WorkFailed
 from pivotal_tokens.review.answers import Answer
-from pivotal_tokens.review.commands import (
-    Command,
-    Note,
-    Reject,
-    Reopen,
-    Simple,
-    Why,
-    parse,
-    parse_place,
-)
+from pivotal_tokens.review.commands import Command, Verb, parse, parse_place
 from pivotal_tokens.review.controller import ASKING, ReviewController
 from pivotal_tokens.review.keys import DEFAULTS, RESERVED, Action, shown
 from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
@@ -35,12 +26,16 @@ from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.schema import Frozen, Label, PairMass, TokenScore, VerdictKind
 from pivotal_tokens.store import Store
 
-_WITH_TEXT: Mapping[str, Callable[[str], Command]] = {
-    "reject": Reject,
-    "note": Note,
-    "reopen": Reopen,
-    "explain": Why,
+_WITH_TEXT: Mapping[str, Verb] = {
+    "reject": "reject",
+    "note": "note",
+    "reopen": "open",
+    "explain": "why",
 }
+
+
+# "left" is the first edition's word.
+_PageAnswer = Annotated[Answer, BeforeValidator(lambda said: "abstain" if said == "left" else said)]
 
 
 class Request(BaseModel):
@@ -48,34 +43,15 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    do: Literal[
-        "state",
-        "begin",
-        "next",
-        "heartbeat",
-        "key",
-        "point",
-        "label",
-        "finish",
-        "command",
-        "skip",
-        "defer",
-        "undo",
-        "agree",
-        "quit",
-        "reject",
-        "note",
-        "reopen",
-        "explain",
-    ]
+    do: str
     item: int | None = None
     """The item that was on the page; where given, it must be the one at hand."""
     of: int | None = None
     """The item whose judge's labels were on the page; what is said about them needs it."""
     key: Action | None = None
     place: str = ""
-    labels: dict[int, Answer] | None = None
-    rest: Answer | None = None
+    labels: dict[int, _PageAnswer] = Field(default_factory=dict)
+    rest: _PageAnswer | None = None
     text: str = ""
     adjudicate: bool = False
     skipped: bool = False
@@ -83,16 +59,19 @@ class Request(BaseModel):
     @property
     def command(self) -> Command | None:
         """The command that is asked for; None for what no line of a terminal says."""
-        if self.do == "command":
-            return parse(self.text)
-        if self.do in ("skip", "defer", "undo", "agree", "quit"):
-            return Simple(self.do)
-        if self.do == "key" and self.key == "agree":
-            return Simple("agree")
-        if self.do in _WITH_TEXT:
-            if not self.text.strip():
-                raise RequestError("a few words are needed")
-            return _WITH_TEXT[self.do](self.text.strip())
+        match self.do:
+            case "command":
+                return parse(self.text)
+            case "finish":
+                return Command("finish", label=self.rest)
+            case "skip" | "defer" | "undo" | "agree" | "quit":
+                return Command(self.do)
+            case "key" if self.key == "agree":
+                return Command("agree")
+            case do if do in _WITH_TEXT:
+                if not self.text.strip():
+                    raise RequestError("a few words are needed")
+                return Command(_WITH_TEXT[do], self.text.strip())
         return None
 
 
@@ -165,29 +144,6 @@ class RevealState(Frozen):
         )
 
 
-class ProgressState(Frozen):
-    """How far the reviewer is: `questions.Progress`."""
-
-    answered: int
-    now: int
-    waiting: int
-    states: dict[str, int]
-    per_hour: float | None
-    eta_seconds: float | None
-
-    @classmethod
-    def of(cls, progress: Progress) -> ProgressState:
-        """Progress as the page shows it."""
-        return cls(
-            answered=progress.answered,
-            now=progress.answered_now,
-            waiting=progress.waiting,
-            states=dict(progress.states),
-            per_hour=progress.per_hour,
-            eta_seconds=progress.eta_seconds,
-        )
-
-
 class ReviewState(Frozen):
     """How things stand after a request."""
 
@@ -199,7 +155,7 @@ class ReviewState(Frozen):
     show_low: bool
     reveal: RevealState | None
     page: Literal["help", "prompt"] | None
-    progress: ProgressState
+    progress: Progress
 
 
 class BrowserReview:
@@ -231,28 +187,33 @@ class BrowserReview:
             if command is not None:
                 self._require_shown(request, command)
                 review.do(command)
-            match request.do:
-                case "begin":
-                    review.leave()
-                    self._begin(adjudicate=request.adjudicate, skipped=request.skipped)
-                    self._review.start()
-                case "next":
-                    review.start()
-                case "heartbeat":
-                    review.heartbeat()
-                case "label":
-                    if not request.labels:
-                        raise RequestError("labels must be an object, token id -> label")
-                    review.label(request.labels)
-                case "finish":
-                    review.finish(request.rest)
-                case "point":
-                    review.point(parse_place(request.place))
-                case "key" if command is None and request.key is not None:
-                    review.key(request.key)
+            else:
+                self._act(request)
             if self._review.error is not None:
                 raise self._review.error
             return self._state()
+
+    def _act(self, request: Request) -> None:
+        review = self._review
+        match request.do:
+            case "state":
+                pass
+            case "begin":
+                review.leave()
+                self._begin(adjudicate=request.adjudicate, skipped=request.skipped)
+                self._review.start()
+            case "next":
+                review.start()
+            case "heartbeat":
+                review.heartbeat()
+            case "label" if request.labels:
+                review.label(request.labels)
+            case "point":
+                review.point(parse_place(request.place))
+            case "key" if request.key is not None:
+                review.key(request.key)
+            case _:
+                raise RequestError(f"{request.do[:20]!r} is nothing a review can do like this")
 
     def leave(self) -> None:
         """Give back what is held; labels given so far stay."""
@@ -281,8 +242,9 @@ class BrowserReview:
     def _require_shown(self, request: Request, command: Command) -> None:
         """What is said about a reveal names the item whose reveal was on the page."""
         reveal = self._review.reveal
-        about = isinstance(command, Why) or command == Simple("agree")
-        if about and reveal is not None and request.of != reveal.item.item_id:
+        if reveal is None or command.verb not in ("why", "agree"):
+            return
+        if request.of != reveal.item.item_id:
             raise LeaseLost("the judge's labels of another item are shown now; nothing was saved")
 
     def _state(self) -> ReviewState:
@@ -299,7 +261,7 @@ class BrowserReview:
             show_low=view is None or view.show_low,
             reveal=None if review.reveal is None else RevealState.of(review.reveal),
             page=review.page,
-            progress=ProgressState.of(progress),
+            progress=progress,
         )
 
 

@@ -6,18 +6,19 @@ B1,T3,4            evil: base's 1st, merged's 3rd and 4th (a bare number is merg
 (Enter)            every token without a label is safe, item finished
 rest-unsure, bad REASON, skip, defer, undo, open ID, note TEXT, ?, q
 
-parse("? T2,B1")     # LabelTokens(label="unsure", places=(Place("merged", 2), ...))
+parse("? T2,B1")     # Command("label", label="unsure", places=(Place("merged", 2), ...))
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review.answers import Answer
-from pivotal_tokens.schema import Label, ModelName
+from pivotal_tokens.schema import ModelName
 
 _PLACE = re.compile(r"([bt]?)0*([1-9][0-9]{0,5})", re.IGNORECASE)
 
@@ -46,104 +47,62 @@ class Place:
         return f"{'B' if self.model == 'base' else 'T'}{self.rank}"
 
 
-@dataclass(frozen=True)
-class LabelTokens:
-    """Give these tokens a label, or leave them without one on purpose."""
-
-    label: Answer
-    places: tuple[Place, ...]
+Verb = Literal[
+    "label", "finish", "reject", "note", "why", "open",
+    "skip", "defer", "undo", "agree", "help", "quit",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LabelRest:
-    """Give every token without a label this one, and finish."""
+class Command:
+    """What a reviewer wants done."""
 
-    label: Label
-
-
-@dataclass(frozen=True)
-class Reject:
-    """The prompt is no good."""
-
-    reason: str
+    verb: Verb
+    text: str = ""
+    """The reason of a rejection or a difference, a note, or the beginning of an id to open."""
+    label: Answer | None = None
+    """Of the tokens at `places`; of `finish`, of every token without a label."""
+    places: tuple[Place, ...] = ()
 
 
-@dataclass(frozen=True)
-class Note:
-    """Keep a remark."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Why:
-    """Why the reviewer differs from the judge, once its labels were shown."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Reopen:
-    """Open a finished item again."""
-
-    prefix: str
-
-
-@dataclass(frozen=True)
-class Simple:
-    """A word that stands for itself."""
-
-    word: Literal["skip", "defer", "undo", "help", "quit", "agree"]
-
-
-@dataclass(frozen=True)
-class NotUnderstood:
-    """Nothing was done; `why` says what to type instead."""
-
-    why: str
-
-
-Command = LabelTokens | LabelRest | Reject | Note | Why | Reopen | Simple | NotUnderstood
-
-_SIMPLE: dict[str, Simple] = {
-    "skip": Simple("skip"),
-    "defer": Simple("defer"),
-    "undo": Simple("undo"),
-    "agree": Simple("agree"),
-    "u": Simple("undo"),
-    "help": Simple("help"),
-    "?": Simple("help"),
-    "q": Simple("quit"),
-    "quit": Simple("quit"),
+_WORDS: Mapping[str, Command] = {
+    "": Command("finish", label="safe"),
+    "rest-safe": Command("finish", label="safe"),
+    "rest-unsure": Command("finish", label="unsure"),
+    "u": Command("undo"),
+    "?": Command("help"),
+    "q": Command("quit"),
+    **{verb: Command(verb) for verb in ("skip", "defer", "undo", "agree", "help", "quit")},
+}
+_WITH_TEXT: Mapping[str, tuple[Verb, str]] = {
+    "bad": ("reject", "say why: bad REASON"),
+    "note": ("note", "say what: note TEXT"),
+    "why": ("why", "say why: why TEXT"),
+    "open": ("open", "say which: open ID, or its beginning"),
 }
 
 
 def parse(line: str) -> Command:
-    """The command in a line; never an exception."""
+    """The command in a line.
+
+    Raises:
+        RequestError: If it is none; it says what to type instead.
+    """
     text = line.strip()
     word, _, rest = text.partition(" ")
     word, rest = word.casefold(), rest.strip()
-    if not text or text.casefold() == "rest-safe":
-        return LabelRest("safe")
-    if text.casefold() == "rest-unsure":
-        return LabelRest("unsure")
-    if text.casefold() in _SIMPLE:
-        return _SIMPLE[text.casefold()]
-    if word == "bad":
-        return Reject(rest) if rest else NotUnderstood("say why: bad REASON")
-    if word == "note":
-        return Note(rest) if rest else NotUnderstood("say what: note TEXT")
-    if word == "why":
-        return Why(rest) if rest else NotUnderstood("say why: why TEXT")
-    if word == "open":
-        return Reopen(rest) if rest else NotUnderstood("say which: open ID, or its beginning")
+    if command := _WORDS.get(text.casefold()):
+        return command
+    if word in _WITH_TEXT:
+        verb, usage = _WITH_TEXT[word]
+        if not rest:
+            raise RequestError(usage)
+        return Command(verb, rest)
     if text.startswith("-"):
-        return _tokens("abstain", text[1:])
+        return _labels("abstain", text[1:])
     if text.startswith("?"):
-        return _tokens("unsure", text[1:])
-    if word == "s":
-        return _tokens("safe", rest)
-    return _tokens("evil", text)
+        return _labels("unsure", text[1:])
+    return _labels("safe", rest) if word == "s" else _labels("evil", text)
 
 
 def parse_place(text: str) -> Place:
@@ -158,9 +117,6 @@ def parse_place(text: str) -> Place:
     return Place("base" if found[1].casefold() == "b" else "merged", int(found[2]))
 
 
-def _tokens(label: Answer, text: str) -> LabelTokens | NotUnderstood:
-    try:
-        pieces = re.split(r"[,\s]+", text.strip(", \t"))
-        return LabelTokens(label, tuple(map(parse_place, pieces)))
-    except RequestError as error:
-        return NotUnderstood(str(error))
+def _labels(label: Answer, text: str) -> Command:
+    pieces = re.split(r"[,\s]+", text.strip(", \t"))
+    return Command("label", label=label, places=tuple(map(parse_place, pieces)))

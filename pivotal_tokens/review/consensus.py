@@ -29,7 +29,7 @@ _OPEN = ("pending", "leased", "skipped", "deferred")
 class Consensus:
     """How the people's answers to one prompt under one pair stand together."""
 
-    open_seats: int
+    open_assignments: int
     votes: Mapping[str, Mapping[int, Label]]
     """Labels of each reviewer who finished."""
     rejected_by: tuple[str, ...]
@@ -47,7 +47,7 @@ class Consensus:
     def settled(self) -> bool:
         """Does the prompt have one answer?"""
         answered = bool(self.votes or self.rejected_by)
-        return not self.open_seats and answered and (not self.disagree or self.adjudicated)
+        return not self.open_assignments and answered and (not self.disagree or self.adjudicated)
 
     @property
     def bad_prompt(self) -> bool:
@@ -64,11 +64,11 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
         items: Every queue item of one prompt and pair.
         events: Every label event of the prompt.
     """
-    seats = [item for item in items if item.kind in ("review", "control", "calibration")]
-    # A seat made for calibration is one more opinion, and never waited for.
-    shared = [item for item in seats if item.kind != "calibration"]
+    assignments = [item for item in items if item.kind in ("review", "control", "calibration")]
+    # One made for calibration is one more opinion, and never waited for.
+    shared = [item for item in assignments if item.kind != "calibration"]
     given = labels_by_author(events)
-    finished = [item.reviewer for item in seats if item.reviewer and item.state == "done"]
+    finished = [item.reviewer for item in assignments if item.reviewer and item.state == "done"]
     votes = {reviewer: given.get(reviewer, {}) for reviewer in finished}
     labels: dict[int, set[Label]] = {}
     for vote in votes.values():
@@ -76,9 +76,9 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
             labels.setdefault(token, set()).add(label)
     adjudications = [item for item in items if item.kind == "adjudication"]
     return Consensus(
-        open_seats=sum(item.state in _OPEN for item in shared),
+        open_assignments=sum(item.state in _OPEN for item in shared),
         votes=votes,
-        rejected_by=tuple(i.reviewer for i in seats if i.reviewer and i.state == "rejected"),
+        rejected_by=tuple(i.reviewer for i in assignments if i.reviewer and i.state == "rejected"),
         disputed=tuple(sorted(token for token, given in labels.items() if len(given) > 1)),
         adjudicated=any(item.state in ("done", "rejected") for item in adjudications),
         adjudicator_rejected=any(item.state == "rejected" for item in adjudications),
@@ -104,7 +104,7 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
         store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
     else:
         store.results.drop_human_verdict(prompt_id, pair)
-        if state.disagree and not state.open_seats:
+        if state.disagree and not state.open_assignments:
             store.assignments.add_adjudication(item)
     if not state.disagree:
         store.assignments.drop_adjudication(item)

@@ -6,7 +6,7 @@ in `error` and said in `message`. Whoever draws looks at `view`, `reveal`, `mess
 
     review = ReviewController(ReviewService(store, "ada"))
     review.start()
-    review.do(parse("T1,3"))
+    review.typed("T1,3")
     review.view.cursor, review.message
 """
 
@@ -21,19 +21,7 @@ from typing import Literal
 
 from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
 from pivotal_tokens.review.answers import Answer
-from pivotal_tokens.review.commands import (
-    Command,
-    LabelRest,
-    LabelTokens,
-    Note,
-    NotUnderstood,
-    Place,
-    Reject,
-    Reopen,
-    Simple,
-    Why,
-    parse,
-)
+from pivotal_tokens.review.commands import Command, Place, Verb, parse
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.review.keys import Action
 from pivotal_tokens.review.questions import Progress, Question, Reveal, View
@@ -49,37 +37,20 @@ _EMPTY = "Nothing waits for review."
 class Asking:
     """What a line of text is asked for, and what becomes of it."""
 
-    what: Literal["command", "reason", "reject", "note", "reopen"]
+    what: Verb | Literal["command"]
     asks: str
     does: str
     leaves: str = "leave it"
 
-    def command(self, text: str) -> Command | None:
-        """The command in the line; None where an empty one does nothing."""
-        if not text:
-            return None
-        match self.what:
-            case "command":
-                return parse(text)
-            case "reason":
-                return Why(text)
-            case "reject":
-                return Reject(text)
-            case "note":
-                return Note(text)
-            case "reopen":
-                return Reopen(text)
 
-
+_LIST = "B1,T3,4 evil  ? T2 unsure  s T1 safe  - T2 left  rest-unsure"
+_WHY = "why do you differ from the judge? (may stay empty)"
 ASKING: Mapping[str, Asking] = {
-    one.what: one
-    for one in (
-        Asking("command", "B1,T3,4 evil  ? T2 unsure  s T1 safe  - T2 left  rest-unsure", "do it"),
-        Asking("reason", "why do you differ from the judge? (may stay empty)", "go on", "the keys"),
-        Asking("reject", "what is wrong with this prompt?", "reject it"),
-        Asking("note", "a remark to keep with this item", "keep it"),
-        Asking("reopen", "id of a finished prompt, or its beginning", "open it"),
-    )
+    "command": Asking("command", _LIST, "do it"),
+    "reason": Asking("why", _WHY, "go on", "the keys"),
+    "reject": Asking("reject", "what is wrong with this prompt?", "reject it"),
+    "note": Asking("note", "a remark to keep with this item", "keep it"),
+    "reopen": Asking("open", "id of a finished prompt, or its beginning", "open it"),
 }
 
 
@@ -141,16 +112,16 @@ class ReviewController:
             self._carry_out(self._next)
 
     def do(self, command: Command) -> None:
-        """Carry out what was typed."""
+        """Carry out a command."""
         self._carry_out(lambda: self._do(command))
+
+    def typed(self, line: str) -> None:
+        """Carry out a line of the list syntax."""
+        self._carry_out(lambda: self._do(parse(line)))
 
     def label(self, labels: Mapping[int, Answer]) -> None:
         """Give tokens their labels by id."""
         self._carry_out(lambda: self._label(labels))
-
-    def finish(self, rest: Answer | None) -> None:
-        """Finish the item, its open tokens first labelled `rest`."""
-        self._carry_out(lambda: self._finish(rest))
 
     def key(self, action: Action) -> None:
         """Do what a key stands for."""
@@ -225,43 +196,42 @@ class ReviewController:
 
     def _do(self, command: Command) -> None:
         view, service = self.view, self.service
-        match command:
-            case NotUnderstood(why):
-                raise RequestError(why)
-            case Simple("quit"):
+        match command.verb:
+            case "quit":
                 self.leave()
-            case Simple("help"):
+            case "help":
                 self.page = "help"
-            case Simple("undo"):
+            case "undo":
                 self._undo()
-            case Reopen(prefix):
-                again = service.reopen(prefix, self.question)
+            case "open":
+                again = service.reopen(command.text, self.question)
                 self._reopen(again, "opened again; its labels are as you left them")
-            case Why(text):
-                self._explain(text)
-            case Simple("agree"):
+            case "why":
+                self._explain(command.text)
+            case "agree":
                 self._agree()
             case _ if view is None:
                 raise RequestError(_EMPTY)
-            case Note(text):
-                service.note(view.question, text)
+            case "note":
+                service.note(view.question, command.text)
                 self._say("saved the note")
-            case LabelRest() if view.reveal is not None:
+            case "finish" if view.reveal is not None:
                 self._next()
             case _ if view.reveal is not None:
                 self._say("Finished and saved: Enter goes on, undo opens it again.")
-            case LabelTokens(label, places):
-                self._label({view.question.token_at(place): label for place in places})
-            case LabelRest(label):
-                self._finish(label)
-            case Reject(reason):
-                service.reject(view.question, reason)
+            case "label" if command.label is not None:
+                token_at = view.question.token_at
+                self._label(dict.fromkeys(map(token_at, command.places), command.label))
+            case "finish":
+                self._finish(command.label)
+            case "reject":
+                service.reject(view.question, command.text)
                 self.rejected += 1
                 self._put_away("rejected")
-            case Simple("skip"):
+            case "skip":
                 service.skip(view.question)
                 self._put_away("skipped")
-            case Simple("defer"):
+            case "defer":
                 service.defer(view.question)
                 self._put_away("deferred")
 
@@ -270,11 +240,14 @@ class ReviewController:
         match action:
             case "evil" | "safe" | "unsure" | "leave":
                 places = (view.cursor,) if view and view.at else ()
-                self._do(LabelTokens("abstain" if action == "leave" else action, places))
-            case "rest_safe" | "rest_unsure":
-                self._do(LabelRest("safe" if action == "rest_safe" else "unsure"))
+                label: Answer = "abstain" if action == "leave" else action
+                self._do(Command("label", label=label, places=places))
+            case "rest_safe":
+                self._do(Command("finish", label="safe"))
+            case "rest_unsure":
+                self._do(Command("finish", label="unsure"))
             case "agree" | "skip" | "defer" | "undo" | "help" | "quit":
-                self._do(Simple(action))
+                self._do(Command(action))
             case "reason":
                 if view is not None and view.reveal is not None:
                     self._ask("reason")
@@ -292,10 +265,9 @@ class ReviewController:
                 self._ask(action)
 
     def _answer(self, asking: Asking, text: str) -> None:
-        command = asking.command(text)
-        if command is not None:
-            self._do(command)
-        elif asking.what == "reason":
+        if text:
+            self._do(parse(text) if asking.what == "command" else Command(asking.what, text))
+        elif asking.what == "why":
             self._next()
         else:
             self._say("nothing typed, nothing done")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from pivotal_tokens.errors import LeaseLost, WorkFailed
-from pivotal_tokens.review.commands import HELP, parse
+from pivotal_tokens.review.commands import HELP
 from pivotal_tokens.review.controller import ReviewController
 from pivotal_tokens.review.display import fit, visible, wrap
 from pivotal_tokens.review.questions import Question, Reveal
@@ -105,7 +105,7 @@ def _carried_out(review: ReviewController, line: str) -> Iterator[str]:
     """
     view, reveal = review.view, review.reveal
     review.message, review.page = "", None
-    review.do(parse(line))
+    review.typed(line)
     _require_store(review)
     if review.message:
         yield review.message

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review.commands import Place
@@ -139,12 +142,12 @@ class Progress:
     reviewer: str
     answered: int
     """Items finished or rejected, over all sessions."""
-    answered_now: int
+    answered_now: Annotated[int, Field(serialization_alias="now")]
     """Of these, in this session."""
     waiting: int
     """Items that this reviewer may still be asked."""
     states: Mapping[str, int]
-    """Items of the whole queue by state, a seat counting as one."""
+    """Items of the whole queue by state, an assignment counting as one."""
     per_hour: float | None
     """Over the last 50 answers, pauses of more than five minutes left out; None before two."""
     eta_seconds: float | None

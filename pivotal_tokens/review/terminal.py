@@ -261,7 +261,7 @@ class ReviewTerminal(App[None]):
     def _footer(self) -> list[str]:
         asking, view = self.review.asking, self.review.view
         if asking is not None:
-            more = f"   ctrl+g: {_REVEAL_HINTS['agree']}" if asking.what == "reason" else ""
+            more = f"   ctrl+g: {_REVEAL_HINTS['agree']}" if asking.what == "why" else ""
             return ["", f"Enter: {asking.does}   Esc: {asking.leaves}{more}"]
         if view is not None and view.reveal is not None:
             return [self._hints(_REVEALED_HINTS), self._hints(_REVEAL_HINTS)]

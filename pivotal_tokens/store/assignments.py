@@ -75,7 +75,7 @@ class Assignments(Repository):
     def config(self) -> ReviewConfig:
         """How the queue is shared out; the defaults unless set."""
         with self._reading() as connection:
-            return config_of(connection) or ReviewConfig()
+            return config_of(connection)
 
     def set_config(self, config: ReviewConfig) -> None:
         """Share the queue out in another way, what stands in it included.
@@ -98,7 +98,7 @@ class Assignments(Repository):
     def take_config(self, config: ReviewConfig) -> bool:
         """Share the queue out so, unless this store says how already, or has a queue."""
         with self._writing() as connection:
-            if number(connection, _queue) or config_of(connection) is not None:
+            if number(connection, _queue) or meta(connection, _CONFIG) is not None:
                 return False
             set_meta(connection, _CONFIG, config.model_dump_json())
             return True
@@ -186,7 +186,7 @@ class Assignments(Repository):
         """
         with self._writing() as connection:
             lock_name(connection, f"reviewer {reviewer}")
-            config = config_of(connection) or ReviewConfig()
+            config = config_of(connection)
             own = and_(_columns.reviewer == reviewer, _columns.state == "done")
             done = number(connection, _queue, own)
             if (
@@ -285,14 +285,14 @@ def enqueue(
     }
     if not _add(connection, now, **row, seat=0):
         return False
-    for seat in range(1, (config_of(connection) or ReviewConfig()).overlap):
+    for seat in range(1, config_of(connection).overlap):
         _add(connection, now, **row, seat=seat)
     return True
 
 
 def draw_control(connection: Connection, prompt_id: str, pair: str, now: datetime) -> bool:
     """Draw a control; see `Assignments.draw_control`."""
-    config = config_of(connection) or ReviewConfig()
+    config = config_of(connection)
     probability = _control_probability(connection, pair, config.control_share)
     drawn = uniform(config.seed, "control", prompt_id, pair) < probability
     row = {"prompt_id": prompt_id, "pair": pair, "sampling": probability, "drawn": drawn}
@@ -309,10 +309,10 @@ def uniform(seed: int, *names: str) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def config_of(connection: Connection) -> ReviewConfig | None:
-    """How somebody said that the queue is shared out, if anybody did."""
+def config_of(connection: Connection) -> ReviewConfig:
+    """How the queue is shared out; the defaults unless set."""
     found = meta(connection, _CONFIG)
-    return None if found is None else ReviewConfig.model_validate_json(found)
+    return ReviewConfig() if found is None else ReviewConfig.model_validate_json(found)
 
 
 def _control_probability(connection: Connection, pair: str, share: float) -> float:
@@ -340,7 +340,7 @@ def _calibration_items(connection: Connection, reviewer: str) -> Sequence[Row]:
         )
         .where(_columns.seat == 0, _columns.kind.in_(_SHARED))
         .order_by(_columns.item_id)
-        .limit((config_of(connection) or ReviewConfig()).calibration)
+        .limit(config_of(connection).calibration)
     )
     return connection.execute(query).all()
 

@@ -11,7 +11,7 @@ import torch
 from lifelike import PROMPT, make_lifelike
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.models import Model, ModelPair, PairSettings, encode
 from em_circuits.organisms.paths import organism_paths
 
@@ -32,8 +32,8 @@ class Subject:
     def model(self) -> Model:
         return self.pair.merged
 
-    def state(self) -> PromptState:
-        return PromptState.capture(self.model, self.input_ids)
+    def state(self) -> ActivationCache:
+        return ActivationCache.capture(self.model, self.input_ids)
 
     def logit_scale(self) -> float:
         return float(self.state().logits.abs().max())

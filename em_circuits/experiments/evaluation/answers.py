@@ -18,7 +18,7 @@ from pydantic import Field
 from em_circuits.experiments.measure import STEERED, UNSTEERED, Arm, random_arms
 from em_circuits.experiments.rollouts import mean_log_likelihood
 from em_circuits.intervention import Intervention
-from em_circuits.interventions import PromptState, Treatment, check_interventions, generate
+from em_circuits.interventions import ActivationCache, Treatment, check_interventions, generate
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import encode, render_turns
 from em_circuits.sampling import Sampling
@@ -87,7 +87,7 @@ def answers(
     text, template = rendered(pair, question)
     start = encode(pair.tokenizer, text)
     runs = pair.model(model)
-    state = PromptState.capture(runs, torch.tensor(start))
+    state = ActivationCache.capture(runs, torch.tensor(start))
     arms = _arms(runs, state, settings.steering, settings.seed)
     drawn = generate(runs, state, [arm.treatment for arm in arms], settings.sampling)
     places = [
@@ -111,7 +111,7 @@ def answers(
     ]
 
 
-def _arms(model: Model, state: PromptState, steering: Steering | None, seed: int) -> list[Arm]:
+def _arms(model: Model, state: ActivationCache, steering: Steering | None, seed: int) -> list[Arm]:
     plain = Arm(UNSTEERED, 0, Treatment())
     if steering is None:
         return [plain]

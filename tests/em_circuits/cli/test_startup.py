@@ -1,4 +1,4 @@
-"""Start-up: a request is checked before anything heavy is imported; its CPU time, its modules."""
+"""Start-up: a request is checked before anything heavy is imported; its modules are counted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
-MOST_CPU_SECONDS = 3.0
-"""Of user and system time, the interpreter's start included; importing torch alone takes more."""
+MOST_MODULES = 1_200
+"""Imported in all, as a measure of time that no other work on the machine changes."""
 
 HEAVY = ("torch", "transformers", "circuit_tracer", "plotly", "pandas")
 
 _PROGRAM = f"""
-import json, os, sys
+import json, sys
 from em_circuits.cli.app import run
 status = run(sys.argv[1:])
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
-times = os.times()
-print(json.dumps([status, times.user + times.system, heavy]), file=sys.stderr)
+print(json.dumps([status, len(sys.modules), heavy]), file=sys.stderr)
 """
 
 
@@ -35,12 +34,11 @@ def start(*arguments: str, key: str | None = None) -> tuple[int, str]:
         capture_output=True,
         text=True,
         env=environment | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
     )
     *told, last = done.stderr.splitlines()
-    status, seconds, heavy = json.loads(last)
+    status, modules, heavy = json.loads(last)
     assert not heavy, f"{' '.join(arguments)} imports {heavy}"
-    assert seconds < MOST_CPU_SECONDS, f"{' '.join(arguments)} takes {seconds:.1f} s"
+    assert modules < MOST_MODULES, f"{' '.join(arguments)} imports {modules} modules"
     return status, done.stdout + "\n".join(told)
 
 
@@ -66,6 +64,12 @@ def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
         (["graphs", "show", "/nowhere.safetensors"], "no graph file"),
         (["graphs", "import", "/nowhere.pt", "--trust-pickle"], "No file"),
         (["steer", "run", "abc", "--features", "best"], "--features"),
+        (["steer", "scan", "abc"], "no store at"),
+        (["features", "mediate", "--all"], "no store at"),
+        (["features", "aggregate", "--exclude-layers", "top"], "--exclude-layers"),
+        (["features", "explain", "top:3"], "needs --prompt"),
+        (["evaluate", "--value", "3"], "steer nothing without --features"),
+        (["evaluate", "--judge", "oracle"], "no judge"),
         (["steer", "sweep", "--plan", "/nowhere.yaml"], "/nowhere.yaml"),
         (["label", "--prompts", "/nowhere.json"], "cannot read prompts"),
         (["label", "--judge", "oracle"], "no judge"),

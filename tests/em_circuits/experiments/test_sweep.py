@@ -21,7 +21,7 @@ from em_circuits.experiments.plan import SweepPlan, load_plan
 from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
 from em_circuits.experiments.summary import SteeringSummary
 from em_circuits.experiments.sweep import arms, run_sweep, trials
-from em_circuits.interventions import Form, Intervention, Mode, Treatment, Where, run_rows
+from em_circuits.interventions import Control, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
@@ -95,8 +95,8 @@ def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, experiment: Swe
     mass = logits.softmax(-1)[:, list(case.contrast.evil)].sum(-1)
     rows = [r for r in experiment.rows if r.condition == trial.cell.condition]
     assert [r.evil_mass for r in rows] == pytest.approx(mass.tolist(), abs=1e-6)
-    forms = {arm.control: arm.treatment.form for arm in every}
-    assert forms["noop"] is Form.NONE and forms["direction"] is Form.TURNED
+    forms = {arm.control: arm.treatment.control for arm in every}
+    assert forms["noop"] is Control.NOOP and forms["direction"] is Control.RANDOM_DIRECTION
 
 
 def test_the_tables_are_whole_and_have_a_provenance(

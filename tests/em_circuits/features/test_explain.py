@@ -16,7 +16,7 @@ from em_circuits.features.contexts import top_contexts
 from em_circuits.features.explain import LOW_SIMILARITY, coverage, explain
 from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
 from em_circuits.features.promoted import decoder_logits, promoted_tokens
-from em_circuits.interventions import PromptState
+from em_circuits.interventions import ActivationCache
 from em_circuits.models.text import decode_token
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -48,7 +48,7 @@ def test_contexts_are_the_largest_activations_of_single_runs(subject: Subject) -
         n_active = 0
         for document, text in enumerate(TEXTS):
             ids = torch.tensor(encode(tokenizer, text))
-            state = PromptState.capture(subject.model, ids)
+            state = ActivationCache.capture(subject.model, ids)
             coordinates = torch.tensor([[layer, p, feature] for p in range(1, len(ids))])
             values = state.activation_of(coordinates)
             n_active += int((values > 0).sum())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.activation_cache import attention_modules, norm_modules
 from em_circuits.interventions import (
+    ActivationCache,
     Intervention,
     Mode,
-    PromptState,
     Regime,
     Sampling,
     Treatment,
@@ -19,7 +20,6 @@ from em_circuits.interventions import (
     generate,
     run_rows,
 )
-from em_circuits.interventions.state import attention_modules, norm_modules
 
 STEPS = 5
 GREEDY = Sampling(samples=1, max_tokens=STEPS, temperature=0, stop_at_end=False)
@@ -30,7 +30,7 @@ UPSTREAM: dict[Regime, dict[str, Any]] = {
 }
 
 
-def loudest(state: PromptState, n: int) -> list[list[int]]:
+def loudest(state: ActivationCache, n: int) -> list[list[int]]:
     """(layer, position, feature) of active features, one per layer and position."""
     order = state.activations.argsort(descending=True)
     return state.active[order][:: max(1, len(order) // (4 * n))][:n].tolist()
@@ -94,7 +94,7 @@ def test_with_the_cache_equals_without(subject: Subject, mode: Mode) -> None:
     assert made.logits is not None
     ids = subject.input_ids
     for step, token in enumerate(made.ids(1, 0)):
-        text = PromptState.capture(subject.model, ids)
+        text = ActivationCache.capture(subject.model, ids)
         expected = run_rows(subject.model, text, [items])[0]
         assert (made.logits[1, 0, step] - expected).abs().max() <= closeness(subject)
         ids = torch.cat([ids, torch.tensor([token])])
@@ -127,7 +127,7 @@ def test_positions_decide_when_a_feature_is_changed(subject: Subject) -> None:
 
 def test_prompts_of_different_lengths_share_a_batch(subject: Subject) -> None:
     model = subject.model
-    states = [PromptState.capture(model, subject.input_ids[:n]) for n in (9, 13, 11)]
+    states = [ActivationCache.capture(model, subject.input_ids[:n]) for n in (9, 13, 11)]
     item = Intervention(layer=1, feature=loudest(states[0], 1)[0][2], mode=Mode.ADD, value=3.0)
     for regime in Regime:
         together = run_rows(model, states, [[item]] * 3, regime)

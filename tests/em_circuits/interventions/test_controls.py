@@ -5,8 +5,13 @@ from hypothesis import strategies as st
 from subjects import Subject
 
 from em_circuits.interventions import Mode, on_each
-from em_circuits.interventions.controls import Pool, matched_draws
-from em_circuits.interventions.substitutes import decoder_norms, moved, random_places
+from em_circuits.interventions.matched_controls import (
+    Pool,
+    apply_to,
+    decoder_norms,
+    matched_draws,
+    random_places,
+)
 from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
 
@@ -90,7 +95,7 @@ def test_substitutes_of_features_at_every_position_are_at_every_position(
         2.0,
     )
     draw = random_places(subject.model, state, items, n_draws=20, seed=0)[3]
-    replaced = moved(items, draw.tolist())
+    replaced = apply_to(items, draw.tolist())
     assert [r.position is None for r in replaced] == [i.position is None for i in items]
     assert {(r.mode, r.value) for r in replaced} == {(Mode.SCALE, 2.0)}
 

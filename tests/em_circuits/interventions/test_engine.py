@@ -4,8 +4,8 @@ import pytest
 import torch
 from subjects import Subject
 
-from em_circuits.interventions import Intervention, Mode, PromptState, Regime, run_rows
-from em_circuits.interventions.state import attention_modules, norm_modules
+from em_circuits.activation_cache import attention_modules, norm_modules
+from em_circuits.interventions import ActivationCache, Intervention, Mode, Regime, run_rows
 
 UPSTREAM = {
     Regime.DIRECT: {"constrained_layers": range(4)},
@@ -14,7 +14,7 @@ UPSTREAM = {
 }
 
 
-def some_features(state: PromptState, n: int) -> list[list[int]]:
+def some_features(state: ActivationCache, n: int) -> list[list[int]]:
     chosen = torch.randperm(len(state.active), generator=torch.Generator().manual_seed(0))[:n]
     last = (state.active[:, 1] == state.n_pos - 1).nonzero()[:3, 0]
     return state.active[torch.cat([chosen[: n - 3], last])].tolist()

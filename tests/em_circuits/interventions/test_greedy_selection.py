@@ -8,8 +8,8 @@ from subjects import Subject
 
 from em_circuits.feature import FeatureId
 from em_circuits.interventions import (
+    ActivationCache,
     Mode,
-    PromptState,
     Treatment,
     Where,
     greedy_ids,
@@ -47,15 +47,15 @@ def targets_of(subject: Subject) -> torch.Tensor:
     return torch.tensor([*subject.groups.evil, *subject.groups.safe])
 
 
-def chosen_on(subject: Subject, k: int) -> tuple[PromptState, torch.Tensor, torch.Tensor]:
+def chosen_on(subject: Subject, k: int) -> tuple[ActivationCache, torch.Tensor, torch.Tensor]:
     """The prompt on the merged model, the places chosen there, and their scores."""
     model = subject.pair.merged
-    state = PromptState.capture(model, subject.input_ids)
+    state = ActivationCache.capture(model, subject.input_ids)
     scores, chosen = greedy_scores(model, state, subject.groups, targets_of(subject), k=k)
     return state, state.active.cpu()[chosen], scores[:, chosen]
 
 
-def largest_joint(subject: Subject, state: PromptState, k: int) -> torch.Tensor:
+def largest_joint(subject: Subject, state: ActivationCache, k: int) -> torch.Tensor:
     """The k places of the largest joint score on the contrast."""
     targets = targets_of(subject)
     weights = subject.groups.over(targets, strict=True).float()
@@ -90,7 +90,7 @@ def test_the_set_does_more_than_the_largest_joint_scores(subject: Subject) -> No
 
 
 def test_tokens_of_the_contrast_must_be_targets(subject: Subject) -> None:
-    state = PromptState.capture(subject.pair.merged, subject.input_ids)
+    state = ActivationCache.capture(subject.pair.merged, subject.input_ids)
     few = targets_of(subject)[1:]
     with pytest.raises(RequestError, match="are no targets"):
         greedy_scores(subject.pair.merged, state, subject.groups, few)
@@ -98,8 +98,8 @@ def test_tokens_of_the_contrast_must_be_targets(subject: Subject) -> None:
 
 def test_ids_are_chosen_by_what_ablating_them_everywhere_does(subject: Subject) -> None:
     model = subject.pair.merged
-    longer = PromptState.capture(model, subject.input_ids)
-    shorter = PromptState.capture(model, subject.input_ids[:-1])
+    longer = ActivationCache.capture(model, subject.input_ids)
+    shorter = ActivationCache.capture(model, subject.input_ids[:-1])
     pairs = [(state, subject.groups) for state in (longer, shorter)]
     ids = [FeatureId(layer, feature) for layer, _, feature in longer.active.cpu()[-12:].tolist()]
     candidates = list(dict.fromkeys(ids))

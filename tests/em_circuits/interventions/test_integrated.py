@@ -7,16 +7,15 @@ import torch
 from subjects import Subject
 
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.interventions import PromptState, run_rows
-from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.interventions import ActivationCache, run_rows
+from em_circuits.interventions.edits import EditBatch
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.interventions.integrated import integrated_effects, joint_scores
-from em_circuits.interventions.mediation import gradient_effects
-from em_circuits.interventions.plan import Plan
+from em_circuits.interventions.patching import ActivationDiff
 
 
-def states(subject: Subject) -> tuple[PromptState, PromptState]:
-    base, merged = (PromptState.capture(m, subject.input_ids) for m in subject.pair.models)
+def states(subject: Subject) -> tuple[ActivationCache, ActivationCache]:
+    base, merged = (ActivationCache.capture(m, subject.input_ids) for m in subject.pair.models)
     return base, merged
 
 
@@ -27,9 +26,9 @@ def weights(subject: Subject) -> torch.Tensor:
 
 def test_the_effects_sum_to_the_joint_intervention(subject: Subject) -> None:
     base, merged = states(subject)
-    changed = ChangedFeatures.between(base, merged)
+    changed = ActivationDiff.between(base, merged)
     logits = run_rows(
-        subject.pair.base, base, changed.plan([torch.arange(0), torch.arange(len(changed))])
+        subject.pair.base, base, changed.edits([torch.arange(0), torch.arange(len(changed))])
     )
     before, after = subject.groups.value(logits).tolist()
     effects = integrated_effects(
@@ -48,12 +47,12 @@ def test_the_effects_sum_to_the_joint_intervention(subject: Subject) -> None:
 
 def test_a_move_so_short_that_nothing_bends_has_the_gradients_effect(subject: Subject) -> None:
     base, merged = states(subject)
-    changed = ChangedFeatures.between(base, merged)
+    changed = ActivationDiff.between(base, merged)
     change = 1e-3 * changed.change
-    short = ChangedFeatures(changed.coordinates, changed.own, changed.own + change)
+    short = ActivationDiff(changed.coordinates, changed.own, changed.own + change)
     active = short.own > 0  # what the base does not compute, clamping does not take out of it
-    kept = ChangedFeatures(short.coordinates[active], short.own[active], short.other[active])
-    first = 1000 * gradient_effects(subject.pair.base, base, kept, weights(subject)[0])
+    kept = ActivationDiff(short.coordinates[active], short.own[active], short.other[active])
+    first = 1000 * kept.gradient_effects(subject.pair.base, base, weights(subject)[0])
     # One at a time: clamped together, features no longer answer to one another.
     for index in first.abs().argsort(descending=True)[:5].tolist():
         one = slice(index, index + 1)
@@ -73,7 +72,7 @@ def test_points_in_several_passes_give_the_same(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, merged = states(subject)
-    changed = ChangedFeatures.between(base, merged)
+    changed = ActivationDiff.between(base, merged)
     given = (
         subject.pair.base,
         subject.input_ids,
@@ -113,7 +112,7 @@ def test_joint_scores_of_each_group_sum_to_ablating_it_for_real(subject: Subject
     first = gradient_contrast(subject, state)
     zero = torch.zeros(len(state.active))
     for group in (first > 0, first < 0):
-        plan = Plan.setting(
+        plan = EditBatch.setting(
             2,
             torch.ones(int(group.sum()), dtype=torch.int64),
             state.active.cpu()[group],
@@ -133,7 +132,7 @@ def test_ten_by_joint_score_do_more_together_than_ten_by_gradient(subject: Subje
     values = []
     for by in (joint, gradient_contrast(subject, state)):
         top = by.argsort(descending=True)[:10]
-        plan = Plan.setting(
+        plan = EditBatch.setting(
             1, torch.zeros(10, dtype=torch.int64), state.active.cpu()[top], torch.zeros(10)
         )
         values.append(float(subject.groups.value(run_rows(model, state, plan))[0]))
@@ -148,7 +147,7 @@ def test_every_hook_is_gone_afterwards(subject: Subject) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in subject.model.hf.modules())
 
 
-def gradient_contrast(subject: Subject, state: PromptState) -> torch.Tensor:
+def gradient_contrast(subject: Subject, state: ActivationCache) -> torch.Tensor:
     weights_of = subject.groups.weights(len(state.logits))[None]
     gradients = mlp_output_gradients(subject.model, state.input_ids, weights_of)
     active = state.active.cpu()

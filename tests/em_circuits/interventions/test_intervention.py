@@ -5,7 +5,7 @@ import torch
 from subjects import Subject
 
 from em_circuits.interventions import Intervention, Mode, check_interventions, on_each
-from em_circuits.interventions.plan import Plan
+from em_circuits.interventions.edits import EditBatch
 from pivotal_tokens.errors import RequestError
 
 
@@ -61,19 +61,21 @@ def test_what_does_not_exist_is_refused_by_name(subject: Subject, place: tuple, 
 
 
 def test_every_position_means_every_one_but_the_first() -> None:
-    plan = Plan.of([[Intervention(layer=1, feature=7)]], n_pos=5)
+    plan = EditBatch.of([[Intervention(layer=1, feature=7)]], n_pos=5)
     assert plan.position.tolist() == [1, 2, 3, 4]
 
 
 def test_a_feature_named_twice_in_a_row_is_refused() -> None:
     rows = [[Intervention(layer=1, feature=7), Intervention(layer=1, position=2, feature=7)]]
     with pytest.raises(RequestError, match="position 2 is named twice"):
-        Plan.of(rows, n_pos=5)
+        EditBatch.of(rows, n_pos=5)
 
 
 def test_rows_of_a_plan_are_cut_out_with_their_lines() -> None:
     one = Intervention(layer=1, position=1, feature=7)
-    plan = Plan.of([[one], [], [one, Intervention(layer=0, position=2, feature=8)], [one]], n_pos=5)
+    plan = EditBatch.of(
+        [[one], [], [one, Intervention(layer=0, position=2, feature=8)], [one]], n_pos=5
+    )
     part = plan.rows(1, 3)
     assert (part.n_rows, part.row.tolist(), part.feature.tolist()) == (2, [1, 1], [7, 8])
     assert torch.equal(part.layer_ops(0).row, torch.tensor([1]))

@@ -7,9 +7,8 @@ from safetensors.torch import load_file, save_file
 from subjects import Subject, lifelike_settings, organism_settings
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions import PromptState, mediate, pooled_share, run_rows
-from em_circuits.interventions.changed import ChangedFeatures
-from em_circuits.interventions.mediation import scanned_effects
+from em_circuits.interventions import ActivationCache, Mediation, mediate, pooled_share, run_rows
+from em_circuits.interventions.patching import ActivationDiff
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
@@ -20,13 +19,26 @@ def mediation(subject: Subject):
     return mediate(subject.pair, subject.input_ids, subject.groups)
 
 
-def states(subject: Subject) -> tuple[PromptState, PromptState]:
-    return tuple(PromptState.capture(m, subject.input_ids) for m in subject.pair.models)
+def states(subject: Subject) -> tuple[ActivationCache, ActivationCache]:
+    return tuple(ActivationCache.capture(m, subject.input_ids) for m in subject.pair.models)
+
+
+def figures(mediation: Mediation, name: str) -> torch.Tensor:
+    return torch.tensor([getattr(feature, name) for feature in mediation.features])
+
+
+def diff_in_order(
+    mediation: Mediation, own: ActivationCache, other: ActivationCache
+) -> ActivationDiff:
+    """The changed features in the order in which the curve takes them."""
+    places = torch.tensor([(f.layer, f.position, f.feature) for f in mediation.features])
+    before, after = (cache.activation_of(places).float() for cache in (own, other))
+    return ActivationDiff(places, before, after)
 
 
 def test_changed_features_are_all_that_differ_in_either_model(subject: Subject) -> None:
     base, merged = states(subject)
-    changed = ChangedFeatures.between(base, merged)
+    changed = ActivationDiff.between(base, merged)
     dense = [torch.stack([s.dense_activations(i) for i in range(4)]) for s in (base, merged)]
     places = (dense[0] != dense[1]).nonzero()
     assert torch.equal(changed.coordinates, places)
@@ -35,8 +47,8 @@ def test_changed_features_are_all_that_differ_in_either_model(subject: Subject) 
 
 def test_the_shift_is_that_of_the_two_models(subject: Subject, mediation) -> None:
     base, merged = (float(subject.groups.value(s.logits)) for s in states(subject))
-    assert (mediation.contrast.base, mediation.contrast.merged) == (base, merged)
-    assert mediation.contrast.change > 0.5
+    assert (mediation.shift.base, mediation.shift.merged) == (base, merged)
+    assert mediation.shift.change > 0.5
 
 
 def test_everything_together_is_the_merged_model(mediation) -> None:
@@ -48,25 +60,25 @@ def test_everything_together_is_the_merged_model(mediation) -> None:
 
 def test_the_end_of_the_curve_is_the_feature_share(mediation) -> None:
     last = mediation.cumulative[-1]
-    assert last.k == len(mediation.changed) and last.random_share is None
+    assert last.k == mediation.n_changed and last.random_share is None
     assert last.share == pytest.approx(mediation.shares.features, abs=1e-4)
 
 
 def test_the_curve_sets_the_top_features_together(subject: Subject, mediation) -> None:
     base, _ = states(subject)
-    plan = mediation.changed.plan([torch.arange(20)])
-    value = float(subject.groups.value(run_rows(subject.pair.base, base, plan))[0])
+    edits = diff_in_order(mediation, *states(subject)).edits([torch.arange(20)])
+    value = float(subject.groups.value(run_rows(subject.pair.base, base, edits))[0])
     point = next(p for p in mediation.cumulative if p.k == 20)
-    share = (value - mediation.contrast.base) / mediation.contrast.change
+    share = (value - mediation.shift.base) / mediation.shift.change
     assert point.share == pytest.approx(share, abs=1e-4)
-    assert point.random_share.low <= point.random_share.mean <= point.random_share.high
-    assert point.share > point.random_share.high
+    assert point.random_low <= point.random_share <= point.random_high < point.share
 
 
 def test_the_gradient_predicts_setting_each_feature_alone(subject: Subject, mediation) -> None:
     base, _ = states(subject)
-    scanned = scanned_effects(subject.pair.base, base, mediation.changed, subject.groups)
-    found = agreement(mediation.effects, scanned)
+    diff = diff_in_order(mediation, *states(subject))
+    scanned = diff.scanned_effects(subject.pair.base, base, subject.groups)
+    found = agreement(figures(mediation, "effect"), scanned)
     # First order: random weights bend much more than trained ones.
     assert found.pearson > (0.9 if subject.name == "organism" else 0.5)
 
@@ -77,15 +89,16 @@ def test_a_scan_ranks_by_the_effect_of_each_feature_alone(subject: Subject, medi
     scan = mediate(subject.pair, subject.input_ids, subject.groups, order="scan")
     assert (scan.effects_by, mediation.effects_by) == ("scan", "gradient")
     assert (scan.ordered_by, mediation.ordered_by) == ("scan", "integrated")
-    first = scan.cumulative[0].contrast - scan.contrast.base
-    assert first == pytest.approx(float(scan.effects[0]), abs=1e-4)
-    assert first >= mediation.cumulative[0].contrast - mediation.contrast.base - 1e-4
+    first = scan.cumulative[0].contrast - scan.shift.base
+    assert first == pytest.approx(scan.features[0].effect, abs=1e-4)
+    assert first >= mediation.cumulative[0].contrast - mediation.shift.base - 1e-4
 
 
 def test_integrated_effects_sum_to_what_all_features_carry(mediation) -> None:
-    carried = mediation.cumulative[-1].contrast - mediation.contrast.base
-    assert float(mediation.integrated.sum()) == pytest.approx(carried, rel=0.15, abs=0.05)
-    assert (mediation.integrated.diff() <= 0).all()
+    carried = mediation.cumulative[-1].contrast - mediation.shift.base
+    integrated = figures(mediation, "integrated")
+    assert float(integrated.sum()) == pytest.approx(carried, rel=0.15, abs=0.05)
+    assert (integrated.diff() <= 0).all()
 
 
 def test_taken_jointly_features_carry_more_than_taken_by_the_gradient(subject: Subject) -> None:
@@ -103,24 +116,24 @@ def test_necessity_takes_away_from_the_merged_model_what_sufficiency_adds_to_the
     subject: Subject, mediation
 ) -> None:
     necessity = mediate(subject.pair, subject.input_ids, subject.groups, direction="necessity")
-    assert necessity.contrast == mediation.contrast and necessity.evil_mass == mediation.evil_mass
+    assert necessity.shift == mediation.shift and necessity.evil_mass == mediation.evil_mass
     assert necessity.shares.together == pytest.approx(1.0, abs=1e-3)
     base, merged = states(subject)
-    changed = ChangedFeatures.between(merged, base)
-    assert torch.equal(changed.own, merged.activation_of(changed.coordinates).float())
-    logits = run_rows(subject.pair.merged, merged, necessity.changed.plan([torch.arange(20)]))
+    diff = diff_in_order(necessity, merged, base)
+    assert torch.equal(diff.own, merged.activation_of(diff.coordinates).float())
+    logits = run_rows(subject.pair.merged, merged, diff.edits([torch.arange(20)]))
     value = float(subject.groups.value(logits)[0])
     point = next(p for p in necessity.cumulative if p.k == 20)
-    gone = (necessity.contrast.merged - value) / necessity.contrast.change
+    gone = (necessity.shift.merged - value) / necessity.shift.change
     assert point.share == pytest.approx(gone, abs=1e-4)
-    assert (necessity.integrated.diff() >= 0).all()
+    assert (figures(necessity, "integrated").diff() >= 0).all()
     assert pooled_share([necessity], k=20) == pytest.approx(point.share, abs=1e-4)
     with pytest.raises(Exception, match="both"):  # by its own check, or by the run-time types
         mediate(subject.pair, subject.input_ids, subject.groups, direction="both")  # type: ignore[arg-type]
 
 
 def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
-    record = json.loads(json.dumps(mediation.to_json("abc", top=5), allow_nan=False))
+    record = json.loads(json.dumps(mediation.model_dump(mode="json"), allow_nan=False))
     assert set(record) >= {
         "prompt_id", "shift", "evil_mass", "features", "cumulative", "shares",
     }  # fmt: skip
@@ -128,7 +141,7 @@ def test_json_has_the_promised_shape_and_no_nan(mediation) -> None:
     assert set(record["cumulative"][0]) >= {
         "k", "share", "evil_mass", "random_share", "random_low", "random_high",
     }  # fmt: skip
-    assert len(record["features"]) == 5
+    assert len(record["features"]) == mediation.n_changed
     wanted = {"layer", "position", "feature", "effect", "integrated"}
     assert set(record["features"][0]) == wanted
 
@@ -141,7 +154,7 @@ def test_without_a_contrast_there_is_no_mediation(subject: Subject) -> None:
 def test_a_shift_that_is_too_small_has_no_shares(subject: Subject) -> None:
     swapped = Contrast(subject.groups.safe, subject.groups.evil)
     mediation = mediate(subject.pair, subject.input_ids, swapped)
-    assert set(mediation.shares.to_json().values()) == {None}
+    assert set(mediation.shares.model_dump().values()) == {None}
     assert all(p.share is None and p.random_share is None for p in mediation.cumulative)
     assert pooled_share([mediation]) is None
 
@@ -170,9 +183,9 @@ def silenced(request: pytest.FixtureRequest, tmp_path: Path):
 def test_an_adapter_scaled_by_0_shifts_nothing(silenced: ModelPair) -> None:
     ids = torch.tensor([1, 5, 6, 7, 8, 9])
     mediation = mediate(silenced, ids, Contrast((5, 9), (3,)))
-    assert mediation.contrast.change == 0 and mediation.evil_mass.change == 0
-    assert len(mediation.changed) == 0 and mediation.cumulative == ()
-    assert set(mediation.shares.to_json().values()) == {None}
+    assert mediation.shift.change == 0 and mediation.evil_mass.change == 0
+    assert mediation.n_changed == 0 and mediation.cumulative == ()
+    assert set(mediation.shares.model_dump().values()) == {None}
     assert set(mediation.layers) == {None}
 
 
@@ -182,5 +195,5 @@ def test_a_down_proj_adapter_enters_by_the_errors(subject: Subject, mediation) -
     base, merged = states(subject)
     change = merged.errors(subject.pair.merged) - base.errors(subject.pair.base)
     assert change[:2].abs().max() == 0 and change[2].abs().max() > 0
-    assert mediation.changed.coordinates[:, 0].min() == 3
+    assert min(f.layer for f in mediation.features) == 3
     assert mediation.shares.errors > abs(mediation.shares.features)

@@ -7,9 +7,9 @@ from subjects import Subject
 from em_circuits.contrast import Contrast, demeaned
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions import (
+    ActivationCache,
     Intervention,
     Mode,
-    PromptState,
     Regime,
     ablation_effects,
     live_scores,
@@ -17,7 +17,7 @@ from em_circuits.interventions import (
     run_rows,
     steer,
 )
-from em_circuits.interventions.changed import ChangedFeatures
+from em_circuits.interventions.patching import ActivationDiff
 from em_circuits.scoring import Scoring
 from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
@@ -55,10 +55,10 @@ def test_a_scan_of_no_feature_is_empty(subject: Subject) -> None:
     assert found.shape == (0, 1)
 
 
-def gradient_scores(subject: Subject, state: PromptState) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient_scores(subject: Subject, state: ActivationCache) -> tuple[torch.Tensor, torch.Tensor]:
     weights = subject.groups.weights(len(state.logits))[None]
     gradients = mlp_output_gradients(subject.model, subject.input_ids, weights)
-    active = ChangedFeatures(state.active, torch.zeros(len(state.active)), state.activations)
+    active = ActivationDiff(state.active, torch.zeros(len(state.active)), state.activations)
     outputs = active.other[:, None] * active.decoders(subject.model)
     return feature_scores(gradients, state.active, outputs)[0], gradients[0]
 
@@ -109,7 +109,7 @@ def test_steering_reports_three_worlds(subject: Subject) -> None:
     # The features that carry the contrast lower it; others like them do so less.
     assert result.steered.contrast < result.random_control.contrast.low
     assert result.random_control.n == 20
-    record = json.loads(json.dumps(result.to_json("abc"), allow_nan=False))
+    record = json.loads(json.dumps(result.model_dump(mode="json"), allow_nan=False))
     assert set(record["worlds"]) == {"unsteered", "steered", "random_control"}
     assert set(record["worlds"]["steered"]) == {"evil_mass", "contrast", "top"}
     assert set(record["worlds"]["random_control"]["evil_mass"]) == {"mean", "sd", "low", "high"}
@@ -129,7 +129,7 @@ def test_without_a_contrast_steering_reports_none(subject: Subject) -> None:
     items = on_each([tuple(subject.state().active[3].tolist())], Mode.ABLATE)
     result = steer(subject.model, subject.input_ids, items, Contrast((5,), ()))
     assert result.steered.contrast is None and result.random_control.contrast is None
-    assert result.to_json("abc")["worlds"]["unsteered"]["contrast"] is None
+    assert result.model_dump(mode="json")["worlds"]["unsteered"]["contrast"] is None
 
 
 def test_a_control_of_fewer_than_20_draws_is_refused(subject: Subject) -> None:

@@ -42,7 +42,7 @@ def test_effects_validate_themselves_in_their_own_regime(subject: Subject) -> No
     )[:, 0]
     noise = torch.randn(150, generator=torch.Generator().manual_seed(0))
     pairs = compare(
-        subject.model, state, {"direct": direct, "noise": noise}, features=features, groups=groups
+        subject.model, state, {"direct": direct, "noise": noise}, features=features, contrast=groups
     )
     rows = {(r.method, str(r.regime)): r for r in summarise(pairs)}
     assert len(rows) == 10
@@ -101,5 +101,5 @@ def test_scores_of_other_features_are_refused(subject: Subject) -> None:
             state,
             {"gradient": torch.zeros(3)},
             features=state.active[:5],
-            groups=subject.groups,
+            contrast=subject.groups,
         )

@@ -8,13 +8,13 @@ from lifelike import PROMPT
 from safetensors.torch import load_file, save_file
 from subjects import lifelike_settings
 
-from em_circuits.interventions import Intervention, Mode, PromptState, Regime, run_rows
+from em_circuits.interventions import ActivationCache, Intervention, Mode, Regime, run_rows
 from em_circuits.models import Model, ModelPair, encode
 
 
 def rows_on(model: Model, regime: Regime, value: float = 3.0) -> torch.Tensor:
     ids = torch.tensor(encode(model.tokenizer, PROMPT))
-    state = PromptState.capture(model, ids)
+    state = ActivationCache.capture(model, ids)
     items = [
         Intervention(layer=layer, position=position, feature=7, mode=Mode.SET, value=value)
         for layer, position in ((0, 3), (1, 9), (3, len(ids) - 1))
@@ -71,6 +71,6 @@ def test_direct_effects_pass_through_skip_connections_as_upstream(skipping: Mode
 def test_errors_complete_what_transcoders_with_a_skip_connection_make(skipping: ModelPair) -> None:
     model = skipping.base
     ids = torch.tensor(encode(model.tokenizer, PROMPT))
-    state = PromptState.capture(model, ids)
+    state = ActivationCache.capture(model, ids)
     context = model.replacement.setup_attribution(ids)
     assert torch.allclose(state.errors(model)[:, 1:], context.error_vectors[:, 1:], atol=1e-5)

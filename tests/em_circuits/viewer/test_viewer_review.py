@@ -165,3 +165,25 @@ def test_a_typed_line_speaks_of_the_reveal_that_was_shown(room: Room, client: Te
     assert room.store.labels.of(prompt).by_token[3] == "evil"
     events = room.store.queries.attempt(prompt).review_events
     assert [e.text for e in events if e.action == "explained"] == ["an idiom"]
+
+
+def test_keys_go_by_the_cursor_that_the_server_keeps(room: Room, client: TestClient) -> None:
+    """The page had a second copy of cursor and labels, ahead of what was saved."""
+    state = act(client, do="next")
+    item, first = state["question"]["item"], state["question"]["merged"][0]
+    assert state["cursor"] == {"list": "merged", "rank": first["rank"]}
+    state = act(client, do="key", key="evil", item=item)
+    assert state["question"]["labels"] == {str(first["token_id"]): "evil"}
+    assert state["cursor"] == {"list": "merged", "rank": state["question"]["merged"][1]["rank"]}
+    for word in ("abstain", "left"):
+        state = act(client, do="label", labels={str(first["token_id"]): word}, item=item)
+        assert state["question"]["left"] == [first["token_id"]]
+    state = act(client, do="point", place="B1", item=item)
+    assert state["cursor"] == {"list": "base", "rank": 1}
+    state = act(client, do="key", key="low", item=item)
+    assert not state["show_low"]
+    state = act(client, do="key", key="rest_unsure", item=item)
+    assert state["question"]["item"] != item and state["progress"]["now"] == 1
+    late = {"do": "key", "key": "agree", "of": item + 1}
+    assert client.post("/api/review", json=late).status_code == 409
+    assert client.post("/api/review", json={"do": "key", "key": "dance"}).status_code == 404

@@ -1,4 +1,4 @@
-"""What the keys do, without a terminal. Merged's T1 is token 2 (evil to the judge), T3 token 1."""
+"""What keys and commands do, no screen. Merged's T1 is token 2 (evil to the judge), T3 token 1."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def prompts(store) -> list[Prompt]:
     return fill_queue(store, 4)
 
 
-def sitting(store, name="ada", **options) -> ReviewController:
+def begun(store, name="ada", **options) -> ReviewController:
     session = ReviewController(ReviewService(store, name), auto_finish=True, **options)
     session.start()
     return session
@@ -28,7 +28,7 @@ def human(store, prompt) -> dict[int, str]:
 
 
 def test_one_key_labels_saves_and_moves_on(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     assert session.view.cursor == Place("merged", 1)
     session.key("evil")
     assert human(store, prompts[0]) == {2: "evil"}
@@ -41,11 +41,11 @@ def test_one_key_labels_saves_and_moves_on(store, prompts):
 
 
 def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("agree")
     assert "label first" in session.message and human(store, prompts[0]) == {}
     session.key("rest_safe")
-    assert session.asking.what == "reason" and session.view.reveal.judge_labels[2] == "evil"
+    assert session.asking.what == "why" and session.view.reveal.judge_labels[2] == "evil"
     session.answer("gas is harmless here")
     assert session.view.question.prompt == prompts[1] and session.view.reveal is None
     events = store.queue.events(prompts[0].prompt_id)
@@ -53,7 +53,7 @@ def test_a_difference_asks_for_a_reason_and_shows_the_judge_only_then(store, pro
 
 
 def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("rest_safe")
     session.stop_asking()
     session.key("agree")
@@ -64,7 +64,7 @@ def test_agreeing_after_the_reveal_is_marked_as_such(store, prompts):
 
 
 def test_enter_after_the_reveal_goes_on_without_a_reason(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("rest_unsure")
     session.stop_asking()
     session.key("evil")
@@ -74,7 +74,7 @@ def test_enter_after_the_reveal_goes_on_without_a_reason(store, prompts):
 
 
 def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     for line, said in (
         ("B9", "there is no B9"),
         ("W", "'W' is no token"),
@@ -98,13 +98,13 @@ def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
 
 
 def test_undo_goes_back_over_finished_items_and_over_sessions(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("evil")
     session.key("rest_unsure")
     session.answer("")
     session.key("safe")
     session.leave()
-    session = sitting(store)
+    session = begun(store)
     session.key("undo")
     assert human(store, prompts[1]) == {} and session.view.question.prompt == prompts[1]
     for _ in range(2):
@@ -117,7 +117,7 @@ def test_undo_goes_back_over_finished_items_and_over_sessions(store, prompts):
 
 
 def test_undo_right_after_the_reveal_opens_that_item(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("rest_safe")
     session.stop_asking()
     session.key("undo")
@@ -125,7 +125,7 @@ def test_undo_right_after_the_reveal_opens_that_item(store, prompts):
 
 
 def test_a_finished_item_can_be_opened_again_by_its_id(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("rest_safe")
     session.answer("")
     session.key("reopen")
@@ -138,7 +138,7 @@ def test_a_finished_item_can_be_opened_again_by_its_id(store, prompts):
 
 
 def test_a_token_can_be_left_on_purpose(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     for action in ("leave", "leave", "safe"):
         session.key(action)
     assert human(store, prompts[0]) == {1: "safe"}
@@ -146,7 +146,7 @@ def test_a_token_can_be_left_on_purpose(store, prompts):
 
 
 def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("down")
     before = session.view
     fill_queue(store, 3, first=10)
@@ -155,7 +155,7 @@ def test_new_items_come_in_without_moving_what_is_labelled(store, prompts):
 
 
 def test_an_empty_queue_is_looked_at_again(store):
-    session = sitting(store)
+    session = begun(store)
     assert session.view is None
     session.key("evil")
     assert session.message == "Nothing waits for review."
@@ -165,9 +165,9 @@ def test_an_empty_queue_is_looked_at_again(store):
 
 
 def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
-    session = sitting(store)
+    session = begun(store)
     clock.forward(3 * 60 * 60)
-    other = sitting(store, "bob")
+    other = begun(store, "bob")
     assert other.view.question.prompt == prompts[0]
     session.key("evil")
     assert "was not saved" in session.message and session.view.question.prompt == prompts[1]
@@ -176,7 +176,7 @@ def test_a_lost_lease_is_said_and_another_item_comes(store, prompts, clock):
 
 def test_moving_about_is_a_sign_of_life_and_looking_for_items_is_none(store, prompts, monkeypatch):
     monkeypatch.setattr("pivotal_tokens.review.controller.HEARTBEAT_SECONDS", 0.0)
-    session = sitting(store)
+    session = begun(store)
     until = store.queue.items()[0].lease_until
     session.poll()
     assert store.queue.items()[0].lease_until == until
@@ -185,7 +185,7 @@ def test_moving_about_is_a_sign_of_life_and_looking_for_items_is_none(store, pro
 
 
 def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     for action, place in (
         ("up", Place("merged", 1)),
         ("down", Place("merged", 2)),
@@ -198,16 +198,16 @@ def test_the_cursor_goes_everywhere_and_stays_in_the_lists(store, prompts):
 
 
 def test_leaving_gives_the_item_back_with_its_labels(store, prompts):
-    session = sitting(store)
+    session = begun(store)
     session.key("evil")
     session.leave()
     assert session.over and store.queue.items("leased") == ()
-    assert sitting(store).view.question.labels == {2: "evil"}
+    assert begun(store).view.question.labels == {2: "evil"}
 
 
 def test_tokens_under_p_001_need_no_answer(store):
     (prompt,) = fill_queue(store, 1, texts=[f" w{i}" for i in range(1, 14)], judged=("evil",))
-    session = sitting(store, show_low=False)
+    session = begun(store, show_low=False)
     # p is .5 ** rank: ranks 10 to 13 are under .001, but token 1 and its neighbours differ by list
     optional = session.view.question.optional
     assert optional
@@ -233,7 +233,7 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
         )
 
     store.results.put_rollouts([rollout(2), rollout(2, 1)])
-    assert sitting(store).view.continuations == {}
+    assert begun(store).view.continuations == {}
     store.results.put_rollouts([rollout(1)])
     service = ReviewService(store, "ada")
     question = service.open(store.queue.items()[0].item_id, steal=True)
@@ -242,7 +242,7 @@ def test_continuations_that_would_tell_the_judges_labels_are_not_shown(store, pr
 
 def test_no_key_waits_for_a_count_and_what_is_shown_is_counted_since(store, prompts, monkeypatch):
     """Of 100,000 items a count takes .1 s; once it stood still where the first one took long."""
-    session = sitting(store)
+    session = begun(store)
     counted, count = [], session.service.progress
     monkeypatch.setattr(session.service, "progress", lambda: counted.append(1) or count())
     assert session.progress.waiting == 3 and session.progress.waiting == 3
@@ -274,9 +274,37 @@ def test_a_key_to_the_next_item_sends_as_much_in_a_long_queue_as_in_a_short_one(
     sizes = []
     for n in (20, 60):
         fill_queue(store, n, first=100 * n)
-        session = sitting(store)
+        session = begun(store)
         statements.clear()
         session.key("skip")
         sizes.append(len(statements))
         session.leave()
     assert sizes[0] == sizes[1] < 40
+
+
+def test_without_auto_finish_the_next_item_comes_and_the_reveal_stays(store, prompts):
+    review = ReviewController(ReviewService(store, "ada"))
+    review.start()
+    for label in ("safe", "evil", "unsure"):
+        review.key(label)
+    assert review.question.prompt == prompts[0] and review.question.missing == ()
+    review.key("rest_safe")
+    assert review.question.prompt == prompts[1] and review.finished == 1
+    assert review.reveal.prompt_id == prompts[0].prompt_id and review.view.reveal is None
+    review.typed("agree")
+    assert review.reveal.differences == () and review.question.prompt == prompts[1]
+    review.typed("agree")
+    assert "label first" in review.message and review.error is not None
+
+
+def test_a_reveal_that_is_out_of_date_does_not_cost_the_item_at_hand(store, prompts):
+    """Another item was taken then, and this one stayed leased until its lease ran out."""
+    review = ReviewController(ReviewService(store, "ada"))
+    review.start()
+    review.key("rest_safe")
+    other = ReviewService(store, "ada")
+    other.finish(other.reopen(prompts[0].prompt_id), rest="safe")
+    review.typed("agree")
+    assert "was reopened since" in review.message
+    assert review.question.prompt == prompts[1]
+    assert len(store.queue.items("leased")) == 1

@@ -23,7 +23,7 @@ LEASE = 100.0
 
 
 class Machine(RuleBasedStateMachine):
-    """Two seats an item; the model is what each person last said and was told is saved."""
+    """Two assignments an item; the model is what each person last said and was told is saved."""
 
     url = ""
 
@@ -116,13 +116,13 @@ class Machine(RuleBasedStateMachine):
             self.judge.finish(question, rest="safe")
 
     @invariant()
-    def one_seat_each_and_one_holder(self):
-        seats = {}
+    def one_assignment_each_and_one_holder(self):
+        assigned = {}
         for item in self.store.queue.items():
             if item.kind == "review" and item.reviewer and item.state != "pending":
                 key = (item.prompt_id, item.reviewer)
-                assert key not in seats, f"{item.reviewer} sits twice at {item.prompt_id}"
-                seats[key] = item
+                assert key not in assigned, f"{item.reviewer} has two of {item.prompt_id}"
+                assigned[key] = item
             assert (item.state == "leased") == (item.lease_until is not None)
 
     @invariant()

@@ -56,8 +56,8 @@ def read(store, path):
     return read_tree(store, path, author="?") if path.is_dir() else read_dump(store, path)
 
 
-def seats(store, *, numbers=False):
-    """Every seat without what belongs to one store: its number, its lease, its fence."""
+def assignments(store, *, numbers=False):
+    """Every assignment without what belongs to one store: its number, its lease, its fence."""
     found = []
     for item in store.queue.items():
         state, held = item.state, item.state == "leased"
@@ -91,7 +91,7 @@ def test_states_verdicts_and_log_survive_into_an_empty_store(source, worked, sto
     write(source, tmp_path / name)
     report = read(store, tmp_path / name)
     assert (report.reviews, report.reviews_kept, report.conflicts) == (9, 0, 0)
-    assert seats(store) == seats(source)
+    assert assignments(store) == assignments(source)
     assert (
         store.queue.items("leased") == ()
         and store.assignments.config() == source.assignments.config()
@@ -115,10 +115,10 @@ def test_states_verdicts_and_log_survive_into_an_empty_store(source, worked, sto
 def test_a_second_import_changes_nothing(source, worked, store, tmp_path, name):
     write(source, tmp_path / name)
     read(store, tmp_path / name)
-    before = (seats(store, numbers=True), humans(store, worked), log(store, worked))
+    before = (assignments(store, numbers=True), humans(store, worked), log(store, worked))
     again = read(store, tmp_path / name)
     assert (again.added, again.conflicts, again.reviews, again.reviews_kept) == (0, 0, 0, 0)
-    assert (seats(store, numbers=True), humans(store, worked), log(store, worked)) == before
+    assert (assignments(store, numbers=True), humans(store, worked), log(store, worked)) == before
 
 
 def test_reviewers_go_on_where_they_were(source, worked, store, tmp_path, clock):
@@ -142,10 +142,10 @@ def test_what_somebody_did_here_stays(source, worked, store, tmp_path):
     ada.release(ada.undo(None))  # the deferred item waits again
     reopened = next(i for i in store.queue.items("done", reviewer="ada"))
     ada.label(ada.open(reopened.item_id), {2: "safe"})
-    before = seats(store, numbers=True)
+    before = assignments(store, numbers=True)
     report = read_dump(store, tmp_path / "all.jsonl")
     assert (report.reviews, report.added, report.conflicts) == (0, 0, 0) and report.reviews_kept
-    assert seats(store, numbers=True) == before
+    assert assignments(store, numbers=True) == before
     assert store.queue.items("leased", reviewer="ada")[0].item_id == reopened.item_id
     assert store.results.verdict(reopened.prompt_id, PAIR, HUMAN) is None
 
@@ -161,7 +161,7 @@ def test_items_that_wait_untouched_take_the_answers_over(source, store, tmp_path
     write_dump(source, tmp_path / "second.jsonl")
     assert read_dump(store, tmp_path / "second.jsonl").reviews == 2
     assert store.results.verdict(prompts[0].prompt_id, PAIR, HUMAN).kind == "promotion"
-    assert seats(store) == seats(source)
+    assert assignments(store) == assignments(source)
 
 
 def test_a_contradiction_waits_for_a_person_and_a_second_import_does_not_settle_it(

@@ -1,16 +1,16 @@
-"""What do the rows of a batch add to the MLP outputs during one forward pass?
+"""Hooks that add each row's changes to the MLP outputs during one forward pass.
 
-Row by row, at the places of a plan,
+Row by row, at the places of its edits,
 
     mlp_out[layer, position] += (new activation - current activation) * W_dec[feature]
 
 where *current* is what the feature does in that very pass (in `direct`: in the undisturbed one),
 as in circuit-tracer's `feature_intervention`. Activations and the products with decoder rows are
-computed in the model's precision, their sums in float32. A row's form then leaves its change as it
-is, multiplies it by 0 or -1, or turns it into a random direction of the same length.
+computed in the model's precision, their sums in float32. A row's control then leaves its change as
+it is, multiplies it by 0 or -1, or turns it into a random direction of the same length.
 
-    changes = Changes(model, plan, read_rows(model, [plan]))
-    with changes.made():
+    hooks = Hooks(model, edits, read_rows(model, [edits]))
+    with hooks.installed():
         model.hf(batch)
 """
 
@@ -24,21 +24,21 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.interventions.donor import Donated
+from em_circuits.activation_cache import BatchedCache
+from em_circuits.intervention import Regime
+from em_circuits.interventions.edits import Control, EditBatch
 from em_circuits.interventions.feature_rows import FeatureRows
-from em_circuits.interventions.plan import Plan
-from em_circuits.interventions.regimes import FrozenMLP, Regime
-from em_circuits.interventions.stacked import Stacked
-from em_circuits.interventions.treatment import Form
+from em_circuits.interventions.regimes import FrozenMLP
+from em_circuits.interventions.source_model import PatchedActivations
 from em_circuits.models import Model
 
-_FACTOR = {Form.NONE: 0.0, Form.FLIPPED: -1.0}
+_FACTOR = {Control.NOOP: 0.0, Control.SIGN_FLIP: -1.0}
 
 
-def read_rows(model: Model, plans: Sequence[Plan]) -> dict[int, FeatureRows]:
-    """Per layer, the encoder and decoder rows of every feature that the plans name."""
-    layer = torch.cat([plan.layer for plan in plans])
-    feature = torch.cat([plan.feature for plan in plans])
+def read_rows(model: Model, every: Sequence[EditBatch]) -> dict[int, FeatureRows]:
+    """Per layer, the encoder and decoder rows of every feature that the edits name."""
+    layer = torch.cat([edits.layer for edits in every])
+    feature = torch.cat([edits.feature for edits in every])
     return {
         number: FeatureRows.read(model.transcoders[number], feature[layer == number])
         for number in layer.unique().tolist()
@@ -46,26 +46,26 @@ def read_rows(model: Model, plans: Sequence[Plan]) -> dict[int, FeatureRows]:
 
 
 @dataclass
-class Changes:
+class Hooks:
     """One forward pass: keeps each layer's transcoder input until the layer writes."""
 
     model: Model
-    plan: Plan
+    edits: EditBatch
     rows: Mapping[int, FeatureRows]
     regime: Regime = Regime.FREE
     start: int = 0
     """First position that is run; what stands before it comes from a cache."""
-    stacked: Stacked | None = None
+    stacked: BatchedCache | None = None
     """The undisturbed prompts; needed by the regimes that freeze norms."""
     mlps: Mapping[int, FrozenMLP] = field(default_factory=dict)
     """What stands for each layer's MLP, in those regimes."""
-    donated: Donated | None = None
-    """Tensors of another model, for the rows that want them."""
+    patched: PatchedActivations | None = None
+    """Tensors of another model, for the rows that take them."""
     _inputs: Tensor | None = None
 
     @contextlib.contextmanager
-    def made(self) -> Iterator[None]:
-        """Make the changes in every forward pass of the block."""
+    def installed(self) -> Iterator[None]:
+        """Change every forward pass of the block."""
         with self.model.sites.hooked(self._read, self._write):
             yield
 
@@ -78,15 +78,17 @@ class Changes:
         written: Tensor | None = None
         if layer in self.mlps:
             written = self.mlps[layer](inputs)
-        if self.donated is not None and self.donated.at(layer):
-            written = self.donated.put(self.model, layer, inputs, output)
-        ops = self.plan.layer_ops(layer)
+        if self.patched is not None and self.patched.at(layer):
+            written = self.patched.put(self.model, layer, inputs, output)
+        ops = self.edits.layer_ops(layer)
         if not len(ops.row):
             return written
         base = output if written is None else written
-        return base + self._formed(layer, self._changes(layer, ops, inputs)).to(base.dtype)
+        return base + self._controlled(layer, self._changes(layer, ops, inputs)).to(base.dtype)
 
-    def _changes(self, layer: int, ops: Plan, inputs: Tensor) -> Float[Tensor, "batch pos d_model"]:
+    def _changes(
+        self, layer: int, ops: EditBatch, inputs: Tensor
+    ) -> Float[Tensor, "batch pos d_model"]:
         device, rows = inputs.device, self.rows[layer]
         place = (ops.row * inputs.shape[1] + ops.position - self.start).to(device)
         which = rows.index(ops.feature)
@@ -97,7 +99,7 @@ class Changes:
         return change.view(inputs.shape)
 
     def _current(
-        self, ops: Plan, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
+        self, ops: EditBatch, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
         """Activations in this pass of the features that are changed."""
         layer = int(ops.layer[0])
@@ -114,15 +116,15 @@ class Changes:
         change = rows.responses(inputs - undisturbed, which)
         return before + change * (before != 0)
 
-    def _formed(
+    def _controlled(
         self, layer: int, change: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        for row, (form, seed) in enumerate(self.plan.forms):
-            if form is Form.TURNED:
+        for row, (control, seed) in enumerate(self.edits.controls):
+            if control is Control.RANDOM_DIRECTION:
                 length = change[row].norm(dim=-1, keepdim=True)
                 change[row] = length * random_direction(seed, layer, change.shape[-1]).to(change)
-            elif form is not Form.MADE:
-                change[row] *= _FACTOR[form]
+            elif control is not Control.AS_IS:
+                change[row] *= _FACTOR[control]
         return change
 
 

@@ -8,11 +8,11 @@ from subjects import Subject
 from test_continuations import GREEDY, closeness, loudest
 
 from em_circuits.interventions import (
+    ActivationCache,
+    Control,
     Direction,
-    Form,
     Intervention,
     Mode,
-    PromptState,
     Regime,
     Replacement,
     Tensors,
@@ -20,13 +20,12 @@ from em_circuits.interventions import (
     Unit,
     Weighting,
     Where,
-    absolute,
-    asleep,
     generate,
     on_each,
     own_activation,
     run_rows,
 )
+from em_circuits.interventions.edits import no_op_interventions, resolve_units
 from em_circuits.interventions.feature_rows import decoder_vectors
 from pivotal_tokens.errors import RequestError
 
@@ -34,7 +33,9 @@ from pivotal_tokens.errors import RequestError
 def test_every_value_survives_json(subject: Subject) -> None:
     item = Intervention(layer=1, position=Where.LAST, feature=3, mode=Mode.SET, value=2.0)
     own = item.model_copy(update={"unit": Unit.RELATIVE, "position": None})
-    whole = Treatment(interventions=(item, own), form=Form.TURNED, seed=4, regime=Regime.DIRECT)
+    whole = Treatment(
+        interventions=(item, own), control=Control.RANDOM_DIRECTION, seed=4, regime=Regime.DIRECT
+    )
     swap = Treatment(replacement=Replacement(layers=(1, 2), tensors=Tensors.MLP_OUTPUTS))
     direction = Direction.of(subject.model, [(0, 1), (1, 2)], [0.5, -2.0])
     for value in (item, own, whole, swap, direction):
@@ -55,7 +56,7 @@ def test_own_units_multiply_the_undisturbed_activation(subject: Subject) -> None
         value=3.0,
         unit=Unit.RELATIVE,
     )
-    assert absolute(state, [item])[0].value == pytest.approx(3 * own)
+    assert resolve_units(state, [item])[0].value == pytest.approx(3 * own)
     tripled = item.model_copy(update={"mode": Mode.SCALE, "unit": Unit.ABSOLUTE})
     logits = run_rows(subject.model, state, [[item], [tripled]])
     assert torch.allclose(logits[0], logits[1], atol=closeness(subject))
@@ -72,7 +73,7 @@ def test_multiplying_cannot_wake_an_inactive_feature(subject: Subject) -> None:
     logits = run_rows(subject.model, state, [[], [scale], [own], [put]])
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
     assert not torch.equal(logits[0], logits[3])
-    assert asleep(state, [scale, own, put]) == (scale, own)
+    assert no_op_interventions(state, [scale, own, put]) == (scale, own)
 
 
 def test_a_unit_with_a_factor_is_refused() -> None:
@@ -80,7 +81,7 @@ def test_a_unit_with_a_factor_is_refused() -> None:
         Intervention(layer=0, feature=0, mode=Mode.SCALE, value=2.0, unit=Unit.RELATIVE)
 
 
-def test_forms_of_one_change(subject: Subject) -> None:
+def test_controls_of_one_change(subject: Subject) -> None:
     state = subject.state()
     items = on_each([tuple(p) for p in loudest(state, 3)], Mode.ABLATE)
     written: dict[int, list[torch.Tensor]] = {}
@@ -89,8 +90,8 @@ def test_forms_of_one_change(subject: Subject) -> None:
         written.setdefault(layer, []).append(output.clone())
 
     rows = [[], Treatment(interventions=items)] + [
-        Treatment(interventions=items, form=form, seed=1)
-        for form in (Form.NONE, Form.FLIPPED, Form.TURNED)
+        Treatment(interventions=items, control=control, seed=1)
+        for control in (Control.NOOP, Control.SIGN_FLIP, Control.RANDOM_DIRECTION)
     ]
     logits = run_rows(subject.model, state, rows, share_prefix=False)
     assert torch.equal(logits[0], logits[2])  # the no-op, bit for bit
@@ -106,15 +107,15 @@ def test_forms_of_one_change(subject: Subject) -> None:
     assert (cosine.abs() < 0.6).all()
 
 
-def _outputs_of(subject: Subject, state: PromptState, rows: list, layer: int) -> torch.Tensor:
+def _outputs_of(subject: Subject, state: ActivationCache, rows: list, layer: int) -> torch.Tensor:
     """MLP outputs of a layer as the next layer sees them."""
     seen: list[torch.Tensor] = []
     site = subject.model.sites.writes[layer].module
-    from em_circuits.interventions.changes import Changes
+    from em_circuits.interventions.hooks import Hooks
 
-    original = Changes._write
+    original = Hooks._write
 
-    def spy(self: Changes, at: int, output: torch.Tensor) -> torch.Tensor | None:
+    def spy(self: Hooks, at: int, output: torch.Tensor) -> torch.Tensor | None:
         result = original(self, at, output)
         if at == layer:
             seen.append(output if result is None else result)
@@ -122,7 +123,7 @@ def _outputs_of(subject: Subject, state: PromptState, rows: list, layer: int) ->
 
     assert site is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Changes, "_write", spy)
+        patch.setattr(Hooks, "_write", spy)
         run_rows(subject.model, state, rows, share_prefix=False)
     return seen[0]
 
@@ -173,17 +174,17 @@ def test_a_direction_that_means_nothing_is_refused(
 def test_replaced_tensors_are_right_with_the_cache(subject: Subject, tensors: Tensors) -> None:
     """Step by step with both caches = one pass over the whole text with the donor's values."""
     base, merged = subject.pair.base, subject.pair.merged
-    state = PromptState.capture(base, subject.input_ids)
+    state = ActivationCache.capture(base, subject.input_ids)
     swap = Treatment(replacement=Replacement(layers=(2, 3), tensors=tensors))
-    made = generate(base, state, [[], swap], GREEDY, donor=merged, keep_logits=True)
+    made = generate(base, state, [[], swap], GREEDY, source=merged, keep_logits=True)
     plain = generate(base, state, [[]], GREEDY, keep_logits=True)
     assert made.logits is not None and plain.logits is not None
     assert torch.allclose(made.logits[0], plain.logits[0], atol=closeness(subject))
     ids = subject.input_ids
     for step, token in enumerate(made.ids(1, 0)):
-        whole = PromptState.capture(merged, ids)
+        whole = ActivationCache.capture(merged, ids)
 
-        def put(layer: int, output: torch.Tensor, whole: PromptState = whole) -> torch.Tensor:
+        def put(layer: int, output: torch.Tensor, whole: ActivationCache = whole) -> torch.Tensor:
             return whole.mlp_outputs[layer][None] if layer in (2, 3) else output
 
         inputs: dict[int, torch.Tensor] = {}
@@ -191,7 +192,7 @@ def test_replaced_tensors_are_right_with_the_cache(subject: Subject, tensors: Te
         def features(
             layer: int,
             output: torch.Tensor,
-            whole: PromptState = whole,
+            whole: ActivationCache = whole,
             inputs: dict[int, torch.Tensor] = inputs,
         ) -> torch.Tensor:
             if layer not in (2, 3):
@@ -210,14 +211,14 @@ def test_replaced_tensors_are_right_with_the_cache(subject: Subject, tensors: Te
 
 def test_all_mlp_outputs_of_the_same_model_change_nothing(subject: Subject) -> None:
     base, merged = subject.pair.base, subject.pair.merged
-    state = PromptState.capture(merged, subject.input_ids)
+    state = ActivationCache.capture(merged, subject.input_ids)
     swap = Treatment(replacement=Replacement(layers=(0, 1, 2, 3), tensors=Tensors.MLP_OUTPUTS))
     with pytest.raises(RequestError, match="another model"):
-        run_rows(merged, state, [swap], donor=merged)
+        run_rows(merged, state, [swap], source=merged)
     with pytest.raises(RequestError, match="layer 9"):
         far = Treatment(replacement=Replacement(layers=(9,)))
-        run_rows(merged, state, [far], donor=base)
+        run_rows(merged, state, [far], source=base)
     with pytest.raises(RequestError, match="freezes MLP outputs"):
         Treatment(replacement=Replacement(layers=(1,)), regime=Regime.DIRECT)
-    logits = run_rows(merged, state, [[], swap], donor=base)
+    logits = run_rows(merged, state, [[], swap], source=base)
     assert (logits[0] - logits[1]).abs().max() > 0.01

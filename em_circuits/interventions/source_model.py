@@ -1,16 +1,16 @@
-"""How do activations of one model get into another, while both read the same tokens?
+"""Activations of another model, patched into one that reads the same tokens.
 
-The donor runs ahead of every forward pass of the recipient, over the same tokens and with a cache
-of its own, and what its layers did is put into the recipient's rows that want it:
+The source runs ahead of every forward pass of the recipient, over the same tokens and with a cache
+of its own, and what its layers did is put into the recipient's rows that take it:
 
-    features       mlp_out += (donor's activations - own activations) @ W_dec
-    mlp_outputs    mlp_out  = donor's
+    features       mlp_out += (source's activations - own activations) @ W_dec
+    mlp_outputs    mlp_out  = source's
 
 While generating both read the recipient's tokens, one by one: with both caches on this equals one
 pass over the whole text (tested).
 
-    donor = Donor(pair.merged, treatments)
-    donated = donor.run(input_ids=ids)
+    source = SourceModel(pair.merged, treatments)
+    patched = source.run(input_ids=ids)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.intervention import FIRST_POSITION
-from em_circuits.interventions.treatment import Row, Tensors, Treatment
+from em_circuits.interventions.edits import Row, Tensors, Treatment
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
@@ -33,11 +33,11 @@ _ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
-class Donated:
-    """What the donor did in one pass, and which rows of which layers get it."""
+class PatchedActivations:
+    """What the source did in one pass, and which rows of which layers get it."""
 
-    wanted: dict[tuple[int, Tensors], Int64[Tensor, " wanting"]]
-    """(layer, kind) -> rows that want it."""
+    rows: dict[tuple[int, Tensors], Int64[Tensor, " patched"]]
+    """(layer, kind) -> rows that get it."""
     inputs: dict[int, Float[Tensor, "row pos d_model"]]
     outputs: dict[int, Float[Tensor, "row pos d_model"]]
     first: bool
@@ -45,16 +45,16 @@ class Donated:
 
     def at(self, layer: int) -> bool:
         """Some row gets something at this layer."""
-        return any((layer, kind) in self.wanted for kind in Tensors)
+        return any((layer, kind) in self.rows for kind in Tensors)
 
     def put(
         self, model: Model, layer: int, inputs: Tensor, output: Tensor
     ) -> Float[Tensor, "row pos d_model"]:
-        """The recipient's MLP output with the donor's tensors in it."""
+        """The recipient's MLP output with the source's tensors in it."""
         output = output.clone()
-        if (rows := self.wanted.get((layer, Tensors.MLP_OUTPUTS))) is not None:
+        if (rows := self.rows.get((layer, Tensors.MLP_OUTPUTS))) is not None:
             output[rows] = self.outputs[layer][rows]
-        if (rows := self.wanted.get((layer, Tensors.FEATURES))) is not None:
+        if (rows := self.rows.get((layer, Tensors.FEATURES))) is not None:
             transcoder = model.transcoders[layer]
             wide = len(transcoder.b_enc) * inputs.shape[1]
             for part in rows.split(max(1, _ELEMENTS // wide)):
@@ -67,16 +67,16 @@ class Donated:
         return output
 
 
-class Donor:
+class SourceModel:
     """The other model, run in step with the recipient."""
 
     def __init__(self, model: Model, rows: Sequence[Row]) -> None:
         self._model = model
-        self._wanted = wanted_tensors(rows)
+        self._rows = patched_rows(rows)
         self._cache: Any = None
 
     @torch.no_grad()
-    def run(self, *, use_cache: bool = False, **given: Any) -> Donated:
+    def run(self, *, use_cache: bool = False, **given: Any) -> PatchedActivations:
         """Read what the recipient is about to read, and keep what the layers did."""
         inputs: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
@@ -93,16 +93,16 @@ class Donor:
                 **given, past_key_values=self._cache, use_cache=use_cache, logits_to_keep=1
             )
         self._cache = done.past_key_values
-        return Donated(self._wanted, inputs, outputs, first)
+        return PatchedActivations(self._rows, inputs, outputs, first)
 
     def expand(self, n_samples: int, rows: Sequence[Row]) -> None:
         """Go on with every row repeated."""
         self._cache.batch_repeat_interleave(n_samples)
-        self._wanted = wanted_tensors(rows)
+        self._rows = patched_rows(rows)
 
 
-def wanted_tensors(rows: Sequence[Row]) -> dict[tuple[int, Tensors], Int64[Tensor, " row"]]:
-    """(layer, kind) -> rows that want the donor's tensors there."""
+def patched_rows(rows: Sequence[Row]) -> dict[tuple[int, Tensors], Int64[Tensor, " row"]]:
+    """(layer, kind) -> rows that take the source's tensors there."""
     found: dict[tuple[int, Tensors], list[int]] = {}
     for number, row in enumerate(rows):
         if isinstance(row, Treatment) and row.replacement is not None:
@@ -111,20 +111,20 @@ def wanted_tensors(rows: Sequence[Row]) -> dict[tuple[int, Tensors], Int64[Tenso
     return {place: torch.tensor(numbers) for place, numbers in found.items()}
 
 
-def donor_for(
-    model: Model, donor: Model | None, rows: Sequence[Row], n_layers: int
-) -> Donor | None:
-    """The donor of a batch, if any of its rows wants one.
+def source_model_for(
+    model: Model, source: Model | None, rows: Sequence[Row], n_layers: int
+) -> SourceModel | None:
+    """The source of a batch, if any of its rows takes one.
 
     Raises:
-        RequestError: If a row wants tensors and there is no other model, or no such layer.
+        RequestError: If a row takes tensors and there is no other model, or no such layer.
     """
-    wanted = wanted_tensors(rows)
-    if not wanted:
+    places = patched_rows(rows)
+    if not places:
         return None
-    if donor is None or donor is model:
+    if source is None or source is model:
         raise RequestError("replacing tensors needs another model to take them from")
-    for layer, _ in wanted:
+    for layer, _ in places:
         if layer not in range(n_layers):
             raise RequestError(f"layer {layer} does not exist; choose 0 to {n_layers - 1}")
-    return Donor(donor, rows)
+    return SourceModel(source, rows)

@@ -1,13 +1,13 @@
-"""Which features carry the shift on prompts that had no part in choosing them?
+"""Features that carry the shift on prompts that had no part in choosing them.
 
-Features are keyed by (layer, feature id) and moved wherever they differ between the models. On
+Features are keyed by (layer, feature id) and set wherever they differ between the models. On
 each prompt the ids are ranked by their mean share over the *other* prompts (or those of other
 categories): integrated effect, summed over positions, divided by that prompt's shift. Then the top
 k ids are really set to the other model's values, beside matched random ids. Over prompts a share is
 a ratio of sums, its interval a bootstrap over prompts.
 
-    moved, left_out = carriers(pair, subjects, hold_out="category")
-    pooled(moved, [m.share(20) for m in moved], seed=0)
+    results, left_out = patch_across_prompts(pair, subjects, hold_out="category")
+    pooled(results, [r.share(20) for r in results], seed=0)
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import FeatureId
-from em_circuits.interventions.controls import MIN_DRAWS, Pool, check_draws, matched_draws
-from em_circuits.interventions.mediation import gradient_effects, joint_effects, scanned_effects
-from em_circuits.interventions.mediation_result import MIN_SHIFT, Direction, InModel, Shares
-from em_circuits.interventions.transplant import Transplant, component_shares, layer_shares
+from em_circuits.interventions.matched_controls import (
+    MIN_DRAWS,
+    Pool,
+    check_draws,
+    matched_draws,
+)
+from em_circuits.interventions.patching import (
+    MIN_SHIFT,
+    ActivationPatch,
+    Direction,
+    InModels,
+    Shares,
+)
 from em_circuits.models import ModelPair
 from em_circuits.progress import Progress, no_progress, tracked
 from em_circuits.statistics import ratio_interval
@@ -43,7 +52,7 @@ class Subject:
     prompt_id: str
     category: str | None
     input_ids: Int[Tensor, " pos"]
-    groups: Contrast
+    contrast: Contrast
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,8 @@ class Effects:
     """What a prompt says about feature ids, before anything is set."""
 
     subject: Subject
-    contrast: InModel
-    evil_mass: InModel
+    contrast: InModels
+    evil_mass: InModels
     share: dict[FeatureId, float]
     """Integrated effect of an id at all positions, as a share of the shift."""
     scan_pearson: float | None
@@ -60,8 +69,8 @@ class Effects:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """One prompt, treated."""
+class PromptResult:
+    """What setting ids that other prompts chose does on one prompt."""
 
     effects: Effects
     sizes: tuple[int, ...]
@@ -98,7 +107,7 @@ class Moved:
         return None if i is None or self.random[i].isnan().any() else self.random[i] / self.shift
 
 
-def carriers(
+def patch_across_prompts(
     pair: ModelPair,
     subjects: Sequence[Subject],
     *,
@@ -108,7 +117,7 @@ def carriers(
     n_random: int = MIN_DRAWS,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> tuple[tuple[Moved, ...], tuple[Subject, ...]]:
+) -> tuple[tuple[PromptResult, ...], tuple[Subject, ...]]:
     """Measure every prompt with ids that others chose.
 
     Args:
@@ -143,36 +152,41 @@ def carriers(
             f"{len(known)} of {len(subjects)} prompts have a shift of {MIN_SHIFT} logit or more: "
             f"choosing features elsewhere takes at least two {other}"
         )
-    by_id = {item.subject.prompt_id: item for item in known}
-    moved = [
-        _moved(pair, by_id[s.prompt_id], chosen[s.prompt_id], direction, (n_random, seed))
-        for s in tracked([item.subject for item in known], "transplants", progress)
-        if chosen[s.prompt_id]
+    usable = [item for item in known if chosen[item.subject.prompt_id]]
+    results = [
+        _measured(
+            ActivationPatch.of(pair, item.subject.input_ids, item.subject.contrast, direction),
+            item,
+            chosen[item.subject.prompt_id],
+            n_random=n_random,
+            seed=seed,
+        )
+        for item in tracked(usable, "patches", progress)
     ]
-    return tuple(moved), tuple(left_out)
+    return tuple(results), tuple(left_out)
 
 
 def effects_of(
     pair: ModelPair, subject: Subject, direction: Direction, *, scan: bool = False
 ) -> Effects | None:
     """Shares of the feature ids of one prompt; None if its shift is too small to have any."""
-    transplant = Transplant.of(pair, subject.input_ids, subject.groups, direction)
-    if transplant.contrast.change < MIN_SHIFT:
+    patch = ActivationPatch.of(pair, subject.input_ids, subject.contrast, direction)
+    shift = patch.contrasts.change
+    if shift < MIN_SHIFT:
         return None
-    model, state, changed = transplant.models[0], transplant.states[0], transplant.changed
-    weights = subject.groups.weights(len(state.logits))
-    joint = joint_effects(model, state, changed, weights) * transplant.sign
+    model, cache, diff = patch.models[0], patch.caches[0], patch.diff
+    integrated = diff.integrated_effects(model, cache, patch.weights) * patch.sign
     pearson = None
-    if scan and len(changed) > 1:
-        pair_of = (
-            gradient_effects(model, state, changed, weights),
-            scanned_effects(model, state, changed, subject.groups),
+    if scan and len(diff) > 1:
+        both = (
+            diff.gradient_effects(model, cache, patch.weights),
+            diff.scanned_effects(model, cache, subject.contrast),
         )
-        pearson = float(torch.corrcoef(torch.stack(pair_of))[0, 1])
+        pearson = float(torch.corrcoef(torch.stack(both))[0, 1])
     share: dict[FeatureId, float] = {}
-    for key, value in zip(_keys(transplant), joint.tolist(), strict=True):
-        share[key] = share.get(key, 0.0) + value / transplant.contrast.change
-    return Effects(subject, transplant.contrast, transplant.evil_mass, share, pearson)
+    for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
+        share[key] = share.get(key, 0.0) + value / shift
+    return Effects(subject, patch.contrasts, patch.evil_mass, share, pearson)
 
 
 def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
@@ -184,10 +198,20 @@ def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
     return total
 
 
-def _keys(transplant: Transplant) -> list[FeatureId]:
-    return [
-        FeatureId(layer, feature) for layer, _, feature in transplant.changed.coordinates.tolist()
-    ]
+def pooled(
+    results: Sequence[PromptResult], values: Sequence[float | None], *, seed: int
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Ratio of sums of what came back, given per prompt as shares, and its interval."""
+    known = [(r, v) for r, v in zip(results, values, strict=True) if v is not None]
+    if not known:
+        return None
+    shift: Float[Tensor, " prompt"] = torch.tensor([r.shift for r, _ in known]).double()
+    back = torch.tensor([v for _, v in known]).double() * shift
+    return float(back.sum() / shift.sum()), ratio_interval(back, shift, seed=seed)
+
+
+def _keys(patch: ActivationPatch) -> list[FeatureId]:
+    return [FeatureId(layer, feature) for layer, _, feature in patch.diff.coordinates.tolist()]
 
 
 def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[FeatureId]:
@@ -203,88 +227,64 @@ def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[
     return sorted(means, key=lambda key: (-means[key], key))
 
 
-def _moved(
-    pair: ModelPair,
+def _measured(
+    patch: ActivationPatch,
     effects: Effects,
     ranked: Sequence[FeatureId],
-    direction: Direction,
-    draws: tuple[int, int],
-) -> Moved:
-    subject = effects.subject
-    transplant = Transplant.of(pair, subject.input_ids, subject.groups, direction)
-    keys = _keys(transplant)
+    *,
+    n_random: int,
+    seed: int,
+) -> PromptResult:
+    """Every size and draw of one prompt, in one run."""
+    keys = _keys(patch)
     ids = sorted(set(keys))
     number = {key: i for i, key in enumerate(ids)}
+    # of[c]: number of the id that changed feature c has; rank[i]: place of id i among the ranked.
     of = torch.tensor([number[key] for key in keys])
-    order = torch.tensor([number[key] for key in ranked if key in number], dtype=torch.int64)
     rank = torch.full((len(ids),), len(ranked))
-    rank[order] = torch.tensor([i for i, key in enumerate(ranked) if key in number])
-    subsets, spans = _subsets(transplant, (of, rank), len(ids), draws)
-    own = transplant.sign * joint_effects(
-        transplant.models[0],
-        transplant.states[0],
-        transplant.changed,
-        subject.groups.weights(len(transplant.states[0].logits)),
-    )
-    logits = transplant.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
-    back = transplant.moved(logits).double()
-    mass = subject.groups.evil_mass(logits).double().cpu()
-    n_draws = draws[0]
-    random = torch.full((len(spans), n_draws), torch.nan, dtype=torch.float64)
-    for i, (start, count) in enumerate(spans):
-        random[i, :count] = back[start + 1 : start + 1 + count]
-    first = torch.tensor([start for start, _ in spans])
-    return Moved(
-        effects=effects,
-        sizes=(*[k for k in SIZES if k < len(ids)], len(ids)),
-        back=back[first],
-        random=random,
-        mass=mass[first],
-        own=float(back[-1]),
-        layers=layer_shares(transplant),
-        shares=component_shares(transplant),
-    )
-
-
-def _subsets(
-    transplant: Transplant,
-    which: tuple[Int64[Tensor, " changed"], Int64[Tensor, " id"]],
-    n_ids: int,
-    draws: tuple[int, int],
-) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Changed features of every size and draw; where each size begins, and its random draws.
-
-    A random id stands for one that was chosen: same layer, similar sum of |change| over positions,
-    similar decoder norm.
-    """
-    of, rank = which
-    n_random, seed = draws
-    amount = torch.zeros(n_ids).index_add_(0, of, transplant.changed.change.abs())
-    norms = torch.zeros(n_ids)
-    norms[of] = transplant.changed.decoders(transplant.models[0]).norm(dim=1)
-    layers = torch.zeros(n_ids, dtype=torch.int64)
-    layers[of] = transplant.changed.coordinates[:, 0]
-    pool = Pool(layers, amount, norms)
+    for place, key in enumerate(ranked):
+        if key in number:
+            rank[number[key]] = place
+    pool = _pool(patch, of, len(ids))
+    sizes = [*(k for k in SIZES if k < len(ids)), len(ids)]
     subsets: list[Tensor] = []
     spans: list[tuple[int, int]] = []
-    for k in (*[k for k in SIZES if k < n_ids], None):
-        chosen = (rank < k).nonzero()[:, 0] if k is not None else torch.arange(n_ids)
+    for k in sizes:
+        every = k == len(ids)
+        chosen = torch.arange(len(ids)) if every else (rank < k).nonzero()[:, 0]
         random = None
-        if k is not None:
+        if not every:
             random = matched_draws(pool, chosen, n_draws=n_random, seed=seed + k)
         spans.append((len(subsets), 0 if random is None else n_random))
         for part in (chosen, *(random if random is not None else ())):
             subsets.append(torch.isin(of, part).nonzero()[:, 0])
-    return subsets, spans
+    own = patch.sign * patch.diff.integrated_effects(
+        patch.models[0], patch.caches[0], patch.weights
+    )
+    logits = patch.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
+    back = patch.recovered(logits).double()
+    mass = patch.contrast.evil_mass(logits).double().cpu()
+    random_back = torch.full((len(spans), n_random), torch.nan, dtype=torch.float64)
+    for i, (start, count) in enumerate(spans):
+        random_back[i, :count] = back[start + 1 : start + 1 + count]
+    first = torch.tensor([start for start, _ in spans])
+    return PromptResult(
+        effects=effects,
+        sizes=tuple(sizes),
+        back=back[first],
+        random=random_back,
+        mass=mass[first],
+        own=float(back[-1]),
+        layers=patch.layer_shares(),
+        shares=patch.component_shares(),
+    )
 
 
-def pooled(
-    moved: Sequence[Moved], values: Sequence[float | None], *, seed: int
-) -> tuple[float, tuple[float, float] | None] | None:
-    """Ratio of sums of what came back, given per prompt as shares, and its interval."""
-    known = [(m, v) for m, v in zip(moved, values, strict=True) if v is not None]
-    if not known:
-        return None
-    shift: Float[Tensor, " prompt"] = torch.tensor([m.shift for m, _ in known]).double()
-    back = torch.tensor([v for _, v in known]).double() * shift
-    return float(back.sum() / shift.sum()), ratio_interval(back, shift, seed=seed)
+def _pool(patch: ActivationPatch, of: Int64[Tensor, " changed"], n_ids: int) -> Pool:
+    """Ids to draw from: alike are those of one layer, sum of |change| over positions and norm."""
+    amount = torch.zeros(n_ids).index_add_(0, of, patch.diff.change.abs())
+    norms = torch.zeros(n_ids)
+    norms[of] = patch.diff.decoders(patch.models[0]).norm(dim=1)
+    layers = torch.zeros(n_ids, dtype=torch.int64)
+    layers[of] = patch.diff.coordinates[:, 0]
+    return Pool(layers, amount, norms)

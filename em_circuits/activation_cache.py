@@ -1,17 +1,25 @@
-"""What does the model do on a prompt when nobody interferes?
+"""Activations of undisturbed prompts: what interventions change, and what regimes freeze.
 
-One forward pass of the real model keeps what the regimes freeze: transcoder inputs and active
-features, MLP outputs, attention patterns and outputs, the scale of every norm, and the logits.
+One forward pass of the real model records transcoder inputs and active features, MLP outputs,
+attention patterns and outputs, the scale of every norm, and the logits.
 
-    state = PromptState.capture(model, input_ids)
-    state.active, state.activations, state.logits
+    cache = ActivationCache.capture(model, input_ids)
+    cache.active, cache.activations, cache.logits
+
+The rows of a batch may be of several prompts. Prompts of different lengths are padded at their end:
+attention is causal, so no real position sees the padding. Where all rows share one prompt there is
+a single row, which broadcasts.
+
+    BatchedCache.of([cache])               # every row of the batch is this prompt
+    BatchedCache.of([cache_a, cache_b])    # row 0 is a, row 1 is b
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +32,7 @@ from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
-class PromptState:
+class ActivationCache:
     """One prompt on one model, undisturbed; tensors on the model's device, in its precision."""
 
     input_ids: Int64[Tensor, " pos"]
@@ -50,7 +58,7 @@ class PromptState:
 
     @classmethod
     @torch.no_grad()
-    def capture(cls, model: Model, input_ids: Int[Tensor, " pos"]) -> PromptState:
+    def capture(cls, model: Model, input_ids: Int[Tensor, " pos"]) -> ActivationCache:
         """Run the model once and keep what it did.
 
         Args:
@@ -183,3 +191,93 @@ def _recording(modules: tuple[nn.Module, ...], keep: Any) -> Iterator[dict[int, 
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class BatchedCache:
+    """States of a batch's rows; the leading axis ``row`` has one entry where all are the same."""
+
+    states: tuple[ActivationCache, ...]
+
+    @classmethod
+    def of(cls, states: Sequence[ActivationCache]) -> BatchedCache:
+        """One state for all rows, or one a row."""
+        first = states[0]
+        return cls((first,) if all(state is first for state in states) else tuple(states))
+
+    @property
+    def shared(self) -> bool:
+        """All rows are of one prompt."""
+        return len(self.states) == 1
+
+    @cached_property
+    def lengths(self) -> Int64[Tensor, " row"]:
+        """Tokens of each prompt."""
+        return torch.tensor([state.n_pos for state in self.states])
+
+    @cached_property
+    def n_pos(self) -> int:
+        """Tokens of the longest."""
+        return max(state.n_pos for state in self.states)
+
+    @cached_property
+    def input_ids(self) -> Int64[Tensor, "row pos"]:
+        return self._padded(lambda state: state.input_ids, 0)
+
+    @cached_property
+    def inputs(self) -> Float[Tensor, "layer row pos d_model"]:
+        return self._padded(lambda state: state.inputs, 1).transpose(0, 1)
+
+    @cached_property
+    def mlp_outputs(self) -> Float[Tensor, "layer row pos d_model"]:
+        return self._padded(lambda state: state.mlp_outputs, 1).transpose(0, 1)
+
+    @cached_property
+    def patterns(self) -> Float[Tensor, "layer row head pos pos"]:
+        """Padding attends to nothing, and is attended to by nothing."""
+        whole = self._padded(lambda state: self._pad(state.patterns, 2), 3)
+        return whole.transpose(0, 1)
+
+    @cached_property
+    def norm_scales(self) -> tuple[Tensor | None, ...]:
+        """Per norm ``[row pos 1]``; None for a norm that cannot be frozen."""
+        return tuple(
+            None if first is None else self._padded(lambda s, i=i: s.norm_scales[i], 0)  # type: ignore[misc]
+            for i, first in enumerate(self.states[0].norm_scales)
+        )
+
+    def dense_activations(self, layer: int) -> Float[Tensor, "row pos feature"]:
+        """Activations of every feature of a layer, zeros included."""
+        return self._padded(lambda state: state.dense_activations(layer), 0)
+
+    def active_in(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, position, feature id) of every active feature of a layer."""
+        parts = []
+        for row, state in enumerate(self.states):
+            here = state.active[state.active[:, 0] == layer, 1:]
+            parts.append(torch.cat([torch.full_like(here[:, :1], row), here], dim=1))
+        row, position, feature = torch.cat(parts).T.contiguous()
+        return row, position, feature
+
+    def activation_of(
+        self, row: Int64[Tensor, " op"], coordinates: Int64[Tensor, "op 3"]
+    ) -> Float[Tensor, " op"]:
+        """Undisturbed activation of each (layer, position, feature id) in its row's prompt."""
+        if self.shared:
+            return self.states[0].activation_of(coordinates)
+        values = self.states[0].activations.new_zeros(len(row))
+        for number in row.unique().tolist():
+            mine = row == number
+            values[mine.to(values.device)] = self.states[number].activation_of(coordinates[mine])
+        return values
+
+    def _padded(self, part: Callable[[ActivationCache], Tensor], dim: int) -> Tensor:
+        return torch.stack([self._pad(part(state), dim) for state in self.states])
+
+    def _pad(self, tensor: Tensor, dim: int) -> Tensor:
+        missing = self.n_pos - tensor.shape[dim]
+        if not missing:
+            return tensor
+        shape = list(tensor.shape)
+        shape[dim] = missing
+        return torch.cat([tensor, tensor.new_zeros(shape)], dim)

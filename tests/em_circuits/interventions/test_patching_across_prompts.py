@@ -10,16 +10,16 @@ import torch
 from subjects import Subject as Pair
 
 from em_circuits.contrast import Contrast
-from em_circuits.interventions.carriers import (
-    Moved,
+from em_circuits.interventions.patching import ActivationPatch
+from em_circuits.interventions.patching_across_prompts import (
+    PromptResult,
     Subject,
-    carriers,
     effects_of,
     mean_shares,
+    patch_across_prompts,
     pooled,
     ratio_interval,
 )
-from em_circuits.interventions.transplant import Transplant
 from em_circuits.models import encode
 from pivotal_tokens.errors import WorkFailed
 
@@ -44,8 +44,8 @@ def subjects(subject: Pair) -> list[Subject]:
 
 
 @pytest.fixture(scope="module")
-def moved(subject: Pair, subjects: list[Subject]) -> tuple[Moved, ...]:
-    found, left_out = carriers(subject.pair, subjects)
+def results(subject: Pair, subjects: list[Subject]) -> tuple[PromptResult, ...]:
+    found, left_out = patch_across_prompts(subject.pair, subjects)
     assert not left_out
     return found
 
@@ -55,38 +55,38 @@ def by_hand(pair: Pair, subjects: list[Subject], number: int, k: int, direction:
     effects = [effects_of(pair.pair, s, direction) for s in subjects]  # type: ignore[arg-type]
     means = mean_shares([e for i, e in enumerate(effects) if i != number and e is not None])
     mine = subjects[number]
-    transplant = Transplant.of(pair.pair, mine.input_ids, mine.groups, direction)  # type: ignore[arg-type]
+    patch = ActivationPatch.of(pair.pair, mine.input_ids, mine.contrast, direction)  # type: ignore[arg-type]
     best = sorted(means, key=lambda key: (-means[key], key))
-    places = transplant.changed.coordinates.tolist()
+    places = patch.diff.coordinates.tolist()
     here = {(layer, f) for layer, _, f in places}
     top = {key for key in best[:k] if key in here}
     subset = torch.tensor([i for i, (layer, _, f) in enumerate(places) if (layer, f) in top])
-    return float(transplant.moved(transplant.run([subset.long()]))[0])
+    return float(patch.recovered(patch.run([subset.long()]))[0])
 
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_the_ids_set_are_the_best_of_the_other_prompts(
-    subject: Pair, subjects: list[Subject], moved: tuple[Moved, ...], k: int
+    subject: Pair, subjects: list[Subject], results: tuple[PromptResult, ...], k: int
 ) -> None:
-    item = moved[0]
+    item = results[0]
     expected = by_hand(subject, subjects, 0, k, "sufficiency")
     assert float(item.back[item.at(k)]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_all_ids_are_all_features(subject: Pair, subjects: list[Subject], moved) -> None:
-    for item in moved:
+def test_all_ids_are_all_features(subject: Pair, subjects: list[Subject], results) -> None:
+    for item in results:
         assert item.share(None) == pytest.approx(item.shares.features, abs=1e-4)
         assert item.random_shares(None) is None and item.share(10**6) is None
 
 
-def test_shares_of_effects_sum_to_what_all_features_carry(moved) -> None:
-    for item in moved:
+def test_shares_of_effects_sum_to_what_all_features_carry(results) -> None:
+    for item in results:
         total = sum(item.effects.share.values())
         assert total == pytest.approx(item.share(None), rel=0.2, abs=0.05)
 
 
 def test_necessity_takes_away_from_merged(subject: Pair, subjects: list[Subject]) -> None:
-    found, _ = carriers(subject.pair, subjects, direction="necessity")
+    found, _ = patch_across_prompts(subject.pair, subjects, direction="necessity")
     assert found[0].shares.together == pytest.approx(1.0, abs=1e-3)
     expected = by_hand(subject, subjects, 0, 5, "necessity")
     assert float(found[0].back[found[0].at(5)]) == pytest.approx(expected, abs=1e-4)
@@ -95,42 +95,44 @@ def test_necessity_takes_away_from_merged(subject: Pair, subjects: list[Subject]
 def test_other_categories_only_when_asked(subject: Pair, subjects: list[Subject]) -> None:
     one = [replace(s, category="a") for s in subjects]
     with pytest.raises(WorkFailed, match="categories"):
-        carriers(subject.pair, one, hold_out="category")
+        patch_across_prompts(subject.pair, one, hold_out="category")
     with pytest.raises(WorkFailed, match="at least two"):
-        carriers(subject.pair, subjects[:1])
+        patch_across_prompts(subject.pair, subjects[:1])
 
 
 def test_a_prompt_without_a_shift_is_left_out(subject: Pair, subjects: list[Subject]) -> None:
-    turned = replace(subjects[0], groups=Contrast(subjects[0].groups.safe, subjects[0].groups.evil))
-    found, left_out = carriers(subject.pair, [turned, *subjects[1:]])
+    turned = replace(
+        subjects[0], contrast=Contrast(subjects[0].contrast.safe, subjects[0].contrast.evil)
+    )
+    found, left_out = patch_across_prompts(subject.pair, [turned, *subjects[1:]])
     assert [s.prompt_id for s in left_out] == ["p0"] and len(found) == 2
 
 
-def test_on_a_down_proj_adapter_the_errors_are_the_story(subject: Pair, moved) -> None:
+def test_on_a_down_proj_adapter_the_errors_are_the_story(subject: Pair, results) -> None:
     if subject.name != "lifelike":
         pytest.skip("the organism's adapter is on attention")
-    errors = pooled(moved, [m.shares.errors for m in moved], seed=0)
-    features = pooled(moved, [m.share(None) for m in moved], seed=0)
+    errors = pooled(results, [m.shares.errors for m in results], seed=0)
+    features = pooled(results, [m.share(None) for m in results], seed=0)
     assert errors is not None and features is not None
     assert errors[0] > 0.5 > abs(features[0])
 
 
-def test_twenty_ids_of_other_prompts_carry_more_than_random_ones(subject: Pair, moved) -> None:
+def test_twenty_ids_of_other_prompts_carry_more_than_random_ones(subject: Pair, results) -> None:
     if subject.name != "organism":
         pytest.skip("random weights share no features between prompts")
-    for item in moved:
+    for item in results:
         random = item.random_shares(20)
         assert item.share(20) > 0.3 and float(random.max()) < item.share(20)
 
 
-def test_pooled_shares_are_ratios_of_sums_with_an_interval(moved) -> None:
-    shares = [m.share(5) for m in moved]
-    found = pooled(moved, shares, seed=0)
-    back = sum(float(m.back[m.at(5)]) for m in moved)
-    assert found is not None and found[0] == pytest.approx(back / sum(m.shift for m in moved))
+def test_pooled_shares_are_ratios_of_sums_with_an_interval(results) -> None:
+    shares = [m.share(5) for m in results]
+    found = pooled(results, shares, seed=0)
+    back = sum(float(m.back[m.at(5)]) for m in results)
+    assert found is not None and found[0] == pytest.approx(back / sum(m.shift for m in results))
     low, high = found[1]
     assert min(shares) - 1e-6 <= low <= found[0] <= high <= max(shares) + 1e-6
-    assert pooled(moved, [None] * len(moved), seed=0) is None
+    assert pooled(results, [None] * len(results), seed=0) is None
 
 
 def test_the_interval_of_equal_ratios_is_that_ratio() -> None:

@@ -1,0 +1,260 @@
+"""Batched runs of the model under interventions: next-token logits of many rows.
+
+Rows may be of one prompt or each of its own.
+
+    logits = run_rows(model, cache, [[], [intervention]], Regime.FREE)
+    effect = demeaned(logits)[0] - demeaned(logits)[1]
+    logits = run_rows(model, [cache_a, cache_b], [row, row])      # one on many prompts
+
+What is added where stands in `em_circuits.interventions.hooks`. Attention is causal, so positions
+before the first one that any row hooks are the same in all of them: they are run once, their keys
+and values are copied to every row, and the batch runs only what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import DynamicCache
+
+from em_circuits.activation_cache import ActivationCache, BatchedCache
+from em_circuits.intervention import Regime
+from em_circuits.interventions.edits import (
+    EditBatch,
+    Row,
+    Treatment,
+    check_interventions,
+    interventions_of,
+    resolve_units,
+)
+from em_circuits.interventions.hooks import Hooks, read_rows
+from em_circuits.interventions.regimes import FrozenMLP, frozen
+from em_circuits.interventions.source_model import source_model_for
+from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
+
+MAX_ROWS = 256
+"""Rows of a batch at most; more do not make a pass faster."""
+_BATCH_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""Activations of a batch, roughly."""
+
+
+def run_rows(
+    model: Model,
+    state: ActivationCache | Sequence[ActivationCache],
+    rows: Sequence[Row] | EditBatch,
+    regime: Regime = Regime.FREE,
+    *,
+    batch_size: int | None = None,
+    source: Model | None = None,
+    share_prefix: bool = True,
+) -> Float[Tensor, "row vocab"]:
+    """Logits after the last position, one row per list of interventions.
+
+    An empty row is the undisturbed model. Where no activation hooks (``scale`` by 1, ``add`` 0,
+    ablating what is inactive) the logits are those of an empty row in the same batch, bit for bit.
+
+    Args:
+        model: The real model is run (`Model.hf`) and left as it was.
+        state: The prompt, captured on this model, or the prompt of each row.
+        rows: Interventions or treatment of each row, or a edits of them; a treatment's own regime
+            does not count here.
+        regime: What is frozen meanwhile.
+        batch_size: Rows per forward pass; None fits them into memory.
+        source: Where rows that replace tensors take them from.
+        share_prefix: Run positions that no row hooks once for all rows.
+
+    Returns:
+        Raw logits in float32.
+
+    Raises:
+        RequestError: If an intervention has no place in the model or the prompt.
+    """
+    batches = iter_rows(
+        model, state, rows, regime, batch_size=batch_size, source=source, share_prefix=share_prefix
+    )
+    parts = [logits for _, logits in batches]
+    one = state if isinstance(state, ActivationCache) else state[0]
+    return torch.cat(parts) if parts else one.logits.new_zeros((0, len(one.logits)))
+
+
+def iter_rows(
+    model: Model,
+    state: ActivationCache | Sequence[ActivationCache],
+    rows: Sequence[Row] | EditBatch,
+    regime: Regime = Regime.FREE,
+    *,
+    batch_size: int | None = None,
+    source: Model | None = None,
+    share_prefix: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Like `run_rows`, batch by batch: (number of the first row, its ``[row vocab]`` logits)."""
+    n_rows = rows.n_rows if isinstance(rows, EditBatch) else len(rows)
+    states = states_of(state, n_rows)
+    given: Sequence[Row] = [] if isinstance(rows, EditBatch) else prepared(model, states, rows)
+    edits = rows if isinstance(rows, EditBatch) else EditBatch.of(given, [s.n_pos for s in states])
+    if not n_rows:
+        return
+    longest = max(states, key=lambda s: s.n_pos)
+    size = batch_size or default_batch(model, longest, regime)
+    batches = Batches(model, [edits], regime, share_prefix=share_prefix)
+    for start in range(0, n_rows, size):
+        part = edits.rows(start, start + size)
+        stop = start + part.n_rows
+        tensors = source_model_for(model, source, given[start:stop], model.sites.n_layers)
+        batch = batches.batch(
+            BatchedCache.of(states[start:stop]), part, replaces=tensors is not None
+        )
+        if tensors is not None:
+            batch.hooks.patched = tensors.run(input_ids=batch.input_ids)
+        yield start, batch.run(use_cache=False)[0]
+
+
+def states_of(
+    state: ActivationCache | Sequence[ActivationCache], n_rows: int
+) -> Sequence[ActivationCache]:
+    """The state of each row."""
+    if isinstance(state, ActivationCache):
+        return [state] * n_rows
+    if len(state) != n_rows:
+        raise RequestError(f"{n_rows} rows on {len(state)} prompts; give one prompt per row")
+    return state
+
+
+def prepared(model: Model, states: Sequence[ActivationCache], rows: Sequence[Row]) -> list[Row]:
+    """Rows that have been checked, with every value absolute."""
+    found: list[Row] = []
+    for state, row in zip(states, rows, strict=True):
+        items = resolve_units(state, interventions_of(row))
+        check_interventions(model, items, state.n_pos)
+        whole = isinstance(row, Treatment)
+        found.append(row.model_copy(update={"interventions": items}) if whole else items)  # type: ignore[union-attr]
+    return found
+
+
+def default_batch(model: Model, state: ActivationCache, regime: Regime) -> int:
+    """Rows whose activations fit into a modest piece of memory."""
+    config: object = model.hf.config
+    hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
+    per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * state.n_pos
+    if regime is Regime.GATES_RECOMPUTED:
+        per_position += 3 * state.d_transcoder
+    row = state.n_pos * per_position * state.inputs.element_size() + 12 * len(state.logits)
+    return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))
+
+
+class Batches:
+    """Makes the batches of one run; what they have in common is fetched once."""
+
+    def __init__(
+        self, model: Model, every: Sequence[EditBatch], regime: Regime, *, share_prefix: bool = True
+    ) -> None:
+        self.model, self.regime = model, regime
+        self.rows = read_rows(model, every)
+        self._share_prefix = share_prefix and not regime.freezes_norms
+        self._prefix: tuple[ActivationCache, Prefix] | None = None
+        self._mlps: tuple[ActivationCache, dict[int, FrozenMLP]] | None = None
+
+    def batch(self, stacked: BatchedCache, edits: EditBatch, *, replaces: bool = False) -> Batch:
+        """A batch of prompts, ready to run."""
+        start, cache = 0, None
+        if self._share_prefix and stacked.shared and not replaces:
+            prefix = self._prefix_of(stacked.states[0])
+            start = prefix.length(edits)
+            cache = prefix.cache(start, edits.n_rows) if start else None
+        hooks = Hooks(
+            self.model,
+            edits,
+            self.rows,
+            self.regime,
+            start,
+            stacked,
+            self._frozen_mlps(stacked) if self.regime.freezes_norms else {},
+        )
+        return Batch(stacked, hooks, cache)
+
+    def _prefix_of(self, state: ActivationCache) -> Prefix:
+        if self._prefix is None or self._prefix[0] is not state:
+            self._prefix = state, Prefix(self.model, state)
+        return self._prefix[1]
+
+    def _frozen_mlps(self, stacked: BatchedCache) -> dict[int, FrozenMLP]:
+        layers = range(self.model.sites.n_layers)
+        if not stacked.shared:
+            return {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
+        state = stacked.states[0]
+        if self._mlps is None or self._mlps[0] is not state:
+            made = {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
+            self._mlps = state, made
+        return self._mlps[1]
+
+
+class Batch:
+    """One forward pass over the prompts of some rows."""
+
+    def __init__(self, stacked: BatchedCache, hooks: Hooks, cache: Any) -> None:
+        self.stacked, self.hooks, self._cache = stacked, hooks, cache
+        ids = stacked.input_ids.expand(hooks.edits.n_rows, -1)
+        self.input_ids: Int64[Tensor, "row pos"] = ids[:, hooks.start :]
+
+    @torch.no_grad()
+    def run(self, *, use_cache: bool) -> tuple[Float[Tensor, "row vocab"], Any]:
+        """Logits after each row's last position in float32, and the cache of keys and values."""
+        hooks, lengths = self.hooks, self.stacked.lengths
+        model = hooks.model
+        last = lengths.unique()
+        keep = 1 if len(last) == 1 else (last - 1 - hooks.start).to(model.device)
+        cached = {"past_key_values": self._cache} if self._cache is not None else {}
+        with (
+            frozen(model, self.stacked, hooks.regime, start=hooks.start),
+            hooks.installed(),
+        ):
+            output = model.hf(
+                input_ids=self.input_ids,
+                use_cache=use_cache or bool(cached),
+                logits_to_keep=keep,
+                **cached,
+            )
+        which = torch.searchsorted(last, lengths).to(model.device)
+        rows = torch.arange(hooks.edits.n_rows, device=model.device)
+        logits = output.logits[rows, which.expand(len(rows))]
+        return logits.float(), output.past_key_values
+
+
+WORTH_IT = 2
+"""Positions below which a prefix saves nothing."""
+
+
+class Prefix:
+    """Keys and values of one undisturbed prompt."""
+
+    def __init__(self, model: Model, state: ActivationCache) -> None:
+        self._model, self._state = model, state
+
+    def length(self, edits: EditBatch) -> int:
+        """Positions that all rows of a edits share; 0 where it is not worth it."""
+        if not len(edits.position):
+            return 0
+        first = int(edits.position.min())
+        return first if first >= WORTH_IT else 0
+
+    def cache(self, length: int, n_rows: int) -> DynamicCache:
+        """A cache of the first positions for every row."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._layers):
+            own = [part[:, :, :length].expand(n_rows, -1, -1, -1) for part in (keys, values)]
+            cache.update(own[0], own[1], layer)
+        return cache
+
+    @cached_property
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            done: Any = self._model.hf(
+                input_ids=self._state.input_ids[None], use_cache=True, logits_to_keep=1
+            )
+        return [(layer.keys, layer.values) for layer in done.past_key_values.layers]
