@@ -95,10 +95,11 @@ def test_the_ten_lines(pair, words) -> None:
     assert isinstance(top, em.FeatureTable) and isinstance(top.to_frame(), pd.DataFrame)
     table = em.rank(pair.merged, prompt, words)
     result = em.steer(pair.merged, prompt, table.top(10).ablate(), words)
-    assert result.steered.evil_mass < result.unsteered.evil_mass - 0.3
+    assert result.steered.evil_mass < result.random_control.evil_mass.low
+    assert result.steered.contrast < result.unsteered.contrast - 1
     assert result.random_control.n >= 20
     mediation = em.mediate(pair, prompt, words)
-    assert mediation.contrast.change > 0.5
+    assert mediation.shift.change > 0.5
     for shown in (pair, pair.merged, words, graph, top, table, result, mediation):
         assert "\n" not in repr(shown) and len(repr(shown)) < 300, type(shown)
     for shown in (graph, top, table, result, mediation):
