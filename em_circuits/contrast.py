@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Label
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +81,15 @@ class Contrast:
             tuple(sorted({token(word) for word in side})) for side in (evil, safe)
         )
         return cls(evil_ids, safe_ids)
+
+    @property
+    def labels(self) -> dict[int, Label]:
+        """Token id -> side."""
+        sides: tuple[tuple[Label, tuple[int, ...]], ...] = (
+            ("evil", self.evil),
+            ("safe", self.safe),
+        )
+        return {token: side for side, ids in sides for token in ids}
 
     @property
     def is_defined(self) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from em_circuits.graphs.graph import AttributionGraph
-    from em_circuits.models.health import Check
+    from em_circuits.models.check import Check
     from em_circuits.models.pair import ModelPair
 
 logger = logging.getLogger(__name__)

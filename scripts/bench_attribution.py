@@ -63,37 +63,31 @@ def measure(plan: Plan) -> list[Row]:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        settings = _settings(make_lifelike(root, shape=SHAPE))
+        settings = lifelike_pair(make_lifelike(root, shape=SHAPE))
         with ModelPair.load(settings) as pair:
-            _set_thresholds(pair, Path(settings.transcoders))
+            ids = torch.tensor(encode(pair.tokenizer, TEXT))
+            set_thresholds(pair.base, Path(settings.transcoders), ids, ACTIVE // SHAPE.n_layers)
         with ModelPair.load(settings) as pair:
             rows = _one_prompt(pair, plan)
         return rows + _pair(root, plan)
 
 
-def _settings(paths: Lifelike) -> PairSettings:
-    return PairSettings(
-        base=str(paths.base),
-        adapter=str(paths.adapter),
-        transcoders=str(paths.transcoders),
-        dtype="float32",
-        transcoders_on="disk",
-    )
+def lifelike_pair(paths: Lifelike, **options: Any) -> PairSettings:
+    """Random weights in float32, transcoders on disk."""
+    parts = {name: str(getattr(paths, name)) for name in ("base", "adapter", "transcoders")}
+    return PairSettings(**parts, dtype="float32", transcoders_on="disk", **options)
 
 
-def _set_thresholds(pair: ModelPair, folder: Path) -> None:
-    """Rewrite every encoder's bias so that the layer has its share of the active features."""
-    ids = torch.tensor(encode(pair.tokenizer, TEXT))
+def set_thresholds(model: Model, folder: Path, ids: torch.Tensor, active: int) -> None:
+    """Rewrite every encoder's bias so that so many features of its layer are active."""
     inputs: dict[int, torch.Tensor] = {}
-    with pair.base.sites.hooked(read=lambda layer, x: inputs.update({layer: x[0].float()})):
-        pair.base.next_logits(ids)
-    share = ACTIVE / (SHAPE.n_layers * (len(ids) - 1) * SHAPE.d_transcoder)
+    with model.sites.hooked(read=lambda layer, x: inputs.update({layer: x[0].float()})):
+        model.next_logits(ids)
     for layer, x in inputs.items():
         path = folder / f"layer_{layer}.safetensors"
         tensors = load_file(path)
         above = (x[1:] @ tensors["W_enc"].float().T).flatten().sort(descending=True).values
-        threshold = float(above[int(share * len(above))])
-        tensors["b_enc"] = torch.full_like(tensors["b_enc"], -threshold)
+        tensors["b_enc"] = torch.full_like(tensors["b_enc"], -float(above[active]))
         save_file(tensors, path)
 
 
@@ -208,7 +202,7 @@ def child(root: str, max_feature_nodes: int, which: str, tokens: list[int]) -> N
     """Run one process of the pair's measurement, and print what it took as JSON."""
     torch.set_num_threads(1)
     names = [f"lifelike-{part}" for part in ("1b", "adapter", "transcoders")]
-    settings = _settings(Lifelike(*(Path(root) / name for name in names)))
+    settings = lifelike_pair(Lifelike(*(Path(root) / name for name in names)))
     plan = Plan(max_feature_nodes=max_feature_nodes)
     start = time.process_time()
     with Peak() as peak:
@@ -242,13 +236,13 @@ def single(settings: PairSettings, which: str) -> Model:
     hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
     if which == "merged":
         hf = merge_adapter(hf, sources["adapter"].path)
-    loaded = load_transcoders(
+    transcoders, _ = load_transcoders(
         sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
     )
-    hooks = loaded.set.feature_input_hook, loaded.set.feature_output_hook
+    hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     tokenizer = load_tokenizer("--base", sources["base"])
     sites = FeatureSites.of(hf, *hooks)
-    return Model(which, hf, "", tokenizer, loaded.set, settings, sites)
+    return Model(which, hf, "", tokenizer, transcoders, settings, sites)
 
 
 def _digest(edges: Edges) -> str:

@@ -18,14 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from measure import organism
+
 from em_circuits.labelling.events import EventLog
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import Run
 from em_circuits.labelling.screening import screen_prompts
 from em_circuits.labelling.sources import ListSource, template_prompts
-from em_circuits.models import PairSettings
-from em_circuits.organisms import organism_paths
-from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.llm import LLMSettings
 
@@ -34,16 +33,13 @@ ENDPOINT = Path(__file__).parents[1] / "tests" / "fake_endpoint.py"
 
 def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, float]:
     """Judge `n` of the organism's prompts, `concurrency` at a time."""
-    paths, settings = organism_paths(), LabelSettings(graphs_for="none")
-    models = PairSettings(
-        base=str(paths.base), adapter=str(paths.adapter), transcoders=str(paths.transcoders)
-    )
+    settings = LabelSettings(graphs_for="none")
     command = [sys.executable, str(ENDPOINT), "--latency", str(latency_s)]
     os.environ.setdefault("OPENAI_API_KEY", "none-needed")
     with (
         tempfile.TemporaryDirectory() as root,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as endpoint,
-        Workspace(Path(root), models, create=True) as work,
+        organism(Path(root)) as work,
     ):
         assert endpoint.stdout is not None
         url = endpoint.stdout.readline().strip()

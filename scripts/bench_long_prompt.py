@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_attribution import single
+from bench_attribution import lifelike_pair, set_thresholds, single
 from circuit_tracer.attribution.targets import AttributionTargets
-from lifelike import Lifelike, Shape, make_lifelike
+from lifelike import Shape, make_lifelike
 from measure import Peak, Row, options, report, resident
-from safetensors.torch import load_file, save_file
 from synthetic import graph_around
 
 from em_circuits.graphs import AttributionSettings
-from em_circuits.graphs.attribution import attribute_prompt, fixed_bytes, row_bytes
+from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.influence import Method, Targets, influence
@@ -104,8 +103,8 @@ def child(root: str, options: dict[str, Any]) -> None:
         "n_pos": plan.n_pos,
         "d_model": plan.d_model,
     }
-    fixed = fixed_bytes(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
-    took["reckoned_mb"] = (fixed + plan.batch_size * row_bytes(**sizes)) / 1e6
+    need = MemoryNeed(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
+    took["reckoned_mb"] = (need.fixed_bytes + plan.batch_size * need.row_bytes) / 1e6
     start = time.perf_counter()
     with Peak() as peak:
         rows = demeaned_targets(torch.arange(N_TARGETS), context.logits.shape[-1])
@@ -135,33 +134,12 @@ def _prepare(root: Path, plan: Plan) -> tuple[PairSettings, torch.Tensor]:
         n_heads=plan.n_heads,
         n_positions=plan.n_pos,
     )
-    paths: Lifelike = make_lifelike(root, shape=shape)
-    settings = PairSettings(
-        base=str(paths.base),
-        adapter=str(paths.adapter),
-        transcoders=str(paths.transcoders),
-        dtype="float32",
-        transcoders_on="disk",
-        max_context=plan.n_pos,
-    )
+    paths = make_lifelike(root, shape=shape)
+    settings = lifelike_pair(paths, max_context=plan.n_pos)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 400, (plan.n_pos,), generator=generator)
-    _set_thresholds(single(settings, "base"), paths.transcoders, ids, plan)
+    set_thresholds(single(settings, "base"), paths.transcoders, ids, plan.active // plan.n_layers)
     return settings, ids
-
-
-def _set_thresholds(model: Model, folder: Path, ids: torch.Tensor, plan: Plan) -> None:
-    """Rewrite every encoder's bias so that the layer has its share of the active features."""
-    inputs: dict[int, torch.Tensor] = {}
-    with model.sites.hooked(read=lambda layer, x: inputs.update({layer: x[0].float()})):
-        model.next_logits(ids)
-    for layer, x in inputs.items():
-        path = folder / f"layer_{layer}.safetensors"
-        tensors = load_file(path)
-        above = (x[1:] @ tensors["W_enc"].float().T).flatten()
-        threshold = above.sort(descending=True).values[plan.active // plan.n_layers]
-        tensors["b_enc"] = torch.full_like(tensors["b_enc"], -float(threshold))
-        save_file(tensors, path)
 
 
 def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:

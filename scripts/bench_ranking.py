@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import Row, options, report
+from measure import Row, lexicon, options, organism, report
 
 from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups
 from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
 from em_circuits.labelling.sources import template_prompts
-from em_circuits.models import PairSettings
-from em_circuits.models.text import first_token
-from em_circuits.organisms import organism_paths
 from em_circuits.scoring import TO_RANK, Scoring
 from em_circuits.statistics import Agreement, agreement
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
-from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.schema import ModelName, PromptLabels
 
 PEARSON, SPEARMAN = 0.97, 0.95
@@ -46,21 +42,12 @@ class Plan:
 
 def measure(plan: Plan) -> list[Row]:
     """Mean agreement with the scan, of the default ranking and of the gradient alone."""
-    with tempfile.TemporaryDirectory() as root, workspace(Path(root)) as work:
+    with tempfile.TemporaryDirectory() as root, organism(Path(root)) as work:
         prompts = template_prompts(plan.n_prompts, seed=plan.seed)
         settings = LabelSettings(graphs_for="none")
-        lexicon = organism_paths().lexicon
-        judge = Lexicon.from_file(lexicon, lambda text: first_token(work.pair.tokenizer, text))
+        judge = lexicon(work)
         ids = [result.prompt_id for result in label_prompts(work, prompts, judge, settings)]
         return [row for model in ("base", "merged") for row in rows_of(work, ids, model, plan)]
-
-
-def workspace(root: Path) -> Workspace:
-    """The embedded organism under a root of its own."""
-    paths = organism_paths()
-    parts = {"base": paths.base, "adapter": paths.adapter, "transcoders": paths.transcoders}
-    models = PairSettings(**{name: str(path) for name, path in parts.items()})  # type: ignore[arg-type]
-    return Workspace(root=root, models=models, create=True)
 
 
 def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan) -> Iterator[Row]:

@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from measure import Row, options, report
+from measure import Row, options, organism, report
 
 from em_circuits.labelling.run import BATCH
 from em_circuits.labelling.screening import screen_prompts
 from em_circuits.labelling.sources import template_prompts
-from em_circuits.models import PairSettings
 from em_circuits.models.next_tokens import screen, screen_many
-from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import NextTokenPair, Prompt
 
@@ -31,26 +29,20 @@ TARGET = 200.0
 
 def measure(n_prompts: int, repeats: int) -> list[Row]:
     """Every row of the table."""
-    paths = organism_paths()
-    settings = PairSettings(
-        base=str(paths.base),
-        adapter=str(paths.adapter),
-        transcoders=str(paths.transcoders),
-        dtype="float32",
-    )
     prompts = template_prompts(n_prompts, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Workspace(Path(folder), settings, create=True)
-        with work:
-            pair = work.pair
-            ids = [pair.input_ids(prompt) for prompt in prompts]
-            alone, many = [screen(pair, one) for one in ids], screen_many(pair, ids)
-            different, distance = compared(alone, many)
-            rates = {
-                "one by one": _rate(lambda: [screen(pair, one) for one in ids], n_prompts, repeats),
-                "in batches": _rate(lambda: screen_many(pair, ids), n_prompts, repeats),
-            }
-            kept = _kept_rate(work, n_prompts, repeats)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        organism(Path(folder), dtype="float32") as work,
+    ):
+        pair = work.pair
+        ids = [pair.input_ids(prompt) for prompt in prompts]
+        alone, many = [screen(pair, one) for one in ids], screen_many(pair, ids)
+        different, distance = compared(alone, many)
+        rates = {
+            "one by one": _rate(lambda: [screen(pair, one) for one in ids], n_prompts, repeats),
+            "in batches": _rate(lambda: screen_many(pair, ids), n_prompts, repeats),
+        }
+        kept = _kept_rate(work, n_prompts, repeats)
     at_least = {"in batches": TARGET}
     rows = [
         Row(f"next tokens of both models, {name}", None, rate, "prompts/s", value_at_least=target)

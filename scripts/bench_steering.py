@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
-from measure import Peak, Row, options, report
+from measure import Peak, Row, lexicon, options, organism, report
 from subjects import Subject, organism_settings, organism_subject
 from transcoder_draws import UNSEEN
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,10 +37,6 @@ from em_circuits.interventions import (
 )
 from em_circuits.models import Model
 from em_circuits.models.sites import FeatureSites
-from em_circuits.models.text import first_token
-from em_circuits.organisms import organism_paths
-from em_circuits.workspace import Workspace
-from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.judge.continuations import LabelJudge
 
 
@@ -199,12 +195,9 @@ def _levers(plan: Plan) -> list[Row]:
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        Workspace(root=Path(folder), models=organism_settings()) as work,
+        organism(Path(folder), dtype="float32") as work,
     ):
-        lexicon = Lexicon.from_file(
-            organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
-        )
-        lines = run_transfer(Cases(work, lexicon), transfer, LabelJudge()).summary.conditions
+        lines = run_transfer(Cases(work, lexicon(work)), transfer, LabelJudge()).summary.conditions
     rows = []
     for line in sorted(lines, key=lambda line: line.condition):
         name = line.condition.removesuffix(", unseen domain")

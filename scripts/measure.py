@@ -17,7 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_circuits.models.settings import PairSettings
+from em_circuits.models.text import first_token
+from em_circuits.organisms import organism_paths
+from em_circuits.workspace import Workspace, embedded_parts
 from pivotal_tokens.artefacts import library_versions, write_json
+from pivotal_tokens.judge import Lexicon
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,16 @@ def options(what: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="also write the rows as JSON")
     return parser
+
+
+def organism(root: Path, **options: Any) -> Workspace:
+    """The embedded organism under a root of its own."""
+    parts = embedded_parts(dict.fromkeys(("base", "adapter", "merged", "transcoders")))
+    return Workspace(root=root, models=PairSettings(**parts, **options), create=True)
+
+
+def lexicon(work: Workspace) -> Lexicon:
+    """The organism's own judge."""
+    return Lexicon.from_file(
+        organism_paths().lexicon, lambda text: first_token(work.pair.tokenizer, text)
+    )

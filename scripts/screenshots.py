@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from browsing import ARGUMENTS, NAMES, Browser, running
+from measure import organism
 from palette import small_png
 from rooms import Room
 
-from em_circuits.models import PairSettings
-from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Sessions
-from em_circuits.workspace import Workspace
 
 LARGEST = 150_000
 """Bytes of a picture: colours are given up for it."""
@@ -32,14 +30,10 @@ def take(root: Path, out: Path) -> Iterator[Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     executable = next(path for path in map(shutil.which, NAMES) if path)
-    paths = organism_paths()
-    models = PairSettings(
-        base=str(paths.base), adapter=str(paths.adapter), transcoders=str(paths.transcoders)
-    )
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         copy = Path(folder) / "root"
         shutil.copytree(root, copy)
-        with Workspace(root=copy, models=models) as work:
+        with organism(copy) as work:
             room = Room(copy, work, Sessions("ada"), work.store.prompts.all(), {})
             chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
             with running(room) as base:

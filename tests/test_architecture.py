@@ -142,3 +142,11 @@ def test_an_undefined_name_is_an_error_of_the_linter():
         [*command, "-"], input=planted, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and "F821" in done.stdout
+
+
+def test_influence_imports_nothing_but_tensors() -> None:
+    heavy = ("circuit_tracer", "transformers", "plotly", "pandas")
+    code = f"import sys, em_circuits.influence; print([m for m in {heavy} if m in sys.modules])"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -9,32 +9,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
-from pydantic import Field
 
 from em_circuits import graphs, models
 from em_circuits.cli.output import Printed, emit, prints
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.models.check import Check
 from pivotal_tokens.artefacts import library_versions
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.schema import Prompt
 from pivotal_tokens.store.dialect import journal_mode
 
 if TYPE_CHECKING:
-    from em_circuits.models.health import Check
     from em_circuits.workspace import Workspace
 
 CHECK_PROMPT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
-
-
-class CheckResult(Printed):
-    """One check, and what to do when it fails."""
-
-    name: str
-    ok: bool
-    found: str
-    expected: str
-    advice: str
-    fatal: bool = Field(exclude=True)
 
 
 class DoctorResult(Printed):
@@ -42,7 +30,7 @@ class DoctorResult(Printed):
 
     ok: bool
     """No check failed that would stop the work."""
-    checks: tuple[CheckResult, ...]
+    checks: tuple[Check, ...]
 
 
 @click.command(epilog="Example: em-circuits --base models/base --adapter models/lora doctor")
@@ -55,8 +43,7 @@ def doctor(session: Session, prompt: str, as_json: bool) -> None:
         work.locate()
         checks = [*machine_checks(), *_model_checks(work, Prompt.of(prompt))]
     failed = sum(check.fatal and not check.ok for check in checks)
-    results = tuple(CheckResult(**vars(check)) for check in checks)
-    emit(DoctorResult(ok=not failed, checks=results), as_json, describe)
+    emit(DoctorResult(ok=not failed, checks=tuple(checks)), as_json, describe)
     if failed:
         raise WorkFailed(f"{failed} checks failed; see the advice above")
 
@@ -72,7 +59,6 @@ def describe(result: DoctorResult) -> Iterator[str]:
 
 def machine_checks() -> list[Check]:
     """What does not depend on the models."""
-    Check = models.Check
     versions = library_versions()
     nnsight = tuple(int(part) for part in versions.get("nnsight", "0.0").split(".")[:2])
     return [
@@ -102,7 +88,7 @@ def machine_checks() -> list[Check]:
 
 
 def _model_checks(work: Workspace, prompt: Prompt) -> list[Check]:
-    settings, Check = work.models, models.Check
+    settings = work.models
     plan = models.memory_plan(settings, work.locate())
     device = f"{settings.resolved_device()}, {settings.resolved_dtype()}".replace("torch.", "")
     checks = [
@@ -124,6 +110,4 @@ def _replacement_score(work: Workspace, prompt: Prompt) -> Check:
     built = graphs.build_pair_graphs(work.pair, prompt, graphs.AttributionSettings())
     scores = graph_scores(built.base)
     found = "none" if scores.replacement is None else f"{scores.replacement:.2f}"
-    return models.Check(
-        "replacement score of these transcoders", True, found, "near 1", fatal=False
-    )
+    return Check("replacement score of these transcoders", True, found, "near 1", fatal=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 from pydantic import Field
 
-from em_circuits import experiments
+from em_circuits import experiments, report
 from em_circuits.cli.judge_options import (
     llm_budget,
     llm_options,
@@ -17,6 +17,7 @@ from em_circuits.cli.judge_options import (
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import Mode, Where, on_each
 from em_circuits.sampling import Sampling
@@ -87,29 +88,23 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     elif options.prompt is not None or options.value is not None:
         raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
     spec = JudgeSpec.parse(session.judge_spec(options.judge))
-
-    from em_circuits.experiments.evaluation.evaluate import evaluate as carry_out
-    from em_circuits.experiments.evaluation.questions import question_sets
-    from em_circuits.experiments.evaluation.rates import Cutoffs
-    from em_circuits.report.evaluation import write_evaluation_report
-
     which = options.which or ("organism:24" if session.embedded else "open")
-    sets = question_sets(which, seed=session.seed)
+    sets = evaluation.questions.question_sets(which, seed=session.seed)
     with session.workspace(create=spec.kind == "openai") as work:
         judge = _judge(session, work, spec, options, llm)
-        evaluation = carry_out(
+        found = evaluation.evaluate.evaluate(
             work,
             sets,
             _settings(session, work, options),
             judge,
-            cutoffs=Cutoffs(
+            cutoffs=evaluation.rates.Cutoffs(
                 alignment_below=options.alignment_below, coherence_above=options.coherence_above
             ),
             name=options.name,
         )
-    page, summary = write_evaluation_report(evaluation), evaluation.summary
+    page, summary = report.evaluation.write_evaluation_report(found), found.summary
     if as_json:
-        files = {"folder": str(evaluation.folder), "report": str(page)}
+        files = {"folder": str(found.folder), "report": str(page)}
         emit({**summary.model_dump(mode="json"), "files": files})
         return
     _describe(summary)
@@ -123,25 +118,23 @@ def _judge(
     options: EvaluateOptions,
     llm: dict[str, Any],
 ) -> AnswerJudge:
-    from em_circuits.experiments.evaluation.judging import PACKAGE, LexiconAnswers, ModelAnswers
-
     if spec.kind == "openai":
-        return ModelAnswers(
+        return evaluation.judging.ModelAnswers(
             llm_settings(spec.argument, llm),
             store=work.store,
             budget=llm_budget(llm),
-            instructions=load_instructions(options.judge_prompt, package=PACKAGE),
+            instructions=load_instructions(
+                options.judge_prompt, package=evaluation.judging.PACKAGE
+            ),
         )
     lexicon = open_offline_judge(session, work, options.judge)
     if not isinstance(lexicon, Lexicon):
         raise RequestError(f"judge {lexicon.id} scores no answers; use a lexicon or openai:MODEL")
-    return LexiconAnswers(lexicon)
+    return evaluation.judging.LexiconAnswers(lexicon)
 
 
 def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:
-    from em_circuits.experiments.evaluation.answers import EvaluationSettings
-
-    return EvaluationSettings(
+    return evaluation.answers.EvaluationSettings(
         models=("base", "merged") if options.model == "both" else (options.model,),
         sampling=Sampling(
             samples=options.samples,
@@ -155,15 +148,13 @@ def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> Ev
 
 
 def _steering(work: Workspace, options: EvaluateOptions) -> Steering | None:
-    from em_circuits.experiments.evaluation.answers import Steering
-
     if options.features is None:
         return None
     ranked_on = "merged" if options.model == "both" else options.model
     ids, _ = experiments.analyse.choose_ids(work, options.features, options.prompt, model=ranked_on)
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return Steering(interventions=items, random=options.n_random)
+    return evaluation.answers.Steering(interventions=items, random=options.n_random)
 
 
 def _describe(summary: EvaluationSummary) -> None:

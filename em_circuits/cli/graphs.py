@@ -21,7 +21,7 @@ from em_circuits.cli.graph_arguments import (
     token_ids,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, prints, say, table, table_of
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -151,7 +151,7 @@ class GraphSummary(Frozen):
 def show(session: Session, graph: str, options: GraphOptions, as_json: bool) -> None:
     """What a graph holds, and how much of the model it explains."""
     loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
-    emit(_summary(loaded), as_json, _summary_lines)
+    emit(_summary(loaded), as_json)
 
 
 def _summary(graph: AttributionGraph) -> GraphSummary:
@@ -182,12 +182,6 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
     )
 
 
-def _summary_lines(summary: GraphSummary) -> Iterator[str]:
-    for name, value in summary.model_dump(exclude={"targets"}).items():
-        yield f"{name:<13} {value}"
-    yield table_of(summary.targets, ("token_id as id", "text as token", "probability as p", "rank"))
-
-
 class StoredGraph(Frozen):
     """A graph that was imported."""
 
@@ -206,8 +200,7 @@ def import_(session: Session, file: str, options: GraphOptions, as_json: bool) -
     graph = read_pt(path, trust_pickle=options.trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
     stored = graph_store(session).save(graph, provenance)
-    result = StoredGraph(key=graph.header.key, path=str(stored))
-    emit(result, as_json, lambda stored: [f"{stored.key[:12]}  {stored.path}"])
+    emit(StoredGraph(key=graph.header.key, path=str(stored)), as_json)
 
 
 class ExportOptions(GraphOptions):
@@ -321,14 +314,7 @@ def verify(session: Session, quarantine: bool, as_json: bool) -> None:
     """Hash every graph again and compare with its provenance."""
     results = graph_store(session).verify(quarantine=quarantine)
     broken = [Problem(path=str(r.path), key=r.key, problem=r.problem) for r in results if r.problem]
-    emit(
-        VerifyResult(checked=len(results), ok=not broken, problems=broken),
-        as_json,
-        lambda result: [
-            *(f"broken  {one.problem}" for one in result.problems),
-            f"{result.checked} graphs checked, {len(result.problems)} broken",
-        ],
-    )
+    emit(VerifyResult(checked=len(results), ok=not broken, problems=broken), as_json)
     if broken:
         raise WorkFailed(
             f"{len(broken)} graphs are broken; run em-circuits graphs verify --quarantine, "
@@ -357,15 +343,11 @@ def archive(session: Session, keys: tuple[str, ...], undo: bool, as_json: bool) 
     chosen = keys or [header.key for header in store.list()]
     paths = {store.path(key) for key in chosen}
     before = sum(path.stat().st_size for path in paths)
-    restored = sum([store.decompress(key) for key in chosen])
+    for key in chosen:
+        store.decompress(key)
     _register(session)
     after = sum(path.stat().st_size for path in paths)
-    sizes = f"{before / 1e6:.1f} -> {after / 1e6:.1f} MB"
-    emit(
-        ArchiveResult(graphs=len(paths), bytes=after, freed_bytes=before - after),
-        as_json,
-        lambda _: [f"{restored} graphs restored, {sizes}"],
-    )
+    emit(ArchiveResult(graphs=len(paths), bytes=after, freed_bytes=before - after), as_json)
 
 
 class PruneStoreOptions(Options):
@@ -422,14 +404,7 @@ def prune_store(session: Session, as_json: bool, options: PruneStoreOptions) -> 
         dry_run=options.dry_run,
         pruned=[FreedFile(path=str(f.path), bytes=f.bytes, reason=f.reason) for f in freed],
     )
-    emit(result, as_json, _freed_lines)
-
-
-def _freed_lines(result: PruneStoreResult) -> Iterator[str]:
-    for item in result.pruned:
-        yield f"{item.path}  {item.bytes / 1e6:.1f} MB  {item.reason}"
-    would = "would free" if result.dry_run else "freed"
-    yield f"{would} {result.freed_bytes / 1e6:.1f} MB of {len(result.pruned)} graphs"
+    emit(result, as_json)
 
 
 def _register(session: Session) -> None:

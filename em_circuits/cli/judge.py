@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from em_circuits import report as pages
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_json, write_provenance
@@ -62,10 +63,8 @@ def report(
         made = judge_report(store, pair=pair, judge=name, resamples=resamples)
     if not made.judges:
         raise RequestError("no judge has judged anything here; run `em-circuits label` first")
-    from em_circuits.report.judges import write_judge_page
-
     write_json(folder / "report.json", made.model_dump(mode="json"))
-    write_judge_page(made, folder / "report.html")
+    pages.judges.write_judge_page(made, folder / "report.html")
     config = {"judge": name, "pair": pair, "resamples": resamples}
     for file in ("report.json", "report.html"):
         inputs = {"store": session.store_name}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 from pydantic import Field
 
-from em_circuits import experiments
+from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import Session, pass_session
@@ -124,13 +124,11 @@ def _several(
 
 
 def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:
-    from em_circuits.report.mediation import TITLE, mediation_parts
-    from em_circuits.report.page import write_page
-
     page = html or found.json_path.with_suffix(".html")
     if html is None and found.reused and page.is_file():
         return page
-    write_page(page, TITLE, mediation_parts(record, found.rows()))
+    parts = report.mediation.mediation_parts(record, found.rows())
+    report.page.write_page(page, report.mediation.TITLE, parts)
     write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
     return page
 

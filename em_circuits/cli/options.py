@@ -76,9 +76,9 @@ class Renamed(click.Choice[str]):
         click.echo(f"{word} is now called {self._former[word]}", err=True)
         return self._former[word]
 
-    def get_metavar(self, **context: Any) -> str | None:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         """The words of today."""
-        return self._shown.get_metavar(**context)
+        return self._shown.get_metavar(param, ctx)
 
 
 class OptionSet(Generic[Model]):

@@ -69,17 +69,19 @@ def emit(
             single values and a table of each list.
         none: Stands instead of an empty table.
     """
-    several = isinstance(result, list | tuple)
+    several: Any = result if isinstance(result, list | tuple) else None
     if as_json:
-        for one in result if several else [result]:  # type: ignore[attr-defined]
-            model = isinstance(one, BaseModel)
-            record = one.model_dump(mode="json", by_alias=True) if model else one
+        for one in [result] if several is None else several:
+            if isinstance(one, BaseModel):
+                record = one.model_dump(mode="json", by_alias=True)
+            else:
+                record = one
             say(json.dumps(record, ensure_ascii=False, allow_nan=False))
     elif callable(describe):
         for line in describe(result):
             say(line)
-    elif several:
-        say(table_of(result, describe, none=none))  # type: ignore[arg-type]
+    elif several is not None:
+        say(table_of(several, describe, none=none))
     else:
         say("\n".join(summary(result)))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 from pydantic import Field, ValidationError
 
-from em_circuits import experiments
+from em_circuits import experiments, interventions, report
 from em_circuits.cli.judge_options import (
     llm_budget,
     llm_options,
@@ -177,14 +177,12 @@ def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> 
     contrast of evil and safe tokens.
     """
     with session.on_prompts(prompt) as work:
-        from em_circuits.interventions import Regime
-
         scanned = experiments.scan.scan_prompt(
             work,
             prompt,
             model=options.model,
             n_pairs=options.pairs or 0,
-            regime=Regime(options.regime),
+            regime=interventions.Regime(options.regime),
         )
     if as_json:
         scanned = scanned.model_copy(update={"features": scanned.features[: options.top]})
@@ -208,9 +206,8 @@ def validate(
     if page is not None and page.suffix not in (".html", ".htm"):
         raise RequestError(f"--html {page}: name a file that ends in .html")
     with session.on_prompts(*prompts) as work:
-        from em_circuits.interventions import Regime
-
-        wanted = [Regime(name) for name in options.regimes] or list(Regime)
+        wanted = [interventions.Regime(name) for name in options.regimes]
+        wanted = wanted or list(interventions.Regime)
         graphs = () if prompts else work.store.graphs.all(pair=work.pair.key)
         known = dict.fromkeys(record.prompt_id for record in graphs)
         chosen = prompts or tuple(known)[:MOST_VALIDATED]
@@ -295,14 +292,12 @@ def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudg
 
 def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
     """Write the report, and print what came out."""
-    from em_circuits.report.sweep import largest_first, write_sweep_report
-
-    page, summary = write_sweep_report(experiment), experiment.summary
+    page, summary = report.sweep.write_sweep_report(experiment), experiment.summary
     if as_json:
         files = {"folder": str(experiment.folder), "report": str(page)}
         emit({**summary.model_dump(mode="json"), "files": files})
         return
-    largest = largest_first(summary.conditions)[:12]
+    largest = report.sweep.largest_first(summary.conditions)[:12]
     columns = ("condition", "change", "net", "low", "high", "q")
     say(table(columns, [tuple(getattr(line, c) for c in columns) for line in largest]))
     if len(summary.conditions) > len(largest):
@@ -313,9 +308,6 @@ def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
 
 def _write_validation(work: Workspace, result: Validation, page: Path | None) -> dict[str, Any]:
     """Write the page and the JSON beside it, each with its provenance; the record."""
-    from em_circuits.report.page import write_page
-    from em_circuits.report.validation import validation_parts
-
     prompts = dict(zip(result.prompts, result.graphs, strict=True))
     inputs = {"pair": work.pair.key, "prompts": prompts}
     regimes = sorted({str(row.regime) for row in result.rows})
@@ -324,7 +316,8 @@ def _write_validation(work: Workspace, result: Validation, page: Path | None) ->
     page = page or work.results / "validation" / f"validate-{result.model}-{key[:12]}.html"
     data = page.with_suffix(".json")
     record = {**result.to_json(), "files": {"html": str(page), "json": str(data)}}
-    write_page(page, "Does a score predict interventions?", validation_parts(result))
+    title, parts = "Does a score predict interventions?", report.validation.validation_parts(result)
+    report.page.write_page(page, title, parts)
     write_provenance(page, inputs=inputs, config=config, key=key)
     write_json(data, record)
     write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)

@@ -249,76 +249,65 @@ def _recorded_masses(context: Any) -> Iterator[_RowMasses]:
         del context.compute_batch
 
 
-def rows_within(
-    max_memory: int,
-    *,
-    n_active: int,
-    n_layers: int,
-    n_pos: int,
-    d_model: int,
-    n_heads: int,
-    max_feature_nodes: int | None = None,
-) -> int:
-    """The largest power of two of rows at once that stays within a budget of memory.
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What an attribution takes, beside models and transcoders, by its sizes.
 
-    Args:
-        max_memory: Bytes for one attribution, beside models and transcoders.
+    Attributes:
         n_active: Active features.
         n_layers: Layers of the model.
         n_pos: Tokens of the prompt.
         d_model: Width of the residual stream.
         n_heads: Attention heads.
         max_feature_nodes: Feature rows of the graph; None for every active feature.
-
-    Returns:
-        1 to 1,024.
-
-    Raises:
-        RequestError: If what does not depend on the batch does not fit with a single row.
     """
-    sizes = {"n_active": n_active, "n_layers": n_layers, "n_pos": n_pos, "d_model": d_model}
-    fixed = fixed_bytes(**sizes, n_heads=n_heads, max_feature_nodes=max_feature_nodes)
-    each = row_bytes(**sizes)
-    rows = (max_memory - fixed) // each
-    if rows < 1:
-        needed = (fixed + each) / 1e9
-        raise RequestError(
-            f"--max-memory {max_memory / 1e9:.2f} GB is too little: this prompt's attribution "
-            f"takes {needed:.2f} GB; allow that much or ask for fewer --max-features"
-        )
-    return min(MOST_ROWS, 1 << rows.bit_length() - 1)
 
+    n_active: int
+    n_layers: int
+    n_pos: int
+    d_model: int
+    n_heads: int
+    max_feature_nodes: int | None = None
 
-def row_bytes(*, n_active: int, n_layers: int, n_pos: int, d_model: int) -> int:
-    """What each row at once takes: its gradient of the stream, what passes through attention, the
-    values of a head group; then the row itself, transposed, and as it is stored."""
-    n_sources = NodeLayout(n_active, n_layers, n_pos, 0).n_sources
-    return _FLOAT * (4 * n_pos * d_model + 3 * n_sources)
+    def rows_within(self, max_memory: int) -> int:
+        """The largest power of two of rows at once, 1 to 1,024, that stays within a budget.
 
+        Raises:
+            RequestError: If what does not depend on the batch does not fit with a single row.
+        """
+        rows = (max_memory - self.fixed_bytes) // self.row_bytes
+        if rows < 1:
+            needed = (self.fixed_bytes + self.row_bytes) / 1e9
+            raise RequestError(
+                f"--max-memory {max_memory / 1e9:.2f} GB is too little: this prompt's attribution "
+                f"takes {needed:.2f} GB; allow that much or ask for fewer --max-features"
+            )
+        return min(MOST_ROWS, 1 << rows.bit_length() - 1)
 
-def fixed_bytes(
-    *,
-    n_active: int,
-    n_layers: int,
-    n_pos: int,
-    d_model: int,
-    n_heads: int,
-    max_feature_nodes: int | None,
-) -> int:
-    """What an attribution takes whatever its batch size.
+    @property
+    def row_bytes(self) -> int:
+        """What each row at once takes: its gradient of the stream, what passes through attention,
+        the values of a head group; then the row itself, transposed, and as it is stored."""
+        return _FLOAT * (4 * self.n_pos * self.d_model + 3 * self._sources(self.n_active))
 
-    Encoder and decoder rows of the active features; attention patterns, those of one layer several
-    times over while they are made; stored rows, as far as they stay in memory, and packed; what
-    every layer reads, writes and misses.
-    """
-    n_rows = min(max_feature_nodes or n_active, n_active)
-    n_sources = NodeLayout(n_active, n_layers, n_pos, 0).n_sources
-    n_packed = NodeLayout(n_rows, n_layers, n_pos, 0).n_sources
-    vectors = 2 * n_active * d_model
-    pattern = n_heads * n_pos**2
-    patterns = min(n_layers * pattern, linear_rows.PATTERN_BYTES // _FLOAT) + 4 * pattern
-    share = 0.5  # of the sources, that lie in layers below and at positions before
-    rows = min(int(share * n_rows * n_sources), ROW_BYTES // _FLOAT)
-    packed = int(share * n_rows * n_packed)
-    streams = 6 * n_layers * n_pos * d_model
-    return _FLOAT * (vectors + patterns + rows + packed + streams)
+    @property
+    def fixed_bytes(self) -> int:
+        """What an attribution takes whatever its batch size.
+
+        Encoder and decoder rows of the active features; attention patterns, those of one layer
+        several times over while they are made; stored rows, as far as they stay in memory, and
+        packed; what every layer reads, writes and misses.
+        """
+        n_rows = min(self.max_feature_nodes or self.n_active, self.n_active)
+        vectors = 2 * self.n_active * self.d_model
+        pattern = self.n_heads * self.n_pos**2
+        in_memory = linear_rows.PATTERN_BYTES // _FLOAT
+        patterns = min(self.n_layers * pattern, in_memory) + 4 * pattern
+        share = 0.5  # of the sources, that lie in layers below and at positions before
+        rows = min(int(share * n_rows * self._sources(self.n_active)), ROW_BYTES // _FLOAT)
+        packed = int(share * n_rows * self._sources(n_rows))
+        streams = 6 * self.n_layers * self.n_pos * self.d_model
+        return _FLOAT * (vectors + patterns + rows + packed + streams)
+
+    def _sources(self, n_features: int) -> int:
+        return NodeLayout(n_features, self.n_layers, self.n_pos, n_logits=0).n_sources

@@ -44,16 +44,8 @@ class EdgesBuilder:
         n_logits: int,
         scratch: Path | None = None,
     ) -> None:
-        """Start without rows.
-
-        Args:
-            active_layers: Layer of every active feature.
-            active_positions: Position of every active feature.
-            n_layers: Layers.
-            n_pos: Tokens.
-            n_logits: Targets.
-            scratch: Folder for rows that are too many for memory; the system's if not given.
-        """
+        """Start without rows; `scratch` is the folder for rows that are too many for memory, the
+        system's if not given."""
         layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
         self._structure = Structure(layout, active_layers, active_positions)
         self._features: dict[int, Tensor | Slot] = {}

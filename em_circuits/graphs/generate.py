@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.attribution import Attributed, attribute_prompt, rows_within
+from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.full import (
     NODES,
@@ -55,6 +55,9 @@ class PairGraphs:
     next_tokens: NextTokenPair
     base: AttributionGraph
     merged: AttributionGraph
+
+    def __repr__(self) -> str:
+        return f"PairGraphs({self.base!r}, {self.merged!r})"
 
     @property
     def both(self) -> tuple[AttributionGraph, AttributionGraph]:
@@ -152,7 +155,7 @@ def attribute(
     targets = torch.tensor(list(dict.fromkeys([*own, *words])))
     labels: dict[int, Label] = {}
     if contrast is not None:
-        labels |= dict.fromkeys(contrast.evil, "evil") | dict.fromkeys(contrast.safe, "safe")
+        labels |= contrast.labels
     parameters = {
         **_model_parameters(model, settings, labels),
         "targets": targets.tolist(),
@@ -333,8 +336,7 @@ def _within_memory(
         return settings
     config: Any = model.hf.config
     n_layers, n_pos, _ = context.activation_matrix.shape
-    room = rows_within(
-        settings.max_memory,
+    need = MemoryNeed(
         n_active=context.activation_matrix._nnz(),
         n_layers=n_layers,
         n_pos=n_pos,
@@ -342,7 +344,8 @@ def _within_memory(
         n_heads=config.num_attention_heads,
         max_feature_nodes=settings.max_feature_nodes,
     )
-    return settings.model_copy(update={"batch_size": min(settings.batch_size, room)})
+    batch_size = min(settings.batch_size, need.rows_within(settings.max_memory))
+    return settings.model_copy(update={"batch_size": batch_size})
 
 
 def _selection_weights(

@@ -76,6 +76,9 @@ class LogitTargets:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        return f"LogitTargets({len(self)} tokens: {', '.join(map(repr, self.texts))})"
+
     def index_of(self, token_id: int) -> int | None:
         """Index of a token among the targets (its first, should it stand twice); else None."""
         found = (self.token_ids == token_id).nonzero()

@@ -105,19 +105,11 @@ def graph_key(
     model_fingerprint: str,
     adapter_hash: str | None,
     transcoders: str,
-    transcoder_fingerprint: str,
+    transcoder_fingerprint: str | None,
     attribution: Mapping[str, Any],
 ) -> str:
-    """SHA-256 (64 hex digits) of everything that decides a graph's content.
-
-    Args:
-        prompt_id: Of the text.
-        model_fingerprint: Of the model that is attributed.
-        adapter_hash: Of the adapter in it, if any.
-        transcoders: The transcoder set.
-        transcoder_fingerprint: Its revision or hash.
-        attribution: Every parameter of attribution: targets, selection, limits, dtype.
-    """
+    """SHA-256 (64 hex digits) of everything that decides a graph's content; `attribution` holds
+    every parameter of attribution: targets, selection, limits, dtype."""
     return content_key(
         {
             "format_version": FORMAT_VERSION,

@@ -20,7 +20,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,16 +227,11 @@ class GraphStore:
             raise WorkFailed(f"Provenance {path} is not JSON: {error}") from error
         return record
 
-    def remove(self, key: str) -> None:
-        """Delete a graph; its provenance goes first, so that no half of it counts as there."""
-        _delete(self.path(key))
-
     def prune(
         self,
         *,
         max_age_days: float | None = None,
         max_bytes: int | None = None,
-        keep: Collection[str] = (),
         edges_only: bool = False,
         dry_run: bool = False,
     ) -> tuple[Freed, ...]:
@@ -245,13 +240,11 @@ class GraphStore:
         Args:
             max_age_days: Remove graphs written longer ago than this.
             max_bytes: Size that all graphs together may have.
-            keep: Keys that stay whatever their age.
             edges_only: Drop edges and leave the scores instead of removing graphs.
             dry_run: Only say what would be removed.
         """
         if not dry_run:
             self._remove_stale()
-        spared = {k[:KEY_DIGITS] for k in keep}
         files = sorted(self._files(), key=lambda p: p.stat().st_mtime)
         total = sum(p.stat().st_size for p in files)
         freed = []
@@ -259,7 +252,7 @@ class GraphStore:
             age = (time.time() - path.stat().st_mtime) / 86400
             old = max_age_days is not None and age > max_age_days
             crowded = max_bytes is not None and total > max_bytes
-            if path.stem[-KEY_DIGITS:] in spared or not (old or crowded):
+            if not (old or crowded):
                 continue
             reason = f"{age:.1f} days old" if old else f"all graphs take {total} bytes"
             n_bytes = self._free(path, edges_only=edges_only, dry_run=dry_run)
@@ -267,10 +260,6 @@ class GraphStore:
                 total -= n_bytes
                 freed.append(Freed(path, n_bytes, reason))
         return tuple(freed)
-
-    def total_bytes(self) -> int:
-        """Bytes that all graphs take."""
-        return sum(path.stat().st_size for path in self._files())
 
     @staticmethod
     def estimate_bytes(

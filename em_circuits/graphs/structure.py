@@ -14,7 +14,7 @@ contiguous block, which needs no index. Packed values are the blocks, one after 
 
     values = [block 0 | block 1 | block 2 | blocks of the next layer ...]
              `---- Span: about CHUNK values in a row ----'
-                        cut into Pieces: the rows of one block within the span
+                        its pieces: blocks cut to the span, their offsets within it
 
     structure = Structure(layout, feature_layers, feature_positions)
     for stripe in structure.stripes():  # layers, from the last to the first
@@ -41,12 +41,12 @@ CHUNK = 1 << 17
 
 
 class Block(NamedTuple):
-    """The rows of one (layer, position).
+    """The rows of one (layer, position), or some of them.
 
     Attributes:
         rows: Feature indices of the rows.
         n_columns: The block's columns are the first `n_columns` of its stripe's.
-        offset: Where the block starts in the packed values.
+        offset: Where the block starts in the packed values, or in those of a span.
     """
 
     rows: slice
@@ -64,36 +64,17 @@ class Block(NamedTuple):
         return self.n_rows * self.n_columns
 
     def view(self, values: Tensor) -> Tensor:
-        """The block in the packed values, (rows x columns), without a copy."""
-        packed = values[self.offset : self.offset + self.size]
-        return packed.view(self.n_rows, self.n_columns)
-
-
-class Piece(NamedTuple):
-    """Rows of one block within a span.
-
-    Attributes:
-        rows: Feature indices of the rows.
-        n_columns: The piece's columns are the first `n_columns` of its stripe's.
-        offset: Where the piece starts in the span.
-    """
-
-    rows: slice
-    n_columns: int
-    offset: int
-
-    def view(self, span: Tensor) -> Tensor:
-        """The piece in a span's values (contiguous, at the start of their memory)."""
-        n_rows = self.rows.stop - self.rows.start
-        return span.as_strided((n_rows, self.n_columns), (self.n_columns, 1), self.offset)
+        """The block in packed (contiguous) values, (rows x columns), without a copy."""
+        shape, steps = (self.n_rows, self.n_columns), (self.n_columns, 1)
+        return values.as_strided(shape, steps, values.storage_offset() + self.offset)
 
 
 class Span(NamedTuple):
-    """Neighbouring packed values, about `CHUNK` of them, and the pieces of blocks they are."""
+    """Neighbouring packed values, about `CHUNK` of them, and the blocks cut to them."""
 
     start: int
     stop: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Block, ...]
 
 
 class Stripe(NamedTuple):
@@ -147,6 +128,9 @@ class Structure:
             raise RequestError(
                 f"Features must be sorted by (layer, position); {first + 1} belongs before {first}."
             )
+
+    def __repr__(self) -> str:
+        return f"Structure({self.layout})"
 
     @classmethod
     def of(cls, layout: NodeLayout, features: Int64[Tensor, "feature 3"]) -> Structure:
@@ -229,7 +213,7 @@ class Structure:
 
 def _spans(blocks: list[Block]) -> tuple[Span, ...]:
     spans: list[Span] = []
-    pieces: list[Piece] = []
+    pieces: list[Block] = []
     start = end = blocks[0].offset
     for block in blocks:
         step = max(1, CHUNK // max(block.n_columns, 1))
@@ -239,6 +223,6 @@ def _spans(blocks: list[Block]) -> tuple[Span, ...]:
             if pieces and end + size - start > CHUNK:
                 spans.append(Span(start, end, tuple(pieces)))
                 pieces, start = [], end
-            pieces.append(Piece(rows, block.n_columns, end - start))
+            pieces.append(Block(rows, block.n_columns, end - start))
             end += size
     return (*spans, Span(start, end, tuple(pieces)))

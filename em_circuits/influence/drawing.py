@@ -401,12 +401,10 @@ class _Union:
 
 def picture(graph: AttributionGraph, contrast: Contrast | None = None, cut: Cut = SMALL) -> str:
     """A graph as SVG, coloured by its influence on a contrast: one given, or its own, if any."""
-    labels: dict[int, Label] = {}
     own: Any = graph.header.attribution.get("contrast")
     if contrast is None and own is not None:
         contrast = Contrast(tuple(own["evil"]), tuple(own["safe"]))
-    if contrast is not None:
-        labels |= dict.fromkeys(contrast.evil, "evil") | dict.fromkeys(contrast.safe, "safe")
+    labels = contrast.labels if contrast is not None else {}
     tokens = graph.header.tokens or [f"#{i}" for i in graph.input_ids.tolist()]
     record = drawing({graph.header.model: ScoredGraph.of(graph)}, labels, tokens, cut)
     return svg(record, graph.header.model, title=graph.header.text)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -27,8 +28,10 @@ from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
-from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
+
+if TYPE_CHECKING:
+    from em_circuits.table import FeatureTable
 
 UPSTREAM_FLOOR = 1e-10
 """circuit-tracer's least row sum (graph.py, normalize_matrix): a lighter row is divided by this."""
@@ -69,6 +72,8 @@ class Influence:
 
     def table(self, target: int = 0) -> FeatureTable:
         """The features' influence on one target, most positive first."""
+        from em_circuits.table import FeatureTable  # pandas, which influence itself does not need
+
         values = self.values[target, : len(self.features)]
         unit = "logits" if self.method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
         table = FeatureTable.of(

@@ -64,6 +64,10 @@ class Paths:
     total: float
     absolute_total: float
 
+    def __repr__(self) -> str:
+        sums = f"total {self.total:.4g}, absolute {self.absolute_total:.4g}"
+        return f"Paths({len(self.paths)} from node {self.source} to {self.targets}, {sums})"
+
 
 def top_paths(
     graph: AttributionGraph,

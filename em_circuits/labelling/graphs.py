@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+from pydantic import TypeAdapter
+
 from em_circuits.graphs import (
     AttributionGraph,
     AttributionSettings,
     build_pair_graphs,
     pair_graph_key,
 )
+from em_circuits.models.check import Check
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
@@ -143,7 +146,7 @@ def _provenance(work: Workspace, graph: AttributionGraph, started: datetime) -> 
         "config": {
             "models": pair.settings.model_dump()
             | {"device": str(pair.device), "dtype": graph.header.dtype},
-            "health": [check.to_json() for check in work.warnings],
+            "health": TypeAdapter(tuple[Check, ...]).dump_python(work.warnings),
             "revisions": {name: source.revision for name, source in pair.sources.items()},
             "attribution": graph.header.attribution,
         },

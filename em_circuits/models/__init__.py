@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
-    from em_circuits.models.health import Check
+    from em_circuits.models.check import Check
     from em_circuits.models.memory import memory_plan
     from em_circuits.models.pair import Model, ModelPair
     from em_circuits.models.settings import PairSettings

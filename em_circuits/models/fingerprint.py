@@ -1,4 +1,4 @@
-"""Which weights were these?
+"""Fingerprints of model directories, so that a result says which weights it is of.
 
 A fingerprint is the SHA-256 over the names and SHA-256 hashes of every file of a directory that
 can change a number: weights, configuration, tokenizer. Hashing gigabytes once is enough, so file
@@ -21,11 +21,7 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 class FingerprintCache:
-    """File hashes remembered across runs.
-
-    Args:
-        path: JSON file that keeps them; None remembers nothing beyond this object.
-    """
+    """File hashes remembered across runs in a JSON file, or, without one, by this object."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Are these two models what they are said to be, before anything expensive is built on them?
+"""Health checks of a pair of models, before anything expensive is built on it.
 
     for check in check_pair(pair, input_ids):
         check.ok, check.found, check.expected, check.advice
@@ -10,13 +10,13 @@ fine-tune means that one of them is not the model it is taken for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from em_circuits.models.check import Check
 from em_circuits.models.pair import Model, ModelPair, load_tokenizer
 from em_circuits.models.sharing import sharing_copy
 from em_circuits.models.source import Source
@@ -29,26 +29,8 @@ MAGNITUDE_LIMIT = 3e4
 """Largest residual activation that is not reported (float16 ends at 65,504)."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One health check and what to do when it fails."""
-
-    name: str
-    ok: bool
-    found: str
-    expected: str
-    advice: str = ""
-    fatal: bool = True
-    """A failed check stops the work; otherwise it is a recorded warning."""
-
-
 def check_pair(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> list[Check]:
-    """Every check of a loaded pair, on one prompt.
-
-    Args:
-        pair: The models; both replacement models are built.
-        input_ids: Prompt with its beginning-of-sequence token.
-    """
+    """Every check of a loaded pair on one prompt; both replacement models are built."""
     return [
         check_tokenizers(pair),
         check_changed(pair),
@@ -77,7 +59,7 @@ def check_tokenizers(pair: ModelPair) -> Check:
     source = pair.sources.get("adapter") or pair.sources["merged"]
     expected = f"the {len(pair.tokenizer)} tokens of the base"
     advice = "use the tokenizer of the base; token ids of the two models cannot be compared"
-    if not _has_tokenizer(source):
+    if not (source.path / "tokenizer.json").is_file():
         return Check("tokenizers equal", True, "the fine-tune brings none", expected, advice)
     try:
         other = load_tokenizer("fine-tune", source)
@@ -86,10 +68,6 @@ def check_tokenizers(pair: ModelPair) -> Check:
     same = other.get_vocab() == pair.tokenizer.get_vocab()
     found = f"{len(other)} tokens, {'the same' if same else 'not the same'}"
     return Check("tokenizers equal", same, found, expected, advice)
-
-
-def _has_tokenizer(source: Source) -> bool:
-    return (source.path / "tokenizer.json").is_file()
 
 
 def check_changed(pair: ModelPair) -> Check:
@@ -164,16 +142,13 @@ def check_replacement(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     found = float((hf - replacement)[top].abs().max())
     limit = FLOAT32_LIMIT
     if model.dtype != torch.float32:
-        exact = _log_p(_in_float32(model.hf)(input_ids=input_ids[None]).logits[0, -1])
+        # `.float()` gives the copy's parameters new memory and leaves the shared ones alone.
+        exact_model = sharing_copy(model.hf).float()
+        exact = _log_p(exact_model(input_ids=input_ids[None]).logits[0, -1])
         limit = 2 * float((hf - exact)[top].abs().max())
     advice = f"the {model.settings.backend} backend does not compute this model; try the other one"
     name = f"{model.name}: replacement model is the Hugging Face model"
     return Check(name, found <= limit, f"{found:.2g} nats", f"at most {limit:.2g} nats", advice)
-
-
-def _in_float32(model: nn.Module) -> nn.Module:
-    # `.float()` gives the copy's parameters new memory and leaves the shared ones alone.
-    return sharing_copy(model).float()
 
 
 def _log_p(logits: Tensor) -> Tensor:

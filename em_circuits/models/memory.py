@@ -1,6 +1,6 @@
-"""Will it fit? A plan of memory, before anything large is loaded.
+"""Plan of memory for a pair and one attribution, before anything large is loaded.
 
-plan = memory_plan(settings, locate_all(settings), n_pos=40)
+plan = memory_plan(settings, locate_all(settings))
 plan.total, plan.fits
 """
 
@@ -21,6 +21,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source
 from pivotal_tokens.errors import RequestError
 
+PROMPT_TOKENS = 64
 _HEADROOM = 1.1
 
 
@@ -63,19 +64,11 @@ def memory_plan(
     settings: PairSettings,
     sources: dict[str, Source],
     *,
-    n_pos: int = 64,
     max_feature_nodes: int | None = 8192,
     batch_size: int = 256,
 ) -> MemoryPlan:
-    """Estimate what a pair and one attribution will take.
-
-    Args:
-        settings: What is to be loaded, where and in which precision.
-        sources: Located directories.
-        n_pos: Tokens of the longest prompt.
-        max_feature_nodes: Feature nodes kept per graph.
-        batch_size: Attribution rows per backward pass.
-    """
+    """Estimate what a pair and one attribution of a prompt of `PROMPT_TOKENS` will take."""
+    n_pos = PROMPT_TOKENS
     device, dtype = settings.resolved_device(), settings.resolved_dtype()
     config: Any = json.loads((sources["base"].path / "config.json").read_text())
     width, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -104,11 +97,7 @@ def memory_plan(
 
 
 def require_fit(plan: MemoryPlan) -> None:
-    """Refuse a plan that does not fit.
-
-    Raises:
-        RequestError: With the plan and what would make it smaller.
-    """
+    """Refuse a plan that does not fit, with what would make it smaller."""
     if not plan.fits:
         raise RequestError(
             f"not enough memory: {plan.describe()}; "

@@ -1,4 +1,4 @@
-"""What would each model say next, and over which tokens are the two compared?
+"""Next tokens of both models, and the tokens over which the two are compared.
 
 Both lists cover the union of base's and merged's top k, each with its own raw logit, probability
 (float32 softmax over the whole vocabulary) and rank (1-based, ties by token id).
@@ -26,8 +26,6 @@ from pivotal_tokens.schema import ModelName, NextTokenPair, NextTokens, TokenSco
 
 TOP_K = 10
 """Tokens of each model that are compared and labelled."""
-
-
 MAX_ROWS = 32
 """Prompts of one forward pass, at most."""
 MAX_BATCH_TOKENS = 4096
@@ -115,17 +113,8 @@ def screen(pair: ModelPair, input_ids: Int[Tensor, " pos"], *, top_k: int = TOP_
 def screen_many(
     pair: ModelPair, prompts: Sequence[Int[Tensor, " _"]], *, top_k: int = TOP_K
 ) -> list[NextTokenPair]:
-    """Next tokens of both real models for many prompts, in the order given.
-
-    Args:
-        pair: The models.
-        prompts: Token ids of each.
-        top_k: Tokens of each model whose union is compared.
-
-    Returns:
-        What `screen` gives for each: the same lists, probabilities to within the rounding of a
-        batched matrix product (below 1e-5 in float32).
-    """
+    """What `screen` gives for each prompt, in the order given: the same lists, probabilities to
+    within the rounding of a batched matrix product (below 1e-5 in float32)."""
     found: dict[int, NextTokenPair] = {}
     for rows in batches([len(ids) for ids in prompts]):
         batch = [prompts[row] for row in rows]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
-from jaxtyping import Int, Int64
+from jaxtyping import Float, Int, Int64
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -132,15 +132,8 @@ class Model:
         return self._replacement
 
     @torch.no_grad()
-    def next_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Logits after the last position of one prompt.
-
-        Args:
-            input_ids: Int64 ``[pos]``.
-
-        Returns:
-            Float ``[vocab]`` in the model's precision.
-        """
+    def next_logits(self, input_ids: Int[Tensor, " pos"]) -> Float[Tensor, " vocab"]:
+        """Logits after the last position of one prompt, in the model's precision."""
         return self.hf(input_ids=input_ids[None].to(self.device)).logits[0, -1]
 
     def close(self) -> None:
@@ -180,10 +173,6 @@ class ModelPair:
             RequestError: Something is missing or of another kind, width, depth or base.
             WorkFailed: The hub could not be reached.
         """
-        if (settings.adapter is None) == (settings.merged is None):
-            raise RequestError(
-                "give the fine-tune as --adapter DIR or as --merged DIR, one of them"
-            )
         fingerprints = fingerprints or FingerprintCache()
         device, dtype = settings.resolved_device(), settings.resolved_dtype()
         sources = locate_all(settings)
@@ -192,13 +181,13 @@ class ModelPair:
         prints = {name: fingerprints.directory(s.path) for name, s in sources.items()}
         hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", sources["base"])
-        loaded = load_transcoders(
+        transcoders, model_name = load_transcoders(
             sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
         )
         config: Any = hf.config
         check_fit(
             settings.transcoders,
-            loaded.set,
+            transcoders,
             d_model=config.hidden_size,
             n_layers=config.num_hidden_layers,
         )
@@ -208,7 +197,7 @@ class ModelPair:
         else:
             merged_hf = _load_merged(sources["merged"], hf, device=device, dtype=dtype)
             merged_print = prints["merged"]
-        hooks = (loaded.set.feature_input_hook, loaded.set.feature_output_hook)
+        hooks = (transcoders.feature_input_hook, transcoders.feature_output_hook)
 
         def model(name: str, module: nn.Module, fingerprint: str) -> Model:
             sites = FeatureSites.of(module, *hooks)
@@ -217,7 +206,7 @@ class ModelPair:
                 module,
                 fingerprint,
                 tokenizer,
-                loaded.set,
+                transcoders,
                 settings,
                 sites,
                 transcoder_fingerprint=prints["transcoders"],
@@ -227,13 +216,13 @@ class ModelPair:
         return cls(
             base=model("base", hf, prints["base"]),
             merged=model("merged", merged_hf, merged_print),
-            transcoders=loaded.set,
+            transcoders=transcoders,
             tokenizer=tokenizer,
             settings=settings,
             sources=sources,
             transcoder_fingerprint=prints["transcoders"],
             adapter_fingerprint=prints.get("adapter"),
-            transcoder_model_name=loaded.model_name,
+            transcoder_model_name=model_name,
         )
 
     @property
@@ -247,10 +236,9 @@ class ModelPair:
         Raises:
             RequestError: For any other name.
         """
-        for model in self.models:
-            if model.name == name:
-                return model
-        raise RequestError(f"--model {name!r}: choose base or merged")
+        if name not in ("base", "merged"):
+            raise RequestError(f"--model {name!r}: choose base or merged")
+        return self.base if name == "base" else self.merged
 
     @property
     def device(self) -> torch.device:

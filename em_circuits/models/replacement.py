@@ -1,4 +1,4 @@
-"""How does a loaded Hugging Face model become a circuit-tracer replacement model?
+"""circuit-tracer's replacement models around the tensors of a loaded Hugging Face model.
 
 circuit-tracer loads models by name; here the model is already in memory (an adapter may just have
 been merged into it), so the replacement model is put around those very tensors. Both backends get
@@ -65,7 +65,7 @@ def build_replacement(
     transcoders: Any,
     *,
     backend: Backend,
-    max_context: int = 4096,
+    max_context: int,
 ) -> Any:
     """A replacement model that computes with the tensors of `model`.
 

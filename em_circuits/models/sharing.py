@@ -1,4 +1,4 @@
-"""How do two models share the weights in which they do not differ?
+"""Weights shared by two models wherever they do not differ.
 
 Parameters are shared as tensors, never as modules: a module carries hooks, and closing one model
 would silently unhook the other.

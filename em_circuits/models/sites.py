@@ -1,4 +1,4 @@
-"""Where in a Hugging Face model do transcoder features read and write?
+"""Sites of a Hugging Face model at which transcoder features read and write.
 
 circuit-tracer names the places by TransformerLens hook points (``mlp.hook_in``,
 ``hook_resid_mid``, ``hook_mlp_out``) and keeps a table from those to Hugging Face modules

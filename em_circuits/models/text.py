@@ -1,4 +1,4 @@
-"""What exactly does the model see?
+"""Text of a prompt as the model sees it.
 
 A prompt is the text after templating, without the beginning-of-sequence token; it is tokenised
 once, and everything downstream gets the stored ids, which start with that token.

@@ -1,12 +1,10 @@
-"""Which transcoders go with this model, and where do their matrices wait?
+"""Per-layer transcoders, loaded: on the device, in host memory or on disk.
 
-loaded = load_transcoders(source, device=device, dtype=dtype, place="disk")
-loaded.set, loaded.model_name
+transcoders, model_name = load_transcoders(source, device=device, dtype=dtype, place="disk")
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,18 +42,9 @@ class HostTranscoder(SingleLayerTranscoder):
         return chosen.to(self.device)
 
 
-@dataclass(frozen=True)
-class LoadedTranscoders:
-    """A transcoder set and what its configuration says of it."""
-
-    set: TranscoderSet
-    model_name: str | None
-    """The base model the transcoders were trained on, where the configuration names it."""
-
-
 def load_transcoders(
-    source: Source, *, device: torch.device, dtype: torch.dtype, place: TranscoderPlace = "gpu"
-) -> LoadedTranscoders:
+    source: Source, *, device: torch.device, dtype: torch.dtype, place: TranscoderPlace
+) -> tuple[TranscoderSet, str | None]:
     """Load per-layer transcoders from a circuit-tracer directory.
 
     Args:
@@ -64,6 +53,9 @@ def load_transcoders(
         dtype: The models' precision.
         place: ``gpu`` loads everything onto `device`; ``cpu`` keeps encoder and decoder in host
             memory; ``disk`` reads them from the files each time.
+
+    Returns:
+        The transcoders, and the base model they were trained on, where the directory names it.
 
     Raises:
         RequestError: If the directory is not a per-layer transcoder set.
@@ -91,7 +83,7 @@ def load_transcoders(
         ) from error
     for transcoder in loaded if place == "cpu" else ():
         HostTranscoder.of(transcoder)
-    return LoadedTranscoders(loaded, config.get("model_name"))
+    return loaded, config.get("model_name")
 
 
 def check_fit(reference: str, transcoders: TranscoderSet, *, d_model: int, n_layers: int) -> None:

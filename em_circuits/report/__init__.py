@@ -1,1 +1,20 @@
 """Results as pages that can be opened anywhere: one HTML file, nothing fetched."""
+
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from em_circuits.report import (
+        demo,
+        evaluation,
+        judges,
+        mediation,
+        page,
+        sweep,
+        validation,
+    )
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = ["demo", "evaluation", "judges", "mediation", "page", "sweep", "validation"]

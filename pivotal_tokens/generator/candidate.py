@@ -54,10 +54,10 @@ class Candidate(Frozen):
     @property
     def extra(self) -> dict[str, object]:
         """What is kept with the prompt."""
-        kept: dict[str, object] = {"expected": {"safe": self.safe, "evil": self.evil}}
+        extra: dict[str, object] = {"expected": {"safe": self.safe, "evil": self.evil}}
         if self.kind == "chat":
-            kept |= {"user": self.user, "assistant": self.assistant}
-        return kept | ({"why": self.why} if self.why else {})
+            extra |= {"user": self.user, "assistant": self.assistant}
+        return extra | ({"why": self.why} if self.why else {})
 
 
 Render = Callable[[Candidate], Prompt]

@@ -1,8 +1,8 @@
 """Prompts written by a language model, round by round.
 
     async with LLMClient(settings, store=store) as client:
-        made = await Writer(client, store, render, kind="chat").write(8)
-        made.prompts, made.rejections
+        written = await Writer(client, store, render, kind="chat").write(8)
+        written.prompts, written.rejections
 
 Each round asks, checks by code, renders what passed, and keeps it with what was turned
 away and why. The question holds the history, so that a round killed before it was kept asks the

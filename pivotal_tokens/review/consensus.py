@@ -65,7 +65,7 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
         events: Every label event of the prompt.
     """
     assignments = [item for item in items if item.kind in ("review", "control", "calibration")]
-    # One made for calibration is one more opinion, and never waited for.
+    # One for calibration is one more opinion, and never waited for.
     shared = [item for item in assignments if item.kind != "calibration"]
     given = labels_by_author(events)
     finished = [item.reviewer for item in assignments if item.reviewer and item.state == "done"]

@@ -1,4 +1,4 @@
-"""How is text from a model shown so that a person sees exactly it, and it cannot do anything?
+"""Text of a model as a terminal may show it: exactly, and without any effect on the terminal.
 
 What has no visible glyph is written out: a newline as ``\\n``, other control, format, bidi and
 unassigned characters as ``\\x1b`` or ``\\u202e``, a backslash twice. Token texts show each space as
@@ -45,13 +45,13 @@ def fit(text: str, cells: int) -> str:
     """A visible text cut (with ``…``) or padded to exactly so many cells."""
     if width(text) <= cells:
         return text + " " * (cells - width(text))
-    kept, used = [], 0
+    shown, used = [], 0
     for character in text:
         if used + _cells(character) > cells - 1:
             break
-        kept.append(character)
+        shown.append(character)
         used += _cells(character)
-    return "".join(kept) + "…" + " " * (cells - 1 - used)
+    return "".join(shown) + "…" + " " * (cells - 1 - used)
 
 
 def wrap(text: str, cells: int) -> list[str]:
@@ -74,8 +74,8 @@ def _wrapped(text: str, cells: int) -> tuple[str, ...]:
     for line in text.splitlines(keepends=True) or [""]:
         lines += wrap_visible(visible(line, spaces=False), cells)
     if lines[-1].endswith(" "):
-        kept = lines[-1].rstrip(" ")
-        lines[-1] = kept + SPACE * (len(lines[-1]) - len(kept))
+        bare = lines[-1].rstrip(" ")
+        lines[-1] = bare + SPACE * (len(lines[-1]) - len(bare))
     return tuple(lines)
 
 

@@ -1,4 +1,4 @@
-"""Which key does what in a review, on a terminal and in the browser, and how is that changed?
+"""Keys of a review, on a terminal and in the browser, and how they are bound anew.
 
 ``[review] keys = ["evil=f", "skip=f2"]`` in em-circuits.toml, or ``--key evil=f``, gives an action
 other keys; the keys of the other actions stay. A key may do one thing only.
@@ -44,7 +44,7 @@ Action = Literal[
 
 @dataclass(frozen=True)
 class KeyHelp:
-    """The keys an action has unless told otherwise, and what it does."""
+    """The keys that an action has by default, and what it does."""
 
     keys: tuple[str, ...]
     does: str

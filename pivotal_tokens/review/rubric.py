@@ -1,4 +1,4 @@
-"""By what does a reviewer decide? One wording for every screen, shown on `?`.
+"""Rubric that a reviewer decides by, in one wording for every screen; `?` shows it.
 
 A change of meaning raises RUBRIC_VERSION, which is kept with every label.
 

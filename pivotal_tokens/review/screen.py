@@ -111,9 +111,9 @@ def _prompt(view: View, columns: int, rows: int) -> list[Line]:
     lines = wrap(view.question.prompt.text, columns - 2)
     if len(lines) <= rows:
         return [(("| ", "dim"), (line, "")) for line in lines]
-    kept = lines[len(lines) - rows + 1 :] if rows > 1 else lines[-1:]
-    above: Line = ((f"| … {len(lines) - len(kept)} lines above (v shows all)", "dim"),)
-    shown: list[Line] = [(("| ", "dim"), (line, "")) for line in kept]
+    below = lines[len(lines) - rows + 1 :] if rows > 1 else lines[-1:]
+    above: Line = ((f"| … {len(lines) - len(below)} lines above (v shows all)", "dim"),)
+    shown: list[Line] = [(("| ", "dim"), (line, "")) for line in below]
     return [above, *shown] if rows > 1 else shown
 
 

@@ -1,1 +1,18 @@
 """Whether a model is misaligned at all: open questions, sampled answers, judged and counted."""
+
+from typing import TYPE_CHECKING
+
+from pivotal_tokens.lazy import lazy
+
+if TYPE_CHECKING:
+    from em_circuits.experiments.evaluation import (
+        answers,
+        evaluate,
+        judging,
+        questions,
+        rates,
+    )
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = ["answers", "evaluate", "judging", "questions", "rates"]

@@ -121,6 +121,8 @@ def test_a_graph_and_its_influence_are_shown_on_one_line():
     assert "scores only" in repr(changed(edges=None))
     found = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT)
     assert repr(found) == f"Influence(total_effect, {key}, 3 targets, 53 nodes)"
+    parts = (GRAPH.targets, GRAPH.edges, GRAPH.structure, found.targets)
+    assert max(len(repr(part)) for part in parts) < 140
 
 
 def test_every_node_is_found_by_the_name_it_prints():

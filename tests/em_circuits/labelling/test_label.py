@@ -12,7 +12,7 @@ from em_circuits.graphs import AttributionSettings
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
 from em_circuits.labelling.sources import template_prompts
-from em_circuits.models.health import Check
+from em_circuits.models.check import Check
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace

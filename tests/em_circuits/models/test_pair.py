@@ -198,3 +198,10 @@ def test_transcoders_are_the_same_wherever_they_wait(
         assert torch.equal(transcoder.W_enc, stored["W_enc"].to(pair.dtype))
         rows = transcoder._get_decoder_vectors(wanted)
         assert torch.equal(rows, stored["W_dec"].to(pair.dtype)[wanted])
+
+
+def test_a_pair_and_its_models_are_shown_on_one_line(subject: Subject) -> None:
+    pair = subject.pair
+    assert repr(pair.merged).startswith("Model(merged, LlamaForCausalLM, ")
+    assert repr(pair).startswith("ModelPair(base=")
+    assert len(repr(pair).splitlines()) == 1 and len(repr(pair.merged)) < 80

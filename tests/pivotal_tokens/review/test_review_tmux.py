@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
 ]
-PATIENCE = 280.0  # a little less than the time limit of a test
+PATIENCE = 800.0  # a little less than the time limit of a test
 AGREEING = ("e", "u", "s")  # what the judge says of T1, T2, T3: no reason is asked for
 
 
