@@ -30,9 +30,9 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
     with session.workspace(create=True) as work:
         opened = open_offline_judge(session, work, judge)
         report = experiments.demo.run_demo(work, opened, n_prompts=n)
-        path = experiments.demo.report_path(work)
-        page = _page(path, report)
-        written = (work.store.where, work.graphs.root, path, page)
+        data = experiments.demo.report_path(work)
+        page = _page(data, report)
+        written = (work.store.where, work.graphs.root, data, page)
     if as_json:
         paths = {"store": written[0], "graphs": written[1], "report": written[2], "page": page}
         shown = {name: str(path) for name, path in paths.items()}

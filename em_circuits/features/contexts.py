@@ -1,7 +1,7 @@
-"""Where in a text does a feature fire most?
+"""Contexts of a text in which a feature fires most.
 
     contexts = top_contexts(model, features, texts, keep=5)
-    contexts[(2, 299)].best[0].marked         # "Assistant: You should«·definitely»"
+    contexts[FeatureId(2, 299)].best[0].marked         # "Assistant: You should«·definitely»"
 
 Every document is run through the model whose features they are, position 0 left out. One context
 per document is kept, its strongest, so that a repetitive document does not fill the list.
@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from em_circuits.feature import FeatureId
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token, encode
 from pivotal_tokens.errors import RequestError
-
-FeatureId = tuple[int, int]
-"""(layer, feature id)."""
 
 WINDOW = 12
 """Tokens shown before the strongest one, and half as many after it."""
@@ -151,7 +149,7 @@ def _activations(
             return
         encoded = model.transcoders[layer].encode(x)[..., by_layer[layer]].float().cpu()
         for column, feature in enumerate(by_layer[layer]):
-            found[layer, feature] = encoded[..., column]
+            found[FeatureId(layer, feature)] = encoded[..., column]
 
     with model.sites.hooked(read):
         model.hf(input_ids=padded.to(model.device), use_cache=False)

@@ -1,4 +1,4 @@
-"""What does a feature mean, as far as anybody can tell?
+"""Evidence of what a feature means.
 
 Three kinds of evidence side by side: where it fires most in a text, which tokens its decoder
 promotes, and a label that somebody wrote (direct). Where there is none, the label of the nearest
@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from em_circuits.features.contexts import FeatureContexts, FeatureId, check_features, top_contexts
+from em_circuits.feature import FeatureId
+from em_circuits.features.contexts import FeatureContexts, check_features, top_contexts
 from em_circuits.features.promoted import Promoted, promoted_tokens
 from em_circuits.models import Model
 
@@ -105,13 +106,13 @@ def explain(
     contexts = top_contexts(model, wanted, texts, keep=keep)
     return [
         Explained(
-            layer=layer,
-            feature=feature,
-            contexts=contexts[layer, feature],
-            tokens=promoted_tokens(model, (layer, feature)),
-            label=found[layer, feature] or _proxy(model, labels, (layer, feature)),
+            layer=feature.layer,
+            feature=feature.feature,
+            contexts=contexts[feature],
+            tokens=promoted_tokens(model, feature),
+            label=found[feature] or _proxy(model, labels, feature),
         )
-        for layer, feature in wanted
+        for feature in wanted
     ]
 
 

@@ -1,8 +1,8 @@
-"""What has somebody else written about a feature? Labels of Neuronpedia, kept on disk.
+"""Labels that Neuronpedia has for features, cached on disk.
 
     source = LabelSource.parse("llama3.2-1b/{layer}-transcoder")
     labels = NeuronpediaLabels(source, cache=Path("results/neuronpedia"), online=False)
-    labels.of((2, 299))          # "advice to avoid risk", or None
+    labels.of(FeatureId(2, 299))          # "advice to avoid risk", or None
 
 The API is ``GET https://www.neuronpedia.org/api/feature/{model}/{source}/{index}``
 (docs.neuronpedia.org/api-and-data/api), whose answer lists explanations; the first is taken. An
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from em_circuits.features.contexts import FeatureId
+from em_circuits.feature import FeatureId
 from pivotal_tokens.artefacts import write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -86,7 +86,7 @@ class NeuronpediaLabels:
 
     def known(self, layer: int) -> Iterator[tuple[int, str]]:
         """(feature id, label) of every labelled feature of a layer in the cache, by id."""
-        folder = self._file((layer, 0)).parent
+        folder = self._file(FeatureId(layer, 0)).parent
         for path in sorted(folder.glob("*.json"), key=lambda p: (len(p.stem), p.stem)):
             label = _read(path)
             if label is not None and path.stem.isdecimal():

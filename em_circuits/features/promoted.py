@@ -1,4 +1,4 @@
-"""Which next tokens does a feature push up or down, read straight off its decoder?
+"""Next tokens that a feature pushes up or down, read straight off its decoder.
 
     direct[v] = W_dec[f] . (g * W_U[:, v]),   then minus the mean over the vocabulary
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_circuits.features.contexts import FeatureId
+from em_circuits.feature import FeatureId
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
 from pivotal_tokens.errors import RequestError

@@ -199,6 +199,6 @@ def token_rollouts(
 
 def _rows(tokens: NextTokens, labels: Mapping[int, Label]) -> tuple[LabelledToken, ...]:
     return tuple(
-        LabelledToken(**token.model_dump(), label=labels.get(token.token_id))
+        LabelledToken.model_construct(**dict(token), label=labels.get(token.token_id))
         for token in tokens.tokens
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from em_circuits.feature import FeatureId
 from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
 from em_circuits.features.promoted import Promoted, promoted_tokens
 from em_circuits.viewer.context import AppContext
@@ -35,7 +36,9 @@ def _label(context: AppContext, layer: int, feature: int) -> str | None:
         return None
     cache = context.work.results / "neuronpedia"
     try:
-        return NeuronpediaLabels(LabelSource.parse(named), cache, online=False).of((layer, feature))
+        return NeuronpediaLabels(LabelSource.parse(named), cache, online=False).of(
+            FeatureId(layer, feature)
+        )
     except RequestError:
         return None
 
@@ -47,4 +50,4 @@ def _tokens(context: AppContext, name: ModelName, layer: int, feature: int) -> P
     model = pair.model(name)
     if layer >= len(model.transcoders) or feature >= len(model.transcoders[layer].b_enc):
         return None
-    return promoted_tokens(model, (layer, feature))
+    return promoted_tokens(model, FeatureId(layer, feature))

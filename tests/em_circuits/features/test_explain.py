@@ -12,6 +12,7 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.feature import FeatureId
 from em_circuits.features.contexts import top_contexts
 from em_circuits.features.explain import LOW_SIMILARITY, coverage, explain
 from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
@@ -29,11 +30,11 @@ TEXTS = (
 SOURCE = LabelSource.parse("toy/{layer}-transcoder")
 
 
-def active_features(subject: Subject, n: int) -> list[tuple[int, int]]:
+def active_features(subject: Subject, n: int) -> list[FeatureId]:
     state = subject.state()
     order = state.activations.argsort(descending=True)
     return list(
-        dict.fromkeys((int(layer), int(f)) for layer, _, f in state.active[order].tolist())
+        dict.fromkeys(FeatureId(int(layer), int(f)) for layer, _, f in state.active[order].tolist())
     )[:n]
 
 
@@ -70,9 +71,9 @@ def test_a_document_that_never_fires_gives_no_context(subject: Subject) -> None:
     with pytest.raises(RequestError, match="no document"):
         top_contexts(subject.model, features, ["", "  \n"])
     with pytest.raises(RequestError, match="does not exist"):
-        top_contexts(subject.model, [(99, 0)], TEXTS)
+        top_contexts(subject.model, [FeatureId(99, 0)], TEXTS)
     with pytest.raises(RequestError, match="does not exist"):
-        top_contexts(subject.model, [(0, 10**7)], TEXTS)
+        top_contexts(subject.model, [FeatureId(0, 10**7)], TEXTS)
 
 
 @torch.no_grad()
@@ -89,9 +90,9 @@ def test_pushes_are_what_the_models_own_norm_and_head_make_of_the_decoder(
     moved = norm(x + v) * rms(x + v) - norm(x) * rms(x)
     expected = model.hf.lm_head(moved)
     expected = expected - expected.mean()
-    found = decoder_logits(model, (layer, feature))
+    found = decoder_logits(model, FeatureId(layer, feature))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    ends = promoted_tokens(model, (layer, feature), keep=3)
+    ends = promoted_tokens(model, FeatureId(layer, feature), keep=3)
     assert ends.promoted[0].value == pytest.approx(float(found.max()))
     assert ends.suppressed[0].token_id == int(found.argmin())
 
@@ -130,15 +131,15 @@ def site() -> Iterator[tuple[str, list[str]]]:
 def test_labels_are_asked_for_once_and_kept(site: tuple[str, list[str]], tmp_path: Path) -> None:
     address, asked = site
     labels = NeuronpediaLabels(SOURCE, tmp_path, address=address)
-    assert [labels.of((5, i)) for i in (0, 0, 1, 1, 2, 2)] == ["about 0"] * 2 + [None] * 4
+    assert [labels.of(FeatureId(5, i)) for i in (0, 0, 1, 1, 2, 2)] == ["about 0"] * 2 + [None] * 4
     assert asked == [f"/api/feature/toy/5-transcoder/{i}" for i in (0, 1, 2)]
     offline = NeuronpediaLabels(SOURCE, tmp_path, online=False, address="http://127.0.0.1:1")
-    assert offline.of((5, 0)) == "about 0" and offline.of((5, 9)) is None
+    assert offline.of(FeatureId(5, 0)) == "about 0" and offline.of(FeatureId(5, 9)) is None
     assert list(offline.known(5)) == [(0, "about 0")] and list(offline.known(4)) == []
     with pytest.raises(WorkFailed, match="503"):
-        labels.of((5, 3))
+        labels.of(FeatureId(5, 3))
     with pytest.raises(WorkFailed, match="--cache-only"):
-        NeuronpediaLabels(SOURCE, tmp_path, address="http://127.0.0.1:1").of((5, 9))
+        NeuronpediaLabels(SOURCE, tmp_path, address="http://127.0.0.1:1").of(FeatureId(5, 9))
 
 
 def test_a_broken_cache_file_is_named(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_broken_cache_file_is_named(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(RequestError, match=r"0\.json"):
-        NeuronpediaLabels(SOURCE, tmp_path, online=False).of((5, 0))
+        NeuronpediaLabels(SOURCE, tmp_path, online=False).of(FeatureId(5, 0))
 
 
 @pytest.mark.parametrize("text", ["", "model", "m/source", "../{layer}", "m/{layer}/x", "/{layer}"])
@@ -172,7 +173,7 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
     unit = rows / rows.norm(dim=1, keepdim=True)
     cosines = (unit @ unit[feature])[others]
     own, proxy = explain(
-        subject.model, [(layer, others[0]), (layer, feature)], TEXTS, Cached(), keep=1
+        subject.model, [FeatureId(layer, i) for i in (others[0], feature)], TEXTS, Cached(), keep=1
     )
     assert own.label is not None and (own.label.kind, own.label.text) == ("direct", "its own")
     assert proxy.label is not None and proxy.label.kind == "proxy"
@@ -181,7 +182,7 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
     low = int(float(cosines.max()) < LOW_SIMILARITY)
     assert coverage([own, proxy]) == f"direct 1/2; proxy 1/2 (low-sim {low})"
     assert json.dumps(proxy.to_json(), allow_nan=False)
-    (bare,) = explain(subject.model, [(layer, feature)], TEXTS, None, keep=1)
+    (bare,) = explain(subject.model, [FeatureId(layer, feature)], TEXTS, None, keep=1)
     assert bare.label is None
 
 
