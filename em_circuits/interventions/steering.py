@@ -140,7 +140,7 @@ def steer(
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    by: str = "name",
+    by: str | None = None,
 ) -> SteerResult:
     """Apply all interventions together, beside the undisturbed model and random controls.
 
@@ -152,7 +152,8 @@ def steer(
         regime: What is frozen meanwhile.
         n_random: Control draws, at least 20.
         seed: Of the draws.
-        by: How the features were chosen, as outputs name it.
+        by: How the features were chosen, as outputs name it; interventions that come from a table
+            say so themselves.
 
     Raises:
         RequestError: If an intervention has no place, the control is too small, or the prompt
@@ -183,7 +184,7 @@ def steer(
             regime=regime,
             mode=mode,
             value=value,
-            by=by,
+            by=by or getattr(interventions, "by", "name"),
             features=tuple(interventions),
             asleep=len(no_op_interventions(state, interventions)),
         ),

@@ -283,7 +283,7 @@ class ModelPair:
         return self.base.input_ids(prompt)
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}={one.reference!r}" for name, one in self.sources.items())
+        parts = ", ".join(f"{name}={one.name!r}" for name, one in self.sources.items())
         return f"ModelPair({parts}, {self.base.sites.n_layers} layers, key {self.key[:12]})"
 
     def close(self) -> None:
