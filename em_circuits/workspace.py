@@ -207,7 +207,7 @@ def load_pair(
 
     given = {"base": base, "adapter": adapter, "merged": merged, "transcoders": transcoders}
     chosen = embedded_parts({name: None if x is None else str(x) for name, x in given.items()})
-    return ModelPair.load(PairSettings(**chosen, **settings))
+    return ModelPair.load(PairSettings.model_validate({**chosen, **settings}))
 
 
 def embedded_parts(given: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -149,8 +149,11 @@ def change(base: FeatureTable, merged: FeatureTable) -> FeatureTable:
     """
     assert base.weights is not None and merged.weights is not None
     lengths = [table.about["n_pos"] for table in (base, merged)]
-    tokens = [np.stack([t.targets, t.weights]) for t in (base, merged)]
-    if lengths[0] != lengths[1] or not np.array_equal(*tokens):
+    alike = all(
+        np.array_equal(getattr(base, name), getattr(merged, name))
+        for name in ("targets", "weights")
+    )
+    if lengths[0] != lengths[1] or not alike:
         raise RequestError(
             f"base and merged cannot be compared: {lengths[0]} and {lengths[1]} positions, "
             f"{len(base.weights)} and {len(merged.weights)} labelled targets; build both graphs "
