@@ -199,6 +199,6 @@ class Interventions(tuple[Intervention, ...]):
     by: str
 
     def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Self:
-        made = super().__new__(cls, items)
-        made.by = by
-        return made
+        instance = super().__new__(cls, items)
+        instance.by = by
+        return instance

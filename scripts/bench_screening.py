@@ -42,7 +42,7 @@ def measure(n_prompts: int, repeats: int) -> list[Row]:
             "one by one": _rate(lambda: [screen(pair, one) for one in ids], n_prompts, repeats),
             "in batches": _rate(lambda: screen_many(pair, ids), n_prompts, repeats),
         }
-        kept = _kept_rate(work, n_prompts, repeats)
+        stored = _stored_rate(work, n_prompts, repeats)
     at_least = {"in batches": TARGET}
     rows = [
         Row(f"next tokens of both models, {name}", None, rate, "prompts/s", value_at_least=target)
@@ -50,7 +50,7 @@ def measure(n_prompts: int, repeats: int) -> list[Row]:
         for target in [at_least.get(name)]
     ]
     what = "tokenised, in batches, kept in SQLite"
-    rows.append(Row(f"next tokens of both models, {what}", None, kept, "prompts/s"))
+    rows.append(Row(f"next tokens of both models, {what}", None, stored, "prompts/s"))
     rows.append(Row("prompts whose top 10 a batch changes", None, different, "", at_most=0))
     rows.append(Row("largest change of a probability", None, distance, "", at_most=1e-5))
     return rows
@@ -80,7 +80,7 @@ def _rate(work: Callable[[], object], n: int, repeats: int) -> float:
     return n / statistics.median(times)
 
 
-def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
+def _stored_rate(work: Workspace, n: int, repeats: int) -> float:
     """New prompts each time, so that nothing is kept already."""
     rates = []
     for repeat in range(repeats):

@@ -138,14 +138,14 @@ class _Run:
         noise = Noise(self._sampling, self._states, d_vocab)
         stop = _end_tokens(self._model).to(self._model.device)
         ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=self._model.device)
-        tokens, kept = [], []
+        tokens, step_logits = [], []
         for step in range(self._sampling.max_tokens):
             drawn = noise.draw(logits)
             if self._sampling.stop_at_end:
                 ended = ended | torch.isin(drawn, stop)
             tokens.append(torch.where(ended, END, drawn).cpu())
             if keep_logits:
-                kept.append(logits.cpu())
+                step_logits.append(logits.cpu())
             if bool(ended.all()) or step + 1 == self._sampling.max_tokens:
                 break
             logits = self._step(drawn.reshape(-1, 1), step, cache, source).view(
@@ -153,8 +153,10 @@ class _Run:
             )
         length = self._sampling.max_tokens - len(tokens)
         tokens += [torch.full_like(tokens[0], END)] * length
-        kept += [torch.zeros_like(kept[0])] * length if kept else []
-        return Continuations(torch.stack(tokens, 2), torch.stack(kept, 2) if kept else None)
+        step_logits += [torch.zeros_like(step_logits[0])] * length if step_logits else []
+        return Continuations(
+            torch.stack(tokens, 2), torch.stack(step_logits, 2) if step_logits else None
+        )
 
     def _prompt(self, source: SourceModel | None) -> tuple[Float[Tensor, "row vocab"], Any]:
         stacked = BatchedCache.of(self._states)
