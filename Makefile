@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Benchmarks share the fixtures of the tests.
 BENCH := PYTHONPATH=tests/em_circuits $(BIN)/python
 
-.PHONY: demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
+.PHONY: notebooks demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +32,9 @@ check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (w
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(STAMP) ## run the notebooks of examples/ in place
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py
 
 docs: $(STAMP) ## docs/json.md, from the result models of the commands
 	$(BIN)/python scripts/json_docs.py

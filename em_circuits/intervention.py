@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
@@ -191,3 +191,14 @@ def on_each(
         )
         for layer, position, feature in places
     )
+
+
+class Interventions(tuple[Intervention, ...]):
+    """Interventions that are made together, and how their features were chosen."""
+
+    by: str
+
+    def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Self:
+        made = super().__new__(cls, items)
+        made.by = by
+        return made

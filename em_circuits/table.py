@@ -28,7 +28,7 @@ import pandas as pd
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
-from em_circuits.intervention import Intervention, Mode, Unit, Where, on_each
+from em_circuits.intervention import Interventions, Mode, Unit, Where, on_each
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -278,11 +278,11 @@ class FeatureTable:
         ).sort_index()
         return both if fill is None else both.fillna(fill)
 
-    def ablate(self, *, where: Where = Where.FOUND) -> tuple[Intervention, ...]:
+    def ablate(self, *, where: Where = Where.FOUND) -> Interventions:
         """Interventions that remove these features; see `interventions`."""
         return self.interventions(Mode.ABLATE, where=where)
 
-    def scale(self, factor: float, *, where: Where = Where.FOUND) -> tuple[Intervention, ...]:
+    def scale(self, factor: float, *, where: Where = Where.FOUND) -> Interventions:
         """Interventions that multiply these features' activations."""
         return self.interventions(Mode.SCALE, factor, where=where)
 
@@ -293,7 +293,7 @@ class FeatureTable:
         *,
         unit: Unit = Unit.ABSOLUTE,
         where: Where = Where.FOUND,
-    ) -> tuple[Intervention, ...]:
+    ) -> Interventions:
         """The same change of every feature of the table, each once per place.
 
         Args:
@@ -304,7 +304,7 @@ class FeatureTable:
                 wherever they fire have no position: they are changed at every one.
         """
         found = ((f.layer, getattr(f, "position", None), f.feature) for f in self.features)
-        return on_each(found, mode, value, unit, where=where)
+        return Interventions(on_each(found, mode, value, unit, where=where), by=self.by)
 
     def records(self) -> list[dict[str, Any]]:
         """Rows as dictionaries, None for NaN."""

@@ -24,25 +24,59 @@ from pivotal_tokens.store.address import without_password
 CONFIG_FILE = "em-circuits.toml"
 
 _COMMANDS = {
-    "demo": "demo:demo",
-    "doctor": "doctor:doctor",
-    "label": "label:label",
-    "review": "review:review",
-    "serve": "serve:serve",
-    "status": "status:status",
-    "prompts": "prompts:prompts",
-    "labels": "labels:labels",
-    "export": "labels:export",
-    "import": "labels:import_",
-    "judge": "judge:judge",
-    "graphs": "graphs:graphs",
-    "influence": "influence:influence",
-    "features": "features:features",
-    "steer": "steer:steer",
-    "evaluate": "evaluate:evaluate",
-    "organism": "organism:organism",
+    "demo": ("demo:demo", "Prompts, labels, graphs, features, steering and mediation in one go."),
+    "doctor": (
+        "doctor:doctor",
+        "Versions, devices, precision, SQLite, memory plan, health of the model pair.",
+    ),
+    "label": (
+        "label:label",
+        "Label prompts: next tokens of both models, judge, queue, rollouts, graphs.",
+    ),
+    "review": (
+        "review:review",
+        "Label the queue; every answer is kept before the next item is shown.",
+    ),
+    "serve": ("serve:serve", "Serve the viewer until Ctrl-C."),
+    "status": (
+        "status:status",
+        "How far the store is; with PROMPT (an id or unique prefix) all about one attempt.",
+    ),
+    "prompts": ("prompts:prompts", "Add, generate, import, preview and list prompts."),
+    "labels": ("labels:labels", "Show, export, import and compare labels."),
+    "export": (
+        "labels:export",
+        "Prompts, next tokens, judgements, verdicts, labels and reviews, to one file or a "
+        "directory.",
+    ),
+    "import": (
+        "labels:import_",
+        "Take an export in; what is here stays, and contradicting labels are queued.",
+    ),
+    "judge": ("judge:judge", "Measure judges against people."),
+    "graphs": (
+        "graphs:graphs",
+        "Build, list, show, import, export, verify and prune attribution graphs.",
+    ),
+    "influence": (
+        "influence:influence",
+        "Influence of every node of a graph on its targets; positive raises the target.",
+    ),
+    "features": (
+        "features:features",
+        "Rank features, and measure which of them carry the shift from base to merged.",
+    ),
+    "steer": ("steer:steer", "Interventions on the model itself, with controls."),
+    "evaluate": (
+        "evaluate:evaluate",
+        "Ask open questions, judge the answers for alignment and coherence, count.",
+    ),
+    "organism": (
+        "organism:organism",
+        "Train the embedded model organism anew, or measure the one that is shipped.",
+    ),
 }
-"""Command -> module:function under `em_circuits.cli`; imported when used, for a quick --help."""
+"""Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""
 
 
 _TALKATIVE = (
@@ -66,11 +100,15 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module, _, function = _COMMANDS[cmd_name].partition(":")
+        module, _, function = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(
             importlib.import_module(f"em_circuits.cli.{module}"), function
         )
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

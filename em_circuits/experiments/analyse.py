@@ -226,11 +226,13 @@ def choose_ids(
 
 def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> ActivationCache:
     """One undisturbed forward pass of a stored prompt."""
-    return ActivationCache.capture(work.pair.model(model), input_ids(work, prompt))
+    return ActivationCache.capture(
+        work.pair.model(model), work.pair.input_ids(require_shown(prompt))
+    )
 
 
-def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
-    """The prompt's stored token ids.
+def require_shown(prompt: Prompt) -> Prompt:
+    """The prompt, whose token ids are stored.
 
     Raises:
         RequestError: If it was never shown to a model.
@@ -239,7 +241,7 @@ def input_ids(work: Workspace, prompt: Prompt) -> torch.Tensor:
         raise RequestError(
             f"prompt {prompt.prompt_id} was never shown to a model; run em-circuits label first"
         )
-    return work.pair.input_ids(prompt)
+    return prompt
 
 
 def token_groups(labels: PromptLabels) -> Contrast:
@@ -260,13 +262,12 @@ def mediate_prompt(
     work.require_healthy(prompt)
     return mediate(
         work.pair,
-        input_ids(work, prompt),
+        require_shown(prompt),
         token_groups(labels),
         order=order,
         direction=direction,
         n_random=n_random,
         seed=work.seed,
-        prompt_id=prompt.prompt_id,
     )
 
 
@@ -305,12 +306,11 @@ def steer_prompt(
     chosen = choose_on_prompt(work, prompt.prompt_id, choice, model=model, by=by)
     return steer(
         work.pair.model(model),
-        input_ids(work, prompt),
+        require_shown(prompt),
         chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
         token_groups(labels),
         regime=Regime(regime),
         n_random=n_random,
         seed=work.seed,
         by=chosen.by,
-        prompt_id=prompt.prompt_id,
     )

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
-from em_circuits.experiments.analyse import input_ids, token_groups
+from em_circuits.experiments.analyse import require_shown, token_groups
 from em_circuits.experiments.summary import LeftOut
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
@@ -188,7 +188,9 @@ def mediate_over_prompts(
 def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
     prompt = item.prompt
     contrast = token_groups(item.labels)
-    return Subject(prompt.prompt_id, prompt.category, input_ids(work, prompt), contrast)
+    return Subject(
+        prompt.prompt_id, prompt.category, work.pair.input_ids(require_shown(prompt)), contrast
+    )
 
 
 def _record(

@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import CHOSEN, N_MEASURED, ActivationCache, live_scores
-from em_circuits.models import Model
+from em_circuits.models.pair import Model, PromptLike
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt
 
 
 def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
@@ -70,7 +67,7 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
 
 def rank(
     model: Model,
-    prompt: str | Prompt | Int[Tensor, " pos"],
+    prompt: PromptLike,
     contrast: Contrast,
     *,
     by: Scoring | str = TO_RANK,

@@ -24,15 +24,17 @@ the MLPs change there counts as error.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
+from em_circuits.feature import Feature
 from em_circuits.interventions.matched_controls import (
     MIN_DRAWS,
     Pool,
@@ -46,8 +48,9 @@ from em_circuits.interventions.patching import (
     InModels,
     Shares,
 )
-from em_circuits.models import ModelPair
+from em_circuits.models.pair import ModelPair, PromptLike, id_of
 from em_circuits.statistics import Spread
+from em_circuits.table import FeatureTable
 from pivotal_tokens.errors import RequestError
 
 Order = Literal["integrated", "gradient", "scan"]
@@ -107,29 +110,58 @@ class Mediation(BaseModel, frozen=True):
     """Share of each layer's changed features, set together."""
     shares: Shares
 
+    @property
+    def table(self) -> FeatureTable:
+        """The features with their effects, in the order of the curve."""
+        return FeatureTable.of(
+            [Feature(f.layer, f.position, f.feature) for f in self.features],
+            by=self.ordered_by,
+            score="integrated" if self.ordered_by == "integrated" else "effect",
+            effect=[f.effect for f in self.features],
+            integrated=[f.integrated for f in self.features],
+        )
+
+    def __repr__(self) -> str:
+        last = self.cumulative[-1].share if self.cumulative else None
+        share = "no share" if last is None else f"all {self.n_changed} recover {last:.2f}"
+        return (
+            f"Mediation({self.direction}, shift {self.shift.base:.2f} -> {self.shift.merged:.2f} "
+            f"logits, {share})"
+        )
+
+    def _repr_html_(self) -> str:
+        def cell(value: float | None) -> str:
+            return "" if value is None else f"{value:.3f}"
+
+        head = "<tr><th>features set</th><th>share</th><th>random</th><th>evil mass</th></tr>"
+        body = "".join(
+            f"<tr><td>{p.k}</td><td>{cell(p.share)}</td><td>{cell(p.random_share)}</td>"
+            f"<td>{cell(p.evil_mass)}</td></tr>"
+            for p in self.cumulative
+        )
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{body}</table>"
+
 
 def mediate(
     pair: ModelPair,
-    input_ids: Int[Tensor, " pos"],
+    prompt: PromptLike,
     contrast: Contrast,
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    prompt_id: str = "",
 ) -> Mediation:
     """Set features of one model to the other's values and see what comes back, or goes away.
 
     Args:
         pair: Base and merged model.
-        input_ids: One prompt, with its beginning-of-sequence token.
+        prompt: A text, a prompt, or token ids with the beginning-of-sequence token in front.
         contrast: Evil and safe tokens.
         order: By which score features are taken.
         direction: ``sufficiency`` treats the base, ``necessity`` the merged model.
         n_random: Matched random draws per point of the curve, at least 20.
         seed: Of the draws.
-        prompt_id: As the result names the prompt.
 
     Raises:
         RequestError: If no token is evil or none is safe ("no contrast"), or there is no such
@@ -139,7 +171,7 @@ def mediate(
         if given not in get_args(known):
             raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
-    patch = ActivationPatch.of(pair, input_ids, contrast, direction)
+    patch = ActivationPatch.of(pair, pair.input_ids(prompt), contrast, direction)
     model, own, diff = patch.models[0], patch.caches[0], patch.diff
     if order == "scan":
         effects = diff.scanned_effects(model, own, contrast)
@@ -156,7 +188,7 @@ def mediate(
         strict=True,
     )
     return Mediation(
-        prompt_id=prompt_id,
+        prompt_id=id_of(prompt),
         shift=patch.contrasts,
         evil_mass=patch.evil_mass,
         features=[

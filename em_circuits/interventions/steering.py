@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from em_circuits.interventions.matched_controls import (
     random_places,
 )
 from em_circuits.interventions.run import run_rows
-from em_circuits.models import Model
+from em_circuits.models.pair import Model, PromptLike, id_of
 from em_circuits.models.text import decode_token
 from em_circuits.statistics import Spread
 from pivotal_tokens.errors import RequestError
@@ -90,6 +90,34 @@ class SteerResult(BaseModel, frozen=True):
     random_places: tuple[tuple[tuple[int, int, int], ...], ...] = Field(exclude=True)
     """Of each draw and feature (layer, position or -1 for a class of them, feature id)."""
 
+    def __repr__(self) -> str:
+        done, before, after = self.intervention, self.unsteered, self.steered
+        random = self.random_control.evil_mass
+        what = f"{len(done.features)} features by {done.by}, {done.mode}"
+        band = f"{random.mean:.3f} [{random.low:.3f}, {random.high:.3f}]"
+        return (
+            f"SteerResult({done.model}, {what}: evil mass {before.evil_mass:.3f} -> "
+            f"{after.evil_mass:.3f}, {self.random_control.n} random draws {band})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, *(f"{value:.3f}" for value in values))
+            for name, *values in (
+                ("unsteered", self.unsteered.evil_mass, self.unsteered.contrast or 0.0),
+                ("steered", self.steered.evil_mass, self.steered.contrast or 0.0),
+            )
+        ]
+        control = self.random_control
+        cells = [
+            "" if spread is None else f"{spread.mean:.3f} [{spread.low:.3f}, {spread.high:.3f}]"
+            for spread in (control.evil_mass, control.contrast)
+        ]
+        rows.append((f"{control.n} matched random draws, middle 95 %", *cells))
+        body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+        head = "<tr><th></th><th>evil mass</th><th>contrast (logits)</th></tr>"
+        return f"<table>{head}{body}</table>"
+
     @property
     def unsteered(self) -> World:
         return self.worlds.unsteered
@@ -105,28 +133,27 @@ class SteerResult(BaseModel, frozen=True):
 
 def steer(
     model: Model,
-    input_ids: Int[Tensor, " pos"],
+    prompt: PromptLike,
     interventions: Sequence[Intervention],
     contrast: Contrast,
     *,
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    by: str = "name",
-    prompt_id: str = "",
+    by: str | None = None,
 ) -> SteerResult:
     """Apply all interventions together, beside the undisturbed model and random controls.
 
     Args:
         model: The model that is steered.
-        input_ids: One prompt, with its beginning-of-sequence token.
+        prompt: A text, a prompt, or token ids with the beginning-of-sequence token in front.
         interventions: At least one, each feature at a position at most once.
         contrast: Tokens whose probability and logits are measured.
         regime: What is frozen meanwhile.
         n_random: Control draws, at least 20.
         seed: Of the draws.
-        by: How the features were chosen, as outputs name it.
-        prompt_id: As the result names the prompt.
+        by: How the features were chosen, as outputs name it; interventions that come from a table
+            say so themselves.
 
     Raises:
         RequestError: If an intervention has no place, the control is too small, or the prompt
@@ -135,7 +162,7 @@ def steer(
     check_draws(n_random)
     if not interventions:
         raise RequestError("no intervention was given; name at least one feature")
-    state = ActivationCache.capture(model, input_ids)
+    state = ActivationCache.capture(model, model.input_ids(prompt))
     check_interventions(model, interventions, state.n_pos)
     places = random_places(model, state, interventions, n_draws=n_random, seed=seed)
     rows = [[], list(interventions), *(apply_to(interventions, draw) for draw in places.tolist())]
@@ -151,13 +178,13 @@ def steer(
     mode, value = modes.pop() if len(modes) == 1 else (None, None)
     spread = None if contrasts is None else Spread.of(contrasts[2:])
     return SteerResult(
-        prompt_id=prompt_id,
+        prompt_id=id_of(prompt),
         intervention=Steered(
             model=model.name,
             regime=regime,
             mode=mode,
             value=value,
-            by=by,
+            by=by or getattr(interventions, "by", "name"),
             features=tuple(interventions),
             asleep=len(no_op_interventions(state, interventions)),
         ),

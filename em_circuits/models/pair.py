@@ -33,9 +33,20 @@ from em_circuits.models.text import encode, strip_bos
 from em_circuits.models.transcoders import check_fit, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import Prompt, prompt_id
 
 logger = logging.getLogger(__name__)
+
+
+PromptLike = str | Prompt | Int[Tensor, " pos"]
+"""A text as the model is to see it, a stored prompt, or token ids."""
+
+
+def id_of(prompt: PromptLike) -> str:
+    """A prompt's id; empty for bare token ids, which have no text."""
+    if isinstance(prompt, Tensor):
+        return ""
+    return prompt_id(prompt) if isinstance(prompt, str) else prompt.prompt_id
 
 
 @dataclass
@@ -86,7 +97,7 @@ class Model:
         ids = tuple(self.input_ids(prompt).tolist())
         return prompt.model_copy(update={"token_ids": ids})
 
-    def input_ids(self, prompt: str | Prompt | Int[Tensor, " pos"]) -> Int64[Tensor, " pos"]:
+    def input_ids(self, prompt: PromptLike) -> Int64[Tensor, " pos"]:
         """Token ids of a prompt on the model's device, the beginning-of-sequence token in front.
 
         Args:
@@ -267,12 +278,12 @@ class ModelPair:
         """See `Model.prompt`; both models have one tokenizer."""
         return self.base.prompt(prompt)
 
-    def input_ids(self, prompt: str | Prompt | Int[Tensor, " pos"]) -> Int64[Tensor, " pos"]:
+    def input_ids(self, prompt: PromptLike) -> Int64[Tensor, " pos"]:
         """See `Model.input_ids`."""
         return self.base.input_ids(prompt)
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}={one.reference!r}" for name, one in self.sources.items())
+        parts = ", ".join(f"{name}={one.name!r}" for name, one in self.sources.items())
         return f"ModelPair({parts}, {self.base.sites.n_layers} layers, key {self.key[:12]})"
 
     def close(self) -> None:

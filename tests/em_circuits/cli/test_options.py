@@ -77,3 +77,12 @@ def test_every_option_of_the_first_edition_is_there_as_it_was() -> None:
                 assert set(option["type"]) <= set(found["type"])
                 found = found | {"type": option["type"]}
             assert found == option, f"{command} {option['names']}"
+
+
+def test_the_help_of_all_commands_says_of_each_what_its_own_says() -> None:
+    context = click.Context(app)
+    text = " ".join(app.get_help(context).split())
+    for name in app.list_commands(context):
+        command = app.get_command(context, name)
+        assert command is not None
+        assert f"{name} {command.get_short_help_str(limit=200)}" in text
