@@ -1,4 +1,4 @@
-"""One change of one feature: the value class behind every ablation, patch and steering run.
+"""Interventions: one change of one feature, behind every ablation, patch and steering run.
 
 An intervention replaces the activation ``a`` a feature has at that moment by
 

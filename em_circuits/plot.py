@@ -1,4 +1,4 @@
-"""Plotly figures of rankings, mediation, dose-response and where features lie.
+"""Plotly figures: rankings, mediation, dose-response, and features by layer and position.
 
 em.plot.ranking(table)                     # bars, both ends
 em.plot.layer_position(table)              # heat map: layer x position
@@ -56,7 +56,7 @@ def layer_position(
     n_pos = max(len(tokens), int(positions.max()) + 1 if len(table) else 1)
     total = np.zeros((n_layers, n_pos))
     np.add.at(total, (layers, positions), np.abs(np.nan_to_num(table[column].astype(float))))
-    names = [f"{i} {text}" for i, text in enumerate(tokens)] or list(range(n_pos))
+    names = [f"{i} {text}" for i, text in enumerate(tokens)] or [str(i) for i in range(n_pos)]
     figure = go.Figure(
         go.Heatmap(z=total, x=names, y=[f"L{i}" for i in range(n_layers)], colorscale="Oranges")
     )

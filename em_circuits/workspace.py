@@ -1,4 +1,4 @@
-"""Models, store and graphs of one command or one notebook, under one root.
+"""Workspace of one command or notebook: models, store and graphs under one root.
 
 Nothing is imported or loaded before it is asked for, and nothing is written by opening a workspace
 for reading.
@@ -207,7 +207,7 @@ def load_pair(
 
     given = {"base": base, "adapter": adapter, "merged": merged, "transcoders": transcoders}
     chosen = embedded_parts({name: None if x is None else str(x) for name, x in given.items()})
-    return ModelPair.load(PairSettings(**chosen, **settings))
+    return ModelPair.load(PairSettings.model_validate({**chosen, **settings}))
 
 
 def embedded_parts(given: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -72,10 +72,9 @@ def emit(
     several: Any = result if isinstance(result, list | tuple) else None
     if as_json:
         for one in [result] if several is None else several:
+            record: Any = one
             if isinstance(one, BaseModel):
                 record = one.model_dump(mode="json", by_alias=True)
-            else:
-                record = one
             say(json.dumps(record, ensure_ascii=False, allow_nan=False))
     elif callable(describe):
         for line in describe(result):

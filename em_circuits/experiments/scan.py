@@ -1,4 +1,4 @@
-"""What every feature of a prompt really does, alone and two by two.
+"""Causal scan of a prompt: every active feature ablated, alone and in pairs.
 
 Each active feature is ablated; its effect is measured on every labelled token. The features that
 push most towards evil may then be ablated in pairs.
@@ -68,12 +68,12 @@ class Pairs(BaseModel):
             row[i] = None
         places = zip(pairs.features.tolist(), pairs.single.tolist(), strict=True)
         return cls(
-            features=[
+            features=tuple(
                 PairedFeature(layer=layer, position=position, feature=feature, effect=effect)
                 for (layer, position, feature), effect in places
-            ],
-            joint=pairs.joint.tolist(),
-            interaction=interaction,
+            ),
+            joint=tuple(map(tuple, pairs.joint.tolist())),
+            interaction=tuple(map(tuple, interaction)),
         )
 
     def largest(self, n: int) -> list[tuple[int, int, float]]:
@@ -132,14 +132,14 @@ def scan_prompt(
     effects = table.per_target.T.tolist()
     return PromptScan(
         **ranking.model_dump(exclude={"features"}),
-        features=[
+        features=tuple(
             ScannedFeature(**feature.model_dump(), effects=row)
             for feature, row in zip(ranking.features, effects, strict=True)
-        ],
+        ),
         regime=regime,
-        targets=[
+        targets=tuple(
             Target(token_id=t, text=decode_token(work.pair.tokenizer, t), label=labels.by_token[t])
             for t in token_ids
-        ],
+        ),
         pairs=pairs,
     )

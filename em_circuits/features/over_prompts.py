@@ -1,4 +1,4 @@
-"""Features over many prompts: how far they push towards evil, and how sure that is.
+"""Features over many prompts: how far they push towards evil, with intervals and tests.
 
 A key is a feature wherever it fires, (layer, id), or at a position counted from the end of a
 prompt. In every prompt it is in one of three states:
@@ -149,8 +149,11 @@ def change(base: FeatureTable, merged: FeatureTable) -> FeatureTable:
     """
     assert base.weights is not None and merged.weights is not None
     lengths = [table.about["n_pos"] for table in (base, merged)]
-    tokens = [np.stack([t.targets, t.weights]) for t in (base, merged)]
-    if lengths[0] != lengths[1] or not np.array_equal(*tokens):
+    alike = all(
+        np.array_equal(getattr(base, name), getattr(merged, name))
+        for name in ("targets", "weights")
+    )
+    if lengths[0] != lengths[1] or not alike:
         raise RequestError(
             f"base and merged cannot be compared: {lengths[0]} and {lengths[1]} positions, "
             f"{len(base.weights)} and {len(merged.weights)} labelled targets; build both graphs "

@@ -322,7 +322,8 @@ class _Held:
                 by_site[key].append((i, k))
                 sites[key] = site
         if self.amounts is None:
-            embed = Site(self.model.hf.get_input_embeddings(), "output")
+            hf: Any = self.model.hf
+            embed = Site(hf.get_input_embeddings(), "output")
             self._stack.enter_context(_on_site(embed, self._embed))
         for key, writers in by_site.items():
             self._stack.enter_context(

@@ -1,4 +1,4 @@
-"""Directions: many features as one vector.
+"""Directions: many features that act as one vector per layer.
 
 A direction gives each of some features a weight. Steering along it by a strength adds
 

@@ -1,4 +1,4 @@
-"""Continuations of a prompt that are written while features are changed.
+"""Continuations of a prompt, generated while features are changed.
 
 All treatments and samples run as one batch: one pass over the prompt for every treatment, its
 cache of keys and values copied to the samples, then token by token. Interventions at a class of

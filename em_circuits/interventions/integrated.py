@@ -1,4 +1,4 @@
-"""What each feature contributes when many of them move together.
+"""Integrated effects: each feature's contribution when many of them change together.
 
 First-order scores look at one end of the way: with the base undisturbed, a persona feature whose
 work only shows once others work too has no gradient. Here all listed features move together along

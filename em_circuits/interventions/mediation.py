@@ -1,4 +1,4 @@
-"""Mediation: which features carry the shift from base to merged.
+"""Mediation: the share of the shift from base to merged that runs through features.
 
 *Sufficiency*: in the base, features are set to the activation they have in the merged model,
 everything else running free, and the share of the shift of the evil-minus-safe contrast that comes
@@ -191,12 +191,12 @@ def mediate(
         prompt_id=id_of(prompt),
         shift=patch.contrasts,
         evil_mass=patch.evil_mass,
-        features=[
+        features=tuple(
             MediatedFeature(
                 layer=layer, position=position, feature=feature, effect=effect, integrated=joint
             )
             for (layer, position, feature), effect, joint in rows
-        ],
+        ),
         direction=direction,
         effects_by="scan" if order == "scan" else "gradient",
         ordered_by=order,
@@ -239,10 +239,10 @@ def _cumulative(
                 evil_mass=float(mass[first]),
                 share=None if shares is None else float(shares[first]),
                 random_contrast=spread(contrasts, draws),
-                random_share=random_share and random_share.mean,
-                random_low=random_share and random_share.low,
-                random_high=random_share and random_share.high,
-                random_evil_mass=random_mass and random_mass.mean,
+                random_share=None if random_share is None else random_share.mean,
+                random_low=None if random_share is None else random_share.low,
+                random_high=None if random_share is None else random_share.high,
+                random_evil_mass=None if random_mass is None else random_mass.mean,
             )
         )
     return tuple(points)

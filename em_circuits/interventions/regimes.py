@@ -1,4 +1,4 @@
-"""Regimes: what stays as it was while a feature is changed.
+"""Regimes: what stays frozen while a feature is changed, as context managers.
 
 | regime | attention patterns | norm scales | MLP outputs |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""Batched runs of the model under interventions: next-token logits of many rows.
+"""Batched forward passes under interventions: next-token logits of many rows.
 
 Rows may be of one prompt or each of its own.
 

@@ -16,6 +16,8 @@ and a backward pass for each, which is more than measuring it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -70,7 +72,7 @@ def live_scores(
     if targets is None:
         targets = torch.tensor(sorted(contrast.require().token_ids))
     measured = torch.full((len(state.active),), by is Scoring.MEASURED)
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Any] = {}
     match by:
         case Scoring.GRADIENT:
             scores, _ = first_order(model, state, contrast, targets)

@@ -1,4 +1,4 @@
-"""Steering of one prompt: what changes, and would other features have done the same?
+"""Steering of one prompt, beside matched random features under the same treatment.
 
 Three conditions in the same batches: undisturbed, steered (all interventions together), and at
 least 20 matched random draws that get the very same treatment.
@@ -184,7 +184,7 @@ def steer(
             regime=regime,
             mode=mode,
             value=value,
-            by=by or getattr(interventions, "by", "name"),
+            by=str(by or getattr(interventions, "by", "name")),
             features=tuple(interventions),
             asleep=len(no_op_interventions(state, interventions)),
         ),
@@ -195,7 +195,7 @@ def steer(
                 n=n_random, evil_mass=Spread.of(mass[2:]), contrast=spread
             ),
         ),
-        random_places=places.tolist(),
+        random_places=tuple(tuple(map(tuple, draw)) for draw in places.tolist()),
     )
 
 
