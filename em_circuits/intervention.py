@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from pydantic import field_validator, model_validator
 
@@ -194,11 +194,11 @@ def on_each(
 
 
 class Interventions(tuple[Intervention, ...]):
-    """Interventions that are made together, and how their features were chosen."""
+    """Interventions that act together, and how their features were chosen."""
 
     by: str
 
-    def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Self:
-        instance = super().__new__(cls, items)
-        instance.by = by
-        return instance
+    def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Interventions:
+        chosen = super().__new__(cls, items)
+        chosen.by = by
+        return chosen

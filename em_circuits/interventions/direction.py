@@ -78,16 +78,14 @@ class Direction(Frozen):
         weights = torch.tensor(differences, dtype=torch.float64)
         if weighting is Weighting.SIGN:
             weights = weights.sign()
-        direction = cls(
-            features=tuple(features), weights=tuple(weights.tolist()), weighting=weighting
-        )
+        plain = cls(features=tuple(features), weights=tuple(weights.tolist()), weighting=weighting)
         if weighting is not Weighting.NORMALISED:
-            return direction
-        length = direction.length(model)
+            return plain
+        length = plain.length(model)
         if length == 0:
             raise RequestError("a direction of zero differences cannot be normalised")
-        scaled = tuple(weight / length for weight in direction.weights)
-        return direction.model_copy(update={"weights": scaled})
+        scaled = tuple(weight / length for weight in plain.weights)
+        return plain.model_copy(update={"weights": scaled})
 
     def length(self, model: Model) -> float:
         """Norm of what strength 1 writes at one position, over all layers."""

@@ -6,8 +6,8 @@ positions that includes generated tokens act on every token as it is read back; 
 the prompt and are felt through the cache. What a regime freezes, it freezes on the prompt (the
 first token); generated tokens run free, as in circuit-tracer's `feature_intervention_generate`.
 
-    made = generate(model, state, [[], [intervention]], Sampling(samples=8))
-    made.texts(model)[1][0]                            # row 1, sample 0
+    drawn = generate(model, state, [[], [intervention]], Sampling(samples=8))
+    drawn.texts(model)[1][0]                            # row 1, sample 0
 
 Tokens are drawn so that rows can be compared draw by draw:
 
@@ -138,14 +138,14 @@ class _Run:
         noise = Noise(self._sampling, self._states, d_vocab)
         stop = _end_tokens(self._model).to(self._model.device)
         ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=self._model.device)
-        tokens, step_logits = [], []
+        tokens, steps = [], []
         for step in range(self._sampling.max_tokens):
             drawn = noise.draw(logits)
             if self._sampling.stop_at_end:
                 ended = ended | torch.isin(drawn, stop)
             tokens.append(torch.where(ended, END, drawn).cpu())
             if keep_logits:
-                step_logits.append(logits.cpu())
+                steps.append(logits.cpu())
             if bool(ended.all()) or step + 1 == self._sampling.max_tokens:
                 break
             logits = self._step(drawn.reshape(-1, 1), step, cache, source).view(
@@ -153,10 +153,8 @@ class _Run:
             )
         length = self._sampling.max_tokens - len(tokens)
         tokens += [torch.full_like(tokens[0], END)] * length
-        step_logits += [torch.zeros_like(step_logits[0])] * length if step_logits else []
-        return Continuations(
-            torch.stack(tokens, 2), torch.stack(step_logits, 2) if step_logits else None
-        )
+        steps += [torch.zeros_like(steps[0])] * length if steps else []
+        return Continuations(torch.stack(tokens, 2), torch.stack(steps, 2) if steps else None)
 
     def _prompt(self, source: SourceModel | None) -> tuple[Float[Tensor, "row vocab"], Any]:
         stacked = BatchedCache.of(self._states)

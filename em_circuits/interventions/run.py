@@ -189,8 +189,8 @@ class Batches:
             return {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
         state = stacked.states[0]
         if self._mlps is None or self._mlps[0] is not state:
-            modules = {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
-            self._mlps = state, modules
+            frozen_mlps = {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
+            self._mlps = state, frozen_mlps
         return self._mlps[1]
 
 
