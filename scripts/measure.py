@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work beside their targets, and the command line of a benchmark.
+"""Measurement of time and memory beside targets, and the command line of a benchmark.
 
 timing = timed({"upstream": f, "ours": g}, repeats=7)
 rows = [Row("influence", timing["upstream"], timing["ours"], "ms", at_least=8.0)]
