@@ -87,7 +87,8 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
     kinds = dict.fromkeys(f"{c.world}: {c.interval}" for c in summary.worlds if c.interval)
     yield f"Intervals of the rates: {'; '.join(kinds)}."
     if summary.differences:
-        columns = ("condition", "minus", "questions", "difference", "low", "high")
+        same = ("minus", "questions", "difference", "low", "high")
+        columns = {"world": "condition"} | {name: name for name in same}
         yield Table.of("Differences of rates, paired by question", columns, summary.differences)
     yield _MEANING
     yield Heading("By question")
