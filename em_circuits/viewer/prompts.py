@@ -97,7 +97,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         prompt = context.store.prompts.get(request.path_params["prompt"])
         model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
         found = _features(context, request, prompt.prompt_id, model)
-        top, bottom = ([f.to_json() for f in found[name]] for name in ("top", "bottom"))
+        top, bottom = (found[name].records() for name in ("top", "bottom"))
         return Json({"prompt_id": prompt.prompt_id, "model": model, "top": top, "bottom": bottom})
 
     return [
@@ -241,7 +241,7 @@ def _features(
     labels = context.labels(request, prompt_id)
     scores = stored_scores(context.work.graphs.load(record.key), Scoring.GRADIENT)
     ranking = scores.ranked(Contrast.from_labels(labels.by_token))
-    top, bottom = list(ranking.top(FEATURES_SHOWN)), list(ranking.bottom(FEATURES_SHOWN))
+    top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
     largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0
     return {
         "top": top,
