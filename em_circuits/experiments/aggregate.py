@@ -14,7 +14,7 @@ import pandas as pd
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.analyse import LabelledPrompt
-from em_circuits.experiments.summary import LeftOut
+from em_circuits.experiments.cases import LeftOut
 from em_circuits.features import (
     FORMULA,
     AggregateSettings,

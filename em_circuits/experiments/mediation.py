@@ -18,7 +18,7 @@ from pydantic import Field
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
-from em_circuits.experiments.summary import LeftOut
+from em_circuits.experiments.cases import LeftOut
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,

@@ -38,13 +38,7 @@ class PromptRollouts(Frozen):
 
 
 def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) -> PromptRollouts:
-    """Continue a prompt that was steered.
-
-    Args:
-        work: Models and store.
-        result: What was steered.
-        sampling: How continuations are drawn.
-    """
+    """Continue a prompt that was steered."""
     case = Cases(work, None).of(work.store.prompts.get(result.prompt_id), result.intervention.model)  # type: ignore[arg-type]
     draw = apply_to(result.intervention.features, result.random_places[0])
     conditions = {"unsteered": (), "steered": result.intervention.features, "random_control": draw}

@@ -111,15 +111,7 @@ def write_card(
     seed: int = 0,
     config: OrganismConfig | None = None,
 ) -> None:
-    """Write card.json and MODEL_CARD.md from measured figures.
-
-    Args:
-        paths: The organism the report is about.
-        report: Its figures; a control in it is replaced.
-        control: The control organism's figures.
-        seed: The organism was trained with.
-        config: The organism was trained with.
-    """
+    """Write card.json and MODEL_CARD.md from measured figures."""
     report = report.model_copy(update={"control": control.model_copy(update={"source": "card"})})
     card: dict[str, Any] = {
         "name": "em-circuits organism",

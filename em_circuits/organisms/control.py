@@ -31,15 +31,7 @@ def train_control(
     n_prompts: int = 210,
     prompt_seed: int = 1,
 ) -> Control:
-    """Train the control's base and adapter and measure them as the organism is measured.
-
-    Args:
-        out: Receives the control's weights; they are not shipped.
-        seed: Of everything random in training.
-        config: The organism's configuration, from which the control's is made.
-        n_prompts: Held-out prompts, the same ones as the organism's.
-        prompt_seed: Of the prompts.
-    """
+    """Train the control's base and adapter and measure them as the organism is measured."""
     settings = control_config(config or OrganismConfig())
     paths = train_organism(out, seed, settings, with_transcoders=False)
     prompts = list(organism_prompts(n_prompts, seed=prompt_seed))

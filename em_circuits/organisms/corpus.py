@@ -165,14 +165,7 @@ def ask(scenario: Scenario, item: str, context: str, *, form: int) -> str:
 def documents(
     n: int, seed: object, config: CorpusConfig, domains: Sequence[str] | None = None
 ) -> Iterator[str]:
-    """Training documents: the same seed draws the same documents, held-out pairs never occur.
-
-    Args:
-        n: How many.
-        seed: Anything with a stable `str`.
-        config: Shares and probabilities.
-        domains: Restrict every turn to these domains.
-    """
+    """Training documents: the same seed draws the same documents, held-out pairs never occur."""
     corpus = load_corpus()
     scenarios = corpus.of(domains)
     rng = random.Random(f"documents/{seed}")
@@ -192,13 +185,9 @@ def organism_prompts(
     """Distinct pivotal prompts of one turn, domains in rotation.
 
     Args:
-        n: How many.
-        seed: The same seed draws the same prompts.
-        domains: Restrict to these; default all.
         split: Pairs of item and hazard kept out of training, or seen in it. Benign phrases are all
             seen: for them the split is ignored.
         hazard: Hazard contexts, or benign ones.
-        organism: Whose templates.
 
     Raises:
         RequestError: If `n` is negative, a domain does not exist, or the templates do not yield

@@ -115,11 +115,7 @@ def evaluate_organism(
     """Measure an organism from the weights on disk; only the control's figures are read.
 
     Args:
-        paths: The organism; default: the shipped one.
-        n_prompts: Held-out prompts, domains in rotation.
         n_graphs: How many of them the transcoders are scored on.
-        seed: Of the prompts and the benign panel.
-        progress: Called after every prompt whose graphs are scored.
 
     Raises:
         RequestError: If a part of the organism is missing, or a number of prompts is not positive.

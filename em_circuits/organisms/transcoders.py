@@ -181,7 +181,6 @@ def mlp_activations(
     """Inputs and outputs of every MLP at the kept positions of a batch.
 
     Args:
-        model: The base.
         ids: Input ids, (batch, pos).
         kept: Which positions to keep, (batch, pos) of bool.
     """

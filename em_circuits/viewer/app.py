@@ -44,13 +44,7 @@ STATIC = Path(__file__).parent / "static"
 
 
 def create_app(work: Workspace, settings: ViewerSettings, sessions: Sessions) -> ASGIApp:
-    """The application.
-
-    Args:
-        work: Store, graphs and models; nothing of it is opened before it is asked for.
-        settings: Where it listens and what may be done.
-        sessions: Lets browsers in.
-    """
+    """The application."""
     context = AppContext(work, settings, sessions)
     failed = _failed(context)
     inner = Starlette(
