@@ -40,6 +40,7 @@ from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
 
 logger = logging.getLogger(__name__)
 
+PARTS = (identity, overview, prompts, graphs, pins, features, steering, playground, review, reports)
 STATIC = Path(__file__).parent / "static"
 
 
@@ -48,27 +49,12 @@ def create_app(work: Workspace, settings: ViewerSettings, sessions: Sessions) ->
     context = AppContext(work, settings, sessions)
     failed = _failed(context)
     inner = Starlette(
-        routes=[*_pages(context), *_static()],
+        routes=[*(one for part in PARTS for one in part.routes(context)), *_static()],
         exception_handlers={EmCircuitsError: failed, HTTPException: failed, Exception: failed},
     )
     return Guard(
         inner, settings=settings, sessions=sessions
     )  # outermost: its headers are on every answer
-
-
-def _pages(context: AppContext) -> list[BaseRoute]:
-    return [
-        *identity.routes(context),
-        *overview.routes(context),
-        *prompts.routes(context),
-        *graphs.routes(context),
-        *pins.routes(context),
-        *features.routes(context),
-        *steering.routes(context),
-        *playground.routes(context),
-        *review.routes(context),
-        *reports.routes(context),
-    ]
 
 
 def _static() -> list[BaseRoute]:
