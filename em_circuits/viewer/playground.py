@@ -2,8 +2,8 @@
 
     POST /api/playground  {"prompt", "model", "features": [...], "length"}
 
-One forward pass of both worlds in one batch, and one continuation of each with the same random
-numbers, so that what differs is the intervention's doing. The models are loaded when first asked.
+One batched forward pass, un-steered and steered, and one continuation of each with the same random
+numbers, so that every difference is due to the intervention. The models are loaded on first use.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Change(Frozen):
         )
 
 
-class Asked(Frozen):
-    """One try."""
+class PlaygroundRequest(Frozen):
+    """Body of a request: the prompt, the changes, and how to sample."""
 
     prompt: str = Field(max_length=12)
     model: ModelName = "merged"
@@ -65,15 +65,15 @@ class Asked(Frozen):
 
 
 class Playground:
-    """The loaded models and the prompts that were shown to them; one request at a time."""
+    """The loaded models and the caches of recent prompts; one request at a time."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], ActivationCache] = {}
 
-    def run(self, asked: Asked, labels: PromptLabels) -> dict[str, Any]:
-        """Both worlds of one try.
+    def run(self, asked: PlaygroundRequest, labels: PromptLabels) -> dict[str, Any]:
+        """Figures and continuations of a prompt, un-steered and steered.
 
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
@@ -98,12 +98,12 @@ class Playground:
             )
             texts = generate(model, state, rows, sampling).texts(model)
         groups = Contrast.from_labels(labels.by_token)
-        worlds = [_world(model, row, groups, labels) for row in logits]
+        conditions = [_condition(model, row, groups, labels) for row in logits]
         return {
             "prompt_id": prompt.prompt_id,
             "model": asked.model,
-            "unsteered": worlds[0] | {"continuation": texts[0][0]},
-            "steered": worlds[1] | {"continuation": texts[1][0]},
+            "unsteered": conditions[0] | {"continuation": texts[0][0]},
+            "steered": conditions[1] | {"continuation": texts[1][0]},
         }
 
 
@@ -114,7 +114,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     async def run(request: Request) -> Response:
         body = await read_json(request)
         try:
-            asked = Asked.model_validate(body)
+            asked = PlaygroundRequest.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -129,7 +129,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     return [Route("/api/playground", run, methods=["POST"])]
 
 
-def _world(model: Model, logits: Any, groups: Contrast, labels: PromptLabels) -> dict[str, Any]:
+def _condition(model: Model, logits: Any, groups: Contrast, labels: PromptLabels) -> dict[str, Any]:
     row = logits[None]
     known, measured = bool(groups.evil or groups.safe), groups.value(row)
     top = [
