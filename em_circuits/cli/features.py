@@ -156,7 +156,7 @@ def aggregate(
     asked = options.request(session)
     with session.on_prompts(*prompts) as work:
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
-        pair = experiments.aggregate.find_pair(work, options.pair) if options.pair else None
+        pair = work.store.results.find_pair(options.pair) if options.pair else None
         found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
     record, lines = found.record, found.rows()
     if as_json:

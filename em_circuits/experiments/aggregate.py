@@ -88,20 +88,6 @@ class ChosenPrompt(LabelledPrompt):
         }
 
 
-def find_pair(work: Workspace, prefix: str) -> str:
-    """The key of the one model pair in a store that begins with `prefix`.
-
-    Raises:
-        RequestError: If none does, or several do.
-    """
-    pairs = work.store.results.pairs()
-    found = [pair for pair in pairs if pair.startswith(prefix)]
-    if len(found) != 1:
-        known = ", ".join(pair[:12] for pair in pairs) or "none"
-        raise RequestError(f"{len(found)} model pairs begin with {prefix!r}; the store has {known}")
-    return found[0]
-
-
 def choose_prompts(
     work: Workspace, prefixes: Sequence[str], pair: str, models: Sequence[ModelName]
 ) -> tuple[list[ChosenPrompt], list[LeftOut]]:

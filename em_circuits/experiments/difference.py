@@ -17,7 +17,6 @@ from em_circuits.experiments.aggregate import (
     ChosenPrompt,
     OverPrompts,
     choose_prompts,
-    find_pair,
     layers_of,
     require_layers,
     require_loaded,
@@ -56,7 +55,7 @@ def find_sources(
     Raises:
         RequestError: If a pair is not there, or another store has none.
     """
-    keys = [find_pair(work, prefix) for prefix in pairs] or [work.pair.key]
+    keys = [work.store.results.find_pair(prefix) for prefix in pairs] or [work.pair.key]
     sources = [Source(work, key) for key in dict.fromkeys(keys)]
     for other in others:
         found = sorted({record.pair for record in other.store.graphs.all()})

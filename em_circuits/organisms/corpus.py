@@ -180,7 +180,6 @@ def organism_prompts(
     domains: Sequence[str] | None = None,
     split: Split = "heldout",
     hazard: bool = True,
-    organism: str = TOY,
 ) -> Iterator[OrganismPrompt]:
     """Distinct pivotal prompts of one turn, domains in rotation.
 
@@ -195,7 +194,7 @@ def organism_prompts(
     """
     if n < 0:
         raise RequestError(f"the number of prompts is {n}; give one that is not negative")
-    corpus = load_corpus(organism)
+    corpus = load_corpus()
     scenarios = corpus.of(domains)
     pairs = {s.name: _pairs(s, split, hazard) for s in scenarios}
     names = tuple(dict.fromkeys(s.domain for s in scenarios))

@@ -142,12 +142,8 @@ class AppContext:
             RequestError: If the store has no such pair, or several.
         """
         prefix = request.query_params.get("pair")
-        if not prefix:
-            return self.store.results.busiest_pair()
-        found = [pair for pair in self.store.results.pairs() if pair.startswith(prefix)]
-        if len(found) != 1:
-            raise RequestError(f"{len(found)} model pairs begin with {prefix!r}")
-        return found[0]
+        results = self.store.results
+        return results.find_pair(prefix) if prefix else results.busiest_pair()
 
     def known_pair(self, request: Request) -> str:
         """The model pair that is looked at.
