@@ -157,7 +157,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What each item adds to the sums that every coefficient is made of."""
+    """Each item's terms of the sums behind every coefficient."""
 
     layout: _Layout
     table: Array  # a row per item

@@ -42,7 +42,7 @@ class OverPrompts(Frozen):
     by_position: bool = False
     """Keys have the position from the end."""
     exclude_layers: tuple[int, ...] = ()
-    """Features of these take no part."""
+    """Layers whose features are left out."""
     settings: AggregateSettings = AggregateSettings()
 
     def inputs(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class ChosenPrompt(LabelledPrompt):
     """By model."""
 
     def identity(self) -> dict[str, Any]:
-        """Everything of it that a result follows from."""
+        """The parts that a result follows from."""
         return {
             "prompt_id": self.prompt.prompt_id,
             "graphs": {name: [r.key, r.sha256] for name, r in self.graphs.items()},

@@ -65,7 +65,7 @@ class Measurement(Cell):
     off_target_kl: float | None = None
     n_rollouts: int | None = None
     unscored: int | None = None
-    """Continuations that the judge could not label; they stand in no rate."""
+    """Continuations that the judge could not label; they count in no rate."""
     evil_rate: float | None = None
     safe_rate: float | None = None
     perplexity: float | None = None
@@ -131,5 +131,5 @@ class Experiment(Generic[Summary]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What every artefact of it was made from."""
+        """Inputs of every artefact of it."""
         return {"inputs": {"pair": self.record.get("pair")}, "config": dict(self.record)}

@@ -160,7 +160,7 @@ def trials(
     ids: Sequence[FeatureId],
     domain: str,
 ) -> Iterator[tuple[Case, Trial, list[Arm]]]:
-    """Everything that is tried on one prompt, with its arms."""
+    """Every trial on one prompt, with its arms."""
     merged = cases.pair.merged
 
     def trial(

@@ -25,7 +25,7 @@ from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 from pivotal_tokens.store import Store
 
 A_ROUND = 8
-"""Prompts asked for at a time."""
+"""Prompts requested at a time."""
 
 
 class _Proposal(BaseModel):
@@ -93,7 +93,7 @@ class Writer:
             render: Puts the model's chat template around a candidate.
             kind: What is written.
             pair: Learn from verdicts on this pair only.
-            run: Kept with the prompts.
+            run: Stored with the prompts.
         """
         self._client, self._store, self._render = client, store, render
         self._kind, self._pair, self._run = kind, pair, run
@@ -106,7 +106,7 @@ class Writer:
         return f"openai:{self._client.settings.model}"
 
     async def write(self, n: int) -> Round:
-        """Up to `n` prompts: those left of the last reply, or else what the model says, asked once.
+        """Up to `n` prompts: those left over from the last reply, or else from one new reply.
 
         Raises:
             BudgetExhausted: If the question does not fit into the budget.

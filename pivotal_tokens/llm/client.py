@@ -60,7 +60,7 @@ class EndpointRefused(RunEnds):
 
 @dataclass(frozen=True)
 class _Question:
-    """One `ask`, with everything that does not change between its attempts."""
+    """One `ask`, with what stays the same between its attempts."""
 
     messages: tuple[Message, ...]
     schema: type[BaseModel] | None
@@ -188,11 +188,11 @@ class LLMClient:
         return await self._ledger.run(work, *arguments)
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight goes on to its end."""
+        """Send nothing more; calls in flight are finished."""
         self._stopped = True
 
     def _form(self, schema: type[BaseModel] | None) -> dict[str, Any] | None:
-        """A schema's JSON form, made once: it takes as long as sending a request."""
+        """A schema's JSON form, cached: building it takes as long as sending a request."""
         if schema is None:
             return None
         if schema not in self._forms:
@@ -288,7 +288,7 @@ class LLMClient:
         return read_reply(stored.body, question.schema, cached=cached, call_id=stored.call_id)
 
     async def _learned(self, used: Capabilities, got: Attempt) -> bool:
-        """Did the endpoint turn down something that the next attempt will do without?"""
+        """Whether the endpoint rejected something that the next attempt leaves out."""
         if not isinstance(got, Response) or got.status not in (400, 422):
             return False
         if self._ability != used:  # learned by another call meanwhile

@@ -31,7 +31,7 @@ _ACCOUNT = "all"
 
 @dataclass(frozen=True)
 class Opening:
-    """One HTTP attempt that is to be made."""
+    """One planned HTTP attempt."""
 
     call_id: str
     session: str  # HOST:PID:ID of the client, see `sessions.py`
