@@ -92,7 +92,7 @@ def _of_question(
         for place, kl in _peaks(kl_of_merged(base, merged), settings):
             prefix = ids[: len(start) + place]
             words = pair.tokenizer.decode(prefix[1:], clean_up_tokenization_spaces=False)
-            # Only a text that is tokenised to the ids that were read stands for them.
+            # A text is used only if it is tokenised to the very ids that were read.
             if encode(pair.tokenizer, words) != prefix:
                 continue
             prompt = Prompt.of(
