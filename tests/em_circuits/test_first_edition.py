@@ -1,6 +1,6 @@
 """A store and two graphs written by the first edition, read by this one.
 
-``tests/data/first_edition`` holds its store as SQL, the graphs of one prompt (16 feature nodes each)
+``tests/data/first_edition`` holds its store as SQL, both graphs of one prompt (16 feature nodes)
 and, in ``answers.json``, what its commands printed about them.
 """
 
