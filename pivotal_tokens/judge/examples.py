@@ -29,6 +29,8 @@ from pivotal_tokens.prompts import similarity
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
 from pivotal_tokens.store import LabelledPrompt, Store
 
+EXAMPLES = 8
+"""At most so many are shown."""
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
 """Likeness from which on two prompts are nearly the same."""
@@ -91,11 +93,7 @@ def question_messages(
     """What the judge is sent.
 
     Args:
-        instructions: Of the judge.
-        prompt: Under judgement.
-        lists: Of both models.
         vote: Number of the vote, from 0; each has its own order of tokens.
-        examples: Labelled by people.
     """
     messages = [Message(role="system", content=instructions.text)]
     if examples:
@@ -113,13 +111,7 @@ def question_messages(
     return messages
 
 
-def judge_request(
-    store: Store,
-    prompt: Prompt,
-    pair: str,
-    *,
-    examples: int = 8,
-) -> tuple[list[Message], dict[str, int]]:
+def judge_request(store: Store, prompt: Prompt, pair: str) -> tuple[list[Message], dict[str, int]]:
     """The messages of the first vote, and how many of people's examples are in them, by kind.
 
     Raises:
@@ -130,7 +122,7 @@ def judge_request(
         raise RequestError(
             f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"
         )
-    chosen = ExampleBank.read(store, pair).choose(prompt, examples)
+    chosen = ExampleBank.read(store, pair).choose(prompt, EXAMPLES)
     messages = question_messages(load_instructions(), prompt, lists, examples=chosen)
     corrected = sum(bool(example.corrections) for example in chosen)
     return messages, {"corrections": corrected, "agreements": len(chosen) - corrected}

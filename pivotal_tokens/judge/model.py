@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.answers import JudgeAnswer, ids_problem, labels_of, majority
-from pivotal_tokens.judge.examples import ExampleBank, question_messages
+from pivotal_tokens.judge.examples import EXAMPLES, ExampleBank, question_messages
 from pivotal_tokens.llm import Grader, LLMClient
 from pivotal_tokens.llm.grade import every
 from pivotal_tokens.schema import (
@@ -34,7 +34,6 @@ from pivotal_tokens.schema import (
     Vote,
 )
 
-EXAMPLES = 8
 _READ_AGAIN_S = 60.0
 _REMIND = "every id once, in each list"
 

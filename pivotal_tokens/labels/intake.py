@@ -75,8 +75,6 @@ def import_labels(
     """Take flat records of labels in.
 
     Args:
-        store: Where they go.
-        records: Each with where it stands in the file.
         source: Names the file in conflicts.
         author: Whose labels they are where a record does not say.
         token_of: Finds the id of a token text that the prompt's lists do not have.
@@ -168,16 +166,9 @@ class Intake:
             events = self._events(prompt_id, several)
             with store.batch():
                 self._take_prompt(prompt_id, events, reviews.get(prompt_id))
-        return ImportReport(
-            records=counts["records"],
-            prompts=counts["prompts"],
-            added=counts["added"],
-            duplicates=counts["duplicates"],
-            conflicts=counts["conflicts"],
-            reviews=counts["reviews"],
-            reviews_kept=counts["reviews_kept"],
-            left_out=tuple(self._left_out),
-        )
+        counted = ImportReport.model_fields.keys() - {"left_out"}
+        totals = {name: counts[name] for name in counted}
+        return ImportReport(left_out=tuple(self._left_out), **totals)
 
     def _events(
         self, prompt_id: str, several: Iterable[Incoming]

@@ -200,7 +200,7 @@ def _labelled(
         "human_verdict": ("disagreed" if differs else "manual_labeling")
         if complete
         else "interrupted",
-        "human_explanation": _reasons(said.values()),
+        "human_explanation": "; ".join(dict.fromkeys(e.reason for e in said.values() if e.reason)),
         "timestamp": max(event.at for event in said.values()).isoformat(),
     }
     return value | ({"prompt_rejected": True} if rejected else {})
@@ -302,10 +302,6 @@ def _old_verdict(judgement: Judgement) -> str:
     return "evil" if "evil" in labels else "unsure" if "unsure" in labels else "safe"
 
 
-def _reasons(events: Any) -> str:
-    return "; ".join(dict.fromkeys(event.reason for event in events if event.reason))
-
-
 def _time(judgement: Judgement) -> str:
     return judgement.created.isoformat()
 
@@ -319,7 +315,6 @@ def read_tree(
     """Take a tree in.
 
     Args:
-        store: Where it goes.
         root: The results directory, or its ``pivotal_tokens``.
         author: Whose the labels of people are; the files do not say.
         token_of: Finds the id of a token that no file gives.

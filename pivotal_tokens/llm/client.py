@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel
@@ -119,12 +118,7 @@ class LLMClient:
             self._ability = Capabilities.model_validate_json(known)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def ask(
@@ -140,7 +134,6 @@ class LLMClient:
         """Put a question, or find its reply.
 
         Args:
-            messages: What the model is sent.
             schema: The form of the answer; None takes any text.
             purpose: What for ("judge", "generate", ...); charges are counted by it.
             subject: On whose behalf within that, a judge's id say; counted too.

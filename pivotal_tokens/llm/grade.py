@@ -109,10 +109,6 @@ class Grader:
         """Ask until an answer can be used.
 
         Args:
-            client: Whom to ask.
-            messages: The question.
-            schema: The form of the answer.
-            salt: Tells apart questions that are otherwise the same, as votes are.
             check: What is wrong with an answer in that form; "" if nothing is.
             remind: Said when the question is asked again.
 

@@ -46,11 +46,6 @@ def load_instructions(
 ) -> Instructions:
     """Read a version that comes with a package, or a file.
 
-    Args:
-        name: Of the version, or the file's path.
-        package: Which has the versions.
-        folder: In which folder of it.
-
     Raises:
         RequestError: If there is neither.
     """

@@ -96,14 +96,7 @@ def explain(reply: Reply) -> str:
 
 
 def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str) -> Reply:
-    """Read the body of a chat completion, whatever the endpoint made of the request.
-
-    Args:
-        body: As it came.
-        schema: The form asked for; None takes any text.
-        cached: No request was made for it.
-        call_id: Under which it is stored.
-    """
+    """Read the body of a chat completion, whatever the endpoint made of the request."""
     completion = read_json(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}
     try:

@@ -32,10 +32,6 @@ _NO_KEY = "none"
 def read_key(name: str, *, needed: bool) -> SecretStr:
     """The key in an environment variable.
 
-    Args:
-        name: Of the variable.
-        needed: False for an endpoint that may ask for none.
-
     Raises:
         RequestError: If it is needed and not there, or cannot stand in a header.
     """

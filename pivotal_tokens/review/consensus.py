@@ -58,12 +58,7 @@ class Consensus:
 
 
 def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Consensus:
-    """How answers stand together.
-
-    Args:
-        items: Every queue item of one prompt and pair.
-        events: Every label event of the prompt.
-    """
+    """How the answers of all items of one prompt and pair stand together, by all its events."""
     assignments = [item for item in items if item.kind in ("review", "control", "calibration")]
     # One for calibration is one more opinion, and never waited for.
     shared = [item for item in assignments if item.kind != "calibration"]
@@ -89,7 +84,6 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
     """Let the human verdict follow from everybody's answers, or ask an adjudicator.
 
     Args:
-        store: Where the answers are.
         item: Any of the prompt; a repeat changes nothing.
         thresholds: Of the verdict; by default those the prompt was flagged under.
     """

@@ -63,8 +63,6 @@ class ReviewController:
         """Begin; nothing is claimed before `start`.
 
         Args:
-            service: The reviewer's service.
-            show_low: Show tokens less probable than `questions.LOW`.
             auto_finish: The last label finishes an item, and one that the judge labels otherwise
                 stays, to be looked at and explained. Otherwise the next comes when one is finished.
         """

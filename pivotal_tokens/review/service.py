@@ -57,14 +57,9 @@ class ReviewService:
         """Begin a session; nothing is claimed yet.
 
         Args:
-            store: Where the queue is.
-            reviewer: Whose labels these are.
             lease_seconds: How long an item is theirs without a sign of life.
-            thresholds: Of the verdicts; by default those a prompt was flagged under.
             states: Which waiting items are asked.
-            wanted: Filters and order.
             adjudicate: Ask only for items that reviewers disagree on, and show their labels.
-            optional_below: See `Question.optional`.
             seen: Prompt ids whose judge's labels they were shown elsewhere; may grow.
         """
         if not reviewer.strip():
@@ -123,7 +118,6 @@ class ReviewService:
         """Take one of one's settled items again, by the beginning of its prompt's id.
 
         Args:
-            prefix: Of the prompt's id.
             held: The item at hand; it goes back with its labels.
 
         Raises:
@@ -188,11 +182,6 @@ class ReviewService:
     ) -> Question:
         """Give tokens a label, or leave them on purpose; one answer counts in both lists.
 
-        Args:
-            question: The item.
-            labels: Token id -> label, or "abstain".
-            reason: Why.
-
         Raises:
             RequestError: If a token is in neither list.
         """
@@ -238,7 +227,6 @@ class ReviewService:
         These labels count, marked `agreed_after_reveal`; agreement statistics leave them out.
 
         Args:
-            reveal: What `finish` gave.
             tokens: Only these; by default every difference.
 
         Raises:
@@ -254,13 +242,7 @@ class ReviewService:
             return self._reveal(item, self._again(item))
 
     def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
-        """Keep why the reviewer's labels stand against the judge's.
-
-        Args:
-            reveal: What `finish` gave.
-            reason: Why.
-            tokens: About these; by default every difference.
-        """
+        """Keep why the reviewer's labels stand against the judge's."""
         if not reason.strip():
             raise RequestError("an explanation needs words")
         about = tuple(one.token_id for one in reveal.differences) if tokens is None else tokens

@@ -114,13 +114,6 @@ class Assignments(Repository):
     ) -> bool:
         """Queue a prompt for review, once for each reviewer that the overlap asks for.
 
-        Args:
-            prompt_id: Which prompt.
-            pair: Under which model pair.
-            reason: Why; a reviewer does not see it.
-            kind: What it is.
-            sampling: With which probability it was drawn, where it was.
-
         Returns:
             False if it was queued before, whatever became of it.
         """

@@ -69,7 +69,6 @@ class Labels(Repository):
         """Add events, all or none; an event recorded before is not added again.
 
         Args:
-            events: What changed.
             item: The queue item they answer: its lease must still be this one.
 
         Raises:
@@ -91,7 +90,6 @@ class Labels(Repository):
         """The labels that count for a prompt: a human's where there is one, else a judge's.
 
         Args:
-            prompt_id: The whole id.
             judge: Take only this judge's labels; by default the latest of any judge.
         """
         with self._reading() as connection:

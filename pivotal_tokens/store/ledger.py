@@ -123,7 +123,6 @@ class Ledger(Repository):
 
         Args:
             openings: Attempts to be made, in order of precedence.
-            closings: Attempts that ended.
             limits: What the account may come to; no limit by default.
 
         Returns:

@@ -348,13 +348,7 @@ class Queries(Repository):
     def outcomes(
         self, pair: str | None = None, *, kind: PromptKind | None = None, limit: int = 1000
     ) -> tuple[PastPrompt, ...]:
-        """The newest prompts with a verdict: a person's where there is one, else the last judge's.
-
-        Args:
-            pair: Of this pair of models only.
-            kind: Of this kind of prompt only.
-            limit: At most so many prompts.
-        """
+        """The newest prompts with a verdict: a person's if there is one, else the last judge's."""
         query = _with_verdicts(pair).order_by(_verdicts.judge).limit(4 * limit)
         with self._reading() as connection:
             chosen: dict[str, Row] = {}

@@ -152,13 +152,9 @@ class Queue(Repository):
         lease, then each of `states` in turn.
 
         Args:
-            reviewer: Who asks.
             lease_seconds: How long the item is theirs without a sign of life.
-            session: Names the asking process.
             resume: Sessions of this reviewer that are known to be over.
-            states: Which waiting items to take.
             settled_before: Of deferred and skipped items, only those put off before this moment.
-            wanted: Filters and order.
 
         Returns:
             The item with its new fence, or None when nothing waits.
@@ -214,12 +210,6 @@ class Queue(Repository):
     ) -> ReviewItem:
         """End a lease with an answer: state and event in one transaction.
 
-        Args:
-            item: The item.
-            state: What became of it.
-            fence: The one it was taken under.
-            text: The reason, where there is one.
-
         Raises:
             LeaseLost: If somebody else holds the item now; nothing was written.
         """
@@ -250,10 +240,6 @@ class Queue(Repository):
         """Take a particular item, whatever its state; its labels stay, the human verdict goes.
 
         Args:
-            item_id: Which one.
-            reviewer: Who takes it.
-            lease_seconds: How long it is theirs without a sign of life.
-            session: Names the asking process.
             steal: Take it even from somebody whose lease has not run out; they are fenced.
 
         Raises:
