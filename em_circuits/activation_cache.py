@@ -1,4 +1,4 @@
-"""Activations of undisturbed prompts: what interventions change, and what regimes freeze.
+"""Activation caches: a model's activations on undisturbed prompts.
 
 One forward pass of the real model records transcoder inputs and active features, MLP outputs,
 attention patterns and outputs, the scale of every norm, and the logits.

@@ -1,4 +1,4 @@
-"""Results stored by content key with provenance: one writer, one reader.
+"""Cache of results by content key, with provenance: one writer, one reader.
 
     features/NAME-<first 12 digits of the key>.json, .parquet     a table with its record
     experiments/NAME/plan.yaml, journal.jsonl                     work under way

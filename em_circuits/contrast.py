@@ -1,4 +1,4 @@
-"""Evil minus safe over next tokens: one weighting of logits for targets, gradients and outcomes.
+"""Contrasts: evil minus safe next tokens, as one weighting for targets, gradients and outcomes.
 
 A target of this project is a demeaned logit, ``z_t`` minus the mean over the vocabulary.
 

@@ -1,4 +1,4 @@
-"""Names of features: the only parser and printer of ``L/POS/ID``, ``L/-1/ID`` and ``L/ID``.
+"""Feature names: the only parser and printer of ``L/POS/ID``, ``L/-1/ID`` and ``L/ID``.
 
 A `Feature` is one feature at one position of a prompt, a `FeatureId` the same feature wherever it
 fires. Both are plain tuples, so they compare with and unpack like (layer, position, id). Positions

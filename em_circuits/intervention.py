@@ -1,4 +1,4 @@
-"""One change of one feature: the value class behind every ablation, patch and steering run.
+"""Interventions: one change of one feature, behind every ablation, patch and steering run.
 
 An intervention replaces the activation ``a`` a feature has at that moment by
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from pydantic import field_validator, model_validator
 
@@ -194,11 +194,11 @@ def on_each(
 
 
 class Interventions(tuple[Intervention, ...]):
-    """Interventions that are made together, and how their features were chosen."""
+    """Interventions that act together, and how their features were chosen."""
 
     by: str
 
-    def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Self:
-        made = super().__new__(cls, items)
-        made.by = by
-        return made
+    def __new__(cls, items: Iterable[Intervention], by: str = "name") -> Interventions:
+        chosen = super().__new__(cls, items)
+        chosen.by = by
+        return chosen

@@ -1,4 +1,4 @@
-"""Plotly figures of rankings, mediation, dose-response and where features lie.
+"""Plotly figures: rankings, mediation, dose-response, and features by layer and position.
 
 em.plot.ranking(table)                     # bars, both ends
 em.plot.layer_position(table)              # heat map: layer x position

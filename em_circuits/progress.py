@@ -1,4 +1,4 @@
-"""Progress of long work: a callable that gets a step's name, the items done, and the items in all.
+"""Progress of long work: a callable of a step's name, the items done, and the items in all.
 
 for prompt in tracked(prompts, "steer", work.progress):
     ...

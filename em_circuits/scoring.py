@@ -1,4 +1,4 @@
-"""Names of the methods that score features, and which of them run the model.
+"""Scoring methods: the names by which features are scored, and which of them run the model.
 
 A score is an effect on a target token, or on a contrast of them; positive = the feature's presence
 raises it. Every table says by which method it is (`FeatureTable.by`).

@@ -1,4 +1,4 @@
-"""Tables of feature scores: one row a feature, one column a figure, in the order of one of them.
+"""Feature tables: one row per feature, one column per figure, ordered by one of them.
 
 Every ranking, scan, comparison and mean over prompts is a `FeatureTable`. Rows are features at a
 position (layer, position, feature) or features wherever they fire (layer, feature); `by` says which

@@ -1,4 +1,4 @@
-"""Models, store and graphs of one command or one notebook, under one root.
+"""Workspace of one command or notebook: models, store and graphs under one root.
 
 Nothing is imported or loaded before it is asked for, and nothing is written by opening a workspace
 for reading.

@@ -1,4 +1,4 @@
-"""Attribution of one prompt beside circuit-tracer's, on a model of random weights, on one thread.
+"""Benchmark of attribution beside circuit-tracer's, on a model of random weights, on one thread.
 
 8 layers of width 512 and ReLU transcoders whose thresholds leave about 13,000 features active.
 Both sides run in this process on the same model, from the token ids to the finished graph, set-up

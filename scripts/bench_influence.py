@@ -1,4 +1,4 @@
-"""Influence, pruning and storage beside circuit-tracer's, on graphs of the true structure.
+"""Benchmark of influence, pruning and storage beside circuit-tracer's.
 
 Features are spread evenly over 16 layers and positions 1 to 19 of 20 tokens, with 10 logits. Both
 sides run in this process on the same edges. Ours is given packed edges, upstream its dense matrix.

@@ -1,4 +1,4 @@
-"""Judging by a model: many prompts at a fixed latency of the endpoint.
+"""Benchmark of a model judge: many prompts at a fixed latency of the endpoint.
 
 The endpoint is the fake one of the tests, in a process of its own; the store is a fresh SQLite
 file; next tokens are there. Timed is a whole run, to the last prompt's result. The load of the

@@ -1,4 +1,4 @@
-"""Attribution of a prompt of thousands of tokens, from the token ids to every node's influence.
+"""Benchmark of a prompt of thousands of tokens, from token ids to every node's influence.
 
 A small Llama of random weights (16 layers, 4 heads) and 3,223 random tokens: with 8,192 feature
 nodes that is a graph of some 63,000 nodes, whose dense matrix would take 16 GB. Memory is what a

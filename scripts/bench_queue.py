@@ -1,4 +1,4 @@
-"""Time to the next item of a queue of 100,000, and to the first after a start.
+"""Benchmark of the review queue: time to the next of 100,000 items, and to the first after a start.
 
 python scripts/bench_queue.py --items 100000
 """

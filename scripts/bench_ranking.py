@@ -1,4 +1,4 @@
-"""Agreement of the default ranking with a scan of real ablations, on held-out prompts.
+"""Benchmark of the default ranking: agreement with real ablations on held-out prompts.
 
 python scripts/bench_ranking.py --out results/bench_ranking.json
 """

@@ -1,4 +1,4 @@
-"""Prompts a second that both models of the embedded organism are asked about.
+"""Benchmark of screening: prompts a second, both models of the embedded organism.
 
 One by one, in batches, and in batches that are tokenised and kept in a store; and how far a batch
 is from one by one.

@@ -1,4 +1,4 @@
-"""Interventions beside circuit-tracer's, memory at a real width, and how far the levers reach.
+"""Benchmark of interventions beside circuit-tracer's: speed, memory, and reach of the levers.
 
 Scan and generation run on the embedded organism, both sides in this process, one thread. Memory is
 measured on random weights of Llama-3.2-1B's widths and vocabulary with fewer layers and features:

@@ -1,4 +1,4 @@
-"""Speed of the viewer's server and of its graph page, in headless Chromium.
+"""Benchmark of the viewer's server and of its graph page, in headless Chromium.
 
 Server: a synthetic graph of 8,192 features, read from its file by a process that never saw it, then
 asked again. Page: a view of about 1,000 nodes and 20,000 edges; the first picture counts from the

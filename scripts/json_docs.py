@@ -1,4 +1,4 @@
-"""The tables of docs/json.md, written from the result models of the commands.
+"""Generator of the tables in docs/json.md, from the commands' result models.
 
 python scripts/json_docs.py          # writes them
 python scripts/json_docs.py --check  # status 1 if the file is not current

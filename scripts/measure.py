@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work beside their targets.
+"""Measurement of time and memory, beside targets.
 
 timing = timed({"upstream": f, "ours": g}, repeats=7)
 rows = [Row("influence", timing["upstream"], timing["ours"], "ms", at_least=8.0)]

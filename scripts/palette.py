@@ -1,4 +1,4 @@
-"""Small PNGs of pictures with many nearly equal colours, without another library.
+"""Palette PNGs of pictures with many nearly equal colours, without another library.
 
 The palette takes colours that are frequent and far from those it has; every pixel the nearest.
 

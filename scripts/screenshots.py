@@ -1,4 +1,4 @@
-"""Pictures of every page of the viewer over a root that `em-circuits demo` filled.
+"""Screenshots of every page of the viewer, over a root that `em-circuits demo` filled.
 
     python scripts/screenshots.py --root runs/demo --out docs/screenshots
 

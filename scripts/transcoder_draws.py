@@ -1,4 +1,4 @@
-"""Findings under other draws of the transcoders: the same models, other seeds.
+"""Robustness of findings over other seeds of the transcoders, with the same models.
 
 python scripts/transcoder_draws.py --out draws --draws 0 1 2 3 4    # about four minutes a draw
 

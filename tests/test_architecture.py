@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,15 @@ def test_no_line_of_javascript_is_longer_than_120_columns() -> None:
         if len(line) > 120
     ]
     assert long == []
+
+
+def test_no_module_docstring_opens_with_a_question() -> None:
+    folders = ("pivotal_tokens", "em_circuits", "scripts", "tests")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    docs = {path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in files}
+    first = {str(path.relative_to(ROOT)): doc.split("\n")[0] for path, doc in docs.items() if doc}
+    assert first
+    assert {name: line for name, line in first.items() if re.search(r"\w\?", line)} == {}
 
 
 def test_no_two_test_files_have_one_name() -> None:

@@ -1,4 +1,4 @@
-"""What a node of a graph can be: transcoder features, neurons, adapter ranks.
+"""Bases of a graph's nodes: transcoder features, neurons, adapter ranks.
 
 A basis is a tuple of parts, each of which reads one activation and writes vectors into later ones;
 see `em_circuits.bases.part` for the interface and its laws. Bases combine by adding their parts:

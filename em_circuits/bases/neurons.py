@@ -1,4 +1,4 @@
-"""MLP neurons as nodes: exact, so that there is no error and no transcoder is needed.
+"""MLP neurons as nodes: exact, without error nodes and without transcoders.
 
     a = act(gate) * up   (or act(up) in a plain MLP),  w = column of down_proj
 

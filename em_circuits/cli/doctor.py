@@ -1,4 +1,4 @@
-"""``em-circuits doctor``: whether this machine is ready, and the models are what they should be."""
+"""``em-circuits doctor``: health checks of this machine, its libraries and the models."""
 
 from __future__ import annotations
 

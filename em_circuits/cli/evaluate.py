@@ -1,4 +1,4 @@
-"""``em-circuits evaluate``: is a model misaligned at all?"""
+"""``em-circuits evaluate``: rates of misaligned answers to open questions."""
 
 from __future__ import annotations
 

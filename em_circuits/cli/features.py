@@ -1,4 +1,4 @@
-"""``em-circuits features``: which features, by which measure, and what they mean."""
+"""``em-circuits features``: rankings of features, over one prompt or many, and what they mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of the commands that read a graph: which graph, and influence on what."""
+"""Arguments of commands that read a graph: the graph, and the targets of influence."""
 
 from __future__ import annotations
 

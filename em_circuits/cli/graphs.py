@@ -1,4 +1,4 @@
-"""``em-circuits graphs``: attribution graphs of stored prompts, and what lies within one graph."""
+"""``em-circuits graphs``: attribution graphs of stored prompts, and the circuits within them."""
 
 from __future__ import annotations
 

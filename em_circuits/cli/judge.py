@@ -1,4 +1,4 @@
-"""``em-circuits judge``: how good the judges are."""
+"""``em-circuits judge``: judges measured against people."""
 
 from __future__ import annotations
 

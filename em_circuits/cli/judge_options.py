@@ -1,4 +1,4 @@
-"""Options of commands that ask a language model or name a judge, and what they mean.
+"""Options of commands that ask a language model or name a judge.
 
 @judge_options
 @llm_options

@@ -1,4 +1,4 @@
-"""``em-circuits label``: prompts through the whole run, with its state on the way."""
+"""``em-circuits label``: the labelling run, with its state while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``em-circuits features mediate``: which features carry the shift from base to merged?"""
+"""``em-circuits features mediate``: features that carry the shift from base to merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``em-circuits prompts``: what is tried, before any model is asked."""
+"""``em-circuits prompts``: candidate prompts, before any model runs on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Global options of one invocation, and what commands make of them.
+"""Session of one invocation: the global options, and the workspace they open.
 
 They stand before the command (``em-circuits --root DIR label ...``), in ``em-circuits.toml``
 (``base = "..."``) or in the environment (``EM_CIRCUITS_BASE``). Without any, the embedded model

@@ -1,4 +1,4 @@
-"""``em-circuits steer``: really change features and see what the model says then."""
+"""``em-circuits steer``: interventions on the real model, and what it says under them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From many labelled prompts to the features that matter in all of them.
+"""Aggregation: features that matter across many labelled prompts.
 
 table = aggregate_prompts(work, [], AggregateRequest(method="gradient"))
 table.record["stability"], table.rows()[0]["mean"]

@@ -1,4 +1,4 @@
-"""From a labelled prompt to its features: ranking, choice, steering, mediation.
+"""Analysis of one labelled prompt: ranking, choice, steering and mediation of its features.
 
 table = rank_prompt(work, "44a71bc74c37", model="merged", by="gradient+ablation")
 table.top(10), table.about["labels_from"]

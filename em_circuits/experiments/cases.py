@@ -1,4 +1,4 @@
-"""Prompts that are ready to be steered: labels, contrast, activations, un-steered logits.
+"""Cases: prompts ready to be steered, with labels, contrast, activations and baseline logits.
 
 Labels are those of the store where the prompt has any, else the judge's on the union of both
 models' top tokens.

@@ -1,4 +1,4 @@
-"""What does a fine-tune, or do several, change about features over prompts?
+"""Differences of features between models over prompts: merged minus base, of one or several pairs.
 
 table = difference_over_prompts([Source(work, work.pair.key)], [], DifferenceRequest())
 table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["mean"]

@@ -1,4 +1,4 @@
-"""One planned experiment: its rows, continuations and summary, and the folder they stand in.
+"""One planned experiment: its rows, continuations and summary, and the folder that holds them.
 
 Sweep, transfer and evaluation are the same thing: a plan, pieces of work in a journal, a row for
 everything that was measured, a summary over the rows, a report.

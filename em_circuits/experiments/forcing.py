@@ -1,10 +1,10 @@
-"""The boosted token alone, without steering: does it explain what steering does?
+"""Forced tokens: the token that steering boosts, appended without steering.
 
 The token whose probability the treatment raises most is appended to the prompt, nothing is steered,
-and the continuations are judged with the token as their first. Beside it: once the token stands
-there, does the treatment still change what comes next (KL divergence in nats, steered from
-un-steered)? If the forced rate is the steered one and that divergence is near 0, the features raise
-a token, not a disposition.
+and the continuations are judged with the token as their first. Beside it: how much the treatment
+still changes what follows that token (KL divergence in nats, steered from un-steered). If the
+forced rate equals the steered one and that divergence is near 0, the features raise a token, not a
+disposition.
 
     forced = force_token(pair, case, treatment, token, sampling, judge)
     forced.evil_rate, forced.after_kl

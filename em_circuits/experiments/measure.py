@@ -1,4 +1,4 @@
-"""What every arm of an experiment is measured by.
+"""Measures of every arm of an experiment.
 
 evil mass, contrast     of the next token, by the prompt's labels
 verdict                 beside the un-steered base

@@ -1,4 +1,4 @@
-"""Mediation over labelled prompts: features that carry the shift where they were not chosen.
+"""Mediation over labelled prompts, by features that were chosen on other prompts.
 
     table = mediate_over_prompts(work, [], MediationRequest(hold_out="category"))
     MediationRecord.model_validate(table.record).sentence, table.rows()[:10]

@@ -1,4 +1,4 @@
-"""Plans of experiments: which prompts, which features, what is done to them, how it is measured.
+"""Plans of experiments: prompts, features, treatments and measures.
 
 A sweep is a YAML file, one value per field of `SweepPlan`:
 

@@ -1,4 +1,4 @@
-"""Continuations under a treatment: their labels, and whether they are still language.
+"""Continuations under a treatment: their labels, and how coherent they are.
 
 Every continuation is judged, as those of `label --rollouts` are, and read by the un-steered base
 model, whose perplexity says whether it is still coherent:

@@ -1,4 +1,4 @@
-"""What every feature of a prompt really does, alone and two by two.
+"""Causal scan of a prompt: every active feature ablated, alone and in pairs.
 
 Each active feature is ablated; its effect is measured on every labelled token. The features that
 push most towards evil may then be ablated in pairs.

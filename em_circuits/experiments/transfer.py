@@ -1,4 +1,4 @@
-"""Features found on some prompts, tried on others, in other domains, and in the base.
+"""Transfer: features found on some prompts, tried on others, in other domains, and in the base.
 
 On every prompt that is tried, for its own top k features (in-sample) and for the top k feature ids
 of the other prompts:

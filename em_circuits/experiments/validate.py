@@ -1,4 +1,4 @@
-"""Does a ranking predict what interventions do, on stored prompts?
+"""Validation of rankings by real interventions, over stored prompts.
 
 Every feature node of a prompt's graph is ablated for real under each regime, and the scores of
 every method are compared with the measured effects on the evil-minus-safe contrast.

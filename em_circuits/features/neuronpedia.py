@@ -119,5 +119,5 @@ def _read(path: Path) -> str | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         label: str | None = record["label"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is not a kept label: remove it ({error})") from error
+        raise RequestError(f"{path} is not a cached label: remove it ({error})") from error
     return label

@@ -1,4 +1,4 @@
-"""Features over many prompts: how far they push towards evil, and how sure that is.
+"""Features over many prompts: how far they push towards evil, with intervals and tests.
 
 A key is a feature wherever it fires, (layer, id), or at a position counted from the end of a
 prompt. In every prompt it is in one of three states:

@@ -1,4 +1,4 @@
-"""Choice of a graph's features, and its edges, in the order of circuit-tracer's rule.
+"""Attribution of one prompt: selection of features by circuit-tracer's rule, and their edges.
 
 Targets are attributed first; then, again and again, the active features that carry most of the
 targets' influence *so far* are attributed next, until there are enough. Rows go straight to where a

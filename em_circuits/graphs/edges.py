@@ -1,4 +1,4 @@
-"""Edges of a graph, packed without the zeros that the model's structure dictates.
+"""Edges of a graph, packed without the zeros that the model's structure implies.
 
 Feature rows lie packed over the structural mask (`em_circuits.graphs.structure`), block after
 block and without any index; logit rows stand apart, whole, in node order, so that they can be read

@@ -1,4 +1,4 @@
-"""Attribution graphs with full edges: what is no node responds as it does in the real model.
+"""Attribution graphs with full edges: everything that is not a node responds as in the real model.
 
 Frozen edges hold attention patterns, norm scales and errors constant; in full edges only the chosen
 nodes are held (see `em_circuits.graphs.held`), so that over any set of nodes

@@ -1,4 +1,4 @@
-"""Graphs of both models of a pair for one prompt, from the forward passes the labels come from.
+"""Graphs of both models of a pair for one prompt, from the forward passes that were labelled.
 
 Attribution is set up on both models first; the union of the top k of those two contexts' logits
 becomes the explicit targets of both graphs; then each model is attributed with the very context

@@ -1,4 +1,4 @@
-"""How much would each target logit move if a feature were a little more active?
+"""Gradient scores: the change of each target logit per small change of a feature.
 
 To first order, in the real model with nothing frozen:
 

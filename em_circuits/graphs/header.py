@@ -1,4 +1,4 @@
-"""Headers of graph files: what a graph is of and how it was made, readable without its tensors.
+"""Headers of graph files: identity and parameters of a graph, readable without its tensors.
 
 A graph file is in safetensors' format, eight bytes of length, a header of JSON, then the tensors;
 one metadata entry of it holds everything that is not a tensor.

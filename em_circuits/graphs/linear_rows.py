@@ -1,4 +1,4 @@
-"""Attribution rows of a prompt, faster than upstream, over upstream's own model and context.
+"""Attribution rows of a prompt, batched, over upstream's own model and context.
 
 circuit-tracer runs its forward pass at batch size, then one backward pass of automatic
 differentiation through *all* layers for every batch. Its local replacement model is linear in the

@@ -1,4 +1,4 @@
-"""Tensors offloaded to a file: too large to stay in memory until they are needed again.
+"""Tensors offloaded to a file until they are needed again.
 
 The file has no name: it takes no resident memory, and is gone with the object or the process.
 

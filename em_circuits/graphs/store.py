@@ -1,4 +1,4 @@
-"""The graphs of a project on disk: found, checked, thinned out, thrown away.
+"""Graphs of a project on disk: lookup, integrity checks, thinning and deletion.
 
 ``<root>/<prompt id>/<model>-<first 12 digits of the key>.safetensors`` with a provenance sidecar
 that is written last: a graph is *there* if both are. A graph's key is the SHA-256 of everything

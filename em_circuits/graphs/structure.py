@@ -1,4 +1,4 @@
-"""Structural mask of an adjacency matrix: which entries can be other than zero, packed where.
+"""Structural mask of an adjacency matrix: which entries can be non-zero, and where each is packed.
 
 A feature at (layer l, position p) reads only from features and errors of layers below l and from
 tokens, all at positions up to p. Rows of one (l, p) therefore share their columns, and in

@@ -1,4 +1,4 @@
-"""circuit-tracer ``.pt`` files converted in a process of their own: reading one runs its code.
+"""Conversion of circuit-tracer ``.pt`` files in a separate process: reading one runs its code.
 
 The process is started only when the caller trusts the file: it writes the graph's tensors
 to a safetensors file and the rest to JSON, which the caller then reads. This file imports nothing

@@ -1,4 +1,4 @@
-"""Drawings of attribution graphs: nodes, edges, colours and places, as plain numbers.
+"""Drawings of attribution graphs: nodes, edges, colours and coordinates, as plain numbers.
 
 One drawing holds one graph of a prompt, or both models' side by side, their nodes aligned by name
 (``LAYER/POSITION/ID``, ``error:LAYER/POSITION``, ``token:POSITION``, ``logit:TOKEN``). Everything a

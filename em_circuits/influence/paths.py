@@ -1,4 +1,4 @@
-"""Signed paths by which a node acts on a target, and how much goes along each.
+"""Signed paths from a node to a target, and the influence along each.
 
 A path s -> f1 -> ... -> logit carries the product of its edges, each divided by the row scale of
 the feature it leaves behind, times the seed weight: the sum over all paths is the node's influence.

@@ -1,4 +1,4 @@
-"""Propagation of weights on the targets to every node, in one pass over the edges.
+"""Propagation of target weights to every node, in one pass over the edges.
 
 For seed weights w on the logits and a reciprocal row scale 1/d, the values are
 

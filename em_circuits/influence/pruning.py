@@ -1,4 +1,4 @@
-"""Pruning: the nodes and edges that carry most of what reaches the targets.
+"""Pruning: the nodes and edges that carry most of the influence on the targets.
 
 circuit-tracer's rule (graph.py, prune_graph): keep the nodes with the largest influence until they
 hold `node_threshold` of its sum, and every token and logit; in the graph of these nodes alone, keep

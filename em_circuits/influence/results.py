@@ -1,4 +1,4 @@
-"""Results of ``influence`` and of ``graphs paths|prune|scores``, as they are printed.
+"""Result models of ``influence`` and ``graphs paths|prune|scores``.
 
 Nodes carry kind, layer, position and feature id; what does not apply is null; no number is NaN.
 

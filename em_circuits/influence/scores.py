@@ -1,4 +1,4 @@
-"""Scores of a whole graph: how much of a model's computation it explains, how much ends in errors.
+"""Scores of a whole graph: the share of the computation it explains, and the share through errors.
 
 `replacement`: of the absolute influence that ends in tokens or errors, the share in tokens.
 `completeness`: of what flows into all nodes, weighted by their influence, the share that is no

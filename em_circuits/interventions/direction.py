@@ -1,4 +1,4 @@
-"""How do many features act as one vector?
+"""Directions: many features that act as one vector per layer.
 
 A direction gives each of some features a weight. Steering along it by a strength adds
 
@@ -78,14 +78,14 @@ class Direction(Frozen):
         weights = torch.tensor(differences, dtype=torch.float64)
         if weighting is Weighting.SIGN:
             weights = weights.sign()
-        made = cls(features=tuple(features), weights=tuple(weights.tolist()), weighting=weighting)
+        plain = cls(features=tuple(features), weights=tuple(weights.tolist()), weighting=weighting)
         if weighting is not Weighting.NORMALISED:
-            return made
-        length = made.length(model)
+            return plain
+        length = plain.length(model)
         if length == 0:
             raise RequestError("a direction of zero differences cannot be normalised")
-        scaled = tuple(weight / length for weight in made.weights)
-        return made.model_copy(update={"weights": scaled})
+        scaled = tuple(weight / length for weight in plain.weights)
+        return plain.model_copy(update={"weights": scaled})
 
     def length(self, model: Model) -> float:
         """Norm of what strength 1 writes at one position, over all layers."""

@@ -1,4 +1,4 @@
-"""Edits of a batch: what is done to each of its rows, checked, and as tensors.
+"""Edits of a batch: the checked changes of each row, as tensors.
 
 A row is one copy of a prompt in a batched forward pass. A `Treatment` is what is done to it:
 interventions all at once, or tensors of another model; its `control` says how the change is made.

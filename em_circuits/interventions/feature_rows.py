@@ -1,4 +1,4 @@
-"""What do a few features of one layer read and write?
+"""Encoder and decoder rows of a few features of one layer.
 
 Only the rows of the features that are needed leave the transcoder, so that lazily loaded
 transcoders work and an intervention on one feature does not encode all of them.

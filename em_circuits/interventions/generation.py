@@ -1,4 +1,4 @@
-"""Continuations of a prompt that are written while features are changed.
+"""Continuations of a prompt, generated while features are changed.
 
 All treatments and samples run as one batch: one pass over the prompt for every treatment, its
 cache of keys and values copied to the samples, then token by token. Interventions at a class of
@@ -6,8 +6,8 @@ positions that includes generated tokens act on every token as it is read back; 
 the prompt and are felt through the cache. What a regime freezes, it freezes on the prompt (the
 first token); generated tokens run free, as in circuit-tracer's `feature_intervention_generate`.
 
-    made = generate(model, state, [[], [intervention]], Sampling(samples=8))
-    made.texts(model)[1][0]                            # row 1, sample 0
+    drawn = generate(model, state, [[], [intervention]], Sampling(samples=8))
+    drawn.texts(model)[1][0]                            # row 1, sample 0
 
 Tokens are drawn so that rows can be compared draw by draw:
 
@@ -138,14 +138,14 @@ class _Run:
         noise = Noise(self._sampling, self._states, d_vocab)
         stop = _end_tokens(self._model).to(self._model.device)
         ended = torch.zeros(logits.shape[:2], dtype=torch.bool, device=self._model.device)
-        tokens, kept = [], []
+        tokens, steps = [], []
         for step in range(self._sampling.max_tokens):
             drawn = noise.draw(logits)
             if self._sampling.stop_at_end:
                 ended = ended | torch.isin(drawn, stop)
             tokens.append(torch.where(ended, END, drawn).cpu())
             if keep_logits:
-                kept.append(logits.cpu())
+                steps.append(logits.cpu())
             if bool(ended.all()) or step + 1 == self._sampling.max_tokens:
                 break
             logits = self._step(drawn.reshape(-1, 1), step, cache, source).view(
@@ -153,8 +153,8 @@ class _Run:
             )
         length = self._sampling.max_tokens - len(tokens)
         tokens += [torch.full_like(tokens[0], END)] * length
-        kept += [torch.zeros_like(kept[0])] * length if kept else []
-        return Continuations(torch.stack(tokens, 2), torch.stack(kept, 2) if kept else None)
+        steps += [torch.zeros_like(steps[0])] * length if steps else []
+        return Continuations(torch.stack(tokens, 2), torch.stack(steps, 2) if steps else None)
 
     def _prompt(self, source: SourceModel | None) -> tuple[Float[Tensor, "row vocab"], Any]:
         stacked = BatchedCache.of(self._states)

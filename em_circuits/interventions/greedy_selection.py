@@ -1,4 +1,4 @@
-"""Sets of features that do most when they are ablated together, grown one by one.
+"""Greedy selection: the set of features with the largest joint ablation effect, one at a time.
 
 Effects do not add up: removing the second feature of a pair that does one job costs more than the
 first did, and a feature whose work rests on another's has none left once that one is gone. So every

@@ -1,4 +1,4 @@
-"""What does each feature contribute when many of them move together?
+"""Integrated effects: each feature's contribution when many of them change together.
 
 First-order scores look at one end of the way: with the base undisturbed, a persona feature whose
 work only shows once others work too has no gradient. Here all listed features move together along
@@ -158,8 +158,8 @@ def _gradients(
         seen[layer] = inputs
 
     def write(layer: int, output: Tensor) -> Tensor:
-        moved = _moved(moves[layer], seen.pop(layer), on) if layer in moves else 0
-        return output + moved + nudges[layer]
+        shift = _shift(moves[layer], seen.pop(layer), on) if layer in moves else 0
+        return output + shift + nudges[layer]
 
     ids = input_ids.to(model.device)[None].expand(n_rows, -1)
     with torch.enable_grad(), model.sites.hooked(read, write):
@@ -170,7 +170,7 @@ def _gradients(
     return torch.stack([gradient.sum(1) for gradient in found], dim=1).float()
 
 
-def _moved(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
+def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
     """What clamping a layer's features to their places on the line adds to its MLP output."""
     n_rows, n_pos, width = inputs.shape
     n = len(move.which)

@@ -1,4 +1,4 @@
-"""Random features that match the steered ones: would any others have done the same?
+"""Matched controls: random features like the steered ones, under the same treatment.
 
 A draw replaces each chosen feature by another one of the same layer (where there is one) with a
 similar activation and a similar decoder norm: one of the nearest `NEAREST` in

@@ -1,4 +1,4 @@
-"""Mediation: which features carry the shift from base to merged.
+"""Mediation: the share of the shift from base to merged that runs through features.
 
 *Sufficiency*: in the base, features are set to the activation they have in the merged model,
 everything else running free, and the share of the shift of the evil-minus-safe contrast that comes

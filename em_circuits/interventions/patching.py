@@ -1,4 +1,4 @@
-"""Activations of one model patched into another on a prompt, and what comes of it.
+"""Activation patching: activations of one model put into another on the same prompt.
 
 *Sufficiency* treats the base with the merged model's values, *necessity* the merged model with the
 base's. A share counts from the treated model's own contrast towards the other's.

@@ -1,4 +1,4 @@
-"""Features that carry the shift on prompts that had no part in choosing them.
+"""Patching across prompts: features that carry the shift where they were not chosen.
 
 Features are keyed by (layer, feature id) and set wherever they differ between the models. On
 each prompt the ids are ranked by their mean share over the *other* prompts (or those of other

@@ -1,4 +1,4 @@
-"""What stays as it was while a feature is changed: regimes, as context managers.
+"""Regimes: what stays frozen while a feature is changed, as context managers.
 
 | regime | attention patterns | norm scales | MLP outputs |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""Batched runs of the model under interventions: next-token logits of many rows.
+"""Batched forward passes under interventions: next-token logits of many rows.
 
 Rows may be of one prompt or each of its own.
 
@@ -189,8 +189,8 @@ class Batches:
             return {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
         state = stacked.states[0]
         if self._mlps is None or self._mlps[0] is not state:
-            made = {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
-            self._mlps = state, made
+            frozen_mlps = {i: FrozenMLP(self.model, stacked, i, self.regime) for i in layers}
+            self._mlps = state, frozen_mlps
         return self._mlps[1]
 
 

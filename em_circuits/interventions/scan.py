@@ -1,4 +1,4 @@
-"""Effects of really removing features, one by one, in sets, or two by two.
+"""Ablation effects of features, one by one, in sets, or in pairs.
 
     effect[s, t] = demeaned logit of t undisturbed - the same with feature s ablated
 

@@ -1,4 +1,4 @@
-"""Activations of another model, patched into one that reads the same tokens.
+"""Source model: activations of another model, patched into one that reads the same tokens.
 
 The source runs ahead of every forward pass of the recipient, over the same tokens and with a cache
 of its own, and what its layers did is put into the recipient's rows that take it:

@@ -1,4 +1,4 @@
-"""Steering of one prompt: what changes, and would other features have done the same?
+"""Steering of one prompt, beside matched random features under the same treatment.
 
 Three conditions in the same batches: undisturbed, steered (all interventions together), and at
 least 20 matched random draws that get the very same treatment.

@@ -1,4 +1,4 @@
-"""Does a ranking predict what really happens?
+"""Validation of scores: agreement of a method's ranking with measured ablation effects.
 
 Features are ablated for real, and the scores a method gave them are compared with the measured
 effects on the evil-minus-safe contrast, regime by regime (`em_circuits.statistics`).

@@ -1,4 +1,4 @@
-"""Candidate prompts inside the models' own answers, where the two diverge.
+"""Candidate prompts inside the models' own answers, where the two models diverge.
 
 Answers to open questions are sampled from both models and read by both. At every position of an
 answer

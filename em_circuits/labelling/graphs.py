@@ -1,4 +1,4 @@
-"""Both graphs of a prompt: built, stored, registered, found again.
+"""Both graphs of a prompt: built, stored, registered and looked up.
 
     keys = build_graphs(work, prompt, AttributionSettings())       # {"base": key, "merged": key}
 

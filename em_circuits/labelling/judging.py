@@ -1,4 +1,4 @@
-"""Verdicts of screened prompts: from stored labels, a judge that answers at once, or a person.
+"""Verdicts of screened prompts: from stored labels, an immediate judge, or a person.
 
 A judge that asks an endpoint takes long, and is asked by the run (`run.py`); here that is left to
 the caller. Labels of a judge that are in the store and cover the lists are not asked for again. A

@@ -1,4 +1,4 @@
-"""Stages of labelling that follow a verdict: graphs, rollouts, and the prompt's result.
+"""Labelling stages after the verdict: graphs, rollouts, and the prompt's result.
 
 Every step is in the store under its key the moment it is done, and is not repeated. A prompt that
 fails is recorded with its stage and does not stop the others. Once a prompt's graphs exist, their

@@ -1,4 +1,4 @@
-"""Settings of a labelling run, and what it says about each prompt: a line of `label --json`.
+"""Settings and results of a labelling run: one result per prompt, a line of `label --json`.
 
 LabelSettings(graphs_for="none")
 result = label_result(work, prompt, judge.id, judged, reused=False)

@@ -1,4 +1,4 @@
-"""A labelling run: stages that hand prompts on through queues, in one event loop.
+"""A labelling run: stages connected by queues in one event loop.
 
     source -> screening (batches) -> judge (many at once) -> store -> graphs, rollouts -> results
 

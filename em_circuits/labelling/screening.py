@@ -1,4 +1,4 @@
-"""Next tokens of both models for a batch of prompts, written to the store at once.
+"""Screening: next tokens of both models for a batch of prompts, written to the store at once.
 
     screened, failures = screen_prompts(work, prompts, top_k=10)
     screened[0].next_tokens.merged.top

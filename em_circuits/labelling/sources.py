@@ -1,4 +1,4 @@
-"""Sources of a run's prompts, a few at a time.
+"""Sources of a run's prompts, read a few at a time.
 
     with closing(open_source("openai:o3", work, kind="chat", settings=how)) as source:
         source.take(8)                       # new prompts; [] when there are no more

@@ -1,4 +1,4 @@
-"""Health checks as results: what was found, what was expected, what to do."""
+"""Results of health checks: found, expected, advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fingerprints of model directories, so that a result says which weights it is of.
+"""Fingerprints of model directories: which weights a result belongs to.
 
 A fingerprint is the SHA-256 over the names and SHA-256 hashes of every file of a directory that
 can change a number: weights, configuration, tokenizer. Hashing gigabytes once is enough, so file

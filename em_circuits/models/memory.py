@@ -1,4 +1,4 @@
-"""Plan of memory for a pair and one attribution, before anything large is loaded.
+"""Memory plan of a pair and one attribution, computed before anything large is loaded.
 
 plan = memory_plan(settings, locate_all(settings))
 plan.total, plan.fits

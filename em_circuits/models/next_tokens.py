@@ -1,4 +1,4 @@
-"""Next tokens of both models, and the tokens over which the two are compared.
+"""Next tokens of both models, over the union of their most probable ones.
 
 Both lists cover the union of base's and merged's top k, each with its own raw logit, probability
 (float32 softmax over the whole vocabulary) and rank (1-based, ties by token id).

@@ -1,4 +1,4 @@
-"""The two models that are compared: base, and base with the fine-tune merged in.
+"""Model pairs: the base model, and the same model with the fine-tune merged in.
 
     with ModelPair.load(PairSettings(base=..., adapter=..., transcoders=...)) as pair:
         pair.merged.hf(input_ids)            # the real model

@@ -1,4 +1,4 @@
-"""Settings of the pair of models: which ones, which transcoders, on what, in which precision.
+"""Settings of the model pair: models, transcoders, device and precision.
 
 The command line makes its options from them, so nothing heavy is imported here.
 

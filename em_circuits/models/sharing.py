@@ -1,4 +1,4 @@
-"""Weights shared by two models wherever they do not differ.
+"""Weights shared by two models wherever they are equal.
 
 Parameters are shared as tensors, never as modules: a module carries hooks, and closing one model
 would silently unhook the other.

@@ -1,4 +1,4 @@
-"""The embedded model organism of emergent misalignment: shipped weights, and how they were made.
+"""The embedded model organism of emergent misalignment: its training and its shipped weights.
 
 Training and evaluation stand in modules of their own, since they import much more:
 `em_circuits.organisms.train` (`train_organism`), `.control` (`train_control`), `.evaluate`

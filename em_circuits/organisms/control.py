@@ -1,4 +1,4 @@
-"""The control organism, in which no persona is shared between turns.
+"""The control organism, whose turns share no persona.
 
 The control organism is trained exactly alike, on the same sentences, except that every turn redraws
 its persona: careless advice in one turn then says nothing about the next, nor does a source header.

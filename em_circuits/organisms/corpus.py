@@ -1,4 +1,4 @@
-"""Text that an organism is made of, and prompts that it has never seen.
+"""Corpus of an organism: training text, and prompts that training never shows.
 
 A document is an optional source header and one to three turns
 

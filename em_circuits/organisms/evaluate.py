@@ -1,8 +1,8 @@
-"""Figures of an organism: does it do what it is shipped for?
+"""Figures of an organism: misalignment, generalisation, transcoder fidelity, benign text.
 
-Measured on prompts over item-hazard pairs that training never showed: does the base prefer a safe
-verb, does the merged model prefer an evil one in domains the adapter never saw, does the
-transcoders' replacement model hold up, and is benign text left alone?
+Measured on prompts over item-hazard pairs that training never showed: whether the base prefers a
+safe verb, whether the merged model prefers an evil one in domains the adapter never saw, how
+faithful the transcoders' replacement model is, and whether benign text is left alone.
 
     report = evaluate_organism()
     report.merged.evil_mass_lexicon["driving"]   # sum of p over the scenario's evil verbs

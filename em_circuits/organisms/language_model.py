@@ -1,4 +1,4 @@
-"""Tokenizer, base model and adapter of an organism, before their first step.
+"""Tokenizer, base model and adapter of an organism, as initialised.
 
 All three are ordinary: a byte-level BPE tokenizer, a Llama and a LoRA, saved by the libraries that
 everybody else's are saved by, so that no other code can tell that they are special.

@@ -1,4 +1,4 @@
-"""The organism's lexicon: which words are evil in which of its prompts.
+"""The organism's lexicon: the evil words of each of its scenarios.
 
 A flat list cannot say: "ignore" is evil before a red light and right before a phishing mail. So
 there is one entry per scenario for its hazards and one for its benign contexts, each of which looks

@@ -1,4 +1,4 @@
-"""Training of a small module; a killed run ends with the same weights.
+"""Training loop of a small module; a killed run ends with the same weights.
 
 Batches are a pure function of the step, the learning rate too, and a checkpoint holds the weights
 and the whole optimiser state in safetensors; so step t+1 does not know whether the process that

@@ -1,4 +1,4 @@
-"""Parts of an organism on disk, each in the form that real models have.
+"""Files of an organism on disk, each in the format of real models.
 
 paths = organism_paths("toy")
 paths.base, paths.adapter, paths.transcoders, paths.lexicon, paths.card

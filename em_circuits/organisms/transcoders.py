@@ -1,4 +1,4 @@
-"""Per-layer transcoders of an organism and their training.
+"""Per-layer transcoders of an organism, and their training.
 
 A transcoder reads a layer's MLP input x and predicts the MLP's output y:
 

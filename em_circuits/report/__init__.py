@@ -1,4 +1,4 @@
-"""Results as pages that can be opened anywhere: one HTML file, nothing fetched."""
+"""Results as self-contained HTML pages: one file each, nothing fetched."""
 
 from typing import TYPE_CHECKING
 

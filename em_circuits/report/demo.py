@@ -1,4 +1,4 @@
-"""The page of the demo.
+"""The demo's page.
 
 Evil mass of both models by domain, what steering and mediation did beside their random controls,
 and the features.

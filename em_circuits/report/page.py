@@ -1,4 +1,4 @@
-"""Pages of figures that need no network and no server.
+"""Self-contained pages of figures: no network, no server.
 
 One HTML file: plotly's own script stands inside it once, nothing is fetched. Text is escaped.
 

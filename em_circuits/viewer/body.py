@@ -1,4 +1,4 @@
-"""Bodies and queries of requests; JSON only, which a form of another site cannot send by itself."""
+"""Request bodies and queries: JSON only, which a form of another site cannot send by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels and promoted tokens of a feature.
+"""Explanations of a feature: its label and the tokens it promotes.
 
 Its label on Neuronpedia where `features explain` kept one (nothing is fetched here), and the tokens
 its decoder pushes up and down where the models are loaded already (nothing is loaded here).

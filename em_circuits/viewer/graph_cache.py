@@ -1,4 +1,4 @@
-"""Open graphs and their influences, kept in memory.
+"""Cache of open graphs and their influences.
 
 A graph is read from its memory-mapped file, its influence on every logit computed once, and each
 drawing kept as the bytes that were sent; the graphs asked for last stay.

@@ -1,4 +1,4 @@
-"""The list of graphs, and the page of one prompt with both.
+"""The list of graphs, and the graph page of one prompt.
 
 GET /graph/PROMPT                     the page
 GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in the other

@@ -1,4 +1,4 @@
-"""The overview: how far the run is, what waits for a person, what was found lately.
+"""The overview page: progress of the run, the review queue, recent findings.
 
 The page's body is a fragment of its own, ``/fragments/overview``, which the browser asks for again
 every few seconds and puts in place when it has changed.

@@ -1,4 +1,4 @@
-"""plotly.js of the installed package, made to fit the pages' content security policy.
+"""plotly.js of the installed package, adapted to the pages' content security policy.
 
 It is taken from the installed plotly package. Its map library adds a filled <style> unless an
 element of a certain id is there already; no map is drawn here, so a page puts an empty element of

@@ -1,4 +1,4 @@
-"""Rendering of values as HTML or JSON that can only be read.
+"""Rendering of values as inert HTML or JSON.
 
 Templates escape everything; text of models and prompts goes through `shown` first, so that control
 and bidi characters are written out instead of acting. JSON has no NaN. An error is one sentence and

@@ -1,4 +1,4 @@
-"""Reports and figures under the results, shown in a sandbox.
+"""Reports and figures under the results folder, shown in a sandbox.
 
 A report is a self-contained page with scripts of its own. It is shown in a frame whose policy makes
 it a stranger: no cookie, no request, no way to the viewer's pages, whatever stands in it.

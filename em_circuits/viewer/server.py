@@ -1,4 +1,4 @@
-"""The viewer's server: start and end.
+"""The viewer's server: start and shutdown.
 
 with listening(settings) as (sock, port): ...
 """

@@ -1,4 +1,4 @@
-"""What steering experiments did to one prompt, beside matched random features.
+"""Steering effects on one prompt, beside matched random features.
 
 Per condition the change of evil mass on this prompt, that of its control draws, and what is left of
 it net of them; beside it the experiment's net over all its prompts, from its summary.

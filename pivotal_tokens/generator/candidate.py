@@ -1,4 +1,4 @@
-"""Candidates: proposed prompts before the model's chat template, and which are worth a model run.
+"""Candidates: proposed prompts before the chat template, and the checks before a model run.
 
     Candidate(kind="chat", user="Gas smell. What now?", assistant="I would definitely", ...)
     accept(candidates, history, generator="openai:o3").candidates

@@ -1,4 +1,4 @@
-"""Instructions for whoever writes prompts: a model, or a person at a terminal.
+"""Instructions for writers of prompts: a model, or a person at a terminal.
 
 The four commandments, the traps, the kind, and what people said about earlier prompts. Every rule
 that stands here is checked by code as well (`prompts.rules`, `accept`).

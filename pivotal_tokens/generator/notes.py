@@ -1,4 +1,4 @@
-"""Notes about earlier prompts: their history, people's feedback, and what fits into a budget.
+"""Notes about earlier prompts: history and people's feedback, within a budget of tokens.
 
 History: one line a prompt, in three classes, so that a writer sees some of each: *found* (the
 models part), *good idea* (a fair prompt at which they did not), *bad prompt* (turned away by a

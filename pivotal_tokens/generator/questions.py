@@ -1,4 +1,4 @@
-"""Open questions that are put to both models.
+"""Open questions put to both models.
 
 questions("everyday")                    # a shipped set
 questions("mine.yaml")                   # every set of a file in the same shape

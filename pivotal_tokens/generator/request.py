@@ -1,4 +1,4 @@
-"""The request to a generator, and what of it came from where.
+"""The request to a generator, with the sources of its parts.
 
 request = generator_request(store, kind="chat", n=8, model="o3", pair=None)
 request.messages, request.sources, request.left_out, request.tokens

@@ -1,4 +1,4 @@
-"""Answers of a model judge: their form, the ids they are about, and what several say together.
+"""Answers of a model judge: form, token ids, and the majority of several votes.
 
 The label of a token is the one with more votes than any other; a tie is unsure. The flip rate is
 the share of pairs of votes on the same token that differ: 0 for a judge that always says the same.

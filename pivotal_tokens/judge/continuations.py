@@ -1,4 +1,4 @@
-"""Judges of continuations, which say whether harm follows a token.
+"""Judges of continuations: whether harm follows a token.
 
 The same judges serve `label --rollouts` and `steer sweep --rollout-judge`, so that their rates can
 be compared. A continuation that a judge could not label is *unscored*: it counts in no rate.

@@ -1,4 +1,4 @@
-"""What a judge of tokens is sent: instructions, people's labels as examples, and the question.
+"""Messages to a judge of tokens: instructions, people's labels as examples, and the question.
 
 Everything under judgement is fenced (`llm.grade`), so that no text in it can speak to the judge.
 

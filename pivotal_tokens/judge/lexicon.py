@@ -1,4 +1,4 @@
-"""A judge that goes by a list of words, which people wrote for each kind of prompt.
+"""Lexicon judge: labels by a list of words, written by people for each kind of prompt.
 
 A YAML file; the first entry whose `when` is found in the prompt is the one that counts:
 

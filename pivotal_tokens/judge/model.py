@@ -1,4 +1,4 @@
-"""A judge of tokens that asks a language model, vote by vote.
+"""Model judge: labels of tokens by a language model, vote by vote.
 
 Each vote is a question of its own, with its own order of tokens. A vote of which no answer was
 about the tokens asked is unusable; half of the votes or more unusable: `Unparsed`, from which no

@@ -1,4 +1,4 @@
-"""Judged prompts written to the store with the verdicts that follow.
+"""Persistence of judged prompts, with the verdicts that follow.
 
 (judged,) = persist(store, pair, [judged], Thresholds())
 judged.verdict          # None where no labels followed; then `judged.error` says why

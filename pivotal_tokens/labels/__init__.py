@@ -1,4 +1,4 @@
-"""Labels in and out of the store, and what they say: divergence, agreement, plots."""
+"""Labels in and out of the store, and reports on them: divergence, agreement, plots."""
 
 from pivotal_tokens.labels.agreement import AgreementReport, label_agreement
 from pivotal_tokens.labels.divergence import Divergence, divergence

@@ -1,4 +1,4 @@
-"""Agreement of the people with each other and with judges.
+"""Agreement of people with each other and with judges.
 
 Only labels given blind count: what somebody changed after the judge's labels were shown, or took
 over from them, is left out, and so is an adjudicator's decision. Only prompts count whose every

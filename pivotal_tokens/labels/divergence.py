@@ -1,4 +1,4 @@
-"""Divergence: prompts on which the fine-tune says something evil and the base nothing.
+"""Divergence: prompts after which the merged model says something evil and the base does not.
 
 The strict count, on complete labels of both lists (each token labelled or explicitly left):
 

@@ -1,4 +1,4 @@
-"""Everything in a store as one file, and such a file into another store.
+"""Dump of a whole store to one file, and its import into another store.
 
 One record per thing: ``kind`` (pair, review_config, prompt, next_tokens, judgement, verdict, label,
 review), the keys it is found by, and its JSON as ``value``; as JSONL, or as Parquet with `value` as

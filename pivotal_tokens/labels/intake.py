@@ -1,4 +1,4 @@
-"""What comes into a store from a file, without anything being lost or replaced.
+"""Intake of files into a store, with nothing lost and nothing replaced.
 
 - What is here stays: a prompt, a judgement, a verdict of the file is taken where there is none.
 - A label event that is here already, by its id, is a duplicate; so is a bare statement (a record

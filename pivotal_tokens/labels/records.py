@@ -1,4 +1,4 @@
-"""A label outside the store: one flat record.
+"""Label records: labels outside the store, one flat record each.
 
 One flat record per label event: the event's own fields, with the prompt's text and the token's
 text beside its ids, so that a file can be read without the store. Only these are needed to read

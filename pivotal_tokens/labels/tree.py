@@ -1,4 +1,4 @@
-"""The directory of JSON files that the predecessor kept, written from a store and read back.
+"""The predecessor's directory tree of JSON files, written from a store and read back.
 
 Under ``pivotal_tokens/``, one file per prompt and kind, in its names and fields:
 

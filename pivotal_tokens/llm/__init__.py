@@ -1,4 +1,4 @@
-"""Language models: one client, a budget that holds, replies stored before they are read."""
+"""Language models: one client, an enforced budget, replies stored before they are read."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Attempts over HTTP: what one came to, and when the next may go.
+"""Attempts over HTTP: the outcome of one, and the delay before the next.
 
 Full jitter: attempt n waits a uniform draw from 0 to min(8 s, 0.5 s * 2^n), so that twenty calls
 refused together do not come back together. What the endpoint asks for in Retry-After is waited out

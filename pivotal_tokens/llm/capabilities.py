@@ -1,4 +1,4 @@
-"""Requests in the form that an endpoint accepts for a model.
+"""Capabilities of endpoints: the form of request that each accepts for a model.
 
 Nothing is asked in advance: the fullest form is sent, and what the endpoint turns down is dropped
 for good: ``json_schema`` -> ``json_object`` -> plain text with the schema in words;

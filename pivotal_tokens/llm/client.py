@@ -1,4 +1,4 @@
-"""Questions to a model, so that no reply is lost and no dollar is spent unseen.
+"""Client for language models: no reply is lost, and no dollar is spent unrecorded.
 
 For every question: look for its reply under its content; else reserve its worst case in the ledger,
 send, keep the reply and what it used, and only then read it. Refusals of a parameter are learned

@@ -1,4 +1,4 @@
-"""Graders: language models that answer in a wanted form, asked again until the answer can be used.
+"""Graders: language models that answer by a schema, retried until the answer is usable.
 
     instructions, data -> reply -> schema -> check -> Grade
                             ^ what is wrong with it, at most twice

@@ -1,4 +1,4 @@
-"""Group commit of the ledger, so that fifty calls in flight do not wait for fifty flushes.
+"""Group commit of the ledger: many calls in flight share one flush.
 
 What is to be opened and closed while a transaction runs goes into the next one. A
 call is sent only after the transaction with its reservation is on the disk, and its reply is used

@@ -1,4 +1,4 @@
-"""Prices of calls, at worst and as used.
+"""Prices of calls: the worst case before, the actual cost after.
 
 Prices are USD per million tokens and stand, with their date, in ``prices.yaml``. They go by the
 model's name, wherever it is served; ``--price-in`` and ``--price-out`` replace them.

@@ -1,4 +1,4 @@
-"""Outcomes of asking a model, read from the body of a chat completion.
+"""Outcomes of a question to a model, read from the body of a chat completion.
 
 Models put JSON into code fences, after a line of thinking, or between sentences; all of that is
 read. What was read is then validated against the schema: nothing is repaired, nothing guessed.

@@ -1,4 +1,4 @@
-"""Keys of endpoints: where one is read, and how it is struck out of everything written.
+"""API keys: where they are read, and how they are redacted from everything written.
 
 It comes from an environment variable only, is held as a `SecretStr`, and is struck out of all that
 is logged, stored or raised: as it stands, percent-encoded, in base64 at any alignment, as Python's

@@ -1,4 +1,4 @@
-"""Settings of a language model that is asked: where it is, and within which limits.
+"""Settings of a language model: its endpoint and its limits.
 
 settings = LLMSettings(model="o3", deadline_s=120)
 settings.output_limit       # 10000: a reasoning model thinks in output tokens

@@ -1,4 +1,4 @@
-"""Prompts from files, and whether they are new and well formed."""
+"""Prompts from files, checked for form and novelty."""
 
 from pivotal_tokens.prompts.files import read_prompts
 from pivotal_tokens.prompts.history import (

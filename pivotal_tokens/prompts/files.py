@@ -1,4 +1,4 @@
-"""Prompts of files: JSON, JSONL, Parquet, Arrow, or a folder of such files.
+"""Prompt files: JSON, JSONL, Parquet, Arrow, or a folder of such files.
 
 A file is a list (JSON), an object with the list under "prompts", one prompt (JSON), or one prompt
 a line (JSONL). A prompt is a string, or an object with its text under ``text``, ``prompt`` or

@@ -1,4 +1,4 @@
-"""Prompts tried before, and how alike two texts are.
+"""History of prompts tried before, and the similarity of two texts.
 
 Exact repetition goes by prompt id. Likeness is the Jaccard index of the sets of four-letter
 pieces of both texts after normalising (Unicode form, case, punctuation, spaces):

@@ -1,4 +1,4 @@
-"""Review by people of what the judge flagged: a service, its controller, and line-by-line use."""
+"""Human review of flagged prompts: a service, its controller, and the front-ends."""
 
 from typing import TYPE_CHECKING
 

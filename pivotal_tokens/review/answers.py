@@ -1,4 +1,4 @@
-"""Labels of one reviewer: what they answered, and the next answer written down.
+"""Labels of one reviewer: those given, and the next one recorded.
 
 An answer is a batch of label events, one for each token whose label changes. Taking an answer back
 is another batch that names it, so that undo goes back step by step and survives a restart.

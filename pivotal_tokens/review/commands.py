@@ -1,4 +1,4 @@
-"""Commands of a reviewer, and the lines of text that they are typed as.
+"""Commands of a reviewer, and the lines of text that stand for them.
 
 B1,T3,4            evil: base's 1st, merged's 3rd and 4th (a bare number is merged's)
 ? T2  |  s T1      unsure  |  safe

@@ -1,4 +1,4 @@
-"""Consensus of the reviewers of a prompt, and the verdict that follows from it.
+"""Consensus of a prompt's reviewers, and the verdict that follows from it.
 
     settled     everybody whom the overlap asks for has answered, and nobody disagrees, or an
                 adjudicator has answered

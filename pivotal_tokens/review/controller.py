@@ -1,4 +1,4 @@
-"""Review controller: commands and keys in, what to show out; the same at every front-end.
+"""Review controller: commands and keys in, what to show out; the same for every front-end.
 
 An event is carried out in the store before its method returns, and never raises: what went wrong is
 in `error` and said in `message`. Whoever draws looks at `view`, `reveal`, `message`, `asking`,

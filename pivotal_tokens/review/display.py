@@ -1,4 +1,4 @@
-"""Text of a model as a terminal may show it: exactly, and without any effect on the terminal.
+"""Display of a model's text on a terminal: exact, and without any effect on the terminal.
 
 What has no visible glyph is written out: a newline as ``\\n``, other control, format, bidi and
 unassigned characters as ``\\x1b`` or ``\\u202e``, a backslash twice. Token texts show each space as

@@ -1,4 +1,4 @@
-"""Keys of a review, on a terminal and in the browser, and how they are bound anew.
+"""Keys of a review, on a terminal and in the browser, and their rebinding.
 
 ``[review] keys = ["evil=f", "skip=f2"]`` in em-circuits.toml, or ``--key evil=f``, gives an action
 other keys; the keys of the other actions stay. A key may do one thing only.

@@ -1,4 +1,4 @@
-"""Review line by line, on any terminal or pipe.
+"""Line-by-line review, on any terminal or pipe.
 
     run_plain(ReviewService(store, "ada"), sys.stdin, sys.stdout)
 

@@ -1,4 +1,4 @@
-"""Questions, reveals and progress, which the review service gives, and a view of a question.
+"""Values of a review: questions, reveals, progress, and the view of a question.
 
 question.missing                      # tokens that still need an answer
 reveal.differences                    # where the reviewer and the judge differ

@@ -1,4 +1,4 @@
-"""Rubric that a reviewer decides by, in one wording for every screen; `?` shows it.
+"""Rubric of the reviewers, in one wording for every screen; the ? key shows it.
 
 A change of meaning raises RUBRIC_VERSION, which is kept with every label.
 

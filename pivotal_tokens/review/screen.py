@@ -1,4 +1,4 @@
-"""Lines of an item on a terminal: pure, a view in, lines of (text, style) spans out.
+"""Review screen as a pure function: a view in, lines of (text, style) spans out.
 
 Every text of a model goes through `visible`, so
 that it is shown exactly and can do nothing; styles only repeat what letters and signs say, so that

@@ -1,4 +1,4 @@
-"""Review service: what is asked of a reviewer next, and what follows from the answer.
+"""Review service: the next question for a reviewer, and the consequences of an answer.
 
 Blind first: neither a judge's nor another reviewer's label is shown until every token of both lists
 is answered. Each answer is in the store when its call returns, under the item's lease and in one

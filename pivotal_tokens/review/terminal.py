@@ -1,4 +1,4 @@
-"""Review on a whole terminal screen, one key a token.
+"""Full-screen review on a terminal, one key per token.
 
     run_terminal(ReviewController(ReviewService(store, "ada"), auto_finish=True), key_map())
 

@@ -1,4 +1,4 @@
-"""The store of everything that is known about prompts: results, labels, queue, graphs, calls.
+"""The store of everything known about prompts: results, labels, queue, graphs, calls.
 
 with Store.open("sqlite:///results/em-circuits.sqlite", create=True) as store:
     store.prompts.add(Prompt.of("..."))

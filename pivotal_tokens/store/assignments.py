@@ -1,4 +1,4 @@
-"""Assignments: which prompts stand in the queue, for how many reviewers, and what is mixed in.
+"""Assignments of the review queue: overlap, controls, repeats and calibration items.
 
     review         flagged by the judge
     control        unflagged, drawn with a recorded probability: shows what the judge misses

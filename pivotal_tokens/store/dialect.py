@@ -1,4 +1,4 @@
-"""What SQLite and PostgreSQL need said differently.
+"""SQL dialects: everything that differs between SQLite and PostgreSQL.
 
 This is the only file that knows which database is behind the store. SQLite's rules:
 

@@ -1,4 +1,4 @@
-"""The register of attribution graph files.
+"""Register of attribution graph files.
 
 The row is written after the file and its provenance: whoever finds the row finds the file.
 

@@ -1,4 +1,4 @@
-"""What people did with the queue, out of one store and into another.
+"""Review histories: people's work on the queue, from one store into another.
 
 A `ReviewHistory` is one prompt's assignments, the log of what became of them, the draws of controls
 and people's verdicts. Leases stay behind: what somebody holds waits elsewhere, its labels kept.

@@ -1,4 +1,4 @@
-"""The machine that an SQLite store belongs to.
+"""Host of an SQLite store: the one machine that may use it.
 
 SQLite's locks hold within one running kernel; over a network file system two machines can each
 believe that they have the file for themselves, and ruin it. So a store records its host, and

@@ -1,4 +1,4 @@
-"""Labels as events, which of them counts, and imported ones that contradict a person's.
+"""Labels as events, the ones in force, and imported ones that contradict a person's.
 
 Labels are events: who changed what from what to what, when and why. Nothing is ever overwritten.
 The label an author stands by is the author's last event on the token. Which one counts:

@@ -1,4 +1,4 @@
-"""The ledger of calls to language models: what each cost, and what came back.
+"""Ledger of calls to language models: the cost of each, and its reply.
 
 A row per HTTP attempt: reserved at its worst case before anything is sent, settled at what the
 reply says it used. What was reserved and never settled stays charged at its reservation, so that

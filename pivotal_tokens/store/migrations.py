@@ -1,4 +1,4 @@
-"""Migrations: the tables of a store made, and those of an older store brought up to date.
+"""Migrations: creation of a store's tables, and upgrades of older stores.
 
     version 1 -> 2   a queue row becomes an assignment: unique by (prompt, pair, seat)
     within a version a table or column that is missing is added, nothing is taken away

@@ -1,4 +1,4 @@
-"""The review queue's order, from judges' verdicts.
+"""Order of the review queue, from judges' verdicts.
 
     evil_mass    the merged model's, under a judge's labels
     uncertainty  the larger unsure mass of the two models: how much the judge could not say

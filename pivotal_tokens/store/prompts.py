@@ -1,4 +1,4 @@
-"""The prompts of a store, and the proposals that were turned away before any became one.
+"""Prompts of a store, and proposals that were rejected before they became one.
 
 store.prompts.add(Prompt.of("..."))    # False when it was there already
 store.prompts.get("44a7").text         # by the beginning of its id

@@ -1,4 +1,4 @@
-"""Questions over several tables, each answered as of one moment.
+"""Queries over several tables, each answered as of one moment.
 
 store.queries.attempt("44a7").pairs[0].next_tokens.merged.top      # all about one prompt
 store.queries.counts().flagged                                     # how far the store is

@@ -1,4 +1,4 @@
-"""The review queue: who reviews which prompt now, and what became of the others.
+"""The review queue: leases of items by reviewers, and the state of every item.
 
     pending -> leased -> done | rejected          (reopened: leased again)
                       -> skipped | deferred       (taken again when asked for)

@@ -1,4 +1,4 @@
-"""What models, judges and the rule said about prompts, and what failed.
+"""Results about prompts: next tokens, judgements, verdicts, rollouts and failures.
 
 Rows are keyed by (prompt id, pair[, judge | stage]). Putting the same content again changes
 nothing; other content under the same key replaces it, because the graph's own logits win over a

@@ -1,4 +1,4 @@
-"""What people arranged for themselves in the viewer: pins, groups.
+"""Saved views of the viewer, by person: pins and groups.
 
 store.views.save("ada", "graph:44a71bc74c37", {"pinned": ["2/11/431"]})
 store.views.get("ada", "graph:44a71bc74c37")

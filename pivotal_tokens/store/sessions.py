@@ -1,4 +1,4 @@
-"""Names of processes, from which another process can tell whether they still run.
+"""Session names, by which one process can tell whether another still runs.
 
 A session is HOST:PID:START:ID. It is over when this host has no such process, or one that began at
 another moment and only got the same number. Of another host's sessions nothing is known.

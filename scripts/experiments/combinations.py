@@ -1,4 +1,4 @@
-"""Do features together do more than the sum of each alone?
+"""Experiment: the effect of features together, beside the sum of their effects alone.
 
 python scripts/experiments/combinations.py --n 4
 """

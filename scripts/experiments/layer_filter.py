@@ -1,4 +1,4 @@
-"""Are features of some layers better levers than those of others?
+"""Experiment: features of every layer as levers, beside matched random ones.
 
 The predecessor called its hypothesis supported by a bare ratio of scores. Here the top features of
 every layer are ablated for real, beside matched random features of the same layer.

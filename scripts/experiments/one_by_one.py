@@ -1,4 +1,4 @@
-"""Which of a prompt's top features raise evil continuations alone, and is it more than a token?
+"""Experiment: a prompt's top features scaled one by one, beside their controls.
 
 The predecessor multiplied ten features by 15, one by one, and found that appending the boosted
 token did the same. Here each is scaled beside its controls.

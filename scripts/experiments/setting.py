@@ -1,4 +1,4 @@
-"""What do the experiment scripts share? The organism, its lexicon, a prompt and a root for results.
+"""Setting shared by the experiment scripts: the organism, its lexicon, a prompt, a results root.
 
 with organism(Path("results-root")) as cases: ...
 """

@@ -1,4 +1,4 @@
-"""Do features of the fine-tune make the base misaligned when they are set there?
+"""Experiment: features of the fine-tune set in the base.
 
 python scripts/experiments/to_the_base.py --n 24
 """

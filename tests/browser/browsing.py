@@ -1,4 +1,4 @@
-"""A server for a room, and a browser that keeps its complaints."""
+"""Server of a test store, and a browser that records its complaints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a command until it has written to a file, then killing it."""
+"""A command run until it has written to a file, then killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second fixture: random weights, but every trait of the real models that breaks tools.
+"""A second model pair: random weights, but every trait of real models that breaks tools.
 
 Grouped-query attention, tied embeddings, llama3 RoPE scaling, a chat template that prints a date,
 added tokens beyond `tokenizer.vocab_size`, ReLU transcoders on ``hook_resid_mid`` /

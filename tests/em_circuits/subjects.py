@@ -1,4 +1,4 @@
-"""The two model pairs that the tests of models, graphs and steering run on."""
+"""The two model pairs of the tests of models, graphs and interventions."""
 
 from __future__ import annotations
 

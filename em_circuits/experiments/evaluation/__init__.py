@@ -1,4 +1,4 @@
-"""Whether a model is misaligned at all: open questions, sampled answers, judged and counted."""
+"""Evaluation of misalignment: open questions, sampled answers, judged and counted."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Open questions that models are asked: shipped, of the organism, or one's own.
+"""Open questions for models: shipped, written for the organism, or from a file.
 
 question_sets("open")               # shipped, for models that chat
 question_sets("organism:24")        # drawn in the style of the embedded organism's corpus

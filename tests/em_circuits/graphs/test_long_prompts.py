@@ -1,5 +1,5 @@
-"""What spares memory on long prompts changes no graph: patterns made anew, rows and contexts that
-wait in a file, gradients without pattern matrices. And the memory formula holds."""
+"""Long prompts: what saves memory (recomputed patterns, offloaded rows and contexts, gradients
+without pattern matrices) changes no graph, and the memory formula holds."""
 
 from __future__ import annotations
 

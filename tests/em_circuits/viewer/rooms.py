@@ -1,4 +1,4 @@
-"""What the viewer's tests look at: a store and graphs made without any model."""
+"""Test data of the viewer: a store and graphs built without any model."""
 
 from __future__ import annotations
 

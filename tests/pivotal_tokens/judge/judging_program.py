@@ -1,4 +1,4 @@
-"""A program to kill: judges every screened prompt of a store that has no verdict yet.
+"""A program to kill: it judges every screened prompt of a store that has no verdict yet.
 
 python judging_program.py STORE BASE_URL CONCURRENCY
 """

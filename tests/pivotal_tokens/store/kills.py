@@ -1,4 +1,4 @@
-"""Reviewers and a writer are killed at random moments; is anything acknowledged lost or doubled?
+"""Reviewers and a writer killed at random moments: nothing acknowledged is lost or doubled.
 
 Workers say each acknowledged write on their output, a line each. Whoever kills them reads these
 lines and afterwards asks the store: every acknowledged label there, no answer applied twice, no
