@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -86,6 +87,7 @@ def request_body(
     return body | {"messages": sent}
 
 
+@cache  # it takes as long as sending a request
 def strict_schema(model: type[BaseModel]) -> dict[str, Any]:
     """A model's JSON schema in the strict form: nothing additional, everything required."""
     return _strict(model.model_json_schema())

@@ -94,7 +94,6 @@ class LLMClient:
         self._session = new_session()
         self._draw = random.Random(seed)
         self._ability = Capabilities.expected(settings)
-        self._forms: dict[type[BaseModel], dict[str, Any]] = {}
         self._stopped = False
         self._stack = AsyncExitStack()
 
@@ -147,7 +146,7 @@ class LLMClient:
             BudgetExhausted: If its worst case does not fit into the budget.
             EndpointRefused: If the endpoint takes no call at all.
         """
-        settings, form = self.settings, self._form(schema)
+        settings, form = self.settings, strict_schema(schema) if schema else None
         worst = worst_case(messages, form, settings)
         content = {
             "url": settings.url,
@@ -183,14 +182,6 @@ class LLMClient:
     def stop(self) -> None:
         """Send nothing more; what is in flight goes on to its end."""
         self._stopped = True
-
-    def _form(self, schema: type[BaseModel] | None) -> dict[str, Any] | None:
-        """A schema's JSON form, made once: it takes as long as sending a request."""
-        if schema is None:
-            return None
-        if schema not in self._forms:
-            self._forms[schema] = strict_schema(schema)
-        return self._forms[schema]
 
     async def _answer(self, question: _Question) -> Reply:
         loop, opening = asyncio.get_running_loop(), question.opening

@@ -200,14 +200,22 @@ class ReviewController:
             case "help":
                 self.page = "help"
             case "undo":
-                self._undo()
+                if before := service.undo(self.question):
+                    self._reopen(before, "taken back, and saved")
+                else:
+                    self._say("Nothing left to undo.")
             case "open":
                 again = service.reopen(command.text, self.question)
                 self._reopen(again, "opened again; its labels are as you left them")
             case "why":
-                self._explain(command.text)
+                reveal = self._differing()
+                service.explain(reveal, command.text)
+                self._say(f"saved the reason for {reveal.prompt_id}")
+                self._after_reveal()
             case "agree":
-                self._agree()
+                self.reveal = service.agree(self._differing())
+                self._say(f"saved {self.reveal.prompt_id}: the judge's labels taken over")
+                self._after_reveal()
             case _ if view is None:
                 raise RequestError(_EMPTY)
             case "note":
@@ -320,28 +328,10 @@ class ReviewController:
             raise RequestError(_LABEL_FIRST)
         return self.reveal
 
-    def _agree(self) -> None:
-        self.reveal = self.service.agree(self._differing())
-        self._say(f"saved {self.reveal.prompt_id}: the judge's labels taken over")
-        self._after_reveal()
-
-    def _explain(self, reason: str) -> None:
-        reveal = self._differing()
-        self.service.explain(reveal, reason)
-        self._say(f"saved the reason for {reveal.prompt_id}")
-        self._after_reveal()
-
     def _after_reveal(self) -> None:
         """Go on, where the answered item is still on show."""
         if self.view is not None and self.view.reveal is not None:
             self._next()
-
-    def _undo(self) -> None:
-        question = self.service.undo(self.question)
-        if question is None:
-            self._say("Nothing left to undo.")
-        else:
-            self._reopen(question, "taken back, and saved")
 
     def _reopen(self, question: Question, said: str) -> None:
         self.reveal = None

@@ -20,16 +20,14 @@ from itertools import pairwise
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
 from pivotal_tokens.review.consensus import conclude, consensus, lists_lost, verdict_by
-from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
-from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem, Thresholds
+from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
+from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem
 from pivotal_tokens.store import ANYTHING, Store, Wanted
 from pivotal_tokens.store.labels import abstained_by_author, labels_by_author
 from pivotal_tokens.store.queue import WaitingState
 from pivotal_tokens.store.sessions import new_session, session_is_over
 
 LEASE_SECONDS = 30 * 60.0
-OPTIONAL_BELOW = 0.001
-"""A token less probable than this in both models need not be labelled."""
 _PAUSE_SECONDS = 300.0
 _HISTORY = 1000  # settled items that can be opened again by their id
 
@@ -47,11 +45,9 @@ class ReviewService:
         reviewer: str,
         *,
         lease_seconds: float = LEASE_SECONDS,
-        thresholds: Thresholds | None = None,
         states: Sequence[WaitingState] = ("pending", "deferred"),
         wanted: Wanted = ANYTHING,
         adjudicate: bool = False,
-        optional_below: float = OPTIONAL_BELOW,
         seen: Collection[str] = (),
     ) -> None:
         """Begin a session; nothing is claimed yet.
@@ -68,11 +64,9 @@ class ReviewService:
         self._reviewer = reviewer
         self._own = ReviewerLabels(store, reviewer, seen)
         self._lease_seconds = lease_seconds
-        self._thresholds = thresholds
         self._states = states
         kinds: tuple[ItemKind, ...] = ("adjudication",) if adjudicate else wanted.kinds
         self._wanted = replace(wanted, kinds=kinds)
-        self._optional_below = optional_below
         self._session = new_session()
         self._began = store.now()
         self._answered = 0
@@ -206,7 +200,7 @@ class ReviewService:
             self._own.record(item, dict.fromkeys(question.missing, rest or "abstain"))
             question = self._again(item)
             item = self._store.queue.settle(item, "done", item.fence)
-            conclude(self._store, item, self._thresholds)
+            conclude(self._store, item)
             reveal = self._reveal(item, question)
         self._answered += 1
         return reveal
@@ -218,7 +212,7 @@ class ReviewService:
         with self._store.batch():
             item = self._store.queue.renew(question.item, self._lease_seconds)
             rejected = self._store.queue.settle(item, "rejected", item.fence, text=reason)
-            conclude(self._store, rejected, self._thresholds)
+            conclude(self._store, rejected)
         self._answered += 1
 
     def agree(self, reveal: Reveal, tokens: Collection[int] | None = None) -> Reveal:
@@ -238,7 +232,7 @@ class ReviewService:
             item = self._settled(reveal)
             self._own.record(item, chosen, agreed=True)
             self._store.queue.log(item, self._reviewer, "agreed", tokens=tuple(chosen))
-            conclude(self._store, item, self._thresholds)
+            conclude(self._store, item)
             return self._reveal(item, self._again(item))
 
     def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
@@ -257,10 +251,6 @@ class ReviewService:
     def defer(self, question: Question) -> None:
         """Put an item off; it comes again in a later session, after the others."""
         self._store.queue.settle(question.item, "deferred", question.item.fence)
-
-    def return_put_off(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
-        """Put skipped and deferred items back in the queue; how many there were."""
-        return self._store.queue.return_items(states)
 
     def note(self, question: Question, text: str) -> None:
         """Keep a remark about an item."""
@@ -328,7 +318,7 @@ class ReviewService:
             prompt_id=item.prompt_id,
             item=self._masked(item),
             labels=labels,
-            verdict=verdict_by(self._store, item, labels, self._thresholds),
+            verdict=verdict_by(self._store, item, labels),
             judge_labels=judge,
             differences=tuple(
                 Difference(token, texts[token].text, labels[token], judge[token])
@@ -367,8 +357,8 @@ class ReviewService:
             optional=frozenset(
                 token
                 for token in lists.token_ids
-                if lists.base.by_id[token].probability < self._optional_below
-                and lists.merged.by_id[token].probability < self._optional_below
+                if lists.base.by_id[token].probability < LOW
+                and lists.merged.by_id[token].probability < LOW
             ),
         )
         return self._with_votes(question) if question.adjudication else question

@@ -112,21 +112,13 @@ class Assignments(Repository):
         kind: ItemKind = "review",
         sampling: float | None = None,
     ) -> bool:
-        """Queue a prompt for review, once for each reviewer that the overlap asks for.
-
-        Returns:
-            False if it was queued before, whatever became of it.
-        """
+        """Queue a prompt once for each reviewer that the overlap asks for; False if it was."""
         with self._writing() as connection:
             now = self._now()
             return enqueue(connection, prompt_id, pair, reason, now, kind=kind, sampling=sampling)
 
     def draw_control(self, prompt_id: str, pair: str) -> bool:
-        """Draw once whether an unflagged prompt is queued as a control, and keep the draw.
-
-        Returns:
-            True if it is queued now by this call.
-        """
+        """Draw once whether an unflagged prompt is queued as a control; was it now?"""
         with self._writing() as connection:
             return draw_control(connection, prompt_id, pair, self._now())
 

@@ -260,12 +260,6 @@ class Queue(Repository):
             add_review_event(connection, item, reviewer, action, now)
             return _lease(connection, row, reviewer, lease_seconds, session, now)
 
-    def return_items(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
-        """Put what was skipped or deferred back in the queue, for anybody; how many there were."""
-        with self._writing() as connection:
-            statement = update(_queue).where(_columns.state.in_(states)).values(state="pending")
-            return connection.execute(statement).rowcount
-
     def waiting_for(self, reviewer: str, wanted: Wanted = ANYTHING) -> int:
         """Pending prompts of the wanted kinds a reviewer may be asked; filters do not count."""
         mine = _queue.alias("mine").c
