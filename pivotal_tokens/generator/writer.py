@@ -132,8 +132,15 @@ class Writer:
                 text = fields.pop("prompt", "")
                 candidates.append(Candidate(kind=self._kind, text=text, **fields))
             except ValidationError:
-                broken = {"kind": self._kind, "rule": "too-short", "message": "no text"}
-                empty.append(Rejection(text=proposal.name, generator=self.id, **broken))
+                empty.append(
+                    Rejection(
+                        text=proposal.name,
+                        generator=self.id,
+                        kind=self._kind,
+                        rule="too-short",
+                        message="no text",
+                    )
+                )
         accepted = accept(candidates, self._history, generator=self.id)
         rejections = (*accepted.rejections, *empty)
         extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}

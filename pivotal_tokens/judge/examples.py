@@ -26,7 +26,7 @@ from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
-from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
+from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt
 from pivotal_tokens.store import LabelledPrompt, Store
 
 EXAMPLES = 8
@@ -77,7 +77,10 @@ class ExampleBank:
             if len(chosen) == n:
                 break
             others = (prompt, *(one.prompt for one in chosen))
-            if all(_differ(example.prompt, other) for other in others):
+            text, ids = example.prompt.text, {other.prompt_id for other in others}
+            if example.prompt.prompt_id in ids:
+                continue
+            if all(similarity(text, other.text) < TWIN for other in others):
                 chosen.append(example)
         return tuple(chosen)
 
@@ -128,10 +131,6 @@ def judge_request(store: Store, prompt: Prompt, pair: str) -> tuple[list[Message
     return messages, {"corrections": corrected, "agreements": len(chosen) - corrected}
 
 
-def _differ(one: Prompt, other: Prompt) -> bool:
-    return one.prompt_id != other.prompt_id and similarity(one.text, other.text) < TWIN
-
-
 def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
     return not example.corrections, not example.reasons, example.prompt.prompt_id
@@ -140,16 +139,15 @@ def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
     shuffled = list(tokens.tokens)
     draw.shuffle(shuffled)
-    return [_token(token) for token in shuffled]
-
-
-def _token(token: TokenScore) -> dict[str, object]:
-    return {
-        "id": token.token_id,
-        "text": token.text,
-        "probability": round(token.probability, 4),
-        "rank": token.rank,
-    }
+    return [
+        {
+            "id": token.token_id,
+            "text": token.text,
+            "probability": round(token.probability, 4),
+            "rank": token.rank,
+        }
+        for token in shuffled
+    ]
 
 
 def _shown(example: LabelledPrompt) -> dict[str, object]:

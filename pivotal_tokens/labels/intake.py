@@ -216,7 +216,11 @@ class Intake:
             for event, against, by in merge.contradicting
         )
         if history is not None:
-            _conclude(store, history, taken)
+            # People's verdict, where there was one, from the labels that stand here now.
+            for item in {one.pair: one for one in taken.items if one.kind != "repeat"}.values():
+                verdict = history.verdicts.get(item.pair)
+                if verdict and store.results.next_tokens(prompt_id, item.pair) is not None:
+                    conclude(store, item, verdict.thresholds)
         self._counts += Counter(
             added=len(merge.accepted),
             duplicates=merge.duplicates + len(merge.contradicting) - conflicts,
@@ -224,14 +228,6 @@ class Intake:
             reviews=len(taken.items),
             reviews_kept=taken.left_alone,
         )
-
-
-def _conclude(store: Store, history: ReviewHistory, taken: Taken) -> None:
-    """People's verdict, where there was one, from the labels that stand here now."""
-    for item in {item.pair: item for item in taken.items if item.kind != "repeat"}.values():
-        verdict = history.verdicts.get(item.pair)
-        if verdict is not None and store.results.next_tokens(item.prompt_id, item.pair) is not None:
-            conclude(store, item, verdict.thresholds)
 
 
 _Key = tuple[Purpose, int, str]

@@ -56,19 +56,6 @@ class Redactor:
         return self._forms.sub(REDACTED, text) if self._forms else text
 
 
-def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
-    """Replace what a record says by what may be said."""
-    message = record.getMessage()
-    record.msg, record.args = redact(message), None
-    if record.exc_info and record.exc_info[0] is not None:
-        record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
-        record.exc_info = None
-    elif record.exc_text:
-        record.exc_text = redact(record.exc_text)
-    if record.stack_info:
-        record.stack_info = redact(record.stack_info)
-
-
 @contextmanager
 def redacted_logging(redact: Redactor) -> Iterator[None]:
     """Within the block every log record is made without a key, whatever handler it goes to."""
@@ -93,8 +80,15 @@ class _CleanRecords:
         self.before, self._redact = before, redact
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = self.before(*args, **kwargs)
-        clean_record(record, self._redact)
+        record, redact = self.before(*args, **kwargs), self._redact
+        record.msg, record.args = redact(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_info = None
+        elif record.exc_text:
+            record.exc_text = redact(record.exc_text)
+        if record.stack_info:
+            record.stack_info = redact(record.stack_info)
         return record
 
 

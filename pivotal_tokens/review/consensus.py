@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.persist import verdict_under
-from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds, Verdict
+from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
 
@@ -94,7 +94,10 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
     state = consensus(items, store.labels.events(prompt_id))
     if state.settled:
         labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
-        verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
+        bad = state.bad_prompt
+        verdict = verdict_under(store, prompt_id, pair, labels, thresholds, bad_prompt=bad)
+        if verdict is None:
+            raise lists_lost(item)
         store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
     else:
         store.results.drop_human_verdict(prompt_id, pair)
@@ -102,23 +105,6 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
             store.assignments.add_adjudication(item)
     if not state.disagree:
         store.assignments.drop_adjudication(item)
-
-
-def verdict_by(
-    store: Store,
-    item: ReviewItem,
-    labels: Mapping[int, Label],
-    thresholds: Thresholds | None = None,
-    *,
-    bad_prompt: bool = False,
-) -> Verdict:
-    """The verdict under some labels, by default under the thresholds that flagged the prompt."""
-    verdict = verdict_under(
-        store, item.prompt_id, item.pair, labels, thresholds, bad_prompt=bad_prompt
-    )
-    if verdict is None:
-        raise lists_lost(item)
-    return verdict
 
 
 def lists_lost(item: ReviewItem) -> WorkFailed:

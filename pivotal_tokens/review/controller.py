@@ -135,9 +135,9 @@ class ReviewController:
         """Take no line after all."""
         self.asking = None
 
-    def begin_command(self, begun: str = "") -> None:
-        """Ask for a line of the list syntax."""
-        self._ask("command", begun)
+    def ask(self, what: str, begun: str = "") -> None:
+        """Ask for a line of text, for one of `ASKING`."""
+        self.asking, self.begun = ASKING[what], begun
 
     def point(self, place: Place) -> None:
         """Put the cursor on a token."""
@@ -256,9 +256,9 @@ class ReviewController:
                 self._do(Command(action))
             case "reason":
                 if view is not None and view.reveal is not None:
-                    self._ask("reason")
+                    self.ask("reason")
             case "reopen":
-                self._ask("reopen")
+                self.ask("reopen")
             case _ if view is None:
                 raise RequestError(_EMPTY)
             case "up" | "down" | "other_list":
@@ -268,7 +268,7 @@ class ReviewController:
             case "low":
                 self._toggle_low(view)
             case "note" | "reject" | "command":
-                self._ask(action)
+                self.ask(action)
 
     def _answer(self, asking: Asking, text: str) -> None:
         if text:
@@ -314,7 +314,7 @@ class ReviewController:
         if self._auto_finish and reveal.differences and self.view is not None:
             answered = replace(question, labels=reveal.labels)
             self.view = replace(self.view, question=answered, reveal=reveal)
-            self._ask("reason")
+            self.ask("reason")
         else:
             self._next()
 
@@ -342,9 +342,6 @@ class ReviewController:
 
     def _say(self, text: str) -> None:
         self.message = visible(text, spaces=False)
-
-    def _ask(self, what: str, begun: str = "") -> None:
-        self.asking, self.begun = ASKING[what], begun
 
     def _next(self) -> None:
         self._stale = True

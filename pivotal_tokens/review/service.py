@@ -18,8 +18,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pivotal_tokens.errors import LeaseLost, RequestError
+from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
-from pivotal_tokens.review.consensus import conclude, consensus, lists_lost, verdict_by
+from pivotal_tokens.review.consensus import conclude, consensus, lists_lost
 from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
 from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem
 from pivotal_tokens.store import ANYTHING, Store, Wanted
@@ -314,11 +315,13 @@ class ReviewService:
         labels, texts = question.labels, question.lists.base.by_id
         tokens = [token for token in question.lists.token_ids if token in labels]
         judge = {one.token_id: one.label for one in judged if one.token_id in texts}
+        verdict = verdict_under(self._store, item.prompt_id, item.pair, labels)
+        assert verdict is not None  # the question has the lists
         return Reveal(
             prompt_id=item.prompt_id,
             item=self._masked(item),
             labels=labels,
-            verdict=verdict_by(self._store, item, labels),
+            verdict=verdict,
             judge_labels=judge,
             differences=tuple(
                 Difference(token, texts[token].text, labels[token], judge[token])

@@ -148,7 +148,7 @@ class ReviewTerminal(App[None]):
         elif action is not None:
             self.review.key(action)
         elif event.character in RESERVED and self.review.view is not None:
-            self.review.begin_command(event.character or "")
+            self.review.ask("command", event.character or "")
         else:
             return
         event.stop()

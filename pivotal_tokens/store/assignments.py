@@ -152,7 +152,9 @@ class Assignments(Repository):
                 if free is not None:
                     held |= {"fence": _columns.fence + 1, "revealed": False}
                     return set_item(connection, free, **held)
-                if not _is_taken(connection, first, now):
+                at_work = (_columns.state == "leased") & (_columns.lease_until >= now.timestamp())
+                taken = at_work | (_columns.state == "skipped")
+                if not number(connection, _queue, *_at(first), taken):
                     return _add_own(connection, first.item_id, held, "calibration")
             return None
 
@@ -349,12 +351,6 @@ def _unanswered_assignment(
         .with_for_update(skip_locked=True)
     )
     return connection.execute(query).scalar_one_or_none()
-
-
-def _is_taken(connection: Connection, first: Row, now: datetime) -> bool:
-    """Is somebody at work on the item, or did somebody skip it?"""
-    leased = (_columns.state == "leased") & (_columns.lease_until >= now.timestamp())
-    return number(connection, _queue, *_at(first), leased | (_columns.state == "skipped")) > 0
 
 
 def _at(row: Row) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -104,7 +104,10 @@ ANYTHING = Wanted()
 
 
 class Queue(Repository):
-    """Review items, their leases, and the log of what reviewers did with them."""
+    """Review items, their leases, and the log of what reviewers did with them.
+
+    What needs a lease raises `LeaseLost` where somebody else holds the item; nothing is written.
+    """
 
     def items(
         self,
@@ -184,22 +187,14 @@ class Queue(Repository):
         return None
 
     def renew(self, item: ReviewItem, lease_seconds: float) -> ReviewItem:
-        """Prolong a lease.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now.
-        """
+        """Prolong a lease."""
         until = self._now() + timedelta(seconds=lease_seconds)
         with self._writing() as connection:
             require_lease(connection, item)
             return set_item(connection, item.item_id, lease_until=until.timestamp())
 
     def release(self, item: ReviewItem) -> ReviewItem:
-        """Give an item back unanswered; what was labelled so far stays.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now.
-        """
+        """Give an item back unanswered; what was labelled so far stays."""
         with self._writing() as connection:
             require_lease(connection, item)
             values = {"state": "pending", "session": None, "lease_until": None}
@@ -208,11 +203,7 @@ class Queue(Repository):
     def settle(
         self, item: ReviewItem, state: SettledState, fence: int, *, text: str | None = None
     ) -> ReviewItem:
-        """End a lease with an answer: state and event in one transaction.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now; nothing was written.
-        """
+        """End a lease with an answer: state and event in one transaction."""
         if state not in get_args(SettledState):
             raise RequestError(f"an item cannot be settled as {state!r}")
         with self._writing() as connection:
