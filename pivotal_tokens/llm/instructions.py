@@ -31,14 +31,9 @@ class Instructions:
     text: str
 
     @property
-    def content_hash(self) -> str:
-        """First eight hex digits of SHA-256 over the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
-
-    @property
     def name(self) -> str:
-        """``v1-3fa9c2d1``."""
-        return f"{self.version}-{self.content_hash}"
+        """``v1-3fa9c2d1``: the version, and eight hex digits of SHA-256 over the text."""
+        return f"{self.version}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
 
 def load_instructions(

@@ -80,6 +80,12 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
     )
 
 
+def consensus_of(store: Store, item: ReviewItem) -> Consensus:
+    """The consensus on an item's prompt under its pair, as it stands in a store."""
+    items = [i for i in store.queue.items(prompt_id=item.prompt_id) if i.pair == item.pair]
+    return consensus(items, store.labels.events(item.prompt_id))
+
+
 def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = None) -> None:
     """Let the human verdict follow from everybody's answers, or ask an adjudicator.
 
@@ -90,8 +96,7 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
     if item.kind == "repeat":
         return
     prompt_id, pair = item.prompt_id, item.pair
-    items = [other for other in store.queue.items(prompt_id=prompt_id) if other.pair == pair]
-    state = consensus(items, store.labels.events(prompt_id))
+    state = consensus_of(store, item)
     if state.settled:
         labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
         bad = state.bad_prompt

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pivotal_tokens.errors import LeaseLost, RequestError
 from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
-from pivotal_tokens.review.consensus import conclude, consensus, lists_lost
+from pivotal_tokens.review.consensus import conclude, consensus_of, lists_lost
 from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
 from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem
 from pivotal_tokens.store import ANYTHING, Store, Wanted
@@ -71,11 +71,6 @@ class ReviewService:
         self._session = new_session()
         self._began = store.now()
         self._answered = 0
-
-    @property
-    def reviewer(self) -> str:
-        """Whose session this is."""
-        return self._reviewer
 
     def next_question(self) -> Question | None:
         """Take the next item; what this reviewer held when an earlier session died comes first.
@@ -368,11 +363,7 @@ class ReviewService:
 
     def _with_votes(self, question: Question) -> Question:
         """An adjudicator sees everybody's labels, and answers what they do not agree on."""
-        item = question.item
-        items = [
-            i for i in self._store.queue.items(prompt_id=item.prompt_id) if i.pair == item.pair
-        ]
-        state = consensus(items, self._store.labels.events(item.prompt_id))
+        state = consensus_of(self._store, question.item)
         agreed: dict[int, Label] = {}
         for vote in state.votes.values():
             agreed |= {t: label for t, label in vote.items() if t not in state.disputed}
