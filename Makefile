@@ -53,6 +53,7 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BENCH) scripts/bench_influence.py
 	$(BENCH) scripts/bench_screening.py
 	$(BENCH) scripts/bench_attribution.py
+	$(BENCH) scripts/bench_edges.py
 	$(BENCH) scripts/bench_ranking.py
 	$(BENCH) scripts/bench_steering.py
 

@@ -12,16 +12,11 @@ peak of resident memory above that after the imports, models and transcoders inc
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +24,10 @@ import torch
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import AttributionTargets
 from lifelike import PROMPT, Lifelike, Shape, make_lifelike
-from measure import Peak, Row, options, report, timed
+from measure import Peak, Row, alone, benchmark, timed
 from safetensors.torch import load_file, save_file
 
+from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings, Edges, build_pair_graphs
 from em_circuits.graphs.attribution import Attributed, attribute_prompt
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
@@ -49,12 +45,13 @@ TEXT = PROMPT + " wait, check,"
 UPDATE_ROWS, UPSTREAM_BATCH, N_TARGETS = 1024, 256, 10
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure: repeats of each timing, features kept."""
+class Plan(Options):
+    """What to measure."""
 
     repeats: int = 3
-    max_feature_nodes: int = 2048
+    """Of each timing."""
+    features: int = 2048
+    """Feature nodes that are selected."""
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -95,7 +92,7 @@ def _one_prompt(pair: ModelPair, plan: Plan) -> list[Row]:
     model, ids = pair.base, torch.tensor(encode(pair.tokenizer, TEXT))
     tokens = torch.arange(N_TARGETS)
 
-    def upstream(features: int = plan.max_feature_nodes) -> Any:
+    def upstream(features: int = plan.features) -> Any:
         return attribute(
             ids,
             model.replacement,
@@ -156,9 +153,7 @@ def _attribute(
         unembed_proj=model.replacement.unembed_proj,
         tokenizer=model.tokenizer,
     )
-    settings = AttributionSettings(
-        max_feature_nodes=plan.max_feature_nodes, update_rows=UPDATE_ROWS
-    )
+    settings = AttributionSettings(max_feature_nodes=plan.features, update_rows=UPDATE_ROWS)
     found = attribute_prompt(model.replacement, context, ids, targets, settings)
     if scores:
         weights = demeaned_targets(tokens, context.logits.shape[-1])
@@ -173,13 +168,13 @@ def _pair(root: Path, plan: Plan) -> list[Row]:
     pairs: dict[str, list[float]] = {"mb": [], "s": []}
     differ = 0
     for _ in range(plan.repeats):
-        both = _child(root, plan, "both", [])
-        alone = [_child(root, plan, name, both["tokens"]) for name in ("base", "merged")]
-        digests = [digest for one in alone for digest in one["edges"]]
+        both = alone(child, root, plan, "both", [])
+        singles = [alone(child, root, plan, name, both["tokens"]) for name in ("base", "merged")]
+        digests = [digest for one in singles for digest in one["edges"]]
         differ += sum(one != mine for one, mine in zip(digests, both["edges"], strict=True))
         for unit in ("mb", "s"):
             pairs[unit].append(both[unit])
-            sums[unit].append(sum(one[unit] for one in alone))
+            sums[unit].append(sum(one[unit] for one in singles))
     of = "base + merged in one process beside the sum of two single runs"
     memory, seconds = (
         [statistics.median(measured[unit]) for measured in (sums, pairs)] for unit in ("mb", "s")
@@ -191,19 +186,11 @@ def _pair(root: Path, plan: Plan) -> list[Row]:
     ]
 
 
-def _child(root: Path, plan: Plan, which: str, tokens: list[int]) -> dict[str, Any]:
-    given = json.dumps([str(root), plan.max_feature_nodes, which, tokens])
-    run = [sys.executable, __file__, "--child", given]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def child(root: str, max_feature_nodes: int, which: str, tokens: list[int]) -> None:
-    """Run one process of the pair's measurement, and print what it took as JSON."""
+def child(root: Path, plan: Plan, which: str, tokens: list[int]) -> dict[str, Any]:
+    """What one process of the pair's measurement took."""
     torch.set_num_threads(1)
     names = [f"lifelike-{part}" for part in ("1b", "adapter", "transcoders")]
-    settings = lifelike_pair(Lifelike(*(Path(root) / name for name in names)))
-    plan = Plan(max_feature_nodes=max_feature_nodes)
+    settings = lifelike_pair(Lifelike(*(root / name for name in names)))
     start = time.process_time()
     with Peak() as peak:
         if which == "both":
@@ -216,12 +203,12 @@ def child(root: str, max_feature_nodes: int, which: str, tokens: list[int]) -> N
             edges = [found.edges]
     seconds = time.process_time() - start
     record = {"mb": peak.megabytes, "s": seconds, "tokens": tokens}
-    print(json.dumps(record | {"edges": [_digest(e) for e in edges]}))
+    return record | {"edges": [_digest(e) for e in edges]}
 
 
 def _both(settings: PairSettings, plan: Plan) -> tuple[list[Edges], list[int]]:
     asked = AttributionSettings(
-        max_feature_nodes=plan.max_feature_nodes, update_rows=UPDATE_ROWS, top_k=N_TARGETS
+        max_feature_nodes=plan.features, update_rows=UPDATE_ROWS, top_k=N_TARGETS
     )
     with ModelPair.load(settings) as pair:
         graphs = build_pair_graphs(pair, Prompt.of(TEXT), asked)
@@ -250,18 +237,5 @@ def _digest(edges: Edges) -> str:
     return hashlib.sha256(b"".join(p.float().numpy().tobytes() for p in parts)).hexdigest()
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=Plan().repeats)
-    parser.add_argument("--features", type=int, default=Plan().max_feature_nodes)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        child(*given.child)
-    else:
-        report(measure(Plan(given.repeats, given.features)), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -9,7 +9,6 @@ sides run in this process on the same edges. Ours is given packed edges, upstrea
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from circuit_tracer.attribution.targets import LogitTarget
 from circuit_tracer.graph import Graph, compute_node_influence, prune_graph
 from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
-from measure import Row, extra_megabytes, options, report, timed
+from measure import Row, benchmark, extra_megabytes, timed
 from subjects import PAD_THAI, organism_settings
 from synthetic import Size, synthetic_graph
 from torch import Tensor
 
+from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings, build_pair_graphs, export_pt
 from em_circuits.graphs.edges import Edges, row_mass
 from em_circuits.graphs.files import read_graph, read_logit_rows, write_graph
@@ -34,14 +34,17 @@ N_LAYERS, N_POS, N_LOGITS = 16, 20, 10
 MAIN = 8192
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure: graph sizes in features, repeats of each timing, stored graphs to report."""
+class Plan(Options):
+    """What to measure."""
 
     sizes: tuple[int, ...] = (1500, MAIN, 20_000)
+    """Features of a graph; repeatable."""
     repeats: int = 7
+    """Of each timing."""
     seed: int = 0
-    files: tuple[Path, ...] = ()
+    """Of the synthetic graphs."""
+    graphs: tuple[Path, ...] = ()
+    """Stored graphs to report; repeatable."""
 
 
 LEAST_RATIO = {1500: (1.0, 1.0), MAIN: (8.0, 6.0), 20_000: (10.0, 10.0)}
@@ -67,7 +70,7 @@ def measure(plan: Plan) -> list[Row]:
     rows += [
         row for graph in _organism() for row in _sizes(graph, f"organism, {graph.header.model}")
     ]
-    return rows + [row for path in plan.files for row in _sizes(read_graph(path), path.name)]
+    return rows + [row for path in plan.graphs for row in _sizes(read_graph(path), path.name)]
 
 
 def _organism() -> tuple[AttributionGraph, AttributionGraph]:
@@ -254,16 +257,5 @@ def repacked(graph: AttributionGraph, upstream: Graph) -> Edges:
     )
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(Plan().sizes))
-    parser.add_argument("--repeats", type=int, default=Plan().repeats)
-    parser.add_argument("--graphs", type=Path, nargs="*", default=[], help="stored graphs")
-    given = parser.parse_args()
-    plan = Plan(tuple(given.sizes), given.repeats, files=tuple(given.graphs))
-    report(measure(plan), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -9,8 +9,6 @@ machine stands beside the figure: under any, wall time says little and CPU time 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,8 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import organism
+from measure import Row, benchmark, organism
+from pydantic import Field
 
+from em_circuits.cli.options import Options
 from em_circuits.labelling.events import EventLog
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import Run
@@ -31,10 +31,21 @@ from pivotal_tokens.llm import LLMSettings
 ENDPOINT = Path(__file__).parents[1] / "tests" / "fake_endpoint.py"
 
 
-def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, float]:
-    """Judge `n` of the organism's prompts, `concurrency` at a time."""
+class Plan(Options):
+    """What is asked."""
+
+    n: int = Field(default=200, ge=1)
+    """Prompts of the organism."""
+    concurrency: int = 20
+    """Questions at a time."""
+    latency: float = 0.2
+    """Of the endpoint, in seconds."""
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Judge prompts and take the time."""
     settings = LabelSettings(graphs_for="none")
-    command = [sys.executable, str(ENDPOINT), "--latency", str(latency_s)]
+    command = [sys.executable, str(ENDPOINT), "--latency", str(plan.latency)]
     os.environ.setdefault("OPENAI_API_KEY", "none-needed")
     with (
         tempfile.TemporaryDirectory() as root,
@@ -43,9 +54,9 @@ def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, flo
     ):
         assert endpoint.stdout is not None
         url = endpoint.stdout.readline().strip()
-        asked = LLMSettings(model="o3", base_url=url, max_concurrency=concurrency)
+        asked = LLMSettings(model="o3", base_url=url, max_concurrency=plan.concurrency)
         judge = ModelJudge(asked, store=work.store, pair=work.pair.key)
-        prompts = template_prompts(n)
+        prompts = template_prompts(plan.n)
         screen_prompts(work, prompts, top_k=10)
         with EventLog.open(work.results, run="bench") as events:
             run = Run(work, ListSource("bench", prompts), judge, settings, events=events)
@@ -53,25 +64,13 @@ def measure_judging(n: int, concurrency: int, latency_s: float) -> dict[str, flo
             judged = sum(result.error is None for result in run.results())
             took, busy = time.perf_counter() - began, time.process_time() - busy
         endpoint.terminate()
-        return {
-            "judged": judged,
-            "calls": work.store.ledger.counts().calls,
-            "seconds": round(took, 3),
-            "latency_alone": -(-n // concurrency) * latency_s,
-            "cpu_seconds": round(busy, 3),
-            "load": round(os.getloadavg()[0], 2),
-        }
-
-
-def main() -> None:
-    """Parse, measure, print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--concurrency", type=int, default=20)
-    parser.add_argument("--latency", type=float, default=0.2, metavar="SECONDS")
-    given = parser.parse_args()
-    print(json.dumps(measure_judging(given.n, given.concurrency, given.latency)))
+        calls, latency = work.store.ledger.counts().calls, -(-plan.n // plan.concurrency)
+        return [
+            Row(f"{judged} prompts judged, {calls} calls", None, took, "s"),
+            Row("latency alone", None, latency * plan.latency, "s"),
+            Row(f"CPU (load {os.getloadavg()[0]:.2f})", None, busy, "s"),
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -9,13 +9,9 @@ process of its own takes beside the model, as `--max-memory` counts it, and the 
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,10 @@ import torch
 from bench_attribution import lifelike_pair, set_thresholds, single
 from circuit_tracer.attribution.targets import AttributionTargets
 from lifelike import Shape, make_lifelike
-from measure import Peak, Row, options, report, resident
+from measure import Peak, Row, alone, benchmark, resident
 from synthetic import graph_around
 
+from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings
 from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
 from em_circuits.graphs.files import read_graph, write_graph
@@ -37,8 +34,7 @@ N_TARGETS, UPDATE_ROWS = 10, 1024
 MOST_MEGABYTES = 24_000
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Options):
     """How long a prompt, of how large a model, with how many active and selected features."""
 
     n_pos: int = 3223
@@ -54,11 +50,7 @@ class Plan:
 def measure(plan: Plan) -> list[Row]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        given = json.dumps([str(root), asdict(plan)])
-        run = [sys.executable, __file__, "--child", given]
-        done = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = alone(child, Path(directory), plan)
     of = f"{plan.n_pos:,} tokens, {plan.n_layers} layers, N = {found['nodes']:,}"
     dense = 4 * found["nodes"] ** 2 / 1e6
     return [
@@ -82,11 +74,10 @@ def measure(plan: Plan) -> list[Row]:
     ]
 
 
-def child(root: str, options: dict[str, Any]) -> None:
-    """Run one process of the measurement, and print what it took as JSON."""
-    plan = Plan(**options)
+def child(root: Path, plan: Plan) -> dict[str, float]:
+    """What the process of the measurement took."""
     torch.set_num_threads(plan.threads)
-    settings, ids = _prepare(Path(root), plan)
+    settings, ids = _prepare(root, plan)
     took: dict[str, float] = {}
     model = single(settings, "base")
     model.replacement.eval()  # builds it
@@ -112,7 +103,7 @@ def child(root: str, options: dict[str, Any]) -> None:
     took |= {"gradient_s": time.perf_counter() - start, "gradient_mb": peak.megabytes}
     values = context.activation_matrix.values().float()
     graph = graph_around(found, active, values, ids, gradient=scores)
-    file = Path(root) / "graph.safetensors"
+    file = root / "graph.safetensors"
     write_graph(file, graph)
     took |= {"nodes": graph.layout.n_nodes, "active": len(active)}
     took["file_mb"] = file.stat().st_size / 1e6
@@ -122,7 +113,7 @@ def child(root: str, options: dict[str, Any]) -> None:
         graph = read_graph(file)
         influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     took |= {"influence_s": time.perf_counter() - start, "influence_mb": peak.megabytes}
-    print(json.dumps(took))
+    return took
 
 
 def _prepare(root: Path, plan: Plan) -> tuple[PairSettings, torch.Tensor]:
@@ -164,19 +155,5 @@ def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:
     )
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    for name, value in asdict(Plan()).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args())
-    out, parts = given.pop("out"), given.pop("child")
-    if parts:
-        child(*parts)
-    else:
-        report(measure(Plan(**given)), out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -5,14 +5,15 @@ python scripts/bench_queue.py --items 100000
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from measure import Row, benchmark
 from sqlalchemy import insert
 
+from em_circuits.cli.options import Options
 from pivotal_tokens.review import ReviewController, ReviewService
 from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, ReviewConfig, TokenScore
 from pivotal_tokens.store import Store, Wanted, tables
@@ -45,58 +46,72 @@ def fill(store: Store, items: int) -> None:
         connection.execute(insert(tables.queue), rows)
 
 
-def measure(url: str, items: int, rounds: int) -> None:
-    """Fill a store at a URL and print how long reviewing takes."""
-    with Store.open(url, create=True) as store:
-        fill(store, items)
-        store.assignments.set_config(ReviewConfig(overlap=1))
-    began = time.perf_counter()
-    with Store.open(url) as store:
-        first = ReviewService(store, "ada")
-        question = first.next_question()
-        print(f"open to first item {1e3 * (time.perf_counter() - began):.0f} ms")
-        assert question is not None
-        first.release(question)
-        for name, wanted in (("queue", Wanted()), ("evil_mass", Wanted(order="evil_mass"))):
-            service = ReviewService(store, f"ada {name}", wanted=wanted)
-            times, finishing = [], []
-            for _ in range(rounds):
-                start = time.perf_counter()
-                question = service.next_question()
-                times.append(time.perf_counter() - start)
-                assert question is not None
-                start = time.perf_counter()
-                service.finish(question, rest="safe")
-                finishing.append(time.perf_counter() - start)
-            for what, values in (("next item", times), ("finish", finishing)):
-                ordered = sorted(1e3 * value for value in values)
-                p50, p99 = ordered[len(ordered) // 2], ordered[int(0.99 * len(ordered))]
-                print(f"{items} items, by {name}: {what} p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-        _keys(ReviewController(ReviewService(store, "bob"), auto_finish=True), rounds)
+class Plan(Options):
+    """How long a queue, how many answers."""
+
+    items: int = 100_000
+    """In the queue."""
+    rounds: int = 200
+    """Answers that are timed."""
+    store: str | None = None
+    """URL of an empty one. [default: SQLite in a temporary directory]"""
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Fill a store, and review in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        url = plan.store or f"sqlite:///{Path(directory) / 'bench.sqlite'}"
+        with Store.open(url, create=True) as store:
+            fill(store, plan.items)
+            store.assignments.set_config(ReviewConfig(overlap=1))
+        began = time.perf_counter()
+        with Store.open(url) as store:
+            service = ReviewService(store, "ada")
+            question = service.next_question()
+            assert question is not None
+            rows = [Row("open to first item", None, _since(began), "ms")]
+            service.release(question)
+            for name, wanted in (("queue", Wanted()), ("evil_mass", Wanted(order="evil_mass"))):
+                rows += _answers(ReviewService(store, f"ada {name}", wanted=wanted), name, plan)
+            rows += _keys(ReviewController(ReviewService(store, "bob"), auto_finish=True), plan)
+            start = time.perf_counter()
+            service.progress()
+            return [*rows, Row("progress", None, _since(start), "ms")]
+
+
+def _answers(service: ReviewService, order: str, plan: Plan) -> list[Row]:
+    times: dict[str, list[float]] = {"next item": [], "finish": []}
+    for _ in range(plan.rounds):
         start = time.perf_counter()
-        service.progress()
-        print(f"progress {1e3 * (time.perf_counter() - start):.0f} ms")
+        question = service.next_question()
+        times["next item"].append(_since(start))
+        assert question is not None
+        start = time.perf_counter()
+        service.finish(question, rest="safe")
+        times["finish"].append(_since(start))
+    return [
+        Row(f"{what} by {order}, {part}", None, sorted(values)[int(at * len(values))], "ms")
+        for what, values in times.items()
+        for part, at in (("p50", 0.5), ("p99", 0.99))
+    ]
 
 
-def _keys(review: ReviewController, rounds: int) -> None:
-    """Print how long a key takes until the next item is there to be drawn."""
+def _keys(review: ReviewController, plan: Plan) -> list[Row]:
+    """How long a key takes until the next item is there to be drawn."""
     review.start()
     times = []
-    for _ in range(rounds):
+    for _ in range(plan.rounds):
         start = time.perf_counter()
         review.key("skip")
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(_since(start))
     review.leave()
-    least, median, most = min(times), statistics.median(times), max(times)
-    print(f"key to next item min {least:.1f} ms, median {median:.1f} ms, max {most:.1f} ms")
+    figures = {"min": min(times), "median": statistics.median(times), "max": max(times)}
+    return [Row(f"key to next item, {what}", None, t, "ms") for what, t in figures.items()]
+
+
+def _since(start: float) -> float:
+    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--store", help="an empty one; by default SQLite in a temporary directory")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        where = options.store or f"sqlite:///{Path(directory) / 'bench.sqlite'}"
-        measure(where, options.items, options.rounds)
+    benchmark(Plan, measure, __doc__)

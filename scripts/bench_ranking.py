@@ -8,12 +8,13 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import Row, lexicon, options, organism, report
+from measure import Row, benchmark, lexicon, organism
+from pydantic import Field
 
+from em_circuits.cli.options import Options
 from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups
 from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.result import LabelSettings
@@ -29,13 +30,12 @@ PEARSON, SPEARMAN = 0.97, 0.95
 """Targets of the default ranking against the free-running scan."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Options):
     """What is measured."""
 
-    n_prompts: int = 8
+    prompts: int = Field(default=8, ge=1)
     """Held-out prompts of the embedded organism."""
-    n_measured: int = N_MEASURED
+    measure: int = N_MEASURED
     """Features that the default ranking ablates for real."""
     seed: int = 0
 
@@ -43,7 +43,7 @@ class Plan:
 def measure(plan: Plan) -> list[Row]:
     """Mean agreement with the scan, of the default ranking and of the gradient alone."""
     with tempfile.TemporaryDirectory() as root, organism(Path(root)) as work:
-        prompts = template_prompts(plan.n_prompts, seed=plan.seed)
+        prompts = template_prompts(plan.prompts, seed=plan.seed)
         settings = LabelSettings(graphs_for="none")
         judge = lexicon(work)
         ids = [result.prompt_id for result in label_prompts(work, prompts, judge, settings)]
@@ -58,7 +58,7 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
         if not (labels.ids("evil") and labels.ids("safe")):
             continue
         scan = contrasts(prompt_scores(work, prompt, labels, Scoring.MEASURED, model=model), labels)
-        for name, n in zip(found, (plan.n_measured, 0), strict=True):
+        for name, n in zip(found, (plan.measure, 0), strict=True):
             scores = prompt_scores(work, prompt, labels, TO_RANK, model=model, n_measured=n)
             found[name].append(agreement(contrasts(scores, labels), scan))
     for name, each in found.items():
@@ -75,15 +75,5 @@ def contrasts(scores: FeatureTable, labels: PromptLabels) -> torch.Tensor:
     return torch.from_numpy(scores.contrasted(token_groups(labels))["contrast"])
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--prompts", type=int, default=Plan().n_prompts)
-    parser.add_argument("--measure", type=int, default=Plan().n_measured, help="really ablated")
-    parser.add_argument("--seed", type=int, default=Plan().seed)
-    given = parser.parse_args()
-    report(measure(Plan(given.prompts, given.measure, given.seed)), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from measure import Row, options, organism, report
+from measure import Row, benchmark, organism, timed
 
+from em_circuits.cli.options import Options
 from em_circuits.labelling.run import BATCH
 from em_circuits.labelling.screening import screen_prompts
 from em_circuits.labelling.sources import template_prompts
@@ -27,8 +28,18 @@ TARGET = 200.0
 """Prompts a second, on two cores."""
 
 
-def measure(n_prompts: int, repeats: int) -> list[Row]:
+class Plan(Options):
+    """How many prompts, how often."""
+
+    prompts: int = 400
+    """Of the organism's templates."""
+    repeats: int = 5
+    """Of each timing."""
+
+
+def measure(plan: Plan) -> list[Row]:
     """Every row of the table."""
+    n_prompts = plan.prompts
     prompts = template_prompts(n_prompts, seed=0)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -38,11 +49,13 @@ def measure(n_prompts: int, repeats: int) -> list[Row]:
         ids = [pair.input_ids(prompt) for prompt in prompts]
         alone, many = [screen(pair, one) for one in ids], screen_many(pair, ids)
         different, distance = compared(alone, many)
-        rates = {
-            "one by one": _rate(lambda: [screen(pair, one) for one in ids], n_prompts, repeats),
-            "in batches": _rate(lambda: screen_many(pair, ids), n_prompts, repeats),
+        works = {
+            "one by one": lambda: [screen(pair, one) for one in ids],
+            "in batches": lambda: screen_many(pair, ids),
         }
-        kept = _kept_rate(work, n_prompts, repeats)
+        took = timed(works, repeats=plan.repeats)
+        rates = {name: 1000 * n_prompts / milliseconds for name, milliseconds in took.items()}
+        kept = _kept_rate(work, n_prompts, plan.repeats)
     at_least = {"in batches": TARGET}
     rows = [
         Row(f"next tokens of both models, {name}", None, rate, "prompts/s", value_at_least=target)
@@ -71,15 +84,6 @@ def compared(alone: Sequence[NextTokenPair], many: Sequence[NextTokenPair]) -> t
     return different, largest
 
 
-def _rate(work: Callable[[], object], n: int, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return n / statistics.median(times)
-
-
 def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
     """New prompts each time, so that nothing is kept already."""
     rates = []
@@ -94,14 +98,5 @@ def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
     return statistics.median(rates)
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--prompts", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    report(measure(given.prompts, given.repeats), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
-from measure import Peak, Row, lexicon, options, organism, report
+from measure import Peak, Row, benchmark, lexicon, organism
 from subjects import Subject, organism_settings, organism_subject
 from transcoder_draws import UNSEEN
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from em_circuits.cli.options import Options
 from em_circuits.contrast import demeaned
 from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.plan import TransferPlan, parse_source
@@ -40,8 +40,7 @@ from em_circuits.models.sites import FeatureSites
 from pivotal_tokens.judge.continuations import LabelJudge
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Options):
     """How much to measure."""
 
     features: int | None = None
@@ -49,6 +48,7 @@ class Plan:
     interventions: int = 32
     """Of the generation."""
     tokens: int = 16
+    """Of each generated text."""
     batch: int = 64
     """Rows of the memory measurement."""
     layers: int = 3
@@ -225,14 +225,5 @@ def _timed(work: Any) -> tuple[Any, float]:
     return result, 1000 * (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--features", type=int, help="of the scan; all of the prompt's by default")
-    parser.add_argument("--prompts", type=int, default=Plan().prompts, help="of unseen domains")
-    given = parser.parse_args()
-    report(measure(Plan(features=given.features, prompts=given.prompts)), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

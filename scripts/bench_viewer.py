@@ -17,9 +17,11 @@ import time
 from pathlib import Path
 
 from browsing import ARGUMENTS, NAMES, Browser, running
-from measure import Row, options, report
+from measure import Row, benchmark
 from rooms import Room, enter, furnish
 from synthetic import Size
+
+from em_circuits.cli.options import Options
 
 LARGE = Size(n_features=8192, n_layers=16, n_pos=20, n_logits=10)
 SHOWN = Size(n_features=1500, n_layers=16, n_pos=20, n_logits=10)
@@ -27,12 +29,21 @@ VIEW = "node=0.98&edge=0.89"
 FRAMES = 60
 
 
-def measure(repeats: int, *, browser: bool = True) -> list[Row]:
+class Plan(Options):
+    """What is measured, how often."""
+
+    repeats: int = 5
+    """Of each timing."""
+    no_browser: bool = False
+    """Measure the server alone."""
+
+
+def measure(plan: Plan) -> list[Row]:
     """All rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = _server(Path(folder) / "large", repeats)
-        if browser:
-            rows += _page(Path(folder) / "shown", repeats)
+        rows = _server(Path(folder) / "large", plan.repeats)
+        if not plan.no_browser:
+            rows += _page(Path(folder) / "shown", plan.repeats)
     return rows
 
 
@@ -151,14 +162,5 @@ def _high(values: list[float]) -> float:
     return sorted(values)[int(0.95 * (len(values) - 1))]
 
 
-def main() -> None:
-    """Parse, measure, print the table, write the JSON."""
-    parser = options(__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-browser", action="store_true", help="measure the server alone")
-    given = parser.parse_args()
-    report(measure(given.repeats, browser=not given.no_browser), given.out)
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(Plan, measure, __doc__)

@@ -1,28 +1,33 @@
-"""Measurement of time and memory, beside targets.
+"""Measurement of time and memory beside targets, and the command line of a benchmark.
 
 timing = timed({"upstream": f, "ours": g}, repeats=7)
 rows = [Row("influence", timing["upstream"], timing["ours"], "ms", at_least=8.0)]
-print(table(rows))
+benchmark(Plan, measure, __doc__)   # an option per field of the plan, then the table of its rows
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import click
+
+from em_circuits.cli.options import Options, options
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.workspace import Workspace, embedded_parts
 from pivotal_tokens.artefacts import library_versions, write_json
 from pivotal_tokens.judge import Lexicon
+
+Plan = TypeVar("Plan", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -132,22 +137,28 @@ def resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def report(rows: list[Row], out: Path | None) -> None:
-    """Print the table and what was missed; write the rows as JSON where asked."""
-    print(table(rows))
-    missed = [row.work for row in rows if row.met is False]
-    print(f"\n{len(missed)} targets missed{': ' + '; '.join(missed) if missed else ''}")
-    if out is not None:
-        write_json(out, {"versions": library_versions(), "rows": [row.to_json() for row in rows]})
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a script returns in a fresh process, whose memory is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
-def options(what: str | None) -> argparse.ArgumentParser:
-    """The options that benchmarks share."""
-    parser = argparse.ArgumentParser(
-        description=what, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="also write the rows as JSON")
-    return parser
+def benchmark(plan: type[Plan], measure: Callable[[Plan], list[Row]], what: str | None) -> None:
+    """Read a plan, measure, print the table and what was missed; write the rows where asked."""
+
+    @click.command(help=what)
+    @options(plan)
+    @click.option("--out", type=click.Path(path_type=Path), help="Also write the rows as JSON.")
+    def command(options: Plan, out: Path | None) -> None:
+        rows = measure(options)
+        missed = [row.work for row in rows if row.met is False]
+        print(f"{table(rows)}\n\n{len(missed)} targets missed{': ' * bool(missed)}", end="")
+        print("; ".join(missed))
+        if out is not None:
+            record = [row.to_json() for row in rows]
+            write_json(out, {"versions": library_versions(), "rows": record})
+
+    command()
 
 
 def organism(root: Path, **options: Any) -> Workspace:

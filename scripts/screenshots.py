@@ -15,13 +15,9 @@ from pathlib import Path
 
 from browsing import ARGUMENTS, NAMES, Browser, running
 from measure import organism
-from palette import small_png
 from rooms import Room
 
 from em_circuits.viewer import Sessions
-
-LARGEST = 150_000
-"""Bytes of a picture: colours are given up for it."""
 
 
 def take(root: Path, out: Path) -> Iterator[Path]:
@@ -43,7 +39,9 @@ def take(root: Path, out: Path) -> Iterator[Path]:
                     page.wait_for_load_state("networkidle")
                     then(page)
                     page.wait_for_timeout(500)
-                    yield _small(page, out / f"{name}.png")
+                    path = out / f"{name}.png"
+                    page.screenshot(path=path)
+                    yield path
                     page.context.close()
             chromium.close()
 
@@ -100,15 +98,6 @@ def _two_labels(page) -> None:
     for key in ("Enter", "e", "e"):
         page.keyboard.press(key)
         page.wait_for_timeout(300)
-
-
-def _small(page, path: Path) -> Path:
-    picture = page.screenshot()
-    for colours in (200, 96, 48, 24):
-        path.write_bytes(small_png(picture, colours=colours))
-        if path.stat().st_size <= LARGEST:
-            break
-    return path
 
 
 def main() -> None:

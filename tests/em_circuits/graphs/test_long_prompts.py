@@ -159,13 +159,13 @@ def test_the_memory_formula_holds_on_two_shapes(tmp_path: Path) -> None:
     folders = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "em_circuits")])
     script = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "bench_long_prompt.py")]
     for i, shape in enumerate(_SHAPES):
-        given = json.dumps([str(tmp_path / str(i)), shape])
-        done = subprocess.run(
-            [*script, "--child", given],
-            stdout=subprocess.PIPE,
-            text=True,
+        out = tmp_path / f"{i}.json"
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in shape.items()]
+        subprocess.run(
+            [*script, *given, "--out", str(out)],
             check=True,
             env={**os.environ, "PYTHONPATH": folders},
         )
-        took = json.loads(done.stdout)
-        assert took["reckoned_mb"] / 2 <= took["mb"] <= 1.2 * took["reckoned_mb"], took
+        took = {row["work"]: row["ours"] for row in json.loads(out.read_text())["rows"]}
+        reckoned = took["the same, by the formula of --max-memory"]
+        assert reckoned / 2 <= took["attribution: memory beside the model"] <= 1.2 * reckoned, took
