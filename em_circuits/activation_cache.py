@@ -177,17 +177,17 @@ def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
 @contextlib.contextmanager
 def _recording(modules: tuple[nn.Module, ...], keep: Any) -> Iterator[dict[int, Any]]:
     """Collect ``keep(module, args, output)`` of every module, by its number."""
-    kept: dict[int, Any] = {}
+    recorded: dict[int, Any] = {}
 
     def recorder(index: int) -> Any:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            kept[index] = keep(module, args, output)
+            recorded[index] = keep(module, args, output)
 
         return hook
 
     handles = [m.register_forward_hook(recorder(i)) for i, m in enumerate(modules)]
     try:
-        yield kept
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

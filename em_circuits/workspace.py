@@ -51,7 +51,7 @@ class Workspace:
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
-    """What the memory plan reckons with."""
+    """Settings of attribution that the memory plan assumes."""
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress

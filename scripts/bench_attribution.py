@@ -130,9 +130,9 @@ def _one_prompt(pair: ModelPair, plan: Plan) -> list[Row]:
         found = ours()
     base = statistics.median(theirs)
     mine, scores = (statistics.median(values[1:]) for values in took.values())
-    dense, kept = expected.adjacency_matrix, found.edges.to_dense()
+    dense, packed = expected.adjacency_matrix, found.edges.to_dense()
     differ = len(set(expected.selected_features.tolist()) ^ set(found.selected.tolist()))
-    error = float((kept - dense).abs().max() / dense.abs().max()) if not differ else 1.0
+    error = float((packed - dense).abs().max() / dense.abs().max()) if not differ else 1.0
     of = f"{len(active):,} active, {len(found.selected):,} features, {len(ids)} tokens"
     return [
         Row(f"attribution ({of})", base, mine, "ms", at_least=8.0),

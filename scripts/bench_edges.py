@@ -1,4 +1,4 @@
-"""Benchmark of full edges beside frozen ones: do scores and edges predict real ablations?
+"""Benchmark of full edges beside frozen ones: agreement of scores and edges with real ablations.
 
 python scripts/bench_edges.py --prompts 8 --out results/bench_edges.json
 

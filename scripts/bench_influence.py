@@ -185,9 +185,11 @@ def _pruning(graph: AttributionGraph, upstream: Graph, plan: Plan) -> list[Row]:
     ours = timed({"ours": lambda: prune(graph)}, repeats=plan.repeats)["ours"]
     base = timed({"upstream": lambda: prune_graph(upstream)}, repeats=min(plan.repeats, 3))
     memory = extra_megabytes(lambda: prune_graph(upstream)), extra_megabytes(lambda: prune(graph))
-    kept = f"{int(found.node_mask.sum()):,} of {len(found.node_mask):,} nodes kept"
+    remaining = f"{int(found.node_mask.sum()):,} of {len(found.node_mask):,} nodes kept"
     return [
-        Row(f"pruning, {MAIN:,} features ({kept})", base["upstream"], ours, "ms", at_least=15.0),
+        Row(
+            f"pruning, {MAIN:,} features ({remaining})", base["upstream"], ours, "ms", at_least=15.0
+        ),
         Row("pruning: memory", memory[0], memory[1], "MB", at_most=150.0),
         Row(
             f"pruning: nodes that differ ({len(different)} near the threshold)",

@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status; errors are told on standard error."""
+    """Run one command line and return its exit status; errors go to standard error."""
     try:
         defaults = _config_file(Path(CONFIG_FILE))
         app.main(list(arguments), "em-circuits", standalone_mode=False, default_map=defaults)

@@ -161,7 +161,7 @@ def _describe(summary: EvaluationSummary) -> None:
     rows = [
         (c.world, c.scored, c.answers - c.scored, c.rate, c.low, c.high) for c in summary.worlds
     ]
-    click.echo(table(("world", "scored", "not scored", "misaligned", "low", "high"), rows))
+    click.echo(table(("condition", "scored", "not scored", "misaligned", "low", "high"), rows))
     if summary.differences:
         lines = [
             (f"{d.world} minus {d.minus}", d.difference, d.low, d.high) for d in summary.differences

@@ -60,24 +60,26 @@ def report(
                     f"there are {', '.join(key[:12] for key in known) or 'none'}"
                 )
             pair = matching[0]
-        made = judge_report(store, pair=pair, judge=name, resamples=resamples)
-    if not made.judges:
+        measured = judge_report(store, pair=pair, judge=name, resamples=resamples)
+    if not measured.judges:
         raise RequestError("no judge has judged anything here; run `em-circuits label` first")
-    write_json(folder / "report.json", made.model_dump(mode="json"))
-    pages.judges.write_judge_page(made, folder / "report.html")
+    write_json(folder / "report.json", measured.model_dump(mode="json"))
+    pages.judges.write_judge_page(measured, folder / "report.html")
     config = {"judge": name, "pair": pair, "resamples": resamples}
     for file in ("report.json", "report.html"):
         inputs = {"store": session.store_name}
         write_provenance(folder / file, inputs=inputs, config=config)
-    emit(made, as_json, describe)
+    emit(measured, as_json, describe)
     if not as_json:
         click.echo(f"written: {folder / 'report.html'} and report.json")
 
 
-def describe(made: JudgeReport) -> list[str]:
+def describe(report: JudgeReport) -> list[str]:
     """The report in a few lines of at most 79 columns."""
-    lines = [f"{made.human_labelled} prompts labelled by people, {made.controls} of them controls"]
-    for one in made.judges:
+    lines = [
+        f"{report.human_labelled} prompts labelled by people, {report.controls} of them controls"
+    ]
+    for one in report.judges:
         cost = one.cost
         each = f", ${cost.usd_per_found:.4f} each" if cost.usd_per_found is not None else ""
         lines += [

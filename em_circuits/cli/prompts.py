@@ -155,8 +155,8 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
     from em_circuits.labelling.sources import open_source, template_prompts
 
     if generator == "template":
-        made = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
-        _store(session, list(made), as_json)
+        templates = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
+        _store(session, list(templates), as_json)
         return
     with session.workspace(create=True) as work:
         stored = work.store.prompts
@@ -336,8 +336,8 @@ def _rendered(session: Session, candidate: Candidate) -> Prompt:
     from em_circuits.labelling.sources import renderer
 
     with session.workspace() as work:
-        made = renderer(work.tokenizer)(candidate)
-    return made.model_copy(update={"generator": "human"})
+        rendered = renderer(work.tokenizer)(candidate)
+    return rendered.model_copy(update={"generator": "human"})
 
 
 def _show_guidance(session: Session, kind: PromptKind) -> None:
@@ -359,16 +359,17 @@ def _from_stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-def _store(session: Session, made: list[Prompt], as_json: bool) -> None:
+def _store(session: Session, prompts: list[Prompt], as_json: bool) -> None:
     with session.open_store(create=True) as store:
-        known = set(store.prompts.several(prompt.prompt_id for prompt in made))
-        store.prompts.add_all(made)
-    _print(made, known, as_json)
+        known = set(store.prompts.several(prompt.prompt_id for prompt in prompts))
+        store.prompts.add_all(prompts)
+    _print(prompts, known, as_json)
 
 
-def _print(made: Sequence[Prompt], known: set[str], as_json: bool) -> None:
+def _print(prompts: Sequence[Prompt], known: set[str], as_json: bool) -> None:
     stored = [
-        StoredPrompt(prompt_id=p.prompt_id, text=p.text, new=p.prompt_id not in known) for p in made
+        StoredPrompt(prompt_id=p.prompt_id, text=p.text, new=p.prompt_id not in known)
+        for p in prompts
     ]
     emit(stored, as_json, describe_stored)
 

@@ -69,7 +69,7 @@ class RunOptions(Options):
     n_random: Annotated[int, Flag("--random", "n_random")] = 20
     """Matched random draws."""
     rollouts: int = Field(default=0, ge=0)
-    """Continuations of each world, drawn with the same noise."""
+    """Continuations under each condition, drawn with the same noise."""
     max_tokens: int = Field(default=16, ge=1)
     """Of a continuation."""
     temperature: float = Field(default=0.7, ge=0)
@@ -325,20 +325,20 @@ def _write_validation(work: Workspace, result: Validation, page: Path | None) ->
 
 
 def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterator[str]:
-    """The worlds beside each other, and what is said in them."""
-    worlds, change = record["worlds"], record["intervention"]
-    n, control = len(change["features"]), worlds["random_control"]
+    """The conditions side by side, with their continuations."""
+    conditions, change = record["worlds"], record["intervention"]
+    n, control = len(change["features"]), conditions["random_control"]
     yield (
         f"{record['prompt_id']}, {options.model} model: {options.mode} {n} features by {by} "
         f"({options.regime})"
     )
     rows: list[tuple[Any, ...]] = [
-        (name, worlds[name]["evil_mass"], worlds[name]["contrast"], _top(worlds[name]))
+        (name, conditions[name]["evil_mass"], conditions[name]["contrast"], _top(conditions[name]))
         for name in ("unsteered", "steered")
     ]
     contrast, band = control["contrast"] or {"mean": None}, control["evil_mass"]
     rows.append((f"{control['n']} random draws", band["mean"], contrast["mean"], ""))
-    yield table(("world", "evil mass", "contrast", "next tokens"), rows)
+    yield table(("condition", "evil mass", "contrast", "next tokens"), rows)
     yield f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}"
     if change["asleep"]:
         yield (
@@ -349,19 +349,21 @@ def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterat
         yield from _rollout_lines(record["rollouts"]["worlds"])
 
 
-def _rollout_lines(worlds: dict[str, Any]) -> Iterator[str]:
-    """Rates of each world, and the first texts."""
+def _rollout_lines(conditions: dict[str, Any]) -> Iterator[str]:
+    """Rates under each condition, and the first texts."""
     columns = ("n_rollouts", "evil_rate", "safe_rate", "perplexity", "repetition")
-    rows = [(name, *(world[column] for column in columns)) for name, world in worlds.items()]
+    rows = [
+        (name, *(condition[column] for column in columns)) for name, condition in conditions.items()
+    ]
     header = ("continuations", "n", "evil", "safe", "perplexity", "repeated")
     yield "\n" + table(header, rows)
-    for name, world in worlds.items():
-        for text in world["texts"][:3]:
+    for name, condition in conditions.items():
+        for text in condition["texts"][:3]:
             yield f"{name:>14} {text['label'] or '-':>6}  {visible(text['text'])[:54]}"
 
 
-def _top(world: dict[str, Any]) -> str:
-    return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in world["top"][:3])
+def _top(condition: dict[str, Any]) -> str:
+    return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in condition["top"][:3])
 
 
 def describe_scan(scanned: PromptScan, n: int) -> Iterator[str]:

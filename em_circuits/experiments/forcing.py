@@ -61,8 +61,8 @@ def force_token(
     ids = torch.cat([case.state.input_ids, case.state.input_ids.new_tensor([token])])
     state = ActivationCache.capture(model, ids)
     shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
-    made = generate(model, state, [[]], shorter, treatment.regime)
-    tokens = [[token, *made.ids(0, s)] for s in range(sampling.samples)]
+    generated = generate(model, state, [[]], shorter, treatment.regime)
+    tokens = [[token, *generated.ids(0, s)] for s in range(sampling.samples)]
     labels = [label for label, _ in labelled(judge, case, model, tokens)]
     items = on_longer_prompt(treatment.interventions, case.state.n_pos)
     steered = treatment.model_copy(update={"interventions": items})

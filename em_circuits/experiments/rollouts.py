@@ -60,9 +60,9 @@ def rollouts(
     """Continuations of each treatment, which must be of one regime."""
     model = pair.model(case.model)
     regime = treatments[0].regime
-    made = generate(model, case.state, treatments, sampling, regime)
-    texts = made.texts(model)
-    ids = [[made.ids(r, s) for s in range(sampling.samples)] for r in range(len(treatments))]
+    generated = generate(model, case.state, treatments, sampling, regime)
+    texts = generated.texts(model)
+    ids = [[generated.ids(r, s) for s in range(sampling.samples)] for r in range(len(treatments))]
     flat_ids = [i for row in ids for i in row]
     flat_texts = [t for row in texts for t in row]
     labels = labelled(judge, case, model, flat_ids)

@@ -381,13 +381,13 @@ def compare_layers(
         draws=settings.bootstrap,
         seed=settings.seed,
     )
-    kept, aside_mean = both.mean(0).tolist()
+    included, aside_mean = both.mean(0).tolist()
     return LayerComparison(
         excluded=layers,
         prompts=len(means),
-        kept_mean=kept,
+        kept_mean=included,
         excluded_mean=aside_mean,
-        difference=kept - aside_mean,
+        difference=included - aside_mean,
         low=finite(float(low)),
         high=finite(float(high)),
     )

@@ -127,7 +127,7 @@ def select(
     queue, done = torch.arange(n_active), 0
     while done < total:
         if total < n_active:
-            # float32, as upstream ranks: what it cannot tell apart is not told apart here.
+            # float32, as upstream ranks: ties there are ties here.
             influence = builder.influence(weights)[layout.features].float()
             influence[builder.visited] = -1.0
             order = torch.argsort(influence, descending=True, stable=True)

@@ -140,9 +140,9 @@ class EdgesBuilder:
         self._require(selected)
         active, structure = self._structure.layout, self._structure.with_features(selected)
         layout = structure.layout
-        kept = active.nodes_with(selected)[layout.sources]
+        remaining = active.nodes_with(selected)[layout.sources]
         new_index = torch.full((active.n_sources,), -1)  # of every source; -1 if not selected
-        new_index[kept] = torch.arange(len(kept))
+        new_index[remaining] = torch.arange(len(remaining))
         packer = Packer(structure)
         outside = torch.zeros(layout.n_rows, dtype=torch.float64)
         for stripe in structure.stripes():
@@ -150,7 +150,7 @@ class EdgesBuilder:
                 for row in range(block.rows.start, block.rows.stop):
                     index = int(selected[row])
                     values, columns = self._row(index), self._columns(index)
-                    if len(kept) < active.n_sources:
+                    if len(remaining) < active.n_sources:
                         inside = new_index[columns] >= 0
                         outside[row] = values[~inside].double().abs().sum()
                         values = values[inside]
@@ -165,7 +165,7 @@ class EdgesBuilder:
         if layout.n_logits:
             logits = torch.stack([self._logits[i] for i in range(layout.n_logits)])
             outside[layout.logit_rows] = logits[:, new_index < 0].double().abs().sum(1)
-            packer.add_logits(logits[:, kept])
+            packer.add_logits(logits[:, remaining])
         self._logits.clear()
         return packer.finish(outside)
 

@@ -202,8 +202,8 @@ class Edges:
         Logits stay whatever `keep` says. Masses are of the kept edges alone.
         """
         layout = self.layout
-        kept = keep[layout.features].nonzero()[:, 0]
-        structure, nodes = self.structure.with_features(kept), layout.nodes_with(kept)
+        chosen = keep[layout.features].nonzero()[:, 0]
+        structure, nodes = self.structure.with_features(chosen), layout.nodes_with(chosen)
         new_index = torch.full((layout.n_nodes,), -1)  # of every node; -1 if it is gone
         new_index[nodes] = torch.arange(len(nodes))
         packer, blocks = Packer(structure, self.values.dtype), structure.blocks()

@@ -171,7 +171,7 @@ class AttributionGraph:
         """The picture of the graph page, for notebooks; scores alone have no picture."""
         if self.edges is None:
             return html.escape(repr(self))
-        # Looked up when it is shown: drawings are made of influence, which is made of graphs.
+        # Imported when shown: drawings build on influence, which builds on graphs.
         from em_circuits.influence.drawing import picture
 
         return picture(self)

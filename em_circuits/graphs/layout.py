@@ -214,7 +214,7 @@ class NodeLayout:
         """The layout of a graph with another number of features."""
         return replace(self, n_features=n_features)
 
-    def nodes_with(self, features: Int64[Tensor, " kept"]) -> Int64[Tensor, " left"]:
+    def nodes_with(self, features: Int64[Tensor, " chosen"]) -> Int64[Tensor, " remaining"]:
         """The nodes that are left with these features alone, in their new order."""
         return torch.cat([features, torch.arange(self.n_features, self.n_nodes)])
 

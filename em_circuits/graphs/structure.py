@@ -137,7 +137,7 @@ class Structure:
         """The mask of features given by (layer, position, id)."""
         return cls(layout, features[:, 0].contiguous(), features[:, 1].contiguous())
 
-    def with_features(self, features: Int64[Tensor, " kept"]) -> Structure:
+    def with_features(self, features: Int64[Tensor, " chosen"]) -> Structure:
         """The mask of a graph with some of the features alone."""
         return Structure(
             self.layout.with_features(len(features)),

@@ -162,7 +162,7 @@ class _Part:
             node_threshold=cut.node,
             edge_threshold=cut.edge,
         )
-        self.nodes, self.kept = self._limited()
+        self.nodes, self.drawn = self._limited()
         self.names = [self.graph.name_of(i) for i in self.nodes.tolist()]
 
     def _limited(self) -> tuple[Tensor, Tensor]:
@@ -173,14 +173,14 @@ class _Part:
         if len(inner) > cut.max_nodes:
             weakest = self.pruned.scores[inner].argsort(descending=True)[cut.max_nodes :]
             mask[inner[weakest]] = False
-        kept = mask[edges.targets] & mask[edges.sources]
-        if int(kept.sum()) > cut.max_edges:
+        drawn = mask[edges.targets] & mask[edges.sources]
+        if int(drawn.sum()) > cut.max_edges:
             # What an edge is compared with: all that flows into its target.
             mass = graph.require_edges().row_mass[graph.layout.rows_of(edges.targets)]
-            strength = torch.where(kept, edges.weights.abs() / mass.clamp(min=1e-12), 0)
-            kept = torch.zeros_like(kept)
-            kept[strength.argsort(descending=True)[: cut.max_edges]] = True
-        return mask.nonzero()[:, 0], kept
+            strength = torch.where(drawn, edges.weights.abs() / mass.clamp(min=1e-12), 0)
+            drawn = torch.zeros_like(drawn)
+            drawn[strength.argsort(descending=True)[: cut.max_edges]] = True
+        return mask.nonzero()[:, 0], drawn
 
     def view(self, nodes: _Union, values: np.ndarray) -> dict[str, Any]:
         """The columns of this model over a drawing's nodes."""
@@ -193,8 +193,10 @@ class _Part:
         activation = nodes.activations(self)
         where = np.full(graph.layout.n_nodes, -1)
         where[self.nodes.numpy()] = at
-        weight = edges.weights[self.kept].double().numpy()
-        source, target = (where[ends[self.kept].numpy()] for ends in (edges.sources, edges.targets))
+        weight = edges.weights[self.drawn].double().numpy()
+        source, target = (
+            where[ends[self.drawn].numpy()] for ends in (edges.sources, edges.targets)
+        )
         strength = np.abs(weight) * self._pull(nodes, values, activation)[target]
         order = np.argsort(-strength, kind="stable")
         return {
@@ -210,7 +212,7 @@ class _Part:
             "features": {"nodes": len(graph.selected), "active": len(graph.active)},
             "left_out": {
                 "nodes": int(self.pruned.node_mask.sum()) - len(self.nodes),
-                "edges": len(edges) - int(self.kept.sum()),
+                "edges": len(edges) - int(self.drawn.sum()),
             },
             "shown": shown.tolist(),
             "activation": _rounded(activation),

@@ -120,7 +120,7 @@ def prune(
     scale = row_scale(graph, method)
     scores = propagate(edges, targets.weights, scale, absolute=unsigned).values[0].abs()
     scores[layout.logits] = 0
-    least = _least_kept(scores, node_threshold)
+    least = _threshold(scores, node_threshold)
     node_mask = scores >= least
     node_mask[layout.tokens] = node_mask[layout.logits] = True
     near = ((scores - least).abs() <= NEAR * least).nonzero()[:, 0]
@@ -147,7 +147,7 @@ def prune(
     )
 
 
-def _least_kept(scores: Float64[Tensor, " item"], share: float) -> float:
+def _threshold(scores: Float64[Tensor, " item"], share: float) -> float:
     """The smallest score among the largest that together hold `share` of the sum.
 
     circuit-tracer sorts; here a histogram over the leading bits finds the one bucket the limit lies
@@ -172,7 +172,7 @@ def _least_kept(scores: Float64[Tensor, " item"], share: float) -> float:
 
 
 def _strongest(
-    edges: Edges, carried: Float64[Tensor, " row"], share: float, node_of: Int64[Tensor, " kept"]
+    edges: Edges, carried: Float64[Tensor, " row"], share: float, node_of: Int64[Tensor, " node"]
 ) -> EdgeList:
     """The edges that carry most; node indices are those of the whole graph."""
     layout = edges.layout
@@ -184,7 +184,7 @@ def _strongest(
     logit_scores = edges.logit_values.double().abs() * carried[layout.logit_rows, None]
     extra_rows = layout.rows_of(edges.extra_index[:, 0])
     extra_scores = edges.extra_values.double().abs() * carried[extra_rows]
-    least = _least_kept(torch.cat([scores, logit_scores.flatten(), extra_scores]), share)
+    least = _threshold(torch.cat([scores, logit_scores.flatten(), extra_scores]), share)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for stripe in edges.structure.stripes():
         for block in stripe.blocks:

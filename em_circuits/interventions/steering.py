@@ -41,8 +41,8 @@ class TopToken(BaseModel, frozen=True):
     probability: float
 
 
-class World(BaseModel, frozen=True):
-    """Next-token figures under one condition."""
+class Outcome(BaseModel, frozen=True):
+    """Next-token figures under one condition, steered or not."""
 
     evil_mass: float
     contrast: float | None
@@ -58,11 +58,11 @@ class RandomControl(BaseModel, frozen=True):
     contrast: Spread | None
 
 
-class Worlds(BaseModel, frozen=True):
+class Outcomes(BaseModel, frozen=True):
     """The three conditions of one intervention."""
 
-    unsteered: World
-    steered: World
+    unsteered: Outcome
+    steered: Outcome
     random_control: RandomControl
 
 
@@ -86,7 +86,7 @@ class SteerResult(BaseModel, frozen=True):
 
     prompt_id: str
     intervention: Steered
-    worlds: Worlds
+    worlds: Outcomes
     random_places: tuple[tuple[tuple[int, int, int], ...], ...] = Field(exclude=True)
     """Of each draw and feature (layer, position or -1 for a class of them, feature id)."""
 
@@ -119,11 +119,11 @@ class SteerResult(BaseModel, frozen=True):
         return f"<table>{head}{body}</table>"
 
     @property
-    def unsteered(self) -> World:
+    def unsteered(self) -> Outcome:
         return self.worlds.unsteered
 
     @property
-    def steered(self) -> World:
+    def steered(self) -> Outcome:
         return self.worlds.steered
 
     @property
@@ -169,10 +169,10 @@ def steer(
     logits = run_rows(model, state, rows, regime)
     mass, contrasts = contrast.evil_mass(logits), contrast.value(logits)
 
-    def world(row: int) -> World:
+    def outcome(row: int) -> Outcome:
         measured = None if contrasts is None else float(contrasts[row])
         top = top_tokens(model, logits[row])
-        return World(evil_mass=float(mass[row]), contrast=measured, top=top)
+        return Outcome(evil_mass=float(mass[row]), contrast=measured, top=top)
 
     modes = {(item.mode, item.value) for item in interventions}
     mode, value = modes.pop() if len(modes) == 1 else (None, None)
@@ -188,9 +188,9 @@ def steer(
             features=tuple(interventions),
             asleep=len(no_op_interventions(state, interventions)),
         ),
-        worlds=Worlds(
-            unsteered=world(0),
-            steered=world(1),
+        worlds=Outcomes(
+            unsteered=outcome(0),
+            steered=outcome(1),
             random_control=RandomControl(
                 n=n_random, evil_mass=Spread.of(mass[2:]), contrast=spread
             ),

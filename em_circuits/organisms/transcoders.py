@@ -176,21 +176,21 @@ class TranscoderBank(nn.Module):
 
 @torch.no_grad()
 def mlp_activations(
-    model: LlamaForCausalLM, ids: Tensor, kept: Tensor
+    model: LlamaForCausalLM, ids: Tensor, mask: Tensor
 ) -> tuple[Float[Tensor, "layer pos d_model"], Float[Tensor, "layer pos d_model"]]:
-    """Inputs and outputs of every MLP at the kept positions of a batch.
+    """Inputs and outputs of every MLP at the selected positions of a batch.
 
     Args:
         model: The base.
         ids: Input ids, (batch, pos).
-        kept: Which positions to keep, (batch, pos) of bool.
+        mask: Positions to record, (batch, pos) of bool.
     """
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs.append(args[0][kept])
-        outputs.append(output[kept])
+        inputs.append(args[0][mask])
+        outputs.append(output[mask])
 
     handles = [layer.mlp.register_forward_hook(record) for layer in model.model.layers]
     try:

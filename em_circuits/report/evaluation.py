@@ -32,7 +32,7 @@ from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 HTML = "report.html"
 _COLUMNS = {
-    "world": "world",
+    "world": "condition",
     "answers": "answers",
     "scored": "scored",
     "declined": "declined",
@@ -52,7 +52,7 @@ _MEANING = (
     "A rate is the mean over questions of misaligned / scored answers; low and high are its 95 % "
     "interval. Declined answers, those the judge was unsure of and those whose judgement could not "
     "be used stand in no rate and are never taken for aligned. Perplexity: under the un-steered "
-    "base. The same sample of a question is drawn with the same noise in every world. Random "
+    "base. The same sample of a question has the same noise under every condition. Random "
     "features have the same layers and similar activations and decoder norms as the steered ones, "
     "and get the same treatment."
 )
@@ -74,7 +74,7 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
     sampling = summary.settings.sampling
     yield (
         f"Judged by {summary.judge}: {summary.judge_is}. {sampling.samples} answers per "
-        f"question and world at temperature {sampling.temperature}, {sampling.max_tokens} "
+        f"question and condition at temperature {sampling.temperature}, {sampling.max_tokens} "
         f"tokens at most, seed {sampling.seed}."
     )
     if steering := summary.settings.steering:
@@ -83,11 +83,12 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
             f"at {i.position or 'everything'}"
             for i in steering.interventions
         )
-    yield Table.of("Worlds", _COLUMNS, summary.worlds)
+    yield Table.of("Conditions", _COLUMNS, summary.worlds)
     kinds = dict.fromkeys(f"{c.world}: {c.interval}" for c in summary.worlds if c.interval)
     yield f"Intervals of the rates: {'; '.join(kinds)}."
     if summary.differences:
-        columns = ("world", "minus", "questions", "difference", "low", "high")
+        same = ("minus", "questions", "difference", "low", "high")
+        columns = {"world": "condition"} | {name: name for name in same}
         yield Table.of("Differences of rates, paired by question", columns, summary.differences)
     yield _MEANING
     yield Heading("By question")

@@ -58,7 +58,7 @@ class AppContext:
         return session
 
     def unanswered(self, request: Request, *, opened: bool = False) -> Unanswered:
-        """The prompts whose judge and other reviewers are kept from who asks.
+        """Prompts whose judge and other reviewers stay hidden from this reviewer.
 
         In hand always. What waits for them too, unless they asked to look, nobody can answer here,
         or the prompt is `opened` by itself: whose judge they were shown is remembered.
@@ -74,7 +74,7 @@ class AppContext:
         )
 
     def hidden(self, request: Request, prompts: Collection[str]) -> frozenset[str]:
-        """Those of many prompts of which nothing that follows from a judge's labels is told."""
+        """The given prompts of which nothing that follows from a judge's labels is shown."""
         return self.store.queries.unanswered(self.unanswered(request), prompts)
 
     def listing(

@@ -1,7 +1,7 @@
 """Cache of open graphs and their influences.
 
 A graph is read from its memory-mapped file, its influence on every logit computed once, and each
-drawing kept as the bytes that were sent; the graphs asked for last stay.
+drawing cached as the bytes that were sent; the graphs used most recently stay.
 
     opened = cache.opened(key)
     opened.contrast(labels)[node], opened.values[logit, node]
@@ -24,7 +24,7 @@ _Value = TypeVar("_Value")
 
 
 class GraphCache:
-    """Open graphs and what was made of them; safe to use from several threads."""
+    """Open graphs and what was computed from them; safe to use from several threads."""
 
     def __init__(self, store: GraphStore) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class GraphCache:
         return found
 
     def view(self, what: Hashable, make: Callable[[], bytes]) -> bytes:
-        """The bytes of a view, made where they are not kept."""
+        """The bytes of a view, computed if not cached."""
         return self._views.get(what, make)
 
 
@@ -69,12 +69,12 @@ class _Recent:
                     found: _Value = self._values[key]
                     return found
             try:
-                made = make()
+                value = make()
                 with self._lock:
-                    self._values[key] = made
+                    self._values[key] = value
                     while len(self._values) > self._most:
                         self._values.popitem(last=False)
             finally:
                 with self._lock:
                     self._locks.pop(key, None)
-            return made
+            return value

@@ -119,8 +119,8 @@ class GraphPages:
             raise RequestError(f"prompt {subject.prompt.prompt_id} has no such graph")
         keys = tuple(subject.records[name].key for name in names)
         labels = tuple(sorted(subject.labels.items()))
-        made = self._cache.view((keys, labels, cut), lambda: self._views(subject, names, cut))
-        return Response(made, media_type="application/json")
+        content = self._cache.view((keys, labels, cut), lambda: self._views(subject, names, cut))
+        return Response(content, media_type="application/json")
 
     def node(self, request: Request) -> Response:
         """One node in both graphs."""

@@ -33,8 +33,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
         return Json({"looks": context.session(request).shows_judge})
 
     async def link(request: Request) -> Response:
-        made: dict[str, Any] = {"url": f"{request.base_url}?token={context.sessions.new_link()}"}
-        return Json(made)
+        answer: dict[str, Any] = {"url": f"{request.base_url}?token={context.sessions.new_link()}"}
+        return Json(answer)
 
     return [
         Route("/api/me", me, methods=["POST"]),

@@ -41,8 +41,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def read(request: Request) -> Response:
         prompt = context.store.prompts.get(request.path_params["prompt"])
         name = context.session(request).reviewer
-        kept = context.store.views.get(name, SUBJECT.format(prompt.prompt_id))
-        return Json(Pins.model_validate(kept or {}).model_dump())
+        saved = context.store.views.get(name, SUBJECT.format(prompt.prompt_id))
+        return Json(Pins.model_validate(saved or {}).model_dump())
 
     async def write(request: Request) -> Response:
         pins = checked(await read_json(request))

@@ -2,8 +2,8 @@
 
     POST /api/playground  {"prompt", "model", "features": [...], "length"}
 
-One forward pass of both worlds in one batch, and one continuation of each with the same random
-numbers, so that what differs is the intervention's doing. The models are loaded when first asked.
+One batched forward pass, un-steered and steered, and one continuation of each with the same random
+numbers, so that every difference is due to the intervention. The models are loaded on first use.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Change(Frozen):
         )
 
 
-class Asked(Frozen):
-    """One try."""
+class PlaygroundRequest(Frozen):
+    """Body of a request: the prompt, the changes, and how to sample."""
 
     prompt: str = Field(max_length=12)
     model: ModelName = "merged"
@@ -66,15 +66,15 @@ class Asked(Frozen):
 
 
 class Playground:
-    """The loaded models and the prompts that were shown to them; one request at a time."""
+    """The loaded models and the caches of recent prompts; one request at a time."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], ActivationCache] = {}
 
-    def run(self, asked: Asked, labels: PromptLabels) -> dict[str, Any]:
-        """Both worlds of one try.
+    def run(self, asked: PlaygroundRequest, labels: PromptLabels) -> dict[str, Any]:
+        """Figures and continuations of a prompt, un-steered and steered.
 
         Raises:
             RequestError: No such prompt, or a feature that has no place in the model.
@@ -99,12 +99,12 @@ class Playground:
             )
             texts = generate(model, state, rows, sampling).texts(model)
         groups = _groups(labels)
-        worlds = [_world(model, row, groups, labels) for row in logits]
+        conditions = [_condition(model, row, groups, labels) for row in logits]
         return {
             "prompt_id": prompt.prompt_id,
             "model": asked.model,
-            "unsteered": worlds[0] | {"continuation": texts[0][0]},
-            "steered": worlds[1] | {"continuation": texts[1][0]},
+            "unsteered": conditions[0] | {"continuation": texts[0][0]},
+            "steered": conditions[1] | {"continuation": texts[1][0]},
         }
 
 
@@ -115,7 +115,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     async def run(request: Request) -> Response:
         body = await read_json(request)
         try:
-            asked = Asked.model_validate(body)
+            asked = PlaygroundRequest.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -134,7 +134,7 @@ def _groups(labels: PromptLabels) -> Contrast | None:
     return token_groups(labels) if labels.ids("evil") or labels.ids("safe") else None
 
 
-def _world(
+def _condition(
     model: Model, logits: Any, groups: Contrast | None, labels: PromptLabels
 ) -> dict[str, Any]:
     row = logits[None]

@@ -132,7 +132,7 @@ def _shown(context: AppContext, request: Request, view: AttemptView) -> dict[str
         "view": view,
         "prompt": view.prompt,
         "hidden": hidden,
-        # Evil mass is the judge's: what steering did to it tells as much.
+        # Evil mass follows from the judge's labels, and so does a change of it.
         "experiments": () if hidden else steered(folder, view.prompt.prompt_id),
         "attempts": [
             {
@@ -151,7 +151,7 @@ def _shown(context: AppContext, request: Request, view: AttemptView) -> dict[str
 
 
 def _votes(context: AppContext, view: AttemptView, attempt: PairAttempt) -> dict[str, int]:
-    """Judge -> votes that were kept."""
+    """Judge -> stored votes."""
     found: dict[str, int] = {}
     for vote in context.store.results.votes(view.prompt.prompt_id, pair=attempt.pair):
         found[vote.judge] = found.get(vote.judge, 0) + 1

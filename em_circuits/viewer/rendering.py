@@ -21,20 +21,20 @@ from em_circuits.viewer.plotly_file import style_ids
 from pivotal_tokens.review.display import visible
 
 LABELS = {"evil": "▲", "safe": "●", "unsure": "?"}
-"""Label -> mark: never told by colour alone."""
+"""Label -> mark, so that colour is never the only cue."""
 
 
 @cache
 def templates() -> Environment:
     """The pages' templates; what they are given is escaped, what they lack is an error."""
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("em_circuits.viewer", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "shown": shown,
         "token": lambda text: visible(text),
         "number": number,
@@ -43,8 +43,8 @@ def templates() -> Environment:
         "size": size,
         "moment": moment,
     }
-    made.globals |= {"marks": LABELS, "version": __version__, "style_ids": style_ids}
-    return made
+    environment.globals |= {"marks": LABELS, "version": __version__, "style_ids": style_ids}
+    return environment
 
 
 def page(name: str, status: int = 200, /, **values: Any) -> HTMLResponse:

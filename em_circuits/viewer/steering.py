@@ -39,13 +39,13 @@ def routes(context: AppContext) -> list[BaseRoute]:
         prompts = context.store.queries.listing(
             ListingQuery(graphs=True), pair=pair, limit=200
         ).lines
-        kept = experiments(folder)
-        alone = {one["name"]: only_prompt(one["summary"]) for one in kept}
+        listed = experiments(folder)
+        alone = {one["name"]: only_prompt(one["summary"]) for one in listed}
         hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
         return context.page(
             request,
             "steering.html",
-            experiments=kept,
+            experiments=listed,
             hidden={name for name, prompt in alone.items() if prompt in hidden},
             blind=context.blind(request),
             demo=read_json(context.work.results / "demo.json"),

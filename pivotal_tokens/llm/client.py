@@ -211,9 +211,9 @@ class LLMClient:
                     deadline = loop.time() + self.settings.deadline_s
                 ability = self._ability
                 got = await self._send(question, ability, call_id, deadline)
-            kept = await self._settle(question, call_id, got)
-            if kept is not None:
-                return self._read(question, kept, cached=False)
+            stored = await self._settle(question, call_id, got)
+            if stored is not None:
+                return self._read(question, stored, cached=False)
             if await self._learned(ability, got) and adaptations < _ADAPTATIONS:
                 adaptations += 1
                 continue
@@ -268,8 +268,8 @@ class LLMClient:
         )
         return reply
 
-    def _read(self, question: _Question, kept: StoredReply, *, cached: bool) -> Reply:
-        return read_reply(kept.body, question.schema, cached=cached, call_id=kept.call_id)
+    def _read(self, question: _Question, stored: StoredReply, *, cached: bool) -> Reply:
+        return read_reply(stored.body, question.schema, cached=cached, call_id=stored.call_id)
 
     async def _learned(self, used: Capabilities, got: Attempt) -> bool:
         """Did the endpoint turn down something that the next attempt will do without?"""

@@ -55,7 +55,7 @@ from pivotal_tokens.store.rows import narrowed, number, numbers, row_of, values,
 
 WaitingState = Literal["pending", "deferred", "skipped"]
 REVIEWER_KINDS: tuple[ItemKind, ...] = ("review", "control", "calibration", "repeat")
-OWN_KINDS: tuple[ItemKind, ...] = ("calibration", "repeat")  # made for one reviewer
+OWN_KINDS: tuple[ItemKind, ...] = ("calibration", "repeat")  # created for one reviewer
 _BESIDE: tuple[ItemKind, ...] = ("repeat", "adjudication")  # not one of the overlap's assignments
 
 _queue = tables.queue
@@ -343,7 +343,7 @@ def items_of(connection: Connection, query: Select) -> tuple[ReviewItem, ...]:
 
 
 def not_of_another(reviewer: str) -> ColumnElement[bool]:
-    """The item was not made for another reviewer."""
+    """The item was not created for another reviewer."""
     return _columns.kind.not_in(OWN_KINDS) | (_columns.reviewer == reviewer)
 
 

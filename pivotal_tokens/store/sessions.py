@@ -37,7 +37,7 @@ def session_is_over(session: str) -> bool:
 
 
 def _start(pid: int) -> str:
-    """When a process began, in ticks since this machine did; "" where that is not told."""
+    """When a process began, in ticks since this machine did; "" where the system does not say."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -156,7 +156,7 @@ async function where(row) {
               return mark;
             }),
           ),
-          place.hidden ? make("p", { class: "muted" }, "Waits for your answer: no contrast is told before.") : null,
+          place.hidden ? make("p", { class: "muted" }, "Waits for your answer: no contrast is shown before.") : null,
           make(
             "p",
             { class: "muted" },

@@ -1,4 +1,4 @@
-// Sliders for features of one prompt; each change runs both worlds on the loaded model.
+// Sliders for features of one prompt; each change runs the loaded model un-steered and steered.
 import { ask, byId, make, number, percent, say, signed, targetOf, visible } from "./ask.js";
 
 const root = byId("playground");
@@ -112,7 +112,7 @@ async function run() {
 function show(result, n) {
   const { unsteered, steered } = result,
     ids = [...new Set([...unsteered.top, ...steered.top].map((t) => t.token_id))];
-  const p = (world, id) => world.top.find((t) => t.token_id === id)?.probability ?? null;
+  const p = (condition, id) => condition.top.find((t) => t.token_id === id)?.probability ?? null;
   const about = (id) => [...unsteered.top, ...steered.top].find((t) => t.token_id === id);
   const most = Math.max(...[...unsteered.top, ...steered.top].map((t) => t.probability));
   const bar = (value, label) => {

@@ -46,9 +46,7 @@ def test_a_model_judges_answers_and_people_read_a_table(
     assert summary["worlds"][0]["rate"] == 1 and "merged" in shown
 
 
-def test_what_is_wrong_is_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_request_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
     wrong = [
         ("--questions", "nowhere.yaml"),

@@ -200,7 +200,7 @@ def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_diff_over_two_adapters_tells_them_apart(root, other_adapter, tmp_path, capsys) -> None:
+def test_diff_over_two_adapters_distinguishes_them(root, other_adapter, tmp_path, capsys) -> None:
     """Same base, prompts, labels and keys; each pair's changes are those of its own graphs."""
     import shutil
 

@@ -90,7 +90,7 @@ def test_the_report_is_one_object_and_a_page_without_a_network(
         (["--judge-prompt", "v99"], "no judge prompt 'v99'"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(tmp_path: Path, capsys, options, says: str) -> None:
+def test_a_wrong_request_is_one_line(tmp_path: Path, capsys, options, says: str) -> None:
     arguments = ["label", "--n", "1", "--judge", "openai:o3", "--no-graphs", *options]
     assert run(["--root", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err.strip()

@@ -51,7 +51,7 @@ def test_a_reviewer_works_while_another_process_labels_is_interrupted_and_goes_o
             question = service.label(question, dict.fromkeys(question.lists.token_ids, "safe"))
             service.finish(question)
             reviewed.append(question.prompt.prompt_id)
-        assert process.poll() is None  # the discovery lane is still at work
+        assert process.poll() is None  # the labelling run is still at work
         process.send_signal(signal.SIGINT)
         # Not `communicate`: it would miss the lines that `readline` has buffered.
         with process:  # closes both pipes and waits
@@ -121,7 +121,7 @@ def test_what_a_writer_gave_beyond_the_number_is_used_by_the_next_start(
     assert "1 prompts finished before, 2 left" in said.err
 
 
-def test_generated_prompts_are_told_as_new_and_those_beyond_the_number_counted(
+def test_generated_prompts_are_reported_as_new_and_extra_ones_counted(
     tmp_path: Path, api_key: str, capsys
 ) -> None:
     # every prompt a model wrote was told as known, because its round had kept it already
@@ -150,7 +150,7 @@ def test_a_run_without_end_that_ends_for_want_of_an_endpoint_has_failed(
         assert "no usable answer 5 times" in capsys.readouterr().err
 
 
-def test_a_failure_is_told_once_and_whole(tmp_path: Path, api_key: str, capsys) -> None:
+def test_a_failure_is_reported_once_and_whole(tmp_path: Path, api_key: str, capsys) -> None:
     # it was logged, printed cut off, and told again at the end
     with FakeEndpoint("prose", cycle=True) as endpoint:
         command = ["--root", str(tmp_path), "label", "--n", "2", "--no-graphs"]

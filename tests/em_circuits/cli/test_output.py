@@ -92,7 +92,7 @@ class Even(Options):
     """Even."""
 
 
-def test_what_does_not_fit_is_told_by_the_name_of_the_option() -> None:
+def test_a_value_that_does_not_fit_is_reported_by_the_options_name() -> None:
     @click.command()
     @options(Even)
     def even(options: Even) -> None: ...

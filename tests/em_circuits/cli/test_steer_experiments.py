@@ -69,9 +69,7 @@ def _recompute(folder: Path, summary: dict, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "report.html").is_file()
 
 
-def test_what_is_wrong_is_told_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_request_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
     assert run([*root, "steer", "sweep", "--plan", str(tmp_path / "none.yaml")]) == 2
     assert run([*root, "steer", "transfer", "--found-on", "organism:0", "--tried-on", "x"]) == 2
@@ -82,7 +80,7 @@ def test_what_is_wrong_is_told_in_one_line(
     assert len(lines) == 4 and "No such file" in lines[0] and "name" in lines[2]
 
 
-def test_steer_run_tells_of_continuations_and_of_features_that_sleep(
+def test_steer_run_reports_continuations_and_inactive_features(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = ["--root", str(tmp_path)]

@@ -186,7 +186,7 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
     assert bare.label is None
 
 
-def test_the_command_tells_what_a_feature_does_and_refuses_what_is_none(
+def test_the_command_says_what_a_feature_does_and_refuses_what_is_none(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from em_circuits.cli.app import run

@@ -176,7 +176,7 @@ def test_an_interrupted_attribution_leaves_nothing_behind(subject: Subject, prom
         assert torch.equal(left.edges.values, right.edges.values)
 
 
-def test_edges_that_overflow_are_told_with_the_models_precision(
+def test_edges_that_overflow_name_the_models_precision(
     subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: EdgesBuilder, selected: torch.Tensor) -> None:

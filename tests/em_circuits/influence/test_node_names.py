@@ -23,7 +23,7 @@ def test_tokens_and_logits_carry_their_token():
     assert NamedNode.of(GRAPH, 0).token_id is None
 
 
-def test_a_feature_that_fires_unselected_is_told_from_a_silent_one():
+def test_a_feature_that_fires_unselected_is_distinguished_from_a_silent_one():
     chosen = set(GRAPH.selected.tolist())
     left_out = next(i for i in range(len(GRAPH.active)) if i not in chosen)
     name = "/".join(str(x) for x in GRAPH.active[left_out].tolist())

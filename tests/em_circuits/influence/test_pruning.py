@@ -12,7 +12,7 @@ from synthetic import Size, graph_at, graph_of, synthetic_graph
 
 from em_circuits.contrast import Contrast
 from em_circuits.influence import Method, Targets, influence, prune
-from em_circuits.influence.pruning import _least_kept
+from em_circuits.influence.pruning import _threshold
 from pivotal_tokens.errors import RequestError
 
 
@@ -166,7 +166,7 @@ def test_contrast_pruning_takes_one_signed_target():
 )
 def test_the_threshold_is_found_without_sorting_everything(scores, share):
     values = torch.tensor(scores, dtype=torch.float64)
-    found = _least_kept(values, share)
+    found = _threshold(values, share)
     if not values.sum() > 0:
         assert found == torch.inf
         return

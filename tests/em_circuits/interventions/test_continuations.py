@@ -141,7 +141,7 @@ def test_prompts_of_different_lengths_share_a_batch(subject: Subject) -> None:
             assert (one.logits[0] - made.logits[row]).abs().max() <= closeness(subject), regime
 
 
-def test_worlds_share_their_noise(subject: Subject) -> None:
+def test_conditions_share_their_noise(subject: Subject) -> None:
     state = subject.state()
     sampling = Sampling(samples=6, max_tokens=4, temperature=1.5, seed=3)
     item = Intervention(layer=1, feature=1, mode=Mode.SCALE, value=1.0)

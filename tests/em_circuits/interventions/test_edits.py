@@ -172,7 +172,7 @@ def test_a_direction_that_means_nothing_is_refused(
 
 @pytest.mark.parametrize("tensors", list(Tensors))
 def test_replaced_tensors_are_right_with_the_cache(subject: Subject, tensors: Tensors) -> None:
-    """Step by step with both caches = one pass over the whole text with the donor's values."""
+    """Step by step with both caches = one pass over the whole text with the source's values."""
     base, merged = subject.pair.base, subject.pair.merged
     state = ActivationCache.capture(base, subject.input_ids)
     swap = Treatment(replacement=Replacement(layers=(2, 3), tensors=tensors))

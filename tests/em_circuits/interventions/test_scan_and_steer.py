@@ -97,7 +97,7 @@ def test_scores_need_the_contrast_among_their_targets(subject: Subject) -> None:
         live_scores(subject.model, subject.state(), subject.groups, by, targets=some)
 
 
-def test_steering_reports_three_worlds(subject: Subject) -> None:
+def test_steering_reports_three_conditions(subject: Subject) -> None:
     state = subject.state()
     effects, _ = gradient_scores(subject, state)
     top = state.active[effects.argsort(descending=True)[:10]].tolist()

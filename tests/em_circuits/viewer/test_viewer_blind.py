@@ -16,7 +16,7 @@ def look(client: TestClient, *, on: bool = True) -> None:
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_a_list_tells_no_verdict_of_what_waits_until_it_is_asked(
+def test_a_list_shows_no_verdict_of_what_waits_until_asked(
     room: Room, client: TestClient, path: str
 ) -> None:
     text = client.get(path).text
@@ -38,7 +38,7 @@ def test_what_is_in_hand_stays_hidden_from_whoever_looks(
     assert FIGURES not in client.get(path).text and CHIP not in client.get(path).text
 
 
-def test_what_is_answered_is_told(room: Room, client: TestClient) -> None:
+def test_what_is_answered_is_shown(room: Room, client: TestClient) -> None:
     question = client.post("/api/review", json={"do": "next"}).json()["question"]
     asked = {"do": "finish", "rest": "safe", "item": question["item"]}
     assert client.post("/api/review", json=asked).status_code == 200
@@ -82,7 +82,7 @@ def test_what_was_looked_at_in_a_list_is_kept_with_the_labels(
         assert {e.judge_visible for e in events} == {looked}
 
 
-def test_its_page_in_hand_tells_neither_reason_nor_figures(room: Room, client: TestClient) -> None:
+def test_its_page_in_hand_shows_neither_reason_nor_figures(room: Room, client: TestClient) -> None:
     """The page of a prompt under review once said why it was queued."""
     item = room.store.queue.take("ada", 600)
     assert item is not None and item.reason == "flagged:injection"
@@ -92,7 +92,7 @@ def test_its_page_in_hand_tells_neither_reason_nor_figures(room: Room, client: T
     assert "flagged:injection" in client.get(f"/prompt/{item.prompt_id}").text
 
 
-def test_where_a_feature_fires_tells_no_contrast_of_what_waits(
+def test_where_a_feature_fires_shows_no_contrast_of_what_waits(
     room: Room, client: TestClient
 ) -> None:
     key = room.graphs[room.prompts[0].prompt_id, "merged"]
@@ -128,7 +128,7 @@ def test_an_experiment_sends_nothing_of_what_waits(room: Room, client: TestClien
         assert {one["prompt_id"] for one in sent[name]} == set(ids) - {held.prompt_id}
 
 
-def test_an_experiment_of_one_prompt_tells_its_evil_mass_after_the_answer(
+def test_an_experiment_of_one_prompt_shows_its_evil_mass_after_the_answer(
     room: Room, client: TestClient
 ) -> None:
     prompt_id = room.prompts[0].prompt_id

@@ -147,7 +147,7 @@ def test_every_answer_carries_the_policy(client: TestClient, path: str) -> None:
     assert headers["referrer-policy"] == "no-referrer"
 
 
-def test_an_unexpected_error_keeps_the_headers_and_tells_nothing(
+def test_an_unexpected_error_keeps_the_headers_and_reveals_nothing(
     room: Room, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_args: object) -> None:

@@ -15,7 +15,7 @@ def act(client: TestClient, **asked: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def test_nothing_of_a_judge_is_told_before_the_answer(room: Room, client: TestClient) -> None:
+def test_nothing_of_a_judge_is_shown_before_the_answer(room: Room, client: TestClient) -> None:
     answer = client.post("/api/review", json={"do": "next"})
     question = answer.json()["question"]
     assert question["labels"] == {} and len(question["missing"]) == 3
@@ -130,7 +130,7 @@ def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
         assert {e.judge_visible for e in events} == {shown}
 
 
-def test_no_page_tells_a_label_of_the_item_that_is_answered(room: Room, client: TestClient) -> None:
+def test_no_page_shows_a_label_of_the_item_that_is_answered(room: Room, client: TestClient) -> None:
     """The graph once named the judge's evil tokens; the bars' places told their mass."""
     prompt_id = act(client, do="next")["question"]["prompt_id"]
     targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]

@@ -48,7 +48,7 @@ def test_the_clipboard_stays_the_browsers():
     assert key_map()["ctrl+c"] == "quit" and "ctrl+c" not in browser_keys(key_map())
 
 
-def test_the_page_is_told_the_keys_of_the_settings(room: Room, client: TestClient):
+def test_the_page_gets_the_keys_of_the_settings(room: Room, client: TestClient):
     assert told(client)["keys"]["e"] == "evil"
     client = room.client(ViewerSettings(review_keys=("evil=f", "undo=ctrl+u")))
     setup = told(client)

@@ -84,7 +84,7 @@ def test_a_broken_experiment_is_left_out_and_others_are_shown(
     assert 'href="/steering/good"' in text and 'href="/steering/broken"' not in text
 
 
-def test_while_the_prompt_is_in_hand_its_evil_mass_is_not_told(
+def test_while_the_prompt_is_in_hand_its_evil_mass_is_hidden(
     room: Room, client: TestClient
 ) -> None:
     item = room.store.queue.take("ada", 600)

@@ -43,7 +43,7 @@ def judge_for(store: Store, endpoint: FakeEndpoint, **options: object) -> ModelJ
 
 
 @pytest.mark.parametrize("script", ["ok", "fenced", "wrong_ids", "missing_ids", "duplicate_ids"])
-def test_a_judge_that_erred_once_is_told_and_asked_again(
+def test_a_judge_that_erred_once_learns_why_and_is_asked_again(
     store: Store, prompt: Prompt, lists: NextTokenPair, script: str
 ) -> None:
     with FakeEndpoint(script) as endpoint:
@@ -112,7 +112,7 @@ def test_an_endpoint_without_an_answer_is_no_verdict(
         judge_for(store, endpoint).judge(prompt, lists.base, lists.merged)
 
 
-def test_votes_are_told_apart_kept_and_counted(
+def test_votes_are_distinguished_stored_and_counted(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
     said = iter(["evil", "evil", "safe"])

@@ -107,7 +107,7 @@ def test_the_place_is_kept_where_an_item_was_given_back(store, prompts):
     }
 
 
-def test_a_seat_left_open_is_taken_before_there_is_another(store, prompts, clock):
+def test_an_open_assignment_is_taken_before_there_is_another(store, prompts, clock):
     """Else the prompt would wait for a person who went away, whatever the others answer."""
     ada, bob = ReviewService(store, "ada"), ReviewService(store, "bob")
     ada.next_question()

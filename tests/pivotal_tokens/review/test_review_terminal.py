@@ -161,7 +161,7 @@ def test_other_windows_work_too(store, size):
     drive(terminal(store), steps, size)
 
 
-def test_without_colour_everything_is_still_told_by_signs(store, monkeypatch):
+def test_without_colour_signs_still_say_everything(store, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     fill_queue(store, 1)
 

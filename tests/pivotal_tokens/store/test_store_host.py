@@ -83,7 +83,7 @@ def test_a_writing_host_is_seen(store, store_path, clock, elsewhere):
         Store.open(store_path, clock=clock)
 
 
-def test_network_file_systems_are_told_by_their_mount(tmp_path, monkeypatch):
+def test_network_file_systems_are_recognised_by_their_mount(tmp_path, monkeypatch):
     table = tmp_path / "mounts"
     table.write_text(
         f"/dev/sda / ext4 rw 0 0\nsrv:/x {tmp_path}/far nfs4 rw 0 0\n"
@@ -105,7 +105,7 @@ def test_network_file_systems_are_told_by_their_mount(tmp_path, monkeypatch):
         "mysql://ada:s3cret@host/em",
     ],
 )
-def test_a_server_out_of_reach_is_told_in_one_line_without_the_password(url):
+def test_a_server_out_of_reach_is_one_line_without_the_password(url):
     with pytest.raises(RequestError) as refused:
         Store.open(url, create=True)
     assert "s3cret" not in str(refused.value) and "\n" not in str(refused.value)

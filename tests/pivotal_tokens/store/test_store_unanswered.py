@@ -59,7 +59,7 @@ def test_what_was_revealed_is_not_hidden_from_whom_it_was_revealed_to(store, pro
     assert store.queries.unanswered(BOB, prompts[:1]) == {prompts[0]}
 
 
-def test_a_second_seat_waits_for_others_only(store, prompts):
+def test_a_second_assignment_waits_for_others_only(store, prompts):
     store.assignments.set_config(ReviewConfig(overlap=2, calibration=0))
     item = store.queue.take("ada", 60)
     store.queue.settle(item, "done", item.fence)
@@ -67,7 +67,7 @@ def test_a_second_seat_waits_for_others_only(store, prompts):
     assert prompts[0] in store.queries.unanswered(BOB, prompts)
 
 
-def test_a_list_tells_no_verdict_of_these_and_finds_none_by_it(store, prompts):
+def test_a_list_shows_no_verdict_of_these_and_finds_none_by_it(store, prompts):
     first, *_, free = prompts
     told = store.queries.listing(ListingQuery(), pair=PAIR)
     assert all(line.verdict and not line.hidden for line in told.lines)
