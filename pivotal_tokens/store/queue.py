@@ -251,6 +251,14 @@ class Queue(Repository):
             add_review_event(connection, item, reviewer, action, now)
             return _lease(connection, row, reviewer, lease_seconds, session, now)
 
+    def return_items(self) -> int:
+        """Put what was skipped or deferred back in the queue, for anybody; how many there were."""
+        put_off = _columns.state.in_(("skipped", "deferred"))
+        with self._writing() as connection:
+            return connection.execute(
+                update(_queue).where(put_off).values(state="pending")
+            ).rowcount
+
     def waiting_for(self, reviewer: str, wanted: Wanted = ANYTHING) -> int:
         """Pending prompts of the wanted kinds a reviewer may be asked; filters do not count."""
         mine = _queue.alias("mine").c

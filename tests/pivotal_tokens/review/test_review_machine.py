@@ -100,6 +100,10 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.clock.forward(seconds)
 
+    @rule()
+    def return_put_off(self):
+        self.people["ada"].return_put_off()
+
     @rule(reject=st.booleans())
     def adjudicate(self, reject):
         question = self.judge.next_question()

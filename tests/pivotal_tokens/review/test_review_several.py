@@ -267,6 +267,7 @@ def test_filters_and_order(store, make_pair, share, clock):
     by_mass = ReviewService(store, "ada", wanted=Wanted(order="evil_mass"))
     shown = [by_mass.next_question().prompt.text for _ in masses]
     assert shown == ["prompt 1", "prompt 2", "prompt 9"]
+    store.queue.return_items()
     for item in store.queue.items("leased"):
         store.queue.release(item)
     since = ReviewService(store, "bob", wanted=Wanted(since=moment))
@@ -290,6 +291,18 @@ def test_progress_knows_rate_and_what_waits_for_whom(store, pair, share, clock):
     assert progress.eta_seconds == pytest.approx(15, rel=0.01)
     assert ReviewService(store, "bob").progress().waiting == 4
     assert replace(progress, answered_now=0) == ReviewService(store, "ada").progress()
+
+
+def test_what_was_put_off_can_be_returned_for_everybody(store, pair, share):
+    share()
+    for n in range(2):
+        add(store, pair, n)
+    ada = ReviewService(store, "ada")
+    ada.skip(ada.next_question())
+    ada.defer(ada.next_question())
+    assert ada.next_question() is None
+    assert ada.return_put_off() == 2
+    assert ada.next_question() is not None
 
 
 def test_nested_writes_are_one_transaction(store):
