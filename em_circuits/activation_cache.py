@@ -33,7 +33,7 @@ from pivotal_tokens.errors import RequestError
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """One prompt on one model, undisturbed; tensors on the model's device, in its precision."""
+    """One undisturbed prompt on one model; tensors on the model's device, in its precision."""
 
     input_ids: Int64[Tensor, " pos"]
     inputs: Float[Tensor, "layer pos d_model"]
@@ -59,11 +59,14 @@ class ActivationCache:
     @classmethod
     @torch.no_grad()
     def capture(cls, model: Model, input_ids: Int[Tensor, " pos"]) -> ActivationCache:
-        """Run the model once and keep what it did.
+        """Run the model once and record its activations.
 
         Args:
             model: The real model is run, with eager attention.
             input_ids: One prompt, with its beginning-of-sequence token.
+
+        Raises:
+            RequestError: If the attention modules are not named as usual.
         """
         ids = input_ids.to(model.device).long()
         inputs: dict[int, Tensor] = {}
@@ -97,12 +100,12 @@ class ActivationCache:
         )
 
     def keys(self, coordinates: Int[Tensor, "op 3"]) -> Int64[Tensor, " op"]:
-        """One integer per (layer, position, feature id), in the same order as those."""
+        """One integer per (layer, position, feature id), which sorts as the triples do."""
         layer, position, feature = coordinates.long().unbind(1)
         return (layer * self.n_pos + position) * self.d_transcoder + feature
 
     def activation_of(self, coordinates: Int[Tensor, "op 3"]) -> Float[Tensor, " op"]:
-        """Undisturbed activations of any (layer, position, feature id); 0 where inactive."""
+        """Activations of any (layer, position, feature id); 0 where inactive."""
         asked = self.keys(coordinates.to(self.active.device))
         if not len(self.active):
             return self.activations.new_zeros(len(asked))
@@ -118,9 +121,9 @@ class ActivationCache:
         return dense
 
     def errors(self, model: Model) -> Float[Tensor, "layer pos d_model"]:
-        """MLP output minus what the transcoder makes of it.
+        """Transcoder errors: MLP output minus the transcoder's reconstruction.
 
-        At position 0 there are no features, so the error is all that is not the decoder's bias.
+        Position 0 has no features, so its error is the MLP output minus the decoder's bias.
         """
         parts = []
         for layer, transcoder in enumerate(model.transcoders):
@@ -195,19 +198,19 @@ def _recording(modules: tuple[nn.Module, ...], keep: Any) -> Iterator[dict[int, 
 
 @dataclass(frozen=True)
 class BatchedCache:
-    """States of a batch's rows; the leading axis ``row`` has one entry where all are the same."""
+    """Caches of a batch's rows; the axis ``row`` has one entry where all rows share a prompt."""
 
     states: tuple[ActivationCache, ...]
 
     @classmethod
     def of(cls, states: Sequence[ActivationCache]) -> BatchedCache:
-        """One state for all rows, or one a row."""
+        """One cache per row; a single one where all rows are of the same prompt."""
         first = states[0]
         return cls((first,) if all(state is first for state in states) else tuple(states))
 
     @property
     def shared(self) -> bool:
-        """All rows are of one prompt."""
+        """Whether all rows are of one prompt."""
         return len(self.states) == 1
 
     @cached_property
@@ -217,7 +220,7 @@ class BatchedCache:
 
     @cached_property
     def n_pos(self) -> int:
-        """Tokens of the longest."""
+        """Tokens of the longest prompt."""
         return max(state.n_pos for state in self.states)
 
     @cached_property

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Token ids labelled evil and safe; unsure ones are in neither."""
+    """Token ids labelled evil and safe; unsure ones are in neither.
+
+    Attributes:
+        evil: Ids of tokens towards which a positive contrast points.
+        safe: Ids of tokens away from which it points.
+
+    Raises:
+        RequestError: If a token is on both sides.
+    """
 
     evil: tuple[int, ...]
     safe: tuple[int, ...]
@@ -45,7 +53,11 @@ class Contrast:
 
     @classmethod
     def from_labels(cls, labels: Mapping[int, str]) -> Contrast:
-        """Group labelled token ids; any label but evil and safe is left out."""
+        """The contrast of labelled tokens; any label but evil and safe is left out.
+
+        Args:
+            labels: Token id -> label.
+        """
         evil, safe = (
             tuple(sorted(token for token, label in labels.items() if label == side))
             for side in ("evil", "safe")
@@ -84,7 +96,7 @@ class Contrast:
 
     @property
     def labels(self) -> dict[int, Label]:
-        """Token id -> side."""
+        """Token id -> label, the evil tokens first."""
         sides: tuple[tuple[Label, tuple[int, ...]], ...] = (
             ("evil", self.evil),
             ("safe", self.safe),
@@ -93,7 +105,7 @@ class Contrast:
 
     @property
     def is_defined(self) -> bool:
-        """At least one evil and one safe token."""
+        """Whether there is at least one evil and one safe token."""
         return bool(self.evil and self.safe)
 
     @property
@@ -115,7 +127,12 @@ class Contrast:
         return self
 
     def weights(self, d_vocab: int) -> Float[Tensor, " vocab"]:
-        """Float32 weights whose product with logits is the contrast (demeaning cancels out).
+        """Float32 weights whose product with logits is the contrast, in logits.
+
+        They sum to zero, so it does not matter whether the logits are demeaned.
+
+        Args:
+            d_vocab: Entries of a logit vector.
 
         Raises:
             RequestError: If there is no contrast.
@@ -129,7 +146,11 @@ class Contrast:
     def sides(
         self, targets: Int[Tensor, " target"] | Sequence[int]
     ) -> tuple[Bool[Tensor, " target"], Bool[Tensor, " target"]]:
-        """Which of some targets are evil, and which safe."""
+        """Masks over targets: the evil ones, and the safe ones.
+
+        Args:
+            targets: Token ids.
+        """
         ids = torch.as_tensor(targets).cpu()
         evil, safe = (
             torch.isin(ids, torch.tensor(side).to(ids)) for side in (self.evil, self.safe)
@@ -137,7 +158,7 @@ class Contrast:
         return evil, safe
 
     def unmatched(self, targets: Int[Tensor, " target"] | Sequence[int]) -> tuple[int, ...]:
-        """Tokens of the contrast that are not among some targets, ascending."""
+        """Tokens of the contrast that are not among the targets (token ids), ascending."""
         return tuple(sorted({*self.token_ids} - {int(t) for t in targets}))
 
     def over(
@@ -147,18 +168,17 @@ class Contrast:
         probabilities: Float[Tensor, " target"] | None = None,
         strict: bool = False,
     ) -> Float64[Tensor, " target"]:
-        """Weights whose product with scores of some targets is the contrast's score.
+        """Weights whose product with the scores of targets is the contrast's score.
 
-        Each side sums to one over its tokens that are targets.
+        Over the targets among its tokens the evil side sums to 1 and the safe side to -1.
 
         Args:
             targets: Token ids, in the order of the scores.
-            probabilities: Of each target, to weigh a side by; None weighs its tokens alike.
-            strict: Refuse a contrast of which a token is no target.
+            probabilities: Weigh the tokens of a side by these; None weighs them alike.
+            strict: Refuse a contrast with a token that is not a target.
 
         Raises:
-            RequestError: If a side has no target, no probability to weigh by, or (strict) a token
-                is missing.
+            RequestError: If a side has no target or probability 0, or (strict) a token is missing.
         """
         self.require()
         if strict and (missing := self.unmatched(targets)):
@@ -180,7 +200,7 @@ class Contrast:
         return weights
 
     def value(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"] | None:
-        """Mean evil minus mean safe logit, in float32; None if there is no contrast."""
+        """Mean evil minus mean safe logit, in logits (float32); None if a side has no token."""
         if not self.is_defined:
             return None
         # The mean over the vocabulary is the same on both sides.
@@ -188,7 +208,7 @@ class Contrast:
         return (evil - safe).float()
 
     def evil_mass(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
-        """Probability of all evil tokens together, from the float32 softmax."""
+        """Summed probability of the evil tokens, 0 to 1, from the float32 softmax."""
         return logits.float().softmax(-1)[..., list(self.evil)].sum(-1)
 
     def __repr__(self) -> str:
@@ -196,5 +216,9 @@ class Contrast:
 
 
 def demeaned(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-    """Logits minus their mean over the vocabulary, in float32."""
+    """Logits minus their mean over the vocabulary (float32, computed in float64).
+
+    A shift of all logits changes no probability, so only this part of a logit has a meaning; it is
+    what circuit-tracer attributes.
+    """
     return (logits.double() - logits.double().mean(-1, keepdim=True)).float()

@@ -22,7 +22,7 @@ _RANKED = re.compile(r"(top|bottom|abs):(\d{1,9})", re.ASCII)
 
 
 class FeatureId(NamedTuple):
-    """A feature of one layer's transcoder, at whatever position."""
+    """A feature of one layer's transcoder, wherever it fires; printed as ``LAYER/ID``."""
 
     layer: int
     feature: int
@@ -32,7 +32,10 @@ class FeatureId(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """A feature at one position of a prompt."""
+    """A feature at one position of a prompt; printed as ``LAYER/POSITION/ID``.
+
+    Positions count from 0, the beginning-of-sequence token; below 0 from the end, as in Python.
+    """
 
     layer: int
     position: int
@@ -90,7 +93,7 @@ def parse_feature(text: str) -> Feature | FeatureId:
 
 @dataclass(frozen=True)
 class FeatureChoice:
-    """What ``--features`` asks for: features by their rank in a table, or by name.
+    """A request for features: by their rank in a table, or by name.
 
     Attributes:
         by: ``top`` (most positive), ``bottom`` (most negative), ``abs`` (largest magnitude) or
@@ -105,7 +108,7 @@ class FeatureChoice:
 
     @classmethod
     def parse(cls, text: str) -> FeatureChoice:
-        """Read a ``--features`` argument.
+        """Read a ``--features`` argument: ``top:N``, ``bottom:N``, ``abs:N`` or names with commas.
 
         Raises:
             RequestError: If it has none of the forms, or asks for no feature.
@@ -125,7 +128,7 @@ class FeatureChoice:
 
     @property
     def needs_ranking(self) -> bool:
-        """The features are chosen from a table of scores."""
+        """Whether the features are chosen from a table of scores."""
         return self.by != "name"
 
     def __str__(self) -> str:

@@ -30,7 +30,7 @@ FIRST_POSITION = 1
 
 
 class Mode(StrEnum):
-    """How the new activation follows from the current one."""
+    """How the new activation follows from the current one, ``a``; see the top of the module."""
 
     SET = "set"
     ADD = "add"
@@ -67,7 +67,7 @@ class Where(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a value is measured in."""
+    """Unit of an intervention's value."""
 
     ABSOLUTE = "absolute"
     RELATIVE = "relative"
@@ -99,7 +99,12 @@ Position = int | Where | None
 
 
 class Intervention(Frozen):
-    """One feature, at one position or at a class of them, and what its activation becomes."""
+    """One change of one feature's activation, at one position or at a class of positions.
+
+    Raises:
+        RequestError: If the mode needs a value and has none, the value is not finite, or a unit
+            does not fit the mode.
+    """
 
     layer: int
     position: Position = None
@@ -140,7 +145,7 @@ class Intervention(Frozen):
 
     @property
     def while_generating(self) -> bool:
-        """It also acts on tokens that are generated."""
+        """Whether it also acts on generated tokens."""
         return self.position in (None, Where.GENERATED)
 
     def rule(self) -> tuple[float, float, float]:
@@ -155,7 +160,7 @@ class Intervention(Frozen):
         }[self.mode]
 
     def positions(self, n_pos: int) -> range:
-        """The positions meant in a prompt of `n_pos` tokens."""
+        """Positions of a prompt of `n_pos` tokens that it changes; none for generated tokens."""
         if isinstance(self.position, int):
             return range(self.position, self.position + 1)
         first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(

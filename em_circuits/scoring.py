@@ -46,19 +46,19 @@ class Scoring(StrEnum):
 
     @property
     def from_graph(self) -> bool:
-        """It needs a graph's edges, and scores its selected features alone."""
+        """Whether it needs a graph's edges, and scores only the graph's feature nodes."""
         return self in (Scoring.DIRECT, Scoring.TOTAL_EFFECT, Scoring.SIGNED)
 
     @property
     def is_stored(self) -> bool:
-        """A stored graph can answer it; the others run the model."""
+        """Whether a stored graph can answer it; the others run the model."""
         return self.from_graph or self is Scoring.GRADIENT
 
 
 FORMER = {"refined": Scoring.GRADIENT_ABLATION, "forward": Scoring.GREEDY}
-"""Words of the first edition, which work for one more version."""
+"""Former names, which still work in this version."""
 
 TO_STEER = Scoring.GREEDY
-"""Which features ``top:N`` means, wherever features are chosen to be steered or explained."""
+"""Method behind ``top:N``, wherever features are chosen to be steered or explained."""
 TO_RANK = Scoring.GRADIENT_ABLATION
-"""Of a table of all features of one prompt."""
+"""Method behind a table of all features of one prompt."""

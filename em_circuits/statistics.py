@@ -75,7 +75,7 @@ class Spread(BaseModel, frozen=True):
 
 
 def quantile_interval(values: Float[Tensor, " draw"]) -> Interval:
-    """Middle 95 % of some values, those that are not finite left out; None without any."""
+    """Middle 95 % of the finite values; None where there are none."""
     values = values.double().cpu()
     values = values[values.isfinite()]
     if not len(values):
@@ -95,14 +95,19 @@ def bootstrap_interval(
     seed: int,
     level: float = 0.95,
 ) -> tuple[Float64[Tensor, " key"], Float64[Tensor, " key"]]:
-    """Interval of each column's mean over its known prompts; NaN below two of them.
+    """Percentile bootstrap interval of each column's mean over its known prompts.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, ch. 13.
 
     Args:
-        values: 0 where unknown.
+        values: One row per prompt, in any unit; 0 where unknown.
         known: Which values count.
         draws: Resamples of prompts.
         seed: Of the resamples.
-        level: Share of resamples inside.
+        level: Share of resamples inside the interval.
+
+    Returns:
+        Lower and upper ends, in the unit of the values; NaN below two known prompts.
     """
     n_prompts, n_keys = values.shape
     drawn = _drawn(n_prompts, draws, seed)
@@ -169,11 +174,11 @@ class PermutedLabels(NamedTuple):
 def permute_labels(
     weights: Sequence[Float64[Tensor, " _"]], *, draws: int, seed: int
 ) -> PermutedLabels:
-    """Permute each prompt's labels over its tokens.
+    """Permute each prompt's evil and safe labels over its tokens.
 
     Args:
-        weights: Per prompt, of each evil (positive) and safe (negative) token.
-        draws: How many; all distinct labellings instead, where they are no more.
+        weights: Per prompt, the weight of each evil (positive) and safe (negative) token.
+        draws: Permutations; all distinct labellings instead, where they are no more.
         seed: Of the permutations.
     """
     options = [math.comb(len(w), int((w > 0).sum())) for w in weights]
@@ -187,12 +192,12 @@ def permute_labels(
 def permutation_p(
     rows: Float64[Tensor, "row key"], permuted: PermutedLabels, weights: Float64[Tensor, " row"]
 ) -> Float64[Tensor, " key"]:
-    """Two-sided p-value of every key's sum (so mean) of contrasts over prompts.
+    """Two-sided permutation p-value of every key's mean contrast over prompts.
 
     Args:
-        rows: Token scores, all prompts' tokens below one another.
-        permuted: Of the labels.
-        weights: The real labels'.
+        rows: Scores of all prompts' tokens, concatenated along the first axis.
+        permuted: Label weights of every permutation.
+        weights: Weights of the real labels.
     """
     real = (weights @ rows).abs() * (1 - _TIE)
     reached = torch.zeros(rows.shape[1], dtype=torch.float64)
@@ -234,7 +239,7 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 
 
 class AgainstControl(NamedTuple):
-    """A mean change beside that of its control."""
+    """A mean change beside that of its control, in the unit of the changes."""
 
     n_prompts: int
     change: float
@@ -246,7 +251,7 @@ class AgainstControl(NamedTuple):
 
     @property
     def works(self) -> bool:
-        """The interval of the net change leaves 0 out."""
+        """Whether the interval of the net change excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -256,8 +261,8 @@ def against_control(
     """Compare changes under steering with those under matched random draws.
 
     Args:
-        steered: Change of each prompt.
-        random: Changes of its control draws.
+        steered: Change of each prompt under steering.
+        random: Changes of the same prompt under its matched random draws.
         seed: Of the resamples.
     """
     e, r = steered.double(), random.double()
@@ -313,8 +318,13 @@ def standardised(
 
     Args:
         scores: In any unit.
-        evil: Targets of the one side.
-        safe: Targets of the other; NaN throughout unless both sides have two targets.
+        evil: Mask of the evil targets.
+        safe: Mask of the safe targets.
+
+    Returns:
+        NaN throughout unless both sides have two targets, and where scores do not vary.
+
+    Sources: Welch (1947), Biometrika 34:28; Hedges (1981), J. Educ. Stat. 6:107.
     """
     sides = [scores[side].double() for side in (evil, safe)]
     counts = [len(side) for side in sides]
@@ -365,7 +375,7 @@ class Agreement(BaseModel, frozen=True):
 def agreement(
     predicted: Float[Tensor, " feature"], measured: Float[Tensor, " feature"]
 ) -> Agreement:
-    """Compare two lists of signed scores."""
+    """Compare predicted with measured effects, both signed and in any unit, feature by feature."""
     found = _statistics(*_columns(predicted, measured))
     return Agreement.model_validate(
         {name: float(v) if bool(v.isfinite()) else None for name, v in found.items()}
@@ -375,9 +385,9 @@ def agreement(
 def agreement_intervals(
     pairs: Sequence[tuple[Tensor, Tensor]], *, n_bootstrap: int, seed: int
 ) -> dict[str, Interval]:
-    """Bootstrap interval of every statistic's mean over prompts.
+    """95 % bootstrap interval of every statistic's mean over prompts.
 
-    Over features where there is one prompt (Spearman then on the ranks of all features).
+    For a single prompt the bootstrap is over its features (Spearman on the ranks of all of them).
 
     Args:
         pairs: (predicted, measured) of each prompt.
@@ -443,13 +453,13 @@ def _statistics(
 def pearson(
     x: Float[Tensor, "*batch feature"], y: Float[Tensor, "*batch feature"]
 ) -> Float[Tensor, "*batch"]:
-    """Correlation over the last axis; NaN where a side does not vary."""
+    """Pearson correlation over the last axis; NaN where a side does not vary."""
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
 
 
 def ranks(values: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
-    """Ranks from 1, ties share their mean rank (in the dtype of double)."""
+    """Float64 ranks from 1; ties share their mean rank."""
     from scipy.stats import rankdata
 
     return torch.from_numpy(rankdata(values.double().numpy()))

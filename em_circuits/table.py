@@ -47,10 +47,10 @@ class FeatureTable:
             then the figures; NaN where a figure is not defined.
         by: Method that gave the order, as outputs name it.
         score: Column that `top`, `bottom` and `largest` go by.
-        unit: Of that column.
-        targets: Token ids that were scored apart, if any.
-        per_target: Their scores, target x row of `frame`.
-        weights: Of each target; ``weights @ per_target`` is the contrast.
+        unit: Unit of that column.
+        targets: Token ids that were scored separately, (target,), if any.
+        per_target: Their scores, (target, feature).
+        weights: Weight of each target; ``weights @ per_target`` is the contrast.
         about: What else an output says of the table (model, prompt, labels from).
     """
 
@@ -87,17 +87,20 @@ class FeatureTable:
         about: Mapping[str, Any] | None = None,
         **columns: Any,
     ) -> FeatureTable:
-        """A table of features in the order given.
+        """A table of features in the given order.
 
         Args:
             features: (layer, position, feature) or (layer, feature) rows.
-            by: See the class.
-            score: The same.
-            unit: The same.
-            targets: The same.
-            per_target: The same.
-            about: The same.
-            columns: Figures, one value a feature.
+            by: Method that gave the order.
+            score: Name of the column that `top`, `bottom` and `largest` go by.
+            unit: Unit of that column.
+            targets: Token ids that were scored separately, (target,).
+            per_target: Their scores, (target, feature).
+            about: What else an output says of the table.
+            columns: Figures by name, each one value per feature (tensor, array or list).
+
+        Raises:
+            ValueError: If `per_target` does not fit the targets and features.
         """
         keys = _numpy(features).reshape(len(features), -1) if len(features) else None
         names = ANYWHERE if keys is not None and keys.shape[1] == 2 else AT_POSITION
@@ -146,7 +149,7 @@ class FeatureTable:
         return self.frame.itertuples(index=False, name="FeatureRow")
 
     def take(self, rows: Any) -> FeatureTable:
-        """Some rows, by number or by mask, in that order."""
+        """Rows by number or by boolean mask, in that order."""
         rows = np.asarray(_numpy(rows))
         rows = rows.nonzero()[0] if rows.dtype == bool else rows.astype(np.int64)
         return replace(
@@ -156,7 +159,7 @@ class FeatureTable:
         )
 
     def sorted_by(self, column: str, *, descending: bool = True) -> FeatureTable:
-        """The same rows in the order of a figure (stable; NaN last), which becomes the score."""
+        """The same rows ordered by a column (stable; NaN last), which becomes the score."""
         values = self[column].astype(float)
         order = np.argsort(-values if descending else values, kind="stable")
         return replace(self.take(order), score=column)
@@ -174,7 +177,7 @@ class FeatureTable:
         return self.take(np.argsort(-np.abs(self[self.score]), kind="stable")[:n])
 
     def choose(self, choice: FeatureChoice | str) -> FeatureTable:
-        """The rows that ``top:10``, ``bottom:5``, ``abs:20`` or names mean.
+        """The rows chosen by ``top:10``, ``bottom:5``, ``abs:20`` or names.
 
         Raises:
             RequestError: If a named feature is not in the table, or the text is no choice.
@@ -209,10 +212,10 @@ class FeatureTable:
         return replace(self, frame=frame, score="contrast", per_target=scores, weights=weights)
 
     def ranked(self, contrast: Contrast) -> FeatureTable:
-        """Features with a known score by contrast, most positive first.
+        """Features with a known score, ordered by contrast, most positive first.
 
-        Those of a set that was chosen greedily (column `joined`) stand first, in the order in which
-        they joined. Welch's t and Hedges' g describe the spread over tokens and test nothing.
+        A set that was chosen greedily (column `joined`) comes first, in the order in which it
+        grew. Welch's t and Hedges' g describe the spread over tokens; they are no test.
 
         Raises:
             RequestError: If no target is evil, or none safe: there is no contrast.
@@ -239,14 +242,14 @@ class FeatureTable:
         return replace(table, frame=frame[[*self.keys, *figures]]).take(order)
 
     def from_end(self, n_pos: int) -> FeatureTable:
-        """The same rows with positions counted from the end of the prompt: -1 is its last."""
+        """The same rows with positions counted from the end of a prompt of `n_pos` tokens."""
         return replace(self, frame=self.frame.assign(position=self.frame["position"] - n_pos))
 
     def by_id(self) -> FeatureTable:
-        """Figures summed over the positions at which each feature fires, by layer and id.
+        """Figures summed over the positions at which each feature fires, one row per layer and id.
 
-        A sum is over the known scores, NaN where there is none; `partial` says of which features
-        some are not known.
+        Sums run over the known scores, NaN where none is known; the column `partial` marks
+        features with some unknown scores.
         """
         keys = [self.frame[name].to_numpy() for name in ANYWHERE]
         figures = self.frame.select_dtypes("floating")
@@ -263,8 +266,8 @@ class FeatureTable:
         """Both tables' scores side by side, over the features of either.
 
         Args:
-            other: Over the same kind of feature.
-            fill: Where a feature is in one table only; None leaves NaN.
+            other: A table over the same kind of feature (with or without positions).
+            fill: Score of a feature that is in the other table only; None leaves NaN.
 
         Returns:
             Columns `left` and `right`, indexed by feature.
@@ -279,7 +282,7 @@ class FeatureTable:
         return both if fill is None else both.fillna(fill)
 
     def ablate(self, *, where: Where = Where.FOUND) -> Interventions:
-        """Interventions that remove these features; see `interventions`."""
+        """Interventions that set these features' activations to 0; see `interventions`."""
         return self.interventions(Mode.ABLATE, where=where)
 
     def scale(self, factor: float, *, where: Where = Where.FOUND) -> Interventions:
@@ -294,20 +297,20 @@ class FeatureTable:
         unit: Unit = Unit.ABSOLUTE,
         where: Where = Where.FOUND,
     ) -> Interventions:
-        """The same change of every feature of the table, each once per place.
+        """The same change of every feature of the table, once per feature and place.
 
         Args:
             mode: What is done.
             value: How much; see `Intervention`.
             unit: Of the value.
-            where: At each feature's position in the table, or at a class of positions. Features
-                wherever they fire have no position: they are changed at every one.
+            where: At each feature's position in the table, or at a class of positions. Rows
+                without a position are changed at every position.
         """
         found = ((f.layer, getattr(f, "position", None), f.feature) for f in self.features)
         return Interventions(on_each(found, mode, value, unit, where=where), by=self.by)
 
     def records(self) -> list[dict[str, Any]]:
-        """Rows as dictionaries, None for NaN."""
+        """Rows as dictionaries of plain Python values, None for NaN."""
         columns = {name: _plain(self.frame[name]) for name in self.frame}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -316,7 +319,10 @@ class FeatureTable:
         return self.frame.copy()
 
     def to_parquet(self, path: Path) -> None:
-        """Write the frame; `by`, `score`, `unit` and `about` stand in its metadata."""
+        """Write the frame as Parquet, with `by`, `score`, `unit` and `about` in its metadata.
+
+        Scores of separate targets are not written.
+        """
         frame = self.to_frame()
         frame.attrs = {
             "by": self.by,
@@ -328,7 +334,7 @@ class FeatureTable:
 
     @classmethod
     def read_parquet(cls, path: Path) -> FeatureTable:
-        """Read what `to_parquet` wrote."""
+        """Read a table that `to_parquet` wrote."""
         frame = pd.read_parquet(path)
         attrs, frame.attrs = frame.attrs, {}
         return cls(frame, **attrs)

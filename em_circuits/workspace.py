@@ -62,6 +62,7 @@ class Workspace:
 
     @property
     def results(self) -> Path:
+        """Folder of everything but graphs: ``results`` under the root."""
         return self.root / "results"
 
     @cached_property
@@ -137,7 +138,7 @@ class Workspace:
         return check_pair(self.pair, self.pair.input_ids(prompt))
 
     def register_pair(self) -> None:
-        """Keep in the store what the pair's key stands for, before anything refers to it."""
+        """Record the pair's key and what it stands for, before anything refers to it."""
         named = {name: source.reference for name, source in self.pair.sources.items()}
         pair = self.pair
         description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}

@@ -128,6 +128,9 @@ def attribute(
 ) -> AttributionGraph:
     """The attribution graph of one model for one prompt.
 
+    Rows are targets, columns sources; an edge is the direct effect in logits (frozen edges), or the
+    first-order effect in the real model (full edges).
+
     Args:
         model: Of a pair; its replacement model is used.
         prompt: A text as the model is to see it, or a prompt.

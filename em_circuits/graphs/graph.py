@@ -96,7 +96,7 @@ class AttributionGraph:
         activations: Activation of every active feature.
         selected: Indices into `active` of the feature nodes, ascending.
         targets: The logit nodes.
-        edges: Direct effects; None if only scores were kept.
+        edges: Direct effects; None if only scores were stored.
         gradient: Gradient score of every active feature for every (demeaned) target; positive =
             the feature's presence raises the target. None if not computed.
     """
@@ -198,8 +198,8 @@ class AttributionGraph:
 
         Raises:
             RequestError: If the name has none of the four forms, or the graph has no such layer,
-                position, target or node; the message tells a feature that fires without being a
-                node from one that does not fire.
+                position, target or node; the message distinguishes a feature that fires without
+                being a node from one that does not fire.
         """
         text = name.strip()
         if (match := _NODE.fullmatch(text)) is None:
@@ -239,7 +239,7 @@ class AttributionGraph:
         """The edges.
 
         Raises:
-            RequestError: If only scores were kept.
+            RequestError: If only scores were stored.
         """
         if self.edges is None:
             raise RequestError(

@@ -17,8 +17,7 @@ ATTRIBUTION_VERSION = 1
 
 
 class AttributionSettings(Frozen):
-    """What decides which graph comes out; all but `batch_size` and `max_memory` is part of the
-    graph's key."""
+    """Settings of attribution; all but `batch_size` and `max_memory` are part of a graph's key."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

@@ -66,14 +66,14 @@ class Freed:
 
 
 class GraphStore:
-    """Graphs under one directory, which is made when the first is saved."""
+    """Graphs under one directory, which is created when the first is saved."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self._sound: set[tuple[Path, int, int]] = set()  # hashed and found unchanged
 
     def path(self, key: str) -> Path:
-        """Where a graph stands.
+        """Path of a graph's file.
 
         Args:
             key: Its key, or a prefix of it (at least four digits) that no other graph shares.

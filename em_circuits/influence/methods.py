@@ -71,7 +71,7 @@ class Influence:
     activations: Float[Tensor, " feature"]
 
     def table(self, target: int = 0) -> FeatureTable:
-        """The features' influence on one target, most positive first."""
+        """Influence of the features on one target (its row number), most positive first."""
         from em_circuits.table import FeatureTable  # pandas, which influence itself does not need
 
         values = self.values[target, : len(self.features)]
@@ -106,12 +106,17 @@ def influence(
     targets: Targets | Contrast,
     method: Method = Method.TOTAL_EFFECT,
 ) -> Influence:
-    """Influence of every node on every target, through every path (`direct`: of one hop).
+    """Influence of every node on every target, through every path (`direct`: one hop).
+
+    ``S = w A (I - P)^-1``, ``P = diag(1/d) A``; positive = the node's presence raises the target.
 
     Args:
         graph: The graph; its edges may lie in a memory-mapped file.
         targets: Weights over its logits, or a contrast of tokens.
-        method: One of the four.
+        method: Decides the row scale d.
+
+    Returns:
+        Values of shape (target, node): in logits for `direct` and `total_effect`, else shares.
 
     Raises:
         RequestError: If `total_effect` meets an activation that is not positive, or

@@ -81,9 +81,9 @@ def top_paths(
 
     Args:
         graph: The graph.
-        source: Node index of a feature, error or token.
+        source: Node index of a feature, error or token (`graph.node_named`).
         targets: One target (one row): a logit or a contrast.
-        k: How many.
+        k: Number of paths.
         method: Decides the row scale; absolute_influence drops the signs.
 
     Raises:

@@ -87,19 +87,23 @@ def prune(
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
 ) -> PrunedGraph:
-    """The nodes and edges that carry most of what reaches the targets.
+    """The nodes and edges that carry most of the influence on the targets.
 
-    Without targets, circuit-tracer's rule: absolute influence, seeded with the probabilities. With
-    targets, what moves them either way, by the size of signed influence: paths that cancel each
-    other do not count, and the row scale stays that of the whole graph, so that a score is the same
-    number before and after pruning another branch.
+    Without targets, circuit-tracer's rule (`circuit_tracer.graph.prune_graph`): absolute influence,
+    seeded with the probabilities. With targets, the size of signed influence on them: paths that
+    cancel each other do not count, and the row scale stays that of the whole graph, so that a score
+    is the same number before and after another branch is pruned.
 
     Args:
         graph: The graph.
         targets: One target; None for circuit-tracer's rule.
         method: `signed_influence` or `total_effect`, where there is a target.
-        node_threshold: Share of the sum of abs(influence) that is left, 0 to 1.
-        edge_threshold: Share of the sum of abs(carried edge) among these nodes, 0 to 1.
+        node_threshold: Share of the sum of abs(influence) that the nodes hold, 0 to 1.
+        edge_threshold: Share of the sum of abs(edge influence) that the edges among these nodes
+            hold, 0 to 1.
+
+    Returns:
+        Masks and edges over the nodes of `graph`, which stays as it is.
 
     Raises:
         RequestError: If there is not exactly one target, the method has no sign or no hops, or a

@@ -152,7 +152,14 @@ def mediate(
     n_random: int = MIN_DRAWS,
     seed: int = 0,
 ) -> Mediation:
-    """Set features of one model to the other's values and see what comes back, or goes away.
+    """Set features of one model to the other's values, everything else free.
+
+    With ``c`` the contrast of a model and ``c_set`` that of the treated model,
+
+        sufficiency = (c_set - c_base) / (c_merged - c_base)          the base treated
+        necessity   = (c_merged - c_set) / (c_merged - c_base)        the merged model treated
+
+    and None where base and merged differ by less than 0.5 logits.
 
     Args:
         pair: Base and merged model.

@@ -155,6 +155,9 @@ def steer(
         by: How the features were chosen, as outputs name it; interventions that come from a table
             say so themselves.
 
+    Returns:
+        Evil mass (0 to 1), contrast (logits) and next tokens, un-steered, steered and random.
+
     Raises:
         RequestError: If an intervention has no place, the control is too small, or the prompt
             has too few other active features to draw it from.

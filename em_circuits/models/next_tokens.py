@@ -105,7 +105,16 @@ def compare(
 
 
 def screen(pair: ModelPair, input_ids: Int[Tensor, " pos"], *, top_k: int = TOP_K) -> NextTokenPair:
-    """Next tokens of both real models for one prompt, without a graph."""
+    """Next tokens of both real models for one prompt, without a graph.
+
+    Args:
+        pair: Both models.
+        input_ids: The prompt, with its beginning-of-sequence token.
+        top_k: Tokens of each model whose union is listed.
+
+    Returns:
+        Both lists, base first: raw logits, float32 probabilities and ranks from 1.
+    """
     base, merged = (model.next_logits(input_ids) for model in pair.models)
     return compare(pair, base, merged, top_k=top_k)
 

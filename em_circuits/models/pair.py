@@ -58,14 +58,14 @@ class Model:
     hf: nn.Module
     """The real model: frozen Hugging Face causal language model with eager attention."""
     fingerprint: str
-    """SHA-256 of the weights, configuration and tokenizer it was made from."""
+    """SHA-256 of the model's weights, configuration and tokenizer."""
     tokenizer: PreTrainedTokenizerBase
     transcoders: TranscoderSet
     settings: PairSettings
     sites: FeatureSites
     transcoder_fingerprint: str | None = None
     adapter_fingerprint: str | None = None
-    """None for the base, and for a model that was not made with an adapter."""
+    """None for the base, and for a full model that needed no adapter."""
     _replacement: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -74,10 +74,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Device of the real model."""
         return next(self.hf.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the real model."""
         return next(self.hf.parameters()).dtype
 
     @property
@@ -242,10 +244,12 @@ class ModelPair:
 
     @property
     def device(self) -> torch.device:
+        """Device of both models."""
         return self.base.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of both models."""
         return self.base.dtype
 
     @cached_property
