@@ -80,18 +80,19 @@ class Divergence(Frozen):
         return tuple(row for row in self.rows if row.divergent)
 
 
-def divergence(store: Store, *, labels: LabelsOf = "human") -> Divergence:
+def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = None) -> Divergence:
     """The divergence of every prompt under every pair of a store.
 
     Args:
         labels: Whose labels: people's (the default), the judge's, or people's before the judge's.
+        judge: Of judges, only this one.
     """
     pairs = store.results.pairs()
     rejected = {item.prompt_id for item in store.queue.items("rejected")}  # applies to every pair
     rows = []
     for prompt in store.prompts.all():
         lists = store.results.next_tokens_by_pair(prompt.prompt_id)
-        known = _labels(store.labels.of(prompt.prompt_id), labels)
+        known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
         if not lists and not known:
             continue
         answers: dict[int, Label | None] = dict(known)
