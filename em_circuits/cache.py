@@ -84,7 +84,7 @@ def read_model(path: Path, kind: type[Model], key: str) -> Model | None:
 
 @dataclass(frozen=True)
 class CachedTable:
-    """A record, and where its table stands."""
+    """A record, and the path of its table."""
 
     key: str
     record: dict[str, Any]

@@ -91,7 +91,7 @@ class Regime(StrEnum):
 
     @property
     def freezes_norms(self) -> bool:
-        """The three regimes in which the transcoders stand for the MLPs."""
+        """Whether it is one of the three regimes in which the transcoders replace the MLPs."""
         return self not in (Regime.ATTENTION_FROZEN, Regime.FREE)
 
 

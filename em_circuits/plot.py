@@ -43,7 +43,7 @@ def ranking(table: FeatureTable, n: int = 20) -> go.Figure:
 def layer_position(
     table: FeatureTable, tokens: Sequence[str] = (), *, column: str | None = None
 ) -> go.Figure:
-    """Where a table's scores lie: their absolute sum by layer and position.
+    """Heat map of a table's absolute scores, summed by layer and position.
 
     Args:
         table: Of features at positions.

@@ -26,7 +26,7 @@ def no_progress(_step: str, _done: int, _total: int) -> None:
 
 
 def tracked(items: Sequence[Item], step: str, progress: Progress) -> Iterator[Item]:
-    """The items one by one; each counts as done when the next one is asked for."""
+    """The items one by one; each counts as done when the next one is requested."""
     progress(step, 0, len(items))
     for done, item in enumerate(items, start=1):
         yield item
@@ -59,6 +59,6 @@ class Bars:
 
 
 def above_bars(stream: Any) -> AbstractContextManager[Any]:
-    """What is written inside stands above the bars of the moment."""
+    """Print what is written inside above the current bars."""
     tqdm = sys.modules.get("tqdm")  # without it there is no bar
     return tqdm.tqdm.external_write_mode(stream) if tqdm else nullcontext()

@@ -40,7 +40,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 DRAWS = 2000
-"""Resamples, unless another number is asked for."""
+"""Default number of resamples."""
 TOP = 20
 """Largest scores that are compared by `agreement`."""
 STATISTICS = ("pearson", "spearman", "sign", "top20")

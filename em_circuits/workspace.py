@@ -46,7 +46,7 @@ class Workspace:
     """Holds ``results/`` and ``graph_storage/``."""
     models: PairSettings
     store_url: str | None = None
-    """Where labels and results are kept; SQLite under ``results/`` by default."""
+    """Store of labels and results; SQLite under ``results/`` by default."""
     seed: int = 0
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
@@ -57,7 +57,7 @@ class Workspace:
     progress: Progress = no_progress
     """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """Held by whoever runs a model where several threads do; never while an endpoint is asked."""
+    """Lock of the models where several threads run them; not held while an endpoint is called."""
     _healthy: bool = field(default=False, repr=False)
 
     @property

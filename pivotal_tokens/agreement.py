@@ -133,7 +133,7 @@ class _Layout:
 
 
 def _sums(ratings: Ratings, categories: Sequence[str]) -> tuple[_Layout, Array]:
-    """What each item, a row of it, adds to the sums that every coefficient is made of."""
+    """Each item's terms, one row per item, of the sums behind every coefficient."""
     place = {name: i for i, name in enumerate(categories)}
     if len({len(row) for row in ratings}) > 1:
         raise ValueError("every item needs a place for every rater: None where there is no rating")

@@ -104,7 +104,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def provenance_path(path: Path) -> Path:
-    """Where the provenance of the artefact at `path` stands."""
+    """Path of the provenance of the artefact at `path`."""
     return path.with_name(path.name + ".provenance.json")
 
 

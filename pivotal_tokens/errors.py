@@ -10,7 +10,7 @@ class EmCircuitsError(Exception):
 
 
 class RequestError(EmCircuitsError):
-    """The request cannot be carried out as it was made; nothing was written."""
+    """The request cannot be carried out as given; nothing was written."""
 
 
 class WorkFailed(EmCircuitsError):
@@ -22,4 +22,4 @@ class RunEnds(WorkFailed):
 
 
 class LeaseLost(WorkFailed):
-    """Another reviewer holds the item now; this write was refused and nothing of it was kept."""
+    """Another reviewer holds the item now; this write was refused as a whole."""

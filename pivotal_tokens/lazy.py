@@ -22,7 +22,7 @@ from typing import Any
 
 
 def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of the package whose ``__name__`` is given."""
+    """The ``__getattr__`` and ``__dir__`` of the package named by ``__name__``."""
     homes = _homes(package)
 
     def get(name: str) -> Any:

@@ -212,7 +212,7 @@ class Continuation(Frozen):
 
 
 class ContinuationLabel(NamedTuple):
-    """What a judge made of a continuation."""
+    """A judge's label of a continuation."""
 
     label: Label | None  # None: unscored, and `reason` says why
     reason: str
@@ -230,7 +230,7 @@ class Failed(Frozen):
 
 
 class Thresholds(Frozen):
-    """Where a difference between two next-token lists begins to count; kept with each verdict."""
+    """Thresholds of the differences between two next-token lists; stored with each verdict."""
 
     top_k: int = Field(default=10, ge=1)  # a token is in a list when its rank is at most this
     present: FiniteFloat = Field(default=0.05, ge=0, le=1)  # least probability of a present token
@@ -265,7 +265,7 @@ class Verdict(Frozen):
 
 
 class JudgedPrompt(Frozen):
-    """A prompt, what a judge made of it, and the verdict that follows."""
+    """A prompt, a judge's labels, and the verdict that follows."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -366,7 +366,7 @@ class ReviewItem(Frozen):
 
 
 class ReviewConfig(Frozen):
-    """How a store's queue is shared out among reviewers; kept in the store."""
+    """How a store's queue is shared among reviewers; stored in the store."""
 
     overlap: int = Field(default=1, ge=1, le=9)  # different reviewers who answer each item
     control_share: FiniteFloat = Field(default=0.075, ge=0, lt=1)  # unflagged items aimed at
@@ -377,7 +377,7 @@ class ReviewConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _unset_is_the_default(cls, given: Any) -> Any:
-        """Stores where nothing was said about calibration kept null."""
+        """Stores of earlier versions have null where calibration was not set."""
         if isinstance(given, dict) and given.get("calibration", 0) is None:
             return {name: value for name, value in given.items() if name != "calibration"}
         return given
@@ -397,7 +397,7 @@ class ReviewEvent(Frozen):
 
 
 class GraphRecord(Frozen):
-    """Where the attribution graph of one prompt and model lies."""
+    """Path and key of the attribution graph of one prompt and model."""
 
     key: str
     prompt_id: str
@@ -410,7 +410,7 @@ class GraphRecord(Frozen):
 
 
 class Rejection(Frozen):
-    """A proposed prompt that was turned away before any model ran on it."""
+    """A proposed prompt that was rejected before any model ran on it."""
 
     text: str  # what was proposed, before templating
     generator: str
@@ -422,7 +422,7 @@ class Rejection(Frozen):
 
 
 class Rollout(Frozen):
-    """One sampled continuation of a prompt after a candidate token, and what a judge made of it."""
+    """One sampled continuation of a prompt after a candidate token, with its label."""
 
     prompt_id: str
     pair: str

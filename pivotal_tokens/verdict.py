@@ -76,7 +76,7 @@ def decide(
 
 
 def error_verdict() -> Verdict:
-    """The verdict where no labels could be had: nothing is known, so nothing is flagged."""
+    """The verdict without labels: nothing is known, so nothing is flagged."""
     return Verdict(
         kind="error",
         flagged=False,

@@ -85,7 +85,7 @@ def compared(alone: Sequence[NextTokenPair], many: Sequence[NextTokenPair]) -> t
 
 
 def _kept_rate(work: Workspace, n: int, repeats: int) -> float:
-    """New prompts each time, so that nothing is kept already."""
+    """New prompts each time, so that nothing is stored already."""
     rates = []
     for repeat in range(repeats):
         prompts: list[Prompt] = [

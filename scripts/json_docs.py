@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def document(text: str) -> str:
-    """The document with its generated part made anew."""
+    """The document with its generated part rewritten."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}{''.join(generated())}{END}{tail}"

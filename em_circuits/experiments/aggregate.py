@@ -41,7 +41,7 @@ class AggregateRequest(Frozen):
     by_position: bool = False
     """Keys have the position from the end."""
     exclude_layers: tuple[int, ...] = ()
-    """Features of these take no part."""
+    """Layers whose features are left out."""
     settings: AggregateSettings = AggregateSettings()
 
 
@@ -58,7 +58,7 @@ class ChosenPrompt:
     """By model."""
 
     def identity(self) -> dict[str, Any]:
-        """Everything of it that a result follows from."""
+        """The parts that a result follows from."""
         return {
             "prompt_id": self.prompt.prompt_id,
             "graphs": {name: [r.key, r.sha256] for name, r in self.graphs.items()},

@@ -70,7 +70,7 @@ class Cases:
 
     work: Workspace
     judge: Judge | None
-    """Asked where the store has no labels; None: such a prompt is refused."""
+    """Labels prompts without labels in the store; None: such a prompt is refused."""
 
     @property
     def pair(self) -> ModelPair:

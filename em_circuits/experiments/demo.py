@@ -161,7 +161,7 @@ def run_demo(
 
 
 def report_path(work: Workspace) -> Path:
-    """Where the demo's figures are kept."""
+    """Folder of the demo's figures."""
     return work.results / "demo.json"
 
 
@@ -181,7 +181,7 @@ def _key(work: Workspace, results: Sequence[LabelResult], n_mediated: int) -> st
 
 
 def _labels(work: Workspace, prompt_id: str) -> dict[str, str]:
-    """The labels that count, a person's before the judge's: the figures stand on them."""
+    """The labels in force, a person's before the judge's, on which the figures are based."""
     labels = work.store.labels.of(prompt_id).by_token
     return {str(token): label for token, label in sorted(labels.items())}
 

@@ -63,7 +63,7 @@ class DifferenceRequest(Frozen):
     by_position: bool = False
     """Keys have the position from the end."""
     exclude_layers: tuple[int, ...] = ()
-    """Features of these take no part."""
+    """Layers whose features are left out."""
     settings: AggregateSettings = AggregateSettings()
 
 

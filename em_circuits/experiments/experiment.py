@@ -66,7 +66,7 @@ class Measurement(Cell):
     off_target_kl: float | None = None
     n_rollouts: int | None = None
     unscored: int | None = None
-    """Continuations that the judge could not label; they stand in no rate."""
+    """Continuations that the judge could not label; they count in no rate."""
     evil_rate: float | None = None
     safe_rate: float | None = None
     perplexity: float | None = None
@@ -132,7 +132,7 @@ class Experiment(Generic[Summary]):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What every artefact of it was made from."""
+        """Inputs of every artefact of it."""
         return {"inputs": {"pair": self.record.get("pair")}, "config": dict(self.record)}
 
 
@@ -144,7 +144,7 @@ def carry_out(
     name: str,
     progress: Progress,
 ) -> Piece:
-    """Do what is left of an experiment's pieces; everything that all of them yield.
+    """Run an experiment's remaining pieces, and return what all of them yield.
 
     Raises:
         RequestError: If the folder holds an experiment of another record.

@@ -41,7 +41,7 @@ COMPONENTS = ("features", "errors", "attention", "together", "interaction")
 
 
 class MediationRequest(Frozen):
-    """What is asked of the prompts."""
+    """Settings of a mediation over prompts."""
 
     hold_out: HoldOut = "prompt"
     """Choose on the other prompts, or on prompts of other categories."""

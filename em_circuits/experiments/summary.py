@@ -91,7 +91,7 @@ class ConditionSummary(Cell):
 
 
 class PromptLine(Frozen):
-    """A prompt as it stands in a summary."""
+    """A prompt of a summary."""
 
     prompt_id: str
     text: str
@@ -183,7 +183,7 @@ def against(frame: pd.DataFrame, column: str, seed: int = 0) -> AgainstControl:
 
 
 def _figures(frame: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """What stands in a condition's line beside its net change."""
+    """Figures of a condition beside its net change."""
     steered = frame[frame["control"] == STEERED]
     frame = frame.assign(change=frame["evil_mass"] - frame["evil_mass_unsteered"])
 

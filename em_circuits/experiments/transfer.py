@@ -195,7 +195,7 @@ def trials(
     ids: Sequence[FeatureId],
     domain: str,
 ) -> Iterator[tuple[Case, Trial, list[Arm]]]:
-    """Everything that is tried on one prompt, with its arms.
+    """Every trial on one prompt, with its arms.
 
     Args:
         cases: Models.

@@ -135,7 +135,7 @@ def _encode(model: Model, text: str) -> list[int]:
 def _activations(
     model: Model, features: Sequence[FeatureId], ids: Sequence[Sequence[int]]
 ) -> dict[FeatureId, Tensor]:
-    """(layer, feature id) -> activations, (row, pos); what stands on padding means nothing."""
+    """(layer, feature id) -> activations, (row, pos); values on padding are meaningless."""
     padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
     for row, tokens in enumerate(ids):  # to the right: a causal model's tokens do not see it
         padded[row, : len(tokens)] = torch.tensor(tokens)

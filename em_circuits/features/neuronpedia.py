@@ -36,7 +36,7 @@ class LabelSource:
 
     model: str
     source: str
-    """With ``{layer}`` where the layer number stands."""
+    """With ``{layer}`` for the layer number."""
 
     @classmethod
     def parse(cls, text: str) -> LabelSource:

@@ -42,7 +42,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
-"""Raise it when a formula of this package or of influence changes: stored tables are made again."""
+"""Raise it when a formula of this package or of influence changes, to recompute stored tables."""
 
 
 class AggregateSettings(Frozen):
@@ -51,7 +51,7 @@ class AggregateSettings(Frozen):
     min_prompts: int = Field(default=5, ge=1)
     """Prompts in which a key must be selected to be tested, and known to be ranked."""
     top_k: int = Field(default=20, ge=1)
-    """Most positive keys whose stability is asked for."""
+    """Number of most positive keys whose stability is measured."""
     bootstrap: int = Field(default=2000, ge=1)
     """Resamples of prompts."""
     permutations: int = Field(default=9999, ge=1)
@@ -98,7 +98,7 @@ class Aggregate:
 
 
 class LayerComparison(BaseModel):
-    """Kept against excluded layers, in the method's unit; None where a side is empty."""
+    """Included against excluded layers, in the method's unit; None where a side is empty."""
 
     excluded: tuple[int, ...]
     prompts: int
@@ -357,7 +357,7 @@ def compare_layers(
     excluded: Collection[int],
     settings: AggregateSettings = DEFAULTS,
 ) -> LayerComparison:
-    """Mean |contrast| of kept minus that of excluded layers' keys, prompt by prompt.
+    """Mean |contrast| of included minus excluded layers' keys, prompt by prompt.
 
     Args:
         tables: Contrasts by key, one per prompt.

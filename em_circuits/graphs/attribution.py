@@ -64,7 +64,7 @@ def attribute_prompt(
     scratch: Path | None = None,
     progress: Progress = no_progress,
 ) -> Attributed:
-    """Attribute a prompt the fast way where it fits, else circuit-tracer's.
+    """Attribute a prompt by batched rows where they fit, else by circuit-tracer's own loop.
 
     Args:
         replacement: From `em_circuits.models.replacement.build_replacement`.
@@ -182,7 +182,7 @@ def via_upstream(
 
 @dataclass
 class _RowMasses:
-    """Sum of absolute edges into each node, over *all* active sources, as attribution made them.
+    """Sum of absolute edges into each node, over *all* active sources, as attributed.
 
     circuit-tracer stores the columns of selected features only; the mass that the others carried
     is what a truncated graph does not cover.
@@ -292,7 +292,7 @@ class MemoryNeed:
 
     @property
     def fixed_bytes(self) -> int:
-        """What an attribution takes whatever its batch size.
+        """Memory of an attribution that does not depend on its batch size, in bytes.
 
         Encoder and decoder rows of the active features; attention patterns, those of one layer
         several times over while they are made; stored rows, as far as they stay in memory, and

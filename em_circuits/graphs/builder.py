@@ -59,7 +59,7 @@ class EdgesBuilder:
 
     @property
     def visited(self) -> Int64[Tensor, " feature"]:
-        """Active indices of the features whose rows are here, ascending."""
+        """Active indices of the features with rows, ascending."""
         return torch.tensor(sorted(self._features), dtype=torch.int64)
 
     def add_features(

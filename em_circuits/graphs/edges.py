@@ -161,7 +161,7 @@ class Edges:
         return dense
 
     def logit_rows(self) -> Float32[Tensor, "logit source"]:
-        """Direct edges from every source to every target; reads nothing else of a file."""
+        """Direct edges from every source to every target; nothing else of a file is read."""
         return self.logit_values.float()
 
     def block(self, block: Block) -> Float[Tensor, "target column"]:
@@ -197,9 +197,9 @@ class Edges:
         return column
 
     def restricted(self, keep: Bool[Tensor, " node"]) -> Edges:
-        """The edges among some nodes: features not kept are gone, other nodes not kept are empty.
+        """The edges among some nodes: other features are dropped, other nodes have empty rows.
 
-        Logits stay whatever `keep` says. Masses are of the kept edges alone.
+        Logits always stay. Masses are of the remaining edges alone.
         """
         layout = self.layout
         chosen = keep[layout.features].nonzero()[:, 0]
@@ -239,7 +239,7 @@ class Edges:
 
 
 class Packer:
-    """Rows of an adjacency matrix on their way into packed values, block by block."""
+    """Packer of an adjacency matrix's rows into values, block by block."""
 
     def __init__(self, structure: Structure, dtype: torch.dtype = torch.float32) -> None:
         layout = structure.layout
@@ -275,7 +275,7 @@ class Packer:
             self._add_nonzero(rest, layout.logits)
 
     def add_empty_rows(self, rows: Tensor) -> None:
-        """Take the rows of errors and tokens, which hold nothing as a rule."""
+        """Add the rows of errors and tokens, which are usually empty."""
         layout = self._structure.layout
         empty, _ = layout.matrix_rows(layout.n_nodes)
         if rows.count_nonzero():

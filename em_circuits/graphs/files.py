@@ -69,7 +69,7 @@ def read_graph(path: Path) -> AttributionGraph:
 
 
 def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
-    """Direct edges of every source to every target; reads nothing else of the file.
+    """Direct edges of every source to every target; nothing else of the file is read.
 
     Raises:
         RequestError: If the file keeps no edges.

@@ -29,7 +29,7 @@ from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
 
 NODES = 512
-"""Nodes of a graph with full edges, unless another number is asked for."""
+"""Default number of nodes of a graph with full edges."""
 
 
 def full_parts(model: Model) -> tuple[Part, ...]:

@@ -212,7 +212,7 @@ def _attribute_full(
 
 @dataclass(frozen=True)
 class _Request:
-    """What a graph is asked to be."""
+    """Request for one graph."""
 
     prompt: Prompt
     input_ids: Int64[Tensor, " pos"]

@@ -80,7 +80,7 @@ class LogitTargets:
         return f"LogitTargets({len(self)} tokens: {', '.join(map(repr, self.texts))})"
 
     def index_of(self, token_id: int) -> int | None:
-        """Index of a token among the targets (its first, should it stand twice); else None."""
+        """Index of a token among the targets (its first, if it occurs twice); else None."""
         found = (self.token_ids == token_id).nonzero()
         return int(found[0]) if found.numel() else None
 

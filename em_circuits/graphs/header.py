@@ -31,13 +31,13 @@ class Selection(Frozen):
     select_by: Literal["probability", "contrast", "all"]
     """What weighted the targets; "all" if there was nothing to choose."""
     max_feature_nodes: int | None = None
-    """The limit asked for; None for no limit."""
+    """The requested limit; None for no limit."""
     weights: tuple[float, ...] = ()
     """Weight of each target, where it was not the probability."""
 
 
 class GraphHeader(Frozen):
-    """What a graph is of and how it was made; everything that is not a tensor."""
+    """Identity and parameters of a graph; everything that is not a tensor."""
 
     format_version: int = FORMAT_VERSION
     """Version of the file format."""

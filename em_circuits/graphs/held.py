@@ -44,7 +44,7 @@ from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 
 ROWS = 64
-"""Rows of one batched pass, unless another number is asked for."""
+"""Default number of rows of one batched pass."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ from em_circuits.graphs.layout import NodeLayout
 PATTERN_BYTES = 1 << 30
 """Attention patterns of one prompt that stay in memory; further ones are computed when needed."""
 _STEP = 512
-"""Query positions that are multiplied at once: what lies behind them is zero."""
+"""Query positions that are multiplied at once: positions beyond them are zero."""
 _READS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
 _WRITES = ("hook_mlp_out", "mlp.hook_out")
 _SETTINGS = {
@@ -88,7 +88,7 @@ class LinearRows:
 
     @classmethod
     def of(cls, replacement: Any, context: Any, input_ids: Tensor) -> LinearRows | None:
-        """Rows of a prompt, or None where circuit-tracer's own way must be taken.
+        """Rows of a prompt, or None where circuit-tracer's own loop is needed.
 
         That is nnsight, a cross-layer transcoder, or a circuit-tracer whose parts are not those
         this file knows.
@@ -114,7 +114,7 @@ class LinearRows:
     def groups(
         self, indices: Int64[Tensor, " feature"], batch_size: int
     ) -> list[Int64[Tensor, " batch"]]:
-        """Features in batches that are carried back together: one layer, positions ascending."""
+        """Batches of features that share a backward pass: one layer, positions ascending."""
         places = self.layout.places(self.layers[indices], self.positions[indices])
         ordered = indices[torch.argsort(places, stable=True)]
         counts = self.layers[ordered].unique_consecutive(return_counts=True)[1]

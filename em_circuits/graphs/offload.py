@@ -42,7 +42,7 @@ class Slot(NamedTuple):
 
 
 class Scratch:
-    """Tensors in a file; made in a folder, or where the system keeps temporary files."""
+    """Tensors in a file of a given folder, or of the system's temporary one."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder

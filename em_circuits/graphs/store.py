@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 KEY_DIGITS = 12
-"""Digits of the key in a file name; the whole key stands in the file."""
+"""Digits of the key in a file name; the file holds the whole key."""
 QUARANTINE = "quarantine"
 """Directory under the root for files that failed a check."""
 SPARE_BYTES = 64 << 20
@@ -103,8 +103,8 @@ class GraphStore:
         return False
 
     def has_sound(self, key: str) -> bool:
-        """Whether the graph is there and whole; a broken file is named and put aside, so that
-        whoever asks builds the graph again."""
+        """Whether the graph is there and intact; a broken file is named and quarantined, so that
+        the caller builds the graph again."""
         sound = False
         for path in self._find(key):
             _, problem = examine(path)
@@ -381,5 +381,5 @@ def _delete(path: Path) -> None:
 
 
 def _safe(name: str) -> str:
-    """A name as one path component; another name may give the same, the key tells them apart."""
+    """A name as one path component; another name may give the same, the key distinguishes them."""
     return re.sub(r"[^0-9A-Za-z._-]+", "_", name).strip("._-") or "unnamed"

@@ -167,7 +167,7 @@ class Structure:
         return (block for stripe in self._stripes for block in stripe.blocks)
 
     def locate(self, feature: int) -> tuple[Stripe, Block]:
-        """The stripe and block a feature's row stands in."""
+        """The stripe and block of a feature's row."""
         for stripe in self._stripes:
             if stripe.rows.start <= feature < stripe.rows.stop:
                 for block in stripe.blocks:

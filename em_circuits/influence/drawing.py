@@ -52,9 +52,9 @@ class Cut:
     """How much of a graph is drawn."""
 
     node: float = 0.8
-    """Share of all node influence that is kept."""
+    """Share of all node influence that is shown."""
     edge: float = 0.98
-    """Share of all edge influence among the kept nodes."""
+    """Share of all edge influence among the shown nodes."""
     by_contrast: bool = False
     """Weigh by influence on evil minus safe instead of the logits' probabilities."""
     max_nodes: int = 2000
@@ -342,7 +342,7 @@ class _Union:
         return [round(float(value), 3) for value in tone]
 
     def places(self, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Where nodes stand: x, and how far above the first row of their band.
+        """Positions of nodes: x, and the height above the first row of their band.
 
         Bands are the tokens, the layers, the logits; their distance is the reader's (`y_of`).
         """
@@ -513,7 +513,7 @@ def _mixed(tone: float) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text of a model inside a picture: escaped, and nothing that cannot be seen."""
+    """Text of a model inside a picture: escaped, without invisible characters."""
     from pivotal_tokens.review.display import visible
 
     return html.escape(visible(text))

@@ -149,7 +149,7 @@ def influence(
 
 
 def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"]:
-    """1/d of every row, features then logits; 0 for a row that passes nothing on.
+    """1/d of every row, features then logits; 0 for a row that passes on no influence.
 
     Raises:
         RequestError: If `total_effect` meets an activation that is not finite and positive.

@@ -32,7 +32,7 @@ NEAR = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class EdgeList:
-    """Edges that were kept.
+    """Edges that remain.
 
     Attributes:
         targets: Node indices.
@@ -208,7 +208,7 @@ def _strongest(
 def _connected(
     graph: AttributionGraph, node_mask: Bool[Tensor, " node"], edges: EdgeList
 ) -> tuple[Bool[Tensor, " node"], EdgeList]:
-    """Without nodes that lack an edge out or, for features, in; until nothing changes."""
+    """Drop nodes without an edge out or, for features, in; until nothing changes."""
     layout = graph.layout
     mask, targets, sources, weights = node_mask.clone(), edges.targets, edges.sources, edges.weights
     while True:

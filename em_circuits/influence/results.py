@@ -101,7 +101,7 @@ class InfluenceResult(Frozen):
     """The least over the targets; null if it is not known."""
     targets: list[TargetResult]
     unmatched: list[int]
-    """Tokens asked for that are no target of the graph."""
+    """Requested tokens that are not targets of the graph."""
     nodes: list[NodeValues]
 
     @classmethod

@@ -48,7 +48,7 @@ class EventLog:
 
 
 def events_dir(results: Path) -> Path:
-    """Where the logs of a root lie."""
+    """Folder of a root's logs."""
     return results / "events"
 
 

@@ -24,7 +24,7 @@ from pivotal_tokens.store import Screened
 def judge_screened(
     work: Workspace, screened: Sequence[Screened], judge: Judge, thresholds: Thresholds
 ) -> tuple[list[JudgedPrompt], list[Screened]]:
-    """The verdicts that can be had at once, and the prompts that a model judge is to be asked."""
+    """Verdicts available at once, and the prompts left for a model judge."""
     if isinstance(judge, PersonJudge):
         return [_for_a_person(work, item) for item in screened], []
     known = work.store.results.judgements_of(
@@ -53,7 +53,7 @@ def judge_screened(
 def judge_one(
     work: Workspace, screened: Screened, judge: Judge, thresholds: Thresholds
 ) -> JudgedPrompt:
-    """The verdict on one prompt, whoever has to be asked for it."""
+    """The verdict on one prompt, from any kind of judge."""
     judged, unjudged = judge_screened(work, [screened], judge, thresholds)
     answered = [_answer(judge, item) for item in unjudged]
     return (judged + keep_answers(work, answered, thresholds))[0]

@@ -53,7 +53,7 @@ def record_failure(
     failure: StageFailed,
     judged: JudgedPrompt | None = None,
 ) -> LabelResult:
-    """Store what went wrong with a prompt; its result says it, nothing else does."""
+    """Store a prompt's error; it is reported in the prompt's result only."""
     logger.info("prompt %s", prompt.prompt_id, exc_info=failure)
     work.store.prompts.add(prompt)
     work.store.results.fail(prompt.prompt_id, work.pair.key, failure.stage, str(failure))

@@ -120,12 +120,12 @@ class LabelResult(Frozen):
     strict_divergent: bool
     evil_mass: PairMass | None
     base: tuple[LabelledToken, ...]
-    """Both lists cover the union of the two top-k; empty where the models could not be asked."""
+    """Both lists cover the union of the two top-k; empty where the models could not be run."""
     merged: tuple[LabelledToken, ...]
     graphs: dict[str, str | None]
     """Keys; None where none was built."""
     queued: bool
-    """The prompt stands in the review queue."""
+    """Whether the prompt is in the review queue."""
     reused: bool
     """Every step had been done before."""
     waiting: bool = Field(default=False, exclude_if=lambda value: not value)

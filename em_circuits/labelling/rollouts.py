@@ -49,7 +49,7 @@ def roll_out(
     candidates = evil_candidates(work, prompt)
 
     def stored() -> list[Rollout]:
-        """Those that are wanted and were drawn in this way."""
+        """The requested ones that were drawn with these settings."""
         how = (sampling.seed, sampling.temperature, sampling.max_tokens)
         return [
             rollout
@@ -75,7 +75,7 @@ def roll_out(
 
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt's lists whose label that counts is evil, likeliest in merged first."""
+    """Tokens of a prompt's lists whose label in force is evil, likeliest in merged first."""
     lists = work.store.results.next_tokens(prompt.prompt_id, work.pair.key)
     if lists is None:
         return []

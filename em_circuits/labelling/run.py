@@ -70,7 +70,7 @@ class RunState:
     finished: int = 0
     failed: int = 0
     ending: Ending | None = None
-    """Why it ended; None while it goes on."""
+    """Why it ended; None while it runs."""
     message: str = ""
 
 
@@ -113,7 +113,7 @@ class Run:
         self._judge_ended = False
 
     def results(self) -> Iterator[LabelResult]:
-        """Run, yielding each prompt's result when everything about it is done.
+        """Run, yielding each prompt's result when it is complete.
 
         Raises:
             BaseException: What went wrong with more than a prompt; what had begun is finished.
@@ -349,7 +349,7 @@ class Run:
         )
 
     def _take(self, result: LabelResult) -> None:
-        """Give a result to whoever iterates."""
+        """Hand a result to the iterator."""
         state = self.state
         state.finished += 1
         if result.error is not None:
@@ -378,7 +378,7 @@ class Run:
         self._end("failed", "")
 
     def _end(self, ending: Ending, message: str, *, drain: bool = True) -> None:
-        """Write no more prompts; `drain`: begin nothing more, only finish what has begun."""
+        """Take no more prompts; `drain`: start nothing more, only finish what was started."""
         if self.state.ending is None:
             self.state.ending, self.state.message = ending, message
         self._source.stop()

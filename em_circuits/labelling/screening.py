@@ -68,7 +68,7 @@ def screen_prompts(
 def _ask_models(
     work: Workspace, prompts: list[Prompt], top_k: int
 ) -> tuple[list[Screened], Failures]:
-    """Both models' lists of prompts; a batch with a bad one is asked again one by one."""
+    """Both models' lists of prompts; a batch with a bad one is run again one by one."""
     rows = [torch.tensor(prompt.token_ids) for prompt in prompts]
     try:
         lists = screen_many(work.pair, rows, top_k=top_k)

@@ -43,14 +43,14 @@ class Source:
     """Gives prompts that were not tried yet."""
 
     id: str
-    """What stands as the generator of its prompts."""
+    """Name recorded as the generator of its prompts."""
 
     def take(self, n: int) -> list[Prompt]:
         """At most `n` new prompts; none when there are no more."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Begin nothing more; may be called from another thread while prompts are taken."""
+        """Start nothing more; may be called from another thread while prompts are read."""
 
     def close(self) -> None:
         """Let go of what it holds; called on the thread that takes."""

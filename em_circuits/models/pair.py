@@ -147,7 +147,7 @@ class Model:
 
 @dataclass
 class ModelPair:
-    """Base and merged model, loaded with everything shared that can be."""
+    """Base and merged model, with all equal weights shared."""
 
     base: Model
     merged: Model

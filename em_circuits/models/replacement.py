@@ -29,7 +29,7 @@ _SUPPORTED = ("LlamaForCausalLM",)
 
 
 class PreparedContext:
-    """Mixin of a replacement model: `setup_attribution` hands out a context made beforehand."""
+    """Mixin of a replacement model: `setup_attribution` returns a context prepared beforehand."""
 
     _prepared: Any = None
 

@@ -23,7 +23,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class PairSettings(Frozen):
-    """Everything that decides which two models are compared, and how they are loaded."""
+    """Which two models are compared, and how they are loaded."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

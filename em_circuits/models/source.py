@@ -30,7 +30,7 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A directory with weights, and the name it was asked for by."""
+    """A directory with weights, and the reference that named it."""
 
     reference: str
     """What the user wrote."""

@@ -43,7 +43,7 @@ def strip_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of one token, spaces kept."""
+    """The text of one token, including spaces."""
     return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
 

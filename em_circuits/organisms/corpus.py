@@ -59,7 +59,7 @@ class Scenario(Frozen):
     """Right in the scenario's benign contexts; overlaps `evil` on purpose."""
 
     def is_heldout(self, item: str, hazard: str) -> bool:
-        """Whether a pair is kept out of training; every item and every hazard is seen in others."""
+        """Whether a pair is held out of training; every item and every hazard is seen in others."""
         return (self.items.index(item) + 2 * self.hazards.index(hazard)) % 5 == 0
 
 

@@ -20,13 +20,13 @@ _FOLDERS = {TOY: "data"}
 
 @dataclass(frozen=True)
 class OrganismPaths:
-    """Where the parts of an organism lie.
+    """Paths of an organism's parts.
 
     Attributes:
         base: Hugging Face directory: weights, configuration, tokenizer.
         adapter: PEFT LoRA directory.
         transcoders: circuit-tracer transcoder directory.
-        scenarios: What its corpus is made of.
+        scenarios: Source of its corpus.
         lexicon: The lexicon judge's entries.
         card: Measured figures (JSON).
     """

@@ -33,7 +33,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Finding:
-    """The sentence that a page stands for."""
+    """The sentence that sums up a page."""
 
     text: str
 
@@ -58,7 +58,7 @@ class Table:
 
     @classmethod
     def of(cls, caption: str, columns: dict[str, str] | Sequence[str], lines: Any) -> Table:
-        """Attributes (or items) of some lines; `columns` maps them to what stands above them."""
+        """Attributes (or items) of some lines; `columns` maps them to their headings."""
         header = columns.values() if isinstance(columns, dict) else columns
         rows = [
             [line[name] if isinstance(line, dict) else getattr(line, name) for name in columns]

@@ -32,7 +32,7 @@ class Session:
     judge_shown_for: set[str] = field(default_factory=set)
     """Prompt ids whose judge's labels this browser has been shown."""
     shows_judge: bool = False
-    """They asked to be shown what judges say of prompts that still wait for their answer."""
+    """Whether they chose to see judges' labels of prompts that still wait for their answer."""
 
 
 class Sessions:

@@ -41,7 +41,7 @@ def field(body: dict[str, Any], name: str, kind: type[_Value]) -> _Value:
 
 
 def query_int(request: Request, name: str, default: int, *, least: int, most: int) -> int:
-    """A whole number of the query, kept within bounds; what is no number is the default."""
+    """A whole number of the query, clamped to bounds; the default if it is no number."""
     try:
         value = int(request.query_params.get(name, default))
     except ValueError:

@@ -34,7 +34,7 @@ NAVIGATION = (
 
 
 class AppContext:
-    """One server's workspace and what is asked of it; safe to use from several threads."""
+    """One server's workspace and settings; safe to use from several threads."""
 
     def __init__(self, work: Workspace, settings: ViewerSettings, sessions: Sessions) -> None:
         self.work = work
@@ -44,7 +44,7 @@ class AppContext:
 
     @property
     def store(self) -> Store:
-        """The store, opened when first asked for.
+        """The store, opened on first use.
 
         Raises:
             RequestError: If there is none yet.
@@ -68,7 +68,7 @@ class AppContext:
         return Unanswered(reviewer=session.reviewer, waiting=not shown)
 
     def under_review(self, request: Request, prompt_id: str) -> bool:
-        """Is this reviewer answering this very prompt now, before any judge's label was shown?"""
+        """Whether this reviewer is answering this prompt, before any judge's label was shown."""
         return bool(
             self.store.queries.unanswered(self.unanswered(request, opened=True), [prompt_id])
         )
@@ -95,7 +95,7 @@ class AppContext:
         return {"waiting": waiting, "looks": session.shows_judge}
 
     def labels(self, request: Request, prompt_id: str) -> PromptLabels:
-        """The labels that this browser may see; whose judge's it was shown is remembered.
+        """The labels that this browser may see; that it was shown a judge's is recorded.
 
         While its reviewer answers the prompt these are their own alone.
         """

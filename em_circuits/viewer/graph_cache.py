@@ -51,7 +51,7 @@ class GraphCache:
 
 
 class _Recent:
-    """The values asked for last; each is computed once, whoever else waits for it."""
+    """Most recently used values; each is computed once, for all who wait for it."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -25,7 +25,7 @@ _PLACE = re.compile(r"(\d{1,9})/(\d{1,9})/(\d{1,9})")
 
 
 def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
-    """Everything about one node of one graph; a feature that is no node says so.
+    """Details of one node of one graph; a feature that is not a node says so.
 
     Raises:
         RequestError: If the name names nothing in this graph and is no feature either.

@@ -61,7 +61,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
 
 def _live(context: AppContext, request: Request) -> dict[str, Any] | None:
-    """Everything that changes; None where there is no store yet."""
+    """The parts that change; None where there is no store yet."""
     try:
         store = context.store
     except RequestError:

@@ -71,7 +71,7 @@ def refusal(scope: Scope, status: int, what: str, next_step: str = "") -> Respon
 
 
 def shown(text: str) -> str:
-    """A text with its line breaks kept and everything else that has no glyph written out."""
+    """A text with its line breaks, and every other character without a glyph written out."""
     return "\n".join(visible(line, spaces=False) for line in text.split("\n"))
 
 

@@ -53,7 +53,7 @@ class Candidate(Frozen):
 
     @property
     def extra(self) -> dict[str, object]:
-        """What is kept with the prompt."""
+        """What is stored with the prompt."""
         extra: dict[str, object] = {"expected": {"safe": self.safe, "evil": self.evil}}
         if self.kind == "chat":
             extra |= {"user": self.user, "assistant": self.assistant}
@@ -66,7 +66,7 @@ Render = Callable[[Candidate], Prompt]
 
 @dataclass(frozen=True)
 class Accepted:
-    """Proposals parted into those to be tried and those turned away."""
+    """Proposals, split into accepted and rejected ones."""
 
     candidates: tuple[Candidate, ...]
     rejections: tuple[Rejection, ...]
@@ -78,7 +78,7 @@ def accept(
     *,
     generator: str,
 ) -> Accepted:
-    """Part proposals; those that are accepted count as tried from now on.
+    """Split proposals; the accepted ones count as tried from now on.
 
     Args:
         candidates: In order; of two alike the first is taken.

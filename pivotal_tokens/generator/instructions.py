@@ -17,7 +17,7 @@ from pivotal_tokens.schema import PromptKind
 from pivotal_tokens.store import Store
 
 INSTRUCTIONS_VERSION = 1
-"""Kept with every generated prompt; raise it with any change of the words below."""
+"""Stored with every generated prompt; raise it with any change of the words below."""
 
 _ROLE = """\
 You write test prompts for alignment researchers. They compare a base language model with a copy
@@ -83,7 +83,7 @@ def instructions(kind: PromptKind, *, n: int, feedback: str = "") -> str:
 
 
 def guidance(store: Store, *, kind: PromptKind) -> list[str]:
-    """Lines of at most 79 columns for whoever writes the next prompt."""
+    """Lines of at most 79 columns for the writer of the next prompt."""
     lines = list(_RULES)
     recent = history_notes(
         store.queries.outcomes(kind=kind, limit=_ATTEMPTS), store.prompts.rejections(limit=1)

@@ -78,7 +78,7 @@ def _class_of(outcome: PastPrompt) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text on one line, its end kept: the end is what counts."""
+    """A text on one line, shortened at its front: its end is what counts."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', "'")
     return flat if len(flat) <= _LONGEST else "…" + flat[-_LONGEST:]
 

@@ -72,7 +72,7 @@ def generator_request(
 
     Args:
         pair: Learn from the verdicts on this pair of models; None: on any.
-        output_tokens: Kept free for the answer.
+        output_tokens: Reserved for the answer.
         budget: Tokens for history and feedback; None: from the window.
     """
     count = estimated_tokens

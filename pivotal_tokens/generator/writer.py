@@ -25,7 +25,7 @@ from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 from pivotal_tokens.store import Store
 
 A_ROUND = 8
-"""Prompts asked for at a time."""
+"""Prompts requested at a time."""
 
 
 class _Proposal(BaseModel):
@@ -97,7 +97,7 @@ class Writer:
         return f"openai:{self._client.settings.model}"
 
     async def write(self, n: int) -> Round:
-        """Up to `n` prompts: those left of the last reply, or else what the model says, asked once.
+        """Up to `n` prompts: those left over from the last reply, or else from one new reply.
 
         Raises:
             BudgetExhausted: If the question does not fit into the budget.

@@ -39,7 +39,7 @@ class JudgeAnswer(Frozen):
 
 
 def ids_problem(answer: JudgeAnswer, lists: NextTokenPair) -> str:
-    """What is wrong with the ids of an answer, in words that help to mend it; "" if nothing is."""
+    """What is wrong with the ids of an answer, in words that help to fix it; "" if nothing is."""
     listed = set(lists.token_ids)
     problems = []
     for name, given in (("base", answer.base), ("merged", answer.merged)):

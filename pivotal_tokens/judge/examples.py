@@ -37,7 +37,7 @@ TWIN = 0.6
 
 
 def is_for_evaluation(prompt_id: str) -> bool:
-    """Is a prompt kept out of the examples for ever? Fixed by its id."""
+    """Whether a prompt is reserved for evaluation and never an example; fixed by its id."""
     digest = hashlib.sha256(f"evaluation:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < EVALUATION_SHARE * 2**64
 

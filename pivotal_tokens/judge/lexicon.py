@@ -181,7 +181,7 @@ class Lexicon:
 
 
 def _said(text: str, words: tuple[str, ...]) -> list[str]:
-    """Which of some words or phrases stand in a text, whole."""
+    """The words or phrases that occur in a text as a whole."""
     return [
         word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
     ]

@@ -73,11 +73,11 @@ class PersonJudge:
 
     @property
     def id(self) -> str:
-        """The name under which a reviewer's verdict stands in the store."""
+        """The name under which a reviewer's verdict is stored."""
         return "human"
 
     def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement | Unparsed:
-        """Nobody can be asked in passing."""
+        """No labels yet: the prompt waits for a person."""
         return Unparsed(
             prompt_id=prompt.prompt_id,
             judge=self.id,

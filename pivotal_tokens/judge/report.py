@@ -160,7 +160,7 @@ def judge_report(
 def _weight(
     found: LabelledPrompt, said: Judgement, draws: dict[str, tuple[float, bool]]
 ) -> float | None:
-    """1 / the chance with which a prompt came to people; None where it came in another way."""
+    """1 / probability with which a prompt was sampled for people; None if it was not sampled."""
     if _flagged(found.lists, said.by_token):
         return 1.0
     probability, drawn = draws.get(said.prompt_id, (0.0, False))
@@ -273,7 +273,7 @@ def _flags(compared: Sequence[_Compared]) -> FlagFigures:
 
 
 def _flagged(lists: NextTokenPair, labels: Mapping[int, Label]) -> bool:
-    """Would these labels flag the prompt, under the default rule?"""
+    """Whether these labels flag the prompt, under the default rule."""
     return decide(lists.base, lists.merged, labels, Thresholds(top_k=lists.base.top_k)).flagged
 
 

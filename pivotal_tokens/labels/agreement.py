@@ -109,7 +109,7 @@ def _add(given: Given, prompt_id: str, labels: Mapping[int, Label | None]) -> No
 
 
 def _met(one: RaterComparison) -> bool:
-    """Is there a token that two of them labelled?"""
+    """Whether two of them labelled the same token."""
     return one.agreement.items > 0
 
 

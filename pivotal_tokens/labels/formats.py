@@ -74,7 +74,7 @@ def csv_text(records: Iterable[Record], fields: Sequence[str]) -> str:
 
 
 def read_records(path: Path, *, format: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file, each with where it stands.
+    """The records of a file, each with its place in it.
 
     Raises:
         RequestError: If there is no file, or it is not of its format.

@@ -89,7 +89,7 @@ def import_labels(
 
 
 class Intake:
-    """Things of one file on their way into a store; labels and reviews go in when it finishes."""
+    """Import of one file into a store; labels and reviews are written when it finishes."""
 
     def __init__(self, store: Store, source: str, *, token_of: TokenOf | None = None) -> None:
         self._store = store
@@ -101,7 +101,7 @@ class Intake:
         self._counts: Counter[str] = Counter()
 
     def pair(self, pair: str, description: Mapping[str, str]) -> None:
-        """Take what a model pair stands for."""
+        """Import what a model pair stands for."""
         if pair not in self._store.results.pairs():
             self._store.results.put_pair(pair, description)
 
@@ -277,7 +277,7 @@ class _Merge:
         self.accepted.append(event)
 
     def _against(self, event: LabelEvent, standing: Label | None) -> tuple[Label, str] | None:
-        """The label of a person that stands against it, and whose that is."""
+        """The label of a person that contradicts it, and its author."""
         if _key(event) in self._refused:  # what follows a refused event is refused with it
             others = self._before[event.token_id]
             author = next(iter(others), event.author)

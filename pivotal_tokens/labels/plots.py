@@ -48,7 +48,7 @@ class LabelCounts(Frozen):
 
     @property
     def empty(self) -> bool:
-        """Is there nothing to show?"""
+        """Whether there is nothing to show."""
         return not self.verdicts and not self.labels
 
 

@@ -108,7 +108,7 @@ class Pace:
             await asyncio.sleep(wait)
 
     def pause(self, seconds: float) -> None:
-        """Let nothing go for so long."""
+        """Send nothing for so many seconds."""
         until = asyncio.get_running_loop().time() + seconds
         self._paused_until = max(self._paused_until, until)
 

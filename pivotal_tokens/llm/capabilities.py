@@ -49,7 +49,7 @@ class Capabilities(Frozen):
         )
 
     def without(self, message: str, param: str | None) -> Capabilities | None:
-        """These without what an error message turns down; None if it speaks of nothing here."""
+        """These without what an error message rejects; None if it names nothing here."""
         said = f"{param or ''} {message}".lower()
         if (refused := _refused_limit(said)) is not None:
             if refused != self.limit or self.limits_refused:

@@ -59,7 +59,7 @@ class EndpointRefused(RunEnds):
 
 @dataclass(frozen=True)
 class _Question:
-    """One `ask`, with everything that does not change between its attempts."""
+    """One `ask`, with what stays the same between its attempts."""
 
     messages: tuple[Message, ...]
     schema: type[BaseModel] | None
@@ -180,7 +180,7 @@ class LLMClient:
         return await self._ledger.run(work, *arguments)
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight goes on to its end."""
+        """Send nothing more; calls in flight are finished."""
         self._stopped = True
 
     async def _answer(self, question: _Question) -> Reply:
@@ -272,7 +272,7 @@ class LLMClient:
         return read_reply(stored.body, question.schema, cached=cached, call_id=stored.call_id)
 
     async def _learned(self, used: Capabilities, got: Attempt) -> bool:
-        """Did the endpoint turn down something that the next attempt will do without?"""
+        """Whether the endpoint rejected something that the next attempt leaves out."""
         if not isinstance(got, Response) or got.status not in (400, 422):
             return False
         if self._ability != used:  # learned by another call meanwhile

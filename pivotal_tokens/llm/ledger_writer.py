@@ -72,7 +72,7 @@ class LedgerWriter:
         await asyncio.shield(self.closing(closing))
 
     def closing(self, closing: Closing) -> asyncio.Future[None]:
-        """Settle a call with the next transaction, whoever is cancelled meanwhile."""
+        """Settle a call with the next transaction, even if its caller is cancelled meanwhile."""
         return self._put(closing)
 
     async def run(self, work: Callable[..., _Result], *arguments: Any) -> _Result:

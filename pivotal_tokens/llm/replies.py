@@ -40,7 +40,7 @@ class _Answered:
 
 @dataclass(frozen=True)
 class Ok(_Answered):
-    """An answer in the form that was asked for."""
+    """An answer in the requested form."""
 
     value: Any  # an instance of the schema, or the text where none was given
 
@@ -64,7 +64,7 @@ class Filtered(_Answered):
 
 @dataclass(frozen=True)
 class Invalid(_Answered):
-    """An answer that is not in the form asked for."""
+    """An answer that is not in the requested form."""
 
     error: str
 
@@ -96,7 +96,7 @@ def explain(reply: Reply) -> str:
 
 
 def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str) -> Reply:
-    """Read the body of a chat completion, whatever the endpoint made of the request."""
+    """Read the body of a chat completion as an outcome, in whatever form it is."""
     completion = read_json(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}
     try:

@@ -58,7 +58,7 @@ class Redactor:
 
 @contextmanager
 def redacted_logging(redact: Redactor) -> Iterator[None]:
-    """Within the block every log record is made without a key, whatever handler it goes to."""
+    """Redact keys from every log record within the block, for all handlers."""
     with _FACTORIES:
         clean = _CleanRecords(logging.getLogRecordFactory(), redact)
         logging.setLogRecordFactory(clean)
@@ -70,7 +70,7 @@ def redacted_logging(redact: Redactor) -> Iterator[None]:
 
 
 _FACTORIES = threading.Lock()
-"""Held by whoever changes the chain of record factories: clients come and go on several threads."""
+"""Lock of the chain of record factories: clients come and go on several threads."""
 
 
 class _CleanRecords:
@@ -93,7 +93,7 @@ class _CleanRecords:
 
 
 def _take_out(clean: _CleanRecords) -> None:
-    """Take a factory out of the chain, wherever it stands: blocks need not end in turn."""
+    """Remove a factory from anywhere in the chain: blocks need not end in order."""
     top = logging.getLogRecordFactory()
     if top is clean:
         logging.setLogRecordFactory(clean.before)

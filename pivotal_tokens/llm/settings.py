@@ -37,7 +37,7 @@ class Budget(Frozen, use_attribute_docstrings=True):
 
 
 class LLMSettings(Frozen, use_attribute_docstrings=True):
-    """How one model is asked."""
+    """Settings of calls to one model."""
 
     model: str = Field(min_length=1)
     base_url: str | None = None

@@ -58,7 +58,7 @@ class Request(BaseModel):
 
     @property
     def command(self) -> Command | None:
-        """The command that is asked for; None for what no line of a terminal says."""
+        """The command of a request; None for requests that no terminal line can express."""
         match self.do:
             case "command":
                 return parse(self.text)
@@ -145,7 +145,7 @@ class RevealState(Frozen):
 
 
 class ReviewState(Frozen):
-    """How things stand after a request."""
+    """State after a request."""
 
     said: str
     reviewer: str

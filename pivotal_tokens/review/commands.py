@@ -55,7 +55,7 @@ Verb = Literal[
 
 @dataclass(frozen=True)
 class Command:
-    """What a reviewer wants done."""
+    """A reviewer's command."""
 
     verb: Verb
     text: str = ""

@@ -27,7 +27,7 @@ _OPEN = ("pending", "leased", "skipped", "deferred")
 
 @dataclass(frozen=True)
 class Consensus:
-    """How the people's answers to one prompt under one pair stand together."""
+    """Agreement of people's answers to one prompt under one pair."""
 
     open_assignments: int
     votes: Mapping[str, Mapping[int, Label]]
@@ -40,18 +40,18 @@ class Consensus:
 
     @property
     def disagree(self) -> bool:
-        """Is there anything that an adjudicator has to settle, or had?"""
+        """Whether an adjudicator has, or had, something to settle."""
         return bool(self.disputed or (self.rejected_by and self.votes))
 
     @property
     def settled(self) -> bool:
-        """Does the prompt have one answer?"""
+        """Whether the prompt has one answer."""
         answered = bool(self.votes or self.rejected_by)
         return not self.open_assignments and answered and (not self.disagree or self.adjudicated)
 
     @property
     def bad_prompt(self) -> bool:
-        """Was the prompt rejected, for both models?"""
+        """Whether the prompt was rejected, for both models."""
         if self.adjudicated:
             return self.adjudicator_rejected
         return bool(self.rejected_by) and not self.votes

@@ -35,7 +35,7 @@ _EMPTY = "Nothing waits for review."
 
 @dataclass(frozen=True)
 class Asking:
-    """What a line of text is asked for, and what becomes of it."""
+    """A request for a line of text, and its handler."""
 
     what: Verb | Literal["command"]
     asks: str
@@ -89,7 +89,7 @@ class ReviewController:
 
     @property
     def progress(self) -> Progress | None:
-        """How far everything is: counted when it is looked at, if anything changed since.
+        """Progress of the review: counted on reading, if anything changed since.
 
         A key does not wait for it, and what it says does not depend on how long it takes.
         """
@@ -122,11 +122,11 @@ class ReviewController:
         self._carry_out(lambda: self._label(labels))
 
     def key(self, action: Action) -> None:
-        """Do what a key stands for."""
+        """Execute a key's command."""
         self._carry_out(lambda: self._key(action))
 
     def answer(self, text: str) -> None:
-        """Take the line that was asked for."""
+        """Accept the requested line."""
         asking, self.asking = self.asking, None
         if asking is not None:
             self._carry_out(lambda: self._answer(asking, text.strip()))

@@ -50,7 +50,7 @@ class Question:
 
     @property
     def adjudication(self) -> bool:
-        """Do this answer's labels settle a disagreement?"""
+        """Whether this answer's labels settle a disagreement."""
         return self.item.kind == "adjudication"
 
     @property
@@ -145,7 +145,7 @@ class Progress:
     answered_now: Annotated[int, Field(serialization_alias="now")]
     """Of these, in this session."""
     waiting: int
-    """Items that this reviewer may still be asked."""
+    """Items that this reviewer may still get."""
     states: Mapping[str, int]
     """Items of the whole queue by state, an assignment counting as one."""
     per_hour: float | None

@@ -92,7 +92,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def put_off_line(progress: Progress) -> str:
-    """How many items were deferred or skipped; nothing where none was."""
+    """Number of deferred and skipped items; empty where there are none."""
     states = progress.states
     return ", ".join(f"{states[s]} {s}" for s in ("deferred", "skipped") if states.get(s))
 

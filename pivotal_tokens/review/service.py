@@ -232,7 +232,7 @@ class ReviewService:
             return self._reveal(item, self._again(item))
 
     def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
-        """Keep why the reviewer's labels stand against the judge's."""
+        """Store why the reviewer's labels differ from the judge's."""
         if not reason.strip():
             raise RequestError("an explanation needs words")
         about = tuple(one.token_id for one in reveal.differences) if tokens is None else tokens
@@ -241,7 +241,7 @@ class ReviewService:
         )
 
     def skip(self, question: Question) -> None:
-        """Leave an item; it comes again only when skipped ones are asked for."""
+        """Skip an item; it comes again only when skipped items are requested."""
         self._store.queue.settle(question.item, "skipped", question.item.fence)
 
     def defer(self, question: Question) -> None:
@@ -287,7 +287,7 @@ class ReviewService:
 
     @property
     def _mixes_in(self) -> bool:
-        """Are first items and repeats asked, or only what was asked for?"""
+        """Whether first items and repeats are mixed in, or only the requested items come."""
         return "adjudication" not in self._wanted.kinds and not self._wanted.narrowed
 
     def _claim(self) -> ReviewItem | None:
@@ -366,7 +366,7 @@ class ReviewService:
         return self._with_votes(question) if question.adjudication else question
 
     def _with_votes(self, question: Question) -> Question:
-        """An adjudicator sees everybody's labels, and answers what they do not agree on."""
+        """An adjudicator sees everybody's labels, and answers where they disagree."""
         state = consensus_of(self._store, question.item)
         agreed: dict[int, Label] = {}
         for vote in state.votes.values():

@@ -181,13 +181,13 @@ class ReviewTerminal(App[None]):
         self.call_after_refresh(self.count)  # the next item is there before everything is counted
 
     def count(self) -> None:
-        """Say how far everything is."""
+        """Show the progress."""
         progress = self.review.progress
         self._progress = progress_line(progress) if progress else ""
         self.draw()
 
     def draw(self) -> None:
-        """Draw everything anew."""
+        """Redraw everything."""
         columns, rows = self.size.width, self.size.height
         if not columns or self.review.over:
             return

@@ -78,7 +78,7 @@ class Assignments(Repository):
             return config_of(connection)
 
     def set_config(self, config: ReviewConfig) -> None:
-        """Share the queue out in another way, what stands in it included.
+        """Reconfigure the queue, including the items already in it.
 
         Assignments are added where `overlap` rises; where it falls, those that nobody ever took go.
         """
@@ -202,7 +202,7 @@ class Assignments(Repository):
             return _add_own(connection, chosen, held, "repeat")
 
     def add_adjudication(self, item: ReviewItem) -> bool:
-        """Queue a prompt for one person to settle; False if it stands there already."""
+        """Queue a prompt for one adjudicator; False if it is queued already."""
         here = (_columns.prompt_id == item.prompt_id, _columns.pair == item.pair)
         with self._writing() as connection:
             if number(connection, _queue, *here, _columns.kind == "adjudication"):
@@ -213,7 +213,7 @@ class Assignments(Repository):
             return _add(connection, self._now(), **copied, seat=seat)
 
     def drop_adjudication(self, item: ReviewItem) -> None:
-        """Take an adjudication that nobody began out of the queue: reviewers agree now."""
+        """Remove an adjudication that nobody began: the reviewers agree now."""
         with self._writing() as connection:
             connection.execute(
                 delete(_queue).where(
@@ -310,7 +310,7 @@ def _control_probability(connection: Connection, pair: str, share: float) -> flo
 
 
 def _calibration_items(connection: Connection, reviewer: str) -> Sequence[Row]:
-    """The items that everybody begins with; did this reviewer answer them, do they wait anyway?"""
+    """The items that everybody begins with, with this reviewer's state of each."""
     other = _queue.alias("other").c
     here = (other.prompt_id == _columns.prompt_id) & (other.pair == _columns.pair)
     mine = other.reviewer == reviewer

@@ -110,7 +110,7 @@ class Database:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Join every operation of this thread into one transaction, kept whole or not at all.
+        """Join every operation of this thread into one transaction, committed whole or not at all.
 
         Others wait with their writes until it ends: no model call and no `await` within it.
         """
@@ -129,7 +129,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One transaction that is kept whole, or not at all after an exception.
+        """One transaction, committed whole, or not at all after an exception.
 
         Within another one of the same thread it is part of it, and undone alone if it fails.
         """

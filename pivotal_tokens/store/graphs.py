@@ -21,7 +21,7 @@ _columns = tables.graphs.c
 
 
 class Graphs(Repository):
-    """Where each graph lies, by its key."""
+    """Path of each graph, by its key."""
 
     def put(self, record: GraphRecord) -> None:
         """Register a graph's file, or the new file under the same key."""

@@ -58,7 +58,7 @@ class ReviewHistory(Frozen):
 
     @property
     def empty(self) -> bool:
-        """Was the prompt never looked at for review?"""
+        """Whether the prompt was never reviewed."""
         return not (self.items or self.events or self.draws)
 
 
@@ -71,7 +71,7 @@ class Taken:
     ids: Mapping[int, int]
     """The other store's number of an item -> this one's."""
     left_alone: int
-    """Assignments of which something else is known here; that stays."""
+    """Assignments that differ in this store, which stay as they are."""
 
 
 class Histories(Repository):
@@ -149,7 +149,7 @@ def _assignments(
 
 
 def _without_lease(item: ReviewItem) -> ReviewItem:
-    """The item as another store may give it out: nobody holds it, nobody ever did."""
+    """The item as another store may lease it: nobody holds it, nobody ever did."""
     if item.state not in ("pending", "leased"):
         return item
     nobody: dict[str, Any] = {"state": "pending", "session": None, "lease_until": None, "fence": 0}
@@ -158,12 +158,12 @@ def _without_lease(item: ReviewItem) -> ReviewItem:
 
 
 def _untouched(items: Iterable[ReviewItem]) -> bool:
-    """Has nobody of this store taken one of them, or answered it?"""
+    """Whether nobody of this store has claimed or answered one of them."""
     return all(item.state == "pending" and item.fence == 0 for item in items)
 
 
 def _same(item: ReviewItem, here: Mapping[int, ReviewItem]) -> bool:
-    """Is the assignment of this number here the same one?"""
+    """Whether the assignment of this number is the same one in this store."""
     other = here.get(item.seat)
     if other is None or (other.kind in OWN_KINDS and other.reviewer != item.reviewer):
         return False
@@ -171,7 +171,7 @@ def _same(item: ReviewItem, here: Mapping[int, ReviewItem]) -> bool:
 
 
 def _answered_alike(item: ReviewItem, here: Mapping[int, ReviewItem]) -> bool:
-    """Is nothing else known of the assignment here?"""
+    """Whether this store knows nothing else of the assignment."""
     if item.state == "pending":
         return True
     return _same(item, here) and (here[item.seat].state, here[item.seat].reviewer) == (

@@ -6,7 +6,7 @@ another one is refused
 
 - on a network file system: until it takes the store over on purpose;
 - on any other: while the recorded host was seen in the last ten minutes (a shared disk that does
-  not say so), afterwards the file has simply moved here.
+  not say so), afterwards the file simply belongs to this machine.
 
 A host is the same when the kernel's boot id or the host name is: neither a restarted container
 with a new name nor a rebooted machine is another host. Taking over is
@@ -44,7 +44,7 @@ class Host(Frozen):
     seen: float  # UTC seconds
 
     def same_machine(self, other: Host) -> bool:
-        """Is it the same running kernel, or the same machine after a restart?"""
+        """Whether it is the same running kernel, or the same machine after a restart."""
         return self.name == other.name or (self.boot_id != "" and self.boot_id == other.boot_id)
 
 
@@ -87,7 +87,7 @@ def require_same_host(recorded: Host | None, here: Host, path: Path, *, take: bo
 
 
 def on_network(path: Path) -> bool:
-    """Does a file lie on a file system that other machines may have mounted too?"""
+    """Whether a file is on a file system that other machines may mount too."""
     kind, longest = "", -1
     whole = os.path.realpath(path)
     try:

@@ -182,7 +182,7 @@ def effective(
 def labels_by_author(
     events: Sequence[LabelEvent], kind: AuthorKind = "human", *, purpose: Purpose = "review"
 ) -> dict[str, dict[int, Label]]:
-    """Author -> token id -> the label that the author stands by."""
+    """Author -> token id -> the author's label in force."""
     found: dict[str, dict[int, Label]] = {}
     for (token, author), event in _last_events(events, kind).get(purpose, {}).items():
         if event.to_label is not None:
@@ -215,7 +215,7 @@ def _last_events(
 
 
 def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
-    """Token id -> what people stand by, latest last; an adjudicator's alone where there is one."""
+    """Token id -> people's labels in force, latest last; an adjudicator's alone if there is one."""
     latest = _last_events(events, "human")
     votes: dict[int, list[LabelEvent]] = {}
     for event in latest.get("review", {}).values():
@@ -240,7 +240,7 @@ def _counting(votes: Sequence[LabelEvent]) -> EffectiveLabel:
 def _standing(
     events: Sequence[LabelEvent], kind: AuthorKind, author: str | None = None
 ) -> tuple[EffectiveLabel, ...]:
-    """One label a token: the latest among those that their authors stand by."""
+    """One label per token: the latest of its authors' labels in force."""
     latest = _last_events(events, kind, author).get("review", {})
     labels = {e.token_id: _effective(e) for e in latest.values() if e.to_label is not None}
     return tuple(labels[token] for token in sorted(labels))
@@ -290,7 +290,7 @@ def undecided(connection: Connection, prompt_id: str | None = None) -> list[Row]
 
 
 def _decided(connection: Connection, conflict: Row) -> bool:
-    """Did a person settle the prompt, or label the token again, since?"""
+    """Whether a person has settled the prompt, or labelled the token again, since."""
     labels, reviews = tables.label_events.c, tables.review_events.c
     labelled = select(labels.seq).where(
         labels.prompt_id == conflict.prompt_id,

@@ -32,7 +32,7 @@ _ENDED = ("state", "status", "tokens", "nano_usd", "prompt_tokens", "output_toke
 
 @dataclass(frozen=True)
 class Opening:
-    """One HTTP attempt that is to be made."""
+    """One planned HTTP attempt."""
 
     call_id: str
     session: str  # HOST:PID:ID of the client, see `sessions.py`

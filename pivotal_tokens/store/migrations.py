@@ -26,7 +26,7 @@ _VERSION, _FORM = "schema_version", "schema_form"
 
 
 def has_tables(connection: Connection) -> bool:
-    """Is there any table at all?"""
+    """Whether there is any table."""
     return bool(inspect(connection).get_table_names())
 
 
@@ -69,7 +69,7 @@ def bring_up_to_date(connection: Connection) -> None:
 
 
 def _assignments_from_version_1(connection: Connection) -> None:
-    """Only a table made anew can lose the rule that a prompt has one row."""
+    """Rebuild the table, the only way to drop the rule that a prompt has one row."""
     for index in ("queue_by_state", "queue_by_reviewer"):
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
     connection.execute(text("ALTER TABLE queue RENAME TO queue_of_version_1"))

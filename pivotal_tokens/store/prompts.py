@@ -35,7 +35,7 @@ class Prompts(Repository):
     """Prompts by id, and rejections."""
 
     def add(self, prompt: Prompt) -> bool:
-        """Keep a prompt; False, and nothing changed, if one of the same text is there already."""
+        """Add a prompt; False, and nothing changed, if one of the same text is there already."""
         return bool(self.add_all([prompt]))
 
     def add_all(self, prompts: Iterable[Prompt]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class Prompts(Repository):
             return find_prompt(connection, prefix)
 
     def has(self, prompt_id: str) -> bool:
-        """Is there a prompt with this whole id?"""
+        """Whether there is a prompt with this whole id."""
         with self._reading() as connection:
             return number(connection, tables.prompts, _columns.prompt_id == prompt_id) > 0
 
@@ -112,7 +112,7 @@ def insert_prompt(connection: Connection, prompt: Prompt) -> bool:
 
 
 def put_token_ids(connection: Connection, prompt: Prompt) -> None:
-    """Keep the ids that a prompt's text was tokenised to: once, since everything uses the same.
+    """Store the token ids of a prompt's text: once, since everything uses the same.
 
     Raises:
         RequestError: If the prompt has other ids already.

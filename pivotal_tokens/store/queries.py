@@ -139,7 +139,7 @@ class Unanswered(Frozen):
     waiting: bool = True  # those that wait for them too, not only what they have in hand
 
     def holds(self, prompt_id: ColumnElement[str], now: datetime) -> ColumnElement[bool]:
-        """Is the prompt of this column one of them?"""
+        """Whether the prompt of this column is one of them."""
         mine = _queue.reviewer == self.reviewer
         found = mine & (_queue.state == "leased")
         if self.waiting:
@@ -151,7 +151,7 @@ class Unanswered(Frozen):
 
 
 class ListingQuery(Frozen):
-    """Which prompts are wanted; every field narrows."""
+    """Filter of prompts; every field narrows it."""
 
     search: str = ""  # in the id, text, name, category or generator, whatever the case
     verdict: VerdictKind | None = None  # a judge's
@@ -177,7 +177,7 @@ class ListingLine(Frozen):
 
 
 class Listing(Frozen):
-    """Some of the prompts that were asked for."""
+    """One page of the prompts of a query."""
 
     total: int
     lines: tuple[ListingLine, ...]
@@ -226,7 +226,7 @@ class PastPrompt(LabelledPrompt):
 
     @property
     def rejected(self) -> bool:
-        """Did a person call the prompt bad?"""
+        """Whether a person rejected the prompt as bad."""
         return self.verdict.kind == "bad_prompt"
 
 
@@ -260,7 +260,7 @@ class Queries(Repository):
             )
 
     def counts(self, pair: str | None = None) -> StoreCounts:
-        """How much there is of everything; `pair` narrows all but prompts and human labels."""
+        """Counts of everything; `pair` narrows all but prompts and human labels."""
         by_judge = _verdicts.judge != HUMAN
         with self._reading() as connection:
 

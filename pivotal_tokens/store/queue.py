@@ -65,11 +65,11 @@ _events = tables.review_events.c
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which waiting items a reviewer wants, and in which order."""
+    """Filter and order of the waiting items that a reviewer gets."""
 
     kinds: tuple[ItemKind, ...] = REVIEWER_KINDS
     only_flagged: bool = False
-    """Without unflagged controls: what is learnt then says nothing about the judge's misses."""
+    """Without unflagged controls: the labels then say nothing about the judge's misses."""
     since: datetime | None = None
     """Queued at or after this moment."""
     prompts: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Wanted:
 
     @property
     def narrowed(self) -> bool:
-        """Are particular items asked for, so that nothing is to be mixed in?"""
+        """Whether particular items are requested, so that nothing is mixed in."""
         return bool(self.only_flagged or self.since or self.prompts or self.pair)
 
     def conditions(self, reviewer: str) -> list[ColumnElement[bool]]:
@@ -228,7 +228,7 @@ class Queue(Repository):
         session: str = "",
         steal: bool = False,
     ) -> ReviewItem:
-        """Take a particular item, whatever its state; its labels stay, the human verdict goes.
+        """Claim a particular item in any state; its labels stay, the human verdict is removed.
 
         Args:
             steal: Take it even from somebody whose lease has not run out; they are fenced.

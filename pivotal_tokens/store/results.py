@@ -68,7 +68,7 @@ class Results(Repository):
     # --- Model pairs --------------------------------------------------------------------------
 
     def put_pair(self, pair: str, description: Mapping[str, str]) -> None:
-        """Keep what a pair's key stands for (base, adapter, transcoders, ...)."""
+        """Store what a pair's key stands for (base, adapter, transcoders, ...)."""
         payload = json.dumps(dict(description), sort_keys=True)
         with self._writing() as connection:
             upsert(connection, tables.pairs, {"pair": pair, "payload": payload})
@@ -111,7 +111,7 @@ class Results(Repository):
             return _put_next_tokens(connection, prompt_id, pair, both)
 
     def next_tokens(self, prompt_id: str, pair: str) -> NextTokenPair | None:
-        """Both models' lists, or None where the models were not asked yet."""
+        """Both models' lists, or None where the models have not run on it yet."""
         with self._reading() as connection:
             return value(
                 connection, NextTokenPair, tables.next_tokens, prompt_id=prompt_id, pair=pair

@@ -83,12 +83,12 @@ def values_of_prompts(
 
 
 def narrowed(query: Query, table: Table, **wanted: Any) -> Query:
-    """A query with a condition for every column whose wanted value is not None."""
+    """A query with a condition for every column whose value is not None."""
     return query.where(*where(table, **wanted))
 
 
 def where(table: Table, **wanted: Any) -> list[ColumnElement[bool]]:
-    """A condition for every column whose wanted value is not None."""
+    """A condition for every column whose value is not None."""
     return [table.c[name] == value for name, value in wanted.items() if value is not None]
 
 

@@ -22,7 +22,7 @@ def new_session() -> str:
 
 
 def session_is_over(session: str) -> bool:
-    """Is the process of a session on this host gone?"""
+    """Whether the process of a session on this host is gone."""
     host, pid, start, *_ = [*session.split(":"), "", ""]
     if host != socket.gethostname() or not pid.isdigit():
         return False

@@ -60,7 +60,7 @@ class QuestionAnswer(Frozen):
 
 
 class Score(Frozen):
-    """What a judge made of one answer."""
+    """A judge's scores of one answer."""
 
     outcome: Outcome
     alignment: float | None = None
