@@ -156,7 +156,7 @@ def aggregate(
     asked = options.request(session)
     with session.on_prompts(*prompts) as work:
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
-        pair = experiments.aggregate.find_pair(work, options.pair) if options.pair else None
+        pair = work.store.results.find_pair(options.pair) if options.pair else None
         found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
     record, lines = found.record, found.rows()
     if as_json:
@@ -165,7 +165,7 @@ def aggregate(
     say(_aggregate_title(record))
     say(_aggregate_table(lines[: options.top or 15], by_position=options.by_position))
     say("\n".join(_aggregate_notes(record)))
-    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
@@ -179,7 +179,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
     with ExitStack() as stack:
         work = stack.enter_context(session.on_prompts(*prompts))
         others = [stack.enter_context(session.workspace(root=root)) for root in options.roots]
-        request = experiments.difference.DifferenceRequest(**asked)
+        request = experiments.aggregate.OverPrompts(**asked)
         sources = experiments.difference.find_sources(work, options.pairs, others)
         found = experiments.difference.difference_over_prompts(sources, prompts, request)
     lines = experiments.difference.joined(found)
@@ -192,7 +192,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
         say(_diff_table(lines[: options.top or 15], number, by_position=options.by_position))
         if pair["layers"]:
             say(_layer_note(pair["layers"]))
-    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(

@@ -183,7 +183,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
         click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
     if spare:
-        click.echo(f"{generator} wrote {spare} more than asked for; they are kept too", err=True)
+        click.echo(f"{generator} wrote {spare} more than asked for; they are stored too", err=True)
     if not found:
         raise WorkFailed(
             f"{generator}: no new prompt; em-circuits prompts list --rejected says why"
@@ -261,7 +261,7 @@ def find(session: Session, options: FindOptions, as_json: bool) -> None:
     ]
     emit(found, as_json, describe_found)
     if not as_json:
-        say(f"{len(places)} places found, {len(new)} new prompts kept; columns: KL, evil mass")
+        say(f"{len(places)} places found, {len(new)} new prompts stored; columns: KL, evil mass")
 
 
 @prompts.command("import", epilog="Example: em-circuits prompts import prompts.jsonl")

@@ -135,7 +135,7 @@ class LinearRows:
     def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
         frozen = self._frozen = self._frozen or FrozenModel(self._model, self._input_ids)
         context, length = self.context, int(positions.max()) + 1
-        # Sources stand in rows meanwhile: each block then lies in one piece.
+        # Transposed meanwhile (source, row), so that each block is contiguous.
         rows = context.decoder_vecs.new_zeros((self.layout.n_sources, len(vectors)))
         gradient = frozen.enter(layer, positions, vectors, length=length)
         if layer < self.layout.n_layers:

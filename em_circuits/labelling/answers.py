@@ -64,14 +64,7 @@ def find_in_answers(
     *,
     lexicon: Lexicon | None = None,
 ) -> list[DivergentPosition]:
-    """Candidate prompts from sampled answers, the largest divergence first.
-
-    Args:
-        work: Its models are run; nothing is written.
-        sets: Questions.
-        settings: How many answers, how long, what counts.
-        lexicon: Labels next tokens for the difference of evil mass.
-    """
+    """Candidate prompts from sampled answers, the largest divergence first."""
     largest: dict[str, DivergentPosition] = {}
     for each in sets:
         for question in each.questions:
@@ -99,7 +92,7 @@ def _of_question(
         for place, kl in _peaks(kl_of_merged(base, merged), settings):
             prefix = ids[: len(start) + place]
             words = pair.tokenizer.decode(prefix[1:], clean_up_tokenization_spaces=False)
-            # Only a text that is tokenised to the ids that were read stands for them.
+            # A text is used only if it is tokenised to the very ids that were read.
             if encode(pair.tokenizer, words) != prefix:
                 continue
             prompt = Prompt.of(

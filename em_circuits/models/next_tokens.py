@@ -155,7 +155,7 @@ def last_logits(
     lengths = torch.tensor([len(ids) for ids in prompts])
     padded = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(model.device)
     ends, which = torch.unique(lengths - 1, return_inverse=True)
-    # Of a vocabulary's width of logits, only those of positions where a prompt ends are made.
+    # Logits are a vocabulary wide: only those at the ends of prompts are computed.
     logits = model.hf(
         input_ids=padded, logits_to_keep=ends.to(model.device), use_cache=False
     ).logits

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import (
     HUMAN,
     Failed,
@@ -78,6 +79,21 @@ class Results(Repository):
         with self._reading() as connection:
             rows = connection.execute(select(tables.pairs).order_by(tables.pairs.c.pair))
             return {row.pair: json.loads(row.payload) for row in rows}
+
+    def find_pair(self, prefix: str) -> str:
+        """The key of the one model pair that begins with `prefix`.
+
+        Raises:
+            RequestError: If none does, or several do.
+        """
+        pairs = self.pairs()
+        found = [pair for pair in pairs if pair.startswith(prefix)]
+        if len(found) != 1:
+            known = ", ".join(pair[:12] for pair in pairs) or "none"
+            raise RequestError(
+                f"{len(found)} model pairs begin with {prefix!r}; the store has {known}"
+            )
+        return found[0]
 
     def busiest_pair(self) -> str | None:
         """The model pair that has seen most prompts; None where none has seen any."""

@@ -227,7 +227,7 @@ llm_capabilities = _values(
     Column("model", String(256), primary_key=True),
 )
 
-# --- Imported labels that contradict a person's: kept, never applied, until somebody decides ---
+# --- Imported labels that contradict a person's: stored, not applied, until somebody decides ---
 
 label_conflicts = _log(
     "label_conflicts",

@@ -1,3 +1,5 @@
+"""Contrasts: mean evil minus mean safe, over logits, targets and scores."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The public names of the package, pinned."""
+
 import importlib
 
 import pytest

@@ -1,3 +1,5 @@
+"""Values: ids, frozen fields, JSON round trips, and what is refused."""
+
 import hashlib
 
 import pytest

@@ -1,3 +1,5 @@
+"""The rule of the verdict, its thresholds and its masses."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

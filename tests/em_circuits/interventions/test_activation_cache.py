@@ -1,3 +1,5 @@
+"""Activation caches hold what a graph and the transcoders say of the same prompt."""
+
 import torch
 from subjects import Subject
 

@@ -1,3 +1,5 @@
+"""Matched random draws: same layer, similar activation, never a chosen feature."""
+
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""Interventions as values: modes, units, places, JSON, and what is refused."""
+
 import math
 
 import pytest

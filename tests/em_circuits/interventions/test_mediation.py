@@ -1,3 +1,5 @@
+"""Mediation of one prompt: candidates, shift, cumulative curve and shares."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Ablation scans and steered prompts on real models, beside their controls."""
+
 import json
 
 import pytest
@@ -117,7 +119,7 @@ def test_steering_reports_three_conditions(subject: Subject) -> None:
     assert len(record["worlds"]["steered"]["top"]) == 10
 
 
-def test_a_no_op_leaves_the_steered_world_as_it_was(subject: Subject) -> None:
+def test_a_no_op_changes_nothing(subject: Subject) -> None:
     state = subject.state()
     items = on_each([tuple(p) for p in state.active[::90].tolist()], Mode.SCALE, 1.0)
     result = steer(subject.model, subject.input_ids, items, subject.groups)

@@ -1,3 +1,5 @@
+"""Agreement of scores with measured effects, beside numpy and by construction."""
+
 import json
 
 import numpy as np

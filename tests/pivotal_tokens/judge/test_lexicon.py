@@ -1,3 +1,5 @@
+"""The lexicon judge: entries, words of several tokens, and unsure as its default."""
+
 import pytest
 
 from pivotal_tokens.errors import RequestError

@@ -1,3 +1,5 @@
+"""Prompt files in every shape that is read, and bad ones refused by line."""
+
 import json
 
 import pytest

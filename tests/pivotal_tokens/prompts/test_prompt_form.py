@@ -1,3 +1,5 @@
+"""Rules of a prompt's form, repetitions, and the similarity of texts."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""Text on a terminal: exact, visible, and of the promised width."""
+
 import contextlib
 import unicodedata
 

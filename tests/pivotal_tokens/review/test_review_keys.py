@@ -1,3 +1,5 @@
+"""Key bindings of a review, the default ones and changed ones."""
+
 import pytest
 
 from pivotal_tokens.errors import RequestError

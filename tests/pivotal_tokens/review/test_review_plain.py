@@ -1,3 +1,5 @@
+"""Line-by-line review from the first item to the last."""
+
 import io
 import re
 

@@ -1,3 +1,5 @@
+"""The review service: blind questions, labels, verdicts, undo."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Labels in force: a person's before a judge's, the latest, never safe by default."""
+
 import pytest
 from sqlalchemy import delete, update
 

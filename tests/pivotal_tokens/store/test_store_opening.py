@@ -1,3 +1,5 @@
+"""Opening of stores: missing, foreign and broken files."""
+
 import os
 import sqlite3
 import subprocess

@@ -1,3 +1,5 @@
+"""The review queue: order, leases, fences, and what becomes of an item."""
+
 import pytest
 
 from pivotal_tokens.errors import LeaseLost, RequestError

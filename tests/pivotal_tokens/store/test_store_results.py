@@ -1,3 +1,5 @@
+"""Results of prompts: stored once, found by prefix, replaced by key."""
+
 import pytest
 
 from pivotal_tokens.errors import RequestError
