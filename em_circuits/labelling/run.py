@@ -295,7 +295,7 @@ class Run:
             async def store(answered: list[JudgedPrompt] = answered) -> None:
                 thresholds = self._settings.thresholds
                 assert self._session is not None
-                for each in await self._session.in_store(
+                for each in await self._session.client.in_store(
                     keep_answers, self._work, answered, thresholds
                 ):
                     await self._hand_on(each)
