@@ -49,7 +49,7 @@ class RankOptions(Options):
     """Only the N most positive."""
 
 
-class OverPrompts(Options):
+class OverPromptsOptions(Options):
     """How features are summed up over prompts."""
 
     method: Annotated[Scoring, Flag(type=Renamed(_AVERAGED, FORMER), help=_METHOD)] = (
@@ -83,7 +83,7 @@ class OverPrompts(Options):
         }
 
 
-class AggregateOptions(OverPrompts):
+class AggregateOptions(OverPromptsOptions):
     """Of which models."""
 
     model: ModelName = "merged"
@@ -92,7 +92,7 @@ class AggregateOptions(OverPrompts):
     """Another model pair in the store, not loaded."""
 
 
-class DiffOptions(OverPrompts):
+class DiffOptions(OverPromptsOptions):
     """Of which pairs."""
 
     pairs: Annotated[tuple[str, ...], Flag("--pair", "pairs", metavar="KEY")] = ()
