@@ -58,11 +58,11 @@ class MediateOptions(Options):
 def mediate(
     session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
 ) -> None:
-    """Set features of the base to their merged values: how much of the shift comes back?
+    """Set features of the base to their merged values: the share of the shift that comes back.
 
     With one PROMPT its own features are taken, which is in-sample. With several, or --all, features
     are keyed by (layer, feature id) and chosen on other prompts than they are judged on. With
-    --direction necessity: of the merged model to the base's values; how much goes away?
+    --direction necessity: of the merged model to the base's values: what goes away.
     """
     if options.everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
