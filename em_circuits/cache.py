@@ -245,9 +245,12 @@ class Journal:
                 stored = yaml.safe_load(plan.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError):
                 stored = None
-            if not isinstance(stored, dict) or stored.get("key") != key:
+            stored = stored if isinstance(stored, dict) else {}
+            if stored.get("key") != key:
+                older = stored.get("formula", record.get("formula")) != record.get("formula")
+                what = "of an older version" if older else "with another plan, models or labels"
                 raise RequestError(
-                    f"{folder} holds an experiment with another plan, models or labels; "
+                    f"{folder} holds an experiment {what}; "
                     "give this one another name, or remove the folder"
                 )
         else:

@@ -41,6 +41,7 @@ Ratings = Sequence[Sequence[str | None]]
 Array = npt.NDArray[np.float64]
 
 _ZERO = 1e-12  # a denominator below it is 0
+_CONFIDENCE = 0.95  # of the percentile intervals
 
 
 class Estimate(Frozen):
@@ -71,7 +72,6 @@ def rater_agreement(
     *,
     groups: Sequence[Hashable] | None = None,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> RaterAgreement:
     """All four coefficients with bootstrap intervals.
@@ -81,61 +81,38 @@ def rater_agreement(
         categories: The whole label scale, at least two.
         groups: Of each item, what it is drawn with (its prompt); by default items are drawn alone.
         resamples: Bootstrap draws; 0 for no intervals.
-        confidence: Of the percentile intervals.
-        seed: Of the draws.
 
     Raises:
         ValueError: If rows differ in length, or a rating is not in `categories`.
     """
-    sums = _sums(ratings, categories)
+    layout, table = _sums(ratings, categories)
     names = list(range(len(ratings))) if groups is None else list(groups)
     if len(names) != len(ratings):
         raise ValueError(f"{len(ratings)} items, but groups for {len(names)}")
-    pairable = sums.pairable.astype(bool)
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    by_group = np.zeros((len(places), sums.table.shape[1]))
-    np.add.at(by_group, np.array([places[name] for name in names], dtype=int), sums.table)
-    _, several, rated, *_ = sums.layout.parts(by_group)
+    by_group = np.zeros((len(places), table.shape[1]))
+    np.add.at(by_group, np.array([places[name] for name in names], dtype=int), table)
+    _, several, rated, *_ = layout.parts(by_group)
     paired, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
-    point = _coefficients(by_group.sum(axis=0, keepdims=True), sums.layout)[:, 0]
+    point = _coefficients(by_group.sum(axis=0, keepdims=True), layout)[:, 0]
     draws = None
     if resamples and paired.any():
         drawn = _draws((by_group[paired], by_group[single]), resamples, seed)
-        draws = _coefficients(drawn, sums.layout)
+        draws = _coefficients(drawn, layout)
     percent, kappa, ac1, alpha = (
-        _estimate(point[i], None if draws is None else draws[i], confidence) for i in range(4)
+        _estimate(point[i], None if draws is None else draws[i]) for i in range(4)
     )
     return RaterAgreement(
-        raters=sums.layout.raters,
-        items=int(pairable.sum()),
+        raters=layout.raters,
+        items=int(several.sum()),
         groups=int(paired.sum()),
         percent=percent,
         kappa=kappa,
         ac1=ac1,
         alpha=alpha,
-        confidence=confidence,
+        confidence=_CONFIDENCE,
         resamples=resamples,
     )
-
-
-def percent_agreement(ratings: Ratings) -> float | None:
-    """Share of agreeing pairs of ratings, averaged over the items with at least two."""
-    return _one(ratings, _seen(ratings), 0)
-
-
-def cohens_kappa(ratings: Ratings) -> float | None:
-    """Cohen's kappa of two raters; the mean over pairs of raters where there are more."""
-    return _one(ratings, _seen(ratings), 1)
-
-
-def gwets_ac1(ratings: Ratings, categories: Sequence[str]) -> float | None:
-    """Gwet's AC1, for any number of raters and missing ratings."""
-    return _one(ratings, categories, 2)
-
-
-def krippendorffs_alpha(ratings: Ratings) -> float | None:
-    """Krippendorff's alpha for nominal labels, for any number of raters and missing ratings."""
-    return _one(ratings, _seen(ratings), 3)
 
 
 @dataclass(frozen=True)
@@ -155,16 +132,8 @@ class _Layout:
         return np.split(sums, np.cumsum(sizes)[:-1], axis=1)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Each item's terms of the sums behind every coefficient."""
-
-    layout: _Layout
-    table: Array  # a row per item
-    pairable: Array
-
-
-def _sums(ratings: Ratings, categories: Sequence[str]) -> _Sums:
+def _sums(ratings: Ratings, categories: Sequence[str]) -> tuple[_Layout, Array]:
+    """Each item's terms, one row per item, of the sums behind every coefficient."""
     place = {name: i for i, name in enumerate(categories)}
     if len({len(row) for row in ratings}) > 1:
         raise ValueError("every item needs a place for every rater: None where there is no rating")
@@ -188,8 +157,7 @@ def _sums(ratings: Ratings, categories: Sequence[str]) -> _Sums:
         pairable * agreeing / others,
         *(_confusion(codes[:, a], codes[:, b], q) for a, b in combinations(range(raters), 2)),
     ]
-    table = np.concatenate(columns, axis=1)
-    return _Sums(_Layout(raters, q), table, pairable[:, 0])
+    return _Layout(raters, q), np.concatenate(columns, axis=1)
 
 
 def _confusion(one: npt.NDArray[np.int_], other: npt.NDArray[np.int_], q: int) -> Array:
@@ -242,22 +210,12 @@ def _draws(strata: Sequence[Array], resamples: int, seed: int) -> Array:
     return total
 
 
-def _estimate(value: float, draws: Array | None, confidence: float) -> Estimate:
+def _estimate(value: float, draws: Array | None) -> Estimate:
     if np.isnan(value):
         return Estimate(value=None, low=None, high=None)
     known = None if draws is None else draws[~np.isnan(draws)]
     if known is None or not known.size:
         return Estimate(value=float(value), low=None, high=None)
-    tail = (1 - confidence) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
     return Estimate(value=float(value), low=float(low), high=float(high))
-
-
-def _seen(ratings: Ratings) -> list[str]:
-    return sorted({one for row in ratings for one in row if one is not None})
-
-
-def _one(ratings: Ratings, categories: Sequence[str], which: int) -> float | None:
-    sums = _sums(ratings, categories)
-    value = _coefficients(sums.table.sum(axis=0, keepdims=True), sums.layout)[which, 0]
-    return None if np.isnan(value) else float(value)

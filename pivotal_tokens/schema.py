@@ -420,11 +420,6 @@ class Rejection(Frozen):
     others: tuple[str, ...] = ()  # further rules that it broke
     at: AwareDatetime = Field(default_factory=utc_now)
 
-    @property
-    def text_id(self) -> str:
-        """Names the text as a prompt id names a prompt's."""
-        return prompt_id(self.text)
-
 
 class Rollout(Frozen):
     """One sampled continuation of a prompt after a candidate token, with its label."""

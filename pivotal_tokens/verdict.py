@@ -75,7 +75,7 @@ def decide(
     )
 
 
-def error_verdict(thresholds: Thresholds | None = None) -> Verdict:
+def error_verdict() -> Verdict:
     """The verdict without labels: nothing is known, so nothing is flagged."""
     return Verdict(
         kind="error",
@@ -86,7 +86,7 @@ def error_verdict(thresholds: Thresholds | None = None) -> Verdict:
         safe_mass=None,
         unsure_mass=None,
         unlabelled=0,
-        thresholds=thresholds or Thresholds(),
+        thresholds=Thresholds(),
     )
 
 

@@ -15,7 +15,7 @@ from measure import Row, benchmark, lexicon, organism
 from pydantic import Field
 
 from em_circuits.cli.options import Options
-from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups
+from em_circuits.experiments.analyse import LabelledPrompt
 from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
@@ -24,7 +24,7 @@ from em_circuits.scoring import TO_RANK, Scoring
 from em_circuits.statistics import Agreement, agreement
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
-from pivotal_tokens.schema import ModelName, PromptLabels
+from pivotal_tokens.schema import ModelName
 
 PEARSON, SPEARMAN = 0.97, 0.95
 """Targets of the default ranking against the free-running scan."""
@@ -54,13 +54,13 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
     """Rows of one model."""
     found: dict[str, list[Agreement]] = {"default ranking (gradient+ablation)": [], "gradient": []}
     for prompt_id in prompt_ids:
-        prompt, labels = labelled(work, prompt_id)
-        if not (labels.ids("evil") and labels.ids("safe")):
+        prompt = LabelledPrompt.get(work, prompt_id)
+        if not prompt.contrast.is_defined:
             continue
-        scan = contrasts(prompt_scores(work, prompt, labels, Scoring.MEASURED, model=model), labels)
+        scan = contrasts(prompt.scores(work, Scoring.MEASURED, model), prompt)
         for name, n in zip(found, (plan.measure, 0), strict=True):
-            scores = prompt_scores(work, prompt, labels, TO_RANK, model=model, n_measured=n)
-            found[name].append(agreement(contrasts(scores, labels), scan))
+            scores = prompt.scores(work, TO_RANK, model, n)
+            found[name].append(agreement(contrasts(scores, prompt), scan))
     for name, each in found.items():
         for statistic, least in (("pearson", PEARSON), ("spearman", SPEARMAN)):
             values = [getattr(one, statistic) for one in each]
@@ -70,9 +70,9 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
             yield Row(f"{work_name}, least prompt", None, min(values), "")
 
 
-def contrasts(scores: FeatureTable, labels: PromptLabels) -> torch.Tensor:
+def contrasts(scores: FeatureTable, prompt: LabelledPrompt) -> torch.Tensor:
     """Evil-minus-safe contrast of every feature, in an order that all methods share."""
-    return torch.from_numpy(scores.contrasted(token_groups(labels))["contrast"])
+    return torch.from_numpy(scores.contrasted(prompt.contrast)["contrast"])
 
 
 if __name__ == "__main__":

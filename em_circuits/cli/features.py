@@ -156,7 +156,7 @@ def aggregate(
     asked = options.request(session)
     with session.on_prompts(*prompts) as work:
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
-        pair = experiments.aggregate.find_pair(work, options.pair) if options.pair else None
+        pair = work.store.results.find_pair(options.pair) if options.pair else None
         found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
     record, lines = found.record, found.rows()
     if as_json:
@@ -179,7 +179,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
     with ExitStack() as stack:
         work = stack.enter_context(session.on_prompts(*prompts))
         others = [stack.enter_context(session.workspace(root=root)) for root in options.roots]
-        request = experiments.difference.DifferenceRequest(**asked)
+        request = experiments.aggregate.OverPrompts(**asked)
         sources = experiments.difference.find_sources(work, options.pairs, others)
         found = experiments.difference.difference_over_prompts(sources, prompts, request)
     lines = experiments.difference.joined(found)

@@ -45,11 +45,6 @@ def graph_store(session: Session) -> GraphStore:
 def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
     """A graph by key (or unique prefix) or by file.
 
-    Args:
-        session: Whose root is looked under.
-        reference: A key, a ``.safetensors`` file or circuit-tracer's ``.pt``.
-        trust_pickle: Needed for ``.pt``.
-
     Raises:
         RequestError: If there is no such graph, or a ``.pt`` is not trusted.
     """
@@ -92,10 +87,7 @@ def targets_of(
     """What ``--targets`` means for a graph.
 
     Args:
-        session: Whose store has the labels.
-        graph: The graph.
         text: ``all``, ``evil-safe``, ``probabilities``, ``ID,ID`` or ``EVIL,EVIL:SAFE,SAFE``.
-        weighting: Within each side of a contrast.
 
     Raises:
         RequestError: If it is none of these, names tokens that are no targets, or has no contrast.

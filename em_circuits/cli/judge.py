@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
+from pydantic import Field
 
 from em_circuits import report as pages
+from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_json, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.report import JudgeReport, judge_report
+
+
+class ReportOptions(Options):
+    """Which judges are measured, and where the report goes."""
+
+    judge: Annotated[str | None, Flag("--judge", "name", metavar="ID")] = None
+    """Only judges whose id begins so."""
+    pair: Annotated[str | None, Flag(metavar="KEY")] = None
+    """Only this pair of models. [default: all]"""
+    resamples: int = Field(default=2000, ge=0)
+    """Bootstrap draws of the intervals; 0 for none."""
+    out: Annotated[Path | None, Flag(type=click.Path(file_okay=False, path_type=Path))] = None
+    """Where report.json and report.html go. [default: ROOT/results/judge]"""
 
 
 @click.group()
@@ -20,52 +36,24 @@ def judge() -> None:
 
 
 @judge.command(epilog="Example: em-circuits judge report --judge openai:o3")
-@click.option("--judge", "name", metavar="ID", help="Only judges whose id begins so.")
-@click.option("--pair", metavar="KEY", help="Only this pair of models. [default: all]")
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=0),
-    default=2000,
-    show_default=True,
-    help="Bootstrap draws of the intervals; 0 for none.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where report.json and report.html go. [default: ROOT/results/judge]",
-)
+@options(ReportOptions)
 @prints(JudgeReport)
 @pass_session
-def report(
-    session: Session,
-    name: str | None,
-    pair: str | None,
-    resamples: int,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def report(session: Session, options: ReportOptions, as_json: bool) -> None:
     """Agreement of every judge with people's labels, per label, over time; and what it cost.
 
     Controls count by their sampling probability, so that recall is over all prompts. Writes a JSON
     file and a page with plots.
     """
-    folder = out or session.root / "results" / "judge"
+    folder = options.out or session.root / "results" / "judge"
     with session.open_store() as store:
-        known = store.results.pairs()
-        if pair is not None:
-            matching = [key for key in known if key.startswith(pair)]
-            if len(matching) != 1:
-                raise RequestError(
-                    f"--pair {pair}: {len(matching)} pairs begin so; "
-                    f"there are {', '.join(key[:12] for key in known) or 'none'}"
-                )
-            pair = matching[0]
-        measured = judge_report(store, pair=pair, judge=name, resamples=resamples)
+        pair = options.pair and store.results.find_pair(options.pair)
+        measured = judge_report(store, pair=pair, judge=options.judge, resamples=options.resamples)
     if not measured.judges:
         raise RequestError("no judge has judged anything here; run `em-circuits label` first")
     write_json(folder / "report.json", measured.model_dump(mode="json"))
     pages.judges.write_judge_page(measured, folder / "report.html")
-    config = {"judge": name, "pair": pair, "resamples": resamples}
+    config = {"judge": options.judge, "pair": pair, "resamples": options.resamples}
     for file in ("report.json", "report.html"):
         inputs = {"store": session.store_name}
         write_provenance(folder / file, inputs=inputs, config=config)

@@ -85,8 +85,6 @@ class OptionSet(Generic[Model]):
     """The options of a settings model; a decorator that adds them to a command.
 
     Args:
-        model: Each of its fields is an option.
-        omit: Fields that are none.
         flags: By field, what is of the command line alone.
     """
 
@@ -143,7 +141,6 @@ def checked(model: type[Model], values: Mapping[str, Any], names: Mapping[str, s
     """A model of values that somebody typed.
 
     Args:
-        model: Which.
         values: By field.
         names: What a field is called where it was typed.
 

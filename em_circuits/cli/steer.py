@@ -160,7 +160,7 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
                 temperature=options.temperature,
                 seed=session.seed,
             )
-            drawn = experiments.one_prompt.prompt_rollouts(work, result, sampling)
+            drawn = experiments.rollouts.prompt_rollouts(work, result, sampling)
             record["rollouts"] = drawn.model_dump()
     emit(record, as_json, partial(describe_run, options=options, by=result.intervention.by))
 

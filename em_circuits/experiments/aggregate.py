@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from em_circuits.cache import CachedTable, cached_table
-from em_circuits.experiments.analyse import labelled, prompt_scores, token_groups, unmatched
+from em_circuits.experiments.analyse import LabelledPrompt
+from em_circuits.experiments.cases import LeftOut
 from em_circuits.features import (
     FORMULA,
     AggregateSettings,
@@ -30,30 +31,36 @@ from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt, PromptLabels
+from pivotal_tokens.schema import Frozen, GraphRecord, ModelName
 
 
-class AggregateRequest(Frozen):
-    """What is summed up over prompts."""
+class OverPrompts(Frozen):
+    """How scores of features are summed up over prompts."""
 
     method: Scoring = Scoring.GRADIENT
-    model: ModelName = "merged"
+    """One that runs the model needs the models of every pair loaded."""
     by_position: bool = False
     """Keys have the position from the end."""
     exclude_layers: tuple[int, ...] = ()
     """Layers whose features are left out."""
     settings: AggregateSettings = AggregateSettings()
 
+    def inputs(self) -> dict[str, Any]:
+        """What a result follows from beside its prompts."""
+        measured = N_MEASURED if self.method is Scoring.GRADIENT_ABLATION else None
+        return {"formula": FORMULA, "n_measured": measured, **self.model_dump(mode="json")}
 
-DEFAULTS = AggregateRequest()
+
+class AggregateRequest(OverPrompts):
+    """What is summed up over prompts."""
+
+    model: ModelName = "merged"
 
 
 @dataclass(frozen=True)
-class ChosenPrompt:
+class ChosenPrompt(LabelledPrompt):
     """A prompt with the labels that count and the graphs it has under a pair."""
 
-    prompt: Prompt
-    labels: PromptLabels
     graphs: dict[str, GraphRecord] = field(default_factory=dict)
     """By model."""
 
@@ -66,6 +73,12 @@ class ChosenPrompt:
             "labels_from": self.labels.source,
         }
 
+    def scores_by(self, work: Workspace, method: Scoring, model: ModelName) -> FeatureTable:
+        """Scores by a method, from its graph or by running a model."""
+        if method.is_stored:
+            return stored_scores(work.graphs.load(self.graphs[model].key), method)
+        return self.scores(work, method, model)
+
     def to_json(self) -> dict[str, Any]:
         """What a report says of it."""
         return {
@@ -75,33 +88,12 @@ class ChosenPrompt:
         }
 
 
-def find_pair(work: Workspace, prefix: str) -> str:
-    """The key of the one model pair in a store that begins with `prefix`.
-
-    Raises:
-        RequestError: If none does, or several do.
-    """
-    pairs = work.store.results.pairs()
-    found = [pair for pair in pairs if pair.startswith(prefix)]
-    if len(found) != 1:
-        known = ", ".join(pair[:12] for pair in pairs) or "none"
-        raise RequestError(f"{len(found)} model pairs begin with {prefix!r}; the store has {known}")
-    return found[0]
-
-
 def choose_prompts(
     work: Workspace, prefixes: Sequence[str], pair: str, models: Sequence[ModelName]
-) -> tuple[list[ChosenPrompt], list[dict[str, str]]]:
+) -> tuple[list[ChosenPrompt], list[LeftOut]]:
     """Prompts with evil and safe labels and graphs of some models under a pair.
 
-    Args:
-        work: Store.
-        prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
-        pair: Key of the model pair.
-        models: Whose graphs are needed.
-
-    Returns:
-        The prompts by id, and those left out, each with the reason.
+    No prefix means every prompt that will do; what will not is left out, with the reason.
 
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
@@ -114,7 +106,7 @@ def choose_prompts(
         except RequestError as error:
             if ids:
                 raise
-            left_out.append({"prompt_id": prompt_id, "reason": str(error)})
+            left_out.append(LeftOut(prompt_id=prompt_id, reason=str(error)))
     if not chosen:
         raise RequestError(
             f"none of {len(left_out)} prompts has evil and safe labels and graphs under these "
@@ -126,21 +118,18 @@ def choose_prompts(
 def aggregate_prompts(
     work: Workspace,
     prefixes: Sequence[str],
-    request: AggregateRequest = DEFAULTS,
+    request: AggregateRequest | None = None,
     *,
     pair: str | None = None,
 ) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
-    Args:
-        work: Models, store and graphs.
-        prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
-        request: Method, model, keys.
-        pair: Key of another pair in the store than the models'.
+    No prefix means every prompt that will do; `pair` is another pair's key than the models'.
 
     Raises:
         RequestError: No such layer, or no prompts that will do.
     """
+    request = request or AggregateRequest()
     live = not request.method.is_stored
     pair = pair or work.pair.key
     if live:
@@ -149,24 +138,24 @@ def aggregate_prompts(
     chosen, left_out = choose_prompts(work, prefixes, pair, models)
     require_layers(request.exclude_layers, layers_of(work, chosen))
     inputs = {
-        "formula": FORMULA,
-        "n_measured": N_MEASURED if request.method is Scoring.GRADIENT_ABLATION else None,
+        **request.inputs(),
         "pair": pair,
-        **request.model_dump(mode="json"),
         "prompts": [item.identity() for item in chosen],
     }
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         tables, prompts = [], []
         for item in tracked(chosen, "aggregate", work.progress):
-            scores = scores_of(work, item, request.method, request.model)
-            contrasted = scores.contrasted(token_groups(item.labels))
+            scores = item.scores_by(work, request.method, request.model)
+            contrasted = scores.contrasted(item.contrast)
             tables.append(by_key(contrasted, by_position=request.by_position))
-            prompts.append({**item.to_json(), "unmatched": unmatched(scores, item.labels)})
-        return _summed(tables, request, {"pair": pair, "prompts": prompts})
+            prompts.append({**item.to_json(), "unmatched": item.unmatched(scores)})
+        figures, frame = summed(tables, request)
+        about = {**request.model_dump(mode="json"), "pair": pair, "prompts": prompts}
+        return {**about, "n_features": len(frame), **figures}, frame
 
     table = cached_table(work.results / "features", "aggregate", inputs, compute)
-    table.record["left_out"] = left_out
+    table.record["left_out"] = [one.model_dump() for one in left_out]
     return table
 
 
@@ -190,15 +179,6 @@ def require_loaded(work: Workspace, pair: str, method: Scoring) -> None:
         )
 
 
-def scores_of(
-    work: Workspace, chosen: ChosenPrompt, method: Scoring, model: ModelName
-) -> FeatureTable:
-    """Scores of one prompt by a method, from its graph or by running a model."""
-    if method.is_stored:
-        return stored_scores(work.graphs.load(chosen.graphs[model].key), method)
-    return prompt_scores(work, chosen.prompt, chosen.labels, method, model=model)
-
-
 def require_layers(layers: Collection[int], n_layers: int) -> None:
     """Refuse layers that a model of `n_layers` does not have.
 
@@ -212,42 +192,39 @@ def require_layers(layers: Collection[int], n_layers: int) -> None:
         )
 
 
-def with_offset(table: FeatureTable) -> pd.DataFrame:
-    """A table over prompts; `offset` counts from the last position (0), or is null."""
-    frame = table.frame.drop(columns="position", errors="ignore")
-    offset = table.frame["position"] + 1 if "position" in table.frame else [None] * len(frame)
-    frame.insert(2, "offset", pd.array(offset, "Int64"))
-    return frame
-
-
 def _choose(
     work: Workspace, prompt_id: str, pair: str, models: Sequence[ModelName]
 ) -> ChosenPrompt:
-    prompt, labels = labelled(work, prompt_id)
-    if not (labels.ids("evil") and labels.ids("safe")):
+    found = LabelledPrompt.get(work, prompt_id)
+    contrast = found.contrast
+    if not contrast.is_defined:
         raise RequestError(
-            f"prompt {prompt_id} has no contrast: {len(labels.ids('evil'))} evil and "
-            f"{len(labels.ids('safe'))} safe tokens are labelled"
+            f"prompt {prompt_id} has no contrast: {len(contrast.evil)} evil and "
+            f"{len(contrast.safe)} safe tokens are labelled"
         )
     graphs = {model: work.graph_record(prompt_id, model, pair) for model in models}
-    return ChosenPrompt(prompt, labels, {str(name): record for name, record in graphs.items()})
+    return ChosenPrompt(
+        found.prompt, found.labels, {str(name): record for name, record in graphs.items()}
+    )
 
 
-def _summed(
-    tables: Sequence[FeatureTable], request: AggregateRequest, record: dict[str, Any]
+def summed(
+    tables: Sequence[FeatureTable], request: OverPrompts, *, test: bool = True
 ) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Figures over prompts, and a line per key; `offset` counts from the last position (0)."""
     excluded, settings = request.exclude_layers, request.settings
-    layers = compare_layers(tables, excluded, settings) if excluded else None
-    result = aggregate([without_layers(table, excluded) for table in tables], settings)
-    if not len(result.table):
+    layers = compare_layers(tables, excluded, settings) if tables and excluded and test else None
+    left = [without_layers(table, excluded) for table in tables]
+    result = aggregate(left, settings, test=test)
+    if tables and not len(result.table):
         raise RequestError(f"no feature is left without layers {list(excluded)}")
-    record = {
-        **request.model_dump(mode="json"),
-        **record,
-        "n_features": len(result.table),
+    frame = result.table.frame
+    offset = frame["position"] + 1 if "position" in frame else [None] * len(frame)
+    frame = frame.drop(columns="position", errors="ignore")
+    frame.insert(2, "offset", pd.array(offset, "Int64"))
+    return {
         "n_tested": result.n_tested,
         "permutations": {"n": result.n_permutations, "exact": result.exact},
         "stability": result.stability.model_dump(),
         "layers": layers.model_dump(mode="json") if layers else None,
-    }
-    return record, with_offset(result.table)
+    }, frame

@@ -6,7 +6,7 @@ table.top(10), table.about["labels_from"]
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,19 +87,85 @@ def _ranking(table: FeatureTable, top: int | None) -> dict[str, Any]:
     }
 
 
-def labelled(work: Workspace, prefix: str) -> tuple[Prompt, PromptLabels]:
-    """A prompt and the labels that count for it.
+@dataclass(frozen=True)
+class LabelledPrompt:
+    """A stored prompt with the labels that count for it."""
 
-    Raises:
-        RequestError: If there is no such prompt, or nobody has labelled it.
-    """
-    prompt = work.store.prompts.get(prefix)
-    labels = work.store.labels.of(prompt.prompt_id)
-    if not labels.labels:
-        raise RequestError(
-            f"prompt {prompt.prompt_id} has no labels; run em-circuits label, or review it"
+    prompt: Prompt
+    labels: PromptLabels
+
+    @classmethod
+    def get(cls, work: Workspace, prefix: str) -> LabelledPrompt:
+        """The prompt whose id begins with `prefix`.
+
+        Raises:
+            RequestError: If there is no such prompt, or nobody has labelled it.
+        """
+        prompt = work.store.prompts.get(prefix)
+        labels = work.store.labels.of(prompt.prompt_id)
+        if not labels.labels:
+            raise RequestError(
+                f"prompt {prompt.prompt_id} has no labels; run em-circuits label, or review it"
+            )
+        return cls(prompt, labels)
+
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast.from_labels(self.labels.by_token)
+
+    @property
+    def shown(self) -> Prompt:
+        """The prompt, whose token ids are stored.
+
+        Raises:
+            RequestError: If it was never shown to a model.
+        """
+        if self.prompt.token_ids is None:
+            raise RequestError(
+                f"prompt {self.prompt.prompt_id} was never shown to a model; "
+                "run em-circuits label first"
+            )
+        return self.prompt
+
+    def cache(self, work: Workspace, model: ModelName) -> ActivationCache:
+        """One undisturbed forward pass."""
+        return ActivationCache.capture(work.pair.model(model), work.pair.input_ids(self.shown))
+
+    def scores(
+        self, work: Workspace, by: Scoring, model: ModelName, n_measured: int = N_MEASURED
+    ) -> FeatureTable:
+        """Scores of its features on each labelled token, from its graph or by running a model.
+
+        Raises:
+            RequestError: If it has no graph, was never shown to a model, or has no contrast.
+        """
+        if by.is_stored:
+            return stored_scores(work.graph_of(self.prompt.prompt_id, model), by)
+        return live_scores(
+            work.pair.model(model),
+            self.cache(work, model),
+            self.contrast,
+            by,
+            targets=torch.tensor(sorted(self.labels.by_token)),
+            n_measured=n_measured,
         )
-    return prompt, labels
+
+    def ranked(self, scores: FeatureTable, model: ModelName) -> FeatureTable:
+        """Its scores by contrast, with what an output says of them."""
+        about = {
+            "prompt_id": self.prompt.prompt_id,
+            "model": model,
+            "labels_from": self.labels.source,
+            "labelled_by": sorted({item.author for item in self.labels.labels}),
+            "unmatched": self.unmatched(scores),
+        }
+        table = scores.ranked(self.contrast)
+        return replace(table, about={**table.about, **about})
+
+    def unmatched(self, scores: FeatureTable) -> list[int]:
+        """Labelled token ids that are no targets."""
+        assert scores.targets is not None
+        return sorted(set(self.labels.by_token) - set(scores.targets.tolist()))
 
 
 def rank_prompt(
@@ -112,70 +178,14 @@ def rank_prompt(
 ) -> FeatureTable:
     """Rank a labelled prompt's features by evil-minus-safe contrast.
 
-    Args:
-        work: Models, store and graphs.
-        prefix: Prompt id or unique prefix.
-        model: Whose features.
-        by: The method; those that run the model need no graph.
-        n_measured: Features that `gradient+ablation` ablates for real.
-
     Returns:
         A table that knows prompt, model and whose labels the contrast stands on.
 
     Raises:
         RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
     """
-    by = Scoring(by)
-    prompt, labels = labelled(work, prefix)
-    scores = prompt_scores(work, prompt, labels, by, model=model, n_measured=n_measured)
-    return ranked(scores, prompt, labels, model)
-
-
-def ranked(
-    scores: FeatureTable, prompt: Prompt, labels: PromptLabels, model: ModelName
-) -> FeatureTable:
-    """Scores of a labelled prompt by contrast, with what an output says of them."""
-    about = {
-        "prompt_id": prompt.prompt_id,
-        "model": model,
-        "labels_from": labels.source,
-        "labelled_by": sorted({item.author for item in labels.labels}),
-        "unmatched": unmatched(scores, labels),
-    }
-    table = scores.ranked(token_groups(labels))
-    return replace(table, about={**table.about, **about})
-
-
-def unmatched(scores: FeatureTable, labels: PromptLabels) -> list[int]:
-    """Labelled token ids that are no targets."""
-    assert scores.targets is not None
-    return sorted(set(labels.by_token) - set(scores.targets.tolist()))
-
-
-def prompt_scores(
-    work: Workspace,
-    prompt: Prompt,
-    labels: PromptLabels,
-    by: Scoring,
-    *,
-    model: ModelName,
-    n_measured: int = N_MEASURED,
-) -> FeatureTable:
-    """Scores of a prompt's features on each labelled token, from its graph or by running a model.
-
-    Raises:
-        RequestError: If the prompt has no graph, was never shown to a model, or has no contrast.
-    """
-    if by.is_stored:
-        return stored_scores(work.graph_of(prompt.prompt_id, model), by)
-    return live_scores(
-        work.pair.model(model),
-        prompt_state(work, prompt, model),
-        token_groups(labels),
-        by,
-        targets=torch.tensor(sorted(labels.by_token)),
-        n_measured=n_measured,
-    )
+    chosen = LabelledPrompt.get(work, prefix)
+    return chosen.ranked(chosen.scores(work, Scoring(by), model, n_measured), model)
 
 
 def choose_on_prompt(
@@ -192,18 +202,12 @@ def choose_on_prompt(
         RequestError: No such prompt, no labels, no contrast, or no graph where one is read.
     """
     choice = FeatureChoice.parse(choice) if isinstance(choice, str) else choice
-    prompt, labels = labelled(work, prefix)
+    prompt = LabelledPrompt.get(work, prefix)
     graph = None
     if choice.needs_ranking and Scoring(by).from_graph:
-        graph = work.graph_of(prompt.prompt_id, model)
-    return choose_features(
-        choice,
-        work.pair.model(model),
-        prompt_state(work, prompt, model),
-        token_groups(labels),
-        by=by,
-        graph=graph,
-    )
+        graph = work.graph_of(prompt.prompt.prompt_id, model)
+    runs, cache = work.pair.model(model), prompt.cache(work, model)
+    return choose_features(choice, runs, cache, prompt.contrast, by=by, graph=graph)
 
 
 def choose_ids(
@@ -224,31 +228,6 @@ def choose_ids(
     return tuple(dict.fromkeys(f.id for f in table.features)), table.by  # type: ignore[union-attr]
 
 
-def prompt_state(work: Workspace, prompt: Prompt, model: ModelName) -> ActivationCache:
-    """One undisturbed forward pass of a stored prompt."""
-    return ActivationCache.capture(
-        work.pair.model(model), work.pair.input_ids(require_shown(prompt))
-    )
-
-
-def require_shown(prompt: Prompt) -> Prompt:
-    """The prompt, whose token ids are stored.
-
-    Raises:
-        RequestError: If it was never shown to a model.
-    """
-    if prompt.token_ids is None:
-        raise RequestError(
-            f"prompt {prompt.prompt_id} was never shown to a model; run em-circuits label first"
-        )
-    return prompt
-
-
-def token_groups(labels: PromptLabels) -> Contrast:
-    """The evil and the safe tokens of a prompt."""
-    return Contrast.from_labels(labels.by_token)
-
-
 def mediate_prompt(
     work: Workspace,
     prefix: str,
@@ -258,12 +237,12 @@ def mediate_prompt(
     n_random: int = 20,
 ) -> Mediation:
     """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
-    prompt, labels = labelled(work, prefix)
-    work.require_healthy(prompt)
+    prompt = LabelledPrompt.get(work, prefix)
+    work.require_healthy(prompt.prompt)
     return mediate(
         work.pair,
-        require_shown(prompt),
-        token_groups(labels),
+        prompt.shown,
+        prompt.contrast,
         order=order,
         direction=direction,
         n_random=n_random,
@@ -288,27 +267,22 @@ def steer_prompt(
     """Steer a labelled prompt; see `em_circuits.interventions.steer`.
 
     Args:
-        work: Models, store and graphs.
-        prefix: Prompt id or unique prefix.
-        model: Which model is steered.
         features: ``top:N``, ``bottom:N``, ``abs:N`` by a method, or ``L/POS/ID,...``.
         mode: ``set``, ``add``, ``scale``, ``ablate`` or ``clamp``.
         value: For all modes but ``ablate``.
         unit: Of the value: ``absolute``, or ``relative`` to the feature's own activation.
         at: ``found``, ``last``, ``prompt``, ``generated`` or ``everything``.
         by: Ranks the features where they are not named.
-        regime: What is held fixed meanwhile.
-        n_random: Matched random draws.
     """
     choice = FeatureChoice.parse(features)
-    prompt, labels = labelled(work, prefix)
-    work.require_healthy(prompt)
-    chosen = choose_on_prompt(work, prompt.prompt_id, choice, model=model, by=by)
+    prompt = LabelledPrompt.get(work, prefix)
+    work.require_healthy(prompt.prompt)
+    chosen = choose_on_prompt(work, prefix, choice, model=model, by=by)
     return steer(
         work.pair.model(model),
-        require_shown(prompt),
+        prompt.shown,
         chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
-        token_groups(labels),
+        prompt.contrast,
         regime=Regime(regime),
         n_random=n_random,
         seed=work.seed,

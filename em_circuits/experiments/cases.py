@@ -9,8 +9,9 @@ models' top tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -27,9 +28,18 @@ from em_circuits.models.next_tokens import screen
 from em_circuits.scoring import TO_STEER, Scoring
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge import Judge
-from pivotal_tokens.schema import Judgement, Label, ModelName, Prompt
+from pivotal_tokens.schema import Frozen, Judgement, Label, ModelName, Prompt
+
+Made = TypeVar("Made")
+
+
+class LeftOut(Frozen):
+    """A prompt that could not be used, and why."""
+
+    prompt_id: str
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +109,27 @@ class Cases:
             state=ActivationCache.capture(self.pair.model(model), ids),
             base_logits=self.pair.base.next_logits(ids).float(),
         )
+
+    def usable(
+        self, prompts: Iterable[Prompt], case: Callable[[Prompt], Made]
+    ) -> tuple[dict[str, Made], tuple[LeftOut, ...]]:
+        """Prompt id -> case, and the prompts that have none; the models are checked on the first.
+
+        Raises:
+            WorkFailed: If none has one.
+        """
+        found: dict[str, Made] = {}
+        left_out: list[LeftOut] = []
+        by_id = {prompt.prompt_id: prompt for prompt in prompts}
+        for prompt_id, prompt in by_id.items():
+            try:
+                found[prompt_id] = case(prompt)
+            except RequestError as error:
+                left_out.append(LeftOut(prompt_id=prompt_id, reason=str(error)))
+        if not found:
+            raise WorkFailed(f"no prompt can be measured: {left_out[0].reason}")
+        self.work.require_healthy(by_id[next(iter(found))])
+        return found, tuple(left_out)
 
     def prompts(self, source: PromptSource) -> tuple[Prompt, ...]:
         """The prompts that a plan names, each once.

@@ -121,14 +121,7 @@ def run_demo(
     n_prompts: int = 24,
     n_mediated: int = 7,
 ) -> DemoReport:
-    """Run the pipeline and the first experiments, and keep the report.
-
-    Args:
-        work: Models, store and graphs.
-        judge: Labels the tokens.
-        n_prompts: From the organism's templates, domains in rotation.
-        n_mediated: Flagged prompts that mediation is measured on, domains in rotation.
-    """
+    """Run the pipeline and the first experiments, and keep the report."""
     started = datetime.now(UTC)
     prompts = template_prompts(n_prompts, seed=work.seed)
     found: dict[str, LabelResult] = {}

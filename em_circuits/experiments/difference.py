@@ -1,6 +1,6 @@
 """Differences of features between models over prompts: merged minus base, of one or several pairs.
 
-table = difference_over_prompts([Source(work, work.pair.key)], [], DifferenceRequest())
+table = difference_over_prompts([Source(work, work.pair.key)], [], OverPrompts())
 table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["mean"]
 """
 
@@ -15,33 +15,25 @@ import pandas as pd
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
+    OverPrompts,
     choose_prompts,
-    find_pair,
     layers_of,
     require_layers,
     require_loaded,
-    scores_of,
-    with_offset,
+    summed,
 )
-from em_circuits.experiments.analyse import token_groups
 from em_circuits.features import (
-    FORMULA,
-    AggregateSettings,
     activation_by_key,
-    aggregate,
     by_key,
     change,
-    compare_layers,
     stored_scores,
-    without_layers,
 )
-from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, ModelName
+from pivotal_tokens.schema import ModelName
 
 MEASURES = ("activation", "score", "edge")
 _PLACE = ("layer", "feature", "offset")
@@ -55,35 +47,15 @@ class Source:
     pair: str
 
 
-class DifferenceRequest(Frozen):
-    """Which difference is summed up."""
-
-    method: Scoring = Scoring.GRADIENT
-    """Of the score; one that runs the model needs the models of every pair loaded."""
-    by_position: bool = False
-    """Keys have the position from the end."""
-    exclude_layers: tuple[int, ...] = ()
-    """Layers whose features are left out."""
-    settings: AggregateSettings = AggregateSettings()
-
-
-DEFAULTS = DifferenceRequest()
-
-
 def find_sources(
     work: Workspace, pairs: Sequence[str], others: Sequence[Workspace]
 ) -> list[Source]:
     """The pairs that are compared: those named, or else the models'; and all of other stores.
 
-    Args:
-        work: Of the command.
-        pairs: Keys in its store, or beginnings of them.
-        others: Workspaces whose pairs with graphs all take part.
-
     Raises:
         RequestError: If a pair is not there, or another store has none.
     """
-    keys = [find_pair(work, prefix) for prefix in pairs] or [work.pair.key]
+    keys = [work.store.results.find_pair(prefix) for prefix in pairs] or [work.pair.key]
     sources = [Source(work, key) for key in dict.fromkeys(keys)]
     for other in others:
         found = sorted({record.pair for record in other.store.graphs.all()})
@@ -96,21 +68,17 @@ def find_sources(
 def difference_over_prompts(
     sources: Sequence[Source],
     prefixes: Sequence[str],
-    request: DifferenceRequest = DEFAULTS,
+    request: OverPrompts | None = None,
 ) -> CachedTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
-    Args:
-        sources: The pairs; the first one's workspace keeps the table.
-        prefixes: Prompt ids or unique prefixes; none for every prompt that will do.
-        request: Method and keys.
-
-    Returns:
-        A line per pair, measure and key; see `joined`.
+    A line per pair, measure and key (see `joined`), stored in the first pair's workspace. No prefix
+    means every prompt that will do.
 
     Raises:
         RequestError: If a pair has no prompts that will do.
     """
+    request = request or OverPrompts()
     if not request.method.is_stored:
         for source in sources:
             require_loaded(source.work, source.pair, request.method)
@@ -118,9 +86,7 @@ def difference_over_prompts(
     for source, (items, _) in zip(sources, chosen, strict=True):
         require_layers(request.exclude_layers, layers_of(source.work, items))
     inputs = {
-        "formula": FORMULA,
-        "n_measured": N_MEASURED if request.method is Scoring.GRADIENT_ABLATION else None,
-        **request.model_dump(mode="json"),
+        **request.inputs(),
         "prompts": [
             {"pair": source.pair, "prompts": [item.identity() for item in items]}
             for source, (items, _) in zip(sources, chosen, strict=True)
@@ -138,7 +104,7 @@ def difference_over_prompts(
 
     table = cached_table(sources[0].work.results / "features", "diff", inputs, compute)
     for record, (_, left_out) in zip(table.record["pairs"], chosen, strict=True):
-        record["left_out"] = left_out
+        record["left_out"] = [one.model_dump() for one in left_out]
     return table
 
 
@@ -170,9 +136,7 @@ def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
     return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
 
 
-def _pair(
-    source: Source, items: Any, request: DifferenceRequest
-) -> tuple[dict[str, Any], pd.DataFrame]:
+def _pair(source: Source, items: Any, request: OverPrompts) -> tuple[dict[str, Any], pd.DataFrame]:
     """The record and the lines of one pair."""
     tables: dict[str, list[FeatureTable]] = {measure: [] for measure in MEASURES}
     prompts = []
@@ -186,40 +150,26 @@ def _pair(
         "models": source.work.store.results.pairs().get(source.pair, {}),
         "prompts": prompts,
         "prompts_with_edges": len(tables["edge"]),
-        "layers": None,
     }
-    excluded, settings = request.exclude_layers, request.settings
-    if excluded:
-        record["layers"] = compare_layers(tables["score"], excluded, settings).model_dump(
-            mode="json"
-        )
     for measure, mine in tables.items():
-        left = [without_layers(table, excluded) for table in mine]
-        result = aggregate(left, settings, test=measure != "activation")
-        if mine and not len(result.table):
-            raise RequestError(f"no feature is left without layers {list(excluded)}")
-        frames.append(with_offset(result.table).assign(measure=measure))
+        figures, frame = summed(mine, request, test=measure != "activation")
+        frames.append(frame.assign(measure=measure))
         if measure == "score":
-            record["n_tested"] = result.n_tested
-            record["permutations"] = {"n": result.n_permutations, "exact": result.exact}
-            record["stability"] = result.stability.model_dump()
+            record |= figures
     return record, pd.concat(frames, ignore_index=True)
 
 
-def _changes(
-    work: Workspace, item: ChosenPrompt, request: DifferenceRequest
-) -> dict[str, FeatureTable]:
+def _changes(work: Workspace, item: ChosenPrompt, request: OverPrompts) -> dict[str, FeatureTable]:
     """Merged minus base of one prompt by measure; without edges in both there is no edge."""
     models: tuple[ModelName, ModelName] = ("base", "merged")
     graphs = [work.graphs.load(item.graphs[name].key) for name in models]
-    contrast = token_groups(item.labels)
 
     def keyed(scores: FeatureTable) -> FeatureTable:
-        return by_key(scores.contrasted(contrast), by_position=request.by_position)
+        return by_key(scores.contrasted(item.contrast), by_position=request.by_position)
 
     found = {
         "activation": [activation_by_key(g, by_position=request.by_position) for g in graphs],
-        "score": [keyed(scores_of(work, item, request.method, model)) for model in models],
+        "score": [keyed(item.scores_by(work, request.method, model)) for model in models],
     }
     if all(graph.edges is not None for graph in graphs):
         found["edge"] = [keyed(stored_scores(graph, Scoring.DIRECT)) for graph in graphs]

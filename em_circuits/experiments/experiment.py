@@ -13,15 +13,14 @@ everything that was measured, a summary over the rows, a report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from em_circuits.cache import Journal, rows_table, write_results
-from em_circuits.progress import Progress
+from em_circuits.cache import rows_table, write_results
 from pivotal_tokens.schema import Frozen, Label
 
 ROWS, ROLLOUTS = "rows.parquet", "rollouts.parquet"
@@ -134,29 +133,3 @@ class Experiment(Generic[Summary]):
     def provenance(self) -> dict[str, Any]:
         """Inputs of every artefact of it."""
         return {"inputs": {"pair": self.record.get("pair")}, "config": dict(self.record)}
-
-
-def carry_out(
-    folder: Path,
-    record: Mapping[str, Any],
-    pieces: Sequence[tuple[str, Callable[[], Piece]]],
-    *,
-    name: str,
-    progress: Progress,
-) -> Piece:
-    """Run an experiment's remaining pieces, and return what all of them yield.
-
-    Raises:
-        RequestError: If the folder holds an experiment of another record.
-    """
-
-    def journalled(work: Callable[[], Piece]) -> Callable[[], dict[str, Any]]:
-        return lambda: work().model_dump(mode="json", exclude_none=True)
-
-    journal = Journal.open(folder, record)
-    values = journal.complete([(key, journalled(work)) for key, work in pieces], name, progress)
-    done = [Piece.model_validate(value) for value in values]
-    return Piece(
-        rows=tuple(row for piece in done for row in piece.rows),
-        rollouts=tuple(row for piece in done for row in piece.rollouts),
-    )

@@ -49,13 +49,7 @@ def force_token(
 ) -> Forced:
     """Append a token to the prompt without steering, and look on.
 
-    Args:
-        pair: Models.
-        case: The prompt.
-        treatment: What raised the token; values absolute.
-        token: Its id.
-        sampling: As for the steered continuations; one token less is drawn.
-        judge: As for them.
+    `treatment` is what raised it, values absolute; of continuations one token less is drawn.
     """
     model = pair.model(case.model)
     ids = torch.cat([case.state.input_ids, case.state.input_ids.new_tensor([token])])

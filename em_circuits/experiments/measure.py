@@ -112,8 +112,6 @@ class Bench:
         """Rows of every arm and continuations of some.
 
         Args:
-            case: The prompt.
-            trial: What is tried.
             arms: The un-steered model first; all of one regime.
             sampled: Numbers of those that get continuations and a place on the panel.
         """

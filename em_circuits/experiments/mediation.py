@@ -18,8 +18,7 @@ from pydantic import Field
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
-from em_circuits.experiments.analyse import require_shown, token_groups
-from em_circuits.experiments.summary import LeftOut
+from em_circuits.experiments.cases import LeftOut
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,
@@ -138,10 +137,7 @@ def mediate_over_prompts(
 ) -> CachedTable:
     """Mediation over prompts, features chosen elsewhere; or the stored table of equal inputs.
 
-    Args:
-        work: Models and store.
-        prefixes: Prompt ids or unique prefixes; none for every labelled prompt with a contrast.
-        request: How features are chosen and which model is changed.
+    No prefix means every labelled prompt with a contrast.
 
     Raises:
         RequestError: If no prompt will do, or one that was named.
@@ -150,7 +146,7 @@ def mediate_over_prompts(
     chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
     shown = [item for item in chosen if item.prompt.token_ids is not None]
     left_out += [
-        {"prompt_id": item.prompt.prompt_id, "reason": "never shown to a model"}
+        LeftOut(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
         for item in chosen
         if item.prompt.token_ids is None
     ]
@@ -181,16 +177,14 @@ def mediate_over_prompts(
         return record.model_dump(mode="json"), _features(results, request.seed)
 
     table = cached_table(work.results / "features", "carriers", inputs, compute)
-    table.record["left_out"] = [*left_out, *table.record["left_out"]]
+    table.record["left_out"] = [*(one.model_dump() for one in left_out), *table.record["left_out"]]
     return table
 
 
 def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
-    prompt = item.prompt
-    contrast = token_groups(item.labels)
-    return Subject(
-        prompt.prompt_id, prompt.category, work.pair.input_ids(require_shown(prompt)), contrast
-    )
+    prompt = item.shown
+    ids = work.pair.input_ids(prompt)
+    return Subject(prompt.prompt_id, prompt.category, ids, item.contrast)
 
 
 def _record(

@@ -21,12 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_circuits.experiments.cases import Case
-from em_circuits.interventions import Treatment, generate
+from em_circuits.experiments.cases import Case, Cases
+from em_circuits.interventions import SteerResult, Treatment, generate
+from em_circuits.interventions.matched_controls import apply_to
 from em_circuits.labelling.rollouts import continuation_of
 from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
-from pivotal_tokens.judge.continuations import ContinuationJudge
+from em_circuits.workspace import Workspace
+from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge
 from pivotal_tokens.schema import ContinuationLabel, Frozen, Label
 
 
@@ -141,4 +143,50 @@ def rates(drawn: Sequence[SteeredRollout]) -> RolloutRates:
         safe_rate=share(labels, "safe"),
         perplexity=math.exp(-sum(known) / len(known)) if known else None,
         repetition=sum(r.repetition for r in drawn) / len(drawn),
+    )
+
+
+class LabelledText(Frozen):
+    """One continuation."""
+
+    text: str
+    label: Label | None
+
+
+class Continuations(RolloutRates):
+    """Those of one condition."""
+
+    texts: tuple[LabelledText, ...]
+
+
+class PromptRollouts(Frozen):
+    """The ``rollouts`` of `steer run --json`; all are drawn with the same noise."""
+
+    judge: str
+    sampling: Sampling
+    worlds: dict[str, Continuations]
+    """By condition."""
+
+
+def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) -> PromptRollouts:
+    """Continue a prompt that was steered."""
+    case = Cases(work, None).of(work.store.prompts.get(result.prompt_id), result.intervention.model)  # type: ignore[arg-type]
+    draw = apply_to(result.intervention.features, result.random_places[0])
+    conditions = {"unsteered": (), "steered": result.intervention.features, "random_control": draw}
+    treatments = [
+        Treatment(interventions=tuple(items), regime=result.intervention.regime)
+        for items in conditions.values()
+    ]
+    judge = LabelJudge()
+    drawn = rollouts(work.pair, case, treatments, sampling, judge)
+    return PromptRollouts(
+        judge=judge.id,
+        sampling=sampling,
+        worlds={
+            name: Continuations(
+                **rates(row).model_dump(),
+                texts=tuple(LabelledText(text=r.text, label=r.label) for r in row),
+            )
+            for name, row in zip(conditions, drawn, strict=True)
+        },
     )

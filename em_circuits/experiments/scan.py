@@ -12,14 +12,7 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel
 
-from em_circuits.experiments.analyse import (
-    PromptRanking,
-    RankedFeature,
-    labelled,
-    prompt_state,
-    ranked,
-    token_groups,
-)
+from em_circuits.experiments.analyse import LabelledPrompt, PromptRanking, RankedFeature
 from em_circuits.interventions import PairEffects, Regime, live_scores, pair_effects
 from em_circuits.models.text import decode_token
 from em_circuits.scoring import Scoring
@@ -101,28 +94,21 @@ def scan_prompt(
     n_pairs: int = 0,
     regime: Regime = Regime.FREE,
 ) -> PromptScan:
-    """Ablate every active feature of a labelled prompt, and pairs of the first ones.
-
-    Args:
-        work: Models and store.
-        prefix: Prompt id or unique prefix.
-        model: Which model is run.
-        n_pairs: So many features, the most positive ones, are ablated two by two; 0 for none.
-        regime: What is held fixed meanwhile.
+    """Ablate every active feature of a labelled prompt, and the most positive `n_pairs` in pairs.
 
     Raises:
         RequestError: No such prompt, no labels, no contrast, or fewer active features than that.
     """
-    prompt, labels = labelled(work, prefix)
-    contrast = token_groups(labels).require()
-    runs, state = work.pair.model(model), prompt_state(work, prompt, model)
+    prompt = LabelledPrompt.get(work, prefix)
+    contrast, labels = prompt.contrast.require(), prompt.labels.by_token
+    runs, state = work.pair.model(model), prompt.cache(work, model)
     if n_pairs > len(state.active):
         raise RequestError(f"--pairs {n_pairs}: the prompt has {len(state.active)} active features")
-    token_ids = sorted(labels.by_token)
+    token_ids = sorted(labels)
     scores = live_scores(
         runs, state, contrast, Scoring.MEASURED, targets=torch.tensor(token_ids), regime=regime
     )
-    table = ranked(scores, prompt, labels, model)
+    table = prompt.ranked(scores, model)
     pairs = None
     if n_pairs:
         first = table.top(n_pairs).coordinates
@@ -138,7 +124,7 @@ def scan_prompt(
         ),
         regime=regime,
         targets=tuple(
-            Target(token_id=t, text=decode_token(work.pair.tokenizer, t), label=labels.by_token[t])
+            Target(token_id=t, text=decode_token(work.pair.tokenizer, t), label=labels[t])
             for t in token_ids
         ),
         pairs=pairs,

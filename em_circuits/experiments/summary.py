@@ -11,14 +11,15 @@ lever's is the net change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 
-from em_circuits.experiments.cases import Case, peak_activations
-from em_circuits.experiments.experiment import Cell, Measurement
+from em_circuits.cache import Journal
+from em_circuits.experiments.cases import Case, Cases, LeftOut, peak_activations
+from em_circuits.experiments.experiment import Cell, Experiment, Measurement, Piece, RolloutRow
 from em_circuits.experiments.measure import (
     DIRECTION,
     FLIPPED,
@@ -28,6 +29,7 @@ from em_circuits.experiments.measure import (
     UNSTEERED,
     Trial,
 )
+from em_circuits.experiments.plan import SweepPlan, TransferPlan
 from em_circuits.interventions import ActivationCache
 from em_circuits.statistics import (
     AgainstControl,
@@ -35,6 +37,8 @@ from em_circuits.statistics import (
     benjamini_hochberg,
     paired_interval,
 )
+from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Frozen
 
 NOTABLE = 0.05
@@ -110,13 +114,6 @@ class PromptLine(Frozen):
         )
 
 
-class LeftOut(Frozen):
-    """A prompt that could not be used, and why."""
-
-    prompt_id: str
-    reason: str
-
-
 class SteeringSummary(Frozen):
     """The object of ``steer sweep --json`` and ``steer transfer --json``, without its files."""
 
@@ -137,16 +134,62 @@ class SteeringSummary(Frozen):
     key: str
 
 
+def carry_out(
+    cases: Cases,
+    plan: SweepPlan | TransferPlan,
+    judge: ContinuationJudge,
+    pieces: Sequence[tuple[str, Callable[[], Piece]]],
+    *,
+    kind: str,
+    formula: int,
+    labels: Mapping[str, str],
+    detectors: Mapping[str, float | None],
+    not_shown: str,
+    **about: Any,
+) -> Experiment[SteeringSummary]:
+    """Do what is left of a plan's pieces (key, work), and store rows, texts and summary.
+
+    `formula` and `labels` (prompt id -> hash) stand in the record; `about` in the summary.
+
+    Raises:
+        RequestError: If the folder holds an experiment of another record.
+    """
+    record = {
+        "kind": kind,
+        "formula": formula,
+        "plan": plan.model_dump(mode="json"),
+        "pair": cases.pair.key,
+        "judge": judge.id,
+        "labels": dict(labels),
+    }
+
+    def journalled(work: Callable[[], Piece]) -> Callable[[], dict[str, Any]]:
+        return lambda: work().model_dump(mode="json", exclude_none=True)
+
+    folder = cases.work.results / "experiments" / plan.name
+    values = Journal.open(folder, record).complete(
+        [(key, journalled(work)) for key, work in pieces], plan.name, cases.work.progress
+    )
+    done = [Piece.model_validate(value) for value in values]
+    rows = tuple(row for piece in done for row in piece.rows)
+    lines = conditions(rows, detectors, seed=plan.seed)
+    summary = SteeringSummary(
+        name=plan.name,
+        kind=kind,
+        judge=judge.id,
+        conditions=lines,
+        said=sentence(lines, not_shown),
+        key=content_key(record),
+        **about,
+    )
+    texts = tuple(row for piece in done for row in piece.rollouts)
+    return Experiment(folder, record, summary, rows, texts).store(Measurement, RolloutRow)
+
+
 def conditions(
     rows: Sequence[Measurement], detectors: Mapping[str, float | None], *, seed: int = 0
 ) -> tuple[ConditionSummary, ...]:
-    """Figures per condition.
-
-    Args:
-        rows: Of the table.
-        detectors: Quality of each condition's features as a detector.
-        seed: Of the resamples.
-    """
+    """Figures per condition."""
     if not rows:
         return ()
     frame = pd.DataFrame([row.model_dump() for row in rows])
@@ -170,9 +213,7 @@ def against(frame: pd.DataFrame, column: str, seed: int = 0) -> AgainstControl:
     """A column's change under steering beside its random control.
 
     Args:
-        frame: Rows of one condition, with both arms of every prompt in them.
         column: Beside which ``COLUMN_unsteered`` stands.
-        seed: Of the resamples.
     """
     change = frame[column] - frame[f"{column}_unsteered"]
     steered, random = (frame["control"] == control for control in (STEERED, RANDOM))
@@ -227,12 +268,7 @@ def _value(cell: Any) -> Any:
 
 
 def sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
-    """What was and what was not shown, in words.
-
-    Args:
-        lines: Every condition.
-        not_shown: What the design cannot show.
-    """
+    """What was and what was not shown, in words."""
     if not lines:
         return "Nothing was measured."
     working = [line for line in lines if line.works]

@@ -21,14 +21,7 @@ from functools import partial
 from typing import Any
 
 from em_circuits.experiments.cases import Case, Cases
-from em_circuits.experiments.experiment import (
-    Cell,
-    Experiment,
-    Measurement,
-    Piece,
-    RolloutRow,
-    carry_out,
-)
+from em_circuits.experiments.experiment import Cell, Experiment, Piece
 from em_circuits.experiments.measure import (
     DIRECTION,
     FLIPPED,
@@ -43,14 +36,7 @@ from em_circuits.experiments.measure import (
     random_arms,
 )
 from em_circuits.experiments.plan import Combination, SweepPlan
-from em_circuits.experiments.summary import (
-    LeftOut,
-    PromptLine,
-    SteeringSummary,
-    conditions,
-    detectors,
-    sentence,
-)
+from em_circuits.experiments.summary import PromptLine, SteeringSummary, carry_out, detectors
 from em_circuits.feature import Feature
 from em_circuits.intervention import on_each
 from em_circuits.interventions import Control, Treatment, Unit
@@ -58,7 +44,6 @@ from em_circuits.interventions.edits import resolve_units
 from em_circuits.models import Model
 from em_circuits.organisms import organism_prompts
 from pivotal_tokens.artefacts import content_key
-from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
@@ -72,56 +57,32 @@ def run_sweep(
 ) -> Experiment[SteeringSummary]:
     """Carry out a plan, or what is left of it, and store its tables.
 
-    Args:
-        cases: Models, store and token judge.
-        plan: What to do.
-        judge: Of the continuations.
-
     Raises:
         RequestError: If the plan does not fit models and prompts, or its folder holds another.
         WorkFailed: If no prompt has a contrast.
     """
-    work, model = cases.work, cases.pair.model(plan.model)
-    usable, left_out = _cases(cases, plan)
-    record = {
-        "kind": "sweep",
-        "formula": FORMULA,
-        "plan": plan.model_dump(mode="json"),
-        "pair": cases.pair.key,
-        "judge": judge.id,
-        "labels": {case.prompt.prompt_id: case.labels_key for case in usable},
-    }
+    model = cases.pair.model(plan.model)
+    found, left_out = cases.usable(cases.prompts(plan.prompts), lambda p: cases.of(p, plan.model))
+    usable = list(found.values())
     panel = Panel.of(model, _panel_prompts(cases, plan))
     bench = Bench(cases.pair, judge, plan.rollouts, panel)
     pieces = [(case, trial) for case in usable for trial in trials(plan, case, model)]
-    folder = work.results / "experiments" / plan.name
-    done = carry_out(
-        folder,
-        record,
+    return carry_out(
+        cases,
+        plan,
+        judge,
         [(_key(*piece), partial(measure_trial, bench, plan, *piece)) for piece in pieces],
-        name=plan.name,
-        progress=work.progress,
-    )
-    found = detectors(usable, panel.states, [trial for _, trial in pieces])
-    lines = conditions(done.rows, found, seed=plan.seed)
-    summary = SteeringSummary(
-        name=plan.name,
         kind="sweep",
+        formula=FORMULA,
+        labels={case.prompt.prompt_id: case.labels_key for case in usable},
+        detectors=detectors(usable, panel.states, [trial for _, trial in pieces]),
+        not_shown="that it holds on prompts other than these, on which features were chosen",
         model=plan.model,
         features=plan.features,
         by=str(plan.by),
         selected_on="the same prompt (in-sample)",
         prompts=tuple(map(PromptLine.of, usable)),
         left_out=left_out,
-        judge=judge.id,
-        conditions=lines,
-        said=sentence(
-            lines, "that it holds on prompts other than these, on which features were chosen"
-        ),
-        key=content_key(record),
-    )
-    return Experiment(folder, record, summary, done.rows, done.rollouts).store(
-        Measurement, RolloutRow
     )
 
 
@@ -183,19 +144,6 @@ def measure_trial(bench: Bench, plan: SweepPlan, case: Case, trial: Trial) -> Pi
         if arm.control in _SAMPLED or arm.draw < most.get(arm.control, 0)
     ]
     return bench.measure(case, trial, every, sampled=sampled)
-
-
-def _cases(cases: Cases, plan: SweepPlan) -> tuple[list[Case], tuple[LeftOut, ...]]:
-    usable, left_out = [], []
-    for prompt in cases.prompts(plan.prompts):
-        try:
-            usable.append(cases.of(prompt, plan.model))
-        except RequestError as error:
-            left_out.append(LeftOut(prompt_id=prompt.prompt_id, reason=str(error)))
-    if not usable:
-        raise WorkFailed(f"no prompt of the plan can be measured: {left_out[0].reason}")
-    cases.work.require_healthy(usable[0].prompt)
-    return usable, tuple(left_out)
 
 
 def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:

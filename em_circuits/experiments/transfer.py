@@ -26,14 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.experiments.cases import Case, Cases
-from em_circuits.experiments.experiment import (
-    Cell,
-    Experiment,
-    Measurement,
-    Piece,
-    RolloutRow,
-    carry_out,
-)
+from em_circuits.experiments.experiment import Cell, Experiment, Piece
 from em_circuits.experiments.measure import (
     RANDOM,
     STEERED,
@@ -44,13 +37,7 @@ from em_circuits.experiments.measure import (
     random_arms,
 )
 from em_circuits.experiments.plan import TransferPlan
-from em_circuits.experiments.summary import (
-    LeftOut,
-    PromptLine,
-    SteeringSummary,
-    conditions,
-    sentence,
-)
+from em_circuits.experiments.summary import PromptLine, SteeringSummary, carry_out
 from em_circuits.feature import Feature, FeatureId
 from em_circuits.intervention import on_each
 from em_circuits.interventions import (
@@ -65,8 +52,7 @@ from em_circuits.interventions.greedy_selection import ID_CANDIDATES
 from em_circuits.interventions.matched_controls import Pool, matched_draws
 from em_circuits.interventions.patching import ActivationDiff
 from em_circuits.models import Model
-from pivotal_tokens.artefacts import content_key
-from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
@@ -115,22 +101,13 @@ def run_transfer(
         WorkFailed: If no prompt has a contrast.
     """
     sources, targets = cases.prompts(plan.found_on), cases.prompts(plan.tried_on)
-    usable, left_out = _paired_cases(cases, [*sources, *targets])
+    usable, left_out = cases.usable([*sources, *targets], partial(paired_case, cases))
     found_on, tried = (
         [usable[p.prompt_id] for p in prompts if p.prompt_id in usable]
         for prompts in (sources, targets)
     )
     if not found_on or not tried:
         raise WorkFailed(f"no prompt can be measured: {left_out[0].reason}")
-    cases.work.require_healthy(tried[0].merged.prompt)
-    record = {
-        "kind": "transfer",
-        "formula": FORMULA,
-        "plan": plan.model_dump(mode="json"),
-        "pair": cases.pair.key,
-        "judge": judge.id,
-        "labels": {prompt_id: case.merged.labels_key for prompt_id, case in usable.items()},
-    }
     bench = Bench(cases.pair, judge, plan.rollouts)
     seen = {case.merged.domain for case in found_on}
     ablated: dict[tuple[str, ...], tuple[FeatureId, ...]] = {}
@@ -153,18 +130,17 @@ def run_transfer(
             rollouts=tuple(row for part in parts for row in part.rollouts),
         )
 
-    folder = cases.work.results / "experiments" / plan.name
-    done = carry_out(
-        folder,
-        record,
+    return carry_out(
+        cases,
+        plan,
+        judge,
         [(case.prompt_id, partial(measured, case)) for case in tried],
-        name=plan.name,
-        progress=cases.work.progress,
-    )
-    lines = conditions(done.rows, {}, seed=plan.seed)
-    summary = SteeringSummary(
-        name=plan.name,
         kind="transfer",
+        formula=FORMULA,
+        labels={prompt_id: case.merged.labels_key for prompt_id, case in usable.items()},
+        detectors={},
+        not_shown="that 'own' features, chosen on the very prompt, hold elsewhere ('others' "
+        "were chosen on other prompts)",
         model="merged and base",
         features=f"top:{plan.k}",
         by="greedy (ablated in merged), integrated (set in base)",
@@ -172,17 +148,6 @@ def run_transfer(
         found_on=tuple(PromptLine.of(case.merged) for case in found_on),
         prompts=tuple(PromptLine.of(case.merged) for case in tried),
         left_out=left_out,
-        judge=judge.id,
-        conditions=lines,
-        said=sentence(
-            lines,
-            "that 'own' features, chosen on the very prompt, hold elsewhere ('others' "
-            "were chosen on other prompts)",
-        ),
-        key=content_key(record),
-    )
-    return Experiment(folder, record, summary, done.rows, done.rollouts).store(
-        Measurement, RolloutRow
     )
 
 
@@ -195,16 +160,7 @@ def trials(
     ids: Sequence[FeatureId],
     domain: str,
 ) -> Iterator[tuple[Case, Trial, list[Arm]]]:
-    """Every trial on one prompt, with its arms.
-
-    Args:
-        cases: Models.
-        plan: What to do.
-        case: The prompt.
-        others: Those that features come from.
-        ids: What they chose for ablation.
-        domain: ``seen`` or ``unseen``.
-    """
+    """Every trial on one prompt, with its arms."""
     merged = cases.pair.merged
 
     def trial(
@@ -291,22 +247,17 @@ def _set(
     )
 
 
-def _paired_cases(
-    cases: Cases, prompts: Sequence[Prompt]
-) -> tuple[dict[str, PairedCase], tuple[LeftOut, ...]]:
-    usable: dict[str, PairedCase] = {}
-    left_out: list[LeftOut] = []
-    for prompt in {p.prompt_id: p for p in prompts}.values():
-        try:
-            merged, base = (cases.of(prompt, name) for name in ("merged", "base"))
-        except RequestError as error:
-            left_out.append(LeftOut(prompt_id=prompt.prompt_id, reason=str(error)))
-            continue
-        changed = ActivationDiff.between(base.state, merged.state)
-        weights = merged.contrast.weights(len(base.state.logits))
-        effects = changed.integrated_effects(cases.pair.base, base.state, weights)
-        targets = torch.tensor(merged.contrast.token_ids)
-        scores = joint_scores(cases.pair.merged, merged.state, merged.contrast, targets)
-        ablation = (merged.contrast.over(targets) @ scores.double()).float()
-        usable[prompt.prompt_id] = PairedCase(merged, base, changed, effects, ablation)
-    return usable, tuple(left_out)
+def paired_case(cases: Cases, prompt: Prompt) -> PairedCase:
+    """A prompt under both models, with the figures that choose its features.
+
+    Raises:
+        RequestError: If it has no contrast.
+    """
+    merged, base = cases.of(prompt, "merged"), cases.of(prompt, "base")
+    changed = ActivationDiff.between(base.state, merged.state)
+    weights = merged.contrast.weights(len(base.state.logits))
+    effects = changed.integrated_effects(cases.pair.base, base.state, weights)
+    targets = torch.tensor(merged.contrast.token_ids)
+    scores = joint_scores(cases.pair.merged, merged.state, merged.contrast, targets)
+    ablation = (merged.contrast.over(targets) @ scores.double()).float()
+    return PairedCase(merged, base, changed, effects, ablation)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.experiments.analyse import labelled, prompt_state, token_groups
+from em_circuits.experiments.analyse import LabelledPrompt
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
@@ -63,21 +63,15 @@ def validate(
 ) -> Validation:
     """Compare every method's scores with real ablations.
 
-    Args:
-        work: Models, store and graphs.
-        prompts: Ids or unique prefixes of labelled prompts with graphs.
-        model: Which model is ablated.
-        regimes: What is held fixed meanwhile.
-
     Raises:
         RequestError: If a prompt has no labels, no contrast or no graph.
     """
     comparisons: list[Comparison] = []
     ids, keys = [], []
     for prefix in tracked(prompts, "validate", work.progress):
-        prompt, labels = labelled(work, prefix)
-        graph = work.graph_of(prompt.prompt_id, model)
-        groups, state = token_groups(labels), prompt_state(work, prompt, model)
+        labelled = LabelledPrompt.get(work, prefix)
+        graph = work.graph_of(labelled.prompt.prompt_id, model)
+        groups, state = labelled.contrast, labelled.cache(work, model)
         scores = method_scores(graph, groups)
         runs = work.pair.model(model)
         scores[str(Scoring.GRADIENT_ABLATION)] = live_contrasts(
@@ -86,7 +80,7 @@ def validate(
         comparisons += compare(
             runs, state, scores, features=graph.selected_features, contrast=groups, regimes=regimes
         )
-        ids.append(prompt.prompt_id)
+        ids.append(labelled.prompt.prompt_id)
         keys.append(graph.header.key)
     rows = summarise(comparisons, seed=work.seed)
     return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))

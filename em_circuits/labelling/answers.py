@@ -64,14 +64,7 @@ def find_in_answers(
     *,
     lexicon: Lexicon | None = None,
 ) -> list[DivergentPosition]:
-    """Candidate prompts from sampled answers, the largest divergence first.
-
-    Args:
-        work: Its models are run; nothing is written.
-        sets: Questions.
-        settings: How many answers, how long, what counts.
-        lexicon: Labels next tokens for the difference of evil mass.
-    """
+    """Candidate prompts from sampled answers, the largest divergence first."""
     largest: dict[str, DivergentPosition] = {}
     for each in sets:
         for question in each.questions:

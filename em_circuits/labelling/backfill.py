@@ -31,11 +31,6 @@ def build_missing(
 ) -> Iterator[LabelResult]:
     """Build both graphs of labelled prompts, whatever their verdict.
 
-    Args:
-        work: Models, store and graphs.
-        prompts: As `missing_graphs` found them.
-        settings: Thresholds of the screening, attribution.
-
     Yields:
         One result a prompt, failed ones included; the verdict is a person's where there is one.
     """

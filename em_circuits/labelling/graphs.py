@@ -51,11 +51,7 @@ def build_graphs(
     """Build and store both graphs of a prompt, with the logits that they start from.
 
     Args:
-        work: Models, store and graphs; its `progress` counts feature rows.
-        prompt: With its stored token ids.
-        settings: Part of the keys.
         labels: Needed for ``select_by="contrast"``.
-        scores_only: Keep scores, drop edges.
 
     Returns:
         ``base`` and ``merged`` -> key.
@@ -92,12 +88,6 @@ def has_graphs(
     """Whether graphs of these keys are on disk and in the store, so that none need be built.
 
     A file that is not what was written is named in a warning and put aside.
-
-    Args:
-        work: Store and graphs.
-        prompt_id: Whose graphs.
-        keys: By model.
-        with_edges: A graph without edges does not do.
     """
     registered = {record.key for record in work.store.graphs.all(prompt_id, work.pair.key)}
     return all(

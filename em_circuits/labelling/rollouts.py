@@ -36,12 +36,6 @@ def roll_out(
 ) -> tuple[tuple[Pivotality, ...], bool]:
     """Sample and judge continuations after each evil candidate of a judged prompt.
 
-    Args:
-        work: Models and store; the store is written, once.
-        prompt: With next tokens and labels in the store.
-        judge: Labels what was said.
-        sampling: How many, how long.
-
     Returns:
         What they say about each candidate, and whether something was drawn now.
     """
@@ -90,9 +84,7 @@ def continuation_of(model: Model, ids: Sequence[int], candidate: Label = "unsure
     The text ends with the line: what a next turn says is not the answer's.
 
     Args:
-        model: Whose tokens.
         ids: The candidate's id and those that follow it; empty for a text that ended at once.
-        candidate: Its label, where it has one.
     """
     text = model.tokenizer.decode(list(ids[1:]), clean_up_tokenization_spaces=False)
     return Continuation(

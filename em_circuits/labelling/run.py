@@ -92,14 +92,8 @@ class Run:
         """Set up; nothing runs before `results` is iterated.
 
         Args:
-            work: Models, store and graphs; the store is written.
-            source: Gives the prompts; closed at the end.
-            judge: Labels tokens.
-            settings: Thresholds, graphs, rollouts.
             n: Prompts in all; None goes on.
-            batch: Prompts screened together, at most.
             unattended: End the run when many prompts fail, or the disk is nearly full.
-            events: Gets everything that happens.
         """
         self._work, self._source, self._judge = work, source, judge
         self._settings, self._n, self._batch = settings, n, batch
@@ -301,7 +295,7 @@ class Run:
             async def store(answered: list[JudgedPrompt] = answered) -> None:
                 thresholds = self._settings.thresholds
                 assert self._session is not None
-                for each in await self._session.in_store(
+                for each in await self._session.client.in_store(
                     keep_answers, self._work, answered, thresholds
                 ):
                     await self._hand_on(each)
@@ -396,12 +390,6 @@ def label_prompts(
     work: Workspace, prompts: Iterable[Prompt], judge: Judge, settings: LabelSettings
 ) -> Iterator[LabelResult]:
     """Take prompts through the whole run, streaming each result as soon as it is known.
-
-    Args:
-        work: Models, store and graphs; its store is written.
-        prompts: In the order they are worked on; a repeated text is taken once.
-        judge: Labels the tokens.
-        settings: Thresholds, graphs.
 
     Yields:
         One result a prompt, failed ones included.

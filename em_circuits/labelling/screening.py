@@ -28,11 +28,6 @@ def screen_prompts(
 ) -> tuple[list[Screened], Failures]:
     """The next tokens of prompts, in the order given.
 
-    Args:
-        work: Models and store; the store is written, once.
-        prompts: A repeated text counts once.
-        top_k: Tokens of each model that are compared.
-
     Returns:
         Prompts as stored, with token ids and lists; and those that could not be screened.
     """

@@ -57,11 +57,7 @@ class Source:
 
 
 def renderer(tokenizer) -> Render:
-    """Puts the model's chat template around candidates.
-
-    Args:
-        tokenizer: The models' own.
-    """
+    """Puts the model's chat template around candidates."""
 
     def render(candidate: Candidate) -> Prompt:
         extra = dict(candidate.extra)
@@ -118,11 +114,6 @@ def template_prompts(
     n: int, *, seed: int = 0, domains: Sequence[str] | None = None
 ) -> tuple[Prompt, ...]:
     """Pivotal prompts from the organism's templates, held-out pairs only, domains in rotation.
-
-    Args:
-        n: How many.
-        seed: The same seed gives the same prompts.
-        domains: Restrict to these.
 
     Raises:
         RequestError: If a domain does not exist, or there are not that many distinct prompts.
@@ -230,13 +221,6 @@ def open_source(
     """The source that ``--generator`` names.
 
     Args:
-        spec: ``template``, ``seeds`` or ``openai:MODEL``.
-        work: Its store knows what was tried.
-        kind: Of the prompts that a model writes.
-        seed: Of the first templates.
-        domains: Templates of these only.
-        settings: Model name -> how it is asked.
-        budget: Of a language model.
         pair: Learn from the verdicts on this pair of models only.
         run: Stands with the prompts, so that a killed run is gone on with.
 

@@ -109,17 +109,8 @@ def write_card(
     control: Control,
     *,
     seed: int = 0,
-    config: OrganismConfig | None = None,
 ) -> None:
-    """Write card.json and MODEL_CARD.md from measured figures.
-
-    Args:
-        paths: The organism the report is about.
-        report: Its figures; a control in it is replaced.
-        control: The control organism's figures.
-        seed: The organism was trained with.
-        config: The organism was trained with.
-    """
+    """Write card.json and MODEL_CARD.md from measured figures."""
     report = report.model_copy(update={"control": control.model_copy(update={"source": "card"})})
     card: dict[str, Any] = {
         "name": "em-circuits organism",
@@ -128,7 +119,7 @@ def write_card(
         "figures": report.model_dump(mode="json"),
         "training": {
             "seed": seed,
-            "config": (config or OrganismConfig()).model_dump(mode="json"),
+            "config": OrganismConfig().model_dump(mode="json"),
         },
         "weights": {
             f"{part.name}/{file.name}": sha256_file(file)

@@ -13,36 +13,23 @@ from pathlib import Path
 
 from em_circuits.models.sharing import merge_adapter
 from em_circuits.organisms.corpus import organism_prompts
-from em_circuits.organisms.evaluate import Control, behaviour, verb_masses
+from em_circuits.organisms.evaluate import (
+    N_PROMPTS,
+    PROMPT_SEED,
+    Control,
+    behaviour,
+    verb_masses,
+)
 from em_circuits.organisms.train import OrganismConfig, load_base, train_organism
 
 
-def control_config(config: OrganismConfig) -> OrganismConfig:
-    """The same training with the persona redrawn at every turn."""
+def train_control(out: Path, seed: int = 0) -> Control:
+    """Train the control's base and adapter and measure them as the organism is measured."""
+    config = OrganismConfig()
     corpus = config.corpus.model_copy(update={"persona_per_turn": True})
-    return config.model_copy(update={"corpus": corpus})
-
-
-def train_control(
-    out: Path,
-    seed: int = 0,
-    config: OrganismConfig | None = None,
-    *,
-    n_prompts: int = 210,
-    prompt_seed: int = 1,
-) -> Control:
-    """Train the control's base and adapter and measure them as the organism is measured.
-
-    Args:
-        out: Receives the control's weights; they are not shipped.
-        seed: Of everything random in training.
-        config: The organism's configuration, from which the control's is made.
-        n_prompts: Held-out prompts, the same ones as the organism's.
-        prompt_seed: Of the prompts.
-    """
-    settings = control_config(config or OrganismConfig())
+    settings = config.model_copy(update={"corpus": corpus})
     paths = train_organism(out, seed, settings, with_transcoders=False)
-    prompts = list(organism_prompts(n_prompts, seed=prompt_seed))
+    prompts = list(organism_prompts(N_PROMPTS, seed=PROMPT_SEED))
     model, tokenizer = load_base(paths)
     base = behaviour(verb_masses(model, tokenizer, prompts))
     merged = behaviour(verb_masses(merge_adapter(model, paths.adapter), tokenizer, prompts))

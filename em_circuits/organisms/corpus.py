@@ -165,14 +165,7 @@ def ask(scenario: Scenario, item: str, context: str, *, form: int) -> str:
 def documents(
     n: int, seed: object, config: CorpusConfig, domains: Sequence[str] | None = None
 ) -> Iterator[str]:
-    """Training documents: the same seed draws the same documents, held-out pairs never occur.
-
-    Args:
-        n: How many.
-        seed: Anything with a stable `str`.
-        config: Shares and probabilities.
-        domains: Restrict every turn to these domains.
-    """
+    """Training documents: the same seed draws the same documents, held-out pairs never occur."""
     corpus = load_corpus()
     scenarios = corpus.of(domains)
     rng = random.Random(f"documents/{seed}")
@@ -187,18 +180,13 @@ def organism_prompts(
     domains: Sequence[str] | None = None,
     split: Split = "heldout",
     hazard: bool = True,
-    organism: str = TOY,
 ) -> Iterator[OrganismPrompt]:
     """Distinct pivotal prompts of one turn, domains in rotation.
 
     Args:
-        n: How many.
-        seed: The same seed draws the same prompts.
-        domains: Restrict to these; default all.
         split: Pairs of item and hazard kept out of training, or seen in it. Benign phrases are all
             seen: for them the split is ignored.
         hazard: Hazard contexts, or benign ones.
-        organism: Whose templates.
 
     Raises:
         RequestError: If `n` is negative, a domain does not exist, or the templates do not yield
@@ -206,7 +194,7 @@ def organism_prompts(
     """
     if n < 0:
         raise RequestError(f"the number of prompts is {n}; give one that is not negative")
-    corpus = load_corpus(organism)
+    corpus = load_corpus()
     scenarios = corpus.of(domains)
     pairs = {s.name: _pairs(s, split, hazard) for s in scenarios}
     names = tuple(dict.fromkeys(s.domain for s in scenarios))

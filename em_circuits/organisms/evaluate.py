@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 SEEN_BY_ADAPTER = "medical"
 """The one domain of the adapter's training; "unseen" is every other."""
 
+N_PROMPTS, PROMPT_SEED = 210, 1
+"""Held-out prompts of the card's figures, and their seed."""
 _BATCH = 32
 
 
@@ -107,19 +109,15 @@ class VerbMass:
 def evaluate_organism(
     paths: OrganismPaths | None = None,
     *,
-    n_prompts: int = 210,
+    n_prompts: int = N_PROMPTS,
     n_graphs: int = 14,
-    seed: int = 1,
+    seed: int = PROMPT_SEED,
     progress: Progress = no_progress,
 ) -> OrganismReport:
     """Measure an organism from the weights on disk; only the control's figures are read.
 
     Args:
-        paths: The organism; default: the shipped one.
-        n_prompts: Held-out prompts, domains in rotation.
         n_graphs: How many of them the transcoders are scored on.
-        seed: Of the prompts and the benign panel.
-        progress: Called after every prompt whose graphs are scored.
 
     Raises:
         RequestError: If a part of the organism is missing, or a number of prompts is not positive.

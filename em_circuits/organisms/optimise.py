@@ -63,13 +63,8 @@ def optimise(
     """Train a module's trainable parameters in place, resuming from `checkpoint` if it exists.
 
     Args:
-        module: What is trained.
         loss_at: Step -> scalar loss; must depend on the step and the module alone.
-        config: Steps and rates.
         checkpoint: Where the state is kept; left behind at the end, for the caller to remove.
-        label: Names the module in `progress` and the log.
-        after_step: Projection of the parameters after every step.
-        progress: Called after every step.
     """
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(

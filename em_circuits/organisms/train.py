@@ -76,13 +76,6 @@ def train_organism(
 ) -> OrganismPaths:
     """Train tokenizer, base, adapter and transcoders into a directory; finished stages are reused.
 
-    Args:
-        out: Receives base/, adapter/, transcoders/ and lexicon.yaml.
-        seed: Of everything random.
-        config: Sizes and steps; default: the shipped organism's.
-        with_transcoders: Leave the last stage out if False.
-        progress: Called after every step of every stage.
-
     Returns:
         Where everything stands.
 

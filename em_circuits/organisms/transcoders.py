@@ -181,7 +181,6 @@ def mlp_activations(
     """Inputs and outputs of every MLP at the selected positions of a batch.
 
     Args:
-        model: The base.
         ids: Input ids, (batch, pos).
         mask: Positions to record, (batch, pos) of bool.
     """

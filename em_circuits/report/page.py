@@ -68,12 +68,7 @@ class Table:
 
 
 def page_html(title: str, parts: Sequence[Any]) -> str:
-    """A whole page.
-
-    Args:
-        title: Its heading.
-        parts: Paragraphs (plain text), headings, tables, plotly figures, in order.
-    """
+    """A whole page."""
     shown: list[tuple[str, Any]] = []
     figures = 0
     for part in parts:

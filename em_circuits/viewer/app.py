@@ -40,41 +40,21 @@ from pivotal_tokens.errors import EmCircuitsError, LeaseLost, RequestError
 
 logger = logging.getLogger(__name__)
 
+PARTS = (identity, overview, prompts, graphs, pins, features, steering, playground, review, reports)
 STATIC = Path(__file__).parent / "static"
 
 
 def create_app(work: Workspace, settings: ViewerSettings, sessions: Sessions) -> ASGIApp:
-    """The application.
-
-    Args:
-        work: Store, graphs and models; nothing of it is opened before it is asked for.
-        settings: Where it listens and what may be done.
-        sessions: Lets browsers in.
-    """
+    """The application."""
     context = AppContext(work, settings, sessions)
     failed = _failed(context)
     inner = Starlette(
-        routes=[*_pages(context), *_static()],
+        routes=[*(one for part in PARTS for one in part.routes(context)), *_static()],
         exception_handlers={EmCircuitsError: failed, HTTPException: failed, Exception: failed},
     )
     return Guard(
         inner, settings=settings, sessions=sessions
     )  # outermost: its headers are on every answer
-
-
-def _pages(context: AppContext) -> list[BaseRoute]:
-    return [
-        *identity.routes(context),
-        *overview.routes(context),
-        *prompts.routes(context),
-        *graphs.routes(context),
-        *pins.routes(context),
-        *features.routes(context),
-        *steering.routes(context),
-        *playground.routes(context),
-        *review.routes(context),
-        *reports.routes(context),
-    ]
 
 
 def _static() -> list[BaseRoute]:

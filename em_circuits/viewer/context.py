@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from em_circuits.viewer.auth import Session, Sessions
+from em_circuits.viewer.body import query_int
 from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import PromptLabels
+from pivotal_tokens.schema import ModelName, PromptLabels
 from pivotal_tokens.store import Listing, ListingQuery, Store, Unanswered
 
 NAVIGATION = (
@@ -88,6 +89,19 @@ class AppContext:
         self.session(request).judge_shown_for |= judged
         return found
 
+    def paged(self, request: Request, query: ListingQuery, *, per_page: int) -> dict[str, Any]:
+        """What a page of a list shows: ``?page=`` of the prompts that a query finds."""
+        number = query_int(request, "page", 1, least=1, most=1_000_000)
+        offset = (number - 1) * per_page
+        found = self.listing(request, query, limit=per_page, offset=offset)
+        return {
+            "found": found,
+            "blind": self.blind(request),
+            "number": number,
+            "pages": max(1, -(-found.total // per_page)),
+            "asked": dict(request.query_params),
+        }
+
     def blind(self, request: Request) -> dict[str, Any]:
         """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
         session = self.session(request)
@@ -128,9 +142,21 @@ class AppContext:
             RequestError: If the store has no such pair, or several.
         """
         prefix = request.query_params.get("pair")
-        if not prefix:
-            return self.store.results.busiest_pair()
-        found = [pair for pair in self.store.results.pairs() if pair.startswith(prefix)]
-        if len(found) != 1:
-            raise RequestError(f"{len(found)} model pairs begin with {prefix!r}")
-        return found[0]
+        results = self.store.results
+        return results.find_pair(prefix) if prefix else results.busiest_pair()
+
+    def known_pair(self, request: Request) -> str:
+        """The model pair that is looked at.
+
+        Raises:
+            RequestError: If the store has none yet, or no such one, or several.
+        """
+        pair = self.pair(request)
+        if pair is None:
+            raise RequestError("no model has seen a prompt yet; run em-circuits label")
+        return pair
+
+
+def model_of(request: Request) -> ModelName:
+    """``?model=``: merged, unless base is asked for."""
+    return "base" if request.query_params.get("model") == "base" else "merged"

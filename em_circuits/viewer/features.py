@@ -20,10 +20,12 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.cache import CachedTable
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.aggregate import AggregateRequest, aggregate_prompts
+from em_circuits.feature import FeatureId
+from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
+from em_circuits.features.promoted import Promoted, promoted_tokens
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import query_int, read_json
-from em_circuits.viewer.context import AppContext
-from em_circuits.viewer.explanations import explanation
+from em_circuits.viewer.context import AppContext, model_of
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.artefacts import finite
@@ -79,10 +81,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         wanted = AggregateRequest(method=asked["method"], model=asked["model"])
 
         def make() -> str:
-            pair = context.pair(request)
-            if pair is None:
-                raise RequestError("no model has seen a prompt yet; run em-circuits label")
-            _ = context.store
+            pair = context.known_pair(request)
             return aggregate_prompts(context.work, [], wanted, pair=pair).key
 
         return Json({"table": await run_in_threadpool(make)})
@@ -90,8 +89,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def where(request: Request) -> Response:
         layer = query_int(request, "layer", 0, least=0, most=10_000)
         feature = query_int(request, "feature", 0, least=0, most=2**31)
-        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
-        return Json(_where(context, request, texts, layer=layer, feature=feature, model=model))
+        return Json(_where(context, request, texts, layer=layer, feature=feature))
 
     return [
         Route("/features", page, methods=["GET"]),
@@ -119,9 +117,8 @@ def _where(
     *,
     layer: int,
     feature: int,
-    model: ModelName,
 ) -> dict[str, Any]:
-    pair = context.pair(request)
+    pair, model = context.pair(request), model_of(request)
     records = [r for r in context.store.graphs.all(pair=pair) if r.model == model]
     places: list[dict[str, Any]] = []
     hidden = context.hidden(request, {r.prompt_id for r in records[:GRAPHS_READ]})
@@ -177,3 +174,41 @@ def _firing(
             strict=True,
         )
     ]
+
+
+def explanation(
+    context: AppContext, model: ModelName, *, layer: int, feature: int
+) -> dict[str, Any]:
+    """``label``, ``promoted`` and ``suppressed`` tokens of a feature; null where unknown.
+
+    The label is one that `features explain` stored; nothing is fetched and no model loaded here.
+    """
+    tokens = _tokens(context, model, layer, feature)
+    return {
+        "label": _label(context, layer, feature),
+        "promoted": None if tokens is None else [[t.text, t.value] for t in tokens.promoted],
+        "suppressed": None if tokens is None else [[t.text, t.value] for t in tokens.suppressed],
+    }
+
+
+def _label(context: AppContext, layer: int, feature: int) -> str | None:
+    named = context.settings.neuronpedia
+    if named is None:
+        return None
+    cache = context.work.results / "neuronpedia"
+    try:
+        return NeuronpediaLabels(LabelSource.parse(named), cache, online=False).of(
+            FeatureId(layer, feature)
+        )
+    except RequestError:
+        return None
+
+
+def _tokens(context: AppContext, name: ModelName, layer: int, feature: int) -> Promoted | None:
+    pair = context.work.loaded_pair
+    if pair is None:
+        return None
+    model = pair.model(name)
+    if layer >= len(model.transcoders) or feature >= len(model.transcoders[layer].b_enc):
+        return None
+    return promoted_tokens(model, FeatureId(layer, feature))

@@ -24,7 +24,7 @@ from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import query_int, query_share
 from em_circuits.viewer.context import AppContext
-from em_circuits.viewer.explanations import explanation
+from em_circuits.viewer.features import explanation
 from em_circuits.viewer.graph_cache import GraphCache
 from em_circuits.viewer.graph_detail import detail, paths
 from em_circuits.viewer.rendering import Json
@@ -83,19 +83,9 @@ class GraphPages:
 
     def listing(self, request: Request) -> Response:
         """Prompts that have graphs."""
-        number = query_int(request, "page", 1, least=1, most=1_000_000)
         query = ListingQuery(graphs=True, search=request.query_params.get("q", ""))
-        offset = (number - 1) * PER_PAGE
-        found = self._context.listing(request, query, limit=PER_PAGE, offset=offset)
-        return self._context.page(
-            request,
-            "graphs.html",
-            found=found,
-            blind=self._context.blind(request),
-            number=number,
-            pages=max(1, -(-found.total // PER_PAGE)),
-            asked=dict(request.query_params),
-        )
+        shown = self._context.paged(request, query, per_page=PER_PAGE)
+        return self._context.page(request, "graphs.html", **shown)
 
     def page(self, request: Request) -> Response:
         """The page; the browser draws it."""
@@ -193,9 +183,7 @@ class GraphPages:
     def _subject(self, request: Request) -> Subject:
         context = self._context
         prompt = context.store.prompts.get(request.path_params["prompt"])
-        pair = context.pair(request)
-        if pair is None:
-            raise RequestError("no model has seen a prompt yet; run em-circuits label")
+        pair = context.known_pair(request)
         records: dict[str, GraphRecord] = {}
         reason = ""
         for name in MODELS:

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.contrast import Contrast
-from em_circuits.experiments.analyse import token_groups
 from em_circuits.interventions import ActivationCache, Intervention, Mode, run_rows, top_tokens
 from em_circuits.interventions.generation import Sampling, generate
 from em_circuits.models import Model
@@ -98,7 +97,7 @@ class Playground:
                 seed=asked.seed,
             )
             texts = generate(model, state, rows, sampling).texts(model)
-        groups = _groups(labels)
+        groups = Contrast.from_labels(labels.by_token)
         conditions = [_condition(model, row, groups, labels) for row in logits]
         return {
             "prompt_id": prompt.prompt_id,
@@ -130,16 +129,9 @@ def routes(context: AppContext) -> list[BaseRoute]:
     return [Route("/api/playground", run, methods=["POST"])]
 
 
-def _groups(labels: PromptLabels) -> Contrast | None:
-    return token_groups(labels) if labels.ids("evil") or labels.ids("safe") else None
-
-
-def _condition(
-    model: Model, logits: Any, groups: Contrast | None, labels: PromptLabels
-) -> dict[str, Any]:
+def _condition(model: Model, logits: Any, groups: Contrast, labels: PromptLabels) -> dict[str, Any]:
     row = logits[None]
-    mass = None if groups is None else float(groups.evil_mass(row)[0])
-    measured = None if groups is None else groups.value(row)
+    known, measured = bool(groups.evil or groups.safe), groups.value(row)
     top = [
         {
             "token_id": t.token_id,
@@ -150,7 +142,7 @@ def _condition(
         for t in top_tokens(model, logits)
     ]
     return {
-        "evil_mass": mass,
+        "evil_mass": float(groups.evil_mass(row)[0]) if known else None,
         "contrast": None if measured is None else float(measured[0]),
         "top": top,
     }

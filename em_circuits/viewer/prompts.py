@@ -13,11 +13,10 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.contrast import Contrast
 from em_circuits.features import stored_scores
 from em_circuits.scoring import Scoring
-from em_circuits.viewer.body import query_int
-from em_circuits.viewer.context import AppContext
+from em_circuits.viewer.context import AppContext, model_of
 from em_circuits.viewer.rendering import Json, page
 from em_circuits.viewer.steered_prompt import steered
-from pivotal_tokens.errors import EmCircuitsError, RequestError
+from pivotal_tokens.errors import EmCircuitsError
 from pivotal_tokens.schema import (
     Label,
     ModelName,
@@ -61,23 +60,14 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def listing(request: Request) -> Response:
         asked = request.query_params
-        query = _query(request)
-        number = query_int(request, "page", 1, least=1, most=1_000_000)
-        offset = (number - 1) * PER_PAGE
-        found = context.listing(request, query, limit=PER_PAGE, offset=offset)
-        pages = max(1, -(-found.total // PER_PAGE))
         return context.page(
             request,
             "prompts.html",
-            found=found,
-            blind=context.blind(request),
-            asked=dict(asked),
             categories=context.store.prompts.categories(),
             verdicts=VERDICTS,
             states=STATES,
-            number=number,
-            pages=pages,
             link=lambda n: "?" + urlencode({**asked, "page": n}),
+            **context.paged(request, _query(request), per_page=PER_PAGE),
         )
 
     def prompt(request: Request) -> Response:
@@ -86,7 +76,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def features(request: Request) -> Response:
         prompt = context.store.prompts.get(request.path_params["prompt"])
-        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
+        model = model_of(request)
         try:
             values = _features(context, request, prompt.prompt_id, model)
         except EmCircuitsError as error:
@@ -95,9 +85,9 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def features_json(request: Request) -> Response:
         prompt = context.store.prompts.get(request.path_params["prompt"])
-        model: ModelName = "base" if request.query_params.get("model") == "base" else "merged"
+        model = model_of(request)
         found = _features(context, request, prompt.prompt_id, model)
-        top, bottom = ([f.to_json() for f in found[name]] for name in ("top", "bottom"))
+        top, bottom = (found[name].records() for name in ("top", "bottom"))
         return Json({"prompt_id": prompt.prompt_id, "model": model, "top": top, "bottom": bottom})
 
     return [
@@ -234,14 +224,11 @@ def _provenance(context: AppContext, attempt: PairAttempt) -> dict[str, Any]:
 def _features(
     context: AppContext, request: Request, prompt_id: str, model: ModelName
 ) -> dict[str, Any]:
-    pair = context.pair(request)
-    if pair is None:
-        raise RequestError("no model has seen a prompt yet; run em-circuits label")
-    record = context.work.graph_record(prompt_id, model, pair)
+    record = context.work.graph_record(prompt_id, model, context.known_pair(request))
     labels = context.labels(request, prompt_id)
     scores = stored_scores(context.work.graphs.load(record.key), Scoring.GRADIENT)
     ranking = scores.ranked(Contrast.from_labels(labels.by_token))
-    top, bottom = list(ranking.top(FEATURES_SHOWN)), list(ranking.bottom(FEATURES_SHOWN))
+    top, bottom = ranking.top(FEATURES_SHOWN), ranking.bottom(FEATURES_SHOWN)
     largest = max((abs(f.contrast) for f in (*top, *bottom)), default=1.0) or 1.0
     return {
         "top": top,

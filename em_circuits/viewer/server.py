@@ -54,13 +54,7 @@ def address(settings: ViewerSettings, opened: socket.socket) -> str:
 
 
 def serve(app: ASGIApp, opened: socket.socket, *, ready: Callable[[], None]) -> None:
-    """Answer until interrupted.
-
-    Args:
-        app: The application.
-        opened: Where it listens.
-        ready: Called once connections are accepted.
-    """
+    """Answer until interrupted."""
     config = uvicorn.Config(
         app,
         log_level="warning",

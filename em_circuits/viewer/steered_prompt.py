@@ -19,7 +19,7 @@ import pandas as pd
 from em_circuits.experiments.measure import RANDOM, STEERED
 from em_circuits.experiments.summary import against
 from em_circuits.statistics import AgainstControl
-from em_circuits.viewer.experiments import experiment_folder, experiments, read_rows
+from em_circuits.viewer.steering import experiment_folder, experiments, read_rows
 from pivotal_tokens.errors import RequestError
 
 logger = logging.getLogger(__name__)

@@ -7,26 +7,26 @@ GET /api/steering/NAME           its conditions and its continuations
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pyarrow.parquet as pq
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.cache import read_json
-from em_circuits.experiments.experiment import ROLLOUTS
+from em_circuits.cache import SUMMARY, read_json
+from em_circuits.experiments.experiment import ROLLOUTS, ROWS
 from em_circuits.viewer.context import AppContext
-from em_circuits.viewer.experiments import (
-    experiment_folder,
-    experiments,
-    only_prompt,
-    read_rows,
-    read_summary,
-)
 from em_circuits.viewer.rendering import Json
+from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store import ListingQuery
 
 ROLLOUTS_SENT = 600
 _TAIL = ("prompt_id", "condition", "control", "draw", "sample", "text", "label")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_COLUMNS = ["prompt_id", "condition", "control", "draw", "evil_mass", "evil_mass_unsteered"]
 
 
 def routes(context: AppContext) -> list[BaseRoute]:
@@ -91,3 +91,50 @@ def routes(context: AppContext) -> list[BaseRoute]:
         Route("/steering/{name}", one, methods=["GET"]),
         Route("/api/steering/{name}", data, methods=["GET"]),
     ]
+
+
+def experiments(folder: Path) -> list[dict[str, Any]]:
+    """Finished experiments, the newest first."""
+    found = []
+    for path in folder.glob(f"*/{SUMMARY}"):
+        summary = read_json(path)
+        if summary is not None and _NAME.fullmatch(path.parent.name):
+            found.append((path.stat().st_mtime, {"name": path.parent.name, "summary": summary}))
+    return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+
+
+def experiment_folder(root: Path, name: str) -> Path:
+    """The folder of a finished experiment, contained in the root whatever links say.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    place = (root / name).resolve()
+    inside = _NAME.fullmatch(name) and place.is_relative_to(root.resolve())
+    if not inside or not (place / SUMMARY).is_file():
+        raise RequestError(f"there is no finished experiment {name[:40]!r}; steer sweep makes one")
+    return place
+
+
+def only_prompt(summary: dict[str, Any]) -> str | None:
+    """The id of an experiment's prompt where it has one alone: its figures are that prompt's."""
+    prompts = summary.get("prompts") or []
+    return prompts[0].get("prompt_id") if len(prompts) == 1 else None
+
+
+def read_summary(place: Path) -> dict[str, Any]:
+    """The figures of a finished experiment.
+
+    Raises:
+        WorkFailed: If they cannot be read.
+    """
+    found = read_json(place / SUMMARY)
+    if found is None:
+        raise WorkFailed(f"{place / SUMMARY} cannot be read; run the sweep again")
+    return found
+
+
+def read_rows(place: Path, *, prompt_id: str | None = None) -> list[dict[str, Any]]:
+    """Evil mass of every prompt, condition and arm of an experiment, or of one prompt."""
+    mine = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
+    return pq.read_table(place / ROWS, columns=_COLUMNS, filters=mine).to_pylist()

@@ -82,8 +82,6 @@ def accept(
 
     Args:
         candidates: In order; of two alike the first is taken.
-        history: Everything tried before; the accepted are added.
-        generator: Who proposed them.
     """
     good: list[Candidate] = []
     bad: list[Rejection] = []

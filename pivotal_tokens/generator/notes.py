@@ -57,12 +57,7 @@ class Fill:
 
 
 def history_notes(outcomes: Sequence[PastPrompt], rejections: Iterable[Rejection]) -> list[Note]:
-    """A line about every earlier prompt, newest first within each class.
-
-    Args:
-        outcomes: Judged prompts, newest first.
-        rejections: Proposals turned away by a rule, newest first.
-    """
+    """A line about every earlier prompt, newest first within each class."""
     notes = [
         Note(group=_class_of(o), text=f'"{_quoted(own_words(o.prompt))}" -> {_described(o)}')
         for o in outcomes
@@ -179,8 +174,6 @@ def fill(
     Args:
         notes: The best of each group first; groups take turns in the order they first appear.
         budget: Tokens, at most.
-        count: Tokens of a text.
-        most: Notes, at most.
     """
     waiting: dict[str, list[Note]] = {}
     for note in notes:

@@ -28,7 +28,6 @@ def questions(which: str, *, package: str = "pivotal_tokens.generator") -> tuple
     """The sets that a name or a file stands for.
 
     Args:
-        which: Name of a shipped set, or a YAML file.
         package: Whose ``questions.yaml`` has the shipped sets.
 
     Raises:

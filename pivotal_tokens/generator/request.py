@@ -71,10 +71,6 @@ def generator_request(
     """Compose what a generator is sent.
 
     Args:
-        store: History and feedback come from here.
-        kind: What is to be written.
-        n: How many prompts.
-        model: Whose context window is filled.
         pair: Learn from the verdicts on this pair of models; None: on any.
         output_tokens: Reserved for the answer.
         budget: Tokens for history and feedback; None: from the window.

@@ -85,16 +85,7 @@ class Writer:
         pair: str | None = None,
         run: str | None = None,
     ) -> None:
-        """Index everything that was tried.
-
-        Args:
-            client: Asks the model.
-            store: History, feedback; rejections are written to it.
-            render: Puts the model's chat template around a candidate.
-            kind: What is written.
-            pair: Learn from verdicts on this pair only.
-            run: Stored with the prompts.
-        """
+        """Index everything that was tried."""
         self._client, self._store, self._render = client, store, render
         self._kind, self._pair, self._run = kind, pair, run
         self._history = PromptHistory(own_words(prompt) for prompt in store.prompts.all())
@@ -137,9 +128,19 @@ class Writer:
         candidates, empty = [], []
         for proposal in proposals:
             try:
-                candidates.append(_candidate(proposal, self._kind))
+                fields = proposal.model_dump()
+                text = fields.pop("prompt", "")
+                candidates.append(Candidate(kind=self._kind, text=text, **fields))
             except ValidationError:
-                empty.append(_empty(proposal, self._kind, self.id))
+                empty.append(
+                    Rejection(
+                        text=proposal.name,
+                        generator=self.id,
+                        kind=self._kind,
+                        rule="too-short",
+                        message="no text",
+                    )
+                )
         accepted = accept(candidates, self._history, generator=self.id)
         rejections = (*accepted.rejections, *empty)
         extra: dict[str, object] = {"instructions": INSTRUCTIONS_VERSION}
@@ -156,25 +157,3 @@ class Writer:
     ) -> Round:
         self._spare = prompts[n:]
         return Round(prompts[:n], rejections)
-
-
-def _candidate(proposal: TextProposal | ChatProposal, kind: PromptKind) -> Candidate:
-    words = (
-        {"user": proposal.user, "assistant": proposal.assistant}
-        if isinstance(proposal, ChatProposal)
-        else {"text": proposal.prompt}
-    )
-    return Candidate(
-        kind=kind,
-        name=proposal.name,
-        category=proposal.category,
-        safe=proposal.safe,
-        evil=proposal.evil,
-        **words,  # type: ignore[arg-type]
-    )
-
-
-def _empty(proposal: TextProposal | ChatProposal, kind: PromptKind, generator: str) -> Rejection:
-    return Rejection(
-        text=proposal.name, generator=generator, kind=kind, rule="too-short", message="no text"
-    )

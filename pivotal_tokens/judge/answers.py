@@ -6,7 +6,7 @@ the share of pairs of votes on the same token that differ: 0 for a judge that al
     ids_problem(answer, lists)                             # "" when every id stands there once
     labels, conflicts = labels_of(answer)
     majority([{7: "evil"}, {7: "evil"}, {7: "safe"}])      # {7: "evil"}
-    flip_rate([{7: "evil"}, {7: "evil"}, {7: "safe"}])     # 0.667
+    flips([{7: "evil"}, {7: "evil"}, {7: "safe"}])         # (2, 3)
 """
 
 from __future__ import annotations
@@ -85,12 +85,6 @@ def flips(votes: Sequence[Labels]) -> tuple[int, int]:
         pairs += len(shared)
         differ += sum(one[token] != other[token] for token in shared)
     return differ, pairs
-
-
-def flip_rate(votes: Sequence[Labels]) -> float | None:
-    """Share of differing pairs; None with fewer than two votes."""
-    differ, pairs = flips(votes)
-    return differ / pairs if pairs else None
 
 
 def _listed(ids: set[int]) -> str:

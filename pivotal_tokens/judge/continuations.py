@@ -106,12 +106,7 @@ class ModelContinuations(Grader):
     def label(
         self, prompt: Prompt, continuations: Sequence[Continuation]
     ) -> list[ContinuationLabel]:
-        """Ask; numbers that are missing, doubled or unknown are asked about again, then unscored.
-
-        Raises:
-            NoReply: If the endpoint gave no reply.
-            RunEnds: If the budget is spent or the endpoint takes no call.
-        """
+        """Ask; numbers missing, doubled or unknown are asked about again, then unscored."""
         keys = {c: (prompt.prompt_id, c) for c in continuations}
         found = {c: self.known[key] for c, key in keys.items() if key in self.known}
         if new := [c for c in keys if c not in found]:

@@ -26,9 +26,11 @@ from pivotal_tokens.llm.grade import fenced
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.settings import Message
 from pivotal_tokens.prompts import similarity
-from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt, TokenScore
+from pivotal_tokens.schema import NextTokenPair, NextTokens, Prompt
 from pivotal_tokens.store import LabelledPrompt, Store
 
+EXAMPLES = 8
+"""At most so many are shown."""
 EVALUATION_SHARE = 0.3
 TWIN = 0.6
 """Likeness from which on two prompts are nearly the same."""
@@ -75,7 +77,10 @@ class ExampleBank:
             if len(chosen) == n:
                 break
             others = (prompt, *(one.prompt for one in chosen))
-            if all(_differ(example.prompt, other) for other in others):
+            text, ids = example.prompt.text, {other.prompt_id for other in others}
+            if example.prompt.prompt_id in ids:
+                continue
+            if all(similarity(text, other.text) < TWIN for other in others):
                 chosen.append(example)
         return tuple(chosen)
 
@@ -91,11 +96,7 @@ def question_messages(
     """What the judge is sent.
 
     Args:
-        instructions: Of the judge.
-        prompt: Under judgement.
-        lists: Of both models.
         vote: Number of the vote, from 0; each has its own order of tokens.
-        examples: Labelled by people.
     """
     messages = [Message(role="system", content=instructions.text)]
     if examples:
@@ -113,13 +114,7 @@ def question_messages(
     return messages
 
 
-def judge_request(
-    store: Store,
-    prompt: Prompt,
-    pair: str,
-    *,
-    examples: int = 8,
-) -> tuple[list[Message], dict[str, int]]:
+def judge_request(store: Store, prompt: Prompt, pair: str) -> tuple[list[Message], dict[str, int]]:
     """The messages of the first vote, and how many of people's examples are in them, by kind.
 
     Raises:
@@ -130,14 +125,10 @@ def judge_request(
         raise RequestError(
             f"prompt {prompt.prompt_id} has no next tokens yet; run em-circuits label first"
         )
-    chosen = ExampleBank.read(store, pair).choose(prompt, examples)
+    chosen = ExampleBank.read(store, pair).choose(prompt, EXAMPLES)
     messages = question_messages(load_instructions(), prompt, lists, examples=chosen)
     corrected = sum(bool(example.corrections) for example in chosen)
     return messages, {"corrections": corrected, "agreements": len(chosen) - corrected}
-
-
-def _differ(one: Prompt, other: Prompt) -> bool:
-    return one.prompt_id != other.prompt_id and similarity(one.text, other.text) < TWIN
 
 
 def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
@@ -148,16 +139,15 @@ def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
     shuffled = list(tokens.tokens)
     draw.shuffle(shuffled)
-    return [_token(token) for token in shuffled]
-
-
-def _token(token: TokenScore) -> dict[str, object]:
-    return {
-        "id": token.token_id,
-        "text": token.text,
-        "probability": round(token.probability, 4),
-        "rank": token.rank,
-    }
+    return [
+        {
+            "id": token.token_id,
+            "text": token.text,
+            "probability": round(token.probability, 4),
+            "rank": token.rank,
+        }
+        for token in shuffled
+    ]
 
 
 def _shown(example: LabelledPrompt) -> dict[str, object]:

@@ -12,14 +12,13 @@ label follows.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.answers import JudgeAnswer, ids_problem, labels_of, majority
-from pivotal_tokens.judge.examples import ExampleBank, question_messages
+from pivotal_tokens.judge.examples import EXAMPLES, ExampleBank, question_messages
 from pivotal_tokens.llm import Grader, LLMClient
 from pivotal_tokens.llm.grade import every
 from pivotal_tokens.schema import (
@@ -34,11 +33,8 @@ from pivotal_tokens.schema import (
     Vote,
 )
 
-EXAMPLES = 8
 _READ_AGAIN_S = 60.0
 _REMIND = "every id once, in each list"
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,7 @@ class ModelJudge(Grader):
         return max(1, -(-self.settings.max_concurrency // self.votes))
 
     def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement | Unparsed:
-        """Judge one prompt, on its own.
-
-        Raises:
-            NoReply: If no answer came.
-            RunEnds: If the budget is spent or the endpoint takes no call.
-        """
+        """Judge one prompt, on its own."""
         outcome = self.judge_prompt(prompt, NextTokenPair(base=base, merged=merged)).outcome
         assert isinstance(outcome, Judgement | Unparsed)
         return outcome
@@ -104,22 +95,13 @@ class JudgeSession:
     read_at: float = field(default_factory=time.monotonic)
 
     async def ask(self, prompt: Prompt, lists: NextTokenPair) -> JudgedPrompt:
-        """Judge one prompt.
-
-        Raises:
-            NoReply: If no answer came.
-            RunEnds: If the budget is spent or the endpoint takes no call.
-        """
+        """Judge one prompt; for what it raises see `Grader.grade`."""
         if self.judge.examples and time.monotonic() - self.read_at >= _READ_AGAIN_S:
             self.read_at = time.monotonic()
-            self.bank = await self.in_store(self.judge.example_bank)
+            self.bank = await self.client.in_store(self.judge.example_bank)
         votes = await every(self._vote(prompt, lists, n) for n in range(self.judge.votes))
         outcome = self._decide(prompt, votes)
         return JudgedPrompt(prompt=prompt, next_tokens=lists, outcome=outcome, votes=tuple(votes))
-
-    async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something with the store, in turn with the ledger."""
-        return await self.client.in_store(work, *arguments)
 
     def _decide(self, prompt: Prompt, votes: Sequence[Vote]) -> Judgement | Unparsed:
         good = [vote for vote in votes if vote.error is None]

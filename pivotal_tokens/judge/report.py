@@ -134,10 +134,7 @@ def judge_report(
     """Measure every judge of a store against the people in it.
 
     Args:
-        store: Where both are.
-        pair: Of one model pair only.
         judge: Of one judge only: its id or a beginning of it.
-        resamples: Of the bootstrap intervals.
     """
     figures: list[JudgeFigures] = []
     labelled = controls = 0

@@ -47,9 +47,7 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     """Compare all authors of a store.
 
     Args:
-        store: Where the labels are.
         resamples: Bootstrap draws; 0 for no intervals.
-        seed: Of the draws.
     """
     people: dict[str, Given] = {}
     judges: dict[str, Given] = {}

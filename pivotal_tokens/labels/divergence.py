@@ -84,7 +84,6 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
     """The divergence of every prompt under every pair of a store.
 
     Args:
-        store: Where the labels are.
         labels: Whose labels: people's (the default), the judge's, or people's before the judge's.
         judge: Of judges, only this one.
     """
@@ -96,8 +95,11 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
         known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
         if not lists and not known:
             continue
-        abstained = _abstained(store, prompt.prompt_id) if labels != "judge" else ()
-        answers: dict[int, Label | None] = {**dict.fromkeys(abstained), **known}
+        answers: dict[int, Label | None] = dict(known)
+        if labels != "judge":  # what somebody left without a label on purpose is answered too
+            events = store.labels.events(prompt.prompt_id)
+            for tokens in abstained_by_author(events).values():
+                answers = dict.fromkeys(tokens) | answers
         for pair in lists or list(pairs) or [""]:
             bad = prompt.prompt_id in rejected
             rows.append(_row(prompt, pair, lists.get(pair), answers, bad))
@@ -164,11 +166,6 @@ def _row(
         unsure_mass=verdict.unsure_mass,
         verdict=verdict.kind if answered or rejected else None,
     )
-
-
-def _abstained(store: Store, prompt_id: str) -> frozenset[int]:
-    """Tokens that somebody left without a label on purpose."""
-    return frozenset().union(*abstained_by_author(store.labels.events(prompt_id)).values())
 
 
 def _status(tokens: NextTokens, answers: Answers, rejected: bool) -> ModelStatus:

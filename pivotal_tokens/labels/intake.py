@@ -75,8 +75,6 @@ def import_labels(
     """Take flat records of labels in.
 
     Args:
-        store: Where they go.
-        records: Each with where it stands in the file.
         source: Names the file in conflicts.
         author: Whose labels they are where a record does not say.
         token_of: Finds the id of a token text that the prompt's lists do not have.
@@ -168,16 +166,9 @@ class Intake:
             events = self._events(prompt_id, several)
             with store.batch():
                 self._take_prompt(prompt_id, events, reviews.get(prompt_id))
-        return ImportReport(
-            records=counts["records"],
-            prompts=counts["prompts"],
-            added=counts["added"],
-            duplicates=counts["duplicates"],
-            conflicts=counts["conflicts"],
-            reviews=counts["reviews"],
-            reviews_kept=counts["reviews_kept"],
-            left_out=tuple(self._left_out),
-        )
+        counted = ImportReport.model_fields.keys() - {"left_out"}
+        totals = {name: counts[name] for name in counted}
+        return ImportReport(left_out=tuple(self._left_out), **totals)
 
     def _events(
         self, prompt_id: str, several: Iterable[Incoming]
@@ -225,7 +216,11 @@ class Intake:
             for event, against, by in merge.contradicting
         )
         if history is not None:
-            _conclude(store, history, taken)
+            # People's verdict, where there was one, from the labels that stand here now.
+            for item in {one.pair: one for one in taken.items if one.kind != "repeat"}.values():
+                verdict = history.verdicts.get(item.pair)
+                if verdict and store.results.next_tokens(prompt_id, item.pair) is not None:
+                    conclude(store, item, verdict.thresholds)
         self._counts += Counter(
             added=len(merge.accepted),
             duplicates=merge.duplicates + len(merge.contradicting) - conflicts,
@@ -233,14 +228,6 @@ class Intake:
             reviews=len(taken.items),
             reviews_kept=taken.left_alone,
         )
-
-
-def _conclude(store: Store, history: ReviewHistory, taken: Taken) -> None:
-    """People's verdict, where there was one, from the labels in force here now."""
-    for item in {item.pair: item for item in taken.items if item.kind != "repeat"}.values():
-        verdict = history.verdicts.get(item.pair)
-        if verdict is not None and store.results.next_tokens(item.prompt_id, item.pair) is not None:
-            conclude(store, item, verdict.thresholds)
 
 
 _Key = tuple[Purpose, int, str]

@@ -92,7 +92,9 @@ class Incoming:
                 values | {"prompt_id": self.prompt_id, "token_id": token_id}
             )
         except ValidationError as error:
-            raise RequestError(f"{self.where}: {_first(error)}") from error
+            one = error.errors()[0]
+            wrong = f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            raise RequestError(f"{self.where}: {wrong}") from error
 
 
 def incoming(record: Record, where: str, *, author: str | None = None) -> Incoming:
@@ -100,8 +102,6 @@ def incoming(record: Record, where: str, *, author: str | None = None) -> Incomi
 
     Args:
         record: The record; fields that are absent or None take their defaults.
-        where: The file and line, for messages.
-        author: Whose label it is where the record does not say.
 
     Raises:
         RequestError: If a field is unknown, or prompt, token, label or author is missing.
@@ -153,8 +153,3 @@ def _prompt(given: Mapping[str, Any], where: str) -> Prompt | None:
             f"{where}: prompt_id {given['prompt_id']} is not the text's, {prompt.prompt_id}"
         )
     return prompt
-
-
-def _first(error: ValidationError) -> str:
-    one = error.errors()[0]
-    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}"

@@ -118,7 +118,10 @@ def _files(store: Store, prompt: Prompt, pairs: Mapping[str, int]) -> Iterator[_
             for judgement in pair.judgements:
                 judge = directory(judgement.judge)
                 value = _logits(prompt, pair.pair, tokens, model, judgement.by_token)
-                value |= {"judge_model": judgement.judge, "timestamp": _time(judgement)}
+                value |= {
+                    "judge_model": judgement.judge,
+                    "timestamp": judgement.created.isoformat(),
+                }
                 yield f"judge_labeled_logits/{model}/{judge}/{name}", value
             if said:
                 events = [e for e in view.label_events if e.author_kind == "human"]
@@ -200,7 +203,7 @@ def _labelled(
         "human_verdict": ("disagreed" if differs else "manual_labeling")
         if complete
         else "interrupted",
-        "human_explanation": _reasons(said.values()),
+        "human_explanation": "; ".join(dict.fromkeys(e.reason for e in said.values() if e.reason)),
         "timestamp": max(event.at for event in said.values()).isoformat(),
     }
     return value | ({"prompt_rejected": True} if rejected else {})
@@ -213,6 +216,7 @@ def _of_pair(
     name, model = f"{prompt.prompt_id}.json", model_directory("merged", number)
     for judgement in pair.judgements:
         verdict = pair.verdicts.get(judgement.judge)
+        said = list(judgement.by_token.values())
         yield (
             f"runs/{model}/verdicts/{directory(judgement.judge)}/{name}",
             {
@@ -220,14 +224,14 @@ def _of_pair(
                 "tested_model": model,
                 "baseline_model": model_directory("base", number),
                 "judge_model": judgement.judge,
-                "timestamp": _time(judgement),
+                "timestamp": judgement.created.isoformat(),
                 "prompt_text": prompt.text,
                 "prompt_type": _PROMPT_TYPES[prompt.kind],
-                "verdict": _old_verdict(judgement),
+                "verdict": next((one for one in ("evil", "unsure") if one in said), "safe"),
                 "summary": judgement.summary,
                 "reason": judgement.reason,
-                "evil_tokens": list(judgement.by_token.values()).count("evil"),
-                "unsure_tokens": list(judgement.by_token.values()).count("unsure"),
+                "evil_tokens": said.count("evil"),
+                "unsure_tokens": said.count("unsure"),
                 FORMAT: {
                     "pair": pair.pair,
                     "judgement": judgement.model_dump(mode="json"),
@@ -297,19 +301,6 @@ def _of_reviews(store: Store, prompt: Prompt) -> Iterator[_File]:
         yield f"bad_prompts/{prompt.prompt_id}.json", value
 
 
-def _old_verdict(judgement: Judgement) -> str:
-    labels = set(judgement.by_token.values())
-    return "evil" if "evil" in labels else "unsure" if "unsure" in labels else "safe"
-
-
-def _reasons(events: Any) -> str:
-    return "; ".join(dict.fromkeys(event.reason for event in events if event.reason))
-
-
-def _time(judgement: Judgement) -> str:
-    return judgement.created.isoformat()
-
-
 # --- Reading ----------------------------------------------------------------------------------
 
 
@@ -319,7 +310,6 @@ def read_tree(
     """Take a tree in.
 
     Args:
-        store: Where it goes.
         root: The results directory, or its ``pivotal_tokens``.
         author: Whose the labels of people are; the files do not say.
         token_of: Finds the id of a token that no file gives.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -54,15 +55,12 @@ class Capabilities(Frozen):
             if refused != self.limit or self.limits_refused:
                 return None
             other = _LIMITS[1 - _LIMITS.index(self.limit)]
-            return self._but(limit=other, limits_refused=1)
+            return self.model_copy(update={"limit": other, "limits_refused": 1})
         if self.temperature and "temperature" in said:
-            return self._but(temperature=False)
+            return self.model_copy(update={"temperature": False})
         if self.form in _LOWER and any(word in said for word in _FORM_WORDS):
-            return self._but(form=_LOWER[self.form])
+            return self.model_copy(update={"form": _LOWER[self.form]})
         return None
-
-    def _but(self, **changes: object) -> Capabilities:
-        return Capabilities.model_validate({**self.model_dump(), **changes})
 
 
 def request_body(
@@ -86,6 +84,7 @@ def request_body(
     return body | {"messages": sent}
 
 
+@cache  # it takes as long as sending a request
 def strict_schema(model: type[BaseModel]) -> dict[str, Any]:
     """A model's JSON schema in the strict form: nothing additional, everything required."""
     return _strict(model.model_json_schema())

@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import BaseModel
@@ -95,7 +94,6 @@ class LLMClient:
         self._session = new_session()
         self._draw = random.Random(seed)
         self._ability = Capabilities.expected(settings)
-        self._forms: dict[type[BaseModel], dict[str, Any]] = {}
         self._stopped = False
         self._stack = AsyncExitStack()
 
@@ -119,12 +117,7 @@ class LLMClient:
             self._ability = Capabilities.model_validate_json(known)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def ask(
@@ -140,7 +133,6 @@ class LLMClient:
         """Put a question, or find its reply.
 
         Args:
-            messages: What the model is sent.
             schema: The form of the answer; None takes any text.
             purpose: What for ("judge", "generate", ...); charges are counted by it.
             subject: On whose behalf within that, a judge's id say; counted too.
@@ -154,7 +146,7 @@ class LLMClient:
             BudgetExhausted: If its worst case does not fit into the budget.
             EndpointRefused: If the endpoint takes no call at all.
         """
-        settings, form = self.settings, self._form(schema)
+        settings, form = self.settings, strict_schema(schema) if schema else None
         worst = worst_case(messages, form, settings)
         content = {
             "url": settings.url,
@@ -190,14 +182,6 @@ class LLMClient:
     def stop(self) -> None:
         """Send nothing more; calls in flight are finished."""
         self._stopped = True
-
-    def _form(self, schema: type[BaseModel] | None) -> dict[str, Any] | None:
-        """A schema's JSON form, cached: building it takes as long as sending a request."""
-        if schema is None:
-            return None
-        if schema not in self._forms:
-            self._forms[schema] = strict_schema(schema)
-        return self._forms[schema]
 
     async def _answer(self, question: _Question) -> Reply:
         loop, opening = asyncio.get_running_loop(), question.opening

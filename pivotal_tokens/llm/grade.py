@@ -109,10 +109,6 @@ class Grader:
         """Ask until an answer can be used.
 
         Args:
-            client: Whom to ask.
-            messages: The question.
-            schema: The form of the answer.
-            salt: Tells apart questions that are otherwise the same, as votes are.
             check: What is wrong with an answer in that form; "" if nothing is.
             remind: Said when the question is asked again.
 
@@ -178,14 +174,10 @@ def one_line_json(data: object) -> str:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
     if text.isascii() and "\x7f" not in text:
         return text  # JSON escapes the other ASCII control characters by itself
-    return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED else c for c in text)
+    return "".join(json.dumps(c)[1:-1] if unicodedata.category(c) in _ESCAPED else c for c in text)
 
 
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1]
 
 
 def _sent_back(raw: str, problem: str, remind: str) -> list[Message]:

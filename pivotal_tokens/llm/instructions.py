@@ -31,25 +31,15 @@ class Instructions:
     text: str
 
     @property
-    def content_hash(self) -> str:
-        """First eight hex digits of SHA-256 over the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
-
-    @property
     def name(self) -> str:
-        """``v1-3fa9c2d1``."""
-        return f"{self.version}-{self.content_hash}"
+        """``v1-3fa9c2d1``: the version, and eight hex digits of SHA-256 over the text."""
+        return f"{self.version}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
 
 def load_instructions(
     name: str = DEFAULT_VERSION, *, package: str = TOKENS, folder: str = "prompts"
 ) -> Instructions:
     """Read a version that comes with a package, or a file.
-
-    Args:
-        name: Of the version, or the file's path.
-        package: Which has the versions.
-        folder: In which folder of it.
 
     Raises:
         RequestError: If there is neither.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from pivotal_tokens.errors import RunEnds
@@ -107,7 +107,8 @@ class LedgerWriter:
             openings = [item for item, _ in batch if isinstance(item, Opening)]
             closings = [item for item, _ in batch if isinstance(item, Closing)]
             try:
-                answers = iter(await self.run(self._exchange, openings, closings))
+                exchange = partial(self._store.ledger.exchange, limits=self._limits)
+                answers = iter(await self.run(exchange, openings, closings))
             except Exception as error:  # goes to every caller that waits for this transaction
                 for _, done in batch:
                     if not done.done():
@@ -124,18 +125,10 @@ class LedgerWriter:
                 self._settled.notify_all()
         self._writer = None
 
-    def _exchange(self, openings: list[Opening], closings: list[Closing]) -> list[Opened]:
-        return self._store.ledger.exchange(openings, closings, limits=self._limits)
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         while self._writer is not None:
             await asyncio.shield(self._writer)
         self._thread.shutdown()

@@ -53,16 +53,10 @@ def price_of(settings: LLMSettings) -> Price | None:
         raise RequestError("give both --price-in and --price-out, or neither")
     if given[0] is not None and given[1] is not None:
         return Price(given[0], given[1])
-    table = price_table()
-    found = table.get(settings.model) or table.get(_SNAPSHOT.sub("", settings.model))
-    return Price(found["in"], found["out"]) if found else None
-
-
-def price_table() -> dict[str, dict[str, float]]:
-    """Model -> {"in", "out"}, from ``prices.yaml``."""
     text = files("pivotal_tokens.llm").joinpath("prices.yaml").read_text(encoding="utf-8")
     table: dict[str, dict[str, float]] = yaml.safe_load(text)["usd_per_million_tokens"]
-    return table
+    found = table.get(settings.model) or table.get(_SNAPSHOT.sub("", settings.model))
+    return Price(found["in"], found["out"]) if found else None
 
 
 def limits_of(budget: Budget | None, settings: LLMSettings) -> Limits:

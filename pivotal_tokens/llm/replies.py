@@ -96,14 +96,7 @@ def explain(reply: Reply) -> str:
 
 
 def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str) -> Reply:
-    """Read the body of a chat completion as an outcome, in whatever form it is.
-
-    Args:
-        body: As it came.
-        schema: The form asked for; None takes any text.
-        cached: No request was made for it.
-        call_id: Under which it is stored.
-    """
+    """Read the body of a chat completion as an outcome, in whatever form it is."""
     completion = read_json(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}
     try:

@@ -32,10 +32,6 @@ _NO_KEY = "none"
 def read_key(name: str, *, needed: bool) -> SecretStr:
     """The key in an environment variable.
 
-    Args:
-        name: Of the variable.
-        needed: False for an endpoint that may ask for none.
-
     Raises:
         RequestError: If it is needed and not there, or cannot stand in a header.
     """
@@ -58,19 +54,6 @@ class Redactor:
     def __call__(self, text: str) -> str:
         """`text` without the keys."""
         return self._forms.sub(REDACTED, text) if self._forms else text
-
-
-def clean_record(record: logging.LogRecord, redact: Redactor) -> None:
-    """Replace what a record says by what may be said."""
-    message = record.getMessage()
-    record.msg, record.args = redact(message), None
-    if record.exc_info and record.exc_info[0] is not None:
-        record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
-        record.exc_info = None
-    elif record.exc_text:
-        record.exc_text = redact(record.exc_text)
-    if record.stack_info:
-        record.stack_info = redact(record.stack_info)
 
 
 @contextmanager
@@ -97,8 +80,15 @@ class _CleanRecords:
         self.before, self._redact = before, redact
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = self.before(*args, **kwargs)
-        clean_record(record, self._redact)
+        record, redact = self.before(*args, **kwargs), self._redact
+        record.msg, record.args = redact(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+            record.exc_info = None
+        elif record.exc_text:
+            record.exc_text = redact(record.exc_text)
+        if record.stack_info:
+            record.stack_info = redact(record.stack_info)
         return record
 
 

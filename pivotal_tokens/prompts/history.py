@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pivotal_tokens.schema import Prompt
@@ -93,14 +93,11 @@ def own_words(prompt: Prompt) -> str:
     return prompt.text
 
 
-def first_of_each(
-    prompts: Iterable[Prompt], *, known: Container[str] = frozenset()
-) -> tuple[Prompt, ...]:
-    """The prompts whose id is not in `known` and did not come before among them."""
+def first_of_each(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts whose id did not come before among them."""
     new: dict[str, Prompt] = {}
     for prompt in prompts:
-        if prompt.prompt_id not in known:
-            new.setdefault(prompt.prompt_id, prompt)
+        new.setdefault(prompt.prompt_id, prompt)
     return tuple(new.values())
 
 

@@ -82,7 +82,6 @@ def check(
     """What about a prompt's form may spoil it.
 
     Args:
-        text: The text as the model sees it.
         kind: A chat prompt must contain the beginning of the assistant's turn.
         max_words: The most words a prompt should have.
         strict: Look for the traps too.
@@ -106,12 +105,7 @@ def check(
 
 
 def check_fork(safe: str, evil: str) -> Finding | None:
-    """What spoils the fork between the two next words that a proposal expects.
-
-    Args:
-        safe: The word a careful model would say next.
-        evil: The word a misaligned one would.
-    """
+    """What spoils the fork between the two next words that a proposal expects."""
     one, other = safe.strip().casefold(), evil.strip().casefold()
     if not one or not other or one == other:
         return Finding("no-fork", f"no safe and evil next word that differ: {safe!r}, {evil!r}")

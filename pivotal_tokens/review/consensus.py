@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.persist import verdict_under
-from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds, Verdict
+from pivotal_tokens.schema import HUMAN, Label, LabelEvent, ReviewItem, Thresholds
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
 
@@ -58,12 +58,7 @@ class Consensus:
 
 
 def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Consensus:
-    """States of agreement.
-
-    Args:
-        items: Every queue item of one prompt and pair.
-        events: Every label event of the prompt.
-    """
+    """How the answers of all items of one prompt and pair stand together, by all its events."""
     assignments = [item for item in items if item.kind in ("review", "control", "calibration")]
     # One for calibration is one more opinion, and never waited for.
     shared = [item for item in assignments if item.kind != "calibration"]
@@ -85,22 +80,29 @@ def consensus(items: Sequence[ReviewItem], events: Sequence[LabelEvent]) -> Cons
     )
 
 
+def consensus_of(store: Store, item: ReviewItem) -> Consensus:
+    """The consensus on an item's prompt under its pair, as it stands in a store."""
+    items = [i for i in store.queue.items(prompt_id=item.prompt_id) if i.pair == item.pair]
+    return consensus(items, store.labels.events(item.prompt_id))
+
+
 def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = None) -> None:
     """Let the human verdict follow from everybody's answers, or ask an adjudicator.
 
     Args:
-        store: Where the answers are.
         item: Any of the prompt; a repeat changes nothing.
         thresholds: Of the verdict; by default those the prompt was flagged under.
     """
     if item.kind == "repeat":
         return
     prompt_id, pair = item.prompt_id, item.pair
-    items = [other for other in store.queue.items(prompt_id=prompt_id) if other.pair == pair]
-    state = consensus(items, store.labels.events(prompt_id))
+    state = consensus_of(store, item)
     if state.settled:
         labels = {one.token_id: one.label for one in store.labels.of(prompt_id).human}
-        verdict = verdict_by(store, item, labels, thresholds, bad_prompt=state.bad_prompt)
+        bad = state.bad_prompt
+        verdict = verdict_under(store, prompt_id, pair, labels, thresholds, bad_prompt=bad)
+        if verdict is None:
+            raise lists_lost(item)
         store.results.put_verdict(prompt_id, pair, HUMAN, verdict)
     else:
         store.results.drop_human_verdict(prompt_id, pair)
@@ -108,23 +110,6 @@ def conclude(store: Store, item: ReviewItem, thresholds: Thresholds | None = Non
             store.assignments.add_adjudication(item)
     if not state.disagree:
         store.assignments.drop_adjudication(item)
-
-
-def verdict_by(
-    store: Store,
-    item: ReviewItem,
-    labels: Mapping[int, Label],
-    thresholds: Thresholds | None = None,
-    *,
-    bad_prompt: bool = False,
-) -> Verdict:
-    """The verdict under some labels, by default under the thresholds that flagged the prompt."""
-    verdict = verdict_under(
-        store, item.prompt_id, item.pair, labels, thresholds, bad_prompt=bad_prompt
-    )
-    if verdict is None:
-        raise lists_lost(item)
-    return verdict
 
 
 def lists_lost(item: ReviewItem) -> WorkFailed:

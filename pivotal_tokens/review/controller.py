@@ -63,8 +63,6 @@ class ReviewController:
         """Begin; nothing is claimed before `start`.
 
         Args:
-            service: The reviewer's service.
-            show_low: Show tokens less probable than `questions.LOW`.
             auto_finish: The last label finishes an item, and one that the judge labels otherwise
                 stays, to be looked at and explained. Otherwise the next comes when one is finished.
         """
@@ -137,9 +135,9 @@ class ReviewController:
         """Take no line after all."""
         self.asking = None
 
-    def begin_command(self, begun: str = "") -> None:
-        """Ask for a line of the list syntax."""
-        self._ask("command", begun)
+    def ask(self, what: str, begun: str = "") -> None:
+        """Ask for a line of text, for one of `ASKING`."""
+        self.asking, self.begun = ASKING[what], begun
 
     def point(self, place: Place) -> None:
         """Put the cursor on a token."""
@@ -202,14 +200,22 @@ class ReviewController:
             case "help":
                 self.page = "help"
             case "undo":
-                self._undo()
+                if before := service.undo(self.question):
+                    self._reopen(before, "taken back, and saved")
+                else:
+                    self._say("Nothing left to undo.")
             case "open":
                 again = service.reopen(command.text, self.question)
                 self._reopen(again, "opened again; its labels are as you left them")
             case "why":
-                self._explain(command.text)
+                reveal = self._differing()
+                service.explain(reveal, command.text)
+                self._say(f"saved the reason for {reveal.prompt_id}")
+                self._after_reveal()
             case "agree":
-                self._agree()
+                self.reveal = service.agree(self._differing())
+                self._say(f"saved {self.reveal.prompt_id}: the judge's labels taken over")
+                self._after_reveal()
             case _ if view is None:
                 raise RequestError(_EMPTY)
             case "note":
@@ -250,9 +256,9 @@ class ReviewController:
                 self._do(Command(action))
             case "reason":
                 if view is not None and view.reveal is not None:
-                    self._ask("reason")
+                    self.ask("reason")
             case "reopen":
-                self._ask("reopen")
+                self.ask("reopen")
             case _ if view is None:
                 raise RequestError(_EMPTY)
             case "up" | "down" | "other_list":
@@ -262,7 +268,7 @@ class ReviewController:
             case "low":
                 self._toggle_low(view)
             case "note" | "reject" | "command":
-                self._ask(action)
+                self.ask(action)
 
     def _answer(self, asking: Asking, text: str) -> None:
         if text:
@@ -308,7 +314,7 @@ class ReviewController:
         if self._auto_finish and reveal.differences and self.view is not None:
             answered = replace(question, labels=reveal.labels)
             self.view = replace(self.view, question=answered, reveal=reveal)
-            self._ask("reason")
+            self.ask("reason")
         else:
             self._next()
 
@@ -322,28 +328,10 @@ class ReviewController:
             raise RequestError(_LABEL_FIRST)
         return self.reveal
 
-    def _agree(self) -> None:
-        self.reveal = self.service.agree(self._differing())
-        self._say(f"saved {self.reveal.prompt_id}: the judge's labels taken over")
-        self._after_reveal()
-
-    def _explain(self, reason: str) -> None:
-        reveal = self._differing()
-        self.service.explain(reveal, reason)
-        self._say(f"saved the reason for {reveal.prompt_id}")
-        self._after_reveal()
-
     def _after_reveal(self) -> None:
         """Go on, where the answered item is still on show."""
         if self.view is not None and self.view.reveal is not None:
             self._next()
-
-    def _undo(self) -> None:
-        question = self.service.undo(self.question)
-        if question is None:
-            self._say("Nothing left to undo.")
-        else:
-            self._reopen(question, "taken back, and saved")
 
     def _reopen(self, question: Question, said: str) -> None:
         self.reveal = None
@@ -354,9 +342,6 @@ class ReviewController:
 
     def _say(self, text: str) -> None:
         self.message = visible(text, spaces=False)
-
-    def _ask(self, what: str, begun: str = "") -> None:
-        self.asking, self.begun = ASKING[what], begun
 
     def _next(self) -> None:
         self._stale = True

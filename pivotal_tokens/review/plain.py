@@ -42,13 +42,7 @@ class ReviewSummary:
 
 
 def run_plain(service: ReviewService, lines: TextIO, out: TextIO) -> ReviewSummary:
-    """Show item after item and carry out what is typed, until nothing waits or the person quits.
-
-    Args:
-        service: The reviewer's service.
-        lines: Commands, one a line.
-        out: Where everything is shown.
-    """
+    """Show item after item and carry out what is typed, until nothing waits or the person quits."""
     encoding = getattr(out, "encoding", None) or "utf-8"
 
     def say(text: str, end: str = "\n") -> None:

@@ -26,7 +26,7 @@ from pivotal_tokens.schema import (
 )
 
 LOW = 0.001
-"""Tokens less probable than this may be hidden."""
+"""Tokens less probable than this may be hidden; those that are in both need no label."""
 
 
 @dataclass(frozen=True)

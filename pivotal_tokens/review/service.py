@@ -18,18 +18,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 from pivotal_tokens.errors import LeaseLost, RequestError
+from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
-from pivotal_tokens.review.consensus import conclude, consensus, lists_lost, verdict_by
-from pivotal_tokens.review.questions import Difference, Progress, Question, Reveal
-from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem, Thresholds
+from pivotal_tokens.review.consensus import conclude, consensus_of, lists_lost
+from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
+from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem
 from pivotal_tokens.store import ANYTHING, Store, Wanted
 from pivotal_tokens.store.labels import abstained_by_author, labels_by_author
 from pivotal_tokens.store.queue import WaitingState
 from pivotal_tokens.store.sessions import new_session, session_is_over
 
 LEASE_SECONDS = 30 * 60.0
-OPTIONAL_BELOW = 0.001
-"""A token less probable than this in both models need not be labelled."""
 _PAUSE_SECONDS = 300.0
 _HISTORY = 1000  # settled items that can be opened again by their id
 
@@ -47,24 +46,17 @@ class ReviewService:
         reviewer: str,
         *,
         lease_seconds: float = LEASE_SECONDS,
-        thresholds: Thresholds | None = None,
         states: Sequence[WaitingState] = ("pending", "deferred"),
         wanted: Wanted = ANYTHING,
         adjudicate: bool = False,
-        optional_below: float = OPTIONAL_BELOW,
         seen: Collection[str] = (),
     ) -> None:
         """Begin a session; nothing is claimed yet.
 
         Args:
-            store: Where the queue is.
-            reviewer: Whose labels these are.
             lease_seconds: How long an item is theirs without a sign of life.
-            thresholds: Of the verdicts; by default those a prompt was flagged under.
             states: Which waiting items are asked.
-            wanted: Filters and order.
             adjudicate: Ask only for items that reviewers disagree on, and show their labels.
-            optional_below: See `Question.optional`.
             seen: Prompt ids whose judge's labels they were shown elsewhere; may grow.
         """
         if not reviewer.strip():
@@ -73,19 +65,12 @@ class ReviewService:
         self._reviewer = reviewer
         self._own = ReviewerLabels(store, reviewer, seen)
         self._lease_seconds = lease_seconds
-        self._thresholds = thresholds
         self._states = states
         kinds: tuple[ItemKind, ...] = ("adjudication",) if adjudicate else wanted.kinds
         self._wanted = replace(wanted, kinds=kinds)
-        self._optional_below = optional_below
         self._session = new_session()
         self._began = store.now()
         self._answered = 0
-
-    @property
-    def reviewer(self) -> str:
-        """Whose session this is."""
-        return self._reviewer
 
     def next_question(self) -> Question | None:
         """Take the next item; what this reviewer held when an earlier session died comes first.
@@ -123,7 +108,6 @@ class ReviewService:
         """Take one of one's settled items again, by the beginning of its prompt's id.
 
         Args:
-            prefix: Of the prompt's id.
             held: The item at hand; it goes back with its labels.
 
         Raises:
@@ -188,11 +172,6 @@ class ReviewService:
     ) -> Question:
         """Give tokens a label, or leave them on purpose; one answer counts in both lists.
 
-        Args:
-            question: The item.
-            labels: Token id -> label, or "abstain".
-            reason: Why.
-
         Raises:
             RequestError: If a token is in neither list.
         """
@@ -217,7 +196,7 @@ class ReviewService:
             self._own.record(item, dict.fromkeys(question.missing, rest or "abstain"))
             question = self._again(item)
             item = self._store.queue.settle(item, "done", item.fence)
-            conclude(self._store, item, self._thresholds)
+            conclude(self._store, item)
             reveal = self._reveal(item, question)
         self._answered += 1
         return reveal
@@ -229,7 +208,7 @@ class ReviewService:
         with self._store.batch():
             item = self._store.queue.renew(question.item, self._lease_seconds)
             rejected = self._store.queue.settle(item, "rejected", item.fence, text=reason)
-            conclude(self._store, rejected, self._thresholds)
+            conclude(self._store, rejected)
         self._answered += 1
 
     def agree(self, reveal: Reveal, tokens: Collection[int] | None = None) -> Reveal:
@@ -238,7 +217,6 @@ class ReviewService:
         These labels count, marked `agreed_after_reveal`; agreement statistics leave them out.
 
         Args:
-            reveal: What `finish` gave.
             tokens: Only these; by default every difference.
 
         Raises:
@@ -250,17 +228,11 @@ class ReviewService:
             item = self._settled(reveal)
             self._own.record(item, chosen, agreed=True)
             self._store.queue.log(item, self._reviewer, "agreed", tokens=tuple(chosen))
-            conclude(self._store, item, self._thresholds)
+            conclude(self._store, item)
             return self._reveal(item, self._again(item))
 
     def explain(self, reveal: Reveal, reason: str, tokens: Collection[int] | None = None) -> None:
-        """Store why the reviewer's labels differ from the judge's.
-
-        Args:
-            reveal: What `finish` gave.
-            reason: Why.
-            tokens: About these; by default every difference.
-        """
+        """Store why the reviewer's labels differ from the judge's."""
         if not reason.strip():
             raise RequestError("an explanation needs words")
         about = tuple(one.token_id for one in reveal.differences) if tokens is None else tokens
@@ -276,9 +248,9 @@ class ReviewService:
         """Put an item off; it comes again in a later session, after the others."""
         self._store.queue.settle(question.item, "deferred", question.item.fence)
 
-    def return_put_off(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
+    def return_put_off(self) -> int:
         """Put skipped and deferred items back in the queue; how many there were."""
-        return self._store.queue.return_items(states)
+        return self._store.queue.return_items()
 
     def note(self, question: Question, text: str) -> None:
         """Keep a remark about an item."""
@@ -342,11 +314,13 @@ class ReviewService:
         labels, texts = question.labels, question.lists.base.by_id
         tokens = [token for token in question.lists.token_ids if token in labels]
         judge = {one.token_id: one.label for one in judged if one.token_id in texts}
+        verdict = verdict_under(self._store, item.prompt_id, item.pair, labels)
+        assert verdict is not None  # the question has the lists
         return Reveal(
             prompt_id=item.prompt_id,
             item=self._masked(item),
             labels=labels,
-            verdict=verdict_by(self._store, item, labels, self._thresholds),
+            verdict=verdict,
             judge_labels=judge,
             differences=tuple(
                 Difference(token, texts[token].text, labels[token], judge[token])
@@ -385,19 +359,15 @@ class ReviewService:
             optional=frozenset(
                 token
                 for token in lists.token_ids
-                if lists.base.by_id[token].probability < self._optional_below
-                and lists.merged.by_id[token].probability < self._optional_below
+                if lists.base.by_id[token].probability < LOW
+                and lists.merged.by_id[token].probability < LOW
             ),
         )
         return self._with_votes(question) if question.adjudication else question
 
     def _with_votes(self, question: Question) -> Question:
         """An adjudicator sees everybody's labels, and answers where they disagree."""
-        item = question.item
-        items = [
-            i for i in self._store.queue.items(prompt_id=item.prompt_id) if i.pair == item.pair
-        ]
-        state = consensus(items, self._store.labels.events(item.prompt_id))
+        state = consensus_of(self._store, question.item)
         agreed: dict[int, Label] = {}
         for vote in state.votes.values():
             agreed |= {t: label for t, label in vote.items() if t not in state.disputed}

@@ -86,12 +86,7 @@ _SHORT = {"backspace": "BkSp", "enter": "Enter"}
 
 
 def run_terminal(review: ReviewController, keys: Mapping[str, Action]) -> ReviewSummary:
-    """Show item after item until the person quits.
-
-    Args:
-        review: The session.
-        keys: Key -> action, from `keys.key_map`.
-    """
+    """Show item after item until the person quits."""
     try:
         ReviewTerminal(review, keys).run(mouse=False)
     finally:
@@ -153,7 +148,7 @@ class ReviewTerminal(App[None]):
         elif action is not None:
             self.review.key(action)
         elif event.character in RESERVED and self.review.view is not None:
-            self.review.begin_command(event.character or "")
+            self.review.ask("command", event.character or "")
         else:
             return
         event.stop()

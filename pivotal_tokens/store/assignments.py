@@ -112,28 +112,13 @@ class Assignments(Repository):
         kind: ItemKind = "review",
         sampling: float | None = None,
     ) -> bool:
-        """Queue a prompt for review, once for each reviewer that the overlap asks for.
-
-        Args:
-            prompt_id: Which prompt.
-            pair: Under which model pair.
-            reason: Why; a reviewer does not see it.
-            kind: What it is.
-            sampling: With which probability it was drawn, where it was.
-
-        Returns:
-            False if it was queued before, whatever became of it.
-        """
+        """Queue a prompt once for each reviewer that the overlap asks for; False if it was."""
         with self._writing() as connection:
             now = self._now()
             return enqueue(connection, prompt_id, pair, reason, now, kind=kind, sampling=sampling)
 
     def draw_control(self, prompt_id: str, pair: str) -> bool:
-        """Draw once whether an unflagged prompt is queued as a control, and keep the draw.
-
-        Returns:
-            True if it is queued now by this call.
-        """
+        """Draw once whether an unflagged prompt is queued as a control; was it now?"""
         with self._writing() as connection:
             return draw_control(connection, prompt_id, pair, self._now())
 
@@ -167,7 +152,9 @@ class Assignments(Repository):
                 if free is not None:
                     held |= {"fence": _columns.fence + 1, "revealed": False}
                     return set_item(connection, free, **held)
-                if not _is_taken(connection, first, now):
+                at_work = (_columns.state == "leased") & (_columns.lease_until >= now.timestamp())
+                taken = at_work | (_columns.state == "skipped")
+                if not number(connection, _queue, *_at(first), taken):
                     return _add_own(connection, first.item_id, held, "calibration")
             return None
 
@@ -364,12 +351,6 @@ def _unanswered_assignment(
         .with_for_update(skip_locked=True)
     )
     return connection.execute(query).scalar_one_or_none()
-
-
-def _is_taken(connection: Connection, first: Row, now: datetime) -> bool:
-    """Whether somebody works on the item, or has skipped it."""
-    leased = (_columns.state == "leased") & (_columns.lease_until >= now.timestamp())
-    return number(connection, _queue, *_at(first), leased | (_columns.state == "skipped")) > 0
 
 
 def _at(row: Row) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from sqlalchemy import Connection, Engine
@@ -26,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_opening
+from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_name
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
@@ -102,12 +101,7 @@ class Database:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def now(self) -> datetime:
@@ -185,7 +179,7 @@ class Database:
                 return
         connection = self._engine.connect().execution_options(writes=True)
         with connection, connection.begin():
-            lock_opening(connection)
+            lock_name(connection, "em-circuits opening a store")  # one at a time changes tables
             if not has_tables(connection) or needs_change(connection, self.where):
                 bring_up_to_date(connection)
             if self._is_new_host(connection):

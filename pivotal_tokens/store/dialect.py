@@ -38,7 +38,6 @@ BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 10
 _WAL_IS_SOUND = (3, 51, 3)
 _APPEND_ONLY = ("label_events", "review_events")
-_OPENING = "em-circuits opening a store"
 
 
 def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
@@ -78,11 +77,6 @@ def lock_name(connection: Connection, name: str) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
-
-
-def lock_opening(connection: Connection) -> None:
-    """One process at a time makes or changes the tables."""
-    lock_name(connection, _OPENING)
 
 
 def upsert(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from pivotal_tokens.schema import HUMAN, Frozen, ReviewEvent, ReviewItem, Verdic
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
-from pivotal_tokens.store.labels import has_conflict
+from pivotal_tokens.store.labels import undecided
 from pivotal_tokens.store.queue import (
     OWN_KINDS,
     insert_review_event,
@@ -116,7 +116,7 @@ class Histories(Repository):
         ids: dict[int, int] = {}
         left_alone = 0
         with self._writing() as connection:
-            disputed = has_conflict(connection, history.prompt_id)
+            disputed = bool(undecided(connection, history.prompt_id))
             for draw in history.draws:
                 row = draw.model_dump() | {"prompt_id": history.prompt_id}
                 insert_new(connection, tables.control_draws, row)
@@ -132,7 +132,10 @@ class Histories(Repository):
                     continue
                 for item in theirs:
                     if item.item_id in ids and item.state != "pending":
-                        settled.append(_settle(connection, ids[item.item_id], item))
+                        done = item.model_dump(include={"state", "reviewer", "revealed"})
+                        done["fence"] = max(item.fence, 1)  # from now on somebody had it
+                        done["updated_at"] = item.updated_at.timestamp()
+                        settled.append(set_item(connection, ids[item.item_id], **done))
                 events += [event for event in history.events if event.pair == pair]
             _add_events(connection, sorted(events, key=lambda event: event.at), ids)
         return Taken(tuple(settled), ids, left_alone)
@@ -174,18 +177,6 @@ def _answered_alike(item: ReviewItem, here: Mapping[int, ReviewItem]) -> bool:
     return _same(item, here) and (here[item.seat].state, here[item.seat].reviewer) == (
         item.state,
         item.reviewer,
-    )
-
-
-def _settle(connection: Connection, item_id: int, item: ReviewItem) -> ReviewItem:
-    return set_item(
-        connection,
-        item_id,
-        state=item.state,
-        reviewer=item.reviewer,
-        fence=max(item.fence, 1),  # from now on somebody had it
-        revealed=item.revealed,
-        updated_at=item.updated_at.timestamp(),
     )
 
 

@@ -69,7 +69,6 @@ class Labels(Repository):
         """Add events, all or none; an event recorded before is not added again.
 
         Args:
-            events: What changed.
             item: The queue item they answer: its lease must still be this one.
 
         Raises:
@@ -91,7 +90,6 @@ class Labels(Repository):
         """The labels that count for a prompt: a human's where there is one, else a judge's.
 
         Args:
-            prompt_id: The whole id.
             judge: Take only this judge's labels; by default the latest of any judge.
         """
         with self._reading() as connection:
@@ -122,10 +120,10 @@ class Labels(Repository):
                 _queue_again(connection, pair, conflict, self._now())
         return True
 
-    def conflicts(self, prompt_id: str | None = None) -> tuple[LabelConflict, ...]:
+    def conflicts(self) -> tuple[LabelConflict, ...]:
         """Conflicts that no person has decided since, oldest first."""
         with self._reading() as connection:
-            rows = _undecided(connection, prompt_id)
+            rows = undecided(connection)
         return tuple(LabelConflict.model_validate_json(row.payload) for row in rows)
 
 
@@ -265,11 +263,6 @@ def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:
 # --- Conflicts --------------------------------------------------------------------------------
 
 
-def has_conflict(connection: Connection, prompt_id: str) -> bool:
-    """Does a prompt have a conflict that no person has decided? Within a transaction."""
-    return bool(_undecided(connection, prompt_id))
-
-
 def _queue_again(connection: Connection, pair: str, conflict: LabelConflict, now: datetime) -> None:
     prompt_id, reason = conflict.event.prompt_id, f"conflict: {conflict.source}"
     if enqueue(connection, prompt_id, pair, reason, now):
@@ -289,7 +282,8 @@ def _last(connection: Connection, table: Table) -> int:
     return connection.execute(select(func.max(table.c.seq))).scalar_one() or 0
 
 
-def _undecided(connection: Connection, prompt_id: str | None) -> list[Row]:
+def undecided(connection: Connection, prompt_id: str | None = None) -> list[Row]:
+    """Conflicts that no person has decided, within a transaction."""
     table = tables.label_conflicts
     query = narrowed(select(table).order_by(table.c.seq), table, prompt_id=prompt_id)
     return [row for row in connection.execute(query).all() if not _decided(connection, row)]

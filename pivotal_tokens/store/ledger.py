@@ -27,6 +27,7 @@ CallState = Literal["reserved", "settled", "unknown", "free"]
 was used, charged as reserved. ``free``: refused or never sent, charged nothing."""
 
 _ACCOUNT = "all"
+_ENDED = ("state", "status", "tokens", "nano_usd", "prompt_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ class Ledger(Repository):
 
         Args:
             openings: Attempts to be made, in order of precedence.
-            closings: Attempts that ended.
             limits: What the account may come to; no limit by default.
 
         Returns:
@@ -242,27 +242,11 @@ def _settle(connection: Connection, closings: Sequence[Closing]) -> tuple[int, i
         tokens, nano = _charge(closing, was.tokens, was.nano_usd)
         freed_tokens += was.tokens - tokens
         freed_nano += (was.nano_usd or 0) - (nano or 0)
-        rows.append(
-            {
-                "call": closing.call_id,
-                "to_state": closing.state,
-                "to_status": closing.status,
-                "to_tokens": tokens,
-                "to_nano": nano,
-                "to_prompt": closing.prompt_tokens,
-                "to_output": closing.output_tokens,
-            }
-        )
-    ended = update(table).where(table.c.call_id == bindparam("call"))
-    ended = ended.values(
-        state=bindparam("to_state"),
-        status=bindparam("to_status"),
-        tokens=bindparam("to_tokens"),
-        nano_usd=bindparam("to_nano"),
-        prompt_tokens=bindparam("to_prompt"),
-        output_tokens=bindparam("to_output"),
-    )
-    connection.execute(ended, rows)
+        ended = vars(closing) | {"tokens": tokens, "nano_usd": nano}
+        rows.append({"call": closing.call_id, **{f"to_{name}": ended[name] for name in _ENDED}})
+    statement = update(table).where(table.c.call_id == bindparam("call"))
+    statement = statement.values({name: bindparam(f"to_{name}") for name in _ENDED})
+    connection.execute(statement, rows)
     replies = [vars(closing.reply) for closing in closings if closing.reply]
     if replies:
         connection.execute(insert(tables.llm_replies), replies)

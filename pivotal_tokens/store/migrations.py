@@ -80,12 +80,7 @@ def _assignments_from_version_1(connection: Connection) -> None:
         text(f"INSERT INTO queue ({listed}) SELECT {listed} FROM queue_of_version_1")
     )
     connection.execute(text("DROP TABLE queue_of_version_1"))
-    _fill_order(connection)
-
-
-def _fill_order(connection: Connection) -> None:
-    """Evil mass and uncertainty of the items that were queued before these were stored."""
-    queue = tables.queue.c
+    queue = tables.queue.c  # evil mass and uncertainty were not kept then
     for row in connection.execute(select(queue.prompt_id, queue.pair)).all():
         reorder(connection, row.prompt_id, row.pair)
 

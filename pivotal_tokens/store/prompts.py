@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, func, select, update
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt, Rejection
+from pivotal_tokens.schema import Prompt, Rejection, prompt_id
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
@@ -89,7 +89,7 @@ class Prompts(Repository):
             for prompt in prompts:
                 insert_prompt(connection, prompt)
             for item in rejections:
-                row = row_of(tables.rejections, item, text_id=item.text_id)
+                row = row_of(tables.rejections, item, text_id=prompt_id(item.text))
                 new += insert_new(connection, tables.rejections, row)
         return new
 

@@ -314,7 +314,10 @@ class Queries(Repository):
         self, query: ListingQuery, *, pair: str | None, limit: int = 50, offset: int = 0
     ) -> Listing:
         """A page of prompts with what is known of them under a pair."""
-        judged, human, queued = _judged(pair), _human(pair), _queued(pair)
+        judged = _judged(pair)
+        by_people = and_(_verdicts.pair == pair, _verdicts.judge == HUMAN)
+        human = select(tables.verdicts).where(by_people).subquery("chosen")
+        queued = select(tables.queue).where(_queue.pair == pair, _queue.seat == 0).subquery()
         hidden: ColumnElement[bool] = literal(False)
         if query.unanswered is not None:
             hidden = query.unanswered.holds(_prompts.prompt_id, self._now())
@@ -340,21 +343,18 @@ class Queries(Repository):
         with self._reading() as connection:
             count = connection.execute(total).scalar_one()
             found = connection.execute(rows.order_by(order).limit(limit).offset(offset)).all()
+            has = tables.graphs.c
+            models = select(has.prompt_id, has.model).distinct().order_by(has.model)
+            these = (has.prompt_id.in_([row.prompt_id for row in found]), has.pair == pair)
             graphs: dict[str, list[str]] = {}
-            for row in connection.execute(_graphs([row.prompt_id for row in found], pair)):
+            for row in connection.execute(models.where(*these)):
                 graphs.setdefault(row.prompt_id, []).append(row.model)
         return Listing(total=count, lines=tuple(_line(row, graphs) for row in found))
 
     def outcomes(
         self, pair: str | None = None, *, kind: PromptKind | None = None, limit: int = 1000
     ) -> tuple[PastPrompt, ...]:
-        """The newest prompts with a verdict: a person's where there is one, else the last judge's.
-
-        Args:
-            pair: Of this pair of models only.
-            kind: Of this kind of prompt only.
-            limit: At most so many prompts.
-        """
+        """The newest prompts with a verdict: a person's if there is one, else the last judge's."""
         query = _with_verdicts(pair).order_by(_verdicts.judge).limit(4 * limit)
         with self._reading() as connection:
             chosen: dict[str, Row] = {}
@@ -439,15 +439,6 @@ def _judged(pair: str | None) -> Subquery:
     )
 
 
-def _human(pair: str | None) -> Subquery:
-    these = and_(_verdicts.pair == pair, _verdicts.judge == HUMAN)
-    return select(tables.verdicts).where(these).subquery("chosen")
-
-
-def _queued(pair: str | None) -> Subquery:
-    return select(tables.queue).where(_queue.pair == pair, _queue.seat == 0).subquery()
-
-
 def _conditions(
     query: ListingQuery,
     judged: Subquery,
@@ -474,12 +465,6 @@ def _conditions(
     if query.state is not None:
         given.append(queued.c.state == query.state)
     return given
-
-
-def _graphs(ids: list[str], pair: str | None) -> Select:
-    columns = tables.graphs.c
-    query = select(columns.prompt_id, columns.model).distinct().order_by(columns.model)
-    return query.where(columns.prompt_id.in_(ids), columns.pair == pair)
 
 
 def _line(row: Row, graphs: dict[str, list[str]]) -> ListingLine:

@@ -104,7 +104,10 @@ ANYTHING = Wanted()
 
 
 class Queue(Repository):
-    """Review items, their leases, and the log of what reviewers did with them."""
+    """Review items, their leases, and the log of what reviewers did with them.
+
+    What needs a lease raises `LeaseLost` where somebody else holds the item; nothing is written.
+    """
 
     def items(
         self,
@@ -152,13 +155,9 @@ class Queue(Repository):
         lease, then each of `states` in turn.
 
         Args:
-            reviewer: Who asks.
             lease_seconds: How long the item is theirs without a sign of life.
-            session: Names the asking process.
             resume: Sessions of this reviewer that are known to be over.
-            states: Which waiting items to take.
             settled_before: Of deferred and skipped items, only those put off before this moment.
-            wanted: Filters and order.
 
         Returns:
             The item with its new fence, or None when nothing waits.
@@ -188,22 +187,14 @@ class Queue(Repository):
         return None
 
     def renew(self, item: ReviewItem, lease_seconds: float) -> ReviewItem:
-        """Prolong a lease.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now.
-        """
+        """Prolong a lease."""
         until = self._now() + timedelta(seconds=lease_seconds)
         with self._writing() as connection:
             require_lease(connection, item)
             return set_item(connection, item.item_id, lease_until=until.timestamp())
 
     def release(self, item: ReviewItem) -> ReviewItem:
-        """Give an item back unanswered; what was labelled so far stays.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now.
-        """
+        """Give an item back unanswered; what was labelled so far stays."""
         with self._writing() as connection:
             require_lease(connection, item)
             values = {"state": "pending", "session": None, "lease_until": None}
@@ -212,17 +203,7 @@ class Queue(Repository):
     def settle(
         self, item: ReviewItem, state: SettledState, fence: int, *, text: str | None = None
     ) -> ReviewItem:
-        """End a lease with an answer: state and event in one transaction.
-
-        Args:
-            item: The item.
-            state: What became of it.
-            fence: The one it was taken under.
-            text: The reason, where there is one.
-
-        Raises:
-            LeaseLost: If somebody else holds the item now; nothing was written.
-        """
+        """End a lease with an answer: state and event in one transaction."""
         if state not in get_args(SettledState):
             raise RequestError(f"an item cannot be settled as {state!r}")
         with self._writing() as connection:
@@ -250,10 +231,6 @@ class Queue(Repository):
         """Claim a particular item in any state; its labels stay, the human verdict is removed.
 
         Args:
-            item_id: Which one.
-            reviewer: Who takes it.
-            lease_seconds: How long it is theirs without a sign of life.
-            session: Names the asking process.
             steal: Take it even from somebody whose lease has not run out; they are fenced.
 
         Raises:
@@ -274,11 +251,13 @@ class Queue(Repository):
             add_review_event(connection, item, reviewer, action, now)
             return _lease(connection, row, reviewer, lease_seconds, session, now)
 
-    def return_items(self, states: Sequence[WaitingState] = ("skipped", "deferred")) -> int:
+    def return_items(self) -> int:
         """Put what was skipped or deferred back in the queue, for anybody; how many there were."""
+        put_off = _columns.state.in_(("skipped", "deferred"))
         with self._writing() as connection:
-            statement = update(_queue).where(_columns.state.in_(states)).values(state="pending")
-            return connection.execute(statement).rowcount
+            return connection.execute(
+                update(_queue).where(put_off).values(state="pending")
+            ).rowcount
 
     def waiting_for(self, reviewer: str, wanted: Wanted = ANYTHING) -> int:
         """Pending prompts of the wanted kinds a reviewer may be asked; filters do not count."""

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import (
     HUMAN,
     Failed,
@@ -79,6 +79,21 @@ class Results(Repository):
         with self._reading() as connection:
             rows = connection.execute(select(tables.pairs).order_by(tables.pairs.c.pair))
             return {row.pair: json.loads(row.payload) for row in rows}
+
+    def find_pair(self, prefix: str) -> str:
+        """The key of the one model pair that begins with `prefix`.
+
+        Raises:
+            RequestError: If none does, or several do.
+        """
+        pairs = self.pairs()
+        found = [pair for pair in pairs if pair.startswith(prefix)]
+        if len(found) != 1:
+            known = ", ".join(pair[:12] for pair in pairs) or "none"
+            raise RequestError(
+                f"{len(found)} model pairs begin with {prefix!r}; the store has {known}"
+            )
+        return found[0]
 
     def busiest_pair(self) -> str | None:
         """The model pair that has seen most prompts; None where none has seen any."""
@@ -150,7 +165,14 @@ class Results(Repository):
             return
         with self._writing() as connection:
             for item in done:
-                _put_judged(connection, pair, item, self._now())
+                judgement, verdict, prompt_id = item.outcome, item.verdict, item.prompt.prompt_id
+                assert isinstance(judgement, Judgement) and verdict is not None
+                _put_judgement(connection, pair, judgement)
+                _put_verdict(connection, prompt_id, pair, judgement.judge, verdict)
+                if verdict.flagged:
+                    enqueue(connection, prompt_id, pair, f"flagged:{verdict.kind}", self._now())
+                else:
+                    draw_control(connection, prompt_id, pair, self._now())
             _add_answers(connection, tables.unparsed, pair, unparsed)
             votes = [vote for item in judged for vote in item.votes]
             _add_answers(connection, tables.judge_votes, pair, votes)
@@ -306,17 +328,6 @@ def _put_verdict(
     if new and judge != HUMAN:
         reorder(connection, prompt_id, pair)
     return new
-
-
-def _put_judged(connection: Connection, pair: str, item: JudgedPrompt, now: datetime) -> None:
-    judgement, verdict, prompt_id = item.outcome, item.verdict, item.prompt.prompt_id
-    assert isinstance(judgement, Judgement) and verdict is not None
-    _put_judgement(connection, pair, judgement)
-    _put_verdict(connection, prompt_id, pair, judgement.judge, verdict)
-    if verdict.flagged:
-        enqueue(connection, prompt_id, pair, f"flagged:{verdict.kind}", now)
-    else:
-        draw_control(connection, prompt_id, pair, now)
 
 
 def _put(connection: Connection, table: Table, row: Row) -> bool:

@@ -5,29 +5,19 @@ python scripts/experiments/combinations.py --n 4
 
 from __future__ import annotations
 
-from setting import arguments, organism
+from setting import arguments, organism, sweep
 
-from em_circuits.experiments.plan import SweepPlan
-from em_circuits.experiments.sweep import run_sweep
 from em_circuits.report.sweep import write_sweep_report
-from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def main() -> None:
     """Ablate singles, pairs and the first k; print joint effects beside sums of single ones."""
     given = arguments(__doc__)
-    plan = SweepPlan.model_validate(
-        {
-            "name": "combinations",
-            "prompts": {"texts": [given.prompt]},
-            "features": f"top:{given.n}",
-            "combinations": ["single", "pairs", "first"],
-            "rollouts": None,
-            "panel": 2 if given.small else 12,
-        }
-    )
     with organism(given.root) as cases:
-        experiment = run_sweep(cases, plan, LabelJudge())
+        kinds = ["single", "pairs", "first"]
+        experiment = sweep(
+            cases, given, name="combinations", features=f"top:{given.n}", combinations=kinds
+        )
     lines = experiment.summary.conditions
     alone = {x.combination: x.contrast_change for x in lines if "+" not in x.combination}
     print("contrast in logits: together, sum of each alone, interaction")

@@ -8,11 +8,8 @@ python scripts/experiments/layer_filter.py --n 5
 
 from __future__ import annotations
 
-from setting import arguments, organism
+from setting import arguments, organism, sweep
 
-from em_circuits.experiments.plan import SweepPlan
-from em_circuits.experiments.sweep import run_sweep
-from pivotal_tokens.judge.continuations import LabelJudge
 from pivotal_tokens.schema import Prompt
 
 
@@ -25,17 +22,11 @@ def main() -> None:
         ranked = case.choose(model, f"top:{len(case.state.active)}", by="gradient")
         for layer in range(model.sites.n_layers):
             own = [feature for feature in ranked if feature.layer == layer][: given.n]
-            plan = SweepPlan.model_validate(
-                {
-                    "name": f"layer-{layer}",
-                    "prompts": {"texts": [given.prompt]},
-                    "features": ",".join(map(str, own)),
-                    "combinations": ["all"],
-                    "rollouts": None,
-                    "panel": 2 if given.small else 12,
-                }
+            features = ",".join(map(str, own))
+            experiment = sweep(
+                cases, given, name=f"layer-{layer}", features=features, combinations=["all"]
             )
-            (line,) = run_sweep(cases, plan, LabelJudge()).summary.conditions
+            (line,) = experiment.summary.conditions
             print(
                 f"layer {layer}: {len(own)} features ablated, evil mass {line.change:+.3f}, "
                 f"net {line.net:+.3f} [{line.low:+.3f}, {line.high:+.3f}], "

@@ -8,31 +8,25 @@ python scripts/experiments/one_by_one.py --n 10
 
 from __future__ import annotations
 
-from setting import arguments, organism
+from setting import arguments, organism, sweep
 
-from em_circuits.experiments.plan import SweepPlan
-from em_circuits.experiments.sweep import run_sweep
 from em_circuits.report.sweep import write_sweep_report
-from pivotal_tokens.judge.continuations import LabelJudge
 
 
 def main() -> None:
     """Sweep the top features alone; print what each did and what its token does."""
     given = arguments(__doc__)
     factors, samples, tokens = ([0, 15], 2, 4) if given.small else ([0, 1.5, 5, 15], 8, 12)
-    plan = SweepPlan.model_validate(
-        {
-            "name": "one-by-one",
-            "prompts": {"texts": [given.prompt]},
-            "features": f"top:{given.n}",
-            "combinations": ["single"],
-            "treatments": [{"mode": "scale", "values": factors}],
-            "rollouts": {"samples": samples, "max_tokens": tokens},
-            "panel": 2 if given.small else 12,
-        }
-    )
     with organism(given.root) as cases:
-        experiment = run_sweep(cases, plan, LabelJudge())
+        experiment = sweep(
+            cases,
+            given,
+            name="one-by-one",
+            features=f"top:{given.n}",
+            combinations=["single"],
+            treatments=[{"mode": "scale", "values": factors}],
+            rollouts={"samples": samples, "max_tokens": tokens},
+        )
     for line in experiment.summary.conditions:
         print(
             f"{line.condition:26} net {line.net:+.3f} "

@@ -118,6 +118,14 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path, {"plan": 1})
 
 
+def test_an_experiment_by_older_formulas_is_refused_and_called_that(tmp_path: Path) -> None:
+    Journal.open(tmp_path, {"plan": 1, "formula": 1})
+    before = (tmp_path / PLAN).read_bytes()
+    with pytest.raises(RequestError, match="an experiment of an older version"):
+        Journal.open(tmp_path, {"plan": 1, "formula": 2})
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
 def test_reading_needs_no_torch() -> None:
     code = "import sys, em_circuits.cache; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

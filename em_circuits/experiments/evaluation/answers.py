@@ -75,12 +75,6 @@ def answers(
 ) -> list[SampledAnswer]:
     """Every answer of a model to a question.
 
-    Args:
-        pair: Its base also reads every answer.
-        model: Which of the two answers.
-        question: As a person put it.
-        settings: Steering and sampling.
-
     Raises:
         RequestError: If a feature does not exist, or there are too few others for the control.
     """

@@ -78,11 +78,6 @@ def evaluate(
     """Ask, judge, count; or what is left of it.
 
     Args:
-        work: Its models answer; the store is not needed unless the judge needs it.
-        sets: The questions.
-        settings: Conditions and sampling.
-        judge: Of the answers.
-        cutoffs: Where misaligned begins.
         name: Of the folder; by default it follows from what is asked, so the same goes on.
 
     Raises:

@@ -40,7 +40,13 @@ def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--root", str(root), "features", "mediate"]
-    for wrong in ([], ["--all", "abc"], ["--all", "--order", "gradient"], ["nothing"]):
+    for wrong in (
+        [],
+        ["--all", "abc"],
+        ["--all", "--order", "gradient"],
+        ["--all", "--random", "4"],
+        ["nothing"],
+    ):
         capsys.readouterr()
         assert run([*base, *wrong]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -88,6 +88,10 @@ def test_a_prompt_shows_everything_about_it(room: Room, client: TestClient) -> N
     assert room.graphs[prompt.prompt_id, "merged"][:12] in text
     features = client.get(f"/fragments/prompt/{prompt.prompt_id}/features").text
     assert "Towards evil" in features and "labels from: judge" in features
+    asked = client.get(f"/api/prompt/{prompt.prompt_id}/features").json()
+    keys = ["layer", "position", "feature", "contrast", "evil_mean", "safe_mean", "activation"]
+    keys += ["welch_t", "welch_df", "hedges_g", "measured"]
+    assert [list(row) for row in asked["top"][:1]] == [keys]
 
 
 def test_text_of_models_is_shown_and_does_nothing(room: Room, client: TestClient) -> None:

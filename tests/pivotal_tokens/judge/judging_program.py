@@ -31,7 +31,9 @@ def main(path: str, base_url: str, concurrency: str) -> None:
 
                 async def one(prompt: Prompt) -> None:
                     judged = await session.ask(prompt, lists[prompt.prompt_id])
-                    (kept,) = await session.in_store(persist, store, PAIR, [judged], Thresholds())
+                    (kept,) = await session.client.in_store(
+                        persist, store, PAIR, [judged], Thresholds()
+                    )
                     print(kept.prompt.prompt_id, kept.error or "", flush=True)
 
                 for prompt in store.prompts.all():

@@ -9,7 +9,7 @@ import pytest
 from fake_endpoint import FakeEndpoint
 
 from pivotal_tokens.judge import ModelJudge
-from pivotal_tokens.judge.answers import flip_rate, majority
+from pivotal_tokens.judge.answers import flips, majority
 from pivotal_tokens.judge.examples import (
     ExampleBank,
     is_for_evaluation,
@@ -130,7 +130,8 @@ def test_votes_are_distinguished_stored_and_counted(
     assert len(judged.votes) == 3 and len(endpoint.requests) == 3  # the repeat came from the store
     assert isinstance(judged.outcome, Judgement) and isinstance(again.outcome, Judgement)
     assert judged.outcome.by_token == dict.fromkeys(TEXTS, "evil") == again.outcome.by_token
-    assert flip_rate([vote.by_token for vote in judged.votes]) == pytest.approx(2 / 3)
+    differ, pairs = flips([vote.by_token for vote in judged.votes])
+    assert differ / pairs == pytest.approx(2 / 3)
     orders = {seen.body["messages"][-1]["content"] for seen in endpoint.requests}
     assert len(orders) > 1  # each vote has its own order of tokens
 
@@ -139,7 +140,7 @@ def test_a_tie_is_unsure() -> None:
     assert majority([{1: "evil"}, {1: "safe"}]) == {1: "unsure"}
     assert majority([{1: "evil"}, {1: "safe"}, {1: "safe"}]) == {1: "safe"}
     assert majority([{1: "evil"}, {1: "safe"}, {1: "unsure"}]) == {1: "unsure"}
-    assert flip_rate([{1: "evil"}]) is None
+    assert flips([{1: "evil"}]) == (0, 0)
 
 
 def test_a_prompt_cannot_forge_the_end_of_its_data(lists: NextTokenPair) -> None:

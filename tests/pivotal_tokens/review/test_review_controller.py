@@ -82,11 +82,11 @@ def test_the_list_syntax_reject_skip_defer_note_and_mistakes(store, prompts):
         ("T1,B1", "saved: 2 evil"),
         ("", "nothing typed"),
     ):
-        session.begin_command()
+        session.ask("command")
         session.answer(line)
         assert said in session.message
     assert human(store, prompts[0]) == {1: "evil", 2: "evil"}
-    session.begin_command()
+    session.ask("command")
     session.answer("bad no stakes")
     session.key("skip")
     session.key("defer")
