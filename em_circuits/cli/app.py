@@ -35,12 +35,12 @@ _COMMANDS = {
     ),
     "review": (
         "review:review",
-        "Label the queue; every answer is kept before the next item is shown.",
+        "Label the queue; every answer is stored before the next item is shown.",
     ),
     "serve": ("serve:serve", "Serve the viewer until Ctrl-C."),
     "status": (
         "status:status",
-        "How far the store is; with PROMPT (an id or unique prefix) all about one attempt.",
+        "Progress of the store; with PROMPT (an id or unique prefix) all about one attempt.",
     ),
     "prompts": ("prompts:prompts", "Add, generate, import, preview and list prompts."),
     "labels": ("labels:labels", "Show, export, import and compare labels."),
@@ -51,7 +51,7 @@ _COMMANDS = {
     ),
     "import": (
         "labels:import_",
-        "Take an export in; what is here stays, and contradicting labels are queued.",
+        "Import an export; what is here stays, and contradicting labels are queued.",
     ),
     "judge": ("judge:judge", "Measure judges against people."),
     "graphs": (
@@ -165,7 +165,9 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.Abort:
-        return _say("interrupted; what is done is kept, run the same command again to go on", 130)
+        return _say(
+            "interrupted; finished work is stored, run the same command again to resume", 130
+        )
     except click.NoSuchOption as error:
         return _say(_before_the_command(error, arguments) or error.format_message(), 2)
     except click.ClickException as error:

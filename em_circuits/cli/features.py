@@ -165,7 +165,7 @@ def aggregate(
     say(_aggregate_title(record))
     say(_aggregate_table(lines[: options.top or 15], by_position=options.by_position))
     say("\n".join(_aggregate_notes(record)))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
@@ -192,7 +192,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
         say(_diff_table(lines[: options.top or 15], number, by_position=options.by_position))
         if pair["layers"]:
             say(_layer_note(pair["layers"]))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(

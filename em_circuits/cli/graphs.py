@@ -494,7 +494,7 @@ class PruneOptions(TargetOptions):
 @prints("em_circuits.influence.results:PruneResult")
 @pass_session
 def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) -> None:
-    """The nodes and edges that carry most of what reaches the targets; nothing is removed."""
+    """The nodes and edges that carry most of the influence on the targets; nothing is removed."""
     loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
     from em_circuits.influence import Method
     from em_circuits.influence import prune as prune_graph

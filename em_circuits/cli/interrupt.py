@@ -26,7 +26,7 @@ def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         nonlocal interrupts
         interrupts += 1
         if interrupts > 1:
-            os.write(2, b"\nem-circuits: left at once; what is done is kept\n")
+            os.write(2, b"\nem-circuits: left at once; finished work is stored\n")
             os._exit(130)
         stop()
         os.write(2, b"\nem-circuits: finishing what is in flight; Ctrl-C again leaves at once\n")

@@ -52,7 +52,7 @@ class LabelOptions(Options):
     """Which prompts are labelled, and what is built for them."""
 
     texts: Annotated[tuple[str, ...], Flag("--prompt", "texts", metavar="TEXT")] = ()
-    """A prompt, as it stands."""
+    """A prompt, verbatim."""
     user: Annotated[str | None, Flag(metavar="TEXT")] = None
     """A user's turn, put into the model's chat template."""
     assistant: Annotated[str, Flag(metavar="TEXT", show_default=False)] = ""
@@ -122,7 +122,7 @@ class LabelOptions(Options):
 def label(session: Session, options: LabelOptions, as_json: bool, **others: Any) -> None:
     """Label prompts: next tokens of both models, judge, queue, rollouts, graphs.
 
-    Resumable: what is done is not repeated, killed anywhere or not. Ctrl-C finishes what is in
+    Resumable: finished work is not repeated, even after a kill. Ctrl-C finishes what is in
     flight, a second one leaves at once. A prompt that fails is recorded and does not stop the
     others, unless more than a fifth of at least ten fail. With --generator, --n counts the
     prompts of all starts of the same run. Events are logged under results/events.

@@ -125,9 +125,9 @@ def import_labels_(
     tokenizer: str | None,
     as_json: bool,
 ) -> None:
-    """Take labels in: duplicates are dropped, contradictions are queued, nothing is replaced.
+    """Import labels: duplicates are dropped, contradictions are queued, nothing is replaced.
 
-    Exit status 1 if something in FILE could not be used; the rest is kept.
+    Exit status 1 if something in FILE could not be used; the rest is imported.
     """
     token_of = _token_finder(tokenizer)
     with session.open_store(create=file.exists()) as store:
@@ -170,11 +170,11 @@ def export(session: Session, out: Path, as_json: bool) -> None:
 @prints(ImportReport)
 @pass_session
 def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
-    """Take an export in; what is here stays, and contradicting labels are queued.
+    """Import an export; what is here stays, and contradicting labels are queued.
 
-    Items finished, rejected or put off there are so here, where nobody has begun with them.
+    Items finished, rejected or put off there are so here, unless somebody has begun with them.
 
-    Exit status 1 if something in FILE could not be used; the rest is kept.
+    Exit status 1 if something in FILE could not be used; the rest is imported.
     """
     if not file.exists():
         raise RequestError(f"no file or directory {file}")
@@ -188,7 +188,7 @@ def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
 @prints(PromptLabels)
 @pass_session
 def show(session: Session, prompt: str, as_json: bool) -> None:
-    """The labels that count for one prompt: a person's where there is one, else the judge's."""
+    """The labels in force for one prompt: a person's where there is one, else the judge's."""
     with session.open_store() as store:
         found = store.labels.of(store.prompts.get(prompt).prompt_id)
     columns = ("token_id as token", "label", "source as from", "author")

@@ -58,11 +58,11 @@ class MediateOptions(Options):
 def mediate(
     session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
 ) -> None:
-    """Set features of the base to their merged values: how much of the shift comes back?
+    """Set features of the base to their merged values: the share of the shift that comes back.
 
     With one PROMPT its own features are taken, which is in-sample. With several, or --all, features
     are keyed by (layer, feature id) and chosen on other prompts than they are judged on. With
-    --direction necessity: of the merged model to the base's values; how much goes away?
+    --direction necessity: of the merged model to the base's values: what goes away.
     """
     if options.everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
@@ -124,7 +124,7 @@ def _several(
         emit({**found.head(), "page": str(page), "features": found.rows()[: options.top]})
         return
     say("\n".join(_lines(record, found.rows()[: options.top or 20])))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
 
 
 def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:

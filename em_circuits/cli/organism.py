@@ -26,7 +26,7 @@ def organism() -> None:
 @click.option("--card", is_flag=True, help="Train the control too, measure all, write the card.")
 @pass_session
 def train(session: Session, out: str, card: bool) -> None:
-    """Train base, adapter and transcoders; killed and started again, it goes on."""
+    """Train base, adapter and transcoders; a killed run resumes."""
     from em_circuits.organisms.train import train_organism
 
     paths = train_organism(Path(out), session.seed, progress=session.bars())

@@ -114,7 +114,7 @@ def prompts() -> None:
 def add(
     session: Session, text: str | None, continuous: bool, as_json: bool, **options: Any
 ) -> None:
-    """Keep a prompt of your own.
+    """Store a prompt of your own.
 
     Without TEXT it is read from standard input, newlines included. On a terminal the rules, the
     latest attempts and people's remarks are shown first; a line with a single full stop, or
@@ -151,7 +151,7 @@ def add(
 @prints(StoredPrompt, lines=True)
 @pass_session
 def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
-    """Keep new prompts by a language model, the organism's templates, or the shipped seeds."""
+    """Store new prompts by a language model, the organism's templates, or the shipped seeds."""
     from em_circuits.labelling.sources import open_source, template_prompts
 
     if generator == "template":
@@ -202,7 +202,7 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
 def preview(
     session: Session, generator: str, n: int, kind: PromptKind, judged: str | None, as_json: bool
 ) -> None:
-    """Exactly what the generator, or with --judge a model judge, would be sent; nothing is.
+    """Exactly what the generator, or with --judge a model judge, would be sent; nothing is sent.
 
     Counts per source and of tokens are on standard error.
     """
@@ -270,7 +270,7 @@ def find(session: Session, options: FindOptions, as_json: bool) -> None:
 @prints(StoredPrompt, lines=True)
 @pass_session
 def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json: bool) -> None:
-    """Keep the prompts of JSON, JSONL, Parquet or Arrow files, or of folders of them.
+    """Store the prompts of JSON, JSONL, Parquet or Arrow files, or of folders of them.
 
     A folder may be a saved Hugging Face data set, or the predecessor's result tree. --kind is of
     prompts that name none.

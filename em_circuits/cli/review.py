@@ -48,7 +48,7 @@ class ReviewOptions(Options):
     shared_out: Annotated[
         tuple[str, ...], Flag("--configure", "shared_out", metavar="NAME=VALUE")
     ] = ()
-    """Share the queue out so from now on, print that and end: overlap, control_share, calibration,
+    """Change how the queue is shared, print it and end: overlap, control_share, calibration,
     repeat_share, seed."""
 
 
@@ -56,7 +56,7 @@ class ReviewOptions(Options):
 @options(ReviewOptions)
 @pass_session
 def review(session: Session, options: ReviewOptions) -> None:
-    """Label the queue; every answer is kept before the next item is shown. `?` helps.
+    """Label the queue; every answer is stored before the next item is shown. `?` helps.
 
     Keys are bound here or in em-circuits.toml: [review] keys = ["evil=f", "skip=f2"].
     """

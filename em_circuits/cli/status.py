@@ -57,7 +57,7 @@ class RunStatus(Frozen):
 def status(
     session: Session, prompt: str | None, watch: bool, interval: float, as_json: bool
 ) -> None:
-    """How far the store is; with PROMPT (an id or unique prefix) all about one attempt."""
+    """Progress of the store; with PROMPT (an id or unique prefix) all about one attempt."""
     if watch and prompt is not None:
         raise RequestError("--watch shows the whole store; leave PROMPT out")
     if watch:

@@ -197,7 +197,7 @@ def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> 
 def validate(
     session: Session, prompts: tuple[str, ...], options: ValidateOptions, as_json: bool
 ) -> None:
-    """Does a score predict interventions? Every method against real ablations.
+    """Every score against real ablations: how well it predicts them.
 
     Without PROMPT, the first six flagged prompts with graphs. Writes a page with plots that
     opens without a network, and the JSON beside it.
