@@ -109,7 +109,7 @@ def test_scores_only_keeps_gradient_scores_and_drops_edges(work: Workspace, judg
 
 def test_a_lost_graph_file_is_built_again(work: Workspace, judge) -> None:
     (first,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
-    work.graphs.remove(first.graphs["base"])
+    work.graphs.path(first.graphs["base"]).unlink()
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     assert not again.reused and again.graphs == first.graphs
     assert work.graphs.has(first.graphs["base"])

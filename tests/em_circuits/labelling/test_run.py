@@ -313,7 +313,7 @@ def test_labelled_prompts_without_valid_graphs_are_found_and_get_them(
     made = list(build_missing(work, missing, SMALL))
     assert all(r.error is None and r.has_graphs for r in made)
     assert missing_graphs(work, SMALL) == []
-    work.graphs.remove(made[0].graphs["base"])
+    work.graphs.path(made[0].graphs["base"]).unlink()
     assert [p.prompt_id for p in missing_graphs(work, SMALL)] == [made[0].prompt_id]
 
 
