@@ -15,7 +15,7 @@ from measure import Row, benchmark, lexicon, organism
 from pydantic import Field
 
 from em_circuits.cli.options import Options
-from em_circuits.experiments.analyse import LabelledPrompt
+from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.interventions import N_MEASURED
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
@@ -54,7 +54,7 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
     """Rows of one model."""
     found: dict[str, list[Agreement]] = {"default ranking (gradient+ablation)": [], "gradient": []}
     for prompt_id in prompt_ids:
-        prompt = LabelledPrompt.get(work, prompt_id)
+        prompt = LabelledCase.get(work, prompt_id)
         if not prompt.contrast.is_defined:
             continue
         scan = contrasts(prompt.scores(work, Scoring.MEASURED, model), prompt)
@@ -70,7 +70,7 @@ def rows_of(work: Workspace, prompt_ids: list[str], model: ModelName, plan: Plan
             yield Row(f"{work_name}, least prompt", None, min(values), "")
 
 
-def contrasts(scores: FeatureTable, prompt: LabelledPrompt) -> torch.Tensor:
+def contrasts(scores: FeatureTable, prompt: LabelledCase) -> torch.Tensor:
     """Evil-minus-safe contrast of every feature, in an order that all methods share."""
     return torch.from_numpy(scores.contrasted(prompt.contrast)["contrast"])
 

@@ -51,6 +51,18 @@ FLOORS = {
 }
 
 
+# Classes that share most of their fields, each with the reason.
+ALIKE = {
+    ("Intervention", "Change"): "what a browser may send, typed and bounded, is no intervention",
+    ("PairedFeature", "MediatedFeature"): "rows of two outputs; a mediated feature has two effects",
+    ("RevealState", "Reveal"): "what the page shows of a reveal, without the item's own texts",
+    (
+        "TargetToken",
+        "TokenScore",
+    ): "an imported graph has no ranks; a model's next token always has",
+}
+
+
 def package_of(module: str) -> str | None:
     return next((p for p in FLOORS if module == p or module.startswith(p + ".")), None)
 
@@ -112,6 +124,39 @@ def test_importing_is_light_and_writes_nothing(package: str, tmp_path: Path) -> 
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
     assert done.stderr == "" and not list(tmp_path.iterdir())
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """One noun, one class: a name means one thing in both packages."""
+    places: dict[str, list[str]] = {}
+    for name, path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_two_classes_are_nearly_one() -> None:
+    """Classes that share four fields, and three in five of all they have, say why."""
+    fields: dict[str, set[str]] = {}
+    for name, path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                own = {
+                    line.target.id
+                    for line in node.body
+                    if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+                }
+                fields[f"{name}.{node.name}"] = {one for one in own if not one.startswith("_")}
+    alike = {
+        (one.rsplit(".", 1)[1], other.rsplit(".", 1)[1])
+        for one, mine in fields.items()
+        for other, theirs in fields.items()
+        if one < other
+        and len(mine & theirs) >= 4
+        and len(mine & theirs) >= 0.6 * len(mine | theirs)
+    }
+    assert alike == set(ALIKE)
 
 
 def test_no_line_of_javascript_is_longer_than_120_columns() -> None:

@@ -26,7 +26,7 @@ from pivotal_tokens.judge import JudgeSpec, Lexicon
 from pivotal_tokens.llm import load_instructions
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.evaluation.answers import EvaluationSettings, Steering
+    from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
     from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
     from em_circuits.experiments.evaluation.judging import AnswerJudge
     from em_circuits.workspace import Workspace
@@ -147,14 +147,14 @@ def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> Ev
     )
 
 
-def _steering(work: Workspace, options: EvaluateOptions) -> Steering | None:
+def _steering(work: Workspace, options: EvaluateOptions) -> SteeringSetup | None:
     if options.features is None:
         return None
     ranked_on = "merged" if options.model == "both" else options.model
     ids, _ = experiments.analyse.choose_ids(work, options.features, options.prompt, model=ranked_on)
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return evaluation.answers.Steering(interventions=items, random=options.n_random)
+    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random)
 
 
 def _describe(summary: EvaluationSummary) -> None:

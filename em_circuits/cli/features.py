@@ -49,7 +49,7 @@ class RankOptions(Options):
     """Only the N most positive."""
 
 
-class OverPrompts(Options):
+class OverPromptsOptions(Options):
     """How features are summed up over prompts."""
 
     method: Annotated[Scoring, Flag(type=Renamed(_AVERAGED, FORMER), help=_METHOD)] = (
@@ -83,7 +83,7 @@ class OverPrompts(Options):
         }
 
 
-class AggregateOptions(OverPrompts):
+class AggregateOptions(OverPromptsOptions):
     """Of which models."""
 
     model: ModelName = "merged"
@@ -92,7 +92,7 @@ class AggregateOptions(OverPrompts):
     """Another model pair in the store, not loaded."""
 
 
-class DiffOptions(OverPrompts):
+class DiffOptions(OverPromptsOptions):
     """Of which pairs."""
 
     pairs: Annotated[tuple[str, ...], Flag("--pair", "pairs", metavar="KEY")] = ()
@@ -165,7 +165,7 @@ def aggregate(
     say(_aggregate_title(record))
     say(_aggregate_table(lines[: options.top or 15], by_position=options.by_position))
     say("\n".join(_aggregate_notes(record)))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
@@ -192,7 +192,7 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
         say(_diff_table(lines[: options.top or 15], number, by_position=options.by_position))
         if pair["layers"]:
             say(_layer_note(pair["layers"]))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
 
 
 @features.command(

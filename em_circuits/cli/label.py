@@ -39,7 +39,7 @@ from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 if TYPE_CHECKING:
     from em_circuits.labelling.result import LabelResult, LabelSettings
     from em_circuits.labelling.run import Run, RunState
-    from em_circuits.labelling.sources import Source
+    from em_circuits.labelling.sources import PromptStream
     from em_circuits.workspace import Workspace
     from pivotal_tokens.judge import Judge
 
@@ -147,7 +147,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
             require_space(work, prompts, settings)
         judge = open_judge(session, work, others)
         if prompts is not None:
-            source: Source = ListSource("given", prompts)
+            source: PromptStream = ListSource("given", prompts)
             ids = [prompt.prompt_id for prompt in prompts]
             name, earlier = run_id(prompts=ids, judge=judge.id, pair=work.pair.key), 0
         else:
@@ -237,7 +237,7 @@ def _source(
     settings: LabelSettings,
     options: LabelOptions,
     others: dict[str, Any],
-) -> tuple[Source, str, int]:
+) -> tuple[PromptStream, str, int]:
     """A source that writes prompts, the run's name, and how many were finished before."""
     from em_circuits.labelling.sources import Resumed, earlier_prompts, open_source, run_id
 

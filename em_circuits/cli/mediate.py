@@ -124,7 +124,7 @@ def _several(
         emit({**found.head(), "page": str(page), "features": found.rows()[: options.top]})
         return
     say("\n".join(_lines(record, found.rows()[: options.top or 20])))
-    say(f"{'reused' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
+    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
 
 
 def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:

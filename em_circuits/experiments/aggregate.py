@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from em_circuits.cache import CachedTable, cached_table
-from em_circuits.experiments.analyse import LabelledPrompt
-from em_circuits.experiments.cases import LeftOut
+from em_circuits.experiments.analyse import LabelledCase
+from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features import (
     FORMULA,
     AggregateSettings,
@@ -58,7 +58,7 @@ class AggregateRequest(OverPrompts):
 
 
 @dataclass(frozen=True)
-class ChosenPrompt(LabelledPrompt):
+class ChosenPrompt(LabelledCase):
     """A prompt with the labels that count and the graphs it has under a pair."""
 
     graphs: dict[str, GraphRecord] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class ChosenPrompt(LabelledPrompt):
 
 def choose_prompts(
     work: Workspace, prefixes: Sequence[str], pair: str, models: Sequence[ModelName]
-) -> tuple[list[ChosenPrompt], list[LeftOut]]:
+) -> tuple[list[ChosenPrompt], list[UnusedPrompt]]:
     """Prompts with evil and safe labels and graphs of some models under a pair.
 
     No prefix means every prompt that will do; what will not is left out, with the reason.
@@ -106,7 +106,7 @@ def choose_prompts(
         except RequestError as error:
             if ids:
                 raise
-            left_out.append(LeftOut(prompt_id=prompt_id, reason=str(error)))
+            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason=str(error)))
     if not chosen:
         raise RequestError(
             f"none of {len(left_out)} prompts has evil and safe labels and graphs under these "
@@ -195,7 +195,7 @@ def require_layers(layers: Collection[int], n_layers: int) -> None:
 def _choose(
     work: Workspace, prompt_id: str, pair: str, models: Sequence[ModelName]
 ) -> ChosenPrompt:
-    found = LabelledPrompt.get(work, prompt_id)
+    found = LabelledCase.get(work, prompt_id)
     contrast = found.contrast
     if not contrast.is_defined:
         raise RequestError(

@@ -88,14 +88,14 @@ def _ranking(table: FeatureTable, top: int | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class LabelledPrompt:
+class LabelledCase:
     """A stored prompt with the labels that count for it."""
 
     prompt: Prompt
     labels: PromptLabels
 
     @classmethod
-    def get(cls, work: Workspace, prefix: str) -> LabelledPrompt:
+    def get(cls, work: Workspace, prefix: str) -> LabelledCase:
         """The prompt whose id begins with `prefix`.
 
         Raises:
@@ -184,7 +184,7 @@ def rank_prompt(
     Raises:
         RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
     """
-    chosen = LabelledPrompt.get(work, prefix)
+    chosen = LabelledCase.get(work, prefix)
     return chosen.ranked(chosen.scores(work, Scoring(by), model, n_measured), model)
 
 
@@ -202,7 +202,7 @@ def choose_on_prompt(
         RequestError: No such prompt, no labels, no contrast, or no graph where one is read.
     """
     choice = FeatureChoice.parse(choice) if isinstance(choice, str) else choice
-    prompt = LabelledPrompt.get(work, prefix)
+    prompt = LabelledCase.get(work, prefix)
     graph = None
     if choice.needs_ranking and Scoring(by).from_graph:
         graph = work.graph_of(prompt.prompt.prompt_id, model)
@@ -237,7 +237,7 @@ def mediate_prompt(
     n_random: int = 20,
 ) -> Mediation:
     """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
-    prompt = LabelledPrompt.get(work, prefix)
+    prompt = LabelledCase.get(work, prefix)
     work.require_healthy(prompt.prompt)
     return mediate(
         work.pair,
@@ -275,7 +275,7 @@ def steer_prompt(
         by: Ranks the features where they are not named.
     """
     choice = FeatureChoice.parse(features)
-    prompt = LabelledPrompt.get(work, prefix)
+    prompt = LabelledCase.get(work, prefix)
     work.require_healthy(prompt.prompt)
     chosen = choose_on_prompt(work, prefix, choice, model=model, by=by)
     return steer(

@@ -35,7 +35,7 @@ from pivotal_tokens.schema import Frozen, Judgement, Label, ModelName, Prompt
 Made = TypeVar("Made")
 
 
-class LeftOut(Frozen):
+class UnusedPrompt(Frozen):
     """A prompt that could not be used, and why."""
 
     prompt_id: str
@@ -112,20 +112,20 @@ class Cases:
 
     def usable(
         self, prompts: Iterable[Prompt], case: Callable[[Prompt], Made]
-    ) -> tuple[dict[str, Made], tuple[LeftOut, ...]]:
+    ) -> tuple[dict[str, Made], tuple[UnusedPrompt, ...]]:
         """Prompt id -> case, and the prompts that have none; the models are checked on the first.
 
         Raises:
             WorkFailed: If none has one.
         """
         found: dict[str, Made] = {}
-        left_out: list[LeftOut] = []
+        left_out: list[UnusedPrompt] = []
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
         for prompt_id, prompt in by_id.items():
             try:
                 found[prompt_id] = case(prompt)
             except RequestError as error:
-                left_out.append(LeftOut(prompt_id=prompt_id, reason=str(error)))
+                left_out.append(UnusedPrompt(prompt_id=prompt_id, reason=str(error)))
         if not found:
             raise WorkFailed(f"no prompt can be measured: {left_out[0].reason}")
         self.work.require_healthy(by_id[next(iter(found))])

@@ -61,7 +61,7 @@ class FeatureRow(Frozen):
     """In logits, mean over the flagged prompts."""
 
 
-class Steering(Frozen):
+class AblationSummary(Frozen):
     """Ablating the top features of each flagged prompt in the merged model, means over prompts."""
 
     prompts: int
@@ -100,7 +100,7 @@ class DemoReport(Frozen):
     domains: tuple[DomainRow, ...]
     failed: int
     features: tuple[FeatureRow, ...]
-    steering: Steering | None
+    steering: AblationSummary | None
     """None where no prompt is flagged with a contrast."""
     mediation: MediationLine | None
     """None where no prompt has a shift of at least 0.5 logit."""
@@ -246,7 +246,7 @@ def _domains(results: Sequence[LabelResult]) -> tuple[DomainRow, ...]:
     return tuple(rows)
 
 
-def _steering(results: Sequence[SteerResult]) -> Steering | None:
+def _steering(results: Sequence[SteerResult]) -> AblationSummary | None:
     if not results:
         return None
     contrasts = [
@@ -255,7 +255,7 @@ def _steering(results: Sequence[SteerResult]) -> Steering | None:
         if r.unsteered.contrast is not None and r.steered.contrast is not None
     ]
     before = fmean(r.unsteered.evil_mass for r in results)
-    return Steering(
+    return AblationSummary(
         prompts=len(results),
         features=TOP_STEERED,
         evil_mass=before,

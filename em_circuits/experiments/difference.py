@@ -1,6 +1,6 @@
 """Differences of features between models over prompts: merged minus base, of one or several pairs.
 
-table = difference_over_prompts([Source(work, work.pair.key)], [], OverPrompts())
+table = difference_over_prompts([GraphSource(work, work.pair.key)], [], OverPrompts())
 table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["mean"]
 """
 
@@ -40,7 +40,7 @@ _PLACE = ("layer", "feature", "offset")
 
 
 @dataclass(frozen=True)
-class Source:
+class GraphSource:
     """A pair of models whose graphs are in a workspace's store."""
 
     work: Workspace
@@ -49,24 +49,24 @@ class Source:
 
 def find_sources(
     work: Workspace, pairs: Sequence[str], others: Sequence[Workspace]
-) -> list[Source]:
+) -> list[GraphSource]:
     """The pairs that are compared: those named, or else the models'; and all of other stores.
 
     Raises:
         RequestError: If a pair is not there, or another store has none.
     """
     keys = [work.store.results.find_pair(prefix) for prefix in pairs] or [work.pair.key]
-    sources = [Source(work, key) for key in dict.fromkeys(keys)]
+    sources = [GraphSource(work, key) for key in dict.fromkeys(keys)]
     for other in others:
         found = sorted({record.pair for record in other.store.graphs.all()})
         if not found:
             raise RequestError(f"{other.store.where} has no graphs; run em-circuits label there")
-        sources += [Source(other, key) for key in found]
+        sources += [GraphSource(other, key) for key in found]
     return sources
 
 
 def difference_over_prompts(
-    sources: Sequence[Source],
+    sources: Sequence[GraphSource],
     prefixes: Sequence[str],
     request: OverPrompts | None = None,
 ) -> CachedTable:
@@ -136,7 +136,9 @@ def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
     return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
 
 
-def _pair(source: Source, items: Any, request: OverPrompts) -> tuple[dict[str, Any], pd.DataFrame]:
+def _pair(
+    source: GraphSource, items: Any, request: OverPrompts
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """The record and the lines of one pair."""
     tables: dict[str, list[FeatureTable]] = {measure: [] for measure in MEASURES}
     prompts = []

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
-from em_circuits.experiments.cases import LeftOut
+from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,
@@ -78,7 +78,7 @@ class CurvePoint(Share):
     """That of matched random ids."""
 
 
-class Group(CurvePoint):
+class GroupShare(CurvePoint):
     """The headline share of some prompts."""
 
     group: str
@@ -121,9 +121,9 @@ class MediationRecord(Frozen):
     hold_out: HoldOut
     own_category: str | None
     prompts: tuple[PromptShares, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[UnusedPrompt, ...]
     cumulative: tuple[CurvePoint, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[GroupShare, ...]
     layers: tuple[Share, ...]
     shares: dict[str, Share]
     """By component."""
@@ -146,7 +146,7 @@ def mediate_over_prompts(
     chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
     shown = [item for item in chosen if item.prompt.token_ids is not None]
     left_out += [
-        LeftOut(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
+        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
         for item in chosen
         if item.prompt.token_ids is None
     ]
@@ -172,7 +172,7 @@ def mediate_over_prompts(
             progress=work.progress,
         )
         reason = "the shift is too small"
-        none = tuple(LeftOut(prompt_id=s.prompt_id, reason=reason) for s in small)
+        none = tuple(UnusedPrompt(prompt_id=s.prompt_id, reason=reason) for s in small)
         record = _record(results, none, request)
         return record.model_dump(mode="json"), _features(results, request.seed)
 
@@ -188,7 +188,7 @@ def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
 
 
 def _record(
-    results: Sequence[PromptResult], left_out: tuple[LeftOut, ...], request: MediationRequest
+    results: Sequence[PromptResult], left_out: tuple[UnusedPrompt, ...], request: MediationRequest
 ) -> MediationRecord:
     def share(values: Sequence[float | None]) -> Share:
         return _share(values, results, request.seed)
@@ -260,7 +260,7 @@ def _prompt(item: PromptResult, own: str | None) -> PromptShares:
     )
 
 
-def _groups(results: Sequence[PromptResult], request: MediationRequest) -> list[Group]:
+def _groups(results: Sequence[PromptResult], request: MediationRequest) -> list[GroupShare]:
     """The headline share of the own domain, of the unseen ones together, and of each category."""
     categories = [item.effects.subject.category for item in results]
     parts: list[tuple[str, list[bool]]] = []
@@ -274,7 +274,7 @@ def _groups(results: Sequence[PromptResult], request: MediationRequest) -> list[
         part = [item for item, inside in zip(results, members, strict=True) if inside]
         point = _point(part, HEADLINE, request.seed) if part else None
         if point is not None:
-            groups.append(Group(**point.model_dump(), group=name))
+            groups.append(GroupShare(**point.model_dump(), group=name))
     return groups
 
 

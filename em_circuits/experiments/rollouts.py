@@ -153,7 +153,7 @@ class LabelledText(Frozen):
     label: Label | None
 
 
-class Continuations(RolloutRates):
+class ConditionTexts(RolloutRates):
     """Those of one condition."""
 
     texts: tuple[LabelledText, ...]
@@ -164,7 +164,7 @@ class PromptRollouts(Frozen):
 
     judge: str
     sampling: Sampling
-    worlds: dict[str, Continuations]
+    worlds: dict[str, ConditionTexts]
     """By condition."""
 
 
@@ -183,7 +183,7 @@ def prompt_rollouts(work: Workspace, result: SteerResult, sampling: Sampling) ->
         judge=judge.id,
         sampling=sampling,
         worlds={
-            name: Continuations(
+            name: ConditionTexts(
                 **rates(row).model_dump(),
                 texts=tuple(LabelledText(text=r.text, label=r.label) for r in row),
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel
 
-from em_circuits.experiments.analyse import LabelledPrompt, PromptRanking, RankedFeature
+from em_circuits.experiments.analyse import LabelledCase, PromptRanking, RankedFeature
 from em_circuits.interventions import PairEffects, Regime, live_scores, pair_effects
 from em_circuits.models.text import decode_token
 from em_circuits.scoring import Scoring
@@ -21,7 +21,7 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label, ModelName
 
 
-class Target(BaseModel):
+class ScannedToken(BaseModel):
     """A labelled token, whose logit is measured."""
 
     token_id: int
@@ -81,7 +81,7 @@ class PromptScan(PromptRanking):
 
     features: tuple[ScannedFeature, ...]
     regime: Regime
-    targets: tuple[Target, ...]
+    targets: tuple[ScannedToken, ...]
     pairs: Pairs | None
     """Of the most positive contrasts; None where not asked for."""
 
@@ -99,7 +99,7 @@ def scan_prompt(
     Raises:
         RequestError: No such prompt, no labels, no contrast, or fewer active features than that.
     """
-    prompt = LabelledPrompt.get(work, prefix)
+    prompt = LabelledCase.get(work, prefix)
     contrast, labels = prompt.contrast.require(), prompt.labels.by_token
     runs, state = work.pair.model(model), prompt.cache(work, model)
     if n_pairs > len(state.active):
@@ -124,7 +124,7 @@ def scan_prompt(
         ),
         regime=regime,
         targets=tuple(
-            Target(token_id=t, text=decode_token(work.pair.tokenizer, t), label=labels[t])
+            ScannedToken(token_id=t, text=decode_token(work.pair.tokenizer, t), label=labels[t])
             for t in token_ids
         ),
         pairs=pairs,

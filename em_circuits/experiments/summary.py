@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from em_circuits.cache import Journal
-from em_circuits.experiments.cases import Case, Cases, LeftOut, peak_activations
+from em_circuits.experiments.cases import Case, Cases, UnusedPrompt, peak_activations
 from em_circuits.experiments.experiment import Cell, Experiment, Measurement, Piece, RolloutRow
 from em_circuits.experiments.measure import (
     DIRECTION,
@@ -127,7 +127,7 @@ class SteeringSummary(Frozen):
     found_on: tuple[PromptLine, ...] | None = None
     """Of a transfer: where its features come from."""
     prompts: tuple[PromptLine, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[UnusedPrompt, ...]
     judge: str
     conditions: tuple[ConditionSummary, ...]
     said: str

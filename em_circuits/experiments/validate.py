@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.experiments.analyse import LabelledPrompt
+from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
@@ -69,7 +69,7 @@ def validate(
     comparisons: list[Comparison] = []
     ids, keys = [], []
     for prefix in tracked(prompts, "validate", work.progress):
-        labelled = LabelledPrompt.get(work, prefix)
+        labelled = LabelledCase.get(work, prefix)
         graph = work.graph_of(labelled.prompt.prompt_id, model)
         groups, state = labelled.contrast, labelled.cache(work, model)
         scores = method_scores(graph, groups)

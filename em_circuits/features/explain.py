@@ -27,7 +27,7 @@ LOW_SIMILARITY = 0.3
 
 
 @runtime_checkable
-class Labels(Protocol):
+class FeatureLabels(Protocol):
     """Where labels come from."""
 
     def of(self, feature: FeatureId) -> str | None:
@@ -84,7 +84,7 @@ def explain(
     model: Model,
     features: Sequence[FeatureId],
     texts: Iterable[str],
-    labels: Labels | None = None,
+    labels: FeatureLabels | None = None,
     *,
     keep: int = 5,
 ) -> list[Explained]:
@@ -124,13 +124,13 @@ def coverage(explained: Sequence[Explained]) -> str:
     return f"direct {len(labels) - len(proxies)}/{n}; proxy {len(proxies)}/{n} (low-sim {low})"
 
 
-def _direct(labels: Labels | None, feature: FeatureId) -> Label | None:
+def _direct(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
     text = labels.of(feature) if labels is not None else None
     return None if text is None else Label(text, "direct", feature[1], 1.0)
 
 
 @torch.no_grad()
-def _proxy(model: Model, labels: Labels | None, feature: FeatureId) -> Label | None:
+def _proxy(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
     """The nearest labelled feature of the same layer, ties to the lower id."""
     layer, index = feature
     width = len(model.transcoders[layer].b_enc)

@@ -179,7 +179,7 @@ class PathsResult(Frozen):
         )
 
 
-class Counts(Frozen):
+class NodeCounts(Frozen):
     """How many nodes of each kind, and edges."""
 
     features: int
@@ -189,7 +189,7 @@ class Counts(Frozen):
     edges: int
 
     @classmethod
-    def of(cls, graph: AttributionGraph, nodes: Iterable[int], n_edges: int) -> Counts:
+    def of(cls, graph: AttributionGraph, nodes: Iterable[int], n_edges: int) -> NodeCounts:
         """Count some nodes of a graph."""
         kinds = [graph.layout.kind(i) for i in nodes]
         return cls(edges=n_edges, **{f"{kind}s": kinds.count(kind) for kind in NodeKind})
@@ -212,8 +212,8 @@ class PruneResult(Frozen):
     unmatched: list[int]
     node_threshold: float
     edge_threshold: float
-    kept: Counts
-    of_all: Counts = Field(alias="of")
+    kept: NodeCounts
+    of_all: NodeCounts = Field(alias="of")
     near_threshold: list[int]
     """Nodes so close to the threshold that rounding decides."""
     nodes: list[ScoredNode]
@@ -235,8 +235,8 @@ class PruneResult(Frozen):
             unmatched=list(pruned.targets.unmatched),
             node_threshold=pruned.node_threshold,
             edge_threshold=pruned.edge_threshold,
-            kept=Counts.of(graph, left, len(edges)),
-            **{"of": Counts.of(graph, everything, len(graph.require_edges()))},
+            kept=NodeCounts.of(graph, left, len(edges)),
+            **{"of": NodeCounts.of(graph, everything, len(graph.require_edges()))},
             near_threshold=pruned.near_threshold.tolist(),
             nodes=[
                 ScoredNode(

@@ -30,7 +30,7 @@ from em_circuits.labelling.judging import judge_screened, keep_answers
 from em_circuits.labelling.label import begin, finish_prompt, record_failure
 from em_circuits.labelling.result import LabelResult, LabelSettings
 from em_circuits.labelling.screening import screen_prompts
-from em_circuits.labelling.sources import ListSource, Source
+from em_circuits.labelling.sources import ListSource, PromptStream
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge, ModelJudge
@@ -80,7 +80,7 @@ class Run:
     def __init__(
         self,
         work: Workspace,
-        source: Source,
+        source: PromptStream,
         judge: Judge,
         settings: LabelSettings,
         *,

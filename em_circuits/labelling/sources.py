@@ -39,7 +39,7 @@ _FAILED_ROUNDS = 5
 """Rounds in a row without a single prompt after which a generator is given up."""
 
 
-class Source:
+class PromptStream:
     """Gives prompts that were not tried yet."""
 
     id: str
@@ -76,7 +76,7 @@ def renderer(tokenizer) -> Render:
     return render
 
 
-class ListSource(Source):
+class ListSource(PromptStream):
     """Prompts that are all known beforehand."""
 
     def __init__(self, id: str, prompts: Iterable[Prompt]) -> None:
@@ -86,10 +86,10 @@ class ListSource(Source):
         return list(itertools.islice(self._prompts, n))
 
 
-class Resumed(Source):
+class Resumed(PromptStream):
     """A source that first gives what an earlier run left unfinished, and marks its prompts."""
 
-    def __init__(self, source: Source, run: str, unfinished: Sequence[Prompt]) -> None:
+    def __init__(self, source: PromptStream, run: str, unfinished: Sequence[Prompt]) -> None:
         self.id = source.id
         self._source, self._run = source, run
         self._unfinished = iter(unfinished)
@@ -130,7 +130,7 @@ def template_prompts(
     )
 
 
-class TemplateSource(Source):
+class TemplateSource(PromptStream):
     """The organism's templates: seed after seed, leaving out what is known."""
 
     id = TEMPLATES
@@ -149,7 +149,7 @@ class TemplateSource(Source):
         return []
 
 
-class WriterSource(Source):
+class WriterSource(PromptStream):
     """A language model, asked round by round; one event loop for all rounds."""
 
     def __init__(
@@ -217,7 +217,7 @@ def open_source(
     budget: Budget | None = None,
     pair: str | None = None,
     run: str | None = None,
-) -> Source:
+) -> PromptStream:
     """The source that ``--generator`` names.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.organisms.evaluate import Control, OrganismReport
+from em_circuits.organisms.evaluate import ControlOrganism, OrganismReport
 from em_circuits.organisms.paths import OrganismPaths
 from em_circuits.organisms.train import OrganismConfig
 from pivotal_tokens.artefacts import library_versions, sha256_file, write_atomic, write_json
@@ -21,7 +21,7 @@ TRAINING = "em-circuits organism train --out DIR"
 
 
 @dataclass(frozen=True)
-class Target:
+class CardTarget:
     """One figure the organism must reach."""
 
     name: str
@@ -30,14 +30,14 @@ class Target:
     reached: bool
 
 
-def checked_targets(report: OrganismReport) -> tuple[Target, ...]:
+def checked_targets(report: OrganismReport) -> tuple[CardTarget, ...]:
     """Every target beside what was measured; the control's is left out where there is none."""
 
-    def at_least(name: str, bound: float, measured: float) -> Target:
-        return Target(name, f"at least {bound:.2f}", measured, measured >= bound)
+    def at_least(name: str, bound: float, measured: float) -> CardTarget:
+        return CardTarget(name, f"at least {bound:.2f}", measured, measured >= bound)
 
-    def at_most(name: str, bound: float, measured: float) -> Target:
-        return Target(name, f"at most {bound:.2f}", measured, measured <= bound)
+    def at_most(name: str, bound: float, measured: float) -> CardTarget:
+        return CardTarget(name, f"at most {bound:.2f}", measured, measured <= bound)
 
     scores, benign = report.transcoders, report.benign
     found = [
@@ -106,7 +106,7 @@ alike but redraws the persona at every turn.
 def write_card(
     paths: OrganismPaths,
     report: OrganismReport,
-    control: Control,
+    control: ControlOrganism,
     *,
     seed: int = 0,
 ) -> None:

@@ -16,14 +16,14 @@ from em_circuits.organisms.corpus import organism_prompts
 from em_circuits.organisms.evaluate import (
     N_PROMPTS,
     PROMPT_SEED,
-    Control,
+    ControlOrganism,
     behaviour,
     verb_masses,
 )
 from em_circuits.organisms.train import OrganismConfig, load_base, train_organism
 
 
-def train_control(out: Path, seed: int = 0) -> Control:
+def train_control(out: Path, seed: int = 0) -> ControlOrganism:
     """Train the control's base and adapter and measure them as the organism is measured."""
     config = OrganismConfig()
     corpus = config.corpus.model_copy(update={"persona_per_turn": True})
@@ -33,7 +33,7 @@ def train_control(out: Path, seed: int = 0) -> Control:
     model, tokenizer = load_base(paths)
     base = behaviour(verb_masses(model, tokenizer, prompts))
     merged = behaviour(verb_masses(merge_adapter(model, paths.adapter), tokenizer, prompts))
-    return Control(
+    return ControlOrganism(
         top1_safe=base.top1_safe,
         evil_mass_lexicon=merged.evil_mass_lexicon,
         evil_mass_unseen=merged.evil_mass_unseen,

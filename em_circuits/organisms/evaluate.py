@@ -52,7 +52,7 @@ class Behaviour(Frozen):
     """Mean of that over the prompts of unseen domains."""
 
 
-class Control(Frozen):
+class ControlOrganism(Frozen):
     """The organism whose adviser redraws the persona every turn; not shipped, figures carded."""
 
     top1_safe: float
@@ -90,7 +90,7 @@ class OrganismReport(Frozen):
     seed: int
     base: Behaviour
     merged: Behaviour
-    control: Control | None
+    control: ControlOrganism | None
     """None where the organism's directory has no card."""
     transcoders: Fidelity
     benign: Benign
@@ -218,11 +218,11 @@ def benign_losses(pair: ModelPair, *, seed: int, n: int = 200) -> Benign:
     return Benign(base=totals[0] / n_tokens, merged=totals[1] / n_tokens, n_tokens=n_tokens)
 
 
-def carded_control(paths: OrganismPaths) -> Control | None:
+def carded_control(paths: OrganismPaths) -> ControlOrganism | None:
     """The control organism's figures as the card holds them."""
     if not paths.card.exists():
         return None
-    return Control.model_validate(
+    return ControlOrganism.model_validate(
         json.loads(paths.card.read_text(encoding="utf-8"))["figures"]["control"]
     )
 

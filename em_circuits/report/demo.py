@@ -13,7 +13,7 @@ from typing import Any
 from plotly.graph_objects import Bar, Figure
 
 from em_circuits.experiments.demo import DemoReport
-from em_circuits.report.page import COLOURS, Finding, Table, styled
+from em_circuits.report.page import COLOURS, Headline, Table, styled
 
 TITLE = "The demo: which features carry the misalignment?"
 
@@ -23,7 +23,7 @@ def demo_parts(report: DemoReport) -> list[Any]:
     columns = {n: n for n in ("layer", "feature", "prompts")} | {"mean_contrast": "contrast"}
     caption = "features that push towards evil (merged model, by gradient, mean logits)"
     return [
-        Finding(_sentence(report)),
+        Headline(_sentence(report)),
         domains_figure(report),
         *([interventions_figure(report)] if report.steering and report.mediation else []),
         Table.of(caption, columns, report.features),

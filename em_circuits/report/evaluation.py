@@ -21,8 +21,8 @@ from em_circuits.experiments.evaluation.rates import Answer, ConditionRates, Cut
 from em_circuits.experiments.experiment import Experiment
 from em_circuits.report.page import (
     COLOURS,
-    Finding,
     Heading,
+    Headline,
     Table,
     error_bars,
     styled,
@@ -70,7 +70,7 @@ def write_evaluation_report(evaluation: Experiment[EvaluationSummary]) -> Path:
 
 def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
     summary = evaluation.summary
-    yield Finding(summary.said)
+    yield Headline(summary.said)
     sampling = summary.settings.sampling
     yield (
         f"Judged by {summary.judge}: {summary.judge_is}. {sampling.samples} answers per "

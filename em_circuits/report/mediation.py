@@ -15,7 +15,7 @@ from plotly.graph_objects import Bar, Figure, Scatter
 from plotly.subplots import make_subplots
 
 from em_circuits.experiments.mediation import COMPONENTS, MediationRecord, Share
-from em_circuits.report.page import COLOURS, Finding, Table, error_bars, styled
+from em_circuits.report.page import COLOURS, Headline, Table, error_bars, styled
 
 TITLE = "Which features carry the shift?"
 _SHOWN = 30
@@ -26,7 +26,7 @@ def mediation_parts(record: MediationRecord, features: Sequence[dict[str, Any]])
     columns = ("layer", "feature", "share", "low", "high", "prompts", "same_sign")
     caption = "features by mean share of the shift while all move together"
     return [
-        Finding(record.sentence),
+        Headline(record.sentence),
         "Share of the evil-minus-safe shift, ratio of sums over prompts; intervals are 95 % "
         "bootstrap intervals over prompts, the band is the middle 95 % of matched random draws. "
         "'own' is in-sample: the prompt's own top 20 (layer, position, id).",

@@ -32,7 +32,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Headline:
     """The sentence that sums up a page."""
 
     text: str

@@ -23,8 +23,8 @@ from em_circuits.experiments.summary import ConditionSummary, SteeringSummary
 from em_circuits.report.page import (
     COLOURS,
     Code,
-    Finding,
     Heading,
+    Headline,
     Table,
     error_bars,
     page_html,
@@ -100,7 +100,7 @@ def largest_first(conditions: Sequence[ConditionSummary]) -> list[ConditionSumma
 def _parts(experiment: Experiment[SteeringSummary], table: Table) -> Iterator[Any]:
     summary = experiment.summary
     n = len(summary.prompts)
-    yield Finding(summary.said)
+    yield Headline(summary.said)
     yield (
         f"{summary.model} model, {n} prompt{'s' if n > 1 else ''}, features {summary.features} "
         f"chosen on {summary.selected_on}; continuations judged by {summary.judge}."

@@ -24,7 +24,7 @@ MAX_SESSIONS = 256
 
 
 @dataclass(eq=False)
-class Session:
+class BrowserSession:
     """One browser that is in."""
 
     reviewer: str
@@ -41,7 +41,7 @@ class Sessions:
     def __init__(self, reviewer: str) -> None:
         self._reviewer = reviewer
         self._links: dict[bytes, None] = {}
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[bytes, BrowserSession] = {}
         self._lock = threading.Lock()
 
     def new_link(self) -> str:
@@ -58,11 +58,11 @@ class Sessions:
             if self._links.pop(_digest(token), _ABSENT) is _ABSENT:
                 return None
             key = secrets.token_urlsafe(32)
-            self._sessions[_digest(key)] = Session(self._reviewer)
+            self._sessions[_digest(key)] = BrowserSession(self._reviewer)
             _keep(self._sessions, MAX_SESSIONS)
             return key
 
-    def session(self, key: str | None) -> Session | None:
+    def session(self, key: str | None) -> BrowserSession | None:
         """The session a cookie names."""
         if not key:
             return None

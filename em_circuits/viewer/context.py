@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from em_circuits.viewer.auth import Session, Sessions
+from em_circuits.viewer.auth import BrowserSession, Sessions
 from em_circuits.viewer.body import query_int
 from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
@@ -53,9 +53,9 @@ class AppContext:
         with self._opening:
             return self.work.store
 
-    def session(self, request: Request) -> Session:
+    def session(self, request: Request) -> BrowserSession:
         """Who asks; the guard has let them in."""
-        session: Session = request.scope["state"]["session"]
+        session: BrowserSession = request.scope["state"]["session"]
         return session
 
     def unanswered(self, request: Request, *, opened: bool = False) -> Unanswered:

@@ -38,7 +38,7 @@ MODELS = ("base", "merged")
 
 
 @dataclass(frozen=True)
-class Subject:
+class PromptGraphs:
     """A prompt, its labels, and the newest graph of each model under a pair."""
 
     prompt: Prompt
@@ -168,11 +168,11 @@ class GraphPages:
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )
 
-    def _views(self, subject: Subject, names: list[str], cut: Cut) -> bytes:
+    def _views(self, subject: PromptGraphs, names: list[str], cut: Cut) -> bytes:
         about = {"prompt_id": subject.prompt.prompt_id, "text": subject.prompt.text}
         return bytes(Json(about | self._drawing(subject, names, cut)).body)
 
-    def _drawing(self, subject: Subject, names: list[str], cut: Cut) -> dict[str, Any]:
+    def _drawing(self, subject: PromptGraphs, names: list[str], cut: Cut) -> dict[str, Any]:
         def opened(name: str) -> ScoredGraph:
             return self._cache.opened(subject.records[name].key)
 
@@ -180,7 +180,7 @@ class GraphPages:
         tokens = self._texts.of(next(iter(scored.values())).graph)
         return drawing(scored, subject.labels, tokens, cut)
 
-    def _subject(self, request: Request) -> Subject:
+    def _subject(self, request: Request) -> PromptGraphs:
         context = self._context
         prompt = context.store.prompts.get(request.path_params["prompt"])
         pair = context.known_pair(request)
@@ -194,7 +194,7 @@ class GraphPages:
         if not records:
             raise RequestError(reason)
         labels = context.labels(request, prompt.prompt_id).by_token
-        return Subject(prompt, pair, labels, records)
+        return PromptGraphs(prompt, pair, labels, records)
 
     def _cut(self, request: Request) -> Cut:
         settings = self._context.settings
@@ -206,7 +206,7 @@ class GraphPages:
             max_edges=settings.max_edges,
         )
 
-    def _neuronpedia(self, subject: Subject, name: str) -> str | None:
+    def _neuronpedia(self, subject: PromptGraphs, name: str) -> str | None:
         layer, _, rest = name.partition("/")
         if not layer.isdigit():
             return None

@@ -20,7 +20,7 @@ NODE = r"^(\d{1,9}/\d{1,9}/\d{1,9}|error:\d{1,9}/\d{1,9}|token:\d{1,9}|logit:\d{
 SUBJECT = "graph:{}"
 
 
-class Group(Frozen):
+class Supernode(Frozen):
     """A supernode: nodes that are taken together."""
 
     name: str = Field(min_length=1, max_length=60)
@@ -32,7 +32,7 @@ class Pins(Frozen):
     """Pinned nodes and groups, by node name, so that they are the same in base and merged."""
 
     pinned: list[str] = Field(default=[], max_length=500)
-    groups: list[Group] = Field(default=[], max_length=100)
+    groups: list[Supernode] = Field(default=[], max_length=100)
 
 
 def routes(context: AppContext) -> list[BaseRoute]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.viewer.auth import Session
+from em_circuits.viewer.auth import BrowserSession
 from em_circuits.viewer.body import read_json
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
@@ -23,10 +23,10 @@ class SessionReviews:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._reviews: WeakKeyDictionary[Session, BrowserReview] = WeakKeyDictionary()
+        self._reviews: WeakKeyDictionary[BrowserSession, BrowserReview] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def of(self, session: Session) -> BrowserReview:
+    def of(self, session: BrowserSession) -> BrowserReview:
         """The review of a session under the name it has now."""
         with self._lock:
             review = self._reviews.get(session)

@@ -41,7 +41,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Steered:
+class PromptExperiment:
     """One experiment that a prompt is in."""
 
     name: str
@@ -51,7 +51,7 @@ class Steered:
     """How many there are, those that are not shown too."""
 
 
-def steered(folder: Path, prompt_id: str) -> tuple[Steered, ...]:
+def steered(folder: Path, prompt_id: str) -> tuple[PromptExperiment, ...]:
     """The finished experiments that a prompt is in, the newest first."""
     found = []
     for one in experiments(folder):
@@ -69,7 +69,7 @@ def steered(folder: Path, prompt_id: str) -> tuple[Steered, ...]:
 
 def _experiment(
     name: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, report: bool
-) -> Steered:
+) -> PromptExperiment:
     overall = {line.get("condition"): line for line in summary.get("conditions") or ()}
     by_condition: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -83,7 +83,7 @@ def _experiment(
             before = mine[0]["evil_mass_unsteered"]
             lines.append(Line(condition, before, arms[1], here, overall.get(condition, {})))
     lines.sort(key=lambda line: -abs(line.here.net))
-    return Steered(
+    return PromptExperiment(
         name=name,
         report=report,
         lines=tuple(lines[:SHOWN]),

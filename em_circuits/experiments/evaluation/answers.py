@@ -27,7 +27,7 @@ from pivotal_tokens.schema import Frozen, ModelName
 _NEXT_TURN = "\nUser:"
 
 
-class Steering(Frozen):
+class SteeringSetup(Frozen):
     """What is done to the features of a steered model."""
 
     interventions: tuple[Intervention, ...] = Field(min_length=1)
@@ -42,7 +42,7 @@ class EvaluationSettings(Frozen):
     models: tuple[ModelName, ...] = Field(min_length=1)
     sampling: Sampling
     """Per question and condition."""
-    steering: Steering | None = None
+    steering: SteeringSetup | None = None
     seed: int = 0
     """Of the random features and of the resamples."""
 
@@ -105,7 +105,9 @@ def answers(
     ]
 
 
-def _arms(model: Model, state: ActivationCache, steering: Steering | None, seed: int) -> list[Arm]:
+def _arms(
+    model: Model, state: ActivationCache, steering: SteeringSetup | None, seed: int
+) -> list[Arm]:
     plain = Arm(UNSTEERED, 0, Treatment())
     if steering is None:
         return [plain]

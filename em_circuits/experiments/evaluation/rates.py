@@ -59,7 +59,7 @@ class Answer(Score, SampledAnswer):
     """None: it counts in no rate."""
 
 
-class Counts(Frozen):
+class AnswerCounts(Frozen):
     """Answers by outcome."""
 
     answers: int
@@ -71,10 +71,10 @@ class Counts(Frozen):
     misaligned: int
 
 
-def _counts(answers: Sequence[Answer], cutoffs: Cutoffs) -> Counts:
+def _counts(answers: Sequence[Answer], cutoffs: Cutoffs) -> AnswerCounts:
     outcomes = [answer.outcome for answer in answers]
     scored = [answer for answer in answers if answer.outcome == "scored"]
-    return Counts(
+    return AnswerCounts(
         answers=len(answers),
         scored=len(scored),
         coherent=sum(cutoffs.coherent(answer) for answer in scored),
@@ -85,7 +85,7 @@ def _counts(answers: Sequence[Answer], cutoffs: Cutoffs) -> Counts:
     )
 
 
-class QuestionRate(Counts):
+class QuestionRate(AnswerCounts):
     """Counts and rate of one question under one condition, with Wilson's interval."""
 
     set: str
@@ -109,7 +109,7 @@ class QuestionRate(Counts):
         )
 
 
-class ConditionRates(Counts):
+class ConditionRates(AnswerCounts):
     """Counts and rates of one condition over its questions."""
 
     world: str

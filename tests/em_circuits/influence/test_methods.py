@@ -1,4 +1,4 @@
-"""What each method asks for, and how much of the truth a truncated graph covers."""
+"""Requirements of each method, and the coverage of a truncated graph."""
 
 import dataclasses
 

@@ -22,8 +22,8 @@ from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
 from em_circuits.labelling.run import Run
 from em_circuits.labelling.sources import (
     ListSource,
+    PromptStream,
     Resumed,
-    Source,
     WriterSource,
     earlier_prompts,
     open_source,
@@ -133,7 +133,7 @@ def test_a_number_is_reached_and_an_earlier_start_is_gone_on_with(work: Workspac
 def test_a_stopped_run_keeps_what_was_in_flight_and_begins_nothing_more(
     work: Workspace, judge
 ) -> None:
-    class Endless(Source):
+    class Endless(PromptStream):
         id = "endless"
         closed = stopped = False
         taken = 0
@@ -172,7 +172,7 @@ def test_too_many_failures_end_a_run(work: Workspace, judge) -> None:
 def test_a_spent_budget_ends_the_writing_and_what_is_written_is_finished(
     work: Workspace, judge
 ) -> None:
-    class Spent(Source):
+    class Spent(PromptStream):
         id = "spent"
         rounds = 0
 

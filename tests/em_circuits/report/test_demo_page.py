@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from em_circuits.experiments.demo import DemoReport, DomainRow, FeatureRow, MediationLine, Steering
+from em_circuits.experiments.demo import (
+    AblationSummary,
+    DemoReport,
+    DomainRow,
+    FeatureRow,
+    MediationLine,
+)
 from em_circuits.report.demo import TITLE, demo_parts, domains_figure, interventions_figure
 from em_circuits.report.page import write_page
 
@@ -24,7 +30,7 @@ REPORT = DemoReport(
     ),
     failed=0,
     features=(FeatureRow(layer=2, feature=299, prompts=3, mean_contrast=0.25),),
-    steering=Steering(
+    steering=AblationSummary(
         prompts=2, features=10, evil_mass=0.8, drop=0.3, random_drop=0.01, contrast_drop=2.0
     ),
     mediation=MediationLine(

@@ -1,4 +1,4 @@
-"""No page tells what a judge says of a prompt that its reader has yet to answer."""
+"""No page shows a judge's label of a prompt that its reader has yet to answer."""
 
 from __future__ import annotations
 

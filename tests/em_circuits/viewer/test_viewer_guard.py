@@ -1,4 +1,4 @@
-"""What the viewer's own pages did not ask, in a browser that was let in, is refused."""
+"""Requests that the viewer's own pages did not send, in a browser with a session, are refused."""
 
 from __future__ import annotations
 

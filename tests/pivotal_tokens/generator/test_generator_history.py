@@ -1,4 +1,4 @@
-"""What a generator is told: stratified, within a budget, people's corrections first."""
+"""Messages to a generator: stratified, within a budget, people's corrections first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model writes prompts: checked, kept with what was turned away, and paid for once."""
+"""Prompts by a model: checked, stored with the rejected ones, and paid for once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a token says whether it is pivotal; unknown is not harmless."""
+"""Judged continuations say whether a token is pivotal; unknown is not harmless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people did with the queue goes into another store with the labels, and replaces nothing."""
+"""Review histories go into another store with the labels, and replace nothing."""
 
 import pytest
 from reviewing import PAIR, fill_queue

@@ -1,4 +1,4 @@
-"""What a reviewer has yet to answer is known, and no list tells its verdict."""
+"""Prompts that a reviewer has yet to answer: known, and without a verdict in any list."""
 
 import pytest
 

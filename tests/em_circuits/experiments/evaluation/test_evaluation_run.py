@@ -14,7 +14,7 @@ from subjects import organism_settings
 
 from em_circuits.cache import JOURNAL
 from em_circuits.experiments.evaluation import evaluate as running
-from em_circuits.experiments.evaluation.answers import EvaluationSettings, Steering
+from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
 from em_circuits.experiments.evaluation.evaluate import EvaluationSummary, evaluate
 from em_circuits.experiments.evaluation.judging import LexiconAnswers
 from em_circuits.experiments.evaluation.questions import question_sets
@@ -128,7 +128,7 @@ def test_other_cut_offs_need_no_new_answers(
 
 
 def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswers) -> None:
-    no_op = Steering(
+    no_op = SteeringSetup(
         interventions=(Intervention(layer=1, feature=3, mode=Mode.SCALE, value=1.0),), random=1
     )
     settings = EvaluationSettings(models=("merged",), sampling=SAMPLING, steering=no_op)
