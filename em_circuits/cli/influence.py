@@ -55,7 +55,8 @@ def _lines(result: InfluenceResult) -> Iterator[str]:
     coverage = "unknown" if result.coverage is None else f"{result.coverage:.3f}"
     yield f"{result.method} in graph {result.graph[:12]}, coverage {coverage}"
     shown = result.targets[:SHOWN_TARGETS]
-    names = [t.text.strip()[:10] or str(t.token_id) for t in shown]
+    width = 10 if len(shown) > 1 else 24
+    names = [t.text.strip()[:width] or str(t.token_id) for t in shown]
     rows = [
         (str(n.kind), n.layer, n.position, n.feature, *n.values[:SHOWN_TARGETS])
         for n in result.nodes

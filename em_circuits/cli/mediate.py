@@ -104,19 +104,19 @@ def _several(
 ) -> None:
     if options.order != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
-    request = checked(
-        experiments.mediation.MediationRequest,
-        {
-            "hold_out": options.hold_out,
-            "direction": options.direction,
-            "own_category": options.own_domain or ("medical" if session.embedded else None),
-            "scan": options.scan,
-            "n_random": options.n_random,
-            "seed": session.seed,
-        },
-        {"n_random": "--random"},
-    )
     with session.on_prompts(*prompts) as work:
+        request = checked(
+            experiments.mediation.MediationRequest,
+            {
+                "hold_out": options.hold_out,
+                "direction": options.direction,
+                "own_category": options.own_domain or ("medical" if session.embedded else None),
+                "scan": options.scan,
+                "n_random": options.n_random,
+                "seed": session.seed,
+            },
+            {"n_random": "--random"},
+        )
         found = experiments.mediation.mediate_over_prompts(work, prompts, request)
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)

@@ -70,11 +70,10 @@ class Renamed(click.Choice[str]):
 
     def convert(self, value: Any, *context: Any) -> Any:
         """Today's word."""
-        word = super().convert(value, *context)
-        if word not in self._former:
-            return word
-        click.echo(f"{word} is now called {self._former[word]}", err=True)
-        return self._former[word]
+        if value not in self._former:
+            return self._shown.convert(value, *context)
+        click.echo(f"{value} is now called {self._former[value]}", err=True)
+        return self._former[value]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         """The words of today."""

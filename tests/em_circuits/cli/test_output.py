@@ -79,6 +79,8 @@ def test_options_come_from_a_model_and_go_back_into_it() -> None:
         "dry": True,
     }
     assert "own is now called relative" in done.stderr
+    refused = runner.invoke(command, ["--unit", "mine"])
+    assert refused.exit_code == 2 and "'relative'" in refused.stderr and "own" not in refused.stderr
     assert runner.invoke(command, ["--random", "0"]).exit_code == 2
     assert runner.invoke(command, ["--kind", "cot"]).exit_code == 2
     text = runner.invoke(command, ["--help"]).output
