@@ -30,6 +30,7 @@ export class Graph {
       position: position[i],
       feature: feature[i],
       token: token[i],
+      text: kind[i] === "token" ? this.tokens[position[i]] : undefined,
       target: this.targets.get(token[i]),
       x: record.place.x[i],
       y: 0,
