@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from pivotal_tokens.errors import RequestError
 
 _NAME = re.compile(r"(\d{1,9})/(?:(-?\d{1,9})/)?(\d{1,9})", re.ASCII)
+_MODULE = re.compile(r"[a-z][a-z0-9_]{0,40}", re.ASCII)
 _RANKED = re.compile(r"(top|bottom|abs):(\d{1,9})", re.ASCII)
 
 
@@ -72,6 +73,30 @@ class Feature(NamedTuple):
         if isinstance(found, FeatureId):
             raise RequestError(f"{text!r} has no position; write LAYER/POSITION/ID")
         return found
+
+
+class AdapterRank(NamedTuple):
+    """A rank of one LoRA module at one position; printed as ``MODULE:LAYER/POSITION/RANK``."""
+
+    module: str
+    layer: int
+    position: int
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.layer}/{self.position}/{self.rank}"
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterRank:
+        """Read ``down_proj:1/11/0``.
+
+        Raises:
+            RequestError: If it is not of that form.
+        """
+        module, _, place = text.strip().partition(":")
+        if not _MODULE.fullmatch(module):
+            raise RequestError(f"{text!r} is no adapter rank; write MODULE:LAYER/POSITION/RANK")
+        return cls(module, *Feature.parse(place))
 
 
 def parse_feature(text: str) -> Feature | FeatureId:

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from em_circuits.contrast import Contrast
-from em_circuits.feature import Feature, FeatureChoice, FeatureId
+from em_circuits.feature import AdapterRank, Feature, FeatureChoice, FeatureId
 from em_circuits.intervention import Interventions, Mode, Unit, Where, on_each
 from pivotal_tokens.errors import RequestError
 
@@ -85,6 +85,7 @@ class FeatureTable:
         targets: Any = None,
         per_target: Any = None,
         about: Mapping[str, Any] | None = None,
+        modules: Sequence[str] | None = None,
         **columns: Any,
     ) -> FeatureTable:
         """A table of features in the given order.
@@ -97,6 +98,7 @@ class FeatureTable:
             targets: Token ids that were scored separately, (target,).
             per_target: Their scores, (target, feature).
             about: What else an output says of the table.
+            modules: LoRA module of each row, empty for a feature; None if no row is an adapter's.
             columns: Figures by name, each one value per feature (tensor, array or list).
 
         Raises:
@@ -108,6 +110,8 @@ class FeatureTable:
             name: np.empty(0, np.int64) if keys is None else keys[:, i].astype(np.int64)
             for i, name in enumerate(names)
         }
+        if modules is not None:
+            data["module"] = np.array(modules, dtype=object)
         data |= {name: _numpy(values) for name, values in columns.items()}
         return cls(
             pd.DataFrame(data),
@@ -122,21 +126,34 @@ class FeatureTable:
     @property
     def keys(self) -> list[str]:
         """The columns that name a row's feature."""
-        return AT_POSITION if "position" in self.frame else ANYWHERE
+        names = AT_POSITION if "position" in self.frame else ANYWHERE
+        return [*names, "module"] if "module" in self.frame else names
 
     @property
-    def features(self) -> tuple[Feature, ...] | tuple[FeatureId, ...]:
-        """The features, in order."""
-        rows = self.frame[self.keys].itertuples(index=False, name=None)
-        make: Callable[..., Any] = Feature if len(self.keys) == 3 else FeatureId
-        return tuple(make(*map(int, row)) for row in rows)
+    def _numbers(self) -> list[str]:
+        return [name for name in self.keys if name != "module"]
+
+    @property
+    def features(self) -> tuple[Any, ...]:
+        """The features (`Feature`, or `FeatureId` without positions) in order; with a column
+        `module`, ranks of an adapter (`AdapterRank`) among them."""
+        rows = self.frame[self._numbers].itertuples(index=False, name=None)
+        make: Callable[..., Any] = Feature if len(self._numbers) == 3 else FeatureId
+        found = tuple(make(*map(int, row)) for row in rows)
+        if "module" not in self.frame:
+            return found
+        modules = self.frame["module"].tolist()
+        return tuple(
+            AdapterRank(module, *own) if module else own
+            for module, own in zip(modules, found, strict=True)
+        )
 
     @property
     def coordinates(self) -> torch.Tensor:
         """The features as int64 rows, (feature, 3) or (feature, 2)."""
         import torch
 
-        return torch.from_numpy(self.frame[self.keys].to_numpy(np.int64, copy=True))
+        return torch.from_numpy(self.frame[self._numbers].to_numpy(np.int64, copy=True))
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -306,6 +323,11 @@ class FeatureTable:
             where: At each feature's position in the table, or at a class of positions. Rows
                 without a position are changed at every position.
         """
+        if "module" in self.frame and (self.frame["module"] != "").any():
+            raise RequestError(
+                "ranks of an adapter are among these rows; choose features alone: "
+                "table.take(table['module'] == '')"
+            )
         found = ((f.layer, getattr(f, "position", None), f.feature) for f in self.features)
         return Interventions(on_each(found, mode, value, unit, where=where), by=self.by)
 

@@ -154,7 +154,8 @@ class Workspace:
         return self.graphs.load(self.graph_record(prompt_id, model, self.pair.key).key)
 
     def graph_record(self, prompt_id: str, model: ModelName, pair: str) -> GraphRecord:
-        """The newest registered graph of a prompt under a pair, which need not be loaded.
+        """The newest registered graph of a prompt under a pair, which need not be loaded; one with
+        full edges if there is any.
 
         Raises:
             RequestError: If there is none yet.
@@ -165,7 +166,8 @@ class Workspace:
             if r.model == model and self.graphs.has(r.key)
         ]
         if records:
-            return max(records, key=lambda record: record.created_at)
+            full = [r for r in records if self.graphs.header(r.key).edge_kind == "full"]
+            return max(full or records, key=lambda record: record.created_at)
         raise RequestError(
             f"prompt {prompt_id} has no {model} graph under these models; "
             f"run em-circuits graphs build {prompt_id}"

@@ -153,7 +153,9 @@ def _attribute(
         unembed_proj=model.replacement.unembed_proj,
         tokenizer=model.tokenizer,
     )
-    settings = AttributionSettings(max_feature_nodes=plan.features, update_rows=UPDATE_ROWS)
+    settings = AttributionSettings(
+        edges="frozen", max_feature_nodes=plan.features, update_rows=UPDATE_ROWS
+    )
     found = attribute_prompt(model.replacement, context, ids, targets, settings)
     if scores:
         weights = demeaned_targets(tokens, context.logits.shape[-1])
@@ -208,7 +210,10 @@ def child(root: Path, plan: Plan, which: str, tokens: list[int]) -> dict[str, An
 
 def _both(settings: PairSettings, plan: Plan) -> tuple[list[Edges], list[int]]:
     asked = AttributionSettings(
-        max_feature_nodes=plan.features, update_rows=UPDATE_ROWS, top_k=N_TARGETS
+        edges="frozen",
+        max_feature_nodes=plan.features,
+        update_rows=UPDATE_ROWS,
+        top_k=N_TARGETS,
     )
     with ModelPair.load(settings) as pair:
         graphs = build_pair_graphs(pair, Prompt.of(TEXT), asked)

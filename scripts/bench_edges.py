@@ -96,12 +96,12 @@ def figures(
     cache = ActivationCache.capture(model, ids)
     scan = ablation_effects(model, cache, targets=words)[:, 0]
     place = {tuple(row): i for i, row in enumerate(cache.active.tolist())}
-    everything = AttributionSettings(max_feature_nodes=None)
+    everything = AttributionSettings(edges="frozen", max_feature_nodes=None)
     started = time.process_time()
     frozen = attribute(model, prompt, words, everything)
     yield "frozen graph of all active features, seconds", time.process_time() - started
     yield from _scores("frozen", frozen, words, scan, place)
-    full = attribute(model, prompt, words, edges="full", nodes=len(scan))
+    full = attribute(model, prompt, words, nodes=len(scan))
     yield from _scores("full", full, words, scan, place)
 
     weights = words.weights(len(cache.logits))[None]

@@ -76,7 +76,9 @@ def measure(plan: Plan) -> list[Row]:
 def _organism() -> tuple[AttributionGraph, AttributionGraph]:
     """Both graphs of the embedded organism's pad-thai prompt."""
     with ModelPair.load(organism_settings()) as pair:
-        return build_pair_graphs(pair, Prompt.of(PAD_THAI), AttributionSettings()).both
+        return build_pair_graphs(
+            pair, Prompt.of(PAD_THAI), AttributionSettings(edges="frozen")
+        ).both
 
 
 def _sizes(graph: AttributionGraph, name: str) -> list[Row]:

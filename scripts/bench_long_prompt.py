@@ -143,7 +143,10 @@ def _attribute(model: Model, ids: torch.Tensor, plan: Plan) -> tuple[Any, Any]:
         tokenizer=model.tokenizer,
     )
     settings = AttributionSettings(
-        max_feature_nodes=plan.features, update_rows=UPDATE_ROWS, batch_size=plan.batch_size
+        edges="frozen",
+        max_feature_nodes=plan.features,
+        update_rows=UPDATE_ROWS,
+        batch_size=plan.batch_size,
     )
 
     def tell(_step: str, done: int, total: int) -> None:

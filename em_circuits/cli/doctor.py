@@ -107,7 +107,8 @@ def _replacement_score(work: Workspace, prompt: Prompt) -> Check:
     """How much of the model foreign transcoders still explain, on the check prompt."""
     from em_circuits.influence import graph_scores
 
-    built = graphs.build_pair_graphs(work.pair, prompt, graphs.AttributionSettings())
+    frozen = graphs.AttributionSettings(edges="frozen")
+    built = graphs.build_pair_graphs(work.pair, prompt, frozen)
     scores = graph_scores(built.base)
     found = "none" if scores.replacement is None else f"{scores.replacement:.2f}"
     return Check("replacement score of these transcoders", True, found, "near 1", fatal=False)

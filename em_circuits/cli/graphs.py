@@ -109,7 +109,7 @@ def list_(session: Session, as_json: bool) -> None:
         "short_key as key",
         "prompt_id as prompt",
         "model",
-        "dtype",
+        "edge_kind as edges",
         "selection.select_by as by",
     )
     emit(headers, as_json, columns, none="no graphs")
@@ -133,12 +133,19 @@ class GraphSummary(Frozen):
     model: str
     dtype: str
     positions: int
+    edge_kind: str
+    """``full`` or ``frozen``."""
+    measured: bool
+    """Whether every edge was measured, too."""
+    basis: list[str]
+    """What its nodes are."""
     features: int
     active: int
     select_by: str
     edges: bool
     gradient: bool
     replacement: float | None
+    """Null with full edges, whose rows do not sum to their target's value."""
     completeness: float | None
     targets: list[TargetToken]
 
@@ -158,7 +165,8 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
     from em_circuits.influence import graph_scores
 
     header, targets = graph.header, graph.targets
-    scores = graph_scores(graph) if graph.edges is not None else None
+    summed = graph.edges is not None and graph.edge_kind == "frozen"
+    scores = graph_scores(graph) if summed else None
     ranks = targets.ranks.tolist() if targets.ranks is not None else [None] * len(targets)
     columns = (targets.token_ids.tolist(), targets.texts, targets.probabilities.tolist(), ranks)
     return GraphSummary(
@@ -168,6 +176,9 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
         model=header.model,
         dtype=header.dtype,
         positions=len(graph.input_ids),
+        edge_kind=graph.edge_kind,
+        measured=graph.measured is not None,
+        basis=list(dict.fromkeys(part.basis for part in header.node_parts)),
         features=len(graph.selected),
         active=len(graph.active),
         select_by=header.selection.select_by,

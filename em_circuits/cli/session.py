@@ -46,8 +46,15 @@ def _bytes(_context: object, _option: object, gigabytes: float | None) -> int | 
 
 _attribution = OptionSet(
     AttributionSettings,
-    omit=("top_k", "update_rows"),
-    max_feature_nodes=Flag("--max-features", help="Feature nodes per graph."),
+    omit=("top_k", "update_rows", "measure"),
+    edges=Flag(
+        help="What an edge is: full, full with every edge measured too, or circuit-tracer's."
+    ),
+    nodes=Flag(metavar="N", help="Nodes of a graph with full edges."),
+    mass=Flag(metavar="SHARE", help="Instead: as many as hold this share of first-order effects."),
+    choose_by=Flag(help="By what nodes of a graph with full edges are chosen."),
+    basis=Flag(help="What can be a node of it; several times.  [default: the model's features]"),
+    max_feature_nodes=Flag("--max-features", help="Feature nodes per graph, at most."),
     select_by=Flag(help="What weighs the choice of feature nodes."),
     batch_size=Flag(help="Attribution rows per backward pass, at most."),
     max_memory=Flag(

@@ -30,6 +30,7 @@ from em_circuits.progress import tracked
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
 
 
@@ -71,6 +72,11 @@ def validate(
     for prefix in tracked(prompts, "validate", work.progress):
         labelled = LabelledCase.get(work, prefix)
         graph = work.graph_of(labelled.prompt.prompt_id, model)
+        if graph.has_adapter_nodes:
+            raise RequestError(
+                f"graph {graph.header.short_key} has ranks of the adapter among its nodes; "
+                f"build one of features alone: em-circuits graphs build {graph.header.prompt_id}"
+            )
         groups, state = labelled.contrast, labelled.cache(work, model)
         scores = method_scores(graph, groups)
         runs = work.pair.model(model)

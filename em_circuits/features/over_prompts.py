@@ -127,9 +127,10 @@ def by_key(contrasted: FeatureTable, *, by_position: bool = False) -> FeatureTab
 
 def activation_by_key(graph: AttributionGraph, *, by_position: bool = False) -> FeatureTable:
     """Activations of one prompt by key, in the shape of contrasts; always known."""
-    activations = graph.activations.double().numpy()
+    features, rows = graph.features
+    activations = graph.activations[rows].double().numpy()
     table = FeatureTable.of(
-        graph.active,
+        features,
         by="activation",
         targets=[0],
         per_target=activations[None],

@@ -35,7 +35,7 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
 
     Returns:
         One row an active feature, in logits (normalised shares for `signed_influence`); NaN for
-        those that are no nodes of the graph.
+        those that are no nodes of the graph. Ranks of an adapter are no features and left out.
 
     Raises:
         RequestError: If the model would have to be run, or the graph does not hold what it takes.
@@ -54,14 +54,15 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
         scores[:, graph.selected] = values[:, graph.layout.features].float()
     else:
         raise RequestError(f"--method {by} runs the model; no stored graph can answer it")
+    features, rows = graph.features
     return FeatureTable.of(
-        graph.active,
+        features,
         by=str(by),
         targets=graph.targets.token_ids,
-        per_target=scores,
+        per_target=scores[:, rows],
         about={"n_pos": len(graph.input_ids)},
-        activation=graph.activations,
-        measured=torch.zeros(len(graph.active), dtype=torch.bool),
+        activation=graph.activations[rows],
+        measured=torch.zeros(len(features), dtype=torch.bool),
     )
 
 

@@ -7,7 +7,7 @@ float32. An entry outside the mask goes into a list of (target, source, value). 
 sum of its absolute values, is taken in float64: no float32 sum can overflow, and a NaN cannot hide.
 What a file holds can be memory-mapped and used as it lies.
 
-    edges = Edges.from_dense(adjacency, layout, feature_layers, feature_positions)
+    edges = Edges.from_dense(adjacency, layout, feature_parts, feature_positions)
     assert torch.equal(edges.to_dense(), adjacency)
     direct = edges.logit_rows()[:, layout.features]
 """
@@ -101,6 +101,16 @@ class Edges:
         parts = (self.values, self.logit_values, self.extra_index, self.extra_values)
         return sum(t.numel() * t.element_size() for t in parts)
 
+    def at(
+        self, targets: Int64[Tensor, " edge"], sources: Int64[Tensor, " edge"]
+    ) -> Float32[Tensor, " edge"]:
+        """Values of some edges, by node indices of their ends; one row is read a target."""
+        found = torch.empty(len(targets))
+        for target in targets.unique().tolist():
+            mine = targets == target
+            found[mine] = self.row(target)[sources[mine]].float()
+        return found
+
     def __len__(self) -> int:
         """How many edges are not zero."""
         parts = (self.values, self.logit_values, self.extra_values)
@@ -115,7 +125,7 @@ class Edges:
         cls,
         matrix: Float[Tensor, "target column"],
         layout: NodeLayout,
-        feature_layers: Int64[Tensor, " feature"],
+        feature_parts: Int64[Tensor, " feature"],
         feature_positions: Int64[Tensor, " feature"],
         *,
         outside_mass: Float64[Tensor, " row"] | None = None,
@@ -126,7 +136,7 @@ class Edges:
             matrix: The whole (node x node) matrix, or its (features + logits) rows over the
                 sources.
             layout: Its node order.
-            feature_layers: Layer of every feature.
+            feature_parts: Part of every feature; its layer, in a graph of one basis.
             feature_positions: Position of every feature.
             outside_mass: See the class.
 
@@ -134,7 +144,7 @@ class Edges:
             RequestError: If the shapes do not fit, or a float64 value is not float32-exact.
             NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
         """
-        structure = Structure(layout, feature_layers, feature_positions)
+        structure = Structure(layout, feature_parts, feature_positions)
         shape = tuple(matrix.shape)
         whole, rows = (layout.n_nodes, layout.n_nodes), (layout.n_rows, layout.n_sources)
         if shape not in (whole, rows):

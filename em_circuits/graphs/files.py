@@ -24,7 +24,6 @@ from torch import Tensor
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import METADATA, Compressed, FileRecord, broken, read_record
-from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.structure import Structure
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -131,27 +130,32 @@ def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
         "gradient": graph.gradient,
     }
     tensors |= {f"targets.{name}": getattr(graph.targets, name) for name in _TARGET_PARTS}
-    if graph.edges is not None:
-        tensors |= {f"edges.{name}": getattr(graph.edges, name) for name in _EDGE_PARTS}
+    for kind, edges in (("edges", graph.edges), ("measured", graph.measured)):
+        if edges is not None:
+            tensors |= {f"{kind}.{name}": getattr(edges, name) for name in _EDGE_PARTS}
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
 
 
 def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
     header, texts = record.header, record.texts
     active, selected = tensors["active"].long(), tensors["selected"].long()
-    edges = None
-    if "edges.values" in tensors:
-        input_ids = tensors["input_ids"]
-        layout = NodeLayout(len(selected), header.n_layers, len(input_ids), len(texts))
-        edges = Edges(
+    layout = header.layout(
+        n_features=len(selected), n_pos=len(tensors["input_ids"]), n_logits=len(texts)
+    )
+    edges, measured = (
+        Edges(
             Structure.of(layout, active[selected]),
-            values=tensors["edges.values"],
-            logit_values=tensors["edges.logit_values"],
-            extra_index=tensors["edges.extra_index"],
-            extra_values=tensors["edges.extra_values"],
-            row_mass=tensors["edges.row_mass"],
-            outside_mass=tensors.get("edges.outside_mass"),
+            values=tensors[f"{kind}.values"],
+            logit_values=tensors[f"{kind}.logit_values"],
+            extra_index=tensors[f"{kind}.extra_index"],
+            extra_values=tensors[f"{kind}.extra_values"],
+            row_mass=tensors[f"{kind}.row_mass"],
+            outside_mass=tensors.get(f"{kind}.outside_mass"),
         )
+        if f"{kind}.values" in tensors
+        else None
+        for kind in ("edges", "measured")
+    )
     return AttributionGraph(
         header=header,
         input_ids=tensors["input_ids"],
@@ -167,6 +171,7 @@ def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
         ),
         edges=edges,
         gradient=tensors.get("gradient"),
+        measured=measured,
     )
 
 

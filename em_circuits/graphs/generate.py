@@ -1,8 +1,8 @@
 """Graphs of both models of a pair for one prompt, from the forward passes that were labelled.
 
-Attribution is set up on both models first; the union of the top k of those two contexts' logits
-becomes the explicit targets of both graphs; then each model is attributed with the very context
-its logits were read from.
+Both models run first; the union of the top k of those two passes' logits becomes the explicit
+targets of both graphs; then each model is attributed with what its logits were read with. Full
+edges (`em_circuits.graphs.full`) are the default; frozen ones are circuit-tracer's.
 
     graphs = build_pair_graphs(pair, prompt, AttributionSettings())
     graphs.next_tokens, graphs.base, graphs.merged
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from circuit_tracer.attribution.targets import AttributionTargets
@@ -23,19 +23,18 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
-from em_circuits.graphs.full import (
-    NODES,
-    active_nodes,
-    edges_among,
-    gradient_of_active,
-    select,
-)
+from em_circuits.graphs.full import Observed, choose, edges_among, part_record, parts_of
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import GraphHeader, Selection, graph_key
 from em_circuits.graphs.interop import EXTRA
 from em_circuits.graphs.offload import OffloadedContext, Scratch, offload
-from em_circuits.graphs.settings import ATTRIBUTION_VERSION, AttributionSettings
+from em_circuits.graphs.settings import (
+    ATTRIBUTION_VERSION,
+    AttributionSettings,
+    BasisName,
+    EdgeKind,
+)
 from em_circuits.models.memory import release_freed
 from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.pair import Model, ModelPair
@@ -44,8 +43,6 @@ from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
-
-EdgeKind = Literal["frozen", "full"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,45 @@ def build_pair_graphs(
         RequestError: The prompt is too long, or the contrast has no evil or no safe target.
         WorkFailed: Activations, logits or edges are not finite.
     """
+    if settings.edges == "frozen":
+        return _frozen_pair(pair, prompt, settings, labels, progress=progress, scratch=scratch)
+    input_ids = pair.input_ids(prompt)
+    observed = [
+        Observed.of(model, parts_of(model, settings.basis), input_ids) for model in pair.models
+    ]
+    base, merged = (one.logits for one in observed)
+    targets = union_of_top(base, merged, settings.top_k)
+    requests = [
+        _pair_request(pair, model, prompt, input_ids, targets, settings, labels)
+        for model in pair.models
+    ]
+    rows = demeaned_targets(targets, len(base))
+    gradients = [one.gradient(rows) for one in observed]
+    p = torch.stack([torch.softmax(one, -1)[targets] for one in (base, merged)]).mean(0)
+    chosen = choose(
+        observed,
+        [
+            _sizes(one, gradient, requests[0].weights, p, request=requests[0])
+            for one, gradient in zip(observed, gradients, strict=True)
+        ],
+        settings,
+    )
+    graphs = []
+    for request, one, gradient, own in zip(requests, observed, gradients, chosen, strict=True):
+        graphs.append(_full_graph(request, one, gradient, own, progress=progress))
+        release_freed()
+    return PairGraphs(compare(pair, base, merged, top_k=settings.top_k), *graphs)
+
+
+def _frozen_pair(
+    pair: ModelPair,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None,
+    *,
+    progress: Progress,
+    scratch: Path | None,
+) -> PairGraphs:
     input_ids = pair.input_ids(prompt)
     waiting: list[OffloadedContext] = []
     for model in pair.models:
@@ -97,23 +133,34 @@ def build_pair_graphs(
     base, merged = (_last_logits(offloaded.context) for offloaded in waiting)
     next_tokens = compare(pair, base, merged, top_k=settings.top_k)
     targets = union_of_top(base, merged, settings.top_k)
-    weights = _selection_weights(settings, targets, labels)
     graphs = []
     for model in pair.models:
-        request = _Request(
-            prompt,
-            input_ids,
-            targets,
-            weights,
-            settings,
-            key=pair_graph_key(pair, model, prompt, settings, labels),
-            parameters=_parameters(pair, settings, labels),
-        )
+        request = _pair_request(pair, model, prompt, input_ids, targets, settings, labels)
         context = waiting.pop(0).restore()
         graphs.append(_attribute(model, context, request, scratch=scratch, progress=progress))
         del context
         release_freed()
     return PairGraphs(next_tokens, *graphs)
+
+
+def _pair_request(
+    pair: ModelPair,
+    model: Model,
+    prompt: Prompt,
+    input_ids: Int64[Tensor, " pos"],
+    targets: Int64[Tensor, " logit"],
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None,
+) -> _Request:
+    return _Request(
+        prompt,
+        input_ids,
+        targets,
+        _selection_weights(settings, targets, labels),
+        settings,
+        key=pair_graph_key(pair, model, prompt, settings, labels),
+        parameters=_parameters(pair, settings, labels),
+    )
 
 
 def attribute(
@@ -122,49 +169,50 @@ def attribute(
     contrast: Contrast | None = None,
     settings: AttributionSettings | None = None,
     *,
-    edges: EdgeKind = "frozen",
-    nodes: int = NODES,
+    edges: EdgeKind | None = None,
+    nodes: int | None = None,
+    basis: tuple[BasisName, ...] | None = None,
     progress: Progress = no_progress,
 ) -> AttributionGraph:
     """The attribution graph of one model for one prompt.
 
-    Rows are targets, columns sources; an edge is the direct effect in logits (frozen edges), or the
-    first-order effect in the real model (full edges).
+    Rows are targets, columns sources; an edge is the first-order effect in the real model (full
+    edges), or the direct effect in circuit-tracer's local replacement model (frozen edges).
 
     Args:
-        model: Of a pair; its replacement model is used.
+        model: Of a pair.
         prompt: A text as the model is to see it, or a prompt.
-        contrast: Its tokens become targets beside the model's own top k.
-        settings: Targets, feature nodes, batch size.
-        edges: ``frozen`` are circuit-tracer's, ``full`` those of `em_circuits.graphs.full`.
-        nodes: Feature nodes of a graph with full edges: the largest gradients on the contrast.
-        progress: Called with the feature rows done.
+        contrast: Its tokens become targets beside the model's own top k, and full graphs take the
+            nodes that matter most to it.
+        settings: Edges, nodes, targets.
+        edges: Instead of the settings' own.
+        nodes: Instead of the settings' own.
+        basis: Instead of the settings' own.
+        progress: Called with the rows done.
 
     Raises:
         RequestError: The prompt is too long.
         WorkFailed: Activations, logits or edges are not finite.
     """
-    settings = settings or AttributionSettings()
+    given = {"edges": edges, "nodes": nodes, "basis": basis}
+    settings = AttributionSettings.model_validate(
+        (settings or AttributionSettings()).model_dump()
+        | {name: value for name, value in given.items() if value is not None}
+    )
     prompt = model.prompt(prompt)
     input_ids = model.input_ids(prompt)
-    context = None
-    if edges == "full":
-        logits = model.next_logits(input_ids).float().cpu()
-    else:
+    context = observed = None
+    if settings.edges == "frozen":
         context = _context(model, prompt, input_ids)
         logits = _last_logits(context)
+    else:
+        observed = Observed.of(model, parts_of(model, settings.basis), input_ids)
+        logits = observed.logits
     own = union_of_top(logits, logits, settings.top_k).tolist()
     words = contrast.token_ids if contrast is not None else ()
     targets = torch.tensor(list(dict.fromkeys([*own, *words])))
-    labels: dict[int, Label] = {}
-    if contrast is not None:
-        labels |= contrast.labels
-    parameters = {
-        **_model_parameters(model, settings, labels),
-        "targets": targets.tolist(),
-    }
-    if edges == "full":
-        parameters |= {"edges": "full", "max_feature_nodes": nodes}
+    labels = {} if contrast is None else contrast.labels
+    parameters = {**_model_parameters(model, settings, labels), "targets": targets.tolist()}
     if contrast is not None:
         parameters["contrast"] = {"evil": list(contrast.evil), "safe": list(contrast.safe)}
     key = graph_key(
@@ -177,36 +225,67 @@ def attribute(
     )
     weights = _selection_weights(settings, targets, labels)
     request = _Request(prompt, input_ids, targets, weights, settings, key, parameters)
-    if edges == "full":
-        return _attribute_full(model, logits, contrast, request, n=nodes, progress=progress)
-    return _attribute(model, context, request, scratch=None, progress=progress)
+    if observed is None:
+        return _attribute(model, context, request, scratch=None, progress=progress)
+    gradient = observed.gradient(demeaned_targets(targets, len(logits)))
+    if contrast is not None and contrast.is_defined:
+        weights = contrast.over(targets).float()
+    p = torch.softmax(logits, -1)[targets]
+    sizes = _sizes(observed, gradient, weights, p, request=request)
+    (chosen,) = choose([observed], [sizes], settings)
+    return _full_graph(request, observed, gradient, chosen, progress=progress)
 
 
-def _attribute_full(
-    model: Model,
-    logits: Float[Tensor, " vocab"],
-    contrast: Contrast | None,
-    request: _Request,
+def _sizes(
+    observed: Observed,
+    gradient: Float[Tensor, "target active"],
+    weights: Float[Tensor, " logit"] | None,
+    probabilities: Float[Tensor, " logit"],
     *,
-    n: int,
+    request: _Request,
+) -> Float[Tensor, " active"]:
+    """What nodes are chosen by: their effect on the contrast, or on each target by its probability.
+
+    Args:
+        gradient: First-order effects on every target.
+        weights: Of a contrast; None for the probabilities.
+    """
+    if request.settings.choose_by == "bound":
+        rows = demeaned_targets(request.targets, len(observed.logits))
+        rows = rows * probabilities[:, None] if weights is None else weights[None] @ rows
+        return observed.bound(rows.float()).sum(0)
+    if weights is None:
+        return (probabilities[:, None] * gradient.abs()).sum(0)
+    return (weights @ gradient).abs()
+
+
+def _full_graph(
+    request: _Request,
+    observed: Observed,
+    gradient: Float[Tensor, "target active"],
+    chosen: Int64[Tensor, " chosen"],
+    *,
     progress: Progress,
 ) -> AttributionGraph:
-    ids, targets, d_vocab = request.input_ids, request.targets, len(logits)
-    active, activations = active_nodes(model, ids)
-    chosen = select(model, ids, targets, contrast, d_vocab, n=n)
-    layers = torch.tensor([part.layer for part in chosen.parts])[chosen.part]
-    coordinates = torch.stack([layers, chosen.position, chosen.id], 1)
-    index = {tuple(row): i for i, row in enumerate(active.tolist())}
-    rows = demeaned_targets(targets, d_vocab)
+    model, targets = observed.model, request.targets
+    rows = demeaned_targets(targets, len(observed.logits))
+    edges, measured = edges_among(observed, chosen, rows, request.settings, progress=progress)
+    header = _header(model, request, d_vocab=len(observed.logits), extra={})
     return AttributionGraph(
-        header=_header(model, request, d_vocab=d_vocab, extra={}),
-        input_ids=ids.cpu(),
-        active=active,
-        activations=activations,
-        selected=torch.tensor([index[tuple(row)] for row in coordinates.tolist()]),
-        targets=_logit_targets(model, targets, logits),
-        edges=edges_among(model, chosen, ids, targets, d_vocab, progress=progress),
-        gradient=gradient_of_active(model, ids, rows, active),
+        header=header.model_copy(
+            update={
+                "parts": tuple(part_record(part) for part in observed.parts),
+                "with_errors": False,
+            }
+        ),
+        input_ids=request.input_ids.cpu(),
+        active=observed.active,
+        activations=observed.activations,
+        selected=chosen,
+        targets=_logit_targets(model, targets, observed.logits),
+        edges=edges,
+        gradient=gradient,
+        measured=measured,
     )
 
 
@@ -354,7 +433,11 @@ def _within_memory(
 def _selection_weights(
     settings: AttributionSettings, targets: Tensor, labels: Mapping[int, Label] | None
 ) -> Float[Tensor, " logit"] | None:
-    """Weights of the targets in the choice of features; None leaves it to the probabilities."""
+    """Weights of the targets in the choice of nodes; None leaves it to the probabilities.
+
+    circuit-tracer's influence has no sign, so for frozen edges the safe side weighs like the evil
+    one; for full edges they are the contrast.
+    """
     if settings.select_by == "probability":
         return None
     given = [(labels or {}).get(token) for token in targets.tolist()]
@@ -364,7 +447,9 @@ def _selection_weights(
             "--select-by contrast needs at least one evil and one safe target; "
             f"this prompt has {counts['evil']} and {counts['safe']}"
         )
-    return torch.tensor([1.0 / counts[g] if g in counts else 0.0 for g in given])
+    safe = 1.0 if settings.edges == "frozen" else -1.0
+    sides = {"evil": 1.0, "safe": safe}
+    return torch.tensor([sides[g] / counts[g] if g in counts else 0.0 for g in given])
 
 
 def _check_finite(model: Model, prompt: Prompt, context: Any) -> None:
@@ -418,10 +503,11 @@ def _model_parameters(
     """Everything besides prompt, model, transcoders and targets that decides a graph's content."""
     parameters: dict[str, Any] = {
         "version": ATTRIBUTION_VERSION,
-        "backend": model.settings.backend,
         "dtype": str(model.dtype).removeprefix("torch."),
-        **settings.model_dump(exclude={"batch_size", "max_memory"}),
+        **settings.parameters,
     }
+    if settings.edges == "frozen":  # full edges are the real model's, whatever the backend
+        parameters["backend"] = model.settings.backend
     if settings.select_by == "contrast":
         parameters["labels"] = {
             str(token): label for token, label in sorted((labels or {}).items())

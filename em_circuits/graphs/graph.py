@@ -1,13 +1,14 @@
 """One attribution graph: a prompt, a model, nodes and edges.
 
-Feature node i is the active feature `active[selected[i]]` = (layer, position, id), with activation
-`activations[selected[i]]`. Every value is checked when the graph is made, so that code that holds
-a graph need not check again.
+Feature node i is the active feature `active[selected[i]]` = (part, position, id), with activation
+`activations[selected[i]]`. A part is a layer, unless the graph's header lists others: ranks of
+LoRA modules stand beside features, each module a part of its own. Every value is checked when the
+graph is made, so that code that holds a graph need not check again.
 
     graph  # AttributionGraph(merged, 44a71bc74c37, 1,204 features, 10 logits, frozen edges)
     graph.layout.features  # slice of node indices
-    graph.selected_features[i]  # (layer, position, feature id)
-    graph.name_of(i), graph.node_named("2/11/431")
+    graph.place(i)  # Place(module="", layer=2, position=11, id=431)
+    graph.name_of(i), graph.node_named("2/11/431"), graph.node_named("down_proj:1/11/0")
     graph.targets.probabilities  # float32 softmax of the logits the graph was made from
 """
 
@@ -15,14 +16,15 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from em_circuits.feature import Feature
+from em_circuits.feature import AdapterRank, Feature
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.header import GraphHeader
 from em_circuits.graphs.layout import NodeKind, NodeLayout
@@ -31,7 +33,7 @@ from pivotal_tokens.errors import RequestError
 
 _NODE = re.compile(
     r"error:(?P<error>\d{1,9}/\d{1,9})|token:(?P<token>\d{1,9})|logit:(?P<logit>\d{1,9})"
-    r"|\d{1,9}/-?\d{1,9}/\d{1,9}",
+    r"|(?:[a-z][a-z0-9_]{0,40}:)?\d{1,9}/-?\d{1,9}/\d{1,9}",
     re.ASCII,
 )
 
@@ -85,6 +87,20 @@ class LogitTargets:
         return int(found[0]) if found.numel() else None
 
 
+class Place(NamedTuple):
+    """Where an active node of a graph is: the same in every graph that it occurs in."""
+
+    module: str
+    """Of an adapter's rank; empty for a feature."""
+    layer: int
+    position: int
+    id: int
+
+    def __str__(self) -> str:
+        own = (self.layer, self.position, self.id)
+        return str(AdapterRank(self.module, *own) if self.module else Feature(*own))
+
+
 @dataclass(frozen=True, eq=False)
 class AttributionGraph:
     """One prompt, one model: nodes, edges and scores.
@@ -92,11 +108,13 @@ class AttributionGraph:
     Attributes:
         header: What it is of.
         input_ids: Prompt tokens, BOS included.
-        active: (layer, position, feature id) of every active feature, sorted so.
+        active: (part, position, id) of every active feature, sorted so.
         activations: Activation of every active feature.
         selected: Indices into `active` of the feature nodes, ascending.
         targets: The logit nodes.
         edges: Direct effects; None if only scores were stored.
+        measured: Beside full edges, what each edge is when its source is really removed and all
+            other nodes are held; None if they were not measured.
         gradient: Gradient score of every active feature for every (demeaned) target; positive =
             the feature's presence raises the target. None if not computed.
     """
@@ -109,6 +127,7 @@ class AttributionGraph:
     targets: LogitTargets
     edges: Edges | None = None
     gradient: Float32[Tensor, "logit active"] | None = None
+    measured: Edges | None = None
 
     def __post_init__(self) -> None:
         self._check_active()
@@ -120,20 +139,18 @@ class AttributionGraph:
                 f"Graph: gradient must have shape {expected}, got {tuple(self.gradient.shape)}.",
             )
             _require_finite("gradient", self.gradient)
-        if self.edges is not None and not self.edges.structure.same_as(self.structure):
-            raise RequestError(
-                f"Graph: the edges are of other features or sizes: {self.edges.layout}, "
-                f"expected {self.layout}."
-            )
+        for edges in (self.edges, self.measured):
+            if edges is not None and not edges.structure.same_as(self.structure):
+                raise RequestError(
+                    f"Graph: the edges are of other features or sizes: {edges.layout}, "
+                    f"expected {self.layout}."
+                )
 
     @cached_property
     def layout(self) -> NodeLayout:
         """The node order."""
-        return NodeLayout(
-            n_features=len(self.selected),
-            n_layers=self.header.n_layers,
-            n_pos=len(self.input_ids),
-            n_logits=len(self.targets),
+        return self.header.layout(
+            n_features=len(self.selected), n_pos=len(self.input_ids), n_logits=len(self.targets)
         )
 
     @cached_property
@@ -143,8 +160,53 @@ class AttributionGraph:
 
     @cached_property
     def selected_features(self) -> Int64[Tensor, "feature 3"]:
-        """(layer, position, feature id) of every feature node."""
+        """(part, position, id) of every feature node."""
         return self.active[self.selected]
+
+    @cached_property
+    def has_adapter_nodes(self) -> bool:
+        """Whether ranks of an adapter are among the nodes."""
+        return any(part.module for part in self.header.parts)
+
+    def places(self, coordinates: Int64[Tensor, "node 3"]) -> tuple[Place, ...]:
+        """Where nodes are, from rows of `active` or `selected_features`."""
+        parts = self.header.node_parts
+        return tuple(
+            Place(parts[part].module, parts[part].layer, position, number)
+            for part, position, number in coordinates.tolist()
+        )
+
+    def place(self, node: int) -> Place:
+        """Where a feature node is."""
+        return self.places(self.selected_features[node][None])[0]
+
+    def active_index(self, place: Place) -> int | None:
+        """Row of `active`; None if nothing is active there."""
+        part = self._parts_at.get((place.module, place.layer))
+        if part is None:
+            return None
+        wanted = torch.tensor([part, place.position, place.id])
+        found = (self.active == wanted).all(1).nonzero()
+        return int(found[0, 0]) if len(found) else None
+
+    def firing(self, layer: int, feature: int) -> Int64[Tensor, " active"]:
+        """Rows of `active` of one feature of a layer, by position."""
+        part = self._parts_at.get(("", layer), -1)
+        return ((self.active[:, 0] == part) & (self.active[:, 2] == feature)).nonzero()[:, 0]
+
+    @cached_property
+    def features(self) -> tuple[Int64[Tensor, "feature 3"], Bool[Tensor, " active"]]:
+        """(layer, position, id) of every active feature, ranks of an adapter left out; which rows
+        of `active` they are."""
+        parts = self.header.node_parts
+        is_feature = torch.tensor([not part.module for part in parts])[self.active[:, 0]]
+        own = self.active[is_feature]
+        layers = torch.tensor([part.layer for part in parts])[own[:, 0]]
+        return torch.cat([layers[:, None], own[:, 1:]], 1), is_feature
+
+    @cached_property
+    def _parts_at(self) -> dict[tuple[str, int], int]:
+        return {(p.module, p.layer): i for i, p in enumerate(self.header.node_parts)}
 
     @cached_property
     def selected_activations(self) -> Float32[Tensor, " feature"]:
@@ -158,8 +220,8 @@ class AttributionGraph:
 
     @property
     def edge_kind(self) -> str:
-        """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.full`)."""
-        return str(self.header.attribution.get("edges", "frozen"))
+        """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.held`)."""
+        return self.header.edge_kind
 
     def __repr__(self) -> str:
         header = self.header
@@ -177,14 +239,15 @@ class AttributionGraph:
         return picture(self)
 
     def name_of(self, node: int) -> str:
-        """A node's name: ``2/11/431``, ``error:2/11``, ``token:11`` or ``logit:TOKEN_ID``.
+        """A node's name: ``2/11/431``, ``down_proj:1/11/0``, ``error:2/11``, ``token:11`` or
+        ``logit:TOKEN_ID``.
 
         Never by index: node i is another feature in every graph.
         """
         layout, kind = self.layout, self.layout.kind(node)
         match kind:
             case NodeKind.FEATURE:
-                return str(Feature(*self.selected_features[node].tolist()))
+                return str(self.place(node))
             case NodeKind.ERROR:
                 layer, position = layout.error_coordinates(node)
                 return f"error:{layer}/{position}"
@@ -217,23 +280,33 @@ class AttributionGraph:
             if target is None:
                 raise RequestError(f"token {logit} is no target of this graph")
             return self.layout.logit_index(target)
-        feature = Feature.parse(text)
-        return self._index_of(feature if feature.position >= 0 else feature.at(self.layout.n_pos))
+        module = text.partition(":")[0] if ":" in text else ""
+        feature = Feature.parse(text.rpartition(":")[2]).at(self.layout.n_pos)
+        return self._index_of(Place(module, *feature))
 
-    def _index_of(self, feature: Feature) -> int:
-        self.layout.error_index(*feature[:2])  # there are such a layer and such a position
-        wanted = torch.tensor(feature)
-        found = (self.selected_features == wanted).all(1).nonzero()[:, 0]
+    def _index_of(self, place: Place) -> int:
+        if (place.module, place.layer) not in self._parts_at:
+            known = ", ".join(sorted({part.module for part in self.header.parts} - {""})) or "none"
+            what = f"module {place.module} in" if place.module else "features of"
+            raise RequestError(
+                f"node {place}: graph {self.header.short_key} has no {what} layer {place.layer} "
+                f"({self.header.n_layers} layers, adapter modules: {known})"
+            )
+        index = self.active_index(place)
+        found = () if index is None else (self.selected == index).nonzero()[:, 0]
         if len(found):
             return int(found[0])
-        active = bool((self.active == wanted).all(1).any())
+        more = "--nodes" if self.edge_kind == "full" else "--max-features"
         reason = (
-            "fires there but is no node, so its edges are unknown; build with a higher "
-            "--max-features"
-            if active
-            else "does not fire there, so it has no effect"
+            "does not fire there, so it has no effect"
+            if index is None
+            else f"fires there but is no node, so its edges are unknown; build with a higher {more}"
         )
-        raise RequestError(f"feature {feature} of graph {self.header.short_key} {reason}")
+        raise RequestError(f"feature {place} of graph {self.header.short_key} {reason}")
+
+    def without_edges(self) -> AttributionGraph:
+        """The same with its scores alone."""
+        return replace(self, edges=None, measured=None)
 
     def require_edges(self) -> Edges:
         """The edges.
@@ -256,8 +329,8 @@ class AttributionGraph:
             f"{tuple(self.activations.shape)}.",
         )
         _require_finite("activations", self.activations)
-        sizes = (self.header.n_layers, len(self.input_ids), None)
-        names = ("layer", "position", "feature id")
+        sizes = (self.layout.n_parts, len(self.input_ids), None)
+        names = ("part" if self.header.parts else "layer", "position", "feature id")
         for name, size, values in zip(names, sizes, self.active.unbind(1), strict=True):
             if n and (int(values.min()) < 0 or (size is not None and int(values.max()) >= size)):
                 limit = "0 or more" if size is None else f"0..{size - 1}"
@@ -272,7 +345,7 @@ class AttributionGraph:
         if unsorted.numel():
             i = int(unsorted[0])
             raise RequestError(
-                "Graph: active must be sorted by (layer, position, id) without repeats; row "
+                "Graph: active must be sorted by (part, position, id) without repeats; row "
                 f"{i + 1} {tuple(self.active[i + 1].tolist())} follows "
                 f"{tuple(self.active[i].tolist())}."
             )

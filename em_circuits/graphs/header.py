@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen
+
+if TYPE_CHECKING:
+    from em_circuits.graphs.layout import NodeLayout
 
 FORMAT_VERSION = 1
 """Version of the file format; part of every key."""
@@ -34,6 +37,20 @@ class Selection(Frozen):
     """The requested limit; None for no limit."""
     weights: tuple[float, ...] = ()
     """Weight of each target, where it was not the probability."""
+
+
+class NodePart(Frozen):
+    """One part of the basis that a graph's nodes belong to: a layer's features, or a LoRA module.
+
+    The first coordinate of a node is the index of its part; parts stand in the order in which
+    edges run.
+    """
+
+    basis: str
+    """``transcoder``, ``neuron``, ``adapter``, ..."""
+    layer: int
+    module: str = ""
+    """Last name of an adapter's module, such as ``down_proj``; empty for features of a layer."""
 
 
 class GraphHeader(Frozen):
@@ -60,7 +77,11 @@ class GraphHeader(Frozen):
     transcoder_fingerprint: str | None = None
     """Its revision or hash."""
     n_layers: int
-    """Layers with a transcoder."""
+    """Layers of the model."""
+    parts: tuple[NodePart, ...] = ()
+    """What nodes are of; empty where they are features of a transcoder in every layer."""
+    with_errors: bool = True
+    """Whether each layer has error nodes; full edges leave none, errors respond in the edges."""
     scan: str | tuple[str, ...] | None = None
     """circuit-tracer's identifier of the transcoders."""
     dtype: str
@@ -75,6 +96,30 @@ class GraphHeader(Frozen):
     """Where the tokenizer is from."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
     """What other formats need to be written again unchanged."""
+
+    def layout(self, *, n_features: int, n_pos: int, n_logits: int) -> NodeLayout:
+        """The node order of a graph of these sizes."""
+        from em_circuits.graphs.layout import NodeLayout  # torch, which a header does without
+
+        return NodeLayout(
+            n_features=n_features,
+            n_layers=self.n_layers if self.with_errors else 0,
+            n_pos=n_pos,
+            n_logits=n_logits,
+            parts=None if self.with_errors else len(self.node_parts),
+        )
+
+    @property
+    def edge_kind(self) -> str:
+        """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.held`)."""
+        return str(self.attribution.get("edges", "frozen"))
+
+    @property
+    def node_parts(self) -> tuple[NodePart, ...]:
+        """`parts`, written out."""
+        return self.parts or tuple(
+            NodePart(basis="transcoder", layer=layer) for layer in range(self.n_layers)
+        )
 
     @property
     def short_key(self) -> str:

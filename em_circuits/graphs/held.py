@@ -116,6 +116,16 @@ class NodeEdges:
         """Direct edges to the targets."""
         return self.values[len(self.nodes) :]
 
+    @property
+    def among(self) -> Float[Tensor, "row node"]:
+        """Edges from nodes."""
+        return self.values[:, : len(self.nodes)]
+
+    @property
+    def from_tokens(self) -> Float[Tensor, "row pos"]:
+        """Edges from token embeddings; no columns if they were measured."""
+        return self.values[:, len(self.nodes) :]
+
     def total_effect(self) -> Float[Tensor, "target column"]:
         """Effect of every node and token on every target, over all paths; float64.
 

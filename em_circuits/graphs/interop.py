@@ -78,6 +78,11 @@ def export_pt(graph: AttributionGraph, path: Path) -> None:
     """
     edges = graph.require_edges()
     record: Any = graph.header.extra.get(EXTRA)
+    if graph.edge_kind == "full":
+        raise RequestError(
+            f"graph {graph.header.short_key} has full edges, which a .pt would pass off as "
+            "circuit-tracer's; export it as .json, or build one with --edges frozen"
+        )
     if record is None:
         raise RequestError(
             f"Graph {graph.header.short_key} lacks circuit-tracer's model configuration; build it "

@@ -2,9 +2,12 @@
 
 Nodes stand in this order, and rows are targets, columns sources (circuit-tracer's convention)::
 
-    [selected features by (layer, position, id) | errors, layer-major | tokens | logits]
-     `------------------ sources (columns) ------------------------------'
-     `-- rows 0.. ---'                                          then rows: `-------'
+    [features by (part, position, id) | errors, layer-major | tokens | logits]
+     `------------------ sources (columns) --------------------'
+     `-- rows 0.. ---'                                then rows: `-------'
+
+A *part* is a layer, unless nodes of several bases stand in one graph: then each layer's transcoder
+and each LoRA module is one, and parts stand in the order in which edges run.
 
 Only features and logits read anything, so vectors over *rows* have them alone, features first.
 
@@ -46,20 +49,33 @@ class NodeLayout:
 
     Attributes:
         n_features: Selected features.
-        n_layers: Layers that carry a transcoder, hence error nodes.
+        n_layers: Layers that carry error nodes; 0 in a graph with full edges.
         n_pos: Prompt tokens, the BOS included.
         n_logits: Targets.
+        parts: Parts that features belong to; `n_layers` if not given.
     """
 
     n_features: int
     n_layers: int
     n_pos: int
     n_logits: int
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_features", "n_layers", "n_pos", "n_logits"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if self.n_layers and self.n_parts != self.n_layers:
+            # An error's layer has to say which parts read it.
+            raise RequestError(
+                f"A graph with errors has one part a layer, got {self.n_parts} parts in "
+                f"{self.n_layers} layers."
+            )
+
+    @property
+    def n_parts(self) -> int:
+        """Parts that features belong to."""
+        return self.n_layers if self.parts is None else self.parts
 
     # Ranges of nodes
 
@@ -189,11 +205,11 @@ class NodeLayout:
 
     # Sources by layer and position
 
-    def source_layers(self, feature_layers: Int64[Tensor, " feature"]) -> Int64[Tensor, " source"]:
-        """The layer every source writes in; a token's is `TOKEN_LAYER`."""
+    def source_parts(self, feature_parts: Int64[Tensor, " feature"]) -> Int64[Tensor, " source"]:
+        """The part every source belongs to; an error's is its layer, a token's `TOKEN_LAYER`."""
         errors = torch.arange(self.n_layers).repeat_interleave(self.n_pos)
         tokens = torch.full((self.n_pos,), TOKEN_LAYER, dtype=torch.int64)
-        return torch.cat([feature_layers, errors, tokens])
+        return torch.cat([feature_parts, errors, tokens])
 
     def source_positions(
         self, feature_positions: Int64[Tensor, " feature"]
@@ -203,10 +219,10 @@ class NodeLayout:
         return torch.cat([feature_positions, errors, torch.arange(self.n_pos)])
 
     def places(
-        self, layers: Int64[Tensor, " node"], positions: Int64[Tensor, " node"]
+        self, parts: Int64[Tensor, " node"], positions: Int64[Tensor, " node"]
     ) -> Int64[Tensor, " node"]:
-        """One number for each (layer, position), layer-major: the order of features and errors."""
-        return layers * self.n_pos + positions
+        """One number for each (part, position), part-major: the order of features and errors."""
+        return parts * self.n_pos + positions
 
     # Fewer features
 

@@ -14,7 +14,6 @@ Finding, listing and hashing need no torch.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import re
@@ -101,6 +100,15 @@ class GraphStore:
             except WorkFailed as error:
                 logger.warning("%s", error)
         return False
+
+    def header(self, key: str) -> GraphHeader:
+        """The header of a graph; nothing else of its file is read.
+
+        Raises:
+            RequestError: If there is no such graph.
+            WorkFailed: If its file is corrupt.
+        """
+        return read_header(self.path(key))
 
     def has_sound(self, key: str) -> bool:
         """Whether the graph is there and intact; a broken file is named and quarantined, so that
@@ -203,7 +211,7 @@ class GraphStore:
         """Write a graph again without its edges: nodes, targets and gradient scores stay."""
         graph = self.load(key)
         if graph.edges is not None:
-            self._rewrite(key, dataclasses.replace(graph, edges=None), edges_dropped=True)
+            self._rewrite(key, graph.without_edges(), edges_dropped=True)
 
     def decompress(self, key: str) -> bool:
         """Write an archive of version 0.1 uncompressed; False if the graph is none."""

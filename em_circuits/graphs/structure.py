@@ -1,23 +1,24 @@
 """Structural mask of an adjacency matrix: which entries can be non-zero, and where each is packed.
 
-A feature at (layer l, position p) reads only from features and errors of layers below l and from
-tokens, all at positions up to p. Rows of one (l, p) therefore share their columns, and in
-position-major order those are a *prefix* of the sources below layer l: rows and columns form one
-contiguous block, which needs no index. Packed values are the blocks, one after another::
+A feature of part q (a layer, where every layer has one) at position p reads only from features and
+errors of parts below q and from tokens, all at positions up to p. Rows of one (q, p) therefore
+share their columns, and in position-major order those are a *prefix* of the sources below q: rows
+and columns form one contiguous block, which needs no index. Packed values are the blocks, one after
+another::
 
-    Stripe: the rows of one layer          columns (sources below it), by position
+    Stripe: the rows of one part           columns (sources below it), by position
                                             position 0 | position 1  | position 2
       Block of position 0:  rows 7..8      |###########|
       Block of position 1:  rows 9..11     |###########|#############|
                                            |###########|#############|
       Block of position 2:  row 12         |###########|#############|############|
 
-    values = [block 0 | block 1 | block 2 | blocks of the next layer ...]
+    values = [block 0 | block 1 | block 2 | blocks of the next part ...]
              `---- Span: about CHUNK values in a row ----'
                         its pieces: blocks cut to the span, their offsets within it
 
-    structure = Structure(layout, feature_layers, feature_positions)
-    for stripe in structure.stripes():  # layers, from the last to the first
+    structure = Structure(layout, feature_parts, feature_positions)
+    for stripe in structure.stripes():  # parts, from the last to the first
         for block in stripe.blocks:  # positions; columns stripe.columns[: block.n_columns]
             ...
 """
@@ -41,7 +42,7 @@ CHUNK = 1 << 17
 
 
 class Block(NamedTuple):
-    """The rows of one (layer, position), or some of them.
+    """The rows of one (part, position), or some of them.
 
     Attributes:
         rows: Feature indices of the rows.
@@ -78,17 +79,17 @@ class Span(NamedTuple):
 
 
 class Stripe(NamedTuple):
-    """All rows of one layer.
+    """All rows of one part.
 
     Attributes:
-        layer: The layer.
+        part: Its index.
         rows: Feature indices of the rows.
-        columns: Node indices of every source below the layer, position-major.
+        columns: Node indices of every source below the part, position-major.
         blocks: The blocks, by position.
         spans: The same rows, cut into pieces of a size to work on.
     """
 
-    layer: int
+    part: int
     rows: slice
     columns: Tensor
     blocks: tuple[Block, ...]
@@ -101,18 +102,18 @@ class Structure:
 
     Attributes:
         layout: The node order.
-        feature_layers: Layer of every feature, ascending.
-        feature_positions: Position of every feature, ascending within a layer.
+        feature_parts: Part of every feature (its layer, in a graph of one basis), ascending.
+        feature_positions: Position of every feature, ascending within a part.
     """
 
     layout: NodeLayout
-    feature_layers: Int64[Tensor, " feature"]
+    feature_parts: Int64[Tensor, " feature"]
     feature_positions: Int64[Tensor, " feature"]
 
     def __post_init__(self) -> None:
-        layout, layers, positions = self.layout, self.feature_layers, self.feature_positions
+        layout, parts, positions = self.layout, self.feature_parts, self.feature_positions
         for name, values, size in (
-            ("feature_layers", layers, layout.n_layers),
+            ("feature_parts", parts, layout.n_parts),
             ("feature_positions", positions, layout.n_pos),
         ):
             if values.shape != (layout.n_features,):
@@ -122,11 +123,11 @@ class Structure:
             if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:
                 found = f"{int(values.min())}..{int(values.max())}"
                 raise RequestError(f"{name} must lie in 0..{size - 1}, got {found}.")
-        steps = layout.places(layers, positions).diff()
+        steps = layout.places(parts, positions).diff()
         if (steps < 0).any():
             first = int((steps < 0).nonzero()[0])
             raise RequestError(
-                f"Features must be sorted by (layer, position); {first + 1} belongs before {first}."
+                f"Features must be sorted by (part, position); {first + 1} belongs before {first}."
             )
 
     def __repr__(self) -> str:
@@ -134,14 +135,14 @@ class Structure:
 
     @classmethod
     def of(cls, layout: NodeLayout, features: Int64[Tensor, "feature 3"]) -> Structure:
-        """The mask of features given by (layer, position, id)."""
+        """The mask of features given by (part, position, id)."""
         return cls(layout, features[:, 0].contiguous(), features[:, 1].contiguous())
 
     def with_features(self, features: Int64[Tensor, " chosen"]) -> Structure:
         """The mask of a graph with some of the features alone."""
         return Structure(
             self.layout.with_features(len(features)),
-            self.feature_layers[features],
+            self.feature_parts[features],
             self.feature_positions[features],
         )
 
@@ -149,7 +150,7 @@ class Structure:
         """Whether two structures describe the same mask."""
         return (
             self.layout == other.layout
-            and torch.equal(self.feature_layers, other.feature_layers)
+            and torch.equal(self.feature_parts, other.feature_parts)
             and torch.equal(self.feature_positions, other.feature_positions)
         )
 
@@ -159,7 +160,7 @@ class Structure:
         return sum(block.size for block in self.blocks())
 
     def stripes(self) -> Iterator[Stripe]:
-        """The layers that have rows, from the last to the first."""
+        """The parts that have rows, from the last to the first."""
         return reversed(self._stripes)
 
     def blocks(self) -> Iterator[Block]:
@@ -179,8 +180,9 @@ class Structure:
         """A node in words, for messages: kind, index and coordinates."""
         layout, kind = self.layout, self.layout.kind(node)
         if kind is NodeKind.FEATURE:
-            layer, pos = int(self.feature_layers[node]), int(self.feature_positions[node])
-            return f"feature node {node} (layer {layer}, position {pos})"
+            part, pos = int(self.feature_parts[node]), int(self.feature_positions[node])
+            name = "layer" if layout.parts is None else "part"
+            return f"feature node {node} ({name} {part}, position {pos})"
         if kind is NodeKind.ERROR:
             layer, pos = layout.error_coordinates(node)
             return f"error node {node} (layer {layer}, position {pos})"
@@ -189,14 +191,14 @@ class Structure:
 
     @cached_property
     def _stripes(self) -> tuple[Stripe, ...]:
-        layers = self.layout.source_layers(self.feature_layers)
+        parts = self.layout.source_parts(self.feature_parts)
         positions = self.layout.source_positions(self.feature_positions)
         by_position = torch.argsort(positions, stable=True)
         stripes: list[Stripe] = []
         start = offset = 0
-        for layer in self.feature_layers.unique_consecutive().tolist():
-            columns = by_position[layers[by_position] < layer]
-            stop = int(torch.searchsorted(self.feature_layers, layer, right=True))
+        for part in self.feature_parts.unique_consecutive().tolist():
+            columns = by_position[parts[by_position] < part]
+            stop = int(torch.searchsorted(self.feature_parts, part, right=True))
             here, counts = self.feature_positions[start:stop].unique_consecutive(return_counts=True)
             widths = torch.searchsorted(positions[columns], here, right=True)
             blocks, row = [], start
@@ -204,9 +206,7 @@ class Structure:
                 blocks.append(Block(slice(row, row + count), width, offset))
                 row += count
                 offset += count * width
-            stripes.append(
-                Stripe(layer, slice(start, stop), columns, tuple(blocks), _spans(blocks))
-            )
+            stripes.append(Stripe(part, slice(start, stop), columns, tuple(blocks), _spans(blocks)))
             start = stop
         return tuple(stripes)
 

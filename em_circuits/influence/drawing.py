@@ -29,7 +29,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.graphs.graph import AttributionGraph, Place
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, influence
 from em_circuits.influence.pruning import prune
@@ -71,7 +71,7 @@ class ScoredGraph:
 
     graph: AttributionGraph
     method: Method
-    """`total_effect`, or `signed_influence` where an activation is not positive."""
+    """`total_effect`, or `signed_influence` where an activation is 0 (an imported graph's)."""
     values: Float64[Tensor, "logit node"]
 
     @classmethod
@@ -83,8 +83,8 @@ class ScoredGraph:
         """
         graph.require_edges()
         activations = graph.selected_activations
-        positive = bool((activations.isfinite() & (activations > 0)).all())
-        method = Method.TOTAL_EFFECT if positive else Method.SIGNED
+        divisible = bool((activations.isfinite() & (activations != 0)).all())
+        method = Method.TOTAL_EFFECT if divisible else Method.SIGNED
         return cls(graph, method, influence(graph, Targets.each(graph), method).values)
 
     def seed(self, labels: Mapping[int, Label]) -> Targets | None:
@@ -252,6 +252,7 @@ class _Union:
         self.layer: list[int] = []
         self.position: list[int] = []
         self.feature: list[int | None] = []
+        self.module: list[str | None] = []
         self.token: list[int | None] = []
         for part in parts.values():
             for name, i in zip(part.names, part.nodes.tolist(), strict=True):
@@ -264,10 +265,11 @@ class _Union:
 
     def _add(self, graph: AttributionGraph, i: int) -> None:
         kind, layout = graph.layout.kind(i), graph.layout
-        feature = token = None
+        feature = token = module = None
         match kind:
             case NodeKind.FEATURE:
-                layer, position, feature = graph.selected_features[i].tolist()
+                place = graph.place(i)
+                layer, position, feature, module = *place[1:], place.module or None
             case NodeKind.ERROR:
                 layer, position = layout.error_coordinates(i)
             case NodeKind.TOKEN:
@@ -279,6 +281,7 @@ class _Union:
         self.layer.append(layer)
         self.position.append(position)
         self.feature.append(feature)
+        self.module.append(module)
         self.token.append(token)
 
     def of_kind(self, kind: NodeKind) -> list[int]:
@@ -297,16 +300,17 @@ class _Union:
             "layer": self.layer,
             "position": self.position,
             "feature": self.feature,
+            "module": self.module,
             "token": self.token,
         }
 
     def activations(self, part: _Part) -> np.ndarray:
         """Activation of every feature in one graph, shown there or not; NaN for other kinds."""
         graph = part.graph
-        active = {tuple(row): i for i, row in enumerate(graph.active.tolist())}
+        active = {place: i for i, place in enumerate(graph.places(graph.active))}
         found = np.full(len(self), math.nan)
         for i in self.of_kind(NodeKind.FEATURE):
-            at = active.get((self.layer[i], self.position[i], self.feature[i]))
+            at = active.get(self._place(i))
             found[i] = 0.0 if at is None else float(graph.activations[at])
         return found
 
@@ -323,12 +327,18 @@ class _Union:
         activation = self.activations(part)
         unshown = np.isnan(found)
         found[unshown & (activation == 0)] = 0.0
-        nodes = {tuple(row): i for i, row in enumerate(part.graph.selected_features.tolist())}
+        graph = part.graph
+        nodes = {place: i for i, place in enumerate(graph.places(graph.selected_features))}
         for i in np.flatnonzero(unshown & (activation != 0) & ~np.isnan(activation)).tolist():
-            node = nodes.get((self.layer[i], self.position[i], self.feature[i]))
+            node = nodes.get(self._place(i))
             if node is not None:
                 found[i] = float(part.contrast[node])
         return found
+
+    def _place(self, i: int) -> Place:
+        feature = self.feature[i]
+        assert feature is not None
+        return Place(self.module[i] or "", self.layer[i], self.position[i], feature)
 
     def tones(
         self, values: np.ndarray, largest: float, targets: Sequence[Mapping[str, Any]]

@@ -20,12 +20,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
+from em_circuits.feature import Feature
 from em_circuits.graphs.edges import Edges
-from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.graphs.graph import AttributionGraph, Place
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
@@ -66,18 +67,23 @@ class Influence:
     targets: Targets
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
-    features: Int64[Tensor, "feature 3"]
-    """(layer, position, id) of the feature nodes, which come first in `values`."""
+    places: tuple[Place, ...]
+    """Of the feature nodes, which come first in `values`."""
     activations: Float[Tensor, " feature"]
 
     def table(self, target: int = 0) -> FeatureTable:
-        """Influence of the features on one target (its row number), most positive first."""
+        """Influence of the features on one target (its row number), most positive first.
+
+        Ranks of an adapter, where they are nodes, are rows with a `module`.
+        """
         from em_circuits.table import FeatureTable  # pandas, which influence itself does not need
 
-        values = self.values[target, : len(self.features)]
+        values = self.values[target, : len(self.places)]
+        modules = [place.module for place in self.places]
         unit = "logits" if self.method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
         table = FeatureTable.of(
-            self.features,
+            [Feature(*place[1:]) for place in self.places],
+            modules=modules if any(modules) else None,
             by=str(self.method),
             score="influence",
             unit=unit,
@@ -119,7 +125,7 @@ def influence(
         Values of shape (target, node): in logits for `direct` and `total_effect`, else shares.
 
     Raises:
-        RequestError: If `total_effect` meets an activation that is not positive, or
+        RequestError: If `total_effect` meets an activation that is 0 or not finite, or
             `absolute_influence` a negative seed weight.
         WorkFailed: If a value comes out NaN or infinite.
     """
@@ -143,7 +149,7 @@ def influence(
         targets,
         graph.header.key,
         _coverage(graph, flow),
-        graph.selected_features,
+        graph.places(graph.selected_features),
         graph.selected_activations,
     )
 
@@ -152,7 +158,7 @@ def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"
     """1/d of every row, features then logits; 0 for a row that passes on no influence.
 
     Raises:
-        RequestError: If `total_effect` meets an activation that is not finite and positive.
+        RequestError: If `total_effect` meets an activation that is not finite, or 0.
     """
     edges = graph.require_edges()
     match method:
@@ -162,7 +168,7 @@ def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"
             return scale
         case Method.TOTAL_EFFECT:
             activations = graph.selected_activations.double()
-            _require_positive(graph, activations)
+            _require_active(graph, activations)
             logits = torch.ones(graph.layout.n_logits, dtype=torch.float64)
             return torch.cat([1 / activations, logits])
         case Method.SIGNED:
@@ -177,15 +183,13 @@ def mass_scale(edges: Edges, *, floor: float = 0.0) -> Float64[Tensor, " row"]:
     return torch.where(mass > 0, 1 / mass.clamp(min=floor), 0.0)
 
 
-def _require_positive(graph: AttributionGraph, activations: Tensor) -> None:
-    wrong = ~(activations.isfinite() & (activations > 0))
+def _require_active(graph: AttributionGraph, activations: Tensor) -> None:
+    wrong = ~activations.isfinite() | (activations == 0)
     if wrong.any():
         node = int(wrong.nonzero()[0])
-        feature = int(graph.selected_features[node, 2])
         raise RequestError(
-            f"total_effect needs positive activations: {graph.structure.describe(node)}, feature "
-            f"{feature}, has {float(activations[node])} ({int(wrong.sum())} such); use "
-            "signed_influence."
+            f"total_effect needs finite activations that are not 0: node {graph.name_of(node)} has "
+            f"{float(activations[node])} ({int(wrong.sum())} such); use signed_influence."
         )
 
 

@@ -88,11 +88,16 @@ def _node(graph: AttributionGraph, pruned: PrunedGraph, i: int) -> dict[str, Any
     share = {"influence": float(pruned.cumulative[i])}
     match layout.kind(i):
         case NodeKind.FEATURE:
-            layer, pos, feature = graph.selected_features[i].tolist()
-            # Both viewers know features under this type, per-layer ones too.
+            place = graph.place(i)
+            layer, pos, feature = place[1:]
+            # Both viewers know features under this type, per-layer ones and neurons too.
             kind, number = "cross layer transcoder", pairing(layer, feature)
-            node = _place(f"{layer}_{feature}_{pos}", number, str(layer), pos, kind)
-            return node | share | {"activation": float(graph.selected_activations[i])}
+            name = f"{layer}_{feature}_{pos}"
+            if place.module:  # a rank of an adapter, which has no feature page
+                name, number = f"{place.module}_{name}", -1
+            node = _place(name, number, str(layer), pos, kind)
+            label = {"clerp": str(place)} if place.module else {}
+            return node | share | label | {"activation": float(graph.selected_activations[i])}
         case NodeKind.ERROR:
             layer, pos = layout.error_coordinates(i)
             kind = "mlp reconstruction error"

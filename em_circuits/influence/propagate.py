@@ -140,8 +140,8 @@ def is_regular(edges: Edges) -> bool:
             "only features and logits have inputs, and a logit is no input. This is not an "
             "attribution graph."
         )
-    between, layers = layout.is_feature(sources), structure.feature_layers
-    return bool((layers[sources[between]] < layers[targets[between]]).all())
+    between, parts = layout.is_feature(sources), structure.feature_parts
+    return bool((parts[sources[between]] < parts[targets[between]]).all())
 
 
 def _topological(edges: Edges) -> list[int]:

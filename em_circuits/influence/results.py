@@ -35,6 +35,9 @@ class NodePlace(Frozen):
     layer: int | None
     position: int | None
     feature: int | None
+    """Of an adapter's node: the rank."""
+    module: str | None = None
+    """Of an adapter's node: the LoRA module, such as ``down_proj``."""
 
 
 class NodeValues(NodePlace):
@@ -201,6 +204,8 @@ class EdgeResult(Frozen):
     source: int
     target: int
     weight: float
+    measured: float | None = None
+    """The edge's real effect, where the graph has it: its source removed, all other nodes held."""
 
 
 class PruneResult(Frozen):
@@ -227,6 +232,13 @@ class PruneResult(Frozen):
         edges = pruned.edges
         order = edges.weights.abs().argsort(descending=True, stable=True)
         ends = (edges.sources[order], edges.targets[order], edges.weights[order])
+        measured: list[float | None] = [None] * len(order)
+        if graph.measured is not None:
+            tokens = ~graph.layout.is_feature(ends[0])  # an embedding has nothing to be removed to
+            real = graph.measured.at(ends[1], ends[0]).tolist()
+            measured = [
+                None if token else value for token, value in zip(tokens.tolist(), real, strict=True)
+            ]
         everything = range(graph.layout.n_nodes)
         return cls(
             graph=graph.header.key,
@@ -247,8 +259,10 @@ class PruneResult(Frozen):
                 for i in left
             ],
             edges=[
-                EdgeResult(source=source, target=target, weight=weight)
-                for source, target, weight in zip(*(end.tolist() for end in ends), strict=True)
+                EdgeResult(source=source, target=target, weight=weight, measured=real)
+                for source, target, weight, real in zip(
+                    *(end.tolist() for end in ends), measured, strict=True
+                )
             ],
         )
 
@@ -301,9 +315,10 @@ class ScoresResult(Frozen):
 def _place(graph: AttributionGraph, i: int) -> dict[str, Any]:
     """The fields of a `NodePlace`."""
     layout, kind = graph.layout, graph.layout.kind(i)
-    layer = position = feature = None
+    layer = position = feature = module = None
     if kind is NodeKind.FEATURE:
-        layer, position, feature = graph.selected_features[i].tolist()
+        found = graph.place(i)
+        layer, position, feature, module = *found[1:], found.module or None
     elif kind is NodeKind.ERROR:
         layer, position = layout.error_coordinates(i)
     elif kind is NodeKind.TOKEN:
@@ -314,6 +329,7 @@ def _place(graph: AttributionGraph, i: int) -> dict[str, Any]:
         "layer": layer,
         "position": position,
         "feature": feature,
+        "module": module,
     }
 
 

@@ -8,7 +8,6 @@ row finds the rest.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -72,7 +71,7 @@ def build_graphs(
     )
     records = []
     for name, graph in zip(get_args(ModelName), built.both, strict=True):
-        stored = dataclasses.replace(graph, edges=None) if scores_only else graph
+        stored = graph.without_edges() if scores_only else graph
         records.append(_store(work, stored, name, started))
     tokens = built.next_tokens
     work.register_pair()

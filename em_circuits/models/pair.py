@@ -66,6 +66,8 @@ class Model:
     transcoder_fingerprint: str | None = None
     adapter_fingerprint: str | None = None
     """None for the base, and for a full model that needed no adapter."""
+    pair: ModelPair | None = field(default=None, repr=False)
+    """The pair it is of."""
     _replacement: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -215,7 +217,7 @@ class ModelPair:
                 adapter_fingerprint=prints.get("adapter") if name == "merged" else None,
             )
 
-        return cls(
+        pair = cls(
             base=model("base", hf, prints["base"]),
             merged=model("merged", merged_hf, merged_print),
             transcoders=transcoders,
@@ -226,6 +228,9 @@ class ModelPair:
             adapter_fingerprint=prints.get("adapter"),
             transcoder_model_name=model_name,
         )
+        for one in pair.models:
+            one.pair = pair
+        return pair
 
     @property
     def models(self) -> tuple[Model, Model]:

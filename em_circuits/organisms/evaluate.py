@@ -184,7 +184,7 @@ def graph_fidelity(
 ) -> Fidelity:
     """circuit-tracer's two scores of full attribution graphs, mean over prompts."""
     base, merged = [], []
-    settings = AttributionSettings(max_feature_nodes=None)
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=None)
     for prompt in tracked(prompts, "graph scores", progress):
         graphs = build_pair_graphs(pair, Prompt.of(prompt.text), settings)
         base.append(graph_scores(graphs.base))

@@ -158,8 +158,7 @@ def _firing(
     graph: AttributionGraph, labels: dict[int, Label], layer: int, feature: int
 ) -> list[list[Any]]:
     """(position, activation, gradient contrast or None) at every position it fires at."""
-    same = (graph.active[:, 0] == layer) & (graph.active[:, 2] == feature)
-    index = same.nonzero()[:, 0]
+    index = graph.firing(layer, feature)
     contrast = torch.full((len(index),), torch.nan)
     if graph.gradient is not None and len(index):
         with contextlib.suppress(RequestError):  # without a contrast its figure is not known

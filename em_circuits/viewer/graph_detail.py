@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
+from em_circuits.graphs.graph import Place
 from em_circuits.influence import Targets, top_paths
 from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
@@ -98,17 +98,16 @@ def _strongest(graph: AttributionGraph, weights: Tensor) -> list[dict[str, Any]]
 
 def _state(graph: AttributionGraph, place: list[int]) -> tuple[str, float]:
     """("node", "active" without being one, or "inactive"; its activation)."""
-    found = (graph.active == torch.tensor(place)).all(1).nonzero()[:, 0]
-    if not len(found):
+    i = graph.active_index(Place("", *place))
+    if i is None:
         return "inactive", 0.0
-    i = int(found[0])
     selected = bool((graph.selected == i).any())
     return ("node" if selected else "active"), float(graph.activations[i])
 
 
 def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
     """(position, activation) of the same feature everywhere in the prompt."""
-    same = (graph.active[:, 0] == place[0]) & (graph.active[:, 2] == place[2])
+    same = graph.firing(place[0], place[2])
     return [
         [position, value]
         for position, value in zip(

@@ -31,7 +31,9 @@ def test_graphs_hold_their_own_logits_and_finite_scores(subject: Subject) -> Non
     prompt = Prompt.of("bfloat16", token_ids=tuple(subject.input_ids.tolist()))
     context = subject.pair.merged.replacement.setup_attribution(subject.input_ids)
     limit = int(0.4 * context.activation_matrix._nnz())
-    graphs = build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=limit))
+    graphs = build_pair_graphs(
+        subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=limit)
+    )
     own = context.logits[0, -1].float()
     assert torch.equal(graphs.merged.targets.logits, own[graphs.merged.targets.token_ids])
     for graph in graphs.both:

@@ -120,7 +120,7 @@ def test_wrong_sizes_and_orders_are_refused():
         pack(matrix[1:], graph)
     with pytest.raises(RequestError, match="sorted"):
         Edges.from_dense(matrix, graph.layout, layers.flip(0), positions)
-    with pytest.raises(RequestError, match=r"feature_layers must lie in 0..3"):
+    with pytest.raises(RequestError, match=r"feature_parts must lie in 0..3"):
         Edges.from_dense(matrix, graph.layout, layers + 1, positions)
     with pytest.raises((RequestError, jaxtyping.TypeCheckError)):
         Edges.from_dense(matrix, graph.layout, layers[1:], positions)

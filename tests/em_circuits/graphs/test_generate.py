@@ -25,6 +25,9 @@ TRUNCATED = 0.4
 """Share of the active features that the truncated graphs keep."""
 
 
+FROZEN = AttributionSettings(edges="frozen")
+
+
 @pytest.fixture(scope="module")
 def prompt(subject: Subject) -> Prompt:
     text = subject.pair.tokenizer.decode(subject.input_ids[1:])
@@ -37,7 +40,9 @@ def graphs(request: pytest.FixtureRequest, subject: Subject, prompt: Prompt) -> 
     if request.param == "truncated":
         context = subject.pair.merged.replacement.setup_attribution(subject.input_ids)
         limit = int(TRUNCATED * context.activation_matrix._nnz())
-    return build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=limit))
+    return build_pair_graphs(
+        subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=limit)
+    )
 
 
 def test_both_graphs_share_their_targets(graphs: PairGraphs) -> None:
@@ -89,7 +94,7 @@ def test_the_batch_size_does_not_change_a_truncated_graph(subject: Subject, prom
 
     def build(batch_size: int) -> PairGraphs:
         settings = AttributionSettings(
-            max_feature_nodes=400, batch_size=batch_size, update_rows=256
+            edges="frozen", max_feature_nodes=400, batch_size=batch_size, update_rows=256
         )
         return build_pair_graphs(subject.pair, prompt, settings)
 
@@ -104,7 +109,7 @@ def test_what_the_fast_way_does_not_fit_goes_upstreams_way(
     subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another context class, as another circuit-tracer may have, is not guessed at."""
-    settings = AttributionSettings(max_feature_nodes=100)
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=100)
     fast = build_pair_graphs(subject.pair, prompt, settings)
     calls = []
 
@@ -155,7 +160,9 @@ def test_rows_are_upstreams_at_every_layer_and_position(subject: Subject) -> Non
 
 
 def test_an_interrupted_attribution_leaves_nothing_behind(subject: Subject, prompt: Prompt) -> None:
-    settings = AttributionSettings(max_feature_nodes=300, update_rows=256, batch_size=16)
+    settings = AttributionSettings(
+        edges="frozen", max_feature_nodes=300, update_rows=256, batch_size=16
+    )
     steps: list[tuple[str, int, int]] = []
     before = build_pair_graphs(
         subject.pair, prompt, settings, progress=lambda *step: steps.append(step)
@@ -187,11 +194,13 @@ def test_edges_that_overflow_name_the_models_precision(
     real = EdgesBuilder.build
     monkeypatch.setattr(EdgesBuilder, "build", broken)
     with pytest.raises(WorkFailed, match=r"first .* computed in float32; em-circuits doctor"):
-        build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=10))
+        build_pair_graphs(
+            subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=10)
+        )
 
 
 def test_a_memory_budget_changes_no_graph(subject: Subject, prompt: Prompt) -> None:
-    settings = AttributionSettings(max_feature_nodes=300)
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=300)
     whole = build_pair_graphs(subject.pair, prompt, settings)
     tight = settings.model_copy(update={"max_memory": 30_000_000})
     for left, right in zip(
@@ -229,7 +238,9 @@ def _final_scale(model, input_ids: torch.Tensor) -> torch.Tensor:
 def test_outside_mass_is_what_the_whole_graph_has_and_the_truncated_lacks(
     subject: Subject, prompt: Prompt, graphs: PairGraphs
 ) -> None:
-    whole = build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=None))
+    whole = build_pair_graphs(
+        subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=None)
+    )
     for full, graph in zip(whole.both, graphs.both, strict=True):
         rows = torch.cat([graph.selected, torch.arange(len(graph.targets)) + len(full.selected)])
         outside = full.edges.row_mass[rows] - graph.edges.row_mass
@@ -244,10 +255,12 @@ def test_outside_mass_is_what_the_whole_graph_has_and_the_truncated_lacks(
 
 def test_every_labelled_token_can_be_selected_for(subject: Subject, prompt: Prompt) -> None:
     """By contrast, evil paths of the base weigh as much as safe ones, however improbable."""
-    first = build_pair_graphs(subject.pair, prompt, AttributionSettings(max_feature_nodes=60))
+    first = build_pair_graphs(
+        subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=60)
+    )
     ids = first.base.targets.token_ids.tolist()
     labels = {ids[0]: "safe", ids[-1]: "evil"}
-    settings = AttributionSettings(max_feature_nodes=60, select_by="contrast")
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=60, select_by="contrast")
     built = build_pair_graphs(subject.pair, prompt, settings, labels=labels)
     assert built.base.targets.token_ids.tolist() == ids
     assert not torch.equal(built.base.selected, first.base.selected)
@@ -275,8 +288,8 @@ def test_a_key_says_which_attribution_made_the_graph(
 
 
 def test_keys_change_with_what_changes_the_graph(subject: Subject, prompt: Prompt) -> None:
-    def key(labels=None, **changes: object) -> str:
-        settings = AttributionSettings(**changes)
+    def key(labels=None, edges: str = "frozen", **changes: object) -> str:
+        settings = AttributionSettings.model_validate({"edges": edges, **changes})
         return pair_graph_key(subject.pair, subject.pair.base, prompt, settings, labels)
 
     keys = {
@@ -285,11 +298,20 @@ def test_keys_change_with_what_changes_the_graph(subject: Subject, prompt: Promp
         key(top_k=5),
         key(select_by="contrast", labels={1: "evil"}),
         key(select_by="contrast", labels={1: "safe"}),
-        pair_graph_key(subject.pair, subject.pair.merged, prompt, AttributionSettings()),
-        pair_graph_key(subject.pair, subject.pair.base, Prompt.of("other"), AttributionSettings()),
+        pair_graph_key(subject.pair, subject.pair.merged, prompt, FROZEN),
+        pair_graph_key(subject.pair, subject.pair.base, Prompt.of("other"), FROZEN),
+        key(edges="full"),
+        key(edges="measured"),
+        key(edges="full", nodes=100),
+        key(edges="full", mass=0.9),
+        key(edges="full", choose_by="bound"),
+        key(edges="full", basis=("transcoder", "adapter")),
     }
-    assert len(keys) == 7
+    assert len(keys) == 13
     assert key(update_rows=512) not in keys
+    assert key(nodes=7, mass=0.5) == key()  # of full edges alone
+    assert key(edges="full", update_rows=512) == key(edges="full")
+    assert key(edges="full", nodes=100) == key(edges="full", max_feature_nodes=100)
     assert key(batch_size=7) == key(max_memory=10**9) == key() == key(labels={1: "evil"})
 
 

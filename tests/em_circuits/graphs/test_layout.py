@@ -58,7 +58,7 @@ def test_an_index_outside_is_an_error_and_never_wraps_around(call):
 
 
 def test_every_source_has_a_layer_and_a_position():
-    layers = LAYOUT.source_layers(torch.tensor([0, 1, 1]))
+    layers = LAYOUT.source_parts(torch.tensor([0, 1, 1]))
     positions = LAYOUT.source_positions(torch.tensor([2, 0, 3]))
     assert layers.tolist() == [0, 1, 1] + [0] * 4 + [1] * 4 + [TOKEN_LAYER] * 4
     assert positions.tolist() == [2, 0, 3] + [0, 1, 2, 3] * 3

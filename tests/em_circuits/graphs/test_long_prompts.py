@@ -25,7 +25,7 @@ from em_circuits.graphs.linear_rows import LinearRows
 from em_circuits.graphs.offload import Scratch, offload
 from pivotal_tokens.schema import Prompt
 
-SETTINGS = AttributionSettings(max_feature_nodes=300, update_rows=256)
+SETTINGS = AttributionSettings(edges="frozen", max_feature_nodes=300, update_rows=256)
 ROOT = Path(__file__).parents[3]
 
 
@@ -134,7 +134,7 @@ def test_the_nnsight_backend_makes_the_same_pair_of_graphs(
     other = lifelike_subject(tmp_path_factory.mktemp("transformerlens"))
     ids = nnsight.input_ids
     prompt = Prompt.of(nnsight.pair.tokenizer.decode(ids[1:]), token_ids=tuple(ids.tolist()))
-    settings = AttributionSettings(max_feature_nodes=None)
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=None)
     with other.pair:
         expected = build_pair_graphs(other.pair, prompt, settings)
     found = build_pair_graphs(nnsight.pair, prompt, settings)

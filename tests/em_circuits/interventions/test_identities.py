@@ -102,7 +102,7 @@ def test_influence_of_a_stored_graph_is_what_ablations_measure(
     """The whole way: our graph, our kernel, on every target, against real interventions."""
     prompt = Prompt.of("identity", token_ids=tuple(subject.input_ids.tolist()))
     graph = build_pair_graphs(
-        subject.pair, prompt, AttributionSettings(max_feature_nodes=None)
+        subject.pair, prompt, AttributionSettings(edges="frozen", max_feature_nodes=None)
     ).merged
     values = influence(graph, Targets.each(graph), method).values[:, graph.layout.features]
     effects = ablation_effects(
