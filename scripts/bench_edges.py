@@ -5,9 +5,9 @@ python scripts/bench_edges.py --organism toy-down-proj
 
 Of each held-out prompt and model: agreement of a score on evil minus safe with really ablating each
 feature, everything running free; over the nodes of a graph as it is built by default (512 of full
-edges, all active features of frozen ones), and of full edges over all active features. Of the edges among the nodes of one full
-graph, features and targets: agreement with measured edges, each node removed for real while the
-others are held. Means over prompts and models, with 95 % bootstrap intervals over prompts.
+edges, all active features of frozen ones), and of full edges over all active features. Of the edges
+among the nodes of one full graph: agreement with measured edges, each node removed for real while
+the others are held. Means over prompts and models, with 95 % bootstrap intervals over prompts.
 """
 
 from __future__ import annotations
