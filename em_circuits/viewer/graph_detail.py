@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.graphs.graph import Place
+from em_circuits.graphs.graph import NodeName
 from em_circuits.influence import Targets, top_paths
 from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
@@ -98,7 +98,7 @@ def _strongest(graph: AttributionGraph, weights: Tensor) -> list[dict[str, Any]]
 
 def _state(graph: AttributionGraph, place: list[int]) -> tuple[str, float]:
     """("node", "active" without being one, or "inactive"; its activation)."""
-    i = graph.active_index(Place("", *place))
+    i = graph.active_index(NodeName("", *place))
     if i is None:
         return "inactive", 0.0
     selected = bool((graph.selected == i).any())
