@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 from synthetic import Size, header, synthetic_graph
 
@@ -397,7 +398,7 @@ def test_a_kill_while_writing_leaves_nothing_half_written(tmp_path):
     """)
     )
     root = tmp_path / "graphs"
-    command = [sys.executable, str(script), str(root), str(Path(__file__).parent.parent)]
+    command = [sys.executable, str(script), str(root), str(Path(synthetic.__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout.readline() == "ready\n"
         store, generator = GraphStore(root), torch.Generator().manual_seed(0)
