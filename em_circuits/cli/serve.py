@@ -29,7 +29,7 @@ _settings = OptionSet(
     omit=("max_body", "max_nodes", "max_edges"),
     allowed_hosts=Flag("--allow-host", "allowed", metavar="NAME"),
     neuronpedia=Flag(metavar="MODEL/SOURCE"),
-    lease_seconds=Flag("--lease", type=float),
+    lease_seconds=Flag("--lease"),
     review_keys=Flag(
         "--key",
         "keys",
