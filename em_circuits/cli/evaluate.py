@@ -156,10 +156,12 @@ def _steering(work: Workspace, options: EvaluateOptions) -> SteeringSetup | None
     if options.features is None:
         return None
     ranked_on = "merged" if options.model == "both" else options.model
-    ids, _ = experiments.analyse.choose_ids(work, options.features, options.prompt, model=ranked_on)
+    ids, by = experiments.analyse.choose_ids(
+        work, options.features, options.prompt, model=ranked_on
+    )
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random)
+    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random, by=by)
 
 
 def _describe(summary: EvaluationSummary) -> None:
