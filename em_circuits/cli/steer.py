@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from em_circuits import experiments, interventions, report
 from em_circuits.cli.judge_options import (
@@ -21,7 +21,7 @@ from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.feature import FeatureChoice
-from em_circuits.intervention import Mode, Unit, Where
+from em_circuits.intervention import MIN_DRAWS, Mode, Unit, Where, check_value
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import FORMER, TO_STEER, Scoring
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
@@ -66,7 +66,7 @@ class RunOptions(Options):
     """Ranks top:N and the like; greedy chooses features that do most when ablated together."""
     regime: RegimeName = "free"
     """What is held fixed meanwhile; free is the real model."""
-    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
     rollouts: int = Field(default=0, ge=0)
     """Continuations under each condition, drawn with the same noise."""
@@ -74,6 +74,12 @@ class RunOptions(Options):
     """Of a continuation."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the continuations."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunOptions:
+        FeatureChoice.parse(self.features)
+        check_value(self.mode, self.value, self.unit, where="--mode and --value")
+        return self
 
 
 class ScanOptions(Options):
@@ -122,7 +128,7 @@ class TransferOptions(Options):
     """Features."""
     multiples: Annotated[tuple[float, ...], Flag("--multiple", "multiples")] = (1.0, 3.0)
     """Of the merged activation, set in the base; repeatable."""
-    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
     rollouts: int = Field(default=0, ge=0)
     """Continuations of each treatment."""
@@ -143,7 +149,6 @@ def steer() -> None:
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    FeatureChoice.parse(options.features)
     record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
         result = experiments.analyse.steer_prompt(
