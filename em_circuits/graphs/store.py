@@ -121,8 +121,13 @@ class GraphStore:
 
     def _graph_of(self, prompt: str, model: str, edges: str | None) -> str:
         headers = [h for h in map(read_header, self._files(prompt)) if h.model == model]
-        kinds = {header.key: header.attribution.get("edges", "frozen") for header in headers}
-        wanted = edges or ("full" if "full" in kinds.values() else None)
+        kinds = {
+            header.key: "measured" if header.attribution.get("measure") else header.edge_kind
+            for header in headers
+        }
+        # Measured graphs hold full edges, too.
+        full = next((kind for kind in ("measured", "full") if kind in kinds.values()), None)
+        wanted = full if full and edges in (None, "full") else edges
         fit = [key for key, kind in kinds.items() if wanted in (None, kind)]
         if len(fit) == 1:
             return fit[0]
