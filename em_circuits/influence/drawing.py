@@ -504,6 +504,10 @@ def _mark(
         )
     r, look = 3 + 3.4 * abs(tone), f'fill="{_mixed(tone)}" stroke="#8b857a" stroke-width=".8"'
     about = f"<title>{_escape(name)}</title>"
+    if nodes["module"][i]:
+        up, down, side = y - 1.2 * r, y + 0.8 * r, 1.1 * r
+        corners = f"{x:.1f},{up:.1f} {x + side:.1f},{down:.1f} {x - side:.1f},{down:.1f}"
+        return f'<polygon points="{corners}" {look}>{about}</polygon>'
     if nodes["kind"][i] == NodeKind.FEATURE:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {look}>{about}</circle>'
     turned = f' transform="rotate(45 {x:.1f} {y:.1f})"' if nodes["kind"][i] == "error" else ""
