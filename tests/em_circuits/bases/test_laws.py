@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import EVERY_SUBJECT, Subject
 
 from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
 from em_circuits.graphs.held import captured
+
+pytestmark = EVERY_SUBJECT
 
 BASES = {
     "transcoder": lambda subject: transcoder_parts(subject.pair.merged),

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import EVERY_SUBJECT, Subject
 
 from em_circuits.graphs import AttributionGraph, GraphStore, attribute
 from em_circuits.influence import Targets, graph_scores, influence, prune, top_paths
 from em_circuits.influence.drawing import picture
 from em_circuits.influence.scores import error_direct_score, error_influence_share
 from pivotal_tokens.errors import RequestError
+
+pytestmark = EVERY_SUBJECT
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import EVERY_SUBJECT, Subject
 
 from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
 from em_circuits.graphs.held import (
@@ -14,6 +14,8 @@ from em_circuits.graphs.held import (
     gradient_effects,
     measured_edges,
 )
+
+pytestmark = EVERY_SUBJECT
 
 BASES = {
     "transcoder": lambda s: transcoder_parts(s.pair.merged),
