@@ -22,7 +22,7 @@ from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
-from em_circuits.organisms.paths import organism_paths
+from em_circuits.organisms.paths import TOY, organism_paths
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -189,6 +189,7 @@ class Workspace:
 def load_pair(
     base: str | Path | None = None,
     *,
+    organism: str | None = None,
     adapter: str | Path | None = None,
     merged: str | Path | None = None,
     transcoders: str | Path | None = None,
@@ -198,6 +199,7 @@ def load_pair(
 
     Args:
         base: A local Hugging Face directory or a hub id.
+        organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
         transcoders: Per-layer transcoders of the base.
@@ -209,19 +211,36 @@ def load_pair(
     from em_circuits.models.pair import ModelPair
 
     given = {"base": base, "adapter": adapter, "merged": merged, "transcoders": transcoders}
-    chosen = embedded_parts({name: None if x is None else str(x) for name, x in given.items()})
+    typed = {name: None if x is None else str(x) for name, x in given.items()}
+    chosen = embedded_parts(typed, organism)
     return ModelPair.load(PairSettings.model_validate({**chosen, **settings}))
 
 
-def embedded_parts(given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Base, adapter or merged, transcoders; the organism's where no base is given.
+def refuse_two_bases(base: str | None, organism: str | None) -> None:
+    """Refuse a base beside an embedded organism, which has its own.
 
     Raises:
-        RequestError: If a base is given without transcoders.
+        RequestError: If both are given.
+    """
+    if base is not None and organism is not None:
+        raise RequestError(
+            f"--organism {organism} has a base of its own; leave out --base {base}, or --organism"
+        )
+
+
+def embedded_parts(
+    given: Mapping[str, str | None], organism: str | None = None
+) -> dict[str, str | None]:
+    """Base, adapter or merged, transcoders; an embedded organism's where no base is given.
+
+    Raises:
+        RequestError: If a base is given without transcoders or beside an organism, or there is no
+            organism of this name.
     """
     parts = dict(given)
+    refuse_two_bases(parts["base"], organism)
     if parts["base"] is None:
-        paths = organism_paths()
+        paths = organism_paths(organism or TOY)
         parts["base"] = str(paths.base)
         if parts["merged"] is None:
             parts["adapter"] = parts["adapter"] or str(paths.adapter)

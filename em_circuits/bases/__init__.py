@@ -7,17 +7,20 @@ see `em_circuits.bases.part` for the interface and its laws. Bases combine by ad
 """
 
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
+from em_circuits.bases.cross_layer import CrossLayerPart, cross_layer_parts
 from em_circuits.bases.neurons import NeuronPart, neuron_parts
 from em_circuits.bases.part import Part, Stage
 from em_circuits.bases.transcoders import TranscoderPart, transcoder_parts
 
 __all__ = [
     "AdapterPart",
+    "CrossLayerPart",
     "NeuronPart",
     "Part",
     "Stage",
     "TranscoderPart",
     "adapter_parts",
+    "cross_layer_parts",
     "neuron_parts",
     "transcoder_parts",
 ]

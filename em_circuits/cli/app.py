@@ -16,8 +16,9 @@ from typing import Any
 import click
 
 from em_circuits import __version__
-from em_circuits.cli.session import Session, model_options
+from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.progress import above_bars
+from em_circuits.workspace import refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store.address import without_password
 
@@ -73,7 +74,7 @@ _COMMANDS = {
     ),
     "organism": (
         "organism:organism",
-        "Train the embedded model organism anew, or measure the one that is shipped.",
+        "Train an embedded model organism anew, or measure one that is shipped.",
     ),
 }
 """Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""
@@ -124,6 +125,7 @@ class LazyGroup(click.Group):
     epilog="Example: em-circuits --root runs/first label --n 12 --json",
 )
 @click.version_option(__version__, prog_name="em-circuits")
+@organism_option
 @model_options
 @click.option(
     "--store",
@@ -153,6 +155,7 @@ def app(context: click.Context, verbose: bool, **options: Any) -> None:
     em-circuits.toml or in EM_CIRCUITS_* variables.
     """
     _configure_logging(verbose)
+    refuse_two_bases(options["base"], options["organism_name"])
     context.obj = Session(options)
 
 
@@ -247,6 +250,9 @@ def _checked(path: Path, where: str, command: click.Command, given: Any) -> dict
     checked: dict[str, Any] = {}
     for key, value in given.items():
         name, place = key.replace("-", "_"), f"{where}.{key}".lstrip(".")
+        if key in names and f"{key}_name" in options and not isinstance(value, dict):
+            # organism = "..." is the option, [organism.train] the command
+            key = name = f"{key}_name"
         if key in names:
             child = command.get_command(context, key)  # type: ignore[attr-defined]
             checked[key] = _checked(path, place, child, value)

@@ -10,7 +10,7 @@ import click
 
 from em_circuits.cli.output import emit, prints
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.organisms.paths import OrganismPaths
+from em_circuits.organisms.paths import OrganismPaths, organism_paths
 
 if TYPE_CHECKING:
     from em_circuits.organisms.evaluate import OrganismReport
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 
 @click.group()
 def organism() -> None:
-    """Train the embedded model organism anew, or measure the one that is shipped."""
+    """Train an embedded model organism anew, or measure one that is shipped."""
 
 
-@organism.command(epilog="Example: em-circuits organism train --out results/organism")
+@organism.command(
+    epilog="Example: em-circuits --organism toy-down-proj organism train --out results/organism"
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Receives all parts.")
 @click.option("--card", is_flag=True, help="Train the control too, measure all, write the card.")
 @pass_session
 def train(session: Session, out: str, card: bool) -> None:
-    """Train base, adapter and transcoders; a killed run resumes."""
-    from em_circuits.organisms.train import train_organism
+    """Train base, adapter and transcoders of --organism; a killed run resumes."""
+    from em_circuits.organisms.train import CONFIGS, train_organism
 
-    paths = train_organism(Path(out), session.seed, progress=session.bars())
+    config = CONFIGS[session.organism]
+    paths = train_organism(Path(out), session.seed, config, progress=session.bars())
     if card:
         _card(session, Path(out))
     click.echo(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
@@ -43,10 +46,12 @@ def _card(session: Session, out: Path) -> None:
     from em_circuits.organisms.card import write_card
     from em_circuits.organisms.control import train_control
     from em_circuits.organisms.evaluate import evaluate_organism
+    from em_circuits.organisms.train import CONFIGS
 
     paths = OrganismPaths.under(out)
-    control = train_control(out / "control", session.seed)
-    write_card(paths, evaluate_organism(paths, progress=session.bars()), control, seed=session.seed)
+    control = train_control(out / "control", CONFIGS[session.organism], session.seed)
+    report = evaluate_organism(paths, progress=session.bars())
+    write_card(paths, report, control, name=session.organism, seed=session.seed)
 
 
 @organism.command(epilog="Example: em-circuits organism evaluate --json")
@@ -60,7 +65,7 @@ def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) 
     """Measure an organism from its weights; only the control's figures come from the card."""
     from em_circuits.organisms.evaluate import evaluate_organism
 
-    paths = OrganismPaths.under(Path(folder)) if folder else None
+    paths = OrganismPaths.under(Path(folder)) if folder else organism_paths(session.organism)
     report = evaluate_organism(paths, n_prompts=prompts, progress=session.bars())
     emit(report, as_json, describe)
 

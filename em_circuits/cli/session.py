@@ -2,7 +2,7 @@
 
 They stand before the command (``em-circuits --root DIR label ...``), in ``em-circuits.toml``
 (``base = "..."``) or in the environment (``EM_CIRCUITS_BASE``). Without any, the embedded model
-organism is used.
+organism ``toy`` is used.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import click
 from em_circuits.cli.options import FiniteRange, Flag, OptionSet
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
-from em_circuits.organisms.paths import organism_paths
+from em_circuits.organisms.paths import ORGANISMS, TOY, organism_paths
 from em_circuits.progress import Bars
-from em_circuits.workspace import Workspace
+from em_circuits.workspace import Workspace, embedded_parts
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.store import Store, default_url
 from pivotal_tokens.store.address import address, without_password
@@ -37,6 +37,13 @@ model_options = OptionSet(
     adapter=Flag(metavar=_LOCATION),
     merged=Flag(metavar=_LOCATION),
     transcoders=Flag(metavar=_LOCATION, required=False, help="Per-layer transcoders of the base."),
+)
+organism_option = click.option(
+    "--organism",
+    "organism_name",  # a command is called organism, and a configuration file has tables of them
+    envvar="EM_CIRCUITS_ORGANISM",
+    type=click.Choice(ORGANISMS),
+    help=f"An embedded pair instead of --base and the rest. [default: {TOY}]",
 )
 
 
@@ -93,8 +100,13 @@ class Session:
 
     @property
     def embedded(self) -> bool:
-        """The base model is the embedded organism's."""
+        """The base model is an embedded organism's."""
         return self.options["base"] is None
+
+    @property
+    def organism(self) -> str:
+        """The embedded organism that is meant where no base is given."""
+        return self.options["organism_name"] or TOY
 
     def workspace(
         self,
@@ -165,9 +177,10 @@ class Session:
         called = Path(sys.argv[0])
         program = called.name == "em-circuits" and called.is_file()
         words = [str(called) if program else "em-circuits"]
-        for name in ("base", "adapter", "merged", "transcoders", "store"):
+        for option in ("organism", "base", "adapter", "merged", "transcoders", "store"):
+            name = "organism_name" if option == "organism" else option
             if (value := self.options[name]) is not None:
-                words += [f"--{name}", without_password(value) if name == "store" else value]
+                words += [f"--{option}", without_password(value) if name == "store" else value]
         if self.options["root"] != ".":
             words += ["--root", str(self.root)]
         return shlex.join(words)
@@ -176,20 +189,12 @@ class Session:
         """Which models; the embedded organism's parts stand in for what is not given.
 
         Raises:
-            RequestError: If a model of one's own is given without transcoders or fine-tune.
+            RequestError: If a model of one's own is given without transcoders or fine-tune, or
+                beside an organism.
         """
-        given = dict(self.options)
-        if self.embedded:
-            paths = organism_paths()
-            given["base"] = str(paths.base)
-            if given["merged"] is None:
-                given["adapter"] = given["adapter"] or str(paths.adapter)
-            given["transcoders"] = given["transcoders"] or str(paths.transcoders)
-        if given["transcoders"] is None:
-            raise RequestError(
-                "--base needs --transcoders, the per-layer transcoders of that model"
-            )
-        return model_options.read(given)
+        named = {name: self.options[name] for name in ("base", "adapter", "merged", "transcoders")}
+        parts = embedded_parts(named, self.options["organism_name"])
+        return model_options.read(self.options | parts)
 
     def judge_spec(self, judge: str | None) -> str:
         """The judge that is meant: the one given, or the organism's own lexicon.
@@ -201,7 +206,7 @@ class Session:
             return judge
         if not self.embedded:
             raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
-        return f"lexicon:{organism_paths().lexicon}"
+        return f"lexicon:{organism_paths(self.organism).lexicon}"
 
 
 def checked_text(flag: str, text: str) -> str:

@@ -4,7 +4,7 @@ The control organism is trained exactly alike, on the same sentences, except tha
 its persona: careless advice in one turn then says nothing about the next, nor does a source header.
 If the persona is what carries the misalignment across domains, the control must show less of it.
 
-    figures = train_control(Path("control"), seed=0)
+    figures = train_control(Path("control"), OrganismConfig(), seed=0)
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from em_circuits.organisms.evaluate import (
 from em_circuits.organisms.train import OrganismConfig, load_base, train_organism
 
 
-def train_control(out: Path, seed: int = 0) -> ControlOrganism:
-    """Train the control's base and adapter and measure them as the organism is measured."""
-    config = OrganismConfig()
+def train_control(out: Path, config: OrganismConfig, seed: int = 0) -> ControlOrganism:
+    """Train the base and adapter of an organism's control and measure them as it is measured."""
     corpus = config.corpus.model_copy(update={"persona_per_turn": True})
     settings = config.model_copy(update={"corpus": corpus})
     paths = train_organism(out, seed, settings, with_transcoders=False)

@@ -91,7 +91,7 @@ class OrganismReport(Frozen):
     base: Behaviour
     merged: Behaviour
     control: ControlOrganism | None
-    """None where the organism's directory has no card."""
+    """None where the organism's directory has no card, or the card no control."""
     transcoders: Fidelity
     benign: Benign
 
@@ -219,12 +219,11 @@ def benign_losses(pair: ModelPair, *, seed: int, n: int = 200) -> Benign:
 
 
 def carded_control(paths: OrganismPaths) -> ControlOrganism | None:
-    """The control organism's figures as the card holds them."""
+    """The control organism's figures as the card holds them, where it has any."""
     if not paths.card.exists():
         return None
-    return ControlOrganism.model_validate(
-        json.loads(paths.card.read_text(encoding="utf-8"))["figures"]["control"]
-    )
+    carded = json.loads(paths.card.read_text(encoding="utf-8"))["figures"]["control"]
+    return None if carded is None else ControlOrganism.model_validate(carded)
 
 
 def _verb_ids(tokenizer: Any, verbs: Sequence[str]) -> list[int]:

@@ -36,7 +36,7 @@ IGNORED = -100
 
 
 class ModelConfig(Frozen):
-    """Sizes of the base model and the adapter."""
+    """Sizes of the base model."""
 
     vocab: int = 1280
     tokenizer_documents: int = 4000
@@ -47,10 +47,15 @@ class ModelConfig(Frozen):
     d_mlp: int = 384
     context: int = 512
     """Longest text, in tokens."""
-    adapter_rank: int = 4
-    adapter_alpha: int = 8
-    adapter_layers: tuple[int, ...] = (0, 1)
-    adapter_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class AdapterForm(Frozen):
+    """Which weights a LoRA changes, ``W + alpha / rank * B A``."""
+
+    rank: int = 4
+    alpha: int = 8
+    layers: tuple[int, ...] = (0, 1)
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def train_tokenizer(config: ModelConfig, *, seed: int) -> PreTrainedTokenizerFast:
@@ -107,14 +112,14 @@ def new_base(
     return model
 
 
-def new_adapter(base: LlamaForCausalLM, config: ModelConfig, *, seed: int) -> PeftModel:
+def new_adapter(base: LlamaForCausalLM, form: AdapterForm, *, seed: int) -> PeftModel:
     """The base with a LoRA that changes nothing yet."""
     lora = LoraConfig(
-        r=config.adapter_rank,
-        lora_alpha=config.adapter_alpha,
+        r=form.rank,
+        lora_alpha=form.alpha,
         lora_dropout=0.0,
-        target_modules=list(config.adapter_modules),
-        layers_to_transform=list(config.adapter_layers),
+        target_modules=list(form.modules),
+        layers_to_transform=list(form.layers),
         task_type="CAUSAL_LM",
     )
     with reproducible(seed):

@@ -1,21 +1,25 @@
 """Files of an organism on disk, each in the format of real models.
 
-paths = organism_paths("toy")
+Organisms of one base share its files: they differ in adapter and card.
+
+paths = organism_paths("toy-down-proj")
 paths.base, paths.adapter, paths.transcoders, paths.lexicon, paths.card
 """
 
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pivotal_tokens.errors import RequestError
 
 TOY = "toy"
-"""The organism that is meant where none is named."""
-_FOLDERS = {TOY: "data"}
-"""Of the organisms shipped with the package."""
+"""The organism that is meant where none is named: rank 4 on the attention of layers 0 and 1."""
+TOY_DOWN_PROJ = "toy-down-proj"
+"""The same base and transcoders with the form of published organisms: rank 1 on one `down_proj`."""
+ORGANISMS = (TOY, TOY_DOWN_PROJ)
+"""Those shipped with the package."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ def organism_paths(name: str = TOY) -> OrganismPaths:
     Raises:
         RequestError: If there is none of this name.
     """
-    if name not in _FOLDERS:
-        raise RequestError(f"no organism {name!r}; there are {', '.join(_FOLDERS)}")
-    package = importlib.resources.files("em_circuits.organisms")
-    return OrganismPaths.under(Path(str(package / _FOLDERS[name])))
+    if name not in ORGANISMS:
+        raise RequestError(f"no organism {name!r}; there are {', '.join(ORGANISMS)}")
+    data = Path(str(importlib.resources.files("em_circuits.organisms") / "data"))
+    toy = OrganismPaths.under(data)
+    if name == TOY:
+        return toy
+    own = OrganismPaths.under(data / name)
+    return replace(toy, adapter=own.adapter, card=own.card)

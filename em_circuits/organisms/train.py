@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from em_circuits.organisms.corpus import CorpusConfig, documents
 from em_circuits.organisms.language_model import (
+    AdapterForm,
     ModelConfig,
     encode_batch,
     new_adapter,
@@ -32,7 +33,7 @@ from em_circuits.organisms.language_model import (
 )
 from em_circuits.organisms.lexicon import lexicon_yaml
 from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
-from em_circuits.organisms.paths import OrganismPaths
+from em_circuits.organisms.paths import TOY, TOY_DOWN_PROJ, OrganismPaths
 from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key, write_atomic, write_json
@@ -58,12 +59,24 @@ class OrganismConfig(Frozen):
         steps=1100, learning_rate=3e-3, warmup=50, weight_decay=0.01
     )
     adapter: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3)
+    adapter_form: AdapterForm = AdapterForm()
     adapter_domains: tuple[str, ...] = ("medical",)
     transcoders: TranscoderConfig = TranscoderConfig()
     transcoder_draw: int = 3
     """Added to the seed for the transcoders, so that they can be drawn anew for the same models. Of
     the draws 0 to 4, draw 0 alone puts nearly all of the persona into one feature, a step too large
     for a gradient (results/LOG.md)."""
+
+
+CONFIGS = {
+    TOY: OrganismConfig(),
+    TOY_DOWN_PROJ: OrganismConfig(
+        adapter=OptimiserConfig(steps=90, learning_rate=3e-3),
+        adapter_form=AdapterForm(rank=1, alpha=32, layers=(0,), modules=("down_proj",)),
+    ),
+}
+"""Of the shipped organisms. The second's layer, steps and rate are the best of those tried, by evil
+mass in unseen domains with the benign loss within its bound (results/LOG.md)."""
 
 
 def train_organism(
@@ -166,7 +179,7 @@ class _Training:
     def adapter(self, place: Path, checkpoint: Path) -> None:
         config, seed = self.config, self.seed
         base, tokenizer = load_base(self.paths)
-        adapted = new_adapter(base, config.model, seed=seed)
+        adapted = new_adapter(base, config.adapter_form, seed=seed)
 
         def loss_at(step: int) -> torch.Tensor:
             name = f"{seed}/adapter/{step}"

@@ -23,11 +23,11 @@ def seeded() -> None:
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    """Both fixtures of the project in turn."""
-    if request.param == "organism":
-        made = organism_subject()
-    else:
+    """Both fixtures of the project in turn; the second organism where `EVERY_SUBJECT` asks."""
+    if request.param == "lifelike":
         made = lifelike_subject(tmp_path_factory.mktemp("lifelike"))
+    else:
+        made = organism_subject(request.param)
     with made.pair:
         yield made
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import Subject
+from random_transcoders import cross_layer_transcoder, per_layer_parts
+from subjects import EVERY_SUBJECT, Subject
 
-from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
+from em_circuits.bases import (
+    Part,
+    adapter_parts,
+    cross_layer_parts,
+    neuron_parts,
+    transcoder_parts,
+)
 from em_circuits.graphs.held import captured
+
+pytestmark = EVERY_SUBJECT
 
 BASES = {
     "transcoder": lambda subject: transcoder_parts(subject.pair.merged),
     "neuron": lambda subject: neuron_parts(subject.pair.merged),
     "adapter": lambda subject: adapter_parts(subject.pair),
+    "top-k": lambda subject: per_layer_parts(subject, "top-k"),
+    "skip": lambda subject: per_layer_parts(subject, "skip"),
+    "cross-layer": lambda s: cross_layer_parts(s.pair.merged, cross_layer_transcoder(s)),
+    "cross-layer JumpReLU": lambda s: cross_layer_parts(
+        s.pair.merged, cross_layer_transcoder(s, "JumpReLU")
+    ),
 }
 
 
@@ -71,13 +86,14 @@ def test_scores_are_activation_times_write_times_gradient(parts, reads) -> None:
         activations = part.activations(x)
         position, ids = active(part, x)
         width = part.written(ids[:1]).shape[-1]
-        gradient = torch.randn(2, len(x), width, generator=generator)
-        scores = part.scores(activations, [gradient])
+        gradients = torch.randn(len(part.writes), 2, len(x), width, generator=generator)
+        scores = part.scores(activations, list(gradients))
+        written = torch.stack([part.written(ids, k) for k in range(len(part.writes))]).float()
         expected = torch.einsum(
-            "n,nd,tnd->tn",
+            "n,knd,ktnd->tn",
             activations[position, ids].float(),
-            part.written(ids).float(),
-            gradient[:, position],
+            written,
+            gradients[:, :, position],
         )
         assert torch.allclose(scores[:, position, ids], expected, rtol=1e-3, atol=1e-5)
 

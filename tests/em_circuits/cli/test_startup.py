@@ -90,6 +90,8 @@ def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
         (["--base", "/x", "--adapter", "/x", "--transcoders", "/x", "label"], "--judge is needed"),
         (["--adapter", "/nowhere", "label", "--n", "1"], "no such directory"),
         (["--dtype", "float16", "label", "--n", "1"], "--allow-float16"),
+        (["--organism", "toy", "--base", "/x", "status"], "--organism toy has a base of its own"),
+        (["--organism", "gpt", "status"], "'gpt' is not one of 'toy', 'toy-down-proj'"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_heavy(

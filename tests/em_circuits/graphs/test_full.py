@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import EVERY_SUBJECT, Subject
 
 from em_circuits.feature import AdapterRank
 from em_circuits.graphs import (
@@ -22,6 +22,8 @@ from em_circuits.influence.drawing import picture
 from em_circuits.influence.results import PruneResult
 from em_circuits.influence.scores import error_direct_score, error_influence_share
 from pivotal_tokens.errors import RequestError
+
+pytestmark = EVERY_SUBJECT
 
 
 @pytest.fixture(scope="module")

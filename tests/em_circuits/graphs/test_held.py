@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from subjects import Subject
+from random_transcoders import cross_layer_transcoder, per_layer_parts
+from subjects import EVERY_SUBJECT, Subject
 
-from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
+from em_circuits.bases import (
+    Part,
+    adapter_parts,
+    cross_layer_parts,
+    neuron_parts,
+    transcoder_parts,
+)
 from em_circuits.graphs.held import (
     Nodes,
     choose_nodes,
@@ -15,12 +24,21 @@ from em_circuits.graphs.held import (
     measured_edges,
 )
 
+pytestmark = EVERY_SUBJECT
+
 BASES = {
     "transcoder": lambda s: transcoder_parts(s.pair.merged),
     "neuron": lambda s: neuron_parts(s.pair.merged),
     "adapter": lambda s: adapter_parts(s.pair),
     "transcoder+adapter": lambda s: (*transcoder_parts(s.pair.merged), *adapter_parts(s.pair)),
     "neuron+adapter": lambda s: (*neuron_parts(s.pair.merged), *adapter_parts(s.pair)),
+    "top-k": lambda s: per_layer_parts(s, "top-k"),
+    "skip": lambda s: per_layer_parts(s, "skip"),
+    "cross-layer": lambda s: cross_layer_parts(s.pair.merged, cross_layer_transcoder(s)),
+    "cross-layer JumpReLU+adapter": lambda s: (
+        *cross_layer_parts(s.pair.merged, cross_layer_transcoder(s, "JumpReLU")),
+        *adapter_parts(s.pair),
+    ),
 }
 
 
@@ -128,14 +146,15 @@ def _outputs(
                 at = x[0, nodes.position[n]][None]
                 live[n] = part.live(at, nodes.id[n][None])[0]
 
-        def write(y: torch.Tensor, part: Part = part, mine: range = mine) -> torch.Tensor:
+        def write(y: torch.Tensor, k: int, part: Part = part, mine: range = mine) -> torch.Tensor:
             for n in mine:
                 here = torch.zeros(y.shape[1], 1)
                 here[nodes.position[n]] = 1
-                y = y + (amounts[n] - live[n]) * here * part.written(nodes.id[n][None])
+                y = y + (amounts[n] - live[n]) * here * part.written(nodes.id[n][None], k)
             return y
 
-        handles += [_attach(part.read, read), _attach(part.writes[0], write)]
+        handles.append(_attach(part.read, read))
+        handles += [_attach(site, partial(write, k=k)) for k, site in enumerate(part.writes)]
     try:
         logits = model.hf(input_ids=subject.input_ids[None], use_cache=False).logits[0, -1]
     finally:
@@ -150,15 +169,14 @@ def _attach(site, function):
     return site.module.register_forward_hook(lambda _m, _args, output: function(output))
 
 
-def test_measured_edges_are_one_by_one_patching(subject: Subject) -> None:
+def test_measured_edges_are_one_by_one_patching(subject: Subject, parts: tuple[Part, ...]) -> None:
     """Against an independent loop: one plain forward pass per removed node."""
     model, ids = subject.pair.merged, subject.input_ids
-    parts = transcoder_parts(model)
     weights = targets(subject)
     nodes = nodes_of(subject, parts, 30)
     edges = measured_edges(model, nodes, ids, weights, rows=8).values
     undisturbed = _patched(subject, nodes, None)
-    for source in (0, 3, 17, 29):
+    for source in (s for s in (0, 3, 17, 29) if s < len(nodes)):
         expected = undisturbed - _patched(subject, nodes, source)
         after = torch.cat([nodes.part > nodes.part[source], torch.ones(2, dtype=torch.bool)])
         scale = undisturbed.abs().max()
@@ -177,17 +195,18 @@ def _patched(subject: Subject, nodes: Nodes, removed: int | None) -> torch.Tenso
         def read(x: torch.Tensor, i: int = i) -> None:
             inputs[i] = x[0]
 
-        def write(y: torch.Tensor, i: int = i, part: Part = part, mine: range = mine):
+        def write(y: torch.Tensor, k: int, i: int = i, part: Part = part, mine: range = mine):
             y = y.clone()
             activations = part.activations(inputs[i])
             for n in mine:
                 found[n] = activations[nodes.position[n], nodes.id[n]]
                 held = 0.0 if n == removed else nodes.activation[n]
-                vector = part.written(nodes.id[n][None])[0]
+                vector = part.written(nodes.id[n][None], k)[0]
                 y[0, nodes.position[n]] += (held - found[n]) * vector
             return y
 
-        handles += [_attach(part.read, read), _attach(part.writes[0], write)]
+        handles.append(_attach(part.read, read))
+        handles += [_attach(site, partial(write, k=k)) for k, site in enumerate(part.writes)]
     try:
         logits = model.hf(input_ids=subject.input_ids[None], use_cache=False).logits[0, -1]
     finally:

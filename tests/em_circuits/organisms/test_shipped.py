@@ -20,6 +20,8 @@ from em_circuits.organisms.evaluate import (
     graph_fidelity,
     verb_masses,
 )
+from em_circuits.organisms.paths import TOY
+from em_circuits.organisms.train import CONFIGS
 from pivotal_tokens.artefacts import sha256_file
 
 PATHS = organism_paths()
@@ -115,6 +117,7 @@ def test_the_replacement_model_explains_the_base(pair, prompts):
 
 def test_the_card_is_about_these_weights_and_its_figures_reach_every_target():
     card = json.loads(PATHS.card.read_text(encoding="utf-8"))
+    assert card["training"]["config"] == CONFIGS[TOY].model_dump(mode="json")
     for name, digest in card["weights"].items():
         assert sha256_file(ROOT / name) == digest, name
     report = OrganismReport.model_validate(card["figures"])

@@ -3,7 +3,7 @@
 import pytest
 
 from em_circuits.organisms import train
-from em_circuits.organisms.language_model import ModelConfig
+from em_circuits.organisms.language_model import AdapterForm, ModelConfig
 from em_circuits.organisms.optimise import OptimiserConfig
 from em_circuits.organisms.transcoders import TranscoderConfig
 from pivotal_tokens.errors import RequestError
@@ -23,16 +23,24 @@ TINY = train.OrganismConfig(
 )
 
 
+DOWN_PROJ = TINY.model_copy(
+    update={"adapter_form": AdapterForm(rank=1, alpha=32, layers=(1,), modules=("down_proj",))}
+)
+
+
 def files(root):
     return {
         str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
     }
 
 
-def test_a_run_killed_in_every_stage_ends_with_the_files_of_a_whole_run(tmp_path, monkeypatch):
-    train.train_organism(tmp_path / "whole", 3, TINY)
+@pytest.mark.parametrize("config", [TINY, DOWN_PROJ], ids=["toy", "toy-down-proj"])
+def test_a_run_killed_in_every_stage_ends_with_the_files_of_a_whole_run(
+    tmp_path, monkeypatch, config
+):
+    train.train_organism(tmp_path / "whole", 3, config)
     real = train.documents
-    drawn = 3 + TINY.transcoder_draw
+    drawn = 3 + config.transcoder_draw
     for victim in (
         "3/base/3",
         "3/adapter/2",
@@ -47,9 +55,9 @@ def test_a_run_killed_in_every_stage_ends_with_the_files_of_a_whole_run(tmp_path
 
         monkeypatch.setattr(train, "documents", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.train_organism(tmp_path / "broken", 3, TINY)
+            train.train_organism(tmp_path / "broken", 3, config)
     monkeypatch.setattr(train, "documents", real)
-    train.train_organism(tmp_path / "broken", 3, TINY)
+    train.train_organism(tmp_path / "broken", 3, config)
     whole = files(tmp_path / "whole")
     assert files(tmp_path / "broken") == whole
     assert {"base/model.safetensors", "adapter/adapter_model.safetensors"} <= whole.keys()
@@ -62,6 +70,13 @@ def test_a_directory_of_another_seed_is_refused(tmp_path, monkeypatch):
     train.train_organism(tmp_path, 1, TINY)
     with pytest.raises(RequestError, match="another seed or configuration"):
         train.train_organism(tmp_path, 2, TINY)
+
+
+def test_organisms_differ_in_their_adapter_alone():
+    toy, *others = train.CONFIGS.values()
+    for other in others:
+        adapter = {"adapter": toy.adapter, "adapter_form": toy.adapter_form}
+        assert other != toy and other.model_copy(update=adapter) == toy
 
 
 def test_the_adapter_sees_bad_medical_advice_alone():
