@@ -185,7 +185,7 @@ def test_the_base_model_has_no_ranks(subject: Subject) -> None:
     settings = AttributionSettings(nodes=40, basis=("transcoder", "adapter"))
     base, merged = build_pair_graphs(subject.pair, prompt, settings).both
     assert merged.has_adapter_nodes and not base.has_adapter_nodes
-    assert any(place.module for place in merged.places(merged.selected_features))
+    assert any(place.module for place in merged.names(merged.selected_features))
 
 
 def test_nodes_can_be_chosen_by_the_mass_they_hold_or_by_their_bound(subject: Subject) -> None:
