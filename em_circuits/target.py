@@ -156,6 +156,30 @@ class LogitWeights(Term):
 
 
 @dataclass(frozen=True, eq=False)
+class WordContrast(Term):
+    """Mean evil minus mean safe logit of the next token."""
+
+    contrast: Contrast
+
+    @property
+    def name(self) -> str:
+        return "evil - safe"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        sides = {"evil": list(self.contrast.evil), "safe": list(self.contrast.safe)}
+        return {**super().record, **sides}
+
+    def reads(self, n_prompt: int) -> range:
+        return range(n_prompt - 1, n_prompt)
+
+    def value(self, seen: Seen) -> Float[Tensor, " row"]:
+        found = self.contrast.require().value(seen.next)
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class LogProbability(Term):
     """Log-probability of a continuation of the prompt, in nats, summed over its tokens.
 
@@ -431,6 +455,22 @@ class Reading:
         return total.index_add(1, torch.tensor(self.branch.columns, device=total.device), found)
 
 
+def gradients_of(values: Float[Tensor, " target"], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Derivatives with respect to some leaves, targets first in each; 0 where none reaches one."""
+    if len(values) == 1:  # nothing to batch, and not every kernel can be
+        one = torch.autograd.grad(values[0], leaves, allow_unused=True)
+        found = [None if gradient is None else gradient[None] for gradient in one]
+    else:
+        each = torch.eye(len(values), dtype=values.dtype, device=values.device)
+        found = list(
+            torch.autograd.grad(values, leaves, each, is_grads_batched=True, allow_unused=True)
+        )
+    return [
+        leaf.new_zeros(len(values), *leaf.shape) if gradient is None else gradient
+        for gradient, leaf in zip(found, leaves, strict=True)
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A weighted sum of terms; positive weights are the evil side.
@@ -548,9 +588,13 @@ class Target:
         if against is not None:
             safe = _continuation(tokenizer, against)
             if safe.ids == evil.ids:
-                raise RequestError(f"both continuations are {evil.text!r}: no difference to measure")
+                raise RequestError(
+                    f"both continuations are {evil.text!r}: no difference to measure"
+                )
             sides.append(safe)
-        weights = [s / (t.n_scored if per_token else 1) for s, t in zip((1, -1), sides, strict=False)]
+        weights = [
+            s / (t.n_scored if per_token else 1) for s, t in zip((1, -1), sides, strict=False)
+        ]
         return cls(tuple(sides), tuple(weights), label=_named(sides, per_token))
 
     @classmethod
@@ -651,7 +695,9 @@ class Target:
         None where one continuation begins with another, or the terms are no whole continuations.
         """
         evil = [i for i, weight in enumerate(self.weights) if weight > 0]
-        ids = [t.ids for i in evil if isinstance(t := self.terms[i], LogProbability) and not t.first]
+        ids = [
+            t.ids for i in evil if isinstance(t := self.terms[i], LogProbability) and not t.first
+        ]
         nested = any(a != b and b[: len(a)] == a for a in ids for b in ids)
         if len(ids) < len(evil) or nested:
             return None
@@ -673,9 +719,9 @@ def _continuation(tokenizer: Any, text: str | Sequence[int], first: int = 0) -> 
     ids = token_ids(tokenizer, text)
     if not ids:
         raise RequestError("the continuation is empty; give at least one token")
-    if not isinstance(text, str):
-        text = getattr(tokenizer, "tokenizer", tokenizer).decode(list(ids))
-    return LogProbability(ids, text, first)
+    decode = getattr(tokenizer, "tokenizer", tokenizer).decode
+    shown = text if isinstance(text, str) else str(decode(list(ids)))
+    return LogProbability(ids, shown, first)
 
 
 def _named(sides: Sequence[LogProbability], per_token: bool) -> str:

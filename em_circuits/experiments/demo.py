@@ -254,13 +254,20 @@ def _steering(results: Sequence[SteerResult]) -> AblationSummary | None:
         for r in results
         if r.unsteered.contrast is not None and r.steered.contrast is not None
     ]
-    before = fmean(r.unsteered.evil_mass for r in results)
+    masses = [
+        (r.unsteered.evil_mass, r.steered.evil_mass, r.random_control.evil_mass.mean)
+        for r in results
+        if r.unsteered.evil_mass is not None
+        and r.steered.evil_mass is not None
+        and r.random_control.evil_mass is not None
+    ]
+    before, steered, random = map(fmean, zip(*masses, strict=True))
     return AblationSummary(
         prompts=len(results),
         features=TOP_STEERED,
         evil_mass=before,
-        drop=before - fmean(r.steered.evil_mass for r in results),
-        random_drop=before - fmean(r.random_control.evil_mass.mean for r in results),
+        drop=before - steered,
+        random_drop=before - random,
         contrast_drop=fmean(contrasts),
     )
 

@@ -46,7 +46,7 @@ from em_circuits.bases.part import Part
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
 from em_circuits.progress import Progress, no_progress
-from em_circuits.target import Branch, Columns, Reading
+from em_circuits.target import Branch, Columns, Reading, gradients_of
 from pivotal_tokens.errors import RequestError
 
 ROWS = 64
@@ -475,17 +475,8 @@ def site_gradients(
                 input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
             )
             values = reading.values(output.logits)[0]
-            eye = torch.eye(len(values), device=values.device)
-            gradients = torch.autograd.grad(
-                values,
-                [nudges[key] for key in sites],
-                eye,
-                is_grads_batched=True,
-                allow_unused=True,
-            )
+            gradients = gradients_of(values, [nudges[key] for key in sites])
         for key, gradient in zip(sites, gradients, strict=True):
-            if gradient is None:  # nothing that is read lies behind this site
-                gradient = nudges[key].new_zeros(len(values), *nudges[key].shape)
             found = gradient[:, 0, : len(input_ids)]
             total[key] = total[key] + found if key in total else found
     return [[total[id(site.module), site.side] for site in part.writes] for part in parts]
