@@ -136,10 +136,10 @@ def choose_features(
         return _named(choice, state)
     by = Scoring(by)
     if by.from_graph:
-        if graph is None:
-            raise RequestError(f"method {by} reads a graph; build one (em-circuits graphs build)")
         if isinstance(contrast, Target):
             raise RequestError(f"method {by} reads a graph of next tokens, not of {contrast.name}")
+        if graph is None:
+            raise RequestError(f"method {by} reads a graph; build one (em-circuits graphs build)")
         scores = stored_scores(graph, by)
     else:
         # The first N of a greedy ranking are the same however many are chosen after them.
