@@ -271,14 +271,23 @@ def mediate_prompt(
     order: Order = "integrated",
     direction: Direction = "sufficiency",
     n_random: int = 20,
+    target: TargetRequest = NO_TARGET,
 ) -> Mediation:
-    """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
-    prompt = LabelledCase.get(work, prefix)
-    work.require_healthy(prompt.prompt)
+    """Mediation of a labelled prompt, or of any under a target; see `interventions.mediate`."""
+    wanted: Contrast | Target | None
+    if target.is_given:
+        prompt = work.store.prompts.get(prefix)
+        work.require_healthy(prompt)
+        wanted = target.build(work, prompt)
+        assert wanted is not None
+    else:
+        case = LabelledCase.get(work, prefix)
+        work.require_healthy(case.prompt)
+        prompt, wanted = case.shown, case.contrast
     return mediate(
         work.pair,
-        prompt.shown,
-        prompt.contrast,
+        prompt,
+        wanted,
         order=order,
         direction=direction,
         n_random=n_random,

@@ -167,7 +167,7 @@ def iter_values(
     for branch in Branch.of(targets):
         if not branch.terms or not n_rows:
             continue
-        longer = _forced(model, state, branch)
+        longer = with_forced(model, state, branch)
         edits = (
             rows
             if isinstance(rows, EditBatch)
@@ -187,11 +187,31 @@ def iter_values(
         yield start, total
 
 
-def _forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
+def with_forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
     """The undisturbed prompt with a branch's forced tokens."""
     if not branch.forced:
         return state
     return ActivationCache.capture(model, branch.ids(state.input_ids))
+
+
+def run_branch(
+    model: Model,
+    longer: ActivationCache,
+    edits: EditBatch,
+    branch: Branch,
+    prompt: Int64[Tensor, " pos"],
+) -> Float[Tensor, "row target"]:
+    """One pass over a branch's sequence, edited anywhere in it, no position from a cache.
+
+    Args:
+        model: The real model is run.
+        longer: The branch's sequence, captured on it (`with_forced`).
+        edits: Positions are the sequence's.
+        branch: What is read.
+        prompt: The prompt alone.
+    """
+    batches = Batches(model, [edits], Regime.FREE, share_prefix=False)
+    return batches.batch(BatchedCache.of([longer]), edits).values(branch, prompt).cpu()
 
 
 def states_of(

@@ -14,10 +14,13 @@ from em_circuits.interventions import (
     ActivationCache,
     ablation_effects,
     integrated_effects,
+    mediate,
     run_values,
     steer,
 )
 from em_circuits.interventions.feature_rows import decoder_vectors
+from em_circuits.interventions.patching import ActivationPatch
+from em_circuits.models import Model
 from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
@@ -32,9 +35,11 @@ def difference(subject: Subject) -> Target:
 
 
 @torch.no_grad()
-def ablated(subject: Subject, feature: list[int] | None, ids: tuple[int, ...]) -> float:
+def ablated(
+    subject: Subject, feature: list[int] | None, ids: tuple[int, ...], model: Model | None = None
+) -> float:
     """log p of an answer with one feature's output taken off at its place by a plain hook."""
-    model = subject.model
+    model = model or subject.model
     handles, inputs = [], []
     if feature is not None:
         layer, position, number = feature
@@ -217,6 +222,43 @@ def test_every_regime_takes_a_continuation(subject: Subject, regime: Regime) -> 
     empty = run_values(subject.model, state, [[]], longer.terms, regime)
     free = run_values(subject.model, state, [[]], longer.terms)
     assert torch.allclose(empty, free, rtol=1e-3, atol=1e-3)
+
+
+def test_mediation_of_one_token_against_another_is_that_of_their_contrast(
+    subject: Subject,
+) -> None:
+    evil, safe = subject.groups.evil[0], subject.groups.safe[0]
+    targets = (Contrast((evil,), (safe,)), Target.continuation(subject.pair, (evil,), (safe,)))
+    words, odds = (mediate(subject.pair, subject.input_ids, target) for target in targets)
+    assert words.target is None and odds.target == targets[1].name
+    assert odds.shift.change == pytest.approx(words.shift.change, abs=1e-4)
+    for one, two in zip(words.cumulative, odds.cumulative, strict=True):
+        assert one.contrast == pytest.approx(two.contrast, abs=1e-3)
+    shares = words.shares.model_dump(), odds.shares.model_dump()
+    assert shares[0].keys() == shares[1].keys()
+    for name, share in shares[0].items():
+        assert share == pytest.approx(shares[1][name], abs=1e-3)
+    assert [f.effect for f in words.features[:5]] == pytest.approx(
+        [f.effect for f in odds.features[:5]], abs=1e-4
+    )
+
+
+def test_mediation_of_a_continuation_reaches_the_whole_shift(subject: Subject) -> None:
+    """Features, errors and attention together, forced tokens' positions included, are the other
+    model; features at the prompt's positions alone are what plain hooks say."""
+    evil, safe = answers(subject)
+    target = difference(subject)
+    patch = ActivationPatch.of(subject.pair, subject.input_ids, target)
+    values = {name: patch.values(read[None]) for name, read in patch.component_logits().items()}
+    shift = patch.contrasts
+    assert float(values["together"]) == pytest.approx(shift.merged, abs=1e-3)
+    plain = [
+        sum(s * ablated(subject, None, ids, model) for s, ids in ((1, evil), (-1, safe)))
+        for model in subject.pair.models
+    ]
+    assert [shift.base, shift.merged] == pytest.approx(plain, abs=1e-4)
+    with pytest.raises(RequestError, match="no contrast of next tokens"):
+        _ = patch.weights
 
 
 def test_a_continuation_beyond_the_context_is_refused(subject: Subject) -> None:
