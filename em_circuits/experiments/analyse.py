@@ -214,7 +214,7 @@ def _rank_by_target(
     target = request.build(work, prompt)
     assert target is not None
     table = rank(work.pair.model(model), prompt, target, by=by, n_measured=n_measured)
-    about = {
+    about: dict[str, Any] = {
         "prompt_id": prompt.prompt_id,
         "model": model,
         "labels_from": "judge" if request.rollouts_judged else "none",
