@@ -455,6 +455,22 @@ class Reading:
         return total.index_add(1, torch.tensor(self.branch.columns, device=total.device), found)
 
 
+@torch.no_grad()
+def values_of(
+    hf: nn.Module, prompt: Int[Tensor, " pos"], targets: Columns
+) -> Float[Tensor, " target"]:
+    """Values of targets on an undisturbed prompt, in float32 on the CPU."""
+    total = torch.zeros(len(targets))
+    for branch in Branch.of(targets):
+        if branch.terms:
+            with branch.reading(hf, prompt) as reading:
+                output = hf(
+                    input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
+                )
+            total += reading.values(output.logits)[0].cpu()
+    return total
+
+
 def gradients_of(values: Float[Tensor, " target"], leaves: Sequence[Tensor]) -> list[Tensor]:
     """Derivatives with respect to some leaves, targets first in each; 0 where none reaches one."""
     if len(values) == 1:  # nothing to batch, and not every kernel can be

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from subjects import Subject
 from test_held import BASES, _attach
 
+from em_circuits.graphs import GraphStore
+from em_circuits.graphs.generate import attribute
 from em_circuits.graphs.gradient import gradient_scores
 from em_circuits.graphs.held import (
     Nodes,
@@ -15,8 +19,11 @@ from em_circuits.graphs.held import (
     gradient_effects,
     measured_edges,
 )
+from em_circuits.influence.methods import influence
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.target import Target
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt
 
 KINDS = ("contrast", "continuation", "rollouts", "direction", "span")
 
@@ -188,3 +195,30 @@ def test_nodes_at_an_answers_positions_carry_credit_between_its_tokens(subject: 
     )
     among = full_edges(model, own, prompt, continuation.terms).total_effect()[0, : len(own)]
     assert (among - total[~later]).abs().max() <= 1e-5 * total.abs().max()
+
+
+@pytest.mark.parametrize("edges", ["full", "measured"])
+def test_a_graph_over_a_target_gives_its_gradient_and_survives_a_file(
+    subject: Subject, target: Target, edges: str, tmp_path: Path
+) -> None:
+    prompt = Prompt.of("ignored", token_ids=tuple(subject.input_ids.tolist()))
+    graph = attribute(subject.model, prompt, target, edges=edges, nodes=20)  # type: ignore[arg-type]
+    store = GraphStore(tmp_path)
+    store.save(graph, {"inputs": {}, "config": {}})
+    graph = store.load(graph.header.key)
+    assert len(graph.selected) == 20 and len(graph.targets) == len(target.terms)
+    assert (graph.targets.token_ids >= graph.header.d_vocab).all()
+    found = influence(graph, target)
+    assert graph.gradient is not None
+    expected = (target.over() @ graph.gradient.double())[graph.selected]
+    values = found.values[0, graph.layout.features]
+    assert (values - expected).abs().max() <= 1e-5 * expected.abs().max()
+    table = found.top(3)
+    assert table.unit == target.unit and table.about["target"] == target.name
+    assert graph.targets.logits is not None
+    value = float(target.over() @ graph.targets.logits.double())
+    assert value == pytest.approx(plain_value(subject, target), rel=1e-4, abs=1e-4)
+    with pytest.raises(RequestError, match="no row of"):
+        influence(graph, Target.span(2, 3))
+    with pytest.raises(RequestError, match="frozen edges"):
+        attribute(subject.model, prompt, target, edges="frozen")
