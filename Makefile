@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Benchmarks share the fixtures of the tests.
-BENCH := PYTHONPATH=tests/em_circuits $(BIN)/python
 
 .PHONY: notebooks demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
@@ -50,15 +48,15 @@ format: $(STAMP) ## format Python and JavaScript
 	npm run --silent format
 
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
-	$(BENCH) scripts/bench_influence.py
-	$(BENCH) scripts/bench_screening.py
-	$(BENCH) scripts/bench_attribution.py
-	$(BENCH) scripts/bench_edges.py
-	$(BENCH) scripts/bench_ranking.py
-	$(BENCH) scripts/bench_steering.py
+	$(BIN)/python scripts/bench_influence.py
+	$(BIN)/python scripts/bench_screening.py
+	$(BIN)/python scripts/bench_attribution.py
+	$(BIN)/python scripts/bench_edges.py
+	$(BIN)/python scripts/bench_ranking.py
+	$(BIN)/python scripts/bench_steering.py
 
 bench-long: $(STAMP) ## attribution and influence of a prompt of 3,223 tokens (half an hour)
-	OMP_NUM_THREADS=1 $(BENCH) scripts/bench_long_prompt.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_long_prompt.py
 
 organism: $(STAMP) ## train the embedded organism anew into results/organism (about 20 minutes)
 	$(BIN)/em-circuits organism train --out results/organism

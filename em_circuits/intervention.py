@@ -25,6 +25,8 @@ from pydantic import field_validator, model_validator
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
+MIN_DRAWS = 20
+"""Fewer draws of matched random features do not make a band."""
 FIRST_POSITION = 1
 """Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
 
@@ -98,6 +100,27 @@ class Regime(StrEnum):
 Position = int | Where | None
 
 
+def check_value(mode: Mode, value: float | None, unit: Unit, *, where: str) -> None:
+    """Refuse a value that means nothing in a mode.
+
+    Args:
+        where: Whose value it is, for the message.
+
+    Raises:
+        RequestError: If the mode needs a value and has none, the value is not finite, or a unit
+            does not fit the mode.
+    """
+    if mode is not Mode.ABLATE and value is None:
+        raise RequestError(f"{where}: mode {mode} needs a value")
+    if value is not None and not math.isfinite(value):
+        raise RequestError(f"{where}: the value must be finite, not {value}")
+    if unit is Unit.RELATIVE and mode in (Mode.SCALE, Mode.ABLATE):
+        raise RequestError(
+            f"{where}: mode {mode} has no unit; scale already multiplies the "
+            "feature's own activation"
+        )
+
+
 class Intervention(Frozen):
     """One change of one feature's activation, at one position or at a class of positions.
 
@@ -126,15 +149,7 @@ class Intervention(Frozen):
 
     @model_validator(mode="after")
     def _check_value(self) -> Intervention:
-        if self.mode is not Mode.ABLATE and self.value is None:
-            raise RequestError(f"{self.place}: mode {self.mode} needs a value")
-        if self.value is not None and not math.isfinite(self.value):
-            raise RequestError(f"{self.place}: the value must be finite, not {self.value}")
-        if self.unit is Unit.RELATIVE and self.mode in (Mode.SCALE, Mode.ABLATE):
-            raise RequestError(
-                f"{self.place}: mode {self.mode} has no unit; scale already multiplies the "
-                "feature's own activation"
-            )
+        check_value(self.mode, self.value, self.unit, where=self.place)
         return self
 
     @property

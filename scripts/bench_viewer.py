@@ -59,7 +59,7 @@ def _server(root: Path, repeats: int) -> list[Row]:
                 url = f"/api/graph/{room.prompts[0].prompt_id}?models={models}"
                 times.append(_timed(lambda: client.get(url)))  # noqa: B023
                 again.append(_timed(lambda: client.get(url)))  # noqa: B023
-                name = client.get(url).json()["models"]["merged"]["nodes"]["name"][0]
+                name = client.get(url).json()["nodes"]["name"][0]
                 detail = f"/api/graph/{room.prompts[0].prompt_id}/node?name={name}"
                 node.append(_timed(lambda: client.get(detail)))  # noqa: B023
     one, two = (statistics.median(times) for times in first.values())
@@ -111,7 +111,8 @@ def _open(page, base: str, room: Room) -> tuple[int, int]:
     page.goto(f"{base}graph/{room.prompts[0].prompt_id}?{VIEW}")
     page.wait_for_selector("#graph[data-first-picture]")
     counts = page.evaluate(
-        "[graphPage.graph.views.merged.nodes.name.length, graphPage.graph.edges.merged.n]"
+        "[graphPage.graph.nodes.filter((n) => graphPage.graph.shown(n, 'merged')).length,"
+        " graphPage.graph.edges.merged.n]"
     )
     return int(counts[0]), int(counts[1])
 

@@ -64,6 +64,23 @@ ALIKE = {
 }
 
 
+# Public functions that share a name, each with the reason; what is new takes a name of its own.
+HOMONYMS = {
+    "routes": "every part of the viewer gives its own",
+    "compare": "scores with ablations; next tokens of two models",
+    "divergence": "of two label sets; of two models' next tokens",
+    "explain": "a reply that failed; a feature's meaning",
+    "number": "a row's column; a figure on a page",
+    "read_rows": "activations that hooks see; an experiment's Parquet",
+    "select": "feature nodes of a graph with frozen edges; with full ones",
+    "sentence": "what a mediation, or a sweep, says",
+    "shown": "keys of the review; a value on a page",
+    "summarise": "of an evaluation; of a validation",
+    "trials": "of a sweep; of a transfer",
+    "write_page": "of label agreement; of an experiment",
+}
+
+
 def package_of(module: str) -> str | None:
     return next((p for p in FLOORS if module == p or module.startswith(p + ".")), None)
 
@@ -135,6 +152,18 @@ def test_no_two_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_public_function_outside_the_command_line_has_the_name_of_another() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules():
+        if name.startswith("em_circuits.cli"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if function and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    assert {name for name, found in places.items() if len(found) > 1} == set(HOMONYMS)
 
 
 def test_no_two_classes_are_nearly_one() -> None:

@@ -137,7 +137,13 @@ class LazyGroup(click.Group):
     show_default=True,
     help="Holds results/ and graph_storage/.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of everything that is drawn.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error.")
 @click.pass_context
 def app(context: click.Context, verbose: bool, **options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from em_circuits import experiments, report
 from em_circuits.cli.judge_options import (
@@ -19,7 +19,7 @@ from em_circuits.cli.output import emit, json_option, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
-from em_circuits.intervention import Mode, Where, on_each
+from em_circuits.intervention import Mode, Unit, Where, check_value, on_each
 from em_circuits.sampling import Sampling
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import JudgeSpec, Lexicon
@@ -70,6 +70,15 @@ class EvaluateOptions(Options):
     name: str | None = None
     """Of the folder of results. [default: derived from the request]"""
 
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateOptions:
+        if self.features is not None:
+            FeatureChoice.parse(self.features)
+            check_value(self.mode, self.value, Unit.ABSOLUTE, where="--mode and --value")
+        elif self.prompt is not None or self.value is not None:
+            raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
+        return self
+
 
 @click.command(epilog="Example: em-circuits evaluate --model both --samples 8")
 @options(EvaluateOptions)
@@ -83,10 +92,6 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     that a judge cannot score, count in no rate. Without a key the embedded organism is judged by a
     word list and the base's perplexity.
     """
-    if options.features is not None:
-        FeatureChoice.parse(options.features)
-    elif options.prompt is not None or options.value is not None:
-        raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
     spec = JudgeSpec.parse(session.judge_spec(options.judge))
     which = options.which or ("organism:24" if session.embedded else "open")
     sets = evaluation.questions.question_sets(which, seed=session.seed)
@@ -151,10 +156,12 @@ def _steering(work: Workspace, options: EvaluateOptions) -> SteeringSetup | None
     if options.features is None:
         return None
     ranked_on = "merged" if options.model == "both" else options.model
-    ids, _ = experiments.analyse.choose_ids(work, options.features, options.prompt, model=ranked_on)
+    ids, by = experiments.analyse.choose_ids(
+        work, options.features, options.prompt, model=ranked_on
+    )
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random)
+    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random, by=by)
 
 
 def _describe(summary: EvaluationSummary) -> None:

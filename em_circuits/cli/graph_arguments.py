@@ -13,21 +13,31 @@ from em_circuits.cli.session import Session
 from em_circuits.graphs.header import require_trusted
 from em_circuits.graphs.store import GraphStore
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionGraph
     from em_circuits.influence import Targets
 
-graph_argument = click.argument("graph", metavar="KEY|FILE")
+graph_argument = click.argument("graph", metavar="KEY|PROMPT|FILE")
 Share = Annotated[float, Field(ge=0, le=1)]
 Weighting = Literal["uniform", "probability"]
 
 
-class GraphOptions(Options):
+class FileOptions(Options):
     """Options of every command that reads a graph file."""
 
     trust_pickle: bool = False
     """The author of a .pt may run code here."""
+
+
+class GraphOptions(FileOptions):
+    """Options of every command that reads a graph."""
+
+    model: ModelName = "merged"
+    """Of PROMPT's graphs, this model's."""
+    edges: Literal["frozen", "full", "measured"] | None = None
+    """Of PROMPT's graphs, the one with these edges. [default: full, where there is such a graph]"""
 
 
 class TargetOptions(GraphOptions):
@@ -42,15 +52,15 @@ def graph_store(session: Session) -> GraphStore:
     return GraphStore(session.root / "graph_storage")
 
 
-def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) -> AttributionGraph:
-    """A graph by key (or unique prefix) or by file.
+def load_graph(session: Session, reference: str, options: GraphOptions) -> AttributionGraph:
+    """A graph by its key, its prompt's id (or a unique prefix of either), or its file.
 
     Raises:
         RequestError: If there is no such graph, or a ``.pt`` is not trusted.
     """
     path = Path(reference)
     if path.suffix == ".pt":
-        return read_pt(path, trust_pickle=trust_pickle)
+        return read_pt(path, trust_pickle=options.trust_pickle)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise RequestError(f"no graph file {path}")
@@ -63,7 +73,8 @@ def load_graph(session: Session, reference: str, *, trust_pickle: bool = False) 
             raise RequestError(f"{reason}; give a graph file of this package") from error
     if path.is_dir():
         raise RequestError(f"{path} is a directory: give a graph's key, a .safetensors or a .pt")
-    return graph_store(session).load(reference)
+    store = graph_store(session)
+    return store.load(store.key_of(reference, model=options.model, edges=options.edges))
 
 
 def read_pt(path: Path, *, trust_pickle: bool) -> AttributionGraph:

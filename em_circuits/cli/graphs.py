@@ -10,6 +10,7 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.graph_arguments import (
+    FileOptions,
     GraphOptions,
     Share,
     TargetOptions,
@@ -157,7 +158,7 @@ class GraphSummary(Frozen):
 @pass_session
 def show(session: Session, graph: str, options: GraphOptions, as_json: bool) -> None:
     """What a graph holds, and how much of the model it explains."""
-    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    loaded = load_graph(session, graph, options)
     emit(_summary(loaded), as_json)
 
 
@@ -202,10 +203,10 @@ class StoredGraph(Frozen):
 
 @graphs.command(name="import", epilog="Example: em-circuits graphs import graph.pt --trust-pickle")
 @click.argument("file", type=click.Path(dir_okay=False))
-@options(GraphOptions)
+@options(FileOptions)
 @prints(StoredGraph)
 @pass_session
-def import_(session: Session, file: str, options: GraphOptions, as_json: bool) -> None:
+def import_(session: Session, file: str, options: FileOptions, as_json: bool) -> None:
     """Store a graph that circuit-tracer wrote (.pt)."""
     path = Path(file)
     graph = read_pt(path, trust_pickle=options.trust_pickle)
@@ -250,7 +251,7 @@ def export(session: Session, graph: str, file: str, options: ExportOptions) -> N
     form = options.form or path.suffix.removeprefix(".")
     if form not in ("pt", "json"):
         raise RequestError(f"{file} ends in neither .pt nor .json; give --format pt or json")
-    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    loaded = load_graph(session, graph, options)
     if form == "pt":
         from em_circuits.graphs.interop import export_pt
 
@@ -459,7 +460,7 @@ class PathOptions(TargetOptions):
 @pass_session
 def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> None:
     """The paths from a node to a target that carry most, with sign and share of all paths."""
-    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    loaded = load_graph(session, graph, options)
     from em_circuits.influence import Method, top_paths
     from em_circuits.influence.results import PathsResult
 
@@ -506,7 +507,7 @@ class PruneOptions(TargetOptions):
 @pass_session
 def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) -> None:
     """The nodes and edges that carry most of the influence on the targets; nothing is removed."""
-    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    loaded = load_graph(session, graph, options)
     from em_circuits.influence import Method
     from em_circuits.influence import prune as prune_graph
     from em_circuits.influence.results import PruneResult
@@ -544,7 +545,7 @@ class ScoreOptions(GraphOptions):
 
 
 @graphs.command(epilog="Example: em-circuits graphs scores 1f2e3d 9a8b7c --tokens 431,87 --json")
-@click.argument("graph_list", nargs=-1, required=True, metavar="KEY|FILE...")
+@click.argument("graph_list", nargs=-1, required=True, metavar="KEY|PROMPT|FILE...")
 @options(ScoreOptions)
 @prints("em_circuits.influence.results:ScoresResult", lines=True)
 @pass_session
@@ -555,7 +556,7 @@ def scores(
     wanted = token_ids(options.tokens) if options.tokens else None
     results = []
     for reference in graph_list:
-        loaded = load_graph(session, reference, trust_pickle=options.trust_pickle)
+        loaded = load_graph(session, reference, options)
         from em_circuits.influence.results import ScoresResult
 
         results.append(ScoresResult.of(loaded, wanted))

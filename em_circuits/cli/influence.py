@@ -40,7 +40,7 @@ class InfluenceOptions(TargetOptions):
 @pass_session
 def influence(session: Session, graph: str, as_json: bool, options: InfluenceOptions) -> None:
     """Influence of every node of a graph on its targets; positive raises the target."""
-    loaded = load_graph(session, graph, trust_pickle=options.trust_pickle)
+    loaded = load_graph(session, graph, options)
     from em_circuits.influence import Method
     from em_circuits.influence import influence as compute
     from em_circuits.influence.results import InfluenceResult

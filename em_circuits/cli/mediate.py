@@ -13,6 +13,7 @@ from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
 from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.intervention import MIN_DRAWS
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
@@ -43,7 +44,7 @@ class MediateOptions(Options, TargetRequest):
     """Several prompts: choose features on the others, or on those of other categories."""
     own_domain: str | None = None
     """Category that the fine-tune was trained on. [the organism's: medical]"""
-    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
     top: int | None = Field(default=None, ge=1)
     """Only the first N features."""

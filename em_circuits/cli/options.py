@@ -17,6 +17,7 @@ command line alone (names, placeholders) beside it and reads the model back from
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,21 @@ class Renamed(click.Choice[str]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         """The words of today."""
         return self._shown.get_metavar(param, ctx)
+
+
+class Finite(type(click.FLOAT)):  # type: ignore[misc]
+    """A number; neither inf nor nan, which no bound refuses."""
+
+    def convert(self, value: Any, *context: Any) -> Any:
+        """The number."""
+        number = super().convert(value, *context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", *context)
+        return number
+
+
+class FiniteRange(click.FloatRange, Finite):
+    """A finite number within bounds."""
 
 
 class OptionSet(Generic[Model]):
@@ -214,9 +230,9 @@ def _click_type(kind: Any, constraints: Iterable[Any]) -> click.ParamType[Any] |
                 limits["max"] = high
             case Lt(lt=high):
                 limits |= {"max": high, "max_open": True}
-    if not limits:
-        return kind
-    return click.IntRange(**limits) if kind is int else click.FloatRange(**limits)
+    if kind is float:
+        return FiniteRange(**limits) if limits else Finite()
+    return click.IntRange(**limits) if limits else kind
 
 
 def _plain(description: str | None) -> str | None:

@@ -29,7 +29,7 @@ _settings = OptionSet(
     omit=("max_body", "max_nodes", "max_edges"),
     allowed_hosts=Flag("--allow-host", "allowed", metavar="NAME"),
     neuronpedia=Flag(metavar="MODEL/SOURCE"),
-    lease_seconds=Flag("--lease", type=float),
+    lease_seconds=Flag("--lease"),
     review_keys=Flag(
         "--key",
         "keys",
@@ -54,13 +54,13 @@ def serve(session: Session, reviewer: str | None, **options: Any) -> None:
     settings = _settings.read(options)
 
     from em_circuits.viewer import Sessions, create_app
-    from em_circuits.viewer.server import address, listening
+    from em_circuits.viewer.server import listening, url_of
     from em_circuits.viewer.server import serve as answer
 
     sessions = Sessions(reviewer or getpass.getuser())
     with session.workspace() as work, listening(settings) as opened:
         app = create_app(work, settings, sessions)
-        url = address(settings, opened)
+        url = url_of(settings, opened)
 
         def show_link() -> None:
             print(f"{url}?token={sessions.new_link()}", flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from em_circuits.cli.options import Flag, OptionSet
+from em_circuits.cli.options import FiniteRange, Flag, OptionSet
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import organism_paths
@@ -58,7 +58,7 @@ _attribution = OptionSet(
     select_by=Flag(help="What weighs the choice of feature nodes."),
     batch_size=Flag(help="Attribution rows per backward pass, at most."),
     max_memory=Flag(
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         metavar="GB",
         callback=_bytes,
         help="Memory an attribution may take beside the models; lowers --batch-size.",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from em_circuits.cli.options import FiniteRange
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
@@ -48,7 +49,7 @@ class RunStatus(Frozen):
     "--interval",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     metavar="S",
     help="Seconds between two looks.",
 )

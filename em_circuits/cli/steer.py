@@ -21,7 +21,7 @@ from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.feature import FeatureChoice
-from em_circuits.intervention import Mode, Unit, Where
+from em_circuits.intervention import MIN_DRAWS, Mode, Unit, Where, check_value
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import FORMER, TO_STEER, Scoring
 from em_circuits.target_request import TargetRequest
@@ -67,7 +67,7 @@ class RunOptions(Options, TargetRequest):
     """Ranks top:N and the like; greedy chooses features that do most when ablated together."""
     regime: RegimeName = "free"
     """What is held fixed meanwhile; free is the real model."""
-    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
     rollouts: int = Field(default=0, ge=0)
     """Continuations under each condition, drawn with the same noise."""
@@ -77,7 +77,9 @@ class RunOptions(Options, TargetRequest):
     """Of the continuations."""
 
     @model_validator(mode="after")
-    def _runs_the_model(self) -> RunOptions:
+    def _check(self) -> RunOptions:
+        FeatureChoice.parse(self.features)
+        check_value(self.mode, self.value, self.unit, where="--mode and --value")
         if self.is_given and self.method.from_graph:
             raise RequestError(f"--method {self.method} reads a graph of next tokens, not a target")
         return self
@@ -129,7 +131,7 @@ class TransferOptions(Options):
     """Features."""
     multiples: Annotated[tuple[float, ...], Flag("--multiple", "multiples")] = (1.0, 3.0)
     """Of the merged activation, set in the base; repeatable."""
-    n_random: Annotated[int, Flag("--random", "n_random")] = 20
+    n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
     rollouts: int = Field(default=0, ge=0)
     """Continuations of each treatment."""
@@ -151,7 +153,6 @@ def steer() -> None:
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    FeatureChoice.parse(options.features)
     record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
         result = experiments.analyse.steer_prompt(

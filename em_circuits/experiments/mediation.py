@@ -19,6 +19,7 @@ from pydantic import Field
 from em_circuits.cache import CachedTable, cached_table
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.cases import UnusedPrompt
+from em_circuits.intervention import MIN_DRAWS
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,
@@ -49,7 +50,7 @@ class MediationRequest(Frozen):
     """The fine-tune's own domain; the others are reported as unseen."""
     scan: bool = False
     """Compare the gradient with really setting each feature alone."""
-    n_random: int = Field(default=20, ge=20)
+    n_random: int = Field(default=MIN_DRAWS, ge=MIN_DRAWS)
     seed: int = 0
 
 

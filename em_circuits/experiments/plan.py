@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from em_circuits.interventions import Mode, Regime, Unit, Where
-from em_circuits.interventions.matched_controls import MIN_DRAWS
+from em_circuits.intervention import MIN_DRAWS, Mode, Regime, Unit, Where, check_value
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
@@ -86,6 +85,12 @@ class Values(Frozen):
     values: tuple[float | None, ...] = (None,)
     """None for `ablate`, which has no strength."""
     unit: Unit = Unit.ABSOLUTE
+
+    @model_validator(mode="after")
+    def _check(self) -> Values:
+        for value in self.values:
+            check_value(self.mode, value, self.unit, where="treatments")
+        return self
 
 
 class Controls(Frozen):

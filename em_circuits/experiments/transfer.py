@@ -191,7 +191,7 @@ def trials(
             )
             one = trial(source, "ablate in merged", None, shown, items)
             yield case.merged, one, [*_plain_arms(items), *random]
-    pooled_ids = pooled([(c.changed.coordinates, c.effects) for c in others], plan.k)
+    pooled_ids = strongest_ids([(c.changed.coordinates, c.effects) for c in others], plan.k)
     norms = case.changed.decoders(cases.pair.base).norm(dim=1)
     pool = Pool(case.changed.coordinates[:, 0], case.changed.change, norms)
     for source in get_args(From):
@@ -215,10 +215,10 @@ def ids_to_ablate(merged: Model, others: Sequence[PairedCase], k: int) -> tuple[
     chosen_on = others[:: max(1, -(-len(others) // CHOSEN_ON))]
     scored = [(case.merged.state.active.cpu(), case.ablation) for case in others]
     prompts = [(case.merged.state, case.merged.contrast) for case in chosen_on]
-    return greedy_ids(merged, prompts, pooled(scored, ID_CANDIDATES), k=k)
+    return greedy_ids(merged, prompts, strongest_ids(scored, ID_CANDIDATES), k=k)
 
 
-def pooled(
+def strongest_ids(
     scored: Sequence[tuple[Int64[Tensor, "_ 3"], Float[Tensor, " _"]]], k: int
 ) -> tuple[FeatureId, ...]:
     """The k feature ids with the largest mean over prompts of their summed scores."""

@@ -7,7 +7,7 @@ graph is made, so that code that holds a graph need not check again.
 
     graph  # AttributionGraph(merged, 44a71bc74c37, 1,204 features, 10 logits, frozen edges)
     graph.layout.features  # slice of node indices
-    graph.place(i)  # Place(module="", layer=2, position=11, id=431)
+    graph.feature_name(i)  # NodeName(module="", layer=2, position=11, id=431)
     graph.name_of(i), graph.node_named("2/11/431"), graph.node_named("down_proj:1/11/0")
     graph.targets.probabilities  # float32 softmax of the logits the graph was made from
 """
@@ -87,8 +87,8 @@ class LogitTargets:
         return int(found[0]) if found.numel() else None
 
 
-class Place(NamedTuple):
-    """Where an active node of a graph is: the same in every graph that it occurs in."""
+class NodeName(NamedTuple):
+    """What an active node is, and where: the same in every graph that it occurs in."""
 
     module: str
     """Of an adapter's rank; empty for a feature."""
@@ -168,19 +168,19 @@ class AttributionGraph:
         """Whether ranks of an adapter are among the nodes."""
         return any(part.module for part in self.header.parts)
 
-    def places(self, coordinates: Int64[Tensor, "node 3"]) -> tuple[Place, ...]:
-        """Where nodes are, from rows of `active` or `selected_features`."""
+    def names(self, coordinates: Int64[Tensor, "node 3"]) -> tuple[NodeName, ...]:
+        """What nodes are, from rows of `active` or `selected_features`."""
         parts = self.header.node_parts
         return tuple(
-            Place(parts[part].module, parts[part].layer, position, number)
+            NodeName(parts[part].module, parts[part].layer, position, number)
             for part, position, number in coordinates.tolist()
         )
 
-    def place(self, node: int) -> Place:
-        """Where a feature node is."""
-        return self.places(self.selected_features[node][None])[0]
+    def feature_name(self, node: int) -> NodeName:
+        """What a feature node is."""
+        return self.names(self.selected_features[node][None])[0]
 
-    def active_index(self, place: Place) -> int | None:
+    def active_index(self, place: NodeName) -> int | None:
         """Row of `active`; None if nothing is active there."""
         part = self._parts_at.get((place.module, place.layer))
         if part is None:
@@ -247,7 +247,7 @@ class AttributionGraph:
         layout, kind = self.layout, self.layout.kind(node)
         match kind:
             case NodeKind.FEATURE:
-                return str(self.place(node))
+                return str(self.feature_name(node))
             case NodeKind.ERROR:
                 layer, position = layout.error_coordinates(node)
                 return f"error:{layer}/{position}"
@@ -282,9 +282,9 @@ class AttributionGraph:
             return self.layout.logit_index(target)
         module = text.partition(":")[0] if ":" in text else ""
         feature = Feature.parse(text.rpartition(":")[2]).at(self.layout.n_pos)
-        return self._index_of(Place(module, *feature))
+        return self._index_of(NodeName(module, *feature))
 
-    def _index_of(self, place: Place) -> int:
+    def _index_of(self, place: NodeName) -> int:
         if (place.module, place.layer) not in self._parts_at:
             known = ", ".join(sorted({part.module for part in self.header.parts} - {""})) or "none"
             what = f"module {place.module} in" if place.module else "features of"

@@ -91,6 +91,52 @@ class GraphStore:
             raise RequestError(f"{len(found)} graphs start with {key}: {names}; give more digits.")
         return found[0]
 
+    def key_of(self, reference: str, *, model: str, edges: str | None = None) -> str:
+        """The key, or its first digits, that a graph's key or a prompt's id means.
+
+        Args:
+            reference: Key of a graph or id of a prompt, or the first digits of one.
+            model: Of a prompt's graphs, this model's.
+            edges: Of these, the one with this kind of edges; by default the full one where there is
+                one.
+
+        Raises:
+            RequestError: If nothing fits, or several graphs do.
+        """
+        by_key = self._find(reference)
+        prompts = sorted({path.parent.name for path in self._files()})
+        prompts = [name for name in prompts if name.startswith(reference)]
+        if by_key and prompts:
+            raise RequestError(
+                f"{reference} begins a graph's key and the id of prompt {prompts[0]}; give more "
+                "digits"
+            )
+        if not prompts:
+            self.path(reference)
+            return reference
+        if len(prompts) > 1:
+            names = ", ".join(prompts[:4])
+            raise RequestError(f"{len(prompts)} prompts start with {reference}: {names}")
+        return self._graph_of(prompts[0], model, edges)
+
+    def _graph_of(self, prompt: str, model: str, edges: str | None) -> str:
+        headers = [h for h in map(read_header, self._files(prompt)) if h.model == model]
+        kinds = {
+            header.key: "measured" if header.attribution.get("measure") else header.edge_kind
+            for header in headers
+        }
+        # Measured graphs hold full edges, too.
+        full = next((kind for kind in ("measured", "full") if kind in kinds.values()), None)
+        wanted = full if full and edges in (None, "full") else edges
+        fit = [key for key, kind in kinds.items() if wanted in (None, kind)]
+        if len(fit) == 1:
+            return fit[0]
+        which = f"prompt {prompt} has {len(fit) or 'no'} graph{'s' * (len(fit) > 1)} of {model}"
+        which += f" with {wanted} edges" if wanted else ""
+        if fit:
+            raise RequestError(f"{which}: {', '.join(k[:KEY_DIGITS] for k in fit[:4])}; give a key")
+        raise RequestError(f"{which}; 'em-circuits graphs list' shows what there is")
+
     def has(self, key: str) -> bool:
         """Whether the graph and its provenance are there; a broken file does not count."""
         for path in self._find(key):
@@ -327,8 +373,8 @@ class GraphStore:
             if path.stem.rpartition("-")[2].startswith(digits) and path.parent.name != QUARANTINE
         )
 
-    def _files(self) -> tuple[Path, ...]:
-        found = sorted(self.root.glob(f"*/*-{'[0-9a-f]' * KEY_DIGITS}{SUFFIX}"))
+    def _files(self, prompt: str = "*") -> tuple[Path, ...]:
+        found = sorted(self.root.glob(f"{prompt}/*-{'[0-9a-f]' * KEY_DIGITS}{SUFFIX}"))
         return tuple(p for p in found if not p.name.startswith("."))
 
     def _free(self, path: Path, *, edges_only: bool, dry_run: bool) -> int:

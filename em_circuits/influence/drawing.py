@@ -29,7 +29,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.graph import AttributionGraph, Place
+from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, influence
 from em_circuits.influence.pruning import prune
@@ -268,7 +268,7 @@ class _Union:
         feature = token = module = None
         match kind:
             case NodeKind.FEATURE:
-                place = graph.place(i)
+                place = graph.feature_name(i)
                 layer, position, feature, module = *place[1:], place.module or None
             case NodeKind.ERROR:
                 layer, position = layout.error_coordinates(i)
@@ -307,7 +307,7 @@ class _Union:
     def activations(self, part: _Part) -> np.ndarray:
         """Activation of every feature in one graph, shown there or not; NaN for other kinds."""
         graph = part.graph
-        active = {place: i for i, place in enumerate(graph.places(graph.active))}
+        active = {place: i for i, place in enumerate(graph.names(graph.active))}
         found = np.full(len(self), math.nan)
         for i in self.of_kind(NodeKind.FEATURE):
             at = active.get(self._place(i))
@@ -328,17 +328,17 @@ class _Union:
         unshown = np.isnan(found)
         found[unshown & (activation == 0)] = 0.0
         graph = part.graph
-        nodes = {place: i for i, place in enumerate(graph.places(graph.selected_features))}
+        nodes = {place: i for i, place in enumerate(graph.names(graph.selected_features))}
         for i in np.flatnonzero(unshown & (activation != 0) & ~np.isnan(activation)).tolist():
             node = nodes.get(self._place(i))
             if node is not None:
                 found[i] = float(part.contrast[node])
         return found
 
-    def _place(self, i: int) -> Place:
+    def _place(self, i: int) -> NodeName:
         feature = self.feature[i]
         assert feature is not None
-        return Place(self.module[i] or "", self.layer[i], self.position[i], feature)
+        return NodeName(self.module[i] or "", self.layer[i], self.position[i], feature)
 
     def tones(
         self, values: np.ndarray, largest: float, targets: Sequence[Mapping[str, Any]]
@@ -504,6 +504,10 @@ def _mark(
         )
     r, look = 3 + 3.4 * abs(tone), f'fill="{_mixed(tone)}" stroke="#8b857a" stroke-width=".8"'
     about = f"<title>{_escape(name)}</title>"
+    if nodes["module"][i]:
+        up, down, side = y - 1.2 * r, y + 0.8 * r, 1.1 * r
+        corners = f"{x:.1f},{up:.1f} {x + side:.1f},{down:.1f} {x - side:.1f},{down:.1f}"
+        return f'<polygon points="{corners}" {look}>{about}</polygon>'
     if nodes["kind"][i] == NodeKind.FEATURE:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {look}>{about}</circle>'
     turned = f' transform="rotate(45 {x:.1f} {y:.1f})"' if nodes["kind"][i] == "error" else ""

@@ -26,7 +26,7 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature
 from em_circuits.graphs.edges import Edges
-from em_circuits.graphs.graph import AttributionGraph, Place
+from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
 from em_circuits.target import Target
@@ -68,7 +68,7 @@ class Influence:
     targets: Targets
     graph_key: str
     coverage: Float64[Tensor, " target"] | None
-    places: tuple[Place, ...]
+    names: tuple[NodeName, ...]
     """Of the feature nodes, which come first in `values`."""
     activations: Float[Tensor, " feature"]
 
@@ -79,12 +79,12 @@ class Influence:
         """
         from em_circuits.table import FeatureTable  # pandas, which influence itself does not need
 
-        values = self.values[target, : len(self.places)]
-        modules = [place.module for place in self.places]
+        values = self.values[target, : len(self.names)]
+        modules = [name.module for name in self.names]
         in_units = self.method in (Method.DIRECT, Method.TOTAL_EFFECT)
         unit = self.targets.unit if in_units else "share"
         table = FeatureTable.of(
-            [Feature(*place[1:]) for place in self.places],
+            [Feature(*name[1:]) for name in self.names],
             modules=modules if any(modules) else None,
             by=str(self.method),
             score="influence",
@@ -151,7 +151,7 @@ def influence(
         targets,
         graph.header.key,
         _coverage(graph, flow),
-        graph.places(graph.selected_features),
+        graph.names(graph.selected_features),
         graph.selected_activations,
     )
 

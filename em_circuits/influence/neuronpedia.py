@@ -88,7 +88,7 @@ def _node(graph: AttributionGraph, pruned: PrunedGraph, i: int) -> dict[str, Any
     share = {"influence": float(pruned.cumulative[i])}
     match layout.kind(i):
         case NodeKind.FEATURE:
-            place = graph.place(i)
+            place = graph.feature_name(i)
             layer, pos, feature = place[1:]
             # Both viewers know features under this type, per-layer ones and neurons too.
             kind, number = "cross layer transcoder", pairing(layer, feature)

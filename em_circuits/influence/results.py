@@ -317,7 +317,7 @@ def _place(graph: AttributionGraph, i: int) -> dict[str, Any]:
     layout, kind = graph.layout, graph.layout.kind(i)
     layer = position = feature = module = None
     if kind is NodeKind.FEATURE:
-        found = graph.place(i)
+        found = graph.feature_name(i)
         layer, position, feature, module = *found[1:], found.module or None
     elif kind is NodeKind.ERROR:
         layer, position = layout.error_coordinates(i)

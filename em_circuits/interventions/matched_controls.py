@@ -23,13 +23,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
-from em_circuits.intervention import FIRST_POSITION, Intervention, Where
+from em_circuits.intervention import FIRST_POSITION, MIN_DRAWS, Intervention, Where
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
-MIN_DRAWS = 20
-"""Fewer draws do not make a band."""
 NEAREST = 32
 """Candidates that count as similar."""
 _KNOWN = 256

@@ -111,7 +111,7 @@ def _parts(experiment: Experiment[SteeringSummary], table: Table) -> Iterator[An
         [(p.prompt_id, p.text, p.labels_from) for p in summary.prompts],
     )
     yield Heading("Dose and response")
-    yield from dose_response(summary.conditions)
+    yield from condition_curves(summary.conditions)
     yield Heading("Every condition beside its controls")
     yield _MEANING
     yield table
@@ -123,7 +123,7 @@ def _parts(experiment: Experiment[SteeringSummary], table: Table) -> Iterator[An
         yield Table("Left out", ("prompt", "reason"), rows)
 
 
-def dose_response(conditions: Sequence[ConditionSummary]) -> Iterator[Figure]:
+def condition_curves(conditions: Sequence[ConditionSummary]) -> Iterator[Figure]:
     """A figure per mode, unit and class of positions that has several strengths.
 
     Strength across, net change of evil mass up, a line per combination of features, bars for the

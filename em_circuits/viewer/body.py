@@ -11,7 +11,7 @@ from starlette.requests import Request
 _Value = TypeVar("_Value")
 
 
-async def read_json(request: Request) -> dict[str, Any]:
+async def json_body(request: Request) -> dict[str, Any]:
     """The object in a request's body.
 
     Raises:

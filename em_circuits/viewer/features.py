@@ -24,7 +24,7 @@ from em_circuits.feature import FeatureId
 from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
 from em_circuits.features.promoted import Promoted, promoted_tokens
 from em_circuits.graphs import AttributionGraph
-from em_circuits.viewer.body import query_int, read_json
+from em_circuits.viewer.body import json_body, query_int
 from em_circuits.viewer.context import AppContext, model_of
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
@@ -75,7 +75,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         )
 
     async def aggregate(request: Request) -> Response:
-        asked = await read_json(request)
+        asked = await json_body(request)
         if asked.get("method") not in METHODS or asked.get("model") not in ("base", "merged"):
             raise RequestError("give a method and a model that the page offers")
         wanted = AggregateRequest(method=asked["method"], model=asked["model"])

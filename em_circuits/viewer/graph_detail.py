@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from em_circuits.graphs import AttributionGraph, NodeKind
-from em_circuits.graphs.graph import Place
+from em_circuits.graphs import AttributionGraph, Edges, NodeKind
+from em_circuits.graphs.graph import NodeName
 from em_circuits.influence import Targets, top_paths
 from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
@@ -21,7 +22,7 @@ from pivotal_tokens.schema import Label
 STRONGEST = 12
 """Inputs and outputs listed, each way."""
 _LOGIT = re.compile(r"logit:(\d{1,9})")
-_PLACE = re.compile(r"(\d{1,9})/(\d{1,9})/(\d{1,9})")
+_NODE = re.compile(r"(?:([a-z][a-z0-9_]{0,40}):)?(\d{1,9})/(\d{1,9})/(\d{1,9})")
 
 
 def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
@@ -31,10 +32,10 @@ def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[
         RequestError: If the name names nothing in this graph and is no feature either.
     """
     graph = opened.graph
-    if found := _PLACE.fullmatch(name):
-        place = [int(part) for part in found.groups()]
+    if found := _NODE.fullmatch(name):
+        place = NodeName(found[1] or "", *(int(part) for part in found.groups()[1:]))
         state, activation = _state(graph, place)
-        firing = _firing(graph, place)
+        firing = [] if place.module else _firing(graph, place)
         if state != "node":
             return {"name": name, "state": state, "activation": activation, "firing": firing}
     else:
@@ -49,8 +50,8 @@ def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[
         "firing": firing,
         "influence": None if is_logit else rounded(opened.values[:, node]),
         "contrast": None if contrast is None or is_logit else float(contrast[node]),
-        "inputs": _strongest(graph, graph.require_edges().row(node)),
-        "outputs": [] if is_logit else _strongest(graph, graph.require_edges().column(node)),
+        "inputs": _strongest(graph, node, inputs=True),
+        "outputs": [] if is_logit else _strongest(graph, node, inputs=False),
     }
 
 
@@ -81,33 +82,43 @@ def paths(
     }
 
 
-def _strongest(graph: AttributionGraph, weights: Tensor) -> list[dict[str, Any]]:
-    """The largest by magnitude, with their signs and their share of the whole."""
+def _strongest(graph: AttributionGraph, node: int, *, inputs: bool) -> list[dict[str, Any]]:
+    """The largest edges by magnitude, with their signs, their share of the whole, and what each is
+    when its source is really removed, where the graph has that."""
+
+    def of(edges: Edges) -> Tensor:
+        return edges.row(node) if inputs else edges.column(node)
+
+    weights = of(graph.require_edges())
+    real = None if graph.measured is None else of(graph.measured)
     order = weights.abs().argsort(descending=True)[:STRONGEST]
     whole = float(weights.abs().sum())
+    removable = graph.layout.is_feature(order if inputs else torch.full_like(order, node))
+    measured = dict(zip(order.tolist(), removable.tolist(), strict=True))
     return [
         {
             "name": graph.name_of(i),
             "weight": float(weights[i]),
             "share": abs(float(weights[i])) / whole,
+            "measured": None if real is None or not measured[i] else float(real[i]),
         }
         for i in order.tolist()
         if weights[i] != 0
     ]
 
 
-def _state(graph: AttributionGraph, place: list[int]) -> tuple[str, float]:
+def _state(graph: AttributionGraph, place: NodeName) -> tuple[str, float]:
     """("node", "active" without being one, or "inactive"; its activation)."""
-    i = graph.active_index(Place("", *place))
+    i = graph.active_index(place)
     if i is None:
         return "inactive", 0.0
     selected = bool((graph.selected == i).any())
     return ("node" if selected else "active"), float(graph.activations[i])
 
 
-def _firing(graph: AttributionGraph, place: list[int]) -> list[list[Any]]:
+def _firing(graph: AttributionGraph, place: NodeName) -> list[list[Any]]:
     """(position, activation) of the same feature everywhere in the prompt."""
-    same = graph.firing(place[0], place[2])
+    same = graph.firing(place.layer, place.id)
     return [
         [position, value]
         for position, value in zip(

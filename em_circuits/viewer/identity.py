@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.viewer.body import field, read_json
+from em_circuits.viewer.body import field, json_body
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError
@@ -21,7 +21,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     ``/api/looks`` shows what judges say of prompts that one has yet to answer, or hides it."""
 
     async def me(request: Request) -> Response:
-        name = field(await read_json(request), "name", str).strip()
+        name = field(await json_body(request), "name", str).strip()
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise RequestError(f"a name has 1 to {LONGEST_NAME} printable characters")
         session = context.session(request)
@@ -29,7 +29,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         return Json({"name": name})
 
     async def looks(request: Request) -> Response:
-        context.session(request).shows_judge = field(await read_json(request), "looks", bool)
+        context.session(request).shows_judge = field(await json_body(request), "looks", bool)
         return Json({"looks": context.session(request).shows_judge})
 
     async def link(request: Request) -> Response:

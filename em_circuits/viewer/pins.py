@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from em_circuits.viewer.body import read_json
+from em_circuits.viewer.body import json_body
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.schema import Frozen
@@ -45,7 +45,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         return Json(Pins.model_validate(saved or {}).model_dump())
 
     async def write(request: Request) -> Response:
-        pins = checked(await read_json(request))
+        pins = checked(await json_body(request))
         prompt = context.store.prompts.get(request.path_params["prompt"])
         name = context.session(request).reviewer
         context.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())

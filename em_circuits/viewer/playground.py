@@ -22,7 +22,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.interventions import ActivationCache, Intervention, Mode, run_rows, top_tokens
 from em_circuits.interventions.generation import Sampling, generate
 from em_circuits.models import Model
-from em_circuits.viewer.body import read_json
+from em_circuits.viewer.body import json_body
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.schema import Frozen, ModelName, PromptLabels
@@ -112,7 +112,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     ground = Playground(context)
 
     async def run(request: Request) -> Response:
-        body = await read_json(request)
+        body = await json_body(request)
         try:
             asked = PlaygroundRequest.model_validate(body)
         except ValidationError as error:

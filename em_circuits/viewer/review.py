@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.viewer.auth import BrowserSession
-from em_circuits.viewer.body import read_json
+from em_circuits.viewer.body import json_body
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.review.browser import BrowserReview, browser_keys, key_help, review_setup
@@ -65,7 +65,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         )
 
     async def answer(request: Request) -> Response:
-        asked = await read_json(request)
+        asked = await json_body(request)
         session = context.session(request)
         state = await run_in_threadpool(lambda: reviews.of(session).act(asked))
         return Json(state.model_dump(mode="json", by_alias=True))

@@ -45,7 +45,7 @@ def listening(settings: ViewerSettings) -> Iterator[socket.socket]:
             return
 
 
-def address(settings: ViewerSettings, opened: socket.socket) -> str:
+def url_of(settings: ViewerSettings, opened: socket.socket) -> str:
     """The URL a browser on this machine opens."""
     host, port = opened.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pivotal_tokens.llm.replies import read_json
+from pivotal_tokens.llm.replies import json_of
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0
@@ -38,7 +38,7 @@ class Response:
     @property
     def error(self) -> tuple[str, str | None, str | None]:
         """What an error response says: message, parameter, code."""
-        said = read_json(self.body)
+        said = json_of(self.body)
         if not isinstance(said, dict):
             return " ".join(self.body.split())[:500] or "no message", None, None
         details = said.get("error", said)

@@ -31,7 +31,7 @@ from pivotal_tokens.llm.replies import (
     Filtered,
     Ok,
     Reply,
-    read_json,
+    json_of,
     read_reply,
     usage_of,
 )
@@ -251,7 +251,7 @@ class LLMClient:
         messages = [message.model_dump() for message in question.messages]
         request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
         reply = StoredReply(call_id, question.opening.cache_key, request, got.body)
-        usage = usage_of(read_json(got.body))
+        usage = usage_of(json_of(got.body))
         if usage is None:
             await self._ledger.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
             return reply

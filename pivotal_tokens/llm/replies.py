@@ -97,7 +97,7 @@ def explain(reply: Reply) -> str:
 
 def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str) -> Reply:
     """Read the body of a chat completion as an outcome, in whatever form it is."""
-    completion = read_json(body)
+    completion = json_of(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}
     try:
         choice = completion["choices"][0]
@@ -122,7 +122,7 @@ def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_
         return Invalid(raw=text, error=_in_words(error), **common)
 
 
-def read_json(body: str) -> Any:
+def json_of(body: str) -> Any:
     """The JSON of a body; None where it is none."""
     try:
         return json.loads(body)

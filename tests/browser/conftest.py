@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [
-    str(Path(__file__).parents[1] / "em_circuits"),
-    str(Path(__file__).parents[1] / "em_circuits" / "viewer"),
-]
-
-from browsing import ARGUMENTS, NAMES, Browser  # noqa: E402
-from rooms import Room, enter, furnish  # noqa: E402
+from browsing import ARGUMENTS, NAMES, Browser
+from rooms import Room, enter, furnish
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of em_circuits; makes the modules beside it importable."""
+"""Fixtures of the tests of em_circuits, over the subjects of scripts/."""
 
 from __future__ import annotations
 

@@ -34,6 +34,8 @@ class SteeringSetup(Frozen):
     """At classes of positions: the questions differ in length."""
     random: int = Field(default=2, ge=0)
     """Draws of matched random features per question, each with as many answers."""
+    by: str | None = None
+    """What chose the features: a method, or ``name``; decides nothing about the answers."""
 
 
 class EvaluationSettings(Frozen):

@@ -93,7 +93,7 @@ def evaluate(
     ]
     record = {
         "kind": "evaluation",
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"steering": {"by"}}),
         "questions": {one.name: list(one.questions) for one in sets},
         "pair": work.pair.key,
         "judge": judge.id,
@@ -157,8 +157,17 @@ def summarise(
         settings=settings,
         worlds=conditions,
         differences=differences,
-        said=_sentence(conditions, differences, judge, cutoffs),
+        said=_sentence(conditions, differences, judge, cutoffs) + _steered(settings),
     )
+
+
+def _steered(settings: EvaluationSettings) -> str:
+    """What is steered, and how it was chosen."""
+    if settings.steering is None or settings.steering.by is None:
+        return ""
+    n = len({(item.layer, item.feature) for item in settings.steering.interventions})
+    mode = settings.steering.interventions[0].mode
+    return f" Steered: {mode} of {n} feature{'s' * (n > 1)} by {settings.steering.by}."
 
 
 def _folder(name: str | None, settings: EvaluationSettings, record: Mapping[str, Any]) -> str:

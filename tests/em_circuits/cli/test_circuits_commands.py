@@ -195,3 +195,10 @@ def test_unmatched_labels_are_reported() -> None:
     shown = InfluenceResult.of(GRAPH, influence(GRAPH, seeds, Method.DIRECT), top=0)
     assert shown.unmatched == [998]
     assert torch.equal(seeds.weights.sum(1), torch.zeros(1, dtype=torch.float64))
+
+
+def test_a_prompt_s_id_stands_for_its_graph_in_every_command(root, capsys) -> None:
+    prompt, model = GRAPH.header.prompt_id, f"--model={GRAPH.header.model}"
+    for command in (["influence"], ["graphs", "prune"], ["graphs", "scores"], ["graphs", "show"]):
+        by_prompt = ask(capsys, root, *command, prompt, model)
+        assert by_prompt == ask(capsys, root, *command, KEY)

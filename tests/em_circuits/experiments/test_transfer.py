@@ -10,7 +10,7 @@ from subjects import organism_settings
 
 from em_circuits.experiments.cases import Cases
 from em_circuits.experiments.plan import TransferPlan, parse_source
-from em_circuits.experiments.transfer import pooled, run_transfer
+from em_circuits.experiments.transfer import run_transfer, strongest_ids
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
 from em_circuits.sampling import Sampling
@@ -52,7 +52,7 @@ def test_pooling_sums_over_positions_and_prompts() -> None:
     one = torch.tensor([[0, 1, 7], [0, 2, 7], [1, 1, 4]])
     two = torch.tensor([[1, 3, 4], [2, 3, 9]])
     scored = [(one, torch.tensor([1.0, 1.0, 3.0])), (two, torch.tensor([-2.0, 1.5]))]
-    assert pooled(scored, 2) == ((0, 7), (2, 9))
+    assert strongest_ids(scored, 2) == ((0, 7), (2, 9))
 
 
 def test_sources_of_the_command_line() -> None:

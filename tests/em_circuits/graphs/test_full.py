@@ -170,8 +170,8 @@ def test_measured_edges_stand_beside_full_ones(subject: Subject, tmp_path: Path)
 def test_both_models_share_the_chosen_nodes_that_both_have(subject: Subject) -> None:
     prompt = subject.pair.prompt(text_of(subject))
     built = build_pair_graphs(subject.pair, prompt, AttributionSettings(nodes=40))
-    places = [set(graph.places(graph.selected_features)) for graph in built.both]
-    active = [set(graph.places(graph.active)) for graph in built.both]
+    places = [set(graph.names(graph.selected_features)) for graph in built.both]
+    active = [set(graph.names(graph.active)) for graph in built.both]
     chosen = places[0] | places[1]
     assert len(chosen) == 40
     for own, there in zip(places, active, strict=True):

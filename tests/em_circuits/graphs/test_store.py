@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 from synthetic import Size, header, synthetic_graph
 
@@ -397,7 +398,7 @@ def test_a_kill_while_writing_leaves_nothing_half_written(tmp_path):
     """)
     )
     root = tmp_path / "graphs"
-    command = [sys.executable, str(script), str(root), str(Path(__file__).parent.parent)]
+    command = [sys.executable, str(script), str(root), str(Path(synthetic.__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout.readline() == "ready\n"
         store, generator = GraphStore(root), torch.Generator().manual_seed(0)
@@ -427,3 +428,43 @@ def test_a_key_changes_with_everything_that_decides_the_content():
     assert len(keys) == 2 + len(base)
     assert all(len(key) == 64 for key in keys)
     assert graph_key("0" * 12, **base) == graph_key("0" * 12, **base)
+
+
+def of_prompt(store, digit, *, prompt_id="7" * 12, model="merged", **attribution):
+    """A graph of a prompt in the store; gives its key."""
+    key = digit * 64
+    fields = {"prompt_id": prompt_id, "model": model, "attribution": attribution}
+    store.save(keyed(key, **fields), PROVENANCE)
+    return key
+
+
+def test_a_prompt_means_its_model_s_graph(store):
+    base, merged = of_prompt(store, "a", model="base"), of_prompt(store, "b")
+    assert store.key_of("7777", model="base") == base
+    assert store.key_of("7" * 12, model="merged") == merged
+    assert store.key_of(base[:6], model="merged") == base[:6]  # a key says which model by itself
+    with pytest.raises(RequestError, match="no graph of other"):
+        store.key_of("7777", model="other")
+    with pytest.raises(RequestError, match="No graph 1234"):
+        store.key_of("1234", model="merged")
+
+
+def test_full_edges_are_meant_unless_others_are_named(store):
+    frozen, full = of_prompt(store, "a"), of_prompt(store, "b", edges="full")
+    assert store.key_of("7777", model="merged") == full
+    assert store.key_of("7777", model="merged", edges="frozen") == frozen
+    with pytest.raises(RequestError, match="no graph of merged with measured edges"):
+        store.key_of("7777", model="merged", edges="measured")
+    of_prompt(store, "c", edges="full", batch_size=1)
+    with pytest.raises(RequestError, match=r"2 graphs of merged with full edges: b{12}, c{12}"):
+        store.key_of("7777", model="merged")
+
+
+def test_digits_that_begin_a_key_and_a_prompt_are_refused(store):
+    of_prompt(store, "7")
+    with pytest.raises(RequestError, match="give more digits"):
+        store.key_of("7777", model="merged")
+    other = of_prompt(store, "a", prompt_id="7" * 11 + "8")
+    with pytest.raises(RequestError, match="more digits"):
+        store.key_of("7777", model="merged")
+    assert store.key_of("7" * 11 + "8", model="merged") == other

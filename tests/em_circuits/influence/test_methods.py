@@ -13,17 +13,28 @@ from pivotal_tokens.errors import RequestError
 GRAPH = synthetic_graph(Size())
 
 
-@pytest.mark.parametrize("value", [0.0, -1.5])
-def test_total_effect_names_a_feature_without_positive_activation(value):
+def test_total_effect_names_a_feature_without_activation():
     activations = GRAPH.activations.clone()
-    activations[7] = value
+    activations[7] = 0.0
     graph = dataclasses.replace(GRAPH, activations=activations)
-    layer, pos, feature = graph.selected_features[7].tolist()
-    where = rf"feature node 7 \(layer {layer}, position {pos}\), feature {feature}, has {value}"
+    where = f"node {graph.name_of(7)} has 0.0"
     with pytest.raises(RequestError, match=where):
         influence(graph, Targets.each(graph), Method.TOTAL_EFFECT)
     for method in (Method.DIRECT, Method.SIGNED, Method.ABSOLUTE):
         influence(graph, Targets.each(graph), method)
+
+
+def test_activations_may_be_negative_as_those_of_neurons_are():
+    """``S = w A (I - A[nodes] / a)^-1`` by dense algebra."""
+    activations = GRAPH.activations.clone()
+    activations[::2] *= -1
+    graph = dataclasses.replace(GRAPH, activations=activations)
+    own, layout = graph.layout.features, graph.layout
+    dense = graph.require_edges().to_dense().double()
+    scaled = dense[own, own] / activations[graph.selected].double()[:, None]
+    inverse = torch.linalg.inv(torch.eye(len(scaled), dtype=torch.float64) - scaled)
+    found = influence(graph, Targets.each(graph), Method.TOTAL_EFFECT).values[:, own]
+    assert torch.allclose(found, dense[layout.logits, own] @ inverse, atol=1e-9)
 
 
 def test_absolute_influence_refuses_a_contrast():

@@ -39,7 +39,17 @@ def test_other_names_are_refused(name):
         GRAPH.node_named(name)
 
 
-@pytest.mark.parametrize("name", ["99/0/1", "0/99/1", "error:99/0", "error:0/99", "token:99"])
-def test_places_outside_the_graph_are_refused(name):
-    with pytest.raises(RequestError, match="The graph has"):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("99/0/1", "no features of layer 99"),
+        ("0/99/1", "has positions 0 to"),
+        ("down_proj:0/1/0", "no module down_proj in layer 0"),
+        ("error:99/0", "The graph has"),
+        ("error:0/99", "The graph has"),
+        ("token:99", "The graph has"),
+    ],
+)
+def test_places_outside_the_graph_are_refused(name, reason):
+    with pytest.raises(RequestError, match=reason):
         GRAPH.node_named(name)

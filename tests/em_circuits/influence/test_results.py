@@ -26,7 +26,15 @@ def test_every_node_is_there_in_node_order_with_one_value_per_target():
     assert shape["coverage"] == 1.0
     assert [n["index"] for n in shape["nodes"]] == list(range(GRAPH.layout.n_nodes))
     for node in shape["nodes"]:
-        assert list(node) == ["index", "kind", "layer", "position", "feature", "values"]
+        assert list(node) == [
+            "index",
+            "kind",
+            "layer",
+            "position",
+            "feature",
+            "module",
+            "values",
+        ]
         assert node["values"] == result.values[:, node["index"]].tolist()
     json.dumps(shape, allow_nan=False)
 

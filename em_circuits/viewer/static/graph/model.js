@@ -1,6 +1,6 @@
 // What is drawn: the server's drawing as objects. Every number in it was computed there.
 //
-// A node: { i, name, kind, layer, position, feature, token, x, y, target, at: { base, merged } } with
+// A node: { i, name, kind, layer, position, feature, module, token, x, y, target, at: { base, merged } } with
 // activation, contrast and share per model; 0 where a feature is inactive, null where unknown.
 
 export const MODELS = ["base", "merged"];
@@ -21,7 +21,7 @@ export class Graph {
   }
 
   #node(record, name, i) {
-    const { kind, layer, position, feature, token } = record.nodes;
+    const { kind, layer, position, feature, module, token } = record.nodes;
     const node = {
       i,
       name,
@@ -29,6 +29,7 @@ export class Graph {
       layer: layer[i],
       position: position[i],
       feature: feature[i],
+      module: module[i],
       token: token[i],
       text: kind[i] === "token" ? this.tokens[position[i]] : undefined,
       target: this.targets.get(token[i]),
@@ -61,7 +62,8 @@ export class Graph {
   }
 
   label(node) {
-    if (node.kind === "feature") return `L${node.layer} · ${node.position} · ${node.feature}`;
+    const place = `L${node.layer} · ${node.position} · ${node.feature}`;
+    if (node.kind === "feature") return node.module ? `${node.module} ${place}` : place;
     if (node.kind === "error") return `error L${node.layer} · ${node.position}`;
     return node.kind === "token" ? `token ${node.position}` : "logit";
   }

@@ -166,7 +166,9 @@ export class Panel {
         { class: "muted" },
         node
           ? {
-              feature: `feature ${node.feature} of layer ${node.layer}, at position ${node.position} `,
+              feature: node.module
+                ? `rank ${node.feature} of the adapter's ${node.module} in layer ${node.layer}, at position ${node.position} `
+                : `feature ${node.feature} of layer ${node.layer}, at position ${node.position} `,
               error: `what the transcoder of layer ${node.layer} leaves unexplained, at position ${node.position} `,
               token: `embedding of input token ${node.position} `,
               logit: `next token ${node.token} `,
@@ -227,7 +229,9 @@ export class Panel {
         parts.push(...this.#table(`Influence on each logit (${model})`, rows));
         parts.push(this.#pathFinder(name, targets));
       }
-      const edges = (list) => list.map((e) => ({ name: e.name, value: e.weight, note: percent(e.share) }));
+      const note = (e) => [percent(e.share), e.measured === null ? "" : `measured ${signed(e.measured)}`];
+      const edges = (list) =>
+        list.map((e) => ({ name: e.name, value: e.weight, note: note(e).filter(Boolean).join(", ") }));
       parts.push(...this.#table("Strongest inputs (direct)", edges(own.inputs)));
       if (own.outputs.length) parts.push(...this.#table("Strongest outputs (direct)", edges(own.outputs)));
     } else
@@ -238,7 +242,7 @@ export class Panel {
           own.state === "active"
             ? [
                 `In ${model} it fires here without being a node of the graph, so its edges are unknown.`,
-                "A higher --max-features would make it one.",
+                "A higher --nodes (frozen edges: --max-features) would make it one.",
               ].join(" ")
             : own.state === "inactive"
               ? `In ${model} it does not fire here: its effect is exactly 0.`

@@ -476,7 +476,12 @@ function change(node) {
 }
 
 export function shape(context, node, r) {
-  if (node.kind === "feature") {
+  if (node.module) {
+    context.moveTo(node.x, node.y - 1.2 * r);
+    context.lineTo(node.x + 1.1 * r, node.y + 0.8 * r);
+    context.lineTo(node.x - 1.1 * r, node.y + 0.8 * r);
+    context.closePath();
+  } else if (node.kind === "feature") {
     context.moveTo(node.x + r, node.y);
     context.arc(node.x, node.y, r, 0, 7);
   } else if (node.kind === "token") context.rect(node.x - r, node.y - r, 2 * r, 2 * r);

@@ -145,6 +145,11 @@ def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswer
     ]
     with pytest.raises(RequestError, match="another plan"):
         evaluate(work, question_sets("organism:3"), settings, judge, name="no-op")
+    assert "Steered:" not in evaluation.summary.said  # by what it was chosen is not known
+    named = settings.model_copy(update={"steering": no_op.model_copy(update={"by": "gradient"})})
+    again = evaluate(work, question_sets("organism:2"), named, judge, name="no-op")
+    assert again.summary.said.endswith(" Steered: scale of 1 feature by gradient.")
+    assert again.rows == evaluation.rows  # the same answers, taken up again
 
 
 def test_questions_come_from_a_set_a_generator_or_a_file(tmp_path: Path) -> None:

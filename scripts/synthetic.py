@@ -90,7 +90,7 @@ def dense_matrix(
     layout: NodeLayout, features: Tensor, activations: Tensor, generator: torch.Generator
 ) -> Tensor:
     """An adjacency matrix; rows targets, columns sources."""
-    source_layer = layout.source_layers(features[:, 0])
+    source_layer = layout.source_parts(features[:, 0])
     source_pos = layout.source_positions(features[:, 1])
     matrix = torch.zeros(layout.n_nodes, layout.n_nodes)
     strength = torch.randn(layout.n_sources, generator=generator).mul(1.5).exp()

@@ -11,7 +11,7 @@ import uvicorn
 from rooms import Room
 
 from em_circuits.viewer import ViewerSettings, create_app
-from em_circuits.viewer.server import address, listening
+from em_circuits.viewer.server import listening, url_of
 
 ARGUMENTS = (
     "--headless",
@@ -39,7 +39,7 @@ def running(room: Room, settings: ViewerSettings | None = None) -> Iterator[str]
         while not server.started:
             time.sleep(0.01)
         try:
-            yield address(asked, opened)
+            yield url_of(asked, opened)
         finally:
             server.should_exit = True
             thread.join(10)

@@ -1,4 +1,4 @@
-"""The two model pairs of the tests of models, graphs and interventions."""
+"""The two model pairs of tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test data of the viewer: a store and graphs built without any model."""
+"""A store and graphs without any model, for tests and benchmarks of the viewer."""
 
 from __future__ import annotations
 
