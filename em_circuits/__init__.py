@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from em_circuits.models.pair import Model, ModelPair
     from em_circuits.models.settings import PairSettings
     from em_circuits.table import FeatureTable
+    from em_circuits.target import Target
     from em_circuits.workspace import Workspace, load_pair
     from pivotal_tokens.schema import Prompt
     from pivotal_tokens.store import Store
@@ -73,6 +74,7 @@ __all__ = [
     "PairSettings",
     "Prompt",
     "Store",
+    "Target",
     "Targets",
     "Unit",
     "Where",

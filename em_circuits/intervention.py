@@ -174,15 +174,15 @@ class Intervention(Frozen):
             Mode.CLAMP: (1.0, 0.0, value),
         }[self.mode]
 
-    def positions(self, n_pos: int) -> range:
-        """Positions of a prompt of `n_pos` tokens that it changes; none for generated tokens."""
+    def positions(self, n_pos: int, n_forced: int = 0) -> range:
+        """Positions that it changes of a prompt of `n_pos` tokens and `n_forced` generated ones."""
         if isinstance(self.position, int):
             return range(self.position, self.position + 1)
         first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(
             self.position,  # type: ignore[arg-type]
             FIRST_POSITION,
         )
-        return range(first, n_pos)
+        return range(first, n_pos + n_forced if self.while_generating else n_pos)
 
 
 def on_each(

@@ -95,6 +95,8 @@ def mediation(result: Mediation) -> go.Figure:
 def dose_response(results: Mapping[float, SteerResult], *, x: str = "value") -> go.Figure:
     """Evil mass over strength, with the middle 95 % of matched random features.
 
+    Of a target that has no evil continuation, its value instead.
+
     Args:
         results: By the strength that was steered with.
         x: What the strength is.
@@ -102,23 +104,28 @@ def dose_response(results: Mapping[float, SteerResult], *, x: str = "value") -> 
     doses = sorted(results)
     runs = [results[dose] for dose in doses]
     figure = go.Figure()
+    by_mass = all(r.unsteered.evil_mass is not None for r in runs)
+    measure = "evil_mass" if by_mass else "contrast"
+    bands = [getattr(r.random_control, measure) for r in runs]
     for name, values in (
-        ("random, 2.5 %", [r.random_control.evil_mass.low for r in runs]),
-        ("random, 97.5 %", [r.random_control.evil_mass.high for r in runs]),
+        ("random, 2.5 %", [band.low for band in bands]),
+        ("random, 97.5 %", [band.high for band in bands]),
     ):
         figure.add_scatter(
             x=doses, y=values, name=name, mode="lines", line={"color": RANDOM, "dash": "dot"}
         )
     figure.add_scatter(
         x=doses,
-        y=[r.steered.evil_mass for r in runs],
+        y=[getattr(r.steered, measure) for r in runs],
         name="steered",
         mode="lines+markers",
         line={"color": EVIL},
     )
     if runs:
-        figure.add_hline(y=runs[0].unsteered.evil_mass, line_dash="dash", annotation_text="as is")
-    return _styled(figure, title="dose and response", x=x, y="evil mass")
+        before = getattr(runs[0].unsteered, measure)
+        figure.add_hline(y=before, line_dash="dash", annotation_text="as is")
+    y = "evil mass" if by_mass else runs[0].intervention.target
+    return _styled(figure, title="dose and response", x=x, y=str(y))
 
 
 def _styled(figure: go.Figure, *, title: str, x: str, y: str) -> go.Figure:

@@ -14,6 +14,8 @@ Where a method scores each target token apart, `targets` and `per_target` hold t
 active but no node of the graph. A feature in no row is inactive, and its score is exactly 0.
 
     scores.ranked(Contrast(evil=(431,), safe=(87,)))       # by contrast, most positive first
+
+The terms of a `Target` are scored like tokens; the contrast is then their weighted sum.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import pandas as pd
 from em_circuits.contrast import Contrast
 from em_circuits.feature import AdapterRank, Feature, FeatureChoice, FeatureId
 from em_circuits.intervention import Interventions, Mode, Unit, Where, on_each
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -214,8 +217,10 @@ class FeatureTable:
             rows += found.to_numpy().nonzero()[0].tolist()
         return self.take(np.array(rows))
 
-    def contrasted(self, contrast: Contrast) -> FeatureTable:
+    def contrasted(self, contrast: Contrast | Target) -> FeatureTable:
         """The same rows with evil minus safe of the targets' scores as their score.
+
+        The score is `evil_mean` minus `safe_mean`, which is NaN for a target without a safe side.
 
         Raises:
             RequestError: If no target is evil, or none safe: there is no contrast.
@@ -224,11 +229,14 @@ class FeatureTable:
         targets = self.targets.tolist()
         weights = contrast.over(targets).numpy()
         scores = self.per_target.astype(np.float64)
-        evil, safe = (scores[side.numpy()].mean(0) for side in contrast.sides(targets))
-        frame = self.frame.assign(contrast=evil - safe, evil_mean=evil, safe_mean=safe)
+        evil, safe = weights.clip(min=0) @ scores, -weights.clip(max=0) @ scores
+        contrasts = evil - safe
+        if not (weights < 0).any():
+            safe = np.full_like(safe, np.nan)
+        frame = self.frame.assign(contrast=contrasts, evil_mean=evil, safe_mean=safe)
         return replace(self, frame=frame, score="contrast", per_target=scores, weights=weights)
 
-    def ranked(self, contrast: Contrast) -> FeatureTable:
+    def ranked(self, contrast: Contrast | Target) -> FeatureTable:
         """Features with a known score, ordered by contrast, most positive first.
 
         A set that was chosen greedily (column `joined`) comes first, in the order in which it

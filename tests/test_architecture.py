@@ -28,6 +28,7 @@ FLOORS = {
     "pivotal_tokens.labels": 8,
     "em_circuits.feature": 9,
     "em_circuits.contrast": 9,
+    "em_circuits.target": 9.2,
     "em_circuits.intervention": 9,
     "em_circuits.statistics": 9,
     "em_circuits.table": 9.5,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from em_circuits import experiments
 from em_circuits.cli.mediate import mediate
@@ -20,6 +20,7 @@ from em_circuits.cli.session import Session, pass_session
 from em_circuits.feature import FeatureChoice
 from em_circuits.organisms.corpus import CorpusConfig, documents
 from em_circuits.scoring import FORMER, TO_RANK, Scoring
+from em_circuits.target_request import TargetRequest
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
 
@@ -37,8 +38,8 @@ _METHOD = (
 _AVERAGED = [by for by in Scoring if by is not Scoring.GREEDY]
 
 
-class RankOptions(Options):
-    """Which features of one prompt, scored how."""
+class RankOptions(Options, TargetRequest):
+    """Which features of one prompt, scored how, by their effect on what."""
 
     model: ModelName = "merged"
     """Which model."""
@@ -47,6 +48,15 @@ class RankOptions(Options):
     """Features that gradient+ablation really ablates."""
     top: int | None = Field(default=None, ge=1)
     """Only the N most positive."""
+
+    @model_validator(mode="after")
+    def _runs_the_model(self) -> RankOptions:
+        if self.is_given and self.method.from_graph:
+            raise RequestError(
+                f"--method {self.method} reads a graph of next tokens; a target of its own is "
+                "ranked by gradient, gradient+ablation, measured, joint or greedy"
+            )
+        return self
 
 
 class OverPromptsOptions(Options):
@@ -134,10 +144,18 @@ features.add_command(mediate)
 @prints("em_circuits.experiments.analyse:PromptRanking")
 @pass_session
 def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> None:
-    """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil."""
+    """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil.
+
+    With --continuation or --rollouts-judged by their effect on whole answers, teacher-forced.
+    """
     with session.on_prompts(prompt) as work:
         ranked = experiments.analyse.rank_prompt(
-            work, prompt, model=options.model, by=options.method, n_measured=options.measure
+            work,
+            prompt,
+            model=options.model,
+            by=options.method,
+            n_measured=options.measure,
+            target=options,
         )
     top = options.top if as_json else options.top or 15
     result = experiments.analyse.PromptRanking.of(ranked, top)
@@ -243,7 +261,8 @@ def explain(session: Session, features: str, options: ExplainOptions, as_json: b
 def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
     """The table of a ranking of `n` features."""
     method = result.method
-    whose = f"by {method}; labels from: {result.labels_from}"
+    what = f"labels from: {result.labels_from}" if result.target is None else result.target
+    whose = f"by {method}; {what}"
     yield f"{result.prompt_id}, {result.model} model, {whose}"
     other = "gradient" if method in ("gradient", "gradient+ablation") else "graph"
     names = ("layer", "position", "feature", "contrast", "evil_mean", "safe_mean", "hedges_g")
@@ -256,7 +275,8 @@ def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
     ]
     header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation", "by")
     yield table(header, rows)
-    yield f"{n} features in all; contrast in logits, g is Hedges' g"
+    unit = "logits" if result.target is None else "nats"
+    yield f"{n} features in all; contrast in {unit}, g is Hedges' g"
 
 
 def _documents(session: Session, path: Path | None) -> Iterable[str]:

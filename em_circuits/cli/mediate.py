@@ -14,6 +14,7 @@ from em_circuits.cli.options import Flag, Options, checked, options
 from em_circuits.cli.output import emit, json_option, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.intervention import MIN_DRAWS
+from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
@@ -26,8 +27,8 @@ _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 _PAGE = click.Path(dir_okay=False, path_type=Path)
 
 
-class MediateOptions(Options):
-    """Which features are set, in which direction, in which order."""
+class MediateOptions(Options, TargetRequest):
+    """Which features are set, in which direction, in which order, and what is measured."""
 
     everything: Annotated[bool, Flag("--all", "everything")] = False
     """Every labelled prompt with a contrast."""
@@ -67,6 +68,8 @@ def mediate(
     """
     if options.everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
+    if options.is_given and len(prompts) != 1:
+        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
     if len(prompts) == 1:
         _one(session, prompts[0], options, as_json)
     else:
@@ -81,6 +84,7 @@ def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) 
             order="scan" if options.scan else options.order,
             direction=options.direction,
             n_random=options.n_random,
+            target=options,
         )
     shown = mediation.model_copy(update={"features": mediation.features[: options.top]})
     emit(shown, as_json, describe_mediation)
@@ -89,10 +93,9 @@ def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) 
 def describe_mediation(mediation: Mediation) -> Iterator[str]:
     """The curve over features of one prompt, and the shares of what is not a feature."""
     shift, mass, shares = mediation.shift, mediation.evil_mass, mediation.shares.model_dump()
-    yield (
-        f"{mediation.prompt_id}: contrast {shift.base:.2f} -> {shift.merged:.2f} logits, "
-        f"evil mass {mass.base:.2f} -> {mass.merged:.2f}"
-    )
+    what, unit = ("contrast", "logits") if mediation.target is None else (mediation.target, "nats")
+    masses = "" if mass is None else f", evil mass {mass.base:.2f} -> {mass.merged:.2f}"
+    yield f"{mediation.prompt_id}: {what} {shift.base:.2f} -> {shift.merged:.2f} {unit}{masses}"
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
     yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())

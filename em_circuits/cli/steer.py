@@ -24,6 +24,7 @@ from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import MIN_DRAWS, Mode, Unit, Where, check_value
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import FORMER, TO_STEER, Scoring
+from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
@@ -47,7 +48,7 @@ _FIGURES = ("pearson", "low", "high", "spearman", "sign", "top20")
 _SOURCE = "PROMPT|organism:N[:DOMAIN,...]"
 
 
-class RunOptions(Options):
+class RunOptions(Options, TargetRequest):
     """What is changed on one prompt, and what is measured then."""
 
     model: ModelName = "merged"
@@ -79,6 +80,8 @@ class RunOptions(Options):
     def _check(self) -> RunOptions:
         FeatureChoice.parse(self.features)
         check_value(self.mode, self.value, self.unit, where="--mode and --value")
+        if self.is_given and self.method.from_graph:
+            raise RequestError(f"--method {self.method} reads a graph of next tokens, not a target")
         return self
 
 
@@ -135,6 +138,7 @@ class TransferOptions(Options):
 
 
 judges_options = OptionSet(JudgesOptions)
+_NOT_STEERING = {"method", "rollouts", "max_tokens", "temperature", *TargetRequest.model_fields}
 
 
 @click.group()
@@ -155,7 +159,8 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
             work,
             prompt,
             by=options.method,
-            **options.model_dump(exclude={"method", "rollouts", "max_tokens", "temperature"}),
+            target=options,
+            **options.model_dump(exclude=_NOT_STEERING),
         )
         record |= result.model_dump(mode="json")
         if options.rollouts:
@@ -341,10 +346,14 @@ def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterat
         (name, conditions[name]["evil_mass"], conditions[name]["contrast"], _top(conditions[name]))
         for name in ("unsteered", "steered")
     ]
-    contrast, band = control["contrast"] or {"mean": None}, control["evil_mass"]
+    contrast = control["contrast"] or {"mean": None}
+    band = control["evil_mass"] or {"mean": None}
     rows.append((f"{control['n']} random draws", band["mean"], contrast["mean"], ""))
     yield table(("condition", "evil mass", "contrast", "next tokens"), rows)
-    yield f"evil mass of the middle 95 % of draws: {band['low']:.3f} to {band['high']:.3f}"
+    name, shown = ("evil mass", band) if change["target"] is None else ("contrast", contrast)
+    yield f"{name} of the middle 95 % of draws: {shown['low']:.3f} to {shown['high']:.3f}"
+    if change["target"] is not None:
+        yield f"contrast: {change['target']}; evil mass: probability of the evil continuations"
     if change["asleep"]:
         yield (
             f"{change['asleep']} of {n} features are inactive on this prompt; "

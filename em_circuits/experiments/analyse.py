@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from em_circuits.contrast import Contrast
 from em_circuits.feature import FeatureChoice, FeatureId
 from em_circuits.features import choose_features, stored_scores
+from em_circuits.features.rank import rank
 from em_circuits.interventions import (
     N_MEASURED,
     ActivationCache,
@@ -32,9 +33,14 @@ from em_circuits.interventions.mediation import Order
 from em_circuits.interventions.patching import Direction
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
+from em_circuits.target import Target
+from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName, Prompt, PromptLabels
+
+NO_TARGET = TargetRequest()
+"""The labelled next tokens are what is measured."""
 
 
 class RankedFeature(BaseModel):
@@ -44,8 +50,11 @@ class RankedFeature(BaseModel):
     position: int
     feature: int
     contrast: float
+    """Effect on evil minus safe, in logits; on a target, in its unit."""
     evil_mean: float
-    safe_mean: float
+    """On the evil side alone."""
+    safe_mean: float | None
+    """On the safe side alone; None for a target that has none."""
     activation: float
     welch_t: float | None
     """Descriptive, as are the next two; None where there is no spread to measure by."""
@@ -62,10 +71,12 @@ class PromptRanking(BaseModel):
     model: ModelName
     method: str
     labels_from: str
-    """``human``, ``judge`` or ``mixed``."""
+    """``human``, ``judge`` or ``mixed``; ``none`` for a target that needs no labels."""
     labelled_by: tuple[str, ...]
     unmatched: tuple[int, ...]
     """Labelled token ids that are no targets."""
+    target: str | None = None
+    """What `contrast` is an effect on, where it is not the labelled next tokens."""
     n_measured: int
     """Of all features, listed or not."""
     features: tuple[RankedFeature, ...]
@@ -175,8 +186,9 @@ def rank_prompt(
     model: ModelName = "merged",
     by: Scoring | str = TO_RANK,
     n_measured: int = N_MEASURED,
+    target: TargetRequest = NO_TARGET,
 ) -> FeatureTable:
-    """Rank a labelled prompt's features by evil-minus-safe contrast.
+    """Rank a labelled prompt's features by evil-minus-safe contrast, or any prompt's by a target.
 
     Returns:
         A table that knows prompt, model and whose labels the contrast stands on.
@@ -184,8 +196,32 @@ def rank_prompt(
     Raises:
         RequestError: No such prompt, no labels, no contrast, no graph, or no such method.
     """
+    if target.is_given:
+        return _rank_by_target(work, prefix, target, Scoring(by), model, n_measured)
     chosen = LabelledCase.get(work, prefix)
     return chosen.ranked(chosen.scores(work, Scoring(by), model, n_measured), model)
+
+
+def _rank_by_target(
+    work: Workspace,
+    prefix: str,
+    request: TargetRequest,
+    by: Scoring,
+    model: ModelName,
+    n_measured: int,
+) -> FeatureTable:
+    prompt = work.store.prompts.get(prefix)
+    target = request.build(work, prompt)
+    assert target is not None
+    table = rank(work.pair.model(model), prompt, target, by=by, n_measured=n_measured)
+    about: dict[str, Any] = {
+        "prompt_id": prompt.prompt_id,
+        "model": model,
+        "labels_from": "judge" if request.rollouts_judged else "none",
+        "labelled_by": [],
+        "unmatched": [],
+    }
+    return replace(table, about={**table.about, **about})
 
 
 def choose_on_prompt(
@@ -235,14 +271,23 @@ def mediate_prompt(
     order: Order = "integrated",
     direction: Direction = "sufficiency",
     n_random: int = 20,
+    target: TargetRequest = NO_TARGET,
 ) -> Mediation:
-    """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
-    prompt = LabelledCase.get(work, prefix)
-    work.require_healthy(prompt.prompt)
+    """Mediation of a labelled prompt, or of any under a target; see `interventions.mediate`."""
+    wanted: Contrast | Target | None
+    if target.is_given:
+        prompt = work.store.prompts.get(prefix)
+        work.require_healthy(prompt)
+        wanted = target.build(work, prompt)
+        assert wanted is not None
+    else:
+        case = LabelledCase.get(work, prefix)
+        work.require_healthy(case.prompt)
+        prompt, wanted = case.shown, case.contrast
     return mediate(
         work.pair,
-        prompt.shown,
-        prompt.contrast,
+        prompt,
+        wanted,
         order=order,
         direction=direction,
         n_random=n_random,
@@ -254,6 +299,7 @@ def steer_prompt(
     work: Workspace,
     prefix: str,
     *,
+    target: TargetRequest = NO_TARGET,
     model: ModelName = "merged",
     features: str = "top:10",
     mode: str = "ablate",
@@ -264,9 +310,10 @@ def steer_prompt(
     regime: str = "free",
     n_random: int = 20,
 ) -> SteerResult:
-    """Steer a labelled prompt; see `em_circuits.interventions.steer`.
+    """Steer a labelled prompt, or any prompt under a target; see `em_circuits.interventions.steer`.
 
     Args:
+        target: In place of the contrast of labelled next tokens, for the choice and the outcome.
         features: ``top:N``, ``bottom:N``, ``abs:N`` by a method, or ``L/POS/ID,...``.
         mode: ``set``, ``add``, ``scale``, ``ablate`` or ``clamp``.
         value: For all modes but ``ablate``.
@@ -275,14 +322,25 @@ def steer_prompt(
         by: Ranks the features where they are not named.
     """
     choice = FeatureChoice.parse(features)
-    prompt = LabelledCase.get(work, prefix)
-    work.require_healthy(prompt.prompt)
-    chosen = choose_on_prompt(work, prefix, choice, model=model, by=by)
+    prompt: Prompt
+    wanted: Contrast | Target | None
+    if target.is_given:
+        prompt = work.store.prompts.get(prefix)
+        work.require_healthy(prompt)
+        wanted, runs = target.build(work, prompt), work.pair.model(model)
+        assert wanted is not None
+        cache = ActivationCache.capture(runs, work.pair.input_ids(prompt))
+        chosen = choose_features(choice, runs, cache, wanted, by=by)
+    else:
+        case = LabelledCase.get(work, prefix)
+        work.require_healthy(case.prompt)
+        chosen = choose_on_prompt(work, prefix, choice, model=model, by=by)
+        prompt, wanted = case.shown, case.contrast
     return steer(
         work.pair.model(model),
-        prompt.shown,
+        prompt,
         chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
-        prompt.contrast,
+        wanted,
         regime=Regime(regime),
         n_random=n_random,
         seed=work.seed,

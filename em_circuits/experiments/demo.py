@@ -254,23 +254,34 @@ def _steering(results: Sequence[SteerResult]) -> AblationSummary | None:
         for r in results
         if r.unsteered.contrast is not None and r.steered.contrast is not None
     ]
-    before = fmean(r.unsteered.evil_mass for r in results)
+    masses = [
+        (r.unsteered.evil_mass, r.steered.evil_mass, r.random_control.evil_mass.mean)
+        for r in results
+        if r.unsteered.evil_mass is not None
+        and r.steered.evil_mass is not None
+        and r.random_control.evil_mass is not None
+    ]
+    before, steered, random = map(fmean, zip(*masses, strict=True))
     return AblationSummary(
         prompts=len(results),
         features=TOP_STEERED,
         evil_mass=before,
-        drop=before - fmean(r.steered.evil_mass for r in results),
-        random_drop=before - fmean(r.random_control.evil_mass.mean for r in results),
+        drop=before - steered,
+        random_drop=before - random,
         contrast_drop=fmean(contrasts),
     )
 
 
 def _mediation(results: Sequence[Mediation]) -> MediationLine | None:
-    rows = []
+    rows, masses = [], []
     for mediation in results:
+        mass = mediation.evil_mass
         point = next((p for p in mediation.cumulative if p.k == TOP_MEDIATED), None)
-        if point and point.share is not None and point.random_evil_mass is not None:
+        if not point or not mass or point.share is None or point.evil_mass is None:
+            continue
+        if point.random_evil_mass is not None:
             rows.append((mediation, point, point.random_evil_mass))
+            masses.append((mass.base, point.evil_mass, mass.merged))
     share = pooled_share([mediation for mediation, _, _ in rows], TOP_MEDIATED)
     if not rows or share is None:
         return None
@@ -278,9 +289,9 @@ def _mediation(results: Sequence[Mediation]) -> MediationLine | None:
         prompts=len(rows),
         features=TOP_MEDIATED,
         changed=fmean(mediation.n_changed for mediation, _, _ in rows),
-        evil_mass_base=fmean(mediation.evil_mass.base for mediation, _, _ in rows),
-        evil_mass=fmean(point.evil_mass for _, point, _ in rows),
+        evil_mass_base=fmean(base for base, _, _ in masses),
+        evil_mass=fmean(done for _, done, _ in masses),
         random_evil_mass=fmean(mean for _, _, mean in rows),
-        evil_mass_merged=fmean(mediation.evil_mass.merged for mediation, _, _ in rows),
+        evil_mass_merged=fmean(merged for _, _, merged in masses),
         share=share,
     )

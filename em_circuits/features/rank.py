@@ -23,6 +23,7 @@ from em_circuits.interventions import CHOSEN, N_MEASURED, ActivationCache, live_
 from em_circuits.models.pair import Model, PromptLike
 from em_circuits.scoring import TO_RANK, TO_STEER, Scoring
 from em_circuits.table import FeatureTable
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 
@@ -69,27 +70,33 @@ def stored_scores(graph: AttributionGraph, by: Scoring | str) -> FeatureTable:
 def rank(
     model: Model,
     prompt: PromptLike,
-    contrast: Contrast,
+    contrast: Contrast | Target,
     *,
     by: Scoring | str = TO_RANK,
     n_measured: int = N_MEASURED,
 ) -> FeatureTable:
     """Every active feature of a prompt by evil minus safe, most positive first.
 
+    Under a target, features at the prompt's positions are ranked by their effect on it.
+
     Args:
         model: The model that is run.
         prompt: A text as the model is to see it, a prompt, or token ids.
-        contrast: Evil and safe tokens.
+        contrast: Evil and safe tokens, or any target.
         by: A method that runs the model (`Scoring`); graphs answer the others (`stored_scores`).
         n_measured: Features that `gradient+ablation` ablates for real.
 
     Raises:
-        RequestError: If there is no contrast, or the method reads a graph.
+        RequestError: If there is no contrast, the method reads a graph, or a continuation is too
+            long for the model.
     """
     by = Scoring(by)
     if by.from_graph:
         raise RequestError(f"method {by} reads a graph: influence(attribute(...), contrast)")
-    state = ActivationCache.capture(model, model.input_ids(prompt))
+    ids = model.input_ids(prompt)
+    if isinstance(contrast, Target):
+        contrast.check_length(len(ids), model.max_tokens)
+    state = ActivationCache.capture(model, ids)
     return live_scores(model, state, contrast, by, n_measured=n_measured).ranked(contrast)
 
 
@@ -97,7 +104,7 @@ def choose_features(
     choice: FeatureChoice | str,
     model: Model,
     state: ActivationCache,
-    contrast: Contrast,
+    contrast: Contrast | Target,
     *,
     by: Scoring | str = TO_STEER,
     graph: AttributionGraph | None = None,
@@ -112,7 +119,7 @@ def choose_features(
         choice: What is wanted. ``L/ID`` names a feature at every position at which it fires.
         model: The model that is to be changed.
         state: The prompt, captured on it.
-        contrast: Evil and safe tokens; not needed for names.
+        contrast: Evil and safe tokens, or any target; not needed for names.
         by: The method.
         graph: Of the prompt on this model, for methods that read one.
         n_measured: Features that `gradient+ablation` ablates for real.
@@ -129,6 +136,8 @@ def choose_features(
         return _named(choice, state)
     by = Scoring(by)
     if by.from_graph:
+        if isinstance(contrast, Target):
+            raise RequestError(f"method {by} reads a graph of next tokens, not of {contrast.name}")
         if graph is None:
             raise RequestError(f"method {by} reads a graph; build one (em-circuits graphs build)")
         scores = stored_scores(graph, by)

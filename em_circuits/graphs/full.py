@@ -34,6 +34,7 @@ from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.settings import AttributionSettings, BasisName
 from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
+from em_circuits.target import Columns
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
@@ -136,22 +137,22 @@ class Observed:
         """Activation of every active node."""
         return self._active[1]
 
-    def gradient(self, weights: Float[Tensor, "target vocab"]) -> Float[Tensor, "target active"]:
+    def gradient(self, targets: Columns) -> Float[Tensor, "target active"]:
         """First-order effect of every active node on every target, nothing held; on the CPU."""
-        return self._at_writes(weights, lambda at, vectors: at @ vectors.T) * self.activations
+        return self._at_writes(targets, lambda at, vectors: at @ vectors.T) * self.activations
 
-    def bound(self, weights: Float[Tensor, "target vocab"]) -> Float[Tensor, "target active"]:
+    def bound(self, targets: Columns) -> Float[Tensor, "target active"]:
         """``|a_s w_s|`` times the length of the gradient where it writes: what no angle between the
         two can exceed."""
         lengths = self._at_writes(
-            weights, lambda at, vectors: at.norm(dim=-1)[:, None] * vectors.norm(dim=-1)
+            targets, lambda at, vectors: at.norm(dim=-1)[:, None] * vectors.norm(dim=-1)
         )
         return lengths * self.activations.abs()
 
-    def _at_writes(self, weights: Tensor, per_unit: Any) -> Float[Tensor, "target active"]:
+    def _at_writes(self, targets: Columns, per_unit: Any) -> Float[Tensor, "target active"]:
         """``per_unit(gradients at a position, write vectors)`` for every active node."""
-        gradients = gradients_at_sites(self.model, self.parts, self.input_ids, weights)
-        scores = torch.zeros(len(weights), len(self.active))
+        gradients = gradients_at_sites(self.model, self.parts, self.input_ids, targets)
+        scores = torch.zeros(len(targets), len(self.active))
         own, positions, ids = self.active.unbind(1)
         for i, part in enumerate(self.parts):
             mine = (own == i).nonzero()[:, 0]
@@ -214,7 +215,7 @@ def choose(
 def edges_among(
     observed: Observed,
     chosen: Int64[Tensor, " chosen"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     settings: AttributionSettings,
     *,
     progress: Progress = no_progress,
@@ -224,7 +225,7 @@ def edges_among(
     Args:
         observed: The prompt on the model.
         chosen: Rows of its `active`, ascending.
-        weights: Targets.
+        targets: Rows of weights of the logits, or terms.
         settings: Whether edges are measured, and in what batches.
         progress: Called with the rows done.
 
@@ -234,10 +235,10 @@ def edges_among(
     model, ids = observed.model, observed.input_ids
     nodes = Nodes.of(observed.parts, observed.active[chosen], observed.activations[chosen])
     with computed_in(str(model.dtype)):
-        full = _packed(full_edges(model, nodes, ids, weights, progress=progress), observed)
+        full = _packed(full_edges(model, nodes, ids, targets, progress=progress), observed)
         if not settings.measure:
             return full, None
-        real = measured_edges(model, nodes, ids, weights, progress=progress)
+        real = measured_edges(model, nodes, ids, targets, progress=progress)
         return full, _packed(real, observed)
 
 

@@ -40,6 +40,7 @@ from em_circuits.models.next_tokens import compare, ranks_of, union_of_top
 from em_circuits.models.pair import Model, ModelPair
 from em_circuits.models.text import decode_token
 from em_circuits.progress import Progress, no_progress
+from em_circuits.target import Columns, Target, values_of
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
@@ -166,7 +167,7 @@ def _pair_request(
 def attribute(
     model: Model,
     prompt: str | Prompt,
-    contrast: Contrast | None = None,
+    contrast: Contrast | Target | None = None,
     settings: AttributionSettings | None = None,
     *,
     edges: EdgeKind | None = None,
@@ -183,7 +184,7 @@ def attribute(
         model: Of a pair.
         prompt: A text as the model is to see it, or a prompt.
         contrast: Its tokens become targets beside the model's own top k, and full graphs take the
-            nodes that matter most to it.
+            nodes that matter most to it. Of any other target, a row a term, and nothing else.
         settings: Edges, nodes, targets.
         edges: Instead of the settings' own.
         nodes: Instead of the settings' own.
@@ -191,7 +192,8 @@ def attribute(
         progress: Called with the rows done.
 
     Raises:
-        RequestError: The prompt is too long.
+        RequestError: The prompt is too long, or frozen edges are asked for to another target than
+            next tokens.
         WorkFailed: Activations, logits or edges are not finite.
     """
     given = {"edges": edges, "nodes": nodes, "basis": basis}
@@ -201,6 +203,8 @@ def attribute(
     )
     prompt = model.prompt(prompt)
     input_ids = model.input_ids(prompt)
+    if isinstance(contrast, Target):
+        return _attribute_target(model, prompt, contrast, settings, progress=progress)
     context = observed = None
     if settings.edges == "frozen":
         context = _context(model, prompt, input_ids)
@@ -236,6 +240,48 @@ def attribute(
     return _full_graph(request, observed, gradient, chosen, progress=progress)
 
 
+def _attribute_target(
+    model: Model,
+    prompt: Prompt,
+    target: Target,
+    settings: AttributionSettings,
+    *,
+    progress: Progress,
+) -> AttributionGraph:
+    """Full edges to the terms of a target, as virtual targets with their weights' magnitudes."""
+    if settings.edges == "frozen":
+        raise RequestError(f"frozen edges are to next tokens, not to {target.name}; use full ones")
+    input_ids = model.input_ids(prompt)
+    target.check_length(len(input_ids), model.max_tokens)
+    observed = Observed.of(model, parts_of(model, settings.basis), input_ids)
+    gradient, weights = observed.gradient(target.terms), target.over().float()
+    sizes = (weights @ gradient).abs()
+    if settings.choose_by == "bound":
+        sizes = weights.abs() @ observed.bound(target.terms)
+    (chosen,) = choose([observed], [sizes], settings)
+    parameters = {**_model_parameters(model, settings, {}), "target": target.record}
+    key = graph_key(
+        prompt.prompt_id,
+        model_fingerprint=model.fingerprint,
+        adapter_hash=model.adapter_fingerprint,
+        transcoders=content_key(_scan(model)),
+        transcoder_fingerprint=model.transcoder_fingerprint,
+        attribution=parameters,
+    )
+    d_vocab = len(observed.logits)
+    ids = d_vocab + torch.arange(len(target.terms))
+    request = _Request(prompt, input_ids, ids, weights, settings, key, parameters)
+    targets = LogitTargets(
+        token_ids=ids,
+        texts=tuple(term.name for term in target.terms),
+        probabilities=weights.abs(),
+        logits=values_of(model.hf, input_ids, target.terms),
+    )
+    return _full_graph(
+        request, observed, gradient, chosen, (target.terms, targets), progress=progress
+    )
+
+
 def _sizes(
     observed: Observed,
     gradient: Float[Tensor, "target active"],
@@ -264,11 +310,15 @@ def _full_graph(
     observed: Observed,
     gradient: Float[Tensor, "target active"],
     chosen: Int64[Tensor, " chosen"],
+    targets: tuple[Columns, LogitTargets] | None = None,
     *,
     progress: Progress,
 ) -> AttributionGraph:
-    model, targets = observed.model, request.targets
-    rows = demeaned_targets(targets, len(observed.logits))
+    model = observed.model
+    rows, shown = targets or (
+        demeaned_targets(request.targets, len(observed.logits)),
+        _logit_targets(model, request.targets, observed.logits),
+    )
     edges, measured = edges_among(observed, chosen, rows, request.settings, progress=progress)
     header = _header(model, request, d_vocab=len(observed.logits), extra={})
     return AttributionGraph(
@@ -282,7 +332,7 @@ def _full_graph(
         active=observed.active,
         activations=observed.activations,
         selected=chosen,
-        targets=_logit_targets(model, targets, observed.logits),
+        targets=shown,
         edges=edges,
         gradient=gradient,
         measured=measured,

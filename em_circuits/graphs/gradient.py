@@ -10,6 +10,10 @@ edge. The sign is the project's: positive = the feature's presence raises the ta
 
     weights = demeaned_targets(token_ids, vocab_size)
     scores = gradient_scores(model, input_ids, weights, active, outputs)
+    scores = gradient_scores(model, input_ids, target.terms, active, outputs)
+
+A target is a row of weights over the logits, or a term of `em_circuits.target`; where that forces
+tokens after the prompt, gradients are those at the prompt's positions.
 
 Over long prompts attention is computed by `scaled_dot_product_attention`, which keeps no
 (position x position) matrix, and targets take turns.
@@ -26,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.models import Model
+from em_circuits.target import Branch, Columns, gradients_of
 
 LONG = 1024
 """Tokens above which a prompt is long."""
@@ -43,28 +48,28 @@ def demeaned_targets(
 def mlp_output_gradients(
     model: Model,
     input_ids: Int[Tensor, " pos"],
-    target_weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     batch_size: int = 32,
 ) -> Float[Tensor, "target layer pos d_model"]:
-    """Gradients of weighted last-position logits with respect to every MLP output.
+    """Gradients of targets with respect to every MLP output at the prompt's positions.
 
     Args:
         model: The real model is differentiated (`Model.hf`), nothing in it frozen.
         input_ids: One prompt, with its beginning-of-sequence token.
-        target_weights: Row t defines the target ``sum_v w[t, v] * logit_v`` at the last position.
+        targets: Terms, or rows of weights: ``sum_v w[t, v] * logit_v`` at the last position.
         batch_size: Targets per backward pass.
 
     Returns:
         Float32 on the model's device: how much each target rises per unit of MLP output.
     """
-    return torch.cat(list(_batches(model, input_ids, target_weights, batch_size=batch_size)))
+    return torch.cat(list(_batches(model, input_ids, targets, batch_size=batch_size)))
 
 
 def gradient_scores(
     model: Model,
     input_ids: Int[Tensor, " pos"],
-    target_weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     coordinates: Int[Tensor, "active 3"],
     outputs: Float[Tensor, "active d_model"],
 ) -> Float[Tensor, "target active"]:
@@ -73,7 +78,7 @@ def gradient_scores(
     Args:
         model: See `mlp_output_gradients`.
         input_ids: One prompt.
-        target_weights: See `mlp_output_gradients`.
+        targets: See `mlp_output_gradients`.
         coordinates: See `feature_scores`.
         outputs: See `feature_scores`.
 
@@ -83,18 +88,19 @@ def gradient_scores(
     return torch.cat(
         [
             feature_scores(part, coordinates, outputs)
-            for part in _batches(model, input_ids, target_weights, batch_size=32)
+            for part in _batches(model, input_ids, targets, batch_size=32)
         ]
     )
 
 
 def _batches(
-    model: Model, input_ids: Tensor, weights: Tensor, *, batch_size: int
+    model: Model, input_ids: Tensor, targets: Columns, *, batch_size: int
 ) -> Iterator[Float[Tensor, "target layer pos d_model"]]:
     long = len(input_ids) > LONG
+    size = 1 if long else batch_size
     with _without_pattern_matrices(model) if long else contextlib.nullcontext():
-        for rows in weights.split(1 if long else batch_size):
-            yield _batch_gradients(model, input_ids, rows.to(model.device))
+        for start in range(0, len(targets), size):
+            yield _batch_gradients(model, input_ids, targets[start : start + size])
 
 
 @contextlib.contextmanager
@@ -109,30 +115,37 @@ def _without_pattern_matrices(model: Model) -> Iterator[None]:
 
 
 def _batch_gradients(
-    model: Model, input_ids: Tensor, weights: Tensor
+    model: Model, input_ids: Tensor, targets: Columns
+) -> Float[Tensor, "target layer pos d_model"]:
+    found = [_branch_gradients(model, input_ids, b) for b in Branch.of(targets) if b.terms]
+    return sum(found[1:], start=found[0])
+
+
+def _branch_gradients(
+    model: Model, input_ids: Tensor, branch: Branch
 ) -> Float[Tensor, "target layer pos d_model"]:
     # Zero perturbations added at the MLP outputs: their gradients are the outputs' gradients.
     config: Any = model.hf.config
+    prompt = input_ids.to(model.device)
     nudges = [
         torch.zeros(
-            (1, len(input_ids), config.hidden_size),
+            (1, len(prompt) + len(branch.forced), config.hidden_size),
             dtype=model.dtype,
             device=model.device,
             requires_grad=True,
         )
         for _ in range(model.sites.n_layers)
     ]
-    ids = input_ids.to(model.device)[None]
-    with torch.enable_grad(), model.sites.hooked(write=lambda layer, out: out + nudges[layer]):
-        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
-        targets = (weights * output.logits[0, -1].float()).sum(1)
-        if len(weights) == 1:  # nothing to batch, and not every kernel can be
-            gradients = torch.autograd.grad(targets[0], nudges)
-            return torch.stack([gradient[0] for gradient in gradients])[None].float()
+    with (
+        torch.enable_grad(),
+        model.sites.hooked(write=lambda layer, out: out + nudges[layer]),
+        branch.reading(model.hf, prompt) as reading,
+    ):
+        output = model.hf(input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep)
+        targets = reading.values(output.logits)[0]
         # One forward pass serves every target; the backward passes are batched.
-        each = torch.eye(len(weights), dtype=targets.dtype, device=targets.device)
-        gradients = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)
-    return torch.stack([gradient[:, 0] for gradient in gradients], dim=1).float()
+        gradients = gradients_of(targets, nudges)
+    return torch.stack([g[:, 0, : len(prompt)] for g in gradients], dim=1).float()
 
 
 def feature_scores(

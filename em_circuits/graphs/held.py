@@ -20,8 +20,13 @@ first-order effect in the real model, ``a_s w_s . dz / d output``, which is the 
 
 so every column is a batch row, and each edge the true effect of s on t with all else of S held.
 
+A target is any term of `em_circuits.target`. One that forces tokens after the prompt is a pass of
+its own over the longer sequence, with the same nodes held: they stand at the prompt's positions,
+where attention is causal and the activations are those of the prompt alone. Forced tokens have no
+columns. (Nodes at an answer's positions: give the prompt with its answer, and a span as target.)
+
     nodes = choose_nodes(model, parts, input_ids, weights, n=300)
-    edges = full_edges(model, nodes, input_ids, weights)
+    edges = full_edges(model, nodes, input_ids, target.terms)
     edges.values[target, source]            # rows: nodes, then targets; columns: nodes, then tokens
 """
 
@@ -41,6 +46,7 @@ from em_circuits.bases.part import Part
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
 from em_circuits.progress import Progress, no_progress
+from em_circuits.target import Branch, Columns, Reading, gradients_of
 from pivotal_tokens.errors import RequestError
 
 ROWS = 64
@@ -164,7 +170,7 @@ def choose_nodes(
     model: Model,
     parts: Sequence[Part],
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     n: int | None = 512,
 ) -> Nodes:
@@ -174,14 +180,14 @@ def choose_nodes(
         model: The model that is run.
         parts: Candidates are every active node of these.
         input_ids: One prompt, with its beginning-of-sequence token.
-        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
         n: How many; None takes every active node.
 
     Raises:
         RequestError: If no node is active.
     """
     reads = captured(model, parts, input_ids)
-    gradients = site_gradients(model, parts, input_ids, weights)
+    gradients = site_gradients(model, parts, input_ids, targets)
     found, amounts, sizes = [], [], []
     for i, (part, x) in enumerate(zip(parts, reads, strict=True)):
         activations = part.activations(x)
@@ -205,11 +211,11 @@ def gradient_effects(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
 ) -> Float[Tensor, "target node"]:
     """First-order effect of every node in the real model, nothing held."""
-    gradients = site_gradients(model, nodes.parts, input_ids, weights)
-    values = torch.zeros(len(weights), len(nodes))
+    gradients = site_gradients(model, nodes.parts, input_ids, targets)
+    values = torch.zeros(len(targets), len(nodes))
     for i, part in enumerate(nodes.parts):
         mine = nodes.of_part(i)
         for k, gradient in enumerate(gradients[i]):
@@ -223,7 +229,7 @@ def full_edges(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     rows: int = ROWS,
     progress: Progress = no_progress,
@@ -234,26 +240,29 @@ def full_edges(
         model: The real model is differentiated.
         nodes: Held at their values.
         input_ids: The prompt that they were captured on.
-        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
         rows: Rows of one batched backward pass.
         progress: Called with the rows done.
     """
     n, n_pos = len(nodes), len(input_ids)
-    values = torch.zeros(n + len(weights), n + n_pos)
-    with torch.enable_grad(), _Held(model, nodes, input_ids) as held:
-        logits = held.run()
-        targets = weights.to(logits.device) @ logits
-        groups = [(nodes.of_part(i), held.live[i]) for i in sorted(held.live)]
-        groups.append((slice(n, n + len(weights)), targets))
-        done = 0
-        for where, outputs in groups:
-            for start in range(0, len(outputs), rows):
-                part = slice(where.start + start, min(where.start + start + rows, where.stop))
+    values = torch.zeros(n + len(targets), n + n_pos)
+    done = 0
+    for branch in Branch.of(targets):
+        with torch.enable_grad(), _Held(model, nodes, input_ids, branch) as held:
+            read = held.run()[0, list(branch.columns)]
+            groups = [(torch.tensor(branch.columns, dtype=torch.int64) + n, read)]
+            if not branch.forced:  # nodes have their rows from the prompt alone
+                every = torch.arange(n)
+                groups += [(every[nodes.of_part(i)], held.live[i]) for i in sorted(held.live)]
+            for where, outputs in groups:
                 eye = torch.eye(len(outputs), device=outputs.device, dtype=outputs.dtype)
-                values[part] = held.pulled_back(outputs, eye[start : start + rows])
-                done += part.stop - part.start
-                progress("full edges", done, len(values))
-    return NodeEdges(nodes, values, len(weights))
+                for part, cotangents in zip(where.split(rows), eye.split(rows), strict=True):
+                    if not len(part):
+                        continue
+                    values[part] = held.pulled_back(outputs, cotangents)
+                    done += len(part)
+                    progress("full edges", done, len(values))
+    return NodeEdges(nodes, values, len(targets))
 
 
 @torch.no_grad()
@@ -261,7 +270,7 @@ def measured_edges(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     rows: int = ROWS,
     progress: Progress = no_progress,
@@ -272,7 +281,7 @@ def measured_edges(
         model: The real model is run.
         nodes: Held at their values.
         input_ids: The prompt that they were captured on.
-        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
         rows: Rows of one batched forward pass.
         progress: Called with the columns done.
 
@@ -280,22 +289,22 @@ def measured_edges(
         Edges without token columns (an embedding has no value to be removed to).
     """
     n = len(nodes)
-    values = torch.zeros(n + len(weights), n)
+    values = torch.zeros(n + len(targets), n)
+    branches = Branch.of(targets)
     for start in range(0, n, rows - 1):
         removed = torch.arange(start, min(start + rows - 1, n))
         # The first row removes nothing: differences are taken within one batch.
         amounts = nodes.activation.repeat(len(removed) + 1, 1)
         amounts[torch.arange(1, len(removed) + 1), removed] = 0
-        with _Held(model, nodes, input_ids, amounts=amounts) as held:
-            logits = held.run_batch()
-            outputs = weights.to(logits.device) @ logits.T
-            for i in held.live:
-                mine = nodes.of_part(i)
+        for branch in branches:
+            with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
+                outputs = held.run()
+            values[n:, removed] += (outputs[:1] - outputs[1:]).T.float().cpu()
+            for i in held.live if not branch.forced else ():
                 live = held.live[i]
-                values[mine, removed] = (live[:1] - live[1:]).T.float().cpu()
-            values[n:, removed] = (outputs[:, :1] - outputs[:, 1:]).float().cpu()
+                values[nodes.of_part(i), removed] = (live[:1] - live[1:]).T.float().cpu()
         progress("measured edges", int(removed[-1]) + 1, n)
-    return NodeEdges(nodes, values, len(weights))
+    return NodeEdges(nodes, values, len(targets))
 
 
 class _Held:
@@ -306,11 +315,12 @@ class _Held:
         model: Model,
         nodes: Nodes,
         input_ids: Int[Tensor, " pos"],
+        branch: Branch,
         *,
         amounts: Float[Tensor, "row node"] | None = None,
     ) -> None:
         self.model, self.nodes, self.amounts = model, nodes, amounts
-        self.ids = input_ids.to(model.device)
+        self.prompt, self.branch = input_ids.to(model.device), branch
         self.live: dict[int, Tensor] = {}
         """By part: activations as the network computes them (node, or row x node)."""
         self.nudges: list[tuple[int, int, Tensor]] = []
@@ -320,6 +330,7 @@ class _Held:
         ]
         self._stack = contextlib.ExitStack()
         self.embedding: Tensor | None = None
+        self._reading: Reading
 
     def __enter__(self) -> _Held:
         by_site: dict[tuple[int, str], list[tuple[int, int]]] = defaultdict(list)
@@ -331,8 +342,9 @@ class _Held:
                 key = (id(site.module), site.side)
                 by_site[key].append((i, k))
                 sites[key] = site
+        hf: Any = self.model.hf
+        self._reading = self._stack.enter_context(self.branch.reading(hf, self.prompt))
         if self.amounts is None:
-            hf: Any = self.model.hf
             embed = Site(hf.get_input_embeddings(), "output")
             self._stack.enter_context(_on_site(embed, self._embed))
         for key, writers in by_site.items():
@@ -344,23 +356,18 @@ class _Held:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def run(self) -> Float[Tensor, " vocab"]:
-        """One pass of the prompt; logits after its last position."""
-        output = self.model.hf(input_ids=self.ids[None], use_cache=False, logits_to_keep=1)
-        return output.logits[0, -1].float()
-
-    def run_batch(self) -> Float[Tensor, "row vocab"]:
-        """One pass of a row per set of amounts."""
-        assert self.amounts is not None
-        ids = self.ids.expand(len(self.amounts), -1)
-        output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
-        return output.logits[:, -1].float()
+    def run(self) -> Float[Tensor, "row target"]:
+        """One pass of a row per set of amounts, or of one row; the branch's targets."""
+        reading, n_rows = self._reading, 1 if self.amounts is None else len(self.amounts)
+        ids = reading.ids.expand(n_rows, -1)
+        output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=reading.keep)
+        return reading.values(output.logits)
 
     def pulled_back(
         self, outputs: Float[Tensor, " output"], cotangents: Float[Tensor, "row output"]
     ) -> Float[Tensor, "row column"]:
         """Rows of edges: derivatives of some outputs with respect to every held node and token."""
-        nodes, n_pos = self.nodes, len(self.ids)
+        nodes, n_pos = self.nodes, len(self.prompt)
         values = torch.zeros(len(cotangents), len(nodes) + n_pos)
         assert self.embedding is not None
         leaves = [nudge for _, _, nudge in self.nudges] + [self.embedding]
@@ -383,7 +390,7 @@ class _Held:
             values[:, mine] += torch.einsum("rnd,nd->rn", at, vectors).float().cpu()
         values[:, : len(nodes)] *= nodes.activation
         if gradients[-1] is not None:
-            along = (gradients[-1][:, 0] * self.embedding.detach()[0]).sum(-1)
+            along = (gradients[-1][:, 0] * self.embedding.detach()[0]).sum(-1)[:, :n_pos]
             values[:, len(nodes) :] = along.float().cpu()
         return values
 
@@ -442,7 +449,7 @@ def site_gradients(
     model: Model,
     parts: Sequence[Part],
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
 ) -> list[list[Float[Tensor, "target pos d_write"]]]:
     """Gradients of the targets with respect to each part's write sites, nothing held."""
     sites: dict[tuple[int, str], Site] = {}
@@ -455,20 +462,24 @@ def site_gradients(
         nudges[key] = torch.zeros_like(x, requires_grad=True)
         return x + nudges[key]
 
-    with torch.enable_grad(), contextlib.ExitStack() as stack:
-        for key, site in sites.items():
-            stack.enter_context(_on_site(site, lambda x, key=key: nudge(x, key)))
-        ids = input_ids.to(model.device)[None]
-        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
-        logits = output.logits[0, -1].float()
-        targets = weights.to(logits.device) @ logits
-        eye = torch.eye(len(weights), device=targets.device)
-        keys = list(sites)
-        gradients = torch.autograd.grad(
-            targets, [nudges[key] for key in keys], eye, is_grads_batched=True
-        )
-    at = {key: gradient[:, 0] for key, gradient in zip(keys, gradients, strict=True)}
-    return [[at[id(site.module), site.side] for site in part.writes] for part in parts]
+    total: dict[tuple[int, str], Tensor] = {}
+    for branch in Branch.of(targets):
+        if not branch.terms:
+            continue
+        with torch.enable_grad(), contextlib.ExitStack() as stack:
+            for key, site in sites.items():
+                stack.enter_context(_on_site(site, lambda x, key=key: nudge(x, key)))
+            prompt = input_ids.to(model.device)
+            reading = stack.enter_context(branch.reading(model.hf, prompt))
+            output = model.hf(
+                input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
+            )
+            values = reading.values(output.logits)[0]
+            gradients = gradients_of(values, [nudges[key] for key in sites])
+        for key, gradient in zip(sites, gradients, strict=True):
+            found = gradient[:, 0, : len(input_ids)]
+            total[key] = total[key] + found if key in total else found
+    return [[total[id(site.module), site.side] for site in part.writes] for part in parts]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.influence.propagate import Flow, propagate
 from em_circuits.influence.targets import Targets
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Influence:
 
         values = self.values[target, : len(self.names)]
         modules = [name.module for name in self.names]
-        unit = "logits" if self.method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
+        in_units = self.method in (Method.DIRECT, Method.TOTAL_EFFECT)
+        unit = self.targets.unit if in_units else "share"
         table = FeatureTable.of(
             [Feature(*name[1:]) for name in self.names],
             modules=modules if any(modules) else None,
@@ -109,7 +111,7 @@ class Influence:
 
 def influence(
     graph: AttributionGraph,
-    targets: Targets | Contrast,
+    targets: Targets | Contrast | Target,
     method: Method = Method.TOTAL_EFFECT,
 ) -> Influence:
     """Influence of every node on every target, through every path (`direct`: one hop).
@@ -118,7 +120,7 @@ def influence(
 
     Args:
         graph: The graph; its edges may lie in a memory-mapped file.
-        targets: Weights over its logits, or a contrast of tokens.
+        targets: Weights over its logits, a contrast of tokens, or the target it was built for.
         method: Decides the row scale d.
 
     Returns:

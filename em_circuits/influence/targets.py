@@ -19,6 +19,7 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.graph import AttributionGraph
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 Weighting = Literal["uniform", "probability"]
@@ -33,12 +34,14 @@ class Targets:
         names: What each target is called.
         logits: The logit's index for a target that is one logit, else None.
         unmatched: Token ids that were asked for and are no target of the graph.
+        unit: Of the logits.
     """
 
     weights: Float64[Tensor, "target logit"]
     names: tuple[str, ...]
     logits: tuple[int | None, ...]
     unmatched: tuple[int, ...] = ()
+    unit: str = "logits"
 
     def __post_init__(self) -> None:
         n = len(self.weights)
@@ -56,16 +59,39 @@ class Targets:
         return f"Targets({', '.join(map(repr, self.names))})"
 
     @classmethod
-    def of(cls, graph: AttributionGraph, targets: Targets | Contrast) -> Targets:
-        """Targets as they are, or a contrast over a graph's logits."""
+    def of(cls, graph: AttributionGraph, targets: Targets | Contrast | Target) -> Targets:
+        """Targets as they are, a contrast over a graph's logits, or the target it was built for."""
         if isinstance(targets, Targets):
             return targets
         if isinstance(targets, Contrast):
             return cls.contrast(graph, targets)
+        if isinstance(targets, Target):
+            return cls.target(graph, targets)
         raise RequestError(
             f"{targets!r} is no target: give a Contrast, or Targets of the graph (Targets.each, "
             "Targets.tokens, Targets.probabilities)"
         )
+
+    @classmethod
+    def target(cls, graph: AttributionGraph, target: Target) -> Targets:
+        """One target of terms; `attribute` gives each term of its target a row of its own.
+
+        Raises:
+            RequestError: If the graph has no row of a term.
+        """
+        known = [
+            {name: value for name, value in term.items() if name != "weight"}
+            for term in graph.header.attribution.get("target", ())  # type: ignore[union-attr]
+        ]
+        weights = torch.zeros(1, len(graph.targets), dtype=torch.float64)
+        for term, weight in zip(target.terms, target.weights, strict=True):
+            if term.record not in known:
+                raise RequestError(
+                    f"graph {graph.header.short_key} has no row of {term.name}; build one for it: "
+                    "attribute(model, prompt, target)"
+                )
+            weights[0, known.index(term.record)] += weight
+        return cls(weights, (target.name,), (None,), unit=target.unit)
 
     @classmethod
     def each(cls, graph: AttributionGraph) -> Targets:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from em_circuits.interventions.greedy_selection import CHOSEN, greedy_ids, select_greedily
     from em_circuits.interventions.integrated import integrated_effects, joint_scores
     from em_circuits.interventions.mediation import Mediation, Shares, mediate, pooled_share
-    from em_circuits.interventions.run import iter_rows, run_rows
+    from em_circuits.interventions.run import iter_rows, run_rows, run_values
     from em_circuits.interventions.scan import (
         PairEffects,
         ablation_effects,
@@ -74,6 +74,7 @@ __all__ = [
     "pooled_share",
     "resolve_units",
     "run_rows",
+    "run_values",
     "select_greedily",
     "set_effects",
     "steer",

@@ -191,19 +191,20 @@ class EditBatch:
             raise ValueError("an edit batch's lines must be sorted by row")
 
     @classmethod
-    def of(cls, rows: Sequence[Row], n_pos: int | Sequence[int]) -> EditBatch:
+    def of(cls, rows: Sequence[Row], n_pos: int | Sequence[int], *, n_forced: int = 0) -> EditBatch:
         """Write interventions down as tensors; a class of positions becomes its positions.
 
         Args:
             rows: What is done to each row, values absolute.
             n_pos: Tokens of the prompt, or of each row's.
+            n_forced: Tokens that are forced after the prompt, as if they had been generated.
 
         Raises:
             RequestError: If a row names one feature at one position twice.
         """
         lengths = [n_pos] * len(rows) if isinstance(n_pos, int) else n_pos
         places = [
-            [(item, item.positions(length)) for item in interventions_of(row)]
+            [(item, item.positions(length, n_forced)) for item in interventions_of(row)]
             for row, length in zip(rows, lengths, strict=True)
         ]
         return cls._of(places, _controls(rows))

@@ -28,6 +28,7 @@ from em_circuits.interventions.integrated import joint_scores
 from em_circuits.interventions.run import run_rows
 from em_circuits.interventions.scan import set_effects
 from em_circuits.models import Model
+from em_circuits.target import Columns, Target
 
 CANDIDATES = 40
 """Features of the largest joint scores that may join a prompt's set."""
@@ -61,7 +62,7 @@ def select_greedily(
 def greedy_scores(
     model: Model,
     state: ActivationCache,
-    contrast: Contrast,
+    contrast: Contrast | Target,
     targets: Int[Tensor, " target"],
     *,
     k: int = CHOSEN,
@@ -72,8 +73,9 @@ def greedy_scores(
     Args:
         model: The model that is run.
         state: The prompt, captured on it.
-        contrast: Evil and safe tokens, whose contrast the set is to lower.
-        targets: Token ids that are scored, those of the contrast among them.
+        contrast: Evil and safe tokens, or a target: what the set is to lower.
+        targets: Token ids that are scored, those of the contrast among them; not read of a target,
+            whose terms are scored.
         k: Features chosen by measurement.
         n_candidates: Features that may be.
 
@@ -89,12 +91,13 @@ def greedy_scores(
     weights = contrast.over(targets, strict=True).float()
     best = (weights @ scores).topk(min(n_candidates, scores.shape[1])).indices
     places = state.active.cpu()[best]
+    columns: Columns = contrast.terms if isinstance(contrast, Target) else targets
 
     def effects(sets: list[list[int]]) -> Float[Tensor, "set target"]:
-        return set_effects(model, state, places[torch.tensor(sets)], targets=targets)
+        return set_effects(model, state, places[torch.tensor(sets)], targets=columns)
 
     order = select_greedily(lambda sets: effects(sets) @ weights, n_candidates=len(best), k=k)
-    before = torch.zeros(len(targets))
+    before = torch.zeros(len(columns))
     for size, candidate in enumerate(order, start=1):
         after = effects([order[:size]])[0]
         scores[:, best[candidate]] = after - before

@@ -29,6 +29,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
 from em_circuits.models import Model
+from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
 """Points of the midpoint rule."""
@@ -53,11 +54,11 @@ def integrated_effects(
     coordinates: Int[Tensor, "op 3"],
     start: Float[Tensor, " op"],
     end: Float[Tensor, " op"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     steps: int = STEPS,
 ) -> Float[Tensor, "target op"]:
-    """Effect on weighted logits of each feature's move from `start` to `end`, all moving.
+    """Effect on targets of each feature's move from `start` to `end`, all moving.
 
     Args:
         model: The real model is run, nothing frozen.
@@ -65,16 +66,16 @@ def integrated_effects(
         coordinates: (layer, position, feature id), sorted.
         start: Activations at which the line begins.
         end: Activations at which it ends.
-        weights: Row t defines the target ``sum_v w[t, v] * logit_v`` at the last position.
+        targets: Terms, or rows of weights: ``sum_v w[t, v] * logit_v`` at the last position.
         steps: Points of the midpoint rule.
 
     Returns:
-        Float32 on the CPU, in logits; a row sums to target(end) - target(start).
+        Float32 on the CPU, in the targets' units; a row sums to target(end) - target(start).
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
     for points in _passes(model, len(coordinates), steps):
-        gradients = _gradients(model, input_ids, moves, points, weights)
+        gradients = _gradients(model, input_ids, moves, points, targets)
         total = gradients if total is None else total + gradients
     assert total is not None
     written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
@@ -82,7 +83,10 @@ def integrated_effects(
 
 
 def joint_scores(
-    model: Model, state: ActivationCache, contrast: Contrast, targets: Int[Tensor, " target"]
+    model: Model,
+    state: ActivationCache,
+    contrast: Contrast | Target,
+    targets: Int[Tensor, " target"] | None = None,
 ) -> Float[Tensor, "target active"]:
     """Score of every active feature on every target, features that push one way ablated together.
 
@@ -92,18 +96,27 @@ def joint_scores(
     Args:
         model: The real model is run, nothing frozen.
         state: The prompt, captured on it.
-        contrast: Evil and safe tokens, whose contrast parts the features.
-        targets: Token ids.
+        contrast: Evil and safe tokens, or a target: parts the features.
+        targets: Token ids; None for the terms of a target.
 
     Returns:
-        Float32 on the CPU, in demeaned logits; a feature without a gradient scores 0.
+        Float32 on the CPU, in demeaned logits (a target's terms: in their units); a feature without
+        a gradient scores 0.
     """
     coordinates, activations = state.active.cpu(), state.activations.float().cpu()
     d_vocab = len(state.logits)
-    first = mlp_output_gradients(model, state.input_ids, contrast.weights(d_vocab)[None])
     outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
-    pushes = feature_scores(first, coordinates, outputs)[0]
-    scores = torch.zeros((len(targets), len(coordinates)))
+    columns: Columns
+    if isinstance(contrast, Target):
+        columns = contrast.terms
+        first = mlp_output_gradients(model, state.input_ids, columns)
+        pushes = contrast.over().float() @ feature_scores(first, coordinates, outputs)
+    else:
+        assert targets is not None
+        columns = demeaned_targets(targets, d_vocab)
+        first = mlp_output_gradients(model, state.input_ids, contrast.weights(d_vocab)[None])
+        pushes = feature_scores(first, coordinates, outputs)[0]
+    scores = torch.zeros((len(columns), len(coordinates)))
     for group in (pushes > 0, pushes < 0):
         scores[:, group] = -integrated_effects(
             model,
@@ -111,7 +124,7 @@ def joint_scores(
             coordinates[group],
             activations[group],
             torch.zeros(int(group.sum())),
-            demeaned_targets(targets, d_vocab),
+            columns,
         )
     return scores
 
@@ -142,11 +155,26 @@ def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
 
 
 def _gradients(
-    model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, weights: Tensor
+    model: Model,
+    input_ids: Tensor,
+    moves: dict[int, _LayerMove],
+    points: Tensor,
+    targets: Columns,
 ) -> Float[Tensor, "target layer pos d_model"]:
     """Gradients of the targets with respect to the MLP outputs, summed over some points."""
-    n_rows, n_pos = len(points), len(input_ids)
-    shape = (n_rows, n_pos, model.transcoders[0].d_model)
+    found = [
+        _branch_gradients(model, input_ids, moves, points, branch)
+        for branch in Branch.of(targets)
+        if branch.terms
+    ]
+    return sum(found[1:], start=found[0])
+
+
+def _branch_gradients(
+    model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, branch: Branch
+) -> Float[Tensor, "target layer pos d_model"]:
+    n_rows, n_prompt = len(points), len(input_ids)
+    shape = (n_rows, n_prompt + len(branch.forced), model.transcoders[0].d_model)
     nudges = [
         torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
         for _ in range(model.sites.n_layers)
@@ -161,13 +189,15 @@ def _gradients(
         shift = _shift(moves[layer], seen.pop(layer), on) if layer in moves else 0
         return output + shift + nudges[layer]
 
-    ids = input_ids.to(model.device)[None].expand(n_rows, -1)
-    with torch.enable_grad(), model.sites.hooked(read, write):
-        logits = model.hf(input_ids=ids, use_cache=False).logits[:, -1].float()
-        targets = (logits @ weights.to(model.device).T).sum(0)
-        each = torch.eye(len(targets), device=targets.device)
-        found = torch.autograd.grad(targets, nudges, each, is_grads_batched=True)
-    return torch.stack([gradient.sum(1) for gradient in found], dim=1).float()
+    with (
+        torch.enable_grad(),
+        model.sites.hooked(read, write),
+        branch.reading(model.hf, input_ids.to(model.device)) as reading,
+    ):
+        ids = reading.ids.expand(n_rows, -1)
+        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=reading.keep)
+        found = gradients_of(reading.values(output.logits).sum(0), nudges)
+    return torch.stack([g[:, :, :n_prompt].sum(1) for g in found], dim=1).float()
 
 
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:

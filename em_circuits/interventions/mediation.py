@@ -51,6 +51,7 @@ from em_circuits.interventions.patching import (
 from em_circuits.models.pair import ModelPair, PromptLike, id_of
 from em_circuits.statistics import Spread
 from em_circuits.table import FeatureTable
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 Order = Literal["integrated", "gradient", "scan"]
@@ -68,7 +69,7 @@ class CumulativePoint(BaseModel, frozen=True):
 
     k: int
     share: float | None
-    evil_mass: float
+    evil_mass: float | None
     random_share: float | None
     random_low: float | None
     random_high: float | None
@@ -98,7 +99,10 @@ class Mediation(BaseModel, frozen=True):
     prompt_id: str = ""
     shift: InModels
     """Evil minus safe, in logits."""
-    evil_mass: InModels
+    evil_mass: InModels | None
+    """None for a target without evil continuations."""
+    target: str | None = None
+    """What stands for the contrast, where it is not one of next tokens."""
     features: tuple[MediatedFeature, ...]
     """In the order in which the curve takes them."""
     direction: Direction
@@ -145,7 +149,7 @@ class Mediation(BaseModel, frozen=True):
 def mediate(
     pair: ModelPair,
     prompt: PromptLike,
-    contrast: Contrast,
+    contrast: Contrast | Target,
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
@@ -164,7 +168,7 @@ def mediate(
     Args:
         pair: Base and merged model.
         prompt: A text, a prompt, or token ids with the beginning-of-sequence token in front.
-        contrast: Evil and safe tokens.
+        contrast: Evil and safe tokens; or any target, whose features are at the prompt's positions.
         order: By which score features are taken.
         direction: ``sufficiency`` treats the base, ``necessity`` the merged model.
         n_random: Matched random draws per point of the curve, at least 20.
@@ -183,8 +187,8 @@ def mediate(
     if order == "scan":
         effects = diff.scanned_effects(model, own, contrast)
     else:
-        effects = diff.gradient_effects(model, own, patch.weights)
-    integrated = diff.integrated_effects(model, own, patch.weights)
+        effects = diff.gradient_effects(model, own, patch.measured)
+    integrated = diff.integrated_effects(model, own, patch.measured)
     rank_by = integrated if order == "integrated" else effects
     # What lowers the merged model's contrast counts as much as what raises the base's.
     ranks = torch.argsort(rank_by * patch.sign, descending=True, stable=True)
@@ -198,6 +202,7 @@ def mediate(
         prompt_id=id_of(prompt),
         shift=patch.contrasts,
         evil_mass=patch.evil_mass,
+        target=contrast.name if isinstance(contrast, Target) else None,
         features=tuple(
             MediatedFeature(
                 layer=layer, position=position, feature=feature, effect=effect, integrated=joint
@@ -229,7 +234,7 @@ def _cumulative(
         subsets += [order[:k], *(random if random is not None else ())]
         spans.append(slice(len(subsets) - (0 if random is None else n_random), len(subsets)))
     logits = patch.run(subsets)
-    contrasts, mass = patch.values(logits), patch.contrast.evil_mass(logits).cpu()
+    contrasts, mass = patch.values(logits), patch.masses(logits)
     shares = patch.shares(logits)
 
     def spread(values: Tensor | None, draws: slice) -> Spread | None:
@@ -243,7 +248,7 @@ def _cumulative(
             CumulativePoint(
                 k=k,
                 contrast=float(contrasts[first]),
-                evil_mass=float(mass[first]),
+                evil_mass=None if mass is None else float(mass[first]),
                 share=None if shares is None else float(shares[first]),
                 random_contrast=spread(contrasts, draws),
                 random_share=None if random_share is None else random_share.mean,

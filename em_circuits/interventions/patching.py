@@ -16,13 +16,18 @@ differs; position 0 has none. How much enters by what, the rest running free:
 * together: all of these at once. The error is then put at the other model's value rather than added
   to: the own error has already answered to the other's inputs, and would be counted twice. MLP
   outputs then equal the other model's, so *together* reaches the whole shift but for rounding.
+
+Under a target of `em_circuits.target` the contrast is its value, and what is read of a row are the
+values of its terms. Sets of changed features stand at the prompt's positions; the four kinds above
+are patched at the forced tokens' positions too, where base and merged differ as well.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -38,8 +43,10 @@ from em_circuits.interventions.edits import EditBatch
 from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.regimes import replaced_attention
-from em_circuits.interventions.run import run_rows
+from em_circuits.interventions.run import run_branch, run_rows, run_values, with_forced
 from em_circuits.models import Model, ModelPair
+from em_circuits.target import Branch, Columns, Target
+from pivotal_tokens.errors import RequestError
 
 Direction = Literal["sufficiency", "necessity"]
 """Which model is treated: the base, or the merged one."""
@@ -125,29 +132,47 @@ class ActivationDiff:
         )
 
     def gradient_effects(
-        self, model: Model, cache: ActivationCache, weights: Float[Tensor, " vocab"]
+        self, model: Model, cache: ActivationCache, of: Float[Tensor, " vocab"] | Target
     ) -> Float[Tensor, " changed"]:
         """First-order change of weighted logits by each feature's value in the other model."""
-        gradients = mlp_output_gradients(model, cache.input_ids, weights[None])
+        columns, weights = _columns(of)
+        gradients = mlp_output_gradients(model, cache.input_ids, columns)
         outputs = self.change[:, None] * self.decoders(model)
-        return feature_scores(gradients, self.coordinates, outputs)[0]
+        return weights @ feature_scores(gradients, self.coordinates, outputs)
 
     def integrated_effects(
-        self, model: Model, cache: ActivationCache, weights: Float[Tensor, " vocab"]
+        self, model: Model, cache: ActivationCache, of: Float[Tensor, " vocab"] | Target
     ) -> Float[Tensor, " changed"]:
         """Change of weighted logits by each feature while all move to the other model's values."""
-        return integrated_effects(
-            model, cache.input_ids, self.coordinates, self.own, self.other, weights[None]
-        )[0]
+        columns, weights = _columns(of)
+        return weights @ integrated_effects(
+            model, cache.input_ids, self.coordinates, self.own, self.other, columns
+        )
 
     def scanned_effects(
-        self, model: Model, cache: ActivationCache, contrast: Contrast
+        self, model: Model, cache: ActivationCache, contrast: Contrast | Target
     ) -> Float[Tensor, " changed"]:
         """Change of the contrast when each feature alone is put at the other model's value."""
         alone = [torch.arange(0), *torch.arange(len(self)).split(1)]
-        values = contrast.value(run_rows(model, cache, self.edits(alone)))
+        values = contrast.value(_read(model, cache, self.edits(alone), contrast))
         assert values is not None
         return (values[1:] - values[0]).cpu()
+
+
+def _columns(of: Float[Tensor, " vocab"] | Target) -> tuple[Columns, Float[Tensor, " target"]]:
+    """What engines differentiate, and the weights of that."""
+    if isinstance(of, Target):
+        return of.terms, of.over().float()
+    return of[None], torch.ones(1)
+
+
+def _read(
+    model: Model, cache: ActivationCache, edits: EditBatch, contrast: Contrast | Target
+) -> Float[Tensor, "row read"]:
+    """What the contrast is made of, in each row: next-token logits, or a target's terms."""
+    if isinstance(contrast, Target):
+        return run_values(model, cache, edits, contrast.terms)
+    return run_rows(model, cache, edits)
 
 
 @dataclass(frozen=True)
@@ -158,7 +183,7 @@ class ActivationPatch:
     """The treated one, the other."""
     caches: tuple[ActivationCache, ActivationCache]
     diff: ActivationDiff
-    contrast: Contrast
+    contrast: Contrast | Target
     direction: Direction
 
     @classmethod
@@ -166,15 +191,19 @@ class ActivationPatch:
         cls,
         pair: ModelPair,
         input_ids: Int[Tensor, " pos"],
-        contrast: Contrast,
+        contrast: Contrast | Target,
         direction: Direction = "sufficiency",
     ) -> ActivationPatch:
         """Run both models undisturbed and compare them.
 
         Raises:
-            RequestError: If no token is evil or none is safe ("no contrast").
+            RequestError: If no token is evil or none is safe ("no contrast"), or a continuation is
+                too long.
         """
-        contrast.require()
+        if isinstance(contrast, Target):
+            contrast.check_length(len(input_ids), pair.max_tokens)
+        else:
+            contrast.require()
         models = pair.models if direction == "sufficiency" else pair.models[::-1]
         own, other = (ActivationCache.capture(model, input_ids) for model in models)
         diff = ActivationDiff.between(own, other)
@@ -187,42 +216,71 @@ class ActivationPatch:
 
     @property
     def weights(self) -> Float[Tensor, " vocab"]:
-        """Of the logits, in the contrast."""
+        """Of the logits, in the contrast.
+
+        Raises:
+            RequestError: Under a target that is not one of next-token logits.
+        """
+        if isinstance(self.contrast, Target):
+            raise RequestError(f"{self.contrast.name} is no contrast of next tokens")
         return self.contrast.weights(len(self.caches[0].logits))
+
+    @property
+    def measured(self) -> Float[Tensor, " vocab"] | Target:
+        """What is differentiated: the contrast's weights, or the target."""
+        return self.contrast if isinstance(self.contrast, Target) else self.weights
+
+    @cached_property
+    def undisturbed(self) -> tuple[Float[Tensor, "one read"], Float[Tensor, "one read"]]:
+        """What is read of the treated model and of the other."""
+        if not isinstance(self.contrast, Target):
+            return self.caches[0].logits[None], self.caches[1].logits[None]
+        none = self.diff.edits([torch.arange(0)])
+        own, other = (
+            _read(model, cache, none, self.contrast)
+            for model, cache in zip(self.models, self.caches, strict=True)
+        )
+        return own, other
 
     @property
     def contrasts(self) -> InModels:
         """Evil minus safe in both models, undisturbed."""
-        return self._in_models([float(self.values(c.logits[None])[0]) for c in self.caches])
+        return self._in_models([float(self.values(read)[0]) for read in self.undisturbed])
 
     @property
-    def evil_mass(self) -> InModels:
-        """Of both models, undisturbed."""
-        return self._in_models([float(self.contrast.evil_mass(c.logits)) for c in self.caches])
+    def evil_mass(self) -> InModels | None:
+        """Of both models, undisturbed; None for a target that has none."""
+        masses = [self.masses(read) for read in self.undisturbed]
+        known = [float(mass[0]) for mass in masses if mass is not None]
+        return self._in_models(known) if len(known) == 2 else None
 
     def _in_models(self, values: list[float]) -> InModels:
         base, merged = values[:: self.sign]
         return InModels(base=base, merged=merged)
 
-    def run(self, subsets: Sequence[Tensor]) -> Float[Tensor, "row vocab"]:
-        """Logits of the treated model, each subset of `diff` at the other model's values."""
-        return run_rows(self.models[0], self.caches[0], self.diff.edits(subsets))
+    def run(self, subsets: Sequence[Tensor]) -> Float[Tensor, "row read"]:
+        """What is read of the treated model, each subset of `diff` at the other model's values."""
+        return _read(self.models[0], self.caches[0], self.diff.edits(subsets), self.contrast)
 
-    def values(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-        """Evil minus safe, in logits."""
-        values = self.contrast.value(logits)
+    def values(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"]:
+        """Evil minus safe, in logits, or the target."""
+        values = self.contrast.value(read)
         assert values is not None
         return values.cpu()
 
-    def recovered(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-        """How far the contrast went from the treated model's towards the other's, in logits."""
-        own = self.values(self.caches[0].logits[None])
-        return self.sign * (self.values(logits) - own)
+    def masses(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"] | None:
+        """Evil mass; None for a target that has none."""
+        masses = self.contrast.evil_mass(read)
+        return None if masses is None else masses.cpu()
 
-    def shares(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"] | None:
+    def recovered(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"]:
+        """How far the contrast went from the treated model's towards the other's, in logits."""
+        return self.sign * (self.values(read) - self.values(self.undisturbed[0]))
+
+    def shares(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"] | None:
         """`recovered` as a share of the shift; None if the shift is too small to have one."""
         shift = self.contrasts.change
-        return None if shift < MIN_SHIFT else self.recovered(logits) / shift
+        return None if shift < MIN_SHIFT else self.recovered(read) / shift
 
     def layer_shares(self) -> tuple[float | None, ...]:
         """Share of each layer's changed features, set together; None where there are no shares."""
@@ -238,17 +296,41 @@ class ActivationPatch:
         values = [None] * len(logits) if shares is None else shares.tolist()
         return Shares(**dict(zip(logits, values, strict=True)))
 
-    def component_logits(self) -> dict[str, Float[Tensor, " vocab"]]:
-        """Logits of the treated model with the other's features, errors, attention, or all."""
-        model, (own, other) = self.models[0], self.caches
-        before, after = own.errors(model), other.errors(self.models[1])
-        every = self.diff.edits([torch.arange(len(self.diff))])
-        none = self.diff.edits([torch.arange(0)])
+    def component_logits(self) -> dict[str, Float[Tensor, " read"]]:
+        """What is read of the treated model with the other's features, errors, attention, or all.
+
+        Next-token logits; or the terms of a target, each read on its whole sequence, forced tokens
+        patched as well.
+        """
+        if isinstance(self.contrast, Target):
+            branches = [b for b in Branch.of(self.contrast.terms) if b.terms]
+            parts = [self._branch_components(branch) for branch in branches]
+            return {name: torch.stack([p[name] for p in parts]).sum(0) for name in parts[0]}
+        model, own = self.models[0], self.caches[0]
+        # The hooks speak of whole prompts, so no position may come from a cache.
+        return self._components(
+            *self.caches, lambda edits: run_rows(model, own, edits, share_prefix=False)[0]
+        )
+
+    def _branch_components(self, branch: Branch) -> dict[str, Float[Tensor, " read"]]:
+        own, other = (
+            with_forced(model, cache, branch)
+            for model, cache in zip(self.models, self.caches, strict=True)
+        )
+        prompt = self.caches[0].input_ids
 
         def run(edits: EditBatch) -> Tensor:
-            # The hooks below speak of whole prompts, so no position may come from a cache.
-            return run_rows(model, own, edits, share_prefix=False)[0]
+            return run_branch(self.models[0], own, edits, branch, prompt)[0]
 
+        return self._components(own, other, run)
+
+    def _components(
+        self, own: ActivationCache, other: ActivationCache, run: Callable[[EditBatch], Tensor]
+    ) -> dict[str, Float[Tensor, " read"]]:
+        model = self.models[0]
+        before, after = own.errors(model), other.errors(self.models[1])
+        diff = self.diff if own is self.caches[0] else ActivationDiff.between(own, other)
+        every, none = diff.edits([torch.arange(len(diff))]), diff.edits([torch.arange(0)])
         features = run(every)
         with _added(model, after - before):
             errors = run(none)

@@ -186,7 +186,9 @@ def effects_of(
     share: dict[FeatureId, float] = {}
     for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
         share[key] = share.get(key, 0.0) + value / shift
-    return Effects(subject, patch.contrasts, patch.evil_mass, share, pearson)
+    mass = patch.evil_mass
+    assert mass is not None  # a contrast of next tokens has one
+    return Effects(subject, patch.contrasts, mass, share, pearson)
 
 
 def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
@@ -263,7 +265,9 @@ def _measured(
     )
     logits = patch.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
     back = patch.recovered(logits).double()
-    mass = patch.contrast.evil_mass(logits).double().cpu()
+    masses = patch.masses(logits)
+    assert masses is not None
+    mass = masses.double()
     random_back = torch.full((len(spans), n_random), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):
         random_back[i, :count] = back[start + 1 : start + 1 + count]

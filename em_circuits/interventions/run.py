@@ -5,6 +5,10 @@ Rows may be of one prompt or each of its own.
     logits = run_rows(model, cache, [[], [intervention]], Regime.FREE)
     effect = demeaned(logits)[0] - demeaned(logits)[1]
     logits = run_rows(model, [cache_a, cache_b], [row, row])      # one on many prompts
+    values = run_values(model, cache, [[], [intervention]], target.terms)
+
+`run_values` reads terms of `em_circuits.target` instead of next-token logits. Tokens that a term
+forces are run after the prompt, and are to an intervention what generated tokens are.
 
 What is added where stands in `em_circuits.interventions.hooks`. Attention is causal, so positions
 before the first one that any row hooks are the same in all of them: they are run once, their keys
@@ -36,6 +40,7 @@ from em_circuits.interventions.hooks import Hooks, read_rows
 from em_circuits.interventions.regimes import FrozenMLP, frozen
 from em_circuits.interventions.source_model import source_model_for
 from em_circuits.models import Model
+from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
 
 MAX_ROWS = 256
@@ -115,6 +120,100 @@ def iter_rows(
         yield start, batch.run(use_cache=False)[0]
 
 
+def run_values(
+    model: Model,
+    state: ActivationCache,
+    rows: Sequence[Row] | EditBatch,
+    targets: Columns,
+    regime: Regime = Regime.FREE,
+    *,
+    batch_size: int | None = None,
+) -> Float[Tensor, "row target"]:
+    """Values of targets under interventions on one prompt, one row per list of interventions.
+
+    Args:
+        model: The real model is run and left as it was.
+        state: The prompt, captured on this model.
+        rows: As for `run_rows`; positions by number are the prompt's.
+        targets: Terms, token ids or weights of the next token's logits.
+        regime: What is frozen meanwhile, forced tokens included.
+        batch_size: Rows per forward pass; None fits them into memory.
+
+    Returns:
+        Float32 in the targets' units, on the CPU.
+
+    Raises:
+        RequestError: If an intervention has no place in the model or the prompt.
+    """
+    batches = iter_values(model, state, rows, targets, regime, batch_size=batch_size)
+    return torch.cat([torch.empty(0, len(targets)), *(values for _, values in batches)])
+
+
+def iter_values(
+    model: Model,
+    state: ActivationCache,
+    rows: Sequence[Row] | EditBatch,
+    targets: Columns,
+    regime: Regime = Regime.FREE,
+    *,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "row target"]]]:
+    """Like `run_values`, batch by batch: (number of the first row, its values)."""
+    n_rows = rows.n_rows if isinstance(rows, EditBatch) else len(rows)
+    given: Sequence[Row] = []
+    if not isinstance(rows, EditBatch):
+        given = prepared(model, [state] * n_rows, rows)
+    runs = []
+    for branch in Branch.of(targets):
+        if not branch.terms or not n_rows:
+            continue
+        longer = with_forced(model, state, branch)
+        edits = (
+            rows
+            if isinstance(rows, EditBatch)
+            else EditBatch.of(given, state.n_pos, n_forced=len(branch.forced))
+        )
+        runs.append((branch, longer, edits, Batches(model, [edits], regime)))
+    if not runs:
+        return
+    size = batch_size or default_batch(model, state, regime, targets=targets)
+    for start in range(0, n_rows, size):
+        total = torch.zeros(min(size, n_rows - start), len(targets))
+        for branch, longer, edits, batches in runs:
+            part = edits.rows(start, start + size)
+            first = branch.first_read(state.n_pos)
+            batch = batches.batch(BatchedCache.of([longer]), part, at_most=first)
+            total += batch.values(branch, state.input_ids).cpu()
+        yield start, total
+
+
+def with_forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
+    """The undisturbed prompt with a branch's forced tokens."""
+    if not branch.forced:
+        return state
+    return ActivationCache.capture(model, branch.ids(state.input_ids))
+
+
+def run_branch(
+    model: Model,
+    longer: ActivationCache,
+    edits: EditBatch,
+    branch: Branch,
+    prompt: Int64[Tensor, " pos"],
+) -> Float[Tensor, "row target"]:
+    """One pass over a branch's sequence, edited anywhere in it, no position from a cache.
+
+    Args:
+        model: The real model is run.
+        longer: The branch's sequence, captured on it (`with_forced`).
+        edits: Positions are the sequence's.
+        branch: What is read.
+        prompt: The prompt alone.
+    """
+    batches = Batches(model, [edits], Regime.FREE, share_prefix=False)
+    return batches.batch(BatchedCache.of([longer]), edits).values(branch, prompt).cpu()
+
+
 def states_of(
     state: ActivationCache | Sequence[ActivationCache], n_rows: int
 ) -> Sequence[ActivationCache]:
@@ -137,14 +236,20 @@ def prepared(model: Model, states: Sequence[ActivationCache], rows: Sequence[Row
     return found
 
 
-def default_batch(model: Model, state: ActivationCache, regime: Regime) -> int:
-    """Rows whose activations fit into a modest piece of memory."""
+def default_batch(
+    model: Model, state: ActivationCache, regime: Regime, *, targets: Columns = ()
+) -> int:
+    """Rows whose activations fit into a modest piece of memory, with what `targets` read."""
+    branches = Branch.of(targets)
+    n_pos = state.n_pos + max(len(branch.forced) for branch in branches)
+    n_read = max(branch.n_read(state.n_pos) for branch in branches)
     config: object = model.hf.config
     hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
-    per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * state.n_pos
+    per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * n_pos
     if regime is Regime.GATES_RECOMPUTED:
         per_position += 3 * state.d_transcoder
-    row = state.n_pos * per_position * state.inputs.element_size() + 12 * len(state.logits)
+    row = n_pos * per_position * state.inputs.element_size()
+    row += 12 * n_read * len(state.logits)
     return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))
 
 
@@ -160,12 +265,19 @@ class Batches:
         self._prefix: tuple[ActivationCache, Prefix] | None = None
         self._mlps: tuple[ActivationCache, dict[int, FrozenMLP]] | None = None
 
-    def batch(self, stacked: BatchedCache, edits: EditBatch, *, replaces: bool = False) -> Batch:
-        """A batch of prompts, ready to run."""
+    def batch(
+        self,
+        stacked: BatchedCache,
+        edits: EditBatch,
+        *,
+        replaces: bool = False,
+        at_most: int | None = None,
+    ) -> Batch:
+        """A batch of prompts, ready to run; from position `at_most` on at the latest."""
         start, cache = 0, None
         if self._share_prefix and stacked.shared and not replaces:
             prefix = self._prefix_of(stacked.states[0])
-            start = prefix.length(edits)
+            start = prefix.length(edits, at_most)
             cache = prefix.cache(start, edits.n_rows) if start else None
         hooks = Hooks(
             self.model,
@@ -225,6 +337,25 @@ class Batch:
         logits = output.logits[rows, which.expand(len(rows))]
         return logits.float(), output.past_key_values
 
+    @torch.no_grad()
+    def values(self, branch: Branch, prompt: Int64[Tensor, " pos"]) -> Float[Tensor, "row target"]:
+        """A branch's targets in each row; 0 for those of other branches."""
+        hooks = self.hooks
+        model = hooks.model
+        cached = {"past_key_values": self._cache} if self._cache is not None else {}
+        with (
+            branch.reading(model.hf, prompt, start=hooks.start) as reading,
+            frozen(model, self.stacked, hooks.regime, start=hooks.start),
+            hooks.installed(),
+        ):
+            output = model.hf(
+                input_ids=self.input_ids,
+                use_cache=bool(cached),
+                logits_to_keep=reading.keep,
+                **cached,
+            )
+        return reading.values(output.logits)
+
 
 WORTH_IT = 2
 """Positions below which a prefix saves nothing."""
@@ -236,11 +367,12 @@ class Prefix:
     def __init__(self, model: Model, state: ActivationCache) -> None:
         self._model, self._state = model, state
 
-    def length(self, edits: EditBatch) -> int:
+    def length(self, edits: EditBatch, at_most: int | None = None) -> int:
         """Positions that all rows of a edits share; 0 where it is not worth it."""
         if not len(edits.position):
             return 0
         first = int(edits.position.min())
+        first = first if at_most is None else min(first, at_most)
         return first if first >= WORTH_IT else 0
 
     def cache(self, length: int, n_rows: int) -> DynamicCache:

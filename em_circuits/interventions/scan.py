@@ -1,6 +1,8 @@
 """Ablation effects of features, one by one, in sets, or in pairs.
 
-    effect[s, t] = demeaned logit of t undisturbed - the same with feature s ablated
+    effect[s, t] = target t undisturbed - the same with feature s ablated
+
+where a target is a demeaned logit, a contrast, or any term of `em_circuits.target`.
 
 Positive = the feature's presence raises the target. One row per feature in batched forward
 passes: the ground truth of every score, and a ranking in its own right.
@@ -26,11 +28,12 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
-from em_circuits.contrast import Contrast, demeaned
+from em_circuits.contrast import Contrast
 from em_circuits.intervention import Regime
 from em_circuits.interventions.edits import EditBatch
-from em_circuits.interventions.run import default_batch, iter_rows
+from em_circuits.interventions.run import default_batch, iter_values
 from em_circuits.models import Model
+from em_circuits.target import Columns, Target, WordContrast, terms_of
 from pivotal_tokens.errors import RequestError
 
 
@@ -38,7 +41,7 @@ def ablation_effects(
     model: Model,
     state: ActivationCache,
     *,
-    targets: Int[Tensor, " target"] | Contrast,
+    targets: Columns | Contrast | Target,
     features: Int[Tensor, "feature 3"] | None = None,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
@@ -48,13 +51,13 @@ def ablation_effects(
     Args:
         model: The model that is run.
         state: The prompt, captured on it.
-        targets: Token ids, or contrast whose evil-minus-safe contrast is the one target.
+        targets: Token ids or terms; or a contrast or a target, which is then the only one.
         features: (layer, position, feature id) rows; None scans every active feature.
         regime: What is frozen meanwhile.
         batch_size: Features per forward pass; None fits them into memory.
 
     Returns:
-        Float32 in logits, on the CPU.
+        Float32 in the targets' units, on the CPU.
 
     Raises:
         RequestError: If the contrast have no contrast.
@@ -70,7 +73,7 @@ def set_effects(
     state: ActivationCache,
     sets: Int[Tensor, "set member 3"],
     *,
-    targets: Int[Tensor, " target"] | Contrast,
+    targets: Columns | Contrast | Target,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
 ) -> Float[Tensor, "set target"]:
@@ -87,20 +90,25 @@ def set_effects(
     Raises:
         RequestError: If the contrast have no contrast.
     """
+    weights: Tensor | None = None
     if isinstance(targets, Contrast):
-        targets.weights(len(state.logits))  # refuses contrast without a contrast
-    n_targets = 1 if isinstance(targets, Contrast) else len(targets)
-    size = max(2, batch_size or default_batch(model, state, regime))
+        columns: Columns = (WordContrast(targets.require()),)
+    elif isinstance(targets, Target):
+        columns, weights = targets.terms, targets.over().float()
+    else:
+        columns = terms_of(targets)
+    size = max(2, batch_size or default_batch(model, state, regime, targets=columns))
     members = sets.cpu().long()
+    n_targets = len(columns) if weights is None else 1
     effects, done = torch.empty((len(members), n_targets)), 0
     if not len(members):
         return effects
     # Late positions first: a batch runs nothing before the first position that it changes.
     order = members[:, :, 1].amin(1).argsort(descending=True, stable=True)
     edits = _with_undisturbed(members[order], size)
-    for _, logits in iter_rows(model, state, edits, regime, batch_size=size):
-        values = _values(logits, targets)
-        found = (values[:1] - values[1:]).cpu()
+    for _, values in iter_values(model, state, edits, columns, regime, batch_size=size):
+        found = values[:1] - values[1:]
+        found = found if weights is None else (found @ weights)[:, None]
         effects[order[done : done + len(found)]] = found
         done += len(found)
     return effects
@@ -116,16 +124,6 @@ def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> EditBatch
     row = number + 1 + number // (size - 1)
     each = row.repeat_interleave(sets.shape[1])
     return EditBatch.setting(int(row[-1]) + 1, each, sets.reshape(-1, 3), torch.zeros(len(each)))
-
-
-def _values(
-    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " target"] | Contrast
-) -> Float[Tensor, "row target"]:
-    if isinstance(targets, Contrast):
-        values = targets.value(logits)
-        assert values is not None
-        return values[:, None]
-    return demeaned(logits)[:, targets.to(logits.device).long()]
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def pair_effects(
     model: Model,
     state: ActivationCache,
     features: Int[Tensor, "feature 3"],
-    contrast: Contrast,
+    contrast: Contrast | Target,
     *,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
@@ -166,7 +164,7 @@ def pair_effects(
         model: The model that is run.
         state: The prompt, captured on it.
         features: (layer, position, feature id), all different.
-        contrast: Tokens whose contrast is measured.
+        contrast: Tokens whose contrast is measured, or a target.
         regime: What is frozen meanwhile.
         batch_size: Rows per forward pass; None fits them into memory.
 

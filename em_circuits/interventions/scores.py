@@ -33,6 +33,7 @@ from em_circuits.interventions.scan import ablation_effects
 from em_circuits.models import Model
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
+from em_circuits.target import Columns, Target
 
 N_MEASURED = 100
 """Features ablated for real by `gradient+ablation`, unless another number is asked for."""
@@ -41,7 +42,7 @@ N_MEASURED = 100
 def live_scores(
     model: Model,
     state: ActivationCache,
-    contrast: Contrast,
+    contrast: Contrast | Target,
     by: Scoring | str,
     *,
     targets: Int[Tensor, " target"] | None = None,
@@ -49,30 +50,38 @@ def live_scores(
     n_chosen: int = CHOSEN,
     regime: Regime = Regime.FREE,
 ) -> FeatureTable:
-    """Score of every active feature on some target tokens.
+    """Score of every active feature on some target tokens, or on the terms of a target.
 
     Args:
         model: The model that is run.
         state: The prompt, captured on it.
-        contrast: Evil and safe tokens, which decide what matters.
+        contrast: Evil and safe tokens, or a target: decides what matters.
         by: `gradient`, or a method that a stored graph cannot answer.
         targets: Token ids that are scored, those of the contrast among them; None for these alone.
+            A target's terms are scored instead.
         n_measured: Features that `gradient+ablation` ablates for real.
         n_chosen: Features that `greedy` chooses by measurement; the others follow by joint score.
         regime: What is held fixed while `measured` ablates.
 
     Returns:
-        In the order of ``state.active``, in logits; ``measured`` says which scores are effects of
-        really ablating, ``joined`` at which step of `greedy` a feature joined, NaN for never.
+        In the order of ``state.active``, in logits (a target's terms: in their units); ``measured``
+        says which scores are effects of really ablating, ``joined`` at which step of `greedy` a
+        feature joined, NaN for never.
 
     Raises:
         RequestError: If there is no contrast, or a token of it is no target.
     """
     by = Scoring(by)
-    if targets is None:
-        targets = torch.tensor(sorted(contrast.require().token_ids))
+    columns: Columns
+    if isinstance(contrast, Target):
+        columns, targets = contrast.terms, torch.arange(len(contrast.terms))
+        unit, about = contrast.unit, {"target": contrast.name}
+    else:
+        if targets is None:
+            targets = torch.tensor(sorted(contrast.require().token_ids))
+        columns, unit, about = targets, "logits", {}
     measured = torch.full((len(state.active),), by is Scoring.MEASURED)
-    columns: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     match by:
         case Scoring.GRADIENT:
             scores, _ = first_order(model, state, contrast, targets)
@@ -80,9 +89,9 @@ def live_scores(
             scores, bound = first_order(model, state, contrast, targets)
             measured[bound.topk(min(n_measured, len(bound))).indices] = True
             chosen = state.active.cpu()[measured]
-            scores[:, measured] = ablation_effects(model, state, targets=targets, features=chosen).T
+            scores[:, measured] = ablation_effects(model, state, targets=columns, features=chosen).T
         case Scoring.MEASURED:
-            scores = ablation_effects(model, state, targets=targets, regime=regime).T
+            scores = ablation_effects(model, state, targets=columns, regime=regime).T
         case Scoring.JOINT:
             scores = joint_scores(model, state, contrast, targets)
         case Scoring.GREEDY:
@@ -90,27 +99,35 @@ def live_scores(
             measured[order] = True
             joined = torch.full((len(measured),), torch.nan)
             joined[order] = torch.arange(len(order)).float()
-            columns["joined"] = joined
+            more["joined"] = joined
         case _:
             raise ValueError(f"{by} is a graph's, see features.rank.stored_scores")
     return FeatureTable.of(
         state.active.cpu(),
         by=str(by),
+        unit=unit,
         targets=targets,
         per_target=scores,
-        about={"n_pos": state.n_pos},
+        about={"n_pos": state.n_pos, **about},
         activation=state.activations.float().cpu(),
         measured=measured,
-        **columns,
+        **more,
     )
 
 
 def first_order(
-    model: Model, state: ActivationCache, contrast: Contrast, targets: Int[Tensor, " target"]
+    model: Model,
+    state: ActivationCache,
+    contrast: Contrast | Target,
+    targets: Int[Tensor, " target"],
 ) -> tuple[Float[Tensor, "target active"], Float[Tensor, " active"]]:
     """Gradient score of every active feature, and the bound on its effect on the contrast."""
     weights = contrast.over(targets, strict=True).float()
-    rows = demeaned_targets(targets, len(state.logits))
+    rows: Columns
+    if isinstance(contrast, Target):
+        rows = contrast.terms
+    else:
+        rows = demeaned_targets(targets, len(state.logits))
     gradients = mlp_output_gradients(model, state.input_ids, rows)
     active, activations = state.active.cpu(), state.activations.float().cpu()
     slope = torch.einsum("t,tlpd->lpd", weights.to(gradients.device), gradients)

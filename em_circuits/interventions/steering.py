@@ -5,10 +5,14 @@ least 20 matched random draws that get the very same treatment.
 
     result = steer(model, input_ids, interventions, words)
     result.steered.evil_mass - result.unsteered.evil_mass
+
+Under a target of `em_circuits.target` the contrast is its value, teacher-forced: of two
+continuations the difference of their log-probabilities, and evil mass the evil one's probability.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import torch
@@ -26,10 +30,11 @@ from em_circuits.interventions.matched_controls import (
     check_draws,
     random_places,
 )
-from em_circuits.interventions.run import run_rows
+from em_circuits.interventions.run import run_rows, run_values
 from em_circuits.models.pair import Model, PromptLike, id_of
 from em_circuits.models.text import decode_token
 from em_circuits.statistics import Spread
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 
@@ -44,9 +49,11 @@ class TopToken(BaseModel, frozen=True):
 class Outcome(BaseModel, frozen=True):
     """Next-token figures under one condition, steered or not."""
 
-    evil_mass: float
+    evil_mass: float | None
+    """Summed probability of the evil next tokens, or of the evil continuations of a target; None
+    for a target without such."""
     contrast: float | None
-    """Evil minus safe, in logits; None without an evil or a safe token."""
+    """Evil minus safe, in logits, or the target's value; None without an evil or a safe token."""
     top: tuple[TopToken, ...]
 
 
@@ -54,7 +61,7 @@ class RandomControl(BaseModel, frozen=True):
     """The same change of matched random features."""
 
     n: int
-    evil_mass: Spread
+    evil_mass: Spread | None
     contrast: Spread | None
 
 
@@ -79,6 +86,8 @@ class Steered(BaseModel, frozen=True):
     features: tuple[Intervention, ...]
     asleep: int = 0
     """Interventions that multiply an inactive feature: nothing can come of them."""
+    target: str | None = None
+    """What `contrast` is the value of, where it is not a contrast of next tokens."""
 
 
 class SteerResult(BaseModel, frozen=True):
@@ -92,21 +101,25 @@ class SteerResult(BaseModel, frozen=True):
 
     def __repr__(self) -> str:
         done, before, after = self.intervention, self.unsteered, self.steered
-        random = self.random_control.evil_mass
+        control = self.random_control
         what = f"{len(done.features)} features by {done.by}, {done.mode}"
+        if done.target is None:
+            name, values = "evil mass", (before.evil_mass, after.evil_mass)
+            random = control.evil_mass
+        else:
+            name, values = done.target, (before.contrast, after.contrast)
+            random = control.contrast
+        assert random is not None
         band = f"{random.mean:.3f} [{random.low:.3f}, {random.high:.3f}]"
         return (
-            f"SteerResult({done.model}, {what}: evil mass {before.evil_mass:.3f} -> "
-            f"{after.evil_mass:.3f}, {self.random_control.n} random draws {band})"
+            f"SteerResult({done.model}, {what}: {name} {values[0]:.3f} -> {values[1]:.3f}, "
+            f"{control.n} random draws {band})"
         )
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, *(f"{value:.3f}" for value in values))
-            for name, *values in (
-                ("unsteered", self.unsteered.evil_mass, self.unsteered.contrast or 0.0),
-                ("steered", self.steered.evil_mass, self.steered.contrast or 0.0),
-            )
+            (name, *("" if v is None else f"{v:.3f}" for v in (at.evil_mass, at.contrast)))
+            for name, at in (("unsteered", self.unsteered), ("steered", self.steered))
         ]
         control = self.random_control
         cells = [
@@ -115,7 +128,9 @@ class SteerResult(BaseModel, frozen=True):
         ]
         rows.append((f"{control.n} matched random draws, middle 95 %", *cells))
         body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-        head = "<tr><th></th><th>evil mass</th><th>contrast (logits)</th></tr>"
+        target = self.intervention.target
+        name = "contrast (logits)" if target is None else html.escape(target)
+        head = f"<tr><th></th><th>evil mass</th><th>{name}</th></tr>"
         return f"<table>{head}{body}</table>"
 
     @property
@@ -135,7 +150,7 @@ def steer(
     model: Model,
     prompt: PromptLike,
     interventions: Sequence[Intervention],
-    contrast: Contrast,
+    contrast: Contrast | Target,
     *,
     regime: Regime = Regime.FREE,
     n_random: int = MIN_DRAWS,
@@ -148,7 +163,7 @@ def steer(
         model: The model that is steered.
         prompt: A text, a prompt, or token ids with the beginning-of-sequence token in front.
         interventions: At least one, each feature at a position at most once.
-        contrast: Tokens whose probability and logits are measured.
+        contrast: Tokens whose probability and logits are measured, or any target.
         regime: What is frozen meanwhile.
         n_random: Control draws, at least 20.
         seed: Of the draws.
@@ -156,26 +171,36 @@ def steer(
             say so themselves.
 
     Returns:
-        Evil mass (0 to 1), contrast (logits) and next tokens, un-steered, steered and random.
+        Evil mass (0 to 1), contrast (logits, or the target's unit) and next tokens, un-steered,
+        steered and random.
 
     Raises:
-        RequestError: If an intervention has no place, the control is too small, or the prompt
-            has too few other active features to draw it from.
+        RequestError: If an intervention has no place, the control is too small, the prompt has
+            too few other active features to draw it from, or a continuation is too long.
     """
     check_draws(n_random)
     if not interventions:
         raise RequestError("no intervention was given; name at least one feature")
-    state = ActivationCache.capture(model, model.input_ids(prompt))
+    ids = model.input_ids(prompt)
+    if isinstance(contrast, Target):
+        contrast.check_length(len(ids), model.max_tokens)
+    state = ActivationCache.capture(model, ids)
     check_interventions(model, interventions, state.n_pos)
     places = random_places(model, state, interventions, n_draws=n_random, seed=seed)
     rows = [[], list(interventions), *(apply_to(interventions, draw) for draw in places.tolist())]
-    logits = run_rows(model, state, rows, regime)
-    mass, contrasts = contrast.evil_mass(logits), contrast.value(logits)
+    if isinstance(contrast, Target):
+        logits = run_rows(model, state, rows[:2], regime)
+        values = run_values(model, state, rows, contrast.terms, regime)
+    else:
+        logits = values = run_rows(model, state, rows, regime)
+    mass, contrasts = contrast.evil_mass(values), contrast.value(values)
 
     def outcome(row: int) -> Outcome:
-        measured = None if contrasts is None else float(contrasts[row])
-        top = top_tokens(model, logits[row])
-        return Outcome(evil_mass=float(mass[row]), contrast=measured, top=top)
+        return Outcome(
+            evil_mass=None if mass is None else float(mass[row]),
+            contrast=None if contrasts is None else float(contrasts[row]),
+            top=top_tokens(model, logits[row]),
+        )
 
     modes = {(item.mode, item.value) for item in interventions}
     mode, value = modes.pop() if len(modes) == 1 else (None, None)
@@ -190,12 +215,15 @@ def steer(
             by=str(by or getattr(interventions, "by", "name")),
             features=tuple(interventions),
             asleep=len(no_op_interventions(state, interventions)),
+            target=contrast.name if isinstance(contrast, Target) else None,
         ),
         worlds=Outcomes(
             unsteered=outcome(0),
             steered=outcome(1),
             random_control=RandomControl(
-                n=n_random, evil_mass=Spread.of(mass[2:]), contrast=spread
+                n=n_random,
+                evil_mass=None if mass is None else Spread.of(mass[2:]),
+                contrast=spread,
             ),
         ),
         random_places=tuple(tuple(map(tuple, draw)) for draw in places.tolist()),

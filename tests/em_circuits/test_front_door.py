@@ -29,6 +29,7 @@ NAMES = [
     "PairSettings",
     "Prompt",
     "Store",
+    "Target",
     "Targets",
     "Unit",
     "Where",
