@@ -234,6 +234,7 @@ def mediate_prompt(
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
+    heads: bool = False,
     n_random: int = 20,
 ) -> Mediation:
     """Mediation of a labelled prompt; see `em_circuits.interventions.mediate`."""
@@ -245,6 +246,7 @@ def mediate_prompt(
         prompt.contrast,
         order=order,
         direction=direction,
+        heads=heads,
         n_random=n_random,
         seed=work.seed,
     )

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from em_circuits.bases.part import Part
 from em_circuits.models import Model
-from em_circuits.models.sites import Site
+from em_circuits.models.sites import Site, on_site
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 
@@ -155,7 +155,7 @@ def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]
             def keep(x: Tensor, i: int = i) -> None:
                 found[i] = x[0].detach()
 
-            stack.enter_context(_on_site(part.read, keep))
+            stack.enter_context(on_site(part.read, keep))
         model.hf(input_ids=input_ids[None].to(model.device), use_cache=False, logits_to_keep=1)
     return [found[i] for i in range(len(parts))]
 
@@ -326,7 +326,7 @@ class _Held:
         sites: dict[tuple[int, str], Site] = {}
         for i in self._used:
             part = self.nodes.parts[i]
-            self._stack.enter_context(_on_site(part.read, lambda x, i=i: self._read(i, x)))
+            self._stack.enter_context(on_site(part.read, lambda x, i=i: self._read(i, x)))
             for k, site in enumerate(part.writes):
                 key = (id(site.module), site.side)
                 by_site[key].append((i, k))
@@ -334,10 +334,10 @@ class _Held:
         if self.amounts is None:
             hf: Any = self.model.hf
             embed = Site(hf.get_input_embeddings(), "output")
-            self._stack.enter_context(_on_site(embed, self._embed))
+            self._stack.enter_context(on_site(embed, self._embed))
         for key, writers in by_site.items():
             self._stack.enter_context(
-                _on_site(sites[key], lambda x, writers=writers: self._write(writers, x))
+                on_site(sites[key], lambda x, writers=writers: self._write(writers, x))
             )
         return self
 
@@ -457,7 +457,7 @@ def site_gradients(
 
     with torch.enable_grad(), contextlib.ExitStack() as stack:
         for key, site in sites.items():
-            stack.enter_context(_on_site(site, lambda x, key=key: nudge(x, key)))
+            stack.enter_context(on_site(site, lambda x, key=key: nudge(x, key)))
         ids = input_ids.to(model.device)[None]
         output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
         logits = output.logits[0, -1].float()
@@ -469,21 +469,3 @@ def site_gradients(
         )
     at = {key: gradient[:, 0] for key, gradient in zip(keys, gradients, strict=True)}
     return [[at[id(site.module), site.side] for site in part.writes] for part in parts]
-
-
-@contextlib.contextmanager
-def _on_site(site: Site, hook: Any) -> Iterator[None]:
-    """Call ``hook(activation)``; a tensor that it returns replaces the activation."""
-    if site.side == "input":
-
-        def before(_module: Any, args: tuple) -> tuple | None:
-            found = hook(args[0])
-            return None if found is None else (found, *args[1:])
-
-        handle = site.module.register_forward_pre_hook(before)
-    else:
-        handle = site.module.register_forward_hook(lambda _m, _args, output: hook(output))
-    try:
-        yield
-    finally:
-        handle.remove()
