@@ -12,7 +12,7 @@ from pydantic import Field
 
 from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
-from em_circuits.cli.output import WIDTH, emit, json_option, say, table
+from em_circuits.cli.output import WIDTH, emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
@@ -59,7 +59,7 @@ class MediateOptions(Options):
 @click.command(epilog="Example: em-circuits features mediate --all --hold-out category")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(MediateOptions)
-@json_option
+@prints("em_circuits.experiments.mediation:MediationOutput")
 @pass_session
 def mediate(
     session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
@@ -131,22 +131,23 @@ def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:
         first = getattr(adapter.shares, name, None)
         held = getattr(adapter.held, name, None)
         rows.append((name, first, getattr(adapter.alone, name), held, draws.low, draws.high))
-    yield table(_PATHS, [*rows, ("interaction", None, adapter.alone.interaction, *3 * (None,))])
-    yield _pairs(dict(adapter.pairs))
+    yield table(_PATHS, [*rows, ("interaction", None, adapter.interaction, *3 * (None,))])
+    yield from _pairs(dict(adapter.pairs))
     yield (
         f"by first reader: integrated over {adapter.points} points, the parts sum to "
         f"{adapter.completeness:.3f} of the shift"
     )
-    yield "largest ranks: " + ", ".join(
-        f"{node.module.removeprefix('model.')} rank {node.rank} {node.effect:+.2f}"
+    ranks = ", ".join(
+        f"{node.module.removeprefix('model.')} rank {node.rank} {node.part:+.2f}"
         for node in adapter.nodes[:3]
     )
+    yield from wrap(f"largest ranks, in logits: {ranks}", WIDTH)
 
 
-def _pairs(shares: Mapping[str, float | None]) -> str:
+def _pairs(shares: Mapping[str, float | None]) -> list[str]:
     """What of the interaction is between two."""
     shown = (f"{name.replace('_', ' and ')} {_share(value)}" for name, value in shares.items())
-    return "in turn: " + ", ".join(shown)
+    return wrap("in turn: " + ", ".join(shown), WIDTH)
 
 
 def _head_lines(heads: HeadMediation) -> Iterator[str]:
@@ -186,7 +187,9 @@ def _several(
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)
     if as_json:
-        emit({**found.head(), "page": str(page), "features": found.rows()[: options.top]})
+        kind = experiments.mediation.MediationTable
+        rows = found.rows()[: options.top]
+        emit(kind.model_validate({**found.head(), "page": str(page), "features": rows}))
         return
     say("\n".join(_lines(record, found.rows()[: options.top or 20])))
     say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
@@ -227,7 +230,7 @@ def _paths_over_prompts(record: MediationRecord) -> Iterator[str]:
         adapter = record.adapter
         yield from wrap(adapter.sentence, WIDTH)
         rows = []
-        for name in [n for n in type(adapter.random).model_fields if n != "interaction"]:
+        for name in type(adapter.random).model_fields:
             first, held = (getattr(part, name, None) for part in (adapter.shares, adapter.held))
             random = getattr(adapter.random, name)
             ends = (first.low, first.high) if first else (None, None)
@@ -235,11 +238,9 @@ def _paths_over_prompts(record: MediationRecord) -> Iterator[str]:
             rows.append(
                 (name, first and first.share, *ends, alone, held and held.share, random.share)
             )
-        interaction = adapter.alone.interaction
-        assert interaction is not None
-        rows.append(("interaction", None, None, None, interaction.share, None, None))
+        rows.append(("interaction", *3 * (None,), adapter.interaction.share, None, None))
         yield table(("carrier", "first", "low", "high", "alone", "held", "random"), rows)
-        yield _pairs({name: value.share for name, value in adapter.pairs})
+        yield from _pairs({name: value.share for name, value in adapter.pairs})
     if record.heads is not None:
         rows = [
             (f"{h.layer}.{h.head}", h.alone.share, h.alone.low, h.alone.high, h.without.share)

@@ -20,6 +20,10 @@ from em_circuits.experiments.shares import Share
 from em_circuits.interventions.adapter_mediation import (
     PAIR_NAMES,
     AdapterEffects,
+    Carriers,
+    Held,
+    Measured,
+    Pairwise,
     adapter_effects,
     sentence_of,
 )
@@ -38,41 +42,20 @@ LISTED = 30
 _NAMED = 3
 
 
-class CarrierShares(Frozen):
+class CarriersOverPrompts(Carriers[Share]):
     """Shares of the shift by what reads the adapter's writes first; they sum to 1."""
 
-    straight: Share
-    features: Share
-    attention: Share
-    remainder: Share
 
-
-class AloneShares(Frozen):
+class AloneOverPrompts(Measured[Share]):
     """Shares of the shift when only this responds to the adapter's writes, really measured."""
 
-    straight: Share
-    features: Share
-    attention: Share
-    remainder: Share
-    together: Share
-    interaction: Share | None
-    """What *together* has beyond the sum of the four; null for random writes."""
 
-
-class HeldShares(Frozen):
+class HeldOverPrompts(Held[Share]):
     """Shares of the shift that go away when this alone does not respond, really measured."""
 
-    features: Share
-    attention: Share
-    remainder: Share
 
-
-class PairShares(Frozen):
+class PairsOverPrompts(Pairwise[Share]):
     """Shares that two kinds have together beyond each alone, really measured."""
-
-    features_attention: Share
-    features_remainder: Share
-    attention_remainder: Share
 
 
 class FeatureShare(Share):
@@ -93,19 +76,22 @@ class AdapterOverPrompts(Frozen):
     """Where the effect of a LoRA goes, over prompts."""
 
     prompts: int
-    shares: CarrierShares
-    alone: AloneShares
-    held: HeldShares
-    pairs: PairShares
+    shares: CarriersOverPrompts
+    alone: AloneOverPrompts
+    held: HeldOverPrompts
+    interaction: Share
+    """What *together* has beyond the sum of the four alone: paths through several of them."""
+    pairs: PairsOverPrompts
     """What of the interaction is between two."""
-    random: AloneShares
+    random: AloneOverPrompts
     """`alone` for writes of equal size into random directions: mean and middle 95 % of draws."""
     features: tuple[FeatureShare, ...]
     """The largest first."""
     heads: tuple[HeadShare, ...]
     """The largest first."""
-    completeness: tuple[float, float]
-    """Least and most over prompts: sum of the parts over the measured shift."""
+    least_complete: float
+    """Least over prompts: sum of the parts over the measured shift."""
+    most_complete: float
     sentence: str
 
 
@@ -180,24 +166,24 @@ def adapter_over_prompts(
     complete = (carriers.sum(1) / shifts).tolist()
     return AdapterOverPrompts(
         prompts=len(found),
-        shares=CarrierShares(**dict(zip(CARRIERS, parts, strict=True))),
-        alone=AloneShares(
+        shares=CarriersOverPrompts(**dict(zip(CARRIERS, parts, strict=True))),
+        alone=AloneOverPrompts(
             **{name: share(column) for name, column in zip(FIGURES, alone.T, strict=True)},
-            interaction=share(alone[:, -1] - alone[:, :-1].sum(1)),
         ),
-        held=HeldShares(
+        interaction=share(alone[:, -1] - alone[:, :-1].sum(1)),
+        held=HeldOverPrompts(
             **{name: share(column) for name, column in zip(RESPONDING, held.T, strict=True)}
         ),
-        pairs=PairShares(
+        pairs=PairsOverPrompts(
             **{name: share(column) for name, column in zip(PAIR_NAMES, pairs.T, strict=True)}
         ),
-        random=AloneShares(
+        random=AloneOverPrompts(
             **{name: Share.of_draws(random[..., i], shifts) for i, name in enumerate(FIGURES)},
-            interaction=None,
         ),
         features=features,
         heads=heads,
-        completeness=(min(complete), max(complete)),
+        least_complete=min(complete),
+        most_complete=max(complete),
         sentence=sentence_of(
             parts,
             [f"{one.layer}/{one.feature}" for one in features[:_NAMED]],

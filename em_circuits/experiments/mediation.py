@@ -26,6 +26,7 @@ from em_circuits.experiments.adapter_mediation import (
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.shares import Share
+from em_circuits.interventions.mediation import Mediation
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,
@@ -129,6 +130,30 @@ class MediationRecord(Frozen):
     adapter_absent: str | None = None
     heads: HeadsOverPrompts | None = None
     """Only if asked for."""
+
+
+class TableFeature(Share):
+    """A feature id by its mean share of the shift while all move together."""
+
+    layer: int
+    feature: int
+    prompts: int
+    """On which it changes."""
+    same_sign: float
+    """Share of them in which it pushes as in the mean."""
+
+
+class MediationTable(MediationRecord):
+    """What carries the shift over prompts; with ``--all`` or several prompts."""
+
+    key: str
+    reused: bool
+    files: dict[str, str]
+    page: str
+    features: tuple[TableFeature, ...]
+
+
+MediationOutput = Mediation | MediationTable
 
 
 def mediate_over_prompts(

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from jaxtyping import Float, Float64, Int
-from pydantic import computed_field
 from torch import Tensor
 
 from em_circuits.feature import FeatureId
@@ -38,6 +38,8 @@ from em_circuits.models import ModelPair
 from em_circuits.statistics import Spread
 from pivotal_tokens.schema import Frozen
 
+Figure = TypeVar("Figure")
+
 LISTED = 100
 """Features that are listed, the largest first."""
 PAIR_NAMES = tuple("_".join(pair) for pair in PAIRS)
@@ -45,57 +47,58 @@ _NAMED = 3
 """Features and heads that the sentence names."""
 
 
-class Carriers(Frozen):
+class Carriers(Frozen, Generic[Figure]):
     """A figure for each thing that may read an adapter's write first."""
 
-    straight: float | None
+    straight: Figure
     """The final norm and the logits."""
-    features: float | None
-    attention: float | None
-    remainder: float | None
+    features: Figure
+    attention: Figure
+    remainder: Figure
     """What the transcoders leave out of the MLPs."""
 
 
-class MeasuredAlone(Carriers):
-    """Shares of the shift when only this responds to the adapter's writes; null below 0.5 logit."""
+class Measured(Carriers[Figure], Generic[Figure]):
+    """A figure for each thing that alone responds to the writes, and for all of them."""
 
-    together: float | None
-    """When everything responds: 1 but for rounding."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def interaction(self) -> float | None:
-        """What *together* has beyond the sum of the four: paths through several of them."""
-        parts = (self.straight, self.features, self.attention, self.remainder)
-        if self.together is None or any(part is None for part in parts):
-            return None
-        return self.together - sum(part for part in parts if part is not None)
+    together: Figure
+    """When everything responds."""
 
 
-class MeasuredHeld(Frozen):
-    """Shares of the shift that go away when this does not respond and all else does."""
+class Held(Frozen, Generic[Figure]):
+    """A figure for each thing that alone does not respond to the writes."""
 
-    features: float | None
-    attention: float | None
-    remainder: float | None
-
-
-class MeasuredPairs(Frozen):
-    """Shares of the shift that two kinds have together beyond each alone: paths through both."""
-
-    features_attention: float | None
-    features_remainder: float | None
-    attention_remainder: float | None
+    features: Figure
+    attention: Figure
+    remainder: Figure
 
 
-class RandomWrites(Frozen):
-    """The same shares for writes of equal size into random directions, over draws."""
+class Pairwise(Frozen, Generic[Figure]):
+    """What two kinds have together beyond each alone: paths through both."""
 
-    straight: Spread | None
-    features: Spread | None
-    attention: Spread | None
-    remainder: Spread | None
-    together: Spread | None
+    features_attention: Figure
+    features_remainder: Figure
+    attention_remainder: Figure
+
+
+class CarrierFigures(Carriers[float | None]):
+    """What reads an adapter's write first, on one prompt."""
+
+
+class AloneShares(Measured[float | None]):
+    """Shares of the shift when only this responds to the writes; null below 0.5 logit."""
+
+
+class HeldShares(Held[float | None]):
+    """Shares of the shift that go away when this alone does not respond."""
+
+
+class PairShares(Pairwise[float | None]):
+    """Shares of the shift that two kinds have together beyond each alone."""
+
+
+class RandomWrites(Measured[Spread | None]):
+    """Shares of writes of equal size into random directions, each alone, over draws."""
 
 
 class AdapterNode(Frozen):
@@ -104,8 +107,8 @@ class AdapterNode(Frozen):
     module: str
     layer: int
     rank: int
-    effect: float
-    carriers: Carriers
+    part: float
+    carriers: CarrierFigures
 
 
 class FirstFeature(Frozen):
@@ -114,7 +117,7 @@ class FirstFeature(Frozen):
     layer: int
     position: int
     feature: int
-    effect: float
+    part: float
     """Its part of the shift, in logits."""
 
 
@@ -123,31 +126,33 @@ class FirstHead(Frozen):
 
     layer: int
     head: int
-    effect: float
+    part: float
     """Its part of the shift, in logits."""
 
 
 class AdapterMediation(Frozen):
     """Where the effect of a LoRA goes on one prompt."""
 
-    shares: Carriers
+    shares: CarrierFigures
     """Of the shift, by first reader, integrated from base to merged; null below 0.5 logit."""
-    integrated: Carriers
+    integrated: CarrierFigures
     """The same in logits."""
-    first_order: Carriers
+    first_order: CarrierFigures
     """In logits: the derivative in the base, times the whole adapter."""
     completeness: float | None
     """Sum of the integrated parts over the measured shift."""
     points: int
     """Of the sum that stands for the integral."""
-    alone: MeasuredAlone
-    held: MeasuredHeld
-    pairs: MeasuredPairs
+    alone: AloneShares
+    held: HeldShares
+    interaction: float | None
+    """What *together* has beyond the sum of the four alone: paths through several of them."""
+    pairs: PairShares
     """What of the interaction is between two."""
     random: RandomWrites
     nodes: tuple[AdapterNode, ...]
     """The largest first."""
-    unranked: Carriers
+    unranked: CarrierFigures
     """In logits: what modules write besides their ranks (DoRA's rescaling, rounding)."""
     features: tuple[FirstFeature, ...]
     """The hundred largest."""
@@ -168,9 +173,10 @@ class AdapterMediation(Frozen):
             first_order=_carriers(first.carriers.tolist()),
             completeness=total / effects.shift if effects.shift else None,
             points=paths.points,
-            alone=MeasuredAlone(**effects.named(FIGURES, measured.alone)),
-            held=MeasuredHeld(**effects.named(RESPONDING, measured.held)),
-            pairs=MeasuredPairs(**effects.named(PAIR_NAMES, measured.pairs)),
+            alone=AloneShares(**effects.named(FIGURES, measured.alone)),
+            held=HeldShares(**effects.named(RESPONDING, measured.held)),
+            interaction=effects.share(float(measured.interaction)),
+            pairs=PairShares(**effects.named(PAIR_NAMES, measured.pairs)),
             random=RandomWrites(**_spreads(effects)),
             nodes=_nodes(effects),
             unranked=_carriers(integrated.unranked.tolist()),
@@ -251,8 +257,8 @@ def sentence_of(shares: Sequence[object], features: Sequence[str], heads: Sequen
     )
 
 
-def _carriers(values: Sequence[float | None]) -> Carriers:
-    return Carriers(**dict(zip(CARRIERS, values, strict=True)))
+def _carriers(values: Sequence[float | None]) -> CarrierFigures:
+    return CarrierFigures(**dict(zip(CARRIERS, values, strict=True)))
 
 
 def _spreads(effects: AdapterEffects) -> dict[str, Spread | None]:
@@ -270,11 +276,11 @@ def _nodes(effects: AdapterEffects) -> tuple[AdapterNode, ...]:
                     module=part.name,
                     layer=part.layer,
                     rank=rank,
-                    effect=sum(by_carrier),
+                    part=sum(by_carrier),
                     carriers=_carriers(by_carrier),
                 )
             )
-    return tuple(sorted(found, key=lambda node: -abs(node.effect)))
+    return tuple(sorted(found, key=lambda node: -abs(node.part)))
 
 
 def _features(effects: AdapterEffects) -> tuple[FirstFeature, ...]:
@@ -282,8 +288,8 @@ def _features(effects: AdapterEffects) -> tuple[FirstFeature, ...]:
     order = split.features.abs().argsort(descending=True, stable=True)[:LISTED]
     rows = zip(split.coordinates[order].tolist(), split.features[order].tolist(), strict=True)
     return tuple(
-        FirstFeature(layer=layer, position=position, feature=feature, effect=effect)
-        for (layer, position, feature), effect in rows
+        FirstFeature(layer=layer, position=position, feature=feature, part=part)
+        for (layer, position, feature), part in rows
     )
 
 
@@ -292,8 +298,7 @@ def _heads(effects: AdapterEffects) -> tuple[FirstHead, ...]:
     order = values.flatten().abs().argsort(descending=True, stable=True).tolist()
     width = values.shape[1]
     return tuple(
-        FirstHead(layer=i // width, head=i % width, effect=float(values.flatten()[i]))
-        for i in order
+        FirstHead(layer=i // width, head=i % width, part=float(values.flatten()[i])) for i in order
     )
 
 

@@ -41,14 +41,14 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from em_circuits.bases import Part, transcoder_parts
-from em_circuits.interventions.adapter_writes import AdapterWrites, Readers
-from em_circuits.models import Model, ModelPair
+from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
+from em_circuits.models import ModelPair
 from em_circuits.models.sites import Site, on_site
 from pivotal_tokens.errors import RequestError
 
 CARRIERS = ("straight", "features", "attention", "remainder")
 """What may read a write first."""
-POINTS = (4, 8, 16, 32)
+POINTS = (8, 16, 32)
 """Points of the sum, until it is complete."""
 TOLERANCE = 0.01
 """Of the shift: how far the sum of parts may be from it."""
@@ -137,7 +137,7 @@ def adapter_paths(
     """
     if parts is None:
         parts = transcoder_parts(pair.base)
-    line = _Line(pair.base, Readers.of(pair.base), writes, input_ids, weights, parts)
+    line = _Line(pair.base, Readers.of(pair.base), writes, input_ids, weights, tuple(parts))
     base, merged = (model.next_logits(input_ids).float().cpu() for model in pair.models)
     shift = float(weights @ (merged - base))
     for n in points:
@@ -161,16 +161,8 @@ class _Gradients:
     """With respect to what features write into."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Line:
+class _Line(WrittenPrompt):
     """The base with t times the writes added."""
-
-    model: Model
-    readers: Readers
-    writes: AdapterWrites
-    ids: Int[Tensor, " pos"]
-    weights: Float[Tensor, " vocab"]
-    parts: Sequence[Part]
 
     def split(self, points: Float64[Tensor, " row"], amounts: Float64[Tensor, " row"]) -> PathSplit:
         """The weighted sum of dc/dt over some points."""
@@ -220,10 +212,6 @@ class _Line:
             unranked,
         )
 
-    def _run(self, n_rows: int) -> Float[Tensor, "row vocab"]:
-        ids = self.ids.to(self.model.device).expand(n_rows, -1)
-        return self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-
     def _gradients(self, added: Sequence[Tensor]) -> _Gradients:
         """One backward pass, everything responding but the adapter."""
         sites = [Site(norm, "input") for norm in self.readers.all]
@@ -239,7 +227,7 @@ class _Line:
             stack.enter_context(self.writes.added(added))
             for site in (*sites, *written):
                 stack.enter_context(on_site(site, partial(nudge, site)))
-            logits = self._run(len(added[0])).float()
+            logits = self.run(len(added[0])).float()
             target = (logits @ self.weights.to(logits)).sum()
             every = [nudges[site] for site in (*sites, *written)]
             found = list(torch.autograd.grad(target, every))
@@ -264,7 +252,7 @@ class _Line:
                 stack.enter_context(on_site(Site(module, "output"), partial(_moving, written)))
             for number, norm in enumerate(self.readers.all):
                 stack.enter_context(on_site(Site(norm, "input"), partial(read, number)))
-            self._run(len(added[0]))
+            self.run(len(added[0]))
         numbers = range(len(self.readers.all))
         return [primals[i] for i in numbers], [tangents[i] for i in numbers]
 
@@ -294,7 +282,7 @@ class _Line:
                 stack.enter_context(on_site(part.read, partial(keep, reads, number)))
             for number, output in enumerate(self.readers.outputs):
                 stack.enter_context(on_site(Site(output, "input"), partial(keep, outputs, number)))
-            self._run(len(added[0]))
+            self.run(len(added[0]))
         heads = {i: self.readers.by_head(tangent) for i, (_, tangent) in outputs.items()}
         return [heads[i] for i in sorted(heads)], [reads[i] for i in sorted(reads)]
 
@@ -358,7 +346,7 @@ class _Line:
                 stack.enter_context(on_site(Site(module, "output"), partial(nudge, number)))
             for number, norm in enumerate(self.readers.all):
                 stack.enter_context(on_site(Site(norm, "input"), partial(cut, number)))
-            self._run(len(added[0]))
+            self.run(len(added[0]))
             reached = [(number, x) for number, x in kept if x.requires_grad]
             found = torch.autograd.grad(
                 [x for _, x in reached],

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from em_circuits.bases import Part, transcoder_parts
 from em_circuits.graphs.held import captured
-from em_circuits.interventions.adapter_writes import AdapterWrites, Readers
+from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import Model
 from em_circuits.models.sites import Site, on_site
 
@@ -62,6 +62,11 @@ class MeasuredShares:
     """By `PAIRS`: what both together have beyond each alone."""
     random: Float64[Tensor, "draw figure"]
     """`alone` for writes into random directions."""
+
+    @property
+    def interaction(self) -> Float64[Tensor, ""]:
+        """What everything together has beyond the sum of the four alone."""
+        return self.alone[-1] - self.alone[:-1].sum()
 
 
 def measured_shares(
@@ -107,15 +112,9 @@ def measured_shares(
 
 
 @dataclass(frozen=True, eq=False)
-class HeldRuns:
+class HeldRuns(WrittenPrompt):
     """Runs of the base in which chosen readers respond to writes, and the others do not."""
 
-    model: Model
-    readers: Readers
-    writes: AdapterWrites
-    ids: Int[Tensor, " pos"]
-    weights: Float[Tensor, " vocab"]
-    parts: tuple[Part, ...]
     residuals: tuple[Float[Tensor, "pos d_model"], ...]
     """What each reader reads in the undisturbed base."""
     activations: tuple[Float[Tensor, "pos _"], ...]
@@ -194,9 +193,8 @@ class HeldRuns:
                 stack.enter_context(on_site(Site(norm, "input"), partial(read_mlp, layer)))
             for site in dict.fromkeys(site for part in self.parts for site in part.writes):
                 stack.enter_context(on_site(site, partial(write, site)))
-            ids = self.ids.to(self.model.device).expand(len(amounts[0]), -1)
-            output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1)
-        return output.logits[:, -1].double().cpu() @ self.weights.double()
+            logits = self.run(len(amounts[0]))
+        return logits.double().cpu() @ self.weights.double()
 
     def _record_changes(
         self, layer: int, residual: Tensor, sign: int, changes: dict[Site, Tensor]

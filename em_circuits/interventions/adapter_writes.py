@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from em_circuits.activation_cache import attention_modules
+from em_circuits.bases import Part
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
 from em_circuits.graphs.held import captured
 from em_circuits.models import Model, ModelPair
@@ -154,3 +155,29 @@ class Readers:
     def by_head(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch head d_head"]:
         """An input of ``o_proj``, head by head."""
         return x.unflatten(-1, (self.n_heads, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenPrompt:
+    """The base on one prompt, into which an adapter's writes are added.
+
+    Attributes:
+        model: The base.
+        readers: What reads its residual stream.
+        writes: Of the adapter on this prompt.
+        ids: The prompt, with its beginning-of-sequence token.
+        weights: The contrast is ``sum_v w[v] logit_v`` at the last position.
+        parts: What counts as features.
+    """
+
+    model: Model
+    readers: Readers
+    writes: AdapterWrites
+    ids: Int[Tensor, " pos"]
+    weights: Float[Tensor, " vocab"]
+    parts: tuple[Part, ...]
+
+    def run(self, n_rows: int) -> Float[Tensor, "row vocab"]:
+        """Logits after the last position, the prompt in each row, whatever hooks are there."""
+        ids = self.ids.to(self.model.device).expand(n_rows, -1)
+        return self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -324,17 +324,17 @@ def test_the_result_answers_in_a_sentence_and_in_json(rank_one: Subject) -> None
     assert found.completeness == pytest.approx(sum(parts))
     alone = record["alone"]
     four = sum(alone[name] for name in CARRIERS)
-    assert alone["interaction"] == pytest.approx(alone["together"] - four)
+    assert record["interaction"] == pytest.approx(alone["together"] - four)
     (node,) = found.nodes
     assert (node.layer, node.rank) == (LAYER, 0)
-    assert node.effect == pytest.approx(sum(parts) * effects.shift, rel=1e-4)
-    assert {head.layer for head in found.heads if abs(head.effect) > 1e-9} <= {2, 3}
+    assert node.part == pytest.approx(sum(parts) * effects.shift, rel=1e-4)
+    assert {head.layer for head in found.heads if abs(head.part) > 1e-9} <= {2, 3}
 
 
 def test_a_shift_away_from_evil_has_no_shares(rank_one: Subject) -> None:
     effects = adapter_effects(rank_one.pair, rank_one.input_ids, -weights_of(rank_one))
     found = AdapterMediation.of(effects)
-    assert found.shares.straight is None and found.alone.interaction is None
+    assert found.shares.straight is None and found.interaction is None
     assert found.random.together is None and "no share" in found.sentence
     assert found.integrated.straight is not None
 
