@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,17 @@ def test_one_prompt(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(["--root", str(root), "prompts", "list", "--json"]) == 0
     prompt = json.loads(capsys.readouterr().out.splitlines()[0])["prompt_id"]
-    command = ["--root", str(root), "features", "mediate", prompt, "--top", "2"]
-    assert run([*command, "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["heads"] is None and record["adapter_absent"] is None
-    adapter = record["adapter"]
-    assert sum(adapter["shares"].values()) == pytest.approx(1, abs=0.02)
-    assert len(adapter["nodes"]) == 32 and len(adapter["features"]) == 2
-    assert run([*command, "--heads"]) == 0
+    assert run(["--root", str(root), "features", "mediate", prompt, "--heads"]) == 0
     out = capsys.readouterr().out
-    assert " ".join(out.split()).count(adapter["sentence"]) == 1
-    assert "3.3 " in out and max(map(len, out.splitlines())) <= 90
+    parts = re.search(
+        r"writes (\S+)% of the shift straight.*?, (\S+)% through features.*?, (\S+)% through "
+        r"attention heads.*?, (\S+)% through what",
+        " ".join(out.split()),
+    )
+    assert parts is not None
+    assert sum(map(int, parts.groups())) == pytest.approx(100, abs=3)
+    assert re.search(r"^3\.3 +0\.[5-9]", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 90
 
 
 def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
