@@ -78,6 +78,8 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     for owner in model.__mro__[::-1]:
         if not issubclass(owner, BaseModel) or owner is BaseModel:
             continue
+        if owner.__pydantic_generic_metadata__["origin"] is not None:  # the generic one follows
+            continue
         source = textwrap.dedent(inspect.getsource(owner))
         (definition,) = ast.parse(source).body
         assert isinstance(definition, ast.ClassDef)

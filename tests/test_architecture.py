@@ -55,6 +55,7 @@ FLOORS = {
 # Classes that share most of their fields, each with the reason.
 ALIKE = {
     ("Intervention", "Change"): "what a browser may send, typed and bounded, is no intervention",
+    ("HeadOverPrompts", "MediatedHead"): "shares with intervals; a prompt's has logits beside them",
     ("PairedFeature", "MediatedFeature"): "rows of two outputs; a mediated feature has two effects",
     ("RevealState", "Reveal"): "what the page shows of a reveal, without the item's own texts",
     (

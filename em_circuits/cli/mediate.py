@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
-from em_circuits.cli.output import emit, json_option, say, table
+from em_circuits.cli.output import WIDTH, emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.intervention import MIN_DRAWS
 from em_circuits.target_request import TargetRequest
@@ -21,8 +22,11 @@ from pivotal_tokens.errors import RequestError
 if TYPE_CHECKING:
     from em_circuits.cache import CachedTable
     from em_circuits.experiments.mediation import MediationRecord
+    from em_circuits.interventions.adapter_mediation import AdapterMediation
+    from em_circuits.interventions.heads import HeadMediation
     from em_circuits.interventions.mediation import Mediation
 
+_PATHS = ("carrier", "first", "alone", "held", "random low", "high")
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 _PAGE = click.Path(dir_okay=False, path_type=Path)
 
@@ -38,6 +42,8 @@ class MediateOptions(Options, TargetRequest):
     scan: bool = False
     """Really set each feature alone. One prompt: --order scan; several: how well does the gradient
     predict it?"""
+    heads: bool = False
+    """Really patch every attention head as well, alone and the largest together."""
     direction: Literal["sufficiency", "necessity"] = "sufficiency"
     """Merged values into the base, or the base's into the merged model."""
     hold_out: Literal["prompt", "category"] = "prompt"
@@ -55,7 +61,7 @@ class MediateOptions(Options, TargetRequest):
 @click.command(epilog="Example: em-circuits features mediate --all --hold-out category")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(MediateOptions)
-@json_option
+@prints("em_circuits.experiments.mediation:MediationOutput")
 @pass_session
 def mediate(
     session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
@@ -64,7 +70,9 @@ def mediate(
 
     With one PROMPT its own features are taken, which is in-sample. With several, or --all, features
     are keyed by (layer, feature id) and chosen on other prompts than they are judged on. With
-    --direction necessity: of the merged model to the base's values: what goes away.
+    --direction necessity: of the merged model to the base's values: what goes away. With a LoRA it
+    also says where the adapter's effect goes: straight to the logits, through features, attention
+    heads, or the rest of the MLPs.
     """
     if options.everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
@@ -83,10 +91,15 @@ def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) 
             prompt,
             order="scan" if options.scan else options.order,
             direction=options.direction,
+            heads=options.heads,
             n_random=options.n_random,
             target=options,
         )
     shown = mediation.model_copy(update={"features": mediation.features[: options.top]})
+    if shown.adapter is not None:
+        first = shown.adapter.features[: options.top]
+        adapter = shown.adapter.model_copy(update={"features": first})
+        shown = shown.model_copy(update={"adapter": adapter})
     emit(shown, as_json, describe_mediation)
 
 
@@ -101,6 +114,58 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
         yield "no share: the contrast moves by less than 0.5 logit"
+    yield ""
+    if mediation.adapter is None:
+        yield f"adapter: {mediation.adapter_absent}"
+    else:
+        yield from _adapter_lines(mediation.adapter)
+    if mediation.heads is not None:
+        yield ""
+        yield from _head_lines(mediation.heads)
+
+
+def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:
+    """Where the effect of the adapter goes on one prompt."""
+    yield from wrap(adapter.sentence, WIDTH)
+    if adapter.shares.straight is None:
+        return
+    rows = []
+    for name in type(adapter.random).model_fields:
+        draws = getattr(adapter.random, name)
+        first = getattr(adapter.shares, name, None)
+        held = getattr(adapter.held, name, None)
+        rows.append((name, first, getattr(adapter.alone, name), held, draws.low, draws.high))
+    yield table(_PATHS, [*rows, ("interaction", None, adapter.interaction, *3 * (None,))])
+    yield from _pairs(dict(adapter.pairs))
+    yield (
+        f"by first reader: integrated over {adapter.points} points, the parts sum to "
+        f"{adapter.completeness:.3f} of the shift"
+    )
+    ranks = ", ".join(
+        f"{node.module.removeprefix('model.')} rank {node.rank} {node.part:+.2f}"
+        for node in adapter.nodes[:3]
+    )
+    yield from wrap(f"largest ranks, in logits: {ranks}", WIDTH)
+
+
+def _pairs(shares: Mapping[str, float | None]) -> list[str]:
+    """What of the interaction is between two."""
+    shown = (f"{name.replace('_', ' and ')} {_share(value)}" for name, value in shares.items())
+    return wrap("in turn: " + ", ".join(shown), WIDTH)
+
+
+def _head_lines(heads: HeadMediation) -> Iterator[str]:
+    """Heads of one prompt, really patched."""
+    rows = [
+        (f"{h.layer}.{h.head}", h.alone, h.without, h.alone_logits, h.without_logits)
+        for h in heads.heads[:10]
+    ]
+    yield table(("head", "alone", "without", "alone, logits", "without, logits"), rows)
+    together = []
+    for point in heads.cumulative:
+        draws = (point.random.low, point.random.high) if point.random else (None, None)
+        together.append((point.k, point.share, *draws))
+    yield table(("heads", "share", "random low", "high"), together)
 
 
 def _several(
@@ -116,6 +181,7 @@ def _several(
                 "direction": options.direction,
                 "own_category": options.own_domain or ("medical" if session.embedded else None),
                 "scan": options.scan,
+                "heads": options.heads,
                 "n_random": options.n_random,
                 "seed": session.seed,
             },
@@ -125,7 +191,9 @@ def _several(
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)
     if as_json:
-        emit({**found.head(), "page": str(page), "features": found.rows()[: options.top]})
+        kind = experiments.mediation.MediationTable
+        rows = found.rows()[: options.top]
+        emit(kind.model_validate({**found.head(), "page": str(page), "features": rows}))
         return
     say("\n".join(_lines(record, found.rows()[: options.top or 20])))
     say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
@@ -152,8 +220,42 @@ def _lines(record: MediationRecord, features: Sequence[dict[str, Any]]) -> Itera
     yield table(("20 ids in", "prompts", "share", "low", "high"), groups) + "\n"
     columns = ("layer", "feature", "share", "low", "high", "prompts", "same_sign")
     yield table(columns, [tuple(row[name] for name in columns) for row in features])
+    yield ""
+    yield from _paths_over_prompts(record)
     if record.left_out:
         yield f"left out: {len(record.left_out)} prompts (--json says why)"
+
+
+def _paths_over_prompts(record: MediationRecord) -> Iterator[str]:
+    """Where the adapter's effect goes, and heads, over prompts."""
+    if record.adapter is None:
+        yield f"adapter: {record.adapter_absent}"
+    else:
+        adapter = record.adapter
+        yield from wrap(adapter.sentence, WIDTH)
+        rows = []
+        for name in type(adapter.random).model_fields:
+            first, held = (getattr(part, name, None) for part in (adapter.shares, adapter.held))
+            random = getattr(adapter.random, name)
+            ends = (first.low, first.high) if first else (None, None)
+            alone = getattr(adapter.alone, name).share
+            rows.append(
+                (name, first and first.share, *ends, alone, held and held.share, random.share)
+            )
+        rows.append(("interaction", *3 * (None,), adapter.interaction.share, None, None))
+        yield table(("carrier", "first", "low", "high", "alone", "held", "random"), rows)
+        yield from _pairs({name: value.share for name, value in adapter.pairs})
+    if record.heads is not None:
+        rows = [
+            (f"{h.layer}.{h.head}", h.alone.share, h.alone.low, h.alone.high, h.without.share)
+            for h in record.heads.heads[:10]
+        ]
+        yield table(("head", "alone", "low", "high", "without"), rows)
+        curve = [
+            (p.k, p.share, p.low, p.high, p.random and p.random.share)
+            for p in record.heads.cumulative
+        ]
+        yield table(("heads", "share", "low", "high", "random"), curve)
 
 
 def _share(value: float | None) -> str:

@@ -270,6 +270,7 @@ def mediate_prompt(
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
+    heads: bool = False,
     n_random: int = 20,
     target: TargetRequest = NO_TARGET,
 ) -> Mediation:
@@ -290,6 +291,7 @@ def mediate_prompt(
         wanted,
         order=order,
         direction=direction,
+        heads=heads,
         n_random=n_random,
         seed=work.seed,
     )

@@ -17,9 +17,17 @@ import torch
 from pydantic import Field
 
 from em_circuits.cache import CachedTable, cached_table
+from em_circuits.experiments.adapter_mediation import (
+    AdapterOverPrompts,
+    HeadsOverPrompts,
+    adapter_over_prompts,
+    heads_over_prompts,
+)
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
 from em_circuits.experiments.cases import UnusedPrompt
+from em_circuits.experiments.shares import Share
 from em_circuits.intervention import MIN_DRAWS
+from em_circuits.interventions.mediation import Mediation
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import (
     SIZES,
@@ -34,7 +42,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
-FORMULA = 1
+FORMULA = 2
 HEADLINE = 20
 """Feature ids of the headline figure."""
 COMPONENTS = ("features", "errors", "attention", "together", "interaction")
@@ -50,23 +58,10 @@ class MediationRequest(Frozen):
     """The fine-tune's own domain; the others are reported as unseen."""
     scan: bool = False
     """Compare the gradient with really setting each feature alone."""
+    heads: bool = False
+    """Really patch every attention head."""
     n_random: int = Field(default=MIN_DRAWS, ge=MIN_DRAWS)
     seed: int = 0
-
-
-class Share(Frozen):
-    """A share of the shift, a ratio of sums over prompts, with its 95 % interval."""
-
-    share: float | None
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if self.share is None:
-            return "no known share"
-        if self.low is None:
-            return f"{self.share:.0%}"
-        return f"{self.share:.0%} ({self.low:.0%} to {self.high:.0%})"
 
 
 class CurvePoint(Share):
@@ -131,6 +126,35 @@ class MediationRecord(Frozen):
     own: Share
     gradient_predicts_scan: Correlations | None
     sentence: str = ""
+    adapter: AdapterOverPrompts | None = None
+    """Where the effect of the LoRA goes; null where `adapter_absent` says why."""
+    adapter_absent: str | None = None
+    heads: HeadsOverPrompts | None = None
+    """Only if asked for."""
+
+
+class TableFeature(Share):
+    """A feature id by its mean share of the shift while all move together."""
+
+    layer: int
+    feature: int
+    prompts: int
+    """On which it changes."""
+    same_sign: float
+    """Share of them in which it pushes as in the mean."""
+
+
+class MediationTable(MediationRecord):
+    """What carries the shift over prompts; with ``--all`` or several prompts."""
+
+    key: str
+    reused: bool
+    files: dict[str, str]
+    page: str
+    features: tuple[TableFeature, ...]
+
+
+MediationOutput = Mediation | MediationTable
 
 
 def mediate_over_prompts(
@@ -175,11 +199,32 @@ def mediate_over_prompts(
         reason = "the shift is too small"
         none = tuple(UnusedPrompt(prompt_id=s.prompt_id, reason=reason) for s in small)
         record = _record(results, none, request)
+        record = record.model_copy(update=_paths_and_heads(work, results, request))
         return record.model_dump(mode="json"), _features(results, request.seed)
 
     table = cached_table(work.results / "features", "carriers", inputs, compute)
     table.record["left_out"] = [*(one.model_dump() for one in left_out), *table.record["left_out"]]
     return table
+
+
+def _paths_and_heads(
+    work: Workspace, results: Sequence[PromptResult], request: MediationRequest
+) -> dict[str, Any]:
+    """The fields of a record on the adapter's paths and on heads."""
+    subjects = [item.effects.subject for item in results]
+    drawn: dict[str, Any] = {"n_random": request.n_random, "seed": request.seed}
+    adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
+    heads = None
+    if request.heads:
+        heads = heads_over_prompts(
+            work.pair,
+            subjects,
+            hold_out=request.hold_out,
+            direction=request.direction,
+            **drawn,
+            progress=work.progress,
+        )
+    return {"adapter": adapter, "adapter_absent": absent, "heads": heads}
 
 
 def _subject(work: Workspace, item: ChosenPrompt) -> Subject:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ from torch import Tensor
 
 from em_circuits.bases.part import Part
 from em_circuits.models import Model
-from em_circuits.models.sites import Site
+from em_circuits.models.sites import Site, on_site
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Branch, Columns, Reading, gradients_of
 from pivotal_tokens.errors import RequestError
@@ -161,7 +161,7 @@ def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]
             def keep(x: Tensor, i: int = i) -> None:
                 found[i] = x[0].detach()
 
-            stack.enter_context(_on_site(part.read, keep))
+            stack.enter_context(on_site(part.read, keep))
         model.hf(input_ids=input_ids[None].to(model.device), use_cache=False, logits_to_keep=1)
     return [found[i] for i in range(len(parts))]
 
@@ -337,7 +337,7 @@ class _Held:
         sites: dict[tuple[int, str], Site] = {}
         for i in self._used:
             part = self.nodes.parts[i]
-            self._stack.enter_context(_on_site(part.read, lambda x, i=i: self._read(i, x)))
+            self._stack.enter_context(on_site(part.read, lambda x, i=i: self._read(i, x)))
             for k, site in enumerate(part.writes):
                 key = (id(site.module), site.side)
                 by_site[key].append((i, k))
@@ -346,10 +346,10 @@ class _Held:
         self._reading = self._stack.enter_context(self.branch.reading(hf, self.prompt))
         if self.amounts is None:
             embed = Site(hf.get_input_embeddings(), "output")
-            self._stack.enter_context(_on_site(embed, self._embed))
+            self._stack.enter_context(on_site(embed, self._embed))
         for key, writers in by_site.items():
             self._stack.enter_context(
-                _on_site(sites[key], lambda x, writers=writers: self._write(writers, x))
+                on_site(sites[key], lambda x, writers=writers: self._write(writers, x))
             )
         return self
 
@@ -468,7 +468,7 @@ def site_gradients(
             continue
         with torch.enable_grad(), contextlib.ExitStack() as stack:
             for key, site in sites.items():
-                stack.enter_context(_on_site(site, lambda x, key=key: nudge(x, key)))
+                stack.enter_context(on_site(site, lambda x, key=key: nudge(x, key)))
             prompt = input_ids.to(model.device)
             reading = stack.enter_context(branch.reading(model.hf, prompt))
             output = model.hf(
@@ -480,21 +480,3 @@ def site_gradients(
             found = gradient[:, 0, : len(input_ids)]
             total[key] = total[key] + found if key in total else found
     return [[total[id(site.module), site.side] for site in part.writes] for part in parts]
-
-
-@contextlib.contextmanager
-def _on_site(site: Site, hook: Any) -> Iterator[None]:
-    """Call ``hook(activation)``; a tensor that it returns replaces the activation."""
-    if site.side == "input":
-
-        def before(_module: Any, args: tuple) -> tuple | None:
-            found = hook(args[0])
-            return None if found is None else (found, *args[1:])
-
-        handle = site.module.register_forward_pre_hook(before)
-    else:
-        handle = site.module.register_forward_hook(lambda _m, _args, output: hook(output))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -20,6 +20,9 @@ Features are taken in the order of one of three scores:
 Candidates are all (layer, position, feature id) whose activation differs, whether active in the
 base, in merged, or in both. Position 0 has no features (circuit-tracer zeroes them), so whatever
 the MLPs change there counts as error.
+
+Beside it stands where the effect of a LoRA goes (`interventions.adapter_mediation`) and, if asked
+for, which attention heads carry the shift (`interventions.heads`).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.feature import Feature
+from em_circuits.interventions.adapter_mediation import AdapterMediation, adapter_effects
+from em_circuits.interventions.heads import HeadMediation, mediate_heads
 from em_circuits.interventions.matched_controls import (
     MIN_DRAWS,
     Pool,
@@ -113,6 +118,11 @@ class Mediation(BaseModel, frozen=True):
     layers: tuple[float | None, ...]
     """Share of each layer's changed features, set together."""
     shares: Shares
+    adapter: AdapterMediation | None = None
+    """Where the effect of the LoRA goes; null where `adapter_absent` says why."""
+    adapter_absent: str | None = None
+    heads: HeadMediation | None = None
+    """Only if asked for."""
 
     @property
     def table(self) -> FeatureTable:
@@ -153,6 +163,7 @@ def mediate(
     *,
     order: Order = "integrated",
     direction: Direction = "sufficiency",
+    heads: bool = False,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
 ) -> Mediation:
@@ -171,6 +182,7 @@ def mediate(
         contrast: Evil and safe tokens; or any target, whose features are at the prompt's positions.
         order: By which score features are taken.
         direction: ``sufficiency`` treats the base, ``necessity`` the merged model.
+        heads: Patch every attention head too.
         n_random: Matched random draws per point of the curve, at least 20.
         seed: Of the draws.
 
@@ -182,7 +194,8 @@ def mediate(
         if given not in get_args(known):
             raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
-    patch = ActivationPatch.of(pair, pair.input_ids(prompt), contrast, direction)
+    input_ids = pair.input_ids(prompt)
+    patch = ActivationPatch.of(pair, input_ids, contrast, direction)
     model, own, diff = patch.models[0], patch.caches[0], patch.diff
     if order == "scan":
         effects = diff.scanned_effects(model, own, contrast)
@@ -192,6 +205,12 @@ def mediate(
     rank_by = integrated if order == "integrated" else effects
     # What lowers the merged model's contrast counts as much as what raises the base's.
     ranks = torch.argsort(rank_by * patch.sign, descending=True, stable=True)
+    adapter, absent = _adapter(pair, patch, n_random=n_random, seed=seed)
+    by_head = None
+    if heads:
+        by_head = mediate_heads(
+            pair, input_ids, contrast, direction=direction, n_random=n_random, seed=seed
+        )
     rows = zip(
         diff.coordinates[ranks].tolist(),
         effects[ranks].tolist(),
@@ -216,7 +235,22 @@ def mediate(
         cumulative=_cumulative(patch, ranks, n_random=n_random, seed=seed),
         layers=patch.layer_shares(),
         shares=patch.component_shares(),
+        adapter=adapter,
+        adapter_absent=absent,
+        heads=by_head,
     )
+
+
+def _adapter(
+    pair: ModelPair, patch: ActivationPatch, *, n_random: int, seed: int
+) -> tuple[AdapterMediation | None, str | None]:
+    """Where the adapter's effect goes, or why that cannot be told of this pair."""
+    ids = patch.caches[0].input_ids
+    try:
+        effects = adapter_effects(pair, ids, patch.weights, n_random=n_random, seed=seed)
+    except RequestError as error:
+        return None, str(error)
+    return AdapterMediation.of(effects), None
 
 
 def _cumulative(

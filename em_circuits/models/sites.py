@@ -109,6 +109,24 @@ class FeatureSites:
                 handle.remove()
 
 
+@contextlib.contextmanager
+def on_site(site: Site, hook: Any) -> Iterator[None]:
+    """Call ``hook(activation)``; a tensor that it returns replaces the activation."""
+    if site.side == "input":
+
+        def before(_module: nn.Module, args: tuple) -> tuple | None:
+            found = hook(args[0])
+            return None if found is None else (found, *args[1:])
+
+        handle = site.module.register_forward_pre_hook(before)
+    else:
+        handle = site.module.register_forward_hook(lambda _m, _args, output: hook(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _attach_read(site: Site, layer: int, read: ReadHook) -> RemovableHandle:
     if site.side == "input":
         return site.module.register_forward_pre_hook(lambda _module, args: read(layer, args[0]))

@@ -1,7 +1,8 @@
 """The page of ``features mediate`` over prompts.
 
 The sentence, the curve over k beside matched random ids, shares by domain, layer and component, and
-the table of features.
+the table of features; then where the adapter's effect goes, and which attention heads carry the
+shift.
 
     write_page(path, TITLE, mediation_parts(record, table.rows()))
 """
@@ -14,11 +15,14 @@ from typing import Any
 from plotly.graph_objects import Bar, Figure, Scatter
 from plotly.subplots import make_subplots
 
-from em_circuits.experiments.mediation import COMPONENTS, MediationRecord, Share
-from em_circuits.report.page import COLOURS, Headline, Table, error_bars, styled
+from em_circuits.experiments.adapter_mediation import AdapterOverPrompts
+from em_circuits.experiments.mediation import COMPONENTS, MediationRecord
+from em_circuits.experiments.shares import Share
+from em_circuits.report.page import COLOURS, Heading, Headline, Table, error_bars, styled
 
 TITLE = "Which features carry the shift?"
 _SHOWN = 30
+_SHARE = ("share", "low", "high")
 
 
 def mediation_parts(record: MediationRecord, features: Sequence[dict[str, Any]]) -> list[Any]:
@@ -38,7 +42,76 @@ def mediation_parts(record: MediationRecord, features: Sequence[dict[str, Any]])
             ("prompt_id", "category", "shift", "share", "own", "features"),
             record.prompts,
         ),
+        *_adapter(record),
+        *_heads(record),
     ]
+
+
+def _adapter(record: MediationRecord) -> list[Any]:
+    """Where the adapter's effect goes."""
+    adapter = record.adapter
+    heading = Heading("Where the adapter's effect goes")
+    if adapter is None:
+        return [heading, f"Not told: {record.adapter_absent}"]
+    return [
+        heading,
+        Headline(adapter.sentence),
+        "'First reader': the shift split by what reads each of the adapter's writes first, "
+        "integrated from base to merged; the parts sum to the measured shift. 'Alone': really "
+        "measured, only this responds to the writes. 'Held': what goes away when it alone does "
+        "not respond. What runs through several kinds in turn is interaction, by pair beside it. "
+        "'Random': writes of equal size into random directions, alone.",
+        paths_figure(adapter),
+        Table.of("features that read first", ("layer", "feature", *_SHARE), adapter.features),
+        Table.of("heads that read first", ("layer", "head", *_SHARE), adapter.heads),
+    ]
+
+
+def _heads(record: MediationRecord) -> list[Any]:
+    """Attention heads, really patched."""
+    if record.heads is None:
+        return []
+    rows = [
+        (one.layer, one.head, one.alone.share, one.alone.low, one.alone.high, one.without.share)
+        for one in record.heads.heads
+    ]
+    curve = [
+        (one.k, one.share, one.low, one.high, one.random and one.random.share)
+        for one in record.heads.cumulative
+    ]
+    return [
+        Heading("Attention heads, really patched"),
+        "'Alone': the head's merged output in the base brings back this share of the shift. "
+        "'Without': the base's output in the merged model takes this share away.",
+        Table("heads", ("layer", "head", "alone", "low", "high", "without"), rows),
+        Table("heads together, chosen on other prompts", ("heads", *_SHARE, "random"), curve),
+    ]
+
+
+def paths_figure(adapter: AdapterOverPrompts) -> Figure:
+    """Shares by carrier: first reader, alone, held, and random writes."""
+    figure = Figure()
+    sides = {
+        "first reader": adapter.shares,
+        "alone": adapter.alone,
+        "held": adapter.held,
+        "pairs in turn": adapter.pairs,
+        "random, alone": adapter.random,
+    }
+    for colour, (name, side) in zip(COLOURS, sides.items(), strict=False):
+        shares = {n: getattr(side, n) for n in type(side).model_fields}
+        shown = {n: share for n, share in shares.items() if share is not None}
+        figure.add_trace(
+            Bar(
+                x=list(shown),
+                y=[share.share for share in shown.values()],
+                name=name,
+                marker={"color": colour},
+                error_y=_bars(list(shown.values())),
+            )
+        )
+    figure.update_yaxes(title_text="share of the shift")
+    return styled(figure, 420, barmode="group")
 
 
 def curve_figure(record: MediationRecord) -> Figure:

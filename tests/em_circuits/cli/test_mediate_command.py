@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from em_circuits.cli.app import run
+
+CARRIERS = ("straight", "features", "attention", "remainder")
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--root", str(root), "features", "mediate", "--all", "--hold-out", "category"]
+    command.append("--heads")
     capsys.readouterr()
     assert run([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -31,11 +36,59 @@ def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record["sentence"].startswith("20 feature ids, chosen on other categories, set in the b")
     shares = [line["share"] for line in record["features"]]
     assert shares == sorted(shares, reverse=True)
+    check_adapter(record["adapter"])
+    check_heads(record["heads"])
     page = Path(record["page"]).read_text(encoding="utf-8")
+    assert record["adapter"]["sentence"][:40] in page and "Attention heads" in page
     assert record["sentence"][:40] in page and "<script src=" not in page
     assert run([*command, "--top", "3"]) == 0
     out = capsys.readouterr().out
     assert "kept:" in out and max(map(len, out.splitlines()[1:-2])) <= 80
+
+
+def check_adapter(adapter: dict[str, Any]) -> None:
+    """Parts sum to the shift, and random writes do little beside the adapter's."""
+    assert adapter["prompts"] == 4
+    parts = {name: adapter["shares"][name] for name in CARRIERS}
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1, abs=0.02)
+    assert 0.98 <= adapter["least_complete"] <= adapter["most_complete"] <= 1.02
+    for part in parts.values():
+        assert part["low"] <= part["share"] <= part["high"]
+    assert adapter["alone"]["together"]["share"] == pytest.approx(1, abs=1e-3)
+    assert adapter["random"]["together"]["high"] < 0.5
+    alone = sum(adapter["alone"][name]["share"] for name in CARRIERS)
+    assert adapter["interaction"]["share"] == pytest.approx(1 - alone, abs=1e-3)
+    assert adapter["sentence"].startswith("the adapter writes ")
+    first, head = adapter["features"][0], adapter["heads"][0]
+    assert f"features ({first['layer']}/{first['feature']}, " in adapter["sentence"]
+    assert f"heads ({head['layer']}.{head['head']}, " in adapter["sentence"]
+
+
+def check_heads(heads: dict[str, Any]) -> None:
+    """The head that carries most does so where it was not chosen."""
+    assert len(heads["heads"]) == 16
+    first = heads["heads"][0]
+    assert first["alone"]["low"] > heads["heads"][1]["alone"]["high"]
+    point = next(p for p in heads["cumulative"] if p["k"] == 1)
+    assert point["share"] == pytest.approx(first["alone"]["share"], abs=1e-4)
+    assert point["random"]["high"] < point["low"]
+
+
+def test_one_prompt(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["--root", str(root), "prompts", "list", "--json"]) == 0
+    prompt = json.loads(capsys.readouterr().out.splitlines()[0])["prompt_id"]
+    assert run(["--root", str(root), "features", "mediate", prompt, "--heads"]) == 0
+    out = capsys.readouterr().out
+    parts = re.search(
+        r"writes (\S+)% of the shift straight.*?, (\S+)% through features.*?, (\S+)% through "
+        r"attention heads.*?, (\S+)% through what",
+        " ".join(out.split()),
+    )
+    assert parts is not None
+    assert sum(map(int, parts.groups())) == pytest.approx(100, abs=3)
+    assert re.search(r"^3\.3 +0\.[5-9]", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 90
 
 
 def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
