@@ -1,0 +1,316 @@
+"""Directions of an adapter among the transcoder features around it, and its spectra.
+
+A rank writes w_r = scaling B_r and reads along A_r. Where these are directions of the residual
+stream they are compared, by cosine, with
+
+    decoder    w_r with the decoder rows of its own layer
+    encoder    w_r, through the norm before them, with the encoder rows of each layer downstream
+    upstream   A_r, through the norm before it, with the decoder rows of each layer before
+
+and with as many random directions, taken along the same way. A norm's linear part is its weight
+(and, for a LayerNorm, the centring); the scale it divides by changes no cosine. ``v_proj`` writes
+through ``o_proj``, as if every head of a group attended fully; ``q_proj``, ``k_proj``,
+``gate_proj`` and ``up_proj`` write no direction of the residual stream, ``o_proj`` and
+``down_proj`` read none.
+
+    rows = alignments(pair, adapter_parts(pair), n_random=100, seed=0)
+    rows[0].cosine, rows[0].feature, rows[0].quantile
+    spectra(parts)[0].effective_rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from em_circuits.bases.adapters import AdapterPart
+from em_circuits.feature import FeatureId
+from em_circuits.models import Model, ModelPair
+from em_circuits.progress import Progress, no_progress, tracked
+
+TOP = 100
+"""Features whose share of all squared cosines says how localised a direction is."""
+BINS = 40
+"""Of a histogram."""
+_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_MLP = ("gate_proj", "up_proj")
+
+Side = Literal["decoder", "encoder", "upstream"]
+_Way = tuple[Side, int, Tensor]
+"""What vectors are compared with: decoders or encoders of a layer; and the vectors there."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One rank's direction among one layer's decoder or encoder rows, beside random ones."""
+
+    part: int
+    """Index of the module."""
+    rank: int
+    side: Side
+    feature: FeatureId
+    """Of the largest absolute cosine."""
+    cosine: float
+    """That one, signed."""
+    random: float
+    """Mean over random directions of their largest absolute cosine."""
+    quantile: float
+    """Share of the random directions whose largest absolute cosine is smaller."""
+    gini: float
+    """Of the squared cosines over features: 0 alike, 1 all in one."""
+    random_gini: float
+    top_share: float
+    """Share of the `TOP` largest squared cosines in their sum."""
+    random_top_share: float
+    upper: float
+    """End of the histograms' last bin; the first begins at 0."""
+    histogram: tuple[int, ...]
+    """Features by absolute cosine."""
+    random_histogram: tuple[float, ...]
+    """The same, mean over random directions."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of what one module's adapter adds to its weight."""
+
+    values: Float[Tensor, " rank"]
+    """Descending."""
+    relative: float
+    """Frobenius norm over that of the base's weight."""
+    random_stable_rank: float
+    """Mean over random A and B whose rows and columns have the same norms."""
+    random_effective_rank: float
+
+    @property
+    def stable_rank(self) -> float:
+        """``|dW|_F^2 / |dW|_2^2``."""
+        return _stable(self.values)
+
+    @property
+    def effective_rank(self) -> float:
+        """``exp(entropy of s / sum s)``, Roy and Vetterli 2007."""
+        return _effective(self.values)
+
+
+@torch.no_grad()
+def alignments(
+    pair: ModelPair,
+    parts: Sequence[AdapterPart],
+    *,
+    n_random: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> list[Alignment]:
+    """Every rank among the features it can be compared with.
+
+    Args:
+        pair: Whose transcoders and norms are meant; the norms of the merged model.
+        parts: Of its adapter.
+        n_random: Random directions beside each module's ranks.
+        seed: Of these.
+        progress: Called with the modules done.
+    """
+    found: list[Alignment] = []
+    for index, part in enumerate(tracked(parts, "geometry", progress)):
+        generator = torch.Generator().manual_seed(seed)
+        for vectors, ways in ((part.up, _written), (part.down, _read)):
+            drawn = torch.randn((n_random, vectors.shape[1]), generator=generator).to(vectors)
+            for side, layer, moved in ways(pair.merged, part, torch.cat([vectors, drawn])):
+                rows = _rows(pair.merged, side, layer)
+                found += _compared(rows, moved, index, part.n_nodes, side, layer)
+    return found
+
+
+def _written(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
+    """Where a write goes: its own layer's decoders, encoders downstream."""
+    stream = _into_stream(model, part, vectors)
+    if stream is None:
+        return ()
+    first = part.layer + (_leaf(part) == "down_proj")
+    own: tuple[_Way, ...] = ()
+    if not part.embedding:
+        own = (("decoder", part.layer, stream),)
+    return own + tuple(
+        ("encoder", layer, _through(_norm_of_reads(model, layer), stream))
+        for layer in range(first, model.sites.n_layers)
+    )
+
+
+def _read(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
+    """Where a read comes from: the decoders of the layers before."""
+    layer, leaf = _layer_module(model, part), _leaf(part)
+    if leaf in _ATTENTION:
+        norm = getattr(layer, "input_layernorm", None)
+    elif leaf in _MLP:
+        norm = getattr(layer, "pre_feedforward_layernorm", None)
+        norm = norm or getattr(layer, "post_attention_layernorm", None)
+    else:
+        return ()
+    moved = _through(norm, vectors)
+    return tuple(("upstream", before, moved) for before in range(part.layer))
+
+
+def _into_stream(model: Model, part: AdapterPart, vectors: Tensor) -> Tensor | None:
+    """Writes as directions of the residual stream; None where they are none."""
+    if part.embedding:
+        return vectors
+    leaf, layer = _leaf(part), _layer_module(model, part)
+    # Gemma norms what attention and MLP write before it is added to the stream.
+    sandwiched = hasattr(layer, "pre_feedforward_layernorm")
+    if leaf == "down_proj":
+        return _through(layer.post_feedforward_layernorm, vectors) if sandwiched else vectors
+    if leaf == "v_proj":
+        output = layer.self_attn.o_proj.weight.float()
+        head = layer.self_attn.head_dim
+        by_head = vectors.unflatten(1, (-1, head))
+        groups = output.shape[1] // vectors.shape[1]
+        vectors = by_head.repeat_interleave(groups, dim=1).flatten(1) @ output.T
+    elif leaf != "o_proj":
+        return None
+    return _through(layer.post_attention_layernorm, vectors) if sandwiched else vectors
+
+
+def _norm_of_reads(model: Model, layer: int) -> nn.Module | None:
+    """The norm that a layer's transcoder reads behind; None where it reads the stream itself."""
+    site = model.sites.reads[layer]
+    return site.module if site.side == "output" else None
+
+
+def _through(norm: nn.Module | None, vectors: Tensor) -> Tensor:
+    """A norm's linear part, up to a positive factor: ``norm(v) - norm(0)``."""
+    if norm is None:
+        return vectors
+    weight = next(norm.parameters())
+    moved, still = norm(vectors.to(weight)), norm(torch.zeros_like(vectors[:1]).to(weight))
+    return (moved - still).float()
+
+
+def _layer_module(model: Model, part: AdapterPart) -> Any:
+    return model.hf.get_submodule(part.name.rsplit(".", 2)[0])
+
+
+def _leaf(part: AdapterPart) -> str:
+    return part.name.rsplit(".", 1)[-1]
+
+
+def _rows(model: Model, side: Side, layer: int) -> Float[Tensor, "feature d_model"]:
+    transcoder = model.transcoders[layer]
+    return (transcoder.W_enc if side == "encoder" else transcoder.W_dec).detach()
+
+
+def _compared(
+    rows: Float[Tensor, "feature d_model"],
+    vectors: Float[Tensor, "vector d_model"],
+    part: int,
+    n_nodes: int,
+    side: Side,
+    layer: int,
+) -> Iterator[Alignment]:
+    """The first `n_nodes` vectors beside the others, which are random."""
+    cosines = _unit(rows.to(vectors)) @ _unit(vectors).T
+    sizes = cosines.abs()
+    largest, which = sizes.max(0)
+    ginis, shares = gini(sizes.square()), top_share(sizes.square())
+    random = slice(n_nodes, None)
+    for r in range(n_nodes):
+        upper = max(float(largest[r]), float(largest[random].mean()), 1e-6)
+        drawn = torch.histc(sizes[:, random].clamp(max=upper).float(), BINS, 0, upper)
+        yield Alignment(
+            part=part,
+            rank=r,
+            side=side,
+            feature=FeatureId(layer, int(which[r])),
+            cosine=float(cosines[which[r], r]),
+            random=float(largest[random].mean()),
+            quantile=float((largest[random] < largest[r]).float().mean()),
+            gini=float(ginis[r]),
+            random_gini=float(ginis[random].mean()),
+            top_share=float(shares[r]),
+            random_top_share=float(shares[random].mean()),
+            upper=upper,
+            histogram=tuple(map(int, torch.histc(sizes[:, r].float(), BINS, 0, upper).tolist())),
+            random_histogram=tuple((drawn / (sizes.shape[1] - n_nodes)).tolist()),
+        )
+
+
+def gini(values: Float[Tensor, "feature vector"]) -> Float[Tensor, " vector"]:
+    """Gini coefficient of non-negative values over features; 0 where all are 0."""
+    n = len(values)
+    ordered = values.double().sort(0).values
+    place = torch.arange(1, n + 1, device=values.device, dtype=torch.float64)[:, None]
+    total = ordered.sum(0)
+    found = (2 * (place * ordered).sum(0) / (n * total)) - (n + 1) / n
+    return torch.where(total > 0, found, 0.0)
+
+
+def top_share(values: Float[Tensor, "feature vector"], n: int = TOP) -> Float[Tensor, " vector"]:
+    """Share of the n largest non-negative values in their sum; 0 where all are 0."""
+    total = values.double().sum(0)
+    found = values.topk(min(n, len(values)), 0).values.double().sum(0) / total
+    return torch.where(total > 0, found, 0.0)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+
+
+@torch.no_grad()
+def spectra(
+    pair: ModelPair, parts: Sequence[AdapterPart], *, n_random: int, seed: int
+) -> list[Spectrum]:
+    """Spectrum of every module's ``scaling B A`` (with DoRA's factor on its rows).
+
+    Args:
+        pair: Whose base weights the size is compared with.
+        parts: Of its adapter.
+        n_random: Random adapters of the same norms, rank by rank.
+        seed: Of these.
+    """
+    found = []
+    for part in parts:
+        generator = torch.Generator().manual_seed(seed)
+        values = singular_values(part.up, part.down)
+        draws = [
+            singular_values(*(_random_like(m, generator) for m in (part.up, part.down)))
+            for _ in range(n_random)
+        ]
+        base: Any = pair.base.hf.get_submodule(part.name)
+        found.append(
+            Spectrum(
+                values=values,
+                relative=float(values.norm() / base.weight.float().norm()),
+                random_stable_rank=sum(map(_stable, draws)) / max(len(draws), 1),
+                random_effective_rank=sum(map(_effective, draws)) / max(len(draws), 1),
+            )
+        )
+    return found
+
+
+def singular_values(
+    up: Float[Tensor, "rank d_write"], down: Float[Tensor, "rank d_read"]
+) -> Float[Tensor, " _"]:
+    """Of ``up^T down``, from two thin factorisations: the matrix itself is never made."""
+    (_, left), (_, right) = (torch.linalg.qr(m.double().T) for m in (up, down))
+    return torch.linalg.svdvals(left @ right.T)
+
+
+def _random_like(matrix: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(matrix.shape, generator=generator).to(matrix)
+    return _unit(drawn) * matrix.norm(dim=1, keepdim=True)
+
+
+def _stable(values: Tensor) -> float:
+    return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
+
+
+def _effective(values: Tensor) -> float:
+    total = values.sum()
+    if total <= 0:
+        return 0.0
+    return float(torch.exp(torch.special.entr(values / total).sum()))
