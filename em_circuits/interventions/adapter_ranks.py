@@ -49,7 +49,7 @@ def scaled_ranks(
     parts: Sequence[AdapterPart],
     factors: Float[Tensor, "row rank"],
     *,
-    instead: Sequence[Float[Tensor, "node d_write"]] | None = None,
+    instead: Sequence[Float[Tensor, "_ _"]] | None = None,
 ) -> Iterator[None]:
     """Forward passes of the merged model with factors on the ranks, a row of the batch each.
 
@@ -147,7 +147,7 @@ def scaled_logits(
     input_ids: Int[Tensor, " pos"],
     factors: Float[Tensor, "row rank"],
     *,
-    instead: Sequence[Float[Tensor, "node d_write"]] | None = None,
+    instead: Sequence[Float[Tensor, "_ _"]] | None = None,
 ) -> Float[Tensor, "row vocab"]:
     """Logits after the last position under each set of factors, one batched pass; float32."""
     ids = input_ids.to(model.device)[None].expand(len(factors), -1)
@@ -238,7 +238,7 @@ def pulls(
     parts: Sequence[AdapterPart],
     input_ids: Int[Tensor, " pos"],
     weights: Float[Tensor, "target vocab"],
-) -> list[Float[Tensor, "target node d_write"]]:
+) -> list[Float[Tensor, "target _ _"]]:
     """By part, the vector whose product with what a rank writes is that rank's gradient score.
 
     ``sum over positions of a_r . d target / d module output``: so the score of any other write of
@@ -252,9 +252,7 @@ def pulls(
     ]
 
 
-def random_writes(
-    parts: Sequence[AdapterPart], *, seed: int
-) -> list[Float[Tensor, "node d_write"]]:
+def random_writes(parts: Sequence[AdapterPart], *, seed: int) -> list[Float[Tensor, "_ _"]]:
     """By part, a random direction for each rank, of the norm of what it writes."""
     generator = torch.Generator().manual_seed(seed)
     found = []

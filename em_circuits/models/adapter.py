@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ConfigDict, computed_field
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from pivotal_tokens.errors import RequestError
@@ -65,6 +65,8 @@ class LoraModule(Frozen):
     """Path of the module in the base model."""
     layer: int | None
     """Counted from 0, as code counts; null outside the layers."""
+    layer_from_1: int | None
+    """The same as people count."""
     rank: int
     alpha: float
     scaling: float
@@ -79,12 +81,6 @@ class LoraModule(Frozen):
     """Width of what B writes."""
     parameters: int
     """Trained numbers in A, B and the magnitude vector."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def layer_from_1(self) -> int | None:
-        """The layer as people count, from 1."""
-        return None if self.layer is None else self.layer + 1
 
     @property
     def leaf(self) -> str:
@@ -226,11 +222,13 @@ def _module(
             f"{name} has rank {rank} in {WEIGHTS} and {expected} in {CONFIG} of {path}; "
             "the two files are not of one adapter"
         )
-    layer = _LAYER.search(name)
+    found = _LAYER.search(name)
+    layer = None if found is None else int(found[1])
     held = [shapes[one] for one in names if one in shapes]
     return LoraModule(
         name=name,
-        layer=None if layer is None else int(layer[1]),
+        layer=layer,
+        layer_from_1=None if layer is None else layer + 1,
         rank=rank,
         alpha=_pattern(config, "alpha_pattern", name, config["lora_alpha"]),
         scaling=scaling(config, name),
