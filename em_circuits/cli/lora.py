@@ -11,7 +11,7 @@ from pydantic import Field
 
 from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
-from em_circuits.cli.output import emit, json_option, one_line, prints, say, table
+from em_circuits.cli.output import emit, one_line, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.models.adapter import LoraAdapter
 from em_circuits.models.source import locate
@@ -57,7 +57,7 @@ def show(session: Session, path: str | None, as_json: bool) -> None:
 @lora.command(epilog="Example: em-circuits lora geometry --json")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(GeometryOptions)
-@json_option
+@prints("em_circuits.experiments.lora:GeometryOutput")
 @pass_session
 def geometry(
     session: Session, prompts: tuple[str, ...], options: GeometryOptions, as_json: bool
@@ -84,7 +84,8 @@ def geometry(
     report.page.write_page(page, report.lora.TITLE, report.lora.lora_parts(record, lines))
     write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
     if as_json:
-        emit({**found.head(), "page": str(page), "alignments": lines[: options.top]})
+        shown = {**found.head(), "page": str(page), "alignments": lines[: options.top]}
+        emit(experiments.lora.GeometryOutput.model_validate(shown))
         return
     say("\n".join(describe_geometry(record, lines, options.top)))
     say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")

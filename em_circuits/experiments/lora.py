@@ -10,13 +10,13 @@ The Parquet has a line per rank and compared layer; everything else stands in th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from em_circuits.bases.adapters import AdapterPart, adapter_of, adapter_parts
@@ -56,8 +56,6 @@ FORMULA = 1
 SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 RANDOM_ADAPTERS = 10
 """Random adapters beside the real one in the sweep."""
-_SHOWN_VALUES = 8
-"""Singular values that are listed."""
 
 
 class GeometryRequest(Frozen):
@@ -72,12 +70,8 @@ class GeometryRequest(Frozen):
     seed: int = 0
 
 
-class _Documented(Frozen):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Trigger(_Documented):
-    """One place where a rank answers strongly: one per prompt, its strongest."""
+class Trigger(Frozen):
+    """One place where a rank answers strongly."""
 
     prompt_id: str
     position: int
@@ -87,7 +81,7 @@ class Trigger(_Documented):
     """The text around, the token between guillemets."""
 
 
-class RankEffect(_Documented):
+class RankEffect(Frozen):
     """One rank of one module. Contrasts are evil minus safe, in logits, means over prompts."""
 
     module: str
@@ -113,7 +107,7 @@ class RankEffect(_Documented):
     contexts: tuple[Trigger, ...]
 
 
-class MethodAgreement(_Documented):
+class MethodAgreement(Frozen):
     """Scores of ranks beside really dropping each."""
 
     method: str
@@ -124,7 +118,7 @@ class MethodAgreement(_Documented):
     """Over the ranks of all prompts together."""
 
 
-class SweepPoint(_Documented):
+class SweepPoint(Frozen):
     """The adapter at a multiple of its alpha, mean over prompts."""
 
     scale: float
@@ -136,24 +130,7 @@ class SweepPoint(_Documented):
     random_evil_mass: Estimate
 
 
-class ModuleSpectrum(_Documented):
-    """Spectrum of one module's ``scaling B A``."""
-
-    module: LoraModule
-    singular_values: tuple[float, ...]
-    """The largest eight."""
-    relative: float
-    """Frobenius norm over that of the base's weight."""
-    stable_rank: float
-    """``|dW|_F^2 / |dW|_2^2``."""
-    effective_rank: float
-    """``exp(entropy of the normalised singular values)``."""
-    random_stable_rank: float
-    """Of random A and B with the same norms, rank by rank."""
-    random_effective_rank: float
-
-
-class LoraGeometry(_Documented):
+class LoraGeometry(Frozen):
     """The JSON beside the table of alignments."""
 
     adapter: str
@@ -169,8 +146,24 @@ class LoraGeometry(_Documented):
     """Largest effect first, then those that were not dropped."""
     agreement: tuple[MethodAgreement, ...]
     sweep: tuple[SweepPoint, ...]
-    modules: tuple[ModuleSpectrum, ...]
+    modules: tuple[LoraModule, ...]
+    spectra: tuple[Spectrum, ...]
+    """Of each module."""
     sentence: str = ""
+
+
+class GeometryOutput(LoraGeometry):
+    """The object of `lora geometry --json`."""
+
+    key: str
+    """Of everything that the result follows from."""
+    reused: bool
+    """It stood in the cache."""
+    files: dict[str, str]
+    """`json` and `parquet`; the latter has a line per rank and compared layer."""
+    page: str
+    alignments: tuple[Alignment, ...]
+    """The first lines of the Parquet, largest cosine first."""
 
 
 @dataclass
@@ -185,9 +178,8 @@ class _Measured:
     base: list[float] = field(default_factory=list)
     merged: list[float] = field(default_factory=list)
     pulls: list[list[Tensor]] = field(default_factory=list)
-    sizes: list[Tensor] = field(default_factory=list)
-    strongest: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Signed activation, and position, of each rank where it is largest by magnitude."""
+    activations: list[Tensor] = field(default_factory=list)
+    """Position but the first x rank."""
     effects: list[Tensor] = field(default_factory=list)
 
 
@@ -230,7 +222,7 @@ def lora_geometry(
         )
         record = _record(work, adapter, parts, shown, found, request)
         record = record.model_copy(update={"sentence": sentence(record, lines)})
-        return record.model_dump(mode="json"), _frame(parts, lines)
+        return record.model_dump(mode="json"), _frame(lines)
 
     table = cached_table(work.results / "features", "lora", inputs, compute)
     table.record["left_out"] = [one.model_dump() for one in left_out]
@@ -257,7 +249,7 @@ def _measure(
         )
         found.pulls.append([one[0] for one in pulls(pair.merged, parts, ids, weights)])
         _sweep(work, parts, ids, contrast, drawn, found)
-        _trigger(work, parts, ids, found)
+        found.activations.append(_responses(work, parts, ids))
     dropped = _dropped(found, request.drop)
     for contrast, ids in tracked(cases, "ranks dropped", work.progress):
         config: Any = pair.merged.hf.config
@@ -286,15 +278,11 @@ def _sweep(
     found.mass.append(torch.stack([contrast.evil_mass(z).cpu() for z in runs]))
 
 
-def _trigger(work: Workspace, parts: Sequence[AdapterPart], ids: Tensor, found: _Measured) -> None:
-    """Activations of every rank behind the beginning-of-sequence token."""
+def _responses(work: Workspace, parts: Sequence[AdapterPart], ids: Tensor) -> Tensor:
+    """Activation of every rank behind the beginning-of-sequence token: position x rank."""
     reads = captured(work.pair.merged, parts, ids)
-    values = torch.cat(
-        [part.activations(x)[1:].float() for part, x in zip(parts, reads, strict=True)], 1
-    ).cpu()
-    place = values.abs().argmax(0)
-    found.sizes.append(values.abs().mean(0))
-    found.strongest.append((values.gather(0, place[None])[0], place + 1))
+    each = [part.activations(x)[1:].float() for part, x in zip(parts, reads, strict=True)]
+    return torch.cat(each, 1).cpu()
 
 
 def _dropped(found: _Measured, most: int) -> Tensor:
@@ -312,7 +300,6 @@ def _record(
     request: GeometryRequest,
 ) -> LoraGeometry:
     names = {f"{part.name}.weight" for part in parts}
-    spectrum = spectra(work.pair, parts, n_random=20, seed=request.seed)
     shift = torch.tensor(found.merged).double() - torch.tensor(found.base).double()
     return LoraGeometry(
         adapter=adapter.path,
@@ -325,7 +312,8 @@ def _record(
         ranks=_ranks(work, parts, prompts, found, request),
         agreement=tuple(_agreement(found, request.seed)),
         sweep=_sweep_points(found, request.seed),
-        modules=tuple(map(_module, adapter.modules, spectrum)),
+        modules=adapter.modules,
+        spectra=tuple(spectra(work.pair, parts, n_random=20, seed=request.seed)),
     )
 
 
@@ -342,7 +330,7 @@ def _ranks(
     effects = torch.stack(found.effects).double()
     known = ~effects[0].isnan()
     estimates = iter(_over_prompts(effects[:, known], request.seed))
-    sizes = torch.stack(found.sizes).mean(0).tolist()
+    sizes = torch.cat(found.activations).abs().mean(0).tolist()
     quantiles = _score_quantiles(parts, found, request)
     lines: list[RankEffect] = []
     for part in parts:
@@ -390,24 +378,28 @@ def _score_quantiles(
 def _contexts(
     work: Workspace, prompts: Sequence[ChosenPrompt], found: _Measured, rank: int, keep: int
 ) -> tuple[Trigger, ...]:
-    values = torch.stack([value[rank] for value, _ in found.strongest])
-    contexts = []
-    for number in values.abs().argsort(descending=True)[:keep].tolist():
+    """Strongest places over all prompts, one of those with an equal token and activation."""
+    candidates: list[tuple[float, int, int]] = []
+    for number, values in enumerate(found.activations):
+        best = values[:, rank].abs().topk(min(keep, len(values))).indices.tolist()
+        candidates += [(float(values[p, rank]), number, p + 1) for p in best]
+    contexts: dict[tuple[int, float], Trigger] = {}
+    for activation, number, position in sorted(candidates, key=lambda c: -abs(c[0])):
         prompt = prompts[number].shown
         row = work.pair.input_ids(prompt).tolist()
-        position, activation = int(found.strongest[number][1][rank]), float(values[number])
+        place = row[position], round(activation, 4)
+        if len(contexts) == keep or place in contexts:
+            continue
         context = context_at(
             work.pair.merged, row, position, activation=activation, document=number
         )
-        contexts.append(
-            Trigger(
-                prompt_id=prompt.prompt_id,
-                position=position,
-                activation=activation,
-                marked=context.marked,
-            )
+        contexts[place] = Trigger(
+            prompt_id=prompt.prompt_id,
+            position=position,
+            activation=activation,
+            marked=context.marked,
         )
-    return tuple(contexts)
+    return tuple(contexts.values())
 
 
 def _agreement(found: _Measured, seed: int) -> list[MethodAgreement]:
@@ -462,40 +454,17 @@ def _over_draws(values: Float[Tensor, " draw"]) -> Estimate:
     return Estimate(value=float(values.mean()), low=low, high=high)
 
 
-def _module(module: LoraModule, spectrum: Spectrum) -> ModuleSpectrum:
-    return ModuleSpectrum(
-        module=module,
-        singular_values=tuple(spectrum.values[:_SHOWN_VALUES].tolist()),
-        relative=spectrum.relative,
-        stable_rank=spectrum.stable_rank,
-        effective_rank=spectrum.effective_rank,
-        random_stable_rank=spectrum.random_stable_rank,
-        random_effective_rank=spectrum.random_effective_rank,
-    )
-
-
-def _frame(parts: Sequence[AdapterPart], lines: Sequence[Alignment]) -> pd.DataFrame:
+def _frame(lines: Sequence[Alignment]) -> pd.DataFrame:
     """A line per rank and compared layer, largest cosine first."""
-    rows = []
-    for line in lines:
-        row = asdict(line)
-        layer, feature = row.pop("feature")
-        part = parts[row.pop("part")]
-        own = None if part.embedding else part.layer
-        place = {"module": part.name, "layer": own, "rank": row.pop("rank")}
-        found = {"side": row.pop("side"), "feature_layer": layer, "feature": feature}
-        row |= {name: list(row[name]) for name in ("histogram", "random_histogram")}
-        rows.append(place | found | row)
-    columns = ["module", "layer", "rank", "side", "feature_layer", "feature", "cosine"]
-    frame = pd.DataFrame(rows, columns=None if rows else columns)
-    order = frame["cosine"].abs().sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+    ordered = sorted(lines, key=lambda line: -abs(line.cosine))
+    return pd.DataFrame([line.model_dump() for line in ordered], columns=[*Alignment.model_fields])
 
 
 def sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
     """What was measured, in one sentence."""
     n, first = len(record.ranks), record.ranks[0]
-    parts = [f"{n} rank{'s' * (n != 1)} of {len(record.modules)} modules"]
+    m = len(record.modules)
+    parts = [f"{n} rank{'s' * (n != 1)} of {m} module{'s' * (m != 1)}"]
     if first.effect is not None:
         parts.append(
             f"dropping rank {first.rank} of {first.module} takes {_number(first.effect)} logits of "
@@ -506,13 +475,13 @@ def sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
         parts.append(
             f"the gradient agrees with really dropping each rank at Spearman {_number(spearman)}"
         )
-    for side, what in (("decoder", "decoder of its layer"), ("encoder", "encoder downstream")):
+    for side, what in (("decoder", "a decoder of its layer"), ("encoder", "an encoder downstream")):
         mine = [line for line in lines if line.side == side]
         if mine:
             best = max(mine, key=lambda line: abs(line.cosine))
             parts.append(
-                f"the largest cosine of a write with a {what} is {best.cosine:.2f} "
-                f"({best.feature}; random directions {best.random:.2f})"
+                f"the largest cosine of a write with {what} is {best.cosine:.2f} "
+                f"({best.feature_layer}/{best.feature}; random directions {best.random:.2f})"
             )
     return "; ".join(parts) + "."
 

@@ -14,14 +14,13 @@ through ``o_proj``, as if every head of a group attended fully; ``q_proj``, ``k_
 ``down_proj`` read none.
 
     rows = alignments(pair, adapter_parts(pair), n_random=100, seed=0)
-    rows[0].cosine, rows[0].feature, rows[0].quantile
+    rows[0].cosine, rows[0].feature_layer, rows[0].feature, rows[0].quantile
     spectra(parts)[0].effective_rank
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,12 +28,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_circuits.bases.adapters import AdapterPart
-from em_circuits.feature import FeatureId
 from em_circuits.models import Model, ModelPair
 from em_circuits.progress import Progress, no_progress, tracked
+from pivotal_tokens.schema import Frozen
 
 TOP = 100
 """Features whose share of all squared cosines says how localised a direction is."""
+_SHOWN = 8
+"""Singular values that are listed."""
 BINS = 40
 """Of a histogram."""
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -45,15 +46,18 @@ _Way = tuple[Side, int, Tensor]
 """What vectors are compared with: decoders or encoders of a layer; and the vectors there."""
 
 
-@dataclass(frozen=True)
-class Alignment:
+class Alignment(Frozen):
     """One rank's direction among one layer's decoder or encoder rows, beside random ones."""
 
-    part: int
-    """Index of the module."""
+    module: str
+    layer: int | None
+    """Of the module, from 0; null for an embedding."""
     rank: int
     side: Side
-    feature: FeatureId
+    """`decoder`: its write with its own layer's decoders; `encoder`: its write with encoders
+    downstream; `upstream`: its read with decoders of an earlier layer."""
+    feature_layer: int
+    feature: int
     """Of the largest absolute cosine."""
     cosine: float
     """That one, signed."""
@@ -65,7 +69,7 @@ class Alignment:
     """Of the squared cosines over features: 0 alike, 1 all in one."""
     random_gini: float
     top_share: float
-    """Share of the `TOP` largest squared cosines in their sum."""
+    """Share of the 100 largest squared cosines in their sum."""
     random_top_share: float
     upper: float
     """End of the histograms' last bin; the first begins at 0."""
@@ -75,27 +79,21 @@ class Alignment:
     """The same, mean over random directions."""
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular values of what one module's adapter adds to its weight."""
+class Spectrum(Frozen):
+    """Singular values of what one module's adapter adds to its weight, ``scaling B A``."""
 
-    values: Float[Tensor, " rank"]
-    """Descending."""
+    module: str
+    singular_values: tuple[float, ...]
+    """Largest first, eight at most."""
     relative: float
     """Frobenius norm over that of the base's weight."""
+    stable_rank: float
+    """``|dW|_F^2 / |dW|_2^2``."""
+    effective_rank: float
+    """``exp(entropy of s / sum s)``, Roy and Vetterli 2007."""
     random_stable_rank: float
-    """Mean over random A and B whose rows and columns have the same norms."""
+    """Mean over random A and B with the same norms, rank by rank."""
     random_effective_rank: float
-
-    @property
-    def stable_rank(self) -> float:
-        """``|dW|_F^2 / |dW|_2^2``."""
-        return _stable(self.values)
-
-    @property
-    def effective_rank(self) -> float:
-        """``exp(entropy of s / sum s)``, Roy and Vetterli 2007."""
-        return _effective(self.values)
 
 
 @torch.no_grad()
@@ -117,13 +115,12 @@ def alignments(
         progress: Called with the modules done.
     """
     found: list[Alignment] = []
-    for index, part in enumerate(tracked(parts, "geometry", progress)):
+    for part in tracked(parts, "geometry", progress):
         generator = torch.Generator().manual_seed(seed)
         for vectors, ways in ((part.up, _written), (part.down, _read)):
             drawn = torch.randn((n_random, vectors.shape[1]), generator=generator).to(vectors)
             for side, layer, moved in ways(pair.merged, part, torch.cat([vectors, drawn])):
-                rows = _rows(pair.merged, side, layer)
-                found += _compared(rows, moved, index, part.n_nodes, side, layer)
+                found += _compared(_rows(pair.merged, side, layer), moved, part, side, layer)
     return found
 
 
@@ -137,7 +134,7 @@ def _written(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ..
     if not part.embedding:
         own = (("decoder", part.layer, stream),)
     return own + tuple(
-        ("encoder", layer, _through(_norm_of_reads(model, layer), stream))
+        ("encoder", layer, through_norm(_norm_of_reads(model, layer), stream))
         for layer in range(first, model.sites.n_layers)
     )
 
@@ -152,7 +149,7 @@ def _read(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
         norm = norm or getattr(layer, "post_attention_layernorm", None)
     else:
         return ()
-    moved = _through(norm, vectors)
+    moved = through_norm(norm, vectors)
     return tuple(("upstream", before, moved) for before in range(part.layer))
 
 
@@ -164,7 +161,7 @@ def _into_stream(model: Model, part: AdapterPart, vectors: Tensor) -> Tensor | N
     # Gemma norms what attention and MLP write before it is added to the stream.
     sandwiched = hasattr(layer, "pre_feedforward_layernorm")
     if leaf == "down_proj":
-        return _through(layer.post_feedforward_layernorm, vectors) if sandwiched else vectors
+        return through_norm(layer.post_feedforward_layernorm, vectors) if sandwiched else vectors
     if leaf == "v_proj":
         output = layer.self_attn.o_proj.weight.float()
         head = layer.self_attn.head_dim
@@ -173,7 +170,7 @@ def _into_stream(model: Model, part: AdapterPart, vectors: Tensor) -> Tensor | N
         vectors = by_head.repeat_interleave(groups, dim=1).flatten(1) @ output.T
     elif leaf != "o_proj":
         return None
-    return _through(layer.post_attention_layernorm, vectors) if sandwiched else vectors
+    return through_norm(layer.post_attention_layernorm, vectors) if sandwiched else vectors
 
 
 def _norm_of_reads(model: Model, layer: int) -> nn.Module | None:
@@ -182,7 +179,7 @@ def _norm_of_reads(model: Model, layer: int) -> nn.Module | None:
     return site.module if site.side == "output" else None
 
 
-def _through(norm: nn.Module | None, vectors: Tensor) -> Tensor:
+def through_norm(norm: nn.Module | None, vectors: Tensor) -> Tensor:
     """A norm's linear part, up to a positive factor: ``norm(v) - norm(0)``."""
     if norm is None:
         return vectors
@@ -207,12 +204,12 @@ def _rows(model: Model, side: Side, layer: int) -> Float[Tensor, "feature d_mode
 def _compared(
     rows: Float[Tensor, "feature d_model"],
     vectors: Float[Tensor, "vector d_model"],
-    part: int,
-    n_nodes: int,
+    part: AdapterPart,
     side: Side,
     layer: int,
 ) -> Iterator[Alignment]:
-    """The first `n_nodes` vectors beside the others, which are random."""
+    """The part's own vectors, which come first, beside random ones."""
+    n_nodes = part.n_nodes
     cosines = _unit(rows.to(vectors)) @ _unit(vectors).T
     sizes = cosines.abs()
     largest, which = sizes.max(0)
@@ -222,10 +219,12 @@ def _compared(
         upper = max(float(largest[r]), float(largest[random].mean()), 1e-6)
         drawn = torch.histc(sizes[:, random].clamp(max=upper).float(), BINS, 0, upper)
         yield Alignment(
-            part=part,
+            module=part.name,
+            layer=None if part.embedding else part.layer,
             rank=r,
             side=side,
-            feature=FeatureId(layer, int(which[r])),
+            feature_layer=layer,
+            feature=int(which[r]),
             cosine=float(cosines[which[r], r]),
             random=float(largest[random].mean()),
             quantile=float((largest[random] < largest[r]).float().mean()),
@@ -283,8 +282,11 @@ def spectra(
         base: Any = pair.base.hf.get_submodule(part.name)
         found.append(
             Spectrum(
-                values=values,
+                module=part.name,
+                singular_values=tuple(values[:_SHOWN].tolist()),
                 relative=float(values.norm() / base.weight.float().norm()),
+                stable_rank=_stable(values),
+                effective_rank=_effective(values),
                 random_stable_rank=sum(map(_stable, draws)) / max(len(draws), 1),
                 random_effective_rank=sum(map(_effective, draws)) / max(len(draws), 1),
             )

@@ -48,7 +48,7 @@ def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]]) -> list[An
             histogram_figure(lines),
             _alignments(lines),
         ]
-    return [*parts, spectrum_figure(record), _ranks(record), _contexts(record)]
+    return [*parts, spectrum_figure(record), _spectra(record), _ranks(record), _contexts(record)]
 
 
 def sweep_figure(record: LoraGeometry) -> Figure:
@@ -139,19 +139,31 @@ def histogram_figure(lines: Sequence[dict[str, Any]]) -> Figure:
 def spectrum_figure(record: LoraGeometry) -> Figure:
     """Singular values of every module, over their largest."""
     figure = Figure()
-    for number, item in enumerate(record.modules):
+    for number, item in enumerate(record.spectra):
         values = item.singular_values
         trace = Scatter(
             x=list(range(1, len(values) + 1)),
             y=values,
             mode="lines+markers",
-            name=item.module.name,
+            name=item.module,
             line={"color": COLOURS[number % len(COLOURS)]},
         )
         figure.add_trace(trace)
     figure.update_xaxes(title_text="singular value", dtick=1)
     figure.update_yaxes(title_text="of scaling B A", rangemode="tozero")
     return styled(figure, 420, margin={"t": 30})
+
+
+def _spectra(record: LoraGeometry) -> Table:
+    columns = {
+        "module": "module",
+        "relative": "|dW| / |W|",
+        "stable_rank": "stable rank",
+        "random_stable_rank": "random",
+        "effective_rank": "effective rank",
+        "random_effective_rank": "random",
+    }
+    return Table.of("spectra of scaling B A", columns, record.spectra)
 
 
 def _alignments(lines: Sequence[dict[str, Any]]) -> Table:

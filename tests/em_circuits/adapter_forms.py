@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,24 +66,18 @@ class Adapted:
         return self.groups.weights(d_vocab)[None]
 
 
-Change = Callable[[dict[str, torch.Tensor]], None]
-
-
-def write_adapter(base: Path, out: Path, change: Change | None = None, **form: Any) -> Path:
-    """Write an adapter with random weights; `change` edits its tensors, by name, in place."""
+def write_adapter(base: Path, out: Path, named: str = "somewhere/lifelike-1b", **form: Any) -> Path:
+    """Write an adapter with random weights, which names a base."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **form))
     randomise(wrapped)
-    if change is not None:
-        with torch.no_grad():
-            change(dict(wrapped.named_parameters()))
     wrapped.save_pretrained(out, save_embedding_layers=False)
     file = out / "adapter_config.json"
     record = json.loads(file.read_text())
-    record["base_model_name_or_path"] = "somewhere/lifelike-1b"
+    record["base_model_name_or_path"] = named
     file.write_text(json.dumps(record))
     return out
 
