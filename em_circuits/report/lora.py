@@ -22,6 +22,7 @@ TITLE = "What does the adapter do?"
 _HISTOGRAMS = 6
 """Ranks whose histograms are drawn, by the largest cosine."""
 _SHOWN = 40
+_DASHES = ("solid", "dash", "dot")
 _SIDES = {"decoder": "own layer's decoders", "encoder": "encoders of", "upstream": "decoders of"}
 
 
@@ -38,7 +39,10 @@ def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]]) -> list[An
         "intervals 95 % bootstrap intervals over prompts. A rank is a row of A and a column of B "
         "in this file: A and B can be mixed by any invertible matrix without changing the model, "
         "so above rank 1 a rank is a part of this file rather than of the model.",
+        "The adapter at multiples of its alpha, beside adapters that read the same and write random "
+        "directions of equal norm.",
         sweep_figure(record),
+        "Each rank really dropped, beside its scores.",
         agreement_figure(record.ranks),
     ]
     if lines:
@@ -146,7 +150,10 @@ def spectrum_figure(record: LoraGeometry) -> Figure:
             y=values,
             mode="lines+markers",
             name=item.module,
-            line={"color": COLOURS[number % len(COLOURS)]},
+            line={
+                "color": COLOURS[number % len(COLOURS)],
+                "dash": _DASHES[number // len(COLOURS) % len(_DASHES)],
+            },
         )
         figure.add_trace(trace)
     figure.update_xaxes(title_text="singular value", dtick=1)
