@@ -20,8 +20,9 @@ through ``o_proj``, as if every head of a group attended fully; ``q_proj``, ``k_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -36,14 +37,14 @@ TOP = 100
 """Features whose share of all squared cosines says how localised a direction is."""
 _SHOWN = 8
 """Singular values that are listed."""
+_SPREAD = 20
+"""Random directions whose spread over features is measured; sorting every cosine takes time."""
 BINS = 40
 """Of a histogram."""
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
 _MLP = ("gate_proj", "up_proj")
 
 Side = Literal["decoder", "encoder", "upstream"]
-_Way = tuple[Side, int, Tensor]
-"""What vectors are compared with: decoders or encoders of a layer; and the vectors there."""
 
 
 class Alignment(Frozen):
@@ -68,6 +69,7 @@ class Alignment(Frozen):
     gini: float
     """Of the squared cosines over features: 0 alike, 1 all in one."""
     random_gini: float
+    """Mean over the first 20 random directions, as is what else is called random below."""
     top_share: float
     """Share of the 100 largest squared cosines in their sum."""
     random_top_share: float
@@ -76,7 +78,7 @@ class Alignment(Frozen):
     histogram: tuple[int, ...]
     """Features by absolute cosine."""
     random_histogram: tuple[float, ...]
-    """The same, mean over random directions."""
+    """Mean over random directions."""
 
 
 class Spectrum(Frozen):
@@ -105,41 +107,66 @@ def alignments(
     seed: int,
     progress: Progress = no_progress,
 ) -> list[Alignment]:
-    """Every rank among the features it can be compared with.
+    """Every rank among the features it can be compared with; none without transcoders.
 
     Args:
         pair: Whose transcoders and norms are meant; the norms of the merged model.
         parts: Of its adapter.
         n_random: Random directions beside each module's ranks.
         seed: Of these.
-        progress: Called with the modules done.
+        progress: Called with the layers done.
     """
+    if not pair.transcoders:  # neurons are the nodes: no dictionary to compare with
+        return []
+    order = {part.name: i for i, part in enumerate(parts)}
+    ways = [
+        way for part in parts for way in (*_written(pair.merged, part), *_read(pair.merged, part))
+    ]
+    places = sorted({way.place for way in ways})
     found: list[Alignment] = []
-    for part in tracked(parts, "geometry", progress):
-        generator = torch.Generator().manual_seed(seed)
-        for vectors, ways in ((part.up, _written), (part.down, _read)):
-            drawn = torch.randn((n_random, vectors.shape[1]), generator=generator).to(vectors)
-            for side, layer, moved in ways(pair.merged, part, torch.cat([vectors, drawn])):
-                found += _compared(_rows(pair.merged, side, layer), moved, part, side, layer)
-    return found
+    for place in tracked(places, "geometry", progress):  # a layer's matrices are read once
+        rows = _unit(_rows(pair.merged, *place).to(pair.device, torch.float32))
+        for way in ways:
+            if way.place == place:
+                drawn = _directions(n_random, way.vectors, seed)
+                found += _compared(rows, way, way.moved(torch.cat([way.vectors, drawn])))
+    return sorted(found, key=lambda line: order[line.module])
 
 
-def _written(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
+class _Way(NamedTuple):
+    """Vectors of a part, and the way to where a layer's rows are compared with them."""
+
+    side: Side
+    layer: int
+    part: AdapterPart
+    vectors: Tensor
+    into: Callable[[Tensor], Tensor]
+    """Into the residual stream."""
+    norm: nn.Module | None
+    """Behind that."""
+
+    @property
+    def place(self) -> tuple[bool, int]:
+        """Whether encoders are meant, and of which layer."""
+        return self.side == "encoder", self.layer
+
+    def moved(self, vectors: Tensor) -> Tensor:
+        """Vectors like the part's, as they are compared."""
+        return through_norm(self.norm, self.into(vectors))
+
+
+def _written(model: Model, part: AdapterPart) -> Iterator[_Way]:
     """Where a write goes: its own layer's decoders, encoders downstream."""
-    stream = _into_stream(model, part, vectors)
-    if stream is None:
-        return ()
-    first = part.layer + (_leaf(part) == "down_proj")
-    own: tuple[_Way, ...] = ()
+    into = _into_stream(model, part)
+    if into is None:
+        return
     if not part.embedding:
-        own = (("decoder", part.layer, stream),)
-    return own + tuple(
-        ("encoder", layer, through_norm(_norm_of_reads(model, layer), stream))
-        for layer in range(first, model.sites.n_layers)
-    )
+        yield _Way("decoder", part.layer, part, part.up, into, None)
+    for layer in range(part.layer + (_leaf(part) == "down_proj"), model.sites.n_layers):
+        yield _Way("encoder", layer, part, part.up, into, _norm_of_reads(model, layer))
 
 
-def _read(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
+def _read(model: Model, part: AdapterPart) -> Iterator[_Way]:
     """Where a read comes from: the decoders of the layers before."""
     layer, leaf = _layer_module(model, part), _leaf(part)
     if leaf in _ATTENTION:
@@ -148,29 +175,37 @@ def _read(model: Model, part: AdapterPart, vectors: Tensor) -> tuple[_Way, ...]:
         norm = getattr(layer, "pre_feedforward_layernorm", None)
         norm = norm or getattr(layer, "post_attention_layernorm", None)
     else:
-        return ()
-    moved = through_norm(norm, vectors)
-    return tuple(("upstream", before, moved) for before in range(part.layer))
+        return
+    for before in range(part.layer):
+        yield _Way("upstream", before, part, part.down, _as_it_is, norm)
 
 
-def _into_stream(model: Model, part: AdapterPart, vectors: Tensor) -> Tensor | None:
-    """Writes as directions of the residual stream; None where they are none."""
+def _into_stream(model: Model, part: AdapterPart) -> Callable[[Tensor], Tensor] | None:
+    """How writes become directions of the residual stream; None where they are none."""
     if part.embedding:
-        return vectors
+        return _as_it_is
     leaf, layer = _leaf(part), _layer_module(model, part)
     # Gemma norms what attention and MLP write before it is added to the stream.
     sandwiched = hasattr(layer, "pre_feedforward_layernorm")
     if leaf == "down_proj":
-        return through_norm(layer.post_feedforward_layernorm, vectors) if sandwiched else vectors
-    if leaf == "v_proj":
-        output = layer.self_attn.o_proj.weight.float()
-        head = layer.self_attn.head_dim
-        by_head = vectors.unflatten(1, (-1, head))
-        groups = output.shape[1] // vectors.shape[1]
-        vectors = by_head.repeat_interleave(groups, dim=1).flatten(1) @ output.T
-    elif leaf != "o_proj":
+        return partial(through_norm, layer.post_feedforward_layernorm if sandwiched else None)
+    after = layer.post_attention_layernorm if sandwiched else None
+    if leaf == "o_proj":
+        return partial(through_norm, after)
+    if leaf != "v_proj":
         return None
-    return through_norm(layer.post_attention_layernorm, vectors) if sandwiched else vectors
+    output, head = layer.self_attn.o_proj.weight.float(), layer.self_attn.head_dim
+
+    def through_heads(vectors: Tensor) -> Tensor:
+        groups = output.shape[1] // vectors.shape[1]
+        by_head = vectors.unflatten(1, (-1, head)).repeat_interleave(groups, dim=1)
+        return through_norm(after, by_head.flatten(1) @ output.T)
+
+    return through_heads
+
+
+def _as_it_is(vectors: Tensor) -> Tensor:
+    return vectors
 
 
 def _norm_of_reads(model: Model, layer: int) -> nn.Module | None:
@@ -196,45 +231,47 @@ def _leaf(part: AdapterPart) -> str:
     return part.name.rsplit(".", 1)[-1]
 
 
-def _rows(model: Model, side: Side, layer: int) -> Float[Tensor, "feature d_model"]:
-    transcoder = model.transcoders[layer]
-    return (transcoder.W_enc if side == "encoder" else transcoder.W_dec).detach()
+def _rows(model: Model, encoder: bool, layer: int) -> Float[Tensor, "feature d_model"]:
+    transcoders: Any = model.transcoders
+    transcoder = transcoders[layer]
+    return (transcoder.W_enc if encoder else transcoder.W_dec).detach()
+
+
+def _directions(n: int, like: Float[Tensor, "vector d"], seed: int) -> Float[Tensor, "draw d"]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((n, like.shape[1]), generator=generator).to(like)
 
 
 def _compared(
-    rows: Float[Tensor, "feature d_model"],
-    vectors: Float[Tensor, "vector d_model"],
-    part: AdapterPart,
-    side: Side,
-    layer: int,
+    rows: Float[Tensor, "feature d_model"], way: _Way, vectors: Float[Tensor, "vector d_model"]
 ) -> Iterator[Alignment]:
-    """The part's own vectors, which come first, beside random ones."""
-    n_nodes = part.n_nodes
-    cosines = _unit(rows.to(vectors)) @ _unit(vectors).T
-    sizes = cosines.abs()
-    largest, which = sizes.max(0)
+    """The part's own vectors, which come first, beside random ones; rows have length 1."""
+    n, part = way.part.n_nodes, way.part
+    cosines = rows @ _unit(vectors).T
+    largest, which = cosines.abs().max(0)
+    random = float(largest[n:].mean())
+    sizes = cosines[:, : n + _SPREAD].abs()
     ginis, shares = gini(sizes.square()), top_share(sizes.square())
-    random = slice(n_nodes, None)
-    for r in range(n_nodes):
-        upper = max(float(largest[r]), float(largest[random].mean()), 1e-6)
-        drawn = torch.histc(sizes[:, random].clamp(max=upper).float(), BINS, 0, upper)
+    for r in range(n):
+        upper = max(float(largest[r]), random, 1e-6)
+        drawn = torch.histc(sizes[:, n:].clamp(max=upper), BINS, 0, upper)
         yield Alignment(
             module=part.name,
             layer=None if part.embedding else part.layer,
             rank=r,
-            side=side,
-            feature_layer=layer,
+            side=way.side,
+            feature_layer=way.layer,
             feature=int(which[r]),
             cosine=float(cosines[which[r], r]),
-            random=float(largest[random].mean()),
-            quantile=float((largest[random] < largest[r]).float().mean()),
+            random=random,
+            quantile=float((largest[n:] < largest[r]).float().mean()),
             gini=float(ginis[r]),
-            random_gini=float(ginis[random].mean()),
+            random_gini=float(ginis[n:].mean()),
             top_share=float(shares[r]),
-            random_top_share=float(shares[random].mean()),
+            random_top_share=float(shares[n:].mean()),
             upper=upper,
-            histogram=tuple(map(int, torch.histc(sizes[:, r].float(), BINS, 0, upper).tolist())),
-            random_histogram=tuple((drawn / (sizes.shape[1] - n_nodes)).tolist()),
+            histogram=tuple(map(int, torch.histc(sizes[:, r], BINS, 0, upper).tolist())),
+            random_histogram=tuple((drawn / (sizes.shape[1] - n)).tolist()),
         )
 
 

@@ -39,8 +39,8 @@ def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]]) -> list[An
         "intervals 95 % bootstrap intervals over prompts. A rank is a row of A and a column of B "
         "in this file: A and B can be mixed by any invertible matrix without changing the model, "
         "so above rank 1 a rank is a part of this file rather than of the model.",
-        "The adapter at multiples of its alpha, beside adapters that read the same and write random "
-        "directions of equal norm.",
+        "The adapter at multiples of its alpha, beside adapters that read the same and write "
+        "random directions of equal norm.",
         sweep_figure(record),
         "Each rank really dropped, beside its scores.",
         agreement_figure(record.ranks),
