@@ -1,32 +1,32 @@
 """Ranks of a LoRA adapter as nodes of the merged model.
 
-    a_r = A_r x of one module,  w_r = scale * B_r, into that module's output
-    scale = alpha / rank, with rank-stabilised LoRA alpha / sqrt(rank)
+    a_r = A_r x of one module,  w_r = scaling * B_r, into that module's output
 
 With every rank of a module held, the module responds with the base's weight: the merged weight is
-``W + scale B A``. With DoRA (Liu et al. 2024) the merged weight is ``m / |W + scale B A|`` times
-that, row by row; the factor then multiplies both the ranks' writes and the base's weight.
+``W + scaling B A``. With DoRA (Liu et al. 2024, arXiv:2402.09353) the merged weight is
+``f (W + scaling B A)`` with ``f = m / |W + scaling B A|``, row by row; the factor then multiplies
+both the ranks' writes and the base's weight, which is what the module responds with.
+
+A model whose head is tied to its embedding has the adapter of the embedding in its head too (`peft`
+merges it into the shared matrix). The nodes write into the embedding alone; what they change in the
+head responds like the rest of the network.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from em_circuits.bases.part import Part, Stage
 from em_circuits.models import ModelPair
+from em_circuits.models.adapter import LoraAdapter, LoraModule, LoraTensors
 from em_circuits.models.sites import Site
 from pivotal_tokens.errors import RequestError
 
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 _STAGES = {
     "q_proj": Stage.ATTENTION_INPUT,
     "k_proj": Stage.ATTENTION_INPUT,
@@ -39,19 +39,56 @@ _STAGES = {
 
 
 @dataclass(frozen=True)
+class MagnitudeNorm:
+    """Row norms of ``W + scaling B diag(c) A`` for any factors c on the ranks, without the matrix.
+
+    ``|row|^2 = square + 2 cross c + c (outer product of the row of scaling B) * gram c``
+    """
+
+    square: Float[Tensor, " d_write"]
+    """``|W_i|^2``."""
+    cross: Float[Tensor, "d_write rank"]
+    """``scaling B_ir  W_i . A_r``."""
+    b: Float[Tensor, "d_write rank"]
+    """``scaling B``."""
+    gram: Float[Tensor, "rank rank"]
+    """``A A^T``."""
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "d_write d_read"],
+        b: Float[Tensor, "d_write rank"],
+        a: Float[Tensor, "rank d_read"],
+    ) -> MagnitudeNorm:
+        return cls(weight.square().sum(1), b * (weight @ a.T), b, a @ a.T)
+
+    def norm(self, factors: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch d_write"]:
+        """Norm of every row under these factors on the ranks."""
+        scaled = factors[..., None, :] * self.b
+        quadratic = ((scaled @ self.gram) * scaled).sum(-1)
+        return (self.square + 2 * factors @ self.cross.T + quadratic).sqrt()
+
+
+@dataclass(frozen=True)
 class AdapterPart(Part):
     """The ranks of one module's LoRA."""
 
     down: Float[Tensor, "rank d_read"]
     """A; for an embedding, columns are token ids."""
     up: Float[Tensor, "rank d_write"]
-    """``scale * B`` by rank, with DoRA's factor."""
+    """``scaling * B`` by rank, with DoRA's factor."""
     embedding: bool = False
+    dora: MagnitudeNorm | None = field(default=None, kw_only=True)
+    tied_head: nn.Module | None = field(default=None, kw_only=True)
+    """Of an embedding: the head that shares its matrix, and so has the adapter too."""
+
+    def responses(self, x: Tensor) -> Float[Tensor, "*batch node"]:
+        """Every rank's activation, differentiable in what the module reads."""
+        return self.down.T[x] if self.embedding else x @ self.down.T.to(x)
 
     def activations(self, x: Tensor) -> Float[Tensor, "*batch node"]:
-        if self.embedding:
-            return self.down.T[x]
-        return x.detach() @ self.down.T.to(x)
+        return self.responses(x.detach())
 
     def live(self, x: Tensor, ids: Int64[Tensor, " op"]) -> Float[Tensor, "*batch op"]:
         if self.embedding:  # token ids are no activation: nothing to differentiate
@@ -72,73 +109,54 @@ def adapter_parts(pair: ModelPair) -> tuple[AdapterPart, ...]:
     Raises:
         RequestError: If the adapter is no LoRA, or changes what has no place in the model.
     """
+    adapter = adapter_of(pair)
+    return tuple(_part(pair, module, adapter.tensors(module)) for module in adapter.modules)
+
+
+def adapter_of(pair: ModelPair) -> LoraAdapter:
+    """The adapter that a pair's fine-tune was given as.
+
+    Raises:
+        RequestError: If it was given as a full model, or is no LoRA.
+    """
     source = pair.sources.get("adapter")
     if source is None:
         raise RequestError("the fine-tune was given as --merged; only an --adapter has ranks")
-    adapter = source.path
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA":
-        raise RequestError(
-            f"{adapter} is a {config.get('peft_type')} adapter; only LoRA ranks can be nodes"
-        )
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    names = sorted({_module_name(key) for key in tensors if ".lora_" in key}, key=_sort_key)
-    return tuple(_part(pair, config, tensors, name) for name in names)
+    return LoraAdapter.read(source.path)
 
 
-def scaling(config: dict[str, Any], module: str) -> float:
-    """LoRA's factor on ``B A`` of a module (rank and alpha patterns included)."""
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return value
-    return default
-
-
-def _part(
-    pair: ModelPair, config: dict[str, Any], tensors: dict[str, Tensor], name: str
-) -> AdapterPart:
-    embedding = f"base_model.model.{name}.lora_embedding_A" in tensors
-    kind = "lora_embedding_" if embedding else "lora_"
-    end = "" if embedding else ".weight"
-    a, b = (tensors[f"base_model.model.{name}.{kind}{side}{end}"] for side in "AB")
+def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPart:
+    if not lora.embedding and (lora.layer is None or lora.leaf not in _STAGES):
+        raise RequestError(f"the adapter changes {lora.name}, whose ranks cannot be nodes")
     try:
-        module: Any = pair.merged.hf.get_submodule(name)
-        base: Any = pair.base.hf.get_submodule(name)
+        module: Any = pair.merged.hf.get_submodule(lora.name)
+        base: Any = pair.base.hf.get_submodule(lora.name)
     except AttributeError as error:
-        raise RequestError(f"the adapter changes {name}, which the model does not have") from error
-    up = scaling(config, name) * b.to(pair.device, torch.float32)
-    magnitude = tensors.get(f"base_model.model.{name}.lora_magnitude_vector")
-    if magnitude is not None:
-        unscaled = base.weight.float() + up @ a.to(up)
-        up = up * (magnitude.to(up) / unscaled.norm(dim=1))[:, None]
-    layer = _LAYER.search(name)
-    leaf = name.rsplit(".", 1)[-1]
-    if not embedding and (layer is None or leaf not in _STAGES):
-        raise RequestError(f"the adapter changes {name}, whose ranks cannot be nodes")
+        raise RequestError(
+            f"the adapter changes {lora.name}, which the model does not have"
+        ) from error
+    a = tensors.a.to(pair.device, torch.float32)
+    b = lora.scaling * tensors.b.to(pair.device, torch.float32)
+    up, dora = b, None
+    if tensors.magnitude is not None:
+        weight = base.weight.float()
+        dora = MagnitudeNorm.of(weight.T if lora.embedding else weight, b, a)
+        factor = tensors.magnitude.to(b) / dora.norm(torch.ones_like(a[:, 0]))
+        up = b * factor[:, None]
+    head: Any = pair.merged.hf.get_output_embeddings()  # type: ignore[operator]
+    tied = lora.embedding and head is not None and head.weight is module.weight
     return AdapterPart(
         basis="adapter",
-        name=name,
-        layer=0 if layer is None else int(layer[1]),
-        stage=Stage.EMBEDDING if embedding else _STAGES[leaf],
+        name=lora.name,
+        layer=lora.layer or 0,
+        stage=Stage.EMBEDDING if lora.embedding else _STAGES[lora.leaf],
         read=Site(module, "input"),
         writes=(Site(module, "output"),),
-        n_nodes=len(a),
-        down=a.to(pair.device, torch.float32),
-        up=up.T.contiguous(),
-        embedding=embedding,
+        n_nodes=lora.rank,
+        down=a,
+        # Gemma's embedding multiplies what it looks up, the adapter's part too.
+        up=up.T.contiguous() * getattr(module, "embed_scale", 1.0),
+        embedding=lora.embedding,
+        dora=dora,
+        tied_head=head if tied else None,
     )
-
-
-def _module_name(key: str) -> str:
-    return key.removeprefix("base_model.model.").split(".lora_")[0]
-
-
-def _sort_key(name: str) -> tuple[int, int, str]:
-    layer, leaf = _LAYER.search(name), name.rsplit(".", 1)[-1]
-    return (-1 if layer is None else int(layer[1]), _STAGES.get(leaf, Stage.EMBEDDING), name)

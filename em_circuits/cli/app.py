@@ -67,6 +67,7 @@ _COMMANDS = {
         "features:features",
         "Rank features, and measure which of them carry the shift from base to merged.",
     ),
+    "lora": ("lora:lora", "The adapter itself: its modules, what its ranks read, write and do."),
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
     "evaluate": (
         "evaluate:evaluate",

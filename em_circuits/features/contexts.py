@@ -105,6 +105,29 @@ def top_contexts(
     }
 
 
+def context_at(
+    model: Model, row: Sequence[int], position: int, *, activation: float, document: int
+) -> Context:
+    """A place in a document with what stands around it.
+
+    Args:
+        model: Whose tokenizer is meant.
+        row: Token ids of the document.
+        position: Of the strongest token.
+        activation: There.
+        document: Its number.
+    """
+    text = [decode_token(model.tokenizer, token) for token in row]
+    return Context(
+        activation=activation,
+        document=document,
+        position=position,
+        before="".join(text[max(1, position - WINDOW) : position]),
+        token=text[position],
+        after="".join(text[position + 1 : position + 1 + WINDOW // 2]),
+    )
+
+
 def check_features(model: Model, features: Sequence[FeatureId]) -> None:
     """Refuse features that the transcoders do not have.
 
@@ -166,13 +189,5 @@ def _remember(
     activation = float(value[position])
     if len(heap) == keep and activation <= heap[0].activation:
         return
-    text = [decode_token(model.tokenizer, token) for token in row]
-    context = Context(
-        activation=activation,
-        document=document,
-        position=position,
-        before="".join(text[max(1, position - WINDOW) : position]),
-        token=text[position],
-        after="".join(text[position + 1 : position + 1 + WINDOW // 2]),
-    )
+    context = context_at(model, row, position, activation=activation, document=document)
     (heapq.heappush if len(heap) < keep else heapq.heapreplace)(heap, context)

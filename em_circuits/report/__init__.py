@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         demo,
         evaluation,
         judges,
+        lora,
         mediation,
         page,
         sweep,
@@ -17,4 +18,4 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["demo", "evaluation", "judges", "mediation", "page", "sweep", "validation"]
+__all__ = ["demo", "evaluation", "judges", "lora", "mediation", "page", "sweep", "validation"]

@@ -78,6 +78,10 @@ def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
         (["--seed", "-1", "steer", "scan", "abc"], "--seed"),
         (["steer", "scan", "abc"], "no store at"),
         (["features", "mediate", "--all"], "no store at"),
+        (["lora", "geometry"], "no store at"),
+        (["lora", "geometry", "--random", "3"], "no store at"),
+        (["--merged", "/x", "lora", "geometry"], "only an --adapter has ranks"),
+        (["lora", "show", "/nowhere"], "no such directory"),
         (["features", "aggregate", "--exclude-layers", "top"], "--exclude-layers"),
         (["features", "explain", "top:3"], "needs --prompt"),
         (["evaluate", "--value", "3"], "steer nothing without --features"),
@@ -113,6 +117,12 @@ def test_an_untrusted_graph_is_refused_unread(tmp_path: Path) -> None:
 def test_graphs_are_listed_without_torch(tmp_path: Path) -> None:
     status, text = start("--root", str(tmp_path), "graphs", "list")
     assert status == 0 and "no graphs" in text
+
+
+def test_an_adapter_is_shown_without_torch(tmp_path: Path) -> None:
+    status, text = start("--root", str(tmp_path / "root"), "lora", "show")
+    assert status == 0 and "model.layers.1.self_attn.o_proj" in text
+    assert not (tmp_path / "root").exists()
 
 
 def test_an_option_that_stands_before_the_command_says_so_with_the_line_that_works(

@@ -6,7 +6,15 @@ import plotly.graph_objects as go
 import pytest
 from markupsafe import Markup
 
-from em_circuits.report.page import Table, error_bars, page_html, write_page
+from em_circuits.report.page import (
+    Code,
+    Heading,
+    Headline,
+    Table,
+    error_bars,
+    page_html,
+    write_page,
+)
 
 
 def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
@@ -26,6 +34,13 @@ def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
 
 def test_a_page_without_figures_is_small() -> None:
     assert len(page_html("Nothing", ["to see"])) < 3000
+
+
+def test_every_part_is_shown_as_what_it_is() -> None:
+    """A headline stood on pages as ``Headline(text=...)``."""
+    html = page_html("t", [Heading("one <"), Headline("two"), Code("three"), "four"])
+    assert "<h2>one &lt;</h2>" in html and '<p class="said">two</p>' in html
+    assert "<pre>three</pre>" in html and "<p>four</p>" in html
 
 
 def test_cells_are_short_and_escaped() -> None:
