@@ -231,13 +231,14 @@ def _layers(model: Model) -> list[_Layer]:
         raise refusal
     layers = []
     for path, module in (found[i] for i in sorted(found)):
-        attention, mlp = module.self_attn, getattr(module, "mlp", None)
-        before = getattr(module, "input_layernorm", None)
-        between = getattr(module, "pre_feedforward_layernorm", None)
+        attention: Any = module.self_attn
+        mlp: Any = getattr(module, "mlp", None)
+        before: Any = getattr(module, "input_layernorm", None)
+        between: Any = getattr(module, "pre_feedforward_layernorm", None)
         between = between or getattr(module, "post_attention_layernorm", None)
-        final = named.get(path.rpartition(".layers.")[0] + ".norm")
+        final: Any = named.get(path.rpartition(".layers.")[0] + ".norm")
         head = getattr(attention, "head_dim", 0)
-        maps = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
+        maps: list[Any] = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
         parts = (mlp, before, between, final, *maps)
         if not head or any(part is None for part in parts):
             raise refusal
