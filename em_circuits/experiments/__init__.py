@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         sweep,
         transfer,
         validate,
+        validate_edges,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -37,4 +38,5 @@ __all__ = [
     "sweep",
     "transfer",
     "validate",
+    "validate_edges",
 ]

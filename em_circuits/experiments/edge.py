@@ -215,7 +215,7 @@ def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
         row = _row(nodes, graph, name)
         if row is None:
             return EdgeOfModel(
-                model=model.name,
+                model=model.name,  # type: ignore[arg-type]
                 why_not=f"{name} does not fire there",
                 n_nodes=len(nodes),
                 full=None,
@@ -231,7 +231,7 @@ def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
     if source < len(nodes):
         measured = float(measured_from(model, nodes, ids, weights, source=source)[target])
     return EdgeOfModel(
-        model=model.name,
+        model=model.name,  # type: ignore[arg-type]
         why_not=None,
         n_nodes=len(nodes),
         full=float(split.edge[0]),
