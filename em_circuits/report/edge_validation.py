@@ -29,7 +29,7 @@ def edge_validation_parts(validation: EdgeValidation, each: Sequence[PromptEdges
         f"{n} prompts, {validation.model} model. The {validation.n_nodes} features of the largest "
         "gradient are held at their values; each in turn is really removed, and the change of "
         "every later one and of the evil-minus-safe contrast is read. Full edges let all but the "
-        "nodes respond; frozen ones are circuit-tracer's. Positive: the source's presence raises the "
+        "nodes respond; frozen ones are circuit-tracer's. Positive: the source raises the "
         f"target. Bars are 95 % bootstrap intervals over {over}.",
         by_distance(validation),
         scatter(each),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import Subject, in_float64
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -424,6 +424,42 @@ def test_holding_one_pattern_takes_its_part_from_the_edge(subject: Subject) -> N
     mine = slice(head * d, (head + 1) * d)
     with_pattern, without = (reads @ (o_proj.weight[:, mine] @ z[mine]) for z in (moved, kept))
     assert abs(float(with_pattern - without) - taken) <= 5e-3 * split.values.abs().max()
+
+
+def test_measured_edges_are_one_by_one_patching_of_neurons(subject: Subject) -> None:
+    """A plain loop: neurons' activations are overwritten, one forward pass per removed neuron."""
+    model, ids, weights = subject.pair.merged, subject.input_ids, weights_of(subject)
+    with in_float64(model):
+        nodes = nodes_of(subject, neuron_parts(model), n=30)
+        found = measured_edges(model, nodes, ids, weights, rows=7).values
+
+        def patched(removed: int | None) -> torch.Tensor:
+            seen, handles = torch.zeros(len(nodes), dtype=torch.float64), []
+            for i, part in enumerate(nodes.parts):
+
+                def overwrite(_m: Any, args: Any, mine: Any = nodes.part == i) -> Any:
+                    x, at = args[0].clone(), (nodes.position[mine], nodes.id[mine])
+                    seen[mine] = x[0][at]
+                    held = nodes.activation.double().clone()
+                    if removed is not None:
+                        held[removed] = 0
+                    x[0][at] = held[mine]
+                    return (x,)
+
+                handles.append(part.read.module.register_forward_pre_hook(overwrite))
+            with torch.no_grad():
+                logits = model.hf(input_ids=ids[None], use_cache=False).logits[0, -1]
+            for handle in handles:
+                handle.remove()
+            return torch.cat([seen, weights.double() @ logits])
+
+        whole = patched(None)
+        for source in range(len(nodes)):
+            difference = (found[:, source] - (whole - patched(source))).abs()
+            later = nodes.part > nodes.part[source]
+            largest = found.abs().max()
+            assert not later.any() or difference[:-1][later].max() <= 1e-6 * largest
+            assert difference[-1] <= 1e-6 * whole[-1].abs() + 1e-6 * largest  # logits are float32
 
 
 def test_one_measured_column_is_that_of_all(subject: Subject) -> None:
