@@ -6,17 +6,17 @@ result.models[0].parts[0]            # carrier="head 2.3 value" value=0.113
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from em_circuits.bases import Part, transcoder_parts
 from em_circuits.contrast import Contrast
 from em_circuits.graphs import AttributionGraph, NodeKind
 from em_circuits.graphs.edge_split import By, EdgeSplit, HeadPath, Kind, measured_from, split_edge
+from em_circuits.graphs.full import part_record, parts_of
 from em_circuits.graphs.gradient import demeaned_targets
 from em_circuits.graphs.held import Nodes, captured
 from em_circuits.models import Model
@@ -194,44 +194,49 @@ def edge_in(
     )
 
 
-def held_nodes(
-    model: Model, parts: Sequence[Part], input_ids: Tensor, coordinates: Int64[Tensor, "node 3"]
-) -> Nodes:
-    """Some nodes, given as (index into `parts`, position, id), as far as they are active here."""
+def held_nodes(model: Model, graph: AttributionGraph) -> Nodes:
+    """A graph's nodes as far as a model has them and they are active there."""
+    ids, records = graph.input_ids, graph.header.node_parts
+    bases: Any = dict.fromkeys(record.basis for record in records)
+    parts = parts_of(model, tuple(bases))
+    at = {part_record(part): i for i, part in enumerate(parts)}
+    place = torch.tensor([at.get(record, -1) for record in records], dtype=torch.int64)
+    coordinates = graph.selected_features.clone()
+    coordinates[:, 0] = place[coordinates[:, 0]]
+    coordinates = coordinates[coordinates[:, 0] >= 0]
     activations = torch.zeros(len(coordinates))
-    for i, (part, x) in enumerate(zip(parts, captured(model, parts, input_ids), strict=True)):
+    for i, (part, x) in enumerate(zip(parts, captured(model, parts, ids), strict=True)):
         mine = coordinates[:, 0] == i
-        at = coordinates[mine, 1:].to(x.device)
-        activations[mine] = part.activations(x)[at[:, 0], at[:, 1]].float().cpu()
+        here = coordinates[mine, 1:].to(x.device)
+        activations[mine] = part.activations(x)[here[:, 0], here[:, 1]].float().cpu()
     active = activations != 0
     return Nodes.of(parts, coordinates[active], activations[active])
 
 
 def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
-    graph, ids, parts = ends.graph, ends.graph.input_ids, transcoder_parts(model)
-    nodes = held_nodes(model, parts, ids, graph.selected_features)
-    rows: list[int] = []
-    for name in (ends.source, ends.target):
-        row = _row(nodes, graph, name)
+    graph, ids, nodes = ends.graph, ends.graph.input_ids, held_nodes(model, ends.graph)
+    name: ModelName = "base" if model.name == "base" else "merged"
+    rows = {end: _row(nodes, graph, end) for end in (ends.source, ends.target)}
+    for end, row in rows.items():
         if row is None:
+            why = f"{end} is not active there"
             return EdgeOfModel(
-                model=model.name,  # type: ignore[arg-type]
-                why_not=f"{name} does not fire there",
+                model=name,
+                why_not=why,
                 n_nodes=len(nodes),
                 full=None,
                 measured=None,
                 total=None,
                 parts=(),
             )
-        rows.append(row)
-    source, target = rows
+    source, target = (row for row in rows.values() if row is not None)
     weights = ends.weights()
     split = split_edge(model, nodes, ids, weights, target=target, source=source, by=by)
     measured = None
     if source < len(nodes):
         measured = float(measured_from(model, nodes, ids, weights, source=source)[target])
     return EdgeOfModel(
-        model=model.name,  # type: ignore[arg-type]
+        model=name,
         why_not=None,
         n_nodes=len(nodes),
         full=float(split.edge[0]),
@@ -251,7 +256,11 @@ def _row(nodes: Nodes, graph: AttributionGraph, name: str) -> int | None:
             return len(nodes)
         case NodeKind.TOKEN:
             return len(nodes) + graph.layout.position_of(node)
-    part, position, number = graph.selected_features[node].tolist()
+    own, position, number = graph.selected_features[node].tolist()
+    records = [part_record(part) for part in nodes.parts]
+    if graph.header.node_parts[own] not in records:
+        return None
+    part = records.index(graph.header.node_parts[own])
     found = (nodes.part == part) & (nodes.position == position) & (nodes.id == number)
     return int(found.nonzero()[0]) if found.any() else None
 

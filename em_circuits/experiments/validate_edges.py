@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from em_circuits.bases import transcoder_parts
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.feature import Feature
 from em_circuits.graphs import AttributionSettings, attribute
+from em_circuits.graphs.full import full_parts
 from em_circuits.graphs.held import Nodes, choose_nodes, full_edges, measured_edges
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -63,7 +63,7 @@ class PromptEdges:
         distance: Layers from source to target; -1 to the contrast.
         measured: The target's change when the source is really removed.
         full: First order, all but the nodes responding.
-        frozen: circuit-tracer's.
+        frozen: circuit-tracer's; None where nodes are no transcoder features.
     """
 
     prompt_id: str
@@ -72,7 +72,7 @@ class PromptEdges:
     distance: Int64[Tensor, " edge"]
     measured: Float[Tensor, " edge"]
     full: Float[Tensor, " edge"]
-    frozen: Float[Tensor, " edge"]
+    frozen: Float[Tensor, " edge"] | None
 
     @property
     def curved(self) -> Bool[Tensor, " edge"]:
@@ -166,7 +166,7 @@ def prompt_edges(model: Model, prompt: Prompt, contrast: Contrast, *, n: int) ->
     ids = model.input_ids(prompt)
     d_vocab: int = model.hf.config.vocab_size  # type: ignore[union-attr, assignment]
     weights = contrast.weights(d_vocab)[None]
-    nodes = choose_nodes(model, transcoder_parts(model), ids, weights, n=n)
+    nodes = choose_nodes(model, full_parts(model), ids, weights, n=n)
     source, target = _pairs(nodes)
     if not len(source):
         raise RequestError(f"prompt {prompt.prompt_id}: no edge lies among {len(nodes)} nodes")
@@ -190,7 +190,7 @@ def prompt_edges(model: Model, prompt: Prompt, contrast: Contrast, *, n: int) ->
         distance=distance,
         measured=measured[target, source],
         full=full[target, source],
-        frozen=frozen[target, source],
+        frozen=None if frozen is None else frozen[target, source],
     )
 
 
@@ -206,11 +206,12 @@ def _pairs(nodes: Nodes) -> tuple[Int64[Tensor, " edge"], Int64[Tensor, " edge"]
 
 def _frozen(
     model: Model, prompt: Prompt, contrast: Contrast, nodes: Nodes
-) -> Float[Tensor, "row node"]:
+) -> Float[Tensor, "row node"] | None:
     """circuit-tracer's edges among the same nodes, and to the contrast."""
-    graph = attribute(
-        model, prompt, contrast, AttributionSettings(max_feature_nodes=None), edges="frozen"
-    )
+    if any(part.basis != "transcoder" for part in nodes.parts):
+        return None
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=None)
+    graph = attribute(model, prompt, contrast, settings)
     layers = torch.tensor([part.layer for part in nodes.parts])[nodes.part]
     wanted = torch.stack([layers, nodes.position, nodes.id], 1).tolist()
     index = {tuple(row): i for i, row in enumerate(graph.selected_features.tolist())}
@@ -249,8 +250,8 @@ def _agreement(
     pairs = []
     for one in each:
         mine = one.of(group)
-        if int(mine.sum()) > 1:
-            predicted: Tensor = getattr(one, kind)
+        predicted: Tensor | None = getattr(one, kind)
+        if int(mine.sum()) > 1 and predicted is not None:
             pairs.append((predicted[mine], one.measured[mine]))
     if not pairs:
         return None

@@ -53,6 +53,8 @@ def by_distance(validation: EdgeValidation) -> Figure:
     )
     for number, kind in enumerate(KINDS):
         rows = [row for row in validation.rows if row.kind == kind]
+        if not rows:
+            continue
         for place, name in enumerate(STATISTICS):
             values = [getattr(row.agreement, name) for row in rows]
             low, high = zip(*(row.intervals[name] for row in rows), strict=True)
@@ -79,7 +81,10 @@ def scatter(each: Sequence[PromptEdges]) -> Figure:
     curved = torch.cat([one.curved for one in each])
     shown = thinned(measured)
     for number, kind in enumerate(KINDS):
-        predicted = torch.cat([getattr(one, kind) for one in each])
+        every = [getattr(one, kind) for one in each]
+        if any(predicted is None for predicted in every):
+            continue
+        predicted = torch.cat(every)
         for marked, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
             mine = shown[curved[shown] == marked]
             trace = Scattergl(

@@ -25,8 +25,8 @@ def test_every_edge_is_its_own(subject: Subject, edges: PromptEdges) -> None:
     weights = subject.groups.weights(model.hf.config.vocab_size)[None]
     nodes = choose_nodes(model, transcoder_parts(model), ids, weights, n=40)
     text = subject.pair.tokenizer.decode(ids[1:])
-    settings = AttributionSettings(max_feature_nodes=None)
-    graph = attribute(model, text, subject.groups, settings, edges="frozen")
+    settings = AttributionSettings(edges="frozen", max_feature_nodes=None)
+    graph = attribute(model, text, subject.groups, settings)
     names = [
         f"{nodes.parts[int(nodes.part[i])].layer}/{nodes.position[i]}/{nodes.id[i]}"
         for i in range(len(nodes))
