@@ -14,7 +14,7 @@ from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.edge import EdgeOfModel, EdgeResult
+    from em_circuits.experiments.edge import EdgeOfModel, SplitResult
 
 CONTRAST = "evil-safe"
 
@@ -33,7 +33,7 @@ class EdgeOptions(Options):
 @click.argument("source", metavar="L/POS/ID|token:POS")
 @click.argument("target", metavar="L/POS/ID|logit:ID|evil-safe")
 @options(EdgeOptions)
-@prints("em_circuits.experiments.edge:EdgeResult")
+@prints("em_circuits.experiments.edge:SplitResult")
 @pass_session
 def edge(
     session: Session, graph: str, source: str, target: str, options: EdgeOptions, as_json: bool
@@ -57,7 +57,7 @@ def edge(
     emit(result, as_json, lambda result: _lines(result, options.top))
 
 
-def _lines(result: EdgeResult, top: int) -> Iterator[str]:
+def _lines(result: SplitResult, top: int) -> Iterator[str]:
     yield (
         f"edge {result.source} to {result.target}, graph {result.graph[:12]}; parts by the "
         f"{result.by} carrier"

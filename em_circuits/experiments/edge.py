@@ -61,7 +61,7 @@ class EdgeOfModel(Frozen):
     """Those that are not 0, the largest first."""
 
 
-class EdgeResult(Frozen):
+class SplitResult(Frozen):
     """One edge of a graph, split over what carries it."""
 
     graph: str
@@ -156,7 +156,7 @@ def edge_in(
     *,
     contrast: Contrast | None = None,
     by: By = "last",
-) -> EdgeResult:
+) -> SplitResult:
     """Split an edge of a graph in its own model and in the other one.
 
     Nodes of the graph are held at their values in each model; parts are of full edges, also where
@@ -182,7 +182,7 @@ def edge_in(
             "and --adapter or --merged"
         )
     other = "base" if own == "merged" else "merged"
-    return EdgeResult(
+    return SplitResult(
         graph=graph.header.key,
         prompt_id=graph.header.prompt_id,
         source=source,

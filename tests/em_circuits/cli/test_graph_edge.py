@@ -13,7 +13,7 @@ from subjects import PAD_THAI
 from em_circuits.cli.app import run
 from em_circuits.cli.steer import describe_edge_validation
 from em_circuits.contrast import Contrast
-from em_circuits.graphs import GraphStore
+from em_circuits.graphs import AttributionGraph, GraphStore
 from em_circuits.influence import Method, influence
 from em_circuits.models import PairSettings
 from em_circuits.organisms.paths import organism_paths
@@ -32,17 +32,26 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with one labelled prompt and its frozen graphs."""
+    """A root with one labelled prompt, its frozen graphs, and full ones with adapter ranks."""
     root = tmp_path_factory.mktemp("edges") / "root"
-    command = ["label", "--prompt", PAD_THAI, "--max-features", "80"]
+    command = ["label", "--prompt", PAD_THAI, "--edges", "frozen", "--max-features", "80"]
     assert run(["--root", str(root), *command]) == 0
+    more = ["--nodes", "80", "--basis", "transcoder", "--basis", "adapter"]
+    assert run(["--root", str(root), "graphs", "build", *more]) == 0
     return root
 
 
 @pytest.fixture(scope="module")
-def graph(root: Path):
+def graphs(root: Path) -> dict[str, AttributionGraph]:
+    """The merged model's, by the kind of their edges."""
     store = GraphStore(root / "graph_storage")
-    return next(store.load(h.key) for h in store.list() if h.model == "merged")
+    loaded = [store.load(h.key) for h in store.list() if h.model == "merged"]
+    return {graph.edge_kind: graph for graph in loaded}
+
+
+@pytest.fixture(scope="module")
+def graph(graphs: dict[str, AttributionGraph]) -> AttributionGraph:
+    return graphs["full"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,8 @@ def test_parts_sum_to_the_edge_in_both_models(root: Path, graph, best: str, caps
     key = graph.header.key[:12]
     found = ask(capsys, "--root", str(root), "graphs", "edge", key, best, "evil-safe", "--json")
     assert [m["model"] for m in found["models"]] == ["merged", "base"]
-    assert (found["kind"], found["by"]) == ("frozen", "last")
+    assert (found["kind"], found["by"]) == ("full", "last")
+    assert found["stored"] == pytest.approx(found["models"][0]["full"], rel=1e-4)
     with Store.open(default_url(root)) as store:
         words = Contrast.from_labels(store.labels.of(graph.header.prompt_id).by_token)
     direct = influence(graph, words, Method.DIRECT).values[0, graph.node_named(best)]
@@ -72,8 +82,27 @@ def test_parts_sum_to_the_edge_in_both_models(root: Path, graph, best: str, caps
         assert {"head", "norms"} <= {part["kind"] for part in parts}
 
 
-def test_a_person_reads_both_models_beside_each_other(root: Path, graph, best: str, capsys) -> None:
-    command = ["graphs", "edge", graph.header.key[:12], best, "evil-safe", "--by", "first"]
+def test_ranks_of_the_adapter_have_edges_in_the_merged_model_alone(
+    root: Path, graph, capsys
+) -> None:
+    names = [graph.name_of(i) for i in range(len(graph.selected))]
+    rank = next(name for name in names if ":" in name)
+    ends = rank, f"logit:{int(graph.targets.token_ids[0])}"
+    found = ask(capsys, "--root", str(root), "graphs", "edge", graph.header.key, *ends, "--json")
+    merged, base = found["models"]
+    assert merged["full"] == pytest.approx(found["stored"], rel=1e-4)
+    assert merged["total"] == pytest.approx(merged["full"], rel=1e-3) and merged["measured"]
+    assert base["why_not"] == f"{rank} is not active there" and base["parts"] == []
+
+
+def test_a_person_reads_both_models_beside_each_other(
+    root: Path, graphs: dict[str, AttributionGraph], capsys
+) -> None:
+    graph = graphs["frozen"]
+    start = graph.name_of(
+        int(graph.require_edges().logit_rows()[0, : len(graph.selected)].argmax())
+    )
+    command = ["graphs", "edge", graph.header.key[:12], start, "evil-safe", "--by", "first"]
     assert run(["--root", str(root), *command, "--top", "3"]) == 0
     out = capsys.readouterr().out
     assert "stored (frozen)" in out and "sum of the parts" in out and "smaller parts" in out
@@ -111,10 +140,10 @@ def test_the_viewer_answers_what_the_command_prints(root: Path, graph, best: str
     ],
 )
 def test_ends_that_no_edge_has_are_refused_before_models_load(
-    root: Path, graph, source: str, target: str, said: str, capsys, monkeypatch
+    root: Path, graphs, source: str, target: str, said: str, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(Workspace, "pair", property(lambda self: pytest.fail("models loaded")))
-    command = ["graphs", "edge", graph.header.key[:12], source, target]
+    command = ["graphs", "edge", graphs["frozen"].header.key[:12], source, target]
     assert run(["--root", str(root), *command]) == 2
     assert said in capsys.readouterr().err
 
