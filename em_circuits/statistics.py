@@ -382,6 +382,15 @@ def agreement(
     )
 
 
+def mean_agreement(each: Sequence[Agreement]) -> Agreement:
+    """Mean of every statistic over the prompts in which it is defined."""
+    means: dict[str, float | None] = {}
+    for name in STATISTICS:
+        known = [v for a in each if (v := getattr(a, name)) is not None]
+        means[name] = sum(known) / len(known) if known else None
+    return Agreement.model_validate(means)
+
+
 def agreement_intervals(
     pairs: Sequence[tuple[Tensor, Tensor]], *, n_bootstrap: int, seed: int
 ) -> dict[str, Interval]:

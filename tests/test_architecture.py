@@ -54,6 +54,7 @@ FLOORS = {
 
 # Classes that share most of their fields, each with the reason.
 ALIKE = {
+    ("EdgePart", "Carrier"): "a printed part has its carrier's fields flat, and a value",
     ("Intervention", "Change"): "what a browser may send, typed and bounded, is no intervention",
     ("HeadOverPrompts", "MediatedHead"): "shares with intervals; a prompt's has logits beside them",
     ("PairedFeature", "MediatedFeature"): "rows of two outputs; a mediated feature has two effects",

@@ -21,6 +21,7 @@ from em_circuits.cli.graph_arguments import (
     targets_of,
     token_ids,
 )
+from em_circuits.cli.graph_edge import edge
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import (
@@ -56,6 +57,9 @@ CIRCUIT_TRACER = "circuit-tracer"
 @click.group()
 def graphs() -> None:
     """Build, list, show, import, export, verify and prune attribution graphs."""
+
+
+graphs.add_command(edge)
 
 
 class BuiltGraphs(Frozen):

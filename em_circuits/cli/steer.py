@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,11 +36,14 @@ if TYPE_CHECKING:
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
     from em_circuits.experiments.validate import Validation
+    from em_circuits.experiments.validate_edges import EdgeValidation, PromptEdges
     from em_circuits.workspace import Workspace
 
 SHOWN, SHOWN_TARGETS = 15, 4
 MOST_VALIDATED = 6
 """Prompts that are taken where none is named."""
+VALIDATED_NODES = 200
+"""Features among which edges are compared by default."""
 
 RegimeName = Literal["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]
 
@@ -105,6 +108,10 @@ class ValidateOptions(Options):
     """Which model."""
     regimes: Annotated[tuple[RegimeName, ...], Flag("--regime", "regimes")] = ()
     """Only these. [default: all five]"""
+    edges: bool = False
+    """Compare edges with really removing their source, instead of scores with ablations."""
+    nodes: Annotated[int | None, Field(ge=2)] = None
+    """Features among which edges are compared: the largest gradients. [default: 200]"""
     html: Annotated[str | None, Flag(type=click.Path(dir_okay=False))] = None
     """The page with the plots. [default: under ROOT/results/validation]"""
 
@@ -209,9 +216,16 @@ def validate(
 ) -> None:
     """Every score against real ablations: how well it predicts them.
 
+    With --edges, full and frozen edges against measured ones: a source is removed, all other nodes
+    are held, and the target read, everywhere in the graph.
+
     Without PROMPT, the first six flagged prompts with graphs. Writes a page with plots that
     opens without a network, and the JSON beside it.
     """
+    if options.edges and options.regimes:
+        raise RequestError("--edges are measured with all other nodes held; leave out --regime")
+    if options.nodes is not None and not options.edges:
+        raise RequestError("--nodes is of --edges; scores are compared on every node of a graph")
     page = Path(options.html) if options.html is not None else None
     if page is not None and page.suffix not in (".html", ".htm"):
         raise RequestError(f"--html {page}: name a file that ends in .html")
@@ -223,6 +237,13 @@ def validate(
         chosen = prompts or tuple(known)[:MOST_VALIDATED]
         if not chosen:
             raise RequestError("no prompt has graphs yet; run em-circuits label first")
+        if options.edges:
+            validation, each = experiments.validate_edges.validate_edges(
+                work, chosen, model=options.model, nodes=options.nodes or VALIDATED_NODES
+            )
+            record = _write_edge_validation(work, validation, each, page)
+            emit(record, as_json, describe_edge_validation)
+            return
         result = experiments.validate.validate(work, chosen, model=options.model, regimes=wanted)
         record = _write_validation(work, result, page)
     emit(record, as_json, partial(describe_validation, regimes=[*map(str, reversed(wanted))]))
@@ -322,12 +343,46 @@ def _write_validation(work: Workspace, result: Validation, page: Path | None) ->
     inputs = {"pair": work.pair.key, "prompts": prompts}
     regimes = sorted({str(row.regime) for row in result.rows})
     config = {"model": result.model, "regimes": regimes, "seed": work.seed}
-    key = content_key({"name": "validate", **inputs, **config})
-    page = page or work.results / "validation" / f"validate-{result.model}-{key[:12]}.html"
-    data = page.with_suffix(".json")
-    record = {**result.to_json(), "files": {"html": str(page), "json": str(data)}}
     title, parts = "Does a score predict interventions?", report.validation.validation_parts(result)
-    report.page.write_page(page, title, parts)
+    return _write_page(
+        work, page, "validate", (title, parts), result.to_json(), inputs=inputs, config=config
+    )
+
+
+def _write_edge_validation(
+    work: Workspace, result: EdgeValidation, each: Sequence[PromptEdges], page: Path | None
+) -> dict[str, Any]:
+    """The same of edges."""
+    inputs = {"pair": work.pair.key, "prompts": list(result.prompts)}
+    config = {"model": result.model, "nodes": result.n_nodes, "seed": work.seed}
+    parts = report.edge_validation.edge_validation_parts(result, each)
+    return _write_page(
+        work,
+        page,
+        "validate-edges",
+        ("Does an edge predict interventions?", parts),
+        result.model_dump(mode="json"),
+        inputs=inputs,
+        config=config,
+    )
+
+
+def _write_page(
+    work: Workspace,
+    page: Path | None,
+    name: str,
+    content: tuple[str, list[Any]],
+    record: dict[str, Any],
+    *,
+    inputs: dict[str, Any],
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    """Write a page (title and parts), and its record beside it; the record with their paths."""
+    key = content_key({"name": name, **inputs, **config})
+    page = page or work.results / "validation" / f"{name}-{config['model']}-{key[:12]}.html"
+    data = page.with_suffix(".json")
+    record = {**record, "files": {"html": str(page), "json": str(data)}}
+    report.page.write_page(page, *content)
     write_provenance(page, inputs=inputs, config=config, key=key)
     write_json(data, record)
     write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)
@@ -437,4 +492,33 @@ def describe_validation(record: dict[str, Any], regimes: list[str]) -> Iterator[
             if row["regime"] == regime
         ]
         yield f"\n{regime}\n{table(('method', *_FIGURES), rows)}"
+    yield f"written: {record['files']['html']}"
+
+
+def describe_edge_validation(record: dict[str, Any]) -> Iterator[str]:
+    """Agreement by kind and distance, and what is curved."""
+    n, curved = len(record["prompts"]), record["curved"]
+    yield (
+        f"{n} prompts, {record['model']} model, {record['n_nodes']} nodes; edges against measured "
+        "ones\n"
+    )
+    rows = []
+    for row in record["rows"]:
+        found = row["agreement"] | dict(
+            zip(("low", "high"), row["intervals"]["pearson"], strict=True)
+        )
+        figures = ("-" if found[f] is None else f"{found[f]:.2f}" for f in _FIGURES[:-1])
+        rows.append((row["edges"], row["kind"], row["n_edges"], *figures))
+    yield table(("layers apart", "kind", "n", *_FIGURES[:-1]), rows)
+    yield (
+        f"curved (full and measured differ by over half of the larger): {curved['share']:.1%} of "
+        f"edges,\n{curved['share_of_size']:.1%} of their size, {curved['share_of_largest']:.1%} of "
+        "the largest tenth"
+    )
+    listed = [
+        (edge["source"], edge["target"], f"{edge['full']:+.4f}", f"{edge['measured']:+.4f}")
+        for edge in curved["largest"][:5]
+    ]
+    if listed:
+        yield table(("curved edge from", "to", "full", "measured"), listed)
     yield f"written: {record['files']['html']}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         cases,
         demo,
         difference,
+        edge,
         lora,
         mediation,
         plan,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         sweep,
         transfer,
         validate,
+        validate_edges,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -29,6 +31,7 @@ __all__ = [
     "cases",
     "demo",
     "difference",
+    "edge",
     "lora",
     "mediation",
     "plan",
@@ -37,4 +40,5 @@ __all__ = [
     "sweep",
     "transfer",
     "validate",
+    "validate_edges",
 ]

@@ -28,6 +28,7 @@ from em_circuits.statistics import (
     Interval,
     agreement,
     agreement_intervals,
+    mean_agreement,
 )
 from pivotal_tokens.errors import RequestError
 
@@ -124,16 +125,6 @@ def summarise(
         sure = agreement_intervals(
             [(p.predicted, p.measured) for p in pairs], n_bootstrap=n_bootstrap, seed=seed
         )
-        mean = Agreement(
-            pearson=_mean([a.pearson for a in each]),
-            spearman=_mean([a.spearman for a in each]),
-            sign=_mean([a.sign for a in each]),
-            top20=sum(a.top20 for a in each) / len(each),
-        )
+        mean = mean_agreement(each)
         rows.append(ValidationRow(method, Regime(regime), len(pairs), mean, sure))
     return tuple(rows)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None

@@ -7,6 +7,7 @@ from pivotal_tokens.lazy import lazy
 if TYPE_CHECKING:
     from em_circuits.report import (
         demo,
+        edge_validation,
         evaluation,
         judges,
         lora,
@@ -19,3 +20,13 @@ else:
     __getattr__, __dir__ = lazy(__name__)
 
 __all__ = ["demo", "evaluation", "judges", "lora", "mediation", "page", "sweep", "validation"]
+__all__ = [
+    "demo",
+    "edge_validation",
+    "evaluation",
+    "judges",
+    "mediation",
+    "page",
+    "sweep",
+    "validation",
+]

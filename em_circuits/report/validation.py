@@ -20,7 +20,7 @@ from em_circuits.intervention import Regime
 from em_circuits.report.page import COLOURS, Table, error_bars, styled
 from em_circuits.statistics import STATISTICS
 
-_TITLES = {
+TITLES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "sign": "share of equal signs",
@@ -51,7 +51,7 @@ def validation_parts(validation: Validation) -> list[Any]:
 def statistics_figure(validation: Validation) -> Figure:
     """A panel per statistic: methods across, a colour per regime."""
     figure: Figure = make_subplots(
-        rows=2, cols=2, subplot_titles=[_TITLES[name] for name in STATISTICS]
+        rows=2, cols=2, subplot_titles=[TITLES[name] for name in STATISTICS]
     )
     regimes = list(dict.fromkeys(row.regime for row in validation.rows))
     for number, regime in enumerate(regimes):
@@ -89,7 +89,7 @@ def scatter_figure(validation: Validation, regime: Regime) -> Figure:
     )
     for number, (method, found) in enumerate(pairs.items()):
         predicted, measured = (torch.cat(part) for part in zip(*found, strict=True))
-        shown = _thinned(measured)
+        shown = thinned(measured)
         trace = Scattergl(
             x=predicted[shown].tolist(),
             y=measured[shown].tolist(),
@@ -102,7 +102,7 @@ def scatter_figure(validation: Validation, regime: Regime) -> Figure:
     return styled(figure, 340 * rows)
 
 
-def _thinned(measured: Tensor) -> Tensor:
+def thinned(measured: Tensor) -> Tensor:
     """The largest half of what can be shown, and an even choice of the others."""
     order = measured.abs().argsort(descending=True)
     if len(order) <= _POINTS:

@@ -4,6 +4,7 @@ GET /graph/PROMPT                     the page
 GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in the other
 GET /api/graph/PROMPT/node?name=      one node in both
 GET /api/graph/PROMPT/paths?...       strongest signed paths
+POST /api/graph/PROMPT/edge           {"from", "to", "model"}: what carries an edge, in both models
 GET /api/graph/PROMPT/export?model=   the JSON of circuit-tracer's and Neuronpedia's viewers
 GET /api/graph/PROMPT/picture?view=   a view as SVG
 """
@@ -15,14 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from em_circuits.contrast import Contrast
+from em_circuits.experiments.edge import EdgeEnds, edge_in
 from em_circuits.influence import prune
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
-from em_circuits.viewer.body import query_int, query_share
+from em_circuits.viewer.body import field, query_int, query_share, read_json
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.features import explanation
 from em_circuits.viewer.graph_cache import GraphCache
@@ -67,6 +71,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         Route("/api/graph/{prompt}", pages.views, methods=["GET"]),
         Route("/api/graph/{prompt}/node", pages.node, methods=["GET"]),
         Route("/api/graph/{prompt}/paths", pages.paths, methods=["GET"]),
+        Route("/api/graph/{prompt}/edge", pages.edge, methods=["POST"]),
         Route("/api/graph/{prompt}/export", pages.export, methods=["GET"]),
         Route("/api/graph/{prompt}/picture", pages.picture, methods=["GET"]),
     ]
@@ -141,6 +146,21 @@ class GraphPages:
         return Json(
             paths(opened, subject.labels, asked.get("from", ""), asked.get("to", "contrast"), k)
         )
+
+    async def edge(self, request: Request) -> Response:
+        """What carries an edge: the models are loaded if they are not, and run."""
+        body = await read_json(request)
+        source, target, model = (field(body, name, str) for name in ("from", "to", "model"))
+
+        def answer() -> dict[str, Any]:
+            subject, work = self._subject(request), self._context.work
+            graph = self._cache.opened(subject.records[subject.model(model)].key).graph
+            words = Contrast.from_labels(subject.labels)
+            EdgeEnds(graph, source, target, words)  # refused before the models load
+            with work.running:
+                return edge_in(work, graph, source, target, contrast=words).model_dump(mode="json")
+
+        return Json(await run_in_threadpool(answer))
 
     def export(self, request: Request) -> Response:
         """The pruned graph in the format of other viewers, as a file."""

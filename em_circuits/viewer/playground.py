@@ -8,7 +8,6 @@ numbers, so that every difference is due to the intervention. The models are loa
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -69,7 +68,7 @@ class Playground:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._lock = threading.Lock()
+        self._lock = context.work.running
         self._states: dict[tuple[str, str], ActivationCache] = {}
 
     def run(self, asked: PlaygroundRequest, labels: PromptLabels) -> dict[str, Any]:

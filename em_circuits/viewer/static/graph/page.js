@@ -23,6 +23,7 @@ class Page {
     this.pins = { pinned: [], groups: [] };
     this.selected = null;
     this.turn = 0;
+    this.readOnly = Boolean(readOnly);
     this.panel = new Panel(byId("panel"), this);
     this.scene = new Scene(byId("canvas"), () => this.#pictured());
   }

@@ -234,6 +234,7 @@ export class Panel {
         list.map((e) => ({ name: e.name, value: e.weight, note: note(e).filter(Boolean).join(", ") }));
       parts.push(...this.#table("Strongest inputs (direct)", edges(own.inputs)));
       if (own.outputs.length) parts.push(...this.#table("Strongest outputs (direct)", edges(own.outputs)));
+      if (!page.readOnly) parts.push(this.#carriers(name, own));
     } else
       parts.push(
         make(
@@ -342,6 +343,60 @@ export class Panel {
       make("div", { class: "panel-buttons" }, choice, make("button", { type: "button", onclick: find }, "Find paths")),
       list,
     );
+  }
+
+  // What carries one of a node's edges: asked for on demand, since the models must run.
+  #carriers(name, own) {
+    const { page } = this,
+      list = make("div");
+    const whole = (other) => !other.startsWith("error:");
+    const ends = whole(name)
+      ? [
+          ...own.inputs.map((e) => [e.name, name]),
+          ...own.outputs.map((e) => [name, e.name]),
+          ...(page.graph.contrast && own.outputs.length ? [[name, "evil-safe"]] : []),
+        ].filter((pair) => pair.every(whole))
+      : [];
+    if (!ends.length) return "";
+    const called = (end) => (end === "evil-safe" ? "evil − safe" : this.title(end));
+    const choice = make(
+      "select",
+      { ariaLabel: "Edge" },
+      ends.map(([from, to], i) => make("option", { value: String(i) }, `${called(from)} → ${called(to)}`)),
+    );
+    const split = async () => {
+      const [from, to] = ends[Number(choice.value)];
+      list.replaceChildren(make("p", { class: "loading" }, "Running the models …"));
+      try {
+        const found = await ask(page.url("edge"), { from, to, model: page.model() });
+        list.replaceChildren(...found.models.flatMap((m) => this.#carried(m, found)));
+      } catch (error) {
+        list.replaceChildren();
+        say(error);
+      }
+    };
+    return make(
+      "div",
+      {},
+      make("h3", {}, "What carries an edge"),
+      make("div", { class: "panel-buttons" }, choice, make("button", { type: "button", onclick: split }, "Split")),
+      list,
+    );
+  }
+
+  #carried(m, found) {
+    if (m.why_not) return [make("h4", {}, m.model), make("p", { class: "muted" }, m.why_not)];
+    const facts = [
+      `full ${signed(m.full)}`,
+      m.measured === null ? null : `measured ${signed(m.measured)}`,
+      m === found.models[0] && found.stored !== null ? `stored (${found.kind}) ${signed(found.stored)}` : null,
+    ].filter(Boolean);
+    const rows = m.parts.slice(0, 12).map((part) => ({ text: part.carrier, value: part.value }));
+    const more = m.parts.length - rows.length;
+    return [
+      ...this.#table(`${m.model}: ${facts.join(" · ")}`, rows),
+      more > 0 ? make("p", { class: "muted" }, `and ${more} smaller parts`) : "",
+    ];
   }
 
   #groupChoice(name) {

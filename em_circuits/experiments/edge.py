@@ -1,0 +1,279 @@
+"""One edge of a stored graph, split over what carries it, in both models.
+
+result = edge_in(work, graph, "1/9/88", "evil-safe", contrast=words)
+result.models[0].parts[0]            # carrier="head 2.3 value" value=0.113
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from em_circuits.contrast import Contrast
+from em_circuits.graphs import AttributionGraph, NodeKind
+from em_circuits.graphs.edge_split import By, EdgeSplit, HeadPath, Kind, measured_from, split_edge
+from em_circuits.graphs.full import part_record, parts_of
+from em_circuits.graphs.gradient import demeaned_targets
+from em_circuits.graphs.held import Nodes, captured
+from em_circuits.models import Model
+from em_circuits.workspace import Workspace
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen, ModelName
+
+CONTRAST = "evil-safe"
+
+
+class EdgePart(Frozen):
+    """What one carrier contributes to an edge."""
+
+    carrier: str
+    """In words, as ``head 2.3 value``."""
+    kind: Kind
+    """``residual`` is the source's own write, ``norms`` the scale of the norms that read it."""
+    layer: int | None
+    head: int | None
+    path: HeadPath | None
+    """Of a head: its values (pattern constant), or the queries or keys of its pattern."""
+    value: float
+    """Positive raises the target."""
+
+
+class EdgeOfModel(Frozen):
+    """An edge in one model, among the graph's nodes that are active there."""
+
+    model: ModelName
+    why_not: str | None
+    """Why there is no such edge in this model; then all else is null or empty."""
+    n_nodes: int
+    """Nodes held at their values."""
+    full: float | None
+    """The full edge, from a backward pass of its own."""
+    measured: float | None
+    """The target's change when the source is really removed and all other nodes are held; null for
+    a token, which has no value to be removed to."""
+    total: float | None
+    """Sum of the parts."""
+    parts: tuple[EdgePart, ...]
+    """Those that are not 0, the largest first."""
+
+
+class SplitResult(Frozen):
+    """One edge of a graph, split over what carries it."""
+
+    graph: str
+    """Its key."""
+    prompt_id: str
+    source: str
+    target: str
+    by: By
+    """The carrier that is named: the last before the target, or the first after the source."""
+    kind: str
+    """Of the stored graph's edges: ``frozen`` or ``full``. Parts are of the full edge."""
+    stored: float | None
+    """The edge in the graph; null if it keeps none."""
+    models: tuple[EdgeOfModel, ...]
+    """The graph's own model first."""
+
+
+@dataclass(frozen=True)
+class EdgeEnds:
+    """Names of both ends, checked against a graph.
+
+    Attributes:
+        graph: Whose nodes they are.
+        source: Name of a feature or token.
+        target: Name of a feature, a logit, or the contrast.
+        contrast: Evil and safe tokens, where the target is their contrast.
+    """
+
+    graph: AttributionGraph
+    source: str
+    target: str
+    contrast: Contrast | None = None
+
+    def __post_init__(self) -> None:
+        graph, layout = self.graph, self.graph.layout
+        if graph.header.model not in ("base", "merged"):
+            raise RequestError(
+                f"graph {graph.header.short_key} is of a model named {graph.header.model!r}; only "
+                "graphs that graphs build made can be split"
+            )
+        start = graph.node_named(self.source)
+        if layout.kind(start) not in (NodeKind.FEATURE, NodeKind.TOKEN):
+            raise RequestError(f"{self.source}: an edge begins at a feature or a token")
+        if self.target == CONTRAST:
+            (self.contrast or Contrast((), ())).require()
+            return
+        end = graph.node_named(self.target)
+        if layout.kind(end) not in (NodeKind.FEATURE, NodeKind.LOGIT):
+            raise RequestError(f"{self.target}: an edge ends at a feature, a logit or {CONTRAST}")
+        if layout.kind(end) is NodeKind.FEATURE and not self._is_before(start, end):
+            raise RequestError(
+                f"no edge leads from {self.source} to {self.target}: edges run to later layers, at "
+                "the same or later positions"
+            )
+
+    def _is_before(self, start: int, end: int) -> bool:
+        features, layout = self.graph.selected_features, self.graph.layout
+        layer, position, _ = features[end].tolist()
+        if layout.kind(start) is NodeKind.TOKEN:
+            return layout.position_of(start) <= position
+        return bool(features[start, 0] < layer and features[start, 1] <= position)
+
+    @property
+    def stored(self) -> float | None:
+        """The edge as the graph keeps it."""
+        graph = self.graph
+        if graph.edges is None:
+            return None
+        start = graph.node_named(self.source)
+        if self.target != CONTRAST:
+            return float(graph.edges.row(graph.node_named(self.target))[start])
+        assert self.contrast is not None
+        weights = self.contrast.over(graph.targets.token_ids)
+        return float(weights @ graph.edges.column(start)[-len(weights) :].to(weights))
+
+    def weights(self) -> Float[Tensor, "target vocab"]:
+        """The target over the vocabulary; where it is a feature, any logit."""
+        graph, d_vocab = self.graph, self.graph.header.d_vocab
+        if self.target == CONTRAST and self.contrast is not None:
+            return self.contrast.weights(d_vocab)[None]
+        end = graph.node_named(self.target)
+        first = graph.layout.kind(end) is not NodeKind.LOGIT
+        token = graph.targets.token_ids[0 if first else graph.layout.target_of(end)]
+        return demeaned_targets(token[None], d_vocab)
+
+
+def edge_in(
+    work: Workspace,
+    graph: AttributionGraph,
+    source: str,
+    target: str,
+    *,
+    contrast: Contrast | None = None,
+    by: By = "last",
+) -> SplitResult:
+    """Split an edge of a graph in its own model and in the other one.
+
+    Nodes of the graph are held at their values in each model; parts are of full edges, also where
+    the stored graph's edges are frozen.
+
+    Args:
+        work: Its models are loaded if they are not.
+        graph: Of a model of that pair.
+        source: Name of a feature or a token: ``1/9/88``, ``token:4``.
+        target: Name of a feature or a logit, or ``evil-safe``.
+        contrast: What ``evil-safe`` means.
+        by: See `em_circuits.graphs.edge_split`.
+
+    Raises:
+        RequestError: If the graph has no such ends, no edge can lead from the one to the other, or
+            the graph is of other models.
+    """
+    ends = EdgeEnds(graph, source, target, contrast)
+    own, pair = graph.header.model, work.pair
+    if pair.model(own).fingerprint != graph.header.fingerprint:
+        raise RequestError(
+            f"graph {graph.header.short_key} is of another {own} model; name its models by --base "
+            "and --adapter or --merged"
+        )
+    other = "base" if own == "merged" else "merged"
+    return SplitResult(
+        graph=graph.header.key,
+        prompt_id=graph.header.prompt_id,
+        source=source,
+        target=target,
+        by=by,
+        kind=graph.edge_kind,
+        stored=ends.stored,
+        models=tuple(_of_model(pair.model(name), ends, by) for name in (own, other)),
+    )
+
+
+def held_nodes(model: Model, graph: AttributionGraph) -> Nodes:
+    """A graph's nodes as far as a model has them and they are active there."""
+    ids, records = graph.input_ids, graph.header.node_parts
+    bases: Any = dict.fromkeys(record.basis for record in records)
+    parts = parts_of(model, tuple(bases))
+    at = {part_record(part): i for i, part in enumerate(parts)}
+    place = torch.tensor([at.get(record, -1) for record in records], dtype=torch.int64)
+    coordinates = graph.selected_features.clone()
+    coordinates[:, 0] = place[coordinates[:, 0]]
+    coordinates = coordinates[coordinates[:, 0] >= 0]
+    activations = torch.zeros(len(coordinates))
+    for i, (part, x) in enumerate(zip(parts, captured(model, parts, ids), strict=True)):
+        mine = coordinates[:, 0] == i
+        here = coordinates[mine, 1:].to(x.device)
+        activations[mine] = part.activations(x)[here[:, 0], here[:, 1]].float().cpu()
+    active = activations != 0
+    return Nodes.of(parts, coordinates[active], activations[active])
+
+
+def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
+    graph, ids, nodes = ends.graph, ends.graph.input_ids, held_nodes(model, ends.graph)
+    name: ModelName = "base" if model.name == "base" else "merged"
+    rows = {end: _row(nodes, graph, end) for end in (ends.source, ends.target)}
+    for end, row in rows.items():
+        if row is None:
+            why = f"{end} is not active there"
+            return EdgeOfModel(
+                model=name,
+                why_not=why,
+                n_nodes=len(nodes),
+                full=None,
+                measured=None,
+                total=None,
+                parts=(),
+            )
+    source, target = (row for row in rows.values() if row is not None)
+    weights = ends.weights()
+    split = split_edge(model, nodes, ids, weights, target=target, source=source, by=by)
+    measured = None
+    if source < len(nodes):
+        measured = float(measured_from(model, nodes, ids, weights, source=source)[target])
+    return EdgeOfModel(
+        model=name,
+        why_not=None,
+        n_nodes=len(nodes),
+        full=float(split.edge[0]),
+        measured=measured,
+        total=float(split.values[:, 0].double().sum()),
+        parts=tuple(_parts(split)),
+    )
+
+
+def _row(nodes: Nodes, graph: AttributionGraph, name: str) -> int | None:
+    """Row (or column) of a node among held ones; None if it is not active."""
+    if name == CONTRAST:
+        return len(nodes)
+    node = graph.node_named(name)
+    match graph.layout.kind(node):
+        case NodeKind.LOGIT:
+            return len(nodes)
+        case NodeKind.TOKEN:
+            return len(nodes) + graph.layout.position_of(node)
+    own, position, number = graph.selected_features[node].tolist()
+    records = [part_record(part) for part in nodes.parts]
+    if graph.header.node_parts[own] not in records:
+        return None
+    part = records.index(graph.header.node_parts[own])
+    found = (nodes.part == part) & (nodes.position == position) & (nodes.id == number)
+    return int(found.nonzero()[0]) if found.any() else None
+
+
+def _parts(split: EdgeSplit) -> list[EdgePart]:
+    return [
+        EdgePart(
+            carrier=str(carrier),
+            kind=carrier.kind,
+            layer=carrier.layer,
+            head=carrier.head,
+            path=carrier.path,
+            value=value,
+        )
+        for carrier, value in split.largest()
+    ]

@@ -1,0 +1,472 @@
+"""Split of a full edge over what carries it: residual stream, heads, MLP remainders, norms.
+
+In the held network (`em_circuits.graphs.held`) the carriers of layer l are its attention heads,
+whose concatenated outputs are ``z_l``, and its MLP less what held nodes write, ``m_l``. Cut the
+network at all of them: the *direct* network, in which the residual stream holds only the source's
+own write. The edge from s to t, a derivative, splits by its last carrier,
+
+    A[t, s] = dt/ds direct + sum over l of <dt/dz_l direct, dz_l/ds> + <dt/dm_l direct, dm_l/ds>
+
+that is by whose output the target reads, whatever moved that output; or by its first carrier, that
+is by what reads the source's write,
+
+    A[t, s] = dt/ds direct + sum over l of <dt/dz_l, dz_l/ds direct> + <dt/dm_l, dm_l/ds direct>
+
+Both are exact. A head's term splits again by the chain rule over its values (pattern constant), and
+its queries and keys (the pattern moves). Direct reading goes through one norm: with its scale held
+constant the terms are the parts named here, and what the scale adds to all of them is ``norms``.
+
+    split = split_edge(model, nodes, input_ids, weights, target=212, source=17)
+    for carrier, value in split.largest():
+        print(carrier, value)                     # head 1.3 value +0.211
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from em_circuits.graphs.held import ROWS, Nodes, _Held
+from em_circuits.models import Model
+from em_circuits.models.sites import Site
+from pivotal_tokens.errors import RequestError
+
+By = Literal["last", "first"]
+Kind = Literal["residual", "head", "mlp", "norms"]
+HeadPath = Literal["value", "query", "key"]
+PATHS: tuple[HeadPath, ...] = ("value", "query", "key")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)$")
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What carries a part of an edge.
+
+    Attributes:
+        kind: ``residual`` is the source's write itself, ``mlp`` what held nodes leave of an MLP,
+            ``norms`` the scale of the norm through which residual stream is read.
+        layer: Of a head or an MLP.
+        head: Within the layer.
+        path: Of a head: its values, or the queries or keys of its attention pattern.
+    """
+
+    kind: Kind
+    layer: int | None = None
+    head: int | None = None
+    path: HeadPath | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "head":
+            return f"head {self.layer}.{self.head} {self.path}"
+        return self.kind if self.layer is None else f"{self.kind} {self.layer}"
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSplit:
+    """Parts of the edges into one target; positive raises the target.
+
+    Attributes:
+        carriers: Of each part.
+        values: A column per source, which sums to the edge.
+        edge: The edges themselves, from a backward pass of their own.
+    """
+
+    carriers: tuple[Carrier, ...]
+    values: Float[Tensor, "carrier column"]
+    edge: Float[Tensor, " column"]
+
+    def largest(self, column: int = 0) -> list[tuple[Carrier, float]]:
+        """A column's parts that are not 0, the largest by magnitude first."""
+        values = self.values[:, column]
+        order = values.abs().argsort(descending=True, stable=True).tolist()
+        return [(self.carriers[i], float(values[i])) for i in order if values[i] != 0]
+
+    def of(self, kind: Kind, layer: int | None = None, head: int | None = None) -> Tensor:
+        """Sum of the parts of a kind, layer and head, by column; None is any."""
+        wanted = [
+            c.kind == kind and layer in (None, c.layer) and head in (None, c.head)
+            for c in self.carriers
+        ]
+        return self.values[torch.tensor(wanted)].sum(0)
+
+
+def split_edge(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    target: int,
+    source: int,
+    by: By = "last",
+) -> EdgeSplit:
+    """The split of one edge, in a few passes however many heads there are.
+
+    Args:
+        model: The real model is differentiated, with eager attention.
+        nodes: Held at their values.
+        input_ids: The prompt that they were captured on.
+        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        target: Row of the edge as in `full_edges`: nodes, then targets.
+        source: Its column: nodes, then tokens.
+        by: Its carrier nearest to the target, or to the source.
+
+    Raises:
+        RequestError: If the architecture's attention has other parts than it can split.
+    """
+    return _split(model, nodes, input_ids, weights, target, source, by)
+
+
+def split_row(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    target: int,
+    by: By = "last",
+) -> EdgeSplit:
+    """The splits of all edges into one target, a backward pass per carrier; see `split_edge`."""
+    return _split(model, nodes, input_ids, weights, target, None, by)
+
+
+@torch.no_grad()
+def measured_from(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    *,
+    source: int,
+) -> Float[Tensor, " row"]:
+    """One node's column of `measured_edges`: it is removed, all the others are held."""
+    amounts = nodes.activation.repeat(2, 1)
+    amounts[1, source] = 0
+    with _Held(model, nodes, input_ids, amounts=amounts) as held:
+        logits = held.run_batch()
+        outputs = weights.to(logits.device) @ logits.T
+        values = torch.zeros(len(nodes) + len(weights))
+        for i, live in held.live.items():
+            values[nodes.of_part(i)] = (live[0] - live[1]).float().cpu()
+    values[len(nodes) :] = (outputs[:, 0] - outputs[:, 1]).float().cpu()
+    return values
+
+
+def _split(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int[Tensor, " pos"],
+    weights: Float[Tensor, "target vocab"],
+    target: int,
+    source: int | None,
+    by: By,
+) -> EdgeSplit:
+    layers = _layers(model)
+    with torch.enable_grad():
+
+        def run(cut: bool = False, constant_norms: bool = False) -> _Pass:
+            made = _Pass(model, nodes, input_ids, layers, cut=cut, constant_norms=constant_norms)
+            with made:
+                return made.run(weights, target)
+
+        held, direct, constant = run(), run(cut=True), run(cut=True, constant_norms=True)
+        # Cotangents of the carriers from one network, how the carriers move from the other.
+        if by == "last":
+            moving = (held, held)
+            gradients = (constant.gradients(constant.cuts), direct.gradients(direct.cuts))
+        else:
+            moving = (constant, direct)
+            whole = held.gradients(held.outputs)
+            gradients = (whole, whole)
+        carriers, terms = moving[0].terms(gradients[0])
+        parts = moving[0].pulled(terms, source)
+        straight = constant.pulled(constant.target[None], source)
+        # The same sum with the norms' scale live: what it is more is their share.
+        live = moving[1].pulled(moving[1].whole(gradients[1])[None], source)
+        live = live + direct.pulled(direct.target[None], source)
+        norms = live - straight - parts.sum(0, keepdim=True)
+        edge = held.pulled(held.target[None], source)[0]
+    values = torch.cat([straight, parts, norms]).float()
+    return EdgeSplit((Carrier("residual"), *carriers, Carrier("norms")), values, edge)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The modules of one decoder layer that carry edges."""
+
+    attention: Any
+    n_heads: int
+    mlp: nn.Module
+    """Whose output is added to the residual stream: the MLP, or the norm behind it."""
+    inner: nn.Module | None
+    """The MLP's last linear map, where nothing stands between its output and the stream."""
+    norms: tuple[nn.Module, ...]
+    """Through which its attention and its MLP read the stream."""
+
+
+def _layers(model: Model) -> list[_Layer]:
+    """Decoder layers in order; the last one's norms hold the final norm too.
+
+    Raises:
+        RequestError: If they have other parts than those of Llama, Qwen and Gemma.
+    """
+    named = dict(model.hf.named_modules())
+    found = {
+        int(match[1]): (name, module)
+        for name, module in named.items()
+        if (match := _LAYER.search(name)) and hasattr(module, "self_attn")
+    }
+    name = type(model.hf).__name__
+    refusal = RequestError(
+        f"{name}: edges split only where layers have self_attn with q_proj, k_proj, v_proj and "
+        "o_proj, an mlp, and a norm before each"
+    )
+    if len(found) != model.sites.n_layers:
+        raise refusal
+    layers = []
+    for path, module in (found[i] for i in sorted(found)):
+        attention: Any = module.self_attn
+        mlp: Any = getattr(module, "mlp", None)
+        before: Any = getattr(module, "input_layernorm", None)
+        between: Any = getattr(module, "pre_feedforward_layernorm", None)
+        between = between or getattr(module, "post_attention_layernorm", None)
+        final: Any = named.get(path.rpartition(".layers.")[0] + ".norm")
+        head = getattr(attention, "head_dim", 0)
+        maps: list[Any] = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
+        parts = (mlp, before, between, final, *maps)
+        if not head or any(part is None for part in parts):
+            raise refusal
+        q, o = maps[0], maps[3]
+        if q.out_features != o.in_features or o.in_features % head:
+            raise refusal
+        behind = getattr(module, "post_feedforward_layernorm", None)
+        layers.append(
+            _Layer(
+                attention=attention,
+                n_heads=o.in_features // head,
+                mlp=behind or mlp,
+                inner=None if behind else getattr(mlp, "down_proj", None),
+                norms=(before, between, final),
+            )
+        )
+    return layers
+
+
+@dataclass
+class _Pass:
+    """One forward pass of the held network whose carriers are captured.
+
+    Attributes:
+        cut: Each carrier's output is replaced by a constant: the direct network.
+        constant_norms: Norms that read the residual stream keep their scale.
+    """
+
+    model: Model
+    nodes: Nodes
+    input_ids: Int[Tensor, " pos"]
+    layers: list[_Layer]
+    cut: bool = False
+    constant_norms: bool = False
+    reads: list[dict[str, Tensor]] = field(default_factory=list)
+    """By layer: outputs of q_proj, k_proj, v_proj."""
+    moving: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """("z" or "m", layer) -> the carrier's output, without what nodes write beside it."""
+    outputs: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """The same, as the network goes on with it."""
+    cuts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """The constants that replace them."""
+
+    def __enter__(self) -> _Pass:
+        self._stack = contextlib.ExitStack()
+        self._held = self._stack.enter_context(_Held(self.model, self.nodes, self.input_ids))
+        self.reads = [{} for _ in self.layers]
+        norms = dict.fromkeys(norm for layer in self.layers for norm in layer.norms)
+        if self.constant_norms:
+            for norm in norms:  # before the held nodes read its output
+                self._on(norm.register_forward_hook(_constant_scale, prepend=True))
+        for i, layer in enumerate(self.layers):
+            for name in ("q", "k", "v"):  # after the held nodes wrote into its output
+
+                def keep(_m: Any, _a: Any, output: Tensor, i: int = i, name: str = name) -> None:
+                    self.reads[i][name] = output
+
+                self._on(getattr(layer.attention, f"{name}_proj").register_forward_hook(keep))
+            heads = layer.attention.o_proj
+            self._on(
+                heads.register_forward_pre_hook(
+                    lambda _m, args, i=i: self._heads(i, *args), prepend=True
+                )
+            )
+            self._on(layer.mlp.register_forward_hook(lambda _m, _a, out, i=i: self._mlp(i, out)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self, weights: Float[Tensor, "target vocab"], target: int) -> _Pass:
+        """Run it; `target` is then the live value of the row that is meant."""
+        logits, nodes = self._held.run(), self.nodes
+        if target >= len(nodes):
+            self.target = weights[target - len(nodes)].to(logits) @ logits
+        else:
+            part = int(nodes.part[target])
+            self.target = self._held.live[part][target - nodes.of_part(part).start]
+        return self
+
+    def gradients(self, at: dict[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
+        """Gradients of the target with respect to carriers' outputs; none where it is 0."""
+        at = {key: tensor for key, tensor in at.items() if tensor.requires_grad}
+        if not self.target.requires_grad or not at:
+            return {}
+        found = torch.autograd.grad(
+            self.target, list(at.values()), retain_graph=True, allow_unused=True
+        )
+        return {
+            key: gradient.detach()
+            for key, gradient in zip(at, found, strict=True)
+            if gradient is not None and bool(gradient.any())
+        }
+
+    def whole(self, gradients: dict[tuple[str, int], Tensor]) -> Tensor:
+        """``sum <gradient, carrier>``, whose derivative is that of all carriers together."""
+        terms = [(g * self.moving[key]).sum().float() for key, g in gradients.items()]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=self.model.device)
+
+    def terms(
+        self, gradients: dict[tuple[str, int], Tensor]
+    ) -> tuple[list[Carrier], Float[Tensor, " carrier"]]:
+        """The same carrier by carrier, heads by path: scalars with the derivatives of the parts."""
+        carriers: list[Carrier] = []
+        terms: list[Tensor] = []
+        for (kind, i), gradient in gradients.items():
+            if kind == "m":
+                carriers.append(Carrier("mlp", i))
+                terms.append((gradient * self.moving["m", i]).sum().float())
+                continue
+            of_paths = self._paths(i, gradient)
+            for head in range(self.layers[i].n_heads):
+                carriers += [Carrier("head", i, head, path) for path in PATHS]
+                terms += [of_path[head] for of_path in of_paths]
+        device = self.model.device
+        return carriers, torch.stack(terms) if terms else torch.zeros(0, device=device)
+
+    def pulled(
+        self, outputs: Float[Tensor, " output"], source: int | None
+    ) -> Float[Tensor, "output column"]:
+        """Derivatives of scalars along one source, or along every one; float64."""
+        if source is not None:
+            return self._along(outputs, source)[:, None].double().cpu()
+        n = len(outputs)
+        rows = [torch.zeros(0, len(self.nodes) + len(self.input_ids))]
+        eye = torch.eye(n, device=outputs.device, dtype=outputs.dtype)
+        rows += [self._held.pulled_back(outputs, some) for some in eye.split(ROWS)]
+        return torch.cat(rows).double()
+
+    def _along(self, outputs: Float[Tensor, " output"], source: int) -> Float[Tensor, " output"]:
+        """The derivative of a derivative: d/dc of <d (c . outputs) / d source, direction>."""
+        nothing = torch.zeros_like(outputs)
+        if not len(outputs) or not outputs.requires_grad:
+            return nothing
+        leaves, directions = self._directions(source)
+        weights = torch.zeros_like(outputs, requires_grad=True)
+        gradients = torch.autograd.grad(
+            outputs, leaves, weights, create_graph=True, allow_unused=True
+        )
+        along = [
+            (gradient[0] * direction).sum()
+            for gradient, direction in zip(gradients, directions, strict=True)
+            if gradient is not None and gradient.requires_grad
+        ]
+        if not along:
+            return nothing
+        (found,) = torch.autograd.grad(
+            torch.stack(along).sum(), weights, retain_graph=True, allow_unused=True
+        )
+        return nothing if found is None else found
+
+    def _directions(self, source: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Where a source is written, and what: leaves of the graph and (position x d) tensors."""
+        nodes, n = self.nodes, len(self.nodes)
+        embedding = self._held.embedding
+        assert embedding is not None
+        if source >= n:
+            direction = torch.zeros_like(embedding[0])
+            direction[source - n] = embedding.detach()[0, source - n]
+            return [embedding], [direction]
+        part, position = int(nodes.part[source]), int(nodes.position[source])
+        leaves, directions = [], []
+        for i, k, nudge in self._held.nudges:
+            if i == part:
+                direction = torch.zeros_like(nudge[0])
+                ids = nodes.id[source : source + 1].to(direction.device)
+                written = nodes.parts[i].written(ids, k)[0].to(direction)
+                direction[position] = nodes.activation[source].to(direction) * written
+                leaves.append(nudge)
+                directions.append(direction)
+        return leaves, directions
+
+    def _paths(self, i: int, gradient: Float[Tensor, "1 pos d"]) -> list[Float[Tensor, " head"]]:
+        """Of one layer's heads: the terms of values, queries and keys.
+
+        The gradient with respect to the concatenated heads, one head's share at a time, is taken
+        back through the attention alone; keys and values that heads share are thereby separate.
+        """
+        n = self.layers[i].n_heads
+        d = gradient.shape[-1] // n
+        of_head = torch.eye(n, device=gradient.device, dtype=gradient.dtype)
+        of_head = of_head.repeat_interleave(d, 1)[:, None, None]
+        inputs = [self.reads[i][name] for name in ("v", "q", "k")]
+        if not self.moving["z", i].requires_grad:
+            return [torch.zeros(n, device=gradient.device) for _ in inputs]
+        back = torch.autograd.grad(
+            self.moving["z", i],
+            inputs,
+            gradient[None] * of_head,
+            is_grads_batched=True,
+            retain_graph=True,
+        )
+        return [(g.detach() * x).sum((1, 2, 3)).float() for g, x in zip(back, inputs, strict=True)]
+
+    def _heads(self, i: int, z: Tensor) -> tuple[Tensor] | None:
+        self.moving["z", i] = self.outputs["z", i] = z
+        if not self.cut:
+            return None
+        self.cuts["z", i] = z.detach().requires_grad_()
+        return (self.cuts["z", i],)
+
+    def _mlp(self, i: int, output: Tensor) -> Tensor | None:
+        layer, written = self.layers[i], torch.zeros_like(output)
+        for part, k, nudge in self._held.nudges:
+            site: Site = self.nodes.parts[part].writes[k]
+            if site.module in (layer.mlp, layer.inner) and site.side == "output":
+                written = written + nudge
+        self.moving["m", i], self.outputs["m", i] = output - written, output
+        if not self.cut:
+            return None
+        self.cuts["m", i] = output.detach().clone().requires_grad_()
+        return self.cuts["m", i] + written
+
+    def _on(self, handle: Any) -> None:
+        self._stack.callback(handle.remove)
+
+
+def _constant_scale(norm: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """The output of an RMS norm as a linear map of its input: its scale is a constant.
+
+    ``output = r * weight * x``; a constant input, so large that epsilon is nothing, shows the
+    weight in whatever form the family keeps it, and the projection on it shows r.
+    """
+    x = args[0].detach().float()
+    with torch.no_grad():
+        # `forward`, since calling the module would call this hook
+        weight = norm.forward(torch.full_like(args[0][0, :1], 1e4)).float()[0]
+        along = weight * x
+        scale = (output.detach().float() * along).sum(-1, keepdim=True)
+        scale = scale / along.square().sum(-1, keepdim=True).clamp_min(1e-30)
+    return (args[0].float() * (scale * weight)).to(output.dtype)
