@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import click
 from pydantic import Field
 
-from em_circuits.cli.graph_arguments import graph_argument, load_graph
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.graph_arguments import GraphOptions, graph_argument, load_graph
+from em_circuits.cli.options import Flag, options
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CONTRAST = "evil-safe"
 
 
-class EdgeOptions(Options):
+class EdgeOptions(GraphOptions):
     """Options of ``graphs edge``."""
 
     by: Literal["last", "first"] = "last"
@@ -43,7 +43,7 @@ def edge(
     Signed parts that sum to the full edge, in the graph's model and beside it in the other; the
     stored edge and the really measured one beside them.
     """
-    loaded = load_graph(session, graph)
+    loaded = load_graph(session, graph, options)
     from em_circuits.contrast import Contrast
     from em_circuits.experiments.edge import EdgeEnds, edge_in
 

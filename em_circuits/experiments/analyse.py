@@ -261,7 +261,7 @@ def choose_ids(
     if prefix is None:
         raise RequestError(f"{features!r} needs --prompt PROMPT")
     table = choose_on_prompt(work, prefix, choice, model=model)
-    return tuple(dict.fromkeys(f.id for f in table.features)), table.by  # type: ignore[union-attr]
+    return tuple(dict.fromkeys(f.id for f in table.features)), table.by
 
 
 def mediate_prompt(

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from em_circuits.graphs.held import ROWS, Nodes, _Held
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
+from em_circuits.target import Branch
 from pivotal_tokens.errors import RequestError
 
 By = Literal["last", "first"]
@@ -148,13 +149,13 @@ def measured_from(
     """One node's column of `measured_edges`: it is removed, all the others are held."""
     amounts = nodes.activation.repeat(2, 1)
     amounts[1, source] = 0
-    with _Held(model, nodes, input_ids, amounts=amounts) as held:
-        logits = held.run_batch()
-        outputs = weights.to(logits.device) @ logits.T
+    (branch,) = Branch.of(weights)
+    with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
+        outputs = held.run()
         values = torch.zeros(len(nodes) + len(weights))
         for i, live in held.live.items():
             values[nodes.of_part(i)] = (live[0] - live[1]).float().cpu()
-    values[len(nodes) :] = (outputs[:, 0] - outputs[:, 1]).float().cpu()
+    values[len(nodes) :] = (outputs[0] - outputs[1]).float().cpu()
     return values
 
 
@@ -168,12 +169,15 @@ def _split(
     by: By,
 ) -> EdgeSplit:
     layers = _layers(model)
+    (branch,) = Branch.of(weights)
     with torch.enable_grad():
 
         def run(cut: bool = False, constant_norms: bool = False) -> _Pass:
-            made = _Pass(model, nodes, input_ids, layers, cut=cut, constant_norms=constant_norms)
+            made = _Pass(
+                model, nodes, input_ids, branch, layers, cut=cut, constant_norms=constant_norms
+            )
             with made:
-                return made.run(weights, target)
+                return made.run(target)
 
         held, direct, constant = run(), run(cut=True), run(cut=True, constant_norms=True)
         # Cotangents of the carriers from one network, how the carriers move from the other.
@@ -270,6 +274,7 @@ class _Pass:
     model: Model
     nodes: Nodes
     input_ids: Int[Tensor, " pos"]
+    branch: Branch
     layers: list[_Layer]
     cut: bool = False
     constant_norms: bool = False
@@ -284,7 +289,9 @@ class _Pass:
 
     def __enter__(self) -> _Pass:
         self._stack = contextlib.ExitStack()
-        self._held = self._stack.enter_context(_Held(self.model, self.nodes, self.input_ids))
+        self._held = self._stack.enter_context(
+            _Held(self.model, self.nodes, self.input_ids, self.branch)
+        )
         self.reads = [{} for _ in self.layers]
         norms = dict.fromkeys(norm for layer in self.layers for norm in layer.norms)
         if self.constant_norms:
@@ -309,11 +316,11 @@ class _Pass:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def run(self, weights: Float[Tensor, "target vocab"], target: int) -> _Pass:
+    def run(self, target: int) -> _Pass:
         """Run it; `target` is then the live value of the row that is meant."""
-        logits, nodes = self._held.run(), self.nodes
+        outputs, nodes = self._held.run()[0], self.nodes
         if target >= len(nodes):
-            self.target = weights[target - len(nodes)].to(logits) @ logits
+            self.target = outputs[target - len(nodes)]
         else:
             part = int(nodes.part[target])
             self.target = self._held.live[part][target - nodes.of_part(part).start]

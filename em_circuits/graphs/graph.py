@@ -293,9 +293,10 @@ class AttributionGraph:
                 f"({self.header.n_layers} layers, adapter modules: {known})"
             )
         index = self.active_index(place)
-        found = () if index is None else (self.selected == index).nonzero()[:, 0]
-        if len(found):
-            return int(found[0])
+        if index is not None:
+            found = (self.selected == index).nonzero()[:, 0]
+            if len(found):
+                return int(found[0])
         more = "--nodes" if self.edge_kind == "full" else "--max-features"
         reason = (
             "does not fire there, so it has no effect"

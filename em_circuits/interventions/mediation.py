@@ -194,6 +194,8 @@ def mediate(
         if given not in get_args(known):
             raise RequestError(f"{given!r}: choose one of {', '.join(get_args(known))}")
     check_draws(n_random)
+    if heads and isinstance(contrast, Target):
+        raise RequestError("heads are patched under a contrast of tokens, not under a target")
     input_ids = pair.input_ids(prompt)
     patch = ActivationPatch.of(pair, input_ids, contrast, direction)
     model, own, diff = patch.models[0], patch.caches[0], patch.diff
@@ -208,6 +210,7 @@ def mediate(
     adapter, absent = _adapter(pair, patch, n_random=n_random, seed=seed)
     by_head = None
     if heads:
+        assert isinstance(contrast, Contrast)
         by_head = mediate_heads(
             pair, input_ids, contrast, direction=direction, n_random=n_random, seed=seed
         )

@@ -26,7 +26,7 @@ from em_circuits.experiments.edge import EdgeEnds, edge_in
 from em_circuits.influence import prune
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
-from em_circuits.viewer.body import field, query_int, query_share, read_json
+from em_circuits.viewer.body import field, json_body, query_int, query_share
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.features import explanation
 from em_circuits.viewer.graph_cache import GraphCache
@@ -149,7 +149,7 @@ class GraphPages:
 
     async def edge(self, request: Request) -> Response:
         """What carries an edge: the models are loaded if they are not, and run."""
-        body = await read_json(request)
+        body = await json_body(request)
         source, target, model = (field(body, name, str) for name in ("from", "to", "model"))
 
         def answer() -> dict[str, Any]:
