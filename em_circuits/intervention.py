@@ -26,7 +26,8 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 FIRST_POSITION = 1
-"""Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
+"""Position 0 (the beginning-of-sequence token) has no transcoder features: circuit-tracer zeroes
+them. Neurons begin at 0."""
 
 
 class Mode(StrEnum):
@@ -47,7 +48,7 @@ class Where(StrEnum):
     LAST = "last"
     """The prompt's last position."""
     PROMPT = "prompt"
-    """Every position of the prompt but 0."""
+    """Every position of the prompt that has features: all but 0 with transcoders."""
     GENERATED = "generated"
     """Every token the model generates, as it is read back."""
     EVERYTHING = "everything"
@@ -108,9 +109,9 @@ class Intervention(Frozen):
 
     layer: int
     position: Position = None
-    """Position in the prompt, or a class of positions; None is every position but 0."""
+    """Position in the prompt, or a class of positions; None is every position that has features."""
     feature: int
-    """Feature id within the layer's transcoder."""
+    """Feature id within the layer's transcoder; without transcoders, its neuron."""
     mode: Mode = Mode.ABLATE
     value: float | None = None
     """Activation (`set`), change (`add`), factor (`scale`) or upper limit (`clamp`)."""
@@ -159,13 +160,18 @@ class Intervention(Frozen):
             Mode.CLAMP: (1.0, 0.0, value),
         }[self.mode]
 
-    def positions(self, n_pos: int) -> range:
-        """Positions of a prompt of `n_pos` tokens that it changes; none for generated tokens."""
+    def positions(self, n_pos: int, first_position: int = FIRST_POSITION) -> range:
+        """Positions of a prompt that it changes; none for generated tokens.
+
+        Args:
+            n_pos: Tokens of the prompt.
+            first_position: First position with features.
+        """
         if isinstance(self.position, int):
             return range(self.position, self.position + 1)
         first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(
             self.position,  # type: ignore[arg-type]
-            FIRST_POSITION,
+            first_position,
         )
         return range(first, n_pos)
 

@@ -139,8 +139,9 @@ class Workspace:
 
     def register_pair(self) -> None:
         """Record the pair's key and what it stands for, before anything refers to it."""
-        named = {name: source.reference for name, source in self.pair.sources.items()}
         pair = self.pair
+        named = {"transcoders": pair.settings.transcoders}
+        named |= {name: source.reference for name, source in pair.sources.items()}
         description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
         if self.store.results.pairs().get(pair.key) != description:
             self.store.results.put_pair(pair.key, description)
@@ -200,7 +201,7 @@ def load_pair(
         base: A local Hugging Face directory or a hub id.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
-        transcoders: Per-layer transcoders of the base.
+        transcoders: Per-layer transcoders of the base; ``none`` makes MLP neurons the nodes.
         settings: Further fields of `PairSettings`: device, dtype, backend, ...
 
     Raises:
@@ -227,5 +228,7 @@ def embedded_parts(given: Mapping[str, str | None]) -> dict[str, str | None]:
             parts["adapter"] = parts["adapter"] or str(paths.adapter)
         parts["transcoders"] = parts["transcoders"] or str(paths.transcoders)
     if parts["transcoders"] is None:
-        raise RequestError("--base needs --transcoders, the per-layer transcoders of that model")
+        raise RequestError(
+            "--base needs --transcoders, the per-layer transcoders of that model, or none (neurons)"
+        )
     return parts

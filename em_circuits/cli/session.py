@@ -36,7 +36,11 @@ model_options = OptionSet(
     base=Flag(metavar=_LOCATION, required=False, help=f"Base model. {_EMBEDDED}"),
     adapter=Flag(metavar=_LOCATION),
     merged=Flag(metavar=_LOCATION),
-    transcoders=Flag(metavar=_LOCATION, required=False, help="Per-layer transcoders of the base."),
+    transcoders=Flag(
+        metavar=_LOCATION,
+        required=False,
+        help="Per-layer transcoders of the base, or none: neurons.",
+    ),
 )
 
 
@@ -187,7 +191,8 @@ class Session:
             given["transcoders"] = given["transcoders"] or str(paths.transcoders)
         if given["transcoders"] is None:
             raise RequestError(
-                "--base needs --transcoders, the per-layer transcoders of that model"
+                "--base needs --transcoders, the per-layer transcoders of that model, or none "
+                "(neurons)"
             )
         return model_options.read(given)
 

@@ -26,14 +26,17 @@ from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
-from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
+from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
+from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import Dictionary
 
 STEPS = 4
 """Points of the midpoint rule."""
 _PASS_BYTES = 2**28
 """Gathered encoder and decoder rows of one forward pass, roughly."""
+_DENSE = 1 / 8
+"""Share of a layer's features at all positions above which they are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class _LayerMove:
     position: Int64[Tensor, " op"]
     start: Float[Tensor, " op"]
     change: Float[Tensor, " op"]
+    ids: Int64[Tensor, " op"]
+    dictionary: Dictionary
+
+    def is_dense(self, n_pos: int) -> bool:
+        """Whether so many move that encoding all of them costs less than row by row."""
+        return len(self.ids) > _DENSE * n_pos * self.dictionary.width
 
 
 def integrated_effects(
@@ -73,12 +82,12 @@ def integrated_effects(
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
-    for points in _passes(model, len(coordinates), steps):
+    n_gathered = sum(len(m.ids) for m in moves.values() if not m.is_dense(len(input_ids)))
+    for points in _passes(model, n_gathered, steps):
         gradients = _gradients(model, input_ids, moves, points, weights)
         total = gradients if total is None else total + gradients
     assert total is not None
-    written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
-    return feature_scores(total / steps, coordinates, written)
+    return written_scores(model, total / steps, coordinates, end - start)
 
 
 def joint_scores(
@@ -101,8 +110,7 @@ def joint_scores(
     coordinates, activations = state.active.cpu(), state.activations.float().cpu()
     d_vocab = len(state.logits)
     first = mlp_output_gradients(model, state.input_ids, contrast.weights(d_vocab)[None])
-    outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
-    pushes = feature_scores(first, coordinates, outputs)[0]
+    pushes = written_scores(model, first, coordinates, activations)[0]
     scores = torch.zeros((len(targets), len(coordinates)))
     for group in (pushes > 0, pushes < 0):
         scores[:, group] = -integrated_effects(
@@ -123,13 +131,15 @@ def _moves(
     for layer in coordinates[:, 0].unique().tolist():
         mask = coordinates[:, 0] == layer
         ids = coordinates[mask, 2].contiguous()
-        rows = FeatureRows.read(model.transcoders[layer], ids)
+        rows = FeatureRows.read(model.dictionaries[layer], ids)
         found[layer] = _LayerMove(
             rows,
             rows.index(ids),
             coordinates[mask, 1].to(device),
             start[mask].to(device),
             change[mask].to(device),
+            ids.to(device),
+            model.dictionaries[layer],
         )
     return found
 
@@ -137,7 +147,7 @@ def _moves(
 def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
     """Points on the line, as many at a time as fit."""
     points = (torch.arange(steps) + 0.5) / steps
-    row = max(1, n_features) * model.transcoders[0].d_model * 8
+    row = max(1, n_features) * model.dictionaries[0].d_model * 8
     yield from points.split(max(1, _PASS_BYTES // row))
 
 
@@ -146,7 +156,7 @@ def _gradients(
 ) -> Float[Tensor, "target layer pos d_model"]:
     """Gradients of the targets with respect to the MLP outputs, summed over some points."""
     n_rows, n_pos = len(points), len(input_ids)
-    shape = (n_rows, n_pos, model.transcoders[0].d_model)
+    shape = (n_rows, n_pos, model.dictionaries[0].d_model)
     nudges = [
         torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
         for _ in range(model.sites.n_layers)
@@ -173,13 +183,19 @@ def _gradients(
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
     """What clamping a layer's features to their places on the line adds to its MLP output."""
     n_rows, n_pos, width = inputs.shape
+    wanted = move.start + points[:, None] * move.change
+    if move.is_dense(n_pos):
+        every = move.dictionary.encode(inputs)
+        at = (slice(None), move.position, move.ids)
+        change = torch.zeros_like(every)
+        change[at] = wanted.to(every.dtype) - every[at]
+        return change[..., move.rows.ids] @ move.rows.decoder
     n = len(move.which)
     which = move.which.repeat(n_rows)
     current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
-    wanted = (move.start + points[:, None] * move.change).reshape(-1)
     place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
         -1
     )
-    amounts = wanted.to(current.dtype) - current
+    amounts = wanted.reshape(-1).to(current.dtype) - current
     added = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos)
     return added.reshape(n_rows, n_pos, width).to(inputs.dtype)

@@ -97,9 +97,9 @@ def iter_rows(
     n_rows = rows.n_rows if isinstance(rows, EditBatch) else len(rows)
     states = states_of(state, n_rows)
     given: Sequence[Row] = [] if isinstance(rows, EditBatch) else prepared(model, states, rows)
-    edits = rows if isinstance(rows, EditBatch) else EditBatch.of(given, [s.n_pos for s in states])
     if not n_rows:
         return
+    edits = rows if isinstance(rows, EditBatch) else edits_of(states, given)
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
     batches = Batches(model, [edits], regime, share_prefix=share_prefix)
@@ -137,13 +137,19 @@ def prepared(model: Model, states: Sequence[ActivationCache], rows: Sequence[Row
     return found
 
 
+def edits_of(states: Sequence[ActivationCache], rows: Sequence[Row]) -> EditBatch:
+    """Prepared rows as tensors, each on its own prompt."""
+    lengths = [state.n_pos for state in states]
+    return EditBatch.of(rows, lengths, first_position=states[0].first_position)
+
+
 def default_batch(model: Model, state: ActivationCache, regime: Regime) -> int:
     """Rows whose activations fit into a modest piece of memory."""
     config: object = model.hf.config
     hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
     per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * state.n_pos
     if regime is Regime.GATES_RECOMPUTED:
-        per_position += 3 * state.d_transcoder
+        per_position += 3 * state.width
     row = state.n_pos * per_position * state.inputs.element_size() + 12 * len(state.logits)
     return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))
 
