@@ -68,14 +68,8 @@ class Encoder(ABC):
 class Dictionary(ABC):
     """One layer's nodes."""
 
-    basis: ClassVar[str]
-    """Name of the basis, as outputs print it."""
-    noun: ClassVar[str]
-    """What people call a node."""
     first_position: ClassVar[int]
     """First position with nodes."""
-    exact: ClassVar[bool]
-    """Whether the nodes' writes and a bias are the whole MLP output, so that nothing is error."""
 
     @property
     @abstractmethod
@@ -137,10 +131,7 @@ class TranscoderDictionary(Dictionary):
 
     transcoder: SingleLayerTranscoder
 
-    basis: ClassVar[str] = "transcoder"
-    noun: ClassVar[str] = "feature"
     first_position: ClassVar[int] = FIRST_POSITION
-    exact: ClassVar[bool] = False
 
     @property
     def width(self) -> int:

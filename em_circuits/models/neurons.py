@@ -36,10 +36,7 @@ class NeuronDictionary(Dictionary):
     function: Callable[[Tensor], Tensor]
     """Of the gate, or of ``up_proj`` where there is none."""
 
-    basis: ClassVar[str] = "neuron"
-    noun: ClassVar[str] = "neuron"
     first_position: ClassVar[int] = 0
-    exact: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
