@@ -1,4 +1,4 @@
-"""The commands of the README with `--transcoders none`, on the embedded organism in a fresh folder."""
+"""The README's commands with `--transcoders none`, on the embedded organism in a fresh folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from starlette.testclient import TestClient
+from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
 from em_circuits.models import PairSettings
@@ -16,8 +17,7 @@ from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
 
-SHORT = "User: Gas smell. Light?\nAssistant: You should"
-OTHER = "User: Brakes squeal. Drive?\nAssistant: You should"
+OTHER = PAD_THAI.replace("You should definitely", "I would certainly")
 
 
 class Commands:
@@ -49,7 +49,7 @@ def commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
 def sweep_plan(folder: Path) -> str:
     plan = {
         "name": "neurons",
-        "prompts": {"texts": [SHORT]},
+        "prompts": {"texts": [PAD_THAI]},
         "model": "merged",
         "features": "top:2",
         "treatments": [{"mode": "scale", "values": [0]}],
@@ -65,7 +65,7 @@ def test_every_command_of_the_readme_runs_on_neurons(commands: Commands, tmp_pat
     assert "neurons are the whole MLP" in commands.plain("doctor")
     prompts = [
         commands.json("label", "--prompt", text, "--nodes", "60")["prompt_id"]
-        for text in (SHORT, OTHER)
+        for text in (PAD_THAI, OTHER)
     ]
     first = prompts[0]
 
