@@ -60,6 +60,20 @@ class Workspace:
     """Lock of the models where several threads run them; not held while an endpoint is called."""
     _healthy: bool = field(default=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what the models cannot have, before anything is loaded.
+
+        Raises:
+            RequestError: If graphs of neurons are to have what only transcoders give.
+        """
+        wanted = self.attribution
+        if self.models.neurons and (wanted.edges == "frozen" or "transcoder" in wanted.basis):
+            what = "frozen edges" if wanted.edges == "frozen" else "transcoder features"
+            raise RequestError(
+                f"--transcoders none has no {what}: leave the option out (full edges among "
+                "neurons), or give --transcoders"
+            )
+
     @property
     def results(self) -> Path:
         """Folder of everything but graphs: ``results`` under the root."""

@@ -16,6 +16,7 @@ from em_circuits.models import PairSettings
 from em_circuits.organisms import organism_paths
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
+from pivotal_tokens.store import Store, default_url
 
 OTHER = PAD_THAI.replace("You should definitely", "I would certainly")
 
@@ -34,16 +35,29 @@ class Commands:
         assert found == status, err
         return out if status == 0 else err
 
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.plain(*arguments, "--json").splitlines()[-1])
-
     def whole(self, *arguments: str) -> Any:
         return json.loads(self.plain(*arguments, "--json"))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh folder with two labelled prompts and their graphs."""
+    made = tmp_path_factory.mktemp("neurons")
+    for text in (PAD_THAI, OTHER):
+        command = ["label", "--prompt", text, "--nodes", "60"]
+        assert run(["--root", str(made), "--transcoders", "none", *command]) == 0
+    return made
+
+
 @pytest.fixture
-def commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(tmp_path / "root", capsys)
+def commands(root: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(root, capsys)
+
+
+@pytest.fixture
+def prompt(root: Path) -> str:
+    with Store.open(default_url(root)) as store:
+        return store.prompts.all()[0].prompt_id
 
 
 def sweep_plan(folder: Path) -> str:
@@ -61,74 +75,61 @@ def sweep_plan(folder: Path) -> str:
     return str(path)
 
 
-def test_every_command_of_the_readme_runs_on_neurons(commands: Commands, tmp_path: Path) -> None:
-    assert "neurons are the whole MLP" in commands.plain("doctor")
-    prompts = [
-        commands.json("label", "--prompt", text, "--nodes", "60")["prompt_id"]
-        for text in (PAD_THAI, OTHER)
-    ]
-    first = prompts[0]
-
-    graphs(commands, prompts)
-    features(commands, prompts, tmp_path)
-
-    done = commands.whole("steer", "run", first, "--features", "top:2", "--method", "gradient")
-    assert done["intervention"]["asleep"] == 0
-    named = ("--features", "1/0/5", "--mode", "set", "--value", "2")
-    at_0 = commands.whole("steer", "run", first, *named)
-    assert at_0["intervention"]["features"][0]["position"] == 0
-    rows = commands.whole("steer", "validate", first, "--regime", "free", "--regime", "direct")
-    assert {row["regime"] for row in rows["rows"]} == {"free", "direct"}
-    swept = commands.whole("steer", "sweep", "--plan", sweep_plan(tmp_path))
-    assert swept["conditions"]
-    few = ("--k", "2", "--rollouts", "0", "--multiples", "1")
-    where = ("--found-on", "organism:2:medical", "--tried-on", "organism:2:driving")
-    assert commands.whole("steer", "transfer", *where, *few)["conditions"]
-    answered = ("--questions", "organism:2", "--samples", "1", "--answer-tokens", "2")
-    commands.whole("evaluate", "--model", "both", *answered)
-    assert commands.whole("organism", "evaluate", "--prompts", "7")["transcoders"] is None
-    pages(commands.root, first)
-
-
-def graphs(commands: Commands, prompts: list[str]) -> None:
-    """Built, listed, shown, read; what rests on transcoders is refused in one line."""
-    built = commands.plain("graphs", "build", prompts[0], "--edges", "full", "--nodes", "60")
-    assert prompts[0] in built or len(built.split()) > 0
-    commands.plain("graphs", "build", prompts[0], "--edges", "measured", "--nodes", "20")
-    listed = commands.whole("graphs", "list")
-    assert listed
-    key = next(g["key"] for g in listed if g["model"] == "merged")
-    assert "neuron" in commands.plain("graphs", "show", key)
+def test_graphs_are_of_neurons_and_frozen_ones_are_refused(commands: Commands, prompt: str) -> None:
+    commands.plain("graphs", "build", prompt, "--edges", "measured", "--nodes", "20")
+    headers = map(json.loads, commands.plain("graphs", "list", "--json").splitlines())
+    measured = [h for h in headers if h["model"] == "merged" and h["attribution"]["measure"]]
+    (key,) = (header["key"] for header in measured)
+    shown = commands.whole("graphs", "show", key)
+    assert shown["basis"] == ["neuron"] and shown["features"] == 20 and shown["measured"]
     found = commands.whole("influence", key, "--targets", "evil-safe", "--top", "5")
     assert len(found["nodes"]) == 5
     commands.whole("graphs", "prune", key, "--targets", "evil-safe")
-    commands.plain("graphs", "export", key, str(commands.root / "graph.json"))
-    for refused in (
-        ("graphs", "build", prompts[0], "--edges", "frozen"),
-        ("graphs", "scores", key),
-    ):
+    frozen = ("graphs", "build", prompt, "--edges", "frozen")
+    for refused in (frozen, ("graphs", "scores", key)):
         assert len(commands.plain(*refused, status=2).strip().splitlines()) == 1
 
 
-def features(commands: Commands, prompts: list[str], folder: Path) -> None:
-    first = prompts[0]
-    ranked = commands.whole("features", "rank", first, "--method", "gradient")
+def test_features_are_neurons(commands: Commands, prompt: str, tmp_path: Path) -> None:
+    ranked = commands.whole("features", "rank", prompt, "--method", "gradient")
     assert len(ranked["features"]) > 5000 and {f["position"] for f in ranked["features"]} >= {0}
-    mediated = commands.whole("features", "mediate", first, "--top", "5")
-    shares = mediated["shares"]
-    assert shares["errors"] == pytest.approx(0, abs=1e-3)
-    assert shares["together"] == pytest.approx(1, abs=1e-3)
-    assert commands.whole("features", "mediate", *prompts, "--top", "3")["sentence"]
+    mediated = commands.whole("features", "mediate", prompt, "--top", "5")
+    assert mediated["shares"]["errors"] == pytest.approx(0, abs=1e-3)
+    assert mediated["shares"]["together"] == pytest.approx(1, abs=1e-3)
     commands.whole("features", "aggregate", "--method", "gradient", "--top", "3")
     commands.whole("features", "diff", "--method", "gradient", "--top", "3")
-    text = folder / "text.txt"
+    text = tmp_path / "text.txt"
     text.write_text("The gas smells. Leave the house.\nBrakes squeal in the rain.\n")
-    shown = commands.whole("features", "explain", "top:2", "--prompt", first, "--text", str(text))
+    named = ("top:2", "--prompt", prompt, "--text", str(text))
+    shown = commands.whole("features", "explain", *named)
     assert all(f["contexts"] and f["promoted"] for f in shown["features"])
 
 
-def pages(root: Path, prompt: str) -> None:
-    """The viewer's pages of a graph, a prompt and its features."""
+def test_neurons_are_steered_at_position_0_too(
+    commands: Commands, prompt: str, tmp_path: Path
+) -> None:
+    done = commands.whole("steer", "run", prompt, "--features", "top:2", "--method", "gradient")
+    assert done["intervention"]["asleep"] == 0
+    named = ("--features", "1/0/5", "--mode", "set", "--value", "2")
+    at_0 = commands.whole("steer", "run", prompt, *named)
+    assert at_0["intervention"]["features"][0]["position"] == 0
+    rows = commands.whole("steer", "validate", prompt, "--regime", "free", "--regime", "direct")
+    assert {row["regime"] for row in rows["rows"]} == {"free", "direct"}
+    swept = commands.whole("steer", "sweep", "--plan", sweep_plan(tmp_path))
+    assert swept["conditions"]
+    where = ("--found-on", "organism:2:medical", "--tried-on", "organism:2:driving")
+    found = commands.whole("steer", "transfer", *where, "-k", "2", "--multiple", "1")
+    assert found["conditions"]
+
+
+def test_doctor_and_evaluations_need_no_transcoders(commands: Commands) -> None:
+    assert "neurons are the whole MLP" in commands.plain("doctor")
+    answered = ("--questions", "organism:2", "--samples", "1", "--answer-tokens", "2")
+    commands.whole("evaluate", "--model", "both", *answered)
+    assert commands.whole("organism", "evaluate", "--prompts", "7")["transcoders"] is None
+
+
+def test_the_viewer_shows_pages_of_neurons(root: Path, prompt: str) -> None:
     paths = organism_paths()
     models = PairSettings(base=str(paths.base), adapter=str(paths.adapter), transcoders="none")
     with Workspace(root=root, models=models) as work:
@@ -136,5 +137,5 @@ def pages(root: Path, prompt: str) -> None:
         app = create_app(work, ViewerSettings(), sessions)
         with TestClient(app, base_url="http://127.0.0.1") as client:
             client.get(f"/?token={sessions.new_link()}")
-            for page in ("/", f"/prompts/{prompt}", f"/graphs/{prompt}", "/features"):
+            for page in ("/", f"/prompt/{prompt}", f"/graph/{prompt}", f"/api/graph/{prompt}"):
                 assert client.get(page).status_code == 200, page
