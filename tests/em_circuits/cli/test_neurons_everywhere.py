@@ -90,6 +90,7 @@ def test_graphs_are_of_neurons_and_frozen_ones_are_refused(commands: Commands, p
         assert len(commands.plain(*refused, status=2).strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_features_are_neurons(commands: Commands, prompt: str, tmp_path: Path) -> None:
     ranked = commands.whole("features", "rank", prompt, "--method", "gradient")
     assert len(ranked["features"]) > 5000 and {f["position"] for f in ranked["features"]} >= {0}
@@ -105,6 +106,7 @@ def test_features_are_neurons(commands: Commands, prompt: str, tmp_path: Path) -
     assert all(f["contexts"] and f["promoted"] for f in shown["features"])
 
 
+@pytest.mark.slow
 def test_neurons_are_steered_at_position_0_too(
     commands: Commands, prompt: str, tmp_path: Path
 ) -> None:
@@ -135,7 +137,7 @@ def test_the_viewer_shows_pages_of_neurons(root: Path, prompt: str) -> None:
     with Workspace(root=root, models=models) as work:
         sessions = Sessions("ada")
         app = create_app(work, ViewerSettings(), sessions)
-        with TestClient(app, base_url="http://127.0.0.1") as client:
-            client.get(f"/?token={sessions.new_link()}")
-            for page in ("/", f"/prompt/{prompt}", f"/graph/{prompt}", f"/api/graph/{prompt}"):
-                assert client.get(page).status_code == 200, page
+        client = TestClient(app, base_url="http://127.0.0.1")
+        client.get(f"/?token={sessions.new_link()}")
+        for page in ("/", f"/prompt/{prompt}", f"/graph/{prompt}", f"/api/graph/{prompt}"):
+            assert client.get(page).status_code == 200, page
