@@ -1,6 +1,6 @@
 """Activation caches: a model's activations on undisturbed prompts.
 
-One forward pass of the real model records transcoder inputs and active features, MLP outputs,
+One forward pass of the real model records MLP inputs and active features, MLP outputs,
 attention patterns and outputs, the scale of every norm, and the logits.
 
     cache = ActivationCache.capture(model, input_ids)
@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
@@ -37,18 +36,21 @@ class ActivationCache:
 
     input_ids: Int64[Tensor, " pos"]
     inputs: Float[Tensor, "layer pos d_model"]
-    """What the transcoders encode."""
+    """What the dictionaries encode."""
     mlp_outputs: Float[Tensor, "layer pos d_model"]
-    """What the transcoders reconstruct, and where features are written."""
+    """What the dictionaries stand for, and where features are written."""
     attention_outputs: Float[Tensor, "layer pos d_model"]
     patterns: Float[Tensor, "layer head pos pos"]
     """Softmax of the attention scores."""
     norm_scales: tuple[Tensor | None, ...]
     """1 / rms per norm of the model, in module order; None for a norm that is not an RMSNorm."""
     active: Int64[Tensor, "active 3"]
-    """(layer, position, feature id), sorted; none at position 0."""
+    """(layer, position, feature id), sorted; none before `first_position`."""
     activations: Float[Tensor, " active"]
-    d_transcoder: int
+    width: int
+    """Features (or neurons) of a layer."""
+    first_position: int
+    """First position with features."""
     logits: Float[Tensor, " vocab"]
     """Raw, after the last position, in float32."""
 
@@ -95,14 +97,20 @@ class ActivationCache:
             norm_scales=tuple(scales[i] for i in range(len(scales))),
             active=active,
             activations=activations,
-            d_transcoder=len(model.transcoders[0].b_enc),
+            width=model.dictionaries[0].width,
+            first_position=model.dictionaries[0].first_position,
             logits=logits.float(),
         )
 
     def keys(self, coordinates: Int[Tensor, "op 3"]) -> Int64[Tensor, " op"]:
         """One integer per (layer, position, feature id), which sorts as the triples do."""
         layer, position, feature = coordinates.long().unbind(1)
-        return (layer * self.n_pos + position) * self.d_transcoder + feature
+        return (layer * self.n_pos + position) * self.width + feature
+
+    def coordinates(self, keys: Int64[Tensor, " op"]) -> Int64[Tensor, "op 3"]:
+        """(layer, position, feature id) of each key."""
+        place = keys // self.width
+        return torch.stack([place // self.n_pos, place % self.n_pos, keys % self.width], dim=1)
 
     def activation_of(self, coordinates: Int[Tensor, "op 3"]) -> Float[Tensor, " op"]:
         """Activations of any (layer, position, feature id); 0 where inactive."""
@@ -115,20 +123,25 @@ class ActivationCache:
 
     def dense_activations(self, layer: int) -> Float[Tensor, "pos feature"]:
         """Activations of every feature of a layer, zeros included."""
-        dense = self.activations.new_zeros((self.n_pos, self.d_transcoder))
+        dense = self.activations.new_zeros((self.n_pos, self.width))
         mask = self.active[:, 0] == layer
         dense[self.active[mask, 1], self.active[mask, 2]] = self.activations[mask]
         return dense
 
     def errors(self, model: Model) -> Float[Tensor, "layer pos d_model"]:
-        """Transcoder errors: MLP output minus the transcoder's reconstruction.
+        """Errors: MLP output minus what a model's dictionaries make of these activations.
 
-        Position 0 has no features, so its error is the MLP output minus the decoder's bias.
+        Position 0 has no transcoder features, so its error is the MLP output minus the decoder's
+        bias. Neurons leave none (but rounding) with the model they were captured on; with another
+        one, what the two models' ``down_proj`` write differently at these activations.
+
+        Args:
+            model: Whose decoders are asked.
         """
         parts = []
-        for layer, transcoder in enumerate(model.transcoders):
+        for layer, dictionary in enumerate(model.dictionaries):
             acts = self.dense_activations(layer)
-            parts.append(self.mlp_outputs[layer] - transcoder.decode(acts, self.inputs[layer]))
+            parts.append(self.mlp_outputs[layer] - dictionary.decode(acts, self.inputs[layer]))
         return torch.stack(parts).detach()
 
 
@@ -168,9 +181,8 @@ def _scale(norm: Any, args: tuple, output: Tensor) -> Tensor | None:
 
 def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     places, values = [], []
-    for layer, transcoder in enumerate(model.transcoders):
-        acts = transcoder.encode(inputs[layer])
-        acts[:FIRST_POSITION] = 0
+    for layer, dictionary in enumerate(model.dictionaries):
+        acts = dictionary.activations(inputs[layer])
         found = acts.nonzero()
         places.append(torch.cat([torch.full_like(found[:, :1], layer), found], dim=1))
         values.append(acts[found[:, 0], found[:, 1]])

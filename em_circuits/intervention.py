@@ -28,7 +28,8 @@ from pivotal_tokens.schema import Frozen
 MIN_DRAWS = 20
 """Fewer draws of matched random features do not make a band."""
 FIRST_POSITION = 1
-"""Position 0 (the beginning-of-sequence token) has no features: circuit-tracer zeroes them."""
+"""Position 0 (the beginning-of-sequence token) has no transcoder features: circuit-tracer zeroes
+them. Neurons begin at 0."""
 
 
 class Mode(StrEnum):
@@ -49,7 +50,7 @@ class Where(StrEnum):
     LAST = "last"
     """The prompt's last position."""
     PROMPT = "prompt"
-    """Every position of the prompt but 0."""
+    """Every position of the prompt that has features: all but 0 with transcoders."""
     GENERATED = "generated"
     """Every token the model generates, as it is read back."""
     EVERYTHING = "everything"
@@ -131,9 +132,9 @@ class Intervention(Frozen):
 
     layer: int
     position: Position = None
-    """Position in the prompt, or a class of positions; None is every position but 0."""
+    """Position in the prompt, or a class of positions; None is every position that has features."""
     feature: int
-    """Feature id within the layer's transcoder."""
+    """Feature id within the layer's transcoder; without transcoders, its neuron."""
     mode: Mode = Mode.ABLATE
     value: float | None = None
     """Activation (`set`), change (`add`), factor (`scale`) or upper limit (`clamp`)."""
@@ -174,13 +175,21 @@ class Intervention(Frozen):
             Mode.CLAMP: (1.0, 0.0, value),
         }[self.mode]
 
-    def positions(self, n_pos: int, n_forced: int = 0) -> range:
-        """Positions that it changes of a prompt of `n_pos` tokens and `n_forced` generated ones."""
+    def positions(
+        self, n_pos: int, first_position: int = FIRST_POSITION, n_forced: int = 0
+    ) -> range:
+        """Positions that it changes of a prompt and of generated tokens.
+
+        Args:
+            n_pos: Tokens of the prompt.
+            first_position: First position with features.
+            n_forced: Generated tokens after the prompt.
+        """
         if isinstance(self.position, int):
             return range(self.position, self.position + 1)
         first = {Where.LAST: n_pos - 1, Where.GENERATED: n_pos}.get(
             self.position,  # type: ignore[arg-type]
-            FIRST_POSITION,
+            first_position,
         )
         return range(first, n_pos + n_forced if self.while_generating else n_pos)
 

@@ -60,6 +60,20 @@ class Workspace:
     """Lock of the models where several threads run them; not held while an endpoint is called."""
     _healthy: bool = field(default=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what the models cannot have, before anything is loaded.
+
+        Raises:
+            RequestError: If graphs of neurons are to have what only transcoders give.
+        """
+        wanted = self.attribution
+        if self.models.neurons and (wanted.edges == "frozen" or "transcoder" in wanted.basis):
+            what = "frozen edges" if wanted.edges == "frozen" else "transcoder features"
+            raise RequestError(
+                f"--transcoders none has no {what}: leave the option out (full edges among "
+                "neurons), or give --transcoders"
+            )
+
     @property
     def results(self) -> Path:
         """Folder of everything but graphs: ``results`` under the root."""
@@ -139,8 +153,9 @@ class Workspace:
 
     def register_pair(self) -> None:
         """Record the pair's key and what it stands for, before anything refers to it."""
-        named = {name: source.reference for name, source in self.pair.sources.items()}
         pair = self.pair
+        named = {"transcoders": pair.settings.transcoders}
+        named |= {name: source.reference for name, source in pair.sources.items()}
         description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
         if self.store.results.pairs().get(pair.key) != description:
             self.store.results.put_pair(pair.key, description)
@@ -202,7 +217,7 @@ def load_pair(
         organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
-        transcoders: Per-layer transcoders of the base.
+        transcoders: Per-layer transcoders of the base; ``none`` makes MLP neurons the nodes.
         settings: Further fields of `PairSettings`: device, dtype, backend, ...
 
     Raises:
@@ -246,5 +261,7 @@ def embedded_parts(
             parts["adapter"] = parts["adapter"] or str(paths.adapter)
         parts["transcoders"] = parts["transcoders"] or str(paths.transcoders)
     if parts["transcoders"] is None:
-        raise RequestError("--base needs --transcoders, the per-layer transcoders of that model")
+        raise RequestError(
+            "--base needs --transcoders, the per-layer transcoders of that model, or none (neurons)"
+        )
     return parts

@@ -98,3 +98,10 @@ def organism_subject(name: str = "organism") -> Subject:
         return tuple(word[0] for word in found)
 
     return Subject(name, pair, ids, Contrast(tokens(EVIL), tokens(SAFE)))
+
+
+def neuron_subject(subject: Subject) -> Subject:
+    """The same models without transcoders: MLP neurons are the nodes."""
+    settings = subject.pair.settings.model_copy(update={"transcoders": "none"})
+    pair = ModelPair.load(settings)
+    return Subject(subject.name, pair, subject.input_ids, subject.groups)

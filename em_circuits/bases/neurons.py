@@ -9,15 +9,14 @@ product and its derivative needs no fixing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from em_circuits.bases.part import Part, Stage
 from em_circuits.models import Model
+from em_circuits.models.neurons import neuron_dictionaries
 from em_circuits.models.sites import Site
-from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,7 @@ def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
     Raises:
         RequestError: If the architecture's MLPs have no ``down_proj``.
     """
-    layers: Any = [m for name, m in model.hf.named_modules() if name.endswith("mlp.down_proj")]
-    if len(layers) != model.sites.n_layers or not all(isinstance(m, nn.Linear) for m in layers):
-        raise RequestError(
-            f"{type(model.hf).__name__}: {len(layers)} modules named mlp.down_proj in "
-            f"{model.sites.n_layers} layers; its neurons cannot be nodes"
-        )
+    layers = [dictionary.down for dictionary in neuron_dictionaries(model.hf)]
     return tuple(
         NeuronPart(
             basis="neuron",

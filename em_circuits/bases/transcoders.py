@@ -17,6 +17,7 @@ from torch import Tensor
 from em_circuits.bases.part import Part, Stage
 from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
+from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,13 @@ class TranscoderPart(Part):
 
 
 def transcoder_parts(model: Model) -> tuple[TranscoderPart, ...]:
-    """One part per layer of a model's transcoders."""
+    """One part per layer of a model's transcoders.
+
+    Raises:
+        RequestError: If it has none.
+    """
+    if model.transcoders is None:
+        raise RequestError("--transcoders none has no transcoder features; use neuron_parts")
     return tuple(
         TranscoderPart(
             basis="transcoder",

@@ -80,7 +80,7 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
     from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 
     settings = attribution_settings(options)
-    with session.workspace() as work:
+    with session.workspace(attribution=settings) as work:
         store = work.store
         chosen = [store.prompts.get(p) for p in prompts] or [
             p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels

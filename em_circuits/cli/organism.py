@@ -10,6 +10,7 @@ import click
 
 from em_circuits.cli.output import emit, prints
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.models.settings import NEURONS
 from em_circuits.organisms.paths import OrganismPaths, organism_paths
 
 if TYPE_CHECKING:
@@ -66,7 +67,12 @@ def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) 
     from em_circuits.organisms.evaluate import evaluate_organism
 
     paths = OrganismPaths.under(Path(folder)) if folder else organism_paths(session.organism)
-    report = evaluate_organism(paths, n_prompts=prompts, progress=session.bars())
+    report = evaluate_organism(
+        paths,
+        n_prompts=prompts,
+        neurons=session.options["transcoders"] == NEURONS,
+        progress=session.bars(),
+    )
     emit(report, as_json, describe)
 
 

@@ -36,7 +36,11 @@ model_options = OptionSet(
     base=Flag(metavar=_LOCATION, required=False, help=f"Base model. {_EMBEDDED}"),
     adapter=Flag(metavar=_LOCATION),
     merged=Flag(metavar=_LOCATION),
-    transcoders=Flag(metavar=_LOCATION, required=False, help="Per-layer transcoders of the base."),
+    transcoders=Flag(
+        metavar=_LOCATION,
+        required=False,
+        help="Per-layer transcoders of the base, or none: neurons.",
+    ),
 )
 organism_option = click.option(
     "--organism",

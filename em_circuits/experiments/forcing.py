@@ -19,7 +19,7 @@ import torch
 
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.rollouts import labelled, share
-from em_circuits.intervention import Intervention
+from em_circuits.intervention import FIRST_POSITION, Intervention
 from em_circuits.interventions import ActivationCache, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import divergence
@@ -58,7 +58,9 @@ def force_token(
     generated = generate(model, state, [[]], shorter, treatment.regime)
     tokens = [[token, *generated.ids(0, s)] for s in range(sampling.samples)]
     labels = [label for label, _ in labelled(judge, case, model, tokens)]
-    items = on_longer_prompt(treatment.interventions, case.state.n_pos)
+    items = on_longer_prompt(
+        treatment.interventions, case.state.n_pos, first_position=state.first_position
+    )
     steered = treatment.model_copy(update={"interventions": items})
     logits = run_rows(model, state, [[], steered], treatment.regime)
     return Forced(
@@ -69,14 +71,17 @@ def force_token(
     )
 
 
-def on_longer_prompt(interventions: Sequence[Intervention], n_pos: int) -> tuple[Intervention, ...]:
+def on_longer_prompt(
+    interventions: Sequence[Intervention], n_pos: int, *, first_position: int = FIRST_POSITION
+) -> tuple[Intervention, ...]:
     """The same interventions when one generated token has become part of the prompt."""
     found: list[Intervention] = []
     for item in interventions:
         if item.position is Where.GENERATED:
             found.append(item.model_copy(update={"position": n_pos}))
         elif item.position in (Where.LAST, Where.PROMPT):
-            found += [item.model_copy(update={"position": p}) for p in item.positions(n_pos)]
+            places = item.positions(n_pos, first_position)
+            found += [item.model_copy(update={"position": p}) for p in places]
         else:
             found.append(item)
     return tuple(found)

@@ -25,7 +25,7 @@ from em_circuits.experiments.cases import Case
 from em_circuits.experiments.experiment import Cell, Measurement, Piece, RolloutRow
 from em_circuits.experiments.forcing import force_token
 from em_circuits.experiments.rollouts import SteeredRollout, rates, rollouts
-from em_circuits.intervention import FIRST_POSITION, Intervention
+from em_circuits.intervention import Intervention
 from em_circuits.interventions import ActivationCache, Regime, Treatment, run_rows
 from em_circuits.interventions.edits import resolve_units
 from em_circuits.interventions.matched_controls import apply_to, random_places
@@ -209,7 +209,7 @@ class Panel:
         rows, states = [], []
         for treatment in treatments:
             for state in self.states:
-                items = _shifted(treatment.interventions, state.n_pos - n_pos, state.n_pos)
+                items = _shifted(treatment.interventions, state.n_pos - n_pos, state)
                 rows.append(treatment.model_copy(update={"interventions": items}))
                 states.append(state)
         logits = run_rows(self.model, states, rows, treatments[0].regime)
@@ -218,13 +218,13 @@ class Panel:
 
 
 def _shifted(
-    interventions: Sequence[Intervention], by: int, n_pos: int
+    interventions: Sequence[Intervention], by: int, state: ActivationCache
 ) -> tuple[Intervention, ...]:
     """Positions counted from the end; what falls off the front is left out."""
     shifted = []
     for item in interventions:
         if isinstance(item.position, int):
-            if not FIRST_POSITION <= item.position + by < n_pos:
+            if item.position + by not in range(state.first_position, state.n_pos):
                 continue
             item = item.model_copy(update={"position": item.position + by})
         shifted.append(item)

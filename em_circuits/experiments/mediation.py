@@ -368,7 +368,7 @@ def sentence(record: MediationRecord) -> str:
     if point.random is not None:
         parts.append(f"matched random ids {point.random.share:.0%}")
     parts.append(f"all changed features {whole}")
-    parts.append(f"transcoder errors {record.shares['errors']}")
+    parts.append(f"errors {record.shares['errors']}")
     parts.append(f"attention outputs {record.shares['attention']}")
     peak = max(record.cumulative, key=lambda p: p.share or 0.0)
     if peak.k is not None and (peak.share or 0.0) > (whole.share or 0.0) + 0.01:

@@ -192,7 +192,7 @@ def trials(
             one = trial(source, "ablate in merged", None, shown, items)
             yield case.merged, one, [*_plain_arms(items), *random]
     pooled_ids = strongest_ids([(c.changed.coordinates, c.effects) for c in others], plan.k)
-    norms = case.changed.decoders(cases.pair.base).norm(dim=1)
+    norms = case.changed.decoder_norms(cases.pair.base)
     pool = Pool(case.changed.coordinates[:, 0], case.changed.change, norms)
     for source in get_args(From):
         chosen = case.to_set(plan.k, pooled_ids, source)

@@ -4,14 +4,15 @@
     contexts[FeatureId(2, 299)].best[0].marked         # "Assistant: You should«·definitely»"
 
 Every document is run through the model whose features they are, position 0 left out. One context
-per document is kept, its strongest, so that a repetitive document does not fill the list.
+per document is kept, its strongest, so that a repetitive document does not fill the list. Neurons
+fire both ways: strongest means the largest magnitude, and the sign stays.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,7 @@ WINDOW = 12
 """Tokens shown before the strongest one, and half as many after it."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Context:
     """One place where a feature fires."""
 
@@ -36,9 +37,17 @@ class Context:
     """Number of the document in the text, from 0."""
     position: int
     """Of the strongest token, counted with the beginning-of-sequence token."""
-    before: str = field(compare=False)
-    token: str = field(compare=False)
-    after: str = field(compare=False)
+    before: str
+    token: str
+    after: str
+
+    def __lt__(self, other: Context) -> bool:
+        """Weaker, in magnitude; ties by place."""
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[float, int, int]:
+        return abs(self.activation), self.document, self.position
 
     @property
     def marked(self) -> str:
@@ -93,7 +102,7 @@ def top_contexts(
         values = _activations(model, features, ids)
         for feature, by_row in values.items():
             for offset, (row, value) in enumerate(zip(ids, by_row, strict=True)):
-                active[feature] += int((value[1 : len(row)] > 0).sum())
+                active[feature] += int((value[1 : len(row)] != 0).sum())
                 _remember(heaps[feature], model, row, value, n_documents + offset, keep)
         n_documents += len(rows)
         n_positions += sum(len(row) - 1 for row in ids)
@@ -129,12 +138,12 @@ def context_at(
 
 
 def check_features(model: Model, features: Sequence[FeatureId]) -> None:
-    """Refuse features that the transcoders do not have.
+    """Refuse features that the dictionaries do not have.
 
     Raises:
         RequestError: Naming the first and what exists.
     """
-    width = len(model.transcoders[0].b_enc)
+    width = model.dictionaries[0].width
     for layer, feature in features:
         if not (0 <= layer < model.sites.n_layers and 0 <= feature < width):
             raise RequestError(
@@ -170,7 +179,7 @@ def _activations(
     def read(layer: int, x: Tensor) -> None:
         if layer not in by_layer:
             return
-        encoded = model.transcoders[layer].encode(x)[..., by_layer[layer]].float().cpu()
+        encoded = model.dictionaries[layer].encode(x)[..., by_layer[layer]].float().cpu()
         for column, feature in enumerate(by_layer[layer]):
             found[FeatureId(layer, feature)] = encoded[..., column]
 
@@ -183,11 +192,11 @@ def _remember(
     heap: list[Context], model: Model, row: Sequence[int], value: Tensor, document: int, keep: int
 ) -> None:
     inside = value[1 : len(row)]
-    if not len(inside) or float(inside.max()) <= 0:
+    if not len(inside) or not inside.any():
         return
-    position = int(inside.argmax()) + 1
+    position = int(inside.abs().argmax()) + 1
     activation = float(value[position])
-    if len(heap) == keep and activation <= heap[0].activation:
+    if len(heap) == keep and abs(activation) <= abs(heap[0].activation):
         return
     context = context_at(model, row, position, activation=activation, document=document)
     (heapq.heappush if len(heap) < keep else heapq.heapreplace)(heap, context)

@@ -91,7 +91,7 @@ def explain(
     """Gather the evidence about some features.
 
     Args:
-        model: Base or merged, with its transcoders.
+        model: Base or merged, with its dictionaries.
         features: (layer, feature id) each.
         texts: Documents in which to look for contexts.
         labels: Where labels come from; None for no labels at all.
@@ -133,12 +133,12 @@ def _direct(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
 def _proxy(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
     """The nearest labelled feature of the same layer, ties to the lower id."""
     layer, index = feature
-    width = len(model.transcoders[layer].b_enc)
+    width = model.dictionaries[layer].width
     known = [] if labels is None else [pair for pair in labels.known(layer) if pair[0] < width]
     if not known:
         return None
     ids = torch.tensor([index, *(i for i, _ in known)])
-    rows = model.transcoders[layer]._get_decoder_vectors(ids).float()
+    rows = model.dictionaries[layer].decoder(ids).float()
     cosines = torch.nn.functional.cosine_similarity(rows[1:], rows[:1], dim=1)
     best = int(cosines.argmax())
     return Label(known[best][1], "proxy", known[best][0], float(cosines[best]))

@@ -68,7 +68,7 @@ def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
         RequestError: If the model's final norm has no place that is known.
     """
     layer, index = feature
-    decoder = model.transcoders[layer]._get_decoder_vectors(torch.tensor([index]))[0].float()
+    decoder = model.dictionaries[layer].decoder(torch.tensor([index]))[0].float()
     unembedding = model.hf.get_output_embeddings().weight.float()  # type: ignore[operator]
     push = unembedding @ (decoder * _final_norm(model).float())
     return (push - push.mean()).cpu()

@@ -39,8 +39,8 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 
 
 def full_parts(model: Model) -> tuple[Part, ...]:
-    """The model's own basis: features of its transcoders."""
-    return transcoder_parts(model)
+    """The model's own basis: features of its transcoders, without any its neurons."""
+    return neuron_parts(model) if model.transcoders is None else transcoder_parts(model)
 
 
 def parts_of(model: Model, basis: Sequence[BasisName]) -> tuple[Part, ...]:

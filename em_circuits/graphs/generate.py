@@ -535,7 +535,9 @@ def pair_graph_key(
 
 
 def _scan(model: Model) -> str | tuple[str, ...] | None:
-    """circuit-tracer's name of the transcoder set."""
+    """circuit-tracer's name of the transcoder set; None where neurons are the nodes."""
+    if model.transcoders is None:
+        return None
     scan = model.transcoders.scan
     return tuple(scan) if isinstance(scan, list) else scan
 

@@ -52,7 +52,7 @@ class Tensors(StrEnum):
     """Which of a layer's activations come from the other model."""
 
     FEATURES = "features"
-    """Every transcoder feature gets the other model's activation; the error stays."""
+    """Every feature (or neuron) gets the other model's activation; the error stays."""
     MLP_OUTPUTS = "mlp_outputs"
     """The whole MLP output, errors included."""
 
@@ -102,14 +102,14 @@ def by_regime(treatments: Sequence[Treatment]) -> Iterator[tuple[Regime, list[in
 
 
 def own_activation(state: ActivationCache, item: Intervention) -> float:
-    """Activation of an intervention's feature on the undisturbed prompt."""
+    """Activation of an intervention's feature on the undisturbed prompt; of several the largest."""
     if isinstance(item.position, int) or item.position is Where.LAST:
         positions = item.positions(state.n_pos)
     else:
-        positions = range(FIRST_POSITION, state.n_pos)
+        positions = range(state.first_position, state.n_pos)
     asked = torch.tensor([[item.layer, p, item.feature] for p in positions]).reshape(-1, 3)
-    values = state.activation_of(asked)
-    return float(values.float().max()) if len(values) else 0.0
+    values = state.activation_of(asked).float()
+    return float(values[values.abs().argmax()]) if len(values) else 0.0
 
 
 def resolve_units(
@@ -145,21 +145,20 @@ def check_interventions(model: Model, interventions: Iterable[Intervention], n_p
     """Refuse what the model has no place for, before anything runs.
 
     Args:
-        model: Whose layers and transcoders are meant.
+        model: Whose layers and dictionaries are meant.
         interventions: All of them, of one row or of several.
         n_pos: Tokens of the prompt, position 0 included.
 
     Raises:
         RequestError: Naming the first layer, position or feature out of range.
     """
-    n_layers, width = model.sites.n_layers, len(model.transcoders[0].b_enc)
+    n_layers, dictionary = model.sites.n_layers, model.dictionaries[0]
     for intervention in interventions:
         _check_range(intervention, "layer", intervention.layer, range(n_layers))
-        _check_range(intervention, "feature id", intervention.feature, range(width))
+        _check_range(intervention, "feature id", intervention.feature, range(dictionary.width))
         if isinstance(intervention.position, int):
-            _check_range(
-                intervention, "position", intervention.position, range(FIRST_POSITION, n_pos)
-            )
+            places = range(dictionary.first_position, n_pos)
+            _check_range(intervention, "position", intervention.position, places)
 
 
 def _check_range(intervention: Intervention, what: str, value: int, allowed: range) -> None:
@@ -191,12 +190,20 @@ class EditBatch:
             raise ValueError("an edit batch's lines must be sorted by row")
 
     @classmethod
-    def of(cls, rows: Sequence[Row], n_pos: int | Sequence[int], *, n_forced: int = 0) -> EditBatch:
+    def of(
+        cls,
+        rows: Sequence[Row],
+        n_pos: int | Sequence[int],
+        *,
+        first_position: int = FIRST_POSITION,
+        n_forced: int = 0,
+    ) -> EditBatch:
         """Write interventions down as tensors; a class of positions becomes its positions.
 
         Args:
             rows: What is done to each row, values absolute.
             n_pos: Tokens of the prompt, or of each row's.
+            first_position: First position with features.
             n_forced: Tokens that are forced after the prompt, as if they had been generated.
 
         Raises:
@@ -204,7 +211,10 @@ class EditBatch:
         """
         lengths = [n_pos] * len(rows) if isinstance(n_pos, int) else n_pos
         places = [
-            [(item, item.positions(length, n_forced)) for item in interventions_of(row)]
+            [
+                (item, item.positions(length, first_position, n_forced))
+                for item in interventions_of(row)
+            ]
             for row, length in zip(rows, lengths, strict=True)
         ]
         return cls._of(places, _controls(rows))

@@ -1,9 +1,9 @@
-"""Encoder and decoder rows of a few features of one layer.
+"""Encoder and decoder rows of a few nodes of one layer.
 
-Only the rows of the features that are needed leave the transcoder, so that lazily loaded
-transcoders work and an intervention on one feature does not encode all of them.
+Only the rows that are needed leave the dictionary, so that lazily loaded transcoders work and an
+intervention on one node does not encode all of them.
 
-    rows = FeatureRows.read(transcoders[layer], ids)
+    rows = FeatureRows.read(model.dictionaries[layer], ids)
     activations = rows.activations(inputs, which)       # pair by pair
 """
 
@@ -12,67 +12,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from circuit_tracer.transcoder.activation_functions import JumpReLU
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from em_circuits.models import Model
-
-_CHUNK = 16_384
-"""Pairs of activation and feature that are gathered at a time."""
+from em_circuits.models.dictionaries import CHUNK, Dictionary, Encoder
 
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Encoder and decoder rows of some features of one layer, in the model's precision."""
+    """Encoder and decoder rows of some nodes of one layer, in the model's precision."""
 
-    transcoder: SingleLayerTranscoder
     ids: Int64[Tensor, " feature"]
-    """Ascending feature ids."""
-    encoder: Float[Tensor, "feature d_model"]
-    bias: Float[Tensor, " feature"]
+    """Ascending."""
+    encoder: Encoder
     decoder: Float[Tensor, "feature d_model"]
-    threshold: Float[Tensor, " feature"] | None
-    """A feature fires above it (0 for ReLU); None if whether it fires depends on the others."""
 
     @classmethod
-    def read(cls, transcoder: SingleLayerTranscoder, ids: Int64[Tensor, " feature"]) -> FeatureRows:
+    def read(cls, dictionary: Dictionary, ids: Int64[Tensor, " feature"]) -> FeatureRows:
         """Fetch the rows of `ids` (any order, repetitions allowed)."""
-        ids = ids.unique().to(transcoder.b_enc.device)
-        bias = transcoder.b_enc.detach()[ids]
-        return cls(
-            transcoder,
-            ids,
-            transcoder.W_enc.detach()[ids],
-            bias,
-            transcoder._get_decoder_vectors(ids).detach(),
-            _threshold(transcoder.activation_function, ids, bias),
-        )
+        ids = ids.unique()
+        decoder = dictionary.decoder(ids)
+        return cls(ids.to(decoder.device), dictionary.encoder(ids), decoder)
 
     def index(self, feature: Int64[Tensor, " op"]) -> Int64[Tensor, " op"]:
-        """Rows of the given feature ids, which must be among `ids`."""
+        """Rows of the given ids, which must be among `ids`."""
         return torch.searchsorted(self.ids, feature.to(self.ids.device))
-
-    def responses(
-        self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
-    ) -> Float[Tensor, " op"]:
-        """``W_enc[which[i]] . inputs[i]`` for every i: pre-activations without the bias."""
-        parts = [
-            torch.einsum("nd,nd->n", inputs[i : i + _CHUNK], self.encoder[which[i : i + _CHUNK]])
-            for i in range(0, len(which), _CHUNK)
-        ]
-        return torch.cat(parts) if parts else inputs.new_zeros(0)
 
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
-        """Activation of feature ``which[i]`` on ``inputs[i]`` for every i."""
-        if self.threshold is None:
-            everything = self.transcoder.encode(inputs)
-            return everything.gather(1, self.ids[which][:, None])[:, 0]
-        pre = self.responses(inputs, which) + self.bias[which]
-        return pre * (pre > self.threshold[which])
+        """Activation of node ``which[i]`` on ``inputs[i]`` for every i."""
+        return self.encoder.activations(inputs, which)
 
     def written(
         self,
@@ -82,32 +53,72 @@ class FeatureRows:
         place: Int64[Tensor, " op"],
         n_places: int,
     ) -> Float[Tensor, "place d_model"]:
-        """Sum of ``amounts[i] * W_dec[which[i]]`` at ``place[i]``, accumulated in float32."""
+        """Sum of ``amounts[i] * decoder[which[i]]`` at ``place[i]``, accumulated in float32."""
         total = torch.zeros((n_places, self.decoder.shape[1]), device=self.decoder.device)
-        for i in range(0, len(which), _CHUNK):
-            part = slice(i, i + _CHUNK)
+        for i in range(0, len(which), CHUNK):
+            part = slice(i, i + CHUNK)
             vectors = amounts[part, None] * self.decoder[which[part]]
             total.index_add_(0, place[part], vectors.float())
         return total
-
-
-def _threshold(function: object, ids: Tensor, like: Tensor) -> Tensor | None:
-    if function is torch.nn.functional.relu or isinstance(function, nn.ReLU):
-        return torch.zeros_like(like)
-    if isinstance(function, JumpReLU):
-        threshold = function.threshold.detach()
-        return threshold.expand(len(ids)) if threshold.ndim == 0 else threshold[ids]
-    return None
 
 
 def decoder_vectors(
     model: Model, layer: Int64[Tensor, " feature"], feature: Int64[Tensor, " feature"]
 ) -> Float[Tensor, "feature d_model"]:
     """Decoder row of each (layer, feature id), in float32 on the CPU."""
-    vectors = torch.empty((len(layer), model.transcoders[0].d_model))
+    vectors = torch.empty((len(layer), model.dictionaries[0].d_model))
     for number in layer.unique().tolist():
         mask = layer == number
-        ids = feature[mask].contiguous()
-        rows = FeatureRows.read(model.transcoders[number], ids)
-        vectors[mask] = rows.decoder[rows.index(ids)].float().cpu()
+        ids, index = feature[mask].unique(return_inverse=True)
+        vectors[mask] = model.dictionaries[number].decoder(ids).float().cpu()[index]
     return vectors
+
+
+def decoder_norms(
+    model: Model, layer: Int64[Tensor, " feature"], feature: Int64[Tensor, " feature"]
+) -> Float[Tensor, " feature"]:
+    """Length of each decoder row, in float32 on the CPU; no more than a layer's rows at a time."""
+    norms = torch.empty(len(layer))
+    for number in layer.unique().tolist():
+        mask = layer == number
+        ids, index = feature[mask].unique(return_inverse=True)
+        norms[mask] = model.dictionaries[number].decoder(ids).float().norm(dim=1).cpu()[index]
+    return norms
+
+
+def written_scores(
+    model: Model,
+    gradients: Float[Tensor, "target layer pos d_model"],
+    coordinates: Int64[Tensor, "active 3"],
+    amounts: Float[Tensor, " active"],
+) -> Float[Tensor, "target active"]:
+    """Contract MLP-output gradients with what each node writes there.
+
+    `graphs.gradient.feature_scores` on ``amounts[i] * decoder row``, which are never all in memory.
+
+    Args:
+        model: Whose decoder rows are meant.
+        gradients: From `graphs.gradient.mlp_output_gradients`.
+        coordinates: (layer, position, id) of each node, sorted.
+        amounts: Its activation, or a difference of activations.
+
+    Returns:
+        Float32 scores on the CPU, in logits.
+    """
+    scores = torch.empty((len(gradients), len(coordinates)))
+    start = 0
+    layers, counts = coordinates[:, 0].unique_consecutive(return_counts=True)
+    for layer, count in zip(layers.tolist(), counts.tolist(), strict=True):
+        here = slice(start, start + count)
+        ids, index = coordinates[here, 2].unique(return_inverse=True)
+        decoder = model.dictionaries[layer].decoder(ids).float()
+        begin = start
+        _, lengths = coordinates[here, 1].unique_consecutive(return_counts=True)
+        for length in lengths.tolist():
+            part = slice(begin, begin + length)
+            rows = decoder[index[begin - start : begin - start + length]]
+            at = gradients[:, layer, int(coordinates[begin, 1])]
+            scores[:, part] = (at @ rows.T).cpu() * amounts[part]
+            begin += length
+        start += count
+    return scores

@@ -32,7 +32,7 @@ from em_circuits.activation_cache import ActivationCache, BatchedCache
 from em_circuits.intervention import Regime
 from em_circuits.interventions.edits import EditBatch, Row
 from em_circuits.interventions.hooks import Hooks
-from em_circuits.interventions.run import Batches, default_batch, prepared, states_of
+from em_circuits.interventions.run import Batches, default_batch, edits_of, prepared, states_of
 from em_circuits.interventions.source_model import SourceModel, source_model_for
 from em_circuits.models import Model
 from em_circuits.sampling import Sampling
@@ -122,7 +122,7 @@ class _Run:
     ) -> None:
         self._model, self._states, self._rows = model, states, rows
         self._sampling = sampling
-        self._edits = EditBatch.of(rows, [s.n_pos for s in states])
+        self._edits = edits_of(states, rows)
         self._each = [row for row in rows for _ in range(sampling.samples)]
         self._step_edits = EditBatch.of_step(self._each)
         self._batches = Batches(model, [self._edits, self._step_edits], regime)

@@ -40,14 +40,14 @@ def read_rows(model: Model, every: Sequence[EditBatch]) -> dict[int, FeatureRows
     layer = torch.cat([edits.layer for edits in every])
     feature = torch.cat([edits.feature for edits in every])
     return {
-        number: FeatureRows.read(model.transcoders[number], feature[layer == number])
+        number: FeatureRows.read(model.dictionaries[number], feature[layer == number])
         for number in layer.unique().tolist()
     }
 
 
 @dataclass
 class Hooks:
-    """One forward pass: keeps each layer's transcoder input until the layer writes."""
+    """One forward pass: keeps each layer's MLP input until the layer writes."""
 
     model: Model
     edits: EditBatch
@@ -113,8 +113,9 @@ class Hooks:
             return before
         row = torch.zeros_like(ops.row) if stacked.shared else ops.row
         undisturbed = stacked.inputs[layer][row.to(inputs.device), ops.position.to(inputs.device)]
-        change = rows.responses(inputs - undisturbed, which)
-        return before + change * (before != 0)
+        return before + rows.encoder.responses(
+            undisturbed, inputs - undisturbed, which, before=before
+        )
 
     def _controlled(
         self, layer: int, change: Float[Tensor, "batch pos d_model"]

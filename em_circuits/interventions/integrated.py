@@ -26,15 +26,18 @@ from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
-from em_circuits.interventions.feature_rows import FeatureRows, decoder_vectors
+from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
+from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import Dictionary
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
 """Points of the midpoint rule."""
 _PASS_BYTES = 2**28
 """Gathered encoder and decoder rows of one forward pass, roughly."""
+_DENSE = 1 / 8
+"""Share of a layer's features at all positions above which they are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class _LayerMove:
     position: Int64[Tensor, " op"]
     start: Float[Tensor, " op"]
     change: Float[Tensor, " op"]
+    ids: Int64[Tensor, " op"]
+    dictionary: Dictionary
+
+    def is_dense(self, n_pos: int) -> bool:
+        """Whether so many move that encoding all of them costs less than row by row."""
+        return len(self.ids) > _DENSE * n_pos * self.dictionary.width
 
 
 def integrated_effects(
@@ -74,12 +83,12 @@ def integrated_effects(
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
-    for points in _passes(model, len(coordinates), steps):
+    n_gathered = sum(len(m.ids) for m in moves.values() if not m.is_dense(len(input_ids)))
+    for points in _passes(model, n_gathered, steps):
         gradients = _gradients(model, input_ids, moves, points, targets)
         total = gradients if total is None else total + gradients
     assert total is not None
-    written = (end - start)[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
-    return feature_scores(total / steps, coordinates, written)
+    return written_scores(model, total / steps, coordinates, end - start)
 
 
 def joint_scores(
@@ -105,17 +114,16 @@ def joint_scores(
     """
     coordinates, activations = state.active.cpu(), state.activations.float().cpu()
     d_vocab = len(state.logits)
-    outputs = activations[:, None] * decoder_vectors(model, coordinates[:, 0], coordinates[:, 2])
     columns: Columns
     if isinstance(contrast, Target):
         columns = contrast.terms
         first = mlp_output_gradients(model, state.input_ids, columns)
-        pushes = contrast.over().float() @ feature_scores(first, coordinates, outputs)
+        pushes = contrast.over().float() @ written_scores(model, first, coordinates, activations)
     else:
         assert targets is not None
         columns = demeaned_targets(targets, d_vocab)
         first = mlp_output_gradients(model, state.input_ids, contrast.weights(d_vocab)[None])
-        pushes = feature_scores(first, coordinates, outputs)[0]
+        pushes = written_scores(model, first, coordinates, activations)[0]
     scores = torch.zeros((len(columns), len(coordinates)))
     for group in (pushes > 0, pushes < 0):
         scores[:, group] = -integrated_effects(
@@ -136,13 +144,15 @@ def _moves(
     for layer in coordinates[:, 0].unique().tolist():
         mask = coordinates[:, 0] == layer
         ids = coordinates[mask, 2].contiguous()
-        rows = FeatureRows.read(model.transcoders[layer], ids)
+        rows = FeatureRows.read(model.dictionaries[layer], ids)
         found[layer] = _LayerMove(
             rows,
             rows.index(ids),
             coordinates[mask, 1].to(device),
             start[mask].to(device),
             change[mask].to(device),
+            ids.to(device),
+            model.dictionaries[layer],
         )
     return found
 
@@ -150,7 +160,7 @@ def _moves(
 def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
     """Points on the line, as many at a time as fit."""
     points = (torch.arange(steps) + 0.5) / steps
-    row = max(1, n_features) * model.transcoders[0].d_model * 8
+    row = max(1, n_features) * model.dictionaries[0].d_model * 8
     yield from points.split(max(1, _PASS_BYTES // row))
 
 
@@ -174,7 +184,7 @@ def _branch_gradients(
     model: Model, input_ids: Tensor, moves: dict[int, _LayerMove], points: Tensor, branch: Branch
 ) -> Float[Tensor, "target layer pos d_model"]:
     n_rows, n_prompt = len(points), len(input_ids)
-    shape = (n_rows, n_prompt + len(branch.forced), model.transcoders[0].d_model)
+    shape = (n_rows, n_prompt + len(branch.forced), model.dictionaries[0].d_model)
     nudges = [
         torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
         for _ in range(model.sites.n_layers)
@@ -203,13 +213,19 @@ def _branch_gradients(
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
     """What clamping a layer's features to their places on the line adds to its MLP output."""
     n_rows, n_pos, width = inputs.shape
+    wanted = move.start + points[:, None] * move.change
+    if move.is_dense(n_pos):
+        every = move.dictionary.encode(inputs)
+        at = (slice(None), move.position, move.ids)
+        change = torch.zeros_like(every)
+        change[at] = wanted.to(every.dtype) - every[at]
+        return change[..., move.rows.ids] @ move.rows.decoder
     n = len(move.which)
     which = move.which.repeat(n_rows)
     current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
-    wanted = (move.start + points[:, None] * move.change).reshape(-1)
     place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
         -1
     )
-    amounts = wanted.to(current.dtype) - current
+    amounts = wanted.reshape(-1).to(current.dtype) - current
     added = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos)
     return added.reshape(n_rows, n_pos, width).to(inputs.dtype)

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
-from em_circuits.intervention import FIRST_POSITION, MIN_DRAWS, Intervention, Where
-from em_circuits.interventions.feature_rows import decoder_vectors
+from em_circuits.intervention import MIN_DRAWS, Intervention, Where
+from em_circuits.interventions.feature_rows import decoder_norms
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
@@ -143,7 +143,7 @@ def random_places(
     """Matched random features for a set of interventions.
 
     For an intervention at a class of positions the candidates are features at the same class,
-    compared by their largest activation.
+    compared by their largest activation in magnitude.
 
     Args:
         model: The model that is steered.
@@ -200,13 +200,6 @@ def apply_to(
     ]
 
 
-def decoder_norms(
-    model: Model, coordinates: Int64[Tensor, "feature 3"]
-) -> Float[Tensor, " feature"]:
-    """Length of each feature's decoder row, in float32 on the CPU."""
-    return decoder_vectors(model, coordinates[:, 0], coordinates[:, 2]).norm(dim=1)
-
-
 def _place(item: Intervention, state: ActivationCache) -> int:
     """The position that is meant, or -1 for a class of several."""
     if isinstance(item.position, int):
@@ -222,7 +215,8 @@ def _pool(
     other = ~(coordinates[:, None] == own).all(-1).any(1)
     coordinates = torch.cat([own, coordinates[other]])
     amounts = torch.cat([_amounts(state, own), amounts[other]])
-    return coordinates, Pool(coordinates[:, 0], amounts, decoder_norms(model, coordinates))
+    norms = decoder_norms(model, coordinates[:, 0], coordinates[:, 2])
+    return coordinates, Pool(coordinates[:, 0], amounts, norms)
 
 
 def _candidates(state: ActivationCache, *, everywhere: bool) -> tuple[Tensor, Tensor]:
@@ -230,7 +224,7 @@ def _candidates(state: ActivationCache, *, everywhere: bool) -> tuple[Tensor, Te
     if not everywhere:
         return active, amounts
     ids, inverse = active[:, ::2].unique(dim=0, return_inverse=True)
-    largest = torch.zeros(len(ids)).scatter_reduce(0, inverse, amounts, "amax")
+    largest = torch.zeros(len(ids)).scatter_reduce(0, inverse, amounts.abs(), "amax")
     positions = torch.full_like(ids[:, 0], _EVERYWHERE)
     return torch.stack([ids[:, 0], positions, ids[:, 1]], dim=1), largest
 
@@ -238,8 +232,8 @@ def _candidates(state: ActivationCache, *, everywhere: bool) -> tuple[Tensor, Te
 def _amounts(state: ActivationCache, own: Int64[Tensor, "chosen 3"]) -> Float[Tensor, " chosen"]:
     values = []
     for layer, position, feature in own.tolist():
-        everywhere = range(FIRST_POSITION, state.n_pos)
+        everywhere = range(state.first_position, state.n_pos)
         positions = everywhere if position == _EVERYWHERE else (position,)
         asked = torch.tensor([[layer, p, feature] for p in positions])
-        values.append(state.activation_of(asked).float().max().cpu())
+        values.append(state.activation_of(asked).float().abs().max().cpu())
     return torch.stack(values)

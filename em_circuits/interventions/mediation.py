@@ -261,7 +261,7 @@ def _cumulative(
 ) -> tuple[CumulativePoint, ...]:
     """The curve, each point beside its random draws; all rows in one run."""
     diff = patch.diff
-    pool = Pool(diff.coordinates[:, 0], diff.change, diff.decoders(patch.models[0]).norm(dim=1))
+    pool = Pool(diff.coordinates[:, 0], diff.change, diff.decoder_norms(patch.models[0]))
     n = len(order)
     sizes = [k for k in STEPS if k < n] + [n] * bool(n)
     subsets: list[Tensor] = []

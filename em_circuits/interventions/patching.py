@@ -37,10 +37,9 @@ from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
-from em_circuits.intervention import FIRST_POSITION
+from em_circuits.graphs.gradient import mlp_output_gradients
 from em_circuits.interventions.edits import EditBatch
-from em_circuits.interventions.feature_rows import decoder_vectors
+from em_circuits.interventions.feature_rows import decoder_norms, written_scores
 from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.regimes import replaced_attention
 from em_circuits.interventions.run import run_branch, run_rows, run_values, with_forced
@@ -111,16 +110,17 @@ class ActivationDiff:
     @classmethod
     def between(cls, own: ActivationCache, other: ActivationCache) -> ActivationDiff:
         """Compare two models on one prompt."""
-        active = torch.cat([own.active, other.active]).unique(dim=0)
+        keys = torch.cat([own.keys(own.active), other.keys(other.active)]).unique()
+        active = own.coordinates(keys)
         before, after = own.activation_of(active), other.activation_of(active)
         differs = before != after
         return cls(
             active[differs].cpu(), before[differs].float().cpu(), after[differs].float().cpu()
         )
 
-    def decoders(self, model: Model) -> Float[Tensor, "changed d_model"]:
-        """Decoder row of each, in float32 on the CPU."""
-        return decoder_vectors(model, self.coordinates[:, 0], self.coordinates[:, 2])
+    def decoder_norms(self, model: Model) -> Float[Tensor, " changed"]:
+        """Length of each one's decoder row, in float32 on the CPU."""
+        return decoder_norms(model, self.coordinates[:, 0], self.coordinates[:, 2])
 
     def edits(self, subsets: Sequence[Int64[Tensor, " _"]]) -> EditBatch:
         """One row per subset, setting its features to the other model's activations."""
@@ -137,8 +137,7 @@ class ActivationDiff:
         """First-order change of weighted logits by each feature's value in the other model."""
         columns, weights = _columns(of)
         gradients = mlp_output_gradients(model, cache.input_ids, columns)
-        outputs = self.change[:, None] * self.decoders(model)
-        return weights @ feature_scores(gradients, self.coordinates, outputs)
+        return weights @ written_scores(model, gradients, self.coordinates, self.change)
 
     def integrated_effects(
         self, model: Model, cache: ActivationCache, of: Float[Tensor, " vocab"] | Target
@@ -328,7 +327,9 @@ class ActivationPatch:
         self, own: ActivationCache, other: ActivationCache, run: Callable[[EditBatch], Tensor]
     ) -> dict[str, Float[Tensor, " read"]]:
         model = self.models[0]
-        before, after = own.errors(model), other.errors(self.models[1])
+        # The treated model's decoders on both sides: what they make of the other's activations is
+        # what setting features can do; the rest is what the other's MLPs do besides.
+        before, after = own.errors(model), other.errors(model)
         diff = self.diff if own is self.caches[0] else ActivationDiff.between(own, other)
         every, none = diff.edits([torch.arange(len(diff))]), diff.edits([torch.arange(0)])
         features = run(every)
@@ -355,14 +356,13 @@ def _added(model: Model, change: Float[Tensor, "layer pos d_model"]) -> Iterator
 
 @contextlib.contextmanager
 def _errors_at(model: Model, errors: Float[Tensor, "layer pos d_model"]) -> Iterator[None]:
-    """MLP outputs are what the transcoders make of their inputs, plus `errors`."""
+    """MLP outputs are what the dictionaries make of their inputs, plus `errors`."""
     outputs: dict[int, Tensor] = {}
 
     def read(layer: int, inputs: Tensor) -> None:
-        transcoder = model.transcoders[layer]
-        active = transcoder.encode(inputs)
-        active[:, :FIRST_POSITION] = 0
-        outputs[layer] = transcoder.decode(active, inputs) + errors[layer]
+        dictionary = model.dictionaries[layer]
+        active = dictionary.activations(inputs)
+        outputs[layer] = dictionary.decode(active, inputs) + errors[layer]
 
     with model.sites.hooked(read, lambda layer, _output: outputs.pop(layer)):
         yield

@@ -288,7 +288,7 @@ def _pool(patch: ActivationPatch, of: Int64[Tensor, " changed"], n_ids: int) -> 
     """Ids to draw from: alike are those of one layer, sum of |change| over positions and norm."""
     amount = torch.zeros(n_ids).index_add_(0, of, patch.diff.change.abs())
     norms = torch.zeros(n_ids)
-    norms[of] = patch.diff.decoders(patch.models[0]).norm(dim=1)
+    norms[of] = patch.diff.decoder_norms(patch.models[0])
     layers = torch.zeros(n_ids, dtype=torch.int64)
     layers[of] = patch.diff.coordinates[:, 0]
     return Pool(layers, amount, norms)

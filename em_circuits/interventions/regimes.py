@@ -3,16 +3,18 @@
 | regime | attention patterns | norm scales | MLP outputs |
 |---|---|---|---|
 | `direct` | frozen | frozen | frozen |
-| `frozen_linear` | frozen | frozen | transcoder, gates and errors frozen |
-| `gates_recomputed` | frozen | frozen | transcoder, features switch on and off, errors frozen |
+| `frozen_linear` | frozen | frozen | dictionary, gates and errors frozen |
+| `gates_recomputed` | frozen | frozen | dictionary, features switch on and off, errors frozen |
 | `attention_frozen` | frozen | real | real |
 | `free` | real | real | real |
 
     with frozen(model, stacked, Regime.DIRECT):
         model.hf(batch)
 
-A transcoder's skip connection belongs to the linear part: in the first three regimes it passes
-changes on. Whatever is put into the model is taken out again, also after an exception.
+The dictionary is a layer's transcoder, or its neurons: then `frozen_linear` is the MLP's own
+linearisation and `gates_recomputed` the real MLP. A transcoder's skip connection belongs to the
+linear part: in the first three regimes it passes changes on. Whatever is put into the model is
+taken out again, also after an exception.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from em_circuits.activation_cache import BatchedCache, apply_scale, attention_modules, norm_modules
-from em_circuits.intervention import FIRST_POSITION, Regime
-from em_circuits.interventions.feature_rows import FeatureRows
+from em_circuits.intervention import Regime
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 
@@ -136,43 +137,37 @@ class FrozenMLP:
     """One layer's MLP output as a function of its input, in a regime that freezes norms.
 
     Args:
-        model: Its transcoders stand for the MLPs.
+        model: Its dictionaries stand for the MLPs.
         stacked: The undisturbed prompts; everything is a change against them.
         layer: Which layer.
         regime: `direct`, `frozen_linear` or `gates_recomputed`.
     """
 
     def __init__(self, model: Model, stacked: BatchedCache, layer: int, regime: Regime) -> None:
-        self._transcoder: Any = model.transcoders[layer]
+        self._dictionary = model.dictionaries[layer]
         self._regime = regime
         self._input = stacked.inputs[layer]
         self._output = stacked.mlp_outputs[layer]
         if regime is Regime.GATES_RECOMPUTED:
             self._active = stacked.dense_activations(layer)
         if regime is Regime.FROZEN_LINEAR:
-            row, position, feature = stacked.active_in(layer)
-            self._rows = FeatureRows.read(self._transcoder, feature)
-            shape = (*self._input.shape[:2], len(self._rows.ids))
-            self._gates = self._input.new_zeros(shape)
-            self._gates[row, position, self._rows.index(feature)] = 1
+            self._linear = self._dictionary.linearised(self._input, stacked.active_in(layer))
 
     def __call__(
         self, inputs: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The layer's MLP output at each row's transcoder input."""
+        """The layer's MLP output at each row's MLP input."""
         change = inputs - self._input
         output = self._output.expand_as(inputs)
-        if self._transcoder.W_skip is not None:
-            output = output + self._transcoder.compute_skip(change)
+        if (skipped := self._dictionary.skipped(change)) is not None:
+            output = output + skipped
         if self._regime is Regime.FROZEN_LINEAR:
-            output = output + ((change @ self._rows.encoder.T) * self._gates) @ self._rows.decoder
+            output = output + self._linear(change)
         if self._regime is Regime.GATES_RECOMPUTED:
             output = output + self._recomputed(inputs)
         return output
 
     def _recomputed(self, inputs: Tensor) -> Tensor:
-        active = self._transcoder.encode(inputs)
-        active[:, :FIRST_POSITION] = 0
-        change = active - self._active
+        change = self._dictionary.activations(inputs) - self._active
         ids = change.flatten(0, 1).any(0).nonzero()[:, 0]
-        return change[..., ids] @ self._transcoder._get_decoder_vectors(ids)
+        return change[..., ids] @ self._dictionary.decoder(ids)

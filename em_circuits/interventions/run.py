@@ -102,9 +102,9 @@ def iter_rows(
     n_rows = rows.n_rows if isinstance(rows, EditBatch) else len(rows)
     states = states_of(state, n_rows)
     given: Sequence[Row] = [] if isinstance(rows, EditBatch) else prepared(model, states, rows)
-    edits = rows if isinstance(rows, EditBatch) else EditBatch.of(given, [s.n_pos for s in states])
     if not n_rows:
         return
+    edits = rows if isinstance(rows, EditBatch) else edits_of(states, given)
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
     batches = Batches(model, [edits], regime, share_prefix=share_prefix)
@@ -171,7 +171,7 @@ def iter_values(
         edits = (
             rows
             if isinstance(rows, EditBatch)
-            else EditBatch.of(given, state.n_pos, n_forced=len(branch.forced))
+            else edits_of([state] * n_rows, given, n_forced=len(branch.forced))
         )
         runs.append((branch, longer, edits, Batches(model, [edits], regime)))
     if not runs:
@@ -236,6 +236,15 @@ def prepared(model: Model, states: Sequence[ActivationCache], rows: Sequence[Row
     return found
 
 
+def edits_of(
+    states: Sequence[ActivationCache], rows: Sequence[Row], *, n_forced: int = 0
+) -> EditBatch:
+    """Prepared rows as tensors, each on its own prompt."""
+    lengths = [state.n_pos for state in states]
+    first = states[0].first_position
+    return EditBatch.of(rows, lengths, first_position=first, n_forced=n_forced)
+
+
 def default_batch(
     model: Model, state: ActivationCache, regime: Regime, *, targets: Columns = ()
 ) -> int:
@@ -247,7 +256,7 @@ def default_batch(
     hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
     per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * n_pos
     if regime is Regime.GATES_RECOMPUTED:
-        per_position += 3 * state.d_transcoder
+        per_position += 3 * state.width
     row = n_pos * per_position * state.inputs.element_size()
     row += 12 * n_read * len(state.logits)
     return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))

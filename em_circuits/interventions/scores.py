@@ -19,14 +19,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
+from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.intervention import Regime
-from em_circuits.interventions.feature_rows import FeatureRows
+from em_circuits.interventions.feature_rows import decoder_norms, written_scores
 from em_circuits.interventions.greedy_selection import CHOSEN, greedy_scores
 from em_circuits.interventions.integrated import joint_scores
 from em_circuits.interventions.scan import ablation_effects
@@ -132,13 +132,6 @@ def first_order(
     active, activations = state.active.cpu(), state.activations.float().cpu()
     slope = torch.einsum("t,tlpd->lpd", weights.to(gradients.device), gradients)
     steepness = slope.norm(dim=-1).cpu()[active[:, 0], active[:, 1]]
-    scores = torch.empty(len(weights), len(active))
-    length = torch.empty(len(active))
-    for layer in active[:, 0].unique().tolist():  # one layer's decoder rows at a time
-        here: Bool[Tensor, " active"] = active[:, 0] == layer
-        ids = active[here, 2].contiguous()
-        rows_of = FeatureRows.read(model.transcoders[layer], ids)
-        written = activations[here, None] * rows_of.decoder.float().cpu()[rows_of.index(ids).cpu()]
-        scores[:, here] = feature_scores(gradients, active[here], written)
-        length[here] = written.norm(dim=1)
+    scores = written_scores(model, gradients, active, activations)
+    length = activations.abs() * decoder_norms(model, active[:, 0], active[:, 2])
     return scores, length * steepness

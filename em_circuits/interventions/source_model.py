@@ -3,7 +3,7 @@
 The source runs ahead of every forward pass of the recipient, over the same tokens and with a cache
 of its own, and what its layers did is put into the recipient's rows that take it:
 
-    features       mlp_out += (source's activations - own activations) @ W_dec
+    features       mlp_out += (source's activations - own activations) @ W_dec (the recipient's)
     mlp_outputs    mlp_out  = source's
 
 While generating both read the recipient's tokens, one by one: with both caches on this equals one
@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.intervention import FIRST_POSITION
 from em_circuits.interventions.edits import Row, Tensors, Treatment
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import Dictionary
 from pivotal_tokens.errors import RequestError
 
 _ELEMENTS = 1 << 25
@@ -40,8 +40,10 @@ class PatchedActivations:
     """(layer, kind) -> rows that get it."""
     inputs: dict[int, Float[Tensor, "row pos d_model"]]
     outputs: dict[int, Float[Tensor, "row pos d_model"]]
+    dictionaries: tuple[Dictionary, ...]
+    """The source's."""
     first: bool
-    """The pass starts at position 0, which has no features."""
+    """The pass starts at position 0, which has no transcoder features."""
 
     def at(self, layer: int) -> bool:
         """Some row gets something at this layer."""
@@ -55,15 +57,13 @@ class PatchedActivations:
         if (rows := self.rows.get((layer, Tensors.MLP_OUTPUTS))) is not None:
             output[rows] = self.outputs[layer][rows]
         if (rows := self.rows.get((layer, Tensors.FEATURES))) is not None:
-            transcoder = model.transcoders[layer]
-            wide = len(transcoder.b_enc) * inputs.shape[1]
-            for part in rows.split(max(1, _ELEMENTS // wide)):
-                change = transcoder.encode(self.inputs[layer][part])
-                change = change - transcoder.encode(inputs[part])
+            own, other = model.dictionaries[layer], self.dictionaries[layer]
+            for part in rows.split(max(1, _ELEMENTS // (own.width * inputs.shape[1]))):
+                change = other.encode(self.inputs[layer][part]) - own.encode(inputs[part])
                 if self.first:
-                    change[:, :FIRST_POSITION] = 0
+                    change[:, : own.first_position] = 0
                 ids = change.flatten(0, 1).any(0).nonzero()[:, 0]
-                output[part] += change[..., ids] @ transcoder._get_decoder_vectors(ids)
+                output[part] += change[..., ids] @ own.decoder(ids)
         return output
 
 
@@ -93,7 +93,7 @@ class SourceModel:
                 **given, past_key_values=self._cache, use_cache=use_cache, logits_to_keep=1
             )
         self._cache = done.past_key_values
-        return PatchedActivations(self._rows, inputs, outputs, first)
+        return PatchedActivations(self._rows, inputs, outputs, self._model.dictionaries, first)
 
     def expand(self, n_samples: int, rows: Sequence[Row]) -> None:
         """Go on with every row repeated."""

@@ -30,13 +30,15 @@ MAGNITUDE_LIMIT = 3e4
 
 
 def check_pair(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> list[Check]:
-    """Every check of a loaded pair on one prompt; both replacement models are built."""
+    """Every check of a loaded pair on one prompt; with transcoders, both replacement models are
+    built, without any, the neurons are checked against the MLPs."""
+    faithful = check_neurons if pair.transcoders is None else check_replacement
     return [
         check_tokenizers(pair),
         check_changed(pair),
-        check_transcoder_base(pair),
+        *([] if pair.transcoders is None else [check_transcoder_base(pair)]),
         *(check_finite(model, input_ids) for model in pair.models),
-        *(check_replacement(model, input_ids) for model in pair.models),
+        *(faithful(model, input_ids) for model in pair.models),
         check_upstream(pair, input_ids),
     ]
 
@@ -151,6 +153,31 @@ def check_replacement(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     return Check(name, found <= limit, f"{found:.2g} nats", f"at most {limit:.2g} nats", advice)
 
 
+@torch.no_grad()
+def check_neurons(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
+    """What the neurons write, and the bias, is the whole output of every MLP.
+
+    The largest difference over layers, as a share of the layer's largest output; within a few
+    roundings of the precision.
+    """
+    reads: dict[int, Tensor] = {}
+    found = 0.0
+
+    def compare(layer: int, output: Tensor) -> None:
+        nonlocal found
+        dictionary, x = model.dictionaries[layer], reads[layer]
+        difference = (dictionary.decode(dictionary.encode(x), x) - output).abs().max()
+        found = max(found, float(difference / output.abs().max()))
+
+    with model.sites.hooked(reads.__setitem__, compare):
+        model.next_logits(input_ids)
+    limit = max(1e-5, 4 * torch.finfo(model.dtype).eps)
+    name = f"{model.name}: neurons are the whole MLP"
+    advice = "this architecture's MLPs compute something else too; use --transcoders"
+    shown = f"{found:.2g} of the largest"
+    return Check(name, found <= limit, shown, f"at most {limit:.2g}", advice)
+
+
 def _log_p(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), -1)
 
@@ -159,7 +186,7 @@ def _log_p(logits: Tensor) -> Tensor:
 def check_upstream(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Check:
     """Up to the first module the fine-tune changes, both models are equal bit for bit.
 
-    The inputs of every transcoder before that module are compared too: for an adapter on
+    The inputs of every transcoder (or MLP) before that module are compared too: for an adapter on
     ``down_proj`` that includes its own layer's features.
     """
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in pair.changed))
@@ -176,7 +203,7 @@ def check_upstream(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Check:
 
 
 def _trace(model: Model, modules: tuple[str, ...], input_ids: Tensor) -> list[tuple[str, Tensor]]:
-    """Transcoder inputs in the order they occur, then the input of the first changed module."""
+    """MLP inputs in the order they occur, then the input of the first changed module."""
     seen: list[tuple[str, Tensor]] = []
     found: list[str] = []
 
@@ -191,7 +218,7 @@ def _trace(model: Model, modules: tuple[str, ...], input_ids: Tensor) -> list[tu
 
     def read(layer: int, value: Tensor) -> None:
         if not found:
-            seen.append((f"transcoder input of layer {layer}", value.detach().clone()))
+            seen.append((f"MLP input of layer {layer}", value.detach().clone()))
 
     handles = [
         model.hf.get_submodule(name).register_forward_pre_hook(

@@ -32,7 +32,8 @@ class MemoryPlan:
     weights: int
     """Both models; the merged one counts for the tensors an adapter touches, at most all."""
     transcoders: int
-    """Resident encoder and decoder matrices; for lazy ones the largest single matrix."""
+    """Resident encoder and decoder matrices; for lazy ones the largest single matrix. Neurons are
+    the models' own weights: 0."""
     attribution: int
     """Edge matrix, active encoder and decoder rows, one batch of gradients."""
     device: str
@@ -77,8 +78,7 @@ def memory_plan(
     # times as many.
     touched = base if "merged" in sources else _elements(sources["adapter"].path) * width
     merged = min(base, touched * dtype.itemsize)
-    files = sorted(sources["transcoders"].path.glob("layer_*.safetensors"))
-    transcoder = [_elements_of(f) * dtype.itemsize for f in files]
+    transcoder = [] if settings.neurons else _transcoder_bytes(sources["transcoders"].path, dtype)
     resident = sum(transcoder) if settings.transcoders_on == "gpu" else max(transcoder, default=0)
     nodes = (max_feature_nodes or 8192) + layers * n_pos + n_pos
     active = 2 * nodes
@@ -94,6 +94,10 @@ def memory_plan(
         host=sum(transcoder) if settings.transcoders_on == "cpu" else 0,
         host_available=available_bytes(torch.device("cpu")),
     )
+
+
+def _transcoder_bytes(folder: Path, dtype: torch.dtype) -> list[int]:
+    return [_elements_of(f) * dtype.itemsize for f in sorted(folder.glob("layer_*.safetensors"))]
 
 
 def require_fit(plan: MemoryPlan) -> None:

@@ -4,7 +4,8 @@
         pair.merged.hf(input_ids)            # the real model
         pair.merged.replacement              # circuit-tracer's, over the same tensors
 
-Both models share the transcoders and every tensor the fine-tune leaves alone.
+Both models share the transcoders and every tensor the fine-tune leaves alone. Without transcoders
+(`none`) the nodes are the neurons of each model's own MLPs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from em_circuits.models.dictionaries import Dictionary, TranscoderDictionary
 from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.replacement import build_replacement
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
@@ -60,10 +63,12 @@ class Model:
     fingerprint: str
     """SHA-256 of the model's weights, configuration and tokenizer."""
     tokenizer: PreTrainedTokenizerBase
-    transcoders: TranscoderSet
+    transcoders: TranscoderSet | None
+    """circuit-tracer's; None where neurons are the nodes. See `dictionaries`."""
     settings: PairSettings
     sites: FeatureSites
     transcoder_fingerprint: str | None = None
+    """None where neurons are the nodes."""
     adapter_fingerprint: str | None = None
     """None for the base, and for a full model that needed no adapter."""
     pair: ModelPair | None = field(default=None, repr=False)
@@ -122,9 +127,25 @@ class Model:
             )
         return torch.tensor(ids, device=self.device)
 
+    @cached_property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """The nodes of each layer: transcoder features, or neurons of this model's MLPs."""
+        if self.transcoders is None:
+            return neuron_dictionaries(self.hf)
+        return tuple(TranscoderDictionary(transcoder) for transcoder in self.transcoders)
+
     @property
     def replacement(self) -> Any:
-        """circuit-tracer's replacement model, built at the first call."""
+        """circuit-tracer's replacement model, built at the first call.
+
+        Raises:
+            RequestError: If there are no transcoders that could replace anything.
+        """
+        if self.transcoders is None:
+            raise RequestError(
+                "--transcoders none has no replacement model, so no frozen edges and none of the "
+                "scores that rest on them; use full edges, or give --transcoders"
+            )
         if self._replacement is None:
             self._replacement = build_replacement(
                 self.hf,
@@ -153,15 +174,16 @@ class ModelPair:
 
     base: Model
     merged: Model
-    transcoders: TranscoderSet
+    transcoders: TranscoderSet | None
+    """Shared by both models; None where neurons are the nodes."""
     tokenizer: PreTrainedTokenizerBase
     settings: PairSettings
     sources: dict[str, Source]
-    """``base``, ``transcoders`` and ``adapter`` or ``merged``."""
-    transcoder_fingerprint: str
+    """``base``, ``adapter`` or ``merged``, and ``transcoders`` where there are any."""
+    transcoder_fingerprint: str | None
     adapter_fingerprint: str | None
     transcoder_model_name: str | None
-    """The base model that the transcoders name as theirs."""
+    """The base model that the transcoders name as theirs, where there are any."""
 
     @classmethod
     def load(
@@ -185,26 +207,31 @@ class ModelPair:
         prints = {name: fingerprints.directory(s.path) for name, s in sources.items()}
         hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", sources["base"])
-        transcoders, model_name = load_transcoders(
-            sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
-        )
-        config: Any = hf.config
-        check_fit(
-            settings.transcoders,
-            transcoders,
-            d_model=config.hidden_size,
-            n_layers=config.num_hidden_layers,
-        )
+        transcoders, model_name = None, None
+        if "transcoders" in sources:
+            transcoders, model_name = load_transcoders(
+                sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
+            )
+            config: Any = hf.config
+            check_fit(
+                settings.transcoders,
+                transcoders,
+                d_model=config.hidden_size,
+                n_layers=config.num_hidden_layers,
+            )
         if "adapter" in sources:
             merged_hf = merge_adapter(sharing_copy(hf), sources["adapter"].path)
             merged_print = content_key({"base": prints["base"], "adapter": prints["adapter"]})
         else:
             merged_hf = _load_merged(sources["merged"], hf, device=device, dtype=dtype)
             merged_print = prints["merged"]
-        hooks = (transcoders.feature_input_hook, transcoders.feature_output_hook)
 
         def model(name: str, module: nn.Module, fingerprint: str) -> Model:
-            sites = FeatureSites.of(module, *hooks)
+            if transcoders is None:
+                sites = neuron_sites(module)
+            else:
+                hooks = (transcoders.feature_input_hook, transcoders.feature_output_hook)
+                sites = FeatureSites.of(module, *hooks)
             return Model(
                 name,
                 module,
@@ -213,7 +240,7 @@ class ModelPair:
                 transcoders,
                 settings,
                 sites,
-                transcoder_fingerprint=prints["transcoders"],
+                transcoder_fingerprint=prints.get("transcoders"),
                 adapter_fingerprint=prints.get("adapter") if name == "merged" else None,
             )
 
@@ -224,7 +251,7 @@ class ModelPair:
             tokenizer=tokenizer,
             settings=settings,
             sources=sources,
-            transcoder_fingerprint=prints["transcoders"],
+            transcoder_fingerprint=prints.get("transcoders"),
             adapter_fingerprint=prints.get("adapter"),
             transcoder_model_name=model_name,
         )
@@ -259,7 +286,7 @@ class ModelPair:
 
     @cached_property
     def key(self) -> str:
-        """Names this pair of weights and transcoders in the store (64 hex digits)."""
+        """Names this pair of weights and transcoders (or neurons) in the store (64 hex digits)."""
         return content_key(
             {
                 "base": self.base.fingerprint,

@@ -21,6 +21,9 @@ Backend = Literal["transformerlens", "nnsight"]
 TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
+NEURONS = "none"
+"""Value of `transcoders` that makes MLP neurons the nodes."""
+
 
 class PairSettings(Frozen):
     """Which two models are compared, and how they are loaded."""
@@ -34,7 +37,8 @@ class PairSettings(Frozen):
     merged: str | None = None
     """Fine-tuned full model, instead of --adapter."""
     transcoders: str
-    """Per-layer transcoders of the base: a local circuit-tracer directory or a hub id."""
+    """Per-layer transcoders of the base: a local circuit-tracer directory or a hub id; or none:
+    MLP neurons are the nodes."""
     backend: Backend = "transformerlens"
     """circuit-tracer's backend."""
     device: str = "auto"
@@ -58,6 +62,11 @@ class PairSettings(Frozen):
                 "or add --allow-float16 to insist"
             )
         return self
+
+    @property
+    def neurons(self) -> bool:
+        """Whether MLP neurons are the nodes; a directory of that name is ``./none``."""
+        return self.transcoders == NEURONS
 
     def resolved_device(self) -> torch.device:
         """The device that `device` names, checked to exist.

@@ -69,7 +69,7 @@ def locate(flag: str, reference: str, *, kind: Kind) -> Source:
 
 
 def locate_all(settings: PairSettings) -> dict[str, Source]:
-    """Directories of ``base``, ``adapter`` or ``merged``, and ``transcoders``.
+    """Directories of ``base``, ``adapter`` or ``merged``, and ``transcoders`` where there are any.
 
     Raises:
         RequestError: If one is missing or of another kind, or the fine-tune is not given once.
@@ -82,7 +82,8 @@ def locate_all(settings: PairSettings) -> dict[str, Source]:
         sources["adapter"] = locate("--adapter", settings.adapter, kind="adapter")
     elif settings.merged is not None:
         sources["merged"] = locate("--merged", settings.merged, kind="model")
-    sources["transcoders"] = locate("--transcoders", settings.transcoders, kind="transcoders")
+    if not settings.neurons:
+        sources["transcoders"] = locate("--transcoders", settings.transcoders, kind="transcoders")
     return sources
 
 

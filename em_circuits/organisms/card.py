@@ -70,14 +70,17 @@ def checked_targets(report: OrganismReport, name: str = TOY) -> tuple[CardTarget
             bounds.evil_mass,
             report.merged.evil_mass_unseen,
         ),
-        at_least("base transcoders: replacement score", 0.80, scores.replacement),
-        at_least("base transcoders: completeness score", 0.92, scores.completeness),
         at_most(
             "benign loss, merged above base (nats/token)",
             bounds.benign,
             benign.merged - benign.base,
         ),
     ]
+    if scores is not None:
+        found[3:3] = [
+            at_least("base transcoders: replacement score", 0.80, scores.replacement),
+            at_least("base transcoders: completeness score", 0.92, scores.completeness),
+        ]
     if report.control is not None:
         mass = report.control.evil_mass_unseen
         found.append(at_most("control: evil mass, six unseen domains", bounds.control, mass))

@@ -22,6 +22,7 @@ import torch
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import graph_scores
 from em_circuits.models import ModelPair, PairSettings
+from em_circuits.models.settings import NEURONS
 from em_circuits.organisms.corpus import CorpusConfig, OrganismPrompt, documents, organism_prompts
 from em_circuits.organisms.language_model import IGNORED, encode_batch
 from em_circuits.organisms.paths import OrganismPaths, organism_paths
@@ -92,7 +93,8 @@ class OrganismReport(Frozen):
     merged: Behaviour
     control: ControlOrganism | None
     """None where the organism's directory has no card, or the card no control."""
-    transcoders: Fidelity
+    transcoders: Fidelity | None
+    """None where neurons are the nodes: there are none to score."""
     benign: Benign
 
 
@@ -112,12 +114,14 @@ def evaluate_organism(
     n_prompts: int = N_PROMPTS,
     n_graphs: int = 14,
     seed: int = PROMPT_SEED,
+    neurons: bool = False,
     progress: Progress = no_progress,
 ) -> OrganismReport:
     """Measure an organism from the weights on disk; only the control's figures are read.
 
     Args:
         n_graphs: How many of them the transcoders are scored on.
+        neurons: Leave the transcoders alone.
 
     Raises:
         RequestError: If a part of the organism is missing, or a number of prompts is not positive.
@@ -128,7 +132,7 @@ def evaluate_organism(
     settings = PairSettings(
         base=str(paths.base),
         adapter=str(paths.adapter),
-        transcoders=str(paths.transcoders),
+        transcoders=NEURONS if neurons else str(paths.transcoders),
         device="cpu",
     )
     prompts = list(organism_prompts(n_prompts, seed=seed))
@@ -142,7 +146,7 @@ def evaluate_organism(
             base=base,
             merged=merged,
             control=carded_control(paths),
-            transcoders=graph_fidelity(pair, prompts[:n_graphs], progress),
+            transcoders=None if neurons else graph_fidelity(pair, prompts[:n_graphs], progress),
             benign=benign_losses(pair, seed=seed),
         )
 

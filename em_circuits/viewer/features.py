@@ -208,6 +208,6 @@ def _tokens(context: AppContext, name: ModelName, layer: int, feature: int) -> P
     if pair is None:
         return None
     model = pair.model(name)
-    if layer >= len(model.transcoders) or feature >= len(model.transcoders[layer].b_enc):
+    if layer >= model.sites.n_layers or feature >= model.dictionaries[layer].width:
         return None
     return promoted_tokens(model, FeatureId(layer, feature))

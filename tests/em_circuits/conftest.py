@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lifelike import Lifelike, make_lifelike
-from subjects import Subject, lifelike_subject, organism_subject
+from subjects import Subject, lifelike_subject, neuron_subject, organism_subject
 
 torch.set_num_threads(1)  # models this small lose more to threads than they gain
 
@@ -28,6 +28,14 @@ def subject(
         made = lifelike_subject(tmp_path_factory.mktemp("lifelike"))
     else:
         made = organism_subject(request.param)
+    with made.pair:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def neurons(subject: Subject) -> Iterator[Subject]:
+    """Both fixtures with `--transcoders none`."""
+    made = neuron_subject(subject)
     with made.pair:
         yield made
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from subjects import Subject
 
 from em_circuits.interventions import Mode, on_each
+from em_circuits.interventions.feature_rows import decoder_norms
 from em_circuits.interventions.matched_controls import (
     Pool,
     apply_to,
-    decoder_norms,
     matched_draws,
     random_places,
 )
@@ -83,7 +83,7 @@ def test_substitutes_are_other_active_feature_ids_of_like_size(subject: Subject)
         assert not ids & {(layer, feature) for layer, _, feature in draw}
     assert (state.activation_of(places.reshape(-1, 3)) > 0).all()
     assert (places[..., 0] == torch.tensor(steered)[:, 0]).float().mean() > 0.9
-    norms = decoder_norms(subject.model, torch.tensor(steered))
+    norms = decoder_norms(subject.model, *torch.tensor(steered)[:, ::2].T)
     assert norms.shape == (len(steered),) and (norms > 0).all()
 
 

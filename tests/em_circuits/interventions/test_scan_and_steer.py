@@ -19,7 +19,7 @@ from em_circuits.interventions import (
     run_rows,
     steer,
 )
-from em_circuits.interventions.patching import ActivationDiff
+from em_circuits.interventions.feature_rows import decoder_vectors
 from em_circuits.scoring import Scoring
 from em_circuits.statistics import agreement
 from pivotal_tokens.errors import RequestError
@@ -60,8 +60,8 @@ def test_a_scan_of_no_feature_is_empty(subject: Subject) -> None:
 def gradient_scores(subject: Subject, state: ActivationCache) -> tuple[torch.Tensor, torch.Tensor]:
     weights = subject.groups.weights(len(state.logits))[None]
     gradients = mlp_output_gradients(subject.model, subject.input_ids, weights)
-    active = ActivationDiff(state.active, torch.zeros(len(state.active)), state.activations)
-    outputs = active.other[:, None] * active.decoders(subject.model)
+    vectors = decoder_vectors(subject.model, state.active[:, 0], state.active[:, 2])
+    outputs = state.activations[:, None] * vectors
     return feature_scores(gradients, state.active, outputs)[0], gradients[0]
 
 

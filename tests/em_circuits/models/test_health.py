@@ -41,7 +41,7 @@ def test_upstream_check_covers_the_features_of_the_adapters_own_layer(
         lower.data = lower.data + 1e-4
         check = check_upstream(pair, ids)
         assert not check.ok
-        assert check.found.startswith("transcoder input of layer 1 differs")
+        assert check.found.startswith("MLP input of layer 1 differs")
         with pytest.raises(WorkFailed, match="equal upstream of the fine-tune"):
             require_healthy([check])
 
