@@ -9,6 +9,7 @@ see `em_circuits.bases.part` for the interface and its laws. Bases combine by ad
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
 from em_circuits.bases.cross_layer import CrossLayerPart, cross_layer_parts
 from em_circuits.bases.neurons import NeuronPart, neuron_parts
+from em_circuits.bases.own import own_parts
 from em_circuits.bases.part import Part, Stage
 from em_circuits.bases.transcoders import TranscoderPart, transcoder_parts
 
@@ -22,5 +23,6 @@ __all__ = [
     "adapter_parts",
     "cross_layer_parts",
     "neuron_parts",
+    "own_parts",
     "transcoder_parts",
 ]

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from em_circuits.bases import own_parts
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.feature import Feature
 from em_circuits.graphs import AttributionSettings, attribute
-from em_circuits.graphs.full import full_parts
 from em_circuits.graphs.held import Nodes, choose_nodes, full_edges, measured_edges
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -166,7 +166,7 @@ def prompt_edges(model: Model, prompt: Prompt, contrast: Contrast, *, n: int) ->
     ids = model.input_ids(prompt)
     d_vocab: int = model.hf.config.vocab_size  # type: ignore[union-attr, assignment]
     weights = contrast.weights(d_vocab)[None]
-    nodes = choose_nodes(model, full_parts(model), ids, weights, n=n)
+    nodes = choose_nodes(model, own_parts(model), ids, weights, n=n)
     source, target = _pairs(nodes)
     if not len(source):
         raise RequestError(f"prompt {prompt.prompt_id}: no edge lies among {len(nodes)} nodes")

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
+from em_circuits.bases import Part, adapter_parts, neuron_parts, own_parts, transcoder_parts
 from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
@@ -36,11 +36,6 @@ from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Columns
 from pivotal_tokens.errors import RequestError, WorkFailed
-
-
-def full_parts(model: Model) -> tuple[Part, ...]:
-    """The model's own basis: features of its transcoders, without any its neurons."""
-    return neuron_parts(model) if model.transcoders is None else transcoder_parts(model)
 
 
 def parts_of(model: Model, basis: Sequence[BasisName]) -> tuple[Part, ...]:
@@ -63,7 +58,7 @@ def parts_of(model: Model, basis: Sequence[BasisName]) -> tuple[Part, ...]:
             case "adapter":
                 parts += adapter_parts(model.pair) if model.name == "merged" else ()
     if not parts:
-        parts += full_parts(model)
+        parts += own_parts(model)
     return tuple(sorted(parts, key=lambda part: (part.order, part.basis, part.name)))
 
 

@@ -40,7 +40,7 @@ import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor, nn
 
-from em_circuits.bases import Part, transcoder_parts
+from em_circuits.bases import Part, own_parts
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
 from em_circuits.models.sites import Site, on_site
@@ -129,14 +129,14 @@ def adapter_paths(
         writes: Of its adapter on this prompt.
         input_ids: One prompt, with its beginning-of-sequence token.
         weights: The target is ``sum_v w[v] logit_v`` at the last position.
-        parts: What counts as features; by default the transcoders'.
+        parts: What counts as features; by default the model's own features.
         points: Numbers of points that are tried in turn.
 
     Raises:
         RequestError: If the model does not name its parts as Llama does.
     """
     if parts is None:
-        parts = transcoder_parts(pair.base)
+        parts = own_parts(pair.base)
     line = _Line(pair.base, Readers.of(pair.base), writes, input_ids, weights, tuple(parts))
     base, merged = (model.next_logits(input_ids).float().cpu() for model in pair.models)
     shift = float(weights @ (merged - base))

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from em_circuits.bases import Part, transcoder_parts
+from em_circuits.bases import Part, own_parts
 from em_circuits.graphs.held import captured
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import Model
@@ -86,7 +86,7 @@ def measured_shares(
         writes: Of the adapter on this prompt.
         input_ids: One prompt, with its beginning-of-sequence token.
         weights: The contrast is ``sum_v w[v] logit_v`` at the last position.
-        parts: What counts as features; by default the transcoders'.
+        parts: What counts as features; by default the model's own features.
         n_random: Draws of random directions.
         seed: Of the draws.
 
@@ -133,7 +133,7 @@ class HeldRuns(WrittenPrompt):
         parts: Sequence[Part] | None = None,
     ) -> HeldRuns:
         """Capture the undisturbed base."""
-        parts = tuple(transcoder_parts(model) if parts is None else parts)
+        parts = tuple(own_parts(model) if parts is None else parts)
         readers = Readers.of(model)
         found: dict[int, Tensor] = {}
 
