@@ -221,7 +221,7 @@ def lora_geometry(
             progress=work.progress,
         )
         record = _record(work, adapter, parts, shown, found, request)
-        record = record.model_copy(update={"sentence": sentence(record, lines)})
+        record = record.model_copy(update={"sentence": geometry_sentence(record, lines)})
         return record.model_dump(mode="json"), _frame(lines)
 
     table = cached_table(work.results / "features", "lora", inputs, compute)
@@ -460,7 +460,7 @@ def _frame(lines: Sequence[Alignment]) -> pd.DataFrame:
     return pd.DataFrame([line.model_dump() for line in ordered], columns=[*Alignment.model_fields])
 
 
-def sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
+def geometry_sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
     """What was measured, in one sentence."""
     n, first = len(record.ranks), record.ranks[0]
     m = len(record.modules)

@@ -257,7 +257,7 @@ def _record(
         own=share([item.own / item.shift for item in results]),
         gradient_predicts_scan=_correlations(results),
     )
-    return record.model_copy(update={"sentence": sentence(record)})
+    return record.model_copy(update={"sentence": mediation_sentence(record)})
 
 
 def _share(values: Sequence[float | None], results: Sequence[PromptResult], seed: int) -> Share:
@@ -352,7 +352,7 @@ def _features(results: Sequence[PromptResult], seed: int) -> pd.DataFrame:
     return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 
 
-def sentence(record: MediationRecord) -> str:
+def mediation_sentence(record: MediationRecord) -> str:
     """What was measured, in one sentence."""
     by_k = {point.k: point for point in record.cumulative}
     point, whole = by_k.get(HEADLINE) or record.cumulative[0], by_k[None]

@@ -178,7 +178,7 @@ def carry_out(
         kind=kind,
         judge=judge.id,
         conditions=lines,
-        said=sentence(lines, not_shown),
+        said=sweep_sentence(lines, not_shown),
         key=content_key(record),
         **about,
     )
@@ -267,7 +267,7 @@ def _value(cell: Any) -> Any:
     return None if isinstance(cell, float) and cell != cell else cell
 
 
-def sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
+def sweep_sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
     """What was and what was not shown, in words."""
     if not lines:
         return "Nothing was measured."

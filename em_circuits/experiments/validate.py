@@ -23,7 +23,13 @@ from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import ActivationCache, Regime, compare, live_scores, summarise
+from em_circuits.interventions import (
+    ActivationCache,
+    Regime,
+    agreement_by_method,
+    compare_with_ablations,
+    live_scores,
+)
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -83,12 +89,12 @@ def validate(
         scores[str(Scoring.GRADIENT_ABLATION)] = live_contrasts(
             runs, state, groups, graph.selected_features
         )
-        comparisons += compare(
+        comparisons += compare_with_ablations(
             runs, state, scores, features=graph.selected_features, contrast=groups, regimes=regimes
         )
         ids.append(labelled.prompt.prompt_id)
         keys.append(graph.header.key)
-    rows = summarise(comparisons, seed=work.seed)
+    rows = agreement_by_method(comparisons, seed=work.seed)
     return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
 
 

@@ -3,8 +3,8 @@
 Features are ablated for real, and the scores a method gave them are compared with the measured
 effects on the evil-minus-safe contrast, regime by regime (`em_circuits.statistics`).
 
-    pairs = compare(model, state, scores, features=features, contrast=contrast)
-    rows = summarise(pairs_of_several_prompts)
+    pairs = compare_with_ablations(model, state, scores, features=features, contrast=contrast)
+    rows = agreement_by_method(pairs_of_several_prompts)
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ValidationRow:
         }
 
 
-def compare(
+def compare_with_ablations(
     model: Model,
     state: ActivationCache,
     scores: Mapping[str, Float[Tensor, " _"]],
@@ -104,7 +104,7 @@ def compare(
     return tuple(comparisons)
 
 
-def summarise(
+def agreement_by_method(
     comparisons: Sequence[Comparison], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> tuple[ValidationRow, ...]:
     """Average over prompts, one row per method and regime.
