@@ -56,8 +56,6 @@ FLOORS = {
 ALIKE = {
     ("EdgePart", "Carrier"): "a printed part has its carrier's fields flat, and a value",
     ("Intervention", "Change"): "what a browser may send, typed and bounded, is no intervention",
-    ("HeadOverPrompts", "MediatedHead"): "shares with intervals; a prompt's has logits beside them",
-    ("PairedFeature", "MediatedFeature"): "rows of two outputs; a mediated feature has two effects",
     ("RevealState", "Reveal"): "what the page shows of a reveal, without the item's own texts",
     (
         "TargetToken",

@@ -115,6 +115,26 @@ def choose_prompts(
     return chosen, left_out
 
 
+def choose_shown(
+    work: Workspace, prefixes: Sequence[str]
+) -> tuple[list[ChosenPrompt], list[UnusedPrompt]]:
+    """Prompts with evil and safe labels that the models can be run on; see `choose_prompts`.
+
+    Raises:
+        RequestError: If a prompt that was named will not do, or none is left.
+    """
+    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
+    shown = [item for item in chosen if item.prompt.token_ids is not None]
+    left_out += [
+        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
+        for item in chosen
+        if item.prompt.token_ids is None
+    ]
+    if not shown:
+        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    return shown, left_out
+
+
 def aggregate_prompts(
     work: Workspace,
     prefixes: Sequence[str],

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from em_circuits.bases.adapters import AdapterPart, adapter_of, adapter_parts
-from em_circuits.cache import CachedTable, cached_table
-from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
+from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features.adapter_geometry import Alignment, Spectrum, alignments, spectra
 from em_circuits.features.contexts import context_at
@@ -49,7 +49,6 @@ from em_circuits.statistics import (
 )
 from em_circuits.workspace import Workspace
 from pivotal_tokens.agreement import Estimate
-from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
@@ -152,15 +151,9 @@ class LoraGeometry(Frozen):
     sentence: str = ""
 
 
-class GeometryOutput(LoraGeometry):
-    """The object of `lora geometry --json`."""
+class GeometryOutput(TableHead, LoraGeometry):
+    """The object of `lora geometry --json`; a line is a rank and a compared layer."""
 
-    key: str
-    """Of everything that the result follows from."""
-    reused: bool
-    """It stood in the cache."""
-    files: dict[str, str]
-    """`json` and `parquet`; the latter has a line per rank and compared layer."""
     page: str
     alignments: tuple[Alignment, ...]
     """The first lines of the Parquet, largest cosine first."""
@@ -194,15 +187,7 @@ def lora_geometry(
         RequestError: If the fine-tune is no LoRA adapter, no prompt will do, or one that was named.
     """
     adapter, parts = adapter_of(work.pair), adapter_parts(work.pair)
-    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
-    shown = [item for item in chosen if item.prompt.token_ids is not None]
-    left_out += [
-        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
-        for item in chosen
-        if item.prompt.token_ids is None
-    ]
-    if not shown:
-        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    shown, left_out = choose_shown(work, prefixes)
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,
