@@ -59,7 +59,7 @@ def test_effects_validate_themselves_in_their_own_regime(subject: Subject) -> No
     random = rows["noise", "free"]
     low, high = random.intervals["pearson"]
     assert low < random.agreement.pearson < high and abs(low) < 0.5
-    record = json.loads(json.dumps(random.to_json(), allow_nan=False))
+    record = json.loads(json.dumps(random.model_dump(mode="json"), allow_nan=False))
     assert set(record) == {
         "method", "regime", "pearson", "spearman", "sign", "top20", "low", "high", "intervals",
     }  # fmt: skip

@@ -167,7 +167,8 @@ export class Panel {
         node
           ? {
               feature: node.module
-                ? `rank ${node.feature} of the adapter's ${node.module} in layer ${node.layer}, at position ${node.position} `
+                ? `rank ${node.feature} of the adapter's ${node.module} in layer ${node.layer}, ` +
+                  `at position ${node.position} `
                 : `feature ${node.feature} of layer ${node.layer}, at position ${node.position} `,
               error: `what the transcoder of layer ${node.layer} leaves unexplained, at position ${node.position} `,
               token: `embedding of input token ${node.position} `,
