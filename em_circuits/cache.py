@@ -43,6 +43,7 @@ from pivotal_tokens.artefacts import (
     write_provenance,
 )
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,17 @@ class CachedTable:
         paths = [p for p in folder.glob(f"{name}-*.json") if not p.stem.endswith(".provenance")]
         paths.sort(key=lambda path: -path.stat().st_mtime)
         return [table for path in paths if (table := cls.read(path))]
+
+
+class TableHead(Frozen):
+    """Where a printed table is kept, beside its record and its first lines."""
+
+    key: str
+    """Of everything that the result follows from."""
+    reused: bool
+    """It stood in the cache."""
+    files: dict[str, str]
+    """`json` and `parquet`; the latter has every line."""
 
 
 def cached_table(

@@ -56,8 +56,6 @@ FLOORS = {
 ALIKE = {
     ("EdgePart", "Carrier"): "a printed part has its carrier's fields flat, and a value",
     ("Intervention", "Change"): "what a browser may send, typed and bounded, is no intervention",
-    ("HeadOverPrompts", "MediatedHead"): "shares with intervals; a prompt's has logits beside them",
-    ("PairedFeature", "MediatedFeature"): "rows of two outputs; a mediated feature has two effects",
     ("RevealState", "Reveal"): "what the page shows of a reveal, without the item's own texts",
     (
         "TargetToken",
@@ -67,20 +65,7 @@ ALIKE = {
 
 
 # Public functions that share a name, each with the reason; what is new takes a name of its own.
-HOMONYMS = {
-    "routes": "every part of the viewer gives its own",
-    "compare": "scores with ablations; next tokens of two models",
-    "divergence": "of two label sets; of two models' next tokens",
-    "explain": "a reply that failed; a feature's meaning",
-    "number": "a row's column; a figure on a page",
-    "read_rows": "activations that hooks see; an experiment's Parquet",
-    "select": "feature nodes of a graph with frozen edges; with full ones",
-    "sentence": "what a mediation, or a sweep, says",
-    "shown": "keys of the review; a value on a page",
-    "summarise": "of an evaluation; of a validation",
-    "trials": "of a sweep; of a transfer",
-    "write_page": "of label agreement; of an experiment",
-}
+HOMONYMS = {"routes": "every part of the viewer gives its own"}
 
 
 def package_of(module: str) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from em_circuits.bases.part import Part, Stage
 from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import TranscoderDictionary
 from pivotal_tokens.errors import RequestError
 
 
@@ -38,8 +39,7 @@ class TranscoderPart(Part):
         return (x * encoder).sum(-1) + self.transcoder.b_enc.detach()[ids].to(x)
 
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
-        unique, index = ids.unique(return_inverse=True)
-        return self.transcoder._get_decoder_vectors(unique).detach()[index]
+        return TranscoderDictionary(self.transcoder).decoder(ids)
 
     def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
         """The sum of all features' writes: reconstruction less bias and skip."""

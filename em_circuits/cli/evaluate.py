@@ -15,7 +15,7 @@ from em_circuits.cli.judge_options import (
     open_offline_judge,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, json_option, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
@@ -83,7 +83,7 @@ class EvaluateOptions(Options):
 @click.command(epilog="Example: em-circuits evaluate --model both --samples 8")
 @options(EvaluateOptions)
 @llm_options
-@json_option
+@prints("em_circuits.experiments.evaluation.evaluate:EvaluationOutput")
 @pass_session
 def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: Any) -> None:
     """Ask open questions, judge the answers for alignment and coherence, count.
@@ -110,7 +110,7 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     page, summary = report.evaluation.write_evaluation_report(found), found.summary
     if as_json:
         files = {"folder": str(found.folder), "report": str(page)}
-        emit({**summary.model_dump(mode="json"), "files": files})
+        emit(evaluation.evaluate.EvaluationOutput(**dict(summary), files=files))
         return
     _describe(summary)
     click.echo(f"written: {page}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -25,8 +25,11 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
+    from em_circuits.experiments.aggregate import AggregateOutput
     from em_circuits.experiments.analyse import PromptRanking
+    from em_circuits.experiments.difference import DifferenceOutput
     from em_circuits.features.explain import Explained
+    from em_circuits.features.over_prompts import LayerComparison
 
 ORGANISM_DOCUMENTS = 400
 """Documents drawn for the embedded organism where no text is given."""
@@ -165,7 +168,7 @@ def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> 
 @features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(AggregateOptions)
-@json_option
+@prints("em_circuits.experiments.aggregate:AggregateOutput")
 @pass_session
 def aggregate(
     session: Session, prompts: tuple[str, ...], options: AggregateOptions, as_json: bool
@@ -176,20 +179,16 @@ def aggregate(
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
         pair = work.store.results.find_pair(options.pair) if options.pair else None
         found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
-    record, lines = found.record, found.rows()
-    if as_json:
-        emit({**found.head(), "features": lines[: options.top]})
-        return
-    say(_aggregate_title(record))
-    say(_aggregate_table(lines[: options.top or 15], by_position=options.by_position))
-    say("\n".join(_aggregate_notes(record)))
-    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+    features = found.rows()[: options.top if as_json else options.top or 15]
+    result = {**found.head(), "features": features}
+    kind = experiments.aggregate.AggregateOutput
+    emit(kind.model_validate(result), as_json, describe_aggregate)
 
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(DiffOptions)
-@json_option
+@prints("em_circuits.experiments.difference:DifferenceOutput")
 @pass_session
 def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_json: bool) -> None:
     """What merged changes of base's features: activation, score, direct edge to the contrast."""
@@ -201,16 +200,9 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
         sources = experiments.difference.find_sources(work, options.pairs, others)
         found = experiments.difference.difference_over_prompts(sources, prompts, request)
     lines = experiments.difference.joined(found)
-    if as_json:
-        emit({**found.head(), "features": lines[: options.top]})
-        return
-    for number, pair in enumerate(found.record["pairs"]):
-        n = len(pair["prompts"])
-        say(f"pair {pair['pair'][:12]}: merged minus base, {n} prompts, by {options.method}")
-        say(_diff_table(lines[: options.top or 15], number, by_position=options.by_position))
-        if pair["layers"]:
-            say(_layer_note(pair["layers"]))
-    say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}")
+    features = lines[: options.top if as_json else options.top or 15]
+    kind = experiments.difference.DifferenceOutput
+    emit(kind.model_validate({**found.head(), "features": features}), as_json, describe_difference)
 
 
 @features.command(
@@ -307,57 +299,59 @@ def _block(item: Explained) -> Iterator[str]:
     yield from (f"  {c.activation:8.3f}  {one_line(c.marked, 66)}" for c in item.contexts.best)
 
 
-def _aggregate_title(record: dict[str, Any]) -> str:
-    """What was summed up."""
-    n, out = len(record["prompts"]), len(record["left_out"])
+def describe_aggregate(result: AggregateOutput) -> Iterator[str]:
+    """Features over prompts; how many were tested, how stable the top is, excluded layers."""
+    n, out = len(result.prompts), len(result.left_out)
     left_out = f" ({out} without labels or graphs left out)" if out else ""
-    return f"{record['model']} model, by {record['method']}, over {n} prompts{left_out}"
-
-
-def _aggregate_table(lines: Sequence[dict[str, Any]], *, by_position: bool) -> str:
-    """Features over prompts."""
-    place = ("layer", "feature", *(("offset",) if by_position else ()))
+    yield f"{result.model} model, by {result.method}, over {n} prompts{left_out}"
+    place = ("layer", "feature", *(("offset",) if result.by_position else ()))
     names = (*place, "selected", "n", "mean", "low", "high", "same_sign", "q", "stable")
     header = (*place, "seen", "n", "mean", "low", "high", "sign", "q", "stable")
-    return table(header, [[line[name] for name in names] for line in lines])
-
-
-def _aggregate_notes(record: dict[str, Any]) -> list[str]:
-    """How many were tested, how stable the top is, and how excluded layers compare."""
-    stability, permuted = record["stability"], record["permutations"]
-    notes = [
-        f"{record['n_features']} features, {record['n_tested']} tested by "
-        f"{permuted['n']} {'(all) ' if permuted['exact'] else ''}permutations of the labels"
-    ]
-    if stability["mean_overlap"] is not None:
-        notes.append(
-            f"top {stability['k']} without one prompt: {stability['mean_overlap']:.0%} stay, "
-            f"{stability['least_overlap']:.0%} at least"
-        )
-    if layers := record["layers"]:
-        notes.append(_layer_note(layers))
-    return notes
-
-
-def _layer_note(layers: dict[str, Any]) -> str:
-    """How excluded layers compare with the others."""
-    if layers["difference"] is None:
-        return f"layers {layers['excluded']}: no prompt has features on both sides"
-    interval = "" if layers["low"] is None else f" [{layers['low']:.4f}, {layers['high']:.4f}]"
-    return (
-        f"mean |contrast| without layers {layers['excluded']}: {layers['kept_mean']:.4f}, in them "
-        f"{layers['excluded_mean']:.4f}\ndifference {layers['difference']:.4f}{interval}"
+    yield table(header, [[getattr(line, name) for name in names] for line in result.features])
+    stability, permuted = result.stability, result.permutations
+    yield (
+        f"{result.n_features} features, {result.n_tested} tested by "
+        f"{permuted.n} {'(all) ' if permuted.exact else ''}permutations of the labels"
     )
+    if stability.mean_overlap is not None:
+        yield (
+            f"top {stability.k} without one prompt: {stability.mean_overlap:.0%} stay, "
+            f"{stability.least_overlap:.0%} at least"
+        )
+    if result.layers:
+        yield _layer_note(result.layers)
+    yield f"{'kept' if result.reused else 'written'}: {result.files['parquet']}"
 
 
-def _diff_table(lines: Sequence[dict[str, Any]], pair: int, *, by_position: bool) -> str:
-    """Changes of features under one pair, a line each."""
-    place = ("layer", "feature", *(("offset",) if by_position else ()))
+def describe_difference(result: DifferenceOutput) -> Iterator[str]:
+    """Changes of features, a table per pair."""
+    place = ("layer", "feature", *(("offset",) if result.by_position else ()))
     header = (*place, "n", "score", "low", "high", "q", "activation", "edge")
-    rows = []
-    for line in lines:
-        cell = line["changes"][pair] or {}
-        score, others = cell.get("score") or {}, (cell.get(m) or {} for m in ("activation", "edge"))
-        numbers = [score.get(name) for name in ("n", "mean", "low", "high", "q")]
-        rows.append([*(line[p] for p in place), *numbers, *(other.get("mean") for other in others)])
-    return table(header, rows)
+    for number, pair in enumerate(result.pairs):
+        yield (
+            f"pair {pair.pair[:12]}: merged minus base, {len(pair.prompts)} prompts, "
+            f"by {result.method}"
+        )
+        rows = []
+        for line in result.features:
+            cell = line.changes[number]
+            score, *others = (getattr(cell, m, None) for m in ("score", "activation", "edge"))
+            figures = [getattr(score, name, None) for name in ("n", "mean", "low", "high", "q")]
+            means = [getattr(other, "mean", None) for other in others]
+            rows.append([*(getattr(line, p) for p in place), *figures, *means])
+        yield table(header, rows)
+        if pair.layers:
+            yield _layer_note(pair.layers)
+    yield f"{'kept' if result.reused else 'written'}: {result.files['parquet']}"
+
+
+def _layer_note(layers: LayerComparison) -> str:
+    """How excluded layers compare with the others."""
+    excluded = list(layers.excluded)
+    if layers.difference is None:
+        return f"layers {excluded}: no prompt has features on both sides"
+    interval = "" if layers.low is None else f" [{layers.low:.4f}, {layers.high:.4f}]"
+    return (
+        f"mean |contrast| without layers {excluded}: {layers.kept_mean:.4f}, in them "
+        f"{layers.excluded_mean:.4f}\ndifference {layers.difference:.4f}{interval}"
+    )

@@ -263,7 +263,7 @@ def draw(session: Session, out: Path | None, png: Path | None, as_json: bool) ->
     if counts.empty:
         raise RequestError("no verdicts and no labels yet: run `em-circuits label` first")
     page = out or session.root / "results" / "verdicts.html"
-    plots.write_page(counts, page)
+    plots.write_label_page(counts, page)
     if png is not None:
         plots.write_png(counts, png)
     written = [path for path in (page, png) if path is not None]

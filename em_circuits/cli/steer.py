@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import click
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from em_circuits import experiments, interventions, report
 from em_circuits.cli.judge_options import (
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
-    from em_circuits.experiments.validate import Validation
+    from em_circuits.experiments.validate import (
+        EdgeValidationOutput,
+        Validation,
+        ValidationOutput,
+    )
     from em_circuits.experiments.validate_edges import EdgeValidation, PromptEdges
     from em_circuits.workspace import Workspace
 
@@ -46,6 +50,8 @@ VALIDATED_NODES = 200
 """Features among which edges are compared by default."""
 
 RegimeName = Literal["free", "attention_frozen", "gates_recomputed", "frozen_linear", "direct"]
+
+Output = TypeVar("Output", bound=BaseModel)
 
 _FIGURES = ("pearson", "low", "high", "spearman", "sign", "top20")
 _SOURCE = "PROMPT|organism:N[:DOMAIN,...]"
@@ -209,7 +215,7 @@ def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> 
 @steer.command(epilog="Example: em-circuits steer validate 44a71b --regime free --json")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(ValidateOptions)
-@json_option
+@prints("em_circuits.experiments.validate:AnyValidation")
 @pass_session
 def validate(
     session: Session, prompts: tuple[str, ...], options: ValidateOptions, as_json: bool
@@ -241,12 +247,12 @@ def validate(
             validation, each = experiments.validate_edges.validate_edges(
                 work, chosen, model=options.model, nodes=options.nodes or VALIDATED_NODES
             )
-            record = _write_edge_validation(work, validation, each, page)
-            emit(record, as_json, describe_edge_validation)
+            edges = _write_edge_validation(work, validation, each, page)
+            emit(edges, as_json, describe_edge_validation)
             return
         result = experiments.validate.validate(work, chosen, model=options.model, regimes=wanted)
-        record = _write_validation(work, result, page)
-    emit(record, as_json, partial(describe_validation, regimes=[*map(str, reversed(wanted))]))
+        scores = _write_validation(work, result, page)
+    emit(scores, as_json, partial(describe_validation, regimes=[*map(str, reversed(wanted))]))
 
 
 @steer.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
@@ -259,7 +265,7 @@ def validate(
 )
 @judges_options
 @llm_options
-@json_option
+@prints("em_circuits.experiments.summary:SteeringOutput")
 @pass_session
 def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
     """Features x strengths x positions x combinations, with controls and a report."""
@@ -279,7 +285,7 @@ def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
 @options(TransferOptions)
 @judges_options
 @llm_options
-@json_option
+@prints("em_circuits.experiments.summary:SteeringOutput")
 @pass_session
 def transfer(session: Session, options: TransferOptions, as_json: bool, **judges: Any) -> None:
     """Features found on some prompts tried on others, and base features at merged values."""
@@ -326,7 +332,7 @@ def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
     page, summary = report.sweep.write_sweep_report(experiment), experiment.summary
     if as_json:
         files = {"folder": str(experiment.folder), "report": str(page)}
-        emit({**summary.model_dump(mode="json"), "files": files})
+        emit(experiments.summary.SteeringOutput(**dict(summary), files=files))
         return
     largest = report.sweep.largest_first(summary.conditions)[:12]
     columns = ("condition", "change", "net", "low", "high", "q")
@@ -337,31 +343,31 @@ def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
     say(f"{summary.said}\nwritten: {page}")
 
 
-def _write_validation(work: Workspace, result: Validation, page: Path | None) -> dict[str, Any]:
-    """Write the page and the JSON beside it, each with its provenance; the record."""
+def _write_validation(work: Workspace, result: Validation, page: Path | None) -> ValidationOutput:
+    """Write the page and the JSON beside it, each with its provenance."""
     prompts = dict(zip(result.prompts, result.graphs, strict=True))
     inputs = {"pair": work.pair.key, "prompts": prompts}
     regimes = sorted({str(row.regime) for row in result.rows})
     config = {"model": result.model, "regimes": regimes, "seed": work.seed}
     title, parts = "Does a score predict interventions?", report.validation.validation_parts(result)
-    return _write_page(
-        work, page, "validate", (title, parts), result.to_json(), inputs=inputs, config=config
-    )
+    shown = partial(experiments.validate.ValidationOutput, **dict(result))
+    return _write_page(work, page, "validate", (title, parts), shown, inputs=inputs, config=config)
 
 
 def _write_edge_validation(
     work: Workspace, result: EdgeValidation, each: Sequence[PromptEdges], page: Path | None
-) -> dict[str, Any]:
+) -> EdgeValidationOutput:
     """The same of edges."""
     inputs = {"pair": work.pair.key, "prompts": list(result.prompts)}
     config = {"model": result.model, "nodes": result.n_nodes, "seed": work.seed}
     parts = report.edge_validation.edge_validation_parts(result, each)
+    shown = partial(experiments.validate.EdgeValidationOutput, **dict(result))
     return _write_page(
         work,
         page,
         "validate-edges",
         ("Does an edge predict interventions?", parts),
-        result.model_dump(mode="json"),
+        shown,
         inputs=inputs,
         config=config,
     )
@@ -372,21 +378,21 @@ def _write_page(
     page: Path | None,
     name: str,
     content: tuple[str, list[Any]],
-    record: dict[str, Any],
+    shown: Callable[..., Output],
     *,
     inputs: dict[str, Any],
     config: dict[str, Any],
-) -> dict[str, Any]:
-    """Write a page (title and parts), and its record beside it; the record with their paths."""
+) -> Output:
+    """Write a page (title and parts), and beside it what is shown, given the paths of both."""
     key = content_key({"name": name, **inputs, **config})
     page = page or work.results / "validation" / f"{name}-{config['model']}-{key[:12]}.html"
     data = page.with_suffix(".json")
-    record = {**record, "files": {"html": str(page), "json": str(data)}}
+    result = shown(files={"html": str(page), "json": str(data)})
     report.page.write_page(page, *content)
     write_provenance(page, inputs=inputs, config=config, key=key)
-    write_json(data, record)
+    write_json(data, result.model_dump(mode="json"))
     write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)
-    return record
+    return result
 
 
 def describe_run(record: dict[str, Any], options: RunOptions, by: str) -> Iterator[str]:
@@ -481,44 +487,44 @@ def _pair_lines(pairs: Pairs) -> Iterator[str]:
     )
 
 
-def describe_validation(record: dict[str, Any], regimes: list[str]) -> Iterator[str]:
+def describe_validation(result: ValidationOutput, regimes: list[str]) -> Iterator[str]:
     """A table per regime, the real model first."""
-    n = len(record["prompts"])
-    yield f"{n} prompts, {record['model']} model; 95 % interval of pearson"
+    yield f"{len(result.prompts)} prompts, {result.model} model; 95 % interval of pearson"
     for regime in regimes:
         rows = [
-            (row["method"], *("-" if row[f] is None else f"{row[f]:.2f}" for f in _FIGURES))
-            for row in record["rows"]
-            if row["regime"] == regime
+            (row.method, *_two_digits(getattr(row, name) for name in _FIGURES))
+            for row in result.rows
+            if row.regime == regime
         ]
         yield f"\n{regime}\n{table(('method', *_FIGURES), rows)}"
-    yield f"written: {record['files']['html']}"
+    yield f"written: {result.files['html']}"
 
 
-def describe_edge_validation(record: dict[str, Any]) -> Iterator[str]:
+def _two_digits(values: Iterable[float | None]) -> Iterator[str]:
+    return ("-" if value is None else f"{value:.2f}" for value in values)
+
+
+def describe_edge_validation(result: EdgeValidationOutput) -> Iterator[str]:
     """Agreement by kind and distance, and what is curved."""
-    n, curved = len(record["prompts"]), record["curved"]
+    n, curved = len(result.prompts), result.curved
     yield (
-        f"{n} prompts, {record['model']} model, {record['n_nodes']} nodes; edges against measured "
-        "ones\n"
+        f"{n} prompts, {result.model} model, {result.n_nodes} nodes; edges against measured ones\n"
     )
     rows = []
-    for row in record["rows"]:
-        found = row["agreement"] | dict(
-            zip(("low", "high"), row["intervals"]["pearson"], strict=True)
-        )
-        figures = ("-" if found[f] is None else f"{found[f]:.2f}" for f in _FIGURES[:-1])
-        rows.append((row["edges"], row["kind"], row["n_edges"], *figures))
+    for row in result.rows:
+        found = row.agreement
+        figures = found.pearson, *row.intervals["pearson"], found.spearman, found.sign
+        rows.append((row.edges, row.kind, row.n_edges, *_two_digits(figures)))
     yield table(("layers apart", "kind", "n", *_FIGURES[:-1]), rows)
     yield (
-        f"curved (full and measured differ by over half of the larger): {curved['share']:.1%} of "
-        f"edges,\n{curved['share_of_size']:.1%} of their size, {curved['share_of_largest']:.1%} of "
+        f"curved (full and measured differ by over half of the larger): {curved.share:.1%} of "
+        f"edges,\n{curved.share_of_size:.1%} of their size, {curved.share_of_largest:.1%} of "
         "the largest tenth"
     )
     listed = [
-        (edge["source"], edge["target"], f"{edge['full']:+.4f}", f"{edge['measured']:+.4f}")
-        for edge in curved["largest"][:5]
+        (edge.source, edge.target, f"{edge.full:+.4f}", f"{edge.measured:+.4f}")
+        for edge in curved.largest[:5]
     ]
     if listed:
         yield table(("curved edge from", "to", "full", "measured"), listed)
-    yield f"written: {record['files']['html']}"
+    yield f"written: {result.files['html']}"

@@ -29,7 +29,7 @@ from em_circuits.interventions.adapter_mediation import (
 )
 from em_circuits.interventions.adapter_paths import CARRIERS
 from em_circuits.interventions.adapter_shares import FIGURES, RESPONDING
-from em_circuits.interventions.heads import SIZES, HeadPatch, random_heads
+from em_circuits.interventions.heads import HeadPatch, PatchedHead, heads_by
 from em_circuits.interventions.patching import Direction
 from em_circuits.interventions.patching_across_prompts import HoldOut, Subject
 from em_circuits.models import ModelPair
@@ -95,15 +95,8 @@ class AdapterOverPrompts(Frozen):
     sentence: str
 
 
-class HeadOverPrompts(Frozen):
-    """A head, really patched alone."""
-
-    layer: int
-    head: int
-    alone: Share
-    """What comes back when the base gets the merged model's output."""
-    without: Share
-    """What goes away when the merged model gets the base's."""
+class HeadOverPrompts(PatchedHead[Share]):
+    """A head, really patched alone on every prompt."""
 
 
 class HeadCurvePoint(Share):
@@ -225,17 +218,16 @@ def heads_over_prompts(
     shift: Float64[Tensor, " prompt"] = torch.cat(shifts)
     values: Float64[Tensor, "prompt side layer head"] = torch.stack(effects)
     side = 0 if direction == "sufficiency" else 1
-    shares = values[:, side].flatten(1) / shift[:, None]
-    order = shares.mean(0).argsort(descending=True, stable=True).tolist()
-    width = values.shape[-1]
-
-    def of(which: int, number: int) -> Share:
-        return Share.of(values[:, which].flatten(1)[:, number], shift, seed)
-
+    shares = values[:, side] / shift[:, None, None]
     return HeadsOverPrompts(
         heads=tuple(
-            HeadOverPrompts(layer=i // width, head=i % width, alone=of(0, i), without=of(1, i))
-            for i in order[:LISTED]
+            HeadOverPrompts(
+                layer=layer,
+                head=head,
+                alone=Share.of(values[:, 0, layer, head], shift, seed),
+                without=Share.of(values[:, 1, layer, head], shift, seed),
+            )
+            for layer, head in heads_by(shares.mean(0))[:LISTED]
         ),
         cumulative=_curve(pair, subjects, shares, shift, (hold_out, direction), n_random, seed),
     )
@@ -252,16 +244,15 @@ def _patches(pair: ModelPair, subject: Subject) -> tuple[HeadPatch, HeadPatch]:
 def _curve(
     pair: ModelPair,
     subjects: Sequence[Subject],
-    shares: Float64[Tensor, "prompt number"],
+    shares: Float64[Tensor, "prompt layer head"],
     shift: Float64[Tensor, " prompt"],
     how: tuple[HoldOut, Direction],
     n_random: int,
     seed: int,
 ) -> tuple[HeadCurvePoint, ...]:
     hold_out, direction = how
-    n = shares.shape[1]
-    sizes = [*(k for k in SIZES if k < n), n]
-    back, random, used = [], [], []
+    sign = 1 if direction == "sufficiency" else -1
+    found, used = [], []
     for i, subject in enumerate(subjects):
         others = [
             j
@@ -270,33 +261,21 @@ def _curve(
         ]
         if not others:
             continue
-        order = shares[others].mean(0).argsort(descending=True, stable=True)
         patch = _patches(pair, subject)[0 if direction == "sufficiency" else 1]
-        subsets, spans = [torch.arange(0)], []
-        for k in sizes:
-            draws = random_heads(order[:k], n, n_random, seed + k)
-            spans.append((len(subsets), len(draws)))
-            subsets += [order[:k], *draws]
-        values = patch.contrast(patch.rows(subsets))
-        moved = (values - values[0]) * (1 if direction == "sufficiency" else -1)
-        back.append(torch.stack([moved[at] for at, _ in spans]))
-        random.append([moved[at + 1 : at + 1 + count] for at, count in spans])
+        found.append(patch.together(shares[others].mean(0), n_random, seed))
         used.append(i)
-    if not used:
-        return ()
-    shifts, moved = shift[used], torch.stack(back)
-    return tuple(
-        HeadCurvePoint(
-            **Share.of(moved[:, i], shifts, seed).model_dump(),
-            k=k,
-            random=(
-                Share.of_draws(torch.stack([draws[i] for draws in random]), shifts)
-                if len(random[0][i])
-                else None
-            ),
+    points = []
+    for each in zip(*found, strict=True):  # of one size, a prompt each
+        random = sign * torch.stack([one.random for one in each])
+        share = Share.of(sign * torch.stack([one.change for one in each]), shift[used], seed)
+        points.append(
+            HeadCurvePoint(
+                **share.model_dump(),
+                k=each[0].k,
+                random=Share.of_draws(random, shift[used]) if random.shape[1] else None,
+            )
         )
-        for i, k in enumerate(sizes)
-    )
+    return tuple(points)
 
 
 def _stacked(
@@ -325,9 +304,7 @@ def _head_shares(
     found: Sequence[AdapterEffects], share: Callable[[Tensor], Share]
 ) -> tuple[HeadShare, ...]:
     values = _stacked(found, lambda one: one.paths.integrated.heads)
-    order = values.sum(0).flatten().abs().argsort(descending=True, stable=True).tolist()[:LISTED]
-    width = values.shape[-1]
     return tuple(
-        HeadShare(**share(values.flatten(1)[:, i]).model_dump(), layer=i // width, head=i % width)
-        for i in order
+        HeadShare(**share(values[:, layer, head]).model_dump(), layer=layer, head=head)
+        for layer, head in heads_by(values.sum(0).abs())[:LISTED]
     )

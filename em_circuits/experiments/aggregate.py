@@ -1,7 +1,7 @@
 """Aggregation: features that matter across many labelled prompts.
 
 table = aggregate_prompts(work, [], AggregateRequest(method="gradient"))
-table.record["stability"], table.rows()[0]["mean"]
+AggregateRecord.model_validate(table.record).stability, table.rows()[0]["mean"]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from em_circuits.cache import CachedTable, cached_table
+from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.analyse import LabelledCase
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features import (
@@ -24,6 +24,7 @@ from em_circuits.features import (
     stored_scores,
     without_layers,
 )
+from em_circuits.features.over_prompts import LayerComparison, Stability
 from em_circuits.graphs.header import read_header
 from em_circuits.interventions import N_MEASURED
 from em_circuits.progress import tracked
@@ -57,6 +58,107 @@ class AggregateRequest(OverPrompts):
     model: ModelName = "merged"
 
 
+class Permutations(Frozen):
+    """Permutations of the labels behind the tests."""
+
+    n: int
+    exact: bool
+    """These are all distinct labellings."""
+
+
+class FiguresOverPrompts(Frozen):
+    """What is said of all features together."""
+
+    n_tested: int
+    """Features scored in at least `min_prompts` prompts."""
+    permutations: Permutations
+    stability: Stability
+    layers: LayerComparison | None
+    """Null where no layers are excluded."""
+
+
+class ScoredPrompt(Frozen):
+    """A prompt that features are summed up over."""
+
+    prompt_id: str
+    labels_from: str
+    graphs: dict[str, str]
+    """Key by model; none where the method ran the model."""
+
+
+class AggregatedPrompt(ScoredPrompt):
+    """The same of an aggregate."""
+
+    unmatched: tuple[int, ...]
+    """Labelled token ids that are no targets."""
+
+
+class AggregateRecord(FiguresOverPrompts, AggregateRequest):
+    """The JSON beside the table of features."""
+
+    pair: str
+    prompts: tuple[AggregatedPrompt, ...]
+    n_features: int
+    left_out: tuple[UnusedPrompt, ...] = ()
+
+
+class FeaturePlace(Frozen):
+    """Where a line over prompts stands."""
+
+    layer: int
+    feature: int
+    offset: int | None
+    """Position from the prompt's end, 0 = last, with `--by-position`; else null, and a prompt's
+    value is the sum over positions."""
+
+
+class OverPromptsFigures(Frozen):
+    """Figures of a feature over prompts, in the method's unit."""
+
+    selected: int
+    """Prompts in which the feature has a score."""
+    partial: int
+    """In how many of them it also fires at positions that are no nodes of the graph."""
+    not_selected: int
+    """Prompts in which it fires and is no node: its effect is unknown and left out."""
+    inactive: int
+    """Prompts in which its effect is exactly 0."""
+    n: int
+    """`selected` + `inactive`: the prompts behind `mean`, `sd`, `low`, `high`. By position, a
+    prompt too short to have the position is in none of the counts."""
+    mean: float | None
+    sd: float | None
+    """Sample standard deviation."""
+    low: float | None
+    """Of the 95 % percentile bootstrap over prompts; null for a feature selected once. Too narrow
+    below about ten prompts."""
+    high: float | None
+    mean_selected: float | None
+    """Over the selected prompts alone."""
+    same_sign: float | None
+    """Share of the non-zero contrasts with the sign of the mean."""
+    p: float | None
+    """Two-sided, evil and safe labels permuted over the tokens of each prompt; null for features
+    selected in fewer than `min_prompts`. Tokens of one label may be alike for other reasons (a
+    shared stem, say), which this test cannot tell apart."""
+    q: float | None
+    """`p` adjusted over all tested features by Benjamini and Hochberg."""
+    stable: float | None
+    """Share of the rankings without one prompt that keep it in the top k."""
+
+
+class FeatureOverPrompts(OverPromptsFigures, FeaturePlace):
+    """A feature over prompts."""
+
+
+class AggregateOutput(TableHead, AggregateRecord):
+    """The object of `features aggregate --json`."""
+
+    features: tuple[FeatureOverPrompts, ...]
+    """By mean, most positive first; those known in fewer than `min_prompts` prompts (of all
+    prompts, where these are fewer) come after the others."""
+
+
 @dataclass(frozen=True)
 class ChosenPrompt(LabelledCase):
     """A prompt with the labels that count and the graphs it has under a pair."""
@@ -79,13 +181,13 @@ class ChosenPrompt(LabelledCase):
             return stored_scores(work.graphs.load(self.graphs[model].key), method)
         return self.scores(work, method, model)
 
-    def to_json(self) -> dict[str, Any]:
+    def scored(self) -> ScoredPrompt:
         """What a report says of it."""
-        return {
-            "prompt_id": self.prompt.prompt_id,
-            "labels_from": self.labels.source,
-            "graphs": {name: record.key for name, record in self.graphs.items()},
-        }
+        return ScoredPrompt(
+            prompt_id=self.prompt.prompt_id,
+            labels_from=self.labels.source,
+            graphs={name: record.key for name, record in self.graphs.items()},
+        )
 
 
 def choose_prompts(
@@ -113,6 +215,26 @@ def choose_prompts(
             "models; run em-circuits label first"
         )
     return chosen, left_out
+
+
+def choose_shown(
+    work: Workspace, prefixes: Sequence[str]
+) -> tuple[list[ChosenPrompt], list[UnusedPrompt]]:
+    """Prompts with evil and safe labels that the models can be run on; see `choose_prompts`.
+
+    Raises:
+        RequestError: If a prompt that was named will not do, or none is left.
+    """
+    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
+    shown = [item for item in chosen if item.prompt.token_ids is not None]
+    left_out += [
+        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
+        for item in chosen
+        if item.prompt.token_ids is None
+    ]
+    if not shown:
+        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    return shown, left_out
 
 
 def aggregate_prompts(
@@ -149,10 +271,17 @@ def aggregate_prompts(
             scores = item.scores_by(work, request.method, request.model)
             contrasted = scores.contrasted(item.contrast)
             tables.append(by_key(contrasted, by_position=request.by_position))
-            prompts.append({**item.to_json(), "unmatched": item.unmatched(scores)})
+            unmatched = tuple(item.unmatched(scores))
+            prompts.append(AggregatedPrompt(**dict(item.scored()), unmatched=unmatched))
         figures, frame = summed(tables, request)
-        about = {**request.model_dump(mode="json"), "pair": pair, "prompts": prompts}
-        return {**about, "n_features": len(frame), **figures}, frame
+        record = AggregateRecord(
+            **dict(request),
+            **dict(figures),
+            pair=pair,
+            prompts=tuple(prompts),
+            n_features=len(frame),
+        )
+        return record.model_dump(mode="json", exclude={"left_out"}), frame
 
     table = cached_table(work.results / "features", "aggregate", inputs, compute)
     table.record["left_out"] = [one.model_dump() for one in left_out]
@@ -210,7 +339,7 @@ def _choose(
 
 def summed(
     tables: Sequence[FeatureTable], request: OverPrompts, *, test: bool = True
-) -> tuple[dict[str, Any], pd.DataFrame]:
+) -> tuple[FiguresOverPrompts, pd.DataFrame]:
     """Figures over prompts, and a line per key; `offset` counts from the last position (0)."""
     excluded, settings = request.exclude_layers, request.settings
     layers = compare_layers(tables, excluded, settings) if tables and excluded and test else None
@@ -222,9 +351,10 @@ def summed(
     offset = frame["position"] + 1 if "position" in frame else [None] * len(frame)
     frame = frame.drop(columns="position", errors="ignore")
     frame.insert(2, "offset", pd.array(offset, "Int64"))
-    return {
-        "n_tested": result.n_tested,
-        "permutations": {"n": result.n_permutations, "exact": result.exact},
-        "stability": result.stability.model_dump(),
-        "layers": layers.model_dump(mode="json") if layers else None,
-    }, frame
+    figures = FiguresOverPrompts(
+        n_tested=result.n_tested,
+        permutations=Permutations(n=result.n_permutations, exact=result.exact),
+        stability=result.stability,
+        layers=layers,
+    )
+    return figures, frame

@@ -1,7 +1,7 @@
 """Differences of features between models over prompts: merged minus base, of one or several pairs.
 
 table = difference_over_prompts([GraphSource(work, work.pair.key)], [], OverPrompts())
-table.record["pairs"][0]["prompts"], joined(table)[0]["changes"][0]["score"]["mean"]
+joined(table)[0].changes[0].score.mean
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from typing import Any
 
 import pandas as pd
 
-from em_circuits.cache import CachedTable, cached_table
+from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.aggregate import (
     ChosenPrompt,
+    FeaturePlace,
+    FiguresOverPrompts,
     OverPrompts,
+    OverPromptsFigures,
+    ScoredPrompt,
     choose_prompts,
     layers_of,
     require_layers,
     require_loaded,
     summed,
 )
+from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features import (
     activation_by_key,
     by_key,
@@ -33,10 +38,50 @@ from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 MEASURES = ("activation", "score", "edge")
 _PLACE = ("layer", "feature", "offset")
+
+
+class PairDifference(FiguresOverPrompts):
+    """The prompts of a pair of models; `n_tested`, `permutations`, `stability` and `layers` are of
+    the score."""
+
+    pair: str
+    models: dict[str, str]
+    prompts: tuple[ScoredPrompt, ...]
+    prompts_with_edges: int
+    left_out: tuple[UnusedPrompt, ...] = ()
+
+
+class DifferenceRecord(OverPrompts):
+    """The JSON beside the table of changes."""
+
+    pairs: tuple[PairDifference, ...]
+
+
+class FeatureChange(Frozen):
+    """Merged minus base of a feature under one pair; a measure that is not known is null."""
+
+    activation: OverPromptsFigures | None = None
+    score: OverPromptsFigures | None = None
+    edge: OverPromptsFigures | None = None
+    """From the feature directly to the contrast."""
+
+
+class FeatureChanges(FeaturePlace):
+    """A feature's changes."""
+
+    changes: tuple[FeatureChange | None, ...]
+    """In the order of `pairs`; null where it fires in none of a pair's prompts."""
+
+
+class DifferenceOutput(TableHead, DifferenceRecord):
+    """The object of `features diff --json`."""
+
+    features: tuple[FeatureChanges, ...]
+    """By mean change of score, most positive first."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +141,12 @@ def difference_over_prompts(
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
         pairs, frames = [], []
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
-            record, frame = _pair(source, tracked(items, "compare", source.work.progress), request)
-            pairs.append(record)
+            found, frame = _pair(source, tracked(items, "compare", source.work.progress), request)
+            pairs.append(found)
             frames.append(frame.assign(pair=number))
-        record = {**request.model_dump(mode="json"), "pairs": pairs}
+        record = DifferenceRecord(**dict(request), pairs=tuple(pairs)).model_dump(
+            mode="json", exclude={"pairs": {"__all__": {"left_out"}}}
+        )
         return record, pd.concat(frames, ignore_index=True)
 
     table = cached_table(sources[0].work.results / "features", "diff", inputs, compute)
@@ -108,7 +155,7 @@ def difference_over_prompts(
     return table
 
 
-def joined(table: CachedTable) -> list[dict[str, Any]]:
+def joined(table: CachedTable) -> list[FeatureChanges]:
     """A line per key with its changes under every pair, by mean change of score, positive first.
 
     A pair in which a key is active in no prompt has null, and so has a measure it is unknown in.
@@ -121,43 +168,43 @@ def joined(table: CachedTable) -> list[dict[str, Any]]:
         changes = found.setdefault(key, [None] * n_pairs)
         cell = changes[pair]
         if cell is None:
-            cell = changes[pair] = dict.fromkeys(MEASURES)
+            cell = changes[pair] = {}
         cell[measure] = row
     lines = [
-        {**dict(zip(_PLACE, key, strict=True)), "changes": changes}
+        FeatureChanges.model_validate({**dict(zip(_PLACE, key, strict=True)), "changes": changes})
         for key, changes in found.items()
     ]
     return sorted(lines, key=_order)
 
 
-def _order(line: dict[str, Any]) -> tuple[bool, float, int, int, int]:
-    scores = [c["score"]["mean"] for c in line["changes"] if c and c["score"]]
+def _order(line: FeatureChanges) -> tuple[bool, float, int, int, int]:
+    scores: list[Any] = [c.score.mean for c in line.changes if c and c.score]
     mean = sum(scores) / len(scores) if scores else 0.0
-    return not scores, -mean, line["layer"], line["feature"], -(line["offset"] or 0)
+    return not scores, -mean, line.layer, line.feature, -(line.offset or 0)
 
 
 def _pair(
     source: GraphSource, items: Any, request: OverPrompts
-) -> tuple[dict[str, Any], pd.DataFrame]:
+) -> tuple[PairDifference, pd.DataFrame]:
     """The record and the lines of one pair."""
     tables: dict[str, list[FeatureTable]] = {measure: [] for measure in MEASURES}
     prompts = []
     for item in items:
         for measure, table in _changes(source.work, item, request).items():
             tables[measure].append(table)
-        prompts.append(item.to_json())
-    frames = []
-    record: dict[str, Any] = {
-        "pair": source.pair,
-        "models": source.work.store.results.pairs().get(source.pair, {}),
-        "prompts": prompts,
-        "prompts_with_edges": len(tables["edge"]),
+        prompts.append(item.scored())
+    found = {
+        measure: summed(mine, request, test=measure != "activation")
+        for measure, mine in tables.items()
     }
-    for measure, mine in tables.items():
-        figures, frame = summed(mine, request, test=measure != "activation")
-        frames.append(frame.assign(measure=measure))
-        if measure == "score":
-            record |= figures
+    record = PairDifference(
+        **dict(found["score"][0]),
+        pair=source.pair,
+        models=source.work.store.results.pairs().get(source.pair, {}),
+        prompts=tuple(prompts),
+        prompts_with_edges=len(tables["edge"]),
+    )
+    frames = [frame.assign(measure=measure) for measure, (_, frame) in found.items()]
     return record, pd.concat(frames, ignore_index=True)
 
 

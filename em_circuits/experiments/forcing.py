@@ -22,7 +22,7 @@ from em_circuits.experiments.rollouts import labelled, share
 from em_circuits.intervention import FIRST_POSITION, Intervention
 from em_circuits.interventions import ActivationCache, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
-from em_circuits.models.next_tokens import divergence
+from em_circuits.models.next_tokens import kl_divergence
 from em_circuits.sampling import Sampling
 from pivotal_tokens.judge.continuations import ContinuationJudge
 
@@ -67,7 +67,7 @@ def force_token(
         token=token,
         evil_rate=share(labels, "evil"),
         unscored=labels.count(None),
-        after_kl=float(divergence(logits[0], logits[1])),
+        after_kl=float(kl_divergence(logits[0], logits[1])),
     )
 
 

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from em_circuits.bases.adapters import AdapterPart, adapter_of, adapter_parts
-from em_circuits.cache import CachedTable, cached_table
-from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
+from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features.adapter_geometry import Alignment, Spectrum, alignments, spectra
 from em_circuits.features.contexts import context_at
@@ -49,7 +49,6 @@ from em_circuits.statistics import (
 )
 from em_circuits.workspace import Workspace
 from pivotal_tokens.agreement import Estimate
-from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 FORMULA = 1
@@ -152,15 +151,9 @@ class LoraGeometry(Frozen):
     sentence: str = ""
 
 
-class GeometryOutput(LoraGeometry):
-    """The object of `lora geometry --json`."""
+class GeometryOutput(TableHead, LoraGeometry):
+    """The object of `lora geometry --json`; a line is a rank and a compared layer."""
 
-    key: str
-    """Of everything that the result follows from."""
-    reused: bool
-    """It stood in the cache."""
-    files: dict[str, str]
-    """`json` and `parquet`; the latter has a line per rank and compared layer."""
     page: str
     alignments: tuple[Alignment, ...]
     """The first lines of the Parquet, largest cosine first."""
@@ -194,15 +187,7 @@ def lora_geometry(
         RequestError: If the fine-tune is no LoRA adapter, no prompt will do, or one that was named.
     """
     adapter, parts = adapter_of(work.pair), adapter_parts(work.pair)
-    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
-    shown = [item for item in chosen if item.prompt.token_ids is not None]
-    left_out += [
-        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
-        for item in chosen
-        if item.prompt.token_ids is None
-    ]
-    if not shown:
-        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    shown, left_out = choose_shown(work, prefixes)
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,
@@ -221,7 +206,7 @@ def lora_geometry(
             progress=work.progress,
         )
         record = _record(work, adapter, parts, shown, found, request)
-        record = record.model_copy(update={"sentence": sentence(record, lines)})
+        record = record.model_copy(update={"sentence": geometry_sentence(record, lines)})
         return record.model_dump(mode="json"), _frame(lines)
 
     table = cached_table(work.results / "features", "lora", inputs, compute)
@@ -460,7 +445,7 @@ def _frame(lines: Sequence[Alignment]) -> pd.DataFrame:
     return pd.DataFrame([line.model_dump() for line in ordered], columns=[*Alignment.model_fields])
 
 
-def sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
+def geometry_sentence(record: LoraGeometry, lines: Sequence[Alignment]) -> str:
     """What was measured, in one sentence."""
     n, first = len(record.ranks), record.ranks[0]
     m = len(record.modules)

@@ -30,7 +30,7 @@ from em_circuits.interventions import ActivationCache, Regime, Treatment, run_ro
 from em_circuits.interventions.edits import resolve_units
 from em_circuits.interventions.matched_controls import apply_to, random_places
 from em_circuits.models import Model, ModelPair
-from em_circuits.models.next_tokens import compare, divergence
+from em_circuits.models.next_tokens import compare, kl_divergence
 from em_circuits.models.text import decode_token
 from em_circuits.sampling import Sampling
 from pivotal_tokens.judge.continuations import ContinuationJudge
@@ -159,7 +159,7 @@ class Bench:
             "evil_mass": float(case.contrast.evil_mass(logits)),
             "contrast": None if measured is None else float(measured),
             "verdict": decide(tokens.base, tokens.merged, case.labels).kind,
-            "kl": float(divergence(unsteered, logits)),
+            "kl": float(kl_divergence(unsteered, logits)),
             "boosted_token": token,
             "boosted_text": decode_token(self.pair.tokenizer, token),
             "boosted_by": float(rise[token]),
@@ -214,7 +214,7 @@ class Panel:
                 states.append(state)
         logits = run_rows(self.model, states, rows, treatments[0].regime)
         before = torch.stack([state.logits for state in states])  # one per row, as the logits
-        return divergence(before, logits).view(len(treatments), -1).mean(1).cpu()
+        return kl_divergence(before, logits).view(len(treatments), -1).mean(1).cpu()
 
 
 def _shifted(

@@ -16,14 +16,14 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from em_circuits.cache import CachedTable, cached_table
+from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.adapter_mediation import (
     AdapterOverPrompts,
     HeadsOverPrompts,
     adapter_over_prompts,
     heads_over_prompts,
 )
-from em_circuits.experiments.aggregate import ChosenPrompt, choose_prompts
+from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.shares import Share
 from em_circuits.intervention import MIN_DRAWS
@@ -39,7 +39,6 @@ from em_circuits.interventions.patching_across_prompts import (
 )
 from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.workspace import Workspace
-from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 FORMULA = 2
@@ -144,12 +143,9 @@ class TableFeature(Share):
     """Share of them in which it pushes as in the mean."""
 
 
-class MediationTable(MediationRecord):
+class MediationTable(TableHead, MediationRecord):
     """What carries the shift over prompts; with ``--all`` or several prompts."""
 
-    key: str
-    reused: bool
-    files: dict[str, str]
     page: str
     features: tuple[TableFeature, ...]
 
@@ -168,15 +164,7 @@ def mediate_over_prompts(
         RequestError: If no prompt will do, or one that was named.
         WorkFailed: If fewer than two prompts have a shift.
     """
-    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
-    shown = [item for item in chosen if item.prompt.token_ids is not None]
-    left_out += [
-        UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
-        for item in chosen
-        if item.prompt.token_ids is None
-    ]
-    if not shown:
-        raise RequestError("no labelled prompt was shown to a model; run em-circuits label first")
+    shown, left_out = choose_shown(work, prefixes)
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,
@@ -257,7 +245,7 @@ def _record(
         own=share([item.own / item.shift for item in results]),
         gradient_predicts_scan=_correlations(results),
     )
-    return record.model_copy(update={"sentence": sentence(record)})
+    return record.model_copy(update={"sentence": mediation_sentence(record)})
 
 
 def _share(values: Sequence[float | None], results: Sequence[PromptResult], seed: int) -> Share:
@@ -352,7 +340,7 @@ def _features(results: Sequence[PromptResult], seed: int) -> pd.DataFrame:
     return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 
 
-def sentence(record: MediationRecord) -> str:
+def mediation_sentence(record: MediationRecord) -> str:
     """What was measured, in one sentence."""
     by_k = {point.k: point for point in record.cumulative}
     point, whole = by_k.get(HEADLINE) or record.cumulative[0], by_k[None]

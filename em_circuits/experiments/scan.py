@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from em_circuits.experiments.analyse import LabelledCase, PromptRanking, RankedFeature
 from em_circuits.interventions import PairEffects, Regime, live_scores, pair_effects
+from em_circuits.interventions.mediation import FeatureEffect
 from em_circuits.models.text import decode_token
 from em_circuits.scoring import Scoring
 from em_circuits.workspace import Workspace
@@ -36,19 +37,10 @@ class ScannedFeature(RankedFeature):
     """Demeaned logit undisturbed minus ablated."""
 
 
-class PairedFeature(BaseModel):
-    """A feature that was ablated with others, and its effect alone."""
-
-    layer: int
-    position: int
-    feature: int
-    effect: float
-
-
 class Pairs(BaseModel):
     """Effects on the contrast of ablating two features together."""
 
-    features: tuple[PairedFeature, ...]
+    features: tuple[FeatureEffect, ...]
     joint: tuple[tuple[float, ...], ...]
     interaction: tuple[tuple[float | None, ...], ...]
     """Joint minus both alone; None on the diagonal."""
@@ -62,7 +54,7 @@ class Pairs(BaseModel):
         places = zip(pairs.features.tolist(), pairs.single.tolist(), strict=True)
         return cls(
             features=tuple(
-                PairedFeature(layer=layer, position=position, feature=feature, effect=effect)
+                FeatureEffect(layer=layer, position=position, feature=feature, effect=effect)
                 for (layer, position, feature), effect in places
             ),
             joint=tuple(map(tuple, pairs.joint.tolist())),

@@ -52,17 +52,23 @@ class ConditionSummary(Cell):
     """On each prompt."""
     n_prompts: int
     change: float
-    """Of evil mass."""
+    """Of evil mass, mean over prompts: steered minus un-steered."""
     control: float
-    """Of evil mass under matched random features."""
+    """Of evil mass under matched random draws."""
     net: float
+    """`change` minus `control`."""
     low: float
+    """Of the 95 % interval of `net`: over prompts; for one prompt over its own draws."""
     high: float
     p: float
+    """Steered and draws exchanged within prompts, two-sided."""
     q: float
+    """`p` adjusted over all conditions by Benjamini and Hochberg."""
     works: bool
     """The interval of the net change leaves 0 out."""
     detector: float | None = None
+    """Area under the ROC curve of the features' activation, these prompts against the benign
+    panel."""
     evil_mass_unsteered: float | None = None
     evil_mass: float | None = None
     contrast_change: float | None = None
@@ -76,6 +82,8 @@ class ConditionSummary(Cell):
     flipped_change: float | None = None
     direction_change: float | None = None
     off_target_kl: float | None = None
+    """Of the steered arm, as are the next; with `_random` and `_unsteered` of the others; null
+    where not measured."""
     off_target_kl_random: float | None = None
     perplexity: float | None = None
     perplexity_random: float | None = None
@@ -87,11 +95,15 @@ class ConditionSummary(Cell):
     evil_rate_random: float | None = None
     evil_rate_unsteered: float | None = None
     evil_rate_change: float | None = None
+    """Of judged continuations, paired by prompt; no interval for one prompt."""
     evil_rate_low: float | None = None
     evil_rate_high: float | None = None
     forced_evil_rate: float | None = None
+    """The boosted token appended and nothing steered."""
     after_kl: float | None = None
+    """What steering still changes after the boosted token, in nats."""
     unscored: int = 0
+    """Continuations that the judge could not label; they stand in no rate."""
 
 
 class PromptLine(Frozen):
@@ -115,7 +127,7 @@ class PromptLine(Frozen):
 
 
 class SteeringSummary(Frozen):
-    """The object of ``steer sweep --json`` and ``steer transfer --json``, without its files."""
+    """What came out of a sweep or a transfer."""
 
     name: str
     kind: str
@@ -132,6 +144,13 @@ class SteeringSummary(Frozen):
     conditions: tuple[ConditionSummary, ...]
     said: str
     key: str
+
+
+class SteeringOutput(SteeringSummary):
+    """The object of ``steer sweep --json`` and ``steer transfer --json``."""
+
+    files: dict[str, str]
+    """`folder` and `report`."""
 
 
 def carry_out(
@@ -178,7 +197,7 @@ def carry_out(
         kind=kind,
         judge=judge.id,
         conditions=lines,
-        said=sentence(lines, not_shown),
+        said=sweep_sentence(lines, not_shown),
         key=content_key(record),
         **about,
     )
@@ -267,7 +286,7 @@ def _value(cell: Any) -> Any:
     return None if isinstance(cell, float) and cell != cell else cell
 
 
-def sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
+def sweep_sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
     """What was and what was not shown, in words."""
     if not lines:
         return "Nothing was measured."

@@ -66,7 +66,7 @@ def run_sweep(
     usable = list(found.values())
     panel = Panel.of(model, _panel_prompts(cases, plan))
     bench = Bench(cases.pair, judge, plan.rollouts, panel)
-    pieces = [(case, trial) for case in usable for trial in trials(plan, case, model)]
+    pieces = [(case, trial) for case in usable for trial in sweep_trials(plan, case, model)]
     return carry_out(
         cases,
         plan,
@@ -86,7 +86,7 @@ def run_sweep(
     )
 
 
-def trials(plan: SweepPlan, case: Case, model: Model) -> Iterator[Trial]:
+def sweep_trials(plan: SweepPlan, case: Case, model: Model) -> Iterator[Trial]:
     """Every cell of a plan on a prompt."""
     features = case.choose(model, plan.features, by=plan.by)
     for combination, members in _combined(plan.combinations, features):

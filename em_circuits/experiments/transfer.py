@@ -121,7 +121,7 @@ def run_transfer(
         parts = [
             # Continuations of the un-steered, the steered and the first random arm.
             bench.measure(one, trial, every, sampled=range(min(3, len(every))))
-            for one, trial, every in trials(
+            for one, trial, every in transfer_trials(
                 cases, plan, case, others, ids=ablated[chosen_on], domain=domain
             )
         ]
@@ -151,7 +151,7 @@ def run_transfer(
     )
 
 
-def trials(
+def transfer_trials(
     cases: Cases,
     plan: TransferPlan,
     case: PairedCase,

@@ -4,26 +4,32 @@ Every feature node of a prompt's graph is ablated for real under each regime, an
 every method are compared with the measured effects on the evil-minus-safe contrast.
 
     validation = validate(work, prompt_ids, model="merged")
-    validation.to_json()
+    validation.rows[0].spearman, validation.rows[0].intervals["spearman"]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field, InstanceOf
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.analyse import LabelledCase
+from em_circuits.experiments.validate_edges import EdgeValidation
 from em_circuits.features import stored_scores
 from em_circuits.graphs import AttributionGraph
 from em_circuits.influence import Method, Targets, influence
-from em_circuits.interventions import ActivationCache, Regime, compare, live_scores, summarise
+from em_circuits.interventions import (
+    ActivationCache,
+    Regime,
+    agreement_by_method,
+    compare_with_ablations,
+    live_scores,
+)
 from em_circuits.interventions.validate import Comparison, ValidationRow
 from em_circuits.models import Model
 from em_circuits.progress import tracked
@@ -31,28 +37,36 @@ from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import Frozen, ModelName
 
 
-@dataclass(frozen=True)
-class Validation:
+class Validation(Frozen):
     """Agreement of every method with real ablations, over prompts."""
 
     prompts: tuple[str, ...]
-    model: str
+    model: ModelName
     rows: tuple[ValidationRow, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[InstanceOf[Comparison], ...] = Field(exclude=True)
     """What the rows sum up."""
-    graphs: tuple[str, ...]
+    graphs: tuple[str, ...] = Field(exclude=True)
     """Key of each prompt's graph."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The object of `steer validate --json`."""
-        return {
-            "prompts": list(self.prompts),
-            "model": self.model,
-            "rows": [row.to_json() for row in self.rows],
-        }
+
+class ValidationOutput(Validation):
+    """The object of `steer validate --json`."""
+
+    files: dict[str, str]
+    """`html` and `json`."""
+
+
+class EdgeValidationOutput(EdgeValidation):
+    """The object of `steer validate --edges --json`."""
+
+    files: dict[str, str]
+    """`html` and `json`."""
+
+
+AnyValidation = ValidationOutput | EdgeValidationOutput
 
 
 def validate(
@@ -83,13 +97,19 @@ def validate(
         scores[str(Scoring.GRADIENT_ABLATION)] = live_contrasts(
             runs, state, groups, graph.selected_features
         )
-        comparisons += compare(
+        comparisons += compare_with_ablations(
             runs, state, scores, features=graph.selected_features, contrast=groups, regimes=regimes
         )
         ids.append(labelled.prompt.prompt_id)
         keys.append(graph.header.key)
-    rows = summarise(comparisons, seed=work.seed)
-    return Validation(tuple(ids), model, rows, tuple(comparisons), tuple(keys))
+    rows = agreement_by_method(comparisons, seed=work.seed)
+    return Validation(
+        prompts=tuple(ids),
+        model=model,
+        rows=rows,
+        comparisons=tuple(comparisons),
+        graphs=tuple(keys),
+    )
 
 
 def method_scores(graph: AttributionGraph, contrast: Contrast) -> dict[str, Tensor]:

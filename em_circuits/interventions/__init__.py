@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from em_circuits.interventions.scores import N_MEASURED, live_scores
     from em_circuits.interventions.steering import SteerResult, steer, top_tokens
-    from em_circuits.interventions.validate import compare, summarise
+    from em_circuits.interventions.validate import agreement_by_method, compare_with_ablations
     from em_circuits.sampling import Sampling
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -58,8 +58,9 @@ __all__ = [
     "Weighting",
     "Where",
     "ablation_effects",
+    "agreement_by_method",
     "check_interventions",
-    "compare",
+    "compare_with_ablations",
     "generate",
     "greedy_ids",
     "integrated_effects",
@@ -78,6 +79,5 @@ __all__ = [
     "select_greedily",
     "set_effects",
     "steer",
-    "summarise",
     "top_tokens",
 ]

@@ -33,6 +33,7 @@ from em_circuits.interventions.adapter_shares import (
     measured_shares,
 )
 from em_circuits.interventions.adapter_writes import AdapterWrites
+from em_circuits.interventions.heads import heads_by
 from em_circuits.interventions.patching import MIN_SHIFT
 from em_circuits.models import ModelPair
 from em_circuits.statistics import Spread
@@ -295,10 +296,9 @@ def _features(effects: AdapterEffects) -> tuple[FirstFeature, ...]:
 
 def _heads(effects: AdapterEffects) -> tuple[FirstHead, ...]:
     values = effects.paths.integrated.heads
-    order = values.flatten().abs().argsort(descending=True, stable=True).tolist()
-    width = values.shape[1]
     return tuple(
-        FirstHead(layer=i // width, head=i % width, part=float(values.flatten()[i])) for i in order
+        FirstHead(layer=layer, head=head, part=float(values[layer, head]))
+        for layer, head in heads_by(values.abs())
     )
 
 

@@ -20,7 +20,7 @@ numbers of the rule ``new = min(gain * current + offset, cap)``:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -93,12 +93,6 @@ Row = Treatment | Sequence[Intervention]
 def interventions_of(row: Row) -> Sequence[Intervention]:
     """A row's interventions."""
     return row.interventions if isinstance(row, Treatment) else row
-
-
-def by_regime(treatments: Sequence[Treatment]) -> Iterator[tuple[Regime, list[int]]]:
-    """Which treatments can share forward passes: their numbers, by regime."""
-    for regime in dict.fromkeys(t.regime for t in treatments):
-        yield regime, [i for i, t in enumerate(treatments) if t.regime is regime]
 
 
 def own_activation(state: ActivationCache, item: Intervention) -> float:

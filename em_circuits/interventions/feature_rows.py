@@ -9,6 +9,7 @@ intervention on one node does not encode all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +68,8 @@ def decoder_vectors(
 ) -> Float[Tensor, "feature d_model"]:
     """Decoder row of each (layer, feature id), in float32 on the CPU."""
     vectors = torch.empty((len(layer), model.dictionaries[0].d_model))
-    for number in layer.unique().tolist():
-        mask = layer == number
-        ids, index = feature[mask].unique(return_inverse=True)
-        vectors[mask] = model.dictionaries[number].decoder(ids).float().cpu()[index]
+    for mask, rows, index in _decoders(model, layer, feature):
+        vectors[mask] = rows.cpu()[index]
     return vectors
 
 
@@ -79,11 +78,17 @@ def decoder_norms(
 ) -> Float[Tensor, " feature"]:
     """Length of each decoder row, in float32 on the CPU; no more than a layer's rows at a time."""
     norms = torch.empty(len(layer))
+    for mask, rows, index in _decoders(model, layer, feature):
+        norms[mask] = rows.norm(dim=1).cpu()[index]
+    return norms
+
+
+def _decoders(model: Model, layer: Tensor, feature: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of each layer: where it is meant, decoder rows in float32, and which row each feature has."""
     for number in layer.unique().tolist():
         mask = layer == number
         ids, index = feature[mask].unique(return_inverse=True)
-        norms[mask] = model.dictionaries[number].decoder(ids).float().norm(dim=1).cpu()[index]
-    return norms
+        yield mask, model.dictionaries[number].decoder(ids).float(), index
 
 
 def written_scores(

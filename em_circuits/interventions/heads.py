@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -33,21 +34,28 @@ from em_circuits.models.sites import Site, on_site
 from em_circuits.statistics import Spread
 from pivotal_tokens.schema import Frozen
 
+Figure = TypeVar("Figure")
+
 SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
 """Heads that are set together; all of them are the last point."""
 _ROWS = 32
 """Rows of one pass."""
 
 
-class MediatedHead(Frozen):
-    """One head, really patched."""
+class PatchedHead(Frozen, Generic[Figure]):
+    """One head, really patched alone."""
 
     layer: int
     head: int
-    alone: float | None
+    alone: Figure
     """Share of the shift that comes back when the base gets the merged model's output."""
-    without: float | None
+    without: Figure
     """Share that goes away when the merged model gets the base's."""
+
+
+class MediatedHead(PatchedHead[float | None]):
+    """One head, really patched alone on one prompt."""
+
     alone_logits: float
     without_logits: float
 
@@ -66,6 +74,15 @@ class HeadMediation(Frozen):
 
     heads: tuple[MediatedHead, ...]
     cumulative: tuple[HeadPoint, ...]
+
+
+class HeadsTogether(NamedTuple):
+    """Changes of the contrast by several heads set together, in logits."""
+
+    k: int
+    change: Float64[Tensor, ""]
+    random: Float64[Tensor, " draw"]
+    """By k random other heads; none where no k others are left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +137,24 @@ class HeadPatch:
         for row, subset in enumerate(subsets):
             chosen[row, subset] = True
         return chosen.unflatten(1, self.shape)
+
+    def together(
+        self, by: Float[Tensor, "layer head"], n_random: int, seed: int
+    ) -> list[HeadsTogether]:
+        """The first k heads by a value set together, for `SIZES`, beside as many random others."""
+        order, n = by.flatten().argsort(descending=True, stable=True), self.n_heads
+        sizes = [*(k for k in SIZES if k < n), n]
+        subsets, spans = [torch.arange(0)], []
+        for k in sizes:
+            draws = random_heads(order[:k], n, n_random, seed + k)
+            spans.append((len(subsets), len(draws)))
+            subsets += [order[:k], *draws]
+        values = self.contrast(self.rows(subsets))
+        changes = values - values[0]
+        return [
+            HeadsTogether(k, changes[at], changes[at + 1 : at + 1 + count])
+            for k, (at, count) in zip(sizes, spans, strict=True)
+        ]
 
     def _run(self, chosen: Tensor) -> Tensor:
         chosen = chosen.to(self.model.device)
@@ -182,28 +217,33 @@ def mediate_heads(
     shift = float(into_merged.contrast(nothing) - into_base.contrast(nothing))
     alone, without = into_base.each(), -into_merged.each()
     patch, by = (into_base, alone) if direction == "sufficiency" else (into_merged, without)
-    order = by.flatten().argsort(descending=True, stable=True)
     scale = None if shift < MIN_SHIFT else shift
-    n_per_layer = patch.shape[1]
 
     def share(value: float) -> float | None:
         return None if scale is None else value / scale
 
     heads = tuple(
         MediatedHead(
-            layer=number // n_per_layer,
-            head=number % n_per_layer,
-            alone=share(float(alone.flatten()[number])),
-            without=share(float(without.flatten()[number])),
-            alone_logits=float(alone.flatten()[number]),
-            without_logits=float(without.flatten()[number]),
+            layer=layer,
+            head=head,
+            alone=share(float(alone[layer, head])),
+            without=share(float(without[layer, head])),
+            alone_logits=float(alone[layer, head]),
+            without_logits=float(without[layer, head]),
         )
-        for number in order.tolist()
+        for layer, head in heads_by(by)
     )
     sign = 1 if direction == "sufficiency" else -1
+    points = patch.together(by, 0 if scale is None else n_random, seed)
     return HeadMediation(
-        heads=heads, cumulative=_cumulative(patch, order, sign, scale, n_random, seed)
+        heads=heads, cumulative=tuple(_point(point, sign, scale) for point in points)
     )
+
+
+def heads_by(values: Float[Tensor, "layer head"]) -> list[tuple[int, int]]:
+    """(layer, head), the largest value first."""
+    order = values.flatten().argsort(descending=True, stable=True)
+    return [divmod(number, values.shape[1]) for number in order.tolist()]
 
 
 def random_heads(
@@ -221,25 +261,8 @@ def random_heads(
     ]
 
 
-def _cumulative(
-    patch: HeadPatch, order: Tensor, sign: int, scale: float | None, n_random: int, seed: int
-) -> tuple[HeadPoint, ...]:
-    n = len(order)
-    sizes = [*(k for k in SIZES if k < n), n]
+def _point(point: HeadsTogether, sign: int, scale: float | None) -> HeadPoint:
     if scale is None:
-        return tuple(HeadPoint(k=k, share=None, random=None) for k in sizes)
-    subsets, spans = [torch.arange(0)], []
-    for k in sizes:
-        draws = random_heads(order[:k], n, n_random, seed + k)
-        spans.append((len(subsets), len(draws)))
-        subsets += [order[:k], *draws]
-    values = patch.contrast(patch.rows(subsets))
-    shares = sign * (values - values[0]) / scale
-    return tuple(
-        HeadPoint(
-            k=k,
-            share=float(shares[at]),
-            random=Spread.of(shares[at + 1 : at + 1 + count]) if count else None,
-        )
-        for k, (at, count) in zip(sizes, spans, strict=True)
-    )
+        return HeadPoint(k=point.k, share=None, random=None)
+    random = Spread.of(sign * point.random / scale) if len(point.random) else None
+    return HeadPoint(k=point.k, share=float(sign * point.change / scale), random=random)

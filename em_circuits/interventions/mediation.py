@@ -84,14 +84,19 @@ class CumulativePoint(BaseModel, frozen=True):
     random_contrast: Spread | None = Field(exclude=True)
 
 
-class MediatedFeature(BaseModel, frozen=True):
-    """A feature whose activation differs between the models."""
+class FeatureEffect(BaseModel, frozen=True):
+    """A feature and its effect."""
 
     layer: int
     position: int
     feature: int
     effect: float
-    """Change of the treated model's contrast by it alone, in logits."""
+    """Change of the contrast by it alone, in logits."""
+
+
+class MediatedFeature(FeatureEffect, frozen=True):
+    """A feature whose activation differs between the models, and its effect in the treated one."""
+
     integrated: float
     """Its part of the change while all changed features move together, in logits."""
 

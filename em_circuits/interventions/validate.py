@@ -3,8 +3,8 @@
 Features are ablated for real, and the scores a method gave them are compared with the measured
 effects on the evil-minus-safe contrast, regime by regime (`em_circuits.statistics`).
 
-    pairs = compare(model, state, scores, features=features, contrast=contrast)
-    rows = summarise(pairs_of_several_prompts)
+    pairs = compare_with_ablations(model, state, scores, features=features, contrast=contrast)
+    rows = agreement_by_method(pairs_of_several_prompts)
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from jaxtyping import Float, Int
+from pydantic import Field, computed_field
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
@@ -23,7 +23,6 @@ from em_circuits.intervention import Regime
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.models import Model
 from em_circuits.statistics import (
-    STATISTICS,
     Agreement,
     Interval,
     agreement,
@@ -45,31 +44,33 @@ class Comparison:
     """In logits, same sign."""
 
 
-@dataclass(frozen=True)
-class ValidationRow:
-    """One method in one regime, averaged over prompts."""
+class ValidationRow(Agreement, frozen=True):
+    """One method in one regime: agreement with real ablations, averaged over prompts."""
 
     method: str
+    """`gradient+ablation` is the gradient with its 100 largest bounds measured for real."""
     regime: Regime
-    n_prompts: int
-    agreement: Agreement
-    intervals: Mapping[str, Interval]
-    """95 % bootstrap interval of each statistic, by name."""
+    n_prompts: int = Field(exclude=True)
+    intervals: dict[str, Interval]
+    """95 % bootstrap interval of each statistic over prompts (over features for one prompt)."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The row of `steer validate --json`; ``low`` and ``high`` belong to ``pearson``."""
-        low, high = self.intervals["pearson"]
-        return {
-            "method": self.method,
-            "regime": str(self.regime),
-            **self.agreement.model_dump(),
-            "low": low,
-            "high": high,
-            "intervals": {name: list(self.intervals[name]) for name in STATISTICS},
-        }
+    @property
+    def agreement(self) -> Agreement:
+        """The statistics."""
+        return self
+
+    @computed_field
+    def low(self) -> float | None:
+        """Of `pearson`'s interval."""
+        return self.intervals["pearson"][0]
+
+    @computed_field
+    def high(self) -> float | None:
+        """Of `pearson`'s interval."""
+        return self.intervals["pearson"][1]
 
 
-def compare(
+def compare_with_ablations(
     model: Model,
     state: ActivationCache,
     scores: Mapping[str, Float[Tensor, " _"]],
@@ -104,7 +105,7 @@ def compare(
     return tuple(comparisons)
 
 
-def summarise(
+def agreement_by_method(
     comparisons: Sequence[Comparison], *, n_bootstrap: int = 1000, seed: int = 0
 ) -> tuple[ValidationRow, ...]:
     """Average over prompts, one row per method and regime.
@@ -126,5 +127,13 @@ def summarise(
             [(p.predicted, p.measured) for p in pairs], n_bootstrap=n_bootstrap, seed=seed
         )
         mean = mean_agreement(each)
-        rows.append(ValidationRow(method, Regime(regime), len(pairs), mean, sure))
+        rows.append(
+            ValidationRow(
+                **dict(mean),
+                method=method,
+                regime=Regime(regime),
+                n_prompts=len(pairs),
+                intervals=sure,
+            )
+        )
     return tuple(rows)

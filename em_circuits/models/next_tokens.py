@@ -162,7 +162,7 @@ def last_logits(
     return logits[torch.arange(len(prompts)), which]
 
 
-def divergence(
+def kl_divergence(
     before: Float[Tensor, "*row vocab"], after: Float[Tensor, "*row vocab"]
 ) -> Float[Tensor, "*row"]:
     """KL(before || after) of next-token distributions, in nats, at least 0."""

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from plotly.graph_objects import Figure, Scatter, Scattergl
+from plotly.graph_objects import Figure, Scattergl
 from plotly.subplots import make_subplots
 
-from em_circuits.experiments.validate_edges import KINDS, EdgeValidation, PromptEdges
-from em_circuits.report.page import COLOURS, Table, error_bars, styled
-from em_circuits.report.validation import TITLES, thinned
-from em_circuits.statistics import STATISTICS
+from em_circuits.experiments.validate_edges import KINDS, EdgeAgreement, EdgeValidation, PromptEdges
+from em_circuits.report.page import COLOURS, Table, styled
+from em_circuits.report.validation import agreement_table, statistics_panels, thinned
 
 
 def edge_validation_parts(validation: EdgeValidation, each: Sequence[PromptEdges]) -> list[Any]:
@@ -48,28 +47,14 @@ def edge_validation_parts(validation: EdgeValidation, each: Sequence[PromptEdges
 
 def by_distance(validation: EdgeValidation) -> Figure:
     """A panel per statistic: groups of edges across, a colour per kind."""
-    figure: Figure = make_subplots(
-        rows=2, cols=2, subplot_titles=[TITLES[name] for name in STATISTICS]
-    )
-    for number, kind in enumerate(KINDS):
-        rows = [row for row in validation.rows if row.kind == kind]
-        if not rows:
-            continue
-        for place, name in enumerate(STATISTICS):
-            values = [getattr(row.agreement, name) for row in rows]
-            low, high = zip(*(row.intervals[name] for row in rows), strict=True)
-            trace = Scatter(
-                x=[f"{row.edges} layers" if row.edges.isdigit() else row.edges for row in rows],
-                y=values,
-                mode="markers",
-                name=kind,
-                legendgroup=kind,
-                showlegend=place == 0,
-                marker={"color": COLOURS[number], "size": 8},
-                error_y=error_bars(values, low, high),
-            )
-            figure.add_trace(trace, row=place // 2 + 1, col=place % 2 + 1)
-    return styled(figure, 760, scattermode="group", legend_title_text="edges")
+    series: dict[str, list[EdgeAgreement]] = {
+        kind: [row for row in validation.rows if row.kind == kind] for kind in KINDS
+    }
+
+    def across(row: EdgeAgreement) -> str:
+        return f"{row.edges} layers" if row.edges.isdigit() else row.edges
+
+    return statistics_panels(series, across, title="edges")
 
 
 def scatter(each: Sequence[PromptEdges]) -> Figure:
@@ -101,12 +86,5 @@ def scatter(each: Sequence[PromptEdges]) -> Figure:
 
 
 def _table(validation: EdgeValidation) -> Table:
-    rows: list[list[Any]] = []
-    for row in validation.rows:
-        rows.append([row.edges, row.kind, row.n_edges])
-        for name in STATISTICS:
-            low, high = row.intervals[name]
-            known = low is not None and high is not None
-            rows[-1] += [getattr(row.agreement, name), f"{low:.2f} to {high:.2f}" if known else "-"]
-    header = [part for name in STATISTICS for part in (name, "95 %")]
-    return Table("agreement with measured edges", ("edges", "kind", "n", *header), rows)
+    rows = [((row.edges, row.kind, row.n_edges), row) for row in validation.rows]
+    return agreement_table("agreement with measured edges", ("edges", "kind", "n"), rows)

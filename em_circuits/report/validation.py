@@ -8,7 +8,8 @@ and the figures as a table.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from plotly.graph_objects import Figure, Scatter, Scattergl
@@ -16,9 +17,13 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from em_circuits.experiments.validate import Validation
+from em_circuits.experiments.validate_edges import EdgeAgreement
 from em_circuits.intervention import Regime
+from em_circuits.interventions.validate import ValidationRow
 from em_circuits.report.page import COLOURS, Table, error_bars, styled
 from em_circuits.statistics import STATISTICS
+
+Row = TypeVar("Row", bound=ValidationRow | EdgeAgreement)
 
 TITLES = {
     "pearson": "Pearson correlation",
@@ -50,27 +55,56 @@ def validation_parts(validation: Validation) -> list[Any]:
 
 def statistics_figure(validation: Validation) -> Figure:
     """A panel per statistic: methods across, a colour per regime."""
+    regimes = dict.fromkeys(row.regime for row in validation.rows)
+    series = {str(r): [row for row in validation.rows if row.regime is r] for r in regimes}
+    return statistics_panels(series, lambda row: row.method, title="regime")
+
+
+def statistics_panels(
+    series: Mapping[str, Sequence[Row]], across: Callable[[Row], str], *, title: str
+) -> Figure:
+    """A panel per statistic, a colour per series, with intervals.
+
+    Args:
+        series: Rows by name; each has an ``agreement`` and its ``intervals``.
+        across: Where a row stands.
+        title: Of the legend.
+    """
     figure: Figure = make_subplots(
         rows=2, cols=2, subplot_titles=[TITLES[name] for name in STATISTICS]
     )
-    regimes = list(dict.fromkeys(row.regime for row in validation.rows))
-    for number, regime in enumerate(regimes):
-        rows = [row for row in validation.rows if row.regime is regime]
-        for place, name in enumerate(STATISTICS):
+    for number, (label, rows) in enumerate(series.items()):
+        for place, name in enumerate(STATISTICS if rows else ()):
             values = [getattr(row.agreement, name) for row in rows]
             low, high = zip(*(row.intervals[name] for row in rows), strict=True)
             trace = Scatter(
-                x=[row.method for row in rows],
+                x=[across(row) for row in rows],
                 y=values,
                 mode="markers",
-                name=str(regime),
-                legendgroup=str(regime),
+                name=label,
+                legendgroup=label,
                 showlegend=place == 0,
                 marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
                 error_y=error_bars(values, low, high),
             )
             figure.add_trace(trace, row=place // 2 + 1, col=place % 2 + 1)
-    return styled(figure, 760, scattermode="group", legend_title_text="regime")
+    return styled(figure, 760, scattermode="group", legend_title_text=title)
+
+
+def agreement_table(
+    caption: str, places: Sequence[str], rows: Iterable[tuple[Sequence[Any], Row]]
+) -> Table:
+    """Every statistic with its interval; `places` are the columns before."""
+    found: list[list[Any]] = []
+    for place, row in rows:
+        found.append([*place])
+        for name in STATISTICS:
+            low, high = row.intervals[name]
+            known = low is not None and high is not None
+            interval = f"{low:.2f} to {high:.2f}" if known else "-"
+            found[-1] += [getattr(row.agreement, name), interval]
+    header = [part for name in STATISTICS for part in (name, "95 %")]
+    return Table(caption, (*places, *header), found)
 
 
 def scatter_figure(validation: Validation, regime: Regime) -> Figure:
@@ -113,12 +147,5 @@ def thinned(measured: Tensor) -> Tensor:
 
 
 def _table(validation: Validation) -> Table:
-    rows: list[list[Any]] = []
-    for row in validation.rows:
-        rows.append([row.method, str(row.regime)])
-        for name in STATISTICS:
-            low, high = row.intervals[name]
-            known = low is not None and high is not None
-            rows[-1] += [getattr(row.agreement, name), f"{low:.2f} to {high:.2f}" if known else "-"]
-    header = [part for name in STATISTICS for part in (name, "95 %")]
-    return Table("agreement with real ablations", ("method", "regime", *header), rows)
+    rows = [((row.method, str(row.regime)), row) for row in validation.rows]
+    return agreement_table("agreement with real ablations", ("method", "regime"), rows)

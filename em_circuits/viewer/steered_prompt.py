@@ -19,7 +19,7 @@ import pandas as pd
 from em_circuits.experiments.measure import RANDOM, STEERED
 from em_circuits.experiments.summary import against
 from em_circuits.statistics import AgainstControl
-from em_circuits.viewer.steering import experiment_folder, experiments, read_rows
+from em_circuits.viewer.steering import experiment_folder, experiment_rows, experiments
 from pivotal_tokens.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def steered(folder: Path, prompt_id: str) -> tuple[PromptExperiment, ...]:
     for one in experiments(folder):
         try:
             place = experiment_folder(folder, one["name"])
-            rows = read_rows(place, prompt_id=prompt_id)
+            rows = experiment_rows(place, prompt_id=prompt_id)
         except (RequestError, OSError, ValueError) as error:
             logger.warning("experiment %s cannot be read: %s", one["name"], error)
             continue

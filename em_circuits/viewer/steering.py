@@ -70,7 +70,10 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def data(request: Request) -> Response:
         place = experiment_folder(folder, request.path_params["name"])
-        rows, rollouts = read_rows(place), pq.read_table(place / ROLLOUTS, columns=list(_TAIL))
+        rows, rollouts = (
+            experiment_rows(place),
+            pq.read_table(place / ROLLOUTS, columns=list(_TAIL)),
+        )
         hidden = context.hidden(request, {row["prompt_id"] for row in rows})
         texts = [one for one in rollouts.to_pylist() if one["prompt_id"] not in hidden]
         context.session(request).judge_shown_for.update(t["prompt_id"] for t in texts if t["label"])
@@ -134,7 +137,7 @@ def read_summary(place: Path) -> dict[str, Any]:
     return found
 
 
-def read_rows(place: Path, *, prompt_id: str | None = None) -> list[dict[str, Any]]:
+def experiment_rows(place: Path, *, prompt_id: str | None = None) -> list[dict[str, Any]]:
     """Evil mass of every prompt, condition and arm of an experiment, or of one prompt."""
     mine = None if prompt_id is None else [("prompt_id", "==", prompt_id)]
     return pq.read_table(place / ROWS, columns=_COLUMNS, filters=mine).to_pylist()

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pivotal_tokens.generator.candidate import Candidate, Render, accept
 from pivotal_tokens.generator.instructions import INSTRUCTIONS_VERSION
 from pivotal_tokens.generator.request import generator_request
-from pivotal_tokens.llm import LLMClient, Ok, explain
+from pivotal_tokens.llm import LLMClient, Ok, why_unusable
 from pivotal_tokens.prompts import PromptHistory, own_words
 from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 from pivotal_tokens.store import Store
@@ -121,7 +121,7 @@ class Writer:
             salt=f"{len(self._history)}+{turned_away}",
         )
         if not isinstance(reply, Ok):
-            return Round((), (), explain(reply))
+            return Round((), (), why_unusable(reply))
         return self._taken(reply.value.prompts, n)
 
     def _taken(self, proposals: list[TextProposal] | list[ChatProposal], n: int) -> Round:

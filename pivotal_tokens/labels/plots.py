@@ -3,7 +3,7 @@
 One self-contained HTML file (plotly's script inside, nothing is fetched), and a PNG where asked.
 
     counts = tally(store)
-    write_page(counts, Path("verdicts.html"))
+    write_label_page(counts, Path("verdicts.html"))
     write_png(counts, Path("verdicts.png"))
 """
 
@@ -140,7 +140,7 @@ def summary(counts: LabelCounts) -> list[str]:
     return lines
 
 
-def write_page(counts: LabelCounts, path: Path) -> None:
+def write_label_page(counts: LabelCounts, path: Path) -> None:
     """Write the figure as one HTML file that needs nothing else."""
     import plotly.io
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         Reply,
         Truncated,
         Usage,
-        explain,
+        why_unusable,
     )
     from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 else:
@@ -43,6 +43,6 @@ __all__ = [
     "Reply",
     "Truncated",
     "Usage",
-    "explain",
     "load_instructions",
+    "why_unusable",
 ]

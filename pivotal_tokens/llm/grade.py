@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.llm.client import LLMClient
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
-from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, explain
+from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, why_unusable
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.store import Store
 
@@ -131,7 +131,7 @@ class Grader:
                     raise NoReply(reply.error)
                 calls.append(reply.call_id)
                 replayed = replayed and reply.cached
-                problem = check(reply.value) if isinstance(reply, Ok) else explain(reply)
+                problem = check(reply.value) if isinstance(reply, Ok) else why_unusable(reply)
                 value = reply.value if isinstance(reply, Ok) and not problem else None
                 declined = isinstance(reply, Refused | Filtered)
                 grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls), declined)

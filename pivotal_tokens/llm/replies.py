@@ -80,7 +80,7 @@ class CallFailed:
 Reply = Ok | Refused | Truncated | Filtered | Invalid | CallFailed
 
 
-def explain(reply: Reply) -> str:
+def why_unusable(reply: Reply) -> str:
     """Why a reply cannot be used, in one line; "" for one that can."""
     match reply:
         case Ok():

@@ -19,7 +19,7 @@ from pivotal_tokens.errors import LeaseLost, RequestError, WorkFailed
 from pivotal_tokens.review.answers import Answer
 from pivotal_tokens.review.commands import Command, Verb, parse, parse_place
 from pivotal_tokens.review.controller import ASKING, ReviewController
-from pivotal_tokens.review.keys import DEFAULTS, RESERVED, Action, shown
+from pivotal_tokens.review.keys import DEFAULTS, RESERVED, Action, key_name
 from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
 from pivotal_tokens.review.rubric import ADVICE, MEANINGS, SUPPOSE
 from pivotal_tokens.review.service import ReviewService
@@ -303,7 +303,7 @@ _SIGNS = {
 def browser_keys(keys: Mapping[str, Action]) -> dict[str, Action]:
     """Key as a browser names it -> action; what a browser keeps for itself is left out."""
     return {
-        _EVENTS.get(name, shown(name)): action
+        _EVENTS.get(name, key_name(name)): action
         for name, action in keys.items()
         if name not in _NOT_THE_PAGES
     }

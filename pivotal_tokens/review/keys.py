@@ -111,21 +111,21 @@ def key_map(changes: Iterable[str] = ()) -> dict[str, Action]:
         for key in names:
             if key in found:
                 raise RequestError(
-                    f"key {shown(key)!r} is bound to {found[key]} and {bound}: "
+                    f"key {key_name(key)!r} is bound to {found[key]} and {bound}: "
                     f"give one of them another key, for example --key {found[key]}=f5"
                 )
             found[key] = bound
     return found
 
 
-def shown(key: str) -> str:
+def key_name(key: str) -> str:
     """A key as a person knows it."""
     return _SHOWN.get(key, key)
 
 
 def keys_of(keys: Mapping[str, Action], action: Action) -> list[str]:
     """The keys of an action, as a person knows them."""
-    return [shown(key) for key, bound in keys.items() if bound == action]
+    return [key_name(key) for key, bound in keys.items() if bound == action]
 
 
 def _parsed(change: str, given: str) -> tuple[str, ...]:

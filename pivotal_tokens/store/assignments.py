@@ -47,7 +47,7 @@ from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new, lock_name
 from pivotal_tokens.store.order import known_order
 from pivotal_tokens.store.queue import insert_review_event, item_of, lease_values, set_item
-from pivotal_tokens.store.rows import meta, narrowed, number, set_meta
+from pivotal_tokens.store.rows import count_rows, meta, narrowed, set_meta
 
 _CONFIG = "review_config"
 _REPEAT_AFTER = 20  # finished items before the first repeat
@@ -98,7 +98,7 @@ class Assignments(Repository):
     def take_config(self, config: ReviewConfig) -> bool:
         """Share the queue out so, unless this store says how already, or has a queue."""
         with self._writing() as connection:
-            if number(connection, _queue) or meta(connection, _CONFIG) is not None:
+            if count_rows(connection, _queue) or meta(connection, _CONFIG) is not None:
                 return False
             set_meta(connection, _CONFIG, config.model_dump_json())
             return True
@@ -154,7 +154,7 @@ class Assignments(Repository):
                     return set_item(connection, free, **held)
                 at_work = (_columns.state == "leased") & (_columns.lease_until >= now.timestamp())
                 taken = at_work | (_columns.state == "skipped")
-                if not number(connection, _queue, *_at(first), taken):
+                if not count_rows(connection, _queue, *_at(first), taken):
                     return _add_own(connection, first.item_id, held, "calibration")
             return None
 
@@ -175,7 +175,7 @@ class Assignments(Repository):
             lock_name(connection, f"reviewer {reviewer}")
             config = config_of(connection)
             own = and_(_columns.reviewer == reviewer, _columns.state == "done")
-            done = number(connection, _queue, own)
+            done = count_rows(connection, _queue, own)
             if (
                 done < _REPEAT_AFTER
                 or uniform(config.seed, "repeat", reviewer, str(done)) >= config.repeat_share
@@ -205,7 +205,7 @@ class Assignments(Repository):
         """Queue a prompt for one adjudicator; False if it is queued already."""
         here = (_columns.prompt_id == item.prompt_id, _columns.pair == item.pair)
         with self._writing() as connection:
-            if number(connection, _queue, *here, _columns.kind == "adjudication"):
+            if count_rows(connection, _queue, *here, _columns.kind == "adjudication"):
                 return False
             copied = _copied(connection, item.item_id)
             copied |= {"kind": "adjudication", "reason": "reviewers disagree"}
@@ -231,7 +231,7 @@ class Assignments(Repository):
         """
         lists, now = tables.next_tokens.c, self._now()
         with self._writing() as connection:
-            if number(connection, _queue, _columns.prompt_id == prompt_id):
+            if count_rows(connection, _queue, _columns.prompt_id == prompt_id):
                 return False
             query = select(lists.pair).where(lists.prompt_id == prompt_id).order_by(lists.pair)
             for pair in connection.execute(query).scalars().all() or ["imported"]:
@@ -304,8 +304,8 @@ def config_of(connection: Connection) -> ReviewConfig:
 
 def _control_probability(connection: Connection, pair: str, share: float) -> float:
     shared = (_columns.pair == pair, _columns.seat == 0, _columns.kind == "review")
-    flagged = number(connection, _queue, *shared)
-    unflagged = number(connection, tables.control_draws, tables.control_draws.c.pair == pair)
+    flagged = count_rows(connection, _queue, *shared)
+    unflagged = count_rows(connection, tables.control_draws, tables.control_draws.c.pair == pair)
     return min(1.0, share / (1 - share) * (flagged + 1) / (unflagged + 1))
 
 

@@ -22,10 +22,6 @@ from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new, upsert
 from pivotal_tokens.store.sessions import session_is_over
 
-CallState = Literal["reserved", "settled", "unknown", "free"]
-"""``reserved``: sent or about to be. ``settled``: at what was used. ``unknown``: no word of what
-was used, charged as reserved. ``free``: refused or never sent, charged nothing."""
-
 _ACCOUNT = "all"
 _ENDED = ("state", "status", "tokens", "nano_usd", "prompt_tokens", "output_tokens")
 
@@ -53,6 +49,8 @@ class Closing:
 
     call_id: str
     state: Literal["settled", "unknown", "free"]
+    """At what was used; no word of what was used, charged as reserved; refused or never sent,
+    charged nothing. Before, a call is ``reserved``: sent or about to be."""
     status: str  # "200", "429", "timeout", ...
     prompt_tokens: int | None = None
     output_tokens: int | None = None

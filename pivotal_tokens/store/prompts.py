@@ -16,8 +16,8 @@ from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
 from pivotal_tokens.store.rows import (
+    count_rows,
     narrowed,
-    number,
     numbers,
     row_of,
     value,
@@ -55,7 +55,7 @@ class Prompts(Repository):
     def has(self, prompt_id: str) -> bool:
         """Whether there is a prompt with this whole id."""
         with self._reading() as connection:
-            return number(connection, tables.prompts, _columns.prompt_id == prompt_id) > 0
+            return count_rows(connection, tables.prompts, _columns.prompt_id == prompt_id) > 0
 
     def all(
         self, *, category: str | None = None, generator: str | None = None

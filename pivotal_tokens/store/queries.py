@@ -63,8 +63,8 @@ from pivotal_tokens.store.queue import (
 from pivotal_tokens.store.rows import (
     Value,
     chunks,
+    count_rows,
     narrowed,
-    number,
     numbers,
     value,
     values,
@@ -268,7 +268,7 @@ class Queries(Repository):
                 return where(table, pair=pair) if "pair" in table.c else []
 
             def count(table: Table, *conditions: ColumnElement[bool]) -> int:
-                return number(connection, table, *conditions, *of(table))
+                return count_rows(connection, table, *conditions, *of(table))
 
             def total(column: Column) -> int:
                 query = select(func.sum(column)).where(*of(column.table))

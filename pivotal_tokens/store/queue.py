@@ -51,7 +51,7 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import lock_name
-from pivotal_tokens.store.rows import narrowed, number, numbers, row_of, values, where
+from pivotal_tokens.store.rows import count_rows, narrowed, numbers, row_of, values, where
 
 WaitingState = Literal["pending", "deferred", "skipped"]
 REVIEWER_KINDS: tuple[ItemKind, ...] = ("review", "control", "calibration", "repeat")
@@ -300,7 +300,7 @@ class Queue(Repository):
         """How many items a reviewer has finished or rejected and not reopened."""
         answered = _columns.state.in_(("done", "rejected"))
         with self._reading() as connection:
-            return number(connection, _queue, _columns.reviewer == reviewer, answered)
+            return count_rows(connection, _queue, _columns.reviewer == reviewer, answered)
 
     def log(
         self,
@@ -436,7 +436,7 @@ def _lease(
 def _require_assignable(connection: Connection, item: ReviewItem, reviewer: str) -> None:
     if item.kind == "repeat" and item.reviewer != reviewer:
         raise RequestError(f"item {item.item_id} asks {item.reviewer} a second time, nobody else")
-    if not number(connection, _queue, _columns.item_id == item.item_id, not_assigned(reviewer)):
+    if not count_rows(connection, _queue, _columns.item_id == item.item_id, not_assigned(reviewer)):
         raise RequestError(
             f"{reviewer} has another assignment at prompt {item.prompt_id}: reopen that one"
         )

@@ -92,7 +92,7 @@ def where(table: Table, **wanted: Any) -> list[ColumnElement[bool]]:
     return [table.c[name] == value for name, value in wanted.items() if value is not None]
 
 
-def number(connection: Connection, table: Table, *conditions: ColumnElement[bool]) -> int:
+def count_rows(connection: Connection, table: Table, *conditions: ColumnElement[bool]) -> int:
     """How many rows of a table fulfil the conditions."""
     query = select(func.count()).select_from(table).where(*conditions)
     return connection.execute(query).scalar_one()

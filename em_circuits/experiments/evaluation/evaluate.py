@@ -41,7 +41,7 @@ _NAMES = {UNSTEERED: "{}", STEERED: "{}, steered", RANDOM: "{}, random features"
 
 
 class EvaluationSummary(Frozen):
-    """The object of ``evaluate --json``, without its files."""
+    """What came out of an evaluation."""
 
     kind: str = "evaluation"
     name: str
@@ -52,6 +52,13 @@ class EvaluationSummary(Frozen):
     worlds: tuple[ConditionRates, ...]
     differences: tuple[RateDifference, ...]
     said: str
+
+
+class EvaluationOutput(EvaluationSummary):
+    """The object of ``evaluate --json``; see evaluation.md."""
+
+    files: dict[str, str]
+    """`folder` and `report`."""
 
 
 class _Piece(NamedTuple):

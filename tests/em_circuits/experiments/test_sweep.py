@@ -20,7 +20,7 @@ from em_circuits.experiments.measure import Panel
 from em_circuits.experiments.plan import SweepPlan, load_plan
 from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
 from em_circuits.experiments.summary import SteeringSummary
-from em_circuits.experiments.sweep import arms, run_sweep, trials
+from em_circuits.experiments.sweep import arms, run_sweep, sweep_trials
 from em_circuits.interventions import Control, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
@@ -89,7 +89,7 @@ def test_every_condition_has_its_controls(experiment: Sweep) -> None:
 
 def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, experiment: Sweep) -> None:
     plan = SweepPlan.model_validate(PLAN)
-    trial = next(iter(trials(plan, case, cases.pair.merged)))
+    trial = next(iter(sweep_trials(plan, case, cases.pair.merged)))
     every = arms(plan, case, cases.pair.merged, trial)
     logits = run_rows(cases.pair.merged, case.state, [arm.treatment for arm in every])
     mass = logits.softmax(-1)[:, list(case.contrast.evil)].sum(-1)

@@ -52,12 +52,12 @@ def test_top_n_is_one_thing_in_every_command_and_in_python(tmp_path: Path) -> No
 
         plan = SweepPlan(name="s", prompts=source, features="top:3", combinations=("all",))
         case = cases.of(prompt, "merged")
-        (trial,) = sweep.trials(plan, case, model)
+        (trial,) = sweep.sweep_trials(plan, case, model)
         assert places(trial.interventions) == expected and plan.by == "greedy"
 
         paired = transfer.paired_case(cases, prompt)
         tried = TransferPlan(name="t", found_on=source, tried_on=source, k=3)
-        one = next(transfer.trials(cases, tried, paired, [], ids=[], domain="seen"))
+        one = next(transfer.transfer_trials(cases, tried, paired, [], ids=[], domain="seen"))
         assert places(one[1].interventions) == expected
 
         ids, by = choose_ids(work, "top:3", prompt.prompt_id)

@@ -7,7 +7,12 @@ import pytest
 import torch
 from subjects import Subject
 
-from em_circuits.interventions import Regime, ablation_effects, compare, summarise
+from em_circuits.interventions import (
+    Regime,
+    ablation_effects,
+    agreement_by_method,
+    compare_with_ablations,
+)
 from em_circuits.interventions.validate import Comparison
 from em_circuits.statistics import agreement, agreement_intervals, ranks
 from pivotal_tokens.errors import RequestError
@@ -43,10 +48,10 @@ def test_effects_validate_themselves_in_their_own_regime(subject: Subject) -> No
         subject.model, state, targets=groups, features=features, regime=Regime.DIRECT
     )[:, 0]
     noise = torch.randn(150, generator=torch.Generator().manual_seed(0))
-    pairs = compare(
+    pairs = compare_with_ablations(
         subject.model, state, {"direct": direct, "noise": noise}, features=features, contrast=groups
     )
-    rows = {(r.method, str(r.regime)): r for r in summarise(pairs)}
+    rows = {(r.method, str(r.regime)): r for r in agreement_by_method(pairs)}
     assert len(rows) == 10
     exact = rows["direct", "direct"]
     assert exact.agreement.pearson == pytest.approx(1, abs=1e-6)
@@ -54,7 +59,7 @@ def test_effects_validate_themselves_in_their_own_regime(subject: Subject) -> No
     random = rows["noise", "free"]
     low, high = random.intervals["pearson"]
     assert low < random.agreement.pearson < high and abs(low) < 0.5
-    record = json.loads(json.dumps(random.to_json(), allow_nan=False))
+    record = json.loads(json.dumps(random.model_dump(mode="json"), allow_nan=False))
     assert set(record) == {
         "method", "regime", "pearson", "spearman", "sign", "top20", "low", "high", "intervals",
     }  # fmt: skip
@@ -71,7 +76,7 @@ def test_several_prompts_are_averaged_and_resampled_as_prompts() -> None:
         y = torch.randn(50, generator=generator)
         x = y + noise * torch.randn(50, generator=generator)
         pairs.append(Comparison("gradient", Regime.FREE, x, y))
-    (row,) = summarise(pairs)
+    (row,) = agreement_by_method(pairs)
     each = [agreement(p.predicted, p.measured).pearson for p in pairs]
     assert row.n_prompts == 3 and row.agreement.pearson == pytest.approx(sum(each) / 3)
     low, high = row.intervals["pearson"]
@@ -98,7 +103,7 @@ def test_an_interval_over_features_is_that_of_resampled_agreements() -> None:
 def test_scores_of_other_features_are_refused(subject: Subject) -> None:
     state = subject.state()
     with pytest.raises(RequestError, match="3 scores for 5 features"):
-        compare(
+        compare_with_ablations(
             subject.model,
             state,
             {"gradient": torch.zeros(3)},

@@ -3,7 +3,7 @@
 import pytest
 
 from pivotal_tokens.labels import divergence, label_agreement
-from pivotal_tokens.labels.plots import summary, tally, write_page, write_png
+from pivotal_tokens.labels.plots import summary, tally, write_label_page, write_png
 from pivotal_tokens.schema import Judgement, LabelEvent, Prompt, TokenLabel
 from pivotal_tokens.verdict import decide
 
@@ -163,7 +163,7 @@ def test_the_page_needs_nothing_else_and_names_cannot_become_markup(store, promp
     assert counts.verdicts == {"injection": 1} and list(counts.by_model) == ["lora pair-1"]
     assert summary(counts)[0] == "1 verdicts, 1 divergent (100%)"
     page = tmp_path / "page.html"
-    write_page(counts, page)
+    write_label_page(counts, page)
     text = page.read_text(encoding="utf-8")
     assert "Plotly.newPlot" in text and 'src="http' not in text
     assert "<script>alert" not in text

@@ -3,7 +3,7 @@
 import pytest
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.review.keys import DEFAULTS, key_map, keys_of, shown
+from pivotal_tokens.review.keys import DEFAULTS, key_map, key_name, keys_of
 
 
 def test_every_action_has_a_key_and_no_key_does_two_things():
@@ -16,7 +16,7 @@ def test_a_changed_action_loses_its_old_keys_and_the_others_keep_theirs():
     keys = key_map(["evil=f", "rest-safe=f5,space", "help=!"])
     assert keys["f"] == "evil" and "e" not in keys and keys["s"] == "safe"
     assert keys["f5"] == keys["space"] == "rest_safe"
-    assert keys_of(keys, "help") == ["!"] and shown("colon") == ":"
+    assert keys_of(keys, "help") == ["!"] and key_name("colon") == ":"
 
 
 @pytest.mark.parametrize(

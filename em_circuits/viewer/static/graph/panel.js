@@ -159,7 +159,6 @@ export class Panel {
       { page } = this,
       { graph } = page;
     const node = graph.nodes[graph.index.get(name)];
-    const what = node?.module ? `rank ${node.feature} of the adapter's ${node.module}` : `feature ${node?.feature}`;
     const head = [
       make("h2", {}, this.title(name)),
       make(
@@ -167,7 +166,10 @@ export class Panel {
         { class: "muted" },
         node
           ? {
-              feature: `${what} of layer ${node.layer}, at position ${node.position} `,
+              feature: node.module
+                ? `rank ${node.feature} of the adapter's ${node.module} in layer ${node.layer}, ` +
+                  `at position ${node.position} `
+                : `feature ${node.feature} of layer ${node.layer}, at position ${node.position} `,
               error: `what the transcoder of layer ${node.layer} leaves unexplained, at position ${node.position} `,
               token: `embedding of input token ${node.position} `,
               logit: `next token ${node.token} `,
