@@ -33,7 +33,9 @@ def lifelike_root(paths: Lifelike, root: Path, capsys) -> tuple[list[str], str]:
     root.mkdir()
     words = root / "words.yaml"
     words.write_text("name: none\nversion: 1\nentries: [{when: zzz, evil: [a], safe: [b]}]\n")
-    label = ["label", "--prompt", PROMPT, "--judge", f"lexicon:{words}"]
+    # Identities of the regimes are those of frozen edges.
+    frozen = ["--edges", "frozen", "--max-features", "80"]
+    label = ["label", "--prompt", PROMPT, "--judge", f"lexicon:{words}", *frozen]
     line = ask(capsys, *options, *label, "--json")
     base = {t["token_id"]: t["logit"] for t in line["base"]}
     rise = {t["token_id"]: t["logit"] - base[t["token_id"]] for t in line["merged"]}
@@ -47,7 +49,7 @@ def lifelike_root(paths: Lifelike, root: Path, capsys) -> tuple[list[str], str]:
                 for token, side in sides.items()
             ]
         )
-    ask(capsys, *options, "graphs", "build", line["prompt_id"], "--max-features", "80", "--json")
+    ask(capsys, *options, "graphs", "build", line["prompt_id"], *frozen, "--json")
     return options, line["prompt_id"]
 
 
