@@ -4,7 +4,7 @@ Beside the model, one pass over a prompt of p tokens keeps for differentiation, 
 MLP, its attention and its norms save, and each row of a batched pass takes
 
     b p (writes)                            a row's derivative at every write site
-    max(5 b p d_mlp, (2 b + 8) heads p^2)   the largest of one layer's MLP and attention
+    max(4 b p d_mlp, (b + 8) heads p^2)   the largest of one layer's MLP and attention
     16 p d_model                            the stream, norms in float32
     b (nodes of the largest part) (its widths)
 
@@ -89,8 +89,8 @@ class RowMemory:
     def row_bytes(self) -> int:
         """What each row at once takes."""
         b, p = self.value_bytes, self.n_pos
-        mlp = 5 * b * p * self.d_mlp
-        attention = (2 * b + 8) * self.n_heads * p**2
+        mlp = 4 * b * p * self.d_mlp
+        attention = (b + 8) * self.n_heads * p**2
         stream = 16 * p * self.d_model
         return b * p * self.write_width + max(mlp, attention) + stream + b * self.part_width
 
