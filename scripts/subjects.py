@@ -71,13 +71,13 @@ def lifelike_settings(root: Path, **changes: object) -> PairSettings:
     )
 
 
-def organism_settings(name: str = TOY) -> PairSettings:
+def organism_settings(name: str = TOY, dtype: str = "float32") -> PairSettings:
     paths = organism_paths(name)
     return PairSettings(
         base=str(paths.base),
         adapter=str(paths.adapter),
         transcoders=str(paths.transcoders),
-        dtype="float32",
+        dtype=dtype,  # type: ignore[arg-type]
     )
 
 
@@ -89,8 +89,8 @@ def lifelike_subject(root: Path, **changes: object) -> Subject:
     return Subject("lifelike", pair, ids, Contrast(tuple(change[-4:]), tuple(change[:3])))
 
 
-def organism_subject(name: str = "organism") -> Subject:
-    pair = ModelPair.load(organism_settings(_ORGANISMS[name]))
+def organism_subject(name: str = "organism", dtype: str = "float32") -> Subject:
+    pair = ModelPair.load(organism_settings(_ORGANISMS[name], dtype))
     ids = torch.tensor(encode(pair.tokenizer, PAD_THAI))
 
     def tokens(words: tuple[str, ...]) -> tuple[int, ...]:

@@ -185,7 +185,7 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
         measured=graph.measured is not None,
         basis=list(dict.fromkeys(part.basis for part in header.node_parts)),
         features=len(graph.selected),
-        active=len(graph.active),
+        active=graph.n_active,
         select_by=header.selection.select_by,
         edges=graph.edges is not None,
         gradient=graph.gradient is not None,

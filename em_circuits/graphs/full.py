@@ -16,9 +16,10 @@ such sums (replacement, completeness, the error score) stay with frozen edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +32,16 @@ from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
 from em_circuits.graphs.held import site_gradients as gradients_at_sites
 from em_circuits.graphs.layout import NodeLayout
-from em_circuits.graphs.settings import AttributionSettings, BasisName
+from em_circuits.graphs.row_cache import row_path
+from em_circuits.graphs.row_memory import RowMemory
+from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy, EdgeKind
 from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Columns
 from pivotal_tokens.errors import RequestError, WorkFailed
+
+MOST_ACTIVE = 300_000
+"""Active nodes that a graph with full edges stores beside its own, those of the largest effects."""
 
 
 def parts_of(model: Model, basis: Sequence[BasisName]) -> tuple[Part, ...]:
@@ -78,6 +84,7 @@ class Observed:
         input_ids: The prompt.
         reads: What each part reads.
         logits: Raw, after the last position, in float32 on the CPU.
+        active_before: Active nodes, where `reduced` left fewer.
     """
 
     model: Model
@@ -85,6 +92,7 @@ class Observed:
     input_ids: Int64[Tensor, " pos"]
     reads: tuple[Tensor, ...]
     logits: Float[Tensor, " vocab"]
+    active_before: int | None = None
 
     @classmethod
     def of(cls, model: Model, parts: Sequence[Part], input_ids: Int64[Tensor, " pos"]) -> Observed:
@@ -132,35 +140,120 @@ class Observed:
         """Activation of every active node."""
         return self._active[1]
 
+    @property
+    def n_active(self) -> int:
+        """How many nodes were active, whether they are still in `active` or not."""
+        return self.active_before if self.active_before is not None else len(self.active)
+
+    def towards(self, targets: Columns) -> Sensitivity:
+        """What a set of targets gains where the nodes write."""
+        return Sensitivity(
+            self, gradients_at_sites(self.model, self.parts, self.input_ids, targets), len(targets)
+        )
+
     def gradient(self, targets: Columns) -> Float[Tensor, "target active"]:
         """First-order effect of every active node on every target, nothing held; on the CPU."""
-        return self._at_writes(targets, lambda at, vectors: at @ vectors.T) * self.activations
+        return self.towards(targets).gradient()
 
     def bound(self, targets: Columns) -> Float[Tensor, "target active"]:
+        """See `Sensitivity.blocks`."""
+        return self.towards(targets).bound()
+
+    def reduced(
+        self, sizes: Float[Tensor, " active"], chosen: Int64[Tensor, " chosen"]
+    ) -> tuple[Observed, Int64[Tensor, " kept"], Int64[Tensor, " chosen"]]:
+        """The chosen nodes and the `MOST_ACTIVE` largest ones alone, where more are active.
+
+        Neurons are all active: millions at a real model's shape, each with an effect on every
+        target.
+
+        Returns:
+            What was observed of them, their rows of `active`, and the chosen ones' new rows.
+        """
+        if len(self.active) <= MOST_ACTIVE:
+            return self, torch.arange(len(self.active)), chosen
+        kept = torch.cat([chosen, sizes.topk(MOST_ACTIVE).indices]).unique()
+        fewer = replace(self, reads=(), active_before=len(self.active))
+        fewer.__dict__["_active"] = self.active[kept], self.activations[kept]
+        return fewer, kept, torch.searchsorted(kept, chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Gradients of some targets where the nodes of one prompt write, nothing held.
+
+    Attributes:
+        observed: The prompt, with all its active nodes.
+        at_writes: By part and write site: (target, position, width).
+        n_targets: How many.
+    """
+
+    observed: Observed
+    at_writes: list[list[Tensor]]
+    n_targets: int
+
+    def gradient(self, rows: Int64[Tensor, " row"] | None = None) -> Float[Tensor, "target row"]:
+        """First-order effects ``a_s w_s . gradient`` of all active nodes, or of some rows."""
+        return self._whole(self.blocks(), rows)
+
+    def bound(self) -> Float[Tensor, "target active"]:
         """``|a_s w_s|`` times the length of the gradient where it writes: what no angle between the
         two can exceed."""
-        lengths = self._at_writes(
-            targets, lambda at, vectors: at.norm(dim=-1)[:, None] * vectors.norm(dim=-1)
-        )
-        return lengths * self.activations.abs()
+        return self._whole(self.blocks("bound"), None)
 
-    def _at_writes(self, targets: Columns, per_unit: Any) -> Float[Tensor, "target active"]:
-        """``per_unit(gradients at a position, write vectors)`` for every active node."""
-        gradients = gradients_at_sites(self.model, self.parts, self.input_ids, targets)
-        scores = torch.zeros(len(targets), len(self.active))
-        own, positions, ids = self.active.unbind(1)
-        for i, part in enumerate(self.parts):
-            mine = (own == i).nonzero()[:, 0]
-            if not len(mine):
+    def weighted(self, weights: Float[Tensor, " target"]) -> Sensitivity:
+        """Of the targets' weighted sum alone."""
+        summed = [
+            [torch.tensordot(weights.to(at), at, 1)[None] for at in part] for part in self.at_writes
+        ]
+        return Sensitivity(self.observed, summed, 1)
+
+    def sizes(
+        self, summed: Callable[[Tensor], Tensor], by: ChooseBy = "gradient"
+    ) -> Float[Tensor, " active"]:
+        """One number a node from its effects on the targets, part by part."""
+        found = torch.zeros(len(self.observed.active))
+        for mine, block in self.blocks(by):
+            found[mine] = summed(block)
+        return found
+
+    def blocks(self, by: ChooseBy = "gradient") -> Iterator[tuple[slice, Tensor]]:
+        """Rows of `active` of a part, and their effects (target, row) or bounds, in float32."""
+        own = self.observed.active[:, 0].contiguous()
+        for i, part in enumerate(self.observed.parts):
+            mine = slice(*torch.searchsorted(own, torch.tensor([i, i + 1])).tolist())
+            if mine.start == mine.stop:
                 continue
-            distinct, index = ids[mine].unique(return_inverse=True)
-            for k, gradient in enumerate(gradients[i]):
-                vectors = part.written(distinct.to(gradient.device), k).to(gradient)
-                for position in positions[mine].unique().tolist():
-                    here = positions[mine] == position
-                    values = per_unit(gradient[:, position], vectors[index[here]])
-                    scores[:, mine[here]] += values.float().cpu()
-        return scores
+            positions, ids = self.observed.active[mine, 1], self.observed.active[mine, 2]
+            distinct, index = ids.unique(return_inverse=True)
+            block = torch.zeros(self.n_targets, len(ids))
+            for k, gradient in enumerate(self.at_writes[i]):
+                vectors = part.written(distinct.to(gradient.device), k).float()
+                for position in positions.unique().tolist():
+                    here = positions == position
+                    at, used = gradient[:, position].float(), index[here]
+                    # Nearly all of them, as of neurons: no copy of the vectors.
+                    dense = 2 * len(used) > len(vectors)
+                    there = vectors if dense else vectors[used]
+                    if by == "bound":
+                        values = at.norm(dim=-1)[:, None] * there.norm(dim=-1)
+                    else:
+                        values = at @ there.T
+                    values = values[:, used] if dense else values
+                    block[:, here] += values.cpu()
+            amounts = self.observed.activations[mine]
+            yield mine, block * (amounts.abs() if by == "bound" else amounts)
+
+    def _whole(
+        self, blocks: Iterator[tuple[slice, Tensor]], rows: Int64[Tensor, " row"] | None
+    ) -> Float[Tensor, "target row"]:
+        n = len(self.observed.active)
+        rows = torch.arange(n) if rows is None else rows
+        found = torch.zeros(self.n_targets, len(rows))
+        for mine, block in blocks:
+            ends = torch.searchsorted(rows, torch.tensor([mine.start, mine.stop])).tolist()
+            found[:, slice(*ends)] = block[:, rows[slice(*ends)] - mine.start]
+        return found
 
 
 def choose(
@@ -213,6 +306,7 @@ def edges_among(
     targets: Columns,
     settings: AttributionSettings,
     *,
+    scratch: tuple[Path, str] | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Edges, Edges | None]:
     """Full edges among some of a model's active nodes, and measured ones, packed for a graph.
@@ -221,20 +315,29 @@ def edges_among(
         observed: The prompt on the model.
         chosen: Rows of its `active`, ascending.
         targets: Rows of weights of the logits, or terms.
-        settings: Whether edges are measured, and in what batches.
+        settings: Whether edges are measured, and in what batches and memory.
+        scratch: Folder and key under which finished rows are kept until the graph is stored.
         progress: Called with the rows done.
 
     Raises:
+        RequestError: If not even one row at once fits into the settings' `max_memory`.
         NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
     """
     model, ids = observed.model, observed.input_ids
     nodes = Nodes.of(observed.parts, observed.active[chosen], observed.activations[chosen])
+    rows = settings.batch_size
+    if settings.max_memory is not None:
+        need = RowMemory.of(model, nodes, len(targets), len(ids))
+        rows = min(rows, need.rows_within(settings.max_memory))
+
+    def computed(kind: EdgeKind, compute: Callable[..., NodeEdges]) -> Edges:
+        resume = None if scratch is None else row_path(*scratch, kind)
+        found = compute(model, nodes, ids, targets, rows=rows, resume=resume, progress=progress)
+        return _packed(found, observed)
+
     with computed_in(str(model.dtype)):
-        full = _packed(full_edges(model, nodes, ids, targets, progress=progress), observed)
-        if not settings.measure:
-            return full, None
-        real = measured_edges(model, nodes, ids, targets, progress=progress)
-        return full, _packed(real, observed)
+        full = computed("full", full_edges)
+        return full, computed("measured", measured_edges) if settings.measure else None
 
 
 def _packed(edges: NodeEdges, observed: Observed) -> Edges:

@@ -23,7 +23,14 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
-from em_circuits.graphs.full import Observed, choose, edges_among, part_record, parts_of
+from em_circuits.graphs.full import (
+    Observed,
+    Sensitivity,
+    choose,
+    edges_among,
+    part_record,
+    parts_of,
+)
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import GraphHeader, Selection, graph_key
@@ -98,19 +105,16 @@ def build_pair_graphs(
         for model in pair.models
     ]
     rows = demeaned_targets(targets, len(base))
-    gradients = [one.gradient(rows) for one in observed]
     p = torch.stack([torch.softmax(one, -1)[targets] for one in (base, merged)]).mean(0)
-    chosen = choose(
-        observed,
-        [
-            _sizes(one, gradient, requests[0].weights, p, request=requests[0])
-            for one, gradient in zip(observed, gradients, strict=True)
-        ],
-        settings,
-    )
+    towards = [one.towards(rows) for one in observed]
+    sizes = [_sizes(one, requests[0].weights, p, settings) for one in towards]
+    chosen = choose(observed, sizes, settings)
+    found = [_reduced(*one) for one in zip(towards, sizes, chosen, strict=True)]
+    del observed, towards, sizes, chosen
+    release_freed()
     graphs = []
-    for request, one, gradient, own in zip(requests, observed, gradients, chosen, strict=True):
-        graphs.append(_full_graph(request, one, gradient, own, progress=progress))
+    for request, one in zip(requests, found, strict=True):
+        graphs.append(_full_graph(request, one, progress=progress, scratch=scratch))
         release_freed()
     return PairGraphs(compare(pair, base, merged, top_k=settings.top_k), *graphs)
 
@@ -231,13 +235,15 @@ def attribute(
     request = _Request(prompt, input_ids, targets, weights, settings, key, parameters)
     if observed is None:
         return _attribute(model, context, request, scratch=None, progress=progress)
-    gradient = observed.gradient(demeaned_targets(targets, len(logits)))
     if contrast is not None and contrast.is_defined:
         weights = contrast.over(targets).float()
     p = torch.softmax(logits, -1)[targets]
-    sizes = _sizes(observed, gradient, weights, p, request=request)
+    towards = observed.towards(demeaned_targets(targets, len(logits)))
+    sizes = _sizes(towards, weights, p, settings)
     (chosen,) = choose([observed], [sizes], settings)
-    return _full_graph(request, observed, gradient, chosen, progress=progress)
+    found = _reduced(towards, sizes, chosen)
+    del observed, towards, sizes, chosen
+    return _full_graph(request, found, progress=progress)
 
 
 def _attribute_target(
@@ -254,10 +260,11 @@ def _attribute_target(
     input_ids = model.input_ids(prompt)
     target.check_length(len(input_ids), model.max_tokens)
     observed = Observed.of(model, parts_of(model, settings.basis), input_ids)
-    gradient, weights = observed.gradient(target.terms), target.over().float()
-    sizes = (weights @ gradient).abs()
+    towards, weights = observed.towards(target.terms), target.over().float()
     if settings.choose_by == "bound":
-        sizes = weights.abs() @ observed.bound(target.terms)
+        sizes = towards.sizes(lambda bound: weights.abs() @ bound, "bound")
+    else:
+        sizes = towards.sizes(lambda gradient: (weights @ gradient).abs())
     (chosen,) = choose([observed], [sizes], settings)
     parameters = {**_model_parameters(model, settings, {}), "target": target.record}
     key = graph_key(
@@ -277,64 +284,87 @@ def _attribute_target(
         probabilities=weights.abs(),
         logits=values_of(model.hf, input_ids, target.terms),
     )
-    return _full_graph(
-        request, observed, gradient, chosen, (target.terms, targets), progress=progress
-    )
+    found = _reduced(towards, sizes, chosen)
+    return _full_graph(request, found, (target.terms, targets), progress=progress)
 
 
 def _sizes(
-    observed: Observed,
-    gradient: Float[Tensor, "target active"],
+    towards: Sensitivity,
     weights: Float[Tensor, " logit"] | None,
     probabilities: Float[Tensor, " logit"],
-    *,
-    request: _Request,
+    settings: AttributionSettings,
 ) -> Float[Tensor, " active"]:
     """What nodes are chosen by: their effect on the contrast, or on each target by its probability.
 
     Args:
-        gradient: First-order effects on every target.
+        towards: The (demeaned) targets.
         weights: Of a contrast; None for the probabilities.
+        probabilities: Of each target.
+        settings: Whether by effects or by their bounds.
     """
-    if request.settings.choose_by == "bound":
-        rows = demeaned_targets(request.targets, len(observed.logits))
-        rows = rows * probabilities[:, None] if weights is None else weights[None] @ rows
-        return observed.bound(rows.float()).sum(0)
     if weights is None:
-        return (probabilities[:, None] * gradient.abs()).sum(0)
-    return (weights @ gradient).abs()
+        return towards.sizes(
+            lambda effects: (probabilities[:, None] * effects.abs()).sum(0), settings.choose_by
+        )
+    if settings.choose_by == "bound":
+        return towards.weighted(weights).sizes(lambda bound: bound[0], "bound")
+    return towards.sizes(lambda effects: (weights @ effects).abs())
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Nodes of one prompt and model, and the active ones that are stored with them."""
+
+    observed: Observed
+    nodes: Int64[Tensor, " chosen"]
+    gradient: Float[Tensor, "target active"]
+
+
+def _reduced(
+    towards: Sensitivity, sizes: Float[Tensor, " active"], chosen: Int64[Tensor, " chosen"]
+) -> _Chosen:
+    observed, kept, nodes = towards.observed.reduced(sizes, chosen)
+    return _Chosen(observed, nodes, towards.gradient(kept))
 
 
 def _full_graph(
     request: _Request,
-    observed: Observed,
-    gradient: Float[Tensor, "target active"],
-    chosen: Int64[Tensor, " chosen"],
+    found: _Chosen,
     targets: tuple[Columns, LogitTargets] | None = None,
     *,
     progress: Progress,
+    scratch: Path | None = None,
 ) -> AttributionGraph:
+    observed = found.observed
     model = observed.model
     rows, shown = targets or (
         demeaned_targets(request.targets, len(observed.logits)),
         _logit_targets(model, request.targets, observed.logits),
     )
-    edges, measured = edges_among(observed, chosen, rows, request.settings, progress=progress)
+    edges, measured = edges_among(
+        observed,
+        found.nodes,
+        rows,
+        request.settings,
+        scratch=None if scratch is None else (scratch, request.key),
+        progress=progress,
+    )
     header = _header(model, request, d_vocab=len(observed.logits), extra={})
     return AttributionGraph(
         header=header.model_copy(
             update={
                 "parts": tuple(part_record(part) for part in observed.parts),
                 "with_errors": False,
+                "n_active": observed.active_before,
             }
         ),
         input_ids=request.input_ids.cpu(),
         active=observed.active,
         activations=observed.activations,
-        selected=chosen,
+        selected=found.nodes,
         targets=shown,
         edges=edges,
-        gradient=gradient,
+        gradient=found.gradient,
         measured=measured,
     )
 

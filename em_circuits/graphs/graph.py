@@ -108,7 +108,8 @@ class AttributionGraph:
     Attributes:
         header: What it is of.
         input_ids: Prompt tokens, BOS included.
-        active: (part, position, id) of every active feature, sorted so.
+        active: (part, position, id) of every active feature, sorted so; of those of the largest
+            effects and the nodes alone, where there are fewer of them than `n_active`.
         activations: Activation of every active feature.
         selected: Indices into `active` of the feature nodes, ascending.
         targets: The logit nodes.
@@ -214,9 +215,14 @@ class AttributionGraph:
         return self.activations[self.selected]
 
     @property
+    def n_active(self) -> int:
+        """Active features of the prompt, stored or not."""
+        return len(self.active) if self.header.n_active is None else self.header.n_active
+
+    @property
     def truncated(self) -> bool:
         """Whether some active features are not nodes, so that paths through them are missing."""
-        return len(self.selected) < len(self.active)
+        return len(self.selected) < self.n_active
 
     @property
     def edge_kind(self) -> str:

@@ -80,6 +80,9 @@ class GraphHeader(Frozen):
     """Layers of the model."""
     parts: tuple[NodePart, ...] = ()
     """What nodes are of; empty where they are features of a transcoder in every layer."""
+    n_active: int | None = None
+    """Active nodes of the prompt, where the file holds only the largest of them beside the graph's
+    own; None where it holds all."""
     with_errors: bool = True
     """Whether each layer has error nodes; full edges leave none, errors respond in the edges."""
     scan: str | tuple[str, ...] | None = None

@@ -33,17 +33,22 @@ columns. (Nodes at an answer's positions: give the prompt with its answer, and a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 
 from em_circuits.bases.part import Part
+from em_circuits.graphs.row_cache import RowCache
 from em_circuits.models import Model
+from em_circuits.models.memory import release_freed
 from em_circuits.models.sites import Site, on_site
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Branch, Columns, Reading, gradients_of
@@ -220,8 +225,8 @@ def gradient_effects(
         mine = nodes.of_part(i)
         for k, gradient in enumerate(gradients[i]):
             at = gradient[:, nodes.position[mine]]
-            vectors = part.written(nodes.id[mine].to(gradient.device), k).to(at)
-            values[:, mine] += torch.einsum("tnd,nd->tn", at, vectors).float().cpu()
+            vectors = part.written(nodes.id[mine].to(gradient.device), k)
+            values[:, mine] += torch.einsum("tnd,nd->tn", at.float(), vectors.float()).cpu()
     return values * nodes.activation
 
 
@@ -232,6 +237,7 @@ def full_edges(
     targets: Columns,
     *,
     rows: int = ROWS,
+    resume: Path | None = None,
     progress: Progress = no_progress,
 ) -> NodeEdges:
     """Full edges among nodes, from tokens and to targets.
@@ -241,27 +247,37 @@ def full_edges(
         nodes: Held at their values.
         input_ids: The prompt that they were captured on.
         targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
-        rows: Rows of one batched backward pass.
+        rows: Rows of one batched backward pass, at most.
+        resume: File of the rows that are done (`row_cache.row_path`, under a key that the targets
+            are part of): read if it is there, and appended to.
         progress: Called with the rows done.
     """
     n, n_pos = len(nodes), len(input_ids)
     values = torch.zeros(n + len(targets), n + n_pos)
-    done = 0
-    for branch in Branch.of(targets):
-        with torch.enable_grad(), _Held(model, nodes, input_ids, branch) as held:
-            read = held.run()[0, list(branch.columns)]
-            groups = [(torch.tensor(branch.columns, dtype=torch.int64) + n, read)]
-            if not branch.forced:  # nodes have their rows from the prompt alone
-                every = torch.arange(n)
-                groups += [(every[nodes.of_part(i)], held.live[i]) for i in sorted(held.live)]
-            for where, outputs in groups:
-                eye = torch.eye(len(outputs), device=outputs.device, dtype=outputs.dtype)
-                for part, cotangents in zip(where.split(rows), eye.split(rows), strict=True):
-                    if not len(part):
-                        continue
-                    values[part] = held.pulled_back(outputs, cotangents)
-                    done += len(part)
-                    progress("full edges", done, len(values))
+    batches, done = _Batches(rows), 0
+    content = _content(model, nodes, input_ids, len(targets))
+    with RowCache(resume, content, n + n_pos) as cache:
+        for branch in Branch.of(targets):
+            with torch.enable_grad(), _Held(model, nodes, input_ids, branch) as held:
+                read = held.run()[0, list(branch.columns)]
+                groups = [(torch.tensor(branch.columns, dtype=torch.int64) + n, read)]
+                if not branch.forced:  # nodes have their rows from the prompt alone
+                    every = torch.arange(n)
+                    # From the last layers on: what does not fit is known at once.
+                    for i in sorted(held.live, reverse=True):
+                        groups.append((every[nodes.of_part(i)], held.live[i]))
+                for where, outputs in groups:
+                    eye = torch.eye(len(outputs), device=outputs.device, dtype=outputs.dtype)
+                    for part, cotangents in zip(where.split(rows), eye.split(rows), strict=True):
+                        if not len(part):
+                            continue
+                        found = cache.get(part)
+                        if found is None:
+                            pull = partial(held.pulled_back, outputs)
+                            found = cache.put(part, batches.compute(pull, cotangents))
+                        values[part] = found
+                        done += len(part)
+                        progress("full edges", done, len(values))
     return NodeEdges(nodes, values, len(targets))
 
 
@@ -273,6 +289,7 @@ def measured_edges(
     targets: Columns,
     *,
     rows: int = ROWS,
+    resume: Path | None = None,
     progress: Progress = no_progress,
 ) -> NodeEdges:
     """Edges that are real effects: each node removed, all the others held, the rest running free.
@@ -282,7 +299,8 @@ def measured_edges(
         nodes: Held at their values.
         input_ids: The prompt that they were captured on.
         targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
-        rows: Rows of one batched forward pass.
+        rows: Rows of one batched forward pass, at most; two are needed.
+        resume: See `full_edges`; here of columns.
         progress: Called with the columns done.
 
     Returns:
@@ -291,20 +309,68 @@ def measured_edges(
     n = len(nodes)
     values = torch.zeros(n + len(targets), n)
     branches = Branch.of(targets)
-    for start in range(0, n, rows - 1):
-        removed = torch.arange(start, min(start + rows - 1, n))
+
+    def columns(removed: Int64[Tensor, " removed"]) -> Float[Tensor, "removed row"]:
         # The first row removes nothing: differences are taken within one batch.
         amounts = nodes.activation.repeat(len(removed) + 1, 1)
         amounts[torch.arange(1, len(removed) + 1), removed] = 0
+        found = torch.zeros(len(removed), n + len(targets))
         for branch in branches:
             with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
                 outputs = held.run()
-            values[n:, removed] += (outputs[:1] - outputs[1:]).T.float().cpu()
+            found[:, n:] += (outputs[:1] - outputs[1:]).float().cpu()
             for i in held.live if not branch.forced else ():
                 live = held.live[i]
-                values[nodes.of_part(i), removed] = (live[:1] - live[1:]).T.float().cpu()
-        progress("measured edges", int(removed[-1]) + 1, n)
+                found[:, nodes.of_part(i)] = (live[:1] - live[1:]).float().cpu()
+        return found
+
+    size = max(rows - 1, 1)
+    batches = _Batches(size)
+    content = _content(model, nodes, input_ids, len(targets))
+    with RowCache(resume, content, n + len(targets)) as cache:
+        for removed in torch.arange(n).split(size):
+            found = cache.get(removed)
+            if found is None:
+                found = cache.put(removed, batches.compute(columns, removed))
+            values[:, removed] = found.T
+            progress("measured edges", int(removed[-1]) + 1, n)
     return NodeEdges(nodes, values, len(targets))
+
+
+class _Batches:
+    """Batches that are halved, for good, where the accelerator's memory does not hold them."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def compute(
+        self, work: Callable[[Tensor], Tensor], items: Shaped[Tensor, "item ..."]
+    ) -> Float[Tensor, "item value"]:
+        """``work(items)``, in as many batches as it takes."""
+        found: list[Tensor] = []
+        while len(items):
+            n = min(self.rows, len(items))
+            try:
+                found.append(work(items[:n]))
+                items = items[n:]
+                continue
+            except torch.OutOfMemoryError:
+                if n == 1:
+                    raise
+                self.rows = n // 2
+            release_freed()  # after the exception, whose frames hold what was computed
+        return torch.cat(found)
+
+
+def _content(model: Model, nodes: Nodes, input_ids: Int[Tensor, " pos"], n_targets: int) -> str:
+    """SHA-256 of what decides edges among these nodes, but for the targets."""
+    digest = hashlib.sha256()
+    for tensor in (nodes.part, nodes.position, nodes.id, nodes.activation.float(), input_ids):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    parts = [(part.basis, part.name) for part in nodes.parts]
+    said = (parts, n_targets, model.fingerprint, model.device, model.dtype, torch.__version__)
+    digest.update(repr(said).encode())
+    return digest.hexdigest()
 
 
 class _Held:
@@ -386,12 +452,13 @@ class _Held:
                 continue
             mine = nodes.of_part(i)
             at = gradient[:, 0, nodes.position[mine].to(gradient.device)]
-            vectors = nodes.parts[i].written(nodes.id[mine].to(gradient.device), k).to(at)
-            values[:, mine] += torch.einsum("rnd,nd->rn", at, vectors).float().cpu()
+            vectors = nodes.parts[i].written(nodes.id[mine].to(gradient.device), k)
+            values[:, mine] += torch.einsum("rnd,nd->rn", at.float(), vectors.float()).cpu()
         values[:, : len(nodes)] *= nodes.activation
         if gradients[-1] is not None:
-            along = (gradients[-1][:, 0] * self.embedding.detach()[0]).sum(-1)[:, :n_pos]
-            values[:, len(nodes) :] = along.float().cpu()
+            at, token = gradients[-1][:, 0, :n_pos], self.embedding.detach()[0, :n_pos]
+            along = torch.einsum("rpd,pd->rp", at.float(), token.float())
+            values[:, len(nodes) :] = along.cpu()
         return values
 
     def _embed(self, x: Tensor) -> Tensor:

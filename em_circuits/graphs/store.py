@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+ROW_SUFFIX = ".rows"
+"""Of files under the root that hold finished rows of a graph that is being built."""
 KEY_DIGITS = 12
 """Digits of the key in a file name; the file holds the whole key."""
 QUARANTINE = "quarantine"
@@ -170,7 +172,8 @@ class GraphStore:
         return sound
 
     def save(self, graph: AttributionGraph, provenance: Mapping[str, Any]) -> Path:
-        """Write a graph, then its provenance; a graph of the same key is replaced.
+        """Write a graph, then its provenance; a graph of the same key is replaced. Rows that were
+        kept while it was built are removed.
 
         Args:
             graph: The graph.
@@ -192,6 +195,8 @@ class GraphStore:
         provenance_path(path).unlink(missing_ok=True)
         write_graph(path, graph)
         write_provenance(path, **{"inputs": {}, "config": {}, **provenance, "key": header.key})
+        for rows in self.root.glob(f".{header.key}.*{ROW_SUFFIX}"):
+            rows.unlink(missing_ok=True)
         return path
 
     def load(self, key: str) -> AttributionGraph:
@@ -393,7 +398,8 @@ class GraphStore:
         return size - path.stat().st_size
 
     def _remove_stale(self) -> None:
-        for path in self.root.glob(f"*/.*{SUFFIX}*.tmp"):
+        written = self.root.glob(f"*/.*{SUFFIX}*.tmp")
+        for path in (*written, *self.root.glob(f".*{ROW_SUFFIX}")):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink(missing_ok=True)
 

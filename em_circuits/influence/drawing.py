@@ -209,7 +209,7 @@ class _Part:
             },
             "contrast": self.contrast is not None,
             "targets": graph.targets.token_ids.tolist(),
-            "features": {"nodes": len(graph.selected), "active": len(graph.active)},
+            "features": {"nodes": len(graph.selected), "active": graph.n_active},
             "left_out": {
                 "nodes": int(self.pruned.node_mask.sum()) - len(self.nodes),
                 "edges": len(edges) - int(self.drawn.sum()),

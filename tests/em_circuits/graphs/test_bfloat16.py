@@ -1,4 +1,4 @@
-"""The fixture that is like the real models, in the precision the real models run in."""
+"""Graphs in the precision the real models run in."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from subjects import Subject, lifelike_subject
+from subjects import Subject, in_float64, lifelike_subject, organism_subject
 
+from em_circuits.bases import adapter_parts, neuron_parts, transcoder_parts
 from em_circuits.graphs import AttributionSettings, build_pair_graphs
+from em_circuits.graphs.gradient import demeaned_targets
+from em_circuits.graphs.held import choose_nodes, full_edges, gradient_effects
 from em_circuits.influence import Method, Targets, influence
 from em_circuits.interventions import mediate
 from em_circuits.models.health import check_pair
@@ -46,3 +49,51 @@ def test_graphs_hold_their_own_logits_and_finite_scores(subject: Subject) -> Non
 def test_errors_carry_the_shift_of_a_down_proj_adapter(subject: Subject) -> None:
     shares = mediate(subject.pair, subject.input_ids, subject.groups).shares
     assert shares.errors > 0.5 > shares.features
+
+
+BASES = {
+    "transcoder": lambda s: transcoder_parts(s.pair.merged),
+    "neuron": lambda s: neuron_parts(s.pair.merged),
+    "adapter": lambda s: adapter_parts(s.pair),
+    "neuron+adapter": lambda s: (*neuron_parts(s.pair.merged), *adapter_parts(s.pair)),
+}
+
+
+@pytest.fixture(scope="module", params=["lifelike", "organism", "organism-down-proj"])
+def short(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    """Every subject, in bfloat16."""
+    if request.param == "lifelike":
+        made = lifelike_subject(tmp_path_factory.mktemp("short"), dtype="bfloat16")
+    else:
+        made = organism_subject(request.param, dtype="bfloat16")
+    with made.pair:
+        yield made
+
+
+@pytest.mark.parametrize("basis", list(BASES))
+def test_total_effect_over_full_edges_is_the_gradient_within_its_own_noise(
+    short: Subject, basis: str
+) -> None:
+    """The noise is how far the gradient is from the same weights' in float64, at most, over many
+    nodes and targets: a single one's may happen to be small."""
+    model, ids = short.pair.merged, short.input_ids
+    d_vocab = model.hf.config.vocab_size
+    words = [*short.groups.evil, *short.groups.safe]
+    weights = torch.cat(
+        [short.groups.weights(d_vocab)[None], demeaned_targets(torch.tensor(words), d_vocab)]
+    )
+    parts = BASES[basis](short)
+    nodes = choose_nodes(model, parts, ids, weights, n=200)
+    found = gradient_effects(model, nodes, ids, weights).double()
+    with in_float64(model):
+        exact = gradient_effects(model, nodes, ids, weights.double()).double()
+    largest = exact.abs().amax(1, keepdim=True)
+    noise = ((found - exact).abs() / largest).max()
+    assert 1e-4 < noise < 0.1  # as bfloat16 is, and not as float32
+    for n in (7, 60):
+        nodes = choose_nodes(model, parts, ids, weights, n=n)
+        gradient = gradient_effects(model, nodes, ids, weights).double()
+        total = full_edges(model, nodes, ids, weights).total_effect()[:, : len(nodes)]
+        assert ((total - gradient).abs() / largest).max() <= 2 * noise

@@ -8,7 +8,13 @@ import pytest
 import torch
 from subjects import Subject
 
-from em_circuits.graphs import AttributionGraph, AttributionSettings, GraphStore, attribute
+from em_circuits.graphs import (
+    AttributionGraph,
+    AttributionSettings,
+    GraphStore,
+    attribute,
+    full,
+)
 from em_circuits.influence import Targets, graph_scores, influence
 from em_circuits.models.settings import PairSettings
 from em_circuits.workspace import Workspace
@@ -60,3 +66,27 @@ def test_frozen_edges_are_refused_before_anything_is_loaded(neurons: Subject) ->
     text = neurons.pair.tokenizer.decode(neurons.input_ids[1:])
     with pytest.raises(RequestError, match="no frozen edges"):
         attribute(neurons.pair.merged, text, edges="frozen")
+
+
+def test_of_millions_of_neurons_the_largest_are_stored(
+    neurons: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = neurons.model, neurons.pair.tokenizer.decode(neurons.input_ids[1:])
+    whole = attribute(model, text, neurons.groups, nodes=50)
+    monkeypatch.setattr(full, "MOST_ACTIVE", 200)
+    few = attribute(model, text, neurons.groups, nodes=50)
+    store = GraphStore(tmp_path)
+    store.save(few, {})
+    few = store.load(few.header.key)
+    assert few.n_active == few.header.n_active == len(whole.active) > 200 == len(few.active)
+    assert whole.header.n_active is None and whole.n_active == len(whole.active)
+    assert few.truncated and few.names(few.selected_features) == whole.names(
+        whole.selected_features
+    )
+    assert torch.equal(few.require_edges().to_dense(), whole.require_edges().to_dense())
+    weights = neurons.groups.over(whole.targets.token_ids)
+    sizes = (weights @ whole.gradient.double()).abs()
+    rows = [whole.active_index(place) for place in few.names(few.active)]
+    assert sizes[rows].min() >= sizes.topk(200).values[-1] * (1 - 1e-5)
+    assert torch.equal(few.gradient, whole.gradient[:, rows])
+    assert torch.equal(few.activations, whole.activations[rows])
