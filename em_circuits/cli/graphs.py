@@ -10,6 +10,7 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.graph_arguments import (
+    OWN,
     FileOptions,
     GraphOptions,
     Share,
@@ -31,7 +32,9 @@ from em_circuits.cli.session import (
     pass_session,
 )
 from em_circuits.graphs.header import GraphHeader
+from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.progress import tracked
+from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import visible
@@ -68,18 +71,32 @@ class BuiltGraphs(Frozen):
     prompt_id: str
     graphs: dict[str, str]
     reused: bool
+    target: str | None = None
+    """What they are of; null for next tokens."""
 
 
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @attribution_options
+@options(TargetRequest, into="target")
 @prints(BuiltGraphs, lines=True)
 @pass_session
-def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
+def build(
+    session: Session,
+    prompts: tuple[str, ...],
+    target: TargetRequest,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Build both graphs of stored prompts; without PROMPT, of every prompt with labels.
+
+    With --continuation or --rollouts-judged, of one PROMPT: rows are log-probabilities of texts,
+    and both models share the nodes that move the target most.
+    """
     from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 
     settings = attribution_settings(options)
+    _check_target(target, prompts, settings)
     with session.workspace(attribution=settings) as work:
         store = work.store
         chosen = [store.prompts.get(p) for p in prompts] or [
@@ -87,18 +104,46 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
         ]
         for prompt in tracked(chosen, "graphs", work.progress):
             labels = store.labels.of(prompt.prompt_id).by_token
-            keys = graph_keys(work, prompt, settings, labels)
+            built_for = target.build(work, prompt)
+            keys = graph_keys(work, prompt, settings, labels, built_for)
             bare = options["scores_only"]
             reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
-                keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
-            built = BuiltGraphs(prompt_id=prompt.prompt_id, graphs=keys, reused=reused)
+                keys = build_graphs(
+                    work, prompt, settings, labels=labels, target=built_for, scores_only=bare
+                )
+            built = BuiltGraphs(
+                prompt_id=prompt.prompt_id,
+                graphs=keys,
+                reused=reused,
+                target=None if built_for is None else built_for.name,
+            )
             emit(built, as_json, _built_line)
+
+
+def _check_target(
+    target: TargetRequest, prompts: Sequence[str], settings: AttributionSettings
+) -> None:
+    """Refuse what a target cannot be asked for, before anything is loaded."""
+    if not target.is_given:
+        return
+    if len(prompts) != 1:
+        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    if settings.edges == "frozen":
+        raise RequestError(
+            "--edges frozen are to next tokens; a target of its own needs --edges full or measured"
+        )
+    if settings.select_by == "contrast":
+        raise RequestError(
+            "--select-by contrast is of next tokens; nodes are chosen by their effect on the target"
+        )
 
 
 def _built_line(built: BuiltGraphs) -> Iterator[str]:
     parts = "  ".join(f"{name} {key[:12]}" for name, key in built.graphs.items())
     yield f"{built.prompt_id}  {parts}  {'re-used' if built.reused else 'built'}"
+    if built.target is not None:
+        yield f"of {built.target}; look at them by key: em-circuits influence KEY"
 
 
 @graphs.command(name="list", epilog="Example: em-circuits graphs list --json")
@@ -115,7 +160,10 @@ def list_(session: Session, as_json: bool) -> None:
         "prompt_id as prompt",
         "model",
         "edge_kind as edges",
+        "basis",
+        "selection.max_feature_nodes as nodes",
         "selection.select_by as by",
+        "measures as of",
     )
     emit(headers, as_json, columns, none="no graphs")
 
@@ -445,8 +493,11 @@ class PathOptions(TargetOptions):
 
     source: Annotated[str, Flag("--from", "source", metavar="L/POS/ID|error:L/POS|token:POS")]
     """Where the paths begin."""
-    targets: Annotated[str, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID")]
-    """One token, the labelled contrast, or EVIL:SAFE token ids."""
+    targets: Annotated[
+        str | None, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID|own")
+    ] = None
+    """One token, the labelled contrast, EVIL:SAFE token ids, or what the graph was built for.
+    [default: own, where there is one]"""
     method: Literal["total_effect", "signed_influence", "absolute_influence", "direct"] = (
         "total_effect"
     )
@@ -465,13 +516,15 @@ class PathOptions(TargetOptions):
 def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> None:
     """The paths from a node to a target that carry most, with sign and share of all paths."""
     loaded = load_graph(session, graph, options)
+    if options.targets is None and loaded.target is None:
+        raise RequestError("--to is missing: give evil-safe, a token id, or EVIL:SAFE token ids")
     from em_circuits.influence import Method, top_paths
     from em_circuits.influence.results import PathsResult
 
     best = top_paths(
         loaded,
         source=loaded.node_named(options.source),
-        targets=targets_of(session, loaded, options.targets, options.weighting),
+        targets=targets_of(session, loaded, options.targets or OWN, options.weighting),
         k=options.top,
         method=Method(options.method),
     )
@@ -480,7 +533,7 @@ def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> 
 
 def _path_lines(result: PathsResult) -> Iterator[str]:
     ends = f"from {_name(result.source)} to {_target(result.target)}"
-    yield f"{result.method} {ends}: {result.total:.4g} over all paths"
+    yield f"{result.method} {ends}: {result.total:.4g} {result.unit} over all paths"
     rows = [
         (f"{path.product:+.4g}", f"{path.share:.1%}", " > ".join(map(_name, path.nodes)))
         for path in result.paths
@@ -492,10 +545,11 @@ def _path_lines(result: PathsResult) -> Iterator[str]:
 class PruneOptions(TargetOptions):
     """Options of ``graphs prune``."""
 
-    targets: Annotated[str, Flag(metavar="circuit-tracer|evil-safe|TOKEN_ID|ID,ID:ID,ID")] = (
-        CIRCUIT_TRACER
-    )
-    """circuit-tracer's rule, or what moves a contrast or a token."""
+    targets: Annotated[
+        str | None, Flag(metavar="circuit-tracer|own|evil-safe|TOKEN_ID|ID,ID:ID,ID")
+    ] = None
+    """circuit-tracer's rule, or what moves the graph's own target, a contrast or a token. [default:
+    own where there is one, else circuit-tracer]"""
     method: Literal["signed_influence", "total_effect"] = "signed_influence"
     """Ranks nodes where --targets is given."""
     node_threshold: Share = 0.8
@@ -517,8 +571,9 @@ def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) ->
     from em_circuits.influence.results import PruneResult
 
     targets = None
-    if options.targets != CIRCUIT_TRACER:
-        targets = targets_of(session, loaded, options.targets, options.weighting)
+    asked = options.targets or (OWN if loaded.target is not None else CIRCUIT_TRACER)
+    if asked != CIRCUIT_TRACER:
+        targets = targets_of(session, loaded, asked, options.weighting)
     pruned = prune_graph(
         loaded,
         targets,
@@ -588,14 +643,7 @@ def _score_lines(results: Sequence[ScoresResult]) -> Iterator[str]:
 
 
 def _name(node: NamedNode) -> str:
-    match node.kind:
-        case "feature":
-            return f"{node.layer}/{node.position}/{node.feature}"
-        case "error":
-            return f"error:{node.layer}/{node.position}"
-        case "token":
-            return f"token:{node.position}"
-    return _token(node)
+    return _token(node) if node.kind == "logit" else node.name
 
 
 def _target(target: TargetResult) -> str:
@@ -603,7 +651,8 @@ def _target(target: TargetResult) -> str:
 
 
 def _token(item: NamedNode | TargetResult) -> str:
-    return f"{visible(item.text or '')} ({item.token_id})"
+    text = visible(item.text or "", spaces=item.token_id is not None)
+    return text if item.token_id is None else f"{text} ({item.token_id})"
 
 
 def _unmatched(tokens: list[int]) -> Iterator[str]:
