@@ -127,6 +127,13 @@ def targets_of(
     return Targets.contrast(graph, words, weighting=weighting)
 
 
+def asked_targets(graph: AttributionGraph, text: str) -> str:
+    """What ``--targets`` is: as typed, or else the graph's own target where it has one."""
+    source = click.get_current_context().get_parameter_source("targets")
+    typed = source is not click.core.ParameterSource.DEFAULT
+    return text if typed or graph.target is None else OWN
+
+
 def require_next_tokens(header: GraphHeader, asked: str) -> None:
     """Refuse to ask a graph of another target for next tokens.
 

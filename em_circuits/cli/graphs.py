@@ -10,11 +10,11 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.graph_arguments import (
-    OWN,
     FileOptions,
     GraphOptions,
     Share,
     TargetOptions,
+    asked_targets,
     graph_argument,
     graph_store,
     load_graph,
@@ -493,11 +493,9 @@ class PathOptions(TargetOptions):
 
     source: Annotated[str, Flag("--from", "source", metavar="L/POS/ID|error:L/POS|token:POS")]
     """Where the paths begin."""
-    targets: Annotated[
-        str | None, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID|own")
-    ] = None
-    """One token, the labelled contrast, EVIL:SAFE token ids, or what the graph was built for.
-    [default: own, where there is one]"""
+    targets: Annotated[str, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID")]
+    """One token, the labelled contrast, EVIL:SAFE token ids; or own, what the graph was built for
+    (--continuation)."""
     method: Literal["total_effect", "signed_influence", "absolute_influence", "direct"] = (
         "total_effect"
     )
@@ -516,15 +514,13 @@ class PathOptions(TargetOptions):
 def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> None:
     """The paths from a node to a target that carry most, with sign and share of all paths."""
     loaded = load_graph(session, graph, options)
-    if options.targets is None and loaded.target is None:
-        raise RequestError("--to is missing: give evil-safe, a token id, or EVIL:SAFE token ids")
     from em_circuits.influence import Method, top_paths
     from em_circuits.influence.results import PathsResult
 
     best = top_paths(
         loaded,
         source=loaded.node_named(options.source),
-        targets=targets_of(session, loaded, options.targets or OWN, options.weighting),
+        targets=targets_of(session, loaded, options.targets, options.weighting),
         k=options.top,
         method=Method(options.method),
     )
@@ -545,11 +541,11 @@ def _path_lines(result: PathsResult) -> Iterator[str]:
 class PruneOptions(TargetOptions):
     """Options of ``graphs prune``."""
 
-    targets: Annotated[
-        str | None, Flag(metavar="circuit-tracer|own|evil-safe|TOKEN_ID|ID,ID:ID,ID")
-    ] = None
-    """circuit-tracer's rule, or what moves the graph's own target, a contrast or a token. [default:
-    own where there is one, else circuit-tracer]"""
+    targets: Annotated[str, Flag(metavar="circuit-tracer|evil-safe|TOKEN_ID|ID,ID:ID,ID")] = (
+        CIRCUIT_TRACER
+    )
+    """circuit-tracer's rule, or what moves a contrast or a token; own is what the graph was built
+    for (--continuation), and its default."""
     method: Literal["signed_influence", "total_effect"] = "signed_influence"
     """Ranks nodes where --targets is given."""
     node_threshold: Share = 0.8
@@ -571,7 +567,7 @@ def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) ->
     from em_circuits.influence.results import PruneResult
 
     targets = None
-    asked = options.targets or (OWN if loaded.target is not None else CIRCUIT_TRACER)
+    asked = asked_targets(loaded, options.targets)
     if asked != CIRCUIT_TRACER:
         targets = targets_of(session, loaded, asked, options.weighting)
     pruned = prune_graph(

@@ -9,8 +9,8 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.graph_arguments import (
-    OWN,
     TargetOptions,
+    asked_targets,
     graph_argument,
     load_graph,
     targets_of,
@@ -33,12 +33,9 @@ class InfluenceOptions(TargetOptions):
         "total_effect"
     )
     """What is computed; see docs/influence.md."""
-    targets: Annotated[
-        str | None, Flag(metavar="own|all|evil-safe|probabilities|ID,ID|ID,ID:ID,ID")
-    ] = None
-    """What the graph was built for (--continuation), every logit, the labelled contrast,
-    circuit-tracer's seed, token ids, or EVIL:SAFE token ids. [default: own where there is one, else
-    all]"""
+    targets: Annotated[str, Flag(metavar="all|evil-safe|probabilities|ID,ID|ID,ID:ID,ID")] = "all"
+    """Every logit, the labelled contrast, circuit-tracer's seed, token ids, or EVIL:SAFE token ids;
+    own is what the graph was built for (--continuation), and its default."""
     top: int | None = Field(default=None, ge=1)
     """Only the N largest nodes."""
 
@@ -55,7 +52,7 @@ def influence(session: Session, graph: str, as_json: bool, options: InfluenceOpt
     from em_circuits.influence import influence as compute
     from em_circuits.influence.results import InfluenceResult
 
-    asked = options.targets or (OWN if loaded.target is not None else "all")
+    asked = asked_targets(loaded, options.targets)
     targets = targets_of(session, loaded, asked, options.weighting)
     result = compute(loaded, targets, Method(options.method))
     if as_json:

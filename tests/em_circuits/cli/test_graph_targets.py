@@ -113,14 +113,15 @@ def test_paths_and_pruning_go_by_the_graphs_own_target(root, graphs, capsys) -> 
     found = ask(capsys, root, "influence", key)
     best = max((n for n in found["nodes"] if n["kind"] == "feature"), key=lambda n: n["values"][0])
     name = f"{best['layer']}/{best['position']}/{best['feature']}"
-    paths = ask(capsys, root, "graphs", "paths", key, "--from", name, "--top", "3")
+    way = ("--from", name, "--to", "own")
+    paths = ask(capsys, root, "graphs", "paths", key, *way, "--top", "3")
     assert (paths["unit"], paths["target"]["text"]) == ("nats", NAME)
     assert paths["total"] == pytest.approx(best["values"][0], rel=1e-5)
     assert paths["paths"][0]["nodes"][-1]["text"].startswith("log p(")
     pruned = ask(capsys, root, "graphs", "prune", key)
     assert pruned["target"]["text"] == NAME
     assert best["index"] in [node["index"] for node in pruned["nodes"]]
-    assert f"{NAME}: " in plain(capsys, root, "graphs", "paths", key, "--from", name)
+    assert f"{NAME}: " in plain(capsys, root, "graphs", "paths", key, *way)
     assert NAME in plain(capsys, root, "graphs", "prune", key, "--targets", "own")
 
 
@@ -198,7 +199,7 @@ def test_it_is_reused_and_stands_beside_graphs_of_next_tokens(root, capsys) -> N
     assert "next tokens" in listed and "log p(" in listed
     refused = (
         ("influence", words["graphs"]["merged"], "--targets", "own"),
-        ("graphs", "paths", words["graphs"]["merged"], "--from", "token:3"),
+        ("graphs", "paths", words["graphs"]["merged"], "--from", "token:3", "--to", "own"),
         ("influence", again["graphs"]["merged"], "--targets", "evil-safe"),
         ("graphs", "edge", again["graphs"]["merged"], "token:3", "evil-safe"),
         ("graphs", "paths", words["graphs"]["merged"], "--from", "error:1/3", "--to", "12"),
