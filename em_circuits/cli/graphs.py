@@ -161,8 +161,6 @@ def list_(session: Session, as_json: bool) -> None:
         "model",
         "edge_kind as edges",
         "basis",
-        "selection.max_feature_nodes as nodes",
-        "selection.select_by as by",
         "measures as of",
     )
     emit(headers, as_json, columns, none="no graphs")
