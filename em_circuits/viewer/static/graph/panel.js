@@ -122,7 +122,8 @@ export class Panel {
             ].join(" ")
           : graph.contrast
             ? [
-                `Colour: influence on ${graph.target ? graph.contrastName : "evil minus safe"} (${views[model].method.replaceAll("_", " ")}), in ${graph.unit}.`,
+                `Colour: influence on ${graph.target ? graph.contrastName : "evil minus safe"}`,
+                `(${views[model].method.replaceAll("_", " ")}), in ${graph.unit}.`,
                 "Select a node for its inputs, outputs and paths.",
               ].join(" ")
             : "No contrast: no target is labelled evil, or none safe. Review the prompt to get one.",
