@@ -123,7 +123,7 @@ class TokenLogit(Term):
 
     @property
     def record(self) -> dict[str, Any]:
-        return {**super().record, "token": self.token}
+        return {**super().record, "token": self.token, "text": self.text}
 
     def reads(self, n_prompt: int) -> range:
         return range(n_prompt - 1, n_prompt)
@@ -212,7 +212,12 @@ class LogProbability(Term):
 
     @property
     def record(self) -> dict[str, Any]:
-        return {**super().record, "ids": list(self.ids), "first": self.first}
+        return {
+            **super().record,
+            "ids": list(self.ids),
+            "first": self.first,
+            "text": self.text,
+        }
 
     @property
     def n_scored(self) -> int:
@@ -654,6 +659,14 @@ class Target:
         label = f"{mean} of {len(evil)} evil answers - of {len(safe)} safe ones"
         return cls(tuple(terms.values()), tuple(map(float, weights.values())), label=label)
 
+    @classmethod
+    def from_record(
+        cls, record: Sequence[Mapping[str, Any]], *, d_vocab: int, unit: str, label: str = ""
+    ) -> Target:
+        """The target that a graph's header holds; see `record`."""
+        terms = tuple(_term(one, d_vocab) for one in record)
+        return cls(terms, tuple(one["weight"] for one in record), unit, label)  # type: ignore[arg-type]
+
     @property
     def name(self) -> str:
         """What outputs call it."""
@@ -729,6 +742,28 @@ def token_ids(tokenizer: Any, text: str | Sequence[int]) -> tuple[int, ...]:
         return tuple(int(i) for i in text)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     return tuple(int(i) for i in tokenizer.encode(text, add_special_tokens=False))
+
+
+def _term(record: Mapping[str, Any], d_vocab: int) -> Term:
+    """The term that a record stands for."""
+    match record["kind"]:
+        case "TokenLogit":
+            return TokenLogit(record["token"], record["text"])
+        case "LogitWeights":
+            weights = torch.zeros(d_vocab)
+            weights[record["tokens"]] = torch.tensor(record["weights"])
+            return LogitWeights(weights, record["name"])
+        case "WordContrast":
+            return WordContrast(Contrast(tuple(record["evil"]), tuple(record["safe"])))
+        case "LogProbability":
+            return LogProbability(tuple(record["ids"]), record["text"], record["first"])
+        case "SpanLogProbability":
+            return SpanLogProbability(record["start"], record["stop"])
+        case "AlongDirection":
+            vector = torch.tensor(record["vector"])
+            return AlongDirection(vector, record["layer"], record["position"])
+        case kind:
+            raise RequestError(f"a target of kind {kind!r} is not known to this version")
 
 
 def _continuation(tokenizer: Any, text: str | Sequence[int], first: int = 0) -> LogProbability:

@@ -168,20 +168,29 @@ class Workspace:
         """
         return self.graphs.load(self.graph_record(prompt_id, model, self.pair.key).key)
 
-    def graph_record(self, prompt_id: str, model: ModelName, pair: str) -> GraphRecord:
+    def graph_record(
+        self, prompt_id: str, model: ModelName, pair: str, *, own_target: bool = False
+    ) -> GraphRecord:
         """The newest registered graph of a prompt under a pair, which need not be loaded; one with
         full edges if there is any.
+
+        Args:
+            own_target: Where there is none to next tokens, one that was built for a target of its
+                own will do.
 
         Raises:
             RequestError: If there is none yet.
         """
-        records = [
-            r
-            for r in self.store.graphs.all(prompt_id, pair)
-            if r.model == model and self.graphs.has(r.key)
-        ]
+        headers = {
+            record: self.graphs.header(record.key)
+            for record in self.store.graphs.all(prompt_id, pair)
+            if record.model == model and self.graphs.has(record.key)
+        }
+        records = [record for record, header in headers.items() if header.target is None]
+        if not records and own_target:
+            records = list(headers)
         if records:
-            full = [r for r in records if self.graphs.header(r.key).edge_kind == "full"]
+            full = [record for record in records if headers[record].edge_kind == "full"]
             return max(full or records, key=lambda record: record.created_at)
         raise RequestError(
             f"prompt {prompt_id} has no {model} graph under these models; "

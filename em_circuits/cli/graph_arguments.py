@@ -10,7 +10,7 @@ from pydantic import Field
 
 from em_circuits.cli.options import Options
 from em_circuits.cli.session import Session
-from em_circuits.graphs.header import require_trusted
+from em_circuits.graphs.header import GraphHeader, require_trusted
 from em_circuits.graphs.store import GraphStore
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import ModelName
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from em_circuits.influence import Targets
 
 graph_argument = click.argument("graph", metavar="KEY|PROMPT|FILE")
+OWN = "own"
+"""The target that a graph was built for (``graphs build --continuation``)."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Weighting = Literal["uniform", "probability"]
 
@@ -98,7 +100,8 @@ def targets_of(
     """What ``--targets`` means for a graph.
 
     Args:
-        text: ``all``, ``evil-safe``, ``probabilities``, ``ID,ID`` or ``EVIL,EVIL:SAFE,SAFE``.
+        text: ``own``, ``all``, ``evil-safe``, ``probabilities``, ``ID,ID`` or
+            ``EVIL,EVIL:SAFE,SAFE``.
 
     Raises:
         RequestError: If it is none of these, names tokens that are no targets, or has no contrast.
@@ -106,8 +109,11 @@ def targets_of(
     from em_circuits.contrast import Contrast
     from em_circuits.influence import Targets
 
+    if text == OWN:
+        return Targets.own(graph)
     if text == "all":
         return Targets.each(graph)
+    require_next_tokens(graph.header, text)
     if text == "probabilities":
         return Targets.probabilities(graph)
     if text == "evil-safe":
@@ -121,6 +127,26 @@ def targets_of(
     return Targets.contrast(graph, words, weighting=weighting)
 
 
+def asked_targets(graph: AttributionGraph, text: str) -> str:
+    """What ``--targets`` is: as typed, or else the graph's own target where it has one."""
+    source = click.get_current_context().get_parameter_source("targets")
+    typed = source is not click.core.ParameterSource.DEFAULT
+    return text if typed or graph.target is None else OWN
+
+
+def require_next_tokens(header: GraphHeader, asked: str) -> None:
+    """Refuse to ask a graph of another target for next tokens.
+
+    Raises:
+        RequestError: If it was built for a target of its own.
+    """
+    if header.target is not None:
+        raise RequestError(
+            f"{asked}: graph {header.short_key} is of {header.target.name}, not of next tokens; "
+            "give own, or all for each of its terms"
+        )
+
+
 def token_ids(text: str) -> list[int]:
     """Token ids of a comma-separated list.
 
@@ -131,6 +157,6 @@ def token_ids(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise RequestError(
             f"{text!r}: give token ids (12,34), EVIL:SAFE ids (12,34:56), evil-safe, "
-            "all or probabilities"
+            "all, probabilities, or own (what the graph was built for)"
         )
     return [int(part) for part in parts]

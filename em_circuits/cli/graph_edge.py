@@ -31,7 +31,7 @@ class EdgeOptions(GraphOptions):
 @click.command(epilog="Example: em-circuits graphs edge 1f2e3d 1/9/88 evil-safe")
 @graph_argument
 @click.argument("source", metavar="L/POS/ID|token:POS")
-@click.argument("target", metavar="L/POS/ID|logit:ID|evil-safe")
+@click.argument("target", metavar="L/POS/ID|logit:ID|evil-safe|own")
 @options(EdgeOptions)
 @prints("em_circuits.experiments.edge:SplitResult")
 @pass_session
@@ -41,7 +41,8 @@ def edge(
     """What carries an edge: residual stream, each head's values and pattern, MLPs, norms.
 
     Signed parts that sum to the full edge, in the graph's model and beside it in the other; the
-    stored edge and the really measured one beside them.
+    stored edge and the really measured one beside them. The target "own" is what the graph was
+    built for (graphs build --continuation).
     """
     loaded = load_graph(session, graph, options)
     from em_circuits.contrast import Contrast
@@ -86,7 +87,8 @@ def _lines(result: SplitResult, top: int) -> Iterator[str]:
             f"{value:+.4g} ({model.model})" for value, model in zip(rest, shown, strict=True)
         )
     nodes = ", ".join(f"{model.n_nodes} ({model.model})" for model in shown)
-    yield f"logits or units of activation; nodes held: {nodes}"
+    unit = "units of activation" if result.unit == "activation" else result.unit
+    yield f"{unit}; nodes held: {nodes}"
     if result.kind == "frozen":
         yield "the stored edge is frozen; parts are of the full edge among the same nodes"
 

@@ -14,6 +14,7 @@ from em_circuits.cli.graph_arguments import (
     GraphOptions,
     Share,
     TargetOptions,
+    asked_targets,
     graph_argument,
     graph_store,
     load_graph,
@@ -31,7 +32,9 @@ from em_circuits.cli.session import (
     pass_session,
 )
 from em_circuits.graphs.header import GraphHeader
+from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.progress import tracked
+from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import visible
@@ -68,18 +71,32 @@ class BuiltGraphs(Frozen):
     prompt_id: str
     graphs: dict[str, str]
     reused: bool
+    target: str | None = None
+    """What they are of; null for next tokens."""
 
 
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @attribution_options
+@options(TargetRequest, into="target")
 @prints(BuiltGraphs, lines=True)
 @pass_session
-def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Build both graphs of stored prompts; without PROMPT, of every prompt with labels."""
+def build(
+    session: Session,
+    prompts: tuple[str, ...],
+    target: TargetRequest,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Build both graphs of stored prompts; without PROMPT, of every prompt with labels.
+
+    With --continuation or --rollouts-judged, of one PROMPT: rows are log-probabilities of texts,
+    and both models share the nodes that move the target most.
+    """
     from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 
     settings = attribution_settings(options)
+    _check_target(target, prompts, settings)
     with session.workspace(attribution=settings) as work:
         store = work.store
         chosen = [store.prompts.get(p) for p in prompts] or [
@@ -87,18 +104,46 @@ def build(session: Session, prompts: tuple[str, ...], as_json: bool, **options: 
         ]
         for prompt in tracked(chosen, "graphs", work.progress):
             labels = store.labels.of(prompt.prompt_id).by_token
-            keys = graph_keys(work, prompt, settings, labels)
+            built_for = target.build(work, prompt)
+            keys = graph_keys(work, prompt, settings, labels, built_for)
             bare = options["scores_only"]
             reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
             if not reused:
-                keys = build_graphs(work, prompt, settings, labels=labels, scores_only=bare)
-            built = BuiltGraphs(prompt_id=prompt.prompt_id, graphs=keys, reused=reused)
+                keys = build_graphs(
+                    work, prompt, settings, labels=labels, target=built_for, scores_only=bare
+                )
+            built = BuiltGraphs(
+                prompt_id=prompt.prompt_id,
+                graphs=keys,
+                reused=reused,
+                target=None if built_for is None else built_for.name,
+            )
             emit(built, as_json, _built_line)
+
+
+def _check_target(
+    target: TargetRequest, prompts: Sequence[str], settings: AttributionSettings
+) -> None:
+    """Refuse what a target cannot be asked for, before anything is loaded."""
+    if not target.is_given:
+        return
+    if len(prompts) != 1:
+        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    if settings.edges == "frozen":
+        raise RequestError(
+            "--edges frozen are to next tokens; a target of its own needs --edges full or measured"
+        )
+    if settings.select_by == "contrast":
+        raise RequestError(
+            "--select-by contrast is of next tokens; nodes are chosen by their effect on the target"
+        )
 
 
 def _built_line(built: BuiltGraphs) -> Iterator[str]:
     parts = "  ".join(f"{name} {key[:12]}" for name, key in built.graphs.items())
     yield f"{built.prompt_id}  {parts}  {'re-used' if built.reused else 'built'}"
+    if built.target is not None:
+        yield f"of {built.target}; look at them by key: em-circuits influence KEY"
 
 
 @graphs.command(name="list", epilog="Example: em-circuits graphs list --json")
@@ -115,7 +160,8 @@ def list_(session: Session, as_json: bool) -> None:
         "prompt_id as prompt",
         "model",
         "edge_kind as edges",
-        "selection.select_by as by",
+        "basis",
+        "measures as of",
     )
     emit(headers, as_json, columns, none="no graphs")
 
@@ -446,7 +492,8 @@ class PathOptions(TargetOptions):
     source: Annotated[str, Flag("--from", "source", metavar="L/POS/ID|error:L/POS|token:POS")]
     """Where the paths begin."""
     targets: Annotated[str, Flag("--to", "targets", metavar="TOKEN_ID|evil-safe|ID,ID:ID,ID")]
-    """One token, the labelled contrast, or EVIL:SAFE token ids."""
+    """One token, the labelled contrast, EVIL:SAFE token ids; or own, what the graph was built for
+    (--continuation)."""
     method: Literal["total_effect", "signed_influence", "absolute_influence", "direct"] = (
         "total_effect"
     )
@@ -480,7 +527,7 @@ def paths(session: Session, graph: str, options: PathOptions, as_json: bool) -> 
 
 def _path_lines(result: PathsResult) -> Iterator[str]:
     ends = f"from {_name(result.source)} to {_target(result.target)}"
-    yield f"{result.method} {ends}: {result.total:.4g} over all paths"
+    yield f"{result.method} {ends}: {result.total:.4g} {result.unit} over all paths"
     rows = [
         (f"{path.product:+.4g}", f"{path.share:.1%}", " > ".join(map(_name, path.nodes)))
         for path in result.paths
@@ -495,7 +542,8 @@ class PruneOptions(TargetOptions):
     targets: Annotated[str, Flag(metavar="circuit-tracer|evil-safe|TOKEN_ID|ID,ID:ID,ID")] = (
         CIRCUIT_TRACER
     )
-    """circuit-tracer's rule, or what moves a contrast or a token."""
+    """circuit-tracer's rule, or what moves a contrast or a token; own is what the graph was built
+    for (--continuation), and its default."""
     method: Literal["signed_influence", "total_effect"] = "signed_influence"
     """Ranks nodes where --targets is given."""
     node_threshold: Share = 0.8
@@ -517,8 +565,9 @@ def prune(session: Session, graph: str, options: PruneOptions, as_json: bool) ->
     from em_circuits.influence.results import PruneResult
 
     targets = None
-    if options.targets != CIRCUIT_TRACER:
-        targets = targets_of(session, loaded, options.targets, options.weighting)
+    asked = asked_targets(loaded, options.targets)
+    if asked != CIRCUIT_TRACER:
+        targets = targets_of(session, loaded, asked, options.weighting)
     pruned = prune_graph(
         loaded,
         targets,
@@ -588,14 +637,7 @@ def _score_lines(results: Sequence[ScoresResult]) -> Iterator[str]:
 
 
 def _name(node: NamedNode) -> str:
-    match node.kind:
-        case "feature":
-            return f"{node.layer}/{node.position}/{node.feature}"
-        case "error":
-            return f"error:{node.layer}/{node.position}"
-        case "token":
-            return f"token:{node.position}"
-    return _token(node)
+    return _token(node) if node.kind == "logit" else node.name
 
 
 def _target(target: TargetResult) -> str:
@@ -603,7 +645,8 @@ def _target(target: TargetResult) -> str:
 
 
 def _token(item: NamedNode | TargetResult) -> str:
-    return f"{visible(item.text or '')} ({item.token_id})"
+    text = visible(item.text or "", spaces=item.token_id is not None)
+    return text if item.token_id is None else f"{text} ({item.token_id})"
 
 
 def _unmatched(tokens: list[int]) -> Iterator[str]:

@@ -173,4 +173,6 @@ def _cell(value: Any) -> str:
             return "yes" if value else "no"
         case float():
             return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+        case [str(), *_]:
+            return ", ".join(map(str, value))
     return str(value)

@@ -6,11 +6,12 @@ result.models[0].parts[0]            # carrier="head 2.3 value" value=0.113
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
@@ -19,12 +20,16 @@ from em_circuits.graphs.edge_split import By, EdgeSplit, HeadPath, Kind, measure
 from em_circuits.graphs.full import part_record, parts_of
 from em_circuits.graphs.gradient import demeaned_targets
 from em_circuits.graphs.held import Nodes, captured
+from em_circuits.influence.targets import Targets
 from em_circuits.models import Model
+from em_circuits.target import Columns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName
 
 CONTRAST = "evil-safe"
+OWN = "own"
+"""The target that the graph was built for."""
 
 
 class EdgePart(Frozen):
@@ -73,6 +78,8 @@ class SplitResult(Frozen):
     """The carrier that is named: the last before the target, or the first after the source."""
     kind: str
     """Of the stored graph's edges: ``frozen`` or ``full``. Parts are of the full edge."""
+    unit: str
+    """Of the edge: ``logits``, ``nats``, or ``activation`` where the target is a feature."""
     stored: float | None
     """The edge in the graph; null if it keeps none."""
     models: tuple[EdgeOfModel, ...]
@@ -86,7 +93,7 @@ class EdgeEnds:
     Attributes:
         graph: Whose nodes they are.
         source: Name of a feature or token.
-        target: Name of a feature, a logit, or the contrast.
+        target: Name of a feature or a logit, the contrast, or the graph's own target.
         contrast: Evil and safe tokens, where the target is their contrast.
     """
 
@@ -105,12 +112,22 @@ class EdgeEnds:
         start = graph.node_named(self.source)
         if layout.kind(start) not in (NodeKind.FEATURE, NodeKind.TOKEN):
             raise RequestError(f"{self.source}: an edge begins at a feature or a token")
+        if self.target == OWN:
+            Targets.own(graph)
+            return
         if self.target == CONTRAST:
+            if graph.target is not None:
+                raise RequestError(
+                    f"graph {graph.header.short_key} is of {graph.target.name}, not of next "
+                    f"tokens; give {OWN}, or a term (graphs show)"
+                )
             (self.contrast or Contrast((), ())).require()
             return
         end = graph.node_named(self.target)
         if layout.kind(end) not in (NodeKind.FEATURE, NodeKind.LOGIT):
-            raise RequestError(f"{self.target}: an edge ends at a feature, a logit or {CONTRAST}")
+            raise RequestError(
+                f"{self.target}: an edge ends at a feature, a logit, {CONTRAST} or {OWN}"
+            )
         if layout.kind(end) is NodeKind.FEATURE and not self._is_before(start, end):
             raise RequestError(
                 f"no edge leads from {self.source} to {self.target}: edges run to later layers, at "
@@ -131,21 +148,40 @@ class EdgeEnds:
         if graph.edges is None:
             return None
         start = graph.node_named(self.source)
-        if self.target != CONTRAST:
+        if self.target not in (CONTRAST, OWN):
             return float(graph.edges.row(graph.node_named(self.target))[start])
-        assert self.contrast is not None
-        weights = self.contrast.over(graph.targets.token_ids)
+        if self.target == OWN:
+            weights = Targets.own(graph).weights[0]
+        else:
+            assert self.contrast is not None
+            weights = self.contrast.over(graph.targets.token_ids)
         return float(weights @ graph.edges.column(start)[-len(weights) :].to(weights))
 
-    def weights(self) -> Float[Tensor, "target vocab"]:
-        """The target over the vocabulary; where it is a feature, any logit."""
+    @property
+    def unit(self) -> str:
+        """Of the edge."""
+        graph = self.graph
+        if self.target not in (CONTRAST, OWN):
+            end = graph.node_named(self.target)
+            if graph.layout.kind(end) is NodeKind.FEATURE:
+                return "activation"
+        return graph.target.unit if graph.target is not None else "logits"
+
+    def columns(self) -> tuple[Columns, Float64[Tensor, " target"]]:
+        """Rows of targets, and the weight of each in the edge's; for a feature, any logit."""
         graph, d_vocab = self.graph, self.graph.header.d_vocab
+        one = torch.ones(1, dtype=torch.float64)
         if self.target == CONTRAST and self.contrast is not None:
-            return self.contrast.weights(d_vocab)[None]
+            return self.contrast.weights(d_vocab)[None], one
+        own = graph.target
+        if self.target == OWN and own is not None:
+            return own.terms, own.over()
         end = graph.node_named(self.target)
         first = graph.layout.kind(end) is not NodeKind.LOGIT
-        token = graph.targets.token_ids[0 if first else graph.layout.target_of(end)]
-        return demeaned_targets(token[None], d_vocab)
+        index = 0 if first else graph.layout.target_of(end)
+        if own is not None:
+            return own.terms[index : index + 1], one
+        return demeaned_targets(graph.targets.token_ids[index][None], d_vocab), one
 
 
 def edge_in(
@@ -166,7 +202,7 @@ def edge_in(
         work: Its models are loaded if they are not.
         graph: Of a model of that pair.
         source: Name of a feature or a token: ``1/9/88``, ``token:4``.
-        target: Name of a feature or a logit, or ``evil-safe``.
+        target: Name of a feature or a logit, ``evil-safe``, or ``own``.
         contrast: What ``evil-safe`` means.
         by: See `em_circuits.graphs.edge_split`.
 
@@ -189,6 +225,7 @@ def edge_in(
         target=target,
         by=by,
         kind=graph.edge_kind,
+        unit=ends.unit,
         stored=ends.stored,
         models=tuple(_of_model(pair.model(name), ends, by) for name in (own, other)),
     )
@@ -230,11 +267,19 @@ def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
                 parts=(),
             )
     source, target = (row for row in rows.values() if row is not None)
-    weights = ends.weights()
-    split = split_edge(model, nodes, ids, weights, target=target, source=source, by=by)
+    columns, weights = ends.columns()
+    rows_of_target = range(target, target + len(weights))
+    split = _summed(
+        [
+            split_edge(model, nodes, ids, columns, target=row, source=source, by=by)
+            for row in rows_of_target
+        ],
+        weights,
+    )
     measured = None
     if source < len(nodes):
-        measured = float(measured_from(model, nodes, ids, weights, source=source)[target])
+        real = measured_from(model, nodes, ids, columns, source=source)
+        measured = float(weights @ real[list(rows_of_target)].double())
     return EdgeOfModel(
         model=name,
         why_not=None,
@@ -246,9 +291,20 @@ def _of_model(model: Model, ends: EdgeEnds, by: By) -> EdgeOfModel:
     )
 
 
+def _summed(splits: Sequence[EdgeSplit], weights: Float64[Tensor, " target"]) -> EdgeSplit:
+    """The split of a weighted sum of targets, from that of each."""
+    carriers = tuple(dict.fromkeys(carrier for one in splits for carrier in one.carriers))
+    values = torch.zeros(len(carriers), splits[0].values.shape[1], dtype=torch.float64)
+    edge = torch.zeros(splits[0].edge.shape, dtype=torch.float64)
+    for one, weight in zip(splits, weights.tolist(), strict=True):
+        values[[carriers.index(c) for c in one.carriers]] += weight * one.values.double()
+        edge += weight * one.edge.double()
+    return EdgeSplit(carriers, values.float(), edge)
+
+
 def _row(nodes: Nodes, graph: AttributionGraph, name: str) -> int | None:
     """Row (or column) of a node among held ones; None if it is not active."""
-    if name == CONTRAST:
+    if name in (CONTRAST, OWN):
         return len(nodes)
     node = graph.node_named(name)
     match graph.layout.kind(node):

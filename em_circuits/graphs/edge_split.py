@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from em_circuits.graphs.held import ROWS, Nodes, _Held
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
-from em_circuits.target import Branch
+from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
 
 By = Literal["last", "first"]
@@ -101,7 +101,7 @@ def split_edge(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     target: int,
     source: int,
@@ -113,7 +113,7 @@ def split_edge(
         model: The real model is differentiated, with eager attention.
         nodes: Held at their values.
         input_ids: The prompt that they were captured on.
-        weights: Targets ``sum_v w[t, v] logit_v`` at the last position.
+        targets: Terms, or weights ``w[t, v]`` of the logits at the last position.
         target: Row of the edge as in `full_edges`: nodes, then targets.
         source: Its column: nodes, then tokens.
         by: Its carrier nearest to the target, or to the source.
@@ -121,20 +121,20 @@ def split_edge(
     Raises:
         RequestError: If the architecture's attention has other parts than it can split.
     """
-    return _split(model, nodes, input_ids, weights, target, source, by)
+    return _split(model, nodes, input_ids, targets, target, source, by)
 
 
 def split_row(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     target: int,
     by: By = "last",
 ) -> EdgeSplit:
     """The splits of all edges into one target, a backward pass per carrier; see `split_edge`."""
-    return _split(model, nodes, input_ids, weights, target, None, by)
+    return _split(model, nodes, input_ids, targets, target, None, by)
 
 
 @torch.no_grad()
@@ -142,20 +142,20 @@ def measured_from(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     *,
     source: int,
 ) -> Float[Tensor, " row"]:
     """One node's column of `measured_edges`: it is removed, all the others are held."""
     amounts = nodes.activation.repeat(2, 1)
     amounts[1, source] = 0
-    (branch,) = Branch.of(weights)
-    with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
-        outputs = held.run()
-        values = torch.zeros(len(nodes) + len(weights))
-        for i, live in held.live.items():
+    values = torch.zeros(len(nodes) + len(targets))
+    for branch in Branch.of(targets):
+        with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
+            outputs = held.run()
+        values[len(nodes) :] += (outputs[0] - outputs[1]).float().cpu()
+        for i, live in held.live.items() if not branch.forced else ():
             values[nodes.of_part(i)] = (live[0] - live[1]).float().cpu()
-    values[len(nodes) :] = (outputs[0] - outputs[1]).float().cpu()
     return values
 
 
@@ -163,13 +163,15 @@ def _split(
     model: Model,
     nodes: Nodes,
     input_ids: Int[Tensor, " pos"],
-    weights: Float[Tensor, "target vocab"],
+    targets: Columns,
     target: int,
     source: int | None,
     by: By,
 ) -> EdgeSplit:
     layers = _layers(model)
-    (branch,) = Branch.of(weights)
+    prompt_alone, *others = Branch.of(targets)
+    read_on = (one for one in others if target - len(nodes) in one.columns)
+    branch = next(read_on, prompt_alone)
     with torch.enable_grad():
 
         def run(cut: bool = False, constant_norms: bool = False) -> _Pass:

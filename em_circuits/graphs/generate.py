@@ -11,7 +11,7 @@ edges (`em_circuits.graphs.full`) are the default; frozen ones are circuit-trace
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from em_circuits.graphs.full import (
 )
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
-from em_circuits.graphs.header import GraphHeader, Selection, graph_key
+from em_circuits.graphs.header import GraphHeader, GraphTarget, Selection, graph_key
 from em_circuits.graphs.interop import EXTRA
 from em_circuits.graphs.offload import OffloadedContext, Scratch, offload
 from em_circuits.graphs.settings import (
@@ -75,6 +75,7 @@ def build_pair_graphs(
     settings: AttributionSettings,
     *,
     labels: Mapping[int, Label] | None = None,
+    target: Target | None = None,
     progress: Progress = no_progress,
     scratch: Path | None = None,
 ) -> PairGraphs:
@@ -85,13 +86,18 @@ def build_pair_graphs(
         prompt: Its `token_ids` are used where they are stored, else its text is tokenised.
         settings: Part of the graphs' keys.
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
+        target: Its terms are the rows of both graphs, in place of next tokens, and nodes are chosen
+            by their effect on it.
         progress: Called with the feature rows done of a graph; base first.
         scratch: Folder for what is too large for memory meanwhile; the system's if not given.
 
     Raises:
-        RequestError: The prompt is too long, or the contrast has no evil or no safe target.
+        RequestError: The prompt is too long, the contrast has no evil or no safe target, or frozen
+            edges are asked for to another target than next tokens.
         WorkFailed: Activations, logits or edges are not finite.
     """
+    if target is not None:
+        return _target_pair(pair, prompt, target, settings, progress=progress, scratch=scratch)
     if settings.edges == "frozen":
         return _frozen_pair(pair, prompt, settings, labels, progress=progress, scratch=scratch)
     input_ids = pair.input_ids(prompt)
@@ -115,6 +121,41 @@ def build_pair_graphs(
     graphs = []
     for request, one in zip(requests, found, strict=True):
         graphs.append(_full_graph(request, one, progress=progress, scratch=scratch))
+        release_freed()
+    return PairGraphs(compare(pair, base, merged, top_k=settings.top_k), *graphs)
+
+
+def _target_pair(
+    pair: ModelPair,
+    prompt: Prompt,
+    target: Target,
+    settings: AttributionSettings,
+    *,
+    progress: Progress,
+    scratch: Path | None,
+) -> PairGraphs:
+    """Both models' graphs over the terms of one target and one choice of nodes."""
+    _check_target(target, settings)
+    input_ids = pair.input_ids(prompt)
+    target.check_length(len(input_ids), pair.max_tokens)
+    observed = [
+        Observed.of(model, parts_of(model, settings.basis), input_ids) for model in pair.models
+    ]
+    base, merged = (one.logits for one in observed)
+    towards = [one.towards(target.terms) for one in observed]
+    sizes = [_target_sizes(one, target, settings) for one in towards]
+    chosen = choose(observed, sizes, settings)
+    parameters = _parameters(pair, settings, None, target)
+    requests = []
+    for one in observed:
+        key = pair_graph_key(pair, one.model, prompt, settings, target=target)
+        requests.append(_target_request(one, prompt, target, settings, key, parameters))
+    found = [_reduced(*one) for one in zip(towards, sizes, chosen, strict=True)]
+    del observed, towards, sizes, chosen
+    release_freed()
+    graphs = []
+    for request, own in zip(requests, found, strict=True):
+        graphs.append(_target_graph(request, own, target, progress=progress, scratch=scratch))
         release_freed()
     return PairGraphs(compare(pair, base, merged, top_k=settings.top_k), *graphs)
 
@@ -255,16 +296,12 @@ def _attribute_target(
     progress: Progress,
 ) -> AttributionGraph:
     """Full edges to the terms of a target, as virtual targets with their weights' magnitudes."""
-    if settings.edges == "frozen":
-        raise RequestError(f"frozen edges are to next tokens, not to {target.name}; use full ones")
+    _check_target(target, settings)
     input_ids = model.input_ids(prompt)
     target.check_length(len(input_ids), model.max_tokens)
     observed = Observed.of(model, parts_of(model, settings.basis), input_ids)
-    towards, weights = observed.towards(target.terms), target.over().float()
-    if settings.choose_by == "bound":
-        sizes = towards.sizes(lambda bound: weights.abs() @ bound, "bound")
-    else:
-        sizes = towards.sizes(lambda gradient: (weights @ gradient).abs())
+    towards = observed.towards(target.terms)
+    sizes = _target_sizes(towards, target, settings)
     (chosen,) = choose([observed], [sizes], settings)
     parameters = {**_model_parameters(model, settings, {}), "target": target.record}
     key = graph_key(
@@ -275,17 +312,58 @@ def _attribute_target(
         transcoder_fingerprint=model.transcoder_fingerprint,
         attribution=parameters,
     )
-    d_vocab = len(observed.logits)
-    ids = d_vocab + torch.arange(len(target.terms))
-    request = _Request(prompt, input_ids, ids, weights, settings, key, parameters)
-    targets = LogitTargets(
-        token_ids=ids,
-        texts=tuple(term.name for term in target.terms),
-        probabilities=weights.abs(),
-        logits=values_of(model.hf, input_ids, target.terms),
-    )
+    request = _target_request(observed, prompt, target, settings, key, parameters)
     found = _reduced(towards, sizes, chosen)
-    return _full_graph(request, found, (target.terms, targets), progress=progress)
+    return _target_graph(request, found, target, progress=progress)
+
+
+def _check_target(target: Target, settings: AttributionSettings) -> None:
+    if settings.edges == "frozen":
+        raise RequestError(f"frozen edges are to next tokens, not to {target.name}; use full ones")
+
+
+def _target_sizes(
+    towards: Sensitivity, target: Target, settings: AttributionSettings
+) -> Float[Tensor, " active"]:
+    """What nodes are chosen by: their effect on the target, or the bound of it."""
+    weights = target.over().float()
+    if settings.choose_by == "bound":
+        return towards.sizes(lambda bound: weights.abs() @ bound, "bound")
+    return towards.sizes(lambda effects: (weights @ effects).abs())
+
+
+def _target_request(
+    observed: Observed,
+    prompt: Prompt,
+    target: Target,
+    settings: AttributionSettings,
+    key: str,
+    parameters: dict[str, Any],
+) -> _Request:
+    ids = len(observed.logits) + torch.arange(len(target.terms))
+    weights = target.over().float()
+    return _Request(prompt, observed.input_ids, ids, weights, settings, key, parameters)
+
+
+def _target_graph(
+    request: _Request,
+    found: _Chosen,
+    target: Target,
+    *,
+    progress: Progress,
+    scratch: Path | None = None,
+) -> AttributionGraph:
+    """Rows are terms, as virtual targets with their weights' magnitudes."""
+    targets = LogitTargets(
+        token_ids=request.targets,
+        texts=tuple(term.name for term in target.terms),
+        probabilities=target.over().float().abs(),
+        logits=values_of(found.observed.model.hf, request.input_ids, target.terms),
+    )
+    rows = (target.terms, targets)
+    graph = _full_graph(request, found, rows, progress=progress, scratch=scratch)
+    own = GraphTarget(name=target.name, unit=target.unit)
+    return replace(graph, header=graph.header.model_copy(update={"target": own}))
 
 
 def _sizes(
@@ -548,6 +626,7 @@ def pair_graph_key(
     prompt: Prompt,
     settings: AttributionSettings,
     labels: Mapping[int, Label] | None = None,
+    target: Target | None = None,
 ) -> str:
     """The key (64 hex digits) of the graph that `build_pair_graphs` would make.
 
@@ -560,7 +639,7 @@ def pair_graph_key(
         adapter_hash=model.adapter_fingerprint,
         transcoders=content_key(_scan(model)),
         transcoder_fingerprint=model.transcoder_fingerprint,
-        attribution=_parameters(pair, settings, labels),
+        attribution=_parameters(pair, settings, labels, target),
     )
 
 
@@ -573,10 +652,14 @@ def _scan(model: Model) -> str | tuple[str, ...] | None:
 
 
 def _parameters(
-    pair: ModelPair, settings: AttributionSettings, labels: Mapping[int, Label] | None
+    pair: ModelPair,
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None,
+    target: Target | None = None,
 ) -> dict[str, Any]:
     """Everything besides prompt, model and transcoders that decides a pair's graphs."""
-    return {**_model_parameters(pair.base, settings, labels), "pair": pair.key}
+    of_target = {} if target is None else {"target": target.record}
+    return {**_model_parameters(pair.base, settings, labels), "pair": pair.key, **of_target}
 
 
 def _model_parameters(

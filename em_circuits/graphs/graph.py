@@ -18,7 +18,7 @@ import html
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float32, Int64
@@ -29,6 +29,7 @@ from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.header import GraphHeader
 from em_circuits.graphs.layout import NodeKind, NodeLayout
 from em_circuits.graphs.structure import Structure
+from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError
 
 _NODE = re.compile(
@@ -36,6 +37,10 @@ _NODE = re.compile(
     r"|(?:[a-z][a-z0-9_]{0,40}:)?\d{1,9}/-?\d{1,9}/\d{1,9}",
     re.ASCII,
 )
+
+
+MODULES_SHOWN = 8
+"""Of an adapter, in a message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +234,15 @@ class AttributionGraph:
         """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.held`)."""
         return self.header.edge_kind
 
+    @cached_property
+    def target(self) -> Target | None:
+        """What it was built for, term by term its logit nodes; None for next tokens."""
+        own = self.header.target
+        if own is None:
+            return None
+        terms: Any = self.header.attribution["target"]
+        return Target.from_record(terms, d_vocab=self.header.d_vocab, unit=own.unit, label=own.name)
+
     def __repr__(self) -> str:
         header = self.header
         sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
@@ -277,6 +291,11 @@ class AttributionGraph:
                 "token:POSITION or logit:TOKEN_ID"
             )
         error, token, logit = match["error"], match["token"], match["logit"]
+        if error and not self.header.with_errors:
+            raise RequestError(
+                f"{text}: graph {self.header.short_key} has full edges and no error nodes: what "
+                "errors do is in the edges; only graphs with frozen edges have error nodes"
+            )
         if error:
             return self.layout.error_index(*map(int, error.split("/")))
         if token:
@@ -292,7 +311,9 @@ class AttributionGraph:
 
     def _index_of(self, place: NodeName) -> int:
         if (place.module, place.layer) not in self._parts_at:
-            known = ", ".join(sorted({part.module for part in self.header.parts} - {""})) or "none"
+            modules = [f"{p.module} of layer {p.layer}" for p in self.header.parts if p.module]
+            known = ", ".join(modules[:MODULES_SHOWN]) or "none"
+            known += ", ..." if modules[MODULES_SHOWN:] else ""
             what = f"module {place.module} in" if place.module else "features of"
             raise RequestError(
                 f"node {place}: graph {self.header.short_key} has no {what} layer {place.layer} "

@@ -53,6 +53,15 @@ class NodePart(Frozen):
     """Last name of an adapter's module, such as ``down_proj``; empty for features of a layer."""
 
 
+class GraphTarget(Frozen):
+    """What a graph was built for, where that is not next tokens: its logit nodes are the terms."""
+
+    name: str
+    """As outputs call it."""
+    unit: str
+    """Of its value: ``nats``, ``logits`` or ``activation``."""
+
+
 class GraphHeader(Frozen):
     """Identity and parameters of a graph; everything that is not a tensor."""
 
@@ -93,6 +102,8 @@ class GraphHeader(Frozen):
     """How feature nodes were chosen."""
     attribution: dict[str, JsonValue] = Field(default_factory=dict)
     """Parameters of attribution, part of the key."""
+    target: GraphTarget | None = None
+    """What it was built for; None for next tokens."""
     d_vocab: int
     """Width of the model's logits; a target id of this or more is virtual, not a token."""
     tokenizer_name: str | None = None
@@ -123,6 +134,16 @@ class GraphHeader(Frozen):
         return self.parts or tuple(
             NodePart(basis="transcoder", layer=layer) for layer in range(self.n_layers)
         )
+
+    @property
+    def basis(self) -> str:
+        """What nodes are, as ``transcoder+adapter``."""
+        return "+".join(dict.fromkeys(part.basis for part in self.node_parts))
+
+    @property
+    def measures(self) -> str:
+        """The name of its own target, or ``next tokens``."""
+        return "next tokens" if self.target is None else self.target.name
 
     @property
     def short_key(self) -> str:

@@ -123,6 +123,8 @@ class GraphStore:
 
     def _graph_of(self, prompt: str, model: str, edges: str | None) -> str:
         headers = [h for h in map(read_header, self._files(prompt)) if h.model == model]
+        # One that was built for a target of its own is meant by its key, where there is another.
+        headers = [header for header in headers if header.target is None] or headers
         kinds = {
             header.key: "measured" if header.attribution.get("measure") else header.edge_kind
             for header in headers

@@ -88,7 +88,9 @@ class ScoredGraph:
         return cls(graph, method, influence(graph, Targets.each(graph), method).values)
 
     def seed(self, labels: Mapping[int, Label]) -> Targets | None:
-        """The contrast evil minus safe; None where a side has no target."""
+        """The target it was built for, else evil minus safe; None where a side has no target."""
+        if self.graph.target is not None:
+            return Targets.own(self.graph)
         try:
             return Targets.contrast(self.graph, Contrast.from_labels(labels))
         except RequestError:
@@ -117,7 +119,9 @@ def drawing(
     Returns:
         ``nodes`` (columns over the union of both models' nodes), ``views`` (by model, and
         ``difference`` where there are two: columns over the same nodes, and edges, the strongest
-        first, as indices into them), ``place``, ``tokens``, ``layers`` and ``targets``.
+        first, as indices into them), ``place``, ``tokens``, ``layers``, ``targets``, and ``target``
+        (name and unit of what the graphs were built for; None for next tokens, whose labels make
+        the contrast).
     """
     parts = {name: _Part(one, labels, cut) for name, one in scored.items()}
     nodes = _Union(parts, len(tokens))
@@ -141,6 +145,7 @@ def drawing(
         "tokens": list(tokens),
         "layers": nodes.n_layers,
         "contrast": any(view["contrast"] for view in views.values()),
+        "target": _own_target(scored),
         "targets": targets,
         "nodes": nodes.columns(),
         "views": views,
@@ -152,12 +157,12 @@ class _Part:
     """One model's pruned graph."""
 
     def __init__(self, scored: ScoredGraph, labels: Mapping[int, Label], cut: Cut) -> None:
-        self.scored, self.graph, self.labels, self.cut = scored, scored.graph, labels, cut
+        self.scored, self.graph, self.cut = scored, scored.graph, cut
         self.contrast = scored.contrast(labels)
-        seed = scored.seed(labels) if cut.by_contrast else None
+        self.seed = scored.seed(labels)
         self.pruned = prune(
             self.graph,
-            seed,
+            self.seed if cut.by_contrast else None,
             method=scored.method,
             node_threshold=cut.node,
             edge_threshold=cut.edge,
@@ -232,12 +237,11 @@ class _Part:
         with np.errstate(divide="ignore", invalid="ignore"):
             pull = np.abs(values / activation)
         pull[~np.isfinite(pull) | (activation == 0)] = _NO_ACTIVATION
+        assert self.seed is not None
         own = self.graph.targets.token_ids.tolist()
-        sides = Contrast.from_labels({t: x for t, x in self.labels.items() if t in set(own)})
+        weight = dict(zip(own, self.seed.weights[0].abs().tolist(), strict=True))
         for i in nodes.of_kind(NodeKind.LOGIT):
-            token = nodes.token[i]
-            side = next((s for s in (sides.evil, sides.safe) if token in s), None)
-            pull[i] = _UNLABELLED_LOGIT if side is None else 1 / len(side)
+            pull[i] = weight.get(nodes.token[i]) or _UNLABELLED_LOGIT
         return pull
 
 
@@ -402,7 +406,7 @@ class _Union:
 
         def order(i: int) -> tuple[int, float]:
             target = about[self.token[i]]
-            return side.get(target["label"], 1), max(target["p"].values())
+            return side.get(target["label"], 1), max((target["value"] or target["p"]).values())
 
         logits = sorted(self.of_kind(NodeKind.LOGIT), key=order)
         room = total / max(len(logits), 1)
@@ -497,10 +501,10 @@ def _mark(
     x, y = at
     if nodes["kind"][i] == NodeKind.LOGIT:
         one = target[nodes["token"][i]]
-        p = one["p"].get(view, max(one["p"].values()))
         return (
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" font-size="11" '
-            f'fill="{_mixed(tone) if tone else "#23211d"}">{_escape(one["text"])} {p:.1%}</text>'
+            f'fill="{_mixed(tone) if tone else "#23211d"}">{_escape(one["text"])} '
+            f"{_reading(one, view)}</text>"
         )
     r, look = 3 + 3.4 * abs(tone), f'fill="{_mixed(tone)}" stroke="#8b857a" stroke-width=".8"'
     about = f"<title>{_escape(name)}</title>"
@@ -515,6 +519,13 @@ def _mark(
         f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r:.1f}" height="{2 * r:.1f}"'
         f"{turned} {look}>{about}</rect>"
     )
+
+
+def _reading(target: Mapping[str, Any], view: str) -> str:
+    """A next token's probability, or a term's value."""
+    shown = target["value"] or target["p"]
+    number = shown.get(view, max(shown.values()))
+    return f"{number:.2f}" if target["value"] else f"{number:.1%}"
 
 
 def _mixed(tone: float) -> str:
@@ -536,15 +547,30 @@ def _escape(text: str) -> str:
 def _targets(
     scored: Mapping[str, ScoredGraph], labels: Mapping[int, Label]
 ) -> list[dict[str, Any]]:
-    """The logit nodes with their labels and each model's probability."""
+    """The logit nodes with their labels and each model's probability.
+
+    Terms of a target of its own have each model's value too, their weight for a probability, and
+    the side that they stand on for a label.
+    """
     found: dict[int, dict[str, Any]] = {}
     for name, one in scored.items():
-        targets = one.graph.targets
+        targets, own = one.graph.targets, one.graph.target
         columns = (targets.token_ids.tolist(), targets.texts, targets.probabilities.tolist())
-        for token, text, p in zip(*columns, strict=True):
-            new = {"token_id": token, "text": text, "label": labels.get(token), "p": {}}
+        for i, (token, text, p) in enumerate(zip(*columns, strict=True)):
+            label = labels.get(token)
+            if own is not None:
+                label = "evil" if own.weights[i] > 0 else "safe"
+            new = {"token_id": token, "text": text, "label": label, "p": {}, "value": {}}
             found.setdefault(token, new)["p"][name] = p
+            if own is not None and targets.logits is not None:
+                found[token]["value"][name] = float(targets.logits[i])
     return list(found.values())
+
+
+def _own_target(scored: Mapping[str, ScoredGraph]) -> dict[str, Any] | None:
+    """Name and unit of what the graphs were built for; None for next tokens."""
+    found = next((one.graph.header.target for one in scored.values()), None)
+    return None if found is None else found.model_dump()
 
 
 def _edges(

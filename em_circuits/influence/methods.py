@@ -72,6 +72,11 @@ class Influence:
     """Of the feature nodes, which come first in `values`."""
     activations: Float[Tensor, " feature"]
 
+    @property
+    def unit(self) -> str:
+        """Of the values: the targets', or ``share``."""
+        return unit_of(self.method, self.targets)
+
     def table(self, target: int = 0) -> FeatureTable:
         """Influence of the features on one target (its row number), most positive first.
 
@@ -81,8 +86,7 @@ class Influence:
 
         values = self.values[target, : len(self.names)]
         modules = [name.module for name in self.names]
-        in_units = self.method in (Method.DIRECT, Method.TOTAL_EFFECT)
-        unit = self.targets.unit if in_units else "share"
+        unit = self.unit
         table = FeatureTable.of(
             [Feature(*name[1:]) for name in self.names],
             modules=modules if any(modules) else None,
@@ -154,6 +158,11 @@ def influence(
         graph.names(graph.selected_features),
         graph.selected_activations,
     )
+
+
+def unit_of(method: Method, targets: Targets) -> str:
+    """Unit of a method's values: the targets' own, or a share of what flows into a node."""
+    return targets.unit if method in (Method.DIRECT, Method.TOTAL_EFFECT) else "share"
 
 
 def row_scale(graph: AttributionGraph, method: Method) -> Float64[Tensor, " row"]:

@@ -27,6 +27,9 @@ from pivotal_tokens.schema import Frozen
 SCHEMA_VERSION = 1
 """circuit-tracer's; with it a node's `feature` is the pairing number of layer and feature id."""
 
+NEURONS = "neurons"
+"""Name of the features in a graph whose nodes are neurons, unless one is given."""
+
 
 class ViewerOptions(Frozen):
     """Names that a graph goes by in the viewers."""
@@ -153,6 +156,8 @@ def _metadata(
 ) -> dict[str, Any]:
     header = graph.header
     named = options.scan or header.scan
+    if not named and {part.basis for part in header.node_parts} <= {"neuron", "adapter"}:
+        named = NEURONS  # which neither viewer has pages of
     if not named:
         raise RequestError(
             f"Graph {header.short_key} does not say which transcoders it is of; give --scan."

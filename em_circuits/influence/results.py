@@ -18,7 +18,7 @@ from pydantic import Field
 
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
-from em_circuits.influence.methods import Influence, Method
+from em_circuits.influence.methods import Influence, Method, unit_of
 from em_circuits.influence.paths import Paths
 from em_circuits.influence.pruning import PrunedGraph
 from em_circuits.influence.scores import error_direct_score, error_influence_share, graph_scores
@@ -39,6 +39,19 @@ class NodePlace(Frozen):
     module: str | None = None
     """Of an adapter's node: the LoRA module, such as ``down_proj``."""
 
+    @property
+    def name(self) -> str:
+        """As commands take it; of a logit, its kind."""
+        match self.kind:
+            case NodeKind.FEATURE:
+                module = f"{self.module}:" if self.module else ""
+                return f"{module}{self.layer}/{self.position}/{self.feature}"
+            case NodeKind.ERROR:
+                return f"error:{self.layer}/{self.position}"
+            case NodeKind.TOKEN:
+                return f"token:{self.position}"
+        return str(self.kind)
+
 
 class NodeValues(NodePlace):
     """A node and its influence on each target."""
@@ -53,6 +66,7 @@ class NamedNode(NodePlace):
     """
 
     token_id: int | None
+    """Null for a term of the graph's own target."""
     text: str | None
 
     @classmethod
@@ -71,7 +85,8 @@ class ScoredNode(NamedNode):
 
 
 class TargetResult(Frozen):
-    """One target: a logit with its token, or the weights (token id -> weight) over several."""
+    """One target: a logit with its token, a term of the graph's own target, or the weights (token
+    id or term -> weight) over several."""
 
     index: int
     token_id: int | None
@@ -83,14 +98,15 @@ class TargetResult(Frozen):
     def of(cls, graph: AttributionGraph, targets: Targets, i: int = 0) -> TargetResult:
         """The i-th of some targets of a graph."""
         own, logit = graph.targets, targets.logits[i]
-        ids = own.token_ids.tolist()
         if logit is not None:
-            p = float(own.probabilities[logit])
-            return cls(
-                index=i, token_id=ids[logit], text=own.texts[logit], probability=p, weights=None
-            )
+            token = _token_of(graph, logit)
+            p = None if token is None else float(own.probabilities[logit])
+            return cls(index=i, token_id=token, text=own.texts[logit], probability=p, weights=None)
         row = targets.weights[i]
-        weights = {str(ids[j]): float(row[j]) for j in row.nonzero()[:, 0].tolist()}
+        weights = {
+            own.texts[j] if (token := _token_of(graph, j)) is None else str(token): float(row[j])
+            for j in row.nonzero()[:, 0].tolist()
+        }
         return cls(index=i, token_id=None, text=targets.names[i], probability=None, weights=weights)
 
 
@@ -102,6 +118,8 @@ class InfluenceResult(Frozen):
     """Its key."""
     coverage: float | None
     """The least over the targets; null if it is not known."""
+    unit: str
+    """Of the values: ``logits`` or ``nats``, or ``share`` of what flows into each node."""
     targets: list[TargetResult]
     unmatched: list[int]
     """Requested tokens that are not targets of the graph."""
@@ -127,6 +145,7 @@ class InfluenceResult(Frozen):
             method=influence.method,
             graph=graph.header.key,
             coverage=float(coverage.min()) if coverage is not None and len(coverage) else None,
+            unit=influence.unit,
             targets=[TargetResult.of(graph, targets, i) for i in range(len(targets))],
             unmatched=list(targets.unmatched),
             nodes=[
@@ -153,6 +172,8 @@ class PathsResult(Frozen):
     method: Method
     source: NamedNode = Field(alias="from")
     target: TargetResult
+    unit: str
+    """Of products and totals: ``logits`` or ``nats``, or ``share``."""
     unmatched: list[int]
     total: float
     """Sum of the products of all paths: the node's influence."""
@@ -167,6 +188,7 @@ class PathsResult(Frozen):
             method=paths.method,
             **{"from": NamedNode.of(graph, paths.source)},
             target=TargetResult.of(graph, paths.targets),
+            unit=unit_of(paths.method, paths.targets),
             unmatched=list(paths.targets.unmatched),
             total=paths.total,
             absolute_total=paths.absolute_total,
@@ -340,8 +362,14 @@ def _named(graph: AttributionGraph, i: int) -> dict[str, Any]:
         token_id = int(graph.input_ids[layout.position_of(i)])
     elif place["kind"] is NodeKind.LOGIT:
         target = layout.target_of(i)
-        token_id, text = int(graph.targets.token_ids[target]), graph.targets.texts[target]
+        token_id, text = _token_of(graph, target), graph.targets.texts[target]
     return {**place, "token_id": token_id, "text": text}
+
+
+def _token_of(graph: AttributionGraph, target: int) -> int | None:
+    """Vocabulary id of a target; None for a virtual one."""
+    token = int(graph.targets.token_ids[target])
+    return token if token < graph.header.d_vocab else None
 
 
 def _largest(influence: Influence, top: int | None) -> list[int]:

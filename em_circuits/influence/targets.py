@@ -94,9 +94,23 @@ class Targets:
         return cls(weights, (target.name,), (None,), unit=target.unit)
 
     @classmethod
+    def own(cls, graph: AttributionGraph) -> Targets:
+        """The target that the graph was built for.
+
+        Raises:
+            RequestError: If it was built for next tokens.
+        """
+        if graph.target is None:
+            raise RequestError(
+                f"graph {graph.header.short_key} has no target of its own, it is of next tokens: "
+                "give all, evil-safe, probabilities or token ids"
+            )
+        return cls.target(graph, graph.target)
+
+    @classmethod
     def each(cls, graph: AttributionGraph) -> Targets:
-        """Every logit of the graph, each with weight 1."""
-        return cls._single(graph, range(len(graph.targets)))
+        """Every logit of the graph, or every term of its target, each with weight 1."""
+        return cls.rows(graph, range(len(graph.targets)))
 
     @classmethod
     def tokens(cls, graph: AttributionGraph, token_ids: Sequence[int]) -> Targets:
@@ -111,12 +125,14 @@ class Targets:
                 f"Tokens {list(unmatched)} are no targets of graph {graph.header.short_key}; it "
                 f"has {graph.targets.token_ids.tolist()}."
             )
-        return cls._single(graph, found)
+        return cls.rows(graph, found)
 
     @classmethod
     def probabilities(cls, graph: AttributionGraph) -> Targets:
         """One target: every logit, weighted by its probability (circuit-tracer's seed)."""
-        return cls(graph.targets.probabilities.double()[None], ("probabilities",), (None,))
+        unit = _unit(graph)
+        p = graph.targets.probabilities.double()[None]
+        return cls(p, ("probabilities",), (None,), unit=unit)
 
     @classmethod
     def contrast(
@@ -142,11 +158,16 @@ class Targets:
         return cls(weights[None], (name,), (None,), contrast.unmatched(ids))
 
     @classmethod
-    def _single(cls, graph: AttributionGraph, indices: Sequence[int]) -> Targets:
+    def rows(cls, graph: AttributionGraph, indices: Sequence[int]) -> Targets:
+        """Some logit nodes by their index among the targets, each with weight 1."""
         weights = torch.zeros(len(indices), len(graph.targets), dtype=torch.float64)
         weights[range(len(indices)), list(indices)] = 1.0
         names = tuple(graph.targets.texts[i] for i in indices)
-        return cls(weights, names, tuple(indices))
+        return cls(weights, names, tuple(indices), unit=_unit(graph))
+
+
+def _unit(graph: AttributionGraph) -> str:
+    return graph.header.target.unit if graph.header.target else "logits"
 
 
 def match(

@@ -38,9 +38,9 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float, Float64, Int, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from em_circuits.bases import Part, own_parts
+from em_circuits.bases import NeuronPart, Part, own_parts
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
 from em_circuits.models.sites import Site, on_site
@@ -186,7 +186,7 @@ class _Line(WrittenPrompt):
         by_reader = torch.stack(
             [along(e, g) for e, g in zip(entries, gradients.readers, strict=True)]
         )
-        found_features, pulled = self._features(reads, gradients, primals, by_row)
+        found_features, pulled = self._features(reads, gradients, primals, by_row, added)
         by_head = torch.stack(
             [
                 along(z, self.readers.by_head(g @ output.get_parameter("weight")))
@@ -292,6 +292,7 @@ class _Line(WrittenPrompt):
         gradients: _Gradients,
         primals: Sequence[Tensor],
         by_row: Tensor,
+        added: Sequence[Tensor],
     ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """What goes through each active feature, and their gradients at the MLPs' readers."""
         first = len(self.readers.attention)
@@ -301,9 +302,7 @@ class _Line(WrittenPrompt):
             towards = [gradients.sites[site] for site in part.writes]
             place, values, back = _through(part, x, tangent, towards)
             layer = part.layer
-            norm = self.readers.mlp[layer]
-            if part.read != Site(norm, "input"):
-                back = _pulled_back(norm, primals[first + layer], x, back, part)
+            back = self._pulled_back(part, primals[first + layer], x, back, added)
             pulled[layer] = pulled[layer] + back
             weighted = values.double() * by_row[place[:, 0]]
             where, which = place[:, 1:].unique(dim=0, return_inverse=True)
@@ -312,6 +311,18 @@ class _Line(WrittenPrompt):
             layers = torch.full_like(where[:, :1], layer)
             found.append((torch.cat([layers, where], 1).cpu(), total.cpu()))
         return found, pulled
+
+    def _pulled_back(
+        self, part: Part, residual: Tensor, read: Tensor, gradient: Tensor, added: Sequence[Tensor]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """A gradient with respect to what a part reads as one with respect to the residual."""
+        with torch.enable_grad(), self.writes.added(added):
+            x = residual.detach().requires_grad_()
+            y = self.read_by(part, x)
+            if y.shape != read.shape or not torch.allclose(y, read, rtol=1e-3, atol=1e-4):
+                raise RequestError(f"{part.basis} {part.name} does not read what its MLP reads")
+            (found,) = torch.autograd.grad(y, x, gradient)
+        return found
 
     def _by_carrier(
         self, gradients: _Gradients, pulled: Sequence[Tensor]
@@ -395,6 +406,10 @@ def _through(
         activations = part.activations(x).clone()
         activations[:, : part.first_position] = 0
         place = activations.nonzero()
+    if isinstance(part, NeuronPart):  # reads each node's activation as it is: no slopes to gather
+        (gradient,) = towards
+        back = gradient.to(x) @ part.down.weight.detach()
+        return place, (back * tangent)[tuple(place.T)], back
     back, values = torch.zeros_like(x), []
     for some in place.split(max(1, _ELEMENTS // x.shape[-1])):
         row, position, ids = some.unbind(1)
@@ -407,16 +422,3 @@ def _through(
         values.append(worth * (slope * tangent[row, position]).sum(-1))
         back.index_put_((row, position), worth[:, None] * slope, accumulate=True)
     return place, torch.cat([x.new_zeros(0), *values]), back
-
-
-def _pulled_back(
-    norm: nn.Module, residual: Tensor, read: Tensor, gradient: Tensor, part: Part
-) -> Float[Tensor, "row pos d_model"]:
-    """A gradient with respect to a norm's output as one with respect to its input."""
-    with torch.enable_grad():
-        x = residual.detach().requires_grad_()
-        y = norm.forward(x)
-        if y.shape != read.shape or not torch.allclose(y, read, rtol=1e-3, atol=1e-4):
-            raise RequestError(f"{part.basis} {part.name} does not read what its MLP reads")
-        (found,) = torch.autograd.grad(y, x, gradient)
-    return found

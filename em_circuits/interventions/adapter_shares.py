@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from em_circuits.bases import Part, own_parts
+from em_circuits.bases import Part, Stage, own_parts
 from em_circuits.graphs.held import captured
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import Model
@@ -200,13 +200,14 @@ class HeldRuns(WrittenPrompt):
         self, layer: int, residual: Tensor, sign: int, changes: dict[Site, Tensor]
     ) -> None:
         """What the features of a layer add when they answer to a residual, per write site."""
-        norm = self.readers.mlp[layer]
         for part, before in zip(self.parts, self.activations, strict=True):
             if part.layer != layer:
                 continue
-            # `forward`, since calling the norm would run the hooks once more.
-            x = residual if part.read == Site(norm, "input") else norm.forward(residual)
-            change = _activations(part, x) - before
+            change = _activations(part, self.read_by(part, residual))
+            if part.stage is Stage.MLP_HIDDEN:  # where writes stand that need no residual
+                undisturbed = self.residuals[len(self.readers.mlp) + layer].expand_as(residual)
+                before = _activations(part, self.read_by(part, undisturbed))
+            change = change - before
             ids = change.flatten(0, 1).any(0).nonzero()[:, 0]
             for k, site in enumerate(part.writes):
                 vectors = part.written(ids, k).to(change)

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from em_circuits.activation_cache import attention_modules
-from em_circuits.bases import Part
+from em_circuits.bases import Part, Stage
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
 from em_circuits.graphs.held import captured
 from em_circuits.models import Model, ModelPair
@@ -176,6 +176,26 @@ class WrittenPrompt:
     ids: Int[Tensor, " pos"]
     weights: Float[Tensor, " vocab"]
     parts: tuple[Part, ...]
+
+    def read_by(
+        self, part: Part, residual: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos d_read"]:
+        """What a part reads where its layer's MLP reads this residual; differentiable.
+
+        Called within `AdapterWrites.added`, which a neuron's gate may hold some of.
+        """
+        norm = self.readers.mlp[part.layer]
+        if part.read == Site(norm, "input"):
+            return residual
+        x = norm.forward(residual)  # calling the norm would run its hooks once more
+        if part.stage is not Stage.MLP_HIDDEN:
+            return x
+        hf: nn.Module = self.model.hf
+        mlp = next(m for m in hf.modules() if part.read.module in m.children())
+        found: list[Tensor] = []
+        with on_site(part.read, found.append):
+            mlp(x)
+        return found[0]
 
     def run(self, n_rows: int) -> Float[Tensor, "row vocab"]:
         """Logits after the last position, the prompt in each row, whatever hooks are there."""

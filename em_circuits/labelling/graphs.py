@@ -21,6 +21,7 @@ from em_circuits.graphs import (
     pair_graph_key,
 )
 from em_circuits.models.check import Check
+from em_circuits.target import Target
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
 from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
@@ -31,10 +32,11 @@ def graph_keys(
     prompt: Prompt,
     settings: AttributionSettings,
     labels: Mapping[int, Label] | None = None,
+    target: Target | None = None,
 ) -> dict[str, str]:
     """Keys of the graphs that `build_graphs` would build, by model."""
     return {
-        model.name: pair_graph_key(work.pair, model, prompt, settings, labels)
+        model.name: pair_graph_key(work.pair, model, prompt, settings, labels, target)
         for model in work.pair.models
     }
 
@@ -45,12 +47,14 @@ def build_graphs(
     settings: AttributionSettings,
     *,
     labels: Mapping[int, Label] | None = None,
+    target: Target | None = None,
     scores_only: bool = False,
 ) -> dict[str, str]:
     """Build and store both graphs of a prompt, with the logits that they start from.
 
     Args:
         labels: Needed for ``select_by="contrast"``.
+        target: What the graphs are of, in place of next tokens.
 
     Returns:
         ``base`` and ``merged`` -> key.
@@ -66,6 +70,7 @@ def build_graphs(
         prompt,
         settings,
         labels=labels,
+        target=target,
         progress=work.progress,
         scratch=work.graphs.root,
     )
@@ -98,11 +103,12 @@ def has_graphs(
 
 
 def with_graphs(work: Workspace, *, whole: bool = False) -> set[str]:
-    """Prompts whose graphs of both models are registered and on the disk; `whole`: and sound."""
+    """Prompts whose graphs of both models, to next tokens, are registered and on the disk; `whole`:
+    and sound."""
     there = work.graphs.has_sound if whole else work.graphs.has
     models: dict[str, set[str]] = {}
     for record in work.store.graphs.all(pair=work.pair.key):
-        if there(record.key):
+        if there(record.key) and work.graphs.header(record.key).target is None:
             models.setdefault(record.prompt_id, set()).add(record.model)
     return {prompt_id for prompt_id, found in models.items() if found == {"base", "merged"}}
 

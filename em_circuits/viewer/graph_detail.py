@@ -136,4 +136,5 @@ def _seed(opened: ScoredGraph, labels: Mapping[int, Label], target: str) -> Targ
     found = _LOGIT.fullmatch(target)
     if found is None:
         raise RequestError(f"{target!r} is no target; give contrast or logit:TOKEN_ID")
-    return Targets.tokens(opened.graph, [int(found[1])])
+    node = opened.graph.node_named(target)
+    return Targets.rows(opened.graph, [opened.graph.layout.target_of(node)])

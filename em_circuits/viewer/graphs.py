@@ -208,7 +208,12 @@ class GraphPages:
         reason = ""
         for name in MODELS:
             try:
-                records[name] = context.work.graph_record(prompt.prompt_id, name, pair)  # type: ignore[arg-type]
+                records[name] = context.work.graph_record(
+                    prompt.prompt_id,
+                    name,  # type: ignore[arg-type]
+                    pair,
+                    own_target=True,
+                )
             except (RequestError, WorkFailed) as error:
                 reason = str(error)
         if not records:

@@ -85,6 +85,9 @@ def test_graphs_are_of_neurons_and_frozen_ones_are_refused(commands: Commands, p
     found = commands.whole("influence", key, "--targets", "evil-safe", "--top", "5")
     assert len(found["nodes"]) == 5
     commands.whole("graphs", "prune", key, "--targets", "evil-safe")
+    picture = commands.root / "graph.json"
+    commands.plain("graphs", "export", key, str(picture))
+    assert json.loads(picture.read_text())["metadata"]["scan"] == "neurons"
     frozen = ("graphs", "build", prompt, "--edges", "frozen")
     for refused in (frozen, ("graphs", "scores", key)):
         assert len(commands.plain(*refused, status=2).strip().splitlines()) == 1
@@ -97,6 +100,7 @@ def test_features_are_neurons(commands: Commands, prompt: str, tmp_path: Path) -
     mediated = commands.whole("features", "mediate", prompt, "--top", "5")
     assert mediated["shares"]["errors"] == pytest.approx(0, abs=1e-3)
     assert mediated["shares"]["together"] == pytest.approx(1, abs=1e-3)
+    assert mediated["adapter"]["shares"]["remainder"] == pytest.approx(0, abs=1e-4)
     commands.whole("features", "aggregate", "--method", "gradient", "--top", "3")
     commands.whole("features", "diff", "--method", "gradient", "--top", "3")
     text = tmp_path / "text.txt"

@@ -21,7 +21,8 @@ def shown(graph, result, top=None):
 def test_every_node_is_there_in_node_order_with_one_value_per_target():
     result = influence(GRAPH, Targets.each(GRAPH), Method.TOTAL_EFFECT)
     shape = shown(GRAPH, result)
-    assert list(shape) == ["method", "graph", "coverage", "targets", "unmatched", "nodes"]
+    names = ["method", "graph", "coverage", "unit", "targets", "unmatched", "nodes"]
+    assert list(shape) == names and shape["unit"] == "logits"
     assert (shape["method"], shape["graph"]) == ("total_effect", GRAPH.header.key)
     assert shape["coverage"] == 1.0
     assert [n["index"] for n in shape["nodes"]] == list(range(GRAPH.layout.n_nodes))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from subjects import Subject, organism_settings, organism_subject
 
+from em_circuits.bases import neuron_parts
 from em_circuits.interventions import mediate
 from em_circuits.interventions.adapter_mediation import AdapterMediation, adapter_effects
 from em_circuits.interventions.adapter_paths import CARRIERS, AdapterPaths, adapter_paths
@@ -90,6 +91,16 @@ def solved(case: Subject) -> tuple[AdapterWrites, AdapterPaths]:
         paths = adapter_paths(case.pair, writes, case.input_ids, weights_of(case))
         _SOLVED[case.name] = writes, paths
     return _SOLVED[case.name]
+
+
+@pytest.fixture
+def by_neurons(case: Subject, solved) -> AdapterPaths:
+    """The same writes, with neurons for features."""
+    writes, _ = solved
+    parts = neuron_parts(case.pair.base)
+    return adapter_paths(
+        case.pair, writes, case.input_ids, weights_of(case), parts=parts, points=(8,)
+    )
 
 
 def weights_of(case: Subject) -> torch.Tensor:
@@ -171,6 +182,36 @@ def test_nodes_features_and_heads_sum_to_their_carriers(case: Subject, solved, w
     assert abs(split.heads.sum() - split.carriers[at("attention")]) <= 1e-5 * scale
     assert abs(split.features.sum() - split.carriers[at("features")]) <= 1e-5 * scale
     assert split.unranked.abs().max() <= 1e-4 * scale
+
+
+def test_neurons_are_all_of_the_mlps(case: Subject, solved, by_neurons: AdapterPaths) -> None:
+    """Nothing remains, the other carriers are as they were, and every sum holds."""
+    at = CARRIERS.index
+    own, split = solved[1].first_order, by_neurons.first_order
+    scale = float(own.carriers.abs().max())
+    for name in ("straight", "attention"):
+        assert abs(split.carriers[at(name)] - own.carriers[at(name)]) <= 1e-5 * scale
+    assert abs(split.carriers[at("remainder")]) <= 1e-5 * scale
+    assert abs(split.total - own.total) <= 1e-5 * scale
+    assert abs(split.features.sum() - split.carriers[at("features")]) <= 1e-5 * scale
+    by_node = sum(values.sum((1, 2)) for values in split.nodes) + split.unranked
+    assert (by_node - split.carriers).abs().max() <= 1e-5 * scale
+    assert by_neurons.integrated.total == pytest.approx(shift_of(case), rel=0.02)
+
+
+def test_neurons_that_respond_are_mlps_that_respond(case: Subject, solved) -> None:
+    """Whatever the transcoder explains of them."""
+    writes, base = solved[0], case.pair.base
+    rows = [w[None] for w in writes.written]
+    weights = weights_of(case)
+    own = HeldRuns.of(base, writes, case.input_ids, weights)
+    neurons = HeldRuns.of(base, writes, case.input_ids, weights, neuron_parts(base))
+    for others in (frozenset(), frozenset({"attention"})):
+        mlps = float(own.contrast(rows, others | {"features", "remainder"}))
+        assert float(neurons.contrast(rows, others | {"features"})) == pytest.approx(mlps, abs=1e-4)
+        nothing = float(own.contrast(rows, others))
+        rest = float(neurons.contrast(rows, others | {"remainder"}))
+        assert rest == pytest.approx(nothing, abs=1e-4)
 
 
 def test_each_carrier_is_the_derivative_of_a_run_that_lets_only_it_read_first(

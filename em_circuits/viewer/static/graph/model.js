@@ -3,6 +3,8 @@
 // A node: { i, name, kind, layer, position, feature, module, token, x, y, target, at: { base, merged } } with
 // activation, contrast and share per model; 0 where a feature is inactive, null where unknown.
 
+import { number, percent, visible } from "../ask.js";
+
 export const MODELS = ["base", "merged"];
 
 export class Graph {
@@ -14,6 +16,7 @@ export class Graph {
     this.tokens = record.tokens;
     this.layers = record.layers;
     this.contrast = record.contrast;
+    this.target = record.target; // { name, unit } of graphs that were built for a target of their own
     this.targets = new Map(record.targets.map((target) => [target.token_id, target]));
     this.nodes = record.nodes.name.map((name, i) => this.#node(record, name, i));
     this.index = new Map(this.nodes.map((node) => [node.name, node.i]));
@@ -45,6 +48,22 @@ export class Graph {
       node.at[model] = known ? own : null;
     }
     return node;
+  }
+
+  // What the contrast is called.
+  get contrastName() {
+    return this.target ? visible(this.target.name) : "evil − safe";
+  }
+
+  get unit() {
+    return this.target?.unit ?? "logits";
+  }
+
+  // A logit's probability in a model, or the value of a term of the graphs' own target.
+  reading(node, model) {
+    const { p = {}, value = {} } = node.target ?? {};
+    if (this.target) return model in value ? `${number(value[model], 2)} ${this.unit}` : "–";
+    return model in p ? percent(p[model]) : "–";
   }
 
   shown(node, model) {

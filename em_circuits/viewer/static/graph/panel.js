@@ -122,7 +122,8 @@ export class Panel {
             ].join(" ")
           : graph.contrast
             ? [
-                `Colour: influence on evil minus safe (${views[model].method.replaceAll("_", " ")}), in logits.`,
+                `Colour: influence on ${graph.target ? graph.contrastName : "evil minus safe"}`,
+                `(${views[model].method.replaceAll("_", " ")}), in ${graph.unit}.`,
                 "Select a node for its inputs, outputs and paths.",
               ].join(" ")
             : "No contrast: no target is labelled evil, or none safe. Review the prompt to get one.",
@@ -172,7 +173,7 @@ export class Panel {
                 : `feature ${node.feature} of layer ${node.layer}, at position ${node.position} `,
               error: `what the transcoder of layer ${node.layer} leaves unexplained, at position ${node.position} `,
               token: `embedding of input token ${node.position} `,
-              logit: `next token ${node.token} `,
+              logit: graph.target ? `term of ${graph.contrastName} ` : `next token ${node.token} `,
             }[node.kind]
           : name,
         node && "position" in node && node.kind !== "logit"
@@ -227,7 +228,7 @@ export class Panel {
         const rows = own.influence
           .map((value, i) => ({ name: `logit:${targets[i].token_id}`, value }))
           .sort((a, b) => b.value - a.value);
-        parts.push(...this.#table(`Influence on each logit (${model})`, rows));
+        parts.push(...this.#table(`Influence on each ${graph.target ? "term" : "logit"} (${model})`, rows));
         parts.push(this.#pathFinder(name, targets));
       }
       const note = (e) => [percent(e.share), e.measured === null ? "" : `measured ${signed(e.measured)}`];
@@ -258,12 +259,11 @@ export class Panel {
   #two(node, answers = null) {
     const { graph } = this.page;
     if (!node || node.kind === "logit") {
-      const p = node?.target?.p ?? {};
       return make(
         "div",
         { class: "two" },
         graph.present.map((m) =>
-          make("div", {}, make("h4", {}, m), make("span", { class: "big" }, m in p ? percent(p[m]) : "–")),
+          make("div", {}, make("h4", {}, m), make("span", { class: "big" }, node ? graph.reading(node, m) : "–")),
         ),
       );
     }
@@ -301,7 +301,7 @@ export class Panel {
     const choice = make(
       "select",
       { ariaLabel: "Paths to" },
-      page.graph.contrast ? make("option", { value: "contrast" }, "evil − safe") : null,
+      page.graph.contrast ? make("option", { value: "contrast" }, page.graph.contrastName) : null,
       targets.map((t) => make("option", { value: `logit:${t.token_id}` }, visible(t.text))),
     );
     const find = async () => {
@@ -350,16 +350,17 @@ export class Panel {
   #carriers(name, own) {
     const { page } = this,
       list = make("div");
+    const all = page.graph.target ? "own" : "evil-safe";
     const whole = (other) => !other.startsWith("error:");
     const ends = whole(name)
       ? [
           ...own.inputs.map((e) => [e.name, name]),
           ...own.outputs.map((e) => [name, e.name]),
-          ...(page.graph.contrast && own.outputs.length ? [[name, "evil-safe"]] : []),
+          ...(page.graph.contrast && own.outputs.length ? [[name, all]] : []),
         ].filter((pair) => pair.every(whole))
       : [];
     if (!ends.length) return "";
-    const called = (end) => (end === "evil-safe" ? "evil − safe" : this.title(end));
+    const called = (end) => (end === all ? page.graph.contrastName : this.title(end));
     const choice = make(
       "select",
       { ariaLabel: "Edge" },

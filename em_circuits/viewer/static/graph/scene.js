@@ -1,6 +1,6 @@
 // Draws a graph on a canvas. Edges are many, so they are drawn in slices onto a picture of their
 // own; while the view moves that picture is moved along, and drawn anew when the view rests.
-import { visible } from "../ask.js";
+import { signed, visible } from "../ask.js";
 
 const SLICE_MS = 9;
 const REST_MS = 110;
@@ -413,7 +413,9 @@ export class Scene {
       const p =
         view === "difference"
           ? change(node)
-          : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
+          : this.graph.target
+            ? this.graph.reading(node, view)
+            : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
       context.fillStyle = this.colours.ink;
       context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
       context.fillText(cut(context, visible(node.target?.text ?? "").replace(/^␣/, ""), w - 6), x, y - 8);
@@ -437,7 +439,8 @@ export class Scene {
     bands.forEach((band, b) => {
       const y = t.k * band.y + t.y;
       if (y < 10 || y > this.height - GUTTER.bottom) return;
-      context.fillText(b === 0 ? "tokens" : b === bands.length - 1 ? "logits" : `L${b - 1}`, GUTTER.left - 10, y);
+      const top = this.graph.target ? "target" : "logits";
+      context.fillText(b === 0 ? "tokens" : b === bands.length - 1 ? top : `L${b - 1}`, GUTTER.left - 10, y);
     });
     context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
     let last = -Infinity;
@@ -471,7 +474,9 @@ function presence(graph, node) {
 }
 
 function change(node) {
-  const d = 100 * ((node.target?.p.merged ?? 0) - (node.target?.p.base ?? 0));
+  const { p = {}, value = {} } = node.target ?? {};
+  if ("merged" in value) return signed(value.merged - (value.base ?? 0), 2);
+  const d = 100 * ((p.merged ?? 0) - (p.base ?? 0));
   return `${d > 0 ? "+" : "−"}${Math.abs(d).toFixed(Math.abs(d) < 9.5 ? 1 : 0)}`;
 }
 
