@@ -93,8 +93,6 @@ def build(
     With --continuation or --rollouts-judged, of one PROMPT: rows are log-probabilities of texts,
     and both models share the nodes that move the target most.
     """
-    from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
-
     settings = attribution_settings(options)
     _check_target(target, prompts, settings)
     with session.workspace(attribution=settings) as work:
@@ -102,6 +100,8 @@ def build(
         chosen = [store.prompts.get(p) for p in prompts] or [
             p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels
         ]
+        from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
+
         for prompt in tracked(chosen, "graphs", work.progress):
             labels = store.labels.of(prompt.prompt_id).by_token
             built_for = target.build(work, prompt)
