@@ -24,7 +24,7 @@ PUBLIC = {
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "
-        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage explain "
+        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage why_unusable "
         "load_instructions"
     ),
     "pivotal_tokens.labels": (

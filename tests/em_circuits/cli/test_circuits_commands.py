@@ -20,7 +20,7 @@ MATRIX = GRAPH.edges.to_dense().double()  # type: ignore[union-attr]
 IDS = GRAPH.targets.token_ids.tolist()
 KEY = GRAPH.header.key
 CONTRAST = f"{IDS[0]},{IDS[1]}:{IDS[2]}"
-NODE = {"index", "kind", "layer", "position", "feature", "token_id", "text"}
+NODE = {"index", "kind", "layer", "position", "feature", "module", "token_id", "text"}
 
 
 @pytest.fixture(scope="module")

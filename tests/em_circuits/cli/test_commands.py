@@ -21,7 +21,7 @@ from em_circuits.cli.app import run
 from pivotal_tokens.schema import ReviewConfig
 from pivotal_tokens.store import Store, default_url
 
-SMALL = ("--max-features", "150")
+SMALL = ("--edges", "frozen", "--max-features", "150")
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,8 @@ def test_an_interrupted_build_leaves_nothing_half_written(copied, capsys) -> Non
     prompt, _, _ = merged_file(copied)
     shutil.rmtree(copied / "graph_storage")
     command = [sys.executable, "-c", _SLOW_MAIN, "--root", str(copied)]
-    command += ["graphs", "build", prompt, "--max-features", "400", "--batch-size", "8", "--json"]
+    command += ["graphs", "build", prompt, "--edges", "frozen", "--max-features", "400"]
+    command += ["--batch-size", "8", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,

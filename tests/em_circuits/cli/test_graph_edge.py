@@ -13,6 +13,7 @@ from subjects import PAD_THAI
 from em_circuits.cli.app import run
 from em_circuits.cli.steer import describe_edge_validation
 from em_circuits.contrast import Contrast
+from em_circuits.experiments.validate import EdgeValidationOutput
 from em_circuits.graphs import AttributionGraph, GraphStore
 from em_circuits.influence import Method, influence
 from em_circuits.models import PairSettings
@@ -135,7 +136,7 @@ def test_the_viewer_answers_what_the_command_prints(root: Path, graph, best: str
     [
         ("logit:1", "evil-safe", "token 1 is no target"),
         ("error:0/1", "evil-safe", "an edge begins at a feature or a token"),
-        ("token:1", "error:3/2", "an edge ends at a feature, a logit or evil-safe"),
+        ("token:1", "error:3/2", "an edge ends at a feature, a logit, evil-safe or own"),
         ("token:1", "nonsense", "names no node"),
     ],
 )
@@ -187,7 +188,9 @@ def test_edges_are_validated_by_distance_and_written(root: Path, graph, capsys) 
     page = Path(record["files"]["html"]).read_text(encoding="utf-8")
     assert 'id="figure-1"' in page and "<script src" not in page and "curved" in page
     assert json.loads(Path(record["files"]["json"]).read_text(encoding="utf-8")) == record
-    lines = "\n".join(describe_edge_validation(record)).splitlines()
+    lines = "\n".join(
+        describe_edge_validation(EdgeValidationOutput.model_validate(record))
+    ).splitlines()
     assert "layers apart" in lines[2] and all(len(line) <= 79 for line in lines[:-1])
 
 

@@ -30,6 +30,7 @@ from em_circuits.graphs.edge_split import (
 from em_circuits.graphs.held import Nodes, _Held, choose_nodes, full_edges, measured_edges
 from em_circuits.models import Model
 from em_circuits.models.sites import FeatureSites, Site
+from em_circuits.target import Branch
 from pivotal_tokens.errors import RequestError
 
 BASES = {
@@ -60,7 +61,14 @@ def bare(hf: Any, n_layers: int) -> Model:
     """A model without transcoders, whose neurons can be nodes."""
     model = object.__new__(Model)
     model.hf, model.sites = hf, FeatureSites((Site(hf, "input"),) * n_layers, ())
+    model.fingerprint = "bare"
     return model
+
+
+def _held(model: Model, nodes: Nodes, ids: torch.Tensor, amounts: torch.Tensor) -> _Held:
+    """Rows of one prompt with nodes at some amounts; nothing is read at the end."""
+    (branch,) = Branch.of(torch.zeros(1, model.hf.config.vocab_size))
+    return _Held(model, nodes, ids, branch, amounts=amounts)
 
 
 def late_targets(nodes: Nodes) -> tuple[int, int]:
@@ -155,7 +163,7 @@ class Disturbed:
         self.arguments: dict[int, Any] = {}
         with (
             torch.no_grad(),
-            _Held(subject.pair.merged, nodes, subject.input_ids, amounts=amounts) as held,
+            _held(subject.pair.merged, nodes, subject.input_ids, amounts) as held,
         ):
             handles = [handle for i in range(len(self.layers)) for handle in self._listen(i)]
             handles.append(
@@ -163,7 +171,7 @@ class Disturbed:
                     lambda _m, args: self.seen.update({(-1, "stream"): args[0]})
                 )
             )
-            held.run_batch()
+            held.run()
             for handle in handles:
                 handle.remove()
 
@@ -225,9 +233,9 @@ def read_vector(subject: Subject, nodes: Nodes, target: int, run: Disturbed) -> 
     handle = norm.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     with (
         torch.no_grad(),
-        _Held(model, nodes, subject.input_ids, amounts=nodes.activation[None]) as h,
+        _held(model, nodes, subject.input_ids, nodes.activation[None]) as h,
     ):
-        h.run_batch()
+        h.run()
     handle.remove()
     x = seen[0][0, nodes.position[target]]
     return encoder * norm.weight * (x.square().mean() + norm.variance_epsilon).rsqrt()
@@ -324,7 +332,7 @@ def test_first_carriers_are_what_reads_the_source(subject: Subject) -> None:
         added = module.weight @ (norm.weight * scale * written)
         with (
             torch.no_grad(),
-            _Held(model, nodes, ids, amounts=nodes.activation.repeat(2, 1)) as held,
+            _held(model, nodes, ids, nodes.activation.repeat(2, 1)) as held,
         ):
 
             def push(
@@ -336,7 +344,7 @@ def test_first_carriers_are_what_reads_the_source(subject: Subject) -> None:
                 return out
 
             handle = module.register_forward_hook(push)
-            held.run_batch()
+            held.run()
             handle.remove()
             live = held.live[int(nodes.part[target])]
         mine = target - nodes.of_part(int(nodes.part[target])).start
