@@ -24,8 +24,8 @@ PUBLIC = {
     ),
     "pivotal_tokens.llm": (
         "Budget BudgetExhausted CallFailed EndpointRefused Filtered Grade Grader Instructions "
-        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage why_unusable "
-        "load_instructions"
+        "Invalid LLMClient LLMSettings Message NoReply Ok Refused Reply Truncated Usage "
+        "load_instructions why_unusable"
     ),
     "pivotal_tokens.labels": (
         "AgreementReport Divergence FIELDS ImportReport divergence import_labels label_agreement "
