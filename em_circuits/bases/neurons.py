@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from em_circuits.bases.part import Part, Stage
 from em_circuits.models import Model
-from em_circuits.models.neurons import neuron_dictionaries
+from em_circuits.models.neurons import NeuronDictionary, neuron_dictionaries
 from em_circuits.models.sites import Site
 
 
@@ -23,7 +23,7 @@ from em_circuits.models.sites import Site
 class NeuronPart(Part):
     """The neurons of one layer's MLP."""
 
-    down: nn.Linear
+    dictionary: NeuronDictionary
 
     def activations(self, x: Float[Tensor, "*batch d_read"]) -> Float[Tensor, "*batch node"]:
         return x.detach()
@@ -34,11 +34,11 @@ class NeuronPart(Part):
         return x.gather(-1, ids.expand(*x.shape[:-1])[..., None])[..., 0]
 
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
-        return self.down.weight.detach().T[ids]
+        return self.dictionary.decoder(ids)
 
     def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
         """The MLP's output but for a bias."""
-        return x @ self.down.weight.detach().T
+        return x @ self.dictionary.down.weight.detach().T
 
 
 def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
@@ -47,17 +47,16 @@ def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
     Raises:
         RequestError: If the architecture's MLPs have no ``down_proj``.
     """
-    layers = [dictionary.down for dictionary in neuron_dictionaries(model.hf)]
     return tuple(
         NeuronPart(
             basis="neuron",
             name=f"layer {layer}",
             layer=layer,
             stage=Stage.MLP_HIDDEN,
-            read=Site(down, "input"),
-            writes=(Site(down, "output"),),
-            n_nodes=down.in_features,
-            down=down,
+            read=Site(dictionary.down, "input"),
+            writes=(Site(dictionary.down, "output"),),
+            n_nodes=dictionary.width,
+            dictionary=dictionary,
         )
-        for layer, down in enumerate(layers)
+        for layer, dictionary in enumerate(neuron_dictionaries(model.hf))
     )

@@ -22,7 +22,8 @@ Over long prompts attention is computed by `scaled_dot_product_attention`, which
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.models import Model
+from em_circuits.models.sites import Site, on_site
 from em_circuits.target import Branch, Columns, gradients_of
 
 LONG = 1024
@@ -100,7 +102,10 @@ def _batches(
     size = 1 if long else batch_size
     with _without_pattern_matrices(model) if long else contextlib.nullcontext():
         for start in range(0, len(targets), size):
-            yield _batch_gradients(model, input_ids, targets[start : start + size])
+            found = gradients_at(
+                model, model.sites.writes, input_ids, targets[start : start + size]
+            )
+            yield torch.stack(found, dim=1).float()
 
 
 @contextlib.contextmanager
@@ -114,38 +119,45 @@ def _without_pattern_matrices(model: Model) -> Iterator[None]:
         hf.set_attn_implementation(before)
 
 
-def _batch_gradients(
-    model: Model, input_ids: Tensor, targets: Columns
-) -> Float[Tensor, "target layer pos d_model"]:
-    found = [_branch_gradients(model, input_ids, b) for b in Branch.of(targets) if b.terms]
-    return sum(found[1:], start=found[0])
+def gradients_at(
+    model: Model, sites: Sequence[Site], input_ids: Int[Tensor, " pos"], targets: Columns
+) -> list[Float[Tensor, "target pos _"]]:
+    """Gradients of targets with respect to what stands at some sites, nothing in the model frozen.
 
+    Args:
+        model: The real model is differentiated (`Model.hf`).
+        sites: Each of them once.
+        input_ids: One prompt, with its beginning-of-sequence token.
+        targets: Terms, or rows of weights of the logits at the last position.
 
-def _branch_gradients(
-    model: Model, input_ids: Tensor, branch: Branch
-) -> Float[Tensor, "target layer pos d_model"]:
-    # Zero perturbations added at the MLP outputs: their gradients are the outputs' gradients.
-    config: Any = model.hf.config
-    prompt = input_ids.to(model.device)
-    nudges = [
-        torch.zeros(
-            (1, len(prompt) + len(branch.forced), config.hidden_size),
-            dtype=model.dtype,
-            device=model.device,
-            requires_grad=True,
-        )
-        for _ in range(model.sites.n_layers)
-    ]
-    with (
-        torch.enable_grad(),
-        model.sites.hooked(write=lambda layer, out: out + nudges[layer]),
-        branch.reading(model.hf, prompt) as reading,
-    ):
-        output = model.hf(input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep)
-        targets = reading.values(output.logits)[0]
-        # One forward pass serves every target; the backward passes are batched.
-        gradients = gradients_of(targets, nudges)
-    return torch.stack([g[:, 0, : len(prompt)] for g in gradients], dim=1).float()
+    Returns:
+        One tensor a site, at the prompt's positions, in the model's precision and on its device.
+    """
+    prompt, total = input_ids.to(model.device), None
+    for branch in Branch.of(targets):
+        if not branch.terms:
+            continue
+        # Zeros added at the sites: their gradients are those of what stands there.
+        nudges: dict[int, Tensor] = {}
+
+        def nudge(x: Tensor, i: int, nudges: dict[int, Tensor] = nudges) -> Tensor:
+            nudges[i] = torch.zeros_like(x, requires_grad=True)
+            return x + nudges[i]
+
+        with torch.enable_grad(), contextlib.ExitStack() as stack:
+            for i, site in enumerate(sites):
+                stack.enter_context(on_site(site, partial(nudge, i=i)))
+            reading = stack.enter_context(branch.reading(model.hf, prompt))
+            output = model.hf(
+                input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
+            )
+            # One forward pass serves every target; the backward passes are batched.
+            values = reading.values(output.logits)[0]
+            gradients = gradients_of(values, [nudges[i] for i in range(len(sites))])
+        found = [gradient[:, 0, : len(prompt)] for gradient in gradients]
+        total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]
+    assert total is not None
+    return total
 
 
 def feature_scores(

@@ -46,12 +46,13 @@ from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 
 from em_circuits.bases.part import Part
+from em_circuits.graphs.gradient import gradients_at
 from em_circuits.graphs.row_cache import RowCache
 from em_circuits.models import Model
 from em_circuits.models.memory import release_freed
 from em_circuits.models.sites import Site, on_site
 from em_circuits.progress import Progress, no_progress
-from em_circuits.target import Branch, Columns, Reading, gradients_of
+from em_circuits.target import Branch, Columns, Reading
 from pivotal_tokens.errors import RequestError
 
 ROWS = 64
@@ -519,31 +520,7 @@ def site_gradients(
     targets: Columns,
 ) -> list[list[Float[Tensor, "target pos d_write"]]]:
     """Gradients of the targets with respect to each part's write sites, nothing held."""
-    sites: dict[tuple[int, str], Site] = {}
-    for part in parts:
-        for site in part.writes:
-            sites[id(site.module), site.side] = site
-    nudges: dict[tuple[int, str], Tensor] = {}
-
-    def nudge(x: Tensor, key: tuple[int, str]) -> Tensor:
-        nudges[key] = torch.zeros_like(x, requires_grad=True)
-        return x + nudges[key]
-
-    total: dict[tuple[int, str], Tensor] = {}
-    for branch in Branch.of(targets):
-        if not branch.terms:
-            continue
-        with torch.enable_grad(), contextlib.ExitStack() as stack:
-            for key, site in sites.items():
-                stack.enter_context(on_site(site, lambda x, key=key: nudge(x, key)))
-            prompt = input_ids.to(model.device)
-            reading = stack.enter_context(branch.reading(model.hf, prompt))
-            output = model.hf(
-                input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
-            )
-            values = reading.values(output.logits)[0]
-            gradients = gradients_of(values, [nudges[key] for key in sites])
-        for key, gradient in zip(sites, gradients, strict=True):
-            found = gradient[:, 0, : len(input_ids)]
-            total[key] = total[key] + found if key in total else found
-    return [[total[id(site.module), site.side] for site in part.writes] for part in parts]
+    sites = {(id(site.module), site.side): site for part in parts for site in part.writes}
+    found = gradients_at(model, tuple(sites.values()), input_ids, targets)
+    at = dict(zip(sites, found, strict=True))
+    return [[at[id(site.module), site.side] for site in part.writes] for part in parts]

@@ -408,7 +408,7 @@ def _through(
         place = activations.nonzero()
     if isinstance(part, NeuronPart):  # reads each node's activation as it is: no slopes to gather
         (gradient,) = towards
-        back = gradient.to(x) @ part.down.weight.detach()
+        back = gradient.to(x) @ part.dictionary.down.weight.detach()
         return place, (back * tangent)[tuple(place.T)], back
     back, values = torch.zeros_like(x), []
     for some in place.split(max(1, _ELEMENTS // x.shape[-1])):

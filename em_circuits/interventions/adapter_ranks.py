@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,10 @@ def scaled_ranks(
     Raises:
         RequestError: With DoRA on an embedding that the head shares.
     """
+
+    def respond(module: Any, args: tuple, output: Tensor, answer: Any) -> Tensor:
+        return answer(module, args[0], output)
+
     with contextlib.ExitStack() as stack:
         start = 0
         for i, part in enumerate(parts):
@@ -69,34 +74,17 @@ def scaled_ranks(
             start += part.n_nodes
             module = part.writes[0].module
 
-            def respond(
-                module: Any,
-                args: tuple,
-                output: Tensor,
-                part: AdapterPart = part,
-                mine: Tensor = mine,
-                other: Tensor | None = other,
-            ) -> Tensor:
-                return _response(part, module, args[0], output, mine, other)
-
-            stack.callback(module.register_forward_hook(respond).remove)
+            answer = partial(_response, part, factors=mine, instead=other)
+            hook = partial(respond, answer=answer)
+            stack.callback(module.register_forward_hook(hook).remove)
             if part.tied_head is not None:
                 if part.dora is not None:
                     raise RequestError(
                         f"{part.name} is tied to the head and has DoRA: its ranks cannot be scaled"
                     )
-
-                def head(
-                    _module: Any,
-                    args: tuple,
-                    output: Tensor,
-                    part: AdapterPart = part,
-                    mine: Tensor = mine,
-                    other: Tensor | None = other,
-                ) -> Tensor:
-                    return _head_response(part, args[0], output, mine, other)
-
-                stack.callback(part.tied_head.register_forward_hook(head).remove)
+                answer = partial(_head_response, part, factors=mine, instead=other)
+                hook = partial(respond, answer=answer)
+                stack.callback(part.tied_head.register_forward_hook(hook).remove)
         yield
 
 
@@ -126,6 +114,7 @@ def _response(
 
 def _head_response(
     part: AdapterPart,
+    _module: Any,
     x: Tensor,
     output: Tensor,
     factors: Float[Tensor, "row node"],

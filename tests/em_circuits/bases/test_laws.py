@@ -101,7 +101,7 @@ def test_scores_are_activation_times_write_times_gradient(parts, reads) -> None:
 def test_neurons_explain_the_whole_mlp(subject: Subject) -> None:
     parts = neuron_parts(subject.pair.merged)
     for part, x in zip(parts, captured(subject.pair.merged, parts, subject.input_ids), strict=True):
-        assert torch.allclose(part.explained(x), part.down(x), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(part.explained(x), part.dictionary.down(x), rtol=1e-4, atol=1e-5)
 
 
 def test_adapter_ranks_explain_merged_minus_base(subject: Subject) -> None:
