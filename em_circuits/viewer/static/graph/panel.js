@@ -53,11 +53,14 @@ export class Panel {
   #table(title, rows) {
     if (!rows.length) return [make("h3", {}, title), make("p", { class: "muted" }, "none")];
     const largest = Math.max(...rows.map((r) => Math.abs(r.value)));
+    const measured = rows.some((r) => typeof r.measured === "number");
+    const heads = ["", "", "edge", "measured", "share"].map((text) => make("th", { class: "right" }, text));
     return [
       make("h3", {}, title),
       make(
         "table",
-        {},
+        { class: measured ? "measured" : "" },
+        measured ? make("thead", {}, make("tr", {}, heads)) : null,
         make(
           "tbody",
           {},
@@ -68,6 +71,7 @@ export class Panel {
               make("td", {}, row.name ? this.#link(row.name) : row.text),
               make("td", { class: "bar" }, signBar(row.value, largest)),
               make("td", { class: `right num ${row.value >= 0 ? "up" : "down"}` }, signed(row.value)),
+              measured ? make("td", { class: "right num" }, signed(row.measured)) : null,
               row.note === undefined ? null : make("td", { class: "right muted num nowrap" }, row.note),
             ),
           ),
@@ -231,9 +235,8 @@ export class Panel {
         parts.push(...this.#table(`Influence on each ${graph.target ? "term" : "logit"} (${model})`, rows));
         parts.push(this.#pathFinder(name, targets));
       }
-      const note = (e) => [percent(e.share), e.measured === null ? "" : `measured ${signed(e.measured)}`];
       const edges = (list) =>
-        list.map((e) => ({ name: e.name, value: e.weight, note: note(e).filter(Boolean).join(", ") }));
+        list.map((e) => ({ name: e.name, value: e.weight, measured: e.measured, note: percent(e.share) }));
       parts.push(...this.#table("Strongest inputs (direct)", edges(own.inputs)));
       if (own.outputs.length) parts.push(...this.#table("Strongest outputs (direct)", edges(own.outputs)));
       if (!page.readOnly) parts.push(this.#carriers(name, own));
