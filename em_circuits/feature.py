@@ -116,6 +116,15 @@ def parse_feature(text: str) -> Feature | FeatureId:
     return Feature(int(layer), int(position), int(feature))
 
 
+def parse_node(text: str) -> AdapterRank | Feature | FeatureId:
+    """Read the name of a graph's node, whatever it is of.
+
+    Raises:
+        RequestError: If it is none.
+    """
+    return AdapterRank.parse(text) if ":" in text else parse_feature(text)
+
+
 @dataclass(frozen=True)
 class FeatureChoice:
     """A request for features: by their rank in a table, or by name.

@@ -64,6 +64,7 @@ _attribution = OptionSet(
     nodes=Flag(metavar="N", help="Nodes of a graph with full edges."),
     mass=Flag(metavar="SHARE", help="Instead: as many as hold this share of first-order effects."),
     choose_by=Flag(help="By what nodes of a graph with full edges are chosen."),
+    named=Flag("--node", metavar="NODE", help="Instead: a node by its name; several times."),
     basis=Flag(help="What can be a node of it; several times.  [default: the model's features]"),
     max_feature_nodes=Flag("--max-features", help="Feature nodes per graph, at most."),
     select_by=Flag(help="What weighs the choice of feature nodes."),

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from em_circuits.bases import Part, adapter_parts, neuron_parts, own_parts, transcoder_parts
+from em_circuits.feature import AdapterRank, Feature, FeatureId, parse_node
 from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
@@ -145,6 +146,23 @@ class Observed:
         """How many nodes were active, whether they are still in `active` or not."""
         return self.active_before if self.active_before is not None else len(self.active)
 
+    def named(self, node: AdapterRank | Feature | FeatureId) -> Bool[Tensor, " active"]:
+        """Which active nodes a name is of.
+
+        Raises:
+            RequestError: If the prompt has no such position.
+        """
+        module = node.module if isinstance(node, AdapterRank) else ""
+        own = [
+            part_record(p).layer == node.layer and part_record(p).module == module
+            for p in self.parts
+        ]
+        part, position, number = self.active.unbind(1)
+        found = torch.tensor(own)[part] & (number == node[-1])
+        if isinstance(node, FeatureId):
+            return found
+        return found & (position == Feature(*node[-3:]).at(len(self.input_ids)).position)
+
     def towards(self, targets: Columns) -> Sensitivity:
         """What a set of targets gains where the nodes write."""
         return Sensitivity(
@@ -261,7 +279,7 @@ def choose(
     sizes: Sequence[Float[Tensor, " _"]],
     settings: AttributionSettings,
 ) -> list[Int64[Tensor, " _"]]:
-    """The largest nodes, one choice for all models of a prompt.
+    """The largest nodes, or those named, one choice for all models of a prompt.
 
     Sizes are added up over the models in which a node is active, so that models share a node
     wherever both have it.
@@ -269,14 +287,16 @@ def choose(
     Args:
         observed: One prompt on one or several models.
         sizes: Of each model's active nodes (active,), not negative.
-        settings: How many.
+        settings: How many, or which.
 
     Returns:
         Rows of each model's `active`, ascending.
 
     Raises:
-        RequestError: If no node is active.
+        RequestError: If no node is active, or a named one is not.
     """
+    if settings.named:
+        return _named(observed, settings.named)
     names = sorted({(p.layer, p.stage, p.basis, p.name) for one in observed for p in one.parts})
     width = 1 + max((int(one.active[:, 2].max()) for one in observed if len(one.active)), default=0)
     codes = []
@@ -298,6 +318,21 @@ def choose(
     best = torch.zeros(len(distinct), dtype=torch.bool)
     best[order] = True
     return [best[own].nonzero()[:, 0] for own in inverse.split([len(code) for code in codes])]
+
+
+def _named(observed: Sequence[Observed], names: Sequence[str]) -> list[Int64[Tensor, " _"]]:
+    """Rows of each model's `active` that some names are of, ascending; each of one at least."""
+    chosen = [torch.zeros(len(one.active), dtype=torch.bool) for one in observed]
+    for name in names:
+        node = parse_node(name)
+        found = False
+        for one, mask in zip(observed, chosen, strict=True):
+            mine = one.named(node)
+            mask |= mine
+            found |= bool(mine.any())
+        if not found:
+            raise RequestError(f"node {name} is not active on the prompt, or of no basis here")
+    return [mask.nonzero()[:, 0] for mask in chosen]
 
 
 def edges_among(

@@ -10,7 +10,7 @@ edges (`em_circuits.graphs.full`) are the default; frozen ones are circuit-trace
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def attribute(
     settings: AttributionSettings | None = None,
     *,
     edges: EdgeKind | None = None,
-    nodes: int | None = None,
+    nodes: int | Sequence[str] | None = None,
     basis: tuple[BasisName, ...] | None = None,
     progress: Progress = no_progress,
 ) -> AttributionGraph:
@@ -232,7 +232,7 @@ def attribute(
             nodes that matter most to it. Of any other target, a row a term, and nothing else.
         settings: Edges, nodes, targets.
         edges: Instead of the settings' own.
-        nodes: Instead of the settings' own.
+        nodes: How many, instead of the settings' own; or which, by their names.
         basis: Instead of the settings' own.
         progress: Called with the rows done.
 
@@ -241,7 +241,9 @@ def attribute(
             next tokens.
         WorkFailed: Activations, logits or edges are not finite.
     """
-    given = {"edges": edges, "nodes": nodes, "basis": basis}
+    count = nodes if isinstance(nodes, int) else None
+    named = None if nodes is None or isinstance(nodes, int) else tuple(nodes)
+    given = {"edges": edges, "nodes": count, "named": named, "basis": basis}
     settings = AttributionSettings.model_validate(
         (settings or AttributionSettings()).model_dump()
         | {name: value for name, value in given.items() if value is not None}

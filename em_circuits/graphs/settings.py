@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from em_circuits.feature import parse_node
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 SelectBy = Literal["probability", "contrast"]
@@ -39,6 +41,9 @@ class AttributionSettings(Frozen):
     choose_by: ChooseBy = "gradient"
     """With full edges: nodes by the size of their first-order effect, or of its `bound`, which no
     angle between write and gradient can exceed."""
+    named: tuple[str, ...] = ()
+    """With full edges: nodes by name instead of by size, as `LAYER/POSITION/ID`, `LAYER/ID` for
+    every position, or `MODULE:LAYER/POSITION/RANK`."""
     basis: tuple[BasisName, ...] = ()
     """With full edges: what can be a node; the model's own features (of its transcoders, or neurons
     without any) if not given. Adapter ranks are nodes of the merged model alone."""
@@ -68,6 +73,14 @@ class AttributionSettings(Frozen):
             return values | {"edges": "full", "measure": True}
         return values
 
+    @model_validator(mode="after")
+    def _names_of_full_edges(self) -> AttributionSettings:
+        if self.named and self.edges == "frozen":
+            raise RequestError("nodes are named for full edges; frozen ones take the largest")
+        for name in self.named:
+            parse_node(name)
+        return self
+
     @property
     def limit(self) -> int | None:
         """Nodes at most; None for no limit."""
@@ -85,4 +98,6 @@ class AttributionSettings(Frozen):
             )
         chosen = {"edges", "basis", "mass", "choose_by", "measure", "top_k", "select_by"}
         dumped = self.model_dump(mode="json", include=chosen)
+        if self.named:
+            return dumped | {"named": sorted(set(self.named)), "max_feature_nodes": None}
         return dumped | {"max_feature_nodes": self.limit}

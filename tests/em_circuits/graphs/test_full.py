@@ -203,5 +203,48 @@ def test_nodes_can_be_chosen_by_the_mass_they_hold_or_by_their_bound(subject: Su
     assert bound[by_bound.selected].min() >= bound.topk(30).values[-1] * (1 - 1e-5)
 
 
+def test_nodes_can_be_named(subject: Subject) -> None:
+    pair, prompt = subject.pair, subject.pair.prompt(text_of(subject))
+    whole = attribute(pair.merged, prompt, subject.groups, nodes=25)
+    names = [str(whole.feature_name(i)) for i in (3, 11)]
+    layer, position, number = map(int, names[0].split("/"))
+    from_end = f"{layer}/{position - len(whole.input_ids)}/{number}"
+    few = attribute(pair.merged, prompt, subject.groups, nodes=[from_end, names[1]])
+    assert [str(few.feature_name(i)) for i in range(2)] == names and len(few.selected) == 2
+    scores = [influence(graph, subject.groups) for graph in (few, whole)]
+    totals = [one.values[0, :25] for one in scores]
+    torch.testing.assert_close(totals[0][:2], totals[1][[3, 11]], rtol=1e-4, atol=1e-6)
+    everywhere = attribute(pair.merged, prompt, subject.groups, nodes=[f"{layer}/{number}"])
+    active = everywhere.active[everywhere.selected]
+    assert set(active[:, 2].tolist()) == {number} and position in active[:, 1].tolist()
+
+
+def test_a_named_node_of_one_model_alone_leaves_the_other_without(subject: Subject) -> None:
+    settings = AttributionSettings(basis=("transcoder", "adapter"), nodes=40)
+    prompt = subject.pair.prompt(text_of(subject))
+    both = build_pair_graphs(subject.pair, prompt, settings)
+    ranks = [i for i in range(len(both.merged.selected)) if both.merged.feature_name(i).module]
+    name = str(both.merged.feature_name(ranks[0]))
+    graphs = build_pair_graphs(subject.pair, prompt, settings.model_copy(update={"named": (name,)}))
+    assert [len(graph.selected) for graph in (graphs.base, graphs.merged)] == [0, 1]
+    assert influence(graphs.base, Targets.each(graphs.base)).values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("0/1/99999",), "0/1/99999 is not active"),
+        (("0/999/1",), "positions 0 to"),
+        (("zero/1",), "is no feature"),
+        (("down_proj:0/1/0",), "of no basis here"),
+    ],
+)
+def test_a_named_node_that_is_none_is_refused(subject: Subject, names, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        attribute(
+            subject.pair.merged, subject.pair.prompt(text_of(subject)), subject.groups, nodes=names
+        )
+
+
 def test_full_edges_are_the_default(subject: Subject) -> None:
     assert attribute(subject.pair.merged, text_of(subject), nodes=5).edge_kind == "full"

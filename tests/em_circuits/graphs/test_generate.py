@@ -319,3 +319,14 @@ def test_a_prompt_longer_than_the_models_are_prepared_for_is_refused(subject: Su
     ids = tuple(subject.input_ids.tolist()) * 400
     with pytest.raises(RequestError, match="--max-context"):
         build_pair_graphs(subject.pair, Prompt.of("x", token_ids=ids), AttributionSettings())
+
+
+def test_frozen_edges_take_no_named_nodes() -> None:
+    with pytest.raises(RequestError, match="full edges"):
+        AttributionSettings(edges="frozen", named=("0/1/2",))
+
+
+def test_names_of_nodes_are_in_the_key_in_no_order() -> None:
+    one = AttributionSettings(named=("0/1/2", "1/1/3")).parameters
+    assert one == AttributionSettings(named=("1/1/3", "0/1/2"), nodes=7).parameters
+    assert one != AttributionSettings(named=("0/1/2",)).parameters
