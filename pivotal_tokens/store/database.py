@@ -29,6 +29,7 @@ from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_name
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
+    Host,
     marked,
     require_same_host,
     this_host,
@@ -52,6 +53,7 @@ class Database:
         self._address = place
         self._clock = clock
         self._marked_at = 0.0  # UTC seconds: when the store last recorded this host
+        self._found: Host | None = None  # recorded when it was opened, of a machine that is gone
         self._open = threading.local()  # .connection: the writing transaction of this thread
 
     @property
@@ -175,7 +177,8 @@ class Database:
                     "or name one with --store"
                 )
             ready = not empty and not needs_change(connection, self.where)
-            if ready and not self._is_new_host(connection):
+            # Reading never writes: this host is recorded with the first write.
+            if ready and not (self._is_new_host(connection) and self._address.take):
                 return
         connection = self._engine.connect().execution_options(writes=True)
         with connection, connection.begin():
@@ -190,7 +193,8 @@ class Database:
         if self.path is None:
             return False
         here, take = this_host(self.now()), self._address.take
-        new = require_same_host(marked(connection), here, self.path, take=take)
+        self._found = marked(connection)
+        new = require_same_host(self._found, here, self.path, take=take)
         self._marked_at = here.seen if not new else self._marked_at
         return new
 
@@ -204,7 +208,8 @@ class Database:
         if self.path is None or self.now().timestamp() - self._marked_at < MARK_SECONDS:
             return
         recorded, here = marked(connection), this_host(self.now())
-        if recorded is not None and not recorded.same_machine(here):
+        mine = recorded is None or recorded == self._found or recorded.same_machine(here)
+        if not mine:
             raise WorkFailed(
                 f"{self.where}: host {recorded.name} has taken this store over; nothing was written"
             )
@@ -246,6 +251,10 @@ def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestErr
 
 def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
     cause = _first_line(error)
+    if "readonly" in cause:
+        return WorkFailed(
+            f"{where} cannot be written here: copy it to where it can, and name that with --store"
+        )
     if "locked" in cause or "lock timeout" in cause:
         return WorkFailed(
             f"{where}: another process held the store for more than {BUSY_SECONDS:.0f} s; run again"

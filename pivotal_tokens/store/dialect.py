@@ -16,6 +16,7 @@ waiting for a lock, and synchronous commit whatever the server's default.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import QueuePool
 
 BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 10
@@ -46,11 +48,37 @@ def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
 
 
 def sqlite_engine(path: Path) -> Engine:
-    """An engine on an SQLite file; nothing is opened yet."""
+    """An engine on an SQLite file; nothing is opened yet.
+
+    A file on a read-only file system is read as it stands.
+    """
+    there = path.exists()
+    if there and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return _reading_engine(path)
     engine = create_engine(
         URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS}
     )
     event.listen(engine, "connect", _set_up_connection)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _reading_engine(path: Path) -> Engine:
+    """SQLite makes no file beside one that cannot change, and locks nothing."""
+    uri = path.absolute().as_uri()
+    # What a writer left half done has to be read, too, and that takes locks.
+    half_done = any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal"))
+    fixed = "" if half_done else "&immutable=1"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(f"{uri}?mode=ro{fixed}", uri=True, timeout=BUSY_SECONDS)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None
+
     event.listen(engine, "begin", _begin)
     return engine
 

@@ -6,7 +6,7 @@ import pytest
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Prompt
-from pivotal_tokens.store import Store, database, host
+from pivotal_tokens.store import Store, database, dialect, host
 from pivotal_tokens.store.host import Host
 
 
@@ -122,3 +122,41 @@ def test_an_empty_database_is_no_store_until_one_is_made(postgres):
     url = postgres.place.set(database="template1").render_as_string(hide_password=False)
     with pytest.raises(RequestError, match=r"no store at .*template1"):
         Store.open(url)
+
+
+def _listing(directory):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in directory.iterdir()}
+
+
+def test_reading_never_writes(store, store_path, clock):
+    store.prompts.add(Prompt.of("there"))
+    store.close()
+    before = _listing(store_path.parent)
+    clock.forward(2 * host.SEEN_SECONDS)
+    with Store.open(store_path, clock=clock) as reader:
+        assert len(reader.prompts.all()) == 1
+        assert _listing(store_path.parent) == before
+        reader.prompts.add(Prompt.of("written"))
+    assert _listing(store_path.parent) != before
+
+
+def test_a_stale_host_is_replaced_with_the_first_write(store, store_path, clock, elsewhere):
+    store.close()
+    elsewhere()
+    clock.forward(host.SEEN_SECONDS + 1)
+    with Store.open(store_path, clock=clock) as moved:
+        moved.prompts.add(Prompt.of("here now"))
+        with moved.reading() as connection:
+            assert host.marked(connection).name == "other-host"
+
+
+def test_a_store_that_cannot_be_written_is_read(store, store_path, clock, monkeypatch):
+    store.prompts.add(Prompt.of("published"))
+    store.close()
+    before = _listing(store_path.parent)
+    monkeypatch.setattr(dialect.os, "access", lambda path, mode: False)
+    with Store.open(store_path, clock=clock) as reader:
+        assert len(reader.prompts.all()) == 1
+        with pytest.raises(WorkFailed, match="cannot be written here: copy it"):
+            reader.prompts.add(Prompt.of("refused"))
+    assert _listing(store_path.parent) == before
