@@ -208,8 +208,8 @@ class Database:
         if self.path is None or self.now().timestamp() - self._marked_at < MARK_SECONDS:
             return
         recorded, here = marked(connection), this_host(self.now())
-        mine = recorded is None or recorded == self._found or recorded.same_machine(here)
-        if not mine:
+        known = recorded in (None, self._found)
+        if recorded is not None and not known and not recorded.same_machine(here):
             raise WorkFailed(
                 f"{self.where}: host {recorded.name} has taken this store over; nothing was written"
             )
