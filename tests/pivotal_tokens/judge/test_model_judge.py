@@ -108,7 +108,7 @@ def test_a_token_answered_differently_in_the_two_lists_is_unsure(
 def test_an_endpoint_without_an_answer_is_no_verdict(
     store: Store, prompt: Prompt, lists: NextTokenPair
 ) -> None:
-    with FakeEndpoint("400") as endpoint, pytest.raises(NoReply):
+    with FakeEndpoint("400", cycle=True) as endpoint, pytest.raises(NoReply):
         judge_for(store, endpoint).judge(prompt, lists.base, lists.merged)
 
 
