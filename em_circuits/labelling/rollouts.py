@@ -106,6 +106,7 @@ def _draw(
 
     Raises:
         WorkFailed: If some could not be labelled: nothing is stored of this prompt, and asked anew.
+            What a filter of the judge's endpoint refused is left out.
     """
     model = work.pair.model(name)
     with work.running:
@@ -118,7 +119,7 @@ def _draw(
         for sample in range(sampling.samples)
     ]
     labels = judge.label(prompt, [each for _, _, each in said])
-    unscored = [reason for label, reason in labels if label is None]
+    unscored = [one.reason for one in labels if one.label is None and not one.filtered]
     if unscored:
         raise WorkFailed(
             f"{judge.id}: {len(unscored)} of {len(labels)} continuations unscored: {unscored[0]}"
@@ -138,6 +139,6 @@ def _draw(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
         )
-        for (token, sample, each), (label, reason) in zip(said, labels, strict=True)
+        for (token, sample, each), (label, reason, _) in zip(said, labels, strict=True)
         if label is not None
     ]

@@ -106,12 +106,15 @@ class JudgeSession:
     def _decide(self, prompt: Prompt, votes: Sequence[Vote]) -> Judgement | Unparsed:
         good = [vote for vote in votes if vote.error is None]
         if 2 * len(good) <= len(votes):
-            bad = next(vote for vote in votes if vote.error is not None)
+            refused = [vote for vote in votes if vote.filtered]
+            filtered = 2 * (len(votes) - len(refused)) <= len(votes)  # whatever others may say yet
+            bad = refused[0] if filtered else next(v for v in votes if v.error is not None)
             return Unparsed(
                 prompt_id=prompt.prompt_id,
                 judge=self.judge.id,
                 raw=bad.raw,
                 error=bad.error or "",
+                filtered=filtered,
             )
         return Judgement(
             prompt_id=prompt.prompt_id,
@@ -142,7 +145,8 @@ class JudgeSession:
             examples=tuple(example.prompt.prompt_id for example in examples),
         )
         if grade.value is None:
-            return vote.model_copy(update={"error": grade.problem, "raw": grade.raw})
+            unusable = {"error": grade.problem, "raw": grade.raw, "filtered": grade.filtered}
+            return vote.model_copy(update=unusable)
         labels, conflicts = labels_of(grade.value)
         return vote.model_copy(
             update={

@@ -4,8 +4,8 @@ Nothing is asked in advance: the fullest form is sent, and what the endpoint tur
 ``max_tokens`` <-> ``max_completion_tokens`` and temperature where the error is about them; a system
 turn where it is about roles; ``json_schema`` -> ``json_object`` -> plain text with the schema in
 words, whatever the words of the error. What then succeeded is kept per (base URL, model) in the
-store, with the endpoint's words, until ``judge reset`` forgets it; where the error did not name what
-was left out, for the life of the client only.
+store, with the endpoint's words, until ``judge reset`` forgets it; where the error did not name
+what was left out, for the life of the client only.
 
     ability = Capabilities.expected(settings)
     body = request_body(ability, settings, messages, schema)

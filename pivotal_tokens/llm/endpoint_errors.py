@@ -43,7 +43,8 @@ _REFUSALS = (
     r"not allowed|not permitted|only the default|must be 1|is fixed"
 )
 _WINDOW = re.compile(
-    r"context (?:length|size|window)\D{0,40}(\d{3,})|(\d{3,})[- ]tokens? context|n_ctx\D{1,4}(\d{3,})",
+    r"context (?:length|size|window)\D{0,40}(\d{3,})|(\d{3,})[- ]tokens? context|"
+    r"n_ctx\D{1,4}(\d{3,})",
     re.IGNORECASE,
 )
 _PROMPT = re.compile(
@@ -89,7 +90,7 @@ class EndpointError:
         return (self.code or "") in _TOO_LONG or _WINDOW.search(self.message) is not None
 
     def rejects(self, parameter: str) -> bool:
-        """Whether it is about this parameter of the request, and not merely a text with its name."""
+        """Whether it is about this parameter of the request, not merely a text with its name."""
         if self.param is not None:
             return self.param == parameter
         name = rf"['\"`]?\b{parameter}\b['\"`]?"

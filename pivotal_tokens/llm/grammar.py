@@ -46,7 +46,7 @@ _SHOWN_ERRORS, _SHOWN_KEY = 3, 40
 
 
 class Unreadable(ValueError):
-    """A reply holds no answer that can be used; the message is for the model that is asked again."""
+    """A reply holds no answer that can be used; the message goes to the model asked again."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,12 @@ def why_unusable(reply: Reply) -> str:
 
 
 def read_reply(
-    body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str, reasoning: bool = False
+    body: str,
+    schema: type[BaseModel] | None,
+    *,
+    cached: bool,
+    call_id: str,
+    reasoning: bool = False,
 ) -> Reply:
     """Read the body of a chat completion as an outcome, in whatever form it is.
 

@@ -164,9 +164,7 @@ class Ledger(Repository):
         """Whether another session that is not over has a call under way."""
         table = tables.llm_calls
         query = select(table.c.session).distinct().where(table.c.state == "reserved")
-        query = query.where(
-            table.c.session != mine, table.c.expires_at >= self._now().timestamp()
-        )
+        query = query.where(table.c.session != mine, table.c.expires_at >= self._now().timestamp())
         return not all(session_is_over(name) for name in connection.execute(query).scalars())
 
     def give_up_dead_calls(self) -> int:
@@ -247,9 +245,7 @@ class Ledger(Repository):
         query = select(calls.c.call_id).where(calls.c.status.startswith(FILTERED, autoescape=True))
         query = narrowed(query, calls, model=model)
         with self._writing() as connection:
-            return connection.execute(
-                delete(replies).where(replies.c.call_id.in_(query))
-            ).rowcount
+            return connection.execute(delete(replies).where(replies.c.call_id.in_(query))).rowcount
 
 
 def _locked_account(connection: Connection) -> tuple[int, int]:
