@@ -218,7 +218,10 @@ class ContinuationLabel(NamedTuple):
 
     label: Label | None  # None: unscored, and `reason` says why
     reason: str
-    filtered: bool = False  # a filter refused it: asked again, it would
+
+
+class FilteredContinuation(ContinuationLabel):
+    """Unscored because a filter of the judge's endpoint refused it; asked again, it would too."""
 
 
 class Failed(Frozen):

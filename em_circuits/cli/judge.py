@@ -36,7 +36,7 @@ class ReportOptions(Options):
 
 @click.group()
 def judge() -> None:
-    """Measure judges against people; show and forget how endpoints are asked."""
+    """Measure judges against people; show how they are asked."""
 
 
 @judge.command(epilog="Example: em-circuits judge report --judge openai:o3")

@@ -30,6 +30,7 @@ from pivotal_tokens.llm.instructions import Instructions
 from pivotal_tokens.schema import (
     Continuation,
     ContinuationLabel,
+    FilteredContinuation,
     Frozen,
     Label,
     ModelName,
@@ -150,8 +151,8 @@ class ModelContinuations(Grader):
         if grade.declined and len(continuations) > 1:  # perhaps because of one of them
             return await self._ask(client, prompt, continuations, size=1)
         if grade.value is None:
-            unscored = ContinuationLabel(None, grade.problem, filtered=grade.filtered)
-            return [unscored] * len(continuations)
+            unscored = FilteredContinuation if grade.filtered else ContinuationLabel
+            return [unscored(None, grade.problem)] * len(continuations)
         answers = sorted(grade.value.labels, key=lambda one: one.number)
         return [ContinuationLabel(one.label, one.reason) for one in answers]
 

@@ -14,7 +14,14 @@ from fake_endpoint import FakeEndpoint
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.continuations import ModelContinuations
 from pivotal_tokens.llm import EndpointRefused, LLMSettings, NoReply
-from pivotal_tokens.schema import Continuation, Judgement, NextTokenPair, Prompt, Unparsed
+from pivotal_tokens.schema import (
+    Continuation,
+    FilteredContinuation,
+    Judgement,
+    NextTokenPair,
+    Prompt,
+    Unparsed,
+)
 from pivotal_tokens.store import Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
@@ -305,7 +312,7 @@ def test_a_refusal_of_one_input_is_kept_and_not_asked_again(
         # the same engine asks about continuations and answers
         said = [Continuation(token=" eat", text=" it"), Continuation(token=" try", text=" it")]
         labels = ModelContinuations(judge.settings, store).label(prompt, said)
-        assert [one.filtered for one in labels] == [True, True]
+        assert all(isinstance(one, FilteredContinuation) for one in labels)
         asked = len(endpoint.requests)
         ModelContinuations(judge.settings, store).label(prompt, said)
         assert len(endpoint.requests) == asked
