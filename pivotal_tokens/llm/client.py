@@ -243,6 +243,8 @@ class LLMClient:
     async def _send(
         self, question: _Question, form: _RequestForm, call_id: str, deadline: float
     ) -> Attempt:
+        if asyncio.get_running_loop().time() >= deadline:
+            return Lost(self._too_late(), sent=False, final=True)
         body = request_body(
             form.ability, self.settings, question.messages, question.form, limit=form.limit
         )

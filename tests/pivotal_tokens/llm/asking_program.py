@@ -20,7 +20,7 @@ def main(path: str, base_url: str, *numbers: str) -> None:
         base_url=base_url,
         max_concurrency=in_flight,
         max_output_tokens=1500,
-        max_attempts=8,
+        max_attempts=40,
     )
 
     async def ask_all(store: Store) -> Counter[str]:
