@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.answers import JudgeAnswer, ids_problem, labels_of, majority
 from pivotal_tokens.judge.examples import EXAMPLES, ExampleBank, question_messages
-from pivotal_tokens.llm import Grader, LLMClient
+from pivotal_tokens.llm import Grade, Grader, LLMClient
 from pivotal_tokens.llm.grade import every
 from pivotal_tokens.schema import (
     JudgedPrompt,
@@ -32,6 +32,7 @@ from pivotal_tokens.schema import (
     Unparsed,
     Vote,
 )
+from pivotal_tokens.store import LabelledPrompt
 
 _READ_AGAIN_S = 60.0
 _REMIND = "every id once, in each list"
@@ -124,10 +125,15 @@ class JudgeSession:
             reason=good[0].reason,
         )
 
-    async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
+    async def _grade(
+        self,
+        prompt: Prompt,
+        lists: NextTokenPair,
+        number: int,
+        examples: Sequence[LabelledPrompt],
+    ) -> Grade[JudgeAnswer]:
         judge = self.judge
-        examples = self.bank.choose(prompt, judge.examples)
-        grade = await judge.grade(
+        return await judge.grade(
             self.client,
             question_messages(judge.instructions, prompt, lists, vote=number, examples=examples),
             JudgeAnswer,
@@ -135,6 +141,14 @@ class JudgeSession:
             check=lambda answer: ids_problem(answer, lists),
             remind=_REMIND,
         )
+
+    async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
+        judge = self.judge
+        examples = self.bank.choose(prompt, judge.examples)
+        grade = await self._grade(prompt, lists, number, examples)
+        if grade.filtered and examples:  # perhaps because of one of them
+            examples = ()
+            grade = await self._grade(prompt, lists, number, examples)
         vote = Vote(
             prompt_id=prompt.prompt_id,
             judge=judge.id,

@@ -84,6 +84,15 @@ class Capabilities(Frozen):
             return self._without("system turn", error, system=False, guessed=True)
         return None
 
+    @property
+    def sure(self) -> Self:
+        """These without what was only guessed."""
+        if not self.guessed:
+            return self
+        named = tuple(said for said in self.turned_down if said.startswith(("temperature", "max_")))
+        whole = {"form": "json_schema", "system": True, "guessed": False, "turned_down": named}
+        return self.model_copy(update=whole)
+
     def _without(self, what: str, error: EndpointError, **update: Any) -> Self:
         said = f"{what}: {error.status} {error.message[:_SHOWN]}"
         return self.model_copy(update=update | {"turned_down": (*self.turned_down, said)})

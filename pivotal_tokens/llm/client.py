@@ -257,7 +257,8 @@ class LLMClient:
             self._ledger.closing(Closing(call_id, "unknown", "cancelled"))
             raise
         if isinstance(got, Response):
-            return Response(got.status, self._redact(got.body), got.headers)
+            body = self._redact(got.body).replace("\0", "\\u0000")  # PostgreSQL takes none
+            return Response(got.status, body, got.headers)
         return Lost(self._redact(got.problem), got.sent, got.final)
 
     async def _settle(self, question: _Question, call_id: str, got: Attempt) -> StoredReply | None:
@@ -318,7 +319,8 @@ class LLMClient:
 
     async def _remember(self, ability: Capabilities) -> None:
         """Keep the form in which a question was answered, if it is another than before."""
-        new = [said for said in ability.turned_down if said not in self._ability.turned_down]
+        known = {said.partition(":")[0] for said in self._ability.turned_down}
+        new = [said for said in ability.turned_down if said.partition(":")[0] not in known]
         if not new:
             return
         for said in new:
@@ -329,14 +331,13 @@ class LLMClient:
                 said,
             )
         self._ability = ability
-        if ability.guessed:
-            return
-        await self._ledger.run(
-            self._store.ledger.put_capabilities,
-            self.settings.url,
-            self.settings.model,
-            ability.model_dump_json(),
-        )
+        if ability.sure.turned_down:
+            await self._ledger.run(
+                self._store.ledger.put_capabilities,
+                self.settings.url,
+                self.settings.model,
+                ability.sure.model_dump_json(),
+            )
 
     def _final(self, got: Attempt, call_id: str) -> Reply | None:
         """The outcome, if another attempt would end the same way; None if it may not."""

@@ -44,7 +44,7 @@ _REFUSALS = (
 )
 _WINDOW = re.compile(
     r"context (?:length|size|window)\D{0,40}(\d{3,})|(\d{3,})[- ]tokens? context|"
-    r"n_ctx\D{1,4}(\d{3,})",
+    r"n_ctx\D{1,4}(\d{3,})|(\d{3,}) maximum context",
     re.IGNORECASE,
 )
 _PROMPT = re.compile(
@@ -157,8 +157,7 @@ def _names_input(error: EndpointError) -> bool:
 
 def _error(status: int, details: Any, body: str) -> EndpointError:
     if not isinstance(details, dict):
-        said = " ".join(str(details or body).split()) or "no message"
-        return EndpointError(status, said[:_SHOWN])
+        return EndpointError(status, _one_line(str(details or body)) or "no message")
     message = details.get("message") or details.get("detail") or body
     about = details.get("metadata")
     about = about if isinstance(about, dict) else {}
@@ -169,11 +168,16 @@ def _error(status: int, details: Any, body: str) -> EndpointError:
     code = details.get("code")
     return EndpointError(
         status,
-        " ".join(str(message).split())[:_SHOWN],
+        _one_line(str(message)),
         _text(details.get("param")),
         _text(inner_code) or _text(code),
         moderated="flagged_input" in about or bool(about.get("reasons")),
     )
+
+
+def _one_line(message: str) -> str:
+    """A message cut and without what no database takes: line breaks, NUL, half characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())[:_SHOWN]
 
 
 def _text(value: object) -> str | None:

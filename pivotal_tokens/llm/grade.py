@@ -145,8 +145,9 @@ class Grader:
                 replayed = replayed and reply.cached
                 problem = check(reply.value) if isinstance(reply, Ok) else why_unusable(reply)
                 value = reply.value if isinstance(reply, Ok) and not problem else None
-                filtered = isinstance(reply, Filtered)
-                declined = isinstance(reply, Refused) or filtered
+                declined = isinstance(reply, Refused | Filtered)
+                # Of a later try the filter may have refused what was sent back, not the question.
+                filtered = isinstance(reply, Filtered) and len(calls) == 1
                 grade: Grade[Answer] = Grade(
                     value, problem, reply.raw, tuple(calls), declined, filtered
                 )

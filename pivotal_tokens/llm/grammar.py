@@ -25,9 +25,17 @@ from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_THINKERS = "think|thinking|thought|thoughts|reasoning|reason|analysis|scratchpad|seed:think"
-_OPENS = rf"<(?:{_THINKERS})>|\[THINK\]|<\|channel\|>(?:analysis|commentary)|◁think▷"
-_CLOSES = rf"</(?:{_THINKERS})>|\[/THINK\]|<\|channel\|>final|◁/think▷"
+_THINKERS = (
+    "think|thinking|thought|thoughts|reasoning|reason|reflection|analysis|scratchpad|seed:think"
+)
+_OPENS = (
+    rf"<(?:{_THINKERS})>|\[THINK\]|<\|channel\|>(?:analysis|commentary)|◁think▷|"
+    r"<\|(?:begin_of_thought|start_thinking)\|>|<unused94>"
+)
+_CLOSES = (
+    rf"</(?:{_THINKERS})>|\[/THINK\]|<\|channel\|>final|◁/think▷|"
+    r"<\|(?:end_of_thought|end_thinking)\|>|<unused95>"
+)
 _FENCE = r"^[ \t]*(?:```|~~~)"
 _PIECES = re.compile(
     rf"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|(?P<fence>{_FENCE})|(?P<begin>\{{)|(?P<end>\}})",

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new, upsert
-from pivotal_tokens.store.rows import narrowed
+from pivotal_tokens.store.rows import narrowed, where
 from pivotal_tokens.store.sessions import session_is_over
 
 FILTERED = "filtered: "
@@ -236,7 +236,7 @@ class Ledger(Repository):
         """Forget what was found of endpoints, of one model if given; how many there were."""
         table = tables.llm_capabilities
         with self._writing() as connection:
-            these = narrowed(delete(table), table, model=model)
+            these = delete(table).where(*where(table, model=model))
             return connection.execute(these).rowcount
 
     def forget_filtered(self, model: str | None = None) -> int:

@@ -229,7 +229,7 @@ class Results(Repository):
         table = tables.unparsed
         mine = table.c.judge.startswith(judge, autoescape=True)
         with self._writing() as connection:
-            these = narrowed(delete(table).where(mine), table, filtered=True)
+            these = delete(table).where(mine, table.c.filtered)
             return connection.execute(these).rowcount
 
     def votes(

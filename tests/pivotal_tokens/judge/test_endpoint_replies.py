@@ -13,6 +13,7 @@ from fake_endpoint import FakeEndpoint
 
 from pivotal_tokens.judge import ModelJudge
 from pivotal_tokens.judge.continuations import ModelContinuations
+from pivotal_tokens.judge.examples import ExampleBank
 from pivotal_tokens.llm import EndpointRefused, LLMSettings, NoReply
 from pivotal_tokens.schema import (
     Continuation,
@@ -22,7 +23,7 @@ from pivotal_tokens.schema import (
     Prompt,
     Unparsed,
 )
-from pivotal_tokens.store import Store
+from pivotal_tokens.store import LabelledPrompt, Store
 
 pytestmark = pytest.mark.usefixtures("api_key")
 
@@ -375,3 +376,41 @@ def test_no_text_under_judgement_writes_a_control_token(
         user = endpoint.requests[0].body["messages"][1]["content"]
     data = user.splitlines()[1] if form == "tokens" else user
     assert json.loads(data)["prompt"] == NASTY
+
+
+def test_one_example_that_is_moderated_does_not_cost_every_prompt_its_label(
+    store: Store, prompt: Prompt, lists: NextTokenPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # with it in every question, every prompt would have been filtered, for good
+    example = LabelledPrompt(
+        prompt=Prompt.of("a violent example"),
+        pair=PAIR,
+        lists=lists,
+        human={1: "evil"},
+        judged={},
+        seen=frozenset(),
+        reasons=(),
+        remarks=(),
+    )
+    monkeypatch.setattr(ExampleBank, "choose", lambda *_: (example,))
+    with FakeEndpoint(server=servers.moderated("violent")) as endpoint:
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+    assert isinstance(judged.outcome, Judgement) and judged.votes[0].examples == ()
+    words = servers.moderated("BEGIN DATA")
+    with FakeEndpoint(server=words) as endpoint:
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+        assert len(endpoint.requests) == 2
+    assert isinstance(judged.outcome, Unparsed) and judged.outcome.filtered
+
+
+def test_a_filter_that_refuses_what_was_sent_back_does_not_refuse_the_prompt(
+    store: Store, prompt: Prompt, lists: NextTokenPair
+) -> None:
+    def second(request: servers.Body, completion: servers.Body) -> tuple[int, Any]:
+        if len(request["messages"]) > 2:
+            return 403, {"error": MODERATED}
+        return 200, servers.saying(completion, "hm")
+
+    with FakeEndpoint(server=second) as endpoint:
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+    assert isinstance(judged.outcome, Unparsed) and not judged.outcome.filtered
