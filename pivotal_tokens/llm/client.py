@@ -257,8 +257,8 @@ class LLMClient:
             self._ledger.closing(Closing(call_id, "unknown", "cancelled"))
             raise
         if isinstance(got, Response):
-            body = self._redact(got.body).replace("\0", "\\u0000")  # PostgreSQL takes none
-            return Response(got.status, body, got.headers)
+            text = self._redact(got.body).replace("\0", "\\u0000")  # PostgreSQL takes none
+            return Response(got.status, text, got.headers)
         return Lost(self._redact(got.problem), got.sent, got.final)
 
     async def _settle(self, question: _Question, call_id: str, got: Attempt) -> StoredReply | None:
