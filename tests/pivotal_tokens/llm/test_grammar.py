@@ -87,6 +87,8 @@ def unfit(draw: Any) -> Block:
                     made.replace('"unsure"', '"fine"'),
                     made.replace('"merged"', '"others"'),
                     f'{{"answer": {made}}}',
+                    f'{{"draft": {made},}}',
+                    f"{{not: {made}}}",
                     '{"note": "draft"}',
                     "{}",
                 ]
