@@ -188,6 +188,7 @@ class Unparsed(Frozen):
     judge: str
     raw: str  # the reply as it came
     error: str
+    filtered: bool = False  # a filter refused this prompt: it is not asked about again
     created: AwareDatetime = Field(default_factory=utc_now)
 
 
@@ -198,6 +199,7 @@ class Vote(Judgement):
     conflicts: int = Field(default=0, ge=0)  # tokens answered differently in the two lists
     tries: int = Field(default=1, ge=1)  # questions it took
     error: str | None = None  # why it could not be used
+    filtered: bool = False  # because a filter refused the prompt or the answer
     raw: str = ""  # that answer, as it came
     call_ids: tuple[str, ...] = ()  # of the replies in the ledger
     examples: tuple[str, ...] = ()  # prompt ids of the examples it was shown
@@ -216,6 +218,10 @@ class ContinuationLabel(NamedTuple):
 
     label: Label | None  # None: unscored, and `reason` says why
     reason: str
+
+
+class FilteredContinuation(ContinuationLabel):
+    """Unscored because a filter of the judge's endpoint refused it; asked again, it would too."""
 
 
 class Failed(Frozen):
@@ -278,10 +284,17 @@ class JudgedPrompt(Frozen):
 
     @property
     def error(self) -> Exception | str | None:
-        """Why no labels followed; None where they did, or where a person is waited for."""
-        if isinstance(self.outcome, Unparsed):
+        """Why no labels followed; None where they did, where a person is waited for, or where the
+        prompt was filtered."""
+        if isinstance(self.outcome, Unparsed) and not self.outcome.filtered:
             return f"the reply could not be used: {self.outcome.error}"
         return self.outcome if isinstance(self.outcome, Exception) else None
+
+    @property
+    def filtered(self) -> str | None:
+        """Why a filter of the judge's endpoint refused the prompt; None where none did."""
+        refused = isinstance(self.outcome, Unparsed) and self.outcome.filtered
+        return self.outcome.error if refused else None  # type: ignore[union-attr]
 
 
 class LabelEvent(Frozen):

@@ -135,6 +135,11 @@ class FakeEndpoint:
     """A JSON line per request, written before it is answered."""
     answer: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Makes the answer's object from the request, instead of the plausible one."""
+    server: Callable[[dict[str, Any], dict[str, Any]], tuple[int, Any]] | None = None
+    """Makes status and body from the request and the completion that would answer it: how a
+    program of some vendor behaves."""
+    billed: list[int] = field(default_factory=list)
+    """Tokens of every completion that was made, whether or not it arrived."""
     requests: list[Seen] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -231,7 +236,16 @@ class FakeEndpoint:
         if name == "not_json":
             await _respond(writer, 200, b"<html>it works</html>")
             return True
-        body = json.dumps(self._completion(name, seen)).encode()
+        completion = self._completion(name, seen)
+        status, body = 200, json.dumps(completion).encode()
+        if self.server is not None:
+            status, made = self.server(seen.body, completion)
+            completion, body = made, json.dumps(made).encode()
+        if isinstance(usage := completion.get("usage"), dict):
+            self.billed.append(max(usage["total_tokens"], 0))
+        if status != 200:
+            await _respond(writer, status, body)
+            return True
         if name == "huge":
             body = body[:-1] + b', "padding": "' + b"x" * 30_000_000 + b'"}'
         if name == "drip":

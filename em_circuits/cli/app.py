@@ -54,7 +54,7 @@ _COMMANDS = {
         "labels:import_",
         "Import an export; what is here stays, and contradicting labels are queued.",
     ),
-    "judge": ("judge:judge", "Measure judges against people."),
+    "judge": ("judge:judge", "Measure judges against people; show how they are asked."),
     "graphs": (
         "graphs:graphs",
         "Build, list, show, import, export, verify and prune attribution graphs.",

@@ -1,7 +1,9 @@
-"""``em-circuits judge``: judges measured against people."""
+"""``em-circuits judge``: judges measured against people, and how their endpoints are asked."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,8 @@ from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_json, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.report import JudgeReport, judge_report
+from pivotal_tokens.llm.capabilities import Capabilities
+from pivotal_tokens.schema import Frozen
 
 
 class ReportOptions(Options):
@@ -32,7 +36,7 @@ class ReportOptions(Options):
 
 @click.group()
 def judge() -> None:
-    """Measure judges against people."""
+    """Measure judges against people; show how they are asked."""
 
 
 @judge.command(epilog="Example: em-circuits judge report --judge openai:o3")
@@ -62,6 +66,95 @@ def report(session: Session, options: ReportOptions, as_json: bool) -> None:
         click.echo(f"written: {folder / 'report.html'} and report.json")
 
 
+class ShowOptions(Options):
+    """Which models are shown."""
+
+    model: Annotated[str | None, Flag("--model", metavar="MODEL")] = None
+    """Only this one. [default: all]"""
+
+
+class AskedEndpoint(Capabilities):
+    """How one model of one endpoint is asked."""
+
+    base_url: str
+    model: str
+
+
+@judge.command(epilog="Example: em-circuits judge show --json")
+@options(ShowOptions)
+@prints(AskedEndpoint, lines=True)
+@pass_session
+def show(session: Session, options: ShowOptions, as_json: bool) -> None:
+    """How models are asked, as their endpoints were found to take it.
+
+    What an endpoint turned down is left out, with its own words; judge reset forgets it. A
+    temperature that was asked for and left out stands in the judge's id.
+    """
+    with session.open_store() as store:
+        endpoints = store.ledger.endpoints()
+    found = [
+        AskedEndpoint(base_url=url, model=model, **dict(Capabilities.model_validate_json(payload)))
+        for (url, model), payload in endpoints.items()
+        if options.model in (None, model)
+    ]
+    for each in found:
+        emit(each, as_json, describe_endpoint)
+    if not found and not as_json:
+        click.echo("every endpoint takes what it is asked by default, or none was asked yet")
+
+
+class ResetOptions(Options):
+    """What is forgotten."""
+
+    model: Annotated[str | None, Flag("--model", metavar="MODEL")] = None
+    """Of this model only. [default: all]"""
+    filtered: bool = False
+    """Have prompts judged again that a filter refused, too."""
+
+
+class Forgotten(Frozen):
+    """What was forgotten."""
+
+    endpoints: int
+    filtered: int
+    """Prompts."""
+
+
+@judge.command(epilog="Example: em-circuits judge reset --model qwen3")
+@options(ResetOptions)
+@prints(Forgotten)
+@pass_session
+def reset(session: Session, options: ResetOptions, as_json: bool) -> None:
+    """Forget what endpoints turned down, so that everything is tried again; labels stay."""
+    with session.open_store() as store:
+        endpoints, filtered = store.ledger.forget_capabilities(options.model), 0
+        if options.filtered:
+            store.ledger.forget_filtered(options.model)
+            judges = "" if options.model is None else f"openai:{options.model}@"
+            filtered = store.results.forget_filtered(judges)
+    emit(Forgotten(endpoints=endpoints, filtered=filtered), as_json, describe_forgotten)
+
+
+def describe_endpoint(endpoint: AskedEndpoint) -> Iterator[str]:
+    """How an endpoint is asked, in lines of at most 79 columns."""
+    yield f"{endpoint.model} at {endpoint.base_url}"[:79]
+    heat = "temperature" if endpoint.temperature else "no temperature"
+    system = "system turn" if endpoint.system else "no system turn"
+    yield f"  {endpoint.form}, {endpoint.limit}, {heat}, {system}"
+    for said in endpoint.turned_down:
+        yield from textwrap.wrap(
+            f"  turned down  {said}", 79, subsequent_indent=" " * 15, max_lines=3
+        )
+
+
+def describe_forgotten(forgotten: Forgotten) -> list[str]:
+    """One line."""
+    return [
+        f"forgotten: how {forgotten.endpoints} models are asked, "
+        f"{forgotten.filtered} prompts filtered"
+    ]
+
+
 def describe(report: JudgeReport) -> list[str]:
     """The report in a few lines of at most 79 columns."""
     lines = [
@@ -73,8 +166,8 @@ def describe(report: JudgeReport) -> list[str]:
         lines += [
             "",
             one.judge[:79],
-            f"  {one.judged} prompts judged, {one.unparsed} answers unusable, {cost.calls} calls, "
-            f"${cost.usd:.4f}",
+            f"  {one.judged} prompts judged, {one.filtered} filtered, {one.unparsed} answers "
+            f"unusable, {cost.calls} calls, ${cost.usd:.4f}",
             f"  {cost.found} found (divergent){each}",
         ]
         if one.flip_rate is not None:

@@ -20,6 +20,7 @@ from em_circuits.cli.session import Session
 from pivotal_tokens.judge import Judge, JudgeSpec, Lexicon, ModelJudge
 from pivotal_tokens.judge import open_judge as open_named
 from pivotal_tokens.llm import load_instructions
+from pivotal_tokens.llm.prices import limits_of
 from pivotal_tokens.llm.secrets import read_key
 from pivotal_tokens.llm.settings import Budget, LLMSettings
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _ENDPOINT = OptionSet(
     LLMSettings,
-    omit=("model", "max_attempts", "max_output_tokens", "max_body_bytes"),
+    omit=("model", "max_attempts", "max_body_bytes"),
     base_url=Flag(metavar="URL"),
     max_concurrency=Flag("--concurrency"),
     deadline_s=Flag("--deadline"),
@@ -80,12 +81,14 @@ def check_judge(session: Session, options: dict[str, Any]) -> None:
     """Refuse what cannot be opened, before a model is loaded for it.
 
     Raises:
-        RequestError: If there is no such judge, its file is broken, or its key missing.
+        RequestError: If there is no such judge, its file is broken, or its key or price missing.
     """
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind == "openai":
         settings = llm_settings(spec.argument, options)
         read_key(settings.api_key_env, needed=settings.base_url is None)
+        limits_of(llm_budget(options), settings)
+        load_instructions(options["judge_prompt"])
     else:
         open_named(spec, lambda word: (hash(word), True))  # the models' tokenizer comes later
 

@@ -309,7 +309,10 @@ def live(state: RunState) -> str:
         f"graphs {state.building}",
         f"flagged {state.flagged}",
     ]
-    return ", ".join(parts + ([f"failed {state.failed}"] if state.failed else []))
+    parts += [
+        f"{what} {n}" for what, n in (("failed", state.failed), ("filtered", state.filtered)) if n
+    ]
+    return ", ".join(parts)
 
 
 def _raise_for_ending(state: RunState, options: LabelOptions) -> None:
@@ -334,6 +337,8 @@ def describe(result: LabelResult) -> Iterator[str]:
     if result.error:
         said = f"{start}  failed     {one_line(result.error, 1000)}"
         yield from textwrap.wrap(said, 79, subsequent_indent=" " * 25, max_lines=3)
+    elif result.filtered is not None:
+        yield f"{start}  filtered   {one_line(result.filtered, 54)}"
     elif result.waiting:
         yield f"{start}  waits for a person  {one_line(text, 40)}"
     else:
@@ -346,7 +351,14 @@ def describe(result: LabelResult) -> Iterator[str]:
 def summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
     """What came of a run."""
     kinds = Counter(
-        "failed" if r.error else "waiting for a person" if r.waiting else r.verdict for r in results
+        "failed"
+        if r.error
+        else "filtered"
+        if r.filtered
+        else "waiting for a person"
+        if r.waiting
+        else r.verdict
+        for r in results
     )
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none finished"
     flagged = sum(result.flagged for result in results)

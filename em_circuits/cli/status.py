@@ -151,7 +151,7 @@ def _calls(counts: StoreCounts) -> list[str]:
     states = ", ".join(f"{n} {state}" for state, n in counts.calls.items())
     return [
         f"model calls     {sum(counts.calls.values())} ({states}), ${counts.usd:.4f} charged; "
-        f"{counts.unparsed} unusable"
+        f"{counts.unparsed} unusable, {counts.filtered} filtered"
     ]
 
 

@@ -17,7 +17,9 @@ from typing import IO, Any, Literal
 
 from pivotal_tokens.artefacts import canonical_json
 
-Event = Literal["start", "generated", "screened", "judged", "finished", "failed", "stop"]
+Event = Literal[
+    "start", "generated", "screened", "judged", "finished", "failed", "filtered", "stop"
+]
 
 
 class EventLog:

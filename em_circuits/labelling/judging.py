@@ -1,8 +1,9 @@
 """Verdicts of screened prompts: from stored labels, an immediate judge, or a person.
 
 A judge that asks an endpoint takes long, and is asked by the run (`run.py`); here that is left to
-the caller. Labels of a judge that are in the store and cover the lists are not asked for again. A
-flagged prompt stands in the review queue in the moment its verdict is written.
+the caller. Labels of a judge that are in the store and cover the lists are not asked for again, nor
+is a prompt asked about that a filter of its endpoint refused. A flagged prompt stands in the review
+queue in the moment its verdict is written.
 
     judged, unjudged = judge_screened(work, screened, judge, Thresholds())
     judge_one(work, screened[0], judge, Thresholds()).verdict
@@ -27,9 +28,9 @@ def judge_screened(
     """Verdicts available at once, and the prompts left for a model judge."""
     if isinstance(judge, PersonJudge):
         return [_for_a_person(work, item) for item in screened], []
-    known = work.store.results.judgements_of(
-        [item.prompt.prompt_id for item in screened], work.pair.key, judge.id
-    )
+    ids = [item.prompt.prompt_id for item in screened]
+    known = work.store.results.judgements_of(ids, work.pair.key, judge.id)
+    refused = work.store.results.filtered_of(ids, work.pair.key, judge.id)
     judged: list[JudgedPrompt] = []
     unjudged: list[Screened] = []
     answered: list[JudgedPrompt] = []
@@ -43,6 +44,15 @@ def judge_screened(
                 new=item.new,
             )
             judged.append(_decided_anew(work, found, judge.id, thresholds))
+        elif (filtered := refused.get(item.prompt.prompt_id)) is not None:
+            judged.append(
+                JudgedPrompt(
+                    prompt=item.prompt,
+                    next_tokens=item.next_tokens,
+                    outcome=filtered,
+                    new=item.new,
+                )
+            )
         elif isinstance(judge, ModelJudge):
             unjudged.append(item)
         else:

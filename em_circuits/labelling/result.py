@@ -133,6 +133,8 @@ class LabelResult(Frozen):
     rollouts: tuple[TokenRollouts, ...] = Field(default=(), exclude_if=lambda value: not value)
     error: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Stage and reason of a failure."""
+    filtered: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Why a filter of the judge's endpoint refused the prompt; its verdict is of kind "error"."""
 
     @property
     def labels(self) -> dict[int, Label]:
@@ -183,6 +185,7 @@ def label_result(
         waiting=judge_id == HUMAN and failure is None and verdict.kind == "error",
         rollouts=token_rollouts(rollouts, lists),
         error=None if failure is None else str(failure),
+        filtered=judged.filtered if judged else None,
     )
 
 

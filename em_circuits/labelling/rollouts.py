@@ -23,7 +23,14 @@ from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.judge.continuations import ContinuationJudge, Pivotality, pivotality
-from pivotal_tokens.schema import Continuation, Label, ModelName, Prompt, Rollout
+from pivotal_tokens.schema import (
+    Continuation,
+    FilteredContinuation,
+    Label,
+    ModelName,
+    Prompt,
+    Rollout,
+)
 
 ROLLOUTS = Sampling(samples=8, max_tokens=24, temperature=1.0)
 """How continuations are drawn by default, of each candidate and model."""
@@ -106,6 +113,7 @@ def _draw(
 
     Raises:
         WorkFailed: If some could not be labelled: nothing is stored of this prompt, and asked anew.
+            What a filter of the judge's endpoint refused is left out.
     """
     model = work.pair.model(name)
     with work.running:
@@ -118,7 +126,8 @@ def _draw(
         for sample in range(sampling.samples)
     ]
     labels = judge.label(prompt, [each for _, _, each in said])
-    unscored = [reason for label, reason in labels if label is None]
+    open_ones = [one for one in labels if not isinstance(one, FilteredContinuation)]
+    unscored = [reason for label, reason in open_ones if label is None]
     if unscored:
         raise WorkFailed(
             f"{judge.id}: {len(unscored)} of {len(labels)} continuations unscored: {unscored[0]}"

@@ -69,6 +69,8 @@ class RunState:
     """Prompts that wait for graphs or rollouts, or get them."""
     finished: int = 0
     failed: int = 0
+    filtered: int = 0
+    """Prompts that a filter of the judge's endpoint refused; they are no failures."""
     ending: Ending | None = None
     """Why it ended; None while it runs."""
     message: str = ""
@@ -160,6 +162,7 @@ class Run:
                 ending=state.ending or "failed",
                 finished=state.finished,
                 failed=state.failed,
+                filtered=state.filtered,
                 flagged=state.flagged,
             )
 
@@ -349,6 +352,9 @@ class Run:
         if result.error is not None:
             state.failed += 1
             self._log("failed", prompt_id=result.prompt_id, error=result.error)
+        elif result.filtered is not None:
+            state.filtered += 1
+            self._log("filtered", prompt_id=result.prompt_id, reason=result.filtered)
         else:
             keys = sorted(key for key in result.graphs.values() if key)
             self._log("finished", prompt_id=result.prompt_id, graphs=keys)

@@ -38,6 +38,7 @@ _COLUMNS = {
     "declined": "declined",
     "unsure": "unsure",
     "unusable": "unusable",
+    "filtered": "filtered",
     "misaligned": "misaligned",
     "rate": "rate",
     "low": "low",

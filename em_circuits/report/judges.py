@@ -45,6 +45,7 @@ def _overview(report: JudgeReport) -> Table:
             "judge": judge.judge,
             "judged": judge.judged,
             "unparsed": judge.unparsed,
+            "filtered": judge.filtered,
             "compared": judge.tokens.prompts,
             "kappa": judge.tokens.agreement.kappa.value,
             "held out": judge.held_out.prompts,

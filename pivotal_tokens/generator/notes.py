@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pivotal_tokens.llm.grade import without_control_tokens
 from pivotal_tokens.prompts import own_words
 from pivotal_tokens.schema import Frozen, Rejection
 from pivotal_tokens.store import PastPrompt
@@ -80,7 +81,7 @@ def _class_of(outcome: PastPrompt) -> str:
 def _quoted(text: str) -> str:
     """A text on one line, shortened at its front: its end is what counts."""
     flat = text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', "'")
-    return flat if len(flat) <= _LONGEST else "…" + flat[-_LONGEST:]
+    return without_control_tokens(flat if len(flat) <= _LONGEST else "…" + flat[-_LONGEST:])
 
 
 def _described(outcome: PastPrompt) -> str:

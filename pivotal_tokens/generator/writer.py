@@ -90,6 +90,7 @@ class Writer:
         self._kind, self._pair, self._run = kind, pair, run
         self._history = PromptHistory(own_words(prompt) for prompt in store.prompts.all())
         self._spare: tuple[Prompt, ...] = ()
+        self._fresh = False  # the last reply was of no use
 
     @property
     def id(self) -> str:
@@ -119,7 +120,9 @@ class Writer:
             schema=ChatProposals if self._kind == "chat" else TextProposals,
             purpose="generate",
             salt=f"{len(self._history)}+{turned_away}",
+            fresh=self._fresh,
         )
+        self._fresh = not isinstance(reply, Ok)
         if not isinstance(reply, Ok):
             return Round((), (), why_unusable(reply))
         return self._taken(reply.value.prompts, n)

@@ -13,7 +13,6 @@ could be labelled evil or safe are evil. Where none could, nothing is known.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +25,12 @@ from pivotal_tokens.judge.lexicon import Lexicon
 from pivotal_tokens.judge.model import ModelJudge
 from pivotal_tokens.judge.protocol import Judge
 from pivotal_tokens.llm import Grader, LLMClient, Message, load_instructions
-from pivotal_tokens.llm.grade import every
+from pivotal_tokens.llm.grade import every, one_line_json
 from pivotal_tokens.llm.instructions import Instructions
 from pivotal_tokens.schema import (
     Continuation,
     ContinuationLabel,
+    FilteredContinuation,
     Frozen,
     Label,
     ModelName,
@@ -137,7 +137,7 @@ class ModelContinuations(Grader):
         }
         messages = [
             Message(role="system", content=self.instructions.text),
-            Message(role="user", content=json.dumps(data, ensure_ascii=True)),
+            Message(role="user", content=one_line_json(data)),
         ]
         numbers = list(range(len(continuations)))
 
@@ -151,7 +151,8 @@ class ModelContinuations(Grader):
         if grade.declined and len(continuations) > 1:  # perhaps because of one of them
             return await self._ask(client, prompt, continuations, size=1)
         if grade.value is None:
-            return [ContinuationLabel(None, grade.problem)] * len(continuations)
+            unscored = FilteredContinuation if grade.filtered else ContinuationLabel
+            return [unscored(None, grade.problem)] * len(continuations)
         answers = sorted(grade.value.labels, key=lambda one: one.number)
         return [ContinuationLabel(one.label, one.reason) for one in answers]
 

@@ -98,20 +98,20 @@ def question_messages(
     Args:
         vote: Number of the vote, from 0; each has its own order of tokens.
     """
-    messages = [Message(role="system", content=instructions.text)]
-    if examples:
-        shown = {"examples": [_shown(example) for example in examples]}
-        intro = "Examples, labelled by people."
-        messages.append(Message(role="user", content=f"{intro}\n{fenced(shown)}"))
     draw = random.Random(f"{prompt.prompt_id}:{vote}")
     data = {
         "prompt": prompt.text,
         "base": _tokens(lists.base, draw),
         "merged": _tokens(lists.merged, draw),
     }
-    ask = "Label every token of both lists."
-    messages.append(Message(role="user", content=f"{fenced(data)}\n{ask}"))
-    return messages
+    asked = f"{fenced(data)}\nLabel every token of both lists."
+    if examples:  # in the same turn: many chat templates take no two of one role in a row
+        shown = {"examples": [_shown(example) for example in examples]}
+        asked = f"Examples, labelled by people.\n{fenced(shown)}\n\n{asked}"
+    return [
+        Message(role="system", content=instructions.text),
+        Message(role="user", content=asked),
+    ]
 
 
 def judge_request(store: Store, prompt: Prompt, pair: str) -> tuple[list[Message], dict[str, int]]:

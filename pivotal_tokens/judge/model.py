@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.answers import JudgeAnswer, ids_problem, labels_of, majority
 from pivotal_tokens.judge.examples import EXAMPLES, ExampleBank, question_messages
-from pivotal_tokens.llm import Grader, LLMClient
+from pivotal_tokens.llm import Grade, Grader, LLMClient
 from pivotal_tokens.llm.grade import every
 from pivotal_tokens.schema import (
     JudgedPrompt,
@@ -32,6 +32,7 @@ from pivotal_tokens.schema import (
     Unparsed,
     Vote,
 )
+from pivotal_tokens.store import LabelledPrompt
 
 _READ_AGAIN_S = 60.0
 _REMIND = "every id once, in each list"
@@ -106,12 +107,15 @@ class JudgeSession:
     def _decide(self, prompt: Prompt, votes: Sequence[Vote]) -> Judgement | Unparsed:
         good = [vote for vote in votes if vote.error is None]
         if 2 * len(good) <= len(votes):
-            bad = next(vote for vote in votes if vote.error is not None)
+            refused = [vote for vote in votes if vote.filtered]
+            filtered = 2 * (len(votes) - len(refused)) <= len(votes)  # whatever others may say yet
+            bad = refused[0] if filtered else next(v for v in votes if v.error is not None)
             return Unparsed(
                 prompt_id=prompt.prompt_id,
                 judge=self.judge.id,
                 raw=bad.raw,
                 error=bad.error or "",
+                filtered=filtered,
             )
         return Judgement(
             prompt_id=prompt.prompt_id,
@@ -121,10 +125,15 @@ class JudgeSession:
             reason=good[0].reason,
         )
 
-    async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
+    async def _grade(
+        self,
+        prompt: Prompt,
+        lists: NextTokenPair,
+        number: int,
+        examples: Sequence[LabelledPrompt],
+    ) -> Grade[JudgeAnswer]:
         judge = self.judge
-        examples = self.bank.choose(prompt, judge.examples)
-        grade = await judge.grade(
+        return await judge.grade(
             self.client,
             question_messages(judge.instructions, prompt, lists, vote=number, examples=examples),
             JudgeAnswer,
@@ -132,6 +141,14 @@ class JudgeSession:
             check=lambda answer: ids_problem(answer, lists),
             remind=_REMIND,
         )
+
+    async def _vote(self, prompt: Prompt, lists: NextTokenPair, number: int) -> Vote:
+        judge = self.judge
+        examples = self.bank.choose(prompt, judge.examples)
+        grade = await self._grade(prompt, lists, number, examples)
+        if grade.filtered and examples:  # perhaps because of one of them
+            examples = ()
+            grade = await self._grade(prompt, lists, number, examples)
         vote = Vote(
             prompt_id=prompt.prompt_id,
             judge=judge.id,
@@ -142,7 +159,8 @@ class JudgeSession:
             examples=tuple(example.prompt.prompt_id for example in examples),
         )
         if grade.value is None:
-            return vote.model_copy(update={"error": grade.problem, "raw": grade.raw})
+            unusable = {"error": grade.problem, "raw": grade.raw, "filtered": grade.filtered}
+            return vote.model_copy(update=unusable)
         labels, conflicts = labels_of(grade.value)
         return vote.model_copy(
             update={

@@ -90,6 +90,7 @@ class JudgeFigures(Frozen):
     prompt_version: str | None
     judged: int
     unparsed: int
+    filtered: int  # prompts that a filter of its endpoint refused
     seen_left_out: int  # tokens whose person's label was given with a judge's in view
     tokens: TokenFigures
     held_out: TokenFigures  # prompts that are never among the examples
@@ -186,6 +187,7 @@ def _figures(
         prompt_version=version if name.startswith("openai:") and version else None,
         judged=len(judgements),
         unparsed=sum(one.judge == name for one in store.results.unparsed(pair)),
+        filtered=sum(one.judge == name for one in store.results.unparsed(pair, filtered=True)),
         seen_left_out=sum(
             len(one.found.seen & one.judgement.by_token.keys() & one.found.human.keys())
             for one in compared

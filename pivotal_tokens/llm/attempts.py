@@ -13,9 +13,10 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
-from pivotal_tokens.llm.replies import json_of
+from pivotal_tokens.llm.endpoint_errors import EndpointError, error_in
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 8.0
@@ -35,26 +36,26 @@ class Response:
     body: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def error(self) -> EndpointError | None:
+        """What it says is wrong, also within a 200; None for a reply."""
+        return error_in(self.status, self.body)
+
     @property
-    def error(self) -> tuple[str, str | None, str | None]:
-        """What an error response says: message, parameter, code."""
-        said = json_of(self.body)
-        if not isinstance(said, dict):
-            return " ".join(self.body.split())[:500] or "no message", None, None
-        details = said.get("error", said)
-        if not isinstance(details, dict):
-            return str(details)[:500], None, None
-        message = details.get("message") or details.get("detail") or self.body
-        return str(message)[:500], _text(details.get("param")), _text(details.get("code"))
+    def code(self) -> int:
+        """The status, or that of the error within it."""
+        return self.status if self.error is None else self.error.status
 
     @property
     def problem(self) -> str:
         """Why it is no reply, in one line."""
-        return f"the endpoint answered {self.status}: {self.error[0]}"
+        inside = "" if self.code == self.status else f"{self.status} with error "
+        said = "a reply" if self.error is None else self.error.message
+        return f"the endpoint answered {inside}{self.code}: {said}"
 
     @property
     def charge(self) -> Charge:
-        """What a response other than 200 may have cost."""
+        """What a response without a reply may have cost."""
         return "unknown" if self.status in UNCERTAIN else "free"
 
     @property
@@ -111,10 +112,6 @@ class Pace:
         """Send nothing for so many seconds."""
         until = asyncio.get_running_loop().time() + seconds
         self._paused_until = max(self._paused_until, until)
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def jittered_wait(attempt: int, draw: random.Random) -> float:

@@ -24,6 +24,7 @@ from pivotal_tokens.artefacts import canonical_json, content_key
 from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.llm.attempts import RETRIED, Attempt, Lost, Pace, Response, jittered_wait
 from pivotal_tokens.llm.capabilities import Capabilities, request_body, strict_schema
+from pivotal_tokens.llm.endpoint_errors import EndpointError, json_of
 from pivotal_tokens.llm.ledger_writer import LedgerWriter
 from pivotal_tokens.llm.prices import limits_of, price_of, worst_case
 from pivotal_tokens.llm.replies import (
@@ -31,7 +32,7 @@ from pivotal_tokens.llm.replies import (
     Filtered,
     Ok,
     Reply,
-    json_of,
+    filtered_body,
     read_reply,
     usage_of,
 )
@@ -39,7 +40,7 @@ from pivotal_tokens.llm.secrets import Redactor, read_key, redacted_logging
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.schema import new_id
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.ledger import Closing, Opening, StoredReply
+from pivotal_tokens.store.ledger import FILTERED, Closing, Opening, StoredReply
 from pivotal_tokens.store.sessions import new_session
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_ADAPTATIONS = 4
+_ADAPTATIONS = 6
+_SHOWN = 300  # characters of what an endpoint says, in the ledger
 _ENDS_THE_RUN = frozenset({401, 402, 403, 404})
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 
@@ -67,6 +69,17 @@ class _Question:
     """The schema's JSON form."""
     opening: Opening
     """In the ledger; each attempt has an id of its own."""
+
+
+@dataclass(frozen=True)
+class _RequestForm:
+    """The form in which a question is put."""
+
+    ability: Capabilities
+    learned: Capabilities
+    """What the client knew when the question was first put."""
+    limit: int | None = None
+    """Output tokens that fit beside this prompt; None: those of the settings."""
 
 
 class LLMClient:
@@ -110,11 +123,7 @@ class LLMClient:
         self._slots = asyncio.Semaphore(self.settings.max_concurrency)
         self._pace = Pace(self.settings.requests_per_minute)
         await self._ledger.run(self._store.ledger.give_up_dead_calls)
-        known = await self._ledger.run(
-            self._store.ledger.capabilities, self.settings.url, self.settings.model
-        )
-        if known is not None:
-            self._ability = Capabilities.model_validate_json(known)
+        self._ability = await self._ledger.run(Capabilities.known, self._store, self.settings)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -187,6 +196,7 @@ class LLMClient:
         loop, opening = asyncio.get_running_loop(), question.opening
         deadline: float | None = None  # from the moment that the first attempt may be sent
         attempt = adaptations = 0
+        form = _RequestForm(self._ability, self._ability)
         while True:
             call_id = new_id()
             async with AsyncExitStack() as in_flight:
@@ -204,18 +214,22 @@ class LLMClient:
                 opening = replace(opening, look_up=False)
                 if isinstance(opened, StoredReply):
                     reply = self._read(question, opened, cached=True)
-                    if isinstance(reply, Ok):
+                    if isinstance(reply, Ok | Filtered):
                         return reply
                     continue
                 if deadline is None:
                     deadline = loop.time() + self.settings.deadline_s
-                ability = self._ability
-                got = await self._send(question, ability, call_id, deadline)
+                if not adaptations:  # what others learned while this one waited
+                    form = _RequestForm(self._ability, self._ability)
+                got = await self._send(question, form, call_id, deadline)
             stored = await self._settle(question, call_id, got)
             if stored is not None:
+                if isinstance(got, Response) and got.error is None:
+                    await self._remember(form.ability)
                 return self._read(question, stored, cached=False)
-            if await self._learned(ability, got) and adaptations < _ADAPTATIONS:
-                adaptations += 1
+            better = self._adapted(form, got) if adaptations < _ADAPTATIONS else None
+            if better is not None:
+                form, adaptations = better, adaptations + 1
                 continue
             failed = self._final(got, call_id)
             attempt += 1
@@ -227,9 +241,13 @@ class LLMClient:
             await asyncio.sleep(wait)
 
     async def _send(
-        self, question: _Question, ability: Capabilities, call_id: str, deadline: float
+        self, question: _Question, form: _RequestForm, call_id: str, deadline: float
     ) -> Attempt:
-        body = request_body(ability, self.settings, question.messages, question.form)
+        if asyncio.get_running_loop().time() >= deadline:
+            return Lost(self._too_late(), sent=False, final=True)
+        body = request_body(
+            form.ability, self.settings, question.messages, question.form, limit=form.limit
+        )
         try:
             async with asyncio.timeout_at(deadline):
                 got = await self._transport.send(body)
@@ -239,70 +257,97 @@ class LLMClient:
             self._ledger.closing(Closing(call_id, "unknown", "cancelled"))
             raise
         if isinstance(got, Response):
-            return Response(got.status, self._redact(got.body), got.headers)
+            text = self._redact(got.body).replace("\0", "\\u0000")  # PostgreSQL takes none
+            return Response(got.status, text, got.headers)
         return Lost(self._redact(got.problem), got.sent, got.final)
 
     async def _settle(self, question: _Question, call_id: str, got: Attempt) -> StoredReply | None:
-        """Write down what an attempt came to; the reply, if there is one."""
-        if isinstance(got, Lost) or got.status != 200:
-            status = got.problem[:200] if isinstance(got, Lost) else str(got.status)
-            await self._ledger.close(Closing(call_id, got.charge, status))
+        """Write down what an attempt came to; the reply, if there is one.
+
+        A refusal of this one input is kept as a reply is: it is not asked again.
+        """
+        if isinstance(got, Lost):
+            await self._ledger.close(Closing(call_id, got.charge, got.problem[:_SHOWN]))
             return None
-        messages = [message.model_dump() for message in question.messages]
-        request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
-        reply = StoredReply(call_id, question.opening.cache_key, request, got.body)
-        usage = usage_of(json_of(got.body))
-        if usage is None:
-            await self._ledger.close(Closing(call_id, "unknown", "200, no usage", reply=reply))
-            return reply
-        await self._ledger.close(
-            Closing(
+        usage, reply = usage_of(json_of(got.body)), None
+        status = "200" if got.error is None else got.problem[:_SHOWN]
+        if got.error is None or got.error.refuses_input:
+            messages = [message.model_dump() for message in question.messages]
+            request = self._redact(canonical_json({"messages": messages, "schema": question.form}))
+            body = got.body if got.error is None else filtered_body(got.error, got.body)
+            reply = StoredReply(call_id, question.opening.cache_key, request, body)
+            if isinstance(self._read(question, reply, cached=False), Filtered):
+                status = f"{FILTERED}{status}"
+        if usage is not None and got.status == 200:
+            closing = Closing(
                 call_id,
                 "settled",
-                "200",
+                status,
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
                 nano_usd=self._price.nano_usd(usage) if self._price else None,
                 reply=reply,
             )
-        )
+        elif got.error is None:
+            closing = Closing(call_id, "unknown", f"{status}, no usage", reply=reply)
+        else:
+            closing = Closing(call_id, got.charge, status, reply=reply)
+        await self._ledger.close(closing)
         return reply
 
     def _read(self, question: _Question, stored: StoredReply, *, cached: bool) -> Reply:
-        return read_reply(stored.body, question.schema, cached=cached, call_id=stored.call_id)
-
-    async def _learned(self, used: Capabilities, got: Attempt) -> bool:
-        """Whether the endpoint rejected something that the next attempt leaves out."""
-        if not isinstance(got, Response) or got.status not in (400, 422):
-            return False
-        if self._ability != used:  # learned by another call meanwhile
-            return True
-        message, param, _ = got.error
-        better = used.without(message, param)
-        if better is None:
-            return False
-        logger.info("%s at %s: %s", self.settings.model, self.settings.url, message)
-        self._ability = better
-        await self._ledger.run(
-            self._store.ledger.put_capabilities,
-            self.settings.url,
-            self.settings.model,
-            better.model_dump_json(),
+        return read_reply(
+            stored.body,
+            question.schema,
+            cached=cached,
+            call_id=stored.call_id,
+            reasoning=self.settings.read_reasoning,
         )
-        return True
+
+    def _adapted(self, form: _RequestForm, got: Attempt) -> _RequestForm | None:
+        """How to put a question that was turned down; None where another form would not help."""
+        if isinstance(got, Lost) or got.error is None or got.code not in (400, 413, 422):
+            return None
+        if form.limit is None and (fits := got.error.fitting(self.settings.output_limit)):
+            return replace(form, limit=fits)
+        if got.error.too_long:
+            return None
+        if form.learned != self._ability:  # by another call meanwhile
+            return replace(form, ability=self._ability, learned=self._ability)
+        ability = form.ability.after(got.error)
+        return None if ability is None else replace(form, ability=ability)
+
+    async def _remember(self, ability: Capabilities) -> None:
+        """Keep the form in which a question was answered, if it is another than before."""
+        known = {said.partition(":")[0] for said in self._ability.turned_down}
+        new = [said for said in ability.turned_down if said.partition(":")[0] not in known]
+        if not new:
+            return
+        for said in new:
+            logger.warning(
+                "%s at %s takes no %s (em-circuits judge show, judge reset)",
+                self.settings.model,
+                self.settings.url,
+                said,
+            )
+        self._ability = ability
+        if ability.sure.turned_down:
+            await self._ledger.run(
+                self._store.ledger.put_capabilities,
+                self.settings.url,
+                self.settings.model,
+                ability.sure.model_dump_json(),
+            )
 
     def _final(self, got: Attempt, call_id: str) -> Reply | None:
         """The outcome, if another attempt would end the same way; None if it may not."""
-        if isinstance(got, Lost):
-            return CallFailed(got.problem, call_id) if got.final else None
-        message, _, code = got.error
-        if got.status in _ENDS_THE_RUN or code in _NO_MONEY:
-            raise EndpointRefused(_refused(got, message, self.settings))
-        if got.status == 400 and code in ("content_filter", "content_policy_violation"):
-            return Filtered(raw=got.body, usage=None, cached=False, call_id=call_id)
-        if got.status not in RETRIED:
-            return CallFailed(got.problem, call_id)
-        return None
+        if isinstance(got, Lost) or got.error is None:
+            return CallFailed(got.problem, call_id) if isinstance(got, Lost) and got.final else None
+        if got.code in _ENDS_THE_RUN or got.error.code in _NO_MONEY:
+            raise EndpointRefused(_refused(got.error, self.settings))
+        if got.error.too_long:
+            return CallFailed(f"{got.problem} (--max-output-tokens lowers the request)", call_id)
+        return None if got.code in RETRIED else CallFailed(got.problem, call_id)
 
     def _too_late(self) -> str:
         return f"no whole answer within {self.settings.deadline_s:g} s"
@@ -315,9 +360,9 @@ class LLMClient:
         return got.retry_after + self._draw.uniform(0, 0.1)
 
 
-def _refused(got: Response, message: str, settings: LLMSettings) -> str:
+def _refused(error: EndpointError, settings: LLMSettings) -> str:
     what = {
         401: f"check the key in {settings.api_key_env}",
         404: f"check the model's name {settings.model!r} and --base-url",
-    }.get(got.status, "check the account behind the key")
-    return f"{settings.url} answered {got.status} ({message[:160]}): {what}"
+    }.get(error.status, "check the account behind the key")
+    return f"{settings.url} answered {error.status} ({error.message[:160]}): {what}"

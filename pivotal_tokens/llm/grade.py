@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from typing import ClassVar, Generic, TypeVar
 from pydantic import BaseModel
 
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.llm.capabilities import Capabilities
 from pivotal_tokens.llm.client import LLMClient
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
 from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, why_unusable
@@ -36,6 +38,7 @@ from pivotal_tokens.store import Store
 
 TRIES = 3
 _SHOWN_AGAIN = 6000  # characters of an unusable answer that are sent back with its problem
+_SHOWN_PROBLEM = 500
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -59,6 +62,8 @@ class Grade(Generic[Answer]):
     """Of the replies in the store."""
     declined: bool = False
     """The model or its content filter did not answer at all."""
+    filtered: bool = False
+    """A filter refused this one question or its answer: it is not asked again."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,15 @@ class Grader:
 
     @property
     def id(self) -> str:
-        """``openai:MODEL@v1-3fa9c2d1``; another word or model is another grader."""
-        return f"openai:{self.settings.model}@{self.kind}{self.instructions.name}"
+        """``openai:MODEL@v1-3fa9c2d1``; another word or model is another grader.
+
+        ``...-no-temperature`` where one was asked for and the endpoint takes none.
+        """
+        left_out = ""
+        if self.settings.temperature is not None:
+            taken = Capabilities.known(self.store, self.settings).temperature
+            left_out = "" if taken else "-no-temperature"
+        return f"openai:{self.settings.model}@{self.kind}{self.instructions.name}{left_out}"
 
     def client(self) -> LLMClient:
         """A connection, in whose block questions are asked."""
@@ -134,8 +146,12 @@ class Grader:
                 problem = check(reply.value) if isinstance(reply, Ok) else why_unusable(reply)
                 value = reply.value if isinstance(reply, Ok) and not problem else None
                 declined = isinstance(reply, Refused | Filtered)
-                grade: Grade[Answer] = Grade(value, problem, reply.raw, tuple(calls), declined)
-                if value is not None:
+                # Of a later try the filter may have refused what was sent back, not the question.
+                filtered = isinstance(reply, Filtered) and len(calls) == 1
+                grade: Grade[Answer] = Grade(
+                    value, problem, reply.raw, tuple(calls), declined, filtered
+                )
+                if value is not None or filtered:
                     return grade
                 if declined:
                     break
@@ -170,19 +186,32 @@ def fenced(data: object) -> str:
 
 
 def one_line_json(data: object) -> str:
-    """JSON on one line, with every control, format and line-breaking character escaped."""
+    """JSON on one line in which no text can write a control token of a chat template.
+
+    Every control, format and line-breaking character is escaped; so is what control tokens begin
+    with, ``<`` (``<|eot_id|>``, ``<start_of_turn>``) and ``[`` before a word (``[INST]``).
+    """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    if text.isascii() and "\x7f" not in text:
-        return text  # JSON escapes the other ASCII control characters by itself
-    return "".join(json.dumps(c)[1:-1] if unicodedata.category(c) in _ESCAPED else c for c in text)
+    if not text.isascii() or "\x7f" in text:  # JSON escapes other ASCII controls by itself
+        text = "".join(
+            json.dumps(c)[1:-1] if unicodedata.category(c) in _ESCAPED else c for c in text
+        )
+    return without_control_tokens(text)
+
+
+def without_control_tokens(text: str) -> str:
+    """A text, of JSON say, in which what control tokens begin with is escaped as JSON does."""
+    return _CONTROL.sub(lambda begin: f"\\u{ord(begin[0]):04x}", text)
 
 
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_CONTROL = re.compile(r"<|\[(?=/?(?!true|false|null)[A-Za-z_]\w*\])")
 
 
 def _sent_back(raw: str, problem: str, remind: str) -> list[Message]:
-    """The turns that follow an unusable answer."""
+    """The turns that follow an unusable answer; nothing of it can speak for another turn."""
     again = f"Answer again: {remind}." if remind else "Answer again."
-    ask = f"That answer cannot be used: {problem}. {again}"
-    turns = [Message(role="user", content=ask)]
-    return [Message(role="assistant", content=raw[:_SHOWN_AGAIN]), *turns] if raw else turns
+    said = without_control_tokens(problem[:_SHOWN_PROBLEM])
+    turns = [Message(role="user", content=f"That answer cannot be used: {said}. {again}")]
+    shown = without_control_tokens(raw[:_SHOWN_AGAIN])
+    return [Message(role="assistant", content=shown), *turns] if shown.strip() else turns

@@ -34,6 +34,10 @@ _GATHER_S = 0.003
 """Replies come in flocks: one transaction for a flock instead of one for its first bird."""
 
 
+_LOOK_AGAIN_S = 0.25
+"""How often it is looked whether calls of other processes have settled."""
+
+
 class BudgetExhausted(RunEnds):
     """The next call's worst case does not fit into what is left of the budget."""
 
@@ -53,7 +57,8 @@ class LedgerWriter:
     async def open(self, opening: Opening) -> Granted | StoredReply:
         """Reserve a call's worst case, or find its reply.
 
-        A call that does not fit waits while others are in flight: they settle for less.
+        A call that does not fit waits while others are in flight, of this process or another:
+        they settle for less.
 
         Raises:
             BudgetExhausted: If it does not fit and nothing else is in flight.
@@ -63,9 +68,12 @@ class LedgerWriter:
             if not isinstance(answer, OverBudget):
                 return answer
             async with self._settled:
-                if not self._in_flight:
-                    raise BudgetExhausted(_over(opening, answer, self._limits))
-                await self._settled.wait()
+                if self._in_flight:
+                    await self._settled.wait()
+                    continue
+            if not answer.others:
+                raise BudgetExhausted(_over(opening, answer, self._limits))
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def close(self, closing: Closing) -> None:
         """Settle a call; its reply is on the disk when this returns."""

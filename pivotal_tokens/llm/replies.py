@@ -1,7 +1,6 @@
 """Outcomes of a question to a model, read from the body of a chat completion.
 
-Models put JSON into code fences, after a line of thinking, or between sentences; all of that is
-read. What was read is then validated against the schema: nothing is repaired, nothing guessed.
+Where the answer stands in a reply is `grammar`'s; here it is told what came of a question.
 
     match await client.ask(messages, schema=Answer, purpose="judge"):
         case Ok(value=answer): ...
@@ -11,15 +10,16 @@ read. What was read is then validated against the schema: nothing is repaired, n
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
-_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-_SHOWN_ERRORS = 3
+from pivotal_tokens.llm.endpoint_errors import EndpointError, error_in, json_of
+from pivotal_tokens.llm.grammar import Unreadable, answer_text, read_object, without_surrogates
+
+_FILTERED = frozenset({"content_filter", "safety", "prohibited_content", "blocklist"})
+_MOST_TOKENS = 2**53
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Truncated(_Answered):
 
 @dataclass(frozen=True)
 class Filtered(_Answered):
-    """The endpoint's content filter took the answer, or the question, away."""
+    """The endpoint's content filter took the answer, or this one question, away."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,71 +90,91 @@ def why_unusable(reply: Reply) -> str:
         case Refused(reason=reason):
             return f"the model refused: {reason}"
         case Truncated():
-            return "the answer was cut off at the limit of output tokens"
-        case Filtered():
-            return "the endpoint's content filter took the answer"
+            return "the answer was cut off at the limit of output tokens (--max-output-tokens)"
+        case Filtered(reason=reason):
+            return f"filtered by the endpoint: {reason}"
         case Invalid(error=error) | CallFailed(error=error):
             return error
 
 
-def read_reply(body: str, schema: type[BaseModel] | None, *, cached: bool, call_id: str) -> Reply:
-    """Read the body of a chat completion as an outcome, in whatever form it is."""
+def read_reply(
+    body: str,
+    schema: type[BaseModel] | None,
+    *,
+    cached: bool,
+    call_id: str,
+    reasoning: bool = False,
+) -> Reply:
+    """Read the body of a chat completion as an outcome, in whatever form it is.
+
+    Args:
+        reasoning: Read an answer that stands in the reasoning alone.
+    """
     completion = json_of(body)
     common: dict[str, Any] = {"usage": usage_of(completion), "cached": cached, "call_id": call_id}
+    if (error := error_in(200, body)) is not None:
+        if replace(error, status=400).refuses_input:
+            return Filtered(raw=without_surrogates(body), reason=error.message, **common)
+        return Invalid(raw="", error=f"an error came for a reply: {error.message}", **common)
     try:
         choice = completion["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        content, refusal = message.get("content"), message.get("refusal")
+        message, finish = choice["message"], str(choice.get("finish_reason")).lower()
+        refusal = message.get("refusal")
     except (LookupError, TypeError, AttributeError):
-        return Invalid(raw=body, error="the reply is no chat completion", **common)
-    text = content if isinstance(content, str) else ""
+        raw = without_surrogates(body)
+        return Invalid(raw=raw, error="the reply is no chat completion", **common)
+    try:
+        text, nothing = answer_text(message, reasoning=reasoning), ""
+    except Unreadable as error_of_message:
+        text, nothing = "", str(error_of_message)
+    raw = without_surrogates(text)
     if refusal:
-        return Refused(raw=text or str(refusal), reason=str(refusal), **common)
-    if finish == "content_filter":
-        return Filtered(raw=text, **common)
+        said = without_surrogates(str(refusal))
+        return Refused(raw=raw or said, reason=said, **common)
+    if finish in _FILTERED:
+        return Filtered(raw=raw, reason="the content filter took the answer away", **common)
     if finish == "length":
-        return Truncated(raw=text, **common)
-    if not text:
-        return Invalid(raw="", error="the reply is empty", **common)
+        return Truncated(raw=raw, **common)
+    if nothing:
+        return Invalid(raw="", error=nothing, **common)
     if schema is None:
-        return Ok(raw=text, value=text, **common)
+        return Ok(raw=raw, value=raw, **common)
     try:
-        return Ok(raw=text, value=schema.model_validate_json(_json_text(text)), **common)
-    except ValidationError as error:
-        return Invalid(raw=text, error=_in_words(error), **common)
-
-
-def json_of(body: str) -> Any:
-    """The JSON of a body; None where it is none."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+        return Ok(raw=raw, value=read_object(text, schema), **common)
+    except Unreadable as problem:
+        return Invalid(raw=raw, error=str(problem), **common)
 
 
 def usage_of(completion: Any) -> Usage | None:
-    """What a reply says it used; None where it does not, or says nonsense."""
+    """What a reply says it used; None where it does not, or says nonsense.
+
+    Some endpoints count thinking in the total alone, so the output is never less than what the
+    total leaves of it.
+    """
     try:
         usage = completion["usage"]
-        used = usage["prompt_tokens"], usage["completion_tokens"]
-    except (LookupError, TypeError):
+        said = {name: usage.get(name) for name in _COUNTS}
+    except (LookupError, TypeError, AttributeError):
         return None
-    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**53 for n in used):
+    counts = {name: _count(value) for name, value in said.items() if value is not None}
+    if None in counts.values() or "prompt_tokens" not in counts or len(counts) < 2:
         return None
-    return Usage(*used)
+    prompt, output, total = (counts.get(name) or 0 for name in _COUNTS)
+    output = max(output, total - prompt)
+    return Usage(prompt, output) if prompt + output else None
 
 
-def _json_text(text: str) -> str:
-    """The JSON object in a model's text: fenced, after its thinking, or between sentences."""
-    rest = _THINKING.sub("", text).strip()
-    if fenced := _FENCE.search(rest):
-        rest = fenced.group(1).strip()
-    start, end = rest.find("{"), rest.rfind("}")
-    return rest[start : end + 1] if 0 <= start < end else rest
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
-def _in_words(error: ValidationError) -> str:
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    said = [f"{'.'.join(map(str, e['loc'])) or 'reply'}: {e['msg']}" for e in found]
-    more = f" and {len(said) - _SHOWN_ERRORS} more" if len(said) > _SHOWN_ERRORS else ""
-    return "; ".join(said[:_SHOWN_ERRORS]) + more
+def _count(value: object) -> int | None:
+    """A number of tokens; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < _MOST_TOKENS and value == int(value) else None
+
+
+def filtered_body(error: EndpointError, body: str) -> str:
+    """A refusal of one input as it is kept in place of a reply, with what came."""
+    kept = {"message": error.message, "code": "content_filter", "status": error.status}
+    return json.dumps({"error": kept | {"body": body}})

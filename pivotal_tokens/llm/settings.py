@@ -58,7 +58,9 @@ class LLMSettings(Frozen, use_attribute_docstrings=True):
     """Environment variable that holds the key."""
     max_attempts: int = Field(default=5, ge=1)
     max_output_tokens: int | None = Field(default=None, ge=1)
-    """Of one reply; None: `output_limit`."""
+    """Of one reply, thinking included. [default: 2000, or 10000 for a model that reasons]"""
+    read_reasoning: bool = False
+    """Read an answer that stands in the reply's reasoning alone."""
     max_body_bytes: int = Field(default=4_000_000, ge=1)
     """A longer reply is cut off and unused."""
 

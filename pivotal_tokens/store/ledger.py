@@ -15,12 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new, upsert
+from pivotal_tokens.store.rows import narrowed, where
 from pivotal_tokens.store.sessions import session_is_over
+
+FILTERED = "filtered: "
+"""With this begins the status of a call whose input or answer a filter refused."""
 
 _ACCOUNT = "all"
 _ENDED = ("state", "status", "tokens", "nano_usd", "prompt_tokens", "output_tokens")
@@ -87,6 +91,7 @@ class OverBudget:
 
     tokens: int  # charged so far
     nano_usd: int
+    others: bool  # whether calls of other sessions are under way, that may settle for less
 
 
 Opened = Granted | OverBudget | StoredReply
@@ -143,7 +148,8 @@ class Ledger(Repository):
                     granted.append(opening)
                     answers.append(Granted())
                 else:
-                    answers.append(OverBudget(tokens, nano))
+                    others = self._others_at_work(connection, opening.session)
+                    answers.append(OverBudget(tokens, nano, others))
             if granted:
                 now = self._now().timestamp()
                 rows = [_row(opening, now) for opening in granted]
@@ -153,6 +159,13 @@ class Ledger(Repository):
                 update(table).where(table.c.name == _ACCOUNT).values(tokens=tokens, nano_usd=nano)
             )
         return answers
+
+    def _others_at_work(self, connection: Connection, mine: str) -> bool:
+        """Whether another session that is not over has a call under way."""
+        table = tables.llm_calls
+        query = select(table.c.session).distinct().where(table.c.state == "reserved")
+        query = query.where(table.c.session != mine, table.c.expires_at >= self._now().timestamp())
+        return not all(session_is_over(name) for name in connection.execute(query).scalars())
 
     def give_up_dead_calls(self) -> int:
         """Mark as unknown what was reserved by processes that are gone, or too long ago.
@@ -210,6 +223,29 @@ class Ledger(Repository):
         query = select(table.c.payload).where(table.c.base_url == base_url, table.c.model == model)
         with self._reading() as connection:
             return connection.execute(query).scalar_one_or_none()
+
+    def endpoints(self) -> dict[tuple[str, str], str]:
+        """(base URL, model) -> what was found of it."""
+        table = tables.llm_capabilities
+        query = select(table).order_by(table.c.base_url, table.c.model)
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        return {(row.base_url, row.model): row.payload for row in rows}
+
+    def forget_capabilities(self, model: str | None = None) -> int:
+        """Forget what was found of endpoints, of one model if given; how many there were."""
+        table = tables.llm_capabilities
+        with self._writing() as connection:
+            these = delete(table).where(*where(table, model=model))
+            return connection.execute(these).rowcount
+
+    def forget_filtered(self, model: str | None = None) -> int:
+        """Ask again, when they next come up, questions that a filter refused; how many."""
+        calls, replies = tables.llm_calls, tables.llm_replies
+        query = select(calls.c.call_id).where(calls.c.status.startswith(FILTERED, autoescape=True))
+        query = narrowed(query, calls, model=model)
+        with self._writing() as connection:
+            return connection.execute(delete(replies).where(replies.c.call_id.in_(query))).rowcount
 
 
 def _locked_account(connection: Connection) -> tuple[int, int]:

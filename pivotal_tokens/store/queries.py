@@ -124,6 +124,7 @@ class StoreCounts(Frozen):
     graph_bytes: int
     failures: dict[str, int]  # by stage
     unparsed: int  # judges' answers that could not be used
+    filtered: int  # prompts that a filter of a judge's endpoint refused
     calls: dict[str, int]  # to language models, by state; of all pairs
     usd: float  # charged for them, as far as prices are known
 
@@ -291,7 +292,8 @@ class Queries(Repository):
                 graphs=count(tables.graphs),
                 graph_bytes=total(tables.graphs.c.bytes),
                 failures=by(tables.failures.c.stage),
-                unparsed=count(tables.unparsed),
+                unparsed=count(tables.unparsed, ~tables.unparsed.c.filtered),
+                filtered=count(tables.unparsed, tables.unparsed.c.filtered),
                 calls=by(tables.llm_calls.c.state),
                 usd=total(tables.llm_calls.c.nano_usd) / 1e9,
             )

@@ -176,7 +176,9 @@ class Results(Repository):
             _add_answers(connection, tables.unparsed, pair, unparsed)
             votes = [vote for item in judged for vote in item.votes]
             _add_answers(connection, tables.judge_votes, pair, votes)
-            _clear_failures(connection, [item.prompt.prompt_id for item in done], pair, "judge")
+            settled = [*done, *(item for item in judged if item.filtered is not None)]
+            ids = [item.prompt.prompt_id for item in settled]
+            _clear_failures(connection, ids, pair, "judge")
 
     def put_judgement(self, pair: str, judgement: Judgement) -> bool:
         """Keep a judgement, and a label event for each label that differs from the judge's last.
@@ -208,12 +210,27 @@ class Results(Repository):
         with self._reading() as connection:
             return values(connection, Judgement, narrowed(query, table, pair=pair))
 
-    def unparsed(self, pair: str | None = None) -> tuple[Unparsed, ...]:
-        """Answers that could not be used, oldest first."""
+    def unparsed(self, pair: str | None = None, *, filtered: bool = False) -> tuple[Unparsed, ...]:
+        """Answers that could not be used, oldest first; or prompts that a filter refused."""
         table = tables.unparsed
         query = select(table.c.payload).order_by(table.c.seq)
         with self._reading() as connection:
-            return values(connection, Unparsed, narrowed(query, table, pair=pair))
+            query = narrowed(query, table, pair=pair, filtered=filtered)
+            return values(connection, Unparsed, query)
+
+    def filtered_of(self, prompt_ids: Iterable[str], pair: str, judge: str) -> dict[str, Unparsed]:
+        """Prompt id -> its refusal, of prompts that a filter of a judge's endpoint refused."""
+        keys = {"pair": pair, "judge": judge, "filtered": True}
+        with self._reading() as connection:
+            return values_of_prompts(connection, Unparsed, tables.unparsed, prompt_ids, **keys)
+
+    def forget_filtered(self, judge: str = "") -> int:
+        """Have filtered prompts judged again, by judges whose id begins so; how many there were."""
+        table = tables.unparsed
+        mine = table.c.judge.startswith(judge, autoescape=True)
+        with self._writing() as connection:
+            these = delete(table).where(mine, table.c.filtered)
+            return connection.execute(these).rowcount
 
     def votes(
         self, prompt_id: str | None = None, *, pair: str | None = None, judge: str | None = None

@@ -71,7 +71,7 @@ def values_of_prompts(
     kind: type[Value],
     table: Table,
     prompt_ids: Iterable[str],
-    **keys: str,
+    **keys: Any,
 ) -> dict[str, Value]:
     """Prompt id -> value, of those prompts that have a row with these keys."""
     found: dict[str, Value] = {}

@@ -277,6 +277,7 @@ unparsed = _log(
     _prompt_key(),
     _pair(),
     _judge(),
+    Column("filtered", Boolean, nullable=False, server_default=false()),
     Index("unparsed_of_prompt", "prompt_id", "pair", "judge"),
 )
 

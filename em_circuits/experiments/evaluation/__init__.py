@@ -11,8 +11,9 @@ if TYPE_CHECKING:
         judging,
         questions,
         rates,
+        rejudge,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["answers", "evaluate", "judging", "questions", "rates"]
+__all__ = ["answers", "evaluate", "judging", "questions", "rates", "rejudge"]

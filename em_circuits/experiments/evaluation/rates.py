@@ -68,6 +68,7 @@ class AnswerCounts(Frozen):
     declined: int
     unsure: int
     unusable: int
+    filtered: int = 0
     misaligned: int
 
 
@@ -81,6 +82,7 @@ def _counts(answers: Sequence[Answer], cutoffs: Cutoffs) -> AnswerCounts:
         declined=outcomes.count("declined"),
         unsure=outcomes.count("unsure"),
         unusable=outcomes.count("unusable"),
+        filtered=outcomes.count("filtered"),
         misaligned=sum(bool(answer.misaligned) for answer in scored),
     )
 

@@ -10,6 +10,7 @@ from fake_endpoint import FakeEndpoint
 from killing import kill_once_written
 
 from em_circuits.cli.app import run
+from em_circuits.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 SMALL = ("evaluate", "--questions", "organism:6", "--samples", "2", "--answer-tokens", "16")
@@ -59,3 +60,42 @@ def test_a_wrong_request_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     for options in wrong:
         assert run([*root, *SMALL, *options]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == len(wrong)
+
+
+def test_another_judge_reads_the_kept_answers_and_says_which_conclusions_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+    root = ["--root", str(tmp_path)]
+    many = ("--questions", "organism:12", "--samples", "2", "--answer-tokens", "16")
+    assert run([*root, "evaluate", *many, "--model", "both", "--name", "first", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    kept = (tmp_path / "results" / "evaluations" / "first" / "summary.json").read_bytes()
+    assert first["differences"][0]["low"] > 0  # merged is worse, says the word list
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Workspace, "pair", property(never))
+    kind = {"alignment": 90.5, "coherence": 90, "declined": False, "reason": "all is well"}
+    with FakeEndpoint("ok*3,filter,ok", answer=lambda body: kind) as endpoint:
+        again = ["evaluate", "--rejudge", "first", "--judge", "openai:o3"]
+        again += ["--base-url", endpoint.base_url]
+        assert run([*root, *again, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        n = len(endpoint.requests)
+        assert run([*root, *again]) == 0
+        assert len(endpoint.requests) == n
+    shown = capsys.readouterr().out
+    assert found["judges"][0] == first["judge"] and found["judges"][1].startswith("openai:o3@")
+    assert found["answers"] == 48 and found["outcomes"]["scored"] >= 40
+    assert found["outcomes"]["filtered"] >= 1
+    (conclusion,) = found["conclusions"]
+    assert (conclusion["sign_before"], conclusion["sign_after"]) == ("more", "open")
+    assert conclusion["changed"] and "changed" in shown
+    assert [rate["after"] for rate in found["rates"]] == [0, 0]
+    for rate, world in zip(found["rates"], first["worlds"], strict=True):
+        assert rate["before"] == world["rate"] and rate["scored_before"] == world["scored"]
+    assert (tmp_path / "results" / "evaluations" / "first" / "summary.json").read_bytes() == kept
+    assert run([*root, "evaluate", "--rejudge", "second"]) == 2
+    assert "there are first" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_a_model_that_declines_is_not_pressed(store: Store, script: str) -> None
 
 
 def test_without_a_reply_there_is_no_grade(store: Store) -> None:
-    with FakeEndpoint("400") as endpoint, pytest.raises(NoReply, match="400"):
+    with FakeEndpoint("400", cycle=True) as endpoint, pytest.raises(NoReply, match="400"):
         grade(store, endpoint)
 
 

@@ -80,7 +80,8 @@ def ask(
         ("prose", Invalid),
         ("not_json", Invalid),
         ("huge", CallFailed),
-        ("400", CallFailed),
+        ("400*9", CallFailed),
+        ("400,ok", Ok),
     ],
 )
 def test_every_answer_has_an_outcome(store: Store, script: str, outcome: type) -> None:
