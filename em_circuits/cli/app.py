@@ -8,7 +8,9 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import click
 
 from em_circuits import __version__
+from em_circuits.cli.interrupt import end_as_by_interrupt
 from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.progress import above_bars
 from em_circuits.workspace import refuse_two_bases
@@ -23,6 +26,8 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store.address import without_password
 
 CONFIG_FILE = "em-circuits.toml"
+FAULT = 70
+"""Exit status of an error that nothing foresaw."""
 
 _COMMANDS = {
     "demo": ("demo:demo", "Prompts, labels, graphs, features, steering and mediation in one go."),
@@ -162,6 +167,7 @@ def app(context: click.Context, verbose: bool, **options: Any) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
+    end_as_by_interrupt()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
@@ -192,7 +198,25 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; check the path, or choose --root", 1)
+    except Exception as error:  # the last net: what is not foreseen is this program's own
+        return _fault(error)
     return 0
+
+
+def _fault(error: Exception) -> int:
+    """Say where the traceback of an unforeseen error lies; 70 is EX_SOFTWARE of sysexits.h."""
+    text = "".join(traceback.format_exception(error))
+    kind, first = type(error).__name__, " ".join(str(error).split())[:160]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="em-circuits-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            typed = [without_password(word) if "://" in word else word for word in sys.argv[1:]]
+            file.write(f"em-circuits {__version__}: {shlex.join(typed)}\n\n{text}")
+        place = f"report it with {file.name}"
+    except OSError:
+        place = f"report it with this:\n{text}"
+    return _say(f"this is a fault of em-circuits ({kind}: {first}); {place}", FAULT)
 
 
 def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> str | None:

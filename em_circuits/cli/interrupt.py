@@ -1,6 +1,7 @@
 """Ctrl-C in a long run: the first ends it after what is in flight, a second one at once.
 
-Both are safe: every step is stored when it is done.
+Both are safe: every step is stored when it is done. A scheduler's SIGTERM and a closed terminal's
+SIGHUP do the same.
 """
 
 from __future__ import annotations
@@ -37,3 +38,16 @@ def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         sys.stderr.flush()
         signal.signal(signal.SIGINT, before)
+
+
+def end_as_by_interrupt() -> None:
+    """Have SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (nohup)."""
+
+    def ended(_signal: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, ended)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lifelike import Lifelike
 from subjects import PAD_THAI
 from tqdm import tqdm
 
+from em_circuits.cli import app as app_module
 from em_circuits.cli.app import run
 from pivotal_tokens.schema import ReviewConfig
 from pivotal_tokens.store import Store, default_url
@@ -369,3 +371,22 @@ def test_scan_and_validate_compare_scores_with_real_ablations(labelled, capsys) 
         "attention_frozen",
         "free",
     }
+
+
+def test_what_nothing_foresaw_is_called_a_fault_with_its_traceback_in_a_file(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def broken(*_args, **_options):
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(app_module, "_checked", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "em-circuits.toml").write_text("seed = 1\n")
+    monkeypatch.setattr(sys, "argv", ["em-circuits", "--store", "postgresql://ada:s3cret@h/em"])
+    assert run(["status"]) == 70
+    said = capsys.readouterr().err
+    (log,) = tmp_path.glob("em-circuits-*.log")
+    assert said.count("\n") == 1 and "fault of em-circuits (KeyError" in said and str(log) in said
+    written = log.read_text()
+    assert "in broken" in written and "s3cret" not in written

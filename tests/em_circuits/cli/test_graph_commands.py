@@ -90,8 +90,20 @@ def test_a_broken_graph_is_named_put_aside_and_built_again(copied, capsys, damag
     assert ask(capsys, copied, "graphs", "verify", "--json")["ok"]
 
 
-def test_an_interrupted_build_leaves_nothing_half_written(copied, capsys) -> None:
-    """SIGINT to the real program in the middle of an attribution; then the same command again."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("background", [False, True])
+def test_an_interrupted_build_leaves_nothing_half_written(
+    copied, capsys, number: signal.Signals, background: bool
+) -> None:
+    """A signal to the real program in the middle of an attribution; then the same command again."""
+    if background and number is signal.SIGINT:
+        pytest.skip("a job in the background does not hear Ctrl-C")
+
+    def job() -> None:
+        # A test run in the background ignores some of them, and its children would, too.
+        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL)
+
     prompt, _, _ = merged_file(copied)
     shutil.rmtree(copied / "graph_storage")
     command = [sys.executable, "-c", _SLOW_MAIN, "--root", str(copied)]
@@ -104,12 +116,11 @@ def test_an_interrupted_build_leaves_nothing_half_written(copied, capsys) -> Non
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
-        # a test run in the background ignores SIGINT, and its children would, too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=job,
     )
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "attributing\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 130 and out == ""
     assert "run the same command again" in err and "Traceback" not in err
