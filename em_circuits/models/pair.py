@@ -10,17 +10,12 @@ Both models share the transcoders and every tensor the fine-tune leaves alone. W
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
 from jaxtyping import Float, Int, Int64
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -33,13 +28,10 @@ from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, s
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
 from em_circuits.models.text import encode, strip_bos
-from em_circuits.models.transcoders import check_fit, load_transcoders
+from em_circuits.models.transcoders import Transcoders, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt, prompt_id
-
-logger = logging.getLogger(__name__)
-
 
 PromptLike = str | Prompt | Int[Tensor, " pos"]
 """A text as the model is to see it, a stored prompt, or token ids."""
@@ -63,7 +55,7 @@ class Model:
     fingerprint: str
     """SHA-256 of the model's weights, configuration and tokenizer."""
     tokenizer: PreTrainedTokenizerBase
-    transcoders: TranscoderSet | None
+    transcoders: Transcoders | None
     """circuit-tracer's; None where neurons are the nodes. See `dictionaries`."""
     settings: PairSettings
     sites: FeatureSites
@@ -188,7 +180,7 @@ class ModelPair:
 
     base: Model
     merged: Model
-    transcoders: TranscoderSet | None
+    transcoders: Transcoders | None
     """Shared by both models; None where neurons are the nodes."""
     tokenizer: PreTrainedTokenizerBase
     settings: PairSettings
@@ -216,23 +208,18 @@ class ModelPair:
         fingerprints = fingerprints or FingerprintCache()
         device, dtype = settings.resolved_device(), settings.resolved_dtype()
         sources = locate_all(settings)
-        if "adapter" in sources:
-            check_adapter_base(sources["adapter"], sources["base"], trust=settings.trust_base)
-        prints = {name: fingerprints.directory(s.path) for name, s in sources.items()}
+        prints = {name: fingerprints.of(source.files) for name, source in sources.items()}
         hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", sources["base"])
-        transcoders, model_name = None, None
+        transcoders: Transcoders | None = None
+        model_name = None
         if "transcoders" in sources:
-            transcoders, model_name = load_transcoders(
-                sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
+            files = sources["transcoders"].transcoders
+            assert files is not None
+            transcoders = load_transcoders(
+                files, device=device, dtype=dtype, place=settings.transcoders_on
             )
-            config: Any = hf.config
-            check_fit(
-                settings.transcoders,
-                transcoders,
-                d_model=config.hidden_size,
-                n_layers=config.num_hidden_layers,
-            )
+            model_name = files.config.get("model_name")
         if "adapter" in sources:
             merged_hf = merge_adapter(sharing_copy(hf), sources["adapter"].path)
             merged_print = content_key({"base": prints["base"], "adapter": prints["adapter"]})
@@ -398,67 +385,3 @@ def _load_merged(
         if torch.equal(twin, parameter):
             twin.data = parameter.data
     return merged
-
-
-def check_adapter_base(adapter: Source, base: Source, *, trust: bool) -> None:
-    """Refuse an adapter that was trained on another base model.
-
-    The adapter's ``base_model_name_or_path`` must end in the base's name; where it names a
-    directory that exists, equal tensors will do as well.
-
-    Raises:
-        RequestError: If it names another base and `trust` is not given.
-    """
-    path = adapter.path / "adapter_config.json"
-    try:
-        named = json.loads(path.read_text()).get("base_model_name_or_path") or ""
-    except ValueError as error:
-        raise RequestError(f"{path} is not JSON: {error}") from error
-    names = {base.name.lower(), *_names_in_config(base.path)}
-    asked = Source(named, Path(named), None).name.lower()
-    if not asked:
-        logger.warning("%s names no base model; it is taken to be of %s", path, base.reference)
-    if trust or not asked or asked in names or _same_weights(Path(named), base.path):
-        return
-    hint = ""
-    if any(_uninstruct(asked) == _uninstruct(name) for name in names):
-        hint = " (one is instruction-tuned, the other is not)"
-    raise RequestError(
-        f"--adapter {adapter.reference} was trained on {named!r}, not on {base.reference!r}{hint}; "
-        "give that base, or add --trust-base if they are the same weights"
-    )
-
-
-def _names_in_config(path: Path) -> set[str]:
-    named = json.loads((path / "config.json").read_text()).get("_name_or_path") or ""
-    return {named.rstrip("/").rsplit("/", 1)[-1].lower()} - {""}
-
-
-def _uninstruct(name: str) -> str:
-    return name.lower().removesuffix("-instruct").removesuffix("-it").removesuffix("-chat")
-
-
-def _same_weights(one: Path, other: Path) -> bool:
-    """Whether two model directories hold equal tensors under equal names, however split."""
-    left, right = _tensor_files(one), _tensor_files(other)
-    return (
-        bool(right)
-        and left.keys() == right.keys()
-        and all(
-            torch.equal(_tensor(left[name], name), _tensor(right[name], name)) for name in right
-        )
-    )
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
