@@ -78,14 +78,14 @@ def check_tokenizers(pair: ModelPair) -> Check:
         if ours[token_id] != theirs[token_id]:
             found = f"id {token_id} is {theirs[token_id]!r}, in the base {ours[token_id]!r}"
             return Check(name, False, found, expected, advice)
-    found = f"{len(theirs)} tokens, the same"
+    found = f"{len(theirs)} tokens, those of the base"
     for word, more in (
         ("more", theirs.keys() - ours.keys()),
         ("fewer", ours.keys() - theirs.keys()),
     ):
         if more:
             shown = ", ".join(repr((theirs | ours)[i]) for i in sorted(more)[:3])
-            found += f" but {len(more)} {word}, which are never used: {shown}"
+            found += f" and {len(more)} {word}, never used: {shown}"
     return Check(name, True, found, expected, advice)
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from em_circuits.models.dictionaries import Dictionary, TranscoderDictionary
 from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.replacement import build_replacement
 from em_circuits.models.settings import PairSettings
@@ -343,13 +344,10 @@ def load_causal_lm(
     Raises:
         RequestError: If the directory does not hold one.
     """
-    try:
+    with foreign_errors(f"{flag} {source.reference} cannot be loaded"):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(f"{flag} {source.reference} cannot be loaded: {detail}") from error
     return freeze(model.to(device))
 
 
@@ -359,13 +357,8 @@ def load_tokenizer(flag: str, source: Source) -> PreTrainedTokenizerBase:
     Raises:
         RequestError: If there is none.
     """
-    try:
+    with foreign_errors(f"{flag} {source.reference} has no usable tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"{flag} {source.reference} has no usable tokenizer: {detail}"
-        ) from error
 
 
 def _load_merged(

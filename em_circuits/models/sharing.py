@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
 
 
@@ -70,17 +71,9 @@ def unmerged_adapter(model: nn.Module, adapter: Path) -> nn.Module:
         return freeze(PeftModel.from_pretrained(sharing_copy(model), str(adapter)))
 
 
-@contextlib.contextmanager
-def _of_this_model(adapter: Path) -> Iterator[None]:
-    """PEFT's errors as one line that names the adapter."""
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"--adapter {adapter} does not fit the base model: {detail}; "
-            "is it an adapter of another base, or of a newer peft?"
-        ) from error
+def _of_this_model(adapter: Path) -> contextlib.AbstractContextManager[None]:
+    advice = "; is it an adapter of another base, or of a newer peft?"
+    return foreign_errors(f"--adapter {adapter} does not fit the base model", advice)
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
 
 PINNED_DATE = "26 Jul 2024"
@@ -68,16 +69,17 @@ def render_chat(
         The text without the beginning-of-sequence token.
 
     Raises:
-        RequestError: If the tokenizer has no chat template.
+        RequestError: If the tokenizer has no chat template, or the template refuses.
     """
     if not tokenizer.chat_template:
         raise RequestError("this model has no chat template; give the prompt as plain text")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}],
-        tokenize=False,
-        add_generation_prompt=True,
-        date_string=date,
-    )
+    with foreign_errors("the model's chat template refuses this conversation"):
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=date,
+        )
     return strip_bos(tokenizer, str(rendered) + assistant)
 
 

@@ -16,12 +16,12 @@ import torch
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.settings import TranscoderPlace
 from em_circuits.models.transcoder_files import LayerFile, TranscoderFiles
-from pivotal_tokens.errors import RequestError
 
 Transcoders = TranscoderSet | CrossLayerTranscoder
 
@@ -78,25 +78,21 @@ def load_transcoders(
     if files.cross_layer:
         # Host memory is no place of circuit-tracer's cross-layer transcoders: read from disk.
         lazy = place != "gpu"
-        return load_clt(
-            str(files.folder),
-            **hooks,
-            scan=scan,
-            device=device,
-            dtype=dtype,
-            lazy_encoder=lazy,
-            lazy_decoder=lazy,
-        )
+        with foreign_errors(f"--transcoders {files.reference} cannot be loaded"):
+            return load_clt(
+                str(files.folder),
+                **hooks,
+                scan=scan,
+                device=device,
+                dtype=dtype,
+                lazy_encoder=lazy,
+                lazy_decoder=lazy,
+            )
     top_k = files.top_k
     layers = {}
     for file in files.layers:
-        try:
+        with foreign_errors(f"--transcoders layer {file.layer}: {file.path} cannot be loaded"):
             layers[file.layer] = _load_layer(file, top_k, device, dtype, place)
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise RequestError(
-                f"--transcoders layer {file.layer}: {file.path} cannot be loaded: {detail}"
-            ) from error
     return TranscoderSet(layers, scan=scan, **hooks)
 
 
