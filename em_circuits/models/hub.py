@@ -83,13 +83,13 @@ def refusal(flag: str, repo: str, revision: str | None, error: Exception) -> Wor
             said = f"is gated, and the account of HF_TOKEN is not approved (yet): ask at {page}"
         case errors.RevisionNotFoundError():
             said = f"has no revision {revision or 'main'}; the branches and tags: {page}/refs"
-        case errors.RepositoryNotFoundError():
+        case errors.EntryNotFoundError():
+            said = f"has no such file; look at {page}/tree/{revision or 'main'}"
+        case _ if status == 401 or isinstance(answer, errors.RepositoryNotFoundError):
             said = (
                 f"is not on the hub, or private; check the name at {page}, and set HF_TOKEN if it "
                 "is private"
             )
-        case errors.EntryNotFoundError():
-            said = f"has no such file; look at {page}/tree/{revision or 'main'}"
         case _ if status == 429:
             said = "refused: too many requests (429); wait some minutes, or set HF_TOKEN"
         case _ if status == 403:
