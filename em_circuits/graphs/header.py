@@ -105,6 +105,8 @@ class GraphHeader(Frozen):
     """Parameters of attribution, part of the key."""
     target: GraphTarget | None = None
     """What it was built for; None for next tokens."""
+    pruned: bool = False
+    """Only what pruning left: the graph was read from a viewer's JSON."""
     d_vocab: int
     """Width of the model's logits; a target id of this or more is virtual, not a token."""
     tokenizer_name: str | None = None
@@ -128,6 +130,16 @@ class GraphHeader(Frozen):
     def edge_kind(self) -> str:
         """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.held`)."""
         return str(self.attribution.get("edges", "frozen"))
+
+    @property
+    def imported(self) -> bool:
+        """It was read from another tool's file."""
+        return "imported_from" in self.extra
+
+    @property
+    def edges_shown(self) -> str:
+        """The kind of edges, and whether pruning took some away."""
+        return f"{self.edge_kind}, pruned" if self.pruned else self.edge_kind
 
     @property
     def node_parts(self) -> tuple[NodePart, ...]:
