@@ -28,7 +28,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
-from em_circuits.models.text import encode, strip_bos
+from em_circuits.models.text import as_seen, encode
 from em_circuits.models.transcoders import Transcoders, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
@@ -97,8 +97,7 @@ class Model:
         Raises:
             RequestError: If it is longer than the models are prepared for.
         """
-        if isinstance(prompt, str):
-            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+        prompt = as_seen(self.tokenizer, Prompt.of(prompt) if isinstance(prompt, str) else prompt)
         ids = tuple(self.input_ids(prompt).tolist())
         return prompt.model_copy(update={"token_ids": ids})
 
@@ -114,7 +113,7 @@ class Model:
         if isinstance(prompt, Tensor):
             return prompt.to(self.device).long()
         if isinstance(prompt, str):
-            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+            prompt = as_seen(self.tokenizer, Prompt.of(prompt))
         ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
         if len(ids) > self.max_tokens:
             raise RequestError(
