@@ -29,7 +29,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
-from em_circuits.models.dictionaries import Dictionary
+from em_circuits.models.dictionaries import Dictionary, one_layer_only
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
@@ -144,6 +144,8 @@ def _moves(
     for layer in coordinates[:, 0].unique().tolist():
         mask = coordinates[:, 0] == layer
         ids = coordinates[mask, 2].contiguous()
+        if model.dictionaries[layer].n_writes > 1:
+            raise one_layer_only(model.dictionaries[layer], "an integrated effect")
         rows = FeatureRows.read(model.dictionaries[layer], ids)
         found[layer] = _LayerMove(
             rows,

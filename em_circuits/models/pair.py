@@ -15,11 +15,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from em_circuits.models.dictionaries import Dictionary, TranscoderDictionary
+from em_circuits.models.dictionaries import (
+    CrossLayerDictionary,
+    Dictionary,
+    TranscoderDictionary,
+)
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
@@ -127,6 +132,9 @@ class Model:
         """The nodes of each layer: transcoder features, or neurons of this model's MLPs."""
         if self.transcoders is None:
             return neuron_dictionaries(self.hf)
+        if isinstance(self.transcoders, CrossLayerTranscoder):
+            layers = range(self.transcoders.n_layers)
+            return tuple(CrossLayerDictionary(self.transcoders, layer) for layer in layers)
         return tuple(TranscoderDictionary(transcoder) for transcoder in self.transcoders)
 
     @property
