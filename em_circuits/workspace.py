@@ -288,7 +288,7 @@ def load_pair(
         organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
-        transcoders: Per-layer transcoders of the base; ``none`` makes MLP neurons the nodes.
+        transcoders: Transcoders of the base; ``none`` makes MLP neurons the nodes.
         settings: Further fields of `PairSettings`: device, dtype, backend, ...
 
     Raises:

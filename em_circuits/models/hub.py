@@ -62,7 +62,7 @@ def refusal(flag: str, repo: str, revision: str | None, error: Exception) -> Wor
         chain.append(cause)
     # The client hides the hub's answer behind "not in the cache".
     answers = [
-        one
+        (one, one.response.status_code)
         for one in chain
         if isinstance(one, errors.HfHubHTTPError)
         and not isinstance(one, errors.LocalEntryNotFoundError)
@@ -74,8 +74,7 @@ def refusal(flag: str, repo: str, revision: str | None, error: Exception) -> Wor
             f"{start}: could not reach the model hub for {repo} (no such local directory either); "
             "connect to the network or give a local directory"
         )
-    answer = answers[0]
-    status = answer.response.status_code
+    answer, status = answers[0]
     match answer:
         case errors.GatedRepoError() if status == 401:
             said = f"is gated: accept its terms at {page}, then set HF_TOKEN to that account's"

@@ -37,8 +37,8 @@ class PairSettings(Frozen):
     merged: str | None = None
     """Fine-tuned full model, instead of --adapter."""
     transcoders: str
-    """Per-layer transcoders of the base: a local circuit-tracer directory or a hub id; or none:
-    MLP neurons are the nodes."""
+    """Transcoders of the base, per-layer or cross-layer: a circuit-tracer directory or a hub id
+    (org/name or org/name/folder); or none: MLP neurons are the nodes."""
     backend: Backend = "transformerlens"
     """circuit-tracer's backend."""
     device: str = "auto"

@@ -163,7 +163,10 @@ def _check_kind(flag: str, reference: str, folder: Path, kind: Kind) -> None:
     if inside:
         hint = f"; it is in {', '.join(inside[-4:])}: give {folder / inside[-1]}"
     elif kind == "transcoders" and (library := foreign_set(folder)):
-        hint = f"; this is a set of {library}'s: em-circuits transcoders convert {folder} NEW_DIR"
+        hint = (
+            f"; this is a set of {library}'s: write its layers as layer_0.safetensors and on "
+            "(W_enc, W_dec, b_enc, b_dec), with circuit-tracer's config.yaml"
+        )
     raise RequestError(f"{flag} {reference}: no {_MARKER[kind]} in {folder}{hint}")
 
 
