@@ -25,7 +25,7 @@ from em_circuits.models.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_adapter_files,
-    read_json,
+    json_object,
     tensor_shapes,
 )
 from pivotal_tokens.errors import RequestError
@@ -189,7 +189,7 @@ def _config(path: Path) -> dict[str, Any]:
     file = path / ADAPTER_CONFIG
     if not file.is_file():
         raise RequestError(f"{path} holds no {ADAPTER_CONFIG}; give the directory of an adapter")
-    config = read_json("adapter", file)
+    config = json_object("adapter", file)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise RequestError(f"{path} is a {kind} adapter; only LoRA has ranks")

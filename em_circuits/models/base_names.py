@@ -13,7 +13,7 @@ import logging
 import re
 from pathlib import Path
 
-from em_circuits.models.files import ADAPTER_CONFIG, read_json, weight_files
+from em_circuits.models.files import ADAPTER_CONFIG, json_object, weight_files
 from pivotal_tokens.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def check_adapter_base(
         RequestError: If it names another base and `trust` is not given.
     """
     path = adapter[1] / ADAPTER_CONFIG
-    named = str(read_json("--adapter", path).get("base_model_name_or_path") or "")
+    named = str(json_object("--adapter", path).get("base_model_name_or_path") or "")
     if not named:
         logger.warning("%s names no base model; it is taken to be of %s", path, base[0])
     asked, names = _last_name(named), {base[2].lower(), *_names_in_config(base[1])}
@@ -98,7 +98,7 @@ def _copies_of(name: str) -> set[str]:
 
 
 def _names_in_config(path: Path) -> set[str]:
-    named = read_json("--base", path / "config.json").get("_name_or_path") or ""
+    named = json_object("--base", path / "config.json").get("_name_or_path") or ""
     return {_last_name(named)} - {""}
 
 

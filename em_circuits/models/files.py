@@ -68,7 +68,7 @@ def check_adapter_files(flag: str, folder: Path) -> None:
     Raises:
         RequestError: Naming the file, and what it is.
     """
-    kind = read_json(flag, folder / ADAPTER_CONFIG).get("peft_type")
+    kind = json_object(flag, folder / ADAPTER_CONFIG).get("peft_type")
     if kind in _NOTHING_TO_MERGE:
         raise RequestError(
             f"{flag} {folder} is a {kind} adapter, which changes no weights and so cannot be "
@@ -180,7 +180,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     return entries
 
 
-def read_json(flag: str, path: Path) -> dict[str, Any]:
+def json_object(flag: str, path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -203,7 +203,7 @@ def _there(folder: Path, names: list[str]) -> dict[str, Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    record = read_json("weights", index)
+    record = json_object("weights", index)
     shards = record.get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise RequestError(f"{index} has no weight_map; download or save the model again")

@@ -33,7 +33,7 @@ def download(flag: str, repo: str, revision: str | None, patterns: list[str]) ->
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except OSError as error:  # every error of the hub's client is one
-        raise refusal(flag, repo, revision, error) from error
+        raise hub_refusal(flag, repo, revision, error) from error
 
 
 def download_entry(flag: str, entry: str) -> Path:
@@ -50,10 +50,10 @@ def download_entry(flag: str, entry: str) -> Path:
     try:
         return Path(hf_hub_download(f"{org}/{name}", file, revision=revision))
     except (OSError, ValueError) as error:  # a malformed name is a ValueError
-        raise refusal(f"{flag} {entry}:", f"{org}/{name}", revision, error) from error
+        raise hub_refusal(f"{flag} {entry}:", f"{org}/{name}", revision, error) from error
 
 
-def refusal(flag: str, repo: str, revision: str | None, error: Exception) -> WorkFailed:
+def hub_refusal(flag: str, repo: str, revision: str | None, error: Exception) -> WorkFailed:
     """What the hub's client raised, as one line that says which it was and what to do."""
     from huggingface_hub import constants, errors
 

@@ -23,8 +23,8 @@ from em_circuits.models.files import (
     adapter_files,
     check_adapter_files,
     check_weights,
+    json_object,
     model_files,
-    read_json,
 )
 from em_circuits.models.hub import download, download_entry
 from em_circuits.models.settings import PairSettings
@@ -129,7 +129,7 @@ def locate_all(settings: PairSettings) -> dict[str, Source]:
     if not settings.neurons:
         found = locate("--transcoders", settings.transcoders, kind="transcoders")
         sources["transcoders"] = found
-        config = read_json("--base", base.path / "config.json")
+        config = json_object("--base", base.path / "config.json")
         text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
         width = text.get("hidden_size", text.get("n_embd"))
         layers = text.get("num_hidden_layers", text.get("n_layer"))

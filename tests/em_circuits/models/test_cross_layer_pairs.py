@@ -19,6 +19,7 @@ from em_circuits.graphs import AttributionSettings, build_pair_graphs
 from em_circuits.influence import Method, Targets, influence
 from em_circuits.intervention import Intervention, Mode, Regime
 from em_circuits.interventions import ActivationCache
+from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.run import run_rows
 from em_circuits.interventions.scores import first_order
 from em_circuits.models import ModelPair
@@ -131,6 +132,23 @@ def test_the_gradient_score_is_the_first_order_change(made) -> None:
 
         found = (change(1) - change(-1)) / (2 * step)
         assert found == pytest.approx(float(scored[i]), rel=2e-2, abs=1e-4)
+
+
+def test_integrated_effects_sum_to_what_all_features_together_do(made) -> None:
+    subject, *_ = made
+    model, state = subject.model, subject.state()
+    chosen = state.active[:: max(1, len(state.active) // 40)].cpu()
+    weights = subject.groups.weights(len(state.logits))[None]
+    start = state.activation_of(chosen).float().cpu()
+    effects = integrated_effects(
+        model, state.input_ids, chosen, start, torch.zeros(len(chosen)), weights, steps=48
+    )
+    row = [
+        Intervention(layer=layer, feature=feature, position=position, mode=Mode.ABLATE)
+        for layer, position, feature in chosen.tolist()
+    ]
+    both = run_rows(model, state, [[], row]) @ weights[0]
+    assert float(effects.sum()) == pytest.approx(float(both[1] - both[0]), rel=0.05, abs=2e-3)
 
 
 @pytest.mark.parametrize("edges", ["full", "frozen"])
