@@ -64,11 +64,13 @@ class LayerFile:
     """Features."""
     decoder: Path | None = None
     """The decoder's file, where it is another (cross-layer)."""
+    n_writes: int = 1
+    """MLP outputs that a feature writes into."""
 
     @property
     def elements(self) -> int:
         """Numbers in encoder and decoder."""
-        return 2 * self.d_model * self.width
+        return (1 + self.n_writes) * self.d_model * self.width
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ class TranscoderFiles:
         """
         config = read_config(flag, reference, folder)
         kind = config["model_kind"]
+        if kind == CROSS_LAYER and config.get("transcoders") is not None:
+            raise RequestError(
+                f"{flag} {reference}: a cross-layer transcoder that lists its files (gemma-scope-2) "
+                "is not read; write it with circuit-tracer's to_safetensors (W_enc_0, W_dec_0, ...)"
+            )
         found = _cross_layer(flag, folder) if kind == CROSS_LAYER else None
         if found is None:
             paths = _paths(flag, reference, folder, config, fetch)
@@ -301,7 +308,10 @@ def _cross_layer(flag: str, folder: Path) -> tuple[LayerFile, ...]:
                 f"{flag} layer {layer}: {path} is no layer of a cross-layer transcoder of "
                 f"{n_layers}: {_reason(error)}"
             ) from error
-        found.append(LayerFile(layer, path.name, path, "cross-layer", d_model, width, decoder))
+        writes = n_layers - layer
+        found.append(
+            LayerFile(layer, path.name, path, "cross-layer", d_model, width, decoder, writes)
+        )
     return tuple(found)
 
 

@@ -233,6 +233,25 @@ def test_numbers_that_are_none_are_named(made, name: str, tmp_path: Path) -> Non
     assert found == f"layer {name[-1]}: {name[:5]} holds NaN or infinite numbers, in {file}"
 
 
+def test_the_memory_plan_counts_every_decoder(made) -> None:
+    subject, clt, _ = made
+    files = subject.pair.sources["transcoders"].transcoders
+    held = sum(one.elements for one in files.layers)
+    assert held == clt.W_enc.numel() + sum(rows.numel() for rows in clt.W_dec)
+
+
+def test_a_set_of_listed_cross_layer_files_is_refused_by_name(
+    made, tmp_path: Path, no_model_loads: None
+) -> None:
+    subject, _, folder = made
+    record = yaml.safe_load((folder / "config.yaml").read_text())
+    entries = [f"hf://org/set/layer_{i}.safetensors" for i in range(4)]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record | {"transcoders": entries}))
+    settings = subject.pair.settings.model_copy(update={"transcoders": str(tmp_path)})
+    with pytest.raises(RequestError, match=r"lists its files .*to_safetensors"):
+        ModelPair.load(settings)
+
+
 def test_a_subject_keeps_its_cache(made) -> None:
     subject, *_ = made
     state = ActivationCache.capture(subject.model, subject.input_ids)
