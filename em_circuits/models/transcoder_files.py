@@ -132,8 +132,9 @@ class TranscoderFiles:
         kind = config["model_kind"]
         if kind == CROSS_LAYER and config.get("transcoders") is not None:
             raise RequestError(
-                f"{flag} {reference}: a cross-layer transcoder that lists its files (gemma-scope-2) "
-                "is not read; write it with circuit-tracer's to_safetensors (W_enc_0, W_dec_0, ...)"
+                f"{flag} {reference}: a cross-layer transcoder that lists its files "
+                "(gemma-scope-2) is not read; write it with circuit-tracer's to_safetensors "
+                "(W_enc_0, W_dec_0, ...)"
             )
         found = _cross_layer(flag, folder) if kind == CROSS_LAYER else None
         if found is None:
