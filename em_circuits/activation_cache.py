@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import reconstruction
 from pivotal_tokens.errors import RequestError
 
 
@@ -138,10 +139,11 @@ class ActivationCache:
         Args:
             model: Whose decoders are asked.
         """
-        parts = []
-        for layer, dictionary in enumerate(model.dictionaries):
-            acts = self.dense_activations(layer)
-            parts.append(self.mlp_outputs[layer] - dictionary.decode(acts, self.inputs[layer]))
+        acts = {layer: self.dense_activations(layer) for layer in range(model.sites.n_layers)}
+        parts = [
+            self.mlp_outputs[i] - reconstruction(model.dictionaries, i, acts, self.inputs[i])
+            for i in acts
+        ]
         return torch.stack(parts).detach()
 
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FINGERPRINTS = "fingerprints"
+"""Entry of a pair's description: name and first digits of each fingerprint."""
+
 
 @dataclass
 class Workspace:
@@ -112,8 +115,17 @@ class Workspace:
         )
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
-        cache = self.results / "fingerprints.json" if self.results.is_dir() else None
-        return ModelPair.load(self.models, FingerprintCache(cache))
+        return ModelPair.load(self.models, self._file_hashes)
+
+    @cached_property
+    def _file_hashes(self) -> FingerprintCache:
+        remembered = self.results / "fingerprints.json" if self.results.is_dir() else None
+        return FingerprintCache(remembered)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of the base, the adapter or merged model, and the transcoders; loads none."""
+        return {name: self._file_hashes.of(one.files) for name, one in self.locate().items()}
 
     @property
     def loaded_pair(self) -> ModelPair | None:
@@ -152,13 +164,59 @@ class Workspace:
         return check_pair(self.pair, self.pair.input_ids(prompt))
 
     def register_pair(self) -> None:
-        """Record the pair's key and what it stands for, before anything refers to it."""
+        """Record the pair's key and what it stands for, before anything refers to it; warn where
+        the same names stood for other files before."""
         pair = self.pair
         named = {"transcoders": pair.settings.transcoders}
         named |= {name: source.reference for name, source in pair.sources.items()}
-        description = named | {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
-        if self.store.results.pairs().get(pair.key) != description:
-            self.store.results.put_pair(pair.key, description)
+        named |= {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
+        known = self.store.results.pairs()
+        description = named | {_FINGERPRINTS: _shown(self.fingerprints)}
+        if known.get(pair.key) == description:
+            return
+        self.store.results.put_pair(pair.key, description)
+        for key, about in known.items():
+            if key != pair.key and named.items() <= about.items():
+                changed = self._changed_since(about.get(_FINGERPRINTS, ""))
+                logger.warning(
+                    "the store has work of pair %s under the same names; %s: that stays apart",
+                    key[:12],
+                    changed or "the files were others",
+                )
+
+    def _changed_since(self, fingerprints: str) -> str:
+        """Which fingerprints are others than those recorded, as a part of a sentence."""
+        then = dict(one.split(" ") for one in fingerprints.split(", ") if one)
+        now = {name: value[:12] for name, value in self.fingerprints.items()}
+        return ", ".join(
+            f"{name} was {then[name]}, is {now[name]}"
+            for name in now
+            if then.get(name, now[name]) != now[name]
+        )
+
+    def _other_work(self, prompt_id: str, pair: str) -> str:
+        """What a prompt's stored graphs are of, where that is not the pair that is asked for."""
+        records = [
+            one
+            for one in self.store.graphs.all(prompt_id)
+            if one.pair != pair and self.graphs.has(one.key)
+        ]
+        if not records:
+            return ""
+        newest = max(records, key=lambda one: one.created_at)
+        known = self.store.results.pairs().get(newest.pair, {}).get(_FINGERPRINTS)
+        if known is None:  # registered by a version that kept none: the graphs have their own
+            found: dict[str, str | None] = {}
+            for record in records:
+                header = self.graphs.header(record.key)
+                if record.pair == newest.pair:
+                    found["transcoders"] = header.transcoder_fingerprint
+                    found["base" if record.model == "base" else "adapter"] = (
+                        header.fingerprint if record.model == "base" else header.adapter_hash
+                    )
+            known = _shown({name: value for name, value in found.items() if value})
+        changed = self._changed_since(known) or "other models, or another precision"
+        return f"; those of pair {newest.pair[:12]} do not fit ({changed})"
 
     def graph_of(self, prompt_id: str, model: ModelName) -> AttributionGraph:
         """The newest stored graph of a prompt under this pair of models.
@@ -193,8 +251,8 @@ class Workspace:
             full = [record for record in records if headers[record].edge_kind == "full"]
             return max(full or records, key=lambda record: record.created_at)
         raise RequestError(
-            f"prompt {prompt_id} has no {model} graph under these models; "
-            f"run em-circuits graphs build {prompt_id}"
+            f"prompt {prompt_id} has no {model} graph under these models"
+            f"{self._other_work(prompt_id, pair)}; run em-circuits graphs build {prompt_id}"
         )
 
     def close(self) -> None:
@@ -208,6 +266,10 @@ class Workspace:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _shown(fingerprints: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value[:12]}" for name, value in sorted(fingerprints.items()))
 
 
 def load_pair(
@@ -226,7 +288,7 @@ def load_pair(
         organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
-        transcoders: Per-layer transcoders of the base; ``none`` makes MLP neurons the nodes.
+        transcoders: Transcoders of the base; ``none`` makes MLP neurons the nodes.
         settings: Further fields of `PairSettings`: device, dtype, backend, ...
 
     Raises:

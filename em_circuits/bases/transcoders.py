@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.bases.cross_layer import cross_layer_parts
 from em_circuits.bases.part import Part, Stage
 from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
@@ -46,14 +48,16 @@ class TranscoderPart(Part):
         return self.activations(x) @ self.transcoder.W_dec.detach()
 
 
-def transcoder_parts(model: Model) -> tuple[TranscoderPart, ...]:
-    """One part per layer of a model's transcoders.
+def transcoder_parts(model: Model) -> tuple[Part, ...]:
+    """One part per layer of a model's transcoders, per-layer or cross-layer.
 
     Raises:
         RequestError: If it has none.
     """
     if model.transcoders is None:
         raise RequestError("--transcoders none has no transcoder features; use neuron_parts")
+    if isinstance(model.transcoders, CrossLayerTranscoder):
+        return cross_layer_parts(model, model.transcoders)
     return tuple(
         TranscoderPart(
             basis="transcoder",

@@ -98,6 +98,10 @@ def _model_checks(work: Workspace, prompt: Prompt) -> list[Check]:
     if not plan.fits:
         return checks
     health = work.health(prompt)
+    if settings.transcoders_on == "disk" and not settings.neurons:
+        from em_circuits.models.health import check_transcoder_weights
+
+        health.append(check_transcoder_weights(work.pair))
     if any(c.name == "transcoders of this base" and not c.ok for c in health):
         health.append(_replacement_score(work, prompt))
     return [*checks, *health]

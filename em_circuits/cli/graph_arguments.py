@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from em_circuits.influence import Targets
 
 graph_argument = click.argument("graph", metavar="KEY|PROMPT|FILE")
+FOREIGN = (".pt", ".json")
+"""Endings of graph files of other tools."""
 OWN = "own"
 """The target that a graph was built for (``graphs build --continuation``)."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,8 +63,8 @@ def load_graph(session: Session, reference: str, options: GraphOptions) -> Attri
         RequestError: If there is no such graph, or a ``.pt`` is not trusted.
     """
     path = Path(reference)
-    if path.suffix == ".pt":
-        return read_pt(path, trust_pickle=options.trust_pickle)
+    if path.suffix in FOREIGN:
+        return read_foreign(path, trust_pickle=options.trust_pickle)
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise RequestError(f"no graph file {path}")
@@ -74,17 +76,23 @@ def load_graph(session: Session, reference: str, options: GraphOptions) -> Attri
             reason = str(error).splitlines()[0].split(";")[0]
             raise RequestError(f"{reason}; give a graph file of this package") from error
     if path.is_dir():
-        raise RequestError(f"{path} is a directory: give a graph's key, a .safetensors or a .pt")
+        raise RequestError(
+            f"{path} is a directory: give a graph's key, a .safetensors, .pt or .json"
+        )
     store = graph_store(session)
     return store.load(store.key_of(reference, model=options.model, edges=options.edges))
 
 
-def read_pt(path: Path, *, trust_pickle: bool) -> AttributionGraph:
-    """circuit-tracer's graph.
+def read_foreign(path: Path, *, trust_pickle: bool) -> AttributionGraph:
+    """circuit-tracer's graph (``.pt``), or a pruned one of the graph viewers (``.json``).
 
     Raises:
         RequestError: If the file is not trusted, is not there, or is not such a graph.
     """
+    if path.suffix == ".json":
+        from em_circuits.graphs.viewer_json import import_json
+
+        return import_json(path)
     require_trusted(path, trust_pickle)
     from em_circuits.graphs.interop import import_pt
 

@@ -10,6 +10,7 @@ import click
 from pydantic import Field
 
 from em_circuits.cli.graph_arguments import (
+    FOREIGN,
     FileOptions,
     GraphOptions,
     Share,
@@ -18,7 +19,7 @@ from em_circuits.cli.graph_arguments import (
     graph_argument,
     graph_store,
     load_graph,
-    read_pt,
+    read_foreign,
     targets_of,
     token_ids,
 )
@@ -42,6 +43,7 @@ from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionGraph
+    from em_circuits.graphs.viewer_json import GraphNotes
     from em_circuits.influence.results import (
         NamedNode,
         PathsResult,
@@ -159,7 +161,7 @@ def list_(session: Session, as_json: bool) -> None:
         "short_key as key",
         "prompt_id as prompt",
         "model",
-        "edge_kind as edges",
+        "edges_shown as edges",
         "basis",
         "measures as of",
     )
@@ -188,6 +190,8 @@ class GraphSummary(Frozen):
     """``full`` or ``frozen``."""
     measured: bool
     """Whether every edge was measured, too."""
+    pruned: bool
+    """Only what pruning left: the graph was read from a viewer's JSON."""
     basis: list[str]
     """What its nodes are."""
     features: int
@@ -196,7 +200,7 @@ class GraphSummary(Frozen):
     edges: bool
     gradient: bool
     replacement: float | None
-    """Null with full edges, whose rows do not sum to their target's value."""
+    """Null with full edges or after pruning: rows do not sum to their target's value."""
     completeness: float | None
     targets: list[TargetToken]
 
@@ -216,7 +220,7 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
     from em_circuits.influence import graph_scores
 
     header, targets = graph.header, graph.targets
-    summed = graph.edges is not None and graph.edge_kind == "frozen"
+    summed = graph.edges is not None and header.edges_shown == "frozen"
     scores = graph_scores(graph) if summed else None
     ranks = targets.ranks.tolist() if targets.ranks is not None else [None] * len(targets)
     columns = (targets.token_ids.tolist(), targets.texts, targets.probabilities.tolist(), ranks)
@@ -229,6 +233,7 @@ def _summary(graph: AttributionGraph) -> GraphSummary:
         positions=len(graph.input_ids),
         edge_kind=graph.edge_kind,
         measured=graph.measured is not None,
+        pruned=header.pruned,
         basis=list(dict.fromkeys(part.basis for part in header.node_parts)),
         features=len(graph.selected),
         active=graph.n_active,
@@ -249,6 +254,9 @@ class StoredGraph(Frozen):
 
     key: str
     path: str
+    model: str
+    pruned: bool
+    """Only what pruning left, as a viewer's .json holds it."""
 
 
 @graphs.command(name="import", epilog="Example: em-circuits graphs import graph.pt --trust-pickle")
@@ -257,12 +265,22 @@ class StoredGraph(Frozen):
 @prints(StoredGraph)
 @pass_session
 def import_(session: Session, file: str, options: FileOptions, as_json: bool) -> None:
-    """Store a graph that circuit-tracer wrote (.pt)."""
+    """Store a graph that circuit-tracer wrote (.pt), or a pruned one of the viewers (.json).
+
+    A .json holds what pruning left, and the graph says so; labels, pins and groups are kept, and
+    stand in what is exported from it.
+    """
     path = Path(file)
-    graph = read_pt(path, trust_pickle=options.trust_pickle)
+    if path.suffix not in FOREIGN:
+        raise RequestError(f"{file} ends in neither .pt nor .json")
+    graph = read_foreign(path, trust_pickle=options.trust_pickle)
     provenance = {"inputs": {path.name: sha256_file(path)}, "config": {"imported_from": file}}
     stored = graph_store(session).save(graph, provenance)
-    emit(StoredGraph(key=graph.header.key, path=str(stored)), as_json)
+    header = graph.header
+    stored_graph = StoredGraph(
+        key=header.key, path=str(stored), model=header.model, pruned=header.pruned
+    )
+    emit(stored_graph, as_json)
 
 
 class ExportOptions(GraphOptions):
@@ -280,6 +298,8 @@ class ExportOptions(GraphOptions):
     """Share of all node influence that is left."""
     edge_threshold: Share = 0.98
     """Share of all edge influence that is left."""
+    pins: Annotated[str | None, Flag(metavar="PERSON")] = None
+    """Pins and groups that this person saved in the viewer."""
     index: bool = False
     """Also list it in graph-metadata.json beside it."""
 
@@ -308,27 +328,49 @@ def export(session: Session, graph: str, file: str, options: ExportOptions) -> N
         export_pt(loaded, path)
         say(f"{file}  (pt)")
     else:
-        nodes, links = _write_json(loaded, path, options)
+        nodes, links = _write_json(session, loaded, path, options)
         say(f"{file}  (json, {nodes} nodes, {links} links)")
 
 
-def _write_json(graph: AttributionGraph, path: Path, options: ExportOptions) -> tuple[int, int]:
+def _write_json(
+    session: Session, graph: AttributionGraph, path: Path, options: ExportOptions
+) -> tuple[int, int]:
     from circuit_tracer.frontend.utils import add_graph_metadata
 
     from em_circuits.influence import prune
     from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 
+    # What a viewer's file left is not pruned again.
+    whole = graph.header.pruned
     pruned = prune(
-        graph, node_threshold=options.node_threshold, edge_threshold=options.edge_threshold
+        graph,
+        node_threshold=1.0 if whole else options.node_threshold,
+        edge_threshold=1.0 if whole else options.edge_threshold,
     )
     names = ViewerOptions(
         slug=options.slug or path.stem, scan=options.scan, source_set=options.source_set
     )
-    record = viewer_json(graph, pruned, _token_texts(graph), names)
+    notes = None if options.pins is None else _saved_pins(session, graph, options.pins)
+    record = viewer_json(graph, pruned, _token_texts(graph), names, notes)
     write_json(path, record)
     if options.index:
         add_graph_metadata(record["metadata"], str(path.absolute().parent))
     return len(record["nodes"]), len(record["links"])
+
+
+def _saved_pins(session: Session, graph: AttributionGraph, person: str) -> GraphNotes:
+    """The graph's own notes, with the pins and groups that a person saved in the viewer."""
+    from em_circuits.graphs.viewer_json import NodeGroup, notes_of
+
+    prompt = graph.header.prompt_id
+    with session.open_store() as store:
+        saved = store.views.get(person, f"graph:{prompt}")
+    if saved is None:
+        raise RequestError(f"--pins {person}: this person saved none of prompt {prompt}")
+    groups = [NodeGroup(name=g["name"], members=tuple(g["members"])) for g in saved["groups"]]
+    return notes_of(graph.header).model_copy(
+        update={"pinned": tuple(saved["pinned"]), "groups": tuple(groups)}
+    )
 
 
 def _token_texts(graph: AttributionGraph) -> tuple[str, ...]:

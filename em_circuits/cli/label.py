@@ -206,19 +206,16 @@ def _prompts(
 ) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
     from em_circuits.labelling.sources import template_prompts
-    from em_circuits.models.text import PINNED_DATE, render_chat, strip_bos
+    from em_circuits.models.text import PINNED_DATE, as_seen, render_chat
     from pivotal_tokens.prompts import first_of_each
 
-    prompts: list[Prompt] = []
-    for text in options.texts:
-        own = strip_bos(work.pair.tokenizer, text)
-        prompts.append(Prompt.of(own, generator="human"))
+    prompts = [Prompt.of(text, generator="human") for text in options.texts]
     if options.user is not None:
         turns = {"user": options.user, "assistant": options.assistant}
         rendered = render_chat(work.pair.tokenizer, **turns)
         extra = turns | {"date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
-    prompts.extend(files)
+    prompts = [as_seen(work.pair.tokenizer, prompt) for prompt in [*prompts, *files]]
     if options.n or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")

@@ -39,7 +39,7 @@ model_options = OptionSet(
     transcoders=Flag(
         metavar=_LOCATION,
         required=False,
-        help="Per-layer transcoders of the base, or none: neurons.",
+        help="Transcoders of the base, or none: neurons.",
     ),
 )
 organism_option = click.option(

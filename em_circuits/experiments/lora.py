@@ -37,6 +37,7 @@ from em_circuits.interventions.adapter_ranks import (
     scaled_logits,
 )
 from em_circuits.models.adapter import LoraAdapter, LoraModule
+from em_circuits.models.sharing import tied_to
 from em_circuits.progress import tracked
 from em_circuits.statistics import (
     DRAWS,
@@ -284,7 +285,7 @@ def _record(
     found: _Measured,
     request: GeometryRequest,
 ) -> LoraGeometry:
-    names = {f"{part.name}.weight" for part in parts}
+    names = tied_to(work.pair.merged.hf, [f"{part.name}.weight" for part in parts])
     shift = torch.tensor(found.merged).double() - torch.tensor(found.base).double()
     return LoraGeometry(
         adapter=adapter.path,

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -116,7 +117,8 @@ def alignments(
         seed: Of these.
         progress: Called with the layers done.
     """
-    if not pair.transcoders:  # neurons are the nodes: no dictionary to compare with
+    # Neurons have no dictionary to compare with, cross-layer features not one vector each.
+    if not isinstance(pair.transcoders, TranscoderSet):
         return []
     order = {part.name: i for i, part in enumerate(parts)}
     ways = [

@@ -138,7 +138,9 @@ def _proxy(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> La
     if not known:
         return None
     ids = torch.tensor([index, *(i for i, _ in known)])
-    rows = model.dictionaries[layer].decoder(ids).float()
+    dictionary = model.dictionaries[layer]
+    writes = [dictionary.decoder(ids, k).float() for k in range(dictionary.n_writes)]
+    rows = torch.cat(writes, dim=1)
     cosines = torch.nn.functional.cosine_similarity(rows[1:], rows[:1], dim=1)
     best = int(cosines.argmax())
     return Label(known[best][1], "proxy", known[best][0], float(cosines[best]))

@@ -68,7 +68,9 @@ def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
         RequestError: If the model's final norm has no place that is known.
     """
     layer, index = feature
-    decoder = model.dictionaries[layer].decoder(torch.tensor([index]))[0].float()
+    dictionary, ids = model.dictionaries[layer], torch.tensor([index])
+    writes = [dictionary.decoder(ids, k)[0].float() for k in range(dictionary.n_writes)]
+    decoder = torch.stack(writes).sum(0)
     unembedding = model.hf.get_output_embeddings().weight.float()  # type: ignore[operator]
     push = unembedding @ (decoder * _final_norm(model).float())
     return (push - push.mean()).cpu()

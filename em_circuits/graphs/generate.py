@@ -562,8 +562,22 @@ def _graph(
         selected=attributed.selected,
         targets=_logit_targets(model, targets, logits),
         edges=attributed.edges,
-        gradient=gradient_scores(model, input_ids, rows, active, context.decoder_vecs.detach()),
+        gradient=_gradient(model, input_ids, rows, active, context),
     )
+
+
+def _gradient(
+    model: Model, input_ids: Tensor, rows: Tensor, active: Tensor, context: Any
+) -> Float[Tensor, "target active"]:
+    """Gradient scores of the active features; each one's writes together where it has several."""
+    vectors = context.decoder_vecs.detach()
+    if len(vectors) == len(active):
+        return gradient_scores(model, input_ids, rows, active, vectors)
+    places, owners = context.decoder_locations.T.cpu(), context.encoder_to_decoder_map.cpu()
+    order = (places[:, 0] * len(input_ids) + places[:, 1]).argsort(stable=True)
+    writes = torch.cat([places, owners[:, None]], dim=1)[order]
+    scores = gradient_scores(model, input_ids, rows, writes, vectors[order.to(vectors.device)])
+    return torch.zeros(len(rows), len(active)).index_add_(1, owners[order], scores)
 
 
 def _last_logits(context: Any) -> Float[Tensor, " vocab"]:

@@ -246,7 +246,7 @@ class AttributionGraph:
     def __repr__(self) -> str:
         header = self.header
         sizes = f"{len(self.selected):,} features, {len(self.targets)} logits"
-        edges = "scores only" if self.edges is None else f"{self.edge_kind} edges"
+        edges = "scores only" if self.edges is None else f"{header.edges_shown} edges"
         return f"AttributionGraph({header.model}, {header.short_key}, {sizes}, {edges})"
 
     def _repr_html_(self) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
+from em_circuits.models.files import safetensors_header
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen
@@ -104,6 +105,8 @@ class GraphHeader(Frozen):
     """Parameters of attribution, part of the key."""
     target: GraphTarget | None = None
     """What it was built for; None for next tokens."""
+    pruned: bool = False
+    """Only what pruning left: the graph was read from a viewer's JSON."""
     d_vocab: int
     """Width of the model's logits; a target id of this or more is virtual, not a token."""
     tokenizer_name: str | None = None
@@ -127,6 +130,16 @@ class GraphHeader(Frozen):
     def edge_kind(self) -> str:
         """``frozen`` (circuit-tracer's) or ``full`` (`em_circuits.graphs.held`)."""
         return str(self.attribution.get("edges", "frozen"))
+
+    @property
+    def imported(self) -> bool:
+        """It was read from another tool's file."""
+        return "imported_from" in self.extra
+
+    @property
+    def edges_shown(self) -> str:
+        """The kind of edges, and whether pruning took some away."""
+        return f"{self.edge_kind}, pruned" if self.pruned else self.edge_kind
 
     @property
     def node_parts(self) -> tuple[NodePart, ...]:
@@ -204,7 +217,7 @@ def read_header(path: Path) -> GraphHeader:
 def read_record(path: Path) -> FileRecord:
     """The metadata entry of a graph file; see `read_header`."""
     try:
-        entries = _entries(path)
+        entries = safetensors_header(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise broken(path, error) from error
     text = (entries.get("__metadata__") or {}).get(METADATA)
@@ -222,21 +235,6 @@ def read_record(path: Path) -> FileRecord:
         return FileRecord.model_validate_json(text)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
-
-
-def _entries(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file whose tensors are all there."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        entries: dict[str, Any] = json.loads(file.read(length))
-    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
-    end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    if end != size:
-        raise ValueError(f"{size} bytes, expected {end}")
-    return entries
 
 
 def require_trusted(path: Path, trust_pickle: bool) -> None:

@@ -2,7 +2,9 @@
 
 A ``.pt`` is a pickle: reading it runs code, so it needs ``trust_pickle`` and happens in another
 process. A graph of circuit-tracer alone has no raw logits, no ranks and no gradient scores: those
-are None, and everything that needs edges only works on it.
+are None, and everything that needs edges only works on it. What a ``.pt`` has no field for (which
+of the two models, its fingerprint, its adapter) stands in an entry of its own in the archive that
+the file is: circuit-tracer does not look at it, and reading it runs no code.
 
     graph = import_pt(Path("graph.pt"), trust_pickle=True)
     export_pt(graph, Path("copy.pt"))  # circuit_tracer.graph.Graph.from_pt reads it
@@ -14,8 +16,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -28,10 +31,28 @@ from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection, re
 from em_circuits.graphs.layout import NodeLayout
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.schema import prompt_id
+from pivotal_tokens.schema import ModelName, prompt_id
 
 EXTRA = "circuit_tracer"
 """Entry of a header's `extra` that holds `circuit_tracer_record`."""
+OWN_ENTRY = "em_circuits_header.json"
+"""Entry of the archive with what circuit-tracer's fields have no place for."""
+_KEPT = (
+    "prompt_id",
+    "text",
+    "tokens",
+    "model",
+    "fingerprint",
+    "adapter_hash",
+    "transcoders",
+    "transcoder_fingerprint",
+    "dtype",
+    "selection",
+    "attribution",
+    "d_vocab",
+    "tokenizer_name",
+)
+"""Fields of the header in it; not the key, since logits and ranks do not come back."""
 _BOS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>", "<|bos|>")
 
 
@@ -117,6 +138,20 @@ def export_pt(graph: AttributionGraph, path: Path) -> None:
     )
     with atomic_path(path) as temporary:
         exported.to_pt(str(temporary))
+        with zipfile.ZipFile(temporary, "a") as archive:
+            kept = graph.header.model_dump_json(include=set(_KEPT))
+            inside = archive.namelist()[0].split("/")[0]  # torch reads one folder, all of it
+            archive.writestr(f"{inside}/{OWN_ENTRY}", kept)
+
+
+def _own_entry(path: Path) -> dict[str, Any]:
+    """What `export_pt` kept of a graph's header; empty in a file of circuit-tracer's."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/{OWN_ENTRY}")]
+        found = json.loads(archive.read(names[0])) if names else {}
+    return {name: found[name] for name in _KEPT if name in found}
 
 
 def _convert(path: Path, directory: Path) -> None:
@@ -164,16 +199,14 @@ def _graph(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> At
 
 
 def _header(path: Path, record: dict[str, Any], *, n_active: int, n_selected: int) -> GraphHeader:
-    cfg, text = record["cfg"], record["input_string"]
-    for bos in _BOS:
-        text = text.removeprefix(bos)
+    cfg, text = record["cfg"], without_bos(record["input_string"])
     scan = record["scan"]
     chosen = n_selected < n_active
-    return GraphHeader(
+    found = GraphHeader(
         key=content_key({"imported": sha256_file(path), "format_version": FORMAT_VERSION}),
         prompt_id=prompt_id(text),
         text=text,
-        model=str(cfg.get("model_name") or "imported"),
+        model=foreign_model(cfg.get("model_name")),
         transcoders=scan if isinstance(scan, str) else None,
         n_layers=int(cfg["n_layers"]),
         scan=tuple(scan) if isinstance(scan, list) else scan,
@@ -186,6 +219,22 @@ def _header(path: Path, record: dict[str, Any], *, n_active: int, n_selected: in
         tokenizer_name=cfg.get("tokenizer_name"),
         extra={EXTRA: record, "imported_from": path.name},
     )
+    return GraphHeader.model_validate(found.model_dump() | _own_entry(path))
+
+
+def without_bos(text: str) -> str:
+    """The prompt without the beginning-of-sequence token that a tokenizer put in front."""
+    for bos in _BOS:
+        text = text.removeprefix(bos)
+    return text
+
+
+def foreign_model(name: str | None) -> str:
+    """What the model of a graph from elsewhere is called: never like one of a pair, which a
+    directory called ``base`` would be."""
+    if not name:
+        return "imported"
+    return f"imported {name}" if name in get_args(ModelName) else str(name)
 
 
 def _dtype(name: str) -> torch.dtype:

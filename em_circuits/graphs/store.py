@@ -123,6 +123,8 @@ class GraphStore:
 
     def _graph_of(self, prompt: str, model: str, edges: str | None) -> str:
         headers = [h for h in map(read_header, self._files(prompt)) if h.model == model]
+        # So is one that came from a file of another tool.
+        headers = [header for header in headers if not header.imported] or headers
         # One that was built for a target of its own is meant by its key, where there is another.
         headers = [header for header in headers if header.target is None] or headers
         kinds = {

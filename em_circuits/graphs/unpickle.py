@@ -49,11 +49,38 @@ def convert(path: Path, directory: Path) -> None:
     from circuit_tracer.graph import Graph
     from safetensors.torch import save_file
 
-    graph = Graph.from_pt(str(path))
+    fields = torch.load(path, weights_only=False, map_location="cpu")
+    graph = Graph(**graph_fields(fields))
     tensors = {name: getattr(graph, name).detach().cpu().contiguous() for name in _FIELDS}
     save_file(tensors, directory / TENSORS)
     record = json.dumps(circuit_tracer_record(graph), ensure_ascii=False)
     (directory / RECORD).write_text(record, encoding="utf-8")
+
+
+def graph_fields(fields: Any) -> dict[str, Any]:
+    """What a ``.pt`` of any version holds, as arguments of the installed `Graph`.
+
+    Versions 0.1 to 0.3 have a tensor ``logit_tokens`` and no ``vocab_size``; later ones
+    ``logit_targets``, which were a tensor at first; those after 0.5 ``scan_name`` for ``scan``.
+
+    Raises:
+        ValueError: If it is no such record, or lacks what every version has.
+    """
+    from circuit_tracer.attribution.targets import LogitTarget
+
+    if not isinstance(fields, dict):
+        raise ValueError(f"it holds a {type(fields).__name__}, not the fields of a graph")
+    targets = fields.get("logit_targets", fields.get("logit_tokens"))
+    if isinstance(targets, torch.Tensor):
+        # The text of a target was not kept: its id stands for it.
+        targets = [LogitTarget(f"[{i}]", int(i)) for i in targets.reshape(-1).tolist()]
+    found = {name: fields.get(name) for name in (*_FIELDS, "input_string", "cfg")}
+    found["logit_targets"] = targets
+    if absent := [name for name, value in found.items() if value is None]:
+        raise ValueError(f"it has no {', '.join(absent)}")
+    found["scan"] = fields.get("scan", fields.get("scan_name"))
+    found["vocab_size"] = fields.get("vocab_size")
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from em_circuits.graphs.graph import AttributionGraph
 from em_circuits.graphs.layout import NodeKind
+from em_circuits.graphs.viewer_json import HEADER, KINDS, GraphNotes, notes_of
 from em_circuits.influence.pruning import PrunedGraph
 from pivotal_tokens.artefacts import content_key, library_versions
 from pivotal_tokens.errors import RequestError
@@ -26,6 +27,9 @@ from pivotal_tokens.schema import Frozen
 
 SCHEMA_VERSION = 1
 """circuit-tracer's; with it a node's `feature` is the pairing number of layer and feature id."""
+
+_ELSEWHERE = ("extra", "key", "prompt_id", "text", "tokens", "pruned")
+"""Fields of the header that the JSON has a place for, or that are the reader's own."""
 
 NEURONS = "neurons"
 """Name of the features in a graph whose nodes are neurons, unless one is given."""
@@ -44,7 +48,11 @@ class ViewerOptions(Frozen):
 
 
 def viewer_json(
-    graph: AttributionGraph, pruned: PrunedGraph, tokens: Sequence[str], options: ViewerOptions
+    graph: AttributionGraph,
+    pruned: PrunedGraph,
+    tokens: Sequence[str],
+    options: ViewerOptions,
+    notes: GraphNotes | None = None,
 ) -> dict[str, Any]:
     """The JSON of a pruned graph.
 
@@ -54,21 +62,32 @@ def viewer_json(
             compare with their threshold.
         tokens: Texts of the prompt's tokens, BOS included.
         options: Names.
+        notes: Labels, pins and groups; those that the graph came with if not given. What they say
+            of nodes that are not left is left out.
 
     Raises:
         RequestError: If the tokens are not those of the graph, or nothing names the transcoders.
     """
     if len(tokens) != len(graph.input_ids):
         raise RequestError(f"The graph has {len(graph.input_ids)} tokens, got {len(tokens)} texts.")
+    notes = notes_of(graph.header) if notes is None else notes
     nodes = {int(i): _node(graph, pruned, int(i)) for i in pruned.node_mask.nonzero()[:, 0]}
     _make_unique(nodes)
+    by_name = {graph.name_of(i): node for i, node in nodes.items()}
+    for name, label in notes.labels.items():
+        if name in by_name:
+            by_name[name]["clerp"] = label
+
+    def ids(names: Iterable[str]) -> list[str]:
+        return [by_name[name]["node_id"] for name in names if name in by_name]
+
     edges = pruned.edges
     ends = zip(edges.sources.tolist(), edges.targets.tolist(), edges.weights.tolist(), strict=True)
     return {
         "metadata": _metadata(graph, pruned, tokens, options),
         "qParams": {
-            "pinnedIds": [],
-            "supernodes": [],
+            "pinnedIds": ids(notes.pinned),
+            "supernodes": [[group.name, *ids(group.members)] for group in notes.groups],
             "linkType": "both",
             "clickedId": "",
             "sg_pos": "",
@@ -94,7 +113,7 @@ def _node(graph: AttributionGraph, pruned: PrunedGraph, i: int) -> dict[str, Any
             place = graph.feature_name(i)
             layer, pos, feature = place[1:]
             # Both viewers know features under this type, per-layer ones and neurons too.
-            kind, number = "cross layer transcoder", pairing(layer, feature)
+            kind, number = KINDS[NodeKind.FEATURE], pairing(layer, feature)
             name = f"{layer}_{feature}_{pos}"
             if place.module:  # a rank of an adapter, which has no feature page
                 name, number = f"{place.module}_{name}", -1
@@ -103,12 +122,12 @@ def _node(graph: AttributionGraph, pruned: PrunedGraph, i: int) -> dict[str, Any
             return node | share | label | {"activation": float(graph.selected_activations[i])}
         case NodeKind.ERROR:
             layer, pos = layout.error_coordinates(i)
-            kind = "mlp reconstruction error"
+            kind = KINDS[NodeKind.ERROR]
             return _place(f"error_{layer}_{pos}", -1, str(layer), pos, kind) | share
         case NodeKind.TOKEN:
             pos = layout.position_of(i)
             name = f"E_{int(graph.input_ids[pos])}_{pos}"
-            return _place(name, pos, "E", pos, "embedding") | share
+            return _place(name, pos, "E", pos, KINDS[NodeKind.TOKEN]) | share
         case NodeKind.LOGIT:
             return _logit(graph, layout.target_of(i))
 
@@ -117,7 +136,7 @@ def _logit(graph: AttributionGraph, i: int) -> dict[str, Any]:
     targets, last = graph.targets, len(graph.input_ids) - 1
     token, p = int(targets.token_ids[i]), float(targets.probabilities[i])
     layer = str(graph.header.n_layers + 1)
-    own = _place(f"{layer}_{token}_{last}", token, layer, last, "logit")
+    own = _place(f"{layer}_{token}_{last}", token, layer, last, KINDS[NodeKind.LOGIT])
     # The viewers read the probability, and for logit differences the token, out of this label.
     label = f'Output "{targets.texts[i]}" (p={p:.3f})'
     first = int(targets.probabilities.argmax()) == i
@@ -188,6 +207,7 @@ def _metadata(
             "select_by": header.selection.select_by,
             "max_feature_nodes": len(graph.selected),
             "max_n_logits": len(graph.targets),
+            HEADER: header.model_dump(mode="json", exclude=set(_ELSEWHERE)),
         },
         "pruning_settings": {
             "node_threshold": pruned.node_threshold,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.models import Model
-from em_circuits.models.dictionaries import CHUNK, Dictionary, Encoder
+from em_circuits.models.dictionaries import CHUNK, Dictionary, Encoder, one_layer_only
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,20 @@ class FeatureRows:
     ids: Int64[Tensor, " feature"]
     """Ascending."""
     encoder: Encoder
-    decoder: Float[Tensor, "feature d_model"]
+    decoders: tuple[Float[Tensor, "feature d_model"], ...]
+    """What they write into their own layer, and into each later one where they do."""
+
+    @property
+    def decoder(self) -> Float[Tensor, "feature d_model"]:
+        """What they write into their own layer."""
+        return self.decoders[0]
 
     @classmethod
     def read(cls, dictionary: Dictionary, ids: Int64[Tensor, " feature"]) -> FeatureRows:
         """Fetch the rows of `ids` (any order, repetitions allowed)."""
         ids = ids.unique()
-        decoder = dictionary.decoder(ids)
-        return cls(ids.to(decoder.device), dictionary.encoder(ids), decoder)
+        decoders = tuple(dictionary.decoder(ids, k) for k in range(dictionary.n_writes))
+        return cls(ids.to(decoders[0].device), dictionary.encoder(ids), decoders)
 
     def index(self, feature: Int64[Tensor, " op"]) -> Int64[Tensor, " op"]:
         """Rows of the given ids, which must be among `ids`."""
@@ -53,12 +59,14 @@ class FeatureRows:
         *,
         place: Int64[Tensor, " op"],
         n_places: int,
+        write: int = 0,
     ) -> Float[Tensor, "place d_model"]:
-        """Sum of ``amounts[i] * decoder[which[i]]`` at ``place[i]``, accumulated in float32."""
-        total = torch.zeros((n_places, self.decoder.shape[1]), device=self.decoder.device)
+        """Sum of ``amounts[i] * decoders[write][which[i]]`` at ``place[i]``, in float32."""
+        decoder = self.decoders[write]
+        total = torch.zeros((n_places, decoder.shape[1]), device=decoder.device)
         for i in range(0, len(which), CHUNK):
             part = slice(i, i + CHUNK)
-            vectors = amounts[part, None] * self.decoder[which[part]]
+            vectors = amounts[part, None] * decoder[which[part]]
             total.index_add_(0, place[part], vectors.float())
         return total
 
@@ -66,7 +74,13 @@ class FeatureRows:
 def decoder_vectors(
     model: Model, layer: Int64[Tensor, " feature"], feature: Int64[Tensor, " feature"]
 ) -> Float[Tensor, "feature d_model"]:
-    """Decoder row of each (layer, feature id), in float32 on the CPU."""
+    """Decoder row of each (layer, feature id), in float32 on the CPU.
+
+    Raises:
+        RequestError: If features write into several layers.
+    """
+    if model.dictionaries[0].n_writes > 1:
+        raise one_layer_only(model.dictionaries[0], "one vector that a feature writes")
     vectors = torch.empty((len(layer), model.dictionaries[0].d_model))
     for mask, rows, index in _decoders(model, layer, feature):
         vectors[mask] = rows.cpu()[index]
@@ -76,11 +90,35 @@ def decoder_vectors(
 def decoder_norms(
     model: Model, layer: Int64[Tensor, " feature"], feature: Int64[Tensor, " feature"]
 ) -> Float[Tensor, " feature"]:
-    """Length of each decoder row, in float32 on the CPU; no more than a layer's rows at a time."""
+    """Length of all that each feature writes, in float32 on the CPU; no more than a layer's rows at
+    a time."""
     norms = torch.empty(len(layer))
     for mask, rows, index in _decoders(model, layer, feature):
         norms[mask] = rows.norm(dim=1).cpu()[index]
     return norms
+
+
+def written_bounds(
+    model: Model,
+    steepness: Float[Tensor, "layer pos"],
+    coordinates: Int64[Tensor, "active 3"],
+) -> Float[Tensor, " active"]:
+    """What one unit of each node can change at most, to first order, whatever the angles.
+
+    Args:
+        model: Whose decoder rows are meant.
+        steepness: Length of the gradient at every MLP output.
+        coordinates: (layer, position, id) of each node.
+    """
+    layer, position, feature = coordinates.unbind(1)
+    bounds = torch.zeros(len(coordinates))
+    for number in layer.unique().tolist():
+        mask, dictionary = layer == number, model.dictionaries[number]
+        ids, index = feature[mask].unique(return_inverse=True)
+        for k in range(dictionary.n_writes):
+            lengths = dictionary.decoder(ids, k).float().norm(dim=1).cpu()
+            bounds[mask] += lengths[index] * steepness[number + k, position[mask]]
+    return bounds
 
 
 def _decoders(model: Model, layer: Tensor, feature: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -88,7 +126,9 @@ def _decoders(model: Model, layer: Tensor, feature: Tensor) -> Iterator[tuple[Te
     for number in layer.unique().tolist():
         mask = layer == number
         ids, index = feature[mask].unique(return_inverse=True)
-        yield mask, model.dictionaries[number].decoder(ids).float(), index
+        dictionary = model.dictionaries[number]
+        rows = [dictionary.decoder(ids, k).float() for k in range(dictionary.n_writes)]
+        yield mask, torch.cat(rows, dim=1), index
 
 
 def written_scores(
@@ -116,14 +156,18 @@ def written_scores(
     for layer, count in zip(layers.tolist(), counts.tolist(), strict=True):
         here = slice(start, start + count)
         ids, index = coordinates[here, 2].unique(return_inverse=True)
-        decoder = model.dictionaries[layer].decoder(ids).float()
+        dictionary = model.dictionaries[layer]
+        decoders = [dictionary.decoder(ids, k).float() for k in range(dictionary.n_writes)]
         begin = start
         _, lengths = coordinates[here, 1].unique_consecutive(return_counts=True)
         for length in lengths.tolist():
             part = slice(begin, begin + length)
-            rows = decoder[index[begin - start : begin - start + length]]
-            at = gradients[:, layer, int(coordinates[begin, 1])]
-            scores[:, part] = (at @ rows.T).cpu() * amounts[part]
+            mine, position = index[begin - start : begin - start + length], coordinates[begin, 1]
+            pushes = [
+                (gradients[:, layer + k, int(position)] @ decoder[mine].T).cpu()
+                for k, decoder in enumerate(decoders)
+            ]
+            scores[:, part] = sum(pushes[1:], start=pushes[0]) * amounts[part]
             begin += length
         start += count
     return scores

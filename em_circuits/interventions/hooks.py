@@ -5,9 +5,10 @@ Row by row, at the places of its edits,
     mlp_out[layer, position] += (new activation - current activation) * W_dec[feature]
 
 where *current* is what the feature does in that very pass (in `direct`: in the undisturbed one),
-as in circuit-tracer's `feature_intervention`. Activations and the products with decoder rows are
-computed in the model's precision, their sums in float32. A row's control then leaves its change as
-it is, multiplies it by 0 or -1, or turns it into a random direction of the same length.
+as in circuit-tracer's `feature_intervention`; what a cross-layer feature writes into later layers
+is added there by the same amounts. Activations and the products with decoder rows are computed in
+the model's precision, their sums in float32. A row's control then leaves its change as it is,
+multiplies it by 0 or -1, or turns it into a random direction of the same length.
 
     hooks = Hooks(model, edits, read_rows(model, [edits]))
     with hooks.installed():
@@ -62,6 +63,8 @@ class Hooks:
     patched: PatchedActivations | None = None
     """Tensors of another model, for the rows that take them."""
     _inputs: Tensor | None = None
+    _writing: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    """Layer -> (amounts, which, place) of its edits in this pass, where they go on writing."""
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -71,6 +74,8 @@ class Hooks:
 
     def _read(self, layer: int, inputs: Tensor) -> None:
         self._inputs = inputs
+        if layer == 0:
+            self._writing.clear()
 
     def _write(self, layer: int, output: Tensor) -> Tensor | None:
         inputs, self._inputs = self._inputs, None
@@ -81,10 +86,22 @@ class Hooks:
         if self.patched is not None and self.patched.at(layer):
             written = self.patched.put(self.model, layer, inputs, output)
         ops = self.edits.layer_ops(layer)
-        if not len(ops.row):
+        changes = [self._from_below(layer, below, inputs) for below in self._writing]
+        if len(ops.row):
+            changes.append(self._changes(layer, ops, inputs))
+        if not changes:
             return written
         base = output if written is None else written
-        return base + self._controlled(layer, self._changes(layer, ops, inputs)).to(base.dtype)
+        change = sum(changes[1:], start=changes[0])
+        return base + self._controlled(layer, change).to(base.dtype)
+
+    def _from_below(self, layer: int, below: int, inputs: Tensor) -> Tensor:
+        """What edits of a layer below write into this one."""
+        amounts, which, place = self._writing[below]
+        n_places = inputs[..., 0].numel()
+        rows, write = self.rows[below], layer - below
+        change = rows.written(amounts, which, place=place, n_places=n_places, write=write)
+        return change.view(inputs.shape)
 
     def _changes(
         self, layer: int, ops: EditBatch, inputs: Tensor
@@ -95,6 +112,8 @@ class Hooks:
         current = self._current(ops, inputs.flatten(0, 1)[place], which)
         gain, offset, cap = (n.to(device, current.dtype) for n in (ops.gain, ops.offset, ops.cap))
         new = torch.minimum(gain * current + offset, cap)
+        if len(rows.decoders) > 1:
+            self._writing[layer] = new - current, which, place
         change = rows.written(new - current, which, place=place, n_places=inputs[..., 0].numel())
         return change.view(inputs.shape)
 

@@ -17,7 +17,7 @@ JumpReLU transcoders, the jumps of gates that the moving features' own encoders 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -190,14 +190,20 @@ def _branch_gradients(
         for _ in range(model.sites.n_layers)
     ]
     seen: dict[int, Tensor] = {}
+    shifts: dict[int, Callable[[int], Tensor]] = {}
     on = points.to(model.device)
 
     def read(layer: int, inputs: Tensor) -> None:
         seen[layer] = inputs
 
     def write(layer: int, output: Tensor) -> Tensor:
-        shift = _shift(moves[layer], seen.pop(layer), on) if layer in moves else 0
-        return output + shift + nudges[layer]
+        inputs = seen.pop(layer)
+        if layer in moves:
+            shifts[layer] = _shift(moves[layer], inputs, on)
+        for below, shift in shifts.items():
+            if layer - below < model.dictionaries[below].n_writes:
+                output = output + shift(layer - below)
+        return output + nudges[layer]
 
     with (
         torch.enable_grad(),
@@ -210,8 +216,9 @@ def _branch_gradients(
     return torch.stack([g[:, :, :n_prompt].sum(1) for g in found], dim=1).float()
 
 
-def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
-    """What clamping a layer's features to their places on the line adds to its MLP output."""
+def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Callable[[int], Tensor]:
+    """What clamping a layer's features to their places on the line adds to the MLP output so many
+    layers further up."""
     n_rows, n_pos, width = inputs.shape
     wanted = move.start + points[:, None] * move.change
     if move.is_dense(n_pos):
@@ -219,7 +226,8 @@ def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
         at = (slice(None), move.position, move.ids)
         change = torch.zeros_like(every)
         change[at] = wanted.to(every.dtype) - every[at]
-        return change[..., move.rows.ids] @ move.rows.decoder
+        own = change[..., move.rows.ids]
+        return lambda write: own @ move.rows.decoders[write]
     n = len(move.which)
     which = move.which.repeat(n_rows)
     current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
@@ -227,5 +235,9 @@ def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Tensor:
         -1
     )
     amounts = wanted.reshape(-1).to(current.dtype) - current
-    added = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos)
-    return added.reshape(n_rows, n_pos, width).to(inputs.dtype)
+
+    def added(write: int) -> Tensor:
+        total = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos, write=write)
+        return total.reshape(n_rows, n_pos, width).to(inputs.dtype)
+
+    return added

@@ -44,6 +44,7 @@ from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.regimes import replaced_attention
 from em_circuits.interventions.run import run_branch, run_rows, run_values, with_forced
 from em_circuits.models import Model, ModelPair
+from em_circuits.models.dictionaries import reconstruction
 from em_circuits.target import Branch, Columns, Target
 from pivotal_tokens.errors import RequestError
 
@@ -358,11 +359,12 @@ def _added(model: Model, change: Float[Tensor, "layer pos d_model"]) -> Iterator
 def _errors_at(model: Model, errors: Float[Tensor, "layer pos d_model"]) -> Iterator[None]:
     """MLP outputs are what the dictionaries make of their inputs, plus `errors`."""
     outputs: dict[int, Tensor] = {}
+    active: dict[int, Tensor] = {}
 
     def read(layer: int, inputs: Tensor) -> None:
-        dictionary = model.dictionaries[layer]
-        active = dictionary.activations(inputs)
-        outputs[layer] = dictionary.decode(active, inputs) + errors[layer]
+        active[layer] = model.dictionaries[layer].activations(inputs)
+        written = reconstruction(model.dictionaries, layer, active, inputs)
+        outputs[layer] = written + errors[layer]
 
     with model.sites.hooked(read, lambda layer, _output: outputs.pop(layer)):
         yield

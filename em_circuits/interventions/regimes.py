@@ -32,6 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from em_circuits.activation_cache import BatchedCache, apply_scale, attention_modules, norm_modules
 from em_circuits.intervention import Regime
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import one_layer_only
 from pivotal_tokens.errors import RequestError
 
 
@@ -146,6 +147,8 @@ class FrozenMLP:
     def __init__(self, model: Model, stacked: BatchedCache, layer: int, regime: Regime) -> None:
         self._dictionary = model.dictionaries[layer]
         self._regime = regime
+        if regime is not Regime.DIRECT and self._dictionary.n_writes > 1:
+            raise one_layer_only(self._dictionary, f"regime {regime}")
         self._input = stacked.inputs[layer]
         self._output = stacked.mlp_outputs[layer]
         if regime is Regime.GATES_RECOMPUTED:

@@ -26,7 +26,7 @@ from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.intervention import Regime
-from em_circuits.interventions.feature_rows import decoder_norms, written_scores
+from em_circuits.interventions.feature_rows import written_bounds, written_scores
 from em_circuits.interventions.greedy_selection import CHOSEN, greedy_scores
 from em_circuits.interventions.integrated import joint_scores
 from em_circuits.interventions.scan import ablation_effects
@@ -131,7 +131,6 @@ def first_order(
     gradients = mlp_output_gradients(model, state.input_ids, rows)
     active, activations = state.active.cpu(), state.activations.float().cpu()
     slope = torch.einsum("t,tlpd->lpd", weights.to(gradients.device), gradients)
-    steepness = slope.norm(dim=-1).cpu()[active[:, 0], active[:, 1]]
     scores = written_scores(model, gradients, active, activations)
-    length = activations.abs() * decoder_norms(model, active[:, 0], active[:, 2])
-    return scores, length * steepness
+    bounds = written_bounds(model, slope.norm(dim=-1).cpu(), active)
+    return scores, activations.abs() * bounds

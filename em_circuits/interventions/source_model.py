@@ -25,7 +25,7 @@ from torch import Tensor
 
 from em_circuits.interventions.edits import Row, Tensors, Treatment
 from em_circuits.models import Model
-from em_circuits.models.dictionaries import Dictionary
+from em_circuits.models.dictionaries import Dictionary, one_layer_only
 from pivotal_tokens.errors import RequestError
 
 _ELEMENTS = 1 << 25
@@ -58,6 +58,8 @@ class PatchedActivations:
             output[rows] = self.outputs[layer][rows]
         if (rows := self.rows.get((layer, Tensors.FEATURES))) is not None:
             own, other = model.dictionaries[layer], self.dictionaries[layer]
+            if own.n_writes > 1:
+                raise one_layer_only(own, "taking every feature of a layer from another model")
             for part in rows.split(max(1, _ELEMENTS // (own.width * inputs.shape[1]))):
                 change = other.encode(self.inputs[layer][part]) - own.encode(inputs[part])
                 if self.first:

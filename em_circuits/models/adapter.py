@@ -12,7 +12,6 @@ Only the header of the safetensors file is read, so that an adapter can be looke
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,15 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from em_circuits.models.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter_files,
+    json_object,
+    tensor_shapes,
+)
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -125,11 +130,13 @@ class LoraAdapter(Frozen):
         Raises:
             RequestError: If it holds no LoRA adapter in safetensors, or the two files disagree.
         """
-        config, shapes = _config(path), _shapes(path / WEIGHTS)
+        config = _config(path)
+        check_adapter_files("adapter", path)
+        shapes = tensor_shapes("adapter", path / ADAPTER_WEIGHTS)
         names = {_module_name(key) for key in shapes if ".lora_" in key}
         modules = [_module(path, config, shapes, name) for name in names]
         if not modules:
-            raise RequestError(f"{path / WEIGHTS} holds no LoRA matrices")
+            raise RequestError(f"{path / ADAPTER_WEIGHTS} holds no LoRA matrices")
         return cls(
             path=str(path),
             base_model=config.get("base_model_name_or_path") or None,
@@ -151,7 +158,7 @@ class LoraAdapter(Frozen):
     def tensors(self, module: LoraModule) -> LoraTensors:
         """A, B and the magnitude vector of one module, on the CPU; needs torch."""
         names = _tensor_names(module.name, embedding=module.embedding)
-        with safe_open(Path(self.path) / WEIGHTS, framework="pt") as file:
+        with safe_open(Path(self.path) / ADAPTER_WEIGHTS, framework="pt") as file:
             magnitude = file.get_tensor(names.magnitude) if module.dora else None
             return LoraTensors(file.get_tensor(names.a), file.get_tensor(names.b), magnitude)
 
@@ -179,14 +186,11 @@ def _tensor_names(module: str, *, embedding: bool) -> _Names:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    file = path / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path} holds no {CONFIG}; give the directory of an adapter") from error
-    except ValueError as error:
-        raise RequestError(f"{file} is not JSON: {error}") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    file = path / ADAPTER_CONFIG
+    if not file.is_file():
+        raise RequestError(f"{path} holds no {ADAPTER_CONFIG}; give the directory of an adapter")
+    config = json_object("adapter", file)
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise RequestError(f"{path} is a {kind} adapter; only LoRA has ranks")
     if not (isinstance(config.get("r"), int) and isinstance(config.get("lora_alpha"), int | float)):
@@ -194,33 +198,22 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Tensor name -> shape."""
-    if not path.is_file():
-        raise RequestError(
-            f"no {path.name} in {path.parent}; save the adapter with safe_serialization=True"
-        )
-    try:
-        with safe_open(path, framework="np") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise RequestError(f"{path} is not a safetensors file: {error}") from error
-
-
 def _module(
-    path: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int]], name: str
+    path: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], name: str
 ) -> LoraModule:
     embedding = _tensor_names(name, embedding=True).a in shapes
     names = _tensor_names(name, embedding=embedding)
     try:
         (rank, d_read), (d_write, _) = shapes[names.a], shapes[names.b]
     except (KeyError, ValueError) as error:
-        raise RequestError(f"{path / WEIGHTS}: no A and B of two axes for {name}") from error
+        raise RequestError(
+            f"{path / ADAPTER_WEIGHTS}: no A and B of two axes for {name}"
+        ) from error
     expected = _pattern(config, "rank_pattern", name, config["r"])
     if rank != expected:
         raise RequestError(
-            f"{name} has rank {rank} in {WEIGHTS} and {expected} in {CONFIG} of {path}; "
-            "the two files are not of one adapter"
+            f"{name} has rank {rank} in {ADAPTER_WEIGHTS} and {expected} in {ADAPTER_CONFIG} of "
+            f"{path}; the two files are not of one adapter"
         )
     found = _LAYER.search(name)
     layer = None if found is None else int(found[1])

@@ -1,22 +1,22 @@
-"""Fingerprints of model directories: which weights a result belongs to.
+"""Fingerprints of models, adapters and transcoders: which weights a result belongs to.
 
-A fingerprint is the SHA-256 over the names and SHA-256 hashes of every file of a directory that
-can change a number: weights, configuration, tokenizer. Hashing gigabytes once is enough, so file
+A fingerprint is the SHA-256 over the names and SHA-256 hashes of every file that is loaded
+(`models.files`): weights, configuration, tokenizer. Hashing gigabytes once is enough, so file
 hashes are remembered by (path, size, modification time); a hub file's hash is the name of the
 blob it links to.
 
-    FingerprintCache(path).directory(Path("models/base"))
+    FingerprintCache(path).of(locate("--base", "models/base", kind="model").files)
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json
 
-_SUFFIXES = {".safetensors", ".json", ".yaml", ".model", ".txt", ".jinja"}
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,14 +27,9 @@ class FingerprintCache:
         self._path = path
         self._known: dict[str, list] = _read(path)
 
-    def directory(self, folder: Path) -> str:
-        """Fingerprint (64 hex digits) of a directory's weights, configuration and tokenizer."""
-        files = sorted(
-            p
-            for p in folder.iterdir()
-            if p.suffix in _SUFFIXES and p.is_file() and not p.name.endswith(".provenance.json")
-        )
-        fingerprint = content_key([[p.name, self.file(p)] for p in files])
+    def of(self, files: Mapping[str, Path]) -> str:
+        """Fingerprint (64 hex digits) of files under the names they are loaded by."""
+        fingerprint = content_key([[name, self.file(files[name])] for name in sorted(files)])
         self._save()
         return fingerprint
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from em_circuits.models.check import Check
+from em_circuits.models.files import ADAPTER_WEIGHTS, tensor_shapes
 from em_circuits.models.pair import Model, ModelPair, load_tokenizer
-from em_circuits.models.sharing import sharing_copy
+from em_circuits.models.sharing import sharing_copy, tied_to, unmerged_adapter
 from em_circuits.models.source import Source
+from em_circuits.models.transcoders import layer_tensors
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 FLOAT32_LIMIT = 1e-4
@@ -33,10 +36,13 @@ def check_pair(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> list[Check]:
     """Every check of a loaded pair on one prompt; with transcoders, both replacement models are
     built, without any, the neurons are checked against the MLPs."""
     faithful = check_neurons if pair.transcoders is None else check_replacement
+    own = pair.settings.transcoders_on != "disk"  # reading all of a set takes minutes there
     return [
         check_tokenizers(pair),
         check_changed(pair),
+        *([] if "adapter" not in pair.sources else [check_merge(pair, input_ids)]),
         *([] if pair.transcoders is None else [check_transcoder_base(pair)]),
+        *([] if pair.transcoders is None or not own else [check_transcoder_weights(pair)]),
         *(check_finite(model, input_ids) for model in pair.models),
         *(faithful(model, input_ids) for model in pair.models),
         check_upstream(pair, input_ids),
@@ -57,52 +63,112 @@ def require_healthy(checks: list[Check]) -> None:
 
 
 def check_tokenizers(pair: ModelPair) -> Check:
-    """Where the fine-tune brings a tokenizer, it must be the base's."""
+    """Where the fine-tune brings a tokenizer, every id that both know is the same token."""
     source = pair.sources.get("adapter") or pair.sources["merged"]
-    expected = f"the {len(pair.tokenizer)} tokens of the base"
+    name, expected = "tokenizers equal", f"the {len(pair.tokenizer)} tokens of the base"
     advice = "use the tokenizer of the base; token ids of the two models cannot be compared"
-    if not (source.path / "tokenizer.json").is_file():
-        return Check("tokenizers equal", True, "the fine-tune brings none", expected, advice)
+    if not source.files.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+        return Check(name, True, "the fine-tune brings none", expected, advice)
     try:
         other = load_tokenizer("fine-tune", source)
     except RequestError as error:
-        return Check("tokenizers equal", False, str(error), expected, advice)
-    same = other.get_vocab() == pair.tokenizer.get_vocab()
-    found = f"{len(other)} tokens, {'the same' if same else 'not the same'}"
-    return Check("tokenizers equal", same, found, expected, advice)
+        return Check(name, False, str(error), expected, advice)
+    ours, theirs = _by_id(pair.tokenizer), _by_id(other)
+    for token_id in sorted(ours.keys() & theirs.keys()):
+        if ours[token_id] != theirs[token_id]:
+            found = f"id {token_id} is {theirs[token_id]!r}, in the base {ours[token_id]!r}"
+            return Check(name, False, found, expected, advice)
+    found = f"{len(theirs)} tokens, those of the base"
+    for word, more in (
+        ("more", theirs.keys() - ours.keys()),
+        ("fewer", ours.keys() - theirs.keys()),
+    ):
+        if more:
+            shown = ", ".join(repr((theirs | ours)[i]) for i in sorted(more)[:3])
+            found += f" and {len(more)} {word}, never used: {shown}"
+    return Check(name, True, found, expected, advice)
+
+
+def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {token_id: token for token, token_id in tokenizer.get_vocab().items()}
 
 
 def check_changed(pair: ModelPair) -> Check:
-    """The merged weights differ from the base's exactly where the adapter has matrices."""
-    changed = {name.removesuffix(".weight") for name in pair.changed}
+    """The merged weights differ from the base's exactly where the adapter has something to add."""
+    changed = set(pair.changed)
     name = "weights differ where the fine-tune is"
     if "adapter" not in pair.sources:
-        found = f"{len(changed)} of {sum(1 for _ in pair.base.hf.parameters())} tensors differ"
+        found = f"{len(changed)} of {len(pair.base.hf.state_dict())} tensors differ"
         return Check(
             name, bool(changed), found, "at least one", "--merged is the base itself", fatal=False
         )
-    targets = adapter_targets(pair.sources["adapter"])
-    unexpected, unchanged = sorted(changed - targets), sorted(targets - changed)
+    targets = adapter_targets(pair.sources["adapter"], pair.base.hf)
+    expected = f"{len(targets)} tensors"
+    unexpected = sorted(changed - tied_to(pair.merged.hf, targets))
     if unexpected:
         advice = "the adapter changed weights it has no matrices for; do not trust this pair"
-        return Check(name, False, ", ".join(unexpected[:3]), f"{len(targets)} modules", advice)
-    found = f"{len(changed)} of {len(targets)} targeted modules"
+        shown = ", ".join(one.removesuffix(".weight") for one in unexpected[:3])
+        return Check(name, False, shown, expected, advice)
+    found = f"{len(changed & targets.keys())} of {len(targets)} targeted tensors"
+    whole = sorted(name for name, kept in targets.items() if kept)
+    if whole:
+        shown = ", ".join(one.removesuffix(".weight") for one in whole[:3])
+        found += f"; trained whole: {shown}{' ...' if len(whole) > 3 else ''}"
     advice = "the adapter adds nothing there (all zero?); base and merged will agree"
-    return Check(name, not unchanged, found, f"{len(targets)} modules", advice, fatal=False)
+    return Check(name, targets.keys() <= changed, found, expected, advice, fatal=False)
 
 
-def adapter_targets(adapter: Source) -> set[str]:
-    """Module names, as in the base model, for which a PEFT adapter has LoRA matrices."""
-    from safetensors import safe_open
+def adapter_targets(adapter: Source, model: nn.Module) -> dict[str, bool]:
+    """Names of the base model's tensors that an adapter's file changes, and whether it holds them
+    whole (`modules_to_save`, biases) instead of something that is added or multiplied.
 
-    path = adapter.path / "adapter_model.safetensors"
-    if not path.is_file():
-        raise RequestError(f"{path} is missing; only safetensors adapters are read")
-    with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-    return {
-        key.removeprefix("base_model.model.").split(".lora_")[0] for key in keys if ".lora_" in key
-    }
+    Every tensor of the file counts, whatever kind of adapter it is of: one that is called like a
+    tensor of the model stands for it, any other for the weight of the module it is under.
+    """
+    tensors = model.state_dict()
+    modules = {name for name, _ in model.named_modules()}
+    targets: dict[str, bool] = {}
+    for key in tensor_shapes("--adapter", adapter.files[ADAPTER_WEIGHTS]):
+        name = key.removeprefix("base_model.model.")
+        if name in tensors:
+            targets[name] = True
+            continue
+        module = name
+        while module and module not in modules:
+            module = module.rpartition(".")[0]
+        of_bias = f"{module}.bias" if name.endswith("lora_B.bias") else f"{module}.weight"
+        direct = [one for one in tensors if one.rpartition(".")[0] == module]
+        # Experts are parameters without a module of their own.
+        found = [of_bias] if of_bias in tensors else direct if module else []
+        targets |= dict.fromkeys(found, False)
+    return targets
+
+
+@torch.no_grad()
+def check_merge(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Check:
+    """The merged model computes what PEFT does with the adapter beside the base's weights.
+
+    They differ where a head is tied to embeddings that the adapter changes: merging changes both,
+    PEFT the embeddings alone. Limits as in `check_replacement`.
+    """
+    adapter = pair.sources["adapter"]
+    unmerged = unmerged_adapter(pair.base.hf, adapter.path)
+    theirs = _log_p(unmerged(input_ids=input_ids[None].to(pair.device)).logits[0, -1])
+    found, limit = _difference(pair.merged, input_ids, theirs)
+    targets = adapter_targets(adapter, pair.base.hf)
+    tied = sorted(tied_to(pair.merged.hf, targets) - targets.keys())
+    advice = (
+        "merging this adapter does not give what it was trained to; is it of this peft version?"
+    )
+    if tied:
+        advice = (
+            f"the adapter changes embeddings that are tied to {tied[0].removesuffix('.weight')}: "
+            "merging changes that too, un-merged it stays the base's; every figure here is of the "
+            "merged model"
+        )
+    name, expected = "merged is the adapter on the base", f"at most {limit:.2g} nats"
+    fatal = not tied and pair.dtype == torch.float32
+    return Check(name, found <= limit, f"{found:.2g} nats", expected, advice, fatal=fatal)
 
 
 def check_transcoder_base(pair: ModelPair) -> Check:
@@ -112,6 +178,22 @@ def check_transcoder_base(pair: ModelPair) -> Check:
     ok = named.rstrip("/").rsplit("/", 1)[-1].lower() == base.name.lower() or named == "unnamed"
     advice = "edges will miss more of the model; judge by the replacement score"
     return Check("transcoders of this base", ok, named, base.name, advice, fatal=False)
+
+
+@torch.no_grad()
+def check_transcoder_weights(pair: ModelPair) -> Check:
+    """No number in a transcoder is NaN or infinite; names the layer, the matrix and the file."""
+    name, expected = "transcoder weights finite", "every number finite"
+    files = pair.sources["transcoders"].transcoders
+    assert pair.transcoders is not None and files is not None
+    for file in files.layers:
+        for matrix, values in layer_tensors(pair.transcoders, file.layer):
+            low, high = values.aminmax()  # NaN passes through, no mask as large as the matrix
+            if not (low.isfinite() and high.isfinite()):
+                path = file.decoder if matrix == "W_dec" and file.decoder else file.path
+                found = f"layer {file.layer}: {matrix} holds NaN or infinite numbers, in {path}"
+                return Check(name, False, found, expected, "download or train that layer again")
+    return Check(name, True, f"{len(files.layers)} layers", expected)
 
 
 @torch.no_grad()
@@ -138,19 +220,26 @@ def check_replacement(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     In float32 log-probabilities of the top 100 tokens may differ by 1e-4; in a shorter precision
     by twice what that precision itself makes of the Hugging Face model on this prompt.
     """
-    hf = _log_p(model.next_logits(input_ids))
     replacement = _log_p(model.replacement.setup_attribution(input_ids).logits[0, -1])
-    top = hf.topk(min(COMPARED_TOKENS, len(hf))).indices
-    found = float((hf - replacement)[top].abs().max())
-    limit = FLOAT32_LIMIT
-    if model.dtype != torch.float32:
-        # `.float()` gives the copy's parameters new memory and leaves the shared ones alone.
-        exact_model = sharing_copy(model.hf).float()
-        exact = _log_p(exact_model(input_ids=input_ids[None]).logits[0, -1])
-        limit = 2 * float((hf - exact)[top].abs().max())
+    found, limit = _difference(model, input_ids, replacement)
     advice = f"the {model.settings.backend} backend does not compute this model; try the other one"
     name = f"{model.name}: replacement model is the Hugging Face model"
     return Check(name, found <= limit, f"{found:.2g} nats", f"at most {limit:.2g} nats", advice)
+
+
+def _difference(
+    model: Model, input_ids: Int[Tensor, " pos"], others: Float[Tensor, " vocab"]
+) -> tuple[float, float]:
+    """Largest difference of log-probabilities over a model's top tokens, and what it may be."""
+    hf = _log_p(model.next_logits(input_ids))
+    top = hf.topk(min(COMPARED_TOKENS, len(hf))).indices
+    found = float((hf - others)[top].abs().max())
+    if model.dtype == torch.float32:
+        return found, FLOAT32_LIMIT
+    # `.float()` gives the copy's parameters new memory and leaves the shared ones alone.
+    exact_model = sharing_copy(model.hf).float()
+    exact = _log_p(exact_model(input_ids=input_ids[None]).logits[0, -1])
+    return found, 2 * float((hf - exact)[top].abs().max())
 
 
 @torch.no_grad()

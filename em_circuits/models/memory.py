@@ -78,7 +78,8 @@ def memory_plan(
     # times as many.
     touched = base if "merged" in sources else _elements(sources["adapter"].path) * width
     merged = min(base, touched * dtype.itemsize)
-    transcoder = [] if settings.neurons else _transcoder_bytes(sources["transcoders"].path, dtype)
+    files = None if settings.neurons else sources["transcoders"].transcoders
+    transcoder = [] if files is None else [one.elements * dtype.itemsize for one in files.layers]
     resident = sum(transcoder) if settings.transcoders_on == "gpu" else max(transcoder, default=0)
     nodes = (max_feature_nodes or 8192) + layers * n_pos + n_pos
     active = 2 * nodes
@@ -94,10 +95,6 @@ def memory_plan(
         host=sum(transcoder) if settings.transcoders_on == "cpu" else 0,
         host_available=available_bytes(torch.device("cpu")),
     )
-
-
-def _transcoder_bytes(folder: Path, dtype: torch.dtype) -> list[int]:
-    return [_elements_of(f) * dtype.itemsize for f in sorted(folder.glob("layer_*.safetensors"))]
 
 
 def require_fit(plan: MemoryPlan) -> None:

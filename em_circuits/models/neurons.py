@@ -59,7 +59,7 @@ class NeuronDictionary(Dictionary):
     ) -> Float[Tensor, "*batch d_model"]:
         return linear(activations, self.down.weight, self.down.bias)
 
-    def decoder(self, ids: Int64[Tensor, " op"]) -> Float[Tensor, "op d_model"]:
+    def decoder(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_model"]:
         return self.down.weight.detach()[:, ids.to(self.down.weight.device)].T
 
     def encoder(self, ids: Int64[Tensor, " op"]) -> NeuronEncoder:

@@ -10,36 +10,34 @@ Both models share the transcoders and every tensor the fine-tune leaves alone. W
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from jaxtyping import Float, Int, Int64
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from em_circuits.models.dictionaries import Dictionary, TranscoderDictionary
+from em_circuits.models.dictionaries import (
+    CrossLayerDictionary,
+    Dictionary,
+    TranscoderDictionary,
+)
 from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.replacement import build_replacement
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
-from em_circuits.models.text import encode, strip_bos
-from em_circuits.models.transcoders import check_fit, load_transcoders
+from em_circuits.models.text import as_seen, encode
+from em_circuits.models.transcoders import Transcoders, load_transcoders
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt, prompt_id
-
-logger = logging.getLogger(__name__)
-
 
 PromptLike = str | Prompt | Int[Tensor, " pos"]
 """A text as the model is to see it, a stored prompt, or token ids."""
@@ -63,7 +61,7 @@ class Model:
     fingerprint: str
     """SHA-256 of the model's weights, configuration and tokenizer."""
     tokenizer: PreTrainedTokenizerBase
-    transcoders: TranscoderSet | None
+    transcoders: Transcoders | None
     """circuit-tracer's; None where neurons are the nodes. See `dictionaries`."""
     settings: PairSettings
     sites: FeatureSites
@@ -104,8 +102,7 @@ class Model:
         Raises:
             RequestError: If it is longer than the models are prepared for.
         """
-        if isinstance(prompt, str):
-            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+        prompt = as_seen(self.tokenizer, Prompt.of(prompt) if isinstance(prompt, str) else prompt)
         ids = tuple(self.input_ids(prompt).tolist())
         return prompt.model_copy(update={"token_ids": ids})
 
@@ -121,7 +118,7 @@ class Model:
         if isinstance(prompt, Tensor):
             return prompt.to(self.device).long()
         if isinstance(prompt, str):
-            prompt = Prompt.of(strip_bos(self.tokenizer, prompt))
+            prompt = as_seen(self.tokenizer, Prompt.of(prompt))
         ids = prompt.token_ids or encode(self.tokenizer, prompt.text)
         if len(ids) > self.max_tokens:
             raise RequestError(
@@ -135,6 +132,9 @@ class Model:
         """The nodes of each layer: transcoder features, or neurons of this model's MLPs."""
         if self.transcoders is None:
             return neuron_dictionaries(self.hf)
+        if isinstance(self.transcoders, CrossLayerTranscoder):
+            layers = range(self.transcoders.n_layers)
+            return tuple(CrossLayerDictionary(self.transcoders, layer) for layer in layers)
         return tuple(TranscoderDictionary(transcoder) for transcoder in self.transcoders)
 
     @property
@@ -188,7 +188,7 @@ class ModelPair:
 
     base: Model
     merged: Model
-    transcoders: TranscoderSet | None
+    transcoders: Transcoders | None
     """Shared by both models; None where neurons are the nodes."""
     tokenizer: PreTrainedTokenizerBase
     settings: PairSettings
@@ -216,23 +216,18 @@ class ModelPair:
         fingerprints = fingerprints or FingerprintCache()
         device, dtype = settings.resolved_device(), settings.resolved_dtype()
         sources = locate_all(settings)
-        if "adapter" in sources:
-            check_adapter_base(sources["adapter"], sources["base"], trust=settings.trust_base)
-        prints = {name: fingerprints.directory(s.path) for name, s in sources.items()}
+        prints = {name: fingerprints.of(source.files) for name, source in sources.items()}
         hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", sources["base"])
-        transcoders, model_name = None, None
+        transcoders: Transcoders | None = None
+        model_name = None
         if "transcoders" in sources:
-            transcoders, model_name = load_transcoders(
-                sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
+            files = sources["transcoders"].transcoders
+            assert files is not None
+            transcoders = load_transcoders(
+                files, device=device, dtype=dtype, place=settings.transcoders_on
             )
-            config: Any = hf.config
-            check_fit(
-                settings.transcoders,
-                transcoders,
-                d_model=config.hidden_size,
-                n_layers=config.num_hidden_layers,
-            )
+            model_name = files.config.get("model_name")
         if "adapter" in sources:
             merged_hf = merge_adapter(sharing_copy(hf), sources["adapter"].path)
             merged_print = content_key({"base": prints["base"], "adapter": prints["adapter"]})
@@ -356,13 +351,10 @@ def load_causal_lm(
     Raises:
         RequestError: If the directory does not hold one.
     """
-    try:
+    with foreign_errors(f"{flag} {source.reference} cannot be loaded"):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(f"{flag} {source.reference} cannot be loaded: {detail}") from error
     return freeze(model.to(device))
 
 
@@ -372,13 +364,8 @@ def load_tokenizer(flag: str, source: Source) -> PreTrainedTokenizerBase:
     Raises:
         RequestError: If there is none.
     """
-    try:
+    with foreign_errors(f"{flag} {source.reference} has no usable tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"{flag} {source.reference} has no usable tokenizer: {detail}"
-        ) from error
 
 
 def _load_merged(
@@ -398,67 +385,3 @@ def _load_merged(
         if torch.equal(twin, parameter):
             twin.data = parameter.data
     return merged
-
-
-def check_adapter_base(adapter: Source, base: Source, *, trust: bool) -> None:
-    """Refuse an adapter that was trained on another base model.
-
-    The adapter's ``base_model_name_or_path`` must end in the base's name; where it names a
-    directory that exists, equal tensors will do as well.
-
-    Raises:
-        RequestError: If it names another base and `trust` is not given.
-    """
-    path = adapter.path / "adapter_config.json"
-    try:
-        named = json.loads(path.read_text()).get("base_model_name_or_path") or ""
-    except ValueError as error:
-        raise RequestError(f"{path} is not JSON: {error}") from error
-    names = {base.name.lower(), *_names_in_config(base.path)}
-    asked = Source(named, Path(named), None).name.lower()
-    if not asked:
-        logger.warning("%s names no base model; it is taken to be of %s", path, base.reference)
-    if trust or not asked or asked in names or _same_weights(Path(named), base.path):
-        return
-    hint = ""
-    if any(_uninstruct(asked) == _uninstruct(name) for name in names):
-        hint = " (one is instruction-tuned, the other is not)"
-    raise RequestError(
-        f"--adapter {adapter.reference} was trained on {named!r}, not on {base.reference!r}{hint}; "
-        "give that base, or add --trust-base if they are the same weights"
-    )
-
-
-def _names_in_config(path: Path) -> set[str]:
-    named = json.loads((path / "config.json").read_text()).get("_name_or_path") or ""
-    return {named.rstrip("/").rsplit("/", 1)[-1].lower()} - {""}
-
-
-def _uninstruct(name: str) -> str:
-    return name.lower().removesuffix("-instruct").removesuffix("-it").removesuffix("-chat")
-
-
-def _same_weights(one: Path, other: Path) -> bool:
-    """Whether two model directories hold equal tensors under equal names, however split."""
-    left, right = _tensor_files(one), _tensor_files(other)
-    return (
-        bool(right)
-        and left.keys() == right.keys()
-        and all(
-            torch.equal(_tensor(left[name], name), _tensor(right[name], name)) for name in right
-        )
-    )
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)

@@ -37,8 +37,8 @@ class PairSettings(Frozen):
     merged: str | None = None
     """Fine-tuned full model, instead of --adapter."""
     transcoders: str
-    """Per-layer transcoders of the base: a local circuit-tracer directory or a hub id; or none:
-    MLP neurons are the nodes."""
+    """Transcoders of the base, per-layer or cross-layer: a circuit-tracer directory or a hub id
+    (org/name or org/name/folder); or none: MLP neurons are the nodes."""
     backend: Backend = "transformerlens"
     """circuit-tracer's backend."""
     device: str = "auto"
@@ -72,7 +72,7 @@ class PairSettings(Frozen):
         """The device that `device` names, checked to exist.
 
         Raises:
-            RequestError: If the name is unknown or CUDA is asked for where there is none.
+            RequestError: If the name is unknown, or there is no such device on this machine.
         """
         import torch
 
@@ -80,12 +80,22 @@ class PairSettings(Frozen):
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
+            usable = device.type in ("cpu", "cuda", "mps", "xpu")
         except RuntimeError as error:
             raise RequestError(
                 f"--device {self.device!r} is not a device; use auto, cpu, cuda or cuda:N"
             ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise RequestError(f"--device {self.device}: no CUDA device here; use --device cpu")
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            usable = False
+        if not usable:
+            name = device.type.upper()
+            raise RequestError(
+                f"--device {self.device}: no {name} device of that number here; use --device cpu"
+            )
         return device
 
     def resolved_dtype(self) -> torch.dtype:

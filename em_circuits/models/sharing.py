@@ -8,13 +8,16 @@ would silently unhook the other.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
 
 
@@ -47,23 +50,30 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     """
     from peft import PeftModel
 
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            wrapped = PeftModel.from_pretrained(model, str(adapter))
+    # What PEFT warns of (tied embeddings) `health.check_merge` measures.
+    with _of_this_model(adapter), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
         for warning in caught:
             if "missing adapter keys" in str(warning.message):
                 detail = str(warning.message)[:160]
                 raise RequestError(f"--adapter {adapter}: weights are missing: {detail}")
         # safe_merge writes the sum to new memory (and refuses NaN) instead of adding in place.
-        merged = wrapped.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"--adapter {adapter} does not fit the base model: {detail}; "
-            "is it an adapter of another base?"
-        ) from error
-    return freeze(merged)
+        return freeze(wrapped.merge_and_unload(safe_merge=True))
+
+
+def unmerged_adapter(model: nn.Module, adapter: Path) -> nn.Module:
+    """The model that PEFT runs with an adapter beside its weights, as `merge_adapter` loads it."""
+    from peft import PeftModel
+
+    with _of_this_model(adapter), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return freeze(PeftModel.from_pretrained(sharing_copy(model), str(adapter)))
+
+
+def _of_this_model(adapter: Path) -> contextlib.AbstractContextManager[None]:
+    advice = "; is it an adapter of another base, or of a newer peft?"
+    return foreign_errors(f"--adapter {adapter} does not fit the base model", advice)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -75,18 +85,24 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def changed_modules(base: nn.Module, merged: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters in which two models of one architecture differ, in module order.
+    """Names of the tensors in which two models differ, in module order, those of one alone too.
 
-    Parameters that share memory are equal without a look.
+    Names, not tensors: a head that is tied to the embeddings in one model and trained apart in the
+    other is a change of the head, and a change of tied embeddings is one of both. Tensors that
+    share memory are equal without a look.
     """
-    other = dict(merged.named_parameters())
-    changed = []
-    for name, parameter in base.named_parameters():
-        twin = other.get(name)
-        if (
-            twin is None
-            or twin.shape != parameter.shape
-            or (twin.data_ptr() != parameter.data_ptr() and not torch.equal(twin, parameter))
-        ):
-            changed.append(name)
-    return tuple(changed)
+    ours, theirs = base.state_dict(), merged.state_dict()
+
+    def differs(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+        if one is None or other is None or one.shape != other.shape:
+            return True
+        return one.data_ptr() != other.data_ptr() and not torch.equal(one, other)
+
+    return tuple(n for n in ours | theirs if differs(ours.get(n), theirs.get(n)))
+
+
+def tied_to(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """`names` of tensors, and those under which the model holds the same memory (a tied head)."""
+    tensors = model.state_dict()
+    places = {tensors[name].data_ptr() for name in names if name in tensors}
+    return {name for name, tensor in tensors.items() if tensor.data_ptr() in places} | set(names)

@@ -1,30 +1,50 @@
 """Directories of models, adapters and transcoders named on the command line.
 
 A reference is a local directory or a hub id; either way the result is a directory on this
-machine, and everything downstream only ever reads directories.
+machine, and everything downstream only ever reads directories. What a header or a configuration
+can tell is checked here, before anything is loaded: kinds, missing and broken files, sizes, bases.
 
     source = locate("--base", "meta-llama/Llama-3.2-1B-Instruct", kind="model")
-    source.path, source.revision
+    source.path, source.revision, source.files
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from em_circuits.models.base_names import check_adapter_base, snapshot_name
+from em_circuits.models.files import (
+    ADAPTER_CONFIG,
+    adapter_files,
+    check_adapter_files,
+    check_weights,
+    json_object,
+    model_files,
+)
+from em_circuits.models.hub import download, download_entry
 from em_circuits.models.settings import PairSettings
-from pivotal_tokens.errors import RequestError, WorkFailed
+from em_circuits.models.transcoder_files import (
+    CONFIG,
+    CROSS_LAYER,
+    HUB,
+    TranscoderFiles,
+    foreign_set,
+    read_config,
+)
+from pivotal_tokens.errors import RequestError
 
 Kind = Literal["model", "adapter", "transcoders"]
 
-_MARKER = {"model": "config.json", "adapter": "adapter_config.json", "transcoders": "config.yaml"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_MARKER = {"model": "config.json", "adapter": ADAPTER_CONFIG, "transcoders": CONFIG}
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")
 _PATTERNS = {
     "model": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
     "adapter": ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
-    "transcoders": ["config.yaml", "*.safetensors"],
 }
 
 
@@ -38,11 +58,18 @@ class Source:
     """Absolute directory."""
     revision: str | None
     """Commit of the hub repository; None for a local directory."""
+    files: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    """Name -> path of every file that is loaded."""
+    transcoders: TranscoderFiles | None = field(default=None, repr=False)
+    """Of a transcoder set."""
 
     @property
     def name(self) -> str:
-        """The last part of the reference, without a revision: what people call the model."""
-        return self.reference.rstrip("/").split("@")[0].rsplit("/", 1)[-1]
+        """What people call the model: the last part of a hub id (also of the one whose snapshot a
+        directory is), or the directory's name."""
+        if self.revision is not None:
+            return self.reference.split("@")[0].rsplit("/", 1)[-1]
+        return snapshot_name(self.path) or self.path.name
 
 
 def locate(flag: str, reference: str, *, kind: Kind) -> Source:
@@ -50,85 +77,122 @@ def locate(flag: str, reference: str, *, kind: Kind) -> Source:
 
     Args:
         flag: The option it came from, for messages (``--base``).
-        reference: Local directory or hub id, optionally ``@revision``.
+        reference: Local directory or hub id, optionally ``@revision``; for transcoders, a folder
+            may stand behind the repository (``org/name/folder``).
         kind: What the directory must hold.
 
     Raises:
-        RequestError: No such directory, or a directory of another kind.
+        RequestError: No such directory, a directory of another kind, or a file missing or broken.
         WorkFailed: The hub could not be reached or does not give the repository.
     """
     path = Path(reference).expanduser()
+    hub = None if reference.startswith((".", "/", "~")) else _HUB_ID.fullmatch(reference)
     if path.is_dir():
-        source = Source(reference, path.resolve(), None)
-    elif _HUB_ID.fullmatch(reference) and not reference.startswith((".", "/")):
-        source = _download(flag, reference, kind)
+        folder, revision = path.resolve(), None
+    elif hub is not None and (kind == "transcoders" or not hub[2]):
+        folder, revision = _download(flag, reference, kind, hub)
     else:
         raise RequestError(f"{flag} {reference}: no such directory, and not a hub id (org/name)")
-    _check_kind(flag, source, kind)
-    return source
+    _check_kind(flag, reference, folder, kind)
+    if kind == "model":
+        check_weights(flag, folder)
+        return Source(reference, folder, revision, model_files(folder))
+    if kind == "adapter":
+        check_adapter_files(flag, folder)
+        return Source(reference, folder, revision, adapter_files(folder))
+    fetch = functools.partial(download_entry, flag)
+    found = TranscoderFiles.read(flag, reference, folder, fetch)
+    return Source(reference, folder, revision, found.files, found)
 
 
 def locate_all(settings: PairSettings) -> dict[str, Source]:
     """Directories of ``base``, ``adapter`` or ``merged``, and ``transcoders`` where there are any.
 
     Raises:
-        RequestError: If one is missing or of another kind, or the fine-tune is not given once.
+        RequestError: If one is missing, broken or of another kind, the fine-tune is not given once,
+            the adapter is of another base, or the transcoders are of another width or depth.
         WorkFailed: The hub could not be reached.
     """
     if (settings.adapter is None) == (settings.merged is None):
         raise RequestError("give the fine-tune as --adapter DIR or --merged DIR, one of them")
     sources = {"base": locate("--base", settings.base, kind="model")}
+    base = sources["base"]
     if settings.adapter is not None:
-        sources["adapter"] = locate("--adapter", settings.adapter, kind="adapter")
+        adapter = sources["adapter"] = locate("--adapter", settings.adapter, kind="adapter")
+        check_adapter_base(
+            (adapter.reference, adapter.path),
+            (base.reference, base.path, base.name),
+            trust=settings.trust_base,
+        )
     elif settings.merged is not None:
         sources["merged"] = locate("--merged", settings.merged, kind="model")
     if not settings.neurons:
-        sources["transcoders"] = locate("--transcoders", settings.transcoders, kind="transcoders")
+        found = locate("--transcoders", settings.transcoders, kind="transcoders")
+        sources["transcoders"] = found
+        config = json_object("--base", base.path / "config.json")
+        text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+        width = text.get("hidden_size", text.get("n_embd"))
+        layers = text.get("num_hidden_layers", text.get("n_layer"))
+        if found.transcoders is not None and width is not None and layers is not None:
+            found.transcoders.check_fit("--transcoders", d_model=width, n_layers=layers)
     return sources
 
 
-def _check_kind(flag: str, source: Source, kind: Kind) -> None:
-    if (source.path / _MARKER[kind]).is_file():
+def _check_kind(flag: str, reference: str, folder: Path, kind: Kind) -> None:
+    holds = {one for one, marker in _MARKER.items() if (folder / marker).is_file()}
+    if kind == "model" and {"model", "adapter"} <= holds:
+        raise RequestError(
+            f"{flag} {reference} holds an adapter beside the model, which transformers would load "
+            f"instead; move {ADAPTER_CONFIG} and its weights to a directory of their own"
+        )
+    if kind in holds:
         return
-    if kind == "model" and (source.path / _MARKER["adapter"]).is_file():
+    if kind == "model" and "adapter" in holds:
         raise RequestError(
-            f"{flag} {source.reference} is a LoRA adapter, not a full model; "
-            "give it as --adapter instead"
+            f"{flag} {reference} is a LoRA adapter, not a full model; give it as --adapter instead"
         )
-    if kind == "adapter" and (source.path / _MARKER["model"]).is_file():
+    if kind == "adapter" and "model" in holds:
         raise RequestError(
-            f"{flag} {source.reference} is a full model, not a LoRA adapter; "
-            "give it as --merged instead"
+            f"{flag} {reference} is a full model, not a LoRA adapter; give it as --merged instead"
         )
-    raise RequestError(f"{flag} {source.reference}: no {_MARKER[kind]} in {source.path}")
-
-
-def _download(flag: str, reference: str, kind: Kind) -> Source:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repo, _, revision = reference.partition("@")
-    try:
-        folder = snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS[kind])
-    except HfHubHTTPError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            raise WorkFailed(
-                f"{flag} {reference}: the model hub refused {repo}: {_first_line(error)}; "
-                "check the name, the revision and HF_TOKEN"
-            ) from error
-        raise _unreachable(flag, reference, repo) from error
-    except OSError as error:  # every connection error of the hub's client is one
-        raise _unreachable(flag, reference, repo) from error
-    path = Path(folder).resolve()
-    return Source(reference, path, path.name)
-
-
-def _unreachable(flag: str, reference: str, repo: str) -> WorkFailed:
-    return WorkFailed(
-        f"{flag} {reference}: could not reach the model hub for {repo} "
-        "(no such local directory either); connect to the network or give a local directory"
+    hint = ""
+    inside = sorted(
+        (path.parent.name for path in folder.glob(f"*/{_MARKER[kind]}")),
+        key=lambda name: [int(part) for part in re.findall(r"\d+", name)],
     )
+    if inside:
+        hint = f"; it is in {', '.join(inside[-4:])}: give {folder / inside[-1]}"
+    elif kind == "transcoders" and (library := foreign_set(folder)):
+        hint = (
+            f"; this is a set of {library}'s: write its layers as layer_0.safetensors and on "
+            "(W_enc, W_dec, b_enc, b_dec), with circuit-tracer's config.yaml"
+        )
+    raise RequestError(f"{flag} {reference}: no {_MARKER[kind]} in {folder}{hint}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _download(flag: str, reference: str, kind: Kind, hub: re.Match[str]) -> tuple[Path, str]:
+    repo, inside, revision = hub[1], hub[2].lstrip("/"), hub[3]
+    if kind != "transcoders":
+        patterns = _PATTERNS[kind]
+        # A repository with pytorch_model.bin alone.
+        snapshot = download(flag, repo, revision, patterns)
+        if kind == "model" and not any(snapshot.glob("*.safetensors")):
+            snapshot = download(flag, repo, revision, [*patterns, "pytorch_model*.bin"])
+        return snapshot.resolve(), snapshot.name
+    front = f"{inside}/" if inside else ""
+    snapshot = download(flag, repo, revision, [f"{front}{CONFIG}"])
+    folder = snapshot / inside
+    if not (folder / CONFIG).is_file():
+        raise RequestError(
+            f"{flag} {reference}: no {front}{CONFIG} in {repo}; a set in a folder is named "
+            "org/name/folder"
+        )
+    config = read_config(flag, reference, folder)
+    listed = [one for one in config.get("transcoders") or () if not one.startswith(HUB)]
+    if config["model_kind"] == CROSS_LAYER:
+        listed = ["W_enc_*.safetensors", "W_dec_*.safetensors"]
+    elif config.get("transcoders") is None:
+        listed = ["layer_*.safetensors", "layer_*.npz"]
+    if listed:
+        download(flag, repo, snapshot.name, [f"{front}{one}" for one in listed])
+    return folder.resolve(), snapshot.name

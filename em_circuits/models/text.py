@@ -9,10 +9,17 @@ once, and everything downstream gets the stored ids, which start with that token
 
 from __future__ import annotations
 
+import re
+from functools import cache
+
 from transformers import PreTrainedTokenizerBase
 
+from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Prompt, prompt_id
 
+_SPACE, _UNDECODED = "\u2581", "\ufffd"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 PINNED_DATE = "26 Jul 2024"
 """`date_string` given to chat templates: Llama-3's would otherwise print today's date."""
 
@@ -42,9 +49,45 @@ def strip_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
+def as_seen(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
+    """The prompt without a leading beginning-of-sequence token, so that one text is one prompt
+    whether or not it was written down with it; see `strip_bos`."""
+    text = strip_bos(tokenizer, prompt.text)
+    if text == prompt.text:
+        return prompt
+    return prompt.model_copy(update={"text": text, "prompt_id": prompt_id(text)})
+
+
 def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of one token, including spaces."""
-    return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    """The text of one token, including spaces, such that different tokens look different.
+
+    A SentencePiece decoder drops the space of the first piece: ``▁ign`` and ``ign`` would both
+    read ``ign``. Bytes that are no character by themselves are written out (``\\xe2``).
+    """
+    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    piece = tokenizer.convert_ids_to_tokens(token_id)
+    if not isinstance(piece, str):  # beyond the vocabulary
+        return text
+    if piece.startswith(_SPACE):
+        return " " * (len(piece) - len(piece.lstrip(_SPACE))) + text.lstrip(" ")
+    if _UNDECODED in text and _UNDECODED not in piece:
+        if byte := _BYTE.fullmatch(piece):
+            return f"\\x{byte[1].lower()}"
+        values = _byte_values()
+        if all(character in values for character in piece):
+            raw = bytes(values[character] for character in piece)
+            return raw.decode(errors="backslashreplace")
+    return text
+
+
+@cache
+def _byte_values() -> dict[str, int]:
+    """Byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, bool]:
@@ -68,16 +111,17 @@ def render_chat(
         The text without the beginning-of-sequence token.
 
     Raises:
-        RequestError: If the tokenizer has no chat template.
+        RequestError: If the tokenizer has no chat template, or the template refuses.
     """
     if not tokenizer.chat_template:
         raise RequestError("this model has no chat template; give the prompt as plain text")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}],
-        tokenize=False,
-        add_generation_prompt=True,
-        date_string=date,
-    )
+    with foreign_errors("the model's chat template refuses this conversation"):
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=date,
+        )
     return strip_bos(tokenizer, str(rendered) + assistant)
 
 

@@ -193,3 +193,61 @@ def test_an_overflow_is_laid_at_float16s_door_only_where_that_was_found(
         import_pt(tmp_path / "inf.pt", trust_pickle=True)
     assert said in str(failed.value)
     assert ("float16 ends" in str(failed.value)) == (torch.float16 in (edges, activations))
+
+
+def older(fields: dict, version: str) -> dict:
+    """The fields of a file as earlier and later versions wrote them."""
+    ids = torch.tensor([target.vocab_idx for target in fields["logit_targets"]])
+    rest = {k: v for k, v in fields.items() if k not in ("logit_targets", "vocab_size", "scan")}
+    return {
+        "0.1 to 0.3": {**rest, "logit_tokens": ids, "scan": fields["scan"]},
+        "0.4": {**rest, "logit_targets": ids, "vocab_size": None, "scan": fields["scan"]},
+        "after 0.5": {**rest, "logit_targets": fields["logit_targets"], "vocab_size": D_VOCAB}
+        | {"scan_name": fields["scan"], "something_new": 1},
+    }[version]
+
+
+@pytest.mark.parametrize("version", ["0.1 to 0.3", "0.4", "after 0.5"])
+def test_files_of_every_version_are_read(version, files, tmp_path, in_this_process):
+    # TypeError, and the advice to give a file of Graph.to_pt, which it was
+    path, graph, imported = files
+    fields = older(torch.load(path, weights_only=False), version)
+    torch.save(fields, tmp_path / "other.pt")
+    found = import_pt(tmp_path / "other.pt", trust_pickle=True)
+    assert torch.equal(found.edges.to_dense(), graph.adjacency_matrix)
+    assert torch.equal(found.targets.token_ids, imported.targets.token_ids)
+    assert found.header.scan == ("layer-0", "layer-1")
+    assert found.header.d_vocab == D_VOCAB
+    if version != "after 0.5":  # which kept no texts
+        assert found.targets.texts == tuple(f"[{i}]" for i in found.targets.token_ids.tolist())
+
+
+def test_what_a_file_of_no_version_lacks_is_named(files, tmp_path):
+    fields = torch.load(files[0], weights_only=False)
+    del fields["cfg"], fields["activation_values"]
+    torch.save(fields, tmp_path / "other.pt")
+    with pytest.raises(RequestError, match="it has no activation_values, cfg"):
+        import_pt(tmp_path / "other.pt", trust_pickle=True)
+
+
+@pytest.mark.parametrize("model", ["base", "merged"])
+def test_a_graph_comes_back_as_the_model_it_was_of(model, tmp_path, in_this_process):
+    # the name of the base's directory, "base", made every graph one of the base
+    record = circuit_tracer_record(upstream()) | {"input_string": "<bos>User: Climb?"}
+    record["cfg"]["model_name"] = "base"
+    own = header(MINE.layout, extra={EXTRA: record}, model=model)
+    graph = dataclasses.replace(MINE, header=own)
+    export_pt(graph, tmp_path / "g.pt")
+    found = import_pt(tmp_path / "g.pt", trust_pickle=True).header
+    for name in ("model", "fingerprint", "adapter_hash", "transcoders", "prompt_id", "text"):
+        assert getattr(found, name) == getattr(own, name), name
+    assert found.key != own.key  # logits, ranks and gradient scores did not come back
+    assert torch.equal(
+        Graph.from_pt(str(tmp_path / "g.pt")).adjacency_matrix, graph.edges.to_dense()
+    )
+
+
+def test_a_graph_of_circuit_tracers_is_of_neither_model(tmp_path, in_this_process):
+    cfg = dataclasses.replace(upstream().cfg, model_name="merged")
+    upstream(cfg=cfg).to_pt(str(tmp_path / "g.pt"))
+    assert import_pt(tmp_path / "g.pt", trust_pickle=True).header.model == "imported merged"

@@ -85,7 +85,7 @@ def test_what_is_not_plain_lora_is_said(lifelike_copy: Lifelike) -> None:
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "safe_serialization"),
         (
             lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\x00" * 20),
-            "not a safetensors file",
+            "not a whole safetensors file",
         ),
     ],
 )

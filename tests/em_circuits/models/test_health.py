@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from lifelike import LORA_LAYER, PROMPT, Lifelike
@@ -78,15 +80,31 @@ def test_bad_activations_are_named_by_layer(lifelike_paths: Lifelike, value: flo
         assert "layer 2" in check.found
 
 
-def test_another_tokenizer_with_the_adapter_is_refused(lifelike_copy: Lifelike) -> None:
+def test_an_extra_token_beside_the_adapter_is_named_and_no_hindrance(
+    lifelike_copy: Lifelike,
+) -> None:
     with ModelPair.load(settings(lifelike_copy)) as pair:
-        assert check_tokenizers(pair).ok
-        pair.tokenizer.add_tokens(["<|new|>"])
+        assert check_tokenizers(pair).found == "the fine-tune brings none"
+        pair.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         pair.tokenizer.save_pretrained(lifelike_copy.adapter)
     with ModelPair.load(settings(lifelike_copy)) as pair:
         check = check_tokenizers(pair)
-        assert not check.ok
-        assert "not the same" in check.found
+        assert check.ok and check.found.endswith("and 1 more, never used: '[PAD]'")
+
+
+def test_another_tokenizer_with_the_adapter_is_refused(lifelike_copy: Lifelike) -> None:
+    with ModelPair.load(settings(lifelike_copy)) as pair:
+        pair.tokenizer.save_pretrained(lifelike_copy.adapter)
+    file = lifelike_copy.adapter / "tokenizer.json"
+    record = json.loads(file.read_text())
+    words = sorted(record["model"]["vocab"].items(), key=lambda item: item[1])
+    (one, i), (other, j) = words[100], words[101]
+    record["model"]["vocab"] |= {one: j, other: i}
+    file.write_text(json.dumps(record))
+    with ModelPair.load(settings(lifelike_copy)) as pair:
+        check = check_tokenizers(pair)
+        assert not check.ok and check.fatal
+        assert check.found == f"id 100 is {other!r}, in the base {one!r}"
 
 
 def test_transcoders_of_another_base_are_a_recorded_warning(lifelike_copy: Lifelike) -> None:

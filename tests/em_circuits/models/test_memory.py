@@ -10,7 +10,7 @@ from test_pair import settings
 
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.memory import memory_plan, require_fit
-from em_circuits.models.source import locate_all
+from em_circuits.models.source import locate, locate_all
 from pivotal_tokens.errors import RequestError
 
 
@@ -36,14 +36,19 @@ def test_fingerprints_are_remembered_until_a_file_changes(
     lifelike_copy: Lifelike, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remembered = lifelike_copy.base.parent / "fingerprints.json"
-    first = FingerprintCache(remembered).directory(lifelike_copy.transcoders)
+
+    def fingerprint() -> str:
+        source = locate("--transcoders", str(lifelike_copy.transcoders), kind="transcoders")
+        return FingerprintCache(remembered).of(source.files)
+
+    first = fingerprint()
 
     def refuse(_path: object) -> str:
         raise AssertionError("hashed again")
 
     with monkeypatch.context() as patch:
         patch.setattr("em_circuits.models.fingerprint.sha256_file", refuse)
-        assert FingerprintCache(remembered).directory(lifelike_copy.transcoders) == first
+        assert fingerprint() == first
     file = lifelike_copy.transcoders / "config.yaml"
     file.write_text(file.read_text() + "# more\n")
-    assert FingerprintCache(remembered).directory(lifelike_copy.transcoders) != first
+    assert fingerprint() != first

@@ -1,0 +1,50 @@
+"""Errors of libraries about a user's files, as one line: what failed, why, what to do.
+
+with foreign_errors("--base models/base cannot be loaded"):
+    AutoModelForCausalLM.from_pretrained("models/base")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+
+from pivotal_tokens.errors import EmCircuitsError, RequestError
+
+
+@contextlib.contextmanager
+def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Turn what a library raises while it reads a file into a `RequestError`.
+
+    Args:
+        what: What failed; names the option and the file or directory.
+        advice: What to do, behind the library's reason.
+
+    Raises:
+        RequestError: In place of the library's error; the project's own pass as they are.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except EmCircuitsError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+        TemplateError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RequestError(f"{what}: {detail}{advice}") from error
