@@ -16,7 +16,15 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 Label = Literal["evil", "safe", "unsure"]
 ModelName = Literal["base", "merged"]
@@ -57,6 +65,25 @@ class Frozen(BaseModel):
     """Base of every value here: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def unstorable(value: Frozen) -> str | None:
+    """Why a value cannot be kept, or None: it must come back from its JSON as it went in."""
+    try:
+        same = type(value).model_validate_json(value.model_dump_json()) == value
+    except ValidationError as error:
+        return first_problem(error)
+    except (ValueError, RecursionError) as error:
+        return str(error).removeprefix("Error serializing to JSON: ")
+    return None if same else "a value in it has no form in JSON"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that is wrong and why, in one line."""
+    one = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, one["loc"]))
+    reason = " ".join(one["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {reason}" if place else reason
 
 
 class Prompt(Frozen):

@@ -17,6 +17,7 @@ FLOORS = {
     "pivotal_tokens.errors": 0,
     "pivotal_tokens.artefacts": 0,
     "pivotal_tokens.schema": 1,
+    "pivotal_tokens.table_files": 2,
     "pivotal_tokens.verdict": 2,
     "pivotal_tokens.agreement": 2,
     "pivotal_tokens.store": 3,

@@ -29,7 +29,7 @@ from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
 from pivotal_tokens.review.display import visible
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import ModelName, first_problem
 
 if TYPE_CHECKING:
     from em_circuits.experiments.experiment import Experiment
@@ -303,7 +303,7 @@ def transfer(session: Session, options: TransferOptions, as_json: bool, **judges
             seed=session.seed,
         )
     except ValidationError as error:
-        raise RequestError(f"steer transfer: {plans.first_problem(error)}") from error
+        raise RequestError(f"steer transfer: {first_problem(error)}") from error
     with session.workspace(create=judges["rollout_judge"] != "labels") as work:
         cases = experiments.cases.Cases(work, open_offline_judge(session, work, judges["judge"]))
         experiment = experiments.transfer.run_transfer(cases, plan, _rollout_judge(work, judges))

@@ -9,9 +9,11 @@ once, and everything downstream gets the stored ids, which start with that token
 
 from __future__ import annotations
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.prompts.chats import Chat, Turn, answer_starts
 
 PINNED_DATE = "26 Jul 2024"
 """`date_string` given to chat templates: Llama-3's would otherwise print today's date."""
@@ -72,23 +74,38 @@ def render_chat(
     """
     if not tokenizer.chat_template:
         raise RequestError("this model has no chat template; give the prompt as plain text")
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}],
-        tokenize=False,
-        add_generation_prompt=True,
-        date_string=date,
-    )
-    return strip_bos(tokenizer, str(rendered) + assistant)
+    chat = (Turn("user", user), Turn("assistant", assistant))
+    return render_turns(tokenizer, chat, date=date)[0]
 
 
 def render_turns(
-    tokenizer: PreTrainedTokenizerBase, *, user: str, assistant: str, date: str = PINNED_DATE
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, *, date: str = PINNED_DATE
 ) -> tuple[str, str]:
-    """As `render_chat`, or with the turns named in plain text for a model without a template.
+    """A chat as the model sees it, ready for the assistant's answer, or for the rest of it.
+
+    The last turn, where it is the assistant's, is how the answer starts, and stands as it is. A
+    model without a template gets the turns named in plain text: ``User: ...``, ``Assistant: ...``.
 
     Returns:
-        The text, and ``chat`` or ``plain``.
+        The text without the beginning-of-sequence token, and ``chat`` or ``plain``.
+
+    Raises:
+        RequestError: If the template refuses the turns: a system's, say, or two of one role.
     """
-    if tokenizer.chat_template:
-        return render_chat(tokenizer, user=user, assistant=assistant, date=date), "chat"
-    return f"User: {user}\nAssistant: {assistant}", "plain"
+    *earlier, last = chat
+    turns = earlier if last.role == "assistant" else [*earlier, last]
+    start = answer_starts(chat)
+    if not tokenizer.chat_template:
+        named = [f"{turn.role.capitalize()}: {turn.content}" for turn in turns]
+        return "\n".join([*named, f"Assistant: {start}" if start else "Assistant:"]), "plain"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": turn.role, "content": turn.content} for turn in turns],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=date,
+        )
+    except (TemplateError, ValueError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"the model's chat template refuses these turns: {reason}") from error
+    return strip_bos(tokenizer, str(rendered) + start), "chat"
