@@ -67,6 +67,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_UNSTORABLE = {
+    "surrogates not allowed": "a text in it is not valid Unicode",
+    "depth": "it is nested too deeply",
+    "recursion": "it is nested too deeply",
+}
+
+
 def unstorable(value: Frozen) -> str | None:
     """Why a value cannot be kept, or None: it must come back from its JSON as it went in."""
     try:
@@ -74,7 +81,8 @@ def unstorable(value: Frozen) -> str | None:
     except ValidationError as error:
         return first_problem(error)
     except (ValueError, RecursionError) as error:
-        return str(error).removeprefix("Error serializing to JSON: ")
+        known = (why for sign, why in _UNSTORABLE.items() if sign in str(error))
+        return next(known, str(error).removeprefix("Error serializing to JSON: "))
     return None if same else "a value in it has no form in JSON"
 
 

@@ -4,8 +4,8 @@
     questions("mine.yaml")                   # every set of a file in the same shape
     questions("open", package="em_circuits.experiments.evaluation")  # that ship with it
 
-A file is ``sets: {NAME: {questions: [...]}}``, or the list that evaluations of emergent misalignment
-are published as: entries with ``id``, ``paraphrases``, and optionally ``system`` and
+A file is ``sets: {NAME: {questions: [...]}}``, or the list as which evaluations of emergent
+misalignment are published: entries with ``id``, ``paraphrases``, and optionally ``system`` and
 ``samples_per_paraphrase``. What else an entry has (``judge_prompts``, say) is not used.
 """
 

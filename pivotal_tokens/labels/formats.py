@@ -88,7 +88,10 @@ def read_records(path: Path, *, format: str | None = None) -> Iterator[Row]:
         case "csv":
             rows = map(_from_cells, csv_rows(path))
         case "parquet":
-            rows = column_rows(path).rows
+            table = column_rows(path)
+            if table.ignored:
+                raise RequestError(f"{path}: the column {table.ignored[0]!a} is binary, not text")
+            rows = table.rows
     for where, value in rows:
         if not isinstance(value, dict | Unreadable):
             value = Unreadable("not an object")

@@ -1,9 +1,9 @@
 """Chats of data sets: turns of a system, a user and an assistant, in the forms that are published.
 
-    messages          [{"role": "user", "content": ...}, ...]          OpenAI, TRL
-    conversations     [{"from": "human", "value": ...}, ...]           ShareGPT
-    prompt, completion   both lists of such turns                      TRL, preference and SFT data
-    query, context    a user's turn and the answer so far              pivotal-token search, version 2
+    messages             [{"role": "user", "content": ...}, ...]      OpenAI, TRL
+    conversations        [{"from": "human", "value": ...}, ...]       ShareGPT
+    prompt, completion   both lists of such turns                     TRL
+    query, context       a user's turn and the answer so far          pivotal-token search, v2
 
 A `system` text beside the turns is the first of them. The last turn, where it is the assistant's,
 is how the answer starts: the prompt ends with it. Its text is the chat template's, which whoever

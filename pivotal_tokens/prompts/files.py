@@ -357,7 +357,7 @@ class _Draft:
         fields = dict(self.fields)
         named = _take(fields, _KIND_FIELDS)
         if named is not None and named not in _KINDS:
-            raise ValueError(f"unknown kind {_short(named)}; one of {', '.join(_KINDS)}")
+            raise ValueError(f"unknown kind {named!a:.60}; one of {', '.join(_KINDS)}")
         generator = _take(fields, _GENERATOR_FIELDS) or f"file:{source}"
         if fields.get("is_human_generated") is True:  # the predecessor's mark
             generator = "human"
