@@ -470,14 +470,14 @@ class Rejection(Frozen):
 
 
 class Rollout(Frozen):
-    """One sampled continuation of a prompt after a candidate token, with its label."""
+    """One sampled continuation of a prompt, after a candidate token or free, with its label."""
 
     prompt_id: str
     pair: str
     model: ModelName
-    token_id: int  # the candidate that the continuation follows
+    token_id: int | None  # the candidate that the continuation follows; None: the prompt alone
     sample: int = Field(ge=0)  # its number among those of this token and model
-    text: str  # what follows the candidate, up to the stop
+    text: str  # what follows the candidate, or the prompt, up to the stop
     label: Label  # of the continuation, the candidate itself left out
     judge: str
     reason: str = ""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
     from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
     from em_circuits.experiments.evaluation.judging import AnswerJudge
-    from em_circuits.experiments.evaluation.rejudge import Rejudgement
     from em_circuits.experiments.evaluation.rates import Cutoffs
+    from em_circuits.experiments.evaluation.rejudge import Rejudgement
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.workspace import Workspace
     from pivotal_tokens.store import Store

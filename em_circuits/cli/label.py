@@ -393,6 +393,11 @@ def summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
     yield f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used{before}"
     followed = Counter(item.pivotal for result in results for item in result.rollouts)
     if followed:
+        alone = Counter(r.free_rollouts.pivotal for r in results if r.free_rollouts)
+        yield (
+            f"free rollouts of {alone.total()} prompts: {alone[True]} pivotal, {alone[False]} not, "
+            f"{alone[None]} unknown"
+        )
         yield (
             f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
             f"{followed[False]} not, {followed[None]} unknown"

@@ -229,7 +229,10 @@ def conflicts(session: Session, as_json: bool) -> None:
 def divergence(
     session: Session, which: LabelsOf, judge: str | None, only_divergent: bool, as_json: bool
 ) -> None:
-    """Prompts where merged has an evil token and base none, on complete labels of both lists."""
+    """Prompts whose verdict is injection or promotion, on complete labels of both lists.
+
+    Beside it stands the strict count: an evil token in merged's list and none in base's.
+    """
     with session.open_store() as store:
         found = diverge(store, labels=which, judge=judge)
     if only_divergent:
@@ -341,15 +344,15 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
     totals, names = found.totals, plots.pair_names(found.pairs)
     for pair in dict.fromkeys(row.pair for row in found.rows):
         yield f"base x {names.get(pair, pair) or 'merged'}"
-        header = ("prompt", "base", "merged", "", "evil mass", "margin", "text")
+        header = ("prompt", "base", "merged", "", "strict", "evil mass", "margin", "text")
         yield table(header, [_cells(row) for row in found.rows if row.pair == pair]) + "\n"
     yield (
         f"{totals['divergent']} divergent of {totals['complete']} complete "
-        f"({found.labels} labels); {totals['evil_in_both']} evil in both, "
-        f"{totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
+        f"({found.labels} labels), {totals['strict']} strictly: {totals['evil_in_both']} evil in "
+        f"both, {totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
     )
     yield (
-        f"{totals['unsure_cases']} would change with their unsure tokens evil; "
+        f"{totals['unsure_cases']} would change with unsure tokens evil; "
         f"{totals['incomplete']} incomplete, {totals['missing']} missing, "
         f"{totals['rejected']} rejected"
     )
@@ -365,9 +368,10 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
         str(row.base),
         str(row.merged),
         mark,
+        {True: "yes", False: "no", None: "-"}[row.strict],
         mass,
         margin,
-        one_line(row.text, 16),
+        one_line(row.text, 12),
     )
 
 

@@ -77,6 +77,7 @@ OnScore = Callable[[int, Score], None]
 """Takes the number of an answer and its score, as soon as it is known."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Whoever scored answers."""
 

@@ -8,7 +8,6 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts import read_prompts
 from pivotal_tokens.schema import prompt_id
 
-
 DEEP = "[" * 400 + "]" * 400
 
 
