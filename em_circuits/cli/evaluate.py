@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
+from click.core import ParameterSource
 from pydantic import Field, model_validator
 
 from em_circuits import experiments, report
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
     from pivotal_tokens.store import Store
 
 
-SAMPLES = 8
-"""Answers to a question that asks for no number."""
-
-
 class EvaluateOptions(Options):
     """Who answers what, who judges, and what is steered meanwhile."""
 
@@ -54,8 +51,9 @@ class EvaluateOptions(Options):
     """[default: organism:24 for the embedded organism, else open]"""
     answers: Annotated[Path | None, Flag(metavar="FILE")] = None
     """Count the answers of a table instead, by its own scores or anew by --judge."""
-    samples: int | None = Field(default=None, ge=1)
-    """Answers to each question. [default: as many as the questions ask for, or 8]"""
+    samples: int = Field(default=8, ge=1)
+    """Answers to each question; where it is not given, a list of questions may ask for another
+    number."""
     answer_tokens: int = Field(default=96, ge=1)
     """Tokens of an answer, at most."""
     answer_temperature: float = Field(default=1.0, ge=0)
@@ -93,11 +91,8 @@ class EvaluateOptions(Options):
         elif self.prompt is not None or self.value is not None:
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
         if self.answers is not None:
-            asked = (self.which, self.features, self.samples)
-            if asked != (None, None, None):
-                raise RequestError(
-                    "--answers are given: leave out --questions, --samples and --features"
-                )
+            if self.which is not None or self.features is not None:
+                raise RequestError("--answers are given: leave out --questions and --features")
             if self.judge is not None and not self.judge.startswith("openai:"):
                 raise RequestError(
                     "--judge openai:MODEL alone can score answers that no model here gave"
@@ -133,7 +128,8 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
         return
     which = options.which or ("organism:24" if session.embedded else "open")
     sets = evaluation.questions.question_sets(which, seed=session.seed)
-    if options.samples is not None:  # what is typed goes before what a file asks for
+    given = click.get_current_context().get_parameter_source("samples")
+    if given is not ParameterSource.DEFAULT:  # it goes before what a list of questions asks for
         sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
         judge = _judge(session, work, spec, options, llm)
@@ -268,7 +264,7 @@ def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> Ev
     return evaluation.answers.EvaluationSettings(
         models=("base", "merged") if options.model == "both" else (options.model,),
         sampling=Sampling(
-            samples=options.samples or SAMPLES,
+            samples=options.samples,
             max_tokens=options.answer_tokens,
             temperature=options.answer_temperature,
             seed=session.seed,

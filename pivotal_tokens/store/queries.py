@@ -548,7 +548,7 @@ def _fields(row: Row, events: Sequence[LabelEvent], log: Sequence[ReviewEvent]) 
         "remarks": tuple(
             event.text
             for event in log
-            if event.text and event.action in ("rejected", "note", "done")
+            if event.text and event.action in ("rejected", "note", "done", "explained")
         ),
     }
 
