@@ -17,12 +17,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pivotal_tokens.artefacts import atomic_path, write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import INTEGERS, Record, whole_number
-from pivotal_tokens.schema import LabelEvent
+from pivotal_tokens.schema import Label, LabelEvent
 from pivotal_tokens.table_files import Row, Unreadable, column_rows, csv_rows, jsonl_rows
 
 Format = Literal["jsonl", "csv", "parquet"]
@@ -114,16 +114,18 @@ def _refuse_swallowed(cells: Record) -> None:
     """Refuse a cell within which whole rows stand: its quote was not closed in its place.
 
     Raises:
-        ValueError: If a line within a cell has as many cells, and a prompt's id or a token's where
-            the row has them.
+        ValueError: If a line within a cell has as many cells, and a label, a prompt's id or a
+            token's where the row has them.
     """
     header = list(cells)
     for name, cell in cells.items():
         for line in (cell or "").split("\n")[1:]:
-            inner = dict(zip(header, line.split(","), strict=False))
-            named = _PROMPT_ID.fullmatch(inner.get("prompt_id", "").strip(' "'))
-            numbered = inner.get("token_id", "").strip(' "').isdecimal()
-            if line.count(",") >= len(header) - 1 and (named or numbered):
+            cells_of_it = [part.strip(' "\r') for part in line.split(",")]
+            inner = dict(zip(header, cells_of_it, strict=False))
+            named = _PROMPT_ID.fullmatch(inner.get("prompt_id", ""))
+            numbered = inner.get("token_id", "").isdecimal()
+            labelled = inner.get("label", inner.get("to_label")) in get_args(Label)
+            if labelled and (named or numbered) and len(cells_of_it) >= len(header):
                 raise ValueError(
                     f"rows stand within its {name}: a quote is not closed in its place"
                 )
