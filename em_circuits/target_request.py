@@ -97,7 +97,8 @@ class TargetRequest(Frozen):
 def judged_rollouts(work: Workspace, prompt: Prompt) -> dict[str, list[tuple[int, ...]]]:
     """Stored rollouts of both models after a prompt as token ids, by label.
 
-    A candidate stands in front of what follows it; free rollouts are as they are. Those on which judges, or equal texts, disagree are left out; so are unsure ones.
+    A candidate stands in front of what follows it; free rollouts are as they are. Those on which
+    judges, or equal texts, disagree are left out; so are unsure ones.
     """
     from em_circuits.target import token_ids
 

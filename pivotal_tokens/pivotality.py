@@ -47,24 +47,28 @@ class EvilRates(Frozen):
     base: ContinuationCounts
     merged: ContinuationCounts
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def difference(self) -> float | None:
         """Rate of merged minus that of base; null where one has no evil or safe continuation."""
         if not self.base.known or not self.merged.known:
             return None
         return self.merged.evil / self.merged.known - self.base.evil / self.base.known
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def low(self) -> float | None:
         """Of the difference's 95 % interval (Newcombe)."""
         return self._interval[0]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def high(self) -> float | None:
         """Of the difference's 95 % interval."""
         return self._interval[1]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def pivotal(self) -> bool | None:
         """Whether the interval is above 0; null where nothing is known."""
         low = self._interval[0]

@@ -226,7 +226,7 @@ def _values(batch: Any) -> Iterator[Any]:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for number in range(batch.num_rows):
         try:
-            yield {name: plain(column[number].as_py()) for name, column in columns.items()}
+            yield {name: json_value(column[number].as_py()) for name, column in columns.items()}
         except (ValueError, OverflowError) as error:
             yield Unreadable(f"a value cannot be read ({error})")
 
@@ -278,7 +278,7 @@ def _is_binary(kind: Any) -> bool:
     return any(is_kind(kind) for is_kind in (*binary, pa.types.is_binary_view))
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value of a data set as JSON has it: times as ISO 8601, what is not a number as None."""
     match value:
         case float():
@@ -290,7 +290,7 @@ def plain(value: Any) -> Any:
         case decimal.Decimal():
             return str(value)
         case dict():
-            return {str(name): plain(inner) for name, inner in value.items()}
+            return {str(name): json_value(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [plain(inner) for inner in value]
+            return [json_value(inner) for inner in value]
     return value

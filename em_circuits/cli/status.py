@@ -104,13 +104,14 @@ def attempt_status(store: Store, prefix: str) -> AttemptStatus:
         stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
         for judge in sorted({rollout.judge for rollout in stored}):
             mine = [rollout for rollout in stored if rollout.judge == judge]
-            under = {"pair": pair.pair, "judge": judge}
-            rollouts += [
-                CandidateRollouts(**dict(each), **under, texts=_texts(mine, each.token_id))
-                for each in token_rollouts(pivotality(mine), pair.next_tokens)
-            ]
+            for each in token_rollouts(pivotality(mine), pair.next_tokens):
+                texts = _texts(mine, each.token_id)
+                rollouts.append(
+                    CandidateRollouts(**dict(each), pair=pair.pair, judge=judge, texts=texts)
+                )
             if (alone := free_rates(mine)) is not None:
-                free.append(FreeRollouts(**dict(alone), **under, texts=_texts(mine, None)))
+                texts = _texts(mine, None)
+                free.append(FreeRollouts(**dict(alone), pair=pair.pair, judge=judge, texts=texts))
     fields = {name: getattr(view, name) for name in AttemptView.model_fields}
     return AttemptStatus(**fields, rollouts=tuple(rollouts), free_rollouts=tuple(free))
 
