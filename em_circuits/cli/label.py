@@ -184,12 +184,11 @@ def _read(session: Session, options: LabelOptions) -> PromptFile:
         text_field=options.text_field,
         renderer=session.chat_renderer,
     )
-    kept = session.keep_import(
-        paths[0], found.model_dump(mode="json", include={"left_out", "ignored"})
-    )
     name_ignored(found)
-    for line in name_left_out(found.left_out, kept):
-        click.echo(line, err=True)
+    if found.left_out:
+        report = found.model_dump(mode="json", include={"left_out", "ignored"})
+        for line in name_left_out(found.left_out, session.keep_import(paths[0], report)):
+            click.echo(line, err=True)
     return found
 
 

@@ -344,7 +344,7 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
     totals, names = found.totals, plots.pair_names(found.pairs)
     for pair in dict.fromkeys(row.pair for row in found.rows):
         yield f"base x {names.get(pair, pair) or 'merged'}"
-        header = ("prompt", "base", "merged", "", "strict", "evil mass", "margin", "text")
+        header = ("prompt", "base", "merged", "", "evil mass", "margin", "text")
         yield table(header, [_cells(row) for row in found.rows if row.pair == pair]) + "\n"
     yield (
         f"{totals['divergent']} divergent of {totals['complete']} complete "
@@ -363,12 +363,12 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
     margins = [row.base.margin, row.merged.margin]
     margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
     mark = {True: "DIV", False: "no", None: "-"}[row.divergent] + "?" * row.unsure
+    mark += " strict" if row.strict else ""
     return (
         row.prompt_id,
         str(row.base),
         str(row.merged),
         mark,
-        {True: "yes", False: "no", None: "-"}[row.strict],
         mass,
         margin,
         one_line(row.text, 12),

@@ -60,7 +60,7 @@ def questions(which: str, *, package: str = "pivotal_tokens.generator") -> tuple
         return named
     path = Path(which)
     try:
-        return _sets(path.read_text(encoding="utf-8"), which)
+        return _sets(path.read_text(encoding="utf-8-sig"), which)
     except OSError as error:
         known = ", ".join(one.name for one in shipped)
         raise RequestError(
