@@ -4,7 +4,7 @@ What is wrong with one row is said of that row and the others go on; what makes 
 (a quote that never closes, a column that stands twice, another encoding) refuses the file. JSON is
 read strictly: no NaN, no key twice in an object.
 
-    for where, value in jsonl_rows(path): ...      # "line 3", and its value or `Unreadable`
+    for where, value in jsonl_rows(path): ...      # "line 3", and its value or `BadRow`
     columns = column_rows(path)
     columns.ignored                                # ("image",): binary, which is no text
 """
@@ -47,14 +47,14 @@ class LeftOut(Frozen):
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class BadRow:
     """Stands for the value of a row that is not one."""
 
     why: str
 
 
 Row = tuple[str, Any]
-"""Where a row stands (``line 3``), and its value or `Unreadable`."""
+"""Where a row stands (``line 3``), and its value or `BadRow`."""
 
 
 # --- JSON -------------------------------------------------------------------------------------
@@ -91,11 +91,11 @@ def _json_row(where: str, raw: bytes) -> Row:
     try:
         return where, strict_json(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        return where, Unreadable(NOT_UTF8)
+        return where, BadRow(NOT_UTF8)
     except json.JSONDecodeError as error:
-        return f"{where}, column {error.colno}", Unreadable(f"not JSON ({error.msg})")
+        return f"{where}, column {error.colno}", BadRow(f"not JSON ({error.msg})")
     except ValueError as error:
-        return where, Unreadable(f"not JSON ({error})")
+        return where, BadRow(f"not JSON ({error})")
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -143,7 +143,7 @@ def _csv_rows(path: Path, stream: Iterable[str]) -> Iterator[Row]:
                 continue
             value: Any = dict(zip(header, [cell or None for cell in cells], strict=False))
             if len(cells) != len(header):
-                value = Unreadable(f"{len(cells)} cells under {len(header)} names")
+                value = BadRow(f"{len(cells)} cells under {len(header)} names")
             yield f"line {reader.line_num}", value
     except csv.Error as error:
         reason = str(error)
@@ -228,7 +228,7 @@ def _values(batch: Any) -> Iterator[Any]:
         try:
             yield {name: json_value(column[number].as_py()) for name, column in columns.items()}
         except (ValueError, OverflowError) as error:
-            yield Unreadable(f"a value cannot be read ({error})")
+            yield BadRow(f"a value cannot be read ({error})")
 
 
 def _schema(path: Path) -> Any:

@@ -34,7 +34,7 @@ from pivotal_tokens.schema import (
 )
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.history import ReviewHistory
-from pivotal_tokens.table_files import Unreadable
+from pivotal_tokens.table_files import BadRow
 
 DUMP_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
 _TOGETHER = 200  # records in one transaction; others wait with their writes meanwhile
@@ -64,7 +64,7 @@ def read_dump(store: Store, path: Path) -> ImportReport:
     while several := list(islice(records, _TOGETHER)):
         with store.batch():  # one write to the disk for all of them
             for where, record in several:
-                if isinstance(record, Unreadable):
+                if isinstance(record, BadRow):
                     intake.leave_out(where, record.why)
                     continue
                 if set(record) != set(DUMP_FIELDS):

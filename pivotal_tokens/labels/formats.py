@@ -23,7 +23,7 @@ from pivotal_tokens.artefacts import atomic_path, write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.records import INTEGERS, Record, whole_number
 from pivotal_tokens.schema import Label, LabelEvent
-from pivotal_tokens.table_files import Row, Unreadable, column_rows, csv_rows, jsonl_rows
+from pivotal_tokens.table_files import BadRow, Row, column_rows, csv_rows, jsonl_rows
 
 Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -74,7 +74,7 @@ def csv_text(records: Iterable[Record], fields: Sequence[str]) -> str:
 
 
 def read_records(path: Path, *, format: str | None = None) -> Iterator[Row]:
-    """The records of a file, each with its place in it; one that is none is `Unreadable`.
+    """The records of a file, each with its place in it; one that is none is `BadRow`.
 
     Raises:
         RequestError: If there is no file, or it is not of its format.
@@ -93,21 +93,21 @@ def read_records(path: Path, *, format: str | None = None) -> Iterator[Row]:
                 raise RequestError(f"{path}: the column {table.ignored[0]!a} is binary, not text")
             rows = table.rows
     for where, value in rows:
-        if not isinstance(value, dict | Unreadable):
-            value = Unreadable("not an object")
+        if not isinstance(value, dict | BadRow):
+            value = BadRow("not an object")
         yield f"{path.name}, {where}", value
 
 
 def _from_cells(row: Row) -> Row:
     """A row of a CSV with its numbers and truth values; unguarded."""
     where, cells = row
-    if isinstance(cells, Unreadable):
+    if isinstance(cells, BadRow):
         return row
     try:
         _refuse_swallowed(cells)
         return where, {n: None if c is None else _value(n, c) for n, c in cells.items()}
     except ValueError as error:
-        return where, Unreadable(str(error))
+        return where, BadRow(str(error))
 
 
 def _refuse_swallowed(cells: Record) -> None:

@@ -39,7 +39,7 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.history import ReviewHistory, Taken
 from pivotal_tokens.store.labels import LabelConflict
-from pivotal_tokens.table_files import LeftOut, Row, Unreadable
+from pivotal_tokens.table_files import BadRow, LeftOut, Row
 
 _MARKS = " Ġ▁"
 """What stands for the space before a word, by tokenizer."""
@@ -81,7 +81,7 @@ def import_labels(
             nothing was written.
     """
     rows = list(records)
-    check_fields([(w, one) for w, one in rows if not isinstance(one, Unreadable)], author=author)
+    check_fields([(w, one) for w, one in rows if not isinstance(one, BadRow)], author=author)
     intake = Intake(store, source, token_of=token_of)
     for where, record in rows:
         intake.label(where, record, author=author)
@@ -133,11 +133,11 @@ class Intake:
             self._store.results.put_verdict(prompt_id, pair, judge, verdict)
 
     def label(
-        self, where: str, record: Mapping[str, Any] | Unreadable, *, author: str | None = None
+        self, where: str, record: Mapping[str, Any] | BadRow, *, author: str | None = None
     ) -> None:
         """Take a flat record of a label, at the end; see `records.incoming`."""
         self._counts["records"] += 1
-        if isinstance(record, Unreadable):
+        if isinstance(record, BadRow):
             self._leave(where, record.why)
             return
         try:

@@ -46,9 +46,9 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.table_files import (
     COLUMN_FILES,
     NOT_UTF8,
+    BadRow,
     LeftOut,
     Row,
-    Unreadable,
     column_rows,
     csv_rows,
     jsonl_rows,
@@ -203,7 +203,7 @@ class _Reader:
             ValueError: If it is none, or could not be kept.
             RequestError: If it is a chat, and there is nothing to render it.
         """
-        if isinstance(value, Unreadable):
+        if isinstance(value, BadRow):
             raise ValueError(value.why)
         draft = _Draft.of(value, self._text_field)
         if draft.chat is None:

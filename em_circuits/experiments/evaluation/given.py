@@ -32,9 +32,9 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 from pivotal_tokens.table_files import (
     COLUMN_FILES,
+    BadRow,
     LeftOut,
     Row,
-    Unreadable,
     column_rows,
     csv_rows,
     jsonl_rows,
@@ -140,7 +140,7 @@ def _answer(value: Any, default_world: str, samples: Counter[tuple[str, str, str
         ValueError: If the row is none.
         RequestError: If one fact has two columns.
     """
-    if isinstance(value, Unreadable):
+    if isinstance(value, BadRow):
         raise ValueError(value.why)
     if not isinstance(value, dict):
         raise ValueError("not an object")

@@ -14,7 +14,7 @@ from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import Store
-from pivotal_tokens.table_files import Unreadable
+from pivotal_tokens.table_files import BadRow
 
 PAIR = "pair-1"
 FORMATS = ("jsonl", "csv", "parquet")
@@ -178,7 +178,7 @@ def test_a_record_that_cannot_be_kept_is_named_and_the_others_go_in(store, label
         ({"author": None}, "no author"),
     ]
     records = [(f"f, line {n}", at | more) for n, (more, _) in enumerate(wrong, start=1)]
-    records.insert(5, ("f, line 99", Unreadable("not JSON (cut off)")))
+    records.insert(5, ("f, line 99", BadRow("not JSON (cut off)")))
     records.insert(9, ("f, line 100", at | {"token_id": 3.0}))
     report = import_labels(store, records, source="f")
     said = {one.where: one.why for one in report.left_out}
