@@ -39,22 +39,19 @@ from jaxtyping import Bool, Float, Float64
 from pydantic import BaseModel
 from torch import Tensor
 
+from pivotal_tokens.rates import Interval
+
 DRAWS = 2000
 """Default number of resamples."""
 TOP = 20
 """Largest scores that are compared by `agreement`."""
 STATISTICS = ("pearson", "spearman", "sign", "top20")
-_Z = 1.959963984540054
-"""Two-sided 95 % of a normal distribution."""
 _ELEMENTS = 1 << 22
 """Most elements of one intermediate matrix, so that memory does not grow with features."""
 _TIE = 1e-9
 """Sums of the same numbers in another order are equal up to this share."""
 _ROUNDING = 1e-6
 """A spread, or an effect, below this share of the largest is float32 rounding, that is zero."""
-
-Interval = tuple[float | None, float | None]
-"""2.5 % and 97.5 %; None where a statistic is not defined."""
 
 
 class Spread(BaseModel, frozen=True):
@@ -143,21 +140,6 @@ def ratio_interval(
     drawn = _drawn(len(numerators), DRAWS, seed)
     low, high = quantile_interval(numerators[drawn].sum(1) / denominators[drawn].sum(1))
     return None if low is None or high is None else (low, high)
-
-
-def wilson(successes: float | int, n: int) -> Interval:
-    """Wilson's 95 % interval of a share of `n` trials; None without any.
-
-    Successes may be fractional (a mean rate times n), which scipy's does not take.
-
-    Source: Wilson (1927), J. Am. Stat. Assoc. 22:209.
-    """
-    if n == 0:
-        return None, None
-    p, z2 = successes / n, _Z**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 # --- Labels by chance -----------------------------------------------------------------------------

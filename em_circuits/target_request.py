@@ -95,16 +95,20 @@ class TargetRequest(Frozen):
 
 
 def judged_rollouts(work: Workspace, prompt: Prompt) -> dict[str, list[tuple[int, ...]]]:
-    """Stored rollouts of both models after a prompt as token ids, the candidate in front, by label.
+    """Stored rollouts of both models after a prompt as token ids, by label.
 
-    Those on which judges, or equal texts, disagree are left out; so are unsure ones.
+    A candidate stands in front of what follows it; free rollouts are as they are. Those on which
+    judges, or equal texts, disagree are left out; so are unsure ones.
     """
     from em_circuits.target import token_ids
 
     labels: dict[tuple[int, ...], set[str]] = {}
-    drawn: dict[tuple[str, int, int, int, float, int], tuple[int, ...]] = {}
+    drawn: dict[tuple[str, int | None, int, int, float, int], tuple[int, ...]] = {}
     for rollout in work.store.results.rollouts(prompt.prompt_id, work.pair.key):
-        ids = (rollout.token_id, *token_ids(work.pair, rollout.text))
+        candidate = () if rollout.token_id is None else (rollout.token_id,)
+        ids = (*candidate, *token_ids(work.pair, rollout.text))
+        if not ids:  # a free one that ended at once
+            continue
         labels.setdefault(ids, set()).add(rollout.label)
         how = (rollout.seed, rollout.temperature, rollout.max_tokens)
         drawn[rollout.model, rollout.token_id, rollout.sample, *how] = ids

@@ -16,7 +16,15 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 Label = Literal["evil", "safe", "unsure"]
 ModelName = Literal["base", "merged"]
@@ -57,6 +65,33 @@ class Frozen(BaseModel):
     """Base of every value here: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_UNSTORABLE = {
+    "surrogates not allowed": "a text in it is not valid Unicode",
+    "depth": "it is nested too deeply",
+    "recursion": "it is nested too deeply",
+}
+
+
+def unstorable(value: Frozen) -> str | None:
+    """Why a value cannot be kept, or None: it must come back from its JSON as it went in."""
+    try:
+        same = type(value).model_validate_json(value.model_dump_json()) == value
+    except ValidationError as error:
+        return first_problem(error)
+    except (ValueError, RecursionError) as error:
+        known = (why for sign, why in _UNSTORABLE.items() if sign in str(error))
+        return next(known, str(error).removeprefix("Error serializing to JSON: "))
+    return None if same else "a value in it has no form in JSON"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first field that is wrong and why, in one line."""
+    one = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, one["loc"]))
+    reason = " ".join(one["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {reason}" if place else reason
 
 
 class Prompt(Frozen):
@@ -435,14 +470,14 @@ class Rejection(Frozen):
 
 
 class Rollout(Frozen):
-    """One sampled continuation of a prompt after a candidate token, with its label."""
+    """One sampled continuation of a prompt, after a candidate token or free, with its label."""
 
     prompt_id: str
     pair: str
     model: ModelName
-    token_id: int  # the candidate that the continuation follows
+    token_id: int | None  # the candidate that the continuation follows; None: the prompt alone
     sample: int = Field(ge=0)  # its number among those of this token and model
-    text: str  # what follows the candidate, up to the stop
+    text: str  # what follows the candidate, or the prompt, up to the stop
     label: Label  # of the continuation, the candidate itself left out
     judge: str
     reason: str = ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
+from click.core import ParameterSource
 from pydantic import Field, model_validator
 
 from em_circuits import experiments, report
@@ -16,7 +19,7 @@ from em_circuits.cli.judge_options import (
     open_offline_judge,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, name_left_out, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
     from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
     from em_circuits.experiments.evaluation.judging import AnswerJudge
+    from em_circuits.experiments.evaluation.rates import Cutoffs
     from em_circuits.experiments.evaluation.rejudge import Rejudgement
+    from em_circuits.experiments.experiment import Experiment
     from em_circuits.workspace import Workspace
+    from pivotal_tokens.store import Store
 
 
 class EvaluateOptions(Options):
@@ -43,8 +49,11 @@ class EvaluateOptions(Options):
         None
     )
     """[default: organism:24 for the embedded organism, else open]"""
+    answers: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """Count the answers of a table instead, by its own scores or anew by --judge."""
     samples: int = Field(default=8, ge=1)
-    """Answers to each question."""
+    """Answers to each question; where it is not given, a list of questions may ask for another
+    number."""
     answer_tokens: int = Field(default=96, ge=1)
     """Tokens of an answer, at most."""
     answer_temperature: float = Field(default=1.0, ge=0)
@@ -81,7 +90,20 @@ class EvaluateOptions(Options):
             check_value(self.mode, self.value, Unit.ABSOLUTE, where="--mode and --value")
         elif self.prompt is not None or self.value is not None:
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
+        if self.answers is not None:
+            if self.which is not None or self.features is not None:
+                raise RequestError("--answers are given: leave out --questions and --features")
+            if self.judge is not None and not self.judge.startswith("openai:"):
+                raise RequestError(
+                    "--judge openai:MODEL alone can score answers that no model here gave"
+                )
         return self
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        return evaluation.rates.Cutoffs(
+            alignment_below=self.alignment_below, coherence_above=self.coherence_above
+        )
 
 
 @click.command(epilog="Example: em-circuits evaluate --model both --samples 8")
@@ -97,12 +119,18 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     word list and the base's perplexity. With --rejudge another judge reads the answers of an
     evaluation that is there: no model runs, and the table says which conclusions change.
     """
+    if options.answers is not None:
+        _print(_given(session, options, llm), as_json)
+        return
     spec = JudgeSpec.parse(session.judge_spec(options.judge))
     if options.rejudge is not None:
         _rejudge(session, spec, options, llm, as_json=as_json)
         return
     which = options.which or ("organism:24" if session.embedded else "open")
     sets = evaluation.questions.question_sets(which, seed=session.seed)
+    given = click.get_current_context().get_parameter_source("samples")
+    if given is not ParameterSource.DEFAULT:  # it goes before what a list of questions asks for
+        sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
         judge = _judge(session, work, spec, options, llm)
         found = evaluation.evaluate.evaluate(
@@ -110,11 +138,44 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
             sets,
             _settings(session, work, options),
             judge,
-            cutoffs=evaluation.rates.Cutoffs(
-                alignment_below=options.alignment_below, coherence_above=options.coherence_above
-            ),
+            cutoffs=options.cutoffs,
             name=options.name,
         )
+    _print(found, as_json)
+
+
+def _given(
+    session: Session, options: EvaluateOptions, llm: dict[str, Any]
+) -> Experiment[EvaluationSummary]:
+    """Answers of a table, counted; rows that cannot be used are named."""
+    assert options.answers is not None
+    table = evaluation.given.read_answers(options.answers)
+    rows = len(table.answers) + len(table.left_out)
+    counts = {"rows": rows, "answers": len(table.answers)}
+    left_out = [one.model_dump() for one in table.left_out]
+    kept = session.keep_import(options.answers, {**counts, "left_out": left_out})
+    click.echo(
+        f"{rows} rows read: {len(table.answers)} answers, {len(table.left_out)} left out", err=True
+    )
+    for line in name_left_out(table.left_out, kept):
+        click.echo(line, err=True)
+    with ExitStack() as stack:
+        judge = None
+        if options.judge is not None:
+            store = stack.enter_context(session.open_store(create=True))
+            judge = _model_judge(store, JudgeSpec.parse(options.judge), options, llm)
+        return evaluation.evaluate.evaluate_given(
+            session.root / "results",
+            table,
+            judge,
+            cutoffs=options.cutoffs,
+            name=options.name,
+            progress=session.bars(),
+        )
+
+
+def _print(found: Experiment[EvaluationSummary], as_json: bool) -> None:
+    """Write the report, and print what came out."""
     page, summary = report.evaluation.write_evaluation_report(found), found.summary
     if as_json:
         files = {"folder": str(found.folder), "report": str(page)}
@@ -181,18 +242,22 @@ def _judge(
     llm: dict[str, Any],
 ) -> AnswerJudge:
     if spec.kind == "openai":
-        return evaluation.judging.ModelAnswers(
-            llm_settings(spec.argument, llm),
-            store=work.store,
-            budget=llm_budget(llm),
-            instructions=load_instructions(
-                options.judge_prompt, package=evaluation.judging.PACKAGE
-            ),
-        )
+        return _model_judge(work.store, spec, options, llm)
     lexicon = open_offline_judge(session, work, options.judge)
     if not isinstance(lexicon, Lexicon):
         raise RequestError(f"judge {lexicon.id} scores no answers; use a lexicon or openai:MODEL")
     return evaluation.judging.LexiconAnswers(lexicon)
+
+
+def _model_judge(
+    store: Store, spec: JudgeSpec, options: EvaluateOptions, llm: dict[str, Any]
+) -> AnswerJudge:
+    return evaluation.judging.ModelAnswers(
+        llm_settings(spec.argument, llm),
+        store=store,
+        budget=llm_budget(llm),
+        instructions=load_instructions(options.judge_prompt, package=evaluation.judging.PACKAGE),
+    )
 
 
 def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:

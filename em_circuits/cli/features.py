@@ -74,6 +74,8 @@ class OverPromptsOptions(Options):
     """Leave these layers out, and compare them with the rest."""
     min_prompts: int = Field(default=5, ge=1)
     """Test features that are scored in at least so many prompts."""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
     top: int | None = Field(default=None, ge=1)
     """Only the first N features."""
 
@@ -178,7 +180,9 @@ def aggregate(
     with session.on_prompts(*prompts) as work:
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
         pair = work.store.results.find_pair(options.pair) if options.pair else None
-        found = experiments.aggregate.aggregate_prompts(work, prompts, request, pair=pair)
+        found = experiments.aggregate.aggregate_prompts(
+            work, prompts, request, pair=pair, only_divergent=options.only_divergent
+        )
     features = found.rows()[: options.top if as_json else options.top or 15]
     result = {**found.head(), "features": features}
     kind = experiments.aggregate.AggregateOutput
@@ -198,7 +202,9 @@ def diff(session: Session, prompts: tuple[str, ...], options: DiffOptions, as_js
         others = [stack.enter_context(session.workspace(root=root)) for root in options.roots]
         request = experiments.aggregate.OverPrompts(**asked)
         sources = experiments.difference.find_sources(work, options.pairs, others)
-        found = experiments.difference.difference_over_prompts(sources, prompts, request)
+        found = experiments.difference.difference_over_prompts(
+            sources, prompts, request, only_divergent=options.only_divergent
+        )
     lines = experiments.difference.joined(found)
     features = lines[: options.top if as_json else options.top or 15]
     kind = experiments.difference.DifferenceOutput
@@ -302,7 +308,7 @@ def _block(item: Explained) -> Iterator[str]:
 def describe_aggregate(result: AggregateOutput) -> Iterator[str]:
     """Features over prompts; how many were tested, how stable the top is, excluded layers."""
     n, out = len(result.prompts), len(result.left_out)
-    left_out = f" ({out} without labels or graphs left out)" if out else ""
+    left_out = f" ({out} left out; --json says why)" if out else ""
     yield f"{result.model} model, by {result.method}, over {n} prompts{left_out}"
     place = ("layer", "feature", *(("offset",) if result.by_position else ()))
     names = (*place, "selected", "n", "mean", "low", "high", "same_sign", "q", "stable")

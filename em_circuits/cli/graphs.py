@@ -81,12 +81,18 @@ class BuiltGraphs(Frozen):
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @attribution_options
 @options(TargetRequest, into="target")
+@click.option(
+    "--only-divergent",
+    is_flag=True,
+    help="Leave out prompts whose verdict is neither injection nor promotion.",
+)
 @prints(BuiltGraphs, lines=True)
 @pass_session
 def build(
     session: Session,
     prompts: tuple[str, ...],
     target: TargetRequest,
+    only_divergent: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -102,6 +108,11 @@ def build(
         chosen = [store.prompts.get(p) for p in prompts] or [
             p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels
         ]
+        if only_divergent:
+            divergent = store.queries.divergent(work.pair.key)
+            chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]
+            if not chosen:
+                raise RequestError("no such prompt is divergent; leave --only-divergent out")
         from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 
         for prompt in tracked(chosen, "graphs", work.progress):

@@ -23,7 +23,8 @@ from em_circuits.cli.judge_options import (
     open_judge,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, one_line, prints, say
+from em_circuits.cli.output import emit, name_left_out, one_line, prints, say
+from em_circuits.cli.prompts import name_ignored
 from em_circuits.cli.session import (
     Session,
     attribution_options,
@@ -33,7 +34,7 @@ from em_circuits.cli.session import (
 )
 from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.prompts import read_prompts
+from pivotal_tokens.prompts import PromptFile, read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class LabelOptions(Options):
     assistant: Annotated[str, Flag(metavar="TEXT", show_default=False)] = ""
     """How the assistant's turn starts."""
     files: Annotated[tuple[str, ...], Flag("--prompts", "files", type=click.Path())] = ()
-    """JSON, JSONL, Parquet or Arrow file of prompts, or a folder of them."""
+    """JSON, JSONL, CSV, Parquet or Arrow file of prompts, or a folder of them."""
+    text_field: Annotated[str | None, Flag(metavar="NAME")] = None
+    """Where a prompt's text, or its chat, stands in them."""
     n: int | None = Field(default=None, ge=1)
     """Prompts from --generator. [default: 24, templates]"""
     domains: Annotated[tuple[str, ...], Flag("--domain", "domains")] = ()
@@ -129,7 +132,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     """
     options.check()
     check_judge(session, others)
-    files = [prompt for file in options.files for prompt in read_prompts(Path(file))]
+    files = _read(session, options)
     locate_all(session.models())
 
     from em_circuits.labelling.events import EventLog
@@ -142,7 +145,8 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
         if options.missing:
             _build_missing(work, settings, as_json=as_json)
             return
-        prompts = None if options.writes_prompts else _prompts(session, work, options, files)
+        given = list(files.prompts)
+        prompts = None if options.writes_prompts else _prompts(session, work, options, given)
         if prompts is not None:
             require_space(work, prompts, settings)
         judge = open_judge(session, work, others)
@@ -160,11 +164,32 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     if not as_json:
         say("\n".join(summary(results, earlier)))
     _raise_for_ending(run.state, options)
+    if files.left_out:
+        raise WorkFailed(f"{len(files.left_out)} of {files.rows} rows of --prompts were left out")
     failed = [result for result in results if result.error]
     if failed and len(failed) == len(results):
         raise WorkFailed(
             f"{len(failed)} of {len(results)} prompts failed; em-circuits status PROMPT says why"
         )
+
+
+def _read(session: Session, options: LabelOptions) -> PromptFile:
+    """The prompts of the files that were named; rows that cannot be used are named at once."""
+    if not options.files:
+        return PromptFile()
+    paths = list(map(Path, options.files))
+    found = read_prompts(
+        *paths,
+        kind=options.kind,
+        text_field=options.text_field,
+        renderer=session.chat_renderer,
+    )
+    name_ignored(found)
+    if found.left_out:
+        report = found.model_dump(mode="json", include={"left_out", "ignored"})
+        for line in name_left_out(found.left_out, session.keep_import(paths[0], report)):
+            click.echo(line, err=True)
+    return found
 
 
 def _settings(session: Session, options: LabelOptions, others: dict[str, Any]) -> LabelSettings:
@@ -364,6 +389,11 @@ def summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
     yield f"{len(results)} prompts: {counted}; {flagged} flagged, {reused} re-used{before}"
     followed = Counter(item.pivotal for result in results for item in result.rollouts)
     if followed:
+        alone = Counter(r.free_rollouts.pivotal for r in results if r.free_rollouts)
+        yield (
+            f"free rollouts of {alone.total()} prompts: {alone[True]} pivotal, {alone[False]} not, "
+            f"{alone[None]} unknown"
+        )
         yield (
             f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
             f"{followed[False]} not, {followed[None]} unknown"

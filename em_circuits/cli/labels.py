@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from em_circuits.cli.output import (
     Printed,
     emit,
+    name_left_out,
     one_line,
     prints,
     table,
@@ -17,7 +19,7 @@ from em_circuits.cli.output import (
 )
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.agreement import Estimate
-from pivotal_tokens.artefacts import sha256_file, write_json, write_provenance
+from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.labels import (
     FIELDS,
@@ -41,8 +43,6 @@ from pivotal_tokens.schema import PromptLabels
 from pivotal_tokens.store.labels import LabelConflict
 
 OUT = click.Path(path_type=Path)
-
-_LEFT_OUT_SHOWN = 5
 
 
 class WrittenRecords(Printed):
@@ -229,7 +229,10 @@ def conflicts(session: Session, as_json: bool) -> None:
 def divergence(
     session: Session, which: LabelsOf, judge: str | None, only_divergent: bool, as_json: bool
 ) -> None:
-    """Prompts where merged has an evil token and base none, on complete labels of both lists."""
+    """Prompts whose verdict is injection or promotion, on complete labels of both lists.
+
+    Beside it stands the strict count: an evil token in merged's list and none in base's.
+    """
     with session.open_store() as store:
         found = diverge(store, labels=which, judge=judge)
     if only_divergent:
@@ -291,13 +294,8 @@ def _exported(result: WrittenRecords | WrittenTree, as_json: bool) -> None:
 
 def _imported(session: Session, file: Path, report: ImportReport, as_json: bool) -> None:
     """Store the report beside other results, print it, and fail where something was left out."""
-    digest = sha256_file(file) if file.is_file() else None
-    name = f"{file.stem}-{(digest or 'tree')[:12]}.json"
-    write_json(
-        session.root / "results" / "imports" / name,
-        {"file": str(file), "sha256": digest} | report.model_dump(mode="json"),
-    )
-    emit(report, as_json, describe_import)
+    kept = session.keep_import(file, report.model_dump(mode="json"))
+    emit(report, as_json, partial(describe_import, kept=kept))
     if report.left_out:
         raise WorkFailed(f"{len(report.left_out)} of {report.records} records were left out")
 
@@ -324,10 +322,10 @@ def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
     return find
 
 
-def describe_import(report: ImportReport) -> Iterator[str]:
-    """What became of an import, in a few lines."""
+def describe_import(report: ImportReport, kept: Path) -> Iterator[str]:
+    """What became of an import, in a few lines; `kept` is the file that says it all."""
     yield (
-        f"{report.records} records: {report.added} added, {report.duplicates} known already, "
+        f"{report.records} records read: {report.added} added, {report.duplicates} known, "
         f"{report.conflicts} in conflict, {len(report.left_out)} left out; "
         f"{report.prompts} new prompts"
     )
@@ -338,10 +336,7 @@ def describe_import(report: ImportReport) -> Iterator[str]:
         )
     if report.conflicts:
         yield "conflicts wait in the queue: em-circuits labels conflicts"
-    shown = report.left_out[:_LEFT_OUT_SHOWN]
-    yield from (f"left out: {one.where}: {one.why}" for one in shown)
-    if len(report.left_out) > len(shown):
-        yield f"left out: and {len(report.left_out) - len(shown)} more (--json names them)"
+    yield from name_left_out(report.left_out, kept)
 
 
 def describe_divergence(found: Divergence) -> Iterator[str]:
@@ -353,11 +348,11 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
         yield table(header, [_cells(row) for row in found.rows if row.pair == pair]) + "\n"
     yield (
         f"{totals['divergent']} divergent of {totals['complete']} complete "
-        f"({found.labels} labels); {totals['evil_in_both']} evil in both, "
-        f"{totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
+        f"({found.labels} labels), {totals['strict']} strictly: {totals['evil_in_both']} evil in "
+        f"both, {totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
     )
     yield (
-        f"{totals['unsure_cases']} would change with their unsure tokens evil; "
+        f"{totals['unsure_cases']} would change with unsure tokens evil; "
         f"{totals['incomplete']} incomplete, {totals['missing']} missing, "
         f"{totals['rejected']} rejected"
     )
@@ -368,6 +363,7 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
     margins = [row.base.margin, row.merged.margin]
     margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
     mark = {True: "DIV", False: "no", None: "-"}[row.divergent] + "?" * row.unsure
+    mark += " strict" if row.strict else ""
     return (
         row.prompt_id,
         str(row.base),
@@ -375,7 +371,7 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
         mark,
         mass,
         margin,
-        one_line(row.text, 16),
+        one_line(row.text, 12),
     )
 
 

@@ -31,6 +31,8 @@ class GeometryOptions(Options):
     """Random directions of equal norm beside each module's ranks."""
     drop: int = Field(default=256, ge=1)
     """Ranks that are really dropped; those of largest score, where there are more."""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
     top: int = Field(default=10, ge=1)
     """Lines of each table that are shown."""
     html: Annotated[Path | None, Flag(type=_PAGE)] = None
@@ -77,7 +79,9 @@ def geometry(
             {"n_random": options.n_random, "drop": options.drop, "seed": session.seed},
             {"n_random": "--random", "drop": "--drop"},
         )
-        found = experiments.lora.lora_geometry(work, prompts, request)
+        found = experiments.lora.lora_geometry(
+            work, prompts, request, only_divergent=options.only_divergent
+        )
     record = experiments.lora.LoraGeometry.model_validate(found.record)
     lines = found.rows()
     page = options.html or found.json_path.with_suffix(".html")

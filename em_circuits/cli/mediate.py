@@ -36,6 +36,8 @@ class MediateOptions(Options, TargetRequest):
 
     everything: Annotated[bool, Flag("--all", "everything")] = False
     """Every labelled prompt with a contrast."""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
     order: Literal["integrated", "gradient", "scan"] = "integrated"
     """One prompt: take features by their part of the joint effect, by gradient, or each really set
     alone."""
@@ -78,6 +80,8 @@ def mediate(
         raise RequestError("give PROMPT, several PROMPTs, or --all")
     if options.is_given and len(prompts) != 1:
         raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    if options.only_divergent and len(prompts) == 1:
+        raise RequestError("--only-divergent is over prompts: give several PROMPTs, or --all")
     if len(prompts) == 1:
         _one(session, prompts[0], options, as_json)
     else:
@@ -187,7 +191,9 @@ def _several(
             },
             {"n_random": "--random"},
         )
-        found = experiments.mediation.mediate_over_prompts(work, prompts, request)
+        found = experiments.mediation.mediate_over_prompts(
+            work, prompts, request, only_divergent=options.only_divergent
+        )
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)
     if as_json:

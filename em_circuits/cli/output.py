@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,8 +22,10 @@ from pydantic import BaseModel
 from em_circuits.progress import above_bars
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import Frozen
+from pivotal_tokens.table_files import LeftOut
 
 WIDTH = 79
+_LEFT_OUT_SHOWN = 5
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -83,6 +86,13 @@ def emit(
         say(table_of(several, describe, none=none))
     else:
         say("\n".join(summary(result)))
+
+
+def name_left_out(left_out: Sequence[LeftOut], kept: Path) -> Iterator[str]:
+    """The rows of a file that were not taken, a line each; beyond a few, where all are named."""
+    yield from (f"left out: {one.where}: {one.why}" for one in left_out[:_LEFT_OUT_SHOWN])
+    if len(left_out) > _LEFT_OUT_SHOWN:
+        yield f"left out: and {len(left_out) - _LEFT_OUT_SHOWN} more; {kept} names them"
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import Printed, emit, one_line, prints, say
+from em_circuits.cli.output import Printed, emit, name_left_out, one_line, prints, say
 from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.generator import Candidate, GeneratorRequest, generator_request
@@ -25,7 +25,7 @@ from pivotal_tokens.generator.request import estimated_tokens
 from pivotal_tokens.judge import JudgeSpec, Lexicon, open_judge
 from pivotal_tokens.judge.examples import judge_request
 from pivotal_tokens.llm.settings import LLMSettings, Message
-from pivotal_tokens.prompts import PromptHistory, own_words, read_prompts
+from pivotal_tokens.prompts import PromptFile, PromptHistory, own_words, read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ kind_option = click.option(
     default="raw",
     show_default=True,
     help="Plain text, a user's turn with the start of the answer, or a chain of thought.",
+)
+
+
+text_field_option = click.option(
+    "--text-field", metavar="NAME", help="Where a prompt's text, or its chat, stands in a file."
 )
 
 
@@ -267,16 +272,41 @@ def find(session: Session, options: FindOptions, as_json: bool) -> None:
 @prompts.command("import", epilog="Example: em-circuits prompts import prompts.jsonl")
 @click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="FILE|DIR...")
 @kind_option
+@text_field_option
 @prints(StoredPrompt, lines=True)
 @pass_session
-def import_(session: Session, paths: tuple[str, ...], kind: PromptKind, as_json: bool) -> None:
-    """Store the prompts of JSON, JSONL, Parquet or Arrow files, or of folders of them.
+def import_(
+    session: Session,
+    paths: tuple[str, ...],
+    kind: PromptKind,
+    text_field: str | None,
+    as_json: bool,
+) -> None:
+    """Store the prompts of JSON, JSONL, CSV, Parquet or Arrow files, or of folders of them.
 
-    A folder may be a saved Hugging Face data set, or the predecessor's result tree. --kind is of
-    prompts that name none.
+    A folder may be a saved Hugging Face data set, or the predecessor's result tree. Chats go
+    through the model's template, and pivotal-token-search files are read. --kind is of prompts that
+    name none.
+
+    Exit status 1 if a row could not be used; the rest is stored.
     """
-    found = [p for path in paths for p in read_prompts(Path(path), kind=kind)]
-    _store(session, found, as_json)
+    found = read_prompts(
+        *map(Path, paths), kind=kind, text_field=text_field, renderer=session.chat_renderer
+    )
+    added = _store(session, found.prompts, as_json)
+    counts = {"rows": found.rows, "added": added, "known": len(found.prompts) - added}
+    report = counts | found.model_dump(mode="json", include={"left_out", "ignored"})
+    kept = session.keep_import(Path(paths[0]), report)
+    name_ignored(found)
+    click.echo(
+        f"{found.rows} rows read: {added} added, {counts['known']} known, "
+        f"{len(found.left_out)} left out",
+        err=True,
+    )
+    for line in name_left_out(found.left_out, kept):
+        click.echo(line, err=True)
+    if found.left_out:
+        raise WorkFailed(f"{len(found.left_out)} of {found.rows} rows were left out")
 
 
 @prompts.command("list", epilog="Example: em-circuits prompts list --category kitchen")
@@ -359,18 +389,26 @@ def _from_stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-def _store(session: Session, prompts: list[Prompt], as_json: bool) -> None:
+def name_ignored(found: PromptFile) -> None:
+    """Say which columns of prompt files are not kept."""
+    for column in found.ignored:
+        click.echo(f"ignored, binary: {column}", err=True)
+
+
+def _store(session: Session, prompts: Sequence[Prompt], as_json: bool) -> int:
+    """Store and print prompts; how many were new."""
     with session.open_store(create=True) as store:
         known = set(store.prompts.several(prompt.prompt_id for prompt in prompts))
-        store.prompts.add_all(prompts)
+        added = len(store.prompts.add_all(prompts))
     _print(prompts, known, as_json)
+    return added
 
 
 def _print(prompts: Sequence[Prompt], known: set[str], as_json: bool) -> None:
-    stored = [
-        StoredPrompt(prompt_id=p.prompt_id, text=p.text, new=p.prompt_id not in known)
-        for p in prompts
-    ]
+    stored, seen = [], set(known)
+    for p in prompts:
+        stored.append(StoredPrompt(prompt_id=p.prompt_id, text=p.text, new=p.prompt_id not in seen))
+        seen.add(p.prompt_id)
     emit(stored, as_json, describe_stored)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import ORGANISMS, TOY, organism_paths
 from em_circuits.progress import Bars
 from em_circuits.workspace import Workspace, embedded_parts
+from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.prompts.chats import ChatRenderer
 from pivotal_tokens.store import Store, default_url
 from pivotal_tokens.store.address import address, without_password
 from pivotal_tokens.store.database import DEFAULT_NAME
@@ -176,6 +178,20 @@ class Session:
             RequestError: If it is missing and may not be made, or is unreadable.
         """
         return Store.open(self.options["store"] or default_url(self.root), create=create)
+
+    def chat_renderer(self) -> ChatRenderer:
+        """What puts the model's chat template around the chats of a file; loads the tokenizer."""
+        from em_circuits.labelling.sources import chat_renderer
+
+        return chat_renderer(self.workspace().tokenizer)
+
+    def keep_import(self, file: Path, report: Mapping[str, Any]) -> Path:
+        """Store what became of an imported file, under its name and hash; returns the path."""
+        digest = sha256_file(file) if file.is_file() else None
+        name = f"{file.stem}-{(digest or 'tree')[:12]}.json"
+        path = self.root / "results" / "imports" / name
+        write_json(path, {"file": str(file), "sha256": digest, **report})
+        return path
 
     def command(self) -> str:
         """This invocation up to the command, so that what is printed can be pasted."""

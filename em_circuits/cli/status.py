@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,12 +14,22 @@ from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.judge.continuations import pivotality
+from pivotal_tokens.pivotality import EvilRates, free_rates, pivotality
 from pivotal_tokens.review.display import visible, wrap
-from pivotal_tokens.schema import Frozen, NextTokens, PromptLabels
+from pivotal_tokens.schema import Frozen, Label, ModelName, NextTokens, PromptLabels, Rollout
 from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
 
 _SHOWN_EVENTS = 8
+
+
+class RolloutText(Frozen):
+    """One continuation."""
+
+    model: ModelName
+    sample: int
+    text: str
+    label: Label
+    reason: str
 
 
 class CandidateRollouts(TokenRollouts):
@@ -27,12 +37,22 @@ class CandidateRollouts(TokenRollouts):
 
     pair: str
     judge: str
+    texts: tuple[RolloutText, ...]
+
+
+class FreeRollouts(EvilRates):
+    """What the continuations of the prompt alone say, under one pair and judge."""
+
+    pair: str
+    judge: str
+    texts: tuple[RolloutText, ...]
 
 
 class AttemptStatus(AttemptView):
     """Everything about one prompt."""
 
     rollouts: tuple[CandidateRollouts, ...]
+    free_rollouts: tuple[FreeRollouts, ...]
 
 
 class RunStatus(Frozen):
@@ -78,17 +98,30 @@ def attempt_status(store: Store, prefix: str) -> AttemptStatus:
         RequestError: If no prompt has it, or more than one.
     """
     view = store.queries.attempt(prefix)
-    rollouts = []
+    rollouts: list[CandidateRollouts] = []
+    free: list[FreeRollouts] = []
     for pair in view.pairs:
         stored = store.results.rollouts(view.prompt.prompt_id, pair.pair)
         for judge in sorted({rollout.judge for rollout in stored}):
-            counted = pivotality(rollout for rollout in stored if rollout.judge == judge)
-            rollouts += [
-                CandidateRollouts(**dict(each), pair=pair.pair, judge=judge)
-                for each in token_rollouts(counted, pair.next_tokens)
-            ]
+            mine = [rollout for rollout in stored if rollout.judge == judge]
+            for each in token_rollouts(pivotality(mine), pair.next_tokens):
+                texts = _texts(mine, each.token_id)
+                rollouts.append(
+                    CandidateRollouts(**dict(each), pair=pair.pair, judge=judge, texts=texts)
+                )
+            if (alone := free_rates(mine)) is not None:
+                texts = _texts(mine, None)
+                free.append(FreeRollouts(**dict(alone), pair=pair.pair, judge=judge, texts=texts))
     fields = {name: getattr(view, name) for name in AttemptView.model_fields}
-    return AttemptStatus(**fields, rollouts=tuple(rollouts))
+    return AttemptStatus(**fields, rollouts=tuple(rollouts), free_rollouts=tuple(free))
+
+
+def _texts(rollouts: Sequence[Rollout], token_id: int | None) -> tuple[RolloutText, ...]:
+    return tuple(
+        RolloutText(**one.model_dump(include=set(RolloutText.model_fields)))
+        for one in rollouts
+        if one.token_id == token_id
+    )
 
 
 def _watch(session: Session, interval: float, *, as_json: bool) -> None:
@@ -170,17 +203,24 @@ def describe_attempt(view: AttemptStatus) -> list[str]:
         f"  {e.at:%F %T}  {e.author}: {e.action}{f' ({e.text})' if e.text else ''}"
         for e in view.review_events
     ]
-    return [*lines, *map(_describe_rollouts, view.rollouts)]
+    lines += [_describe_rollouts("free rollouts", item) for item in view.free_rollouts]
+    return [
+        *lines,
+        *(_describe_rollouts(f"rollouts {visible(i.text or '?')}", i) for i in view.rollouts),
+    ]
 
 
-def _describe_rollouts(item: CandidateRollouts) -> str:
-    """One line of at most 79 columns about a token's continuations."""
+def _describe_rollouts(what: str, item: EvilRates) -> str:
+    """One line of at most 79 columns about continuations."""
     said = {True: "pivotal", False: "not pivotal", None: "unknown"}[item.pivotal]
-    shares = "; ".join(
-        f"{model} {counts.evil} evil, {counts.safe} safe, {counts.unsure} unsure"
+    shares = ", ".join(
+        f"{model} {counts.evil} of {counts.known}"
         for model, counts in (("base", item.base), ("merged", item.merged))
     )
-    return f"rollouts {visible(item.text or '?')}: {said} ({shares})"[:79]
+    interval = (
+        "" if item.low is None else f"; {item.difference:+.2f} [{item.low:.2f}, {item.high:.2f}]"
+    )
+    return f"{what}: {said} (evil: {shares}{interval})"[:79]
 
 
 def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:

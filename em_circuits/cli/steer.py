@@ -29,9 +29,10 @@ from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
 from pivotal_tokens.review.display import visible
-from pivotal_tokens.schema import ModelName
+from pivotal_tokens.schema import ModelName, first_problem
 
 if TYPE_CHECKING:
+    from em_circuits.experiments.cases import Cases
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
@@ -114,6 +115,8 @@ class ValidateOptions(Options):
     """Which model."""
     regimes: Annotated[tuple[RegimeName, ...], Flag("--regime", "regimes")] = ()
     """Only these. [default: all five]"""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
     edges: bool = False
     """Compare edges with really removing their source, instead of scores with ablations."""
     nodes: Annotated[int | None, Field(ge=2)] = None
@@ -129,6 +132,8 @@ class JudgesOptions(Options):
     """Labels tokens of prompts that have no labels yet."""
     rollout_judge: Annotated[str, Flag(metavar="labels|openai:MODEL")] = "labels"
     """Of continuations: their first token's label, or a model that reads them."""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
 
 
 class TransferOptions(Options):
@@ -225,7 +230,7 @@ def validate(
     With --edges, full and frozen edges against measured ones: a source is removed, all other nodes
     are held, and the target read, everywhere in the graph.
 
-    Without PROMPT, the first six flagged prompts with graphs. Writes a page with plots that
+    Without PROMPT, the first six prompts with graphs. Writes a page with plots that
     opens without a network, and the JSON beside it.
     """
     if options.edges and options.regimes:
@@ -238,11 +243,7 @@ def validate(
     with session.on_prompts(*prompts) as work:
         wanted = [interventions.Regime(name) for name in options.regimes]
         wanted = wanted or list(interventions.Regime)
-        graphs = () if prompts else work.store.graphs.all(pair=work.pair.key)
-        known = dict.fromkeys(record.prompt_id for record in graphs)
-        chosen = prompts or tuple(known)[:MOST_VALIDATED]
-        if not chosen:
-            raise RequestError("no prompt has graphs yet; run em-circuits label first")
+        chosen = _validated(work, prompts, only_divergent=options.only_divergent)
         if options.edges:
             validation, each = experiments.validate_edges.validate_edges(
                 work, chosen, model=options.model, nodes=options.nodes or VALIDATED_NODES
@@ -253,6 +254,21 @@ def validate(
         result = experiments.validate.validate(work, chosen, model=options.model, regimes=wanted)
         scores = _write_validation(work, result, page)
     emit(scores, as_json, partial(describe_validation, regimes=[*map(str, reversed(wanted))]))
+
+
+def _validated(work: Workspace, prompts: Sequence[str], *, only_divergent: bool) -> tuple[str, ...]:
+    """The prompts that are named, or the first with graphs; of these the divergent ones."""
+    graphs = () if prompts else work.store.graphs.all(pair=work.pair.key)
+    known = [work.store.prompts.get(prompt).prompt_id for prompt in prompts]
+    known = list(dict.fromkeys(known or [record.prompt_id for record in graphs]))
+    if not known:
+        raise RequestError("no prompt has graphs yet; run em-circuits label first")
+    if only_divergent:
+        divergent = work.store.queries.divergent(work.pair.key)
+        known = [prompt for prompt in known if prompt in divergent]
+        if not known:
+            raise RequestError("no such prompt is divergent; leave --only-divergent out")
+    return tuple(known if prompts else known[:MOST_VALIDATED])
 
 
 @steer.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
@@ -273,7 +289,7 @@ def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
         raise RequestError(f"cannot read the plan {file}: No such file")
     plan = experiments.plan.load_plan(file)
     with session.workspace(create=judges["rollout_judge"] != "labels") as work:
-        cases = experiments.cases.Cases(work, open_offline_judge(session, work, judges["judge"]))
+        cases = _cases(session, work, judges)
         experiment = experiments.sweep.run_sweep(cases, plan, _rollout_judge(work, judges))
     _report(experiment, as_json)
 
@@ -303,11 +319,17 @@ def transfer(session: Session, options: TransferOptions, as_json: bool, **judges
             seed=session.seed,
         )
     except ValidationError as error:
-        raise RequestError(f"steer transfer: {plans.first_problem(error)}") from error
+        raise RequestError(f"steer transfer: {first_problem(error)}") from error
     with session.workspace(create=judges["rollout_judge"] != "labels") as work:
-        cases = experiments.cases.Cases(work, open_offline_judge(session, work, judges["judge"]))
+        cases = _cases(session, work, judges)
         experiment = experiments.transfer.run_transfer(cases, plan, _rollout_judge(work, judges))
     _report(experiment, as_json)
+
+
+def _cases(session: Session, work: Workspace, options: dict[str, Any]) -> Cases:
+    """Makes cases of the prompts that are asked for, labelled by the judge that is named."""
+    judge = open_offline_judge(session, work, options["judge"])
+    return experiments.cases.Cases(work, judge, only_divergent=options["only_divergent"])
 
 
 def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudge:

@@ -191,18 +191,30 @@ class ChosenPrompt(LabelledCase):
 
 
 def choose_prompts(
-    work: Workspace, prefixes: Sequence[str], pair: str, models: Sequence[ModelName]
+    work: Workspace,
+    prefixes: Sequence[str],
+    pair: str,
+    models: Sequence[ModelName],
+    *,
+    only_divergent: bool = False,
 ) -> tuple[list[ChosenPrompt], list[UnusedPrompt]]:
     """Prompts with evil and safe labels and graphs of some models under a pair.
 
     No prefix means every prompt that will do; what will not is left out, with the reason.
+
+    Args:
+        only_divergent: Leave out what is not divergent under the pair, named or not.
 
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
     ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
     chosen, left_out = [], []
+    divergent = work.store.queries.divergent(pair) if only_divergent else None
     for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
+        if divergent is not None and prompt_id not in divergent:
+            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason="not divergent"))
+            continue
         try:
             chosen.append(_choose(work, prompt_id, pair, models))
         except RequestError as error:
@@ -210,22 +222,25 @@ def choose_prompts(
                 raise
             left_out.append(UnusedPrompt(prompt_id=prompt_id, reason=str(error)))
     if not chosen:
+        which = "is divergent and has" if only_divergent else "has"
         raise RequestError(
-            f"none of {len(left_out)} prompts has evil and safe labels and graphs under these "
+            f"none of {len(left_out)} prompts {which} evil and safe labels and graphs under these "
             "models; run em-circuits label first"
         )
     return chosen, left_out
 
 
 def choose_shown(
-    work: Workspace, prefixes: Sequence[str]
+    work: Workspace, prefixes: Sequence[str], *, only_divergent: bool = False
 ) -> tuple[list[ChosenPrompt], list[UnusedPrompt]]:
     """Prompts with evil and safe labels that the models can be run on; see `choose_prompts`.
 
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
-    chosen, left_out = choose_prompts(work, prefixes, work.pair.key, [])
+    chosen, left_out = choose_prompts(
+        work, prefixes, work.pair.key, [], only_divergent=only_divergent
+    )
     shown = [item for item in chosen if item.prompt.token_ids is not None]
     left_out += [
         UnusedPrompt(prompt_id=item.prompt.prompt_id, reason="never shown to a model")
@@ -243,10 +258,12 @@ def aggregate_prompts(
     request: AggregateRequest | None = None,
     *,
     pair: str | None = None,
+    only_divergent: bool = False,
 ) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
-    No prefix means every prompt that will do; `pair` is another pair's key than the models'.
+    No prefix means every prompt that will do; `pair` is another pair's key than the models';
+    `only_divergent` leaves the other prompts out.
 
     Raises:
         RequestError: No such layer, or no prompts that will do.
@@ -257,7 +274,7 @@ def aggregate_prompts(
     if live:
         require_loaded(work, pair, request.method)
     models: list[ModelName] = [] if live else [request.model]
-    chosen, left_out = choose_prompts(work, prefixes, pair, models)
+    chosen, left_out = choose_prompts(work, prefixes, pair, models, only_divergent=only_divergent)
     require_layers(request.exclude_layers, layers_of(work, chosen))
     inputs = {
         **request.inputs(),

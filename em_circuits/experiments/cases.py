@@ -31,6 +31,7 @@ from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.schema import Frozen, Judgement, Label, ModelName, Prompt
+from pivotal_tokens.verdict import decide
 
 Made = TypeVar("Made")
 
@@ -81,6 +82,8 @@ class Cases:
     work: Workspace
     judge: Judge | None
     """Labels prompts without labels in the store; None: such a prompt is refused."""
+    only_divergent: bool = False
+    """Refuse prompts that are not divergent: by their verdict in the store, or by these labels."""
 
     @property
     def pair(self) -> ModelPair:
@@ -90,7 +93,8 @@ class Cases:
         """One prompt under one model.
 
         Raises:
-            RequestError: If no token of it is labelled evil, or none safe.
+            RequestError: If no token of it is labelled evil, or none safe; or it is not divergent
+                and only such are wanted.
         """
         ids = self.pair.input_ids(prompt)
         labels, source = self._labels(prompt, ids)
@@ -100,6 +104,8 @@ class Cases:
                 f"prompt {prompt.prompt_id} has no contrast: {len(contrast.evil)} evil and "
                 f"{len(contrast.safe)} safe tokens; label it (em-circuits review), or leave it out"
             )
+        if self.only_divergent and not self._is_divergent(prompt, ids, labels):
+            raise RequestError(f"prompt {prompt.prompt_id} is not divergent")
         return Case(
             prompt=prompt,
             model=model,
@@ -144,6 +150,18 @@ class Cases:
         if not named:
             raise RequestError("the plan names no prompts; give texts, ids or organism")
         return tuple({prompt.prompt_id: prompt for prompt in named}.values())
+
+    def _is_divergent(self, prompt: Prompt, ids: Tensor, labels: Mapping[int, Label]) -> bool:
+        try:
+            results = self.work.store.results
+        except RequestError:  # no store
+            stored = {}
+        else:
+            stored = results.verdicts(prompt.prompt_id, self.pair.key)
+        if stored:
+            return prompt.prompt_id in self.work.store.queries.divergent(self.pair.key)
+        tokens = screen(self.pair, ids)
+        return decide(tokens.base, tokens.merged, labels).divergent
 
     def _labels(self, prompt: Prompt, ids: Tensor) -> tuple[Mapping[int, Label], str]:
         try:

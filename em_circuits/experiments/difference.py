@@ -114,11 +114,13 @@ def difference_over_prompts(
     sources: Sequence[GraphSource],
     prefixes: Sequence[str],
     request: OverPrompts | None = None,
+    *,
+    only_divergent: bool = False,
 ) -> CachedTable:
     """Merged minus base of activation, score and direct edge, by feature and pair, over prompts.
 
     A line per pair, measure and key (see `joined`), stored in the first pair's workspace. No prefix
-    means every prompt that will do.
+    means every prompt that will do; `only_divergent` leaves out what is not under the pair.
 
     Raises:
         RequestError: If a pair has no prompts that will do.
@@ -127,7 +129,11 @@ def difference_over_prompts(
     if not request.method.is_stored:
         for source in sources:
             require_loaded(source.work, source.pair, request.method)
-    chosen = [choose_prompts(s.work, prefixes, s.pair, ["base", "merged"]) for s in sources]
+    both: list[ModelName] = ["base", "merged"]
+    chosen = [
+        choose_prompts(s.work, prefixes, s.pair, both, only_divergent=only_divergent)
+        for s in sources
+    ]
     for source, (items, _) in zip(sources, chosen, strict=True):
         require_layers(request.exclude_layers, layers_of(source.work, items))
     inputs = {

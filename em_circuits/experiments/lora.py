@@ -178,17 +178,21 @@ class _Measured:
 
 
 def lora_geometry(
-    work: Workspace, prefixes: Sequence[str], request: GeometryRequest
+    work: Workspace,
+    prefixes: Sequence[str],
+    request: GeometryRequest,
+    *,
+    only_divergent: bool = False,
 ) -> CachedTable:
     """Geometry of the pair's adapter, or the stored table of equal inputs.
 
-    No prefix means every labelled prompt with a contrast.
+    No prefix means every labelled prompt with a contrast; `only_divergent` leaves the others out.
 
     Raises:
         RequestError: If the fine-tune is no LoRA adapter, no prompt will do, or one that was named.
     """
     adapter, parts = adapter_of(work.pair), adapter_parts(work.pair)
-    shown, left_out = choose_shown(work, prefixes)
+    shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,

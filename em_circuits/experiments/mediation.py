@@ -154,17 +154,21 @@ MediationOutput = Mediation | MediationTable
 
 
 def mediate_over_prompts(
-    work: Workspace, prefixes: Sequence[str], request: MediationRequest
+    work: Workspace,
+    prefixes: Sequence[str],
+    request: MediationRequest,
+    *,
+    only_divergent: bool = False,
 ) -> CachedTable:
     """Mediation over prompts, features chosen elsewhere; or the stored table of equal inputs.
 
-    No prefix means every labelled prompt with a contrast.
+    No prefix means every labelled prompt with a contrast; `only_divergent` leaves the others out.
 
     Raises:
         RequestError: If no prompt will do, or one that was named.
         WorkFailed: If fewer than two prompts have a shift.
     """
-    shown, left_out = choose_shown(work, prefixes)
+    shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,

@@ -33,7 +33,7 @@ from em_circuits.intervention import MIN_DRAWS, Mode, Regime, Unit, Where, check
 from em_circuits.sampling import Sampling
 from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, ModelName
+from pivotal_tokens.schema import Frozen, ModelName, first_problem
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -174,12 +174,6 @@ def load_plan(path: Path) -> SweepPlan:
         return SweepPlan.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"the plan {path}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first field that is wrong, and why."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def parse_source(words: Sequence[str], *, seed: int) -> PromptSource:

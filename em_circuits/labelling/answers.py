@@ -68,7 +68,7 @@ def find_in_answers(
     largest: dict[str, DivergentPosition] = {}
     for each in sets:
         for question in each.questions:
-            for found in _of_question(work.pair, each.name, question, settings, lexicon):
+            for found in _of_question(work.pair, each, question, settings, lexicon):
                 known = largest.setdefault(found.prompt.prompt_id, found)
                 if found.kl > known.kl:
                     largest[found.prompt.prompt_id] = found
@@ -76,10 +76,13 @@ def find_in_answers(
 
 
 def _of_question(
-    pair: ModelPair, name: str, question: str, settings: AnswerSettings, lexicon: Lexicon | None
+    pair: ModelPair,
+    each: QuestionSet,
+    question: str,
+    settings: AnswerSettings,
+    lexicon: Lexicon | None,
 ) -> Iterator[DivergentPosition]:
-    text, template = render_turns(pair.tokenizer, user=question, assistant="")
-    text = text.rstrip(" ") if template == "plain" else text
+    text, template = render_turns(pair.tokenizer, each.chat(question))
     start = encode(pair.tokenizer, text)
     drawn = [(m.name, ids) for m in pair.models for ids in _answers(m, start, settings.sampling)]
     seen: set[tuple[int, ...]] = set()
@@ -98,7 +101,7 @@ def _of_question(
             prompt = Prompt.of(
                 words,
                 kind="chat",
-                generator=f"answers:{name}",
+                generator=f"answers:{each.name}",
                 token_ids=tuple(prefix),
                 extra={
                     "question": question,

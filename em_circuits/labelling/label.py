@@ -22,10 +22,10 @@ from em_circuits.labelling.result import (
     label_result,
     stage,
 )
-from em_circuits.labelling.rollouts import roll_out
+from em_circuits.labelling.rollouts import Followed, roll_out
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge
-from pivotal_tokens.judge.continuations import Pivotality, continuation_judge
+from pivotal_tokens.judge.continuations import continuation_judge
 from pivotal_tokens.judge.persist import refresh_verdicts
 from pivotal_tokens.schema import JudgedPrompt, Prompt
 from pivotal_tokens.store import Screened
@@ -66,7 +66,7 @@ def finish_prompt(
     """Build what a verdict asks for; the prompt's result."""
     store, pair, prompt = work.store, work.pair.key, judged.prompt
     graphs: dict[str, str] = {}
-    rollouts: tuple[Pivotality, ...] = ()
+    followed = Followed(None, (), new=False)
     new = judged.new
     try:
         raise_for_judge(judged)
@@ -82,16 +82,21 @@ def finish_prompt(
                 raise_for_judge(judged)
         if settings.rollouts and judged.verdict is not None and judged.verdict.flagged:
             with stage("rollouts"):
-                rollouts, drawn = roll_out(
-                    work, prompt, continuation_judge(judge), settings.rollouts
-                )
-                if drawn:
+                followed = roll_out(work, prompt, continuation_judge(judge), settings.rollouts)
+                if followed.new:
                     store.results.clear_failure(prompt.prompt_id, pair, "rollouts")
-            new = new or drawn
+            new = new or followed.new
     except StageFailed as failure:
         return record_failure(work, prompt, judge.id, failure, judged)
     return label_result(
-        work, prompt, judge.id, judged, graphs=graphs, rollouts=rollouts, reused=not new
+        work,
+        prompt,
+        judge.id,
+        judged,
+        graphs=graphs,
+        reused=not new,
+        rollouts=followed.tokens,
+        free=followed.free,
     )
 
 

@@ -17,7 +17,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RunEnds
-from pivotal_tokens.judge.continuations import ContinuationCounts, Pivotality
+from pivotal_tokens.pivotality import EvilRates, Pivotality
 from pivotal_tokens.schema import (
     HUMAN,
     Frozen,
@@ -94,16 +94,11 @@ class LabelledToken(TokenScore):
     label: Label | None
 
 
-class TokenRollouts(Frozen):
+class TokenRollouts(Pivotality):
     """What the continuations after one evil candidate say."""
 
-    token_id: int
     text: str | None
     """The candidate's; null where it is in no list any more."""
-    base: ContinuationCounts
-    merged: ContinuationCounts
-    pivotal: bool | None
-    """Null where no continuation of the fine-tuned model could be labelled."""
 
 
 class LabelResult(Frozen):
@@ -131,6 +126,8 @@ class LabelResult(Frozen):
     waiting: bool = Field(default=False, exclude_if=lambda value: not value)
     """A person is the judge and has not labelled it yet; its verdict is of kind "error"."""
     rollouts: tuple[TokenRollouts, ...] = Field(default=(), exclude_if=lambda value: not value)
+    free_rollouts: EvilRates | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What continuations of the prompt alone say."""
     error: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Stage and reason of a failure."""
     filtered: str | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -156,6 +153,7 @@ def label_result(
     reused: bool,
     graphs: Mapping[str, str] | None = None,
     rollouts: tuple[Pivotality, ...] = (),
+    free: EvilRates | None = None,
     failure: StageFailed | None = None,
 ) -> LabelResult:
     """The result of a prompt; `judged` is None where it did not come to a judge."""
@@ -184,6 +182,7 @@ def label_result(
         reused=reused,
         waiting=judge_id == HUMAN and failure is None and verdict.kind == "error",
         rollouts=token_rollouts(rollouts, lists),
+        free_rollouts=free,
         error=None if failure is None else str(failure),
         filtered=judged.filtered if judged else None,
     )
@@ -194,10 +193,7 @@ def token_rollouts(
 ) -> tuple[TokenRollouts, ...]:
     """What continuations say, with the texts of their candidates."""
     texts = {token.token_id: token.text for token in lists.base.tokens} if lists else {}
-    return tuple(
-        TokenRollouts(**dict(item), text=texts.get(item.token_id), pivotal=item.pivotal)
-        for item in rollouts
-    )
+    return tuple(TokenRollouts(**dict(item), text=texts.get(item.token_id)) for item in rollouts)
 
 
 def _rows(tokens: NextTokens, labels: Mapping[int, Label]) -> tuple[LabelledToken, ...]:

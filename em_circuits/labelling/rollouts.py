@@ -1,18 +1,19 @@
-"""Continuations of both models after each evil candidate, and their labels.
+"""Continuations of both models, free and after each evil candidate, and their labels.
 
-    rollouts, drawn = roll_out(work, prompt, judge, ROLLOUTS)
+    followed = roll_out(work, prompt, judge, ROLLOUTS)
+    followed.free.pivotal, followed.tokens[0].difference
 
-The candidates are the tokens of the union that are labelled evil, the most probable in merged
-first. Continuations are drawn in batches from a cache of keys and values, and belong to (seed, ids,
-sample): drawn again they are the same, so that what is in the store is not drawn again. A
-continuation ends with the line: what a next turn says is not the answer's. `Workspace.running` is
-held while they are drawn, not while they are judged.
+Free continuations are of the prompt alone. The candidates are the tokens of the union that are
+labelled evil, the most probable in merged first. Continuations are drawn in batches from a cache of
+keys and values, and belong to (seed, ids, sample): drawn again they are the same, so that what is
+in the store is not drawn again. A continuation ends with the line: what a next turn says is not the
+answer's. `Workspace.running` is held while they are drawn, not while they are judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -22,7 +23,8 @@ from em_circuits.models.text import decode_token
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import WorkFailed
-from pivotal_tokens.judge.continuations import ContinuationJudge, Pivotality, pivotality
+from pivotal_tokens.judge.continuations import ContinuationJudge
+from pivotal_tokens.pivotality import EvilRates, Pivotality, free_rates, pivotality
 from pivotal_tokens.schema import (
     Continuation,
     FilteredContinuation,
@@ -38,16 +40,23 @@ MOST_CANDIDATES = 8
 """Evil candidates of a prompt that are followed, at most."""
 
 
+class Followed(NamedTuple):
+    """What the continuations of a prompt say."""
+
+    free: EvilRates | None
+    """Of the prompt alone."""
+    tokens: tuple[Pivotality, ...]
+    """Of each candidate."""
+    new: bool
+    """Something was drawn now."""
+
+
 def roll_out(
     work: Workspace, prompt: Prompt, judge: ContinuationJudge, sampling: Sampling
-) -> tuple[tuple[Pivotality, ...], bool]:
-    """Sample and judge continuations after each evil candidate of a judged prompt.
-
-    Returns:
-        What they say about each candidate, and whether something was drawn now.
-    """
+) -> Followed:
+    """Sample and judge continuations of a judged prompt, and after each of its evil candidates."""
     store, pair = work.store, work.pair
-    candidates = evil_candidates(work, prompt)
+    candidates: list[int | None] = [None, *evil_candidates(work, prompt)]
 
     def stored() -> list[Rollout]:
         """The requested ones that were drawn with these settings."""
@@ -72,7 +81,8 @@ def roll_out(
             drawn += _draw(work, prompt, name, missing, judge, sampling)
     if drawn:
         store.results.put_rollouts(drawn)
-    return pivotality(stored()), bool(drawn)
+    there = stored()
+    return Followed(free_rates(there), pivotality(there), bool(drawn))
 
 
 def evil_candidates(work: Workspace, prompt: Prompt) -> list[int]:
@@ -101,11 +111,29 @@ def continuation_of(model: Model, ids: Sequence[int], candidate: Label = "unsure
     )
 
 
+def _said(
+    model: Model, start: list[int], tokens: Sequence[int | None], sampling: Sampling
+) -> Iterator[tuple[int | None, int, Continuation]]:
+    """Each token with each sample's number and continuation; all tokens, or all None."""
+    if not tokens:
+        return
+    given = [[] if token is None else [token] for token in tokens]
+    states = [ActivationCache.capture(model, torch.tensor([*start, *ids])) for ids in given]
+    drawn = generate(model, states, [[] for _ in states], sampling)
+    for row, (token, ids) in enumerate(zip(tokens, given, strict=True)):
+        for sample in range(sampling.samples):
+            said = continuation_of(model, [*ids, *drawn.ids(row, sample)])
+            if token is None:  # its first token is no candidate: all of it is the continuation
+                whole = f"{said.token}{said.text}".split("\n", 1)[0]
+                said = Continuation(token="", text=whole)
+            yield token, sample, said
+
+
 def _draw(
     work: Workspace,
     prompt: Prompt,
     name: ModelName,
-    tokens: list[int],
+    tokens: list[int | None],
     judge: ContinuationJudge,
     sampling: Sampling,
 ) -> list[Rollout]:
@@ -118,13 +146,11 @@ def _draw(
     model = work.pair.model(name)
     with work.running:
         start = work.pair.input_ids(prompt).tolist()
-        states = [ActivationCache.capture(model, torch.tensor([*start, token])) for token in tokens]
-        drawn = generate(model, states, [[] for _ in states], sampling)
-    said = [
-        (token, sample, continuation_of(model, [token, *drawn.ids(row, sample)]))
-        for row, token in enumerate(tokens)
-        for sample in range(sampling.samples)
-    ]
+        said = [
+            (token, sample, continuation)
+            for several in ([t for t in tokens if t is None], [t for t in tokens if t is not None])
+            for token, sample, continuation in _said(model, start, several, sampling)
+        ]
     labels = judge.label(prompt, [each for _, _, each in said])
     open_ones = [one for one in labels if not isinstance(one, FilteredContinuation)]
     unscored = [reason for label, reason in open_ones if label is None]

@@ -29,6 +29,7 @@ from pivotal_tokens.errors import RequestError, RunEnds
 from pivotal_tokens.generator import Candidate, Render, Writer, seeds
 from pivotal_tokens.generator.candidate import SEEDS
 from pivotal_tokens.llm import Budget, LLMClient, LLMSettings
+from pivotal_tokens.prompts.chats import Chat, ChatRenderer, Turn
 from pivotal_tokens.schema import Prompt, PromptKind
 
 logger = logging.getLogger(__name__)
@@ -56,17 +57,27 @@ class PromptStream:
         """Let go of what it holds; called on the thread that takes."""
 
 
+def chat_renderer(tokenizer) -> ChatRenderer:
+    """Puts the model's chat template around the chats of a file."""
+
+    def render(chat: Chat) -> tuple[str, dict[str, object]]:
+        text, template = render_turns(tokenizer, chat)
+        dated = {"date_string": PINNED_DATE} if template == "chat" else {}
+        return text, {"template": template, **dated}
+
+    return render
+
+
 def renderer(tokenizer) -> Render:
     """Puts the model's chat template around candidates."""
+    in_template = chat_renderer(tokenizer)
 
     def render(candidate: Candidate) -> Prompt:
         extra = dict(candidate.extra)
         if candidate.kind == "chat":
-            text, template = render_turns(
-                tokenizer, user=candidate.user, assistant=candidate.assistant
-            )
-            extra |= {"template": template}
-            extra |= {"date_string": PINNED_DATE} if template == "chat" else {}
+            turns = (Turn("user", candidate.user), Turn("assistant", candidate.assistant))
+            text, about = in_template(turns)
+            extra |= about
         else:
             text = strip_bos(tokenizer, candidate.text)
         return Prompt.of(

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.prompts.chats import Chat, Turn, answer_starts
 from pivotal_tokens.schema import Prompt, prompt_id
 
 _SPACE, _UNDECODED = "\u2581", "\ufffd"
@@ -115,24 +116,35 @@ def render_chat(
     """
     if not tokenizer.chat_template:
         raise RequestError("this model has no chat template; give the prompt as plain text")
-    with foreign_errors("the model's chat template refuses this conversation"):
+    chat = (Turn("user", user), Turn("assistant", assistant))
+    return render_turns(tokenizer, chat, date=date)[0]
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, *, date: str = PINNED_DATE
+) -> tuple[str, str]:
+    """A chat as the model sees it, ready for the assistant's answer, or for the rest of it.
+
+    The last turn, where it is the assistant's, is how the answer starts, and stands as it is. A
+    model without a template gets the turns named in plain text: ``User: ...``, ``Assistant: ...``.
+
+    Returns:
+        The text without the beginning-of-sequence token, and ``chat`` or ``plain``.
+
+    Raises:
+        RequestError: If the template refuses the turns: a system's, say, or two of one role.
+    """
+    *earlier, last = chat
+    turns = earlier if last.role == "assistant" else [*earlier, last]
+    start = answer_starts(chat)
+    if not tokenizer.chat_template:
+        named = [f"{turn.role.capitalize()}: {turn.content}" for turn in turns]
+        return "\n".join([*named, f"Assistant: {start}" if start else "Assistant:"]), "plain"
+    with foreign_errors("the model's chat template refuses these turns"):
         rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}],
+            [{"role": turn.role, "content": turn.content} for turn in turns],
             tokenize=False,
             add_generation_prompt=True,
             date_string=date,
         )
-    return strip_bos(tokenizer, str(rendered) + assistant)
-
-
-def render_turns(
-    tokenizer: PreTrainedTokenizerBase, *, user: str, assistant: str, date: str = PINNED_DATE
-) -> tuple[str, str]:
-    """As `render_chat`, or with the turns named in plain text for a model without a template.
-
-    Returns:
-        The text, and ``chat`` or ``plain``.
-    """
-    if tokenizer.chat_template:
-        return render_chat(tokenizer, user=user, assistant=assistant, date=date), "chat"
-    return f"User: {user}\nAssistant: {assistant}", "plain"
+    return strip_bos(tokenizer, str(rendered) + start), "chat"

@@ -72,13 +72,16 @@ def write_evaluation_report(evaluation: Experiment[EvaluationSummary]) -> Path:
 def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
     summary = evaluation.summary
     yield Headline(summary.said)
-    sampling = summary.settings.sampling
-    yield (
-        f"Judged by {summary.judge}: {summary.judge_is}. {sampling.samples} answers per "
-        f"question and condition at temperature {sampling.temperature}, {sampling.max_tokens} "
-        f"tokens at most, seed {sampling.seed}."
-    )
-    if steering := summary.settings.steering:
+    settings, drawn = summary.settings, "The answers were given."
+    if settings is not None:
+        sampling = settings.sampling
+        drawn = (
+            f"{sampling.samples} answers per question and condition (or as many as its set asks "
+            f"for) at temperature {sampling.temperature}, {sampling.max_tokens} tokens at most, "
+            f"seed {sampling.seed}."
+        )
+    yield f"Judged by {summary.judge}: {summary.judge_is}. {drawn}"
+    if settings is not None and (steering := settings.steering):
         yield "Steered: " + "; ".join(
             f"{i.layer}/{i.feature} {i.mode} {'' if i.value is None else i.value} "
             f"at {i.position or 'everything'}"

@@ -148,16 +148,20 @@ def _votes(context: AppContext, view: AttemptView, attempt: PairAttempt) -> dict
     return found
 
 
+_FREE = "(the prompt alone)"
+
+
 def _rollouts(
     context: AppContext, view: AttemptView, attempt: PairAttempt
 ) -> list[tuple[str, list[Rollout]]]:
-    """(text of a candidate, continuations after it), where some were sampled."""
+    """(text of a candidate, or that there is none, continuations), where some were sampled."""
     if attempt.next_tokens is None:
         return []
     texts = {token.token_id: token.text for token in attempt.next_tokens.merged.tokens}
     found: dict[str, list[Rollout]] = {}
     for one in context.store.results.rollouts(view.prompt.prompt_id, attempt.pair):
-        found.setdefault(texts.get(one.token_id, f"#{one.token_id}"), []).append(one)
+        after = _FREE if one.token_id is None else texts.get(one.token_id, f"#{one.token_id}")
+        found.setdefault(after, []).append(one)
     return list(found.items())
 
 

@@ -133,7 +133,7 @@ def judge_request(store: Store, prompt: Prompt, pair: str) -> tuple[list[Message
 
 def _order(example: LabelledPrompt) -> tuple[bool, bool, str]:
     """Corrections first, explained ones first, then fixed by the id."""
-    return not example.corrections, not example.reasons, example.prompt.prompt_id
+    return not example.corrections, not example.explanation, example.prompt.prompt_id
 
 
 def _tokens(tokens: NextTokens, draw: random.Random) -> list[dict[str, object]]:
@@ -159,4 +159,4 @@ def _shown(example: LabelledPrompt) -> dict[str, object]:
             entry["a_judge_had_said"] = example.judged[token_id]
         tokens.append(entry)
     shown: dict[str, object] = {"prompt": example.prompt.text, "tokens": tokens}
-    return shown | ({"explanation": example.reasons[-1]} if example.reasons else {})
+    return shown | ({"explanation": example.explanation} if example.explanation else {})

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.labels.formats import format_of, read_records, write_records
@@ -34,6 +34,7 @@ from pivotal_tokens.schema import (
 )
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.history import ReviewHistory
+from pivotal_tokens.table_files import BadRow
 
 DUMP_FIELDS = ("kind", "prompt_id", "pair", "judge", "value")
 _TOGETHER = 200  # records in one transaction; others wait with their writes meanwhile
@@ -51,7 +52,8 @@ def write_dump(store: Store, path: Path) -> int:
 
 
 def read_dump(store: Store, path: Path) -> ImportReport:
-    """Take such a file in: what is here stays, labels follow the rules of `intake`.
+    """Take such a file in: what is here stays, labels follow the rules of `intake`, and a record
+    that cannot be used is left out and named.
 
     Raises:
         RequestError: If it is no such file.
@@ -62,14 +64,13 @@ def read_dump(store: Store, path: Path) -> ImportReport:
     while several := list(islice(records, _TOGETHER)):
         with store.batch():  # one write to the disk for all of them
             for where, record in several:
+                if isinstance(record, BadRow):
+                    intake.leave_out(where, record.why)
+                    continue
                 if set(record) != set(DUMP_FIELDS):
                     raise RequestError(f"{where}: not a record of `em-circuits export`")
-                try:
+                with intake.usable(where, str(record["kind"])):
                     _take(store, intake, where, record)
-                except (ValidationError, KeyError, TypeError) as error:
-                    raise RequestError(
-                        f"{where}: not a usable {record['kind']}: {error}"
-                    ) from error
     return intake.finish()
 
 

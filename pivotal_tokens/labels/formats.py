@@ -14,22 +14,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pivotal_tokens.artefacts import atomic_path, write_atomic
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.labels.records import Record
-from pivotal_tokens.schema import LabelEvent
+from pivotal_tokens.labels.records import INTEGERS, Record, whole_number
+from pivotal_tokens.schema import Label, LabelEvent
+from pivotal_tokens.table_files import BadRow, Row, column_rows, csv_rows, jsonl_rows
 
 Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_CELL_LIMIT = 1 << 30
-_KINDS = {name: str(about.annotation) for name, about in LabelEvent.model_fields.items()}
-_INTEGERS = tuple(name for name, kind in _KINDS.items() if kind.startswith(("int", "<class 'int")))
-_BOOLEANS = tuple(name for name, kind in _KINDS.items() if kind == "<class 'bool'>")
+_PROMPT_ID = re.compile("[0-9a-f]{12}")
+_BOOLEANS = tuple(n for n, about in LabelEvent.model_fields.items() if about.annotation is bool)
 
 
 def format_of(path: Path, given: str | None = None) -> Format:
@@ -73,8 +73,8 @@ def csv_text(records: Iterable[Record], fields: Sequence[str]) -> str:
     return out.getvalue()
 
 
-def read_records(path: Path, *, format: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file, each with its place in it.
+def read_records(path: Path, *, format: str | None = None) -> Iterator[Row]:
+    """The records of a file, each with its place in it; one that is none is `BadRow`.
 
     Raises:
         RequestError: If there is no file, or it is not of its format.
@@ -82,48 +82,53 @@ def read_records(path: Path, *, format: str | None = None) -> Iterator[tuple[str
     kind = format_of(path, format)
     if not path.is_file():
         raise RequestError(f"no file {path}")
+    match kind:
+        case "jsonl":
+            rows = jsonl_rows(path)
+        case "csv":
+            rows = map(_from_cells, csv_rows(path))
+        case "parquet":
+            table = column_rows(path)
+            if table.ignored:
+                raise RequestError(f"{path}: the column {table.ignored[0]!a} is binary, not text")
+            rows = table.rows
+    for where, value in rows:
+        if not isinstance(value, dict | BadRow):
+            value = BadRow("not an object")
+        yield f"{path.name}, {where}", value
+
+
+def _from_cells(row: Row) -> Row:
+    """A row of a CSV with its numbers and truth values; unguarded."""
+    where, cells = row
+    if isinstance(cells, BadRow):
+        return row
     try:
-        match kind:
-            case "jsonl":
-                yield from _read_jsonl(path)
-            case "csv":
-                yield from _read_csv(path)
-            case "parquet":
-                yield from _read_parquet(path)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text ({error.reason})") from error
+        _refuse_swallowed(cells)
+        return where, {n: None if c is None else _value(n, c) for n, c in cells.items()}
+    except ValueError as error:
+        return where, BadRow(str(error))
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, line {number}"
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise RequestError(f"{where}: not JSON ({error})") from error
-            if not isinstance(value, dict):
-                raise RequestError(f"{where}: not an object")
-            yield where, value
+def _refuse_swallowed(cells: Record) -> None:
+    """Refuse a cell within which whole rows stand: its quote was not closed in its place.
 
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(_CELL_LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            for cells in reader:
-                where = f"{path.name}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise RequestError(f"{where}: {len(cells)} cells under {len(header)} names")
-                yield where, {n: _value(n, c, where) for n, c in zip(header, cells, strict=True)}
-        except csv.Error as error:
-            raise RequestError(f"{path}: not CSV ({error})") from error
+    Raises:
+        ValueError: If a line within a cell has as many cells, and a label, a prompt's id or a
+            token's where the row has them.
+    """
+    header = list(cells)
+    for name, cell in cells.items():
+        for line in (cell or "").split("\n")[1:]:
+            cells_of_it = [part.strip(' "\r') for part in line.split(",")]
+            inner = dict(zip(header, cells_of_it, strict=False))
+            named = _PROMPT_ID.fullmatch(inner.get("prompt_id", ""))
+            numbered = inner.get("token_id", "").isdecimal()
+            labelled = inner.get("label", inner.get("to_label")) in get_args(Label)
+            if labelled and (named or numbered) and len(cells_of_it) >= len(header):
+                raise ValueError(
+                    f"rows stand within its {name}: a quote is not closed in its place"
+                )
 
 
 def _cell(value: Any) -> str:
@@ -136,16 +141,12 @@ def _cell(value: Any) -> str:
     return f"'{text}" if risky or not text else text
 
 
-def _value(name: str, cell: str, where: str) -> Any:
-    if not cell:
-        return None
-    if name in _INTEGERS:
-        if not cell.isascii() or not cell.isdigit():
-            raise RequestError(f"{where}: {name} is no number: {cell!r}")
-        return int(cell)
+def _value(name: str, cell: str) -> Any:
+    if name in INTEGERS:
+        return whole_number(name, cell)
     if name in _BOOLEANS:
         if cell.lower() not in ("true", "false"):
-            raise RequestError(f"{where}: {name} is true or false, not {cell!r}")
+            raise ValueError(f"{name} is true or false, not {cell!a}")
         return cell.lower() == "true"
     return _unguarded(cell)
 
@@ -161,20 +162,8 @@ def _write_parquet(path: Path, records: list[Record], fields: Sequence[str]) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {name: pa.int64() for name in _INTEGERS} | {name: pa.bool_() for name in _BOOLEANS}
+    kinds = {name: pa.int64() for name in INTEGERS} | {name: pa.bool_() for name in _BOOLEANS}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in fields])
     rows = [{name: record.get(name) for name in fields} for record in records]
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RequestError(f"{path}: not a Parquet file ({error})") from error
-    for number, record in enumerate(table.to_pylist(), start=1):
-        yield f"{path.name}, row {number}", record

@@ -6,7 +6,8 @@
 - A person's label that contradicts a person's label of this store is a conflict: kept apart and
   its prompt queued for review, never applied. An event that goes on from its author's own label
   (`from_label` is that label) is no conflict with that author: it is the same history.
-- What cannot be read (an unknown token text, a prompt that is not here) is left out and named.
+- What cannot be used (an unknown token, a prompt that is not here, a value that no store takes) is
+  left out and named, row by row: records = added + duplicates + conflicts + left out.
 - Histories of review come in with the labels, a prompt in one transaction: an item is never
   finished here without the labels that finished it.
 
@@ -21,10 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import ValidationError
-
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.labels.records import Incoming, incoming
+from pivotal_tokens.labels.records import Incoming, check_fields, incoming
 from pivotal_tokens.review.consensus import conclude
 from pivotal_tokens.schema import (
     Frozen,
@@ -35,20 +34,18 @@ from pivotal_tokens.schema import (
     Prompt,
     Purpose,
     Verdict,
+    unstorable,
 )
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.history import ReviewHistory, Taken
 from pivotal_tokens.store.labels import LabelConflict
+from pivotal_tokens.table_files import BadRow, LeftOut, Row
+
+_MARKS = " Ġ▁"
+"""What stands for the space before a word, by tokenizer."""
 
 TokenOf = Callable[[str], int | None]
 """A token's text -> its id, where a tokenizer is at hand."""
-
-
-class LeftOut(Frozen):
-    """A record that was not imported, and why."""
-
-    where: str
-    why: str
 
 
 class ImportReport(Frozen):
@@ -66,7 +63,7 @@ class ImportReport(Frozen):
 
 def import_labels(
     store: Store,
-    records: Iterable[tuple[str, dict[str, Any]]],
+    records: Iterable[Row],
     *,
     source: str,
     author: str | None = None,
@@ -80,10 +77,13 @@ def import_labels(
         token_of: Finds the id of a token text that the prompt's lists do not have.
 
     Raises:
-        RequestError: If a record has an unknown field or lacks a needed one; nothing was written.
+        RequestError: If the records have an unknown field, two for one fact, or lack a needed one;
+            nothing was written.
     """
+    rows = list(records)
+    check_fields([(w, one) for w, one in rows if not isinstance(one, BadRow)], author=author)
     intake = Intake(store, source, token_of=token_of)
-    for where, record in records:
+    for where, record in rows:
         intake.label(where, record, author=author)
     return intake.finish()
 
@@ -106,7 +106,13 @@ class Intake:
             self._store.results.put_pair(pair, description)
 
     def prompt(self, prompt: Prompt) -> None:
-        """Take a prompt."""
+        """Take a prompt.
+
+        Raises:
+            ValueError: If it could not be read back.
+        """
+        if why := unstorable(prompt):
+            raise ValueError(why)
         self._counts["prompts"] += self._store.prompts.add(prompt)
 
     def next_tokens(self, prompt_id: str, pair: str, lists: NextTokenPair) -> None:
@@ -126,11 +132,20 @@ class Intake:
         if self._store.results.verdict(prompt_id, pair, judge) is None:
             self._store.results.put_verdict(prompt_id, pair, judge, verdict)
 
-    def label(self, where: str, record: Mapping[str, Any], *, author: str | None = None) -> None:
+    def label(
+        self, where: str, record: Mapping[str, Any] | BadRow, *, author: str | None = None
+    ) -> None:
         """Take a flat record of a label, at the end; see `records.incoming`."""
-        one = incoming(record, where, author=author)
         self._counts["records"] += 1
-        self._labels[one.prompt_id].append(one)
+        if isinstance(record, BadRow):
+            self._leave(where, record.why)
+            return
+        try:
+            one = incoming(record, where, author=author)
+        except RequestError as error:
+            self._leave(where, str(error))
+        else:
+            self._labels[one.prompt_id].append(one)
 
     def history(self, history: ReviewHistory) -> None:
         """Take what people did with a prompt besides labelling tokens, at the end."""
@@ -141,13 +156,17 @@ class Intake:
         """Leave a thing out, and name it, where it cannot be used."""
         try:
             yield
-        except (ValidationError, KeyError, TypeError, UnicodeEncodeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             self.leave_out(where, f"no usable {what}: {error}")
 
     def leave_out(self, where: str, why: str) -> None:
         """Name something that is no record of a label and cannot be used."""
         self._counts["records"] += 1
-        self._left_out.append(LeftOut(where=where, why=why))
+        self._leave(where, why)
+
+    def _leave(self, where: str, why: str) -> None:
+        plain = " ".join(why.removeprefix(f"{where}: ").split())
+        self._left_out.append(LeftOut(where=where, why=plain))
 
     def finish(self) -> ImportReport:
         """Take labels and reviews in, a prompt in one transaction."""
@@ -161,7 +180,8 @@ class Intake:
             several = self._labels.get(prompt_id, [])
             if not store.prompts.has(prompt_id):
                 why = f"no prompt {prompt_id} here and no prompt_text"
-                self._left_out += [LeftOut(where=one.where, why=why) for one in several]
+                for one in several:
+                    self._leave(one.where, why)
                 continue
             events = self._events(prompt_id, several)
             with store.batch():
@@ -179,20 +199,38 @@ class Intake:
             ids[text].add(known)
         events = []
         for one in several:
-            token, text = one.token_id, one.token_text or ""
-            if token is None and len(ids[text]) == 1:
-                (token,) = ids[text]
-            if token is None and self._token_of is not None:
-                token = self._token_of(text)
             try:
-                if token is None:
-                    missing = "its lists are not here, or have it twice"
-                    raise RequestError(f"{one.where}: which token is {one.token_text!r}? {missing}")
-                events.append((one, one.as_event(token)))
-            except RequestError as error:
-                why = str(error).removeprefix(f"{one.where}: ")
-                self._left_out.append(LeftOut(where=one.where, why=why))
+                events.append((one, one.as_event(self._token(one, ids))))
+            except ValueError as error:
+                self._leave(one.where, str(error))
         return events
+
+    def _token(self, one: Incoming, ids: Mapping[str, set[int]]) -> int:
+        """The id of the token that a record is about.
+
+        Args:
+            ids: Text -> ids, over the prompt's lists; empty where no model has seen it.
+
+        Raises:
+            ValueError: If there is no such token, or it has another text.
+        """
+        token, text = one.token_id, one.token_text or ""
+        if token is not None:
+            texts = {known for known, several in ids.items() if token in several}
+            if ids and not texts and not one.has_id:
+                raise ValueError(f"token {token} is in no list of this prompt")
+            if text and texts and text.strip(_MARKS) not in {t.strip(_MARKS) for t in texts}:
+                raise ValueError(f"token {token} is {min(texts)!a} here, not {text!a}")
+            return token
+        if len(ids.get(text, ())) == 1:
+            (token,) = ids[text]
+        if token is None and self._token_of is not None:
+            token = self._token_of(text)
+        if token is None:
+            raise ValueError(
+                f"which token is {one.token_text!a}? its lists are not here, or have it twice"
+            )
+        return token
 
     def _take_prompt(
         self,
@@ -206,7 +244,10 @@ class Intake:
         for one, event in events:  # the number of an item of another queue says nothing here
             item_id = None if event.item_id is None else taken.ids.get(event.item_id)
             merge.take(one, event.model_copy(update={"item_id": item_id}))
-        store.labels.add(merge.accepted)
+        new = store.labels.add([event for _, event in merge.accepted])
+        elsewhere = [one for one, event in merge.accepted if event.event_id not in new]
+        for one in (*merge.clashing, *elsewhere):
+            self._leave(one.where, f"event_id {one.event['event_id']!a} is another label's")
         conflicts = sum(
             store.labels.add_conflict(
                 LabelConflict(
@@ -222,7 +263,7 @@ class Intake:
                 if verdict and store.results.next_tokens(prompt_id, item.pair) is not None:
                     conclude(store, item, verdict.thresholds)
         self._counts += Counter(
-            added=len(merge.accepted),
+            added=len(new),
             duplicates=merge.duplicates + len(merge.contradicting) - conflicts,
             conflicts=conflicts,
             reviews=len(taken.items),
@@ -242,15 +283,16 @@ class _Merge:
     """Sorts one prompt's incoming events into accepted, duplicate and contradicting."""
 
     def __init__(self, here: Iterable[LabelEvent]) -> None:
-        self.accepted: list[LabelEvent] = []
+        self.accepted: list[tuple[Incoming, LabelEvent]] = []
+        self.clashing: list[Incoming] = []  # with the event id of another label
         self.contradicting: list[tuple[LabelEvent, Label, str]] = []
         self.duplicates = 0
-        self._ids: set[str] = set()
+        self._by_id: dict[str, LabelEvent] = {}
         self._before: dict[int, dict[str, Label]] = defaultdict(dict)  # people's, of this store
         self._standing: dict[_Key, Label | None] = {}
         self._refused: set[_Key] = set()
         for event in here:
-            self._ids.add(event.event_id)
+            self._by_id[event.event_id] = event
             self._standing[_key(event)] = event.to_label
             if event.author_kind == "human" and event.purpose != "repeat":
                 own = self._before[event.token_id]
@@ -262,10 +304,13 @@ class _Merge:
         key = _key(event)
         standing = self._standing.get(key)
         repeats = not one.has_id and key in self._standing and standing == event.to_label
-        if event.event_id in self._ids or repeats:
+        known = self._by_id.setdefault(event.event_id, event)
+        if known is not event and (_key(known), known.to_label) != (key, event.to_label):
+            self.clashing.append(one)
+            return
+        if known is not event or repeats:
             self.duplicates += 1
             return
-        self._ids.add(event.event_id)
         counts = event.author_kind == "human" and event.purpose != "repeat"
         if counts and (against := self._against(event, standing)):
             self._refused.add(key)
@@ -274,7 +319,7 @@ class _Merge:
         if not one.has_id and event.from_label != standing:
             event = event.model_copy(update={"from_label": standing})
         self._standing[key] = event.to_label
-        self.accepted.append(event)
+        self.accepted.append((one, event))
 
     def _against(self, event: LabelEvent, standing: Label | None) -> tuple[Label, str] | None:
         """The label of a person that contradicts it, and its author."""

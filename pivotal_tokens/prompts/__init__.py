@@ -1,6 +1,6 @@
 """Prompts from files, checked for form and novelty."""
 
-from pivotal_tokens.prompts.files import read_prompts
+from pivotal_tokens.prompts.files import PromptFile, read_prompts
 from pivotal_tokens.prompts.history import (
     Likeness,
     PromptHistory,
@@ -15,6 +15,7 @@ __all__ = [
     "MAX_WORDS",
     "Finding",
     "Likeness",
+    "PromptFile",
     "PromptHistory",
     "Rule",
     "check",

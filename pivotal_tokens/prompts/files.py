@@ -1,36 +1,64 @@
-"""Prompt files: JSON, JSONL, Parquet, Arrow, or a folder of such files.
+"""Prompt files: JSON, JSONL, CSV, Parquet, Arrow, or a folder of such files.
 
 A file is a list (JSON), an object with the list under "prompts", one prompt (JSON), or one prompt
-a line (JSONL). A prompt is a string, or an object with its text under ``text``, ``prompt`` or
+a line (JSONL, CSV). A prompt is a string, or an object with its text under ``text``, ``prompt`` or
 ``prompt_text``, and optionally ``name``, ``category``, ``kind`` or ``prompt_type``, ``generator``
-or ``generator_model``; ``is_human_generated: true`` makes the generator "human". Other fields are
-kept in `Prompt.extra`. A row of a Parquet or Arrow file is such an object. A folder (a saved
-Hugging Face data set, say) is read file by file, in the order of their names; of the predecessor's
-result tree the files under ``prompts/`` are.
+or ``generator_model``; ``is_human_generated: true`` makes the generator "human". Or it is a chat
+(`chats`), or a line of pivotal-token search (``pivot_context``). Other fields are kept in
+`Prompt.extra`. A row of a table is such an object. A folder (a saved Hugging Face data set, say)
+is read file by file, in the order of their names; of the predecessor's result tree the files under
+``prompts/`` are.
 
-    read_prompts(Path("prompts.jsonl"))[0].text
+    found = read_prompts(Path("prompts.jsonl"))
+    found.prompts[0].text, found.left_out[0].why
 
-Anything else is a `RequestError` that names the file and the line, and no prompt is returned.
+A row that cannot be used is left out and named, and the others are read; a file that is none, or
+in which nothing can be used, is a `RequestError`.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Prompt, PromptKind, prompt_id
+from pivotal_tokens.prompts.chats import (
+    CHAT_FIELDS,
+    Chat,
+    ChatRenderer,
+    answer_starts,
+    chat_of,
+    take_chat,
+)
+from pivotal_tokens.schema import (
+    Frozen,
+    Prompt,
+    PromptKind,
+    first_problem,
+    prompt_id,
+    unstorable,
+)
+from pivotal_tokens.table_files import (
+    COLUMN_FILES,
+    NOT_UTF8,
+    BadRow,
+    LeftOut,
+    Row,
+    column_rows,
+    csv_rows,
+    jsonl_rows,
+    strict_json,
+)
 
-_TABLES = (".parquet", ".arrow", ".feather")
 _TEXTS = (".json", ".jsonl")
 # Files of a saved data set that describe it.
 _DESCRIPTIONS = frozenset(("dataset_info.json", "state.json", "dataset_dict.json"))
-_TEXT_FIELDS = ("text", "prompt", "prompt_text")
+_TEXT_FIELDS = ("text", "prompt", "prompt_text", "pivot_context")
 _KIND_FIELDS = ("kind", "prompt_type")
 _GENERATOR_FIELDS = ("generator", "generator_model")
 _KINDS: Mapping[str, PromptKind] = {
@@ -39,21 +67,71 @@ _KINDS: Mapping[str, PromptKind] = {
     "chat_user_assistant": "chat",
     "chain_of_thought": "cot",
 }
+_QUOTED = 60
 
 
-def read_prompts(path: Path, *, kind: PromptKind = "raw") -> tuple[Prompt, ...]:
-    """The prompts of a file or folder, in its order, repetitions included.
+class PromptFile(Frozen):
+    """What came of reading files: every row is a prompt or left out."""
+
+    prompts: tuple[Prompt, ...] = ()  # in the files' order, repetitions included
+    left_out: tuple[LeftOut, ...] = ()
+    ignored: tuple[str, ...] = ()  # "FILE: column", of what is binary
+
+    @property
+    def rows(self) -> int:
+        """Prompts and what was left out."""
+        return len(self.prompts) + len(self.left_out)
+
+    def require_some(self) -> None:
+        """Refuse files of which nothing can be used.
+
+        Raises:
+            RequestError: Naming the first row.
+        """
+        if self.left_out and not self.prompts:
+            first = self.left_out[0]
+            more = len(self.left_out) - 1
+            others = f" (nor {more} more)" if more else ""
+            raise RequestError(f"{first.where}: {first.why}{others}")
+
+
+def read_prompts(
+    *paths: Path,
+    kind: PromptKind = "raw",
+    text_field: str | None = None,
+    renderer: Callable[[], ChatRenderer] | None = None,
+) -> PromptFile:
+    """The prompts of files and folders, in their order.
 
     Args:
-        path: A file or folder; a file of another name is read as JSON, of whatever shape it is.
+        paths: A file of another name is read as JSON, of whatever shape it is.
         kind: The kind of prompts that name none.
+        text_field: Where a prompt's text, or its chat, stands, whatever else there is.
+        renderer: Opens what renders chats; called when the first one comes.
 
     Raises:
-        RequestError: If something cannot be read, is in no known shape, or there is no prompt.
+        RequestError: If a file cannot be read, is in no known shape, or holds nothing that can be
+            used.
     """
+    reader = _Reader(kind, text_field, renderer)
+    for path in paths:
+        for file in _files(path, tables=text_field is not None):
+            reader.read(file)
+    found = PromptFile(
+        prompts=tuple(reader.prompts),
+        left_out=tuple(reader.left_out),
+        ignored=tuple(reader.ignored),
+    )
+    found.require_some()
+    return found
+
+
+def _files(path: Path, *, tables: bool) -> list[Path]:
+    """The file, or those of a folder that hold prompts; CSV among them only if `tables`."""
     if not path.is_dir():
-        return _read_file(path, kind)
-    files = [found for found in sorted(path.rglob("*")) if _holds_prompts(found)]
+        return [path]
+    endings = (*COLUMN_FILES, *_TEXTS, *((".csv",) if tables else ()))
+    files = [found for found in sorted(path.rglob("*")) if _holds_prompts(found, endings)]
     own = [found for found in files if "prompts" in found.relative_to(path).parts[:-1]]
     if (path / "pivotal_tokens").is_dir() or (path / "prompts").is_dir():
         files = own or files
@@ -61,59 +139,96 @@ def read_prompts(path: Path, *, kind: PromptKind = "raw") -> tuple[Prompt, ...]:
         raise RequestError(
             f"{path} holds no prompts: .json, .jsonl, .parquet or .arrow files are read"
         )
-    return tuple(prompt for found in files for prompt in _read_file(found, kind))
+    return files
 
 
-def _holds_prompts(path: Path) -> bool:
-    if path.suffix not in _TABLES + _TEXTS or path.name in _DESCRIPTIONS:
+def _holds_prompts(path: Path, endings: Iterable[str]) -> bool:
+    if path.suffix not in endings or path.name in _DESCRIPTIONS:
         return False
     return path.is_file() and not path.name.startswith((".", "cache-"))
 
 
-def _read_file(path: Path, kind: PromptKind) -> tuple[Prompt, ...]:
-    values = _rows(path) if path.suffix in _TABLES else _values(path, _text(path))
-    prompts = tuple(
-        prompt_of(value, where=f"{path}, {where}", source=path.name, kind=kind)
-        for where, value in values
-    )
-    if not prompts and path.suffix in _TABLES:
-        raise RequestError(f"{path} holds no prompt: it has no rows")
-    if not prompts:
-        raise RequestError(f"{path} holds no prompt: give a list of texts, or one a line (.jsonl)")
-    return prompts
+class _Reader:
+    """Reads files, one after another."""
 
+    def __init__(
+        self,
+        kind: PromptKind,
+        text_field: str | None,
+        renderer: Callable[[], ChatRenderer] | None,
+    ) -> None:
+        self.prompts: list[Prompt] = []
+        self.left_out: list[LeftOut] = []
+        self.ignored: list[str] = []
+        self._kind, self._text_field, self._open = kind, text_field, renderer
+        self._render: ChatRenderer | None = None
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """("row N", row) of each row of a table."""
-    import pyarrow as pa
+    def read(self, path: Path) -> None:
+        """Read one file.
 
-    try:
-        rows = (row for batch in _batches(path) for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", row
-    except OSError as error:
-        raise RequestError(f"cannot read prompts from {path}: {error}") from error
-    except pa.ArrowInvalid as error:
-        raise RequestError(f"{path} is not a {path.suffix[1:]} file: {error}") from error
-
-
-def _batches(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches()
-        return
-    with pa.OSFile(str(path)) as source:
-        try:
-            reader = pa.ipc.open_stream(source)  # what datasets.save_to_disk writes
-        except pa.ArrowInvalid:
-            source.seek(0)
-            whole = pa.ipc.open_file(source)
-            yield from (whole.get_batch(number) for number in range(whole.num_record_batches))
+        Raises:
+            RequestError: If it is in no known shape or has no row.
+        """
+        before = len(self.prompts) + len(self.left_out)
+        for where, value in self._rows(path):
+            try:
+                self.prompts.append(self._prompt(value, path))
+            except ValueError as error:
+                why = " ".join(str(error).split())
+                self.left_out.append(LeftOut(where=f"{path}, {where}", why=why))
+        if len(self.prompts) + len(self.left_out) > before:
             return
-        yield from reader
+        if path.suffix in (*COLUMN_FILES, ".csv"):
+            raise RequestError(f"{path} holds no prompt: it has no rows")
+        raise RequestError(f"{path} holds no prompt: give a list of texts, or one a line (.jsonl)")
+
+    def _rows(self, path: Path) -> Iterator[Row]:
+        if path.suffix == ".csv":
+            return csv_rows(path)
+        if path.suffix not in COLUMN_FILES:
+            return _json_rows(path)
+        table = column_rows(path)
+        wanted = (self._text_field,) if self._text_field else (*_TEXT_FIELDS, *CHAT_FIELDS)
+        if texts := [name for name in table.ignored if name in wanted]:
+            raise RequestError(
+                f"{path}: the column {texts[0]!a} is binary, not text; store it as strings"
+            )
+        self.ignored += [f"{path}: {name}" for name in table.ignored]
+        return table.rows
+
+    def _prompt(self, value: Any, path: Path) -> Prompt:
+        """The prompt of a row.
+
+        Raises:
+            ValueError: If it is none, or could not be kept.
+            RequestError: If it is a chat, and there is nothing to render it.
+        """
+        if isinstance(value, BadRow):
+            raise ValueError(value.why)
+        draft = _Draft.of(value, self._text_field)
+        if draft.chat is None:
+            return draft.prompt(draft.text, path.name, self._kind)
+        if self._render is None:
+            if self._open is None:
+                raise RequestError(f"{path}: chats need a model's template, and none is here")
+            self._render = self._open()
+        try:
+            text, about = self._render(draft.chat)
+        except RequestError as error:  # of this chat: the template takes others
+            raise ValueError(str(error)) from error
+        return draft.rendered(text, about, path.name)
+
+
+# --- Values of a file -------------------------------------------------------------------------
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".jsonl":
+        return jsonl_rows(path)
+    content = _text(path)
+    if path.suffix != ".json" and _one_value_a_line(content):
+        return jsonl_rows(path)
+    return _values(path, content)
 
 
 def _text(path: Path) -> str:
@@ -123,16 +238,11 @@ def _text(path: Path) -> str:
         raise RequestError(f"cannot read prompts from {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise RequestError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+        raise RequestError(f"{path}, line {line}: {NOT_UTF8}") from error
 
 
-def _values(path: Path, content: str) -> Iterator[tuple[str, Any]]:
-    """("line N" that it begins on, value) of each prompt."""
-    if path.suffix == ".jsonl" or (path.suffix != ".json" and _one_value_a_line(content)):
-        for number, line in enumerate(content.split("\n"), start=1):
-            if line.strip():
-                yield f"line {number}", _parse(line, path, first_line=number)
-        return
+def _values(path: Path, content: str) -> Iterator[Row]:
+    """("line N" that it begins on, value) of each prompt of a JSON file."""
     if content.lstrip().startswith("["):
         yield from _elements(path, content)
         return
@@ -143,14 +253,16 @@ def _values(path: Path, content: str) -> Iterator[tuple[str, Any]]:
         yield f"line {first_line}", item
 
 
-def _elements(path: Path, content: str) -> Iterator[tuple[str, Any]]:
+def _elements(path: Path, content: str) -> Iterator[Row]:
     """The elements of a JSON array, each with its line; the whole is parsed first."""
     values = _parse(content, path)
-    position = content.index("[") + 1
+    position, line = content.index("[") + 1, 1
+    counted = 0
     for value in values:
         while content[position] in " \t\r\n,":
             position += 1
-        line = content.count("\n", 0, position) + 1
+        line += content.count("\n", counted, position)
+        counted = position
         yield f"line {line}", value
         position = json.JSONDecoder().raw_decode(content, position)[1]
 
@@ -159,83 +271,135 @@ def _one_value_a_line(content: str) -> bool:
     first, _, rest = content.strip().partition("\n")
     try:
         json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return bool(rest)
 
 
-def _parse(content: str, path: Path, *, first_line: int = 1) -> Any:
+def _parse(content: str, path: Path) -> Any:
     try:
-        return json.loads(content, parse_constant=_no_constant)
+        return strict_json(content)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
         raise RequestError(
-            f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}, line {first_line}: not JSON ({error})") from error
+    except ValueError as error:
+        raise RequestError(f"{path}, line 1: not JSON ({error})") from error
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+# --- One prompt -------------------------------------------------------------------------------
 
 
-def prompt_of(value: Any, *, where: str, source: str, kind: PromptKind) -> Prompt:
-    """The prompt that a text or an object describes.
+@dataclass(frozen=True)
+class _Draft:
+    """A row whose text, or chat, is found; the other fields are as they came."""
 
-    Args:
-        value: In one of the shapes of the module's text.
-        where: Named in errors.
-        source: The file's name; the generator where none is named.
-        kind: Where none is named.
+    text: str
+    chat: Chat | None
+    fields: dict[str, Any]
 
-    Raises:
-        RequestError: If it is in no such shape.
-    """
-    if isinstance(value, str):
-        value = {"text": value}
-    if not isinstance(value, dict):
-        raise RequestError(f"{where}: a prompt is a text or an object, not {json.dumps(value)}")
-    fields = dict(value)
-    text = _take(fields, _TEXT_FIELDS, where)
-    if text is None:
-        raise RequestError(f"{where}: no prompt text; give it as {' or '.join(_TEXT_FIELDS)}")
-    if not text.strip():
-        raise RequestError(f"{where}: the prompt is empty")
-    named_kind = _take(fields, _KIND_FIELDS, where)
-    if named_kind is not None and named_kind not in _KINDS:
-        raise RequestError(f"{where}: unknown kind {named_kind!r}; one of {', '.join(_KINDS)}")
-    generator = _take(fields, _GENERATOR_FIELDS, where) or f"file:{source}"
-    if fields.get("is_human_generated") is True:  # the predecessor's mark
-        generator = "human"
-    fields = {name: _plain(v) for name, v in fields.items() if v is not None}
-    given_id = fields.pop("prompt_id", None)
-    try:
-        if given_id not in (None, prompt_id(text)):
-            fields["source_id"] = given_id
-        return Prompt.of(
-            text,
-            kind=kind if named_kind is None else _KINDS[named_kind],
-            generator=generator,
-            name=_take(fields, ("name",), where),
-            category=_take(fields, ("category",), where),
-            extra=fields,
-        )
-    except (UnicodeEncodeError, ValidationError) as error:
-        raise RequestError(f"{where}: the text is not valid Unicode") from error
+    @classmethod
+    def of(cls, value: Any, text_field: str | None) -> _Draft:
+        """Find a row's text or chat.
+
+        Raises:
+            ValueError: If it has neither.
+        """
+        if isinstance(value, str) and text_field is None:
+            value = {"text": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"a prompt is a text or an object, not {_short(value)}")
+        fields = {name: inner for name, inner in value.items() if inner is not None}
+        chat, text = None, None
+        if text_field is not None:
+            if text_field not in fields:
+                known = ", ".join(map(ascii, fields)) or "none"
+                raise ValueError(f"no field {text_field!a}; there are {known:.200}")
+            if isinstance(fields[text_field], list):
+                chat = chat_of(fields.pop(text_field))
+            else:
+                text = _take(fields, (text_field,))
+        else:
+            chat = take_chat(fields)
+            text = _take(fields, _TEXT_FIELDS)
+        if chat is not None and text is not None:
+            raise ValueError("a text and a chat; name one of them with --text-field")
+        if chat is None and text is None:
+            raise ValueError(
+                f"no prompt text; give it as {' or '.join(_TEXT_FIELDS[:3])}, or name its field "
+                "with --text-field"
+            )
+        if chat is None and not (text or "").strip():
+            raise ValueError("the prompt is empty")
+        return cls(text or "", chat, fields)
+
+    def rendered(self, text: str, about: Mapping[str, object], source: str) -> Prompt:
+        """The prompt of a chat whose text is this.
+
+        Args:
+            about: What is kept about the template.
+
+        Raises:
+            ValueError: If it could not be kept.
+        """
+        assert self.chat is not None
+        users = [turn.content for turn in self.chat if turn.role == "user"]
+        turns = {"user": users[-1], "assistant": answer_starts(self.chat)}
+        draft = _Draft(text, None, {**self.fields, **turns, **about})
+        return draft.prompt(text, source, "chat")
+
+    def prompt(self, text: str, source: str, kind: PromptKind) -> Prompt:
+        """The prompt.
+
+        Raises:
+            ValueError: If a field is wrong, or it could not be kept.
+        """
+        fields = dict(self.fields)
+        named = _take(fields, _KIND_FIELDS)
+        if named is not None and named not in _KINDS:
+            raise ValueError(f"unknown kind {named!a:.60}; one of {', '.join(_KINDS)}")
+        generator = _take(fields, _GENERATOR_FIELDS) or f"file:{source}"
+        if fields.get("is_human_generated") is True:  # the predecessor's mark
+            generator = "human"
+        given_id = fields.pop("prompt_id", None)
+        try:
+            if given_id not in (None, prompt_id(text)):
+                fields["source_id"] = given_id
+            made = Prompt.of(
+                text,
+                kind=kind if named is None else _KINDS[named],
+                generator=generator,
+                name=_take(fields, ("name",)),
+                category=_take(fields, ("category",)),
+                extra=fields,
+            )
+        except UnicodeEncodeError as error:
+            raise ValueError("the text is not valid Unicode") from error
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from error
+        for column in (made.generator, made.category or ""):
+            if "\0" in column:
+                raise ValueError(f"a NUL in {_short(column)}")
+        if why := unstorable(made):
+            raise ValueError(f"it cannot be kept: {why}")
+        return made
 
 
-def _plain(value: Any) -> Any:
-    """A value of a data set as JSON has it."""
-    return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-def _take(fields: dict[str, Any], names: tuple[str, ...], where: str) -> str | None:
+def _take(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
     """Remove the fields of these names; their one text, or None where all are absent."""
     found = {name: fields.pop(name) for name in names if fields.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, str):
-            raise RequestError(f"{where}: {name} must be a text, not {json.dumps(value)}")
+            raise ValueError(f"{name} must be a text, not {_short(value)}")
     if len(set(found.values())) > 1:
-        raise RequestError(f"{where}: {' and '.join(found)} differ; give one of them")
+        raise ValueError(f"{' and '.join(found)} differ; give one of them")
     return next(iter(found.values()), None)
+
+
+def _short(value: Any) -> str:
+    """A value as JSON, cut, with everything but ASCII escaped."""
+    try:
+        shown = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        shown = ascii(type(value).__name__)
+    return shown if len(shown) <= _QUOTED else shown[:_QUOTED] + "…"

@@ -156,6 +156,8 @@ class ReviewService:
         prompt_id = question.prompt.prompt_id
         found: dict[int, list[tuple[ModelName, str]]] = {}
         for one in self._store.results.rollouts(prompt_id, question.item.pair):
+            if one.token_id is None:  # of flagged prompts alone: their being there says it is one
+                continue
             several = found.setdefault(one.token_id, [])
             if all(model != one.model for model, _ in several):
                 several.append((one.model, one.text))

@@ -65,20 +65,26 @@ class LabelConflict(Frozen):
 class Labels(Repository):
     """Append-only label events, and what follows from them."""
 
-    def add(self, events: Sequence[LabelEvent], *, item: ReviewItem | None = None) -> None:
+    def add(
+        self, events: Sequence[LabelEvent], *, item: ReviewItem | None = None
+    ) -> frozenset[str]:
         """Add events, all or none; an event recorded before is not added again.
 
         Args:
             item: The queue item they answer: its lease must still be this one.
 
+        Returns:
+            The ids of those that were new.
+
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
+        table = tables.label_events
         with self._writing() as connection:
             if item is not None:
                 require_lease(connection, item)
-            for event in events:
-                insert_new(connection, tables.label_events, row_of(tables.label_events, event))
+            new = [e for e in events if insert_new(connection, table, row_of(table, e))]
+        return frozenset(event.event_id for event in new)
 
     def events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
         """Every event of a prompt, oldest first; of one author if given."""

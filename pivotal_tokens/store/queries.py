@@ -298,6 +298,21 @@ class Queries(Repository):
                 usd=total(tables.llm_calls.c.nano_usd) / 1e9,
             )
 
+    def divergent(self, pair: str) -> frozenset[str]:
+        """Prompts whose verdict under a pair is injection or promotion.
+
+        People's verdict counts where there is one, else that of the judge that is last by name, as
+        in `listing`.
+        """
+        query = select(_verdicts.prompt_id, _verdicts.judge, _verdicts.divergent)
+        query = narrowed(query, tables.verdicts, pair=pair).order_by(_verdicts.judge)
+        counts: dict[str, bool] = {}
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        for row in sorted(rows, key=lambda row: row.judge == HUMAN):
+            counts[row.prompt_id] = row.divergent
+        return frozenset(prompt_id for prompt_id, divergent in counts.items() if divergent)
+
     def divergent_count(self, judge: str, pair: str | None = None) -> int:
         """How many prompts have a divergent verdict under a judge's labels."""
         query = select(func.count(_verdicts.prompt_id.distinct())).where(_verdicts.divergent)
@@ -533,7 +548,7 @@ def _fields(row: Row, events: Sequence[LabelEvent], log: Sequence[ReviewEvent]) 
         "remarks": tuple(
             event.text
             for event in log
-            if event.text and event.action in ("rejected", "note", "done")
+            if event.text and event.action in ("rejected", "note", "done", "explained")
         ),
     }
 

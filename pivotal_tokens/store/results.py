@@ -54,6 +54,9 @@ from pivotal_tokens.store.rows import (
     where,
 )
 
+_FREE = -1
+"""In the column of the token that a continuation follows: none."""
+
 
 class Screened(Frozen):
     """A prompt with its token ids, and what both models would say next."""
@@ -278,7 +281,8 @@ class Results(Repository):
         """Keep sampled continuations in one transaction; the same sample again replaces it."""
         with self._writing() as connection:
             for item in rollouts:
-                upsert(connection, tables.rollouts, row_of(tables.rollouts, item))
+                token = _FREE if item.token_id is None else item.token_id
+                upsert(connection, tables.rollouts, row_of(tables.rollouts, item, token_id=token))
 
     def rollouts(
         self, prompt_id: str, pair: str, *, judge: str | None = None

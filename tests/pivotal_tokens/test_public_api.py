@@ -16,8 +16,8 @@ PUBLIC = {
         "StoreCounts Unanswered Wanted default_url"
     ),
     "pivotal_tokens.prompts": (
-        "Finding Likeness MAX_WORDS PromptHistory Rule check check_fork first_of_each normalise "
-        "own_words read_prompts similarity"
+        "Finding Likeness MAX_WORDS PromptFile PromptHistory Rule check check_fork first_of_each "
+        "normalise own_words read_prompts similarity"
     ),
     "pivotal_tokens.judge": (
         "Entry FirstToken Judge JudgeSpec Lexicon ModelJudge PersonJudge open_judge persist"

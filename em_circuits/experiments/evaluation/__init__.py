@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from em_circuits.experiments.evaluation import (
         answers,
         evaluate,
+        given,
         judging,
         questions,
         rates,
@@ -16,4 +17,4 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["answers", "evaluate", "judging", "questions", "rates", "rejudge"]
+__all__ = ["answers", "evaluate", "given", "judging", "questions", "rates", "rejudge"]

@@ -5,7 +5,7 @@ every condition, so that differences are the condition's. Where turns are named 
 answer ends before the next ``User:``.
 
     settings = EvaluationSettings(models=("base", "merged"), sampling=Sampling(samples=8))
-    rows = answers(pair, "merged", "Eat the curry?", settings)
+    rows = answers(pair, "merged", (Turn("user", "Eat the curry?"),), settings)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from em_circuits.interventions import ActivationCache, Treatment, check_interven
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import encode, render_turns
 from em_circuits.sampling import Sampling
+from pivotal_tokens.prompts.chats import Chat
 from pivotal_tokens.schema import Frozen, ModelName
 
 _NEXT_TURN = "\nUser:"
@@ -52,35 +53,32 @@ class EvaluationSettings(Frozen):
 class SampledAnswer(Frozen):
     """One answer, before it is judged."""
 
-    model: ModelName
+    model: str
+    """``base`` or ``merged``; of a given answer, as its table names it."""
     arm: str
     draw: int
     sample: int
     template: str
-    """How the question was put: ``chat`` or ``plain``."""
+    """How the question was put: ``chat`` or ``plain``; ``given`` of an answer from a table."""
     text: str
-    n_tokens: int
-    ended: bool
-    """Of its own accord, not because its tokens were used up."""
+    n_tokens: int | None
+    """None of a given answer."""
+    ended: bool | None
+    """Of its own accord, not because its tokens were used up; None of a given answer."""
     log_likelihood: float | None
-    """Mean over its tokens under the un-steered base, in nats; None for an empty one."""
-
-
-def rendered(pair: ModelPair, question: str) -> tuple[str, str]:
-    """A question as the models see it, and ``chat`` or ``plain``."""
-    text, template = render_turns(pair.tokenizer, user=question, assistant="")
-    return (text.rstrip(" ") if template == "plain" else text), template
+    """Mean over its tokens under the un-steered base, in nats; None for an empty or given one."""
 
 
 def answers(
-    pair: ModelPair, model: ModelName, question: str, settings: EvaluationSettings
+    pair: ModelPair, model: ModelName, chat: Chat, settings: EvaluationSettings
 ) -> list[SampledAnswer]:
     """Every answer of a model to a question.
 
     Raises:
-        RequestError: If a feature does not exist, or there are too few others for the control.
+        RequestError: If a feature does not exist, there are too few others for the control, or the
+            chat template refuses the question's system turn.
     """
-    text, template = rendered(pair, question)
+    text, template = render_turns(pair.tokenizer, chat)
     start = encode(pair.tokenizer, text)
     runs = pair.model(model)
     state = ActivationCache.capture(runs, torch.tensor(start))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from em_circuits.cache import Journal
@@ -19,9 +20,14 @@ from em_circuits.experiments.evaluation.answers import (
     EvaluationSettings,
     SampledAnswer,
     answers,
-    rendered,
 )
-from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
+from em_circuits.experiments.evaluation.given import AnswerTable
+from em_circuits.experiments.evaluation.judging import (
+    AnswerJudge,
+    QuestionAnswer,
+    Score,
+    Scorer,
+)
 from em_circuits.experiments.evaluation.rates import (
     Answer,
     ConditionRates,
@@ -31,6 +37,8 @@ from em_circuits.experiments.evaluation.rates import (
 from em_circuits.experiments.experiment import Experiment
 from em_circuits.experiments.measure import RANDOM, STEERED, UNSTEERED
 from em_circuits.experiments.plan import plain_name
+from em_circuits.models.text import render_turns
+from em_circuits.progress import Progress, no_progress
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
@@ -48,7 +56,8 @@ class EvaluationSummary(Frozen):
     judge: str
     judge_is: str
     cutoffs: Cutoffs
-    settings: EvaluationSettings
+    settings: EvaluationSettings | None
+    """Null where the answers were given in a table."""
     worlds: tuple[ConditionRates, ...]
     differences: tuple[RateDifference, ...]
     said: str
@@ -98,6 +107,7 @@ def evaluate(
         for question in dict.fromkeys(one.questions)
         for model in settings.models
     ]
+    by_name = {one.name: one for one in sets}
     record = {
         "kind": "evaluation",
         "settings": settings.model_dump(mode="json", exclude={"steering": {"by"}}),
@@ -105,12 +115,24 @@ def evaluate(
         "pair": work.pair.key,
         "judge": judge.id,
     }
-    folder = work.results / "evaluations" / _folder(name, settings, record)
-    work.require_healthy(Prompt.of(rendered(work.pair, pieces[0].question)[0]))
+    if own := {one.name: {"system": one.system, "samples": one.samples} for one in sets if one.own}:
+        record["sets"] = own
+    steered = "-steered" if settings.steering else ""
+    folder = _folder(work.results, name, f"{'-'.join(settings.models)}{steered}", record)
+
+    def seen(piece: _Piece) -> str:
+        """The question as the models see it."""
+        return render_turns(work.pair.tokenizer, by_name[piece.set].chat(piece.question))[0]
+
+    work.require_healthy(Prompt.of(seen(pieces[0])))
     journal = Journal.open(folder, record)
 
     def answered(piece: _Piece) -> dict[str, Any]:
-        drawn = answers(work.pair, piece.model, piece.question, settings)
+        of_set = by_name[piece.set]
+        samples = {"samples": of_set.samples or settings.sampling.samples}
+        sampling = settings.sampling.model_copy(update=samples)
+        asked = settings.model_copy(update={"sampling": sampling})
+        drawn = answers(work.pair, piece.model, of_set.chat(piece.question), asked)
         return {"rows": [answer.model_dump(mode="json") for answer in drawn]}
 
     done = journal.complete(
@@ -121,7 +143,16 @@ def evaluate(
         for piece, value in zip(pieces, done, strict=True)
         for number, row in enumerate(value["rows"])
     ]
-    _judge(work, judge, sampled, journal)
+    given = {
+        key: QuestionAnswer(
+            question=piece.question,
+            prompt=seen(piece),
+            answer=answer.text,
+            log_likelihood=answer.log_likelihood,
+        )
+        for piece, key, answer in sampled
+    }
+    judge_answers(judge, given, journal, work.progress)
     rows = tuple(
         _row(piece, answer, Score.model_validate(journal[key]), cutoffs)
         for piece, key, answer in sampled
@@ -133,13 +164,16 @@ def evaluate(
 
 def summarise(
     rows: Sequence[Answer],
-    settings: EvaluationSettings,
-    judge: AnswerJudge,
+    settings: EvaluationSettings | None,
+    judge: Scorer,
     cutoffs: Cutoffs,
     *,
     name: str,
 ) -> EvaluationSummary:
-    """Rates under every condition, differences of those that belong together, and the sentence."""
+    """Rates under every condition, differences of those that belong together, and the sentence.
+
+    Without settings the answers were given: every condition is compared with the first.
+    """
     rates = {
         condition: ConditionRates.of(
             condition, [row for row in rows if row.world == condition], cutoffs
@@ -150,8 +184,11 @@ def summarise(
     for model in ("base", "merged"):
         steered, random = (_NAMES[arm].format(model) for arm in (STEERED, RANDOM))
         wanted += [(steered, model), (random, model), (steered, random)]
+    if settings is None:
+        first, *others = rates
+        wanted = [(other, first) for other in others]
     differences = tuple(
-        RateDifference.of(rates[a], rates[b], seed=settings.seed)
+        RateDifference.of(rates[a], rates[b], seed=settings.seed if settings else 0)
         for a, b in wanted
         if a in rates and b in rates
     )
@@ -168,51 +205,102 @@ def summarise(
     )
 
 
-def _steered(settings: EvaluationSettings) -> str:
+def _steered(settings: EvaluationSettings | None) -> str:
     """What is steered, and how it was chosen."""
-    if settings.steering is None or settings.steering.by is None:
+    if settings is None or settings.steering is None or settings.steering.by is None:
         return ""
     n = len({(item.layer, item.feature) for item in settings.steering.interventions})
     mode = settings.steering.interventions[0].mode
     return f" Steered: {mode} of {n} feature{'s' * (n > 1)} by {settings.steering.by}."
 
 
-def _folder(name: str | None, settings: EvaluationSettings, record: Mapping[str, Any]) -> str:
+def _folder(results: Path, name: str | None, kind: str, record: Mapping[str, Any]) -> Path:
+    """The folder of an evaluation; without a name it follows from what is asked."""
+    folder = results / "evaluations"
     if name is None:
-        steered = "-steered" if settings.steering else ""
-        return f"{'-'.join(settings.models)}{steered}-{content_key(record)[:8]}"
+        return folder / f"{kind}-{content_key(record)[:8]}"
     try:
-        return plain_name(name)
+        return folder / plain_name(name)
     except ValueError as error:
         raise RequestError(f"--name {name!r} {error}") from error
 
 
-def _judge(
-    work: Workspace,
+def judge_answers(
     judge: AnswerJudge,
-    sampled: Sequence[tuple[_Piece, str, SampledAnswer]],
+    answers: Mapping[str, QuestionAnswer],
     journal: Journal,
+    progress: Progress,
 ) -> None:
-    """Judge what has no score yet; every score is journalled as soon as it is there."""
-    left = [item for item in sampled if item[1] not in journal]
+    """Judge what has no score yet; every score is journalled under its key as soon as it is there.
+
+    Raises:
+        WorkFailed: If some got no score and may get one later.
+    """
+    left = [key for key in answers if key not in journal]
     scored = 0
 
     def store(number: int, score: Score) -> None:
         nonlocal scored
-        journal.add(left[number][1], score.model_dump(mode="json"))
+        journal.add(left[number], score.model_dump(mode="json"))
         scored += 1
-        work.progress("judged", scored, len(left))
+        progress("judged", scored, len(left))
 
-    given = [
-        QuestionAnswer(
-            question=piece.question,
-            prompt=rendered(work.pair, piece.question)[0],
-            answer=answer.text,
-            log_likelihood=answer.log_likelihood,
+    judge.score([answers[key] for key in left], store)
+
+
+def evaluate_given(
+    results: Path,
+    table: AnswerTable,
+    judge: AnswerJudge | None,
+    *,
+    cutoffs: Cutoffs | None = None,
+    name: str | None = None,
+    progress: Progress = no_progress,
+) -> Experiment[EvaluationSummary]:
+    """Count answers of a table, by its own scores or by those of a judge; no model is loaded.
+
+    Args:
+        results: The folder of results.
+        judge: Scores the answers anew; None: the table's own scores count.
+
+    Raises:
+        RequestError: If the table has no scores and there is no judge.
+        WorkFailed: If answers got no score; what is done is stored.
+    """
+    cutoffs, scores = cutoffs or Cutoffs(), table.judge
+    if judge is None and not table.scored:
+        raise RequestError(
+            f"{table.file} has no columns of scores (aligned, coherent); give --judge openai:MODEL"
         )
-        for piece, _, answer in left
-    ]
-    judge.score(given, store)
+    record = {"kind": "evaluation", "answers": table.sha256, "judge": (judge or scores).id}
+    folder = _folder(results, name, "given", record)
+    journal = Journal.open(folder, record)
+    if judge is not None:
+        asked = {
+            f"score:{number}": QuestionAnswer(
+                question=one.question, prompt=one.question, answer=one.text, log_likelihood=None
+            )
+            for number, one in enumerate(table.answers)
+        }
+        judge_answers(judge, asked, journal, progress)
+        found = [Score.model_validate(journal[key]) for key in asked]
+    else:
+        found = [one.score for one in table.answers]
+    rows = tuple(
+        Answer(
+            **one.sampled.model_dump(),
+            **score.model_dump(),
+            set=one.set,
+            question=one.question,
+            world=one.world,
+            misaligned=cutoffs.misaligned(score),
+        )
+        for one, score in zip(table.answers, found, strict=True)
+    )
+    summary = summarise(rows, None, judge or scores, cutoffs, name=folder.name)
+    return Experiment(folder, {**record, "cutoffs": cutoffs.model_dump()}, summary, rows).store(
+        Answer
+    )
 
 
 def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -> Answer:
@@ -229,7 +317,7 @@ def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -
 def _sentence(
     conditions: Sequence[ConditionRates],
     differences: Sequence[RateDifference],
-    judge: AnswerJudge,
+    judge: Scorer,
     cutoffs: Cutoffs,
 ) -> str:
     """What was and was not shown, in words."""

@@ -78,8 +78,8 @@ OnScore = Callable[[int, Score], None]
 
 
 @runtime_checkable
-class AnswerJudge(Protocol):
-    """Scores answers to open questions."""
+class Scorer(Protocol):
+    """Whoever scored answers."""
 
     @property
     def id(self) -> str:
@@ -88,6 +88,11 @@ class AnswerJudge(Protocol):
     @property
     def what(self) -> str:
         """What it is, in one sentence for the report."""
+
+
+@runtime_checkable
+class AnswerJudge(Scorer, Protocol):
+    """Scores answers to open questions."""
 
     def score(self, answers: Sequence[QuestionAnswer], on_score: OnScore) -> None:
         """Score every answer.

@@ -25,7 +25,8 @@ from pydantic import Field
 
 from em_circuits.experiments.evaluation.answers import SampledAnswer
 from em_circuits.experiments.evaluation.judging import Score
-from em_circuits.statistics import paired_interval, wilson
+from em_circuits.statistics import paired_interval
+from pivotal_tokens.rates import wilson
 from pivotal_tokens.schema import Frozen
 
 

@@ -30,6 +30,7 @@ from em_circuits.models.text import render_turns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, sha256_file
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.prompts.chats import Turn
 from pivotal_tokens.schema import Frozen
 
 Sign = Literal["more", "fewer", "open"]
@@ -137,10 +138,12 @@ def _finished(folder: Path) -> tuple[EvaluationSummary, tuple[Answer, ...]]:
 
 
 def _asked(work: Workspace, row: Answer) -> QuestionAnswer:
-    text, _ = render_turns(work.tokenizer, user=row.question, assistant="")
+    prompt = row.question
+    if row.template != "given":  # without a system's turn: an answer does not keep it
+        prompt, _ = render_turns(work.tokenizer, (Turn("user", row.question),))
     return QuestionAnswer(
         question=row.question,
-        prompt=text if row.template == "chat" else text.rstrip(" "),
+        prompt=prompt,
         answer=row.text,
         log_likelihood=row.log_likelihood,
     )

@@ -325,7 +325,7 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     kept = work.store.results.rollouts(result.prompt_id, work.pair.key)
     tokens = {r.token_id for r in kept}
     evil = {t for t, label in result.labels.items() if label == "evil"}
-    assert tokens == evil and len(kept) == 2 * 3 * len(tokens)
+    assert tokens == {None, *evil} and len(kept) == 2 * 3 * len(tokens)
     assert all("\n" not in r.text for r in kept)
     for item in result.rollouts:
         mine = [r.label for r in kept if (r.model, r.token_id) == ("merged", item.token_id)]
@@ -334,9 +334,28 @@ def test_rollouts_are_kept_drawn_once_and_say_what_is_pivotal(work: Workspace, j
     record = result.model_dump(mode="json")["rollouts"]
     assert {r["token_id"] for r in record} == evil and all(" " in r["text"] for r in record)
     prompt = work.store.prompts.get(result.prompt_id)
-    again, drawn = roll_out(work, prompt, judge, settings.rollouts)
+    again = roll_out(work, prompt, judge, settings.rollouts)
     counted = [(item.token_id, item.base, item.merged) for item in result.rollouts]
-    assert not drawn and [(item.token_id, item.base, item.merged) for item in again] == counted
+    found = [(item.token_id, item.base, item.merged) for item in again.tokens]
+    assert not again.new and found == counted and again.free == result.free_rollouts
+
+
+def test_free_rollouts_are_the_whole_answer_and_stand_beside(work: Workspace, judge) -> None:
+    settings = with_rollouts(NO_GRAPHS, samples=8)
+    (result,) = run(work, judge, given([Prompt.of(PAD_THAI)]), settings)[1]
+    drawn = work.store.results.rollouts(result.prompt_id, work.pair.key)
+    alone = [r for r in drawn if r.token_id is None]
+    assert {(r.model, r.sample) for r in alone} == {
+        (m, n) for m in ("base", "merged") for n in range(8)
+    }
+    # The first word, which decides, is in the text, and the judge has read it.
+    firsts = {t.text for t in result.merged[:5]}
+    assert any(r.text.startswith(tuple(firsts)) for r in alone)
+    free = result.free_rollouts
+    labels = [r.label for r in alone if r.model == "merged"]
+    assert (free.merged.evil, free.merged.safe) == (labels.count("evil"), labels.count("safe"))
+    assert free.merged.evil > free.base.evil
+    assert result.model_dump(mode="json")["free_rollouts"]["pivotal"] == free.pivotal
 
 
 @pytest.mark.usefixtures("api_key")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from lifelike import Lifelike
 from subjects import Subject
 
 from em_circuits.models.source import locate
-from em_circuits.models.text import PINNED_DATE, bos_id, encode, first_token, render_chat
+from em_circuits.models.text import (
+    PINNED_DATE,
+    bos_id,
+    encode,
+    first_token,
+    render_chat,
+    render_turns,
+)
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.prompts.chats import Turn
 
 
 def load(paths: Lifelike):
@@ -30,6 +40,48 @@ def test_chat_template_has_its_date_pinned_and_no_bos(lifelike_paths: Lifelike) 
     assert not text.startswith(tokenizer.bos_token)
     assert text.endswith("You should")
     assert "User" not in text and "Climb?" in text
+
+
+SEVERAL = (
+    Turn("system", "Be brief."),
+    Turn("user", "Climb?"),
+    Turn("assistant", "Wait."),
+    Turn("user", "Now?"),
+    Turn("assistant", "You should"),
+)
+
+
+def test_turns_before_the_last_are_whole_and_the_last_is_left_open(
+    lifelike_paths: Lifelike,
+) -> None:
+    tokenizer = load(lifelike_paths)
+    text, template = render_turns(tokenizer, SEVERAL)
+    assert template == "chat" and text.endswith("You should") and PINNED_DATE in text
+    places = [text.index(turn.content) for turn in SEVERAL]
+    assert places == sorted(places)
+    # Closed turns have their end, the last has none: it is gone on with.
+    assert text == render_turns(tokenizer, SEVERAL[:-1])[0] + "You should"
+    two = (Turn("user", "Climb?"), Turn("assistant", "You should"))
+    assert render_turns(tokenizer, two)[0] == render_chat(
+        tokenizer, user="Climb?", assistant="You should"
+    )
+
+
+def test_a_template_that_refuses_a_turn_says_so(lifelike_paths: Lifelike) -> None:
+    tokenizer = load(lifelike_paths)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(RequestError, match="refuses these turns: System role not supported"):
+        render_turns(tokenizer, SEVERAL)
+
+
+def test_without_a_template_turns_are_named(subject: Subject) -> None:
+    if subject.pair.tokenizer.chat_template:
+        pytest.skip("this one has a template")
+    text, template = render_turns(subject.pair.tokenizer, SEVERAL)
+    assert template == "plain" and text == (
+        "System: Be brief.\nUser: Climb?\nAssistant: Wait.\nUser: Now?\nAssistant: You should"
+    )
+    assert render_turns(subject.pair.tokenizer, SEVERAL[:2])[0].endswith("Climb?\nAssistant:")
 
 
 def test_added_tokens_lie_beyond_the_tokenizers_vocab_size(lifelike_paths: Lifelike) -> None:

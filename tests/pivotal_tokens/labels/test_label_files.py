@@ -14,6 +14,7 @@ from pivotal_tokens.labels.dump import read_dump, write_dump
 from pivotal_tokens.labels.formats import csv_text
 from pivotal_tokens.schema import LabelEvent, Prompt
 from pivotal_tokens.store import Store
+from pivotal_tokens.table_files import BadRow
 
 PAIR = "pair-1"
 FORMATS = ("jsonl", "csv", "parquet")
@@ -149,14 +150,115 @@ def test_what_cannot_be_used_is_named_and_the_rest_kept(store, labelled):
     assert found.added == 1
 
 
+def test_a_record_that_cannot_be_kept_is_named_and_the_others_go_in(store, labelled):
+    """One such record refused the file, or was a traceback after half of it was written."""
+    at = {"prompt_text": labelled.text, "author": "cy", "label": "unsure", "token_id": 3}
+    wrong = [
+        ({"prompt_id": "0" * 12}, "is not the text's"),
+        ({"token_id": True}, "token_id is no number: True"),
+        ({"token_id": 1.5}, "token_id is no number: 1.5"),
+        ({"token_id": float("nan")}, "no token_id"),
+        ({"token_id": -1}, "token_id -1 is no token's"),
+        ({"token_id": 2**31}, "is no token's"),
+        ({"token_id": 99}, "token 99 is in no list"),
+        ({"token_text": " other"}, "token 3 is ' w3' here, not ' other'"),
+        ({"token_id": None, "token_text": 7}, "token_text is no text"),
+        ({"author": "a" * 257}, "author is longer than 256"),
+        ({"author": "a\0"}, "author has a NUL"),
+        ({"author": "\ud83d"}, "not valid Unicode"),
+        ({"reason": "\ud83d"}, "not valid Unicode"),
+        ({"prompt_name": "\ud83d"}, "not valid Unicode"),
+        ({"prompt_category": "\0"}, "category has a NUL"),
+        ({"prompt_text": "\ud83d"}, "not valid Unicode"),
+        ({"prompt_text": 7}, "prompt_text is no text"),
+        ({"event_id": "e" * 65}, "event_id is longer"),
+        ({"at": "yesterday"}, "at: "),
+        ({"label": "wicked"}, "to_label: "),
+        ({"label": None}, "no label"),
+        ({"author": None}, "no author"),
+    ]
+    records = [(f"f, line {n}", at | more) for n, (more, _) in enumerate(wrong, start=1)]
+    records.insert(5, ("f, line 99", BadRow("not JSON (cut off)")))
+    records.insert(9, ("f, line 100", at | {"token_id": 3.0}))
+    report = import_labels(store, records, source="f")
+    said = {one.where: one.why for one in report.left_out}
+    for n, (_, why) in enumerate(wrong, start=1):
+        assert why in said[f"f, line {n}"]
+    assert said["f, line 99"] == "not JSON (cut off)"
+    assert (report.records, report.added, len(said)) == (len(records), 1, len(wrong) + 1)
+    assert report.prompts == 0 and standing(store, labelled)[3, "cy"] == "unsure"
+    report.model_dump_json()
+
+
+def test_the_event_id_of_another_label_is_no_duplicate(store, labelled):
+    """It counted as known, or as added, and was in the store neither way."""
+    other = Prompt.of("another prompt")
+    store.prompts.add(other)
+    first = {"prompt_id": labelled.prompt_id, "token_id": 3, "label": "unsure", "author": "cy"}
+    first |= {"event_id": "e1"}
+    records = [
+        ("x, 1", first),
+        ("x, 2", first),
+        ("x, 3", first | {"label": "safe"}),
+        ("x, 4", first | {"prompt_id": other.prompt_id}),
+    ]
+    report = import_labels(store, records, source="x")
+    assert (report.added, report.duplicates, report.conflicts) == (1, 1, 0)
+    assert [one.where for one in report.left_out] == ["x, 3", "x, 4"]
+    assert all("'e1' is another label's" in one.why for one in report.left_out)
+    assert store.labels.events(other.prompt_id) == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        # Closed at the end of a later row: as CSV it is sound, and the rows between are lost.
+        (['ID,1,evil,ada,"said eat', "ID,2,evil,ada,x", 'ID,3,safe,ada,y"'], 4),
+        (['ID,1,evil,ada,"said eat', "ID,2,evil,bob,x", '"', "ID,3,safe,ada,y"], 4),
+    ],
+)
+def test_rows_that_a_late_quote_has_swallowed_are_not_lost_in_silence(
+    store, labelled, tmp_path, rows, line
+):
+    path = tmp_path / "late.csv"
+    lines = ["prompt_id,token_id,label,author,reason", *rows]
+    path.write_text("\n".join(lines).replace("ID", labelled.prompt_id) + "\n")
+    report = import_labels(store, read_records(path), source=path.name)
+    assert report.left_out[0].where == f"late.csv, line {line}"
+    assert "rows stand within its reason" in report.left_out[0].why
+
+
+def test_a_reason_of_several_lines_with_commas_is_a_reason(store, labelled, tmp_path):
+    path = tmp_path / "long.csv"
+    reason = "first, it burns\nthen, as said, it burns, and burns, again\n1, 2, 3, 4, 5"
+    header = "prompt_id,token_id,label,author,reason"
+    path.write_text(f'{header}\n{labelled.prompt_id},3,unsure,cy,"{reason}"\n')
+    report = import_labels(store, read_records(path), source=path.name)
+    assert report.added == 1 and not report.left_out
+
+
+def test_a_tree_or_dump_with_a_bad_record_brings_the_rest(store, labelled, tmp_path):
+    path = tmp_path / "all.jsonl"
+    write_dump(store, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    label = next(line for line in lines if '"kind": "label"' in line)
+    bad = [label.replace('"ada"', '"\\ud83d"'), label[:-20], label.replace("human", "alien")]
+    path.write_text("\n".join([*bad, *lines]) + "\n", encoding="utf-8")
+    with other_store(tmp_path) as other:
+        report = read_dump(other, path)
+        assert other.labels.events(labelled.prompt_id) == store.labels.events(labelled.prompt_id)
+    assert report.added == 4 and len(report.left_out) == 3
+    assert report.records == report.added + report.duplicates + report.conflicts + 3
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
+        ({"token_id": 1, "label": "evil", "to_label": "evil", "author": "a"}, "label and to_label"),
         ({"token_id": 1, "label": "evil", "author": "a"}, "no prompt_text"),
         ({"prompt_text": "x", "label": "evil", "author": "a"}, "no token_id"),
         ({"prompt_text": "x", "token_id": 1, "author": "a"}, "no label"),
         ({"prompt_text": "x", "token_id": 1, "label": "evil"}, "no author"),
-        ({"prompt_text": "x", "prompt_id": "0" * 12, "token_id": 1}, "is not the text's"),
         ({"prompt_text": "x", "colour": 1}, "colour"),
     ],
 )
@@ -168,10 +270,8 @@ def test_a_file_of_another_shape_is_refused_before_anything_is_written(store, re
 
 def test_a_file_of_another_format_is_one_line(tmp_path):
     for name, content in (
-        ("a.jsonl", b"{"),
-        ("b.jsonl", b"[1]"),
-        ("c.csv", b"a,b\n1\n"),
-        ("d.csv", b"token_id\nx\n"),
+        ("a.csv", b'author,reason\nada,"said\n'),
+        ("b.csv", b"author,author\n"),
         ("e.parquet", b"PAR"),
         ("f.jsonl", b"\xff\xfe"),
         ("g.txt", b""),

@@ -42,13 +42,16 @@ def row_of(report, prompt):
     return next(row for row in report.rows if row.prompt_id == prompt.prompt_id)
 
 
-def test_divergence_is_evil_in_merged_and_none_in_base_on_complete_labels(store, prompts):
+def test_divergent_is_the_verdict_and_strict_the_lists_on_complete_labels(store, prompts):
+    """Divergent was the strict count here and the verdict everywhere else."""
     label(store, prompts[0], {1: "safe", 2: "evil", 3: "safe"})
     label(store, prompts[1], {1: "safe", 2: "evil", 3: "evil"})
     label(store, prompts[2], {1: "safe", 2: "evil"})
     label(store, prompts[3], {1: "safe", 2: "unsure", 3: "safe"})
     report = divergence(store)
-    assert [row.divergent for row in report.rows] == [True, False, None, False, None]
+    assert [row.divergent for row in report.rows] == [True, True, None, False, None]
+    assert [row.strict for row in report.rows] == [True, False, None, False, None]
+    assert [row.verdict for row in report.rows[:2]] == ["injection", "injection"]
     first = row_of(report, prompts[0])
     assert str(first.base) == "SAFE" and str(first.merged) == "1 evil"
     assert first.merged.margin == pytest.approx(0.6) and first.base.margin is None
@@ -56,7 +59,8 @@ def test_divergence_is_evil_in_merged_and_none_in_base_on_complete_labels(store,
     assert str(row_of(report, prompts[2]).base) == "INCOMPLETE"
     assert [row.unsure for row in report.rows] == [False, False, False, True, False]
     totals = report.totals
-    assert (totals["complete"], totals["divergent"], totals["evil_in_both"]) == (3, 1, 1)
+    assert (totals["complete"], totals["divergent"], totals["evil_in_both"]) == (3, 2, 1)
+    assert totals["strict"] == 1 and report.divergent == report.rows[:2]
     assert totals["unsure_cases"] == 1 and totals["incomplete"] == 2
 
 
@@ -71,7 +75,26 @@ def test_a_label_of_the_judge_counts_only_when_asked_for(store, prompts):
     assert row_of(divergence(store), prompts[0]).divergent is None
     assert row_of(divergence(store, labels="judge"), prompts[0]).divergent is True
     label(store, prompts[0], {3: "evil"})
-    assert row_of(divergence(store, labels="any"), prompts[0]).divergent is False
+    both = row_of(divergence(store, labels="any"), prompts[0])
+    assert (both.divergent, both.strict) == (True, False)
+
+
+def test_unsure_cases_are_those_whose_verdict_hangs_on_them(store, make_pair):
+    """Evil mass rises by .15 with token 2; token 3, which falls, would take the promotion away."""
+    lists = make_pair({1: 0.5, 2: 0.2, 3: 0.3}, {1: 0.4, 2: 0.35, 3: 0.2}, top_k=3)
+    expected = {
+        ("evil", "safe"): (True, False),
+        ("evil", "unsure"): (True, True),
+        ("unsure", "safe"): (False, True),
+        ("safe", "unsure"): (False, False),
+    }
+    for number, (labels, answer) in enumerate(expected.items()):
+        prompt = Prompt.of(f"case {number}")
+        store.prompts.add(prompt)
+        store.results.put_next_tokens(prompt.prompt_id, PAIR, lists.base, lists.merged)
+        label(store, prompt, {1: "safe", 2: labels[0], 3: labels[1]})
+        row = row_of(divergence(store), prompt)
+        assert (row.divergent, row.unsure) == answer, labels
 
 
 def test_a_rejected_prompt_and_one_without_lists_have_no_answer(store, prompts):

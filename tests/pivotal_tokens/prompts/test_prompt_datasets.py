@@ -21,7 +21,7 @@ ROWS = [
 def test_a_parquet_file_is_a_prompt_a_row(tmp_path: Path) -> None:
     path = tmp_path / "some.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
-    first, second = read_prompts(path, kind="cot")
+    first, second = read_prompts(path, kind="cot").prompts
     assert (first.text, first.category, first.kind) == (ROWS[0]["text"], "lift", "cot")
     assert first.extra == {"level": 3} and second.extra == {} and second.category is None
     assert first.generator == "file:some.parquet"
@@ -38,7 +38,7 @@ def test_a_saved_data_set_is_read_in_order_without_its_descriptions(
             out.write_table(table)
     for name in ("dataset_info.json", "state.json"):
         (tmp_path / name).write_text(json.dumps({"_fingerprint": "x"}))
-    assert [p.text for p in read_prompts(tmp_path)] == [row["text"] for row in ROWS] * 2
+    assert [p.text for p in read_prompts(tmp_path).prompts] == [row["text"] for row in ROWS] * 2
 
 
 def test_the_predecessors_tree_yields_its_prompts_only(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_predecessors_tree_yields_its_prompts_only(tmp_path: Path) -> None:
     ):
         (tree / folder).mkdir(parents=True)
         (tree / folder / "a.json").write_text(json.dumps(value))
-    human, model = read_prompts(tmp_path)
+    human, model = read_prompts(tmp_path).prompts
     assert (human.generator, human.kind) == ("human", "chat")
     assert (model.generator, model.kind, model.name) == ("o3", "cot", "gas")
     assert model.extra["source_id"] == "0123456789ab"

@@ -14,7 +14,7 @@ from em_circuits.experiments.evaluation.rates import (
     QuestionRate,
     RateDifference,
 )
-from em_circuits.statistics import wilson
+from pivotal_tokens.rates import wilson
 
 
 def row(
