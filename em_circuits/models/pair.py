@@ -74,7 +74,9 @@ class Model:
     _replacement: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.hf.get_output_embeddings().register_forward_pre_hook(_rows)  # type: ignore[operator]
+        # In float32 nothing is copied, and a row's product does not depend on how many there are.
+        if self.dtype != torch.float32:
+            self.hf.get_output_embeddings().register_forward_pre_hook(_rows)  # type: ignore[operator]
 
     def __repr__(self) -> str:
         kind, layers = type(self.hf).__name__, self.sites.n_layers
