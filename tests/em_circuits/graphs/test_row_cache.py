@@ -220,10 +220,15 @@ def test_rows_are_computed_in_halves_where_the_accelerator_runs_out(
     monkeypatch.setattr(_Held, "pulled_back", backward)
     monkeypatch.setattr(_Held, "run", forward)
     tight = build(subject, None)
+    # Measured edges subtract logits, each a sum of d_model products: how it rounds depends on the
+    # kernel that a processor takes for so many rows.
+    width = subject.model.hf.config.hidden_size
     for left, right in zip(whole, tight, strict=True):
-        for one, other in ((left.edges, right.edges), (left.measured, right.measured)):
+        rounding = width**0.5 * torch.finfo(torch.float32).eps * left.targets.logits.abs().max()
+        pairs = ((left.edges, right.edges, 0.0), (left.measured, right.measured, rounding))
+        for one, other, more in pairs:
             a, b = one.to_dense(), other.to_dense()
-            assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max() + more
     refused = [n for n in sizes["backward"] if n > 2]
     assert refused == [6, 3, 6, 3]  # once a model: what did not fit is not tried again
     assert max(sizes["forward"][4:]) <= 7
