@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import reconstruction
-from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class ActivationCache:
     patterns: Float[Tensor, "layer head pos pos"]
     """Softmax of the attention scores."""
     norm_scales: tuple[Tensor | None, ...]
-    """1 / rms per norm of the model, in module order; None for a norm that is not an RMSNorm."""
+    """1 / size of what each norm of the residual stream divides (`Decoder.norms`); None for a norm
+    of a form that is not known."""
     active: Int64[Tensor, "active 3"]
     """(layer, position, feature id), sorted; none before `first_position`."""
     activations: Float[Tensor, " active"]
@@ -67,9 +67,6 @@ class ActivationCache:
         Args:
             model: The real model is run, with eager attention.
             input_ids: One prompt, with its beginning-of-sequence token.
-
-        Raises:
-            RequestError: If the attention modules are not named as usual.
         """
         ids = input_ids.to(model.device).long()
         inputs: dict[int, Tensor] = {}
@@ -82,8 +79,8 @@ class ActivationCache:
             outputs[layer] = output[0]
 
         with (
-            _recording(attention_modules(model), lambda _m, _args, out: out) as attention,
-            _recording(norm_modules(model), _scale) as scales,
+            _recording(attention_modules(model), lambda _i, _args, out: out) as attention,
+            _recording(norm_modules(model), partial(_scale, model)) as scales,
             model.sites.hooked(read, write),
         ):
             logits = model.hf(input_ids=ids[None], use_cache=False).logits[0, -1]
@@ -148,37 +145,19 @@ class ActivationCache:
 
 
 def attention_modules(model: Model) -> tuple[nn.Module, ...]:
-    """The attention module of every layer.
-
-    Raises:
-        RequestError: If the architecture does not name them as usual.
-    """
-    found = [m for name, m in model.hf.named_modules() if name.endswith(".self_attn")]
-    if len(found) != model.sites.n_layers:
-        raise RequestError(
-            f"{type(model.hf).__name__}: {len(found)} modules named self_attn in "
-            f"{model.sites.n_layers} layers; its attention cannot be frozen"
-        )
-    return tuple(found)
+    """The attention module of every layer."""
+    return tuple(layer.attention for layer in model.decoder.layers)
 
 
 def norm_modules(model: Model) -> tuple[nn.Module, ...]:
-    """Every normalisation of the model, in module order."""
-    return tuple(m for m in model.hf.modules() if "norm" in type(m).__name__.lower())
+    """Every norm of the residual stream, in the order in which they run."""
+    return tuple(norm.module for norm in model.decoder.norms)
 
 
-def apply_scale(norm: Any, x: Tensor, scale: Tensor) -> Tensor:
-    """Llama's RMSNorm of `x` with a given 1 / rms instead of its own."""
-    return norm.weight * (x.float() * scale).to(x.dtype)
-
-
-def _scale(norm: Any, args: tuple, output: Tensor) -> Tensor | None:
-    epsilon = getattr(norm, "variance_epsilon", None)
-    if epsilon is None:
-        return None
-    scale = torch.rsqrt(args[0].float().square().mean(-1, keepdim=True) + epsilon)
-    # The formula is checked on the spot, so that no other norm passes for Llama's.
-    return scale[0] if torch.allclose(apply_scale(norm, args[0], scale), output) else None
+def _scale(model: Model, index: int, args: tuple, output: Tensor) -> Tensor | None:
+    norm, x = model.decoder.norms[index], args[0]
+    # Checked on the spot, so that no norm passes for another.
+    return norm.scale(x)[0] if norm.fits(x, output) else None
 
 
 def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
@@ -193,12 +172,12 @@ def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def _recording(modules: tuple[nn.Module, ...], keep: Any) -> Iterator[dict[int, Any]]:
-    """Collect ``keep(module, args, output)`` of every module, by its number."""
+    """Collect ``keep(number, args, output)`` of every module, by its number."""
     recorded: dict[int, Any] = {}
 
     def recorder(index: int) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            recorded[index] = keep(module, args, output)
+        def hook(_module: nn.Module, args: tuple, output: Any) -> None:
+            recorded[index] = keep(index, args, output)
 
         return hook
 

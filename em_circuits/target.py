@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from em_circuits.contrast import Contrast, demeaned
+from em_circuits.models.family import Decoder
 from pivotal_tokens.errors import RequestError
 
 
@@ -411,7 +412,7 @@ class Branch:
 
 
 def _watched(hf: nn.Module, layer: int, residual: dict[int, Tensor]) -> Any:
-    layers = [module for module in hf.modules() if hasattr(module, "self_attn")]
+    layers = [one.module for one in Decoder.of(hf).layers]
     if not -len(layers) <= layer < len(layers):
         raise RequestError(f"layer {layer} of a model of {len(layers)} layers")
 

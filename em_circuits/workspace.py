@@ -169,7 +169,7 @@ class Workspace:
         pair = self.pair
         named = {"transcoders": pair.settings.transcoders}
         named |= {name: source.reference for name, source in pair.sources.items()}
-        named |= {"backend": pair.settings.backend, "dtype": str(pair.dtype)}
+        named |= {"backend": pair.base.backend, "dtype": str(pair.dtype)}
         known = self.store.results.pairs()
         description = named | {_FINGERPRINTS: _shown(self.fingerprints)}
         if known.get(pair.key) == description:

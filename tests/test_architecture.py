@@ -37,6 +37,7 @@ FLOORS = {
     "em_circuits.table": 9.5,
     "em_circuits.progress": 9,
     "em_circuits.sampling": 9,
+    "em_circuits.models.family": 9.1,
     "em_circuits.models": 10,
     "em_circuits.activation_cache": 10.5,
     "em_circuits.bases": 10.5,

@@ -24,17 +24,16 @@ from torch import Tensor, nn
 from em_circuits.bases.part import Part, Stage
 from em_circuits.models import ModelPair
 from em_circuits.models.adapter import LoraAdapter, LoraModule, LoraTensors
+from em_circuits.models.family import LinearMap
+from em_circuits.models.neurons import matrix
 from em_circuits.models.sites import Site
 from pivotal_tokens.errors import RequestError
 
-_STAGES = {
-    "q_proj": Stage.ATTENTION_INPUT,
-    "k_proj": Stage.ATTENTION_INPUT,
-    "v_proj": Stage.ATTENTION_INPUT,
-    "o_proj": Stage.ATTENTION_OUTPUT,
-    "gate_proj": Stage.MLP_INPUT,
-    "up_proj": Stage.MLP_INPUT,
-    "down_proj": Stage.MLP_HIDDEN,
+_STAGES: dict[LinearMap, Stage] = {
+    "queries": Stage.ATTENTION_INPUT,
+    "heads": Stage.ATTENTION_OUTPUT,
+    "up": Stage.MLP_INPUT,
+    "down": Stage.MLP_HIDDEN,
 }
 
 
@@ -109,8 +108,9 @@ def adapter_parts(pair: ModelPair) -> tuple[AdapterPart, ...]:
     Raises:
         RequestError: If the adapter is no LoRA, or changes what has no place in the model.
     """
-    adapter = adapter_of(pair)
-    return tuple(_part(pair, module, adapter.tensors(module)) for module in adapter.modules)
+    adapter, decoder = adapter_of(pair), pair.merged.decoder
+    modules = [one for one in adapter.modules if not decoder.is_elsewhere(one.name)]
+    return tuple(_part(pair, module, adapter.tensors(module)) for module in modules)
 
 
 def adapter_of(pair: ModelPair) -> LoraAdapter:
@@ -126,7 +126,8 @@ def adapter_of(pair: ModelPair) -> LoraAdapter:
 
 
 def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPart:
-    if not lora.embedding and (lora.layer is None or lora.leaf not in _STAGES):
+    place = pair.merged.decoder.map_at(lora.name)
+    if place is None and not lora.embedding:
         raise RequestError(f"the adapter changes {lora.name}, whose ranks cannot be nodes")
     try:
         module: Any = pair.merged.hf.get_submodule(lora.name)
@@ -139,8 +140,8 @@ def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPar
     b = lora.scaling * tensors.b.to(pair.device, torch.float32)
     up, dora = b, None
     if tensors.magnitude is not None:
-        weight = base.weight.float()
-        dora = MagnitudeNorm.of(weight.T if lora.embedding else weight, b, a)
+        weight = base.weight.T if lora.embedding else matrix(base)
+        dora = MagnitudeNorm.of(weight.float(), b, a)
         factor = tensors.magnitude.to(b) / dora.norm(torch.ones_like(a[:, 0]))
         up = b * factor[:, None]
     head: Any = pair.merged.hf.get_output_embeddings()  # type: ignore[operator]
@@ -148,8 +149,8 @@ def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPar
     return AdapterPart(
         basis="adapter",
         name=lora.name,
-        layer=lora.layer or 0,
-        stage=Stage.EMBEDDING if lora.embedding else _STAGES[lora.leaf],
+        layer=0 if place is None else place[0],
+        stage=Stage.EMBEDDING if place is None else _STAGES[place[1]],
         read=Site(module, "input"),
         writes=(Site(module, "output"),),
         n_nodes=lora.rank,

@@ -12,7 +12,6 @@ read from disk). What all layers' features together leave of an MLP is no node, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from jaxtyping import Float, Int64
@@ -63,9 +62,8 @@ def cross_layer_parts(model: Model, clt: CrossLayerTranscoder) -> tuple[CrossLay
     Raises:
         RequestError: If it is of another depth or width, or its hooks have no place in the model.
     """
-    sites = FeatureSites.of(model.hf, clt.feature_input_hook, clt.feature_output_hook)
-    config: Any = model.hf.config
-    width = config.hidden_size
+    sites = FeatureSites.of(model.decoder, clt.feature_input_hook, clt.feature_output_hook)
+    width = model.decoder.d_model
     if (clt.n_layers, clt.d_model) != (sites.n_layers, width):
         raise RequestError(
             f"the cross-layer transcoder has {clt.n_layers} layers of width {clt.d_model}, the "

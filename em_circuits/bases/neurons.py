@@ -15,7 +15,7 @@ from torch import Tensor
 
 from em_circuits.bases.part import Part, Stage
 from em_circuits.models import Model
-from em_circuits.models.neurons import NeuronDictionary, neuron_dictionaries
+from em_circuits.models.neurons import NeuronDictionary, matrix, neuron_dictionaries
 from em_circuits.models.sites import Site
 
 
@@ -38,7 +38,7 @@ class NeuronPart(Part):
 
     def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
         """The MLP's output but for a bias."""
-        return x @ self.dictionary.down.weight.detach().T
+        return x @ matrix(self.dictionary.down).detach().T
 
 
 def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
@@ -58,5 +58,5 @@ def neuron_parts(model: Model) -> tuple[NeuronPart, ...]:
             n_nodes=dictionary.width,
             dictionary=dictionary,
         )
-        for layer, dictionary in enumerate(neuron_dictionaries(model.hf))
+        for layer, dictionary in enumerate(neuron_dictionaries(model.decoder))
     )

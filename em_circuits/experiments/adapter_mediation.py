@@ -205,9 +205,6 @@ def heads_over_prompts(
         n_random: Random draws of as many other heads.
         seed: Of draws and resamples.
         progress: Called after every prompt.
-
-    Raises:
-        RequestError: If the model does not name its parts as Llama does.
     """
     effects, shifts = [], []
     for subject in tracked(subjects, "heads", progress):

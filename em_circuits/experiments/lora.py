@@ -242,8 +242,7 @@ def _measure(
         found.activations.append(_responses(work, parts, ids))
     dropped = _dropped(found, request.drop)
     for contrast, ids in tracked(cases, "ranks dropped", work.progress):
-        config: Any = pair.merged.hf.config
-        weights = contrast.weights(config.vocab_size)[None]
+        weights = contrast.weights(pair.merged.decoder.d_vocab)[None]
         effects = torch.full((n_ranks(parts),), torch.nan)
         effects[dropped] = drop_effects(pair.merged, parts, ids, weights, ranks=dropped)[0]
         found.effects.append(effects)

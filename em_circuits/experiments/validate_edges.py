@@ -164,8 +164,7 @@ def validate_edges(
 def prompt_edges(model: Model, prompt: Prompt, contrast: Contrast, *, n: int) -> PromptEdges:
     """Every edge among the n features of the largest gradient, and to the contrast, three ways."""
     ids = model.input_ids(prompt)
-    d_vocab: int = model.hf.config.vocab_size  # type: ignore[union-attr, assignment]
-    weights = contrast.weights(d_vocab)[None]
+    weights = contrast.weights(model.decoder.d_vocab)[None]
     nodes = choose_nodes(model, own_parts(model), ids, weights, n=n)
     source, target = _pairs(nodes)
     if not len(source):

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from em_circuits.bases.adapters import AdapterPart
 from em_circuits.models import Model, ModelPair
+from em_circuits.models.family import LinearMap
+from em_circuits.models.neurons import matrix
 from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.schema import Frozen
 
@@ -42,8 +44,6 @@ _SPREAD = 20
 """Random directions whose spread over features is measured; sorting every cosine takes time."""
 BINS = 40
 """Of a histogram."""
-_ATTENTION = ("q_proj", "k_proj", "v_proj")
-_MLP = ("gate_proj", "up_proj")
 
 Side = Literal["decoder", "encoder", "upstream"]
 
@@ -164,39 +164,34 @@ def _written(model: Model, part: AdapterPart) -> Iterator[_Way]:
         return
     if not part.embedding:
         yield _Way("decoder", part.layer, part, part.up, into, None)
-    for layer in range(part.layer + (_leaf(part) == "down_proj"), model.sites.n_layers):
+    for layer in range(part.layer + (_kind(model, part) == "down"), model.sites.n_layers):
         yield _Way("encoder", layer, part, part.up, into, _norm_of_reads(model, layer))
 
 
 def _read(model: Model, part: AdapterPart) -> Iterator[_Way]:
     """Where a read comes from: the decoders of the layers before."""
-    layer, leaf = _layer_module(model, part), _leaf(part)
-    if leaf in _ATTENTION:
-        norm = getattr(layer, "input_layernorm", None)
-    elif leaf in _MLP:
-        norm = getattr(layer, "pre_feedforward_layernorm", None)
-        norm = norm or getattr(layer, "post_attention_layernorm", None)
-    else:
+    layer, kind = model.decoder.layers[part.layer], _kind(model, part)
+    if kind not in ("queries", "up"):
         return
+    norm = layer.attention_norm if kind == "queries" else layer.mlp_norm
     for before in range(part.layer):
-        yield _Way("upstream", before, part, part.down, _as_it_is, norm)
+        yield _Way("upstream", before, part, part.down, _as_it_is, norm.module)
 
 
 def _into_stream(model: Model, part: AdapterPart) -> Callable[[Tensor], Tensor] | None:
     """How writes become directions of the residual stream; None where they are none."""
     if part.embedding:
         return _as_it_is
-    leaf, layer = _leaf(part), _layer_module(model, part)
+    decoder, kind = model.decoder, _kind(model, part)
+    layer = decoder.layers[part.layer]
     # Gemma norms what attention and MLP write before it is added to the stream.
-    sandwiched = hasattr(layer, "pre_feedforward_layernorm")
-    if leaf == "down_proj":
-        return partial(through_norm, layer.post_feedforward_layernorm if sandwiched else None)
-    after = layer.post_attention_layernorm if sandwiched else None
-    if leaf == "o_proj":
+    behind = layer.behind_mlp if kind == "down" else layer.behind_attention
+    after = None if behind is None else behind.module
+    if kind in ("down", "heads"):
         return partial(through_norm, after)
-    if leaf != "v_proj":
+    if not part.name.endswith(".v_proj"):
         return None
-    output, head = layer.self_attn.o_proj.weight.float(), layer.self_attn.head_dim
+    output, head = matrix(layer.output).float(), decoder.d_head
 
     def through_heads(vectors: Tensor) -> Tensor:
         groups = output.shape[1] // vectors.shape[1]
@@ -225,12 +220,9 @@ def through_norm(norm: nn.Module | None, vectors: Tensor) -> Tensor:
     return (moved - still).float()
 
 
-def _layer_module(model: Model, part: AdapterPart) -> Any:
-    return model.hf.get_submodule(part.name.rsplit(".", 2)[0])
-
-
-def _leaf(part: AdapterPart) -> str:
-    return part.name.rsplit(".", 1)[-1]
+def _kind(model: Model, part: AdapterPart) -> LinearMap | None:
+    place = model.decoder.map_at(part.name)
+    return None if place is None else place[1]
 
 
 def _rows(model: Model, encoder: bool, layer: int) -> Float[Tensor, "feature d_model"]:

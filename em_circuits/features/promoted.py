@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from em_circuits.feature import FeatureId
 from em_circuits.models import Model
 from em_circuits.models.text import decode_token
-from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -62,26 +61,12 @@ def promoted_tokens(model: Model, feature: FeatureId, *, keep: int = 8) -> Promo
 
 @torch.no_grad()
 def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
-    """Demeaned direct effect of one unit of a feature on every logit, final norm's scale left out.
-
-    Raises:
-        RequestError: If the model's final norm has no place that is known.
-    """
+    """Demeaned effect of one unit of a feature on every logit, the final norm's scale left out."""
     layer, index = feature
     dictionary, ids = model.dictionaries[layer], torch.tensor([index])
     writes = [dictionary.decoder(ids, k)[0].float() for k in range(dictionary.n_writes)]
     decoder = torch.stack(writes).sum(0)
     unembedding = model.hf.get_output_embeddings().weight.float()  # type: ignore[operator]
-    push = unembedding @ (decoder * _final_norm(model).float())
+    norm = model.decoder.final_norm
+    push = unembedding @ (norm.centred(decoder) * norm.gain.float())
     return (push - push.mean()).cpu()
-
-
-def _final_norm(model: Model) -> Tensor:
-    norm: nn.Module | None = getattr(model.hf.model, "norm", None)
-    weight = getattr(norm, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise RequestError(
-            f"{type(model.hf).__name__} has no final norm at model.norm: promoted tokens unknown"
-        )
-    # Gemma's norms multiply by 1 + weight (transformers, modeling_gemma.py, GemmaRMSNorm.forward).
-    return weight + 1 if type(norm).__name__.startswith("Gemma") else weight

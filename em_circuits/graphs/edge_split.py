@@ -24,8 +24,8 @@ constant the terms are the parts named here, and what the scale adds to all of t
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from em_circuits.graphs.held import ROWS, Nodes, _Held
 from em_circuits.models import Model
+from em_circuits.models.family import Decoder, Norm
+from em_circuits.models.neurons import matrix
 from em_circuits.models.sites import Site
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
@@ -42,7 +44,6 @@ By = Literal["last", "first"]
 Kind = Literal["residual", "head", "mlp", "norms"]
 HeadPath = Literal["value", "query", "key"]
 PATHS: tuple[HeadPath, ...] = ("value", "query", "key")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _split(
     source: int | None,
     by: By,
 ) -> EdgeSplit:
-    layers = _layers(model)
+    decoder = _decoder(model)
     prompt_alone, *others = Branch.of(targets)
     read_on = (one for one in others if target - len(nodes) in one.columns)
     branch = next(read_on, prompt_alone)
@@ -176,7 +177,7 @@ def _split(
 
         def run(cut: bool = False, constant_norms: bool = False) -> _Pass:
             made = _Pass(
-                model, nodes, input_ids, branch, layers, cut=cut, constant_norms=constant_norms
+                model, nodes, input_ids, branch, decoder, cut=cut, constant_norms=constant_norms
             )
             with made:
                 return made.run(target)
@@ -202,66 +203,24 @@ def _split(
     return EdgeSplit((Carrier("residual"), *carriers, Carrier("norms")), values, edge)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The modules of one decoder layer that carry edges."""
-
-    attention: Any
-    n_heads: int
-    mlp: nn.Module
-    """Whose output is added to the residual stream: the MLP, or the norm behind it."""
-    inner: nn.Module | None
-    """The MLP's last linear map, where nothing stands between its output and the stream."""
-    norms: tuple[nn.Module, ...]
-    """Through which its attention and its MLP read the stream."""
-
-
-def _layers(model: Model) -> list[_Layer]:
-    """Decoder layers in order; the last one's norms hold the final norm too.
+def _decoder(model: Model) -> Decoder:
+    """The model's decoder, if its attention is made of the parts that edges split over.
 
     Raises:
-        RequestError: If they have other parts than those of Llama, Qwen and Gemma.
+        RequestError: If it is not.
     """
-    named = dict(model.hf.named_modules())
-    found = {
-        int(match[1]): (name, module)
-        for name, module in named.items()
-        if (match := _LAYER.search(name)) and hasattr(module, "self_attn")
-    }
-    name = type(model.hf).__name__
-    refusal = RequestError(
-        f"{name}: edges split only where layers have self_attn with q_proj, k_proj, v_proj and "
-        "o_proj, an mlp, and a norm before each"
-    )
-    if len(found) != model.sites.n_layers:
-        raise refusal
-    layers = []
-    for path, module in (found[i] for i in sorted(found)):
-        attention: Any = module.self_attn
-        mlp: Any = getattr(module, "mlp", None)
-        before: Any = getattr(module, "input_layernorm", None)
-        between: Any = getattr(module, "pre_feedforward_layernorm", None)
-        between = between or getattr(module, "post_attention_layernorm", None)
-        final: Any = named.get(path.rpartition(".layers.")[0] + ".norm")
-        head = getattr(attention, "head_dim", 0)
-        maps: list[Any] = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
-        parts = (mlp, before, between, final, *maps)
-        if not head or any(part is None for part in parts):
-            raise refusal
-        q, o = maps[0], maps[3]
-        if q.out_features != o.in_features or o.in_features % head:
-            raise refusal
-        behind = getattr(module, "post_feedforward_layernorm", None)
-        layers.append(
-            _Layer(
-                attention=attention,
-                n_heads=o.in_features // head,
-                mlp=behind or mlp,
-                inner=None if behind else getattr(mlp, "down_proj", None),
-                norms=(before, between, final),
+    decoder = model.decoder
+    names, width = decoder.family.queries, decoder.n_heads * decoder.d_head
+    for layer in decoder.layers:
+        maps = [getattr(layer.attention, name, None) for name in names]
+        if any(one is None for one in maps) or (
+            len(maps) == 3 and width != matrix(maps[0]).shape[0]  # type: ignore[arg-type]
+        ):
+            raise RequestError(
+                f"{decoder.name}: edges split only where attention has {', '.join(names)}, "
+                "and queries as wide as its heads"
             )
-        )
-    return layers
+    return decoder
 
 
 @dataclass
@@ -277,11 +236,11 @@ class _Pass:
     nodes: Nodes
     input_ids: Int[Tensor, " pos"]
     branch: Branch
-    layers: list[_Layer]
+    decoder: Decoder
     cut: bool = False
     constant_norms: bool = False
     reads: list[dict[str, Tensor]] = field(default_factory=list)
-    """By layer: outputs of q_proj, k_proj, v_proj."""
+    """By layer: outputs of the maps to queries, keys and values, which one may give together."""
     moving: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """("z" or "m", layer) -> the carrier's output, without what nodes write beside it."""
     outputs: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -294,25 +253,26 @@ class _Pass:
         self._held = self._stack.enter_context(
             _Held(self.model, self.nodes, self.input_ids, self.branch)
         )
-        self.reads = [{} for _ in self.layers]
-        norms = dict.fromkeys(norm for layer in self.layers for norm in layer.norms)
+        layers, final = self.decoder.layers, self.decoder.final_norm
+        self.reads = [{} for _ in layers]
         if self.constant_norms:
-            for norm in norms:  # before the held nodes read its output
-                self._on(norm.register_forward_hook(_constant_scale, prepend=True))
-        for i, layer in enumerate(self.layers):
-            for name in ("q", "k", "v"):  # after the held nodes wrote into its output
+            for norm in (*(n for x in layers for n in (x.attention_norm, x.mlp_norm)), final):
+                # before the held nodes read its output
+                hook = partial(_constant_scale, norm)
+                self._on(norm.module.register_forward_hook(hook, prepend=True))
+        for i, layer in enumerate(layers):
+            for name in self.decoder.family.queries:  # after the held nodes wrote into its output
 
                 def keep(_m: Any, _a: Any, output: Tensor, i: int = i, name: str = name) -> None:
                     self.reads[i][name] = output
 
-                self._on(getattr(layer.attention, f"{name}_proj").register_forward_hook(keep))
-            heads = layer.attention.o_proj
+                self._on(getattr(layer.attention, name).register_forward_hook(keep))
             self._on(
-                heads.register_forward_pre_hook(
+                layer.output.register_forward_pre_hook(
                     lambda _m, args, i=i: self._heads(i, *args), prepend=True
                 )
             )
-            self._on(layer.mlp.register_forward_hook(lambda _m, _a, out, i=i: self._mlp(i, out)))
+            self._on(layer.writer.register_forward_hook(lambda _m, _a, out, i=i: self._mlp(i, out)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -359,7 +319,7 @@ class _Pass:
                 terms.append((gradient * self.moving["m", i]).sum().float())
                 continue
             of_paths = self._paths(i, gradient)
-            for head in range(self.layers[i].n_heads):
+            for head in range(self.decoder.n_heads):
                 carriers += [Carrier("head", i, head, path) for path in PATHS]
                 terms += [of_path[head] for of_path in of_paths]
         device = self.model.device
@@ -426,13 +386,13 @@ class _Pass:
         The gradient with respect to the concatenated heads, one head's share at a time, is taken
         back through the attention alone; keys and values that heads share are thereby separate.
         """
-        n = self.layers[i].n_heads
+        n = self.decoder.n_heads
         d = gradient.shape[-1] // n
         of_head = torch.eye(n, device=gradient.device, dtype=gradient.dtype)
         of_head = of_head.repeat_interleave(d, 1)[:, None, None]
-        inputs = [self.reads[i][name] for name in ("v", "q", "k")]
+        inputs = [self.reads[i][name] for name in self.decoder.family.queries]
         if not self.moving["z", i].requires_grad:
-            return [torch.zeros(n, device=gradient.device) for _ in inputs]
+            return [torch.zeros(n, device=gradient.device) for _ in PATHS]
         back = torch.autograd.grad(
             self.moving["z", i],
             inputs,
@@ -440,7 +400,11 @@ class _Pass:
             is_grads_batched=True,
             retain_graph=True,
         )
-        return [(g.detach() * x).sum((1, 2, 3)).float() for g, x in zip(back, inputs, strict=True)]
+        products = [(g.detach() * x) for g, x in zip(back, inputs, strict=True)]
+        if len(products) == 1:
+            products = list(products[0].chunk(3, -1))
+        queries, keys, values = (product.sum((1, 2, 3)).float() for product in products)
+        return [values, queries, keys]
 
     def _heads(self, i: int, z: Tensor) -> tuple[Tensor] | None:
         self.moving["z", i] = self.outputs["z", i] = z
@@ -450,10 +414,14 @@ class _Pass:
         return (self.cuts["z", i],)
 
     def _mlp(self, i: int, output: Tensor) -> Tensor | None:
-        layer, written = self.layers[i], torch.zeros_like(output)
+        layer, written = self.decoder.layers[i], torch.zeros_like(output)
+        # A down_proj's output is what its MLP adds, where no norm stands behind that.
+        inner = None
+        if layer.behind_mlp is None:
+            inner = getattr(layer.mlp, self.decoder.family.down, None)
         for part, k, nudge in self._held.nudges:
             site: Site = self.nodes.parts[part].writes[k]
-            if site.module in (layer.mlp, layer.inner) and site.side == "output":
+            if site.module in (layer.writer, inner) and site.side == "output":
                 written = written + nudge
         self.moving["m", i], self.outputs["m", i] = output - written, output
         if not self.cut:
@@ -465,17 +433,13 @@ class _Pass:
         self._stack.callback(handle.remove)
 
 
-def _constant_scale(norm: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    """The output of an RMS norm as a linear map of its input: its scale is a constant.
+def _constant_scale(norm: Norm, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """The output of a norm as a linear map of its input: its scale is a constant.
 
-    ``output = r * weight * x``; a constant input, so large that epsilon is nothing, shows the
-    weight in whatever form the family keeps it, and the projection on it shows r.
+    Raises:
+        RequestError: If the norm is of another form than is known.
     """
-    x = args[0].detach().float()
-    with torch.no_grad():
-        # `forward`, since calling the module would call this hook
-        weight = norm.forward(torch.full_like(args[0][0, :1], 1e4)).float()[0]
-        along = weight * x
-        scale = (output.detach().float() * along).sum(-1, keepdim=True)
-        scale = scale / along.square().sum(-1, keepdim=True).clamp_min(1e-30)
-    return (args[0].float() * (scale * weight)).to(output.dtype)
+    x = args[0]
+    if not norm.fits(x.detach(), output.detach()):
+        raise RequestError(f"{type(module).__name__} is not of a form that edges split over")
+    return norm.apply(x, norm.scale(x.detach()))

@@ -590,14 +590,13 @@ def _within_memory(
     """The settings with the batch size that `max_memory` leaves room for."""
     if settings.max_memory is None:
         return settings
-    config: Any = model.hf.config
     n_layers, n_pos, _ = context.activation_matrix.shape
     need = MemoryNeed(
         n_active=context.activation_matrix._nnz(),
         n_layers=n_layers,
         n_pos=n_pos,
         d_model=context.token_vectors.shape[-1],
-        n_heads=config.num_attention_heads,
+        n_heads=model.decoder.n_heads,
         max_feature_nodes=settings.max_feature_nodes,
     )
     batch_size = min(settings.batch_size, need.rows_within(settings.max_memory))
@@ -688,7 +687,10 @@ def _model_parameters(
         **settings.parameters,
     }
     if settings.edges == "frozen":  # full edges are the real model's, whatever the backend
-        parameters["backend"] = model.settings.backend
+        parameters["backend"] = model.backend
+        embedding = model.hf.get_input_embeddings()  # type: ignore[operator]
+        if hasattr(embedding, "embed_scale"):  # told apart from graphs made without the scale
+            parameters["tokens"] = "scaled"
     if settings.select_by == "contrast":
         parameters["labels"] = {
             str(token): label for token, label in sorted((labels or {}).items())

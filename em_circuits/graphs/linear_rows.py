@@ -43,8 +43,9 @@ _STEP = 512
 """Query positions that are multiplied at once: positions beyond them are zero."""
 _READS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
 _WRITES = ("hook_mlp_out", "mlp.hook_out")
+_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+"""Biases, which Qwen2 has, are constants: no gradient passes through them."""
 _SETTINGS = {
-    "original_architecture": "LlamaForCausalLM",
     "normalization_type": "RMS",
     "positional_embedding_type": "rotary",
     "parallel_attn_mlp": False,
@@ -281,7 +282,8 @@ def _is_known(replacement: Any) -> bool:
         return False
     config = replacement.cfg
     return (
-        all(getattr(config, name, None) == value for name, value in _SETTINGS.items())
+        getattr(config, "original_architecture", None) in _ARCHITECTURES
+        and all(getattr(config, name, None) == value for name, value in _SETTINGS.items())
         and getattr(replacement, "feature_input_hook", None) in _READS
         and getattr(replacement, "original_feature_output_hook", None) in _WRITES
         and hasattr(replacement.transcoders, "__getitem__")

@@ -16,7 +16,6 @@ with b bytes a value, so that a budget gives the number of rows:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -61,9 +60,8 @@ class RowMemory:
     @classmethod
     def of(cls, model: Model, nodes: Nodes, n_targets: int, n_pos: int) -> RowMemory:
         """The sizes of a prompt's edges."""
-        hf: Any = model.hf
-        config = hf.config.get_text_config()
-        d_model = int(config.hidden_size)
+        decoder = model.decoder
+        d_model = decoder.d_model
         writes, widest = 0, 0
         for i, part in enumerate(nodes.parts):
             n = len(range(*nodes.of_part(i).indices(len(nodes))))
@@ -72,12 +70,12 @@ class RowMemory:
                 reads = _width(part.read, d_model)
                 widest = max(widest, n * (reads + part.n_nodes + d_model))
         return cls(
-            n_layers=int(config.num_hidden_layers),
+            n_layers=len(decoder.layers),
             n_pos=n_pos,
             d_model=d_model,
-            d_mlp=int(config.intermediate_size),
-            n_heads=int(config.num_attention_heads),
-            d_vocab=int(config.vocab_size),
+            d_mlp=decoder.d_mlp,
+            n_heads=decoder.n_heads,
+            d_vocab=decoder.d_vocab,
             value_bytes=model.dtype.itemsize,
             write_width=writes,
             part_width=widest,

@@ -227,8 +227,7 @@ def adapter_effects(
         seed: Of the draws.
 
     Raises:
-        RequestError: If the fine-tune is no LoRA, or the model does not name its parts as Llama
-            does.
+        RequestError: If the fine-tune is no LoRA.
     """
     writes = AdapterWrites.of(pair, input_ids)
     paths = adapter_paths(pair, writes, input_ids, weights)

@@ -43,6 +43,7 @@ from torch import Tensor
 from em_circuits.bases import NeuronPart, Part, own_parts
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
+from em_circuits.models.neurons import matrix
 from em_circuits.models.sites import Site, on_site
 from pivotal_tokens.errors import RequestError
 
@@ -131,9 +132,6 @@ def adapter_paths(
         weights: The target is ``sum_v w[v] logit_v`` at the last position.
         parts: What counts as features; by default the model's own features.
         points: Numbers of points that are tried in turn.
-
-    Raises:
-        RequestError: If the model does not name its parts as Llama does.
     """
     if parts is None:
         parts = own_parts(pair.base)
@@ -408,7 +406,7 @@ def _through(
         place = activations.nonzero()
     if isinstance(part, NeuronPart):  # reads each node's activation as it is: no slopes to gather
         (gradient,) = towards
-        back = gradient.to(x) @ part.dictionary.down.weight.detach()
+        back = gradient.to(x) @ matrix(part.dictionary.down).detach()
         return place, (back * tangent)[tuple(place.T)], back
     back, values = torch.zeros_like(x), []
     for some in place.split(max(1, _ELEMENTS // x.shape[-1])):

@@ -89,9 +89,6 @@ def measured_shares(
         parts: What counts as features; by default the model's own features.
         n_random: Draws of random directions.
         seed: Of the draws.
-
-    Raises:
-        RequestError: If the model does not name its parts as Llama does.
     """
     runs = HeldRuns.of(model, writes, input_ids, weights, parts)
     real = [written[None] for written in writes.written]

@@ -22,19 +22,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from em_circuits.activation_cache import attention_modules
 from em_circuits.bases import Part, Stage
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
 from em_circuits.graphs.held import captured
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.sites import Site, on_site
-from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +101,7 @@ class Readers:
         attention: The norm in front of each layer's attention.
         mlp: The norm in front of each layer's MLP.
         final: The norm in front of the logits.
-        outputs: ``o_proj`` of each layer; a head is a slice of its input.
+        outputs: Last linear map of each layer's attention; a head is a slice of its input.
         n_heads: Query heads of a layer.
     """
 
@@ -116,35 +113,14 @@ class Readers:
 
     @classmethod
     def of(cls, model: Model) -> Readers:
-        """Find them in a model with Llama's names.
-
-        Raises:
-            RequestError: If its norms are named otherwise.
-        """
-        hf: Any = model.hf
-        config: Any = hf.config
-        layers = getattr(hf.base_model, "layers", ())
-        attention = [getattr(layer, "input_layernorm", None) for layer in layers]
-        # Gemma 2 and 3 have a norm behind the attention too, and call that one post_attention.
-        mlp = [
-            getattr(layer, "pre_feedforward_layernorm", None)
-            or getattr(layer, "post_attention_layernorm", None)
-            for layer in layers
-        ]
-        final: Any = getattr(hf.base_model, "norm", None)
-        outputs = [getattr(module, "o_proj", None) for module in attention_modules(model)]
-        known = [*attention, *mlp, final, *outputs]
-        if len(attention) != model.sites.n_layers or None in known:
-            raise RequestError(
-                f"{type(hf).__name__} does not name its norms and o_proj as Llama does; "
-                "what reads an adapter's writes cannot be told"
-            )
+        """Find them in a model."""
+        layers = model.decoder.layers
         return cls(
-            tuple(attention),  # type: ignore[arg-type]
-            tuple(mlp),  # type: ignore[arg-type]
-            final,
-            tuple(outputs),  # type: ignore[arg-type]
-            int(config.num_attention_heads),
+            tuple(layer.attention_norm.module for layer in layers),
+            tuple(layer.mlp_norm.module for layer in layers),
+            model.decoder.final_norm.module,
+            tuple(layer.output for layer in layers),
+            model.decoder.n_heads,
         )
 
     @property
@@ -188,10 +164,11 @@ class WrittenPrompt:
         if part.read == Site(norm, "input"):
             return residual
         x = norm.forward(residual)  # calling the norm would run its hooks once more
+        if part.read.norm is not None:
+            return part.read.norm.normalised(residual, x)
         if part.stage is not Stage.MLP_HIDDEN:
             return x
-        hf: nn.Module = self.model.hf
-        mlp = next(m for m in hf.modules() if part.read.module in m.children())
+        mlp = self.model.decoder.layers[part.layer].mlp
         found: list[Tensor] = []
         with on_site(part.read, found.append):
             mlp(x)

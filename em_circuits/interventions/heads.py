@@ -100,11 +100,7 @@ class HeadPatch:
     def of(
         cls, model: Model, other: Model, input_ids: Int[Tensor, " pos"], contrast: Contrast
     ) -> HeadPatch:
-        """Capture the other model's heads.
-
-        Raises:
-            RequestError: If the model does not name its parts as Llama does.
-        """
+        """Capture the other model's heads."""
         d_vocab = len(model.next_logits(input_ids[:1]))
         weights = contrast.weights(d_vocab)
         return cls(model, Readers.of(model), input_ids, weights, head_outputs(other, input_ids))
@@ -209,7 +205,7 @@ def mediate_heads(
         seed: Of the draws.
 
     Raises:
-        RequestError: If there is no contrast, or the model does not name its parts as Llama does.
+        RequestError: If there is no contrast.
     """
     into_base = HeadPatch.of(pair.base, pair.merged, input_ids, contrast)
     into_merged = HeadPatch.of(pair.merged, pair.base, input_ids, contrast)

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from em_circuits.activation_cache import BatchedCache, apply_scale, attention_modules, norm_modules
+from em_circuits.activation_cache import BatchedCache, attention_modules
 from em_circuits.intervention import Regime
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import one_layer_only
+from em_circuits.models.family import Norm
 from pivotal_tokens.errors import RequestError
 
 
@@ -91,19 +92,19 @@ def frozen_patterns(
 
 @contextlib.contextmanager
 def frozen_norms(model: Model, scales: tuple[Tensor | None, ...]) -> Iterator[None]:
-    """Norms multiply by the given 1 / rms instead of their own."""
+    """Norms multiply by the given 1 / size instead of their own."""
 
-    def hook(scale: Tensor) -> Callable:
-        return lambda norm, args, _output: apply_scale(norm, args[0], scale)
+    def hook(norm: Norm, scale: Tensor) -> Callable:
+        return lambda _module, args, _output: norm.apply(args[0], scale)
 
     hooks = []
-    for norm, scale in zip(norm_modules(model), scales, strict=True):
+    for norm, scale in zip(model.decoder.norms, scales, strict=True):
         if scale is None:
             raise RequestError(
-                f"{type(norm).__name__} is not Llama's RMSNorm; its scale cannot be frozen: "
+                f"{type(norm.module).__name__} is not of a form whose scale can be frozen: "
                 "use regime attention_frozen or free"
             )
-        hooks.append((norm, hook(scale)))
+        hooks.append((norm.module, hook(norm, scale)))
     with _hooks(hooks):
         yield
 

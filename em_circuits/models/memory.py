@@ -7,7 +7,6 @@ plan.total, plan.fits
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source
@@ -71,8 +71,8 @@ def memory_plan(
     """Estimate what a pair and one attribution of a prompt of `PROMPT_TOKENS` will take."""
     n_pos = PROMPT_TOKENS
     device, dtype = settings.resolved_device(), settings.resolved_dtype()
-    config: Any = json.loads((sources["base"].path / "config.json").read_text())
-    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    config = _language_config(sources["base"])
+    width, layers = config.hidden_size, config.num_hidden_layers
     base = _elements(sources["base"].path) * dtype.itemsize
     # An adapter's matrices of rank r hold r (in + out) numbers; those they touch at most width
     # times as many.
@@ -95,6 +95,29 @@ def memory_plan(
         host=sum(transcoder) if settings.transcoders_on == "cpu" else 0,
         host_available=available_bytes(torch.device("cpu")),
     )
+
+
+def _language_config(base: Source) -> Any:
+    """The configuration of a model, of a multimodal one its language model's.
+
+    Its own words (GPT-2's ``n_embd``) are translated by transformers.
+
+    Raises:
+        RequestError: If transformers does not know it, or it is of no language model.
+    """
+    try:
+        config: Any = AutoConfig.from_pretrained(base.path, local_files_only=True)
+        config = config.get_text_config()
+        sizes = [int(config.hidden_size), int(config.num_hidden_layers)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"--base {base.reference}: {base.path / 'config.json'} describes no language model "
+            f"that transformers knows: {detail}"
+        ) from error
+    if min(sizes) < 1:
+        raise RequestError(f"--base {base.reference}: config.json gives it no layers or no width")
+    return config
 
 
 def require_fit(plan: MemoryPlan) -> None:

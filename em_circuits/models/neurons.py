@@ -5,8 +5,8 @@
 The nodes' writes and the bias of ``down_proj`` are the whole MLP output: no error is left, at
 position 0 as little as anywhere, which has nodes here.
 
-    dictionaries = neuron_dictionaries(hf)
-    sites = neuron_sites(hf)                # what an MLP reads, what it writes
+    dictionaries = neuron_dictionaries(decoder)
+    sites = neuron_sites(decoder)           # what an MLP reads, what it writes
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
 from em_circuits.models.dictionaries import Active, Dictionary, Encoder, row_products
+from em_circuits.models.family import Decoder, Family
 from em_circuits.models.sites import FeatureSites, Site
 from pivotal_tokens.errors import RequestError
 
@@ -31,8 +33,8 @@ class NeuronDictionary(Dictionary):
 
     gate: nn.Linear | None
     """None in a plain MLP."""
-    up: nn.Linear
-    down: nn.Linear
+    up: nn.Linear | Conv1D
+    down: nn.Linear | Conv1D
     function: Callable[[Tensor], Tensor]
     """Of the gate, or of ``up_proj`` where there is none."""
 
@@ -40,16 +42,16 @@ class NeuronDictionary(Dictionary):
 
     @property
     def width(self) -> int:
-        return self.down.in_features
+        return matrix(self.down).shape[1]
 
     @property
     def d_model(self) -> int:
-        return self.down.out_features
+        return matrix(self.down).shape[0]
 
     # `linear` instead of the modules themselves: those may have hooks of whoever runs the model.
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
-        up = linear(x, self.up.weight, self.up.bias)
+        up = linear(x, matrix(self.up), self.up.bias)
         if self.gate is None:
             return self.function(up)
         return self.function(linear(x, self.gate.weight, self.gate.bias)) * up
@@ -57,15 +59,15 @@ class NeuronDictionary(Dictionary):
     def decode(
         self, activations: Float[Tensor, "*batch node"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        return linear(activations, self.down.weight, self.down.bias)
+        return linear(activations, matrix(self.down), self.down.bias)
 
     def decoder(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_model"]:
-        return self.down.weight.detach()[:, ids.to(self.down.weight.device)].T
+        return matrix(self.down).detach()[:, ids.to(self.down.weight.device)].T
 
     def encoder(self, ids: Int64[Tensor, " op"]) -> NeuronEncoder:
-        def rows(module: nn.Linear) -> tuple[Tensor, Tensor]:
+        def rows(module: nn.Linear | Conv1D) -> tuple[Tensor, Tensor]:
             at = ids.to(module.weight.device)
-            weight = module.weight.detach()[at]
+            weight = matrix(module).detach()[at]
             bias = weight.new_zeros(len(at)) if module.bias is None else module.bias.detach()[at]
             return weight, bias
 
@@ -75,18 +77,18 @@ class NeuronDictionary(Dictionary):
     def linearised(
         self, x: Float[Tensor, "row pos d_model"], active: Active
     ) -> Callable[[Tensor], Tensor]:
-        up = linear(x, self.up.weight, self.up.bias)
+        up = linear(x, matrix(self.up), self.up.bias)
         if self.gate is None:
             _, slope = _with_slope(self.function, up)
-            return lambda change: self._down(slope * linear(change, self.up.weight))
+            return lambda change: self._down(slope * linear(change, matrix(self.up)))
         value, slope = _with_slope(self.function, linear(x, self.gate.weight, self.gate.bias))
         by_gate, gate = slope * up, self.gate.weight
         return lambda change: self._down(
-            by_gate * linear(change, gate) + value * linear(change, self.up.weight)
+            by_gate * linear(change, gate) + value * linear(change, matrix(self.up))
         )
 
     def _down(self, change: Tensor) -> Tensor:
-        return linear(change, self.down.weight)
+        return linear(change, matrix(self.down))
 
 
 @dataclass(frozen=True)
@@ -120,46 +122,50 @@ class NeuronEncoder(Encoder):
         return slope * row_products(change, self.gate[0], which) * up + value * by_up
 
 
-def neuron_dictionaries(model: nn.Module) -> tuple[NeuronDictionary, ...]:
+def matrix(module: nn.Linear | Conv1D) -> Float[Tensor, "d_write d_read"]:
+    """A linear map's weight as `nn.Linear` has it; GPT-2's `Conv1D` keeps it transposed."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def neuron_dictionaries(decoder: Decoder) -> tuple[NeuronDictionary, ...]:
     """One dictionary per layer.
 
     Raises:
-        RequestError: If the MLPs are not made of ``down_proj``, ``up_proj`` and ``act_fn``.
+        RequestError: If the MLPs are no linear maps around an activation function.
     """
-    return tuple(
-        NeuronDictionary(getattr(mlp, "gate_proj", None), mlp.up_proj, mlp.down_proj, mlp.act_fn)
-        for mlp in _mlps(model)
-    )
+    family = decoder.family
+    found = [_dictionary(layer.mlp, family) for layer in decoder.layers]
+    usable = [one for one in found if one is not None]
+    if len(usable) != len(found):
+        parts = f"{family.up}, {family.down} and {family.activation}"
+        raise RequestError(
+            f"{decoder.name}: {len(usable)} MLPs with {parts} "
+            f"in {len(found)} layers; its neurons cannot be nodes, give --transcoders"
+        )
+    return tuple(usable)
 
 
-def neuron_sites(model: nn.Module) -> FeatureSites:
+def neuron_sites(decoder: Decoder) -> FeatureSites:
     """The inputs and outputs of the MLPs.
 
     Raises:
         RequestError: See `neuron_dictionaries`.
     """
-    mlps = _mlps(model)
+    neuron_dictionaries(decoder)
+    mlps = [layer.mlp for layer in decoder.layers]
     return FeatureSites(
         tuple(Site(mlp, "input") for mlp in mlps), tuple(Site(mlp, "output") for mlp in mlps)
     )
 
 
-def _mlps(model: nn.Module) -> list[Any]:
-    config: Any = model.config
-    found: list[Any] = [m for name, m in model.named_modules() if name.endswith(".mlp")]
-    usable = [
-        mlp
-        for mlp in found
-        if all(isinstance(getattr(mlp, n, None), nn.Linear) for n in ("up_proj", "down_proj"))
-        and isinstance(getattr(mlp, "gate_proj", mlp.up_proj), nn.Linear)
-        and callable(getattr(mlp, "act_fn", None))
-    ]
-    if len(usable) != config.num_hidden_layers:
-        raise RequestError(
-            f"{type(model).__name__}: {len(usable)} MLPs with up_proj, down_proj and act_fn in "
-            f"{config.num_hidden_layers} layers; its neurons cannot be nodes, give --transcoders"
-        )
-    return usable
+def _dictionary(mlp: Any, family: Family) -> NeuronDictionary | None:
+    gate = None if family.gate is None else getattr(mlp, family.gate, None)
+    up, down = (getattr(mlp, name, None) for name in (family.up, family.down))
+    function = getattr(mlp, family.activation, None)
+    maps = [up, down] if gate is None else [gate, up, down]
+    if not all(isinstance(one, nn.Linear | Conv1D) for one in maps) or not callable(function):
+        return None
+    return NeuronDictionary(gate, up, down, function)  # type: ignore[arg-type]
 
 
 def _affine(inputs: Tensor, part: tuple[Tensor, Tensor], which: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
@@ -25,10 +25,11 @@ from em_circuits.models.dictionaries import (
     Dictionary,
     TranscoderDictionary,
 )
+from em_circuits.models.family import Decoder
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
-from em_circuits.models.replacement import build_replacement
+from em_circuits.models.replacement import backend_of, build_replacement
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
@@ -95,8 +96,8 @@ class Model:
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest prompt that both the model and ``--max-context`` allow."""
-        config: Any = self.hf.config
-        return int(min(self.settings.max_context, config.max_position_embeddings))
+        most = getattr(self.decoder.config, "max_position_embeddings", None)
+        return int(min(self.settings.max_context, most or self.settings.max_context))
 
     def prompt(self, prompt: str | Prompt) -> Prompt:
         """A prompt with its token ids, from a text as the model is to see it.
@@ -130,10 +131,20 @@ class Model:
         return torch.tensor(ids, device=self.device)
 
     @cached_property
+    def decoder(self) -> Decoder:
+        """Layers of the language model, and what its family computes."""
+        return Decoder.of(self.hf)
+
+    @property
+    def backend(self) -> Literal["transformerlens", "nnsight"]:
+        """circuit-tracer's backend for frozen graphs."""
+        return backend_of(self.decoder, self.settings.backend, self.settings.max_context)
+
+    @cached_property
     def dictionaries(self) -> tuple[Dictionary, ...]:
         """The nodes of each layer: transcoder features, or neurons of this model's MLPs."""
         if self.transcoders is None:
-            return neuron_dictionaries(self.hf)
+            return neuron_dictionaries(self.decoder)
         if isinstance(self.transcoders, CrossLayerTranscoder):
             layers = range(self.transcoders.n_layers)
             return tuple(CrossLayerDictionary(self.transcoders, layer) for layer in layers)
@@ -156,7 +167,7 @@ class Model:
                 self.hf,
                 self.tokenizer,
                 self.transcoders,
-                backend=self.settings.backend,
+                backend=self.backend,
                 max_context=self.settings.max_context,
             )
         return self._replacement
@@ -181,7 +192,7 @@ def _rows(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     pass (5.3 GB for ten targets over 128,256 tokens of width 2,048).
     """
     x, *others = args
-    return x.contiguous().flatten(0, -2).view(x.shape), *others
+    return x.contiguous().view(-1, x.shape[-1]).view(x.shape), *others
 
 
 @dataclass
@@ -238,11 +249,12 @@ class ModelPair:
             merged_print = prints["merged"]
 
         def model(name: str, module: nn.Module, fingerprint: str) -> Model:
+            decoder = Decoder.of(module)
             if transcoders is None:
-                sites = neuron_sites(module)
+                sites = neuron_sites(decoder)
             else:
                 hooks = (transcoders.feature_input_hook, transcoders.feature_output_hook)
-                sites = FeatureSites.of(module, *hooks)
+                sites = FeatureSites.of(decoder, *hooks)
             return Model(
                 name,
                 module,

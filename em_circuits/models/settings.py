@@ -17,7 +17,7 @@ from pivotal_tokens.schema import Frozen
 if TYPE_CHECKING:
     import torch
 
-Backend = Literal["transformerlens", "nnsight"]
+Backend = Literal["auto", "transformerlens", "nnsight"]
 TranscoderPlace = Literal["gpu", "cpu", "disk"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -39,8 +39,8 @@ class PairSettings(Frozen):
     transcoders: str
     """Transcoders of the base, per-layer or cross-layer: a circuit-tracer directory or a hub id
     (org/name or org/name/folder); or none: MLP neurons are the nodes."""
-    backend: Backend = "transformerlens"
-    """circuit-tracer's backend."""
+    backend: Backend = "auto"
+    """circuit-tracer's backend for frozen graphs; auto is the one that builds this family."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N."""
     dtype: DtypeName = "auto"

@@ -1,11 +1,17 @@
 """Sites of a Hugging Face model at which transcoder features read and write.
 
-circuit-tracer names the places by TransformerLens hook points (``mlp.hook_in``,
-``hook_resid_mid``, ``hook_mlp_out``) and keeps a table from those to Hugging Face modules
-(`circuit_tracer.utils.tl_nnsight_mapping`). The same table is used here, so that an intervention
-on the real model happens at the very place a graph speaks of.
+circuit-tracer names the places by TransformerLens hook points. Where those are in a layer is the
+same in every family (`em_circuits.models.family`):
 
-    sites = FeatureSites.of(model, "mlp.hook_in", "mlp.hook_out")
+| hook point | site |
+|---|---|
+| ``hook_resid_mid`` | input of the norm in front of the MLP |
+| ``ln2.hook_normalized`` | that norm before its gain and bias |
+| ``mlp.hook_in`` | its output |
+| ``mlp.hook_out`` | output of the MLP |
+| ``hook_mlp_out`` | what is added to the stream: the MLP's output, or that of the norm behind it |
+
+    sites = FeatureSites.of(decoder, "mlp.hook_in", "mlp.hook_out")
     with sites.hooked(read=lambda layer, x: ...):
         model(input_ids)
 """
@@ -15,12 +21,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from em_circuits.models.family import Decoder, Layer, Norm
 from pivotal_tokens.errors import RequestError
 
 ReadHook = Callable[[int, torch.Tensor], None]
@@ -33,7 +41,23 @@ class Site:
 
     module: nn.Module
     side: str
-    """``input`` or ``output``."""
+    """``input``, ``output`` or ``normalised``: what a norm multiplies with its gain, which can be
+    read alone."""
+    norm: Norm | None = None
+    """Of a normalised side."""
+
+
+READS: dict[str, Callable[[Layer], Site]] = {
+    "hook_resid_mid": lambda layer: Site(layer.mlp_norm.module, "input"),
+    "ln2.hook_normalized": lambda layer: Site(layer.mlp_norm.module, "normalised", layer.mlp_norm),
+    "mlp.hook_in": lambda layer: Site(layer.mlp_norm.module, "output"),
+}
+"""Where features read, by the name of TransformerLens's hook point."""
+WRITES: dict[str, Callable[[Layer], Site]] = {
+    "hook_mlp_out": lambda layer: Site(layer.writer, "output"),
+    "mlp.hook_out": lambda layer: Site(layer.mlp_output, "output"),
+}
+"""Where features write."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +72,28 @@ class FeatureSites:
         return len(self.reads)
 
     @classmethod
-    def of(cls, model: nn.Module, input_hook: str, output_hook: str) -> FeatureSites:
-        """Resolve circuit-tracer's hook names in a Hugging Face model.
+    def of(cls, decoder: Decoder, input_hook: str, output_hook: str) -> FeatureSites:
+        """Find transcoders' hook points in a model.
 
         Args:
-            model: A causal language model whose architecture circuit-tracer maps.
+            decoder: Of the model.
             input_hook: The transcoders' `feature_input_hook`.
             output_hook: The transcoders' `feature_output_hook`.
 
         Raises:
-            RequestError: If the architecture or a hook is not mapped.
+            RequestError: If features are not read or written there.
         """
-        from circuit_tracer.utils.tl_nnsight_mapping import get_mapping
-
-        architecture = type(model).__name__
-        try:
-            mapping = get_mapping(architecture).feature_hook_mapping
-        except ValueError as error:
-            raise RequestError(
-                f"{architecture} is not an architecture that circuit-tracer maps: {error}"
-            ) from error
-        for hook in (input_hook, output_hook):
-            if hook not in mapping or ".source" in mapping[hook][0]:
+        for hook, places, what in (
+            (input_hook, READS, "read at"),
+            (output_hook, WRITES, "write to"),
+        ):
+            if hook not in places:
                 raise RequestError(
-                    f"the transcoders' hook {hook!r} has no place in {architecture}; "
-                    f"known: {', '.join(sorted(mapping))}"
+                    f"the transcoders {what} {hook!r}, which is not supported; "
+                    f"known: {', '.join(places)}"
                 )
-        config: Any = model.config
-        n_layers = config.num_hidden_layers
-
-        def resolve(hook: str) -> tuple[Site, ...]:
-            pattern, side = mapping[hook]
-            paths = (
-                pattern.format(layer=i).replace("[", ".").replace("]", "") for i in range(n_layers)
-            )
-            return tuple(Site(model.get_submodule(path), side) for path in paths)
-
-        return cls(resolve(input_hook), resolve(output_hook))
+        reads, writes = READS[input_hook], WRITES[output_hook]
+        return cls(tuple(map(reads, decoder.layers)), tuple(map(writes, decoder.layers)))
 
     @contextlib.contextmanager
     def hooked(
@@ -100,9 +109,9 @@ class FeatureSites:
         try:
             for layer in range(self.n_layers):
                 if read is not None:
-                    handles.append(_attach_read(self.reads[layer], layer, read))
+                    handles.append(_attach(self.reads[layer], partial(read, layer)))
                 if write is not None:
-                    handles.append(_attach_write(self.writes[layer], layer, write))
+                    handles.append(_attach(self.writes[layer], partial(write, layer)))
             yield
         finally:
             for handle in handles:
@@ -112,28 +121,27 @@ class FeatureSites:
 @contextlib.contextmanager
 def on_site(site: Site, hook: Any) -> Iterator[None]:
     """Call ``hook(activation)``; a tensor that it returns replaces the activation."""
-    if site.side == "input":
-
-        def before(_module: nn.Module, args: tuple) -> tuple | None:
-            found = hook(args[0])
-            return None if found is None else (found, *args[1:])
-
-        handle = site.module.register_forward_pre_hook(before)
-    else:
-        handle = site.module.register_forward_hook(lambda _m, _args, output: hook(output))
+    handle = _attach(site, hook)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _attach_read(site: Site, layer: int, read: ReadHook) -> RemovableHandle:
+def _attach(site: Site, hook: Callable[[torch.Tensor], Any]) -> RemovableHandle:
     if site.side == "input":
-        return site.module.register_forward_pre_hook(lambda _module, args: read(layer, args[0]))
-    return site.module.register_forward_hook(lambda _module, _args, output: read(layer, output))
 
+        def before(_module: nn.Module, args: tuple) -> tuple | None:
+            found = hook(args[0])
+            return None if found is None else (found, *args[1:])
 
-def _attach_write(site: Site, layer: int, write: WriteHook) -> RemovableHandle:
-    if site.side == "input":
-        raise RequestError("transcoders that write to a module's input are not supported")
-    return site.module.register_forward_hook(lambda _module, _args, output: write(layer, output))
+        return site.module.register_forward_pre_hook(before)
+    if site.norm is None:
+        return site.module.register_forward_hook(lambda _module, _args, output: hook(output))
+    norm = site.norm
+
+    def behind(_module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if hook(norm.normalised(args[0], output)) is not None:
+            raise RequestError("a norm's normalised side can be read, not written")
+
+    return site.module.register_forward_hook(behind)

@@ -9,6 +9,7 @@ from transformers import NemotronConfig, NemotronForCausalLM
 
 from em_circuits.interventions import ActivationCache
 from em_circuits.models import ModelPair
+from em_circuits.models.family import Decoder
 from em_circuits.models.health import check_pair
 from em_circuits.models.neurons import NeuronDictionary, neuron_dictionaries
 from pivotal_tokens.errors import RequestError
@@ -36,7 +37,7 @@ def plain_model() -> NemotronForCausalLM:
 @pytest.fixture
 def plain() -> tuple[NeuronDictionary, torch.nn.Module]:
     model = plain_model()
-    return neuron_dictionaries(model)[1], model.model.layers[1].mlp
+    return neuron_dictionaries(Decoder.of(model))[1], model.model.layers[1].mlp
 
 
 def gated(subject: Subject) -> tuple[NeuronDictionary, torch.nn.Module]:
@@ -136,4 +137,4 @@ def test_an_mlp_of_another_make_is_refused_by_name() -> None:
     model = plain_model()
     del model.model.layers[1].mlp.up_proj
     with pytest.raises(RequestError, match=r"NemotronForCausalLM: 1 MLPs .* in 2 layers"):
-        neuron_dictionaries(model)
+        neuron_dictionaries(Decoder.of(model))
