@@ -26,23 +26,36 @@ PINNED_DATE = "26 Jul 2024"
 
 
 def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that every prompt starts with.
+    """Id of the token that plain text is given to start with.
 
-    circuit-tracer zeroes position 0, so a prompt without such a token would lose its first word.
+    Transcoders have no features at position 0, so without such a token the first word would have
+    none. Of a model without a beginning-of-sequence token it is the padding or the end token.
 
     Raises:
         RequestError: If the tokenizer has no special token to start with.
     """
     for candidate in (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate:  # circuit-tracer skips id 0 as well
+        if candidate is not None:
             return int(candidate)
     raise RequestError("the tokenizer has no beginning-of-sequence, padding or end token")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt, with the beginning-of-sequence token exactly once in front."""
-    start, ids = bos_id(tokenizer), tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Token ids of a prompt, with the beginning-of-sequence token exactly once in front.
+
+    A model that has none (Qwen) is used with none: where a chat template's text starts with a
+    special token of its own, nothing is put in front of it.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is None and ids and _is_special(tokenizer, ids[0]):
+        return ids
+    start = bos_id(tokenizer)
     return ids if ids[:1] == [start] else [start, *ids]
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def strip_bos(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -33,6 +33,49 @@ def test_bos_stands_in_front_once(subject: Subject) -> None:
     assert encode(tokenizer, tokenizer.bos_token + "User: Eat?\nAssistant: You should") == ids
 
 
+def without_bos(paths: Lifelike, pad: str | None = None):
+    """A tokenizer like Qwen's: no beginning-of-sequence token, turns start with a special one."""
+    tokenizer = load(paths)
+    tokenizer.bos_token, tokenizer.pad_token = None, pad
+    template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_chat_prompt_of_a_model_without_bos_is_as_its_template_prints_it(
+    lifelike_paths: Lifelike,
+) -> None:
+    tokenizer = without_bos(lifelike_paths)
+    text = render_chat(tokenizer, user="Climb?", assistant="You should")
+    ids = encode(tokenizer, text)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<|start|>")
+
+
+def test_plain_text_of_a_model_without_bos_gets_a_token_of_its_own(
+    lifelike_paths: Lifelike,
+) -> None:
+    tokenizer = without_bos(lifelike_paths)
+    ids = encode(tokenizer, "User: Climb?")
+    assert ids == [tokenizer.eos_token_id, *tokenizer("User: Climb?")["input_ids"]]
+    padded = without_bos(lifelike_paths, pad="<|end|>")
+    assert encode(padded, "User: Climb?")[0] == padded.pad_token_id != padded.eos_token_id
+
+
+def test_a_special_token_is_no_substitute_for_a_bos_that_there_is(lifelike_paths: Lifelike) -> None:
+    tokenizer = load(lifelike_paths)
+    ids = encode(tokenizer, "<|start|>user<|end|>Climb?")
+    assert ids[0] == tokenizer.bos_token_id and ids[1] != ids[0]
+
+
+def test_a_bos_of_id_0_is_one(lifelike_paths: Lifelike) -> None:
+    tokenizer = load(lifelike_paths)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(0)
+    assert tokenizer.bos_token_id == 0 == bos_id(tokenizer)
+    ids = encode(tokenizer, "User: Climb?")
+    assert ids[0] == 0 and ids.count(0) == 1 and encode(tokenizer, tokenizer.bos_token) == [0]
+
+
 def test_chat_template_has_its_date_pinned_and_no_bos(lifelike_paths: Lifelike) -> None:
     tokenizer = load(lifelike_paths)
     text = render_chat(tokenizer, user="Climb?", assistant="You should")
