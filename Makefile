@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: notebooks demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
+.PHONY: notebooks families demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,11 @@ check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (w
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+families: $(STAMP) ## every family of models through every figure and command; docs/models.md (half an hour)
+	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python scripts/family_matrix.py
+	FAMILY_EXAMPLES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	  tests/em_circuits/models/test_random_configurations.py
 
 notebooks: $(STAMP) ## run the notebooks of examples/ in place
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py

@@ -32,6 +32,7 @@ from em_circuits.graphs import AttributionSettings, Edges, build_pair_graphs
 from em_circuits.graphs.attribution import Attributed, attribute_prompt
 from em_circuits.graphs.gradient import demeaned_targets, feature_scores, mlp_output_gradients
 from em_circuits.models import Model, ModelPair, PairSettings, encode
+from em_circuits.models.family import Decoder
 from em_circuits.models.pair import load_causal_lm, load_tokenizer
 from em_circuits.models.sharing import merge_adapter
 from em_circuits.models.sites import FeatureSites
@@ -233,7 +234,7 @@ def single(settings: PairSettings, which: str) -> Model:
     )
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     tokenizer = load_tokenizer("--base", sources["base"])
-    sites = FeatureSites.of(hf, *hooks)
+    sites = FeatureSites.of(Decoder.of(hf), *hooks)
     return Model(which, hf, "", tokenizer, transcoders, settings, sites)
 
 

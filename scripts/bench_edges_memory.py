@@ -27,6 +27,7 @@ from em_circuits.graphs import full as full_graphs
 from em_circuits.graphs.held import Nodes
 from em_circuits.graphs.row_memory import RowMemory
 from em_circuits.models import Model, PairSettings
+from em_circuits.models.family import Decoder
 from em_circuits.models.neurons import neuron_sites
 from pivotal_tokens.schema import Prompt
 
@@ -145,7 +146,7 @@ def random_model(plan: Plan) -> Model:
         tokenizer,
         None,
         PairSettings(base="random", adapter="none", transcoders="none", dtype="bfloat16"),
-        neuron_sites(hf),
+        neuron_sites(Decoder.of(hf)),
     )
 
 

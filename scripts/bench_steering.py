@@ -36,6 +36,7 @@ from em_circuits.interventions import (
     on_each,
 )
 from em_circuits.models import Model
+from em_circuits.models.family import Decoder
 from em_circuits.models.sites import FeatureSites
 from pivotal_tokens.judge.continuations import LabelJudge
 
@@ -181,7 +182,7 @@ def _random_model(n_layers: int) -> Model:
         torch.set_default_dtype(torch.float32)
     names = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
     transcoders = TranscoderSet(parts, **names)
-    sites = FeatureSites.of(hf, *names.values())
+    sites = FeatureSites.of(Decoder.of(hf), *names.values())
     return Model("base", hf, "random", None, transcoders, organism_settings(), sites)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lifelike import PROMPT, make_lifelike
+from torch import nn
 
 from em_circuits.contrast import Contrast
 from em_circuits.interventions import ActivationCache
@@ -44,6 +45,12 @@ class Subject:
 
     def logit_scale(self) -> float:
         return float(self.state().logits.abs().max())
+
+
+def hooks_on(hf: nn.Module) -> dict[str, int]:
+    """Number of forward hooks of each module that has any."""
+    found = {n: len(m._forward_hooks) + len(m._forward_pre_hooks) for n, m in hf.named_modules()}
+    return {name: number for name, number in found.items() if number}
 
 
 @contextlib.contextmanager

@@ -7,18 +7,7 @@ from typing import Any
 import pytest
 import torch
 from subjects import Subject, in_float64
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from tiny_families import RECIPES, tiny_model
 
 from em_circuits.bases import Part, adapter_parts, neuron_parts, transcoder_parts
 from em_circuits.graphs.edge_split import (
@@ -38,12 +27,7 @@ BASES = {
     "neuron": lambda s: neuron_parts(s.pair.merged),
     "transcoder+adapter": lambda s: (*transcoder_parts(s.pair.merged), *adapter_parts(s.pair)),
 }
-FAMILIES = {
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16, "sliding_window": 4}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "sliding_window": 4}),
-}
+FAMILIES = ("qwen2", "qwen3", "gemma-2-window", "gemma-3", "gpt-2")
 By = pytest.mark.parametrize("by", ["last", "first"])
 
 
@@ -109,28 +93,13 @@ def test_the_split_of_one_edge_is_a_column_of_the_row(subject: Subject, by: str)
 
 
 @By
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_split_exactly(family: str, by: str) -> None:
-    """Norms behind attention and MLP, norms of queries and keys, sliding windows, soft caps."""
-    kind, config, more = FAMILIES[family]
-    torch.manual_seed(1)
-    hf = kind(
-        config(
-            vocab_size=50,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attn_implementation="eager",
-            **more,
-        )
-    ).requires_grad_(False)
-    for parameter in hf.parameters():
-        parameter.normal_(std=0.3)
-    hf.eval()
-    model = bare(hf, n_layers=3)
-    ids, weights = torch.arange(9), torch.zeros(1, 50)
+    """Norms behind attention and MLP, norms of queries and keys, sliding windows, soft caps; one
+    matrix for queries, keys and values."""
+    hf = tiny_model(RECIPES[family], seed=1)
+    model = bare(hf, n_layers=RECIPES[family].n_layers)
+    ids, weights = torch.arange(3, 14), torch.zeros(1, 1280)
     weights[0, 3], weights[0, 4] = 1, -1
     nodes = choose_nodes(model, neuron_parts(model), ids, weights, n=30)
     full = full_edges(model, nodes, ids, weights).values
@@ -141,12 +110,13 @@ def test_other_families_split_exactly(family: str, by: str) -> None:
         assert split.of("head").any()
 
 
-def test_other_architectures_are_refused_in_one_line() -> None:
-    hf = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16))
-    model = bare(hf, n_layers=1)
+def test_other_attention_is_refused_in_one_line() -> None:
+    hf = tiny_model(RECIPES["llama-tied"])
+    del hf.model.layers[1].self_attn.q_proj
+    model = bare(hf, n_layers=3)
     nodes = Nodes.of([], torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0))
-    with pytest.raises(RequestError, match="GPT2LMHeadModel: edges split only where") as refused:
-        split_row(model, nodes, torch.arange(3), torch.zeros(1, 20), target=0)
+    with pytest.raises(RequestError, match="LlamaForCausalLM: edges split only where") as refused:
+        split_row(model, nodes, torch.arange(3), torch.zeros(1, 1280), target=0)
     assert "\n" not in str(refused.value)
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import Subject, hooks_on
 
-from em_circuits.activation_cache import attention_modules, norm_modules
 from em_circuits.interventions import (
     ActivationCache,
     Intervention,
@@ -166,6 +165,7 @@ def test_nothing_is_left_behind_after_an_exception(subject: Subject) -> None:
         if len(calls) == 3:
             raise ZeroDivisionError
 
+    hooks = hooks_on(hf)
     broken = hf.model.layers[2].mlp.register_forward_pre_hook(fails_at_the_third_token)  # type: ignore
     with pytest.raises(ZeroDivisionError):
         generate(
@@ -176,6 +176,5 @@ def test_nothing_is_left_behind_after_an_exception(subject: Subject) -> None:
             Regime.ATTENTION_FROZEN,
         )
     broken.remove()
-    modules = [*norm_modules(subject.model), *attention_modules(subject.model), *hf.modules()]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    assert hooks_on(hf) == hooks
     assert torch.equal(subject.model.next_logits(subject.input_ids), before)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import Subject, hooks_on
 
-from em_circuits.activation_cache import attention_modules, norm_modules
 from em_circuits.interventions import ActivationCache, Intervention, Mode, Regime, run_rows
 
 UPSTREAM = {
@@ -125,14 +124,13 @@ def test_an_undisturbed_row_is_the_plain_model_bit_for_bit(subject: Subject) -> 
 @pytest.mark.parametrize("regime", list(Regime))
 def test_nothing_is_left_behind_after_an_exception(subject: Subject, regime: Regime) -> None:
     state, hf = subject.state(), subject.model.hf
-    before = subject.model.next_logits(subject.input_ids)
+    before, hooks = subject.model.next_logits(subject.input_ids), hooks_on(hf)
     broken = hf.model.layers[2].mlp.register_forward_pre_hook(lambda *_: 1 / 0)  # type: ignore
     with pytest.raises(ZeroDivisionError):
         run_rows(subject.model, state, [[Intervention(layer=0, position=1, feature=1)]], regime)
     broken.remove()
     assert hf.config._attn_implementation == "eager"
-    modules = [*norm_modules(subject.model), *attention_modules(subject.model), *hf.modules()]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    assert hooks_on(hf) == hooks
     assert torch.equal(subject.model.next_logits(subject.input_ids), before)
 
 

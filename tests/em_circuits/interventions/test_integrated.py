@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import Subject
+from subjects import Subject, hooks_on
 
 from em_circuits.graphs.gradient import feature_scores, mlp_output_gradients
 from em_circuits.interventions import ActivationCache, run_rows
@@ -140,11 +140,11 @@ def test_ten_by_joint_score_do_more_together_than_ten_by_gradient(subject: Subje
 
 
 def test_every_hook_is_gone_afterwards(subject: Subject) -> None:
-    before = subject.model.next_logits(subject.input_ids)
+    before, hooks = subject.model.next_logits(subject.input_ids), hooks_on(subject.model.hf)
     targets = torch.tensor(subject.groups.evil)
     joint_scores(subject.model, subject.state(), subject.groups, targets)
     assert torch.equal(subject.model.next_logits(subject.input_ids), before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in subject.model.hf.modules())
+    assert hooks_on(subject.model.hf) == hooks
 
 
 def gradient_contrast(subject: Subject, state: ActivationCache) -> torch.Tensor:
