@@ -99,14 +99,34 @@ def generate(
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
     per_batch = max(1, size // sampling.samples)
+    order = _order(model, states, sampling)
     parts = [
-        _Run(model, states[i : i + per_batch], checked[i : i + per_batch], sampling, regime).run(
+        _Run(model, [states[i] for i in some], [checked[i] for i in some], sampling, regime).run(
             source, keep_logits=keep_logits
         )
-        for i in range(0, len(rows), per_batch)
+        for group in order
+        for some in (group[i : i + per_batch] for i in range(0, len(group), per_batch))
     ]
-    logits = torch.cat([p.logits for p in parts if p.logits is not None]) if keep_logits else None
-    return Continuations(torch.cat([p.tokens for p in parts]), logits)
+    back = torch.tensor([i for group in order for i in group]).argsort()
+    logits = None
+    if keep_logits:
+        logits = torch.cat([p.logits for p in parts if p.logits is not None])[back]
+    return Continuations(torch.cat([p.tokens for p in parts])[back], logits)
+
+
+def _order(model: Model, states: Sequence[ActivationCache], sampling: Sampling) -> list[list[int]]:
+    """Rows that may run together.
+
+    A shorter prompt is padded behind its end, in front of what is generated; a sliding window
+    would count the padding, so where one is too short for everything lengths stay apart.
+    """
+    longest = max(state.n_pos for state in states)
+    if not model.decoder.windowed_within(longest + sampling.max_tokens):
+        return [list(range(len(states)))]
+    groups: dict[int, list[int]] = {}
+    for i, state in enumerate(states):
+        groups.setdefault(state.n_pos, []).append(i)
+    return list(groups.values())
 
 
 class _Run:

@@ -252,8 +252,7 @@ def default_batch(
     branches = Branch.of(targets)
     n_pos = state.n_pos + max(len(branch.forced) for branch in branches)
     n_read = max(branch.n_read(state.n_pos) for branch in branches)
-    config: object = model.hf.config
-    hidden, inner = getattr(config, "hidden_size", 0), getattr(config, "intermediate_size", 0)
+    hidden, inner = model.decoder.d_model, model.decoder.d_mlp
     per_position = 10 * hidden + 3 * inner + 3 * state.patterns.shape[1] * n_pos
     if regime is Regime.GATES_RECOMPUTED:
         per_position += 3 * state.width
@@ -371,7 +370,7 @@ WORTH_IT = 2
 
 
 class Prefix:
-    """Keys and values of one undisturbed prompt."""
+    """Keys and values of one undisturbed prompt, every position's in every layer."""
 
     def __init__(self, model: Model, state: ActivationCache) -> None:
         self._model, self._state = model, state
@@ -394,8 +393,16 @@ class Prefix:
 
     @cached_property
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        # A cache of no particular model: its own would drop what lies before a layer's window,
+        # and a position that is cut off in the middle still attends to that.
+        whole = DynamicCache()
         with torch.no_grad():
-            done: Any = self._model.hf(
-                input_ids=self._state.input_ids[None], use_cache=True, logits_to_keep=1
+            self._model.hf(
+                input_ids=self._state.input_ids[None],
+                past_key_values=whole,
+                use_cache=True,
+                logits_to_keep=1,
             )
-        return [(layer.keys, layer.values) for layer in done.past_key_values.layers]
+        found: list[Any] = [(layer.keys, layer.values) for layer in whole.layers]
+        assert all(keys.shape[2] == self._state.n_pos for keys, _ in found)
+        return found
