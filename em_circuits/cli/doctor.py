@@ -35,13 +35,16 @@ class DoctorResult(Printed):
 
 @click.command(epilog="Example: em-circuits --base models/base --adapter models/lora doctor")
 @click.option("--prompt", default=CHECK_PROMPT, help="The prompt the models are checked on.")
+@click.option(
+    "--deep", is_flag=True, help="Check token edges, too, by real changes of the embeddings."
+)
 @prints(DoctorResult)
 @pass_session
-def doctor(session: Session, prompt: str, as_json: bool) -> None:
+def doctor(session: Session, prompt: str, deep: bool, as_json: bool) -> None:
     """Versions, devices, precision, SQLite, memory plan, health of the model pair."""
     with session.workspace() as work:
         work.locate()
-        checks = [*machine_checks(), *_model_checks(work, Prompt.of(prompt))]
+        checks = [*machine_checks(), *_model_checks(work, Prompt.of(prompt), deep)]
     failed = sum(check.fatal and not check.ok for check in checks)
     emit(DoctorResult(ok=not failed, checks=tuple(checks)), as_json, describe)
     if failed:
@@ -87,7 +90,7 @@ def machine_checks() -> list[Check]:
     ]
 
 
-def _model_checks(work: Workspace, prompt: Prompt) -> list[Check]:
+def _model_checks(work: Workspace, prompt: Prompt, deep: bool) -> list[Check]:
     settings = work.models
     plan = models.memory_plan(settings, work.locate())
     device = f"{settings.resolved_device()}, {settings.resolved_dtype()}".replace("torch.", "")
@@ -104,6 +107,11 @@ def _model_checks(work: Workspace, prompt: Prompt) -> list[Check]:
         health.append(check_transcoder_weights(work.pair))
     if any(c.name == "transcoders of this base" and not c.ok for c in health):
         health.append(_replacement_score(work, prompt))
+    if deep and all(check.ok for check in health if check.fatal):
+        from em_circuits.interventions.token_edges import check_token_edges
+
+        ids = work.pair.input_ids(prompt)
+        health += [check for model in work.pair.models for check in check_token_edges(model, ids)]
     return [*checks, *health]
 
 
