@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.utils._http import reset_sessions
 from lifelike import Lifelike
 from test_pair import settings
 
@@ -120,9 +121,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         ("constants.HF_HUB_OFFLINE", False),
     ):
         monkeypatch.setattr(f"huggingface_hub.{place}", value)
+    reset_sessions()  # one that was opened offline stays offline
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield made
+    reset_sessions()
     server.shutdown()
     server.server_close()
     thread.join()
