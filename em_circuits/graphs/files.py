@@ -30,6 +30,42 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 
 _EDGE_PARTS = ["values", "logit_values", "extra_index", "extra_values", "row_mass", "outside_mass"]
 _TARGET_PARTS = ("token_ids", "probabilities", "logits", "ranks")
+_INTEGERS = (torch.int32, torch.int64)
+_TYPES = {
+    "input_ids": _INTEGERS,
+    "active": _INTEGERS,
+    "selected": _INTEGERS,
+    "activations": (torch.float32,),
+    "gradient": (torch.float32,),
+    "targets.token_ids": (torch.int64,),
+    "targets.probabilities": (torch.float32,),
+    "targets.logits": (torch.float32,),
+    "targets.ranks": (torch.int64,),
+    **{
+        f"{kind}.{name}": types
+        for kind in ("edges", "measured")
+        for name, types in (
+            ("values", (torch.float32, torch.bfloat16)),
+            ("logit_values", (torch.float32, torch.bfloat16)),
+            ("extra_index", (torch.int64,)),
+            ("extra_values", (torch.float32,)),
+            ("row_mass", (torch.float64,)),
+            ("outside_mass", (torch.float64,)),
+        )
+    },
+}
+_AXES = {"input_ids": 1, "active": 2, "selected": 1, "activations": 1}
+_DAMAGE = (
+    AttributeError,  # a type of a compressed tensor that torch has not
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # torch's, of shapes and types
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What torch and safetensors raise while they read a damaged file."""
 _TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -63,8 +99,29 @@ def read_graph(path: Path) -> AttributionGraph:
         return _graph(record, tensors)
     except NotInstalled:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError, RequestError, WorkFailed) as error:
+    except (*_DAMAGE, RequestError, WorkFailed) as error:
         raise broken(path, error) from error
+
+
+def check_graph(path: Path) -> AttributionGraph:
+    """A graph of which every value was looked at, also what no hash of a forged file can say.
+
+    Beside `read_graph`, each row's mass is summed again, and the target that it was built for is
+    read; of a large graph that takes as long as hashing it.
+
+    Raises:
+        RequestError: As `read_graph`.
+        WorkFailed: If the file is corrupt, or what it says does not fit together.
+    """
+    graph = read_graph(path)
+    try:
+        for edges in (graph.edges, graph.measured):
+            if edges is not None:
+                edges.check_masses()
+        _ = graph.target
+    except (*_DAMAGE, RequestError, WorkFailed) as error:
+        raise broken(path, error) from error
+    return graph
 
 
 def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
@@ -80,7 +137,7 @@ def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
             if "edges.logit_values" not in file.keys():  # noqa: SIM118
                 raise RequestError(f"Graph file {path} keeps scores but no edges.")
             return _tensor(file, path, record, "edges.logit_values").float()
-    except (SafetensorError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise broken(path, error) from error
 
 
@@ -138,6 +195,12 @@ def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
 
 def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
     header, texts = record.header, record.texts
+    for name, expected in _TYPES.items():
+        if name in tensors and tensors[name].dtype not in expected:
+            raise RequestError(f"{name} is of type {tensors[name].dtype}")
+    for name, n_axes in _AXES.items():
+        if tensors[name].ndim != n_axes:
+            raise RequestError(f"{name} has {tensors[name].ndim} axes, expected {n_axes}")
     active, selected = tensors["active"].long(), tensors["selected"].long()
     layout = header.layout(
         n_features=len(selected), n_pos=len(tensors["input_ids"]), n_logits=len(texts)
