@@ -165,12 +165,14 @@ def _decompressed(packed: Tensor, how: Compressed, path: Path) -> Tensor:
             f"{path} is an archive of version 0.1: pip install blosc2 to read it, and write it "
             "uncompressed with 'em-circuits graphs archive --undo'"
         ) from error
-    values = torch.empty(math.prod(how.shape), dtype=getattr(torch, how.dtype))
-    into = values.view(torch.uint8)
+    dtype: torch.dtype = getattr(torch, how.dtype)
     try:
         chunks = blosc2.schunk_from_cframe(packed.numpy().tobytes())
-        if chunks.nbytes != len(into):
-            raise ValueError(f"{chunks.nbytes} bytes, expected {len(into)}")
+        expected = math.prod(how.shape) * dtype.itemsize
+        if chunks.nbytes != expected:
+            raise ValueError(f"{chunks.nbytes} bytes, expected {expected}")
+        values = torch.empty(math.prod(how.shape), dtype=dtype)
+        into = values.view(torch.uint8)
         if len(into):
             chunks.get_slice(0, len(chunks), out=into.numpy())
     except RuntimeError as error:

@@ -356,6 +356,11 @@ class AttributionGraph:
             len(header.tokens) in (0, n_pos),
             f"Graph: {len(header.tokens)} texts of {n_pos} tokens.",
         )
+        n_parts = len(header.node_parts)
+        _require(
+            n_parts == self.layout.n_parts,
+            f"Graph: {n_parts} parts, expected {self.layout.n_parts}.",
+        )
         for part in header.parts:
             _require(
                 0 <= part.layer < header.n_layers,

@@ -169,7 +169,7 @@ class GraphHeader(Frozen):
 class Compressed(Frozen):
     """A tensor that version 0.1 compressed (blosc2), as it was before."""
 
-    dtype: str
+    dtype: Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8"]
     shape: tuple[int, ...]
 
 
