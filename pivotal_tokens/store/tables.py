@@ -25,6 +25,8 @@ from sqlalchemy import (
     true,
 )
 
+from pivotal_tokens.store.sealed import SealedText
+
 # Raise when what is stored changes its meaning; `migrations.py` brings older stores up to it.
 # A new table or a new column with a server default needs no new number: it is added on opening.
 SCHEMA_VERSION = 2
@@ -48,7 +50,7 @@ def _values(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
     """A table of values: the columns of their keys, then their JSON."""
     columns = [part for part in parts if isinstance(part, Column)]
     rules = [part for part in parts if not isinstance(part, Column)]
-    return Table(name, metadata, *columns, Column("payload", Text, nullable=False), *rules)
+    return Table(name, metadata, *columns, Column("payload", SealedText, nullable=False), *rules)
 
 
 def _log(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
@@ -88,6 +90,7 @@ verdicts = _values(
     Column("flagged", Boolean, nullable=False),
     Column("divergent", Boolean, nullable=False),
     UniqueConstraint("prompt_id", "pair", "judge"),
+    Index("verdicts_by_kind", "kind", "judge", "flagged", "divergent", "pair"),
 )
 
 # Append-only: a trigger (dialect.py) refuses to change or delete a row of the next two.
