@@ -27,6 +27,7 @@ from em_circuits.graphs.header import METADATA, Compressed, FileRecord, broken, 
 from em_circuits.graphs.structure import Structure
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.seal import sealed
 
 _EDGE_PARTS = ["values", "logit_values", "extra_index", "extra_values", "row_mass", "outside_mass"]
 _TARGET_PARTS = ("token_ids", "probabilities", "logits", "ranks")
@@ -80,7 +81,7 @@ _TYPE_NAMES = {
 def write_graph(path: Path, graph: AttributionGraph) -> None:
     """Write a graph, whole or not at all."""
     record = FileRecord(header=graph.header, texts=graph.targets.texts)
-    metadata = {METADATA: record.model_dump_json()}
+    metadata = {METADATA: sealed(record.model_dump_json())}
     with atomic_path(path) as temporary:
         _write_tensors(temporary, _tensors(graph), metadata)
 

@@ -19,6 +19,7 @@ from em_circuits.models.files import safetensors_header
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen, first_problem
+from pivotal_tokens.seal import DamagedText, unsealed
 
 if TYPE_CHECKING:
     from em_circuits.graphs.layout import NodeLayout
@@ -224,10 +225,14 @@ def read_record(path: Path) -> FileRecord:
         raise broken(path, error) from error
     metadata = entries.get("__metadata__")
     text = metadata.get(METADATA) if isinstance(metadata, dict) else None
-    if text is None:
+    if not isinstance(text, str):
         raise WorkFailed(
             f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
         )
+    try:
+        text = unsealed(text)
+    except DamagedText as error:
+        raise broken(path, "its header is not what was written") from error
     try:
         version = json.loads(text)["header"]["format_version"]
         if version != FORMAT_VERSION:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
+from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
 from pivotal_tokens.store.dialect import BUSY_SECONDS, is_half_done, lock_name
@@ -39,7 +40,6 @@ from pivotal_tokens.store.host import (
 )
 from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_change
 from pivotal_tokens.store.rows import set_meta
-from pivotal_tokens.store.sealed import DamagedText
 
 DEFAULT_NAME = "em-circuits.sqlite"
 CHECKED_BYTES = 32 << 20

@@ -8,6 +8,8 @@ of a value needs no new schema. A time that is compared or sorted is UTC seconds
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -24,14 +26,31 @@ from sqlalchemy import (
     false,
     true,
 )
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pivotal_tokens.store.sealed import SealedText
+from pivotal_tokens.seal import sealed, unsealed
 
 # Raise when what is stored changes its meaning; `migrations.py` brings older stores up to it.
 # A new table or a new column with a server default needs no new number: it is added on opening.
 SCHEMA_VERSION = 2
 
 metadata = MetaData()
+
+
+class SealedText(TypeDecorator[str]):
+    """JSON that is sealed when it is written, and checked when it is read (`seal`)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else sealed(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else unsealed(value)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        return String()  # what is searched for has no seal
 
 
 def _prompt_key() -> Column[str]:
