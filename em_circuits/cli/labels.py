@@ -19,7 +19,7 @@ from em_circuits.cli.output import (
 )
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.agreement import Estimate
-from pivotal_tokens.artefacts import write_provenance
+from pivotal_tokens.artefacts import changed_since_written, provenance_path, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.labels import (
     FIELDS,
@@ -130,6 +130,8 @@ def import_labels_(
     Exit status 1 if something in FILE could not be used; the rest is imported.
     """
     token_of = _token_finder(tokenizer)
+    if changed_since_written(file):  # by a person, whose work it is, or by the disk
+        click.echo(f"note: {file} has changed since it was exported", err=True)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
             report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
@@ -178,6 +180,11 @@ def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
     """
     if not file.exists():
         raise RequestError(f"no file or directory {file}")
+    if changed_since_written(file):
+        raise RequestError(
+            f"{file} has changed since it was exported: take another copy; if the change is meant, "
+            f"remove {provenance_path(file).name}"
+        )
     with session.open_store(create=True) as store:
         report = read_tree(store, file, author=author) if file.is_dir() else read_dump(store, file)
     _imported(session, file, report, as_json)

@@ -31,6 +31,8 @@ from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
 
+_PAGE = 1000
+"""Prompts in memory at a time."""
 _ESTIMATED = "estimated: a quarter of the bytes"
 
 
@@ -311,18 +313,34 @@ def import_(
 
 @prompts.command("list", epilog="Example: em-circuits prompts list --category kitchen")
 @click.option("--category", help="Of this category only.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="Behind the first so many.")
 @click.option("--rejected", is_flag=True, help="Proposals that were turned away, with the rule.")
 @prints(Prompt | Rejection, lines=True)
 @pass_session
-def list_(session: Session, category: str | None, rejected: bool, as_json: bool) -> None:
-    """Every prompt in the store."""
+def list_(
+    session: Session,
+    category: str | None,
+    limit: int | None,
+    offset: int,
+    rejected: bool,
+    as_json: bool,
+) -> None:
+    """Every prompt in the store, or a page of them."""
     with session.open_store() as store:
         if rejected:
+            found = store.prompts.rejections(limit=limit, offset=offset)
             columns = ("rule", "generator", "text:40")
-            emit(store.prompts.rejections(), as_json, columns, none="nothing turned away")
-        else:
-            columns = ("prompt_id as prompt", "category", "text:46")
-            emit(store.prompts.all(category=category), as_json, columns, none="no prompts")
+            emit(found, as_json, columns, none="nothing turned away")
+            return
+        columns = ("prompt_id as prompt", "category", "text:46")
+        if limit is not None or not as_json:
+            found = store.prompts.all(category=category, limit=limit, offset=offset)
+            emit(found, as_json, columns, none="no prompts")
+            return
+        while page := store.prompts.all(category=category, limit=_PAGE, offset=offset):
+            emit(page, as_json)
+            offset += len(page)
 
 
 def _lexicon(session: Session, work: Workspace, spec: str | None) -> Lexicon | None:

@@ -79,10 +79,10 @@ class When:
         """
         if not _SPECIAL.search(pattern):
             return cls(pattern, where, None)
+        if _OTHERWISE.search(pattern):
+            raise RequestError(f"{where}: when: write \\{{ and \\[ where brackets are meant")
         try:
             re.compile(pattern)
-            if _OTHERWISE.search(pattern):
-                raise RequestError(f"{where}: when: write \\{{ and \\[ where brackets are meant")
             return cls(pattern, where, regex.compile(pattern, regex.VERSION0))
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise RequestError(f"{where}: when is not a regular expression ({error})") from error

@@ -15,7 +15,9 @@ results of many prompts are written in one: killed before its end, none of it wa
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
@@ -64,6 +66,17 @@ class Screened(Frozen):
     prompt: Prompt
     next_tokens: NextTokenPair
     new: bool = True  # the models were asked now
+
+
+class TopSizes(NamedTuple):
+    """How many tokens both models' own top-k have."""
+
+    base: int
+    merged: int
+
+
+def _top_size(tokens: dict[str, Any]) -> int:
+    return sum(token["rank"] <= tokens["top_k"] for token in tokens["tokens"])
 
 
 class Results(Repository):
@@ -152,6 +165,47 @@ class Results(Repository):
         """Token id -> text, over the next-token lists of a prompt under every pair."""
         lists = self.next_tokens_by_pair(prompt_id).values()
         return {token.token_id: token.text for both in lists for token in both.base.tokens}
+
+    def next_tokens_of_prompts(
+        self, prompt_ids: Iterable[str]
+    ) -> dict[str, dict[str, NextTokenPair]]:
+        """Prompt id -> pair -> both models' lists."""
+        return {
+            prompt_id: {pair: NextTokenPair.model_validate_json(text) for pair, text in lists}
+            for prompt_id, lists in self._lists(prompt_ids).items()
+        }
+
+    def token_ids_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, frozenset[int]]:
+        """Prompt id -> the tokens of its lists under every pair; nothing else of them is read."""
+        return {
+            prompt_id: frozenset(
+                token["token_id"]
+                for _, both in lists
+                for token in json.loads(both)["base"]["tokens"]
+            )
+            for prompt_id, lists in self._lists(prompt_ids).items()
+        }
+
+    def top_sizes_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, dict[str, TopSizes]]:
+        """Prompt id -> pair -> how many tokens its lists have; nothing else of them is read."""
+        return {
+            prompt_id: {
+                pair: TopSizes(*(_top_size(json.loads(both)[name]) for name in TopSizes._fields))
+                for pair, both in lists
+            }
+            for prompt_id, lists in self._lists(prompt_ids).items()
+        }
+
+    def _lists(self, prompt_ids: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+        """Prompt id -> (pair, its lists as they are stored)."""
+        table = tables.next_tokens.c
+        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        with self._reading() as connection:
+            for chunk in chunks(prompt_ids):
+                query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
+                for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
+                    found[row.prompt_id].append((row.pair, row.payload))
+        return found
 
     # --- Judgements ---------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ label_events = _log(
     Column("purpose", String(16), nullable=False, server_default="review"),
     Index("label_events_of_prompt", "prompt_id", "seq"),
     Index("label_events_of_author", "author", "seq"),
+    Index("label_events_by_kind", "author_kind", "purpose", "prompt_id", "to_label"),
 )
 
 review_events = _log(

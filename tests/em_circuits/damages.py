@@ -184,8 +184,9 @@ def importing(name: str) -> Commands:
                 shutil.copytree(root / "results", fresh / "results")
                 taken = f"labels import {root / name}"
             status, _, err = call(fresh, taken)
-            said = [(status, "", err)]
-            return said if status else [*said, *reading(*READ_STORE)(fresh)]
+            # A table of labels may be edited, so a note is all that is said.
+            said = [(status, err, err)]
+            return said if status or err else [*said, *reading(*READ_STORE)(fresh)]
 
     return commands
 

@@ -1,0 +1,93 @@
+"""Whatever a browser sends: an answer below 500, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rooms import Room
+from starlette.routing import Route
+
+ODD = [
+    "", "0", "-1", "1e400", "nan", "null", "true", "[]", "{}", "../..", "%00", "\x00", "\ud800", "é",
+    "9" * 40, "a" * 5000, "2/3/4", "-1/-1/-1", "'; DROP TABLE prompts", "<script>", "base", "merged",
+]  # fmt: skip
+TEXTS = st.one_of(st.sampled_from(ODD), st.text(max_size=30))
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.integers(min_value=2**62, max_value=2**80),
+        TEXTS,
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    "prompt_id", "prompt", "key", "keys", "pair", "token", "token_id", "label", "labels", "author",
+    "reviewer", "item", "item_id", "fence", "text", "target", "evil", "safe", "features", "feature",
+    "layer", "position", "limit", "offset", "page", "order", "search", "category", "state", "name",
+    "node", "nodes", "model", "method", "scale", "pins", "view", "threshold", "max_tokens", "seed",
+]  # fmt: skip
+
+
+def _routes(app: Any) -> list[tuple[str, str]]:
+    """(method, path with its {parameters}) of everything but files."""
+    return [
+        (method, one.path)
+        for one in app._app.routes
+        if isinstance(one, Route) and "/static" not in one.path
+        for method in sorted(one.methods or ())
+        if method != "HEAD"
+    ]
+
+
+def _filled(path: str, parts: list[str]) -> str:
+    """The path with something in place of its parameters."""
+    for part in parts:
+        path = re.sub(
+            r"\{[^}]*\}", lambda _, part=part: quote(part, errors="replace") or "x", path, count=1
+        )
+    return path
+
+
+def test_no_request_ends_in_a_traceback(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    client = room.client()
+    known = st.sampled_from([*(p.prompt_id for p in room.prompts), *room.graphs.values()])
+    routes = st.sampled_from(_routes(client.app))
+
+    @settings(
+        max_examples=400,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def asks(data: st.DataObject) -> None:
+        method, path = data.draw(routes)
+        parts = data.draw(st.lists(st.one_of(known, TEXTS), min_size=4, max_size=4))
+        query = data.draw(st.dictionaries(st.sampled_from(FIELDS), TEXTS, max_size=4))
+        body = data.draw(st.dictionaries(st.sampled_from(FIELDS), VALUES | known, max_size=6))
+        url = _filled(path, parts)
+        sent: dict[str, Any] = {"params": query}
+        if method != "GET":
+            text = data.draw(st.sampled_from([json.dumps(body), json.dumps([body]), "{", "NaN"]))
+            sent |= {"content": text.encode("utf-8", "replace")}
+            sent |= {"headers": {"content-type": "application/json"}}
+        try:
+            found = client.request(method, url, **sent)
+        except (UnicodeError, ValueError):
+            return  # the client itself would not send it
+        assert found.status_code < 500, (method, url, query, body, found.text[:300])
+
+    with caplog.at_level(logging.ERROR):
+        asks()
+    assert "Traceback" not in caplog.text
