@@ -313,12 +313,11 @@ def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
         return None
     from transformers import AutoTokenizer
 
+    from em_circuits.models.foreign import foreign_errors
     from em_circuits.models.text import first_token
 
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"--tokenizer {tokenizer}: no tokenizer there") from error
+    with foreign_errors(f"--tokenizer {tokenizer}: no tokenizer there"):
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
 
     def find(text: str) -> int | None:
         if not text:

@@ -205,6 +205,8 @@ class Database:
             raise _work_failed(self.where, error) from error
         except DamagedText as error:
             raise damaged(self.where, error) from error
+        except OverflowError as error:  # SQLite's driver, of an integer beyond 64 bits
+            raise RequestError(f"{self.where}: a number is beyond what it holds") from error
 
     def _prepare(self, *, create: bool, half_done: bool) -> None:
         connection = self._engine.connect().execution_options(writes=False)
