@@ -33,23 +33,31 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = [
-    *("answer", "author", "batch", "by", "category", "do", "edge", "evil", "feature", "features"),
-    *("fence", "id", "item", "item_id", "k", "key", "kind", "label", "layer", "length", "limit"),
-    *("looks", "method", "model", "models", "name", "node", "note", "offset", "order", "page"),
-    *("pair", "pins", "position", "prompt", "prompt_id", "q", "reason", "rest", "safe", "search"),
-    *(
-        "seed",
-        "show",
-        "state",
-        "table",
-        "target",
-        "temperature",
-        "text",
-        "token",
-        "token_id",
-        "view",
-    ),
+    *("answer", "author", "batch", "by", "category", "edge", "evil", "feature", "features", "id"),
+    *("fence", "item", "item_id", "k", "key", "kind", "label", "layer", "length", "limit", "node"),
+    *("looks", "method", "model", "models", "name", "note", "offset", "order", "page", "pair"),
+    *("pins", "position", "prompt", "prompt_id", "q", "reason", "rest", "safe", "search", "view"),
+    *("seed", "show", "state", "table", "target", "temperature", "text", "token", "token_id"),
 ]
+NUMBERS = st.integers(min_value=-1, max_value=20) | st.integers(min_value=2**31, max_value=2**80)
+DOS = [
+    *("state", "begin", "next", "heartbeat", "label", "point", "key", "finish", "skip", "defer"),
+    *("undo", "agree", "quit", "command", "reject", "note", "reopen", "explain", "nothing"),
+]
+REVIEWS = st.fixed_dictionaries(
+    {"do": st.sampled_from(DOS)},
+    optional={
+        "item": NUMBERS,
+        "of": NUMBERS,
+        "key": st.sampled_from(["evil", "safe", "unsure", "agree", "down", "left", "x"]),
+        "place": TEXTS,
+        "labels": st.dictionaries(NUMBERS.map(str), st.sampled_from(["evil", "left", "x"])),
+        "rest": st.sampled_from(["evil", "safe", "x"]),
+        "text": TEXTS,
+        "adjudicate": st.booleans(),
+    },
+)
+"""What the page of reviews sends, and nearly."""
 
 
 def _routes(app: Any) -> list[tuple[str, str]]:
