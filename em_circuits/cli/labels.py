@@ -14,6 +14,7 @@ from em_circuits.cli.output import (
     name_left_out,
     one_line,
     prints,
+    say,
     table,
     table_of,
 )
@@ -131,7 +132,7 @@ def import_labels_(
     """
     token_of = _token_finder(tokenizer)
     if changed_since_written(file):  # by a person, whose work it is, or by the disk
-        click.echo(f"note: {file} has changed since it was exported", err=True)
+        say(f"note: {file} has changed since it was exported", err=True)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
             report = read_tree(store, file, author=author or "predecessor", token_of=token_of)

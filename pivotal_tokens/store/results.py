@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
@@ -75,8 +75,18 @@ class TopSizes(NamedTuple):
     merged: int
 
 
-def _top_size(tokens: dict[str, Any]) -> int:
-    return sum(token["rank"] <= tokens["top_k"] for token in tokens["tokens"])
+Parsed = TypeVar("Parsed")
+
+
+def _token_ids(both: str) -> frozenset[int]:
+    return frozenset(token["token_id"] for token in json.loads(both)["base"]["tokens"])
+
+
+def _top_sizes(both: str) -> TopSizes:
+    lists = json.loads(both)
+    each = (lists["base"], lists["merged"])
+    sizes = (sum(token["rank"] <= one["top_k"] for token in one["tokens"]) for one in each)
+    return TopSizes(*sizes)
 
 
 class Results(Repository):
@@ -170,41 +180,28 @@ class Results(Repository):
         self, prompt_ids: Iterable[str]
     ) -> dict[str, dict[str, NextTokenPair]]:
         """Prompt id -> pair -> both models' lists."""
-        return {
-            prompt_id: {pair: NextTokenPair.model_validate_json(text) for pair, text in lists}
-            for prompt_id, lists in self._lists(prompt_ids).items()
-        }
+        return self._lists(prompt_ids, NextTokenPair.model_validate_json)
 
     def token_ids_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, frozenset[int]]:
         """Prompt id -> the tokens of its lists under every pair; nothing else of them is read."""
-        return {
-            prompt_id: frozenset(
-                token["token_id"]
-                for _, both in lists
-                for token in json.loads(both)["base"]["tokens"]
-            )
-            for prompt_id, lists in self._lists(prompt_ids).items()
-        }
+        found = self._lists(prompt_ids, _token_ids)
+        return {prompt_id: frozenset().union(*lists.values()) for prompt_id, lists in found.items()}
 
     def top_sizes_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, dict[str, TopSizes]]:
         """Prompt id -> pair -> how many tokens its lists have; nothing else of them is read."""
-        return {
-            prompt_id: {
-                pair: TopSizes(*(_top_size(json.loads(both)[name]) for name in TopSizes._fields))
-                for pair, both in lists
-            }
-            for prompt_id, lists in self._lists(prompt_ids).items()
-        }
+        return self._lists(prompt_ids, _top_sizes)
 
-    def _lists(self, prompt_ids: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-        """Prompt id -> (pair, its lists as they are stored)."""
+    def _lists(
+        self, prompt_ids: Iterable[str], parse: Callable[[str], Parsed]
+    ) -> dict[str, dict[str, Parsed]]:
+        """Prompt id -> pair -> what is wanted of its lists."""
         table = tables.next_tokens.c
-        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        found: dict[str, dict[str, Parsed]] = defaultdict(dict)
         with self._reading() as connection:
             for chunk in chunks(prompt_ids):
                 query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
                 for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
-                    found[row.prompt_id].append((row.pair, row.payload))
+                    found[row.prompt_id][row.pair] = parse(row.payload)
         return found
 
     # --- Judgements ---------------------------------------------------------------------------
