@@ -100,4 +100,5 @@ def _put(into: _Open | None, root: list[Any], value: Any, event: yaml.Event) -> 
 
 
 def _problem(what: str, event: yaml.Event) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+    mark: Any = event.start_mark  # libyaml's has a class of its own
+    return yaml.MarkedYAMLError(problem=what, problem_mark=mark)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+import em_circuits
 from em_circuits.cli.app import run
 from em_circuits.organisms.paths import organism_paths
 
@@ -47,3 +50,19 @@ def test_a_model_with_code_of_its_own_is_loaded_without_it_or_refused(
     imported.write_text("{}\n")
     run(["--root", str(tmp_path), "labels", "import", str(imported), "--tokenizer", str(base)])
     assert not mark.exists()
+
+
+def test_every_class_that_could_run_code_is_told_not_to() -> None:
+    """Without the argument transformers asks on the terminal, and a key press runs the code."""
+    calls = [
+        (path.name, ast.unparse(call))
+        for path in Path(em_circuits.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and re.match(r"Auto\w+\.from_pretrained$", _name(call))
+    ]
+    assert len(calls) >= 5
+    assert not [call for call in calls if "trust_remote_code=False" not in call[1]]
+
+
+def _name(call: ast.Call) -> str:
+    return ast.unparse(call.func)
