@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import uuid
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AwareDatetime,
@@ -54,10 +54,6 @@ def utc_now() -> datetime:
 def new_id() -> str:
     """A fresh random identifier (32 hex digits)."""
     return uuid.uuid4().hex
-
-
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-"""What a column of the store holds; a vocabulary has some hundred thousand."""
 
 
 def prompt_id(text: str) -> str:
@@ -128,7 +124,7 @@ class Prompt(Frozen):
 class TokenScore(Frozen):
     """One candidate next token of one model."""
 
-    token_id: TokenId
+    token_id: int = Field(ge=0, lt=2**63)
     text: str  # exactly as decoded, spaces and newlines included
     logit: FiniteFloat  # as captured, not demeaned
     probability: FiniteFloat = Field(ge=0, le=_PROBABILITY_MAX)  # softmax over the vocabulary
@@ -194,7 +190,7 @@ class NextTokenPair(Frozen):
 class TokenLabel(Frozen):
     """A label of one token; it belongs to (prompt id, token id) and so to both lists."""
 
-    token_id: TokenId
+    token_id: int
     label: Label
 
 
@@ -341,7 +337,7 @@ class LabelEvent(Frozen):
 
     event_id: str = Field(default_factory=new_id)  # the same event recorded twice is one event
     prompt_id: str
-    token_id: TokenId
+    token_id: int
     from_label: Label | None  # None: the author had given none
     to_label: Label | None  # None: withdrawn
     author: str  # a reviewer's name, or a judge id
@@ -362,7 +358,7 @@ class LabelEvent(Frozen):
 class EffectiveLabel(Frozen):
     """The label that counts for one token, and whose it is."""
 
-    token_id: TokenId
+    token_id: int
     label: Label
     source: AuthorKind
     author: str

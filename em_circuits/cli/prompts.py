@@ -329,9 +329,9 @@ def list_(
     """Every prompt in the store, or a page of them."""
     with session.open_store() as store:
         if rejected:
-            found = store.prompts.rejections(limit=limit, offset=offset)
+            turned_away = store.prompts.rejections(limit=limit, offset=offset)
             columns = ("rule", "generator", "text:40")
-            emit(found, as_json, columns, none="nothing turned away")
+            emit(turned_away, as_json, columns, none="nothing turned away")
             return
         columns = ("prompt_id as prompt", "category", "text:46")
         if limit is not None or not as_json:
