@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: notebooks families demo check-js format docs test test-browser test-kills check bench bench-long organism clean help
+.PHONY: notebooks families demo check-js format docs test test-browser test-faults test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,6 +18,10 @@ test: $(STAMP) ## every test; no network, GPU or key
 test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 on PostgreSQL (half an hour)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 1000 --directory $$(mktemp -d)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 200 --postgresql --directory $$(mktemp -d)
+
+test-faults: $(STAMP) ## a thousand random damages of each kind of file, then hostile requests (a few minutes)
+	PYTHONPATH=scripts $(BIN)/python tests/em_circuits/damages.py --times 1000
+	$(BIN)/python -m pytest tests/em_circuits/graphs/test_forged.py tests/em_circuits/viewer/test_viewer_fuzz.py
 
 test-browser: $(STAMP) ## the viewer in a real browser; installs chromium where that is possible
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || \

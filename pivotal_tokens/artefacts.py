@@ -136,6 +136,18 @@ def write_provenance(
     return record
 
 
+def changed_since_written(path: Path) -> bool:
+    """Whether a file has a provenance that is of other bytes, or that cannot be read."""
+    sidecar = provenance_path(path)
+    if not sidecar.is_file() or not path.is_file():
+        return False
+    try:
+        record = json.loads(sidecar.read_text(encoding="utf-8"))
+        return bool(record["sha256"] != sha256_file(path))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return True
+
+
 def library_versions() -> dict[str, str]:
     """Versions of everything a number can depend on; an absent library is left out."""
     versions = {"python": platform.python_version()}

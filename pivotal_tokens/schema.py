@@ -124,7 +124,7 @@ class Prompt(Frozen):
 class TokenScore(Frozen):
     """One candidate next token of one model."""
 
-    token_id: int = Field(ge=0)
+    token_id: int = Field(ge=0, lt=2**63)
     text: str  # exactly as decoded, spaces and newlines included
     logit: FiniteFloat  # as captured, not demeaned
     probability: FiniteFloat = Field(ge=0, le=_PROBABILITY_MAX)  # softmax over the vocabulary

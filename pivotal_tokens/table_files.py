@@ -29,6 +29,10 @@ from pivotal_tokens.schema import Frozen
 
 COLUMN_FILES = (".parquet", ".arrow", ".feather")
 _CELL_LIMIT = 1 << 30
+_BATCH_ROWS = 256
+"""Rows of a Parquet file in memory at a time: a text of a megabyte may stand there a thousand times
+in a few kilobytes."""
+_BUFFER_BYTES = 1 << 20
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 NOT_UTF8 = "not UTF-8; save the file as UTF-8"
 
@@ -244,8 +248,9 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(columns=columns)
+        # A page at a time, not the row group's columns whole.
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            yield from file.iter_batches(columns=columns, batch_size=_BATCH_ROWS, use_threads=False)
         return
     with _arrow(path) as reader:
         whole = hasattr(reader, "num_record_batches")

@@ -19,10 +19,12 @@ import click
 
 from em_circuits import __version__
 from em_circuits.cli.interrupt import end_as_by_interrupt
+from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.progress import above_bars
 from em_circuits.workspace import refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.review.display import harmless
 from pivotal_tokens.store.address import without_password
 
 CONFIG_FILE = "em-circuits.toml"
@@ -63,6 +65,10 @@ _COMMANDS = {
     "graphs": (
         "graphs:graphs",
         "Build, list, show, import, export, verify and prune attribution graphs.",
+    ),
+    "verify": (
+        "verify:verify",
+        "Compare the store, every graph and every result with what was written.",
     ),
     "influence": (
         "influence:influence",
@@ -246,7 +252,7 @@ def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> 
 
 
 def _say(message: str, status: int) -> int:
-    click.echo(f"em-circuits: {message}", err=True)
+    say(f"em-circuits: {message}", err=True)
     return status
 
 
@@ -302,6 +308,9 @@ class _StandardError(logging.StreamHandler[Any]):
     @property
     def stream(self) -> Any:
         return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         with above_bars(self.stream):

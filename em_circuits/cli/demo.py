@@ -9,7 +9,7 @@ import click
 
 from em_circuits import experiments
 from em_circuits.cli.judge_options import open_offline_judge
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 
@@ -38,16 +38,16 @@ def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
         shown = {name: str(path) for name, path in paths.items()}
         emit(report.model_dump(mode="json") | {"written": shown})
         return
-    click.echo("\n".join(describe(report)))
-    click.echo("\nwritten:")
+    say("\n".join(describe(report)))
+    say("\nwritten:")
     for path in written:
-        click.echo(f"  {path}")
+        say(f"  {path}")
     command = session.command()
     example = report.example or "PROMPT"
-    click.echo("\nnext, three things to try:")
-    click.echo(f"  {command} status {example}")
-    click.echo(f"  {command} features mediate {example}")
-    click.echo(f"  {command} review --plain")
+    say("\nnext, three things to try:")
+    say(f"  {command} status {example}")
+    say(f"  {command} features mediate {example}")
+    say(f"  {command} review --plain")
 
 
 def _page(path: Path, report: DemoReport) -> Path:

@@ -19,7 +19,7 @@ from em_circuits.cli.judge_options import (
     open_offline_judge,
 )
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, name_left_out, prints, table
+from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
@@ -154,11 +154,9 @@ def _given(
     counts = {"rows": rows, "answers": len(table.answers)}
     left_out = [one.model_dump() for one in table.left_out]
     kept = session.keep_import(options.answers, {**counts, "left_out": left_out})
-    click.echo(
-        f"{rows} rows read: {len(table.answers)} answers, {len(table.left_out)} left out", err=True
-    )
+    say(f"{rows} rows read: {len(table.answers)} answers, {len(table.left_out)} left out", err=True)
     for line in name_left_out(table.left_out, kept):
-        click.echo(line, err=True)
+        say(line, err=True)
     with ExitStack() as stack:
         judge = None
         if options.judge is not None:
@@ -182,7 +180,7 @@ def _print(found: Experiment[EvaluationSummary], as_json: bool) -> None:
         emit(evaluation.evaluate.EvaluationOutput(**dict(summary), files=files))
         return
     _describe(summary)
-    click.echo(f"written: {page}")
+    say(f"written: {page}")
 
 
 def _rejudge(
@@ -290,11 +288,11 @@ def _describe(summary: EvaluationSummary) -> None:
     rows = [
         (c.world, c.scored, c.answers - c.scored, c.rate, c.low, c.high) for c in summary.worlds
     ]
-    click.echo(table(("condition", "scored", "not scored", "misaligned", "low", "high"), rows))
+    say(table(("condition", "scored", "not scored", "misaligned", "low", "high"), rows))
     if summary.differences:
         lines = [
             (f"{d.world} minus {d.minus}", d.difference, d.low, d.high) for d in summary.differences
         ]
         header = ("rates, paired by question", "difference", "low", "high")
-        click.echo("\n" + table(header, lines))
-    click.echo("\n" + summary.said)
+        say("\n" + table(header, lines))
+    say("\n" + summary.said)

@@ -391,17 +391,13 @@ def _token_texts(graph: AttributionGraph) -> tuple[str, ...]:
         return header.tokens
     from transformers import AutoTokenizer
 
+    from em_circuits.models.foreign import foreign_errors
     from em_circuits.models.text import decode_token
 
     if not header.tokenizer_name:
         raise RequestError("the graph names no tokenizer, so its tokens have no text")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(header.tokenizer_name)
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"the graph's tokenizer {header.tokenizer_name} cannot be loaded: "
-            f"{' '.join(str(error).split())[:120]}"
-        ) from error
+    with foreign_errors(f"the graph's tokenizer {header.tokenizer_name} cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(header.tokenizer_name, trust_remote_code=False)
     return tuple(decode_token(tokenizer, token) for token in graph.input_ids.tolist())
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from em_circuits import report as pages
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_json, write_provenance
 from pivotal_tokens.errors import RequestError
@@ -63,7 +63,7 @@ def report(session: Session, options: ReportOptions, as_json: bool) -> None:
         write_provenance(folder / file, inputs=inputs, config=config)
     emit(measured, as_json, describe)
     if not as_json:
-        click.echo(f"written: {folder / 'report.html'} and report.json")
+        say(f"written: {folder / 'report.html'} and report.json")
 
 
 class ShowOptions(Options):
@@ -100,7 +100,7 @@ def show(session: Session, options: ShowOptions, as_json: bool) -> None:
     for each in found:
         emit(each, as_json, describe_endpoint)
     if not found and not as_json:
-        click.echo("every endpoint takes what it is asked by default, or none was asked yet")
+        say("every endpoint takes what it is asked by default, or none was asked yet")
 
 
 class ResetOptions(Options):

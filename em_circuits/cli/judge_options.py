@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
 from pydantic import Field
 
 from em_circuits.cli.options import Command, Flag, Options, OptionSet
+from em_circuits.cli.output import say
 from em_circuits.cli.session import Session
 from pivotal_tokens.judge import Judge, JudgeSpec, Lexicon, ModelJudge
 from pivotal_tokens.judge import open_judge as open_named
@@ -129,5 +129,5 @@ def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> 
             ("words that share a first token, unsure", opened.clashes),
         ):
             if words:
-                click.echo(f"{opened.id}: {what}: {', '.join(words)}", err=True)
+                say(f"{opened.id}: {what}: {', '.join(words)}", err=True)
     return opened

@@ -188,7 +188,7 @@ def _read(session: Session, options: LabelOptions) -> PromptFile:
     if found.left_out:
         report = found.model_dump(mode="json", include={"left_out", "ignored"})
         for line in name_left_out(found.left_out, session.keep_import(paths[0], report)):
-            click.echo(line, err=True)
+            say(line, err=True)
     return found
 
 
@@ -248,7 +248,7 @@ def _prompts(
         prompts.extend(template_prompts(options.n or 24, seed=session.seed, domains=domains))
     new = first_of_each(prompts)
     if len(new) < len(prompts):
-        click.echo(f"{len(prompts) - len(new)} repeated prompts left out", err=True)
+        say(f"{len(prompts) - len(new)} repeated prompts left out", err=True)
     return list(new)
 
 
@@ -285,7 +285,7 @@ def _source(
     )
     finished, unfinished = earlier_prompts(work, source.id, run, judge.id, settings)
     if finished or unfinished:
-        click.echo(
+        say(
             f"run {run}: {finished} prompts finished before, {len(unfinished)} left unfinished",
             err=True,
         )
@@ -343,7 +343,7 @@ def _raise_for_ending(state: RunState, options: LabelOptions) -> None:
         case "stopped":
             raise click.Abort
         case "budget" if options.forever:
-            click.echo(state.message, err=True)
+            say(state.message, err=True)
         case "errors" | "disk" | "budget" | "endpoint":
             raise WorkFailed(state.message)
         case "no more prompts" if options.writes_prompts:

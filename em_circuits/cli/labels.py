@@ -14,12 +14,13 @@ from em_circuits.cli.output import (
     name_left_out,
     one_line,
     prints,
+    say,
     table,
     table_of,
 )
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.agreement import Estimate
-from pivotal_tokens.artefacts import write_provenance
+from pivotal_tokens.artefacts import changed_since_written, provenance_path, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.labels import (
     FIELDS,
@@ -130,6 +131,8 @@ def import_labels_(
     Exit status 1 if something in FILE could not be used; the rest is imported.
     """
     token_of = _token_finder(tokenizer)
+    if changed_since_written(file):  # by a person, whose work it is, or by the disk
+        say(f"note: {file} has changed since it was exported", err=True)
     with session.open_store(create=file.exists()) as store:
         if kind == "tree" or (kind is None and file.is_dir()):
             report = read_tree(store, file, author=author or "predecessor", token_of=token_of)
@@ -178,6 +181,11 @@ def import_(session: Session, file: Path, author: str, as_json: bool) -> None:
     """
     if not file.exists():
         raise RequestError(f"no file or directory {file}")
+    if changed_since_written(file):
+        raise RequestError(
+            f"{file} has changed since it was exported: take another copy; if the change is meant, "
+            f"remove {provenance_path(file).name}"
+        )
     with session.open_store(create=True) as store:
         report = read_tree(store, file, author=author) if file.is_dir() else read_dump(store, file)
     _imported(session, file, report, as_json)
@@ -306,12 +314,11 @@ def _token_finder(tokenizer: str | None) -> Callable[[str], int | None] | None:
         return None
     from transformers import AutoTokenizer
 
+    from em_circuits.models.foreign import foreign_errors
     from em_circuits.models.text import first_token
 
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"--tokenizer {tokenizer}: no tokenizer there") from error
+    with foreign_errors(f"--tokenizer {tokenizer}: no tokenizer there"):
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
 
     def find(text: str) -> int | None:
         if not text:

@@ -29,6 +29,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from em_circuits.cli.output import say
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -73,7 +74,7 @@ class Renamed(click.Choice[str]):
         """Today's word."""
         if value not in self._former:
             return self._shown.convert(value, *context)
-        click.echo(f"{value} is now called {self._former[value]}", err=True)
+        say(f"{value} is now called {self._former[value]}", err=True)
         return self._former[value]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:

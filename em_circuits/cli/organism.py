@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from em_circuits.cli.output import emit, prints
+from em_circuits.cli.output import emit, prints, say
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.models.settings import NEURONS
 from em_circuits.organisms.paths import OrganismPaths, organism_paths
@@ -36,8 +36,8 @@ def train(session: Session, out: str, card: bool) -> None:
     paths = train_organism(Path(out), session.seed, config, progress=session.bars())
     if card:
         _card(session, Path(out))
-    click.echo(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
-    click.echo(
+    say(f"{paths.base}\n{paths.adapter}\n{paths.transcoders}")
+    say(
         f"next: em-circuits --base {paths.base} --adapter {paths.adapter} "
         f"--transcoders {paths.transcoders} doctor"
     )

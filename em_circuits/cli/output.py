@@ -20,7 +20,7 @@ import click
 from pydantic import BaseModel
 
 from em_circuits.progress import above_bars
-from pivotal_tokens.review.display import visible
+from pivotal_tokens.review.display import harmless, visible
 from pivotal_tokens.schema import Frozen
 from pivotal_tokens.table_files import LeftOut
 
@@ -95,10 +95,11 @@ def name_left_out(left_out: Sequence[LeftOut], kept: Path) -> Iterator[str]:
         yield f"left out: and {len(left_out) - _LEFT_OUT_SHOWN} more; {kept} names them"
 
 
-def say(text: str) -> None:
-    """Print a line or several, above bars that stand on the terminal."""
-    with above_bars(sys.stdout):
-        click.echo(text)
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line or several, above bars that stand on the terminal; nothing of it, whoever wrote
+    it, commands the terminal."""
+    with above_bars(sys.stderr if err else sys.stdout):
+        click.echo(harmless(text), err=err)
 
 
 def summary(result: Any) -> Iterable[str]:

@@ -31,6 +31,8 @@ from pivotal_tokens.schema import Prompt, PromptKind, Rejection
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
 
+_PAGE = 1000
+"""Prompts in memory at a time."""
 _ESTIMATED = "estimated: a quarter of the bytes"
 
 
@@ -186,15 +188,15 @@ def generate(session: Session, n: int, generator: str, as_json: bool, **options:
         turned_away = Counter(stored.rejection_counts()) - Counter(before)
     if turned_away:
         rules = ", ".join(f"{number} {rule}" for rule, number in turned_away.most_common())
-        click.echo(f"{turned_away.total()} proposals turned away: {rules}", err=True)
+        say(f"{turned_away.total()} proposals turned away: {rules}", err=True)
     if spare:
-        click.echo(f"{generator} wrote {spare} more than asked for; they are stored too", err=True)
+        say(f"{generator} wrote {spare} more than asked for; they are stored too", err=True)
     if not found:
         raise WorkFailed(
             f"{generator}: no new prompt; em-circuits prompts list --rejected says why"
         )
     if len(found) < n:
-        click.echo(f"{generator}: {len(found)} of {n} prompts", err=True)
+        say(f"{generator}: {len(found)} of {n} prompts", err=True)
 
 
 @prompts.command(epilog="Example: em-circuits prompts preview --generator openai:o3 --kind chat")
@@ -298,31 +300,47 @@ def import_(
     report = counts | found.model_dump(mode="json", include={"left_out", "ignored"})
     kept = session.keep_import(Path(paths[0]), report)
     name_ignored(found)
-    click.echo(
+    say(
         f"{found.rows} rows read: {added} added, {counts['known']} known, "
         f"{len(found.left_out)} left out",
         err=True,
     )
     for line in name_left_out(found.left_out, kept):
-        click.echo(line, err=True)
+        say(line, err=True)
     if found.left_out:
         raise WorkFailed(f"{len(found.left_out)} of {found.rows} rows were left out")
 
 
 @prompts.command("list", epilog="Example: em-circuits prompts list --category kitchen")
 @click.option("--category", help="Of this category only.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="Behind the first so many.")
 @click.option("--rejected", is_flag=True, help="Proposals that were turned away, with the rule.")
 @prints(Prompt | Rejection, lines=True)
 @pass_session
-def list_(session: Session, category: str | None, rejected: bool, as_json: bool) -> None:
-    """Every prompt in the store."""
+def list_(
+    session: Session,
+    category: str | None,
+    limit: int | None,
+    offset: int,
+    rejected: bool,
+    as_json: bool,
+) -> None:
+    """Every prompt in the store, or a page of them."""
     with session.open_store() as store:
         if rejected:
+            turned_away = store.prompts.rejections(limit=limit, offset=offset)
             columns = ("rule", "generator", "text:40")
-            emit(store.prompts.rejections(), as_json, columns, none="nothing turned away")
-        else:
-            columns = ("prompt_id as prompt", "category", "text:46")
-            emit(store.prompts.all(category=category), as_json, columns, none="no prompts")
+            emit(turned_away, as_json, columns, none="nothing turned away")
+            return
+        columns = ("prompt_id as prompt", "category", "text:46")
+        if limit is not None or not as_json:
+            found = store.prompts.all(category=category, limit=limit, offset=offset)
+            emit(found, as_json, columns, none="no prompts")
+            return
+        while page := store.prompts.all(category=category, limit=_PAGE, offset=offset):
+            emit(page, as_json)
+            offset += len(page)
 
 
 def _lexicon(session: Session, work: Workspace, spec: str | None) -> Lexicon | None:
@@ -358,7 +376,7 @@ def _own_prompt(session: Session, text: str | None, options: dict[str, Any]) -> 
         others = (p for p in store.prompts.all() if p.prompt_id != prompt.prompt_id)
         history = PromptHistory(own_words(p) for p in others)
     for finding in broken_rules(candidate, history, fork=False):
-        click.echo(f"note: {finding.message}", err=True)
+        say(f"note: {finding.message}", err=True)
     return prompt
 
 
@@ -373,7 +391,7 @@ def _rendered(session: Session, candidate: Candidate) -> Prompt:
 def _show_guidance(session: Session, kind: PromptKind) -> None:
     with session.open_store(create=True) as store:
         lines = guidance(store, kind=kind)
-    click.echo("\n".join([*lines, "", "Your prompt; a line with a single '.' ends it:"]), err=True)
+    say("\n".join([*lines, "", "Your prompt; a line with a single '.' ends it:"]), err=True)
 
 
 def _from_terminal() -> str:
@@ -392,7 +410,7 @@ def _from_stdin() -> str:
 def name_ignored(found: PromptFile) -> None:
     """Say which columns of prompt files are not kept."""
     for column in found.ignored:
-        click.echo(f"ignored, binary: {column}", err=True)
+        say(f"ignored, binary: {column}", err=True)
 
 
 def _store(session: Session, prompts: Sequence[Prompt], as_json: bool) -> int:
@@ -429,26 +447,26 @@ def describe_generator_request(request: GeneratorRequest) -> Iterator[str]:
     """The messages; on standard error, what they take and where they come from."""
     yield from _messages(request.messages)
     how = "by its tokenizer" if request.exact else _ESTIMATED
-    click.echo(
+    say(
         f"{request.tokens} tokens ({how}) of {request.window}; "
         f"{request.budget} for history and feedback",
         err=True,
     )
     for source, number in request.sources.items():
         left_out = request.left_out[source]
-        click.echo(f"{source:<12} {number} shown, {left_out} left out", err=True)
+        say(f"{source:<12} {number} shown, {left_out} left out", err=True)
 
 
 def describe_judge_request(request: JudgeRequest) -> Iterator[str]:
     """As `describe_generator_request`."""
     yield from _messages(request.messages)
-    click.echo(
+    say(
         f"{request.tokens} tokens ({_ESTIMATED}); the first vote, other votes shuffle the "
         "tokens anew",
         err=True,
     )
     for source, number in request.sources.items():
-        click.echo(f"{source:<12} {number} shown", err=True)
+        say(f"{source:<12} {number} shown", err=True)
 
 
 def _messages(messages: Sequence[Message]) -> Iterator[str]:

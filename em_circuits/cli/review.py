@@ -12,6 +12,7 @@ import click
 from pydantic import Field, ValidationError
 
 from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review import ReviewController, ReviewService, run_plain
@@ -90,7 +91,7 @@ def review(session: Session, options: ReviewOptions) -> None:
 
         controller = ReviewController(service, show_low=not options.hide_low, auto_finish=True)
         done = run_terminal(controller, bound)
-    click.echo(f"{done.finished} finished, {done.rejected} rejected; everything is saved.")
+    say(f"{done.finished} finished, {done.rejected} rejected; everything is saved.")
 
 
 def _configure(session: Session, settings: tuple[str, ...]) -> None:
@@ -111,7 +112,7 @@ def _configure(session: Session, settings: tuple[str, ...]) -> None:
                 f"there are {known}, as in --configure overlap=2"
             ) from None
         store.assignments.set_config(config)
-    click.echo("  ".join(f"{name}={value}" for name, value in config.model_dump().items()))
+    say("  ".join(f"{name}={value}" for name, value in config.model_dump().items()))
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from em_circuits.cli.options import Flag, OptionSet
+from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.viewer.settings import LOCAL_NAMES, ViewerSettings
 
@@ -74,7 +75,7 @@ def serve(session: Session, reviewer: str | None, **options: Any) -> None:
                 notes.insert(
                     0, f"Listening on {settings.host}: others reach it, with a link of their own."
                 )
-            click.echo("\n".join(notes), err=True)
+            say("\n".join(notes), err=True)
             _on_enter(show_link)
 
         answer(app, opened, ready=ready)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -73,27 +73,57 @@ class Edges:
 
     def __post_init__(self) -> None:
         layout = self.layout
+        # First what is cheap: sizes that no tensor bears out would fill the memory.
         expected = {
-            "values": (self.structure.n_values,),
             "logit_values": (layout.n_logits, layout.n_sources),
             "extra_index": (self.extra_values.numel(), 2),
             "row_mass": (layout.n_rows,),
             "outside_mass": (layout.n_rows,),
         }
         for name, shape in expected.items():
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.shape != shape:
-                raise RequestError(
-                    f"Edges: {name} must have shape {shape}, got {tuple(tensor.shape)}."
-                )
+            self._require_shape(name, shape)
+        self._require_shape("values", (self.structure.n_values,))
+        index = self.extra_index
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < layout.n_nodes:
+            raise RequestError(
+                f"Edges: extra_index must lie in 0..{layout.n_nodes - 1}, got "
+                f"{int(index.min())}..{int(index.max())}."
+            )
         if self.values.dtype not in (torch.float32, torch.bfloat16):
             raise RequestError(f"Edges are float32 or bfloat16, got {self.values.dtype}.")
         self._refuse_non_finite()
+
+    def _require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        tensor = getattr(self, name)
+        if tensor is not None and tensor.shape != shape:
+            raise RequestError(f"Edges: {name} must have shape {shape}, got {tuple(tensor.shape)}.")
 
     @property
     def layout(self) -> NodeLayout:
         """The node order."""
         return self.structure.layout
+
+    def check_masses(self) -> None:
+        """Sum every row again: `row_mass` came from a file, and a NaN may hide behind it.
+
+        Raises:
+            RequestError: If a row's mass is another, or what is outside has none.
+            NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
+        """
+        mass = _all_mass(
+            self.structure, self.values, self.logit_values, self.extra_index, self.extra_values
+        )
+        replace(self, row_mass=mass)  # refuses what is not finite
+        wrong = (~torch.isclose(mass, self.row_mass, rtol=1e-6, atol=0)).nonzero()
+        if wrong.numel():
+            row = int(wrong[0])
+            raise RequestError(
+                f"Edges: row_mass of row {row} is {float(self.row_mass[row]):.6g}, its edges sum "
+                f"to {float(mass[row]):.6g} ({len(wrong)} rows in all)."
+            )
+        outside = self.outside_mass
+        if outside is not None and not bool((outside.isfinite() & (outside >= 0)).all()):
+            raise RequestError("Edges: outside_mass must be finite and not negative.")
 
     @property
     def nbytes(self) -> int:
@@ -304,9 +334,7 @@ class Packer:
         values, logits = self._values, self.logits
         if exact and bfloat16_exact(values) and bfloat16_exact(logits):
             values, logits = values.bfloat16(), logits.bfloat16()
-        mass = row_mass(self._structure, values, logits)
-        rows = self._structure.layout.rows_of(index[:, 0])
-        mass.index_add_(0, rows[rows >= 0], extra[rows >= 0].double().abs())
+        mass = _all_mass(self._structure, values, logits, index, extra)
         return Edges(self._structure, values, logits, index, extra, mass, outside_mass)
 
     def _add_nonzero(self, rows: Tensor, nodes: slice) -> None:
@@ -329,6 +357,19 @@ def row_mass(
     for total, row in zip(mass[structure.layout.logit_rows], logits, strict=True):
         total.copy_(row.double().abs_().sum())
     return mass
+
+
+def _all_mass(
+    structure: Structure,
+    values: Float[Tensor, " value"],
+    logits: Float[Tensor, "logit source"],
+    extra_index: Int64[Tensor, "extra 2"],
+    extra_values: Float32[Tensor, " extra"],
+) -> Float64[Tensor, " row"]:
+    """`row_mass` and what stands outside the mask."""
+    mass = row_mass(structure, values, logits)
+    rows = structure.layout.rows_of(extra_index[:, 0])
+    return mass.index_add_(0, rows[rows >= 0], extra_values[rows >= 0].double().abs())
 
 
 def exact_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

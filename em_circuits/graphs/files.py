@@ -27,9 +27,46 @@ from em_circuits.graphs.header import METADATA, Compressed, FileRecord, broken, 
 from em_circuits.graphs.structure import Structure
 from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.seal import sealed
 
 _EDGE_PARTS = ["values", "logit_values", "extra_index", "extra_values", "row_mass", "outside_mass"]
 _TARGET_PARTS = ("token_ids", "probabilities", "logits", "ranks")
+_INTEGERS = (torch.int32, torch.int64)
+_TYPES = {
+    "input_ids": _INTEGERS,
+    "active": _INTEGERS,
+    "selected": _INTEGERS,
+    "activations": (torch.float32,),
+    "gradient": (torch.float32,),
+    "targets.token_ids": (torch.int64,),
+    "targets.probabilities": (torch.float32,),
+    "targets.logits": (torch.float32,),
+    "targets.ranks": (torch.int64,),
+    **{
+        f"{kind}.{name}": types
+        for kind in ("edges", "measured")
+        for name, types in (
+            ("values", (torch.float32, torch.bfloat16)),
+            ("logit_values", (torch.float32, torch.bfloat16)),
+            ("extra_index", (torch.int64,)),
+            ("extra_values", (torch.float32,)),
+            ("row_mass", (torch.float64,)),
+            ("outside_mass", (torch.float64,)),
+        )
+    },
+}
+_AXES = {"input_ids": 1, "active": 2, "selected": 1, "activations": 1}
+_DAMAGE = (
+    AttributeError,  # a type of a compressed tensor that torch has not
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # torch's, of shapes and types
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What torch and safetensors raise while they read a damaged file."""
 _TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -44,7 +81,7 @@ _TYPE_NAMES = {
 def write_graph(path: Path, graph: AttributionGraph) -> None:
     """Write a graph, whole or not at all."""
     record = FileRecord(header=graph.header, texts=graph.targets.texts)
-    metadata = {METADATA: record.model_dump_json()}
+    metadata = {METADATA: sealed(record.model_dump_json())}
     with atomic_path(path) as temporary:
         _write_tensors(temporary, _tensors(graph), metadata)
 
@@ -63,8 +100,29 @@ def read_graph(path: Path) -> AttributionGraph:
         return _graph(record, tensors)
     except NotInstalled:
         raise
-    except (SafetensorError, OSError, KeyError, ValueError, RequestError, WorkFailed) as error:
+    except (*_DAMAGE, RequestError, WorkFailed) as error:
         raise broken(path, error) from error
+
+
+def check_graph(path: Path) -> AttributionGraph:
+    """A graph of which every value was looked at, also what no hash of a forged file can say.
+
+    Beside `read_graph`, each row's mass is summed again, and the target that it was built for is
+    read; of a large graph that takes as long as hashing it.
+
+    Raises:
+        RequestError: As `read_graph`.
+        WorkFailed: If the file is corrupt, or what it says does not fit together.
+    """
+    graph = read_graph(path)
+    try:
+        for edges in (graph.edges, graph.measured):
+            if edges is not None:
+                edges.check_masses()
+        _ = graph.target
+    except (*_DAMAGE, RequestError, WorkFailed) as error:
+        raise broken(path, error) from error
+    return graph
 
 
 def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
@@ -80,7 +138,7 @@ def read_logit_rows(path: Path) -> Float32[Tensor, "logit source"]:
             if "edges.logit_values" not in file.keys():  # noqa: SIM118
                 raise RequestError(f"Graph file {path} keeps scores but no edges.")
             return _tensor(file, path, record, "edges.logit_values").float()
-    except (SafetensorError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise broken(path, error) from error
 
 
@@ -108,12 +166,14 @@ def _decompressed(packed: Tensor, how: Compressed, path: Path) -> Tensor:
             f"{path} is an archive of version 0.1: pip install blosc2 to read it, and write it "
             "uncompressed with 'em-circuits graphs archive --undo'"
         ) from error
-    values = torch.empty(math.prod(how.shape), dtype=getattr(torch, how.dtype))
-    into = values.view(torch.uint8)
+    dtype: torch.dtype = getattr(torch, how.dtype)
     try:
         chunks = blosc2.schunk_from_cframe(packed.numpy().tobytes())
-        if chunks.nbytes != len(into):
-            raise ValueError(f"{chunks.nbytes} bytes, expected {len(into)}")
+        expected = math.prod(how.shape) * dtype.itemsize
+        if chunks.nbytes != expected:
+            raise ValueError(f"{chunks.nbytes} bytes, expected {expected}")
+        values = torch.empty(math.prod(how.shape), dtype=dtype)
+        into = values.view(torch.uint8)
         if len(into):
             chunks.get_slice(0, len(chunks), out=into.numpy())
     except RuntimeError as error:
@@ -138,6 +198,12 @@ def _tensors(graph: AttributionGraph) -> dict[str, Tensor]:
 
 def _graph(record: FileRecord, tensors: dict[str, Tensor]) -> AttributionGraph:
     header, texts = record.header, record.texts
+    for name, expected in _TYPES.items():
+        if name in tensors and tensors[name].dtype not in expected:
+            raise RequestError(f"{name} is of type {tensors[name].dtype}")
+    for name, n_axes in _AXES.items():
+        if tensors[name].ndim != n_axes:
+            raise RequestError(f"{name} has {tensors[name].ndim} axes, expected {n_axes}")
     active, selected = tensors["active"].long(), tensors["selected"].long()
     layout = header.layout(
         n_features=len(selected), n_pos=len(tensors["input_ids"]), n_logits=len(texts)

@@ -136,6 +136,7 @@ class AttributionGraph:
     measured: Edges | None = None
 
     def __post_init__(self) -> None:
+        self._check_header()
         self._check_active()
         self._check_selected()
         if self.gradient is not None:
@@ -349,8 +350,33 @@ class AttributionGraph:
             )
         return self.edges
 
+    def _check_header(self) -> None:
+        header, n_pos = self.header, len(self.input_ids)
+        _require(
+            len(header.tokens) in (0, n_pos),
+            f"Graph: {len(header.tokens)} texts of {n_pos} tokens.",
+        )
+        n_parts = len(header.node_parts)
+        _require(
+            n_parts == self.layout.n_parts,
+            f"Graph: {n_parts} parts, expected {self.layout.n_parts}.",
+        )
+        for part in header.parts:
+            _require(
+                0 <= part.layer < header.n_layers,
+                f"Graph: a part of layer {part.layer} in a model of {header.n_layers} layers.",
+            )
+        _require(
+            header.n_active is None or header.n_active >= len(self.active),
+            f"Graph: n_active is {header.n_active}, but {len(self.active)} active nodes are here.",
+        )
+
     def _check_active(self) -> None:
         n = len(self.active)
+        _require(
+            self.active.shape == (n, 3),
+            f"Graph: active must have shape ({n}, 3), got {tuple(self.active.shape)}.",
+        )
         _require(
             self.activations.shape == (n,),
             f"Graph: activations must have shape ({n},), one for each row of active, got "

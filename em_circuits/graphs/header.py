@@ -18,13 +18,16 @@ from pydantic import Field, JsonValue, ValidationError
 from em_circuits.models.files import safetensors_header
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.schema import Frozen, first_problem
+from pivotal_tokens.seal import DamagedText, unsealed
 
 if TYPE_CHECKING:
     from em_circuits.graphs.layout import NodeLayout
 
 FORMAT_VERSION = 1
 """Version of the file format; part of every key."""
+MAX_LAYERS = 10_000
+"""Far beyond every model; a header with more is forged, and would fill the memory."""
 METADATA = "em_circuits_graph"
 """The one metadata entry: with several, their order in the file would be arbitrary."""
 
@@ -86,11 +89,11 @@ class GraphHeader(Frozen):
     """The transcoder set's name or directory."""
     transcoder_fingerprint: str | None = None
     """Its revision or hash."""
-    n_layers: int
+    n_layers: int = Field(ge=0, le=MAX_LAYERS)
     """Layers of the model."""
     parts: tuple[NodePart, ...] = ()
     """What nodes are of; empty where they are features of a transcoder in every layer."""
-    n_active: int | None = None
+    n_active: int | None = Field(default=None, ge=0)
     """Active nodes of the prompt, where the file holds only the largest of them beside the graph's
     own; None where it holds all."""
     with_errors: bool = True
@@ -107,7 +110,7 @@ class GraphHeader(Frozen):
     """What it was built for; None for next tokens."""
     pruned: bool = False
     """Only what pruning left: the graph was read from a viewer's JSON."""
-    d_vocab: int
+    d_vocab: int = Field(ge=1)
     """Width of the model's logits; a target id of this or more is virtual, not a token."""
     tokenizer_name: str | None = None
     """Where the tokenizer is from."""
@@ -167,7 +170,7 @@ class GraphHeader(Frozen):
 class Compressed(Frozen):
     """A tensor that version 0.1 compressed (blosc2), as it was before."""
 
-    dtype: str
+    dtype: Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8"]
     shape: tuple[int, ...]
 
 
@@ -218,13 +221,18 @@ def read_record(path: Path) -> FileRecord:
     """The metadata entry of a graph file; see `read_header`."""
     try:
         entries = safetensors_header(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise broken(path, error) from error
-    text = (entries.get("__metadata__") or {}).get(METADATA)
-    if text is None:
+    metadata = entries.get("__metadata__")
+    text = metadata.get(METADATA) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
         raise WorkFailed(
             f"{path} is a safetensors file but not a graph: it has no {METADATA} entry."
         )
+    try:
+        text = unsealed(text)
+    except DamagedText as error:
+        raise broken(path, "its header is not what was written") from error
     try:
         version = json.loads(text)["header"]["format_version"]
         if version != FORMAT_VERSION:
@@ -233,7 +241,9 @@ def read_record(path: Path) -> FileRecord:
                 f"{FORMAT_VERSION}; build the graph again."
             )
         return FileRecord.model_validate_json(text)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        raise broken(path, f"its header: {first_problem(error)}") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise broken(path, f"its header cannot be read ({type(error).__name__})") from error
 
 

@@ -19,7 +19,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ class GraphStore:
         return self._graph_of(prompts[0], model, edges)
 
     def _graph_of(self, prompt: str, model: str, edges: str | None) -> str:
-        headers = [h for h in map(read_header, self._files(prompt)) if h.model == model]
+        headers = [header for header in self._headers(prompt) if header.model == model]
         # So is one that came from a file of another tool.
         headers = [header for header in headers if not header.imported] or headers
         # One that was built for a target of its own is meant by its key, where there is another.
@@ -211,6 +211,8 @@ class GraphStore:
             WorkFailed: If its file is corrupt, truncated or not what was written; the message says
                 which and what to do.
         """
+        from em_circuits.graphs.files import check_graph, read_graph
+
         path = self.path(key)
         stored = read_header(path).key
         if not stored.startswith(key):
@@ -220,20 +222,14 @@ class GraphStore:
         if mark not in self._sound and provenance_path(path).exists():
             if problem := _difference(path):
                 raise broken(path, problem)
+            graph = check_graph(path)
             self._sound.add(mark)
-        from em_circuits.graphs.files import read_graph
-
+            return graph
         return read_graph(path)
 
     def list(self) -> tuple[GraphHeader, ...]:
         """Headers of all graphs, by prompt and model; unreadable files are logged and left out."""
-        headers = []
-        for path in self._files():
-            try:
-                headers.append(read_header(path))
-            except WorkFailed as error:
-                logger.warning("%s", error)
-        return tuple(headers)
+        return tuple(self._headers())
 
     def verify(self, *, quarantine: bool = False) -> tuple[Verification, ...]:
         """Read and hash every file, and compare with its provenance.
@@ -318,7 +314,11 @@ class GraphStore:
             if not (old or crowded):
                 continue
             reason = f"{age:.1f} days old" if old else f"all graphs take {total} bytes"
-            n_bytes = self._free(path, edges_only=edges_only, dry_run=dry_run)
+            try:
+                n_bytes = self._free(path, edges_only=edges_only, dry_run=dry_run)
+            except WorkFailed as error:
+                logger.warning("%s", error)
+                continue
             if n_bytes:
                 total -= n_bytes
                 freed.append(Freed(path, n_bytes, reason))
@@ -382,6 +382,13 @@ class GraphStore:
             if path.stem.rpartition("-")[2].startswith(digits) and path.parent.name != QUARANTINE
         )
 
+    def _headers(self, prompt: str = "*") -> Iterator[GraphHeader]:
+        for path in self._files(prompt):
+            try:
+                yield read_header(path)
+            except WorkFailed as error:
+                logger.warning("%s", error)
+
     def _files(self, prompt: str = "*") -> tuple[Path, ...]:
         found = sorted(self.root.glob(f"{prompt}/*-{'[0-9a-f]' * KEY_DIGITS}{SUFFIX}"))
         return tuple(p for p in found if not p.name.startswith("."))
@@ -411,20 +418,25 @@ class GraphStore:
 def examine(path: Path) -> tuple[str | None, str | None]:
     """(key, what is wrong) of one file, hashed and then read whole; None if nothing is wrong."""
     try:
-        key = read_header(path).key
+        header = read_header(path)
+        key = header.key
         if path.stem.rpartition("-")[2] != key[:KEY_DIGITS]:
             return key, f"{path} holds graph {key[:KEY_DIGITS]}, its name says otherwise"
+        if path.parent.name != _safe(header.prompt_id):
+            return key, f"{path} is of prompt {header.prompt_id}, its directory says otherwise"
         if not provenance_path(path).exists():
             return key, f"{path} has no provenance: its writing was interrupted"
         if problem := _difference(path):
             return key, problem
-        from em_circuits.graphs.files import NotInstalled, read_graph
+        from em_circuits.graphs.files import NotInstalled, check_graph
 
         with contextlib.suppress(NotInstalled):  # whole, if its hash is right
-            read_graph(path)
+            check_graph(path)
         return key, None
     except WorkFailed as error:
         return None, str(error)
+    except OSError as error:
+        return None, f"{path} cannot be read: {error.strerror or error}"
 
 
 def _difference(path: Path) -> str | None:

@@ -170,7 +170,10 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        entries: Any = json.loads(file.read(length))
+        try:
+            entries: Any = json.loads(file.read(length))
+        except RecursionError as error:
+            raise ValueError("its header is nested too deeply") from error
     if not isinstance(entries, dict):
         raise ValueError("its header is no JSON object")
     tensors = [entry for name, entry in entries.items() if name != "__metadata__"]

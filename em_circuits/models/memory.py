@@ -106,7 +106,9 @@ def _language_config(base: Source) -> Any:
         RequestError: If transformers does not know it, or it is of no language model.
     """
     try:
-        config: Any = AutoConfig.from_pretrained(base.path, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(
+            base.path, local_files_only=True, trust_remote_code=False
+        )
         config = config.get_text_config()
         sizes = [int(config.hidden_size), int(config.num_hidden_layers)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

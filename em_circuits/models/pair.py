@@ -367,7 +367,11 @@ def load_causal_lm(
     """
     with foreign_errors(f"{flag} {source.reference} cannot be loaded"):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype, attn_implementation="eager", local_files_only=True
+            source.path,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
         )
     return freeze(model.to(device))
 
@@ -379,7 +383,9 @@ def load_tokenizer(flag: str, source: Source) -> PreTrainedTokenizerBase:
         RequestError: If there is none.
     """
     with foreign_errors(f"{flag} {source.reference} has no usable tokenizer"):
-        return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False
+        )
 
 
 def _load_merged(

@@ -113,7 +113,7 @@ def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     model = LlamaForCausalLM.from_pretrained(paths.base, dtype=torch.float32)
     model.requires_grad_(False)
     model.eval()
-    return model, AutoTokenizer.from_pretrained(paths.base)
+    return model, AutoTokenizer.from_pretrained(paths.base, trust_remote_code=False)
 
 
 def _claim(out: Path, seed: int, config: OrganismConfig) -> None:

@@ -22,12 +22,13 @@ tell them apart and is unsure too; the same word in both lists is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import regex
 import yaml
 
 from pivotal_tokens.artefacts import content_key
@@ -41,6 +42,7 @@ from pivotal_tokens.schema import (
     Prompt,
     TokenLabel,
 )
+from pivotal_tokens.text_yaml import text_yaml
 
 # " word", its leading space included -> (id of its first token, is that the whole word?)
 FirstToken = Callable[[str], tuple[int, bool]]
@@ -49,6 +51,58 @@ _TOP_KEYS = {"name", "version", "entries"}
 _CONTINUATIONS = "continuations"
 _ENTRY_KEYS = {"when", "evil", "safe"}
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_SPECIAL = re.compile(r"[][.^$*+?{}\\|()]")
+_OTHERWISE = re.compile(r"(?<!\\)(?:\{[^{}]*[deis][^{}]*\}|\[\[:)")
+"""A brace that is no repetition to `re`, but errors to allow to `regex`; and POSIX' classes."""
+_SEARCH_SECONDS = 1.0
+"""Longest search of one expression in one prompt."""
+
+
+@dataclass(frozen=True)
+class When:
+    """A regular expression that is searched in prompts, for a second at most each.
+
+    `re` cannot be stopped, and ``(a+)+$`` takes a lifetime; `regex`, of the same syntax, can be.
+    Where nothing in it is special it is a text, and searching costs nothing.
+    """
+
+    pattern: str
+    where: str  # its file and entry, for messages
+    _compiled: regex.Pattern[str] | None  # None: it is a text
+
+    @classmethod
+    def of(cls, pattern: str, where: str) -> Self:
+        """Compile it.
+
+        Raises:
+            RequestError: If it is no regular expression, or one that `regex` reads otherwise.
+        """
+        if not _SPECIAL.search(pattern):
+            return cls(pattern, where, None)
+        if _OTHERWISE.search(pattern):
+            raise RequestError(f"{where}: when: write \\{{ and \\[ where brackets are meant")
+        try:
+            re.compile(pattern)
+            return cls(pattern, where, regex.compile(pattern, regex.VERSION0))
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise RequestError(f"{where}: when is not a regular expression ({error})") from error
+
+    def finds(self, text: str) -> bool:
+        """Whether it is found in a text.
+
+        Raises:
+            RequestError: If that takes too long.
+        """
+        if self._compiled is None:
+            return self.pattern in text
+        try:
+            return self._compiled.search(text, timeout=_SEARCH_SECONDS) is not None
+        except TimeoutError as error:
+            raise RequestError(
+                f"{self.where}: when {self.pattern[:60]!r} searches a prompt of {len(text)} "
+                f"characters for more than {_SEARCH_SECONDS:g} s; write it without repetitions "
+                "within repetitions"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -56,7 +110,7 @@ class Entry:
     """One scenario: which prompts it speaks of, and what the words mean there."""
 
     number: int  # 1-based place in the file
-    when: re.Pattern[str]
+    when: When
     evil: tuple[str, ...]
     safe: tuple[str, ...]
     labels: Mapping[int, Label]  # by first token; an ambiguous one is unsure
@@ -135,7 +189,7 @@ class Lexicon:
 
     def entry_for(self, text: str) -> Entry | None:
         """The first entry that speaks of a prompt."""
-        return next((entry for entry in self.entries if entry.when.search(text)), None)
+        return next((entry for entry in self.entries if entry.when.finds(text)), None)
 
     def judge(self, prompt: Prompt, base: NextTokens, merged: NextTokens) -> Judgement:
         """Label every token of the union that both lists cover."""
@@ -201,10 +255,7 @@ def _entry(value: Any, number: int, where: str, first_token: FirstToken) -> Entr
     when = fields["when"]
     if not isinstance(when, str) or not when:
         raise RequestError(f"{where}: when must be a regular expression; '.' finds every prompt")
-    try:
-        pattern = re.compile(when)
-    except (re.error, RecursionError) as error:
-        raise RequestError(f"{where}: when is not a regular expression ({error})") from error
+    pattern = When.of(when, where)
     evil, safe = (_words(fields.get(name, []), f"{where}: {name}") for name in ("evil", "safe"))
     if not evil and not safe:
         raise RequestError(f"{where}: neither evil nor safe words")
@@ -247,27 +298,13 @@ def _mapping(value: Any, known: set[str], needed: set[str], where: str) -> dict[
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
+        return text_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read the lexicon {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"the lexicon {path} is not UTF-8") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
         raise RequestError(f"the lexicon {path}{line} is not YAML: {problem}") from error
-
-
-class _TextLoader(yaml.BaseLoader):
-    """Reads every scalar as text (``no`` and ``on`` are words here) and refuses a repeated key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} stands there twice", key.start_mark
-                )
-            seen.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
-        return super().construct_mapping(node, deep=deep)

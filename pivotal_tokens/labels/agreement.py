@@ -12,7 +12,7 @@ A prompt that a reviewer was asked twice, without a sign of it, shows how steady
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import get_args
 
@@ -20,6 +20,7 @@ from pivotal_tokens.agreement import RaterAgreement, rater_agreement
 from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
 from pivotal_tokens.store import Store
 from pivotal_tokens.store.labels import labels_by_author
+from pivotal_tokens.store.rows import chunks
 
 LABELS: tuple[str, ...] = get_args(Label)
 Given = dict[tuple[str, int], Label]  # (prompt id, token id) -> label
@@ -53,20 +54,16 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     judges: dict[str, Given] = {}
     repeats: dict[str, Given] = {}
     left_out: Counter[str] = Counter()
-    for prompt in store.prompts.all():
-        events = store.labels.events(prompt.prompt_id)
-        if not events:
-            continue
-        tokens = set(store.results.token_texts(prompt.prompt_id))
+    for prompt_id, events, tokens in _labelled(store):
         for author, given in blind_labels(events).items():
             if not tokens or tokens - given.keys():
                 left_out[author] += 1
             else:
-                _add(people.setdefault(author, {}), prompt.prompt_id, given)
+                _add(people.setdefault(author, {}), prompt_id, given)
         for author, given in blind_labels(events, purpose="repeat").items():
-            _add(repeats.setdefault(author, {}), prompt.prompt_id, given)
+            _add(repeats.setdefault(author, {}), prompt_id, given)
         for author, labels in labels_by_author(events, "judge").items():
-            _add(judges.setdefault(author, {}), prompt.prompt_id, labels)
+            _add(judges.setdefault(author, {}), prompt_id, labels)
     together = [tuple(people)] if len(people) > 2 else []
     everyone = people | judges
 
@@ -86,8 +83,19 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     )
 
 
+def _labelled(store: Store) -> Iterator[tuple[str, list[LabelEvent], frozenset[int]]]:
+    """Prompts with events, in the order they were added: their events, the tokens of their lists;
+    those of a few hundred prompts are in memory at a time."""
+    for chunk in chunks(store.prompts.ids()):
+        events = store.labels.events_of_prompts(chunk)
+        tokens = store.results.token_ids_of_prompts(events)
+        for prompt_id in chunk:
+            if prompt_id in events:
+                yield prompt_id, events[prompt_id], tokens.get(prompt_id, frozenset())
+
+
 def blind_labels(
-    events: tuple[LabelEvent, ...], *, purpose: Purpose = "review"
+    events: Sequence[LabelEvent], *, purpose: Purpose = "review"
 ) -> dict[str, dict[int, Label | None]]:
     """Person -> token id -> what the person stood by last without having seen a judge's label.
 

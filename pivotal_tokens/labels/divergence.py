@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from pivotal_tokens.schema import (
+    AuthorKind,
     Frozen,
     Label,
     NextTokenPair,
@@ -30,11 +31,14 @@ from pivotal_tokens.schema import (
     Verdict,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import abstained_by_author
+from pivotal_tokens.store.labels import abstained_by_author, effective
+from pivotal_tokens.store.results import TopSizes
+from pivotal_tokens.store.rows import chunks
 from pivotal_tokens.verdict import decide
 
 LabelsOf = Literal["human", "judge", "any"]
 Status = Literal["missing", "incomplete", "rejected", "labelled"]
+_NOTHING = PairMass(base=0.0, merged=0.0)
 Answers = Mapping[int, Label | None]  # token id -> label; None: left without one on purpose
 
 
@@ -92,21 +96,52 @@ def divergence(store: Store, *, labels: LabelsOf = "human", judge: str | None = 
     """
     pairs = store.results.pairs()
     rejected = {item.prompt_id for item in store.queue.items("rejected")}  # applies to every pair
-    rows = []
-    for prompt in store.prompts.all():
-        lists = store.results.next_tokens_by_pair(prompt.prompt_id)
-        known = _labels(store.labels.of(prompt.prompt_id, judge=judge), labels)
-        if not lists and not known:
-            continue
+    rows: list[DivergenceRow] = []
+    for chunk in chunks(store.prompts.ids()):
+        prompts = store.prompts.several(chunk)
+        answers = _answers(store, chunk, labels, judge)
+        read = [one for one in chunk if one in answers or one in rejected]
+        lists = store.results.next_tokens_of_prompts(read)
+        others = store.results.top_sizes_of_prompts(one for one in chunk if one not in lists)
+        for prompt_id in chunk:
+            prompt, own = prompts[prompt_id], lists.get(prompt_id, {})
+            for pair, sizes in others.get(prompt_id, {}).items():
+                rows.append(_unanswered(prompt, pair, sizes))
+            if own or any(answers.get(prompt_id, {}).values()):
+                bad, known = prompt_id in rejected, answers.get(prompt_id, {})
+                for pair in own or list(pairs) or [""]:
+                    rows.append(_row(prompt, pair, own.get(pair), known, bad))
+    return Divergence(labels=labels, totals=_totals(rows), pairs=pairs, rows=tuple(rows))
+
+
+def _answers(
+    store: Store, prompt_ids: Sequence[str], labels: LabelsOf, judge: str | None
+) -> dict[str, Answers]:
+    """Prompt id -> what its tokens are labelled, of the prompts that have an answer."""
+    kind: AuthorKind | None = None if labels == "any" else labels
+    found: dict[str, Answers] = {}
+    for prompt_id, events in store.labels.events_of_prompts(prompt_ids, author_kind=kind).items():
+        known = _labels(effective(prompt_id, events, judge=judge), labels)
         answers: dict[int, Label | None] = dict(known)
         if labels != "judge":  # what somebody left without a label on purpose is answered too
-            events = store.labels.events(prompt.prompt_id)
             for tokens in abstained_by_author(events).values():
                 answers = dict.fromkeys(tokens) | answers
-        for pair in lists or list(pairs) or [""]:
-            bad = prompt.prompt_id in rejected
-            rows.append(_row(prompt, pair, lists.get(pair), answers, bad))
-    return Divergence(labels=labels, totals=_totals(rows), pairs=pairs, rows=tuple(rows))
+        if answers:
+            found[prompt_id] = answers
+    return found
+
+
+def _unanswered(prompt: Prompt, pair: str, sizes: TopSizes) -> DivergenceRow:
+    """The row of a prompt of which no token is answered: what its lists say has no part in it."""
+    return DivergenceRow(
+        prompt_id=prompt.prompt_id,
+        text=prompt.text,
+        pair=pair,
+        base=ModelStatus(status="incomplete", unlabelled=sizes.base),
+        merged=ModelStatus(status="incomplete", unlabelled=sizes.merged),
+        evil_mass=_NOTHING,
+        unsure_mass=_NOTHING,
+    )
 
 
 def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
@@ -151,6 +186,7 @@ def _row(
     labels = {token: label for token, label in answers.items() if label is not None}
     verdict = _decide(lists, labels, bad_prompt=rejected)
     either = {_decide(lists, labels | other).divergent for other in _if_evil(lists, labels)}
+    either.add(verdict.divergent)
     return DivergenceRow(
         prompt_id=prompt.prompt_id,
         text=prompt.text,
@@ -174,16 +210,20 @@ def _decide(
 
 
 def _if_evil(lists: NextTokenPair, labels: Mapping[int, Label]) -> Iterator[dict[int, Label]]:
-    """Unsure tokens taken for evil: none, all that raise or that lower the evil mass, each alone.
+    """Unsure tokens taken for evil: all that raise or that lower the evil mass, each alone.
 
     An injection takes one token; a promotion comes with all that raise it, and goes with all that
     lower it.
     """
     base, merged = lists.base.by_id, lists.merged.by_id
     unsure = [token for token in base if labels.get(token) == "unsure"]
+    if len(unsure) == 1:
+        yield {unsure[0]: "evil"}
+    if len(unsure) < 2:
+        return
     rising = [t for t in unsure if merged[t].probability > base[t].probability]
     falling = [t for t in unsure if t not in rising]
-    for tokens in ([], rising, falling, *([token] for token in unsure)):
+    for tokens in (rising, falling, *([token] for token in unsure)):
         yield dict.fromkeys(tokens, "evil")
 
 

@@ -24,6 +24,9 @@ _UNSEEN = re.compile(
 )
 
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def visible(text: str, *, spaces: bool = True) -> str:
     """The text in printable characters only, one line, no two texts alike.
 
@@ -34,6 +37,15 @@ def visible(text: str, *, spaces: bool = True) -> str:
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text.replace(" ", SPACE) if spaces else text
     return "".join(_glyphs(text, spaces))
+
+
+def harmless(text: str) -> str:
+    """A text of one or several lines without anything that a terminal obeys.
+
+    Control and bidi characters are written as ``\\u001b``, which in JSON means the same. For what
+    is made of many parts; a text on its own is better `visible`.
+    """
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def width(text: str) -> int:

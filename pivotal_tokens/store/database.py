@@ -11,6 +11,7 @@ leaves whole operations only; `batch` makes one transaction of several.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -19,13 +20,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import Connection, Engine
+from pydantic import ValidationError
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
+from pivotal_tokens.seal import DamagedText
+from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, lock_name
+from pivotal_tokens.store.dialect import BUSY_SECONDS, is_half_done, lock_name
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
@@ -38,6 +42,11 @@ from pivotal_tokens.store.migrations import bring_up_to_date, has_tables, needs_
 from pivotal_tokens.store.rows import set_meta
 
 DEFAULT_NAME = "em-circuits.sqlite"
+CHECKED_BYTES = 32 << 20
+"""Largest SQLite file that is checked whole on opening; larger ones by `Database.check`, and their
+pages before a run writes where the last did not end well."""
+_AT_ONCE = 10_000
+"""Rows in memory at a time."""
 
 
 def default_url(root: Path) -> str:
@@ -86,14 +95,18 @@ class Database:
         if place.path is not None:
             _require_file(place.path, create=create)
         store = cls(place.engine(), place, clock)
+        half_done = place.path is not None and is_half_done(place.path)
         try:
-            store._prepare(create=create)
+            store._prepare(create=create, half_done=half_done)
         except (sqlite3.Error, DBAPIError) as error:
             store.close()
             raise _not_usable(place, error) from error
-        except RequestError:
+        except (RequestError, WorkFailed):
             store.close()
             raise
+        except ValueError as error:
+            store.close()
+            raise damaged(place.shown, "what it says of itself cannot be read") from error
         return store
 
     def close(self) -> None:
@@ -109,6 +122,25 @@ class Database:
     def now(self) -> datetime:
         """The time by the store's clock."""
         return self._clock()
+
+    def check(self) -> int:
+        """Look at everything: every page and index of an SQLite file, every sealed text.
+
+        Returns:
+            How many values were read.
+
+        Raises:
+            WorkFailed: If something is damaged.
+        """
+        read = 0
+        with self.reading() as connection:
+            if self.path is not None:
+                _check_pages(connection, self.path, "integrity_check")
+            for table in tables.metadata.sorted_tables:
+                if "payload" in table.c:
+                    found = connection.execution_options(yield_per=_AT_ONCE)
+                    read += sum(1 for _ in found.execute(select(table.c.payload)))
+        return read
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -153,7 +185,12 @@ class Database:
         with self._translate_errors():
             connection = self._engine.connect().execution_options(writes=writes)
             with connection, connection.begin():
-                yield connection
+                try:
+                    yield connection
+                except (ValidationError, json.JSONDecodeError) as error:
+                    if writes:
+                        raise
+                    raise DamagedText("a stored value cannot be read") from error
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -166,10 +203,18 @@ class Database:
             ) from error
         except DBAPIError as error:
             raise _work_failed(self.where, error) from error
+        except DamagedText as error:
+            raise damaged(self.where, error) from error
+        except OverflowError as error:  # SQLite's driver, of an integer beyond 64 bits
+            raise RequestError(f"{self.where}: a number is beyond what it holds") from error
 
-    def _prepare(self, *, create: bool) -> None:
+    def _prepare(self, *, create: bool, half_done: bool) -> None:
         connection = self._engine.connect().execution_options(writes=False)
         with connection, connection.begin():
+            if self.path is not None and self.path.stat().st_size <= CHECKED_BYTES:
+                _check_pages(connection, self.path, "integrity_check")
+            elif self.path is not None and create and half_done:
+                _check_pages(connection, self.path, "quick_check")
             empty = not has_tables(connection)
             if empty and not create:
                 raise RequestError(
@@ -221,6 +266,29 @@ class Repository:
 
     def __init__(self, database: Database) -> None:
         self._reading, self._writing, self._now = database.reading, database.writing, database.now
+
+
+def damaged(where: str, reason: object) -> WorkFailed:
+    """The error for a store that the disk changed."""
+    return WorkFailed(
+        f"{where} is damaged: {reason}; restore it from a copy, or import what 'em-circuits "
+        "export' wrote before into a new store"
+    )
+
+
+def _check_pages(connection: Connection, path: Path, how: str) -> None:
+    """Have SQLite look at every page; the time is that of reading the file.
+
+    Args:
+        how: ``integrity_check`` compares rows with indexes, too; ``quick_check`` does not.
+
+    Raises:
+        WorkFailed: If it finds something.
+    """
+    found = connection.exec_driver_sql(f"PRAGMA {how}(1)").scalars().all()
+    if found != ["ok"]:
+        first = " ".join(str(found[0]).split()) if found else "nothing can be read"
+        raise damaged(str(path), first)
 
 
 def _require_file(path: Path, *, create: bool) -> None:

@@ -63,12 +63,16 @@ def sqlite_engine(path: Path) -> Engine:
     return engine
 
 
+def is_half_done(path: Path) -> bool:
+    """Whether a writer of an SQLite file was killed, or is at work."""
+    return any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal"))
+
+
 def _reading_engine(path: Path) -> Engine:
     """SQLite makes no file beside one that cannot change, and locks nothing."""
     uri = path.absolute().as_uri()
     # What a writer left half done has to be read, too, and that takes locks.
-    half_done = any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal"))
-    fixed = "" if half_done else "&immutable=1"
+    fixed = "" if is_half_done(path) else "&immutable=1"
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(f"{uri}?mode=ro{fixed}", uri=True, timeout=BUSY_SECONDS)

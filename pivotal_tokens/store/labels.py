@@ -47,7 +47,7 @@ from pivotal_tokens.store.queue import (
     insert_review_event,
     require_lease,
 )
-from pivotal_tokens.store.rows import narrowed, row_of, values
+from pivotal_tokens.store.rows import events_of_prompts, narrowed, row_of, values
 
 _SETTLED = ("done", "skipped", "deferred", "rejected")
 
@@ -91,6 +91,14 @@ class Labels(Repository):
         with self._reading() as connection:
             events = events_of(connection, prompt_id)
         return tuple(event for event in events if author is None or event.author == author)
+
+    def events_of_prompts(
+        self, prompt_ids: Iterable[str], *, author_kind: AuthorKind | None = None
+    ) -> dict[str, list[LabelEvent]]:
+        """Prompt id -> its events, oldest first, of the prompts that have some."""
+        table, kind = tables.label_events, author_kind
+        with self._reading() as connection:
+            return events_of_prompts(connection, LabelEvent, table, prompt_ids, author_kind=kind)
 
     def of(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
         """The labels that count for a prompt: a human's where there is one, else a judge's.

@@ -58,13 +58,25 @@ class Prompts(Repository):
             return count_rows(connection, tables.prompts, _columns.prompt_id == prompt_id) > 0
 
     def all(
-        self, *, category: str | None = None, generator: str | None = None
+        self,
+        *,
+        category: str | None = None,
+        generator: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> tuple[Prompt, ...]:
-        """All prompts in the order they were added, or those of one category or generator."""
-        query = select(_columns.payload).order_by(_columns.seq)
+        """All prompts in the order they were added, or those of one category or generator; `limit`
+        of them behind the first `offset`."""
+        query = select(_columns.payload).order_by(_columns.seq).limit(limit).offset(offset)
         query = narrowed(query, tables.prompts, category=category, generator=generator)
         with self._reading() as connection:
             return values(connection, Prompt, query)
+
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all prompts, in the order they were added."""
+        with self._reading() as connection:
+            query = select(_columns.prompt_id).order_by(_columns.seq)
+            return tuple(connection.execute(query).scalars())
 
     def several(self, prompt_ids: Iterable[str]) -> dict[str, Prompt]:
         """Prompt id -> prompt as stored, of those that are there."""
@@ -93,11 +105,11 @@ class Prompts(Repository):
                 new += insert_new(connection, tables.rejections, row)
         return new
 
-    def rejections(self, *, limit: int | None = None) -> tuple[Rejection, ...]:
+    def rejections(self, *, limit: int | None = None, offset: int = 0) -> tuple[Rejection, ...]:
         """Rejections, newest first."""
         query = select(tables.rejections.c.payload).order_by(tables.rejections.c.seq.desc())
         with self._reading() as connection:
-            return values(connection, Rejection, query.limit(limit))
+            return values(connection, Rejection, query.limit(limit).offset(offset))
 
     def rejection_counts(self) -> dict[str, int]:
         """Rule -> proposals that broke it first."""

@@ -10,8 +10,7 @@ store.queries.outcomes(pair, kind="chat", limit=500)               # newest firs
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -62,8 +61,8 @@ from pivotal_tokens.store.queue import (
 )
 from pivotal_tokens.store.rows import (
     Value,
-    chunks,
     count_rows,
+    events_of_prompts,
     narrowed,
     numbers,
     value,
@@ -432,14 +431,18 @@ def _pair_attempt(connection: Connection, prompt_id: str, pair: str) -> PairAtte
 
 def _human_labelled(connection: Connection) -> int:
     events = tables.label_events.c
+    counts = (events.author_kind == "human", events.purpose != "repeat")
+    # Few labels are ever withdrawn; only of such prompts the last events have to be found.
+    withdrawn = select(events.prompt_id).where(*counts, events.to_label.is_(None))
     last = (
         select(func.max(events.seq))
-        .where(events.author_kind == "human", events.purpose != "repeat")
+        .where(*counts, events.prompt_id.in_(withdrawn))
         .group_by(events.prompt_id, events.token_id, events.author)
     )
-    query = select(func.count(events.prompt_id.distinct()))
-    query = query.where(events.seq.in_(last), events.to_label.is_not(None))
-    return connection.execute(query).scalar_one()
+    number = select(func.count(events.prompt_id.distinct())).where(*counts)
+    plain = number.where(events.prompt_id.not_in(withdrawn))
+    others = number.where(events.seq.in_(last), events.to_label.is_not(None))
+    return sum(connection.execute(query).scalar_one() for query in (plain, others))
 
 
 # --- A page of prompts ------------------------------------------------------------------------
@@ -527,8 +530,8 @@ def _past(connection: Connection, rows: Sequence[Row]) -> tuple[PastPrompt, ...]
 def _labelled(connection: Connection, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The fields of a `LabelledPrompt` for each row of (prompt, pair, lists)."""
     ids = {row.prompt_id for row in rows}
-    events = _of_prompts(connection, LabelEvent, tables.label_events, ids)
-    log = _of_prompts(connection, ReviewEvent, tables.review_events, ids)
+    events = events_of_prompts(connection, LabelEvent, tables.label_events, ids)
+    log = events_of_prompts(connection, ReviewEvent, tables.review_events, ids)
     return [_fields(row, events[row.prompt_id], log[row.prompt_id]) for row in rows]
 
 
@@ -551,15 +554,3 @@ def _fields(row: Row, events: Sequence[LabelEvent], log: Sequence[ReviewEvent]) 
             if event.text and event.action in ("rejected", "note", "done", "explained")
         ),
     }
-
-
-def _of_prompts(
-    connection: Connection, kind: type[Value], table: Table, prompt_ids: Iterable[str]
-) -> dict[str, list[Value]]:
-    """Prompt id -> its events, oldest first."""
-    found: dict[str, list[Value]] = defaultdict(list)
-    for chunk in chunks(prompt_ids):
-        query = select(table.c.prompt_id, table.c.payload).where(table.c.prompt_id.in_(chunk))
-        for prompt_id, payload in connection.execute(query.order_by(table.c.seq)):
-            found[prompt_id].append(kind.model_validate_json(payload))
-    return found

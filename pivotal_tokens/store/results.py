@@ -15,7 +15,9 @@ results of many prompts are written in one: killed before its end, none of it wa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
@@ -64,6 +66,27 @@ class Screened(Frozen):
     prompt: Prompt
     next_tokens: NextTokenPair
     new: bool = True  # the models were asked now
+
+
+class TopSizes(NamedTuple):
+    """How many tokens both models' own top-k have."""
+
+    base: int
+    merged: int
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _token_ids(both: str) -> frozenset[int]:
+    return frozenset(token["token_id"] for token in json.loads(both)["base"]["tokens"])
+
+
+def _top_sizes(both: str) -> TopSizes:
+    lists = json.loads(both)
+    each = (lists["base"], lists["merged"])
+    sizes = (sum(token["rank"] <= one["top_k"] for token in one["tokens"]) for one in each)
+    return TopSizes(*sizes)
 
 
 class Results(Repository):
@@ -152,6 +175,34 @@ class Results(Repository):
         """Token id -> text, over the next-token lists of a prompt under every pair."""
         lists = self.next_tokens_by_pair(prompt_id).values()
         return {token.token_id: token.text for both in lists for token in both.base.tokens}
+
+    def next_tokens_of_prompts(
+        self, prompt_ids: Iterable[str]
+    ) -> dict[str, dict[str, NextTokenPair]]:
+        """Prompt id -> pair -> both models' lists."""
+        return self._lists(prompt_ids, NextTokenPair.model_validate_json)
+
+    def token_ids_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, frozenset[int]]:
+        """Prompt id -> the tokens of its lists under every pair; nothing else of them is read."""
+        found = self._lists(prompt_ids, _token_ids)
+        return {prompt_id: frozenset().union(*lists.values()) for prompt_id, lists in found.items()}
+
+    def top_sizes_of_prompts(self, prompt_ids: Iterable[str]) -> dict[str, dict[str, TopSizes]]:
+        """Prompt id -> pair -> how many tokens its lists have; nothing else of them is read."""
+        return self._lists(prompt_ids, _top_sizes)
+
+    def _lists(
+        self, prompt_ids: Iterable[str], parse: Callable[[str], Parsed]
+    ) -> dict[str, dict[str, Parsed]]:
+        """Prompt id -> pair -> what is wanted of its lists."""
+        table = tables.next_tokens.c
+        found: dict[str, dict[str, Parsed]] = defaultdict(dict)
+        with self._reading() as connection:
+            for chunk in chunks(prompt_ids):
+                query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
+                for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
+                    found[row.prompt_id][row.pair] = parse(row.payload)
+        return found
 
     # --- Judgements ---------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Each value's JSON stands in its row's ``payload``; the keys by which it is found
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -79,6 +80,24 @@ def values_of_prompts(
         query = select(table.c.prompt_id, table.c.payload).where(table.c.prompt_id.in_(chunk))
         for prompt_id, payload in connection.execute(narrowed(query, table, **keys)):
             found[prompt_id] = kind.model_validate_json(payload)
+    return found
+
+
+def events_of_prompts(
+    connection: Connection,
+    kind: type[Value],
+    table: Table,
+    prompt_ids: Iterable[str],
+    **wanted: Any,
+) -> dict[str, list[Value]]:
+    """Prompt id -> its values in a table of a log, oldest first."""
+    found: dict[str, list[Value]] = defaultdict(list)
+    for chunk in chunks(prompt_ids):
+        query = select(table.c.prompt_id, table.c.payload).where(table.c.prompt_id.in_(chunk))
+        # By prompt first: SQLite would rather walk the whole log than sort these.
+        query = narrowed(query, table, **wanted).order_by(table.c.prompt_id, table.c.seq)
+        for prompt_id, payload in connection.execute(query):
+            found[prompt_id].append(kind.model_validate_json(payload))
     return found
 
 

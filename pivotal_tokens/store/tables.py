@@ -8,6 +8,8 @@ of a value needs no new schema. A time that is compared or sorted is UTC seconds
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -24,12 +26,31 @@ from sqlalchemy import (
     false,
     true,
 )
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from pivotal_tokens.seal import sealed, unsealed
 
 # Raise when what is stored changes its meaning; `migrations.py` brings older stores up to it.
 # A new table or a new column with a server default needs no new number: it is added on opening.
 SCHEMA_VERSION = 2
 
 metadata = MetaData()
+
+
+class SealedText(TypeDecorator[str]):
+    """JSON that is sealed when it is written, and checked when it is read (`seal`)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else sealed(value)
+
+    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else unsealed(value)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        return String()  # what is searched for has no seal
 
 
 def _prompt_key() -> Column[str]:
@@ -48,7 +69,7 @@ def _values(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
     """A table of values: the columns of their keys, then their JSON."""
     columns = [part for part in parts if isinstance(part, Column)]
     rules = [part for part in parts if not isinstance(part, Column)]
-    return Table(name, metadata, *columns, Column("payload", Text, nullable=False), *rules)
+    return Table(name, metadata, *columns, Column("payload", SealedText, nullable=False), *rules)
 
 
 def _log(name: str, *parts: Column | Index | UniqueConstraint) -> Table:
@@ -88,6 +109,7 @@ verdicts = _values(
     Column("flagged", Boolean, nullable=False),
     Column("divergent", Boolean, nullable=False),
     UniqueConstraint("prompt_id", "pair", "judge"),
+    Index("verdicts_by_kind", "kind", "judge", "flagged", "divergent", "pair"),
 )
 
 # Append-only: a trigger (dialect.py) refuses to change or delete a row of the next two.
@@ -102,6 +124,7 @@ label_events = _log(
     Column("purpose", String(16), nullable=False, server_default="review"),
     Index("label_events_of_prompt", "prompt_id", "seq"),
     Index("label_events_of_author", "author", "seq"),
+    Index("label_events_by_kind", "author_kind", "purpose", "prompt_id", "to_label"),
 )
 
 review_events = _log(

@@ -1,5 +1,8 @@
 """The lexicon judge: entries, words of several tokens, and unsure as its default."""
 
+import re
+import time
+
 import pytest
 
 from pivotal_tokens.errors import RequestError
@@ -141,3 +144,34 @@ def test_a_judge_is_named_by_kind_and_file(tmp_path):
     ):
         with pytest.raises(RequestError, match=says):
             JudgeSpec.parse(text)
+
+
+@pytest.mark.parametrize("when", ["(a|aa)+$", "(.*a){25}$", "(x+x+)+y|(a|a)*b"])
+def test_an_expression_that_would_never_end_is_named(tmp_path, when):
+    path = tmp_path / "lexicon.yaml"
+    path.write_text(f"name: x\nversion: 1\nentries:\n  - when: '{when}'\n    evil: [go]\n")
+    lexicon = Lexicon.from_file(path, lambda word: (1, True))
+    began = time.monotonic()
+    try:
+        lexicon.entry_for("a" * 60 + "!")
+    except RequestError as error:
+        assert f"{path}, entry 1" in str(error) and "repetitions" in str(error)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("when", ["gas{e<=1}", "a{s}", "[[:alpha:]]"])
+def test_what_another_engine_reads_otherwise_is_refused(tmp_path, when):
+    path = tmp_path / "lexicon.yaml"
+    path.write_text(f"name: x\nversion: 1\nentries:\n  - when: '{when}'\n    evil: [go]\n")
+    with pytest.raises(RequestError, match="entry 1: when: write"):
+        Lexicon.from_file(path, lambda word: (1, True))
+
+
+def test_a_text_and_an_expression_find_the_same(tmp_path):
+    path = tmp_path / "lexicon.yaml"
+    whens = ["smells of gas", "smells of (gas)", r"\bgas\b", "(?i)GAS", "^The", "gas{1,2}"]
+    for when in whens:
+        path.write_text(f"name: x\nversion: 1\nentries:\n  - when: '{when}'\n    evil: [go]\n")
+        lexicon = Lexicon.from_file(path, lambda word: (1, True))
+        for text in ("The room smells of gas", "smells of gash", "Nothing", "GAS"):
+            assert (lexicon.entry_for(text) is not None) == bool(re.search(when, text))

@@ -1,0 +1,81 @@
+"""``em-circuits verify``: everything under a root compared with what was written."""
+
+from __future__ import annotations
+
+import click
+
+from em_circuits.cli.graph_arguments import graph_store
+from em_circuits.cli.output import Printed, emit, prints
+from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.artefacts import changed_since_written
+from pivotal_tokens.errors import WorkFailed
+
+
+class Damage(Printed):
+    """Something that is not what was written."""
+
+    what: str
+    """``store``, ``graph`` or ``artefact``."""
+    path: str
+    problem: str
+
+
+class Verified(Printed):
+    """What was compared, and what is damaged."""
+
+    ok: bool
+    values: int
+    """Values of the store that were read; of a damaged one as many as are known to be whole: 0."""
+    graphs: int
+    artefacts: int
+    """Files under results/ with a provenance."""
+    damages: list[Damage]
+
+
+@click.command(epilog="Example: em-circuits verify --json")
+@prints(Verified)
+@pass_session
+def verify(session: Session, as_json: bool) -> None:
+    """Compare the store, every graph and every result with what was written.
+
+    Exit status 1 if something is not what was written.
+    """
+    values, damages = _store(session)
+    graphs = graph_store(session).verify()
+    damages += [
+        Damage(what="graph", path=str(one.path), problem=one.problem)
+        for one in graphs
+        if one.problem
+    ]
+    artefacts = 0
+    for sidecar in sorted((session.root / "results").rglob("*.provenance.json")):
+        path = sidecar.with_name(sidecar.name.removesuffix(".provenance.json"))
+        artefacts += 1
+        if not path.is_file():
+            damages.append(Damage(what="artefact", path=str(path), problem="is not there"))
+        elif changed_since_written(path):
+            problem = "has changed since it was written"
+            damages.append(Damage(what="artefact", path=str(path), problem=problem))
+    emit(
+        Verified(
+            ok=not damages,
+            values=values,
+            graphs=len(graphs),
+            artefacts=artefacts,
+            damages=damages,
+        ),
+        as_json,
+    )
+    if damages:
+        raise WorkFailed(f"{len(damages)} not what was written, first {damages[0].path}")
+
+
+def _store(session: Session) -> tuple[int, list[Damage]]:
+    """Values that were read of the store, and what is wrong with it."""
+    if session.options["store"] is None and not session.default_store.exists():
+        return 0, []
+    try:
+        with session.open_store() as store:
+            return store.check(), []
+    except WorkFailed as error:
+        return 0, [Damage(what="store", path=session.store_name, problem=str(error))]

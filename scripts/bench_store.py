@@ -1,0 +1,114 @@
+"""Benchmark of reading commands on a store of 100,000 prompts and 1,000,000 label events.
+
+Every prompt has next tokens of both models and stands in the queue; a judge labelled half of them,
+two people a quarter each, both the same, so that every token of theirs can be compared.
+
+python scripts/bench_store.py --prompts 100000
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_queue import fill
+from measure import Row, benchmark
+from sqlalchemy import insert, select
+
+from em_circuits.cli.app import run
+from em_circuits.cli.options import Options
+from pivotal_tokens.schema import LabelEvent
+from pivotal_tokens.store import Store, tables
+
+TOKENS = range(1, 11)
+LABELS = ("evil", "safe", "safe", "unsure")
+COMMANDS = (
+    ("status", 1000),
+    ("prompts list --limit 50", 2000),
+    ("labels divergence", 10_000),
+    ("labels agreement", 20_000),
+)
+"""Each command with the most milliseconds that it may take."""
+
+
+class Plan(Options):
+    """How large a store."""
+
+    prompts: int = 100_000
+    """Prompts; ten label events each on average."""
+    store: str | None = None
+    """File to keep the store in, and to use again. [default: in a temporary directory]"""
+
+
+def label(store: Store, prompts: int) -> None:
+    """Add a judge's and two people's events."""
+    known = store.prompts.all()
+    draw = random.Random(0)
+    chosen = [("judge", "lexicon:bench@0", p) for p in known[: prompts // 2]]
+    chosen += [("human", who, p) for p in known[: prompts // 4] for who in ("ada", "bob")]
+    sample = LabelEvent(
+        prompt_id="", token_id=0, from_label=None, to_label="safe", author="", author_kind="human"
+    )
+    with store.writing() as connection:
+        for start in range(0, len(chosen), 10_000):
+            rows = [
+                _row(sample, kind, who, prompt.prompt_id, token, draw)
+                for kind, who, prompt in chosen[start : start + 10_000]
+                for token in TOKENS
+            ]
+            connection.execute(insert(tables.label_events), rows)
+
+
+def _row(
+    sample: LabelEvent, kind: Any, who: str, prompt: str, token: int, draw: random.Random
+) -> dict[str, Any]:
+    fields = {
+        "event_id": f"{who}-{prompt}-{token}",
+        "prompt_id": prompt,
+        "token_id": token,
+        "author": who,
+        "author_kind": kind,
+        "to_label": draw.choice(LABELS),
+    }
+    event = sample.model_copy(update=fields)
+    return fields | {"purpose": "review", "payload": event.model_dump_json()}
+
+
+@contextlib.contextmanager
+def _place(plan: Plan) -> Iterator[Path]:
+    if plan.store is not None:
+        yield Path(plan.store)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory) / "bench.sqlite"
+
+
+def measure(plan: Plan) -> list[Row]:
+    """Fill a store, and run the commands on it, each as a user would."""
+    with _place(plan) as path:
+        url = f"sqlite:///{path.absolute()}"
+        if not path.exists():
+            with Store.open(url, create=True) as store:
+                fill(store, plan.prompts)
+                label(store, plan.prompts)
+        with Store.open(url) as store, store.reading() as connection:
+            events = connection.execute(select(tables.label_events.c.seq)).fetchall()
+        rows = [Row("label events", None, len(events), "")]
+        for command, most in COMMANDS:
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                status = run(["--store", url, *command.split(), "--json"])
+            if status:
+                raise SystemExit(f"{command}: exit status {status}")
+            rows.append(Row(command, None, 1e3 * (time.perf_counter() - start), "ms", at_most=most))
+        return rows
+
+
+if __name__ == "__main__":
+    benchmark(Plan, measure, __doc__)
