@@ -122,7 +122,7 @@ def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> 
     from em_circuits.models.text import first_token
 
     spec = JudgeSpec.parse(session.judge_spec(judge))
-    opened = open_named(spec, lambda text: first_token(work.pair.tokenizer, text))
+    opened = open_named(spec, lambda text: first_token(work.tokenizer, text))
     if isinstance(opened, Lexicon):
         for what, words in (
             ("words of several tokens, matched by their first", opened.multi_token_words),
