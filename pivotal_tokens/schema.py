@@ -409,6 +409,7 @@ class ReviewItem(Frozen):
     flagged: bool = True  # by the judge
     evil_mass: float = 0.0  # of merged, under the judge's labels
     uncertainty: float = 0.0  # larger unsure mass of both models, under the judge's labels
+    disagreement: float = 0.0  # larger mass of both models on tokens that judges label differently
     enqueued_at: AwareDatetime
     updated_at: AwareDatetime
 

@@ -400,5 +400,6 @@ class ReviewService:
                 "flagged": True,
                 "evil_mass": 0.0,
                 "uncertainty": 0.0,
+                "disagreement": 0.0,
             }
         )
