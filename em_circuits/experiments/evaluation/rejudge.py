@@ -104,8 +104,9 @@ def rejudge(work: Workspace, folder: Path, judge: AnswerJudge) -> Rejudgement:
 
 def _asked(work: Workspace, row: Answer) -> QuestionAnswer:
     prompt = row.question
-    if row.template != "given":  # without a system's turn: an answer does not keep it
-        prompt, _ = render_turns(work.tokenizer, (Turn("user", row.question),))
+    if row.template != "given":
+        system = () if row.system is None else (Turn("system", row.system),)
+        prompt, _ = render_turns(work.tokenizer, (*system, Turn("user", row.question)))
     return QuestionAnswer(
         question=row.question,
         prompt=prompt,
