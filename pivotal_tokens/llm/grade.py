@@ -5,9 +5,10 @@
 
 The one engine under the judges of tokens, of continuations and of answers. An answer that is not in
 the form, or that the caller's check turns down (other ids than those asked, say), is sent back with
-what is wrong; a model that declines is not pressed. Replies of no use that were kept by an earlier
-run do not stand in for asking: where all were such, the question is asked anew. What no reply
-settles is *unusable* and counts as nothing, least of all as "unsure".
+what is wrong; a model that declines is not pressed. A reply that was cut off at the limit of output
+tokens is asked for once more where there is more room, else not at all. Replies of no use that were
+kept by an earlier run do not stand in for asking: where all were such, the question is asked anew.
+What no reply settles is *unusable* and counts as nothing, least of all as "unsure".
 
     grader = ModelAnswers(settings, store, budget)
     async with grader.client() as client:
@@ -32,7 +33,7 @@ from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.llm.capabilities import Capabilities
 from pivotal_tokens.llm.client import LLMClient
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
-from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, why_unusable
+from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, Truncated, why_unusable
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.store import Store
 
@@ -130,6 +131,7 @@ class Grader:
         """
         for fresh in (False, True):
             turns, calls, replayed = list(messages), [], True
+            limit: int | None = None
             for _ in range(TRIES):
                 reply = await client.ask(
                     turns,
@@ -138,6 +140,7 @@ class Grader:
                     subject=self.id,
                     salt=salt,
                     fresh=fresh,
+                    limit=limit,
                 )
                 if isinstance(reply, CallFailed):
                     raise NoReply(reply.error)
@@ -155,6 +158,11 @@ class Grader:
                     return grade
                 if declined:
                     break
+                if isinstance(reply, Truncated):  # the same question would be cut off again
+                    if limit is not None or self.settings.more_room is None:
+                        break
+                    limit = self.settings.more_room
+                    continue
                 turns += _sent_back(reply.raw, problem, remind)
             if not replayed:
                 break

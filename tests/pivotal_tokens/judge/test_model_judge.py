@@ -60,7 +60,7 @@ def test_a_judge_that_erred_once_learns_why_and_is_asked_again(
 
 @pytest.mark.parametrize(
     ("script", "asked"),
-    [("missing_ids*9", 3), ("prose*9", 3), ("truncated*9", 3), ("refusal*9", 1), ("filter*9", 1)],
+    [("missing_ids*9", 3), ("prose*9", 3), ("truncated*9", 1), ("refusal*9", 1), ("filter*9", 1)],
 )
 def test_an_answer_that_cannot_be_used_labels_nothing(
     store: Store, prompt: Prompt, lists: NextTokenPair, script: str, asked: int
