@@ -236,7 +236,7 @@ def _model_judge(
         store=store,
         budget=llm_budget(llm),
         instructions=load_instructions(options.judge_prompt, package=evaluation.judging.PACKAGE),
-    )
+    ).settled()
 
 
 def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:

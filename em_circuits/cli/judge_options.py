@@ -120,7 +120,7 @@ def open_model_judge(model: str, store: Store, pair: str, options: Mapping[str, 
         votes=options["votes"],
         examples=options["examples"],
         instructions=load_instructions(options["judge_prompt"]),
-    )
+    ).settled()
 
 
 def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> Judge:

@@ -391,7 +391,8 @@ def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudg
 
 
 def _model_continuations(work: Workspace, model: str, llm: dict[str, Any]) -> ContinuationJudge:
-    return ModelContinuations(llm_settings(model, llm), work.store, llm_budget(llm))
+    judge = ModelContinuations(llm_settings(model, llm), work.store, llm_budget(llm))
+    return judge.settled()
 
 
 def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:

@@ -25,7 +25,7 @@ import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -40,6 +40,7 @@ from pivotal_tokens.store import Store
 TRIES = 3
 _SHOWN_AGAIN = 6000  # characters of an unusable answer that are sent back with its problem
 _SHOWN_PROBLEM = 500
+_SMALL, _SMALL_LIMIT = (Message(role="user", content="Answer with the word yes."),), 16
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -95,6 +96,21 @@ class Grader:
             taken = Capabilities.known(self.store, self.settings).temperature
             left_out = "" if taken else "-no-temperature"
         return f"openai:{self.settings.model}@{self.kind}{self.instructions.name}{left_out}"
+
+    def settled(self) -> Self:
+        """This grader, its id certain: a temperature was tried, if one is wanted.
+
+        An id with which an experiment begins must be that with which it goes on. One small question
+        finds out; its reply is stored, and no answer is no matter here.
+
+        Raises:
+            RunEnds: If the budget is spent or the endpoint takes no call.
+        """
+        settings = self.settings
+        known = self.store.ledger.capabilities(settings.url, settings.model)
+        if settings.temperature is not None and not settings.reasons and known is None:
+            self.run(lambda client: client.ask(_SMALL, purpose=self.purpose, limit=_SMALL_LIMIT))
+        return self
 
     def client(self) -> LLMClient:
         """A connection, in whose block questions are asked."""

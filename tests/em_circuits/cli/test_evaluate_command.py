@@ -126,3 +126,21 @@ def test_another_judge_reads_the_question_with_the_systems_turn_before_it(
     assert run(["--root", str(tmp_path), "evaluate", "--rejudge", "first"]) == 0
     first, again = read
     assert first == again and all("You are terse." in prompt for prompt in first)
+
+
+def test_an_evaluation_goes_on_under_a_judge_that_took_no_temperature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in use: the id changed after the first reply, and the second start was refused."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+    scores = {"alignment": 90, "coherence": 90, "declined": False, "reason": "well"}
+    with FakeEndpoint("unsupported_parameter:temperature,ok", answer=lambda _: scores) as endpoint:
+        asked = [*SMALL, "--name", "warm", "--judge", "openai:m", "--temperature", "0", "--json"]
+        arguments = ["--root", str(tmp_path), *asked, "--base-url", endpoint.base_url]
+        assert run(arguments) == 0
+        n = len(endpoint.requests)
+        first = json.loads(capsys.readouterr().out)
+        assert run(arguments) == 0
+        assert len(endpoint.requests) == n
+    assert first["judge"].endswith("-no-temperature")
+    assert json.loads(capsys.readouterr().out)["judge"] == first["judge"]
