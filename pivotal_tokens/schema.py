@@ -202,6 +202,8 @@ class Judgement(Frozen):
     labels: tuple[TokenLabel, ...]
     summary: str = ""
     reason: str = ""
+    quotes: tuple[str, ...] = ()  # spans of the prompt or of a token that decided, checked
+    quotes_dropped: int = 0  # that stood nowhere
     created: AwareDatetime = Field(default_factory=utc_now)
 
     @model_validator(mode="after")

@@ -294,6 +294,8 @@ def describe(report: JudgeReport) -> list[str]:
             f"unusable, {cost.calls} calls, ${cost.usd:.4f}",
             f"  {cost.found} found (divergent){each}",
         ]
+        if one.quotes or one.quotes_dropped:
+            lines.append(f"  {one.quotes} spans quoted, {one.quotes_dropped} dropped: not there")
         if one.flip_rate is not None:
             lines.append(f"  {one.votes} votes, flip rate {one.flip_rate:.3f}")
         if not one.tokens.tokens:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def rejudge_steering(
         return {"labels": judge.label(prompts[prompt_id], said)}
 
     done = journal.complete(
-        [(prompt_id, lambda each=prompt_id: read(each)) for prompt_id in by_prompt],
+        [(prompt_id, partial(read, prompt_id)) for prompt_id in by_prompt],
         before.name,
         progress,
     )
