@@ -26,7 +26,7 @@ from em_circuits.experiments.rollouts import share
 from em_circuits.experiments.summary import ConditionSummary, SteeringSummary, conditions
 from em_circuits.experiments.two_judges import (
     ConclusionOfTwo,
-    Difference,
+    RateChange,
     RateOfTwo,
     TwoJudges,
     agreed,
@@ -143,9 +143,16 @@ def _continuation(row: RolloutRow) -> Continuation:
 
 
 def _seed(folder: Path) -> int:
-    """Of an experiment's intervals, so that what rests on no text comes out the same."""
-    record = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
-    return int(record["plan"]["seed"])
+    """Of an experiment's intervals, so that what rests on no text comes out the same.
+
+    Raises:
+        RequestError: If its plan cannot be read.
+    """
+    path = folder / PLAN
+    try:
+        return int(yaml.safe_load(path.read_text(encoding="utf-8"))["plan"]["seed"])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise RequestError(f"{path} is not the plan of a sweep or transfer") from error
 
 
 def _arm(row: Measurement | RolloutRow) -> tuple[str, str, str, int]:
@@ -204,5 +211,5 @@ def _scored(row: Measurement) -> int:
     return (row.n_rollouts or 0) - (row.unscored or 0)
 
 
-def _change(line: ConditionSummary) -> Difference:
-    return Difference(line.evil_rate_change, line.evil_rate_low, line.evil_rate_high)
+def _change(line: ConditionSummary) -> RateChange:
+    return RateChange(line.evil_rate_change, line.evil_rate_low, line.evil_rate_high)

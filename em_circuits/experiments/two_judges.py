@@ -5,7 +5,7 @@ A conclusion is the sign of a difference that its interval tells from 0 ("more",
 experiment itself stays as it is, and no model runs.
 
     place, journal = open_rejudged(folder, judge.id, record)
-    Difference(0.2, 0.1, 0.3).sign                       # "more"
+    RateChange(0.2, 0.1, 0.3).sign                       # "more"
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = TypeVar("Row", bound=BaseModel)
 Conclusion = TypeVar("Conclusion", bound="ConclusionOfTwo")
 
 
-class Difference(NamedTuple):
+class RateChange(NamedTuple):
     """A difference of rates and its interval; None where there is none."""
 
     value: float | None
@@ -48,7 +48,7 @@ class ConclusionOfTwo(Frozen):
     """What two judges say about one difference."""
 
     before: float | None
-    """Difference of rates under the first judge."""
+    """RateChange of rates under the first judge."""
     after: float | None
     sign_before: Sign
     """Whether the first judge's interval tells it from 0, and which way."""
@@ -128,7 +128,7 @@ def kept_summary(folder: Path, kind: type[Summary]) -> Summary:
 
 
 def conclusion_of_two(
-    kind: type[Conclusion], before: Difference, after: Difference, **about: str
+    kind: type[Conclusion], before: RateChange, after: RateChange, **about: str
 ) -> Conclusion:
     """The difference under one judge beside that under the other."""
     return kind(

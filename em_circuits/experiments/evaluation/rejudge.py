@@ -22,7 +22,7 @@ from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnsw
 from em_circuits.experiments.evaluation.rates import Answer, RateDifference
 from em_circuits.experiments.two_judges import (
     ConclusionOfTwo,
-    Difference,
+    RateChange,
     RateOfTwo,
     TwoJudges,
     agreed,
@@ -155,5 +155,5 @@ def _compared(
     )
 
 
-def _difference(rates: RateDifference) -> Difference:
-    return Difference(rates.difference, rates.low, rates.high)
+def _difference(rates: RateDifference) -> RateChange:
+    return RateChange(rates.difference, rates.low, rates.high)
