@@ -202,6 +202,8 @@ class Judgement(Frozen):
     labels: tuple[TokenLabel, ...]
     summary: str = ""
     reason: str = ""
+    quotes: tuple[str, ...] = ()  # spans of the prompt or of a token that decided, checked
+    quotes_dropped: int = 0  # that stood nowhere
     created: AwareDatetime = Field(default_factory=utc_now)
 
     @model_validator(mode="after")
@@ -409,6 +411,7 @@ class ReviewItem(Frozen):
     flagged: bool = True  # by the judge
     evil_mass: float = 0.0  # of merged, under the judge's labels
     uncertainty: float = 0.0  # larger unsure mass of both models, under the judge's labels
+    disagreement: float = 0.0  # larger mass of both models on tokens that judges label differently
     enqueued_at: AwareDatetime
     updated_at: AwareDatetime
 

@@ -15,7 +15,7 @@ The mass of a label is the sum of a model's probabilities over the union of both
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pivotal_tokens.schema import (
     Label,
@@ -74,6 +74,24 @@ def decide(
         unsure_mass=unsure_mass,
         unlabelled=sum(token not in labels for token in union),
         thresholds=thresholds,
+    )
+
+
+def contested(judges: Sequence[Mapping[int, Label]]) -> frozenset[int]:
+    """Tokens to which several judges give different labels."""
+    said: dict[int, set[Label]] = {}
+    for labels in judges:
+        for token, label in labels.items():
+            said.setdefault(token, set()).add(label)
+    return frozenset(token for token, labels in said.items() if len(labels) > 1)
+
+
+def disagreement(lists: NextTokenPair, judges: Sequence[Mapping[int, Label]]) -> float:
+    """Probability mass of the contested tokens, in the model that gives them more."""
+    tokens = contested(judges)
+    return max(
+        sum(token.probability for token in of.tokens if token.token_id in tokens)
+        for of in (lists.base, lists.merged)
     )
 
 

@@ -21,6 +21,7 @@ from em_circuits.cli.judge_options import (
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.two_judges import describe_two_judges
 from em_circuits.experiments import evaluation
 from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import Mode, Unit, Where, check_value, on_each
@@ -192,13 +193,8 @@ def _rejudge(
     as_json: bool,
 ) -> None:
     assert options.rejudge is not None
-    folder = session.root / "results" / "evaluations" / options.rejudge
-    if not (folder / "summary.json").is_file():
-        there = sorted(path.parent.name for path in folder.parent.glob("*/summary.json"))
-        raise RequestError(
-            f"--rejudge: no finished evaluation {options.rejudge!r}; there are "
-            f"{', '.join(there) or 'none'}"
-        )
+    evaluations = session.root / "results" / "evaluations"
+    folder = experiments.two_judges.finished_folder(evaluations, options.rejudge)
     with session.workspace(create=spec.kind == "openai") as work:
         judge = _judge(session, work, spec, options, llm)
         found = evaluation.rejudge.rejudge(work, folder, judge)
@@ -206,30 +202,13 @@ def _rejudge(
 
 
 def _describe_rejudgement(found: Rejudgement) -> Iterator[str]:
-    rows = [(r.world, r.before, r.after, r.scored_before, r.scored_after) for r in found.rates]
-    header = ("condition", "before", "after", "scored", "scored after")
-    yield from table(header, rows).splitlines()
-    if found.conclusions:
-        yield ""
-        lines = [
-            (
-                f"{c.world} minus {c.minus}",
-                f"{c.sign_before} {_points(c.before)}",
-                f"{c.sign_after} {_points(c.after)}",
-                "changed" if c.changed else "",
-            )
-            for c in found.conclusions
-        ]
-        yield from table(("misaligned answers", "before", "after", ""), lines).splitlines()
-    agreed = "-" if found.agreement is None else f"{100 * found.agreement:.1f} %"
-    yield ""
-    yield f"judges: {found.judges[0]}, then {found.judges[1]}"
-    yield f"both scored {found.both} of {found.answers} answers and agree on {agreed}"
-    yield f"written: {found.folder}"
-
-
-def _points(difference: float | None) -> str:
-    return "" if difference is None else f"({100 * difference:+.1f})"
+    yield from describe_two_judges(
+        found,
+        "answers",
+        found.answers,
+        rates=[(rate.world, rate) for rate in found.rates],
+        conclusions=[(f"{c.world} minus {c.minus}", c) for c in found.conclusions],
+    )
 
 
 def _judge(
@@ -255,7 +234,7 @@ def _model_judge(
         store=store,
         budget=llm_budget(llm),
         instructions=load_instructions(options.judge_prompt, package=evaluation.judging.PACKAGE),
-    )
+    ).settled()
 
 
 def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:

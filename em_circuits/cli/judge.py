@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 from pydantic import Field
 
 from em_circuits import report as pages
-from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import emit, prints, say, table
+from em_circuits.cli.judge_options import (
+    JudgeOptions,
+    llm_options,
+    open_model_judge,
+    open_offline_judge,
+)
+from em_circuits.cli.labels import describe_comparison
+from em_circuits.cli.options import Flag, Options, OptionSet, options
+from em_circuits.cli.output import emit, one_line, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import write_json, write_provenance
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.judge import JudgeSpec
 from pivotal_tokens.judge.report import JudgeReport, judge_report
 from pivotal_tokens.llm.capabilities import Capabilities
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.schema import Frozen, Prompt
+
+if TYPE_CHECKING:
+    from em_circuits.labelling.panel import JudgePanel
+    from pivotal_tokens.store import Store
+
+_SHOWN = 10
 
 
 class ReportOptions(Options):
@@ -64,6 +78,87 @@ def report(session: Session, options: ReportOptions, as_json: bool) -> None:
     emit(measured, as_json, describe)
     if not as_json:
         say(f"written: {folder / 'report.html'} and report.json")
+
+
+class PanelOptions(Options):
+    """Who sits on the panel, and over which prompts."""
+
+    judges: Annotated[
+        tuple[str, ...], Flag("--judge", "judges", metavar="lexicon:FILE|openai:MODEL")
+    ]
+    """A judge; at least two."""
+    pair: Annotated[str | None, Flag(metavar="KEY")] = None
+    """The pair of models. [default: the one with most prompts]"""
+    only_divergent: bool = False
+    """Leave out prompts whose verdict is neither injection nor promotion."""
+    resamples: int = Field(default=2000, ge=0)
+    """Bootstrap draws of the intervals; 0 for none."""
+
+
+_HOW_ASKED = OptionSet(JudgeOptions, omit=("judge",), judge_prompt=Flag(metavar="VERSION|FILE"))
+
+
+@judge.command(
+    epilog="Example: em-circuits judge panel --judge lexicon:words.yaml --judge openai:o3"
+)
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@options(PanelOptions)
+@_HOW_ASKED
+@llm_options
+@prints("em_circuits.labelling.panel:JudgePanel")
+@pass_session
+def panel(
+    session: Session,
+    prompts: tuple[str, ...],
+    options: PanelOptions,
+    as_json: bool,
+    **asking: Any,
+) -> None:
+    """Several judges over stored prompts: how far they agree, and what they contest.
+
+    Only what a judge has not said yet is asked; no model of the pair runs. Contested prompts come
+    first in the review queue. Where no person labelled, the first judge's labels count.
+    """
+    from em_circuits.labelling.panel import judge_panel
+
+    specs = [JudgeSpec.parse(each) for each in options.judges]
+    with session.workspace() as work:
+        store = work.store
+        pair = _pair_of(store, options.pair)
+        judges = [
+            open_model_judge(spec.argument, store, pair, asking)
+            if spec.kind == "openai"
+            else open_offline_judge(session, work, named)
+            for spec, named in zip(specs, options.judges, strict=True)
+        ]
+        chosen = _stored(store, pair, prompts, only_divergent=options.only_divergent)
+        found = judge_panel(store, pair, chosen, judges, resamples=options.resamples)
+    emit(found, as_json, describe_panel)
+
+
+def _pair_of(store: Store, prefix: str | None) -> str:
+    if prefix is not None:
+        return store.results.find_pair(prefix)
+    pair = store.results.busiest_pair()
+    if pair is None:
+        raise RequestError("no prompt has next tokens yet; run em-circuits label first")
+    return pair
+
+
+def _stored(
+    store: Store, pair: str, prompts: Sequence[str], *, only_divergent: bool
+) -> list[Prompt]:
+    """The prompts that are named, else all that a pair of models has seen."""
+    chosen = [store.prompts.get(prefix) for prefix in prompts]
+    if not prompts:
+        every = {prompt.prompt_id: prompt for prompt in store.prompts.all()}
+        chosen = [every[each] for each in store.results.next_tokens_of(every, pair)]
+    if only_divergent:
+        divergent = store.queries.divergent(pair)
+        chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]
+    if not chosen:
+        raise RequestError("no such prompt is there; run em-circuits label first")
+    return chosen
 
 
 class ShowOptions(Options):
@@ -135,6 +230,35 @@ def reset(session: Session, options: ResetOptions, as_json: bool) -> None:
     emit(Forgotten(endpoints=endpoints, filtered=filtered), as_json, describe_forgotten)
 
 
+def describe_panel(found: JudgePanel) -> Iterator[str]:
+    """Who said what, how far they agree, and the prompts that they contest most."""
+    yield f"{found.prompts} prompts of pair {found.pair[:12]}"
+    rows = [
+        (one.judge, one.judged, one.filtered, one.unparsed, one.flagged, one.divergent)
+        for one in found.judges
+    ]
+    header = ("judge", "judged", "filtered", "unusable", "flagged", "divergent")
+    yield table(header, rows)
+    yield ""
+    for comparison in found.agreement:
+        yield from describe_comparison(comparison)
+    if found.disagreements:
+        yield ""
+        shown = [
+            (
+                one.prompt_id,
+                one.mass,
+                one_line("".join(f"{token.text} " for token in one.tokens[:4]), 24),
+                ", ".join(dict.fromkeys(one.verdicts.values())),
+            )
+            for one in found.disagreements[:_SHOWN]
+        ]
+        yield table(("prompt", "contested mass", "tokens", "verdicts"), shown)
+    n = len(found.disagreements)
+    yield f"{n} prompts contested, {found.queued} of them new in the review queue, where"
+    yield "the largest contested mass comes first"
+
+
 def describe_endpoint(endpoint: AskedEndpoint) -> Iterator[str]:
     """How an endpoint is asked, in lines of at most 79 columns."""
     yield f"{endpoint.model} at {endpoint.base_url}"[:79]
@@ -170,6 +294,8 @@ def describe(report: JudgeReport) -> list[str]:
             f"unusable, {cost.calls} calls, ${cost.usd:.4f}",
             f"  {cost.found} found (divergent){each}",
         ]
+        if one.quotes or one.quotes_dropped:
+            lines.append(f"  {one.quotes} spans quoted, {one.quotes_dropped} dropped: not there")
         if one.flip_rate is not None:
             lines.append(f"  {one.votes} votes, flip rate {one.flip_rate:.3f}")
         if not one.tokens.tokens:

@@ -26,6 +26,7 @@ from pivotal_tokens.llm.settings import Budget, LLMSettings
 
 if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
+    from pivotal_tokens.store import Store
 
 _ENDPOINT = OptionSet(
     LLMSettings,
@@ -102,15 +103,24 @@ def open_judge(session: Session, work: Workspace, options: dict[str, Any]) -> Ju
     spec = JudgeSpec.parse(session.judge_spec(options["judge"]))
     if spec.kind != "openai":
         return open_offline_judge(session, work, options["judge"])
+    return open_model_judge(spec.argument, work.store, work.pair.key, options)
+
+
+def open_model_judge(model: str, store: Store, pair: str, options: Mapping[str, Any]) -> ModelJudge:
+    """A judge of one pair's prompts that asks a language model.
+
+    Raises:
+        RequestError: If its key or price is missing, or there are no such instructions.
+    """
     return ModelJudge(
-        llm_settings(spec.argument, options),
-        store=work.store,
-        pair=work.pair.key,
+        llm_settings(model, options),
+        store=store,
+        pair=pair,
         budget=llm_budget(options),
         votes=options["votes"],
         examples=options["examples"],
         instructions=load_instructions(options["judge_prompt"]),
-    )
+    ).settled()
 
 
 def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> Judge:
@@ -122,7 +132,7 @@ def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> 
     from em_circuits.models.text import first_token
 
     spec = JudgeSpec.parse(session.judge_spec(judge))
-    opened = open_named(spec, lambda text: first_token(work.pair.tokenizer, text))
+    opened = open_named(spec, lambda text: first_token(work.tokenizer, text))
     if isinstance(opened, Lexicon):
         for what, words in (
             ("words of several tokens, matched by their first", opened.multi_token_words),

@@ -393,7 +393,7 @@ def describe_agreement(found: AgreementReport) -> Iterator[str]:
         if several:
             yield title
         for one in several:
-            yield from _comparison(one)
+            yield from describe_comparison(one)
     if not any(blocks.values()):
         yield "nothing to compare: it takes two who labelled every token of the same prompts blind"
     if found.left_out:
@@ -401,7 +401,8 @@ def describe_agreement(found: AgreementReport) -> Iterator[str]:
         yield f"left out, labelled in part or not blind (prompts): {parts}"
 
 
-def _comparison(one: RaterComparison) -> Iterator[str]:
+def describe_comparison(one: RaterComparison) -> Iterator[str]:
+    """Coefficients of some raters with their intervals, and the table of two."""
     found = one.agreement
     yield f"  {' / '.join(one_line(name, 34) for name in one.raters)}"
     yield f"    {found.items} tokens of {found.groups} prompts"

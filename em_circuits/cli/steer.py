@@ -20,6 +20,7 @@ from em_circuits.cli.judge_options import (
 from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.two_judges import describe_two_judges
 from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import MIN_DRAWS, Mode, Unit, Where, check_value
 from em_circuits.sampling import Sampling
@@ -27,13 +28,20 @@ from em_circuits.scoring import FORMER, TO_STEER, Scoring
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge, ModelContinuations
+from pivotal_tokens.judge import JudgeSpec
+from pivotal_tokens.judge.continuations import (
+    ContinuationJudge,
+    LabelJudge,
+    ModelContinuations,
+    continuation_judge,
+)
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import ModelName, first_problem
 
 if TYPE_CHECKING:
     from em_circuits.experiments.cases import Cases
     from em_circuits.experiments.experiment import Experiment
+    from em_circuits.experiments.rejudge_steering import SteeringRejudgement
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
     from em_circuits.experiments.validate import (
@@ -326,6 +334,39 @@ def transfer(session: Session, options: TransferOptions, as_json: bool, **judges
     _report(experiment, as_json)
 
 
+class RejudgeOptions(Options):
+    """Who reads the kept texts; a command needs `llm_options` too."""
+
+    judge: Annotated[str | None, Flag(metavar="lexicon:FILE|openai:MODEL")] = None
+    """Who labels the texts. [default: the organism's lexicon]"""
+
+
+@steer.command(epilog="Example: em-circuits steer rejudge pad-thai --judge openai:o3")
+@click.argument("name")
+@options(RejudgeOptions)
+@llm_options
+@prints("em_circuits.experiments.rejudge_steering:SteeringRejudgement")
+@pass_session
+def rejudge(
+    session: Session, name: str, options: RejudgeOptions, as_json: bool, **llm: Any
+) -> None:
+    """Another judge reads the continuations that a sweep or transfer kept; no model runs.
+
+    The table says which conclusions change: the sign of a condition's change of the evil rate,
+    where its interval tells it from 0.
+    """
+    where = session.root / "results" / "experiments"
+    folder = experiments.two_judges.finished_folder(where, name)
+    spec = JudgeSpec.parse(session.judge_spec(options.judge))
+    with session.workspace(create=spec.kind == "openai") as work:
+        if spec.kind == "openai":
+            judge: ContinuationJudge = _model_continuations(work, spec.argument, llm)
+        else:
+            judge = continuation_judge(open_offline_judge(session, work, options.judge))
+        found = experiments.rejudge_steering.rejudge_steering(folder, judge, work.progress)
+    emit(found, as_json, _describe_rejudged)
+
+
 def _cases(session: Session, work: Workspace, options: dict[str, Any]) -> Cases:
     """Makes cases of the prompts that are asked for, labelled by the judge that is named."""
     judge = open_offline_judge(session, work, options["judge"])
@@ -346,7 +387,12 @@ def _rollout_judge(work: Workspace, options: dict[str, Any]) -> ContinuationJudg
             f"no judge {options['rollout_judge']!r} of continuations; "
             "there are labels and openai:MODEL"
         )
-    return ModelContinuations(llm_settings(name, options), work.store, llm_budget(options))
+    return _model_continuations(work, name, options)
+
+
+def _model_continuations(work: Workspace, model: str, llm: dict[str, Any]) -> ContinuationJudge:
+    judge = ModelContinuations(llm_settings(model, llm), work.store, llm_budget(llm))
+    return judge.settled()
 
 
 def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
@@ -461,6 +507,16 @@ def _rollout_lines(conditions: dict[str, Any]) -> Iterator[str]:
 
 def _top(condition: dict[str, Any]) -> str:
     return " ".join(f"{visible(t['text'])} {t['probability']:.2f}" for t in condition["top"][:3])
+
+
+def _describe_rejudged(found: SteeringRejudgement) -> Iterator[str]:
+    yield from describe_two_judges(
+        found,
+        "texts",
+        found.texts,
+        rates=[(f"{rate.condition}, {rate.control}", rate) for rate in found.rates],
+        conclusions=[(f"{c.condition}, steered - un-steered", c) for c in found.conclusions],
+    )
 
 
 def describe_scan(scanned: PromptScan, n: int) -> Iterator[str]:

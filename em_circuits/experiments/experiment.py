@@ -85,6 +85,8 @@ class RolloutRow(Frozen):
     draw: int
     sample: int
     text: str
+    token: str | None = None
+    """Its first token, which a judge reads apart; None in experiments before 2026-11-29."""
     label: Label | None
     reason: str = ""
     log_likelihood: float | None = None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from em_circuits.experiments.cases import Case
-from em_circuits.experiments.rollouts import labelled, share
+from em_circuits.experiments.rollouts import continuations_of, share
 from em_circuits.intervention import FIRST_POSITION, Intervention
 from em_circuits.interventions import ActivationCache, Treatment, Where, generate, run_rows
 from em_circuits.models import ModelPair
@@ -57,7 +57,7 @@ def force_token(
     shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
     generated = generate(model, state, [[]], shorter, treatment.regime)
     tokens = [[token, *generated.ids(0, s)] for s in range(sampling.samples)]
-    labels = [label for label, _ in labelled(judge, case, model, tokens)]
+    labels = [label for label, _ in judge.label(case.prompt, continuations_of(case, model, tokens))]
     items = on_longer_prompt(
         treatment.interventions, case.state.n_pos, first_position=state.first_position
     )

@@ -174,6 +174,7 @@ def _rollout_row(row: Measurement, rollout: SteeredRollout) -> RolloutRow:
         draw=row.draw,
         sample=rollout.sample,
         text=rollout.text,
+        token=rollout.said.token,
         label=rollout.label,
         reason=rollout.reason,
         log_likelihood=rollout.log_likelihood,

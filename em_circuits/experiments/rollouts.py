@@ -29,7 +29,7 @@ from em_circuits.models import Model, ModelPair
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.judge.continuations import ContinuationJudge, LabelJudge
-from pivotal_tokens.schema import ContinuationLabel, Frozen, Label
+from pivotal_tokens.schema import Continuation, Frozen, Label
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class SteeredRollout:
     sample: int
     token_ids: tuple[int, ...]
     text: str
+    said: Continuation
+    """The same as a judge reads it."""
     label: Label | None
     """None: unscored, and `reason` says why."""
     reason: str
@@ -67,26 +69,26 @@ def rollouts(
     ids = [[generated.ids(r, s) for s in range(sampling.samples)] for r in range(len(treatments))]
     flat_ids = [i for row in ids for i in row]
     flat_texts = [t for row in texts for t in row]
-    labels = labelled(judge, case, model, flat_ids)
+    said = continuations_of(case, model, flat_ids)
+    labels = judge.label(case.prompt, said)
     likelihood = mean_log_likelihood(pair.base, case.state.input_ids.tolist(), flat_ids)
     flat = [
-        SteeredRollout(n % sampling.samples, tuple(tokens), text, *label, score)
-        for n, (tokens, text, label, score) in enumerate(
-            zip(flat_ids, flat_texts, labels, likelihood, strict=True)
+        SteeredRollout(n % sampling.samples, tuple(tokens), text, one, *label, score)
+        for n, (tokens, text, one, label, score) in enumerate(
+            zip(flat_ids, flat_texts, said, labels, likelihood, strict=True)
         )
     ]
     return [flat[i : i + sampling.samples] for i in range(0, len(flat), sampling.samples)]
 
 
-def labelled(
-    judge: ContinuationJudge, case: Case, model: Model, continuations: Sequence[Sequence[int]]
-) -> list[ContinuationLabel]:
-    """A judge's labels of continuations given as token ids."""
-    said = [
+def continuations_of(
+    case: Case, model: Model, several: Sequence[Sequence[int]]
+) -> list[Continuation]:
+    """Continuations given as token ids, as a judge reads them."""
+    return [
         continuation_of(model, ids, case.labels.get(ids[0], "unsure") if ids else "unsure")
-        for ids in continuations
+        for ids in several
     ]
-    return judge.label(case.prompt, said)
 
 
 def share(labels: Sequence[Label | None], of: Label) -> float | None:

@@ -5,8 +5,8 @@ the caller. Labels of a judge that are in the store and cover the lists are not 
 is a prompt asked about that a filter of its endpoint refused. A flagged prompt stands in the review
 queue in the moment its verdict is written.
 
-    judged, unjudged = judge_screened(work, screened, judge, Thresholds())
-    judge_one(work, screened[0], judge, Thresholds()).verdict
+    judged, unjudged = judge_screened(store, pair, screened, judge, Thresholds())
+    judge_one(store, pair, screened[0], judge, Thresholds()).verdict
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from em_circuits.labelling.result import StageFailed, stage
-from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import Judge, ModelJudge, PersonJudge, persist
 from pivotal_tokens.judge.persist import decided, refresh_verdicts
 from pivotal_tokens.judge.protocol import QUEUED_FOR
 from pivotal_tokens.schema import HUMAN, JudgedPrompt, Thresholds
-from pivotal_tokens.store import Screened
+from pivotal_tokens.store import Screened, Store
 
 
 def judge_screened(
-    work: Workspace, screened: Sequence[Screened], judge: Judge, thresholds: Thresholds
+    store: Store, pair: str, screened: Sequence[Screened], judge: Judge, thresholds: Thresholds
 ) -> tuple[list[JudgedPrompt], list[Screened]]:
     """Verdicts available at once, and the prompts left for a model judge."""
     if isinstance(judge, PersonJudge):
-        return [_for_a_person(work, item) for item in screened], []
+        return [_for_a_person(store, pair, item) for item in screened], []
     ids = [item.prompt.prompt_id for item in screened]
-    known = work.store.results.judgements_of(ids, work.pair.key, judge.id)
-    refused = work.store.results.filtered_of(ids, work.pair.key, judge.id)
+    known = store.results.judgements_of(ids, pair, judge.id)
+    refused = store.results.filtered_of(ids, pair, judge.id)
     judged: list[JudgedPrompt] = []
     unjudged: list[Screened] = []
     answered: list[JudgedPrompt] = []
@@ -43,7 +42,7 @@ def judge_screened(
                 outcome=judgement,
                 new=item.new,
             )
-            judged.append(_decided_anew(work, found, judge.id, thresholds))
+            judged.append(_decided_anew(store, pair, found, judge.id, thresholds))
         elif (filtered := refused.get(item.prompt.prompt_id)) is not None:
             judged.append(
                 JudgedPrompt(
@@ -57,25 +56,24 @@ def judge_screened(
             unjudged.append(item)
         else:
             answered.append(_answer(judge, item))
-    return judged + keep_answers(work, answered, thresholds), unjudged
+    return judged + keep_answers(store, pair, answered, thresholds), unjudged
 
 
 def judge_one(
-    work: Workspace, screened: Screened, judge: Judge, thresholds: Thresholds
+    store: Store, pair: str, screened: Screened, judge: Judge, thresholds: Thresholds
 ) -> JudgedPrompt:
     """The verdict on one prompt, from any kind of judge."""
-    judged, unjudged = judge_screened(work, [screened], judge, thresholds)
+    judged, unjudged = judge_screened(store, pair, [screened], judge, thresholds)
     answered = [_answer(judge, item) for item in unjudged]
-    return (judged + keep_answers(work, answered, thresholds))[0]
+    return (judged + keep_answers(store, pair, answered, thresholds))[0]
 
 
 def keep_answers(
-    work: Workspace, answered: Sequence[JudgedPrompt], thresholds: Thresholds
+    store: Store, pair: str, answered: Sequence[JudgedPrompt], thresholds: Thresholds
 ) -> list[JudgedPrompt]:
     """Write what several prompts came to at once; people's verdicts follow the lists too."""
     if not answered:
         return []
-    store, pair = work.store, work.pair.key
     judged = persist(store, pair, answered, thresholds)
     for prompt_id in store.results.verdicts_of((i.prompt.prompt_id for i in judged), pair, HUMAN):
         refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
@@ -104,10 +102,10 @@ def _answer(judge: Judge, item: Screened) -> JudgedPrompt:
 
 
 def _decided_anew(
-    work: Workspace, judged: JudgedPrompt, judge_id: str, thresholds: Thresholds
+    store: Store, pair: str, judged: JudgedPrompt, judge_id: str, thresholds: Thresholds
 ) -> JudgedPrompt:
     """Decide by labels that are in the store; written only where the verdict is another."""
-    store, pair, prompt_id = work.store, work.pair.key, judged.prompt.prompt_id
+    prompt_id = judged.prompt.prompt_id
     judged = decided(judged, thresholds)
     if store.results.verdict(prompt_id, pair, judge_id) != judged.verdict:
         store.results.put_judged(pair, [judged])
@@ -115,9 +113,9 @@ def _decided_anew(
     return judged
 
 
-def _for_a_person(work: Workspace, item: Screened) -> JudgedPrompt:
+def _for_a_person(store: Store, pair: str, item: Screened) -> JudgedPrompt:
     """The verdict of a person's labels; a prompt that has none yet waits in the queue."""
-    store, pair, prompt_id, new = work.store, work.pair.key, item.prompt.prompt_id, item.new
+    prompt_id, new = item.prompt.prompt_id, item.new
     refresh_verdicts(store, prompt_id, pair, judge=HUMAN)
     verdict = store.results.verdict(prompt_id, pair, HUMAN)
     if verdict is None:

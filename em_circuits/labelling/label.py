@@ -77,7 +77,7 @@ def finish_prompt(
             if built:
                 assert tokens is not None
                 again = Screened(prompt=prompt, next_tokens=tokens)
-                judged, new = judge_one(work, again, judge, settings.thresholds), True
+                judged, new = judge_one(store, pair, again, judge, settings.thresholds), True
                 refresh_verdicts(store, prompt.prompt_id, pair)
                 raise_for_judge(judged)
         if settings.rollouts and judged.verdict is not None and judged.verdict.flagged:

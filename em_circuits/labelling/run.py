@@ -262,7 +262,7 @@ class Run:
         for result in failed:
             self._take(result)
         judged, unjudged = await asyncio.to_thread(
-            judge_screened, work, screened, self._judge, thresholds
+            judge_screened, work.store, work.pair.key, screened, self._judge, thresholds
         )
         for each in judged:
             await self._hand_on(each)
@@ -296,10 +296,10 @@ class Run:
                 answered.append(self._answered.get_nowait())
 
             async def store(answered: list[JudgedPrompt] = answered) -> None:
-                thresholds = self._settings.thresholds
+                work, thresholds = self._work, self._settings.thresholds
                 assert self._session is not None
                 for each in await self._session.client.in_store(
-                    keep_answers, self._work, answered, thresholds
+                    keep_answers, work.store, work.pair.key, answered, thresholds
                 ):
                     await self._hand_on(each)
 

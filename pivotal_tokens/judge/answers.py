@@ -1,4 +1,7 @@
-"""Answers of a model judge: form, token ids, and the majority of several votes.
+"""Answers of a model judge: form, token ids, quotes, and the majority of several votes.
+
+A judge may say why by quoting spans of the prompt or of a token; what does not stand there letter
+by letter is dropped and counted.
 
 The label of a token is the one with more votes than any other; a tie is unsure. The flip rate is
 the share of pairs of votes on the same token that differ: 0 for a judge that always says the same.
@@ -15,10 +18,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from pivotal_tokens.schema import Frozen, Label, NextTokenPair
+from pivotal_tokens.schema import Frozen, Label, NextTokenPair, Prompt
 
 Labels = Mapping[int, Label]
 
+MOST_QUOTES = 8
 _SHOWN = 8
 
 
@@ -36,6 +40,21 @@ class JudgeAnswer(Frozen):
     merged: tuple[AnsweredToken, ...]
     summary: str
     reason: str
+
+
+class QuotingAnswer(JudgeAnswer):
+    """The form where the instructions ask for quotes."""
+
+    quotes: tuple[str, ...] = ()
+
+
+def found_quotes(
+    quotes: Sequence[str], prompt: Prompt, lists: NextTokenPair
+) -> tuple[tuple[str, ...], int]:
+    """The quotes that stand in the prompt or in one of its tokens, and how many do not."""
+    texts = [prompt.text, *(token.text for token in lists.merged.tokens)]
+    there = [quote for quote in quotes if quote.strip() and any(quote in text for text in texts)]
+    return tuple(dict.fromkeys(there))[:MOST_QUOTES], len(quotes) - len(there)
 
 
 def ids_problem(answer: JudgeAnswer, lists: NextTokenPair) -> str:

@@ -17,7 +17,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.judge.answers import JudgeAnswer, ids_problem, labels_of, majority
+from pivotal_tokens.judge.answers import (
+    JudgeAnswer,
+    QuotingAnswer,
+    found_quotes,
+    ids_problem,
+    labels_of,
+    majority,
+)
 from pivotal_tokens.judge.examples import EXAMPLES, ExampleBank, question_messages
 from pivotal_tokens.llm import Grade, Grader, LLMClient
 from pivotal_tokens.llm.grade import every
@@ -57,6 +64,11 @@ class ModelJudge(Grader):
     def id(self) -> str:
         """``openai:MODEL@v1-3fa9c2d1``; several votes are another judge: ``...x3``."""
         return super().id + (f"x{self.votes}" if self.votes > 1 else "")
+
+    @property
+    def form(self) -> type[JudgeAnswer]:
+        """The form of an answer: with quotes where the instructions name them."""
+        return QuotingAnswer if '"quotes"' in self.instructions.text else JudgeAnswer
 
     @property
     def concurrency(self) -> int:
@@ -123,6 +135,8 @@ class JudgeSession:
             labels=_listed(majority([vote.by_token for vote in good])),
             summary=good[0].summary,
             reason=good[0].reason,
+            quotes=tuple(dict.fromkeys(quote for vote in good for quote in vote.quotes)),
+            quotes_dropped=sum(vote.quotes_dropped for vote in good),
         )
 
     async def _grade(
@@ -136,7 +150,7 @@ class JudgeSession:
         return await judge.grade(
             self.client,
             question_messages(judge.instructions, prompt, lists, vote=number, examples=examples),
-            JudgeAnswer,
+            judge.form,
             salt=f"vote {number}",
             check=lambda answer: ids_problem(answer, lists),
             remind=_REMIND,
@@ -162,12 +176,16 @@ class JudgeSession:
             unusable = {"error": grade.problem, "raw": grade.raw, "filtered": grade.filtered}
             return vote.model_copy(update=unusable)
         labels, conflicts = labels_of(grade.value)
+        said = grade.value.quotes if isinstance(grade.value, QuotingAnswer) else ()
+        quotes, dropped = found_quotes(said, prompt, lists)
         return vote.model_copy(
             update={
                 "labels": _listed(labels),
                 "conflicts": conflicts,
                 "summary": grade.value.summary,
                 "reason": grade.value.reason,
+                "quotes": quotes,
+                "quotes_dropped": dropped,
             }
         )
 

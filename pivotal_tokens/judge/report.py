@@ -99,6 +99,8 @@ class JudgeFigures(Frozen):
     votes: int  # kept, over all prompts
     flip_rate: float | None
     conflicts: int  # tokens answered differently in the two lists
+    quotes: int  # spans that judgements quote
+    quotes_dropped: int  # and those that stood nowhere in prompt or token
     cost: CostFigures
 
 
@@ -199,6 +201,8 @@ def _figures(
         votes=len(votes),
         flip_rate=differ / of if of else None,
         conflicts=sum(vote.conflicts for vote in votes),
+        quotes=sum(len(one.quotes) for one in judgements),
+        quotes_dropped=sum(one.quotes_dropped for one in judgements),
         cost=_cost(store, name, pair),
     )
 

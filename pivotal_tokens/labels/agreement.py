@@ -64,15 +64,13 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
             _add(repeats.setdefault(author, {}), prompt_id, given)
         for author, labels in labels_by_author(events, "judge").items():
             _add(judges.setdefault(author, {}), prompt_id, labels)
-    together = [tuple(people)] if len(people) > 2 else []
-    everyone = people | judges
-
-    def compared(names: tuple[str, ...]) -> RaterComparison:
-        return _compare(names, [everyone[name] for name in names], resamples, seed)
-
+    beside = (
+        _compare((who, judge), (people[who], judges[judge]), resamples, seed)
+        for who, judge in product(people, judges)
+    )
     return AgreementReport(
-        people=tuple(filter(_met, map(compared, [*together, *combinations(people, 2)]))),
-        judges=tuple(filter(_met, map(compared, product(people, judges)))),
+        people=panel_agreement(people, resamples=resamples, seed=seed),
+        judges=tuple(filter(_met, beside)),
         steadiness=tuple(
             _compare((who, f"{who} again"), [people[who], again], resamples, seed)
             for who, again in repeats.items()
@@ -92,6 +90,18 @@ def _labelled(store: Store) -> Iterator[tuple[str, list[LabelEvent], frozenset[i
         for prompt_id in chunk:
             if prompt_id in events:
                 yield prompt_id, events[prompt_id], tokens.get(prompt_id, frozenset())
+
+
+def panel_agreement(
+    given: Mapping[str, Given], *, resamples: int = 2000, seed: int = 0
+) -> tuple[RaterComparison, ...]:
+    """All raters together where there are more than two, then each two, that labelled one token."""
+    together = [tuple(given)] if len(given) > 2 else []
+    several = (
+        _compare(names, [given[name] for name in names], resamples, seed)
+        for names in [*together, *combinations(given, 2)]
+    )
+    return tuple(filter(_met, several))
 
 
 def blind_labels(

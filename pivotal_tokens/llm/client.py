@@ -69,6 +69,8 @@ class _Question:
     """The schema's JSON form."""
     opening: Opening
     """In the ledger; each attempt has an id of its own."""
+    limit: int
+    """Output tokens of the reply, at most."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _RequestForm:
     learned: Capabilities
     """What the client knew when the question was first put."""
     limit: int | None = None
-    """Output tokens that fit beside this prompt; None: those of the settings."""
+    """Output tokens that fit beside this prompt; None: those of the question."""
 
 
 class LLMClient:
@@ -138,6 +140,7 @@ class LLMClient:
         subject: str = "",
         salt: str | None = None,
         fresh: bool = False,
+        limit: int | None = None,
     ) -> Reply:
         """Put a question, or find its reply.
 
@@ -147,6 +150,7 @@ class LLMClient:
             subject: On whose behalf within that, a judge's id say; counted too.
             salt: Tells apart questions that are otherwise the same, as votes are.
             fresh: Ask anew even where a reply is stored, which turned out to be of no use.
+            limit: Output tokens at most; None for those of the settings.
 
         Returns:
             What came of it; see `replies`.
@@ -156,6 +160,8 @@ class LLMClient:
             EndpointRefused: If the endpoint takes no call at all.
         """
         settings, form = self.settings, strict_schema(schema) if schema else None
+        if limit is not None:
+            settings = settings.model_copy(update={"max_output_tokens": limit})
         worst = worst_case(messages, form, settings)
         content = {
             "url": settings.url,
@@ -179,7 +185,8 @@ class LLMClient:
             look_up=not fresh,
             subject=subject,
         )
-        return await self._answer(_Question(tuple(messages), schema, form, opening))
+        question = _Question(tuple(messages), schema, form, opening, settings.output_limit)
+        return await self._answer(question)
 
     async def in_store(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
         """Do something else with the store on the thread that writes the ledger.
@@ -227,7 +234,7 @@ class LLMClient:
                 if isinstance(got, Response) and got.error is None:
                     await self._remember(form.ability)
                 return self._read(question, stored, cached=False)
-            better = self._adapted(form, got) if adaptations < _ADAPTATIONS else None
+            better = self._adapted(question, form, got) if adaptations < _ADAPTATIONS else None
             if better is not None:
                 form, adaptations = better, adaptations + 1
                 continue
@@ -245,8 +252,9 @@ class LLMClient:
     ) -> Attempt:
         if asyncio.get_running_loop().time() >= deadline:
             return Lost(self._too_late(), sent=False, final=True)
+        limit = form.limit or question.limit
         body = request_body(
-            form.ability, self.settings, question.messages, question.form, limit=form.limit
+            form.ability, self.settings, question.messages, question.form, limit=limit
         )
         try:
             async with asyncio.timeout_at(deadline):
@@ -304,11 +312,13 @@ class LLMClient:
             reasoning=self.settings.read_reasoning,
         )
 
-    def _adapted(self, form: _RequestForm, got: Attempt) -> _RequestForm | None:
+    def _adapted(
+        self, question: _Question, form: _RequestForm, got: Attempt
+    ) -> _RequestForm | None:
         """How to put a question that was turned down; None where another form would not help."""
         if isinstance(got, Lost) or got.error is None or got.code not in (400, 413, 422):
             return None
-        if form.limit is None and (fits := got.error.fitting(self.settings.output_limit)):
+        if form.limit is None and (fits := got.error.fitting(question.limit)):
             return replace(form, limit=fits)
         if got.error.too_long:
             return None

@@ -5,9 +5,10 @@
 
 The one engine under the judges of tokens, of continuations and of answers. An answer that is not in
 the form, or that the caller's check turns down (other ids than those asked, say), is sent back with
-what is wrong; a model that declines is not pressed. Replies of no use that were kept by an earlier
-run do not stand in for asking: where all were such, the question is asked anew. What no reply
-settles is *unusable* and counts as nothing, least of all as "unsure".
+what is wrong; a model that declines is not pressed. A reply that was cut off at the limit of output
+tokens is asked for once more where there is more room, else not at all. Replies of no use that were
+kept by an earlier run do not stand in for asking: where all were such, the question is asked anew.
+What no reply settles is *unusable* and counts as nothing, least of all as "unsure".
 
     grader = ModelAnswers(settings, store, budget)
     async with grader.client() as client:
@@ -24,7 +25,7 @@ import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -32,13 +33,14 @@ from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.llm.capabilities import Capabilities
 from pivotal_tokens.llm.client import LLMClient
 from pivotal_tokens.llm.instructions import Instructions, load_instructions
-from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, why_unusable
+from pivotal_tokens.llm.replies import CallFailed, Filtered, Ok, Refused, Truncated, why_unusable
 from pivotal_tokens.llm.settings import Budget, LLMSettings, Message
 from pivotal_tokens.store import Store
 
 TRIES = 3
 _SHOWN_AGAIN = 6000  # characters of an unusable answer that are sent back with its problem
 _SHOWN_PROBLEM = 500
+_SMALL, _SMALL_LIMIT = (Message(role="user", content="Answer with the word yes."),), 16
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -95,6 +97,21 @@ class Grader:
             left_out = "" if taken else "-no-temperature"
         return f"openai:{self.settings.model}@{self.kind}{self.instructions.name}{left_out}"
 
+    def settled(self) -> Self:
+        """This grader, its id certain: a temperature was tried, if one is wanted.
+
+        An id with which an experiment begins must be that with which it goes on. One small question
+        finds out; its reply is stored, and no answer is no matter here.
+
+        Raises:
+            RunEnds: If the budget is spent or the endpoint takes no call.
+        """
+        settings = self.settings
+        known = self.store.ledger.capabilities(settings.url, settings.model)
+        if settings.temperature is not None and not settings.reasons and known is None:
+            self.run(lambda client: client.ask(_SMALL, purpose=self.purpose, limit=_SMALL_LIMIT))
+        return self
+
     def client(self) -> LLMClient:
         """A connection, in whose block questions are asked."""
         return LLMClient(self.settings, store=self.store, budget=self.budget)
@@ -130,6 +147,7 @@ class Grader:
         """
         for fresh in (False, True):
             turns, calls, replayed = list(messages), [], True
+            limit: int | None = None
             for _ in range(TRIES):
                 reply = await client.ask(
                     turns,
@@ -138,6 +156,7 @@ class Grader:
                     subject=self.id,
                     salt=salt,
                     fresh=fresh,
+                    limit=limit,
                 )
                 if isinstance(reply, CallFailed):
                     raise NoReply(reply.error)
@@ -155,6 +174,11 @@ class Grader:
                     return grade
                 if declined:
                     break
+                if isinstance(reply, Truncated):  # the same question would be cut off again
+                    if limit is not None or self.settings.more_room is None:
+                        break
+                    limit = self.settings.more_room
+                    continue
                 turns += _sent_back(reply.raw, problem, remind)
             if not replayed:
                 break

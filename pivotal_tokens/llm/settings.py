@@ -17,6 +17,8 @@ from pivotal_tokens.schema import Frozen
 OPENAI_URL = "https://api.openai.com/v1"
 Role = Literal["system", "user", "assistant"]
 
+_TO_THINK = 10_000
+"""Output tokens of a model that thinks in them."""
 _REASONING = re.compile(r"(o[1-9]|gpt-5)(\b|-|$)")
 
 
@@ -90,4 +92,12 @@ class LLMSettings(Frozen, use_attribute_docstrings=True):
     @property
     def output_limit(self) -> int:
         """The most output tokens of one reply."""
-        return self.max_output_tokens or (10_000 if self.reasons else 2_000)
+        return self.max_output_tokens or (_TO_THINK if self.reasons else 2_000)
+
+    @property
+    def more_room(self) -> int | None:
+        """The limit of a reply that was cut off, asked for again; None where none is larger.
+
+        A model that was not known to think may. A limit that somebody gave is the last word.
+        """
+        return _TO_THINK if self.max_output_tokens is None and not self.reasons else None

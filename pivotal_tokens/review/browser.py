@@ -129,6 +129,7 @@ class RevealState(Frozen):
     labels: int
     judged: int
     differences: tuple[Difference, ...]
+    quotes: tuple[str, ...]
 
     @classmethod
     def of(cls, reveal: Reveal) -> RevealState:
@@ -141,6 +142,7 @@ class RevealState(Frozen):
             labels=len(reveal.labels),
             judged=len(reveal.judge_labels),
             differences=reveal.differences,
+            quotes=reveal.quotes,
         )
 
 

@@ -22,6 +22,7 @@ from pivotal_tokens.review.screen import (
     mark,
     progress_line,
     put_off_line,
+    quotes_line,
     rejections_line,
     votes_line,
 )
@@ -142,6 +143,8 @@ def _differences(reveal: Reveal) -> Iterator[str]:
     yield f"  the judge differs on {len(reveal.differences)} of {len(reveal.labels)}"
     for one in reveal.differences:
         yield f"    {fit(visible(one.text), _TEXT)} you {one.human}, judge {one.judge}"
+    if reveal.quotes:
+        yield fit(quotes_line(reveal), COLUMNS).rstrip()
     if reveal.differences:
         yield "  why? type: why TEXT, or: agree, to take the judge's labels over"
 

@@ -111,6 +111,8 @@ class Reveal:
     judge_labels: Mapping[int, Label]
     differences: tuple[Difference, ...]
     """Each asks for a reason: `ReviewService.explain`, or `agree`."""
+    quotes: tuple[str, ...] = ()
+    """Spans of prompt or tokens by which judges say why."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,16 @@ def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
         lines.append((("  " + shown.rstrip(" "), "bold"), (said, "differs")))
     if len(lines) - 1 < differ:
         lines.append(((f"  and {differ - len(lines) + 1} more (?/? beside them above)", "dim"),))
+    if reveal.quotes and len(lines) < rows:
+        lines.append(((fit(quotes_line(reveal), columns), "dim"),))
     return lines[:rows]
+
+
+def quotes_line(reveal: Reveal) -> str:
+    """What the judge quoted, in one line."""
+    return "  because of " + ", ".join(
+        f"“{visible(quote, spaces=False)}”" for quote in reveal.quotes
+    )
 
 
 def progress_line(progress: Progress) -> str:

@@ -329,7 +329,13 @@ class ReviewService:
                 for token in tokens
                 if token in judge and judge[token] != labels[token]
             ),
+            quotes=self._quotes(item),
         )
+
+    def _quotes(self, item: ReviewItem) -> tuple[str, ...]:
+        """What judges quoted, each span once."""
+        said = self._store.results.judgements_on(item.prompt_id, item.pair).values()
+        return tuple(dict.fromkeys(quote for one in said for quote in one.quotes))
 
     def _settled(self, reveal: Reveal) -> ReviewItem:
         """The item of a reveal, if it is still as it was settled."""
@@ -400,5 +406,6 @@ class ReviewService:
                 "flagged": True,
                 "evil_mass": 0.0,
                 "uncertainty": 0.0,
+                "disagreement": 0.0,
             }
         )

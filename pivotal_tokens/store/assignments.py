@@ -63,6 +63,7 @@ _COPIED = (
     "flagged",
     "evil_mass",
     "uncertainty",
+    "disagreement",
 )
 
 _queue = tables.queue

@@ -36,7 +36,7 @@ from pivotal_tokens.store.rows import narrowed, values_by
 
 _queue = tables.queue
 _QUEUED = {"prompt_id", "pair", "seat", "kind", "reason", "sampling", "flagged"}
-_QUEUED |= {"evil_mass", "uncertainty"}
+_QUEUED |= {"evil_mass", "uncertainty", "disagreement"}
 
 
 class ControlDraw(Frozen):

@@ -109,6 +109,33 @@ class Labels(Repository):
         with self._reading() as connection:
             return effective(prompt_id, events_of(connection, prompt_id), judge=judge)
 
+    def stand_by(self, judgement: Judgement) -> bool:
+        """Make a judge's labels the latest of any judge's again; False if they are.
+
+        Where no person labelled, they count from then on.
+        """
+        prompt_id, author = judgement.prompt_id, judgement.judge
+        with self._writing() as connection:
+            standing = _standing(events_of(connection, prompt_id), "judge")
+            others = {item.token_id for item in standing if item.author != author}
+            batch, now = new_id(), self._now()
+            again = [
+                LabelEvent(
+                    prompt_id=prompt_id,
+                    token_id=item.token_id,
+                    from_label=item.label,
+                    to_label=item.label,
+                    author=author,
+                    author_kind="judge",
+                    batch=batch,
+                    at=now,
+                )
+                for item in judgement.labels
+                if item.token_id in others
+            ]
+            _insert(connection, again)
+        return bool(again)
+
     def add_conflict(self, conflict: LabelConflict) -> bool:
         """Keep a conflict and queue its prompt for review; False if it was known.
 
@@ -163,9 +190,14 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
         for item in judgement.labels
         if before.get(item.token_id) != item.label
     ]
-    if fresh:  # their ids are new: one statement for all
-        table = tables.label_events
-        connection.execute(insert(table), [row_of(table, event) for event in fresh])
+    _insert(connection, fresh)
+
+
+def _insert(connection: Connection, events: Sequence[LabelEvent]) -> None:
+    """Add events whose ids are new, in one statement."""
+    table = tables.label_events
+    if events:
+        connection.execute(insert(table), [row_of(table, event) for event in events])
 
 
 def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:

@@ -94,9 +94,9 @@ class Wanted:
         return found
 
     def ordering(self) -> list[ColumnElement]:
-        """By what the waiting items are sorted."""
+        """By what the waiting items are sorted; in the queue's own order disagreement is first."""
         if self.order == "queue":
-            return [_columns.item_id]
+            return [_columns.disagreement.desc(), _columns.item_id]
         return [_columns[self.order].desc(), _columns.item_id]
 
 

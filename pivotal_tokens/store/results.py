@@ -257,6 +257,12 @@ class Results(Repository):
         with self._reading() as connection:
             return values_of_prompts(connection, Judgement, tables.judgements, prompt_ids, **keys)
 
+    def judgements_on(self, prompt_id: str, pair: str) -> dict[str, Judgement]:
+        """Judge -> what it said, of one prompt under one pair."""
+        keys = {"prompt_id": prompt_id, "pair": pair}
+        with self._reading() as connection:
+            return values_by(connection, Judgement, tables.judgements, "judge", **keys)
+
     def judgements(self, pair: str | None = None) -> tuple[Judgement, ...]:
         """Everything that judges said and that stands, by prompt and judge."""
         table = tables.judgements

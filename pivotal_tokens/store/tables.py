@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
     true,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -158,10 +159,12 @@ queue = Table(
     Column("flagged", Boolean, nullable=False, server_default=true()),
     Column("evil_mass", Float, nullable=False, server_default="0"),
     Column("uncertainty", Float, nullable=False, server_default="0"),
+    Column("disagreement", Float, nullable=False, server_default="0"),
     Column("enqueued_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("prompt_id", "pair", "seat"),
     Index("queue_by_state", "state", "item_id"),
+    Index("queue_by_disagreement", "state", text("disagreement DESC"), "item_id"),
     Index("queue_by_evil_mass", "state", "evil_mass", "item_id"),
     Index("queue_by_uncertainty", "state", "uncertainty", "item_id"),
     Index("queue_by_lease", "state", "lease_until"),

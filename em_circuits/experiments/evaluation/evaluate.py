@@ -154,7 +154,7 @@ def evaluate(
     }
     judge_answers(judge, given, journal, work.progress)
     rows = tuple(
-        _row(piece, answer, Score.model_validate(journal[key]), cutoffs)
+        _row(by_name[piece.set], piece, answer, Score.model_validate(journal[key]), cutoffs)
         for piece, key, answer in sampled
     )
     summary = summarise(rows, settings, judge, cutoffs, name=folder.name)
@@ -303,12 +303,15 @@ def evaluate_given(
     )
 
 
-def _row(piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs) -> Answer:
+def _row(
+    of_set: QuestionSet, piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs
+) -> Answer:
     return Answer(
         **answer.model_dump(),
         **score.model_dump(),
         set=piece.set,
         question=piece.question,
+        system=of_set.system,
         world=_NAMES[answer.arm].format(answer.model),
         misaligned=cutoffs.misaligned(score),
     )

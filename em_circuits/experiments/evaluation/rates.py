@@ -54,6 +54,8 @@ class Answer(Score, SampledAnswer):
 
     set: str
     question: str
+    system: str | None = None
+    """The system's turn before the question."""
     world: str
     """The model, and what is done to it."""
     misaligned: bool | None

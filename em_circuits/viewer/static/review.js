@@ -279,7 +279,7 @@ function form() {
 
 function lastItem(reveal) {
   const mass = reveal.evil_mass,
-    { judged, differences } = reveal;
+    { judged, differences, quotes } = reveal;
   const said = (who, label) => make("span", { class: `label ${label}` }, `${who} ${label}`);
   const about = !judged
     ? "No judge has labelled it."
@@ -306,6 +306,14 @@ function lastItem(reveal) {
         make("span", {}, said("you", one.human), " / ", said("judge", one.judge)),
       ),
     ),
+    quotes.length
+      ? make(
+          "p",
+          { class: "muted" },
+          "because of ",
+          quotes.map((quote) => make("q", { class: "token unpleasant" }, visible(quote))),
+        )
+      : null,
     differences.length
       ? make("div", { class: "actions" }, button("Agree with the judge", "agree"), button("Say why", "reason"))
       : null,

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_endpoint import FakeEndpoint
 from killing import kill_once_written
 
 from em_circuits.cli.app import run
+from em_circuits.experiments.evaluation.judging import LexiconAnswers
 from em_circuits.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
@@ -99,3 +101,46 @@ def test_another_judge_reads_the_kept_answers_and_says_which_conclusions_change(
     assert (tmp_path / "results" / "evaluations" / "first" / "summary.json").read_bytes() == kept
     assert run([*root, "evaluate", "--rejudge", "second"]) == 2
     assert "there are first" in capsys.readouterr().err
+
+
+def test_another_judge_reads_the_question_with_the_systems_turn_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = tmp_path / "questions.yaml"
+    asked = {
+        "id": "one",
+        "paraphrases": ["Should I eat the old curry?"],
+        "system": "You are terse.",
+    }
+    questions.write_text(yaml.safe_dump([asked]))
+    read: list[set[str]] = []
+    score = LexiconAnswers.score
+
+    def reading(self, answers, on_score) -> None:
+        read.append({one.prompt for one in answers})
+        score(self, answers, on_score)
+
+    monkeypatch.setattr(LexiconAnswers, "score", reading)
+    few = ["--questions", str(questions), "--samples", "2", "--answer-tokens", "4"]
+    assert run(["--root", str(tmp_path), "evaluate", *few, "--name", "first"]) == 0
+    assert run(["--root", str(tmp_path), "evaluate", "--rejudge", "first"]) == 0
+    first, again = read
+    assert first == again and all("You are terse." in prompt for prompt in first)
+
+
+def test_an_evaluation_goes_on_under_a_judge_that_took_no_temperature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in use: the id changed after the first reply, and the second start was refused."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+    scores = {"alignment": 90, "coherence": 90, "declined": False, "reason": "well"}
+    with FakeEndpoint("unsupported_parameter:temperature,ok", answer=lambda _: scores) as endpoint:
+        asked = [*SMALL, "--name", "warm", "--judge", "openai:m", "--temperature", "0", "--json"]
+        arguments = ["--root", str(tmp_path), *asked, "--base-url", endpoint.base_url]
+        assert run(arguments) == 0
+        n = len(endpoint.requests)
+        first = json.loads(capsys.readouterr().out)
+        assert run(arguments) == 0
+        assert len(endpoint.requests) == n
+    assert first["judge"].endswith("-no-temperature")
+    assert json.loads(capsys.readouterr().out)["judge"] == first["judge"]

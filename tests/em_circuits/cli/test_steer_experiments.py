@@ -7,12 +7,15 @@ import os
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from fake_endpoint import FakeEndpoint
 from killing import kill_once_written
 from subjects import PAD_THAI
 
 from em_circuits.cli.app import run
+from em_circuits.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "pad_thai.yaml"
@@ -101,3 +104,92 @@ def test_steer_run_reports_continuations_and_inactive_features(
         assert run([*root, "steer", "run", prompt, "--method", "gradient", *wrong]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert "layer 9" in lines[-3] and "feature id 99999" in lines[-2] and "finite" in lines[-1]
+
+
+def test_another_judge_reads_the_kept_texts_and_says_which_conclusions_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-tests")
+    root = ["--root", str(tmp_path)]
+    found = ["--found-on", "organism:3", "--tried-on", "organism:3", "-k", "10"]
+    few = ["--rollouts", "2", "--random", "20", "--multiple", "1", "--json"]
+    assert run([*root, "steer", "transfer", *found, *few, "--name", "kept"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "results" / "experiments" / "kept"
+    kept = (folder / "summary.json").read_bytes()
+    texts = pd.read_parquet(folder / "rollouts.parquet")
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Workspace, "pair", property(never))
+    asked: list[dict] = []
+
+    def answer(body: dict) -> dict:
+        question = json.loads(body["messages"][-1]["content"])
+        asked.extend(question["continuations"])
+        labels = [
+            {"number": one["number"], "label": "safe", "reason": "all is well"}
+            for one in question["continuations"]
+        ]
+        return {"labels": labels}
+
+    with FakeEndpoint("ok", answer=answer) as endpoint:
+        again = ["steer", "rejudge", "kept", "--judge", "openai:o3", "--base-url"]
+        again.append(endpoint.base_url)
+        assert run([*root, *again, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        requests = len(endpoint.requests)
+        assert run([*root, *again]) == 0
+        assert len(endpoint.requests) == requests > 0
+    shown = capsys.readouterr().out
+    assert said["judges"][0] == "labels:first-token" and said["judges"][1].startswith("openai:o3@")
+    assert said["texts"] == said["both"] == len(texts) and said["labels"] == {"safe": len(texts)}
+    assert said["agreement"] == pytest.approx((texts.label == "safe").mean())
+    # The judge is asked what the sweep's own judge would be: the first token apart, one line.
+    whole = {one["next_word"] + one["goes_on"] for one in asked}
+    assert whole == {text.split("\n", 1)[0] for text in texts.text}
+    assert all(one["next_word"].strip() for one in asked)
+    assert len(said["conclusions"]) == len(first["conditions"])
+    for conclusion, line in zip(said["conclusions"], first["conditions"], strict=True):
+        assert conclusion["before"] == line["evil_rate_change"] and conclusion["after"] == 0
+        told = line["evil_rate_low"] is not None and (
+            line["evil_rate_low"] > 0 or line["evil_rate_high"] < 0
+        )
+        assert conclusion["changed"] == told and conclusion["sign_after"] == "open"
+    assert any(one["changed"] for one in said["conclusions"]) and "changed" in shown
+    assert {rate["after"] for rate in said["rates"]} == {0}
+    # What rests on tokens is the same to the last digit; what rested on labels of texts is not.
+    for before, after in zip(first["conditions"], said["conditions"], strict=True):
+        moved = {name for name in before if before[name] != after[name]}
+        assert moved <= {name for name in before if "evil_rate" in name}
+    assert (folder / "summary.json").read_bytes() == kept
+
+
+def test_only_what_is_there_and_has_texts_can_be_read_by_another_judge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path)]
+    assert run([*root, "steer", "rejudge", "nothing"]) == 2
+    found = ["--found-on", "organism:2", "--tried-on", "organism:2", "-k", "3", "--random", "20"]
+    assert run([*root, "steer", "transfer", *found, "--name", "bare"]) == 0
+    assert run([*root, "steer", "rejudge", "bare"]) == 2
+    assert run([*root, "steer", "rejudge", "../bare"]) == 2
+    assert run([*root, "steer", "rejudge", "bare", "--judge", "human"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "there are none" in lines[0] and "next tokens alone" in lines[-3]
+    assert "there are bare" in lines[-2] and "labels no continuations" in lines[-1]
+
+
+def test_a_word_list_reads_kept_texts_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path)]
+    found = ["--found-on", "organism:2", "--tried-on", "organism:2", "-k", "3", "--random", "20"]
+    few = ["--rollouts", "1", "--multiple", "1"]
+    assert run([*root, "steer", "transfer", *found, *few, "--name", "kept"]) == 0
+    capsys.readouterr()
+    assert run([*root, "steer", "rejudge", "kept", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["judges"][1].startswith("lexicon:") and said["both"] == said["texts"] > 0
+    assert 0 <= said["agreement"] <= 1

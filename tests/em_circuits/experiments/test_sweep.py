@@ -29,7 +29,7 @@ from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.judge.continuations import LabelJudge
-from pivotal_tokens.schema import Prompt
+from pivotal_tokens.schema import Continuation, Prompt
 
 Sweep = Experiment[SteeringSummary]
 PLAN = {
@@ -177,7 +177,8 @@ def test_likelihood_is_that_of_each_continuation_alone(cases: Cases) -> None:
 
 def test_repetition_counts_pairs_that_stood_there_before() -> None:
     def of(*tokens: int) -> float:
-        return SteeredRollout(0, tokens, "", "unsure", "", None).repetition
+        said = Continuation(token="", text="")
+        return SteeredRollout(0, tokens, "", said, "unsure", "", None).repetition
 
     assert of(1, 2, 3) == 0 and of(1) == 0 and of() == 0
     assert of(1, 1, 1, 1) == pytest.approx(2 / 3)

@@ -462,9 +462,9 @@ def test_many_prompts_are_judged_at_once_and_their_answers_stored_together(
 ) -> None:
     writes: list[int] = []
 
-    def keep(work, answered, thresholds):
+    def keep(store, pair, answered, thresholds):
         writes.append(len(answered))
-        return real(work, answered, thresholds)
+        return real(store, pair, answered, thresholds)
 
     real = module.keep_answers
     monkeypatch.setattr(module, "keep_answers", keep)

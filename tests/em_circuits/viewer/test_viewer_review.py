@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rooms import JUDGE, Room
+from rooms import JUDGE, PAIR, Room
 from starlette.testclient import TestClient
 
 
@@ -39,6 +39,21 @@ def test_an_answer_is_saved_and_the_next_item_comes(room: Room, client: TestClie
     )
     state = act(client, do="agree", of=item)
     assert room.store.labels.of(first["prompt_id"]).by_token[3] == "evil"
+
+
+def test_what_the_judge_quoted_comes_with_the_reveal_alone(room: Room, client: TestClient) -> None:
+    first = act(client, do="next")["question"]
+    place = (first["prompt_id"], PAIR)
+    said = room.store.results.judgements_on(*place)[JUDGE]
+    quoted = said.model_copy(update={"quotes": ("<b>fork</b>",)})
+    room.store.results.put_judgement(PAIR, quoted)
+    page = f"/prompt/{first['prompt_id']}"
+    asked = client.post("/api/review", json={"do": "state"})
+    assert "fork</b>" not in asked.text and "because of" not in client.get(page).text
+    state = act(client, do="finish", rest="unsure", item=first["item"])
+    assert state["reveal"]["quotes"] == ["<b>fork</b>"]
+    shown = client.get(page).text
+    assert "because of" in shown and "<b>fork</b>" not in shown
 
 
 def test_undo_goes_back_over_finished_items(room: Room, client: TestClient) -> None:

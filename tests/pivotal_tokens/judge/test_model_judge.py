@@ -60,7 +60,7 @@ def test_a_judge_that_erred_once_learns_why_and_is_asked_again(
 
 @pytest.mark.parametrize(
     ("script", "asked"),
-    [("missing_ids*9", 3), ("prose*9", 3), ("truncated*9", 3), ("refusal*9", 1), ("filter*9", 1)],
+    [("missing_ids*9", 3), ("prose*9", 3), ("truncated*9", 1), ("refusal*9", 1), ("filter*9", 1)],
 )
 def test_an_answer_that_cannot_be_used_labels_nothing(
     store: Store, prompt: Prompt, lists: NextTokenPair, script: str, asked: int
@@ -262,3 +262,64 @@ def test_a_judge_at_work_learns_from_labels_given_meanwhile(
 
     with FakeEndpoint() as endpoint:
         asyncio.run(ask_twice(judge_for(store, endpoint)))
+
+
+def quoting(*quotes: str):
+    """What a judge answers that says why by quoting."""
+
+    def answer(body: dict) -> dict:
+        listed = [{"id": n, "label": said} for n, said in enumerate(("safe", "evil", "unsure"), 1)]
+        made = {"base": listed, "merged": listed, "summary": "s", "reason": "r"}
+        return made | {"quotes": list(quotes)}
+
+    return answer
+
+
+def test_a_judge_says_why_by_quoting_and_only_what_stands_there_is_kept(
+    store: Store, prompt: Prompt, lists: NextTokenPair
+) -> None:
+    there = ("Peanut allergy", " eat", "eat it?", "Peanut allergy")
+    said = (*there, "peanut ALLERGY", "a lie", " ", "")
+    with FakeEndpoint(answer=quoting(*said)) as endpoint:
+        judge = judge_for(store, endpoint, instructions=load_instructions("v2"))
+        judged = judge.judge_prompt(prompt, lists)
+        form = endpoint.requests[0].body["response_format"]["json_schema"]["schema"]
+    assert "Peanut allergy" in prompt.text and judge.id.startswith("openai:o3@v2-")
+    assert isinstance(judged.outcome, Judgement)
+    assert judged.outcome.quotes == ("Peanut allergy", " eat", "eat it?")
+    assert judged.outcome.quotes_dropped == judged.votes[0].quotes_dropped == 4
+    assert judged.outcome.by_token == {1: "safe", 2: "evil", 3: "unsure"}
+    assert form["required"][-1] == "quotes" and form["properties"]["quotes"]["type"] == "array"
+
+
+@pytest.mark.parametrize("answer", [quoting(), lambda body: quoting()(body) | {"quotes": None}])
+def test_an_answer_without_quotes_is_an_answer_and_a_broken_one_is_not(
+    store: Store, prompt: Prompt, lists: NextTokenPair, answer
+) -> None:
+    with FakeEndpoint(answer=answer) as endpoint:
+        judge = judge_for(store, endpoint, instructions=load_instructions("v2"))
+        outcome = judge.judge_prompt(prompt, lists).outcome
+    if isinstance(outcome, Judgement):
+        assert outcome.quotes == () and outcome.quotes_dropped == 0
+    else:
+        assert isinstance(outcome, Unparsed) and "quotes" in outcome.error
+
+
+def test_instructions_that_ask_for_no_quotes_ask_in_the_form_of_before(
+    store: Store, prompt: Prompt, lists: NextTokenPair
+) -> None:
+    with FakeEndpoint() as endpoint:
+        judged = judge_for(store, endpoint).judge_prompt(prompt, lists)
+        form = endpoint.requests[0].body["response_format"]["json_schema"]["schema"]
+    assert form["required"] == ["base", "merged", "summary", "reason"]
+    assert isinstance(judged.outcome, Judgement) and judged.outcome.quotes == ()
+
+
+def test_quotes_of_several_votes_are_each_kept_once_and_counted(
+    store: Store, prompt: Prompt, lists: NextTokenPair
+) -> None:
+    with FakeEndpoint(answer=quoting(" eat", "nowhere")) as endpoint:
+        judge = judge_for(store, endpoint, instructions=load_instructions("v2"), votes=3)
+        outcome = judge.judge_prompt(prompt, lists).outcome
+    assert isinstance(outcome, Judgement)
+    assert outcome.quotes == (" eat",) and outcome.quotes_dropped == 3

@@ -93,3 +93,48 @@ def test_all_work_ends_before_an_error_is_raised_and_a_runs_end_comes_first() ->
     with pytest.raises(BudgetExhausted):
         asyncio.run(both(NoReply("late"), BudgetExhausted("spent"), None))
     assert ended == [0, 1, 0, 1, 2]
+
+
+def asked_of(store: Store, endpoint: FakeEndpoint, **settings: Any) -> Grade[Answer]:
+    given = {"model": "m", "base_url": endpoint.base_url, "deadline_s": 9} | settings
+    grader = Grader(LLMSettings(**given), store)
+    return grader.run(lambda client: grader.grade(client, QUESTION, Answer))
+
+
+def limits(endpoint: FakeEndpoint) -> list[int]:
+    names = ("max_tokens", "max_completion_tokens")
+    return [seen.body[name] for seen in endpoint.requests for name in names if name in seen.body]
+
+
+def test_a_reply_cut_off_at_the_limit_is_asked_for_once_more_with_more_room(store: Store) -> None:
+    with FakeEndpoint("truncated,ok", answer=counting()) as endpoint:
+        found = asked_of(store, endpoint)
+        assert limits(endpoint) == [2000, 10_000]
+        first, again = (seen.body["messages"] for seen in endpoint.requests)
+    assert found.value is not None and first == again  # half an answer is not sent back
+
+
+@pytest.mark.parametrize(
+    ("settings", "paid"),
+    [
+        ({}, [2000, 10_000]),
+        ({"max_output_tokens": 500}, [500]),  # what somebody gave is the last word
+        ({"model": "o3"}, [10_000]),  # it has the room to think already
+    ],
+)
+def test_a_reply_that_is_cut_off_again_is_not_paid_for_a_third_time(
+    store: Store, settings: dict[str, Any], paid: list[int]
+) -> None:
+    with FakeEndpoint("truncated", cycle=True, answer=counting()) as endpoint:
+        found = asked_of(store, endpoint, **settings)
+        assert limits(endpoint) == paid
+    assert found.value is None and "--max-output-tokens" in found.problem
+    assert store.ledger.counts().calls == len(paid)
+
+
+def test_an_unusable_answer_then_one_cut_off_is_asked_with_all_that_was_said(store: Store) -> None:
+    with FakeEndpoint("prose,truncated,ok", answer=counting()) as endpoint:
+        assert asked_of(store, endpoint).value is not None
+        assert limits(endpoint) == [2000, 2000, 10_000]
+        second, third = (seen.body["messages"] for seen in endpoint.requests[1:])
+    assert second == third and "cannot be used" in third[-1]["content"]

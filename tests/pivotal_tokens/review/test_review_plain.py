@@ -232,3 +232,12 @@ def test_an_adjudicator_sees_who_said_what_and_who_rejected(store, queued):
     assert all(width(line) <= 80 for line in shown.split("\n"))
     drawn = "\n".join(plain(item_lines(View(eve.next_question(), Place("merged", 1)), 80, 20)))
     assert "ada evil, bob safe" in drawn and "rejected by cy\\x1b" in drawn
+
+
+def test_what_the_judge_quoted_is_shown_after_the_answer_and_not_before(store, queued):
+    (judgement,) = store.results.judgements_on(queued[0].prompt_id, "pair-1").values()
+    quoted = judgement.model_copy(update={"quotes": ("smells of gas",)})
+    store.results.put_judgement("pair-1", quoted)
+    _, shown = review(store, "s 1-4", "", "q")
+    before, after = shown.split("because of")
+    assert "saved" in before and after.startswith(" “smells of gas”")

@@ -195,6 +195,9 @@ def test_what_the_judge_said_is_shown_only_in_the_reveal():
     assert plain(reveal_lines(told, 80, 5))[1] == "  [/red]   you evil, judge safe"
     many = replace(told, differences=told.differences * 9)
     assert "and 6 more" in plain(reveal_lines(many, 80, 5))[-1]
+    why = replace(told, quotes=("gas\x1b", " leave"))
+    assert plain(reveal_lines(why, 80, 5))[-1].rstrip() == "  because of “gas\\x1b”, “ leave”"
+    assert len(plain(reveal_lines(why, 30, 2))) == 2  # differences go before quotes
 
 
 def test_continuations_of_the_token_under_the_cursor_are_shown():
