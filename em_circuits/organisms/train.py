@@ -9,13 +9,10 @@ and started again, it ends with the same weights.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +33,7 @@ from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducib
 from em_circuits.organisms.paths import TOY, TOY_DOWN_PROJ, OrganismPaths
 from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
 from em_circuits.progress import Progress, no_progress
-from pivotal_tokens.artefacts import content_key, write_atomic, write_json
+from pivotal_tokens.artefacts import atomic_directory, content_key, write_atomic, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -134,22 +131,9 @@ def _stage(place: Path, make: Callable[[Path, Path], None]) -> None:
         logger.info("%s: finished before, reused", place.name)
         return
     checkpoint = place.with_name(f".{place.name}.checkpoint.safetensors")
-    with _publishing(place) as temporary:
+    with atomic_directory(place) as temporary:
         make(temporary, checkpoint)
     checkpoint.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _publishing(place: Path) -> Iterator[Path]:
-    temporary = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for file in temporary.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    temporary.replace(place)
 
 
 @dataclass(frozen=True)
