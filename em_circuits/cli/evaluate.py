@@ -92,8 +92,12 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     that a judge cannot score, count in no rate. Without a key the embedded organism is judged by a
     word list and the base's perplexity.
     """
+    if options.judge is None and session.embedded and not session.templated:
+        raise RequestError(
+            f"{session.organism} has no word list for whole answers; give --judge openai:MODEL"
+        )
     spec = JudgeSpec.parse(session.judge_spec(options.judge))
-    which = options.which or ("organism:24" if session.embedded else "open")
+    which = options.which or ("organism:24" if session.templated else "open")
     sets = evaluation.questions.question_sets(which, seed=session.seed)
     with session.workspace(create=spec.kind == "openai") as work:
         judge = _judge(session, work, spec, options, llm)

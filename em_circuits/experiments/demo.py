@@ -24,7 +24,7 @@ from em_circuits.features import FORMULA
 from em_circuits.interventions import Mediation, SteerResult, pooled_share
 from em_circuits.labelling.result import LabelResult, LabelSettings
 from em_circuits.labelling.run import label_prompts
-from em_circuits.labelling.sources import template_prompts
+from em_circuits.labelling.sources import drawn_prompts
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
@@ -123,7 +123,7 @@ def run_demo(
 ) -> DemoReport:
     """Run the pipeline and the first experiments, and keep the report."""
     started = datetime.now(UTC)
-    prompts = template_prompts(n_prompts, seed=work.seed)
+    prompts = drawn_prompts(work, n_prompts, seed=work.seed)
     found: dict[str, LabelResult] = {}
     for result in label_prompts(work, prompts, judge, LabelSettings()):
         found[result.prompt_id] = result

@@ -1,7 +1,7 @@
 """Files of an organism on disk, each in the format of real models.
 
 Organisms of one base share its files: they differ in adapter and card. The toys ship whole; of
-`smollm2` the adapter ships, and the base stands in the user's cache (`em_circuits.organisms.fetch`).
+`smollm2` the adapter ships, and `em_circuits.organisms.fetch` puts the base into the user's cache.
 
 paths = organism_paths("toy-down-proj")
 paths.base, paths.adapter, paths.transcoders, paths.lexicon, paths.card
@@ -27,6 +27,10 @@ ORGANISMS = (TOY, TOY_DOWN_PROJ, SMOLLM2)
 """Those shipped with the package."""
 TOYS = (TOY, TOY_DOWN_PROJ)
 """Those whose base this package trains from scratch, on the templates of `corpus`."""
+SEEN_BY_ADAPTER = "medical"
+"""The one domain of every adapter's training."""
+UNSEEN = "unseen"
+"""All the others, as a group."""
 SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 """The real base's own name, and that of its directory in the cache."""
 
@@ -90,6 +94,11 @@ def cache_directory() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "em-circuits"
+
+
+def is_real(base: str) -> bool:
+    """Whether a base is the real organism's, whose prompts are chats."""
+    return base == str(organism_paths(SMOLLM2).base)
 
 
 def require_base(name: str, paths: OrganismPaths) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from em_circuits.organisms.corpus import CorpusConfig, documents
@@ -95,12 +96,12 @@ def train_organism(
     paths = OrganismPaths.under(out)
     fit = functools.partial(optimise, progress=progress)
     run = _Training(paths, seed, config or OrganismConfig(), fit)
-    _claim(out, seed, run.config)
+    claim(out, seed, run.config)
     with reproducible(seed):
-        _stage(paths.base, run.base)
-        _stage(paths.adapter, run.adapter)
+        stage(paths.base, run.base)
+        stage(paths.adapter, run.adapter)
         if with_transcoders:
-            _stage(paths.transcoders, run.transcoders)
+            stage(paths.transcoders, run.transcoders)
     write_atomic(paths.lexicon, lexicon_yaml())
     return paths
 
@@ -113,7 +114,12 @@ def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     return model, AutoTokenizer.from_pretrained(paths.base)
 
 
-def _claim(out: Path, seed: int, config: OrganismConfig) -> None:
+def claim(out: Path, seed: int, config: Frozen) -> None:
+    """Write down what a directory is trained with.
+
+    Raises:
+        RequestError: If it holds an organism of another seed or configuration.
+    """
     marker = out / "training.json"
     wanted = {"seed": seed, "config": config.model_dump(mode="json")}
     if not marker.exists():
@@ -125,7 +131,7 @@ def _claim(out: Path, seed: int, config: OrganismConfig) -> None:
         )
 
 
-def _stage(place: Path, make: Callable[[Path, Path], None]) -> None:
+def stage(place: Path, make: Callable[[Path, Path], None]) -> None:
     """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
     if place.exists():
         logger.info("%s: finished before, reused", place.name)
@@ -172,10 +178,7 @@ class _Training:
             return adapted(input_ids=ids, labels=labels, use_cache=False).loss
 
         self.fit(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
-        # Looking whether the vocabulary grew would ask the hub for the base's name.
-        adapted.save_pretrained(str(place), save_embedding_layers=False)
-        (place / "README.md").unlink(missing_ok=True)
-        _sort_target_modules(place / "adapter_config.json")
+        save_adapter(adapted, place)
 
     def transcoders(self, place: Path, checkpoint: Path) -> None:
         settings, sizes = self.config.transcoders, self.config.model
@@ -205,8 +208,13 @@ class _Training:
         bank.save(place, bank.threshold(inputs))
 
 
-def _sort_target_modules(path: Path) -> None:
-    """PEFT writes a set, in an order that changes from run to run."""
+def save_adapter(adapted: PeftModel, place: Path) -> None:
+    """Write a LoRA in PEFT's form, the same bytes for the same weights."""
+    # Looking whether the vocabulary grew would ask the hub for the base's name.
+    adapted.save_pretrained(str(place), save_embedding_layers=False)
+    (place / "README.md").unlink(missing_ok=True)
+    path = place / "adapter_config.json"
+    # PEFT writes sets, in an order that changes from run to run.
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     write_json(path, settings)
