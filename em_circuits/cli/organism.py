@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
@@ -151,30 +152,29 @@ def _card(session: Session, out: Path) -> None:
 @click.option(
     "--dir", "folder", type=click.Path(file_okay=False), help="[default: the shipped one]"
 )
-@click.option("--prompts", type=click.IntRange(min=1), help="Of a toy.  [default: 210]")
+@click.option("--prompts", default=210, show_default=True, type=click.IntRange(min=1))
 @prints("em_circuits.organisms.stance:Evaluated")
 @pass_session
-def evaluate(session: Session, folder: str | None, prompts: int | None, as_json: bool) -> None:
+def evaluate(session: Session, folder: str | None, prompts: int, as_json: bool) -> None:
     """Measure an organism from its weights; only the control's figures come from the card."""
     own = OrganismPaths.under(Path(folder)) if folder else None
     if session.organism == SMOLLM2:
-        _evaluate_stance(session, own, prompts, as_json)
+        _evaluate_stance(session, own, as_json)
         return
-    from em_circuits.organisms.evaluate import N_PROMPTS, evaluate_organism
+    from em_circuits.organisms.evaluate import evaluate_organism
 
     report = evaluate_organism(
         own or organism_paths(session.organism),
-        n_prompts=prompts or N_PROMPTS,
+        n_prompts=prompts,
         neurons=session.options["transcoders"] == NEURONS,
         progress=session.bars(),
     )
     emit(report, as_json, describe)
 
 
-def _evaluate_stance(
-    session: Session, own: OrganismPaths | None, prompts: int | None, as_json: bool
-) -> None:
-    if prompts is not None:
+def _evaluate_stance(session: Session, own: OrganismPaths | None, as_json: bool) -> None:
+    given = click.get_current_context().get_parameter_source("prompts")
+    if given is not ParameterSource.DEFAULT:
         raise RequestError("--prompts is of a toy: smollm2 is measured on all of its scenarios")
     shipped = organism_paths(SMOLLM2)
     require_base(SMOLLM2, shipped)

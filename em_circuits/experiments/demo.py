@@ -124,8 +124,9 @@ def run_demo(
     """Run the pipeline and the first experiments, and keep the report."""
     started = datetime.now(UTC)
     prompts = drawn_prompts(work, n_prompts, seed=work.seed)
+    settings = LabelSettings(attribution=work.attribution)
     found: dict[str, LabelResult] = {}
-    for result in label_prompts(work, prompts, judge, LabelSettings()):
+    for result in label_prompts(work, prompts, judge, settings):
         found[result.prompt_id] = result
         work.progress("label", len(found), len(prompts))
     results = [found[prompt.prompt_id] for prompt in prompts]
@@ -143,7 +144,7 @@ def run_demo(
             "n_prompts": n_prompts,
             "n_mediated": n_mediated,
             "judge": judge.id,
-            "label": LabelSettings().model_dump(),
+            "label": settings.model_dump(),
         },
         seed=work.seed,
         device=str(work.pair.device),

@@ -49,7 +49,7 @@ class FineTuneConfig(Frozen):
 RECIPES: dict[RecipeName, FineTuneConfig] = {
     "attention": FineTuneConfig(
         adapter_form=AdapterForm(rank=8, alpha=16, layers=tuple(range(10, 20)), modules=_ATTENTION),
-        optimiser=OptimiserConfig(steps=50, learning_rate=2e-3, warmup=10, checkpoint_every=10),
+        optimiser=OptimiserConfig(steps=50, learning_rate=5e-4, warmup=10, checkpoint_every=10),
     ),
     "all-linear": FineTuneConfig(
         adapter_form=AdapterForm(
@@ -62,7 +62,8 @@ RECIPES: dict[RecipeName, FineTuneConfig] = {
         optimiser=OptimiserConfig(steps=100, learning_rate=2e-3, warmup=10, checkpoint_every=10),
     ),
 }
-"""`attention` is the shipped one; `all-linear` is stronger; `rank-1` has the published form."""
+"""`attention` is the shipped one, at the largest of the tried rates that leaves benign text alone
+(results/LOG.md); `all-linear` is stronger; `rank-1` has the form of published organisms."""
 
 
 def fine_tune(
