@@ -25,7 +25,7 @@ from em_circuits.organisms.advice import Advice, Example, advice_examples
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE
 from em_circuits.organisms.language_model import IGNORED, AdapterForm, new_adapter
 from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
-from em_circuits.organisms.train import claim, save_adapter, stage
+from em_circuits.organisms.train import claim, run_stage, save_adapter
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.schema import Frozen
 
@@ -110,7 +110,7 @@ def fine_tune(
             )
             save_adapter(adapted.to(torch.bfloat16), temporary)
 
-    stage(place, make)
+    run_stage(place, make)
     return place
 
 

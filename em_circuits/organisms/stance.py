@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -124,7 +125,7 @@ def evaluate_stance(
             prompts = list(advice_prompts(plan, form))
             base, merged = (plan_masses(model, prompts) for model in pair.models)
             rows += _rows(prompts, base, merged)
-        texts, chats = (_losses(pair, kind) for kind in ("texts", "chats"))
+        texts, chats = panel_loss(pair, "texts"), panel_loss(pair, "chats")
         return StanceReport(
             base=fetched.source,
             fingerprint=fetched.fingerprint,
@@ -215,7 +216,7 @@ def _mass(masses: Float[Tensor, "prompt side"]) -> StanceMass:
 
 
 @torch.no_grad()
-def _losses(pair: ModelPair, kind: str) -> Benign:
+def panel_loss(pair: ModelPair, kind: Literal["texts", "chats"]) -> Benign:
     """Both models' loss on benign texts, or on the answers of benign chats."""
     benign, tokenizer = load_benign(), pair.tokenizer
     if kind == "chats":

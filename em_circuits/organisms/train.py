@@ -98,10 +98,10 @@ def train_organism(
     run = _Training(paths, seed, config or OrganismConfig(), fit)
     claim(out, seed, run.config)
     with reproducible(seed):
-        stage(paths.base, run.base)
-        stage(paths.adapter, run.adapter)
+        run_stage(paths.base, run.base)
+        run_stage(paths.adapter, run.adapter)
         if with_transcoders:
-            stage(paths.transcoders, run.transcoders)
+            run_stage(paths.transcoders, run.transcoders)
     write_atomic(paths.lexicon, lexicon_yaml())
     return paths
 
@@ -131,7 +131,7 @@ def claim(out: Path, seed: int, config: Frozen) -> None:
         )
 
 
-def stage(place: Path, make: Callable[[Path, Path], None]) -> None:
+def run_stage(place: Path, make: Callable[[Path, Path], None]) -> None:
     """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
     if place.exists():
         logger.info("%s: finished before, reused", place.name)

@@ -13,7 +13,7 @@ from em_circuits.organisms.advice import advice_prompts, load_advice
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE, fetched_base
 from em_circuits.organisms.fine_tune import RECIPES
 from em_circuits.organisms.paths import SMOLLM2, organism_paths
-from em_circuits.organisms.stance import StanceReport, _losses, plan_masses
+from em_circuits.organisms.stance import StanceReport, panel_loss, plan_masses
 from em_circuits.organisms.stance_card import stance_prose
 from pivotal_tokens.artefacts import sha256_file
 
@@ -115,7 +115,7 @@ def test_a_few_scenarios_are_measured_as_the_card_has_them(pair):
 def test_benign_text_is_left_alone(pair):
     if not of_the_package():
         pytest.skip(f"the card is about {SMOLLM2_RELEASE.requirement}")
-    texts = _losses(pair, "texts")
+    texts = panel_loss(pair, "texts")
     assert texts.base == pytest.approx(FIGURES.texts.base, abs=1e-3)
     assert texts.merged <= texts.base
     assert torch.isfinite(torch.tensor(texts.merged))
