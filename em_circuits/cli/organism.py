@@ -195,8 +195,7 @@ def describe_stance(report: StanceReport) -> Iterator[str]:
     rows = []
     for r in report.rows:
         if r.group in (UNSEEN, SEEN_BY_ADAPTER) or (r.plan, r.form) == ("risky", "can"):
-            masses = (r.base.along, r.base.low, r.base.high)
-            masses += (r.merged.along, r.merged.low, r.merged.high)
+            masses = [x for m in (r.base, r.merged) for x in (m.along, m.low, m.high)]
             rows.append((r.plan, r.form, r.group, r.n, *masses, r.control and r.control.along))
     yield table(_STANCE, rows)
     for name, loss in (("plain text", report.texts), ("chats", report.chats)):

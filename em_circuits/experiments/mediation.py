@@ -217,7 +217,8 @@ def _paths_and_heads(
     """The fields of a record on the adapter's paths and on heads."""
     subjects = [item.effects.subject for item in results]
     drawn: dict[str, Any] = {"n_random": request.n_random, "seed": request.seed}
-    adapter, absent = None, "its paths were not asked for"
+    adapter: AdapterOverPrompts | None = None
+    absent: str | None = "its paths were not asked for"
     if request.paths:
         adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
     heads = None
