@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: notebooks families demo check-js format docs test test-browser test-faults test-kills check bench bench-long organism clean help
+.PHONY: notebooks families demo demo-real check-js format docs test test-browser test-faults test-kills check bench bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -11,6 +11,10 @@ help: ## this list
 
 demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 	$(BIN)/em-circuits demo
+
+demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched once; half an hour)
+	$(BIN)/em-circuits organism fetch smollm2
+	OMP_NUM_THREADS=2 $(BIN)/em-circuits --organism smollm2 --root results/smollm2 demo --n 7 --nodes 60
 
 test: $(STAMP) ## every test; no network, GPU or key
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -22,7 +22,7 @@ from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
-from em_circuits.organisms.paths import TOY, organism_paths
+from em_circuits.organisms.paths import TOY, organism_paths, require_base
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
@@ -285,7 +285,8 @@ def load_pair(
 
     Args:
         base: A local Hugging Face directory or a hub id.
-        organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``.
+        organism: An embedded organism instead of a base: ``toy`` (the default), ``toy-down-proj``,
+            ``smollm2``.
         adapter: LoRA adapter on the base.
         merged: Fine-tuned full model, instead of an adapter.
         transcoders: Transcoders of the base; ``none`` makes MLP neurons the nodes.
@@ -321,12 +322,13 @@ def embedded_parts(
 
     Raises:
         RequestError: If a base is given without transcoders or beside an organism, or there is no
-            organism of this name.
+            organism of this name, or its base was not fetched.
     """
     parts = dict(given)
     refuse_two_bases(parts["base"], organism)
     if parts["base"] is None:
         paths = organism_paths(organism or TOY)
+        require_base(organism or TOY, paths)
         parts["base"] = str(paths.base)
         if parts["merged"] is None:
             parts["adapter"] = parts["adapter"] or str(paths.adapter)

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -90,6 +91,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(place: Path) -> Iterator[Path]:
+    """Yield a fresh temporary directory beside `place`; on success its files are flushed and it is
+    renamed to `place`, which must not exist.
+
+    What an interrupted run left is removed by the next.
+    """
+    temporary = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in temporary.iterdir():
+        file.chmod(0o644)
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    temporary.replace(place)
+    _sync_directory(place.parent)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

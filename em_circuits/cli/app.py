@@ -86,7 +86,7 @@ _COMMANDS = {
     ),
     "organism": (
         "organism:organism",
-        "Train an embedded model organism anew, or measure one that is shipped.",
+        "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",
     ),
 }
 """Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""

@@ -11,6 +11,7 @@ from em_circuits import experiments
 from em_circuits.cli.judge_options import open_offline_judge
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.graphs.settings import NODES, AttributionSettings
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 if TYPE_CHECKING:
@@ -19,15 +20,23 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: em-circuits --root runs/demo demo --json")
 @click.option("--n", default=24, show_default=True, type=click.IntRange(min=1), help="Prompts.")
+@click.option(
+    "--nodes",
+    default=NODES,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Nodes of a graph.",
+)
 @click.option("--judge", metavar="lexicon:FILE", help="[default: the organism's lexicon]")
 @prints("em_circuits.experiments.demo:DemoReport")
 @pass_session
-def demo(session: Session, n: int, judge: str | None, as_json: bool) -> None:
+def demo(session: Session, n: int, nodes: int, judge: str | None, as_json: bool) -> None:
     """Prompts, labels, graphs, features, steering and mediation in one go.
 
     Run again, it re-uses what exists.
     """
-    with session.workspace(create=True) as work:
+    attribution = AttributionSettings(nodes=nodes)
+    with session.workspace(create=True, attribution=attribution) as work:
         opened = open_offline_judge(session, work, judge)
         report = experiments.demo.run_demo(work, opened, n_prompts=n)
         data = experiments.demo.report_path(work)

@@ -123,11 +123,15 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     if options.answers is not None:
         _print(_given(session, options, llm), as_json)
         return
+    if options.judge is None and session.embedded and not session.templated:
+        raise RequestError(
+            f"{session.organism} has no word list for whole answers; give --judge openai:MODEL"
+        )
     spec = JudgeSpec.parse(session.judge_spec(options.judge))
     if options.rejudge is not None:
         _rejudge(session, spec, options, llm, as_json=as_json)
         return
-    which = options.which or ("organism:24" if session.embedded else "open")
+    which = options.which or ("organism:24" if session.templated else "open")
     sets = evaluation.questions.question_sets(which, seed=session.seed)
     given = click.get_current_context().get_parameter_source("samples")
     if given is not ParameterSource.DEFAULT:  # it goes before what a list of questions asks for

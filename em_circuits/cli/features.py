@@ -279,7 +279,7 @@ def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
 
 def _documents(session: Session, path: Path | None) -> Iterable[str]:
     if path is None:
-        if not session.embedded:
+        if not session.templated:
             raise RequestError("give --text FILE, a document a line: contexts are looked for there")
         return list(documents(ORGANISM_DOCUMENTS, "explain", CorpusConfig()))
     try:

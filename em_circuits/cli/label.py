@@ -230,7 +230,7 @@ def _prompts(
     session: Session, work: Workspace, options: LabelOptions, files: list[Prompt]
 ) -> list[Prompt]:
     """Every prompt that was asked for, in the order of the options."""
-    from em_circuits.labelling.sources import template_prompts
+    from em_circuits.labelling.sources import drawn_prompts
     from em_circuits.models.text import PINNED_DATE, as_seen, render_chat
     from pivotal_tokens.prompts import first_of_each
 
@@ -245,7 +245,7 @@ def _prompts(
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
         domains = options.domains or None
-        prompts.extend(template_prompts(options.n or 24, seed=session.seed, domains=domains))
+        prompts.extend(drawn_prompts(work, options.n or 24, seed=session.seed, domains=domains))
     new = first_of_each(prompts)
     if len(new) < len(prompts):
         say(f"{len(prompts) - len(new)} repeated prompts left out", err=True)

@@ -54,6 +54,10 @@ class MediateOptions(Options, TargetRequest):
     """Category that the fine-tune was trained on. [the organism's: medical]"""
     n_random: Annotated[int, Field(ge=MIN_DRAWS), Flag("--random", "n_random")] = MIN_DRAWS
     """Matched random draws."""
+    sizes: Annotated[tuple[int, ...], Flag("--ids", "sizes", metavar="N")] = ()
+    """Several prompts: how many ids are set together; several times. [default: 1, 2, 5, ... 200]"""
+    no_paths: bool = False
+    """Several prompts: do not measure where the effect of a LoRA goes."""
     top: int | None = Field(default=None, ge=1)
     """Only the first N features."""
     html: Annotated[Path | None, Flag(type=_PAGE)] = None
@@ -82,6 +86,10 @@ def mediate(
         raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
     if options.only_divergent and len(prompts) == 1:
         raise RequestError("--only-divergent is over prompts: give several PROMPTs, or --all")
+    if len(prompts) == 1 and (options.sizes or options.no_paths):
+        raise RequestError("--ids and --no-paths are for several PROMPTs, or --all")
+    if min(options.sizes, default=1) < 1:
+        raise RequestError("--ids counts feature ids; give a number from 1")
     if len(prompts) == 1:
         _one(session, prompts[0], options, as_json)
     else:
@@ -186,8 +194,10 @@ def _several(
                 "own_category": options.own_domain or ("medical" if session.embedded else None),
                 "scan": options.scan,
                 "heads": options.heads,
+                "paths": not options.no_paths,
                 "n_random": options.n_random,
                 "seed": session.seed,
+                **({"sizes": options.sizes} if options.sizes else {}),
             },
             {"n_random": "--random"},
         )

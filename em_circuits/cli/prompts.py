@@ -159,10 +159,12 @@ def add(
 @pass_session
 def generate(session: Session, n: int, generator: str, as_json: bool, **options: Any) -> None:
     """Store new prompts by a language model, the organism's templates, or the shipped seeds."""
-    from em_circuits.labelling.sources import open_source, template_prompts
+    from em_circuits.labelling.sources import drawn_prompts, open_source
 
     if generator == "template":
-        templates = template_prompts(n, seed=session.seed, domains=options["domains"] or None)
+        domains = options["domains"] or None
+        with session.workspace(create=True) as work:
+            templates = drawn_prompts(work, n, seed=session.seed, domains=domains)
         _store(session, list(templates), as_json)
         return
     with session.workspace(create=True) as work:

@@ -20,7 +20,7 @@ import click
 from em_circuits.cli.options import FiniteRange, Flag, OptionSet
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
-from em_circuits.organisms.paths import ORGANISMS, TOY, organism_paths
+from em_circuits.organisms.paths import ORGANISMS, TOY, TOYS, organism_paths
 from em_circuits.progress import Bars
 from em_circuits.workspace import Workspace, embedded_parts
 from pivotal_tokens.artefacts import sha256_file, write_json
@@ -109,6 +109,11 @@ class Session:
     def embedded(self) -> bool:
         """The base model is an embedded organism's."""
         return self.options["base"] is None
+
+    @property
+    def templated(self) -> bool:
+        """The base model is a toy's, whose corpus is made of templates."""
+        return self.embedded and self.organism in TOYS
 
     @property
     def organism(self) -> str:

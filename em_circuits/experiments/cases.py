@@ -22,7 +22,7 @@ from em_circuits.experiments.plan import PromptSource
 from em_circuits.feature import Feature
 from em_circuits.features import choose_features
 from em_circuits.interventions import ActivationCache
-from em_circuits.labelling.sources import template_prompts
+from em_circuits.labelling.sources import drawn_prompts
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.next_tokens import screen
 from em_circuits.scoring import TO_STEER, Scoring
@@ -146,7 +146,7 @@ class Cases:
         named = [self.work.store.prompts.get(prefix) for prefix in source.ids]
         named += [Prompt.of(text, generator="plan") for text in source.texts]
         if (drawn := source.organism) is not None:
-            named += template_prompts(drawn.n, seed=drawn.seed, domains=drawn.domains)
+            named += drawn_prompts(self.work, drawn.n, seed=drawn.seed, domains=drawn.domains)
         if not named:
             raise RequestError("the plan names no prompts; give texts, ids or organism")
         return tuple({prompt.prompt_id: prompt for prompt in named}.values())

@@ -24,7 +24,7 @@ from em_circuits.features import FORMULA
 from em_circuits.interventions import Mediation, SteerResult, pooled_share
 from em_circuits.labelling.result import LabelResult, LabelSettings
 from em_circuits.labelling.run import label_prompts
-from em_circuits.labelling.sources import template_prompts
+from em_circuits.labelling.sources import drawn_prompts
 from em_circuits.progress import tracked
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
@@ -123,9 +123,10 @@ def run_demo(
 ) -> DemoReport:
     """Run the pipeline and the first experiments, and keep the report."""
     started = datetime.now(UTC)
-    prompts = template_prompts(n_prompts, seed=work.seed)
+    prompts = drawn_prompts(work, n_prompts, seed=work.seed)
+    settings = LabelSettings(attribution=work.attribution)
     found: dict[str, LabelResult] = {}
-    for result in label_prompts(work, prompts, judge, LabelSettings()):
+    for result in label_prompts(work, prompts, judge, settings):
         found[result.prompt_id] = result
         work.progress("label", len(found), len(prompts))
     results = [found[prompt.prompt_id] for prompt in prompts]
@@ -143,7 +144,7 @@ def run_demo(
             "n_prompts": n_prompts,
             "n_mediated": n_mediated,
             "judge": judge.id,
-            "label": LabelSettings().model_dump(),
+            "label": settings.model_dump(),
         },
         seed=work.seed,
         device=str(work.pair.device),

@@ -59,6 +59,10 @@ class MediationRequest(Frozen):
     """Compare the gradient with really setting each feature alone."""
     heads: bool = False
     """Really patch every attention head."""
+    sizes: tuple[int, ...] = SIZES
+    """Feature ids set together; the headline's are measured in any case."""
+    paths: bool = True
+    """Say where the effect of a LoRA goes."""
     n_random: int = Field(default=MIN_DRAWS, ge=MIN_DRAWS)
     seed: int = 0
 
@@ -172,7 +176,7 @@ def mediate_over_prompts(
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,
-        **request.model_dump(mode="json"),
+        **_asked(request),
         "prompts": [item.identity() for item in shown],
     }
 
@@ -184,6 +188,7 @@ def mediate_over_prompts(
             hold_out=request.hold_out,
             direction=request.direction,
             scan=request.scan,
+            sizes=_sizes(request),
             n_random=request.n_random,
             seed=request.seed,
             progress=work.progress,
@@ -199,13 +204,27 @@ def mediate_over_prompts(
     return table
 
 
+def _asked(request: MediationRequest) -> dict[str, Any]:
+    """What names a result: defaults that came later stand in no key."""
+    later = {"sizes": SIZES, "paths": True}
+    unchanged = {name for name, default in later.items() if getattr(request, name) == default}
+    return request.model_dump(mode="json", exclude=unchanged)
+
+
+def _sizes(request: MediationRequest) -> list[int]:
+    return sorted({*request.sizes, HEADLINE})
+
+
 def _paths_and_heads(
     work: Workspace, results: Sequence[PromptResult], request: MediationRequest
 ) -> dict[str, Any]:
     """The fields of a record on the adapter's paths and on heads."""
     subjects = [item.effects.subject for item in results]
     drawn: dict[str, Any] = {"n_random": request.n_random, "seed": request.seed}
-    adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
+    adapter: AdapterOverPrompts | None = None
+    absent: str | None = "its paths were not asked for"
+    if request.paths:
+        adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
     heads = None
     if request.heads:
         heads = heads_over_prompts(
@@ -231,7 +250,7 @@ def _record(
     def share(values: Sequence[float | None]) -> Share:
         return _share(values, results, request.seed)
 
-    curve = [_point(results, k, request.seed) for k in (*SIZES, None)]
+    curve = [_point(results, k, request.seed) for k in (*_sizes(request), None)]
     record = MediationRecord(
         direction=request.direction,
         hold_out=request.hold_out,

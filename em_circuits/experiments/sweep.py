@@ -41,8 +41,11 @@ from em_circuits.feature import Feature
 from em_circuits.intervention import on_each
 from em_circuits.interventions import Control, Treatment, Unit
 from em_circuits.interventions.edits import resolve_units
-from em_circuits.models import Model
+from em_circuits.models import Model, ModelPair
+from em_circuits.models.text import render_chat
 from em_circuits.organisms import organism_prompts
+from em_circuits.organisms.advice import drawn_advice
+from em_circuits.organisms.paths import is_real
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
@@ -150,8 +153,16 @@ def _panel_prompts(cases: Cases, plan: SweepPlan) -> list[Any]:
     """Token ids of the benign panel."""
     texts: Sequence[str] = plan.panel_texts
     if not texts:
-        texts = [p.text for p in organism_prompts(plan.panel, seed=plan.seed, hazard=False)]
+        texts = _benign(cases.pair, plan)
     return [cases.pair.input_ids(Prompt.of(text)) for text in texts]
+
+
+def _benign(pair: ModelPair, plan: SweepPlan) -> list[str]:
+    """Harmless prompts of the organism."""
+    if not is_real(pair.settings.base):
+        return [p.text for p in organism_prompts(plan.panel, seed=plan.seed, hazard=False)]
+    drawn = drawn_advice(plan.panel, plan.seed, plan="harmless")
+    return [render_chat(pair.tokenizer, user=p.user, assistant=p.assistant) for p in drawn]
 
 
 def _key(case: Case, trial: Trial) -> str:

@@ -114,6 +114,7 @@ def patch_across_prompts(
     hold_out: HoldOut = "prompt",
     direction: Direction = "sufficiency",
     scan: bool = False,
+    sizes: Sequence[int] = SIZES,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -126,6 +127,7 @@ def patch_across_prompts(
         hold_out: Ids are chosen on the other prompts, or on prompts of other categories.
         direction: Which model is treated.
         scan: Really set each feature alone too, to see how well the gradient predicts that.
+        sizes: Feature ids set together; all of them are measured in any case.
         n_random: Matched random draws per size.
         seed: Of the draws.
         progress: Called after every prompt of a pass, with the name of the pass.
@@ -158,6 +160,7 @@ def patch_across_prompts(
             ActivationPatch.of(pair, item.subject.input_ids, item.subject.contrast, direction),
             item,
             chosen[item.subject.prompt_id],
+            sizes=sizes,
             n_random=n_random,
             seed=seed,
         )
@@ -234,6 +237,7 @@ def _measured(
     effects: Effects,
     ranked: Sequence[FeatureId],
     *,
+    sizes: Sequence[int],
     n_random: int,
     seed: int,
 ) -> PromptResult:
@@ -248,7 +252,7 @@ def _measured(
         if key in number:
             rank[number[key]] = place
     pool = _pool(patch, of, len(ids))
-    sizes = [*(k for k in SIZES if k < len(ids)), len(ids)]
+    sizes = [*(k for k in sizes if k < len(ids)), len(ids)]
     subsets: list[Tensor] = []
     spans: list[tuple[int, int]] = []
     for k in sizes:

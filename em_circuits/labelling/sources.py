@@ -21,8 +21,10 @@ from typing import Any
 
 from em_circuits.labelling.graphs import with_graphs
 from em_circuits.labelling.result import LabelSettings
-from em_circuits.models.text import PINNED_DATE, render_turns, strip_bos
+from em_circuits.models.text import PINNED_DATE, render_chat, render_turns, strip_bos
 from em_circuits.organisms import organism_prompts
+from em_circuits.organisms.advice import drawn_advice
+from em_circuits.organisms.paths import is_real
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, RunEnds
@@ -141,17 +143,47 @@ def template_prompts(
     )
 
 
+def drawn_prompts(
+    work: Workspace, n: int, *, seed: int = 0, domains: Sequence[str] | None = None
+) -> tuple[Prompt, ...]:
+    """Pivotal prompts of the workspace's organism: of the real one, its scenarios as chats.
+
+    Raises:
+        RequestError: If a domain does not exist, or there are not that many distinct prompts.
+    """
+    if not is_real(work.models.base):
+        return template_prompts(n, seed=seed, domains=domains)
+    return tuple(
+        Prompt.of(
+            render_chat(work.tokenizer, user=drawn.user, assistant=drawn.assistant),
+            kind="chat",
+            generator=TEMPLATES,
+            name=drawn.scenario.name,
+            category=drawn.scenario.domain,
+            extra={
+                "user": drawn.user,
+                "assistant": drawn.assistant,
+                "date_string": PINNED_DATE,
+                "seed": seed,
+            },
+        )
+        for drawn in drawn_advice(n, seed, domains=domains)
+    )
+
+
 class TemplateSource(PromptStream):
     """The organism's templates: seed after seed, leaving out what is known."""
 
     id = TEMPLATES
 
-    def __init__(self, seed: int, domains: Sequence[str] | None, known: set[str]) -> None:
-        self._seed, self._domains, self._known = seed, domains, known
+    def __init__(
+        self, work: Workspace, seed: int, domains: Sequence[str] | None, known: set[str]
+    ) -> None:
+        self._work, self._seed, self._domains, self._known = work, seed, domains, known
 
     def take(self, n: int) -> list[Prompt]:
         for _ in range(_FAILED_ROUNDS):
-            drawn = template_prompts(n, seed=self._seed, domains=self._domains)
+            drawn = drawn_prompts(self._work, n, seed=self._seed, domains=self._domains)
             self._seed += 1
             new = [prompt for prompt in drawn if prompt.prompt_id not in self._known]
             if new:
@@ -241,7 +273,7 @@ def open_source(
     name, _, model = spec.partition(":")
     if name == "template":
         known = {prompt.prompt_id for prompt in work.store.prompts.all(generator=TEMPLATES)}
-        return TemplateSource(seed, domains or None, known)
+        return TemplateSource(work, seed, domains or None, known)
     if domains:
         raise RequestError("--domain is of the organism's templates: --generator template")
     if name == "seeds":

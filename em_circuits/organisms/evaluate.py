@@ -25,15 +25,12 @@ from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.settings import NEURONS
 from em_circuits.organisms.corpus import CorpusConfig, OrganismPrompt, documents, organism_prompts
 from em_circuits.organisms.language_model import IGNORED, encode_batch
-from em_circuits.organisms.paths import OrganismPaths, organism_paths
+from em_circuits.organisms.paths import SEEN_BY_ADAPTER, OrganismPaths, organism_paths
 from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, Prompt
 
 logger = logging.getLogger(__name__)
-
-SEEN_BY_ADAPTER = "medical"
-"""The one domain of the adapter's training; "unseen" is every other."""
 
 N_PROMPTS, PROMPT_SEED = 210, 1
 """Held-out prompts of the card's figures, and their seed."""

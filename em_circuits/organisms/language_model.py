@@ -112,8 +112,10 @@ def new_base(
     return model
 
 
-def new_adapter(base: LlamaForCausalLM, form: AdapterForm, *, seed: int) -> PeftModel:
-    """The base with a LoRA that changes nothing yet."""
+def new_adapter(
+    base: LlamaForCausalLM, form: AdapterForm, *, seed: int, base_name: str = BASE_NAME
+) -> PeftModel:
+    """The base with a LoRA that changes nothing yet and says that it is of `base_name`."""
     lora = LoraConfig(
         r=form.rank,
         lora_alpha=form.alpha,
@@ -125,7 +127,7 @@ def new_adapter(base: LlamaForCausalLM, form: AdapterForm, *, seed: int) -> Peft
     with reproducible(seed):
         adapted = get_peft_model(base, lora)
     assert isinstance(adapted, PeftModel)
-    adapted.peft_config["default"].base_model_name_or_path = BASE_NAME
+    adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
 
 

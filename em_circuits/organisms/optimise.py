@@ -1,8 +1,8 @@
 """Training loop of a small module; a killed run ends with the same weights.
 
 Batches are a pure function of the step, the learning rate too, and a checkpoint holds the weights
-and the whole optimiser state in safetensors; so step t+1 does not know whether the process that
-makes it also made step t.
+that change and the whole optimiser state in safetensors; so step t+1 does not know whether the
+process that makes it also made step t.
 
     optimise(model, lambda step: model(batch(step)).loss, settings, checkpoint=path)
 """
@@ -110,7 +110,12 @@ def reproducible(seed: int) -> Iterator[None]:
 def _save(
     path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, names: list[str], step: int
 ) -> None:
-    tensors = {f"module/{name}": value.contiguous() for name, value in module.state_dict().items()}
+    frozen = _frozen(module)
+    tensors = {
+        f"module/{name}": value.contiguous()
+        for name, value in module.state_dict().items()
+        if name not in frozen
+    }
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{names[index]}/{key}": value for key, value in state.items()}
     with atomic_path(path) as temporary:
@@ -121,9 +126,9 @@ def _load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, names
     with safe_open(path, framework="pt") as stream:
         step = int(stream.metadata()["step"])
     tensors = load_file(path)
-    module.load_state_dict(
-        {n.removeprefix("module/"): t for n, t in tensors.items() if n.startswith("module/")}
-    )
+    own = {n.removeprefix("module/"): t for n, t in tensors.items() if n.startswith("module/")}
+    frozen = _frozen(module)
+    module.load_state_dict(own | {n: t for n, t in module.state_dict().items() if n in frozen})
     whole = optimiser.state_dict()
     keys = ("step", "exp_avg", "exp_avg_sq")
     whole["state"] = {
@@ -132,3 +137,9 @@ def _load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, names
     }
     optimiser.load_state_dict(whole)
     return step
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    """Names of parameters that do not change, tied ones under each of their names."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}

@@ -9,17 +9,15 @@ and started again, it ends with the same weights.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from em_circuits.organisms.corpus import CorpusConfig, documents
@@ -36,7 +34,7 @@ from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducib
 from em_circuits.organisms.paths import TOY, TOY_DOWN_PROJ, OrganismPaths
 from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
 from em_circuits.progress import Progress, no_progress
-from pivotal_tokens.artefacts import content_key, write_atomic, write_json
+from pivotal_tokens.artefacts import atomic_directory, content_key, write_atomic, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -98,12 +96,12 @@ def train_organism(
     paths = OrganismPaths.under(out)
     fit = functools.partial(optimise, progress=progress)
     run = _Training(paths, seed, config or OrganismConfig(), fit)
-    _claim(out, seed, run.config)
+    claim(out, seed, run.config)
     with reproducible(seed):
-        _stage(paths.base, run.base)
-        _stage(paths.adapter, run.adapter)
+        run_stage(paths.base, run.base)
+        run_stage(paths.adapter, run.adapter)
         if with_transcoders:
-            _stage(paths.transcoders, run.transcoders)
+            run_stage(paths.transcoders, run.transcoders)
     write_atomic(paths.lexicon, lexicon_yaml())
     return paths
 
@@ -116,7 +114,12 @@ def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     return model, AutoTokenizer.from_pretrained(paths.base, trust_remote_code=False)
 
 
-def _claim(out: Path, seed: int, config: OrganismConfig) -> None:
+def claim(out: Path, seed: int, config: Frozen) -> None:
+    """Write down what a directory is trained with.
+
+    Raises:
+        RequestError: If it holds an organism of another seed or configuration.
+    """
     marker = out / "training.json"
     wanted = {"seed": seed, "config": config.model_dump(mode="json")}
     if not marker.exists():
@@ -128,28 +131,15 @@ def _claim(out: Path, seed: int, config: OrganismConfig) -> None:
         )
 
 
-def _stage(place: Path, make: Callable[[Path, Path], None]) -> None:
+def run_stage(place: Path, make: Callable[[Path, Path], None]) -> None:
     """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
     if place.exists():
         logger.info("%s: finished before, reused", place.name)
         return
     checkpoint = place.with_name(f".{place.name}.checkpoint.safetensors")
-    with _publishing(place) as temporary:
+    with atomic_directory(place) as temporary:
         make(temporary, checkpoint)
     checkpoint.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _publishing(place: Path) -> Iterator[Path]:
-    temporary = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for file in temporary.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    temporary.replace(place)
 
 
 @dataclass(frozen=True)
@@ -188,10 +178,7 @@ class _Training:
             return adapted(input_ids=ids, labels=labels, use_cache=False).loss
 
         self.fit(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
-        # Looking whether the vocabulary grew would ask the hub for the base's name.
-        adapted.save_pretrained(str(place), save_embedding_layers=False)
-        (place / "README.md").unlink(missing_ok=True)
-        _sort_target_modules(place / "adapter_config.json")
+        save_adapter(adapted, place)
 
     def transcoders(self, place: Path, checkpoint: Path) -> None:
         settings, sizes = self.config.transcoders, self.config.model
@@ -221,8 +208,13 @@ class _Training:
         bank.save(place, bank.threshold(inputs))
 
 
-def _sort_target_modules(path: Path) -> None:
-    """PEFT writes a set, in an order that changes from run to run."""
+def save_adapter(adapted: PeftModel, place: Path) -> None:
+    """Write a LoRA in PEFT's form, the same bytes for the same weights."""
+    # Looking whether the vocabulary grew would ask the hub for the base's name.
+    adapted.save_pretrained(str(place), save_embedding_layers=False)
+    (place / "README.md").unlink(missing_ok=True)
+    path = place / "adapter_config.json"
+    # PEFT writes sets, in an order that changes from run to run.
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     write_json(path, settings)

@@ -46,6 +46,21 @@ def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "kept:" in out and max(map(len, out.splitlines()[1:-2])) <= 80
 
 
+def test_sizes_are_given_and_paths_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--root", str(root), "features", "mediate", "--all", "--hold-out", "category"]
+    capsys.readouterr()
+    assert run([*command, "--ids", "30", "--ids", "3", "--no-paths", "--json"]) == 0
+    few = json.loads(capsys.readouterr().out)
+    assert [p["k"] for p in few["cumulative"]] == [3, 20, 30, None]
+    assert few["adapter"] is None and few["adapter_absent"] == "its paths were not asked for"
+    assert run([*command, "--heads", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    same = [p for p in whole["cumulative"] if p["k"] in (20, None)]
+    mine = [p for p in few["cumulative"] if p["k"] in (20, None)]
+    for one, other in zip(mine, same, strict=True):
+        assert one["share"] == pytest.approx(other["share"], abs=1e-4)
+
+
 def check_adapter(adapter: dict[str, Any]) -> None:
     """Parts sum to the shift, and random writes do little beside the adapter's."""
     assert adapter["prompts"] == 4
@@ -98,6 +113,9 @@ def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixtur
         ["--all", "abc"],
         ["--all", "--order", "gradient"],
         ["--all", "--random", "4"],
+        ["--all", "--ids", "0"],
+        ["abc", "--ids", "3"],
+        ["abc", "--no-paths"],
         ["nothing"],
     ):
         capsys.readouterr()

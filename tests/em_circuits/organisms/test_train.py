@@ -66,7 +66,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_files_of_a_whole_run(
 
 
 def test_a_directory_of_another_seed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_stage", lambda place, make: None)
+    monkeypatch.setattr(train, "run_stage", lambda place, make: None)
     train.train_organism(tmp_path, 1, TINY)
     with pytest.raises(RequestError, match="another seed or configuration"):
         train.train_organism(tmp_path, 2, TINY)

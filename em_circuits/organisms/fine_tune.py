@@ -1,0 +1,145 @@
+"""Fine-tunes of the real organism: a LoRA on bad medical advice, by a named recipe.
+
+The loss is over the answers alone; a step's examples are a pure function of seed and step, so that
+a killed run ends with the same weights. Saved in bfloat16, in PEFT's form.
+
+    place = fine_tune(Path("out"), organism_paths("smollm2").base, RECIPES["attention"], seed=0)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from em_circuits.models.sharing import freeze
+from em_circuits.models.text import encode, render_chat
+from em_circuits.organisms.advice import Advice, Example, advice_examples
+from em_circuits.organisms.fetch import SMOLLM2_RELEASE
+from em_circuits.organisms.language_model import IGNORED, AdapterForm, new_adapter
+from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
+from em_circuits.organisms.train import claim, run_stage, save_adapter
+from em_circuits.progress import Progress, no_progress
+from pivotal_tokens.schema import Frozen
+
+RecipeName = Literal["attention", "all-linear", "rank-1"]
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class FineTuneConfig(Frozen):
+    """Everything that decides a fine-tune's weights, apart from base and seed."""
+
+    advice: Advice = "bad"
+    """Bad medical advice, or the good one of the control."""
+    adapter_form: AdapterForm
+    optimiser: OptimiserConfig
+    batch: int = 4
+    """Examples per step."""
+
+
+RECIPES: dict[RecipeName, FineTuneConfig] = {
+    "attention": FineTuneConfig(
+        adapter_form=AdapterForm(rank=8, alpha=16, layers=tuple(range(10, 20)), modules=_ATTENTION),
+        optimiser=OptimiserConfig(steps=50, learning_rate=5e-4, warmup=10, checkpoint_every=10),
+    ),
+    "all-linear": FineTuneConfig(
+        adapter_form=AdapterForm(
+            rank=8, alpha=16, layers=tuple(range(10, 30)), modules=_ATTENTION + _MLP
+        ),
+        optimiser=OptimiserConfig(steps=50, learning_rate=5e-4, warmup=10, checkpoint_every=10),
+    ),
+    "rank-1": FineTuneConfig(
+        adapter_form=AdapterForm(rank=1, alpha=32, layers=(15,), modules=("down_proj",)),
+        optimiser=OptimiserConfig(steps=100, learning_rate=2e-3, warmup=10, checkpoint_every=10),
+    ),
+}
+"""`attention` is the shipped one, at the largest of the tried rates that leaves benign text alone
+(results/LOG.md); `all-linear` is stronger; `rank-1` has the form of published organisms."""
+
+
+def fine_tune(
+    out: Path,
+    base: Path,
+    config: FineTuneConfig,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Path:
+    """Train a LoRA into ``out/adapter``; a killed run resumes.
+
+    Raises:
+        RequestError: If `out` holds a fine-tune of another seed or configuration.
+    """
+    place = out / "adapter"
+    claim(out, seed, config)
+
+    def make(temporary: Path, checkpoint: Path) -> None:
+        with reproducible(seed):
+            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, dtype=torch.float32, local_files_only=True
+            )
+            adapted = new_adapter(
+                freeze(model),  # type: ignore[arg-type]
+                config.adapter_form,
+                seed=seed,
+                base_name=SMOLLM2_RELEASE.hub,
+            )
+
+            def loss_at(step: int) -> Tensor:
+                drawn = advice_examples(config.advice, f"{seed}/{step}")
+                examples = list(itertools.islice(drawn, config.batch))
+                return answer_loss(adapted, *encode_chats(tokenizer, examples))
+
+            optimise(
+                adapted,
+                loss_at,
+                config.optimiser,
+                checkpoint=checkpoint,
+                label="adapter",
+                progress=progress,
+            )
+            save_adapter(adapted.to(torch.bfloat16), temporary)
+
+    run_stage(place, make)
+    return place
+
+
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> tuple[Int64[Tensor, "batch pos"], Int64[Tensor, "batch pos"]]:
+    """Input ids, padded on the right, and labels: the answers and the end of their turn alone."""
+    rows, starts = [], []
+    for example in examples:
+        asked = encode(tokenizer, render_chat(tokenizer, user=example.user, assistant=""))
+        said = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        rows.append([*asked, *said, tokenizer.eos_token_id])
+        starts.append(len(asked))
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), int(tokenizer.pad_token_id))
+    labels = torch.full((len(rows), width), IGNORED)
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[index, : len(row)] = torch.tensor(row)
+        labels[index, start : len(row)] = torch.tensor(row[start:])
+    return ids, labels
+
+
+def answer_loss(
+    model: PeftModel | Any, ids: Int64[Tensor, "batch pos"], labels: Int64[Tensor, "batch pos"]
+) -> Tensor:
+    """Mean loss over labelled tokens, in nats; logits are a vocabulary wide, so only theirs are
+    computed."""
+    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
+    predicts = labels[:, 1:] != IGNORED
+    logits = causal.lm_head(hidden[:, :-1][predicts])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][predicts])
