@@ -156,7 +156,7 @@ def test_an_expression_that_would_never_end_is_named(tmp_path, when):
         lexicon.entry_for("a" * 60 + "!")
     except RequestError as error:
         assert f"{path}, entry 1" in str(error) and "repetitions" in str(error)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("when", ["gas{e<=1}", "a{s}", "[[:alpha:]]"])
