@@ -132,7 +132,7 @@ def _fine_tune(session: Session, out: Path, recipe: RecipeName, advice: Advice, 
         from em_circuits.organisms.stance_card import write_stance_card
 
         write_stance_card(out, recipe, seed=session.seed, progress=session.bars())
-    say(place)
+    say(str(place))
     say(f"next: em-circuits --organism {SMOLLM2} organism evaluate --dir {out}")
 
 
