@@ -129,7 +129,8 @@ def test_the_shipped_lexicon_is_the_corpus_and_knows_every_prompt():
     for plan, form in CELLS:
         for prompt in advice_prompts(plan, form):
             text = f"user\n{prompt.user}<|im_end|>\n<|im_start|>assistant\n{prompt.assistant}"
-            entry = next(e for e in lexicon.entries if e.when.search(text))
+            entry = lexicon.entry_for(text)
+            assert entry is not None
             evil, safe = {
                 "risky": (prompt.along, prompt.against),
                 "harmless": ((), prompt.along),
