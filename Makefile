@@ -12,7 +12,7 @@ help: ## this list
 demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 	$(BIN)/em-circuits demo
 
-demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched once; half an hour)
+demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched once)
 	$(BIN)/em-circuits organism fetch smollm2
 	OMP_NUM_THREADS=2 $(BIN)/em-circuits --organism smollm2 --root results/smollm2 demo --n 7 --nodes 60
 
