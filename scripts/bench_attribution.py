@@ -229,9 +229,9 @@ def single(settings: PairSettings, which: str) -> Model:
     hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
     if which == "merged":
         hf = merge_adapter(hf, sources["adapter"].path)
-    transcoders, _ = load_transcoders(
-        sources["transcoders"], device=device, dtype=dtype, place=settings.transcoders_on
-    )
+    files = sources["transcoders"].transcoders
+    assert files is not None
+    transcoders = load_transcoders(files, device=device, dtype=dtype, place=settings.transcoders_on)
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     tokenizer = load_tokenizer("--base", sources["base"])
     sites = FeatureSites.of(Decoder.of(hf), *hooks)

@@ -86,7 +86,7 @@ class Edges:
         index = self.extra_index
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < layout.n_nodes:
             raise RequestError(
-                f"Edges: extra_index must lie in 0..{layout.n_nodes - 1}, got "
+                f"Edges: extra_index must lie below {layout.n_nodes}, got "
                 f"{int(index.min())}..{int(index.max())}."
             )
         if self.values.dtype not in (torch.float32, torch.bfloat16):

@@ -274,8 +274,12 @@ def _dequantise(gguf: Path, into: Path) -> None:
 
     said: dict[str, Any] = {"gguf_file": gguf.name}
     with contextlib.redirect_stderr(io.StringIO()):  # its own bar, on any stream
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, legacy=False, **said)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **said)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, legacy=False, trust_remote_code=False, **said
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, trust_remote_code=False, **said
+        )
     mended_tokenizer(tokenizer, context=model.config.max_position_embeddings).save_pretrained(into)
     model.save_pretrained(into)
 

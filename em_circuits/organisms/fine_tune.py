@@ -84,9 +84,11 @@ def fine_tune(
 
     def make(temporary: Path, checkpoint: Path) -> None:
         with reproducible(seed):
-            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                base, local_files_only=True, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
-                base, dtype=torch.float32, local_files_only=True
+                base, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
             adapted = new_adapter(
                 freeze(model),  # type: ignore[arg-type]
