@@ -162,7 +162,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
             run = Run(work, source, judge, settings, n=n, events=events)
             results = _show(run, n, as_json=as_json)
     if not as_json:
-        say("\n".join(summary(results, earlier)))
+        say("\n".join(run_summary(results, earlier)))
     _raise_for_ending(run.state, options)
     if files.left_out:
         raise WorkFailed(f"{len(files.left_out)} of {files.rows} rows of --prompts were left out")
@@ -370,7 +370,7 @@ def describe(result: LabelResult) -> Iterator[str]:
         yield f"{start}  {result.verdict:<9}  {masses}  {marks} {one_line(text, 26)}"
 
 
-def summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
+def run_summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
     """What came of a run."""
     kinds = Counter(
         "failed"

@@ -153,10 +153,8 @@ class Observed:
             RequestError: If the prompt has no such position.
         """
         module = node.module if isinstance(node, AdapterRank) else ""
-        own = [
-            part_record(p).layer == node.layer and part_record(p).module == module
-            for p in self.parts
-        ]
+        records = map(part_record, self.parts)
+        own = [(one.layer, one.module) == (node.layer, module) for one in records]
         part, position, number = self.active.unbind(1)
         found = torch.tensor(own)[part] & (number == node[-1])
         if isinstance(node, FeatureId):

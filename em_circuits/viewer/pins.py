@@ -45,7 +45,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         return Json(Pins.model_validate(saved or {}).model_dump())
 
     async def write(request: Request) -> Response:
-        pins = checked(await json_body(request))
+        pins = pins_of(await json_body(request))
         prompt = context.store.prompts.get(request.path_params["prompt"])
         name = context.session(request).reviewer
         context.store.views.save(name, SUBJECT.format(prompt.prompt_id), pins.model_dump())
@@ -57,7 +57,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     ]
 
 
-def checked(body: dict[str, Any]) -> Pins:
+def pins_of(body: dict[str, Any]) -> Pins:
     """The pins in a request's body.
 
     Raises:
