@@ -125,8 +125,9 @@ class GraphStore:
         headers = [header for header in self._headers(prompt) if header.model == model]
         # So is one that came from a file of another tool.
         headers = [header for header in headers if not header.imported] or headers
-        # One that was built for a target of its own is meant by its key, where there is another.
-        headers = [header for header in headers if header.target is None] or headers
+        # One with a target or nodes of its own is meant by its key, where there is another.
+        usual = (h for h in headers if h.target is None and not h.attribution.get("named"))
+        headers = list(usual) or headers
         kinds = {
             header.key: "measured" if header.attribution.get("measure") else header.edge_kind
             for header in headers

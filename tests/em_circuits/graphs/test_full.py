@@ -219,6 +219,19 @@ def test_nodes_can_be_named(subject: Subject) -> None:
     assert set(active[:, 2].tolist()) == {number} and position in active[:, 1].tolist()
 
 
+def test_a_prompt_means_its_usual_graph_beside_one_of_named_nodes(
+    subject: Subject, graphs, tmp_path: Path
+) -> None:
+    whole, store = graphs[25], GraphStore(tmp_path)
+    name = str(whole.feature_name(3))
+    few = attribute(subject.pair.merged, whole.header.text, subject.groups, nodes=[name])
+    store.save(few, {})
+    prompt = few.header.prompt_id
+    assert store.key_of(prompt, model="merged") == few.header.key
+    store.save(whole, {})
+    assert store.key_of(prompt, model="merged") == whole.header.key != few.header.key
+
+
 def test_a_named_node_of_one_model_alone_leaves_the_other_without(subject: Subject) -> None:
     settings = AttributionSettings(basis=("transcoder", "adapter"), nodes=40)
     prompt = subject.pair.prompt(text_of(subject))
