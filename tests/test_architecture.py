@@ -48,6 +48,8 @@ FLOORS = {
     "em_circuits.organisms": 14,
     "em_circuits.workspace": 15,
     "em_circuits.cache": 15,
+    "em_circuits.engine.settings": 14.5,
+    "em_circuits.engine": 15.5,
     "em_circuits.labelling": 16,
     "em_circuits.experiments": 17,
     "em_circuits.report": 18,

@@ -24,12 +24,15 @@ from em_circuits.cli.graph_arguments import (
     token_ids,
 )
 from em_circuits.cli.graph_edge import edge
+from em_circuits.cli.interrupt import stop_on_interrupt
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import (
     Session,
     attribution_options,
     attribution_settings,
+    engine_options,
+    engine_settings,
     pass_session,
 )
 from em_circuits.graphs.header import GraphHeader
@@ -39,7 +42,7 @@ from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import visible
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.schema import Frozen, Prompt
 
 if TYPE_CHECKING:
     from em_circuits.graphs import AttributionGraph
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
         ScoresResult,
         TargetResult,
     )
+    from em_circuits.labelling.graphs import BuiltGraphs
+    from em_circuits.workspace import Workspace
 
 NO_ARCHIVES = (
     "graphs are no longer compressed (it freed a seventh): make room with graphs prune-store "
@@ -67,16 +72,6 @@ def graphs() -> None:
 graphs.add_command(edge)
 
 
-class BuiltGraphs(Frozen):
-    """Both graphs of a prompt: model -> key."""
-
-    prompt_id: str
-    graphs: dict[str, str]
-    reused: bool
-    target: str | None = None
-    """What they are of; null for next tokens."""
-
-
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @attribution_options
@@ -86,7 +81,8 @@ class BuiltGraphs(Frozen):
     is_flag=True,
     help="Leave out prompts whose verdict is neither injection nor promotion.",
 )
-@prints(BuiltGraphs, lines=True)
+@engine_options
+@prints("em_circuits.labelling.graphs:BuiltGraphs", lines=True)
 @pass_session
 def build(
     session: Session,
@@ -113,25 +109,40 @@ def build(
             chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]
             if not chosen:
                 raise RequestError("no such prompt is divergent; leave --only-divergent out")
-        from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
-
-        for prompt in tracked(chosen, "graphs", work.progress):
-            labels = store.labels.of(prompt.prompt_id).by_token
-            built_for = target.build(work, prompt)
-            keys = graph_keys(work, prompt, settings, labels, built_for)
-            bare = options["scores_only"]
-            reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not bare)
-            if not reused:
-                keys = build_graphs(
-                    work, prompt, settings, labels=labels, target=built_for, scores_only=bare
-                )
-            built = BuiltGraphs(
-                prompt_id=prompt.prompt_id,
-                graphs=keys,
-                reused=reused,
-                target=None if built_for is None else built_for.name,
-            )
+        for built in _built(session, work, chosen, target, settings, options):
             emit(built, as_json, _built_line)
+
+
+def _built(
+    session: Session,
+    work: Workspace,
+    prompts: Sequence[Prompt],
+    target: TargetRequest,
+    settings: AttributionSettings,
+    options: dict[str, Any],
+) -> Iterator[BuiltGraphs]:
+    """Both graphs of each prompt, by this process or by workers."""
+    from em_circuits.labelling.graphs import graphs_of_prompt
+
+    bare, engine = options["scores_only"], engine_settings(options)
+    if not engine.spreads:
+        for prompt in tracked(prompts, "graphs", work.progress):
+            yield graphs_of_prompt(work, prompt, settings, target=target, scores_only=bare)
+        return
+    from em_circuits.labelling.distributed import GraphsTask, Spread
+
+    spread = Spread(work, GraphsTask(settings, target, bare), engine)
+    given_up, done = [], 0
+    with stop_on_interrupt(spread.stop):
+        for outcome in spread.outcomes([prompt.prompt_id for prompt in prompts]):
+            yield from outcome.results
+            given_up += [f"{', '.join(outcome.unit)}: {outcome.given_up}"] * bool(outcome.given_up)
+            done += len(outcome.unit)
+            work.progress("graphs", done, len(prompts))
+    if spread.stopped:
+        raise click.Abort
+    if given_up:
+        raise WorkFailed("; ".join(given_up))
 
 
 def _check_target(

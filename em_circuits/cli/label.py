@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 import threading
 from collections import Counter
@@ -30,6 +31,8 @@ from em_circuits.cli.session import (
     attribution_options,
     attribution_settings,
     checked_text,
+    engine_options,
+    engine_settings,
     pass_session,
 )
 from em_circuits.models.source import locate_all
@@ -38,6 +41,8 @@ from pivotal_tokens.prompts import PromptFile, read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
 
 if TYPE_CHECKING:
+    from em_circuits.engine.settings import EngineSettings
+    from em_circuits.labelling.distributed import DistributedRun
     from em_circuits.labelling.result import LabelResult, LabelSettings
     from em_circuits.labelling.run import Run, RunState
     from em_circuits.labelling.sources import PromptStream
@@ -120,6 +125,7 @@ class LabelOptions(Options):
 @judge_options
 @llm_options
 @attribution_options
+@engine_options
 @prints("em_circuits.labelling.result:LabelResult", lines=True)
 @pass_session
 def label(session: Session, options: LabelOptions, as_json: bool, **others: Any) -> None:
@@ -131,6 +137,12 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     prompts of all starts of the same run. Events are logged under results/events.
     """
     options.check()
+    engine = engine_settings(others)
+    if engine.spreads and (options.missing or options.writes_prompts):
+        raise RequestError(
+            "--workers and --engine share prompts that are known: write them first with "
+            "em-circuits prompts generate, then give them with --prompts"
+        )
     check_judge(session, others)
     files = _read(session, options)
     locate_all(session.models())
@@ -147,20 +159,27 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
             return
         given = list(files.prompts)
         prompts = None if options.writes_prompts else _prompts(session, work, options, given)
-        if prompts is not None:
-            require_space(work, prompts, settings)
-        judge = open_judge(session, work, others)
-        if prompts is not None:
-            source: PromptStream = ListSource("given", prompts)
-            ids = [prompt.prompt_id for prompt in prompts]
-            name, earlier = run_id(prompts=ids, judge=judge.id, pair=work.pair.key), 0
+        n: int | None
+        if engine.spreads and prompts is not None:
+            n, earlier = len(prompts), 0
+            run, results = _spread(
+                session, work, prompts, settings, engine, others, as_json=as_json
+            )
         else:
-            source, name, earlier = _source(session, work, judge, settings, options, others)
-        n = options.n if prompts is None else len(prompts)
-        n = None if n is None else max(0, n - earlier)
-        with EventLog.open(work.results, run=name) as events:
-            run = Run(work, source, judge, settings, n=n, events=events)
-            results = _show(run, n, as_json=as_json)
+            if prompts is not None:
+                require_space(work, prompts, settings)
+            judge = open_judge(session, work, others)
+            if prompts is not None:
+                source: PromptStream = ListSource("given", prompts)
+                ids = [prompt.prompt_id for prompt in prompts]
+                name, earlier = run_id(prompts=ids, judge=judge.id, pair=work.pair.key), 0
+            else:
+                source, name, earlier = _source(session, work, judge, settings, options, others)
+            n = options.n if prompts is None else len(prompts)
+            n = None if n is None else max(0, n - earlier)
+            with EventLog.open(work.results, run=name) as events:
+                run = Run(work, source, judge, settings, n=n, events=events)
+                results = _show(run, n, as_json=as_json)
     if not as_json:
         say("\n".join(run_summary(results, earlier)))
     _raise_for_ending(run.state, options)
@@ -171,6 +190,31 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
         raise WorkFailed(
             f"{len(failed)} of {len(results)} prompts failed; em-circuits status PROMPT says why"
         )
+
+
+def _spread(
+    session: Session,
+    work: Workspace,
+    prompts: list[Prompt],
+    settings: LabelSettings,
+    engine: EngineSettings,
+    others: dict[str, Any],
+    *,
+    as_json: bool,
+) -> tuple[DistributedRun, list[LabelResult]]:
+    """Have workers label the prompts, showing each result as it comes."""
+    from em_circuits.labelling.distributed import DistributedRun, LabelTask
+    from em_circuits.labelling.events import EventLog
+    from em_circuits.labelling.sources import run_id
+
+    judge = session.judge_spec(others["judge"])
+    share = {"concurrency": max(1, others["concurrency"] // engine.workers)}
+    task = LabelTask(functools.partial(open_judge, session, options=others | share), settings)
+    ids = [prompt.prompt_id for prompt in prompts]
+    name = run_id(prompts=ids, judge=judge, models=work.fingerprints)
+    with EventLog.open(work.results, run=name) as events:
+        run = DistributedRun(work, prompts, task, engine, judge=judge, events=events)
+        return run, _show(run, len(prompts), as_json=as_json)
 
 
 def _read(session: Session, options: LabelOptions) -> PromptFile:
@@ -237,10 +281,10 @@ def _prompts(
     prompts = [Prompt.of(text, generator="human") for text in options.texts]
     if options.user is not None:
         turns = {"user": options.user, "assistant": options.assistant}
-        rendered = render_chat(work.pair.tokenizer, **turns)
+        rendered = render_chat(work.tokenizer, **turns)
         extra = turns | {"date_string": PINNED_DATE}
         prompts.append(Prompt.of(rendered, kind="chat", generator="human", extra=extra))
-    prompts = [as_seen(work.pair.tokenizer, prompt) for prompt in [*prompts, *files]]
+    prompts = [as_seen(work.tokenizer, prompt) for prompt in [*prompts, *files]]
     if options.n or not prompts:
         if not session.embedded:
             raise RequestError("give prompts with --prompt, --user or --prompts FILE")
@@ -292,7 +336,7 @@ def _source(
     return Resumed(source, run, unfinished), run, finished
 
 
-def _show(run: Run, n: int | None, *, as_json: bool) -> list[LabelResult]:
+def _show(run: Run | DistributedRun, n: int | None, *, as_json: bool) -> list[LabelResult]:
     """Go through a run, printing each result."""
     results: list[LabelResult] = []
     with stop_on_interrupt(run.stop), _bar(run.state, n) as bar:

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from em_circuits.cli.options import FiniteRange, Flag, OptionSet
+from em_circuits.engine.settings import EngineSettings
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import ORGANISMS, TOY, TOYS, organism_paths
@@ -89,6 +90,20 @@ def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
     """What `attribution_options` ask for."""
     return _attribution.read(options, top_k=top_k)
+
+
+engine_options = OptionSet(
+    EngineSettings,
+    engine=Flag(metavar="local|ray[://HOST:PORT]", help="Where prompts are worked on."),
+    workers=Flag(metavar="N", help="Processes that share the prompts, each with the models."),
+    gpus_per_worker=Flag(metavar="GPUS", help="GPUs that Ray keeps for each worker."),
+)
+"""The options of every command whose work can be spread over workers; see `engine_settings`."""
+
+
+def engine_settings(options: dict[str, Any]) -> EngineSettings:
+    """What `engine_options` ask for."""
+    return engine_options.read(options)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from em_circuits.graphs import (
 )
 from em_circuits.models.check import Check
 from em_circuits.target import Target
+from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
-from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
+from pivotal_tokens.schema import Frozen, GraphRecord, Label, ModelName, Prompt
 
 
 def graph_keys(
@@ -84,6 +85,46 @@ def build_graphs(
     for record in records:
         work.store.graphs.put(record)
     return {record.model: record.key for record in records}
+
+
+class BuiltGraphs(Frozen):
+    """Both graphs of a prompt: model -> key."""
+
+    prompt_id: str
+    graphs: dict[str, str]
+    reused: bool
+    target: str | None = None
+    """What they are of; null for next tokens."""
+
+
+def graphs_of_prompt(
+    work: Workspace,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    *,
+    target: TargetRequest,
+    scores_only: bool = False,
+) -> BuiltGraphs:
+    """Both graphs of a prompt, built where they are not there yet.
+
+    Raises:
+        RequestError: See `build_pair_graphs` and `TargetRequest.build`.
+        WorkFailed: See `build_graphs`.
+    """
+    labels = work.store.labels.of(prompt.prompt_id).by_token
+    built_for = target.build(work, prompt)
+    keys = graph_keys(work, prompt, settings, labels, built_for)
+    reused = has_graphs(work, prompt.prompt_id, keys, with_edges=not scores_only)
+    if not reused:
+        keys = build_graphs(
+            work, prompt, settings, labels=labels, target=built_for, scores_only=scores_only
+        )
+    return BuiltGraphs(
+        prompt_id=prompt.prompt_id,
+        graphs=keys,
+        reused=reused,
+        target=None if built_for is None else built_for.name,
+    )
 
 
 def has_graphs(

@@ -155,9 +155,14 @@ def label_result(
     rollouts: tuple[Pivotality, ...] = (),
     free: EvilRates | None = None,
     failure: StageFailed | None = None,
+    pair: str | None = None,
 ) -> LabelResult:
-    """The result of a prompt; `judged` is None where it did not come to a judge."""
-    store, pair = work.store, work.pair.key
+    """The result of a prompt; `judged` is None where it did not come to a judge.
+
+    Args:
+        pair: Key of the pair, where the workspace has not loaded it.
+    """
+    store, pair = work.store, pair or work.pair.key
     lists = judged.next_tokens if judged else store.results.next_tokens(prompt.prompt_id, pair)
     verdict = (judged and judged.verdict) or error_verdict()
     labels: dict[int, Label] = {}

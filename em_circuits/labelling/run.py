@@ -75,6 +75,15 @@ class RunState:
     """Why it ended; None while it runs."""
     message: str = ""
 
+    @property
+    def many_failed(self) -> str | None:
+        """What ends a run that nobody watches: more prompts failed than a few broken ones."""
+        if self.finished < _ERROR_LEAST or self.failed <= _ERROR_RATE * self.finished:
+            return None
+        return (
+            f"{self.failed} of {self.finished} prompts failed; em-circuits status PROMPT says why"
+        )
+
 
 class Run:
     """One run."""
@@ -359,13 +368,8 @@ class Run:
             keys = sorted(key for key in result.graphs.values() if key)
             self._log("finished", prompt_id=result.prompt_id, graphs=keys)
         self._results.put(result)
-        too_many = state.finished >= _ERROR_LEAST and state.failed > _ERROR_RATE * state.finished
-        if self._unattended and too_many:
-            self._end(
-                "errors",
-                f"{state.failed} of {state.finished} prompts failed; "
-                "em-circuits status PROMPT says why",
-            )
+        if self._unattended and state.many_failed:
+            self._end("errors", state.many_failed)
 
     def _ran_out(self, error: RunEnds) -> None:
         """Every further call would fail as this one did; what was written is finished."""

@@ -1,0 +1,1 @@
+"""Engines that spread work over prompts: processes of this machine, or a Ray cluster."""

@@ -1,0 +1,70 @@
+"""What a worker holds: a workspace with its models, and the task that it does unit by unit.
+
+A unit is a tuple of prompt ids. Tasks are idempotent by key: what a unit leaves is in the store and
+under the root when it is done, so that a unit whose worker died is simply given to another.
+
+    class Screen:                                   # a task: picklable, opened once a worker
+        def open(self, work): return lambda ids: [screen(work, each) for each in ids]
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from em_circuits.workspace import Workspace
+
+Unit = tuple[str, ...]
+"""Ids of the prompts that are worked on together."""
+OpenWorkspace = Callable[[], Workspace]
+Doing = Callable[[Sequence[str]], Sequence[Any]]
+"""Does the task for the prompts of a unit; one result each, in their order or as they come."""
+
+
+class Task(Protocol):
+    """What is done for every unit; must be picklable, for it is sent to each worker."""
+
+    def open(self, work: Workspace) -> Doing:
+        """Prepare on a worker, after its models are loaded."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many workers one is."""
+
+    number: int
+    of: int
+    device: str | None = None
+    """``CUDA_VISIBLE_DEVICES`` of its process; None leaves it as it is."""
+
+
+class Station:
+    """The workspace and the task of one worker."""
+
+    def __init__(self, open_work: OpenWorkspace, task: Task, place: Place) -> None:
+        """Load the models.
+
+        Raises:
+            RequestError: If the workspace or the task cannot be opened.
+            WorkFailed: If the models do not fit.
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver drains; a terminal tells us too
+        logging.basicConfig(
+            format=f"%(asctime)s worker {place.number} %(levelname)s %(name)s: %(message)s"
+        )
+        if place.device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = place.device
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.of))
+        self._work = open_work()
+        self.pair: str = self._work.pair.key
+        self._do = task.open(self._work)
+
+    def do(self, unit: Unit) -> list[Any]:
+        """Do one unit; its results."""
+        return list(self._do(unit))
