@@ -131,7 +131,6 @@ class WorkerPool:
                     try:
                         self.pair = worker.result(future)
                         idle.append(worker)
-                        failed_starts = 0
                     except WorkerLost as lost:
                         failed_starts += 1
                         self._mourn(worker, "while it loaded the models", lost)
@@ -145,8 +144,10 @@ class WorkerPool:
                 for future in done & busy.keys():
                     worker, item = busy.pop(future)
                     try:
-                        yield Outcome(item.unit, tuple(worker.result(future)))
+                        results = tuple(worker.result(future))
                         idle.append(worker)
+                        failed_starts = 0
+                        yield Outcome(item.unit, results)
                     except WorkerLost as lost:
                         self._mourn(worker, f"on {', '.join(item.unit)}", lost)
                         yield from self._again(waiting, item, lost)

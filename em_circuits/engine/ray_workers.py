@@ -111,7 +111,8 @@ class _Actor:
 
 
 def _connected(settings: EngineSettings) -> Any:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if settings.engine == "ray":  # of a running cluster, whoever runs it has decided
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray

@@ -3,7 +3,7 @@
 A unit is a tuple of prompt ids. Tasks are idempotent by key: what a unit leaves is in the store and
 under the root when it is done, so that a unit whose worker died is simply given to another.
 
-    class Screen:                                   # a task: picklable, opened once a worker
+    class Screen(Task):                             # picklable, opened once a worker
         def open(self, work): return lambda ids: [screen(work, each) for each in ids]
 """
 
@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from em_circuits.workspace import Workspace
 
@@ -25,11 +25,12 @@ Doing = Callable[[Sequence[str]], Sequence[Any]]
 """Does the task for the prompts of a unit; one result each, in their order or as they come."""
 
 
-class Task(Protocol):
+class Task:
     """What is done for every unit; must be picklable, for it is sent to each worker."""
 
     def open(self, work: Workspace) -> Doing:
         """Prepare on a worker, after its models are loaded."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ _UNITS_A_WORKER = 4
 
 
 @dataclass(frozen=True)
-class LabelTask:
+class LabelTask(Task):
     """Labels prompts."""
 
     judge: Callable[[Workspace], Judge]
@@ -60,7 +60,7 @@ class LabelTask:
 
 
 @dataclass(frozen=True)
-class GraphsTask:
+class GraphsTask(Task):
     """Builds both graphs of prompts."""
 
     attribution: AttributionSettings
