@@ -104,7 +104,7 @@ def measure(n: int, directory: Path) -> str:
     local, spread = directory / "local", directory / "spread"
     alone = label(local, n)
     print(f"local engine: {alone:.0f} s", flush=True)
-    node = {"node_ip_address": "127.0.0.1", "object_store_memory": 10**8}
+    node = {"object_store_memory": 10**8}
     head = node | {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     over, killed = threading.Event(), []
