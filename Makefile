@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: notebooks families demo demo-real check-js format docs test test-browser test-faults test-kills check bench bench-long organism clean help
+.PHONY: notebooks families demo demo-real check-js format docs test test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +22,10 @@ test: $(STAMP) ## every test; no network, GPU or key
 test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 on PostgreSQL (half an hour)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 1000 --directory $$(mktemp -d)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 200 --postgresql --directory $$(mktemp -d)
+
+test-cluster: $(STAMP) ## 200 prompts on a Ray cluster, a node and three workers killed; a job under Slurm's commands
+	OMP_NUM_THREADS=1 $(BIN)/python tests/em_circuits/engine/cluster.py --prompts 200
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/em_circuits/engine/test_slurm.py
 
 test-faults: $(STAMP) ## a thousand random damages of each kind of file, then hostile requests (a few minutes)
 	PYTHONPATH=scripts $(BIN)/python tests/em_circuits/damages.py --times 1000
@@ -67,6 +71,9 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_edges.py
 	$(BIN)/python scripts/bench_ranking.py
 	$(BIN)/python scripts/bench_steering.py
+
+bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store under 32 workers
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/bench_workers.py
 
 bench-long: $(STAMP) ## attribution and influence of a prompt of 3,223 tokens (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_long_prompt.py

@@ -109,12 +109,12 @@ def build(
             chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]
             if not chosen:
                 raise RequestError("no such prompt is divergent; leave --only-divergent out")
-        for built in _built(session, work, chosen, target, settings, options):
+        chosen = [prompt for prompt in chosen if engine_settings(options).takes(prompt.prompt_id)]
+        for built in _built(work, chosen, target, settings, options):
             emit(built, as_json, _built_line)
 
 
 def _built(
-    session: Session,
     work: Workspace,
     prompts: Sequence[Prompt],
     target: TargetRequest,

@@ -138,9 +138,9 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     """
     options.check()
     engine = engine_settings(others)
-    if engine.spreads and (options.missing or options.writes_prompts):
+    if (engine.spreads or engine.share) and (options.missing or options.writes_prompts):
         raise RequestError(
-            "--workers and --engine share prompts that are known: write them first with "
+            "--workers, --engine and --share are of prompts that are known: write them first with "
             "em-circuits prompts generate, then give them with --prompts"
         )
     check_judge(session, others)
@@ -158,7 +158,10 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
             _build_missing(work, settings, as_json=as_json)
             return
         given = list(files.prompts)
-        prompts = None if options.writes_prompts else _prompts(session, work, options, given)
+        prompts = None
+        if not options.writes_prompts:
+            all_of_them = _prompts(session, work, options, given)
+            prompts = [prompt for prompt in all_of_them if engine.takes(prompt.prompt_id)]
         n: int | None
         if engine.spreads and prompts is not None:
             n, earlier = len(prompts), 0

@@ -97,6 +97,7 @@ engine_options = OptionSet(
     engine=Flag(metavar="local|ray[://HOST:PORT]", help="Where prompts are worked on."),
     workers=Flag(metavar="N", help="Processes that share the prompts, each with the models."),
     gpus_per_worker=Flag(metavar="GPUS", help="GPUs that Ray keeps for each worker."),
+    share=Flag(metavar="I/N", help="Part I of N of the prompts, for job arrays: 0/8 to 7/8."),
 )
 """The options of every command whose work can be spread over workers; see `engine_settings`."""
 

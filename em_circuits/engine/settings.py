@@ -25,6 +25,8 @@ class EngineSettings(Frozen):
     """Processes that load the models and share the work; one is this process itself."""
     gpus_per_worker: float = Field(default=0, ge=0, le=64)
     """GPUs that Ray keeps for each worker; a fraction lets workers share one."""
+    share: str | None = None
+    """Part I of N of the prompts, for arrays of jobs: 0/8 to 7/8, the same in every start."""
 
     @field_validator("engine")
     @classmethod
@@ -40,6 +42,23 @@ class EngineSettings(Frozen):
                 "--gpus-per-worker is of --engine ray; local workers take the GPUs in turn"
             )
         return self
+
+    @field_validator("share")
+    @classmethod
+    def _a_part(cls, share: str | None) -> str | None:
+        if share is None:
+            return None
+        part, _, of = share.partition("/")
+        if not (part.isdecimal() and of.isdecimal() and int(part) < int(of)):
+            raise RequestError(f"--share {share}: I/N with I from 0 to N - 1, for example 0/8")
+        return share
+
+    def takes(self, prompt_id: str) -> bool:
+        """Whether a prompt is of this share."""
+        if self.share is None:
+            return True
+        part, _, of = self.share.partition("/")
+        return int(prompt_id, 16) % int(of) == int(part)
 
     @property
     def spreads(self) -> bool:
