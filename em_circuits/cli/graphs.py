@@ -129,17 +129,17 @@ def _built(
         for prompt in tracked(prompts, "graphs", work.progress):
             yield graphs_of_prompt(work, prompt, settings, target=target, scores_only=bare)
         return
-    from em_circuits.labelling.distributed import GraphsTask, Spread
+    from em_circuits.labelling.distributed import DistributedWork, GraphsTask
 
-    spread = Spread(work, GraphsTask(settings, target, bare), engine)
+    distributed = DistributedWork(work, GraphsTask(settings, target, bare), engine)
     given_up, done = [], 0
-    with stop_on_interrupt(spread.stop):
-        for outcome in spread.outcomes([prompt.prompt_id for prompt in prompts]):
+    with stop_on_interrupt(distributed.stop):
+        for outcome in distributed.outcomes([prompt.prompt_id for prompt in prompts]):
             yield from outcome.results
             given_up += [f"{', '.join(outcome.unit)}: {outcome.given_up}"] * bool(outcome.given_up)
             done += len(outcome.unit)
             work.progress("graphs", done, len(prompts))
-    if spread.stopped:
+    if distributed.stopped:
         raise click.Abort
     if given_up:
         raise WorkFailed("; ".join(given_up))

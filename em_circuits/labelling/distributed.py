@@ -85,7 +85,7 @@ class GraphsTask(Task):
         return build
 
 
-class Spread:
+class DistributedWork:
     """A task over prompts on the workers of an engine."""
 
     def __init__(self, work: Workspace, task: Task, settings: EngineSettings) -> None:
@@ -172,7 +172,7 @@ class DistributedRun:
     ) -> None:
         """Set up; nothing starts before `results` is iterated."""
         self._work, self._prompts, self._judge, self._events = work, prompts, judge, events
-        self._spread = Spread(work, task, settings)
+        self._distributed = DistributedWork(work, task, settings)
         self.state = RunState(generated=len(prompts))
 
     def stop(self) -> None:
@@ -190,7 +190,7 @@ class DistributedRun:
             store.prompts.add(prompt)
         self._events.add("start", judge=self._judge, n=len(self._prompts))
         try:
-            for outcome in self._spread.outcomes([p.prompt_id for p in self._prompts]):
+            for outcome in self._distributed.outcomes([p.prompt_id for p in self._prompts]):
                 for result in outcome.results or self._given_up(outcome):
                     self._count(result)
                     yield result
@@ -211,7 +211,7 @@ class DistributedRun:
         work = self._work
         for prompt in map(work.store.prompts.get, outcome.unit):
             failure = StageFailed("next_tokens", outcome.given_up or "no result")
-            pair = self._spread.pair
+            pair = self._distributed.pair
             assert pair is not None, "a worker has begun"
             if pair not in work.store.results.pairs():
                 work.store.results.put_pair(pair, {})  # the first prompt that succeeds says more
@@ -236,4 +236,4 @@ class DistributedRun:
     def _end(self, ending: Ending, message: str) -> None:
         if self.state.ending is None:
             self.state.ending, self.state.message = ending, message
-        self._spread.stop()
+        self._distributed.stop()
