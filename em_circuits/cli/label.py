@@ -163,6 +163,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
             all_of_them = _prompts(session, work, options, given)
             prompts = [prompt for prompt in all_of_them if engine.takes(prompt.prompt_id)]
         n: int | None
+        run: Run | DistributedRun
         if engine.spreads and prompts is not None:
             n, earlier = len(prompts), 0
             run, results = _spread(

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from em_circuits.engine.pool import Worker, WorkerLost
-from em_circuits.engine.station import OpenWorkspace, Place, Station, Task, Unit
+from em_circuits.engine.station import OpenWorkspace, WorkerPlace, Station, Task, Unit
 
 _station: Station | None = None
 """That of this process, where it is a worker."""
@@ -22,7 +22,7 @@ _station: Station | None = None
 class ProcessWorker(Worker):
     """A process of this machine."""
 
-    def __init__(self, open_work: OpenWorkspace, task: Task, place: Place) -> None:
+    def __init__(self, open_work: OpenWorkspace, task: Task, place: WorkerPlace) -> None:
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(1, mp_context=context)
         self.ready: Future[str] = self._executor.submit(_begin, open_work, task, place)
@@ -70,12 +70,12 @@ def process_workers(
 
     def start(number: int) -> Worker:
         gpu = gpus[number % len(gpus)] if len(gpus) > 1 else None
-        return ProcessWorker(open_work, task, Place(number, n, gpu))
+        return ProcessWorker(open_work, task, WorkerPlace(number, n, gpu))
 
     return start
 
 
-def _begin(open_work: OpenWorkspace, task: Task, place: Place) -> str:
+def _begin(open_work: OpenWorkspace, task: Task, place: WorkerPlace) -> str:
     global _station
     _station = Station(open_work, task, place)
     return _station.pair

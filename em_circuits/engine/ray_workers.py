@@ -18,7 +18,7 @@ from typing import Any
 
 from em_circuits.engine.pool import Worker, WorkerLost
 from em_circuits.engine.settings import EngineSettings
-from em_circuits.engine.station import OpenWorkspace, Place, Station, Task, Unit
+from em_circuits.engine.station import OpenWorkspace, WorkerPlace, Station, Task, Unit
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
@@ -81,7 +81,7 @@ def ray_workers(open_work: OpenWorkspace, task: Task, settings: EngineSettings) 
     )
 
     def start(number: int) -> Worker:
-        return RayWorker(actor.remote(open_work, task, Place(number, 1)))
+        return RayWorker(actor.remote(open_work, task, WorkerPlace(number, 1)))
 
     started: Callable[[int], Worker] = start
     try:
@@ -94,7 +94,7 @@ def ray_workers(open_work: OpenWorkspace, task: Task, settings: EngineSettings) 
 class _Actor:
     """A station as Ray holds it."""
 
-    def __init__(self, open_work: OpenWorkspace, task: Task, place: Place) -> None:
+    def __init__(self, open_work: OpenWorkspace, task: Task, place: WorkerPlace) -> None:
         try:
             self._station: Station | Exception = Station(open_work, task, place)
         except Exception as error:  # as the answer to `begun`, where its type is kept

@@ -34,7 +34,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerPlace:
     """Which of how many workers one is."""
 
     number: int
@@ -46,7 +46,7 @@ class Place:
 class Station:
     """The workspace and the task of one worker."""
 
-    def __init__(self, open_work: OpenWorkspace, task: Task, place: Place) -> None:
+    def __init__(self, open_work: OpenWorkspace, task: Task, place: WorkerPlace) -> None:
         """Load the models.
 
         Raises:
