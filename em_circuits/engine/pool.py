@@ -59,7 +59,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UnitOutcome:
     """What became of one unit."""
 
     unit: Unit
@@ -96,7 +96,7 @@ class WorkerPool:
         """Give out nothing more; what is in flight is finished. From any thread."""
         self._stopped.set()
 
-    def run(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def run(self, units: Iterable[Unit]) -> Iterator[UnitOutcome]:
         """Do all units, each outcome as it comes.
 
         Raises:
@@ -147,7 +147,7 @@ class WorkerPool:
                         results = tuple(worker.result(future))
                         idle.append(worker)
                         failed_starts = 0
-                        yield Outcome(item.unit, results)
+                        yield UnitOutcome(item.unit, results)
                     except WorkerLost as lost:
                         self._mourn(worker, f"on {', '.join(item.unit)}", lost)
                         yield from self._again(waiting, item, lost)
@@ -167,11 +167,11 @@ class WorkerPool:
 
     def _again(
         self, waiting: deque[_Waiting], item: _Waiting, lost: WorkerLost
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[UnitOutcome]:
         """Put a unit back, prompt by prompt, so that one that kills workers fails alone."""
         deaths = item.deaths + 1
         if len(item.unit) == 1 and deaths >= TRIES:
-            yield Outcome(item.unit, given_up=f"{TRIES} workers died on it ({lost})")
+            yield UnitOutcome(item.unit, given_up=f"{TRIES} workers died on it ({lost})")
             return
         not_before = time.monotonic() + BACK_OFF_S * deaths
         for prompt_id in item.unit:

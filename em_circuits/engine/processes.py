@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from em_circuits.engine.pool import Worker, WorkerLost
-from em_circuits.engine.station import OpenWorkspace, WorkerPlace, Station, Task, Unit
+from em_circuits.engine.station import OpenWorkspace, Station, Task, Unit, WorkerPlace
 
 _station: Station | None = None
 """That of this process, where it is a worker."""

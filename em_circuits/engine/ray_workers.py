@@ -18,7 +18,7 @@ from typing import Any
 
 from em_circuits.engine.pool import Worker, WorkerLost
 from em_circuits.engine.settings import EngineSettings
-from em_circuits.engine.station import OpenWorkspace, WorkerPlace, Station, Task, Unit
+from em_circuits.engine.station import OpenWorkspace, Station, Task, Unit, WorkerPlace
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.engine.pool import Outcome, Worker, WorkerPool
+from em_circuits.engine.pool import UnitOutcome, Worker, WorkerPool
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.engine.station import Doing, Task, Unit
 from em_circuits.graphs.settings import AttributionSettings
@@ -121,7 +121,7 @@ class DistributedWork:
         if self._pool is not None:
             self._pool.stop()
 
-    def outcomes(self, ids: Sequence[str]) -> Iterator[Outcome]:
+    def outcomes(self, ids: Sequence[str]) -> Iterator[UnitOutcome]:
         """What becomes of the units, as they are done; see `WorkerPool.run`."""
         with self._workers() as start:
             self._pool = WorkerPool(start, self._settings.workers)
@@ -207,7 +207,7 @@ class DistributedRun:
             flagged=state.flagged,
         )
 
-    def _given_up(self, outcome: Outcome) -> Iterator[LabelResult]:
+    def _given_up(self, outcome: UnitOutcome) -> Iterator[LabelResult]:
         work = self._work
         for prompt in map(work.store.prompts.get, outcome.unit):
             failure = StageFailed("next_tokens", outcome.given_up or "no result")
