@@ -427,8 +427,7 @@ class Reading:
     """How one pass over a branch's sequence is read.
 
     with branch.reading(hf, prompt) as reading:
-        output = hf(input_ids=reading.ids[None], logits_to_keep=reading.keep)
-        reading.values(output.logits)             # row x target, 0 for targets of other branches
+        reading.run(hf)                           # row x target, 0 for targets of other branches
     """
 
     branch: Branch
@@ -444,6 +443,16 @@ class Reading:
         if kept.stop == len(self.ids):
             return len(kept)
         return torch.arange(kept.start - self.start, kept.stop - self.start, device=self.ids.device)
+
+    def run(self, hf: nn.Module, n_rows: int = 1) -> Float[Tensor, "row target"]:
+        """`values` of so many rows, from one pass over the whole sequence."""
+        output = hf(
+            input_ids=self.ids.expand(n_rows, -1),
+            attention_mask=Decoder.of(hf).causal_mask(len(self.ids)),
+            use_cache=False,
+            logits_to_keep=self.keep,
+        )
+        return self.values(output.logits)
 
     def values(self, logits: Float[Tensor, "row kept vocab"]) -> Float[Tensor, "row target"]:
         """Every target's value in each row; 0 for those that are read elsewhere."""
@@ -470,10 +479,7 @@ def values_of(
     for branch in Branch.of(targets):
         if branch.terms:
             with branch.reading(hf, prompt) as reading:
-                output = hf(
-                    input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
-                )
-            total += reading.values(output.logits)[0].cpu()
+                total += reading.run(hf)[0].cpu()
     return total
 
 

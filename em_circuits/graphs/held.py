@@ -168,7 +168,12 @@ def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]
                 found[i] = x[0].detach()
 
             stack.enter_context(on_site(part.read, keep))
-        model.hf(input_ids=input_ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+        model.hf(
+            input_ids=input_ids[None].to(model.device),
+            attention_mask=model.decoder.causal_mask(len(input_ids)),
+            use_cache=False,
+            logits_to_keep=1,
+        )
     return [found[i] for i in range(len(parts))]
 
 
@@ -425,10 +430,8 @@ class _Held:
 
     def run(self) -> Float[Tensor, "row target"]:
         """One pass of a row per set of amounts, or of one row; the branch's targets."""
-        reading, n_rows = self._reading, 1 if self.amounts is None else len(self.amounts)
-        ids = reading.ids.expand(n_rows, -1)
-        output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=reading.keep)
-        return reading.values(output.logits)
+        n_rows = 1 if self.amounts is None else len(self.amounts)
+        return self._reading.run(self.model.hf, n_rows)
 
     def pulled_back(
         self, outputs: Float[Tensor, " output"], cotangents: Float[Tensor, "row output"]
