@@ -16,7 +16,7 @@ such sums (replacement, completeness, the error score) stay with frozen edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -233,8 +233,17 @@ class Sensitivity:
             found[mine] = summed(block)
         return found
 
-    def blocks(self, by: ChooseBy = "gradient") -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, by: ChooseBy = "gradient") -> Iterable[tuple[slice, Tensor]]:
         """Rows of `active` of a part, and their effects (target, row) or bounds, in float32."""
+        few = by == "gradient" and len(self.observed.active) <= MOST_ACTIVE
+        return self._effects if few else self._computed(by)
+
+    @cached_property
+    def _effects(self) -> list[tuple[slice, Tensor]]:
+        """Blocks that nodes are chosen by and that are stored: no more than a graph holds."""
+        return list(self._computed("gradient"))
+
+    def _computed(self, by: ChooseBy) -> Iterator[tuple[slice, Tensor]]:
         own = self.observed.active[:, 0].contiguous()
         for i, part in enumerate(self.observed.parts):
             mine = slice(*torch.searchsorted(own, torch.tensor([i, i + 1])).tolist())
@@ -261,7 +270,7 @@ class Sensitivity:
             yield mine, block * (amounts.abs() if by == "bound" else amounts)
 
     def _whole(
-        self, blocks: Iterator[tuple[slice, Tensor]], rows: Int64[Tensor, " row"] | None
+        self, blocks: Iterable[tuple[slice, Tensor]], rows: Int64[Tensor, " row"] | None
     ) -> Float[Tensor, "target row"]:
         n = len(self.observed.active)
         rows = torch.arange(n) if rows is None else rows
