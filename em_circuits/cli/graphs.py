@@ -94,8 +94,8 @@ def build(
 ) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels.
 
-    With --continuation or --rollouts-judged, of one PROMPT: rows are log-probabilities of texts,
-    and both models share the nodes that move the target most.
+    With a target (--continuation, --answer, --span, --rollouts-judged, --along) rows are its terms,
+    and both models share the nodes that move it most.
     """
     settings = attribution_settings(options)
     _check_target(target, prompts, settings)
@@ -151,8 +151,7 @@ def _check_target(
     """Refuse what a target cannot be asked for, before anything is loaded."""
     if not target.is_given:
         return
-    if len(prompts) != 1:
-        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    target.require_one(prompts)
     if settings.edges == "frozen":
         raise RequestError(
             "--edges frozen are to next tokens; a target of its own needs --edges full or measured"
