@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -35,7 +35,7 @@ from em_circuits.graphs.held import site_gradients as gradients_at_sites
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import row_path
 from em_circuits.graphs.row_memory import RowMemory
-from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy, EdgeKind
+from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy
 from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Columns
@@ -365,32 +365,54 @@ def edges_among(
         RequestError: If not even one row at once fits into the settings' `max_memory`.
         NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
     """
-    model, ids = observed.model, observed.input_ids
     nodes = Nodes.of(observed.parts, observed.active[chosen], observed.activations[chosen])
+    compute = partial(
+        computed_edges,
+        observed.model,
+        nodes,
+        observed.input_ids,
+        targets,
+        settings,
+        scratch=scratch,
+        progress=progress,
+    )
+    return compute("full"), compute("measured") if settings.measure else None
+
+
+def computed_edges(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int64[Tensor, " pos"],
+    targets: Columns,
+    settings: AttributionSettings,
+    kind: Literal["full", "measured"],
+    *,
+    scratch: tuple[Path, str] | None = None,
+    progress: Progress = no_progress,
+) -> Edges:
+    """One kind of edges among nodes, packed for a graph; see `edges_among`."""
     rows = settings.batch_size
     if settings.max_memory is not None:
-        need = RowMemory.of(model, nodes, len(targets), len(ids))
+        need = RowMemory.of(model, nodes, len(targets), len(input_ids))
         rows = min(rows, need.rows_within(settings.max_memory))
-
-    def computed(kind: EdgeKind, compute: Callable[..., NodeEdges]) -> Edges:
-        resume = None if scratch is None else row_path(*scratch, kind)
-        found = compute(model, nodes, ids, targets, rows=rows, resume=resume, progress=progress)
-        return _packed(found, observed)
-
+    engine = full_edges if kind == "full" else measured_edges
+    resume = None if scratch is None else row_path(*scratch, kind)
     with computed_in(str(model.dtype)):
-        full = computed("full", full_edges)
-        return full, computed("measured", measured_edges) if settings.measure else None
+        found = engine(
+            model, nodes, input_ids, targets, rows=rows, resume=resume, progress=progress
+        )
+        return _packed(found, len(input_ids))
 
 
-def _packed(edges: NodeEdges, observed: Observed) -> Edges:
+def _packed(edges: NodeEdges, n_pos: int) -> Edges:
     """In the form that graphs are stored in; measured edges have no token columns: 0."""
     nodes = edges.nodes
     layout = NodeLayout(
         n_features=len(nodes),
         n_layers=0,
-        n_pos=len(observed.input_ids),
+        n_pos=n_pos,
         n_logits=edges.n_targets,
-        parts=len(observed.parts),
+        parts=len(nodes.parts),
     )
     matrix = torch.zeros(layout.n_rows, layout.n_sources)
     matrix[:, layout.features] = edges.among
