@@ -189,10 +189,10 @@ class TargetRequest(Frozen):
 
     def _stored_answer(self, work: Workspace, prompt: Prompt) -> tuple[int, ...]:
         stored = work.store.results.rollouts(prompt.prompt_id, work.pair.key)
-        references = {
+        references: dict[tuple[str, int | None, int], Rollout] = {
             (rollout.model, rollout.token_id, rollout.sample): rollout for rollout in stored
         }
-        if (found := references.get(self._reference)) is not None:  # type: ignore[call-overload]
+        if (found := references.get(self._reference)) is not None:
             return rollout_ids(work, found)
         some = [f"{m}/{FREE if t is None else t}/{s}" for m, t, s in references]
         known = f"there are {', '.join(some[:4])}" if some else "em-circuits label --rollouts N"
