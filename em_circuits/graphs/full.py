@@ -32,7 +32,6 @@ from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
 from em_circuits.graphs.held import site_gradients as gradients_at_sites
-from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import row_path
 from em_circuits.graphs.row_memory import RowMemory
 from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy
@@ -401,19 +400,12 @@ def computed_edges(
         found = engine(
             model, nodes, input_ids, targets, rows=rows, resume=resume, progress=progress
         )
-        return _packed(found, len(input_ids))
+        return _packed(found)
 
 
-def _packed(edges: NodeEdges, n_pos: int) -> Edges:
+def _packed(edges: NodeEdges) -> Edges:
     """In the form that graphs are stored in; measured edges have no token columns: 0."""
-    nodes = edges.nodes
-    layout = NodeLayout(
-        n_features=len(nodes),
-        n_layers=0,
-        n_pos=n_pos,
-        n_logits=edges.n_targets,
-        parts=len(nodes.parts),
-    )
+    nodes, layout = edges.nodes, edges.layout
     matrix = torch.zeros(layout.n_rows, layout.n_sources)
     matrix[:, layout.features] = edges.among
     if edges.from_tokens.shape[1]:
