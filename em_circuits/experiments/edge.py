@@ -334,12 +334,12 @@ def _model_of(work: Workspace, graph: AttributionGraph) -> Model:
     if (
         own not in ("base", "merged")
         or work.pair.model(own).fingerprint != graph.header.fingerprint
-    ):  # type: ignore[arg-type]
+    ):
         raise RequestError(
             f"graph {graph.header.short_key} is of another {own} model; name its models by --base "
             "and --adapter or --merged"
         )
-    return work.pair.model(own)  # type: ignore[arg-type]
+    return work.pair.model(own)
 
 
 def held_nodes(model: Model, graph: AttributionGraph) -> Nodes:
