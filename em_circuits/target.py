@@ -106,6 +106,14 @@ class Term(ABC):
     def reads(self, n_prompt: int) -> range:
         """Positions whose logits it needs, of the prompt and the forced tokens."""
 
+    def check(self, decoder: Decoder, n_prompt: int) -> None:
+        """Refuse what a model or prompt has no place for.
+
+        Raises:
+            RequestError: Naming what does not fit.
+        """
+        self.reads(n_prompt)
+
     @abstractmethod
     def value(self, seen: Seen) -> Float[Tensor, " row"]:
         """Its value in each row of a pass."""
@@ -313,13 +321,19 @@ class AlongDirection(Term):
     def reads(self, n_prompt: int) -> range:
         return range(0)
 
-    def value(self, seen: Seen) -> Float[Tensor, " row"]:
-        stream = seen.residual[self.layer][:, self.at(seen.n_prompt) - seen.start].float()
-        if stream.shape[1] != len(self.vector):
+    def check(self, decoder: Decoder, n_prompt: int) -> None:
+        self.at(n_prompt)
+        n = len(decoder.layers)
+        if not -n <= self.layer < n:
+            raise RequestError(f"layer {self.layer} of a model of {n} layers (0 to {n - 1})")
+        if decoder.d_model != len(self.vector):
             raise RequestError(
                 f"the direction has {len(self.vector)} entries, the residual stream "
-                f"{stream.shape[1]}"
+                f"{decoder.d_model}"
             )
+
+    def value(self, seen: Seen) -> Float[Tensor, " row"]:
+        stream = seen.residual[self.layer][:, self.at(seen.n_prompt) - seen.start].float()
         return stream @ self.vector.to(stream)
 
 
@@ -400,26 +414,24 @@ class Branch:
             start: First position that is run; what stands before it comes from a cache.
         """
         residual: dict[int, Tensor] = {}
-        handles = []
+        decoder, handles = Decoder.of(hf), []
+        for term in self.terms:
+            term.check(decoder, len(prompt))
         wanted = {t.layer for t in self.terms if t.layer is not None}
         try:
             for layer in wanted:
-                handles.append(_watched(hf, layer, residual))
-            yield Reading(self, self.ids(prompt), len(prompt), residual, start)
+                handles.append(_watched(decoder, layer, residual))
+            yield Reading(self, self.ids(prompt), len(prompt), residual, start, decoder)
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _watched(hf: nn.Module, layer: int, residual: dict[int, Tensor]) -> Any:
-    layers = [one.module for one in Decoder.of(hf).layers]
-    if not -len(layers) <= layer < len(layers):
-        raise RequestError(f"layer {layer} of a model of {len(layers)} layers")
-
+def _watched(decoder: Decoder, layer: int, residual: dict[int, Tensor]) -> Any:
     def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
         residual[layer] = output[0] if isinstance(output, tuple) else output
 
-    return layers[layer].register_forward_hook(keep)
+    return decoder.layers[layer].module.register_forward_hook(keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,8 +439,7 @@ class Reading:
     """How one pass over a branch's sequence is read.
 
     with branch.reading(hf, prompt) as reading:
-        output = hf(input_ids=reading.ids[None], logits_to_keep=reading.keep)
-        reading.values(output.logits)             # row x target, 0 for targets of other branches
+        reading.run(hf)                           # row x target, 0 for targets of other branches
     """
 
     branch: Branch
@@ -436,6 +447,7 @@ class Reading:
     n_prompt: int
     residual: dict[int, Tensor]
     start: int
+    decoder: Decoder
 
     @property
     def keep(self) -> int | Int64[Tensor, " kept"]:
@@ -444,6 +456,16 @@ class Reading:
         if kept.stop == len(self.ids):
             return len(kept)
         return torch.arange(kept.start - self.start, kept.stop - self.start, device=self.ids.device)
+
+    def run(self, hf: nn.Module, n_rows: int = 1) -> Float[Tensor, "row target"]:
+        """`values` of so many rows, from one pass over the whole sequence."""
+        output = hf(
+            input_ids=self.ids.expand(n_rows, -1),
+            attention_mask=self.decoder.causal_mask(len(self.ids)),
+            use_cache=False,
+            logits_to_keep=self.keep,
+        )
+        return self.values(output.logits)
 
     def values(self, logits: Float[Tensor, "row kept vocab"]) -> Float[Tensor, "row target"]:
         """Every target's value in each row; 0 for those that are read elsewhere."""
@@ -470,10 +492,7 @@ def values_of(
     for branch in Branch.of(targets):
         if branch.terms:
             with branch.reading(hf, prompt) as reading:
-                output = hf(
-                    input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
-                )
-            total += reading.values(output.logits)[0].cpu()
+                total += reading.run(hf)[0].cpu()
     return total
 
 

@@ -54,11 +54,8 @@ class RankOptions(Options, TargetRequest):
 
     @model_validator(mode="after")
     def _runs_the_model(self) -> RankOptions:
-        if self.is_given and self.method.from_graph:
-            raise RequestError(
-                f"--method {self.method} reads a graph of next tokens; a target of its own is "
-                "ranked by gradient, gradient+ablation, measured, joint or greedy"
-            )
+        if self.is_given:
+            require_live(self.method)
         return self
 
 
@@ -98,13 +95,19 @@ class OverPromptsOptions(Options):
         }
 
 
-class AggregateOptions(OverPromptsOptions):
-    """Of which models."""
+class AggregateOptions(OverPromptsOptions, TargetRequest):
+    """Of which models, and by their effect on what."""
 
     model: ModelName = "merged"
     """Which model."""
     pair: Annotated[str | None, Flag(metavar="KEY")] = None
     """Another model pair in the store, not loaded."""
+
+    @model_validator(mode="after")
+    def _runs_the_model(self) -> AggregateOptions:
+        if self.is_given:
+            require_live(self.method)
+        return self
 
 
 class DiffOptions(OverPromptsOptions):
@@ -151,7 +154,8 @@ features.add_command(mediate)
 def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> None:
     """Features of one prompt by evil-minus-safe contrast; positive pushes towards evil.
 
-    With --continuation or --rollouts-judged by their effect on whole answers, teacher-forced.
+    With --continuation, --answer, --span or --rollouts-judged by their effect on whole answers,
+    teacher-forced; with --along by that on a direction of the residual stream.
     """
     with session.on_prompts(prompt) as work:
         ranked = experiments.analyse.rank_prompt(
@@ -175,13 +179,23 @@ def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> 
 def aggregate(
     session: Session, prompts: tuple[str, ...], options: AggregateOptions, as_json: bool
 ) -> None:
-    """Features over all labelled prompts, or over those that are named, by mean contrast."""
+    """Features over all labelled prompts, or over those that are named, by mean contrast.
+
+    Under a target (--continuation, --span, ...), which is built for each prompt, labels are not
+    needed, and there are none to permute.
+    """
+    options.require_one(prompts)
     asked = options.request(session)
     with session.on_prompts(*prompts) as work:
         request = experiments.aggregate.AggregateRequest(model=options.model, **asked)
         pair = work.store.results.find_pair(options.pair) if options.pair else None
         found = experiments.aggregate.aggregate_prompts(
-            work, prompts, request, pair=pair, only_divergent=options.only_divergent
+            work,
+            prompts,
+            request,
+            pair=pair,
+            only_divergent=options.only_divergent,
+            target=options,
         )
     features = found.rows()[: options.top if as_json else options.top or 15]
     result = {**found.head(), "features": features}
@@ -273,8 +287,20 @@ def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:
     ]
     header = ("layer", "pos", "feature", "contrast", "evil", "safe", "g", "activation", "by")
     yield table(header, rows)
-    unit = "logits" if result.target is None else "nats"
-    yield f"{n} features in all; contrast in {unit}, g is Hedges' g"
+    yield f"{n} features in all; contrast in {result.unit}, g is Hedges' g"
+
+
+def require_live(method: Scoring) -> None:
+    """Refuse a method that cannot rank by a target.
+
+    Raises:
+        RequestError: If it reads a graph.
+    """
+    if method.from_graph:
+        raise RequestError(
+            f"--method {method} reads a graph of next tokens; a target of its own is ranked by "
+            "gradient, gradient+ablation, measured, joint or greedy"
+        )
 
 
 def _documents(session: Session, path: Path | None) -> Iterable[str]:
@@ -309,15 +335,16 @@ def describe_aggregate(result: AggregateOutput) -> Iterator[str]:
     """Features over prompts; how many were tested, how stable the top is, excluded layers."""
     n, out = len(result.prompts), len(result.left_out)
     left_out = f" ({out} left out; --json says why)" if out else ""
-    yield f"{result.model} model, by {result.method}, over {n} prompts{left_out}"
+    of = "" if result.target is None else f", on {result.target}"
+    yield f"{result.model} model, by {result.method}{of}, over {n} prompts{left_out}"
     place = ("layer", "feature", *(("offset",) if result.by_position else ()))
     names = (*place, "selected", "n", "mean", "low", "high", "same_sign", "q", "stable")
     header = (*place, "seen", "n", "mean", "low", "high", "sign", "q", "stable")
     yield table(header, [[getattr(line, name) for name in names] for line in result.features])
     stability, permuted = result.stability, result.permutations
-    yield (
-        f"{result.n_features} features, {result.n_tested} tested by "
-        f"{permuted.n} {'(all) ' if permuted.exact else ''}permutations of the labels"
+    tested = f", {result.n_tested} tested by {permuted.n} {'(all) ' if permuted.exact else ''}"
+    yield f"{result.n_features} features" + (
+        f"{tested}permutations of the labels" if result.target is None else ""
     )
     if stability.mean_overlap is not None:
         yield (

@@ -33,6 +33,7 @@ from em_circuits.cli.session import (
     attribution_settings,
     engine_options,
     engine_settings,
+    measuring_options,
     pass_session,
 )
 from em_circuits.graphs.header import GraphHeader
@@ -45,6 +46,7 @@ from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import Frozen, Prompt
 
 if TYPE_CHECKING:
+    from em_circuits.experiments.edge import MeasuredGraph
     from em_circuits.graphs import AttributionGraph
     from em_circuits.graphs.viewer_json import GraphNotes
     from em_circuits.influence.results import (
@@ -94,8 +96,8 @@ def build(
 ) -> None:
     """Build both graphs of stored prompts; without PROMPT, of every prompt with labels.
 
-    With --continuation or --rollouts-judged, of one PROMPT: rows are log-probabilities of texts,
-    and both models share the nodes that move the target most.
+    With a target (--continuation, --answer, --span, --rollouts-judged, --along) rows are its terms,
+    and both models share the nodes that move it most.
     """
     settings = attribution_settings(options)
     _check_target(target, prompts, settings)
@@ -151,8 +153,7 @@ def _check_target(
     """Refuse what a target cannot be asked for, before anything is loaded."""
     if not target.is_given:
         return
-    if len(prompts) != 1:
-        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    target.require_one(prompts)
     if settings.edges == "frozen":
         raise RequestError(
             "--edges frozen are to next tokens; a target of its own needs --edges full or measured"
@@ -188,6 +189,45 @@ def list_(session: Session, as_json: bool) -> None:
         "measures as of",
     )
     emit(headers, as_json, columns, none="no graphs")
+
+
+@graphs.command(epilog="Example: em-circuits graphs measure 44a71b --model base")
+@graph_argument
+@options(GraphOptions)
+@measuring_options
+@prints("em_circuits.experiments.edge:MeasuredGraph")
+@pass_session
+def measure(
+    session: Session, graph: str, options: GraphOptions, as_json: bool, **batches: Any
+) -> None:
+    """Measure every edge of a stored graph: remove each node for real, the others held.
+
+    Written beside its full edges, under the same key: graphs prune, the viewer's panel and exported
+    pictures show both from then on.
+    """
+    if Path(graph).suffix:
+        raise RequestError(f"{graph}: give the KEY or PROMPT of a graph under --root, not a file")
+    loaded = load_graph(session, graph, options)
+    from em_circuits.experiments.edge import MeasuredGraph, measure_graph, require_measurable
+
+    require_measurable(loaded)
+    if loaded.measured is not None:
+        result = MeasuredGraph.of(loaded, reused=True)
+    else:
+        with session.workspace() as work:
+            result = measure_graph(work, loaded, measuring_options.read(batches))
+        _register(session)
+    emit(result, as_json, _measured_lines)
+
+
+def _measured_lines(result: MeasuredGraph) -> Iterator[str]:
+    yield (
+        f"graph {result.key[:12]}, {result.nodes} nodes "
+        f"{'were measured before' if result.reused else 'measured, each really removed'}"
+    )
+    shown = result.agreement.model_dump(include={"pearson", "spearman", "sign"})
+    figures = ", ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in shown.items())
+    yield f"full edges with measured ones: {figures}; {result.curved:.0%} of edges are curved"
 
 
 class TargetToken(Frozen):

@@ -35,7 +35,7 @@ class MediateOptions(Options, TargetRequest):
     """Which features are set, in which direction, in which order, and what is measured."""
 
     everything: Annotated[bool, Flag("--all", "everything")] = False
-    """Every labelled prompt with a contrast."""
+    """Every labelled prompt with a contrast; under a target, every prompt shown to a model."""
     only_divergent: bool = False
     """Leave out prompts whose verdict is neither injection nor promotion."""
     order: Literal["integrated", "gradient", "scan"] = "integrated"
@@ -82,8 +82,9 @@ def mediate(
     """
     if options.everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
-    if options.is_given and len(prompts) != 1:
-        raise RequestError("--continuation and --rollouts-judged are for one PROMPT")
+    if options.is_given and options.heads:
+        raise RequestError("--heads are patched under a contrast of tokens, not under a target")
+    options.require_one(prompts)
     if options.only_divergent and len(prompts) == 1:
         raise RequestError("--only-divergent is over prompts: give several PROMPTs, or --all")
     if len(prompts) == 1 and (options.sizes or options.no_paths):
@@ -118,14 +119,17 @@ def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) 
 def describe_mediation(mediation: Mediation) -> Iterator[str]:
     """The curve over features of one prompt, and the shares of what is not a feature."""
     shift, mass, shares = mediation.shift, mediation.evil_mass, mediation.shares.model_dump()
-    what, unit = ("contrast", "logits") if mediation.target is None else (mediation.target, "nats")
+    what, unit = mediation.target or "contrast", mediation.unit
     masses = "" if mass is None else f", evil mass {mass.base:.2f} -> {mass.merged:.2f}"
     yield f"{mediation.prompt_id}: {what} {shift.base:.2f} -> {shift.merged:.2f} {unit}{masses}"
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
     yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
-        yield "no share: the contrast moves by less than 0.5 logit"
+        less = (
+            "less than 1 % along the direction" if unit == "activation" else f"less than 0.5 {unit}"
+        )
+        yield f"no share: {what} rises by {less} from base to merged"
     yield ""
     if mediation.adapter is None:
         yield f"adapter: {mediation.adapter_absent}"
@@ -202,7 +206,7 @@ def _several(
             {"n_random": "--random"},
         )
         found = experiments.mediation.mediate_over_prompts(
-            work, prompts, request, only_divergent=options.only_divergent
+            work, prompts, request, only_divergent=options.only_divergent, target=options
         )
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)

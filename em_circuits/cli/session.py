@@ -58,6 +58,15 @@ def _bytes(_context: object, _option: object, gigabytes: float | None) -> int | 
     return None if gigabytes is None else max(1, int(gigabytes * 1e9))
 
 
+_BATCHES = {
+    "batch_size": Flag(help="Rows of one batched pass, at most."),
+    "max_memory": Flag(
+        type=FiniteRange(min=0, min_open=True),
+        metavar="GB",
+        callback=_bytes,
+        help="Memory an attribution may take beside the models; lowers --batch-size.",
+    ),
+}
 _attribution = OptionSet(
     AttributionSettings,
     omit=("top_k", "update_rows", "measure"),
@@ -71,14 +80,12 @@ _attribution = OptionSet(
     basis=Flag(help="What can be a node of it; several times.  [default: the model's features]"),
     max_feature_nodes=Flag("--max-features", help="Feature nodes per graph, at most."),
     select_by=Flag(help="What weighs the choice of feature nodes."),
-    batch_size=Flag(help="Attribution rows per backward pass, at most."),
-    max_memory=Flag(
-        type=FiniteRange(min=0, min_open=True),
-        metavar="GB",
-        callback=_bytes,
-        help="Memory an attribution may take beside the models; lowers --batch-size.",
-    ),
+    **_BATCHES,
 )
+measuring_options = OptionSet(
+    AttributionSettings, omit=set(AttributionSettings.model_fields) - set(_BATCHES), **_BATCHES
+)
+"""In what batches and memory edges are computed."""
 
 
 def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:

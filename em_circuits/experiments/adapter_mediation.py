@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.shares import Share
 from em_circuits.interventions.adapter_mediation import (
     PAIR_NAMES,
@@ -138,6 +139,7 @@ def adapter_over_prompts(
     found: list[AdapterEffects] = []
     try:
         for subject in tracked(subjects, "adapter", progress):
+            assert isinstance(subject.contrast, Contrast)
             weights = subject.contrast.weights(len(pair.base.next_logits(subject.input_ids[:1])))
             found.append(
                 adapter_effects(pair, subject.input_ids, weights, n_random=n_random, seed=seed)
@@ -232,6 +234,7 @@ def heads_over_prompts(
 
 def _patches(pair: ModelPair, subject: Subject) -> tuple[HeadPatch, HeadPatch]:
     base, merged = pair.models
+    assert isinstance(subject.contrast, Contrast)
     return (
         HeadPatch.of(base, merged, subject.input_ids, subject.contrast),
         HeadPatch.of(merged, base, subject.input_ids, subject.contrast),

@@ -6,14 +6,14 @@ AggregateRecord.model_validate(table.record).stability, table.rows()[0]["mean"]
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from em_circuits.cache import CachedTable, TableHead, cached_table
-from em_circuits.experiments.analyse import LabelledCase
+from em_circuits.experiments.analyse import NO_TARGET, LabelledCase
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.features import (
     FORMULA,
@@ -26,13 +26,17 @@ from em_circuits.features import (
 )
 from em_circuits.features.over_prompts import LayerComparison, Stability
 from em_circuits.graphs.header import read_header
-from em_circuits.interventions import N_MEASURED
+from em_circuits.interventions import N_MEASURED, ActivationCache, live_scores
 from em_circuits.progress import tracked
 from em_circuits.scoring import Scoring
 from em_circuits.table import FeatureTable
+from em_circuits.target import Target
+from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen, GraphRecord, ModelName
+from pivotal_tokens.schema import Frozen, GraphRecord, ModelName, Prompt
+
+Chosen = TypeVar("Chosen")
 
 
 class OverPrompts(Frozen):
@@ -97,6 +101,9 @@ class AggregateRecord(FiguresOverPrompts, AggregateRequest):
     """The JSON beside the table of features."""
 
     pair: str
+    target: str | None = None
+    """What is scored, where it is not the contrast of labelled next tokens; of several prompts with
+    targets of their own, the first one's."""
     prompts: tuple[AggregatedPrompt, ...]
     n_features: int
     left_out: tuple[UnusedPrompt, ...] = ()
@@ -190,6 +197,18 @@ class ChosenPrompt(LabelledCase):
         )
 
 
+@dataclass(frozen=True)
+class TargetedPrompt:
+    """A prompt, labelled or not, with a target of its own."""
+
+    prompt: Prompt
+    target: Target
+
+    def identity(self) -> dict[str, Any]:
+        """The parts that a result follows from."""
+        return {"prompt_id": self.prompt.prompt_id, "target": self.target.record}
+
+
 def choose_prompts(
     work: Workspace,
     prefixes: Sequence[str],
@@ -208,25 +227,73 @@ def choose_prompts(
     Raises:
         RequestError: If a prompt that was named will not do, or none is left.
     """
-    ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
-    chosen, left_out = [], []
-    divergent = work.store.queries.divergent(pair) if only_divergent else None
-    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
-        if divergent is not None and prompt_id not in divergent:
-            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason="not divergent"))
-            continue
-        try:
-            chosen.append(_choose(work, prompt_id, pair, models))
-        except RequestError as error:
-            if ids:
-                raise
-            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason=str(error)))
+    chosen, left_out = _each(
+        work,
+        prefixes,
+        pair,
+        lambda prompt_id: _choose(work, prompt_id, pair, models),
+        only_divergent=only_divergent,
+    )
     if not chosen:
         which = "is divergent and has" if only_divergent else "has"
         raise RequestError(
             f"none of {len(left_out)} prompts {which} evil and safe labels and graphs under these "
             "models; run em-circuits label first"
         )
+    return chosen, left_out
+
+
+def choose_targets(
+    work: Workspace,
+    prefixes: Sequence[str],
+    request: TargetRequest,
+    *,
+    only_divergent: bool = False,
+) -> tuple[list[TargetedPrompt], list[UnusedPrompt]]:
+    """Prompts with a target each; no prefix means every prompt that was shown to a model.
+
+    Raises:
+        RequestError: If a prompt that was named will not do, or none is left.
+    """
+
+    def choose(prompt_id: str) -> TargetedPrompt:
+        prompt = work.store.prompts.get(prompt_id)
+        if prompt.token_ids is None and not prefixes:
+            raise RequestError("never shown to a model")
+        target = request.build(work, prompt)
+        assert target is not None
+        return TargetedPrompt(prompt, target)
+
+    chosen, left_out = _each(work, prefixes, work.pair.key, choose, only_divergent=only_divergent)
+    if not chosen:
+        reasons = "; ".join(sorted({one.reason for one in left_out})[:2])
+        raise RequestError(f"none of {len(left_out)} prompts will do: {reasons}")
+    return chosen, left_out
+
+
+def _each(
+    work: Workspace,
+    prefixes: Sequence[str],
+    pair: str,
+    choose: Callable[[str], Chosen],
+    *,
+    only_divergent: bool,
+) -> tuple[list[Chosen], list[UnusedPrompt]]:
+    """Prompts that are named and must do, or all that do; and those left out."""
+    ids = {work.store.prompts.get(prefix).prompt_id for prefix in prefixes}
+    chosen: list[Chosen] = []
+    left_out: list[UnusedPrompt] = []
+    divergent = work.store.queries.divergent(pair) if only_divergent else None
+    for prompt_id in sorted(ids or {prompt.prompt_id for prompt in work.store.prompts.all()}):
+        if divergent is not None and prompt_id not in divergent:
+            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason="not divergent"))
+            continue
+        try:
+            chosen.append(choose(prompt_id))
+        except RequestError as error:
+            if ids:
+                raise
+            left_out.append(UnusedPrompt(prompt_id=prompt_id, reason=str(error)))
     return chosen, left_out
 
 
@@ -259,16 +326,21 @@ def aggregate_prompts(
     *,
     pair: str | None = None,
     only_divergent: bool = False,
+    target: TargetRequest = NO_TARGET,
 ) -> CachedTable:
     """Sum up a method's contrast over prompts by feature, or re-use the table of equal inputs.
 
     No prefix means every prompt that will do; `pair` is another pair's key than the models';
-    `only_divergent` leaves the other prompts out.
+    `only_divergent` leaves the other prompts out. A target, built for each prompt, stands in place
+    of the contrast; its models are run, and it has no labels to permute.
 
     Raises:
         RequestError: No such layer, or no prompts that will do.
     """
     request = request or AggregateRequest()
+    if target.is_given:
+        require_loaded(work, pair or work.pair.key, request.method)
+        return _aggregate_targets(work, prefixes, request, target, only_divergent=only_divergent)
     live = not request.method.is_stored
     pair = pair or work.pair.key
     if live:
@@ -296,6 +368,48 @@ def aggregate_prompts(
             **dict(figures),
             pair=pair,
             prompts=tuple(prompts),
+            n_features=len(frame),
+        )
+        return record.model_dump(mode="json", exclude={"left_out"}), frame
+
+    table = cached_table(work.results / "features", "aggregate", inputs, compute)
+    table.record["left_out"] = [one.model_dump() for one in left_out]
+    return table
+
+
+def _aggregate_targets(
+    work: Workspace,
+    prefixes: Sequence[str],
+    request: AggregateRequest,
+    target: TargetRequest,
+    *,
+    only_divergent: bool,
+) -> CachedTable:
+    chosen, left_out = choose_targets(work, prefixes, target, only_divergent=only_divergent)
+    require_layers(request.exclude_layers, work.pair.base.sites.n_layers)
+    pair, model = work.pair.key, work.pair.model(request.model)
+    prompts = [item.identity() for item in chosen]
+    inputs = {**request.inputs(), "pair": pair, "prompts": prompts}
+
+    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        tables = []
+        for item in tracked(chosen, "aggregate", work.progress):
+            state = ActivationCache.capture(model, work.pair.input_ids(item.prompt))
+            scores = live_scores(model, state, item.target, request.method)
+            contrasted = scores.contrasted(item.target)
+            tables.append(by_key(contrasted, by_position=request.by_position))
+        figures, frame = summed(tables, request, test=False)
+        record = AggregateRecord(
+            **dict(request),
+            **dict(figures),
+            pair=pair,
+            target=chosen[0].target.name,
+            prompts=tuple(
+                AggregatedPrompt(
+                    prompt_id=item.prompt.prompt_id, labels_from="none", graphs={}, unmatched=()
+                )
+                for item in chosen
+            ),
             n_features=len(frame),
         )
         return record.model_dump(mode="json", exclude={"left_out"}), frame

@@ -77,6 +77,8 @@ class PromptRanking(BaseModel):
     """Labelled token ids that are no targets."""
     target: str | None = None
     """What `contrast` is an effect on, where it is not the labelled next tokens."""
+    unit: str = "logits"
+    """Of `contrast`: ``logits``, ``nats``, or ``activation`` along a direction."""
     n_measured: int
     """Of all features, listed or not."""
     features: tuple[RankedFeature, ...]
@@ -93,6 +95,7 @@ def _ranking(table: FeatureTable, top: int | None) -> dict[str, Any]:
     return {
         **about,
         "method": table.by,
+        "unit": table.unit,
         "n_measured": int(table["measured"].sum()),
         "features": table.top(n).records(),
     }

@@ -1,4 +1,4 @@
-"""One edge of a stored graph, split over what carries it, in both models.
+"""Edges of a stored graph: one split over what carries it, or all of them measured.
 
 result = edge_in(work, graph, "1/9/88", "evil-safe", contrast=words)
 result.models[0].parts[0]            # carrier="head 2.3 value" value=0.113
@@ -7,7 +7,7 @@ result.models[0].parts[0]            # carrier="head 2.3 value" value=0.113
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs import AttributionGraph, NodeKind
+from em_circuits.experiments.validate_edges import curved
+from em_circuits.graphs import AttributionGraph, AttributionSettings, NodeKind
 from em_circuits.graphs.edge_split import By, EdgeSplit, HeadPath, Kind, measured_from, split_edge
-from em_circuits.graphs.full import part_record, parts_of
+from em_circuits.graphs.full import computed_edges, part_record, parts_of
 from em_circuits.graphs.gradient import demeaned_targets
 from em_circuits.graphs.held import Nodes, captured
 from em_circuits.influence.targets import Targets
 from em_circuits.models import Model
+from em_circuits.statistics import Agreement, agreement
 from em_circuits.target import Columns
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -211,12 +213,7 @@ def edge_in(
             the graph is of other models.
     """
     ends = EdgeEnds(graph, source, target, contrast)
-    own, pair = graph.header.model, work.pair
-    if pair.model(own).fingerprint != graph.header.fingerprint:
-        raise RequestError(
-            f"graph {graph.header.short_key} is of another {own} model; name its models by --base "
-            "and --adapter or --merged"
-        )
+    own, pair = _model_of(work, graph).name, work.pair
     other = "base" if own == "merged" else "merged"
     return SplitResult(
         graph=graph.header.key,
@@ -229,6 +226,120 @@ def edge_in(
         stored=ends.stored,
         models=tuple(_of_model(pair.model(name), ends, by) for name in (own, other)),
     )
+
+
+class MeasuredGraph(Frozen):
+    """A stored graph whose every edge was measured."""
+
+    key: str
+    prompt_id: str
+    model: str
+    nodes: int
+    """Each was really removed once, all others held."""
+    reused: bool
+    """It was measured before."""
+    agreement: Agreement
+    """Of full edges, from node to node, with measured ones."""
+    curved: float
+    """Share of edges, those to targets included, where full and measured differ by more than half
+    of the larger."""
+
+    @classmethod
+    def of(cls, graph: AttributionGraph, *, reused: bool) -> MeasuredGraph:
+        """What measuring found."""
+        assert graph.measured is not None
+        layout = graph.layout
+        full, real = (e.to_dense() for e in (graph.require_edges(), graph.measured))
+        among = (layout.features, layout.features)
+        there = (full[among] != 0) & (real[among] != 0)
+        rows = [full[:, layout.features], real[:, layout.features]]
+        either = (rows[0] != 0) | (rows[1] != 0)
+        found = curved(*(values[either] for values in rows)).double()
+        return cls(
+            key=graph.header.key,
+            prompt_id=graph.header.prompt_id,
+            model=graph.header.model,
+            nodes=len(graph.selected),
+            reused=reused,
+            agreement=agreement(full[among][there], real[among][there]),
+            curved=float(found.mean()) if len(found) else 0.0,
+        )
+
+
+def require_measurable(graph: AttributionGraph) -> None:
+    """Refuse a graph beside whose edges none can be measured.
+
+    Raises:
+        RequestError: Saying why.
+    """
+    header = graph.header
+    if header.edge_kind != "full" or header.pruned:
+        raise RequestError(
+            f"graph {header.short_key} has {header.edges_shown} edges; measured ones stand beside "
+            f"full ones: em-circuits graphs build {header.prompt_id} --edges measured"
+        )
+    graph.require_edges()
+
+
+def measure_graph(
+    work: Workspace, graph: AttributionGraph, settings: AttributionSettings
+) -> MeasuredGraph:
+    """Measure every edge of a stored graph, and write it again with both kinds.
+
+    Args:
+        work: Its models are loaded if they are not.
+        graph: Of a model of that pair, with full edges.
+        settings: In what batches and memory.
+
+    Raises:
+        RequestError: If it has no full edges, or is of other models.
+    """
+    require_measurable(graph)
+    if graph.measured is not None:
+        return MeasuredGraph.of(graph, reused=True)
+    model, header = _model_of(work, graph), graph.header
+    nodes = held_nodes(model, graph)
+    if len(nodes) < len(graph.selected):
+        raise RequestError(
+            f"graph {header.short_key} has {len(graph.selected)} nodes, {len(nodes)} of them are "
+            f"active in the model as it is loaded; give --dtype {header.dtype}, as it was built"
+        )
+    own = graph.target
+    columns: Columns = (
+        demeaned_targets(graph.targets.token_ids, header.d_vocab) if own is None else own.terms
+    )
+    measured = computed_edges(
+        model,
+        nodes,
+        graph.input_ids,
+        columns,
+        settings,
+        "measured",
+        scratch=(work.graphs.root, header.key),
+        progress=work.progress,
+    )
+    header = header.model_copy(update={"measured": True})
+    graph = replace(graph, header=header, measured=measured)
+    work.graphs.add_measured(graph)
+    return MeasuredGraph.of(graph, reused=False)
+
+
+def _model_of(work: Workspace, graph: AttributionGraph) -> Model:
+    """The loaded model that a graph is of.
+
+    Raises:
+        RequestError: If another one is loaded.
+    """
+    own = graph.header.model
+    if (
+        own not in ("base", "merged")
+        or work.pair.model(own).fingerprint != graph.header.fingerprint
+    ):
+        raise RequestError(
+            f"graph {graph.header.short_key} is of another {own} model; name its models by --base "
+            "and --adapter or --merged"
+        )
+    return work.pair.model(own)
 
 
 def held_nodes(model: Model, graph: AttributionGraph) -> Nodes:

@@ -17,13 +17,15 @@ import torch
 from pydantic import Field
 
 from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.contrast import Contrast
 from em_circuits.experiments.adapter_mediation import (
     AdapterOverPrompts,
     HeadsOverPrompts,
     adapter_over_prompts,
     heads_over_prompts,
 )
-from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
+from em_circuits.experiments.aggregate import choose_shown, choose_targets
+from em_circuits.experiments.analyse import NO_TARGET
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.shares import Share
 from em_circuits.intervention import MIN_DRAWS
@@ -38,8 +40,12 @@ from em_circuits.interventions.patching_across_prompts import (
     pooled,
 )
 from em_circuits.statistics import bootstrap_interval, quantile_interval
+from em_circuits.target import Target
+from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.artefacts import finite
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import Frozen, Prompt
 
 FORMULA = 2
 HEADLINE = 20
@@ -72,7 +78,8 @@ class CurvePoint(Share):
 
     k: int | None
     prompts: int
-    evil_mass: float
+    evil_mass: float | None
+    """Null for a target that has none."""
     random: Share | None
     """That of matched random ids."""
 
@@ -98,7 +105,8 @@ class PromptShares(Frozen):
     seen: bool | None
     """Of the fine-tune's own domain; None where that is not known."""
     shift: float
-    evil_mass: MassOfModels
+    evil_mass: MassOfModels | None
+    """Null for a target that has none."""
     share: float | None
     own: float
     """By the prompt's own top 20: in-sample."""
@@ -119,6 +127,9 @@ class MediationRecord(Frozen):
     direction: Direction
     hold_out: HoldOut
     own_category: str | None
+    target: str | None = None
+    """What stands for the contrast, where it is not one of next tokens; of several prompts with
+    targets of their own, the first one's."""
     prompts: tuple[PromptShares, ...]
     left_out: tuple[UnusedPrompt, ...]
     cumulative: tuple[CurvePoint, ...]
@@ -163,28 +174,33 @@ def mediate_over_prompts(
     request: MediationRequest,
     *,
     only_divergent: bool = False,
+    target: TargetRequest = NO_TARGET,
 ) -> CachedTable:
     """Mediation over prompts, features chosen elsewhere; or the stored table of equal inputs.
 
-    No prefix means every labelled prompt with a contrast; `only_divergent` leaves the others out.
+    No prefix means every labelled prompt with a contrast; `only_divergent` leaves the others out. A
+    target is built for each prompt and stands in place of the contrast.
 
     Raises:
         RequestError: If no prompt will do, or one that was named.
         WorkFailed: If fewer than two prompts have a shift.
     """
-    shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
+    if target.is_given and request.heads:
+        raise RequestError("heads are patched under a contrast of tokens, not under a target")
+    subjects, identities, left_out = _subjects(work, prefixes, target, only_divergent)
+    own = None if not isinstance(one := subjects[0].contrast, Target) else one.name
     inputs = {
         "formula": FORMULA,
         "pair": work.pair.key,
         **_asked(request),
-        "prompts": [item.identity() for item in shown],
+        "prompts": identities,
     }
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
-        work.require_healthy(shown[0].prompt)
+        work.require_healthy(work.store.prompts.get(subjects[0].prompt_id))
         results, small = patch_across_prompts(
             work.pair,
-            [_subject(work, item) for item in shown],
+            subjects,
             hold_out=request.hold_out,
             direction=request.direction,
             scan=request.scan,
@@ -196,7 +212,8 @@ def mediate_over_prompts(
         reason = "the shift is too small"
         none = tuple(UnusedPrompt(prompt_id=s.prompt_id, reason=reason) for s in small)
         record = _record(results, none, request)
-        record = record.model_copy(update=_paths_and_heads(work, results, request))
+        more = _paths_and_heads(work, results, request)
+        record = record.model_copy(update={**more, "target": own})
         return record.model_dump(mode="json"), _features(results, request.seed)
 
     table = cached_table(work.results / "features", "carriers", inputs, compute)
@@ -223,7 +240,9 @@ def _paths_and_heads(
     drawn: dict[str, Any] = {"n_random": request.n_random, "seed": request.seed}
     adapter: AdapterOverPrompts | None = None
     absent: str | None = "its paths were not asked for"
-    if request.paths:
+    if isinstance(subjects[0].contrast, Target):
+        absent = "its paths are told under a contrast of next tokens, not under a target"
+    elif request.paths:
         adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
     heads = None
     if request.heads:
@@ -238,10 +257,24 @@ def _paths_and_heads(
     return {"adapter": adapter, "adapter_absent": absent, "heads": heads}
 
 
-def _subject(work: Workspace, item: ChosenPrompt) -> Subject:
-    prompt = item.shown
-    ids = work.pair.input_ids(prompt)
-    return Subject(prompt.prompt_id, prompt.category, ids, item.contrast)
+def _subjects(
+    work: Workspace, prefixes: Sequence[str], target: TargetRequest, only_divergent: bool
+) -> tuple[list[Subject], list[dict[str, Any]], list[UnusedPrompt]]:
+    """Prompts with what is measured on each, what names them in a key, and those left out."""
+    found: list[tuple[Prompt, Contrast | Target]]
+    if target.is_given:
+        targets, left_out = choose_targets(work, prefixes, target, only_divergent=only_divergent)
+        found = [(item.prompt, item.target) for item in targets]
+        identities = [item.identity() for item in targets]
+    else:
+        shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
+        found = [(item.shown, item.contrast) for item in shown]
+        identities = [item.identity() for item in shown]
+    subjects = [
+        Subject(prompt.prompt_id, prompt.category, work.pair.input_ids(prompt), wanted)
+        for prompt, wanted in found
+    ]
+    return subjects, identities, left_out
 
 
 def _record(
@@ -296,7 +329,7 @@ def _point(results: Sequence[PromptResult], k: int | None, seed: int) -> CurvePo
         **share.model_dump(),
         k=k,
         prompts=len(with_k),
-        evil_mass=sum(mass) / len(mass),
+        evil_mass=finite(sum(mass) / len(mass)),
         random=random,
     )
 
@@ -309,7 +342,7 @@ def _prompt(item: PromptResult, own: str | None) -> PromptShares:
         category=category,
         seen=None if own is None else category == own,
         shift=item.shift,
-        evil_mass=MassOfModels(base=mass.base, merged=mass.merged),
+        evil_mass=None if mass is None else MassOfModels(base=mass.base, merged=mass.merged),
         share=item.share(HEADLINE),
         own=item.own / item.shift,
         features=item.share(None),

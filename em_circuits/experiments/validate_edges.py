@@ -77,15 +77,20 @@ class PromptEdges:
     @property
     def curved(self) -> Bool[Tensor, " edge"]:
         """Where full and measured differ by more than half of the larger."""
-        larger = torch.maximum(self.full.abs(), self.measured.abs())
-        loud = larger > LOUD * larger.max() if len(larger) else larger > 0
-        return loud & ((self.measured - self.full).abs() > CURVED * larger)
+        return curved(self.full, self.measured)
 
     def of(self, group: str) -> Bool[Tensor, " edge"]:
         """The edges of a group: ``all`` from feature to feature, a distance, or ``contrast``."""
         if group == ALL:
             return self.distance >= 0
         return self.distance == (-1 if group == TO_CONTRAST else int(group))
+
+
+def curved(full: Float[Tensor, " edge"], measured: Float[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+    """Which edges differ by more than half of the larger of the two."""
+    larger = torch.maximum(full.abs(), measured.abs())
+    loud = larger > LOUD * larger.max() if len(larger) else larger > 0
+    return loud & ((measured - full).abs() > CURVED * larger)
 
 
 class EdgeAgreement(Frozen):

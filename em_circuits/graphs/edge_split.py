@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from em_circuits.graphs.held import ROWS, Nodes, _Held
+from em_circuits.graphs.layout import NodeKind, NodeLayout
 from em_circuits.models import Model
 from em_circuits.models.family import Decoder, Norm
 from em_circuits.models.neurons import matrix
@@ -150,11 +151,12 @@ def measured_from(
     """One node's column of `measured_edges`: it is removed, all the others are held."""
     amounts = nodes.activation.repeat(2, 1)
     amounts[1, source] = 0
-    values = torch.zeros(len(nodes) + len(targets))
+    layout = nodes.layout(len(input_ids), len(targets))
+    values = torch.zeros(layout.n_rows)
     for branch in Branch.of(targets):
         with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
             outputs = held.run()
-        values[len(nodes) :] += (outputs[0] - outputs[1]).float().cpu()
+        values[layout.logit_rows] += (outputs[0] - outputs[1]).float().cpu()
         for i, live in held.live.items() if not branch.forced else ():
             values[nodes.of_part(i)] = (live[0] - live[1]).float().cpu()
     return values
@@ -171,7 +173,8 @@ def _split(
 ) -> EdgeSplit:
     decoder = _decoder(model)
     prompt_alone, *others = Branch.of(targets)
-    read_on = (one for one in others if target - len(nodes) in one.columns)
+    column = _target_of(nodes.layout(len(input_ids), len(targets)), target)
+    read_on = (one for one in others if column in one.columns)
     branch = next(read_on, prompt_alone)
     with torch.enable_grad():
 
@@ -201,6 +204,12 @@ def _split(
         edge = held.pulled(held.target[None], source)[0]
     values = torch.cat([straight, parts, norms]).float()
     return EdgeSplit((Carrier("residual"), *carriers, Carrier("norms")), values, edge)
+
+
+def _target_of(layout: NodeLayout, row: int) -> int | None:
+    """Which target a row is of; None for a node's."""
+    node = int(layout.nodes_of(torch.tensor([row])))
+    return layout.target_of(node) if layout.kind(node) is NodeKind.LOGIT else None
 
 
 def _decoder(model: Model) -> Decoder:
@@ -281,12 +290,17 @@ class _Pass:
     def run(self, target: int) -> _Pass:
         """Run it; `target` is then the live value of the row that is meant."""
         outputs, nodes = self._held.run()[0], self.nodes
-        if target >= len(nodes):
-            self.target = outputs[target - len(nodes)]
+        column = _target_of(self._layout, target)
+        if column is not None:
+            self.target = outputs[column]
         else:
             part = int(nodes.part[target])
             self.target = self._held.live[part][target - nodes.of_part(part).start]
         return self
+
+    @property
+    def _layout(self) -> NodeLayout:
+        return self.nodes.layout(len(self.input_ids), self.branch.n_columns)
 
     def gradients(self, at: dict[tuple[str, int], Tensor]) -> dict[tuple[str, int], Tensor]:
         """Gradients of the target with respect to carriers' outputs; none where it is 0."""
@@ -332,7 +346,7 @@ class _Pass:
         if source is not None:
             return self._along(outputs, source)[:, None].double().cpu()
         n = len(outputs)
-        rows = [torch.zeros(0, len(self.nodes) + len(self.input_ids))]
+        rows = [torch.zeros(0, self._layout.n_sources)]
         eye = torch.eye(n, device=outputs.device, dtype=outputs.dtype)
         rows += [self._held.pulled_back(outputs, some) for some in eye.split(ROWS)]
         return torch.cat(rows).double()
@@ -361,12 +375,12 @@ class _Pass:
 
     def _directions(self, source: int) -> tuple[list[Tensor], list[Tensor]]:
         """Where a source is written, and what: leaves of the graph and (position x d) tensors."""
-        nodes, n = self.nodes, len(self.nodes)
+        nodes, layout = self.nodes, self._layout
         embedding = self._held.embedding
         assert embedding is not None
-        if source >= n:
-            direction = torch.zeros_like(embedding[0])
-            direction[source - n] = embedding.detach()[0, source - n]
+        if layout.kind(source) is NodeKind.TOKEN:
+            direction, at = torch.zeros_like(embedding[0]), layout.position_of(source)
+            direction[at] = embedding.detach()[0, at]
             return [embedding], [direction]
         part, position = int(nodes.part[source]), int(nodes.position[source])
         leaves, directions = [], []

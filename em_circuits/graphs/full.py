@@ -16,11 +16,11 @@ such sums (replacement, completeness, the error score) stay with frozen edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -32,10 +32,9 @@ from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
 from em_circuits.graphs.held import site_gradients as gradients_at_sites
-from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import row_path
 from em_circuits.graphs.row_memory import RowMemory
-from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy, EdgeKind
+from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy
 from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Columns
@@ -233,8 +232,17 @@ class Sensitivity:
             found[mine] = summed(block)
         return found
 
-    def blocks(self, by: ChooseBy = "gradient") -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, by: ChooseBy = "gradient") -> Iterable[tuple[slice, Tensor]]:
         """Rows of `active` of a part, and their effects (target, row) or bounds, in float32."""
+        few = by == "gradient" and len(self.observed.active) <= MOST_ACTIVE
+        return self._effects if few else self._computed(by)
+
+    @cached_property
+    def _effects(self) -> list[tuple[slice, Tensor]]:
+        """Blocks that nodes are chosen by and that are stored: no more than a graph holds."""
+        return list(self._computed("gradient"))
+
+    def _computed(self, by: ChooseBy) -> Iterator[tuple[slice, Tensor]]:
         own = self.observed.active[:, 0].contiguous()
         for i, part in enumerate(self.observed.parts):
             mine = slice(*torch.searchsorted(own, torch.tensor([i, i + 1])).tolist())
@@ -261,7 +269,7 @@ class Sensitivity:
             yield mine, block * (amounts.abs() if by == "bound" else amounts)
 
     def _whole(
-        self, blocks: Iterator[tuple[slice, Tensor]], rows: Int64[Tensor, " row"] | None
+        self, blocks: Iterable[tuple[slice, Tensor]], rows: Int64[Tensor, " row"] | None
     ) -> Float[Tensor, "target row"]:
         n = len(self.observed.active)
         rows = torch.arange(n) if rows is None else rows
@@ -356,33 +364,48 @@ def edges_among(
         RequestError: If not even one row at once fits into the settings' `max_memory`.
         NonFiniteEdges: If a value is NaN or infinite; the message names the edge.
     """
-    model, ids = observed.model, observed.input_ids
     nodes = Nodes.of(observed.parts, observed.active[chosen], observed.activations[chosen])
+    compute = partial(
+        computed_edges,
+        observed.model,
+        nodes,
+        observed.input_ids,
+        targets,
+        settings,
+        scratch=scratch,
+        progress=progress,
+    )
+    return compute("full"), compute("measured") if settings.measure else None
+
+
+def computed_edges(
+    model: Model,
+    nodes: Nodes,
+    input_ids: Int64[Tensor, " pos"],
+    targets: Columns,
+    settings: AttributionSettings,
+    kind: Literal["full", "measured"],
+    *,
+    scratch: tuple[Path, str] | None = None,
+    progress: Progress = no_progress,
+) -> Edges:
+    """One kind of edges among nodes, packed for a graph; see `edges_among`."""
     rows = settings.batch_size
     if settings.max_memory is not None:
-        need = RowMemory.of(model, nodes, len(targets), len(ids))
+        need = RowMemory.of(model, nodes, len(targets), len(input_ids))
         rows = min(rows, need.rows_within(settings.max_memory))
-
-    def computed(kind: EdgeKind, compute: Callable[..., NodeEdges]) -> Edges:
-        resume = None if scratch is None else row_path(*scratch, kind)
-        found = compute(model, nodes, ids, targets, rows=rows, resume=resume, progress=progress)
-        return _packed(found, observed)
-
+    engine = full_edges if kind == "full" else measured_edges
+    resume = None if scratch is None else row_path(*scratch, kind)
     with computed_in(str(model.dtype)):
-        full = computed("full", full_edges)
-        return full, computed("measured", measured_edges) if settings.measure else None
+        found = engine(
+            model, nodes, input_ids, targets, rows=rows, resume=resume, progress=progress
+        )
+        return _packed(found)
 
 
-def _packed(edges: NodeEdges, observed: Observed) -> Edges:
+def _packed(edges: NodeEdges) -> Edges:
     """In the form that graphs are stored in; measured edges have no token columns: 0."""
-    nodes = edges.nodes
-    layout = NodeLayout(
-        n_features=len(nodes),
-        n_layers=0,
-        n_pos=len(observed.input_ids),
-        n_logits=edges.n_targets,
-        parts=len(observed.parts),
-    )
+    nodes, layout = edges.nodes, edges.layout
     matrix = torch.zeros(layout.n_rows, layout.n_sources)
     matrix[:, layout.features] = edges.among
     if edges.from_tokens.shape[1]:

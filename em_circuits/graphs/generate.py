@@ -435,6 +435,7 @@ def _full_graph(
             update={
                 "parts": tuple(part_record(part) for part in observed.parts),
                 "with_errors": False,
+                "measured": measured is not None,
                 "n_active": observed.active_before,
             }
         ),

@@ -151,11 +151,8 @@ def gradients_at(
             for i, site in enumerate(sites):
                 stack.enter_context(on_site(site, partial(nudge, i=i)))
             reading = stack.enter_context(branch.reading(model.hf, prompt))
-            output = model.hf(
-                input_ids=reading.ids[None], use_cache=False, logits_to_keep=reading.keep
-            )
             # One forward pass serves every target; the backward passes are batched.
-            values = reading.values(output.logits)[0]
+            values = reading.run(model.hf)[0]
             gradients = gradients_of(values, [nudges[i] for i in range(len(sites))])
         found = [gradient[:, 0, : len(prompt)] for gradient in gradients]
         total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]

@@ -18,7 +18,7 @@ import html
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float32, Int64
@@ -241,7 +241,7 @@ class AttributionGraph:
         own = self.header.target
         if own is None:
             return None
-        terms: Any = self.header.attribution["target"]
+        terms = self.header.terms
         return Target.from_record(terms, d_vocab=self.header.d_vocab, unit=own.unit, label=own.name)
 
     def __repr__(self) -> str:
@@ -335,7 +335,8 @@ class AttributionGraph:
 
     def without_edges(self) -> AttributionGraph:
         """The same with its scores alone."""
-        return replace(self, edges=None, measured=None)
+        header = self.header.model_copy(update={"measured": False})
+        return replace(self, header=header, edges=None, measured=None)
 
     def require_edges(self) -> Edges:
         """The edges.

@@ -22,6 +22,7 @@ from pivotal_tokens.schema import Frozen, first_problem
 from pivotal_tokens.seal import DamagedText, unsealed
 
 if TYPE_CHECKING:
+    from em_circuits.contrast import Contrast
     from em_circuits.graphs.layout import NodeLayout
 
 FORMAT_VERSION = 1
@@ -108,6 +109,8 @@ class GraphHeader(Frozen):
     """Parameters of attribution, part of the key."""
     target: GraphTarget | None = None
     """What it was built for; None for next tokens."""
+    measured: bool = False
+    """Every edge was measured by really removing its source, when it was built or since."""
     pruned: bool = False
     """Only what pruning left: the graph was read from a viewer's JSON."""
     d_vocab: int = Field(ge=1)
@@ -135,14 +138,38 @@ class GraphHeader(Frozen):
         return str(self.attribution.get("edges", "frozen"))
 
     @property
+    def is_measured(self) -> bool:
+        """`measured`, also of a graph that was built before files said so."""
+        return self.measured or bool(self.attribution.get("measure"))
+
+    @property
+    def named(self) -> bool:
+        """Its nodes were named, not chosen by their size."""
+        return bool(self.attribution.get("named"))
+
+    @property
+    def terms(self) -> list[dict[str, Any]]:
+        """Records of its own target's terms (`em_circuits.target`); none for next tokens."""
+        return self.attribution.get("target", [])  # type: ignore[return-value]
+
+    @property
+    def contrast(self) -> Contrast | None:
+        """Evil and safe tokens that it was built for, where the caller named them."""
+        from em_circuits.contrast import Contrast  # torch, too
+
+        own: Any = self.attribution.get("contrast")
+        return None if own is None else Contrast(tuple(own["evil"]), tuple(own["safe"]))
+
+    @property
     def imported(self) -> bool:
         """It was read from another tool's file."""
         return "imported_from" in self.extra
 
     @property
     def edges_shown(self) -> str:
-        """The kind of edges, and whether pruning took some away."""
-        return f"{self.edge_kind}, pruned" if self.pruned else self.edge_kind
+        """The kind of edges, whether they were measured, and whether pruning took some away."""
+        more = {"measured": self.is_measured, "pruned": self.pruned}
+        return ", ".join([self.edge_kind, *(word for word, holds in more.items() if holds)])
 
     @property
     def node_parts(self) -> tuple[NodePart, ...]:

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from em_circuits.bases.part import Part
 from em_circuits.graphs.gradient import gradients_at
+from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import RowCache
 from em_circuits.models import Model
 from em_circuits.models.memory import release_freed
@@ -103,6 +104,10 @@ class Nodes:
             activation[order],
         )
 
+    def layout(self, n_pos: int, n_targets: int) -> NodeLayout:
+        """Which row and column is what, in edges among these nodes, from tokens and to targets."""
+        return NodeLayout(len(self), 0, n_pos, n_targets, parts=len(self.parts))
+
     def of_part(self, index: int) -> slice:
         """The nodes of one part."""
         ends = torch.searchsorted(self.part, torch.tensor([index, index + 1]))
@@ -116,27 +121,27 @@ class NodeEdges:
     Attributes:
         nodes: What rows and columns are.
         values: Rows: nodes, then targets. Columns: nodes, then token embeddings by position.
-        n_targets: Rows at the end.
+        layout: Which rows and columns these are.
     """
 
     nodes: Nodes
     values: Float[Tensor, "row column"]
-    n_targets: int
+    layout: NodeLayout
 
     @property
     def to_targets(self) -> Float[Tensor, "target column"]:
         """Direct edges to the targets."""
-        return self.values[len(self.nodes) :]
+        return self.values[self.layout.logit_rows]
 
     @property
     def among(self) -> Float[Tensor, "row node"]:
         """Edges from nodes."""
-        return self.values[:, : len(self.nodes)]
+        return self.values[:, self.layout.features]
 
     @property
     def from_tokens(self) -> Float[Tensor, "row pos"]:
         """Edges from token embeddings; no columns if they were measured."""
-        return self.values[:, len(self.nodes) :]
+        return self.values[:, self.layout.tokens]
 
     def total_effect(self) -> Float[Tensor, "target column"]:
         """Effect of every node and token on every target, over all paths; float64.
@@ -144,16 +149,16 @@ class NodeEdges:
         ``S = w A (I - P)^-1`` with ``P = A[nodes] / a``, by one backward substitution: P is
         strictly lower triangular in the nodes' order.
         """
-        n = len(self.nodes)
+        nodes, tokens = self.layout.features, self.layout.tokens
         a = self.values.double()
-        scaled = a[:n] / self.nodes.activation.double().cpu()[:, None]
-        direct = a[n:]
-        eye = torch.eye(n, dtype=torch.float64)
+        scaled = a[nodes] / self.nodes.activation.double().cpu()[:, None]
+        direct = a[self.layout.logit_rows]
+        eye = torch.eye(len(self.nodes), dtype=torch.float64)
         # S (I - P) = direct  <=>  (I - P)^T S^T = direct^T, upper triangular.
         on_nodes = torch.linalg.solve_triangular(
-            (eye - scaled[:, :n]).T, direct[:, :n].T, upper=True
+            (eye - scaled[:, nodes]).T, direct[:, nodes].T, upper=True
         ).T
-        on_tokens = direct[:, n:] + on_nodes @ scaled[:, n:]
+        on_tokens = direct[:, tokens] + on_nodes @ scaled[:, tokens]
         return torch.cat([on_nodes, on_tokens], 1)
 
 
@@ -168,7 +173,12 @@ def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]
                 found[i] = x[0].detach()
 
             stack.enter_context(on_site(part.read, keep))
-        model.hf(input_ids=input_ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+        model.hf(
+            input_ids=input_ids[None].to(model.device),
+            attention_mask=model.decoder.causal_mask(len(input_ids)),
+            use_cache=False,
+            logits_to_keep=1,
+        )
     return [found[i] for i in range(len(parts))]
 
 
@@ -253,17 +263,16 @@ def full_edges(
             are part of): read if it is there, and appended to.
         progress: Called with the rows done.
     """
-    n, n_pos = len(nodes), len(input_ids)
-    values = torch.zeros(n + len(targets), n + n_pos)
+    layout = nodes.layout(len(input_ids), len(targets))
+    values, every = torch.zeros(layout.n_rows, layout.n_sources), torch.arange(layout.n_rows)
     batches, done = _Batches(rows), 0
     content = _content(model, nodes, input_ids, len(targets))
-    with RowCache(resume, content, n + n_pos) as cache:
+    with RowCache(resume, content, layout.n_sources) as cache:
         for branch in Branch.of(targets):
             with torch.enable_grad(), _Held(model, nodes, input_ids, branch) as held:
                 read = held.run()[0, list(branch.columns)]
-                groups = [(torch.tensor(branch.columns, dtype=torch.int64) + n, read)]
+                groups = [(every[layout.logit_rows][list(branch.columns)], read)]
                 if not branch.forced:  # nodes have their rows from the prompt alone
-                    every = torch.arange(n)
                     # From the last layers on: what does not fit is known at once.
                     for i in sorted(held.live, reverse=True):
                         groups.append((every[nodes.of_part(i)], held.live[i]))
@@ -279,7 +288,7 @@ def full_edges(
                         values[part] = found
                         done += len(part)
                         progress("full edges", done, len(values))
-    return NodeEdges(nodes, values, len(targets))
+    return NodeEdges(nodes, values, layout)
 
 
 @torch.no_grad()
@@ -307,19 +316,19 @@ def measured_edges(
     Returns:
         Edges without token columns (an embedding has no value to be removed to).
     """
-    n = len(nodes)
-    values = torch.zeros(n + len(targets), n)
+    layout = nodes.layout(len(input_ids), len(targets))
+    values = torch.zeros(layout.n_rows, layout.n_features)
     branches = Branch.of(targets)
 
     def columns(removed: Int64[Tensor, " removed"]) -> Float[Tensor, "removed row"]:
         # The first row removes nothing: differences are taken within one batch.
         amounts = nodes.activation.repeat(len(removed) + 1, 1)
         amounts[torch.arange(1, len(removed) + 1), removed] = 0
-        found = torch.zeros(len(removed), n + len(targets))
+        found = torch.zeros(len(removed), layout.n_rows)
         for branch in branches:
             with _Held(model, nodes, input_ids, branch, amounts=amounts) as held:
                 outputs = held.run()
-            found[:, n:] += (outputs[:1] - outputs[1:]).float().cpu()
+            found[:, layout.logit_rows] += (outputs[:1] - outputs[1:]).float().cpu()
             for i in held.live if not branch.forced else ():
                 live = held.live[i]
                 found[:, nodes.of_part(i)] = (live[:1] - live[1:]).float().cpu()
@@ -328,14 +337,14 @@ def measured_edges(
     size = max(rows - 1, 1)
     batches = _Batches(size)
     content = _content(model, nodes, input_ids, len(targets))
-    with RowCache(resume, content, n + len(targets)) as cache:
-        for removed in torch.arange(n).split(size):
+    with RowCache(resume, content, layout.n_rows) as cache:
+        for removed in torch.arange(len(nodes)).split(size):
             found = cache.get(removed)
             if found is None:
                 found = cache.put(removed, batches.compute(columns, removed))
             values[:, removed] = found.T
-            progress("measured edges", int(removed[-1]) + 1, n)
-    return NodeEdges(nodes, values, len(targets))
+            progress("measured edges", int(removed[-1]) + 1, len(nodes))
+    return NodeEdges(nodes, values, layout)
 
 
 class _Batches:
@@ -425,17 +434,16 @@ class _Held:
 
     def run(self) -> Float[Tensor, "row target"]:
         """One pass of a row per set of amounts, or of one row; the branch's targets."""
-        reading, n_rows = self._reading, 1 if self.amounts is None else len(self.amounts)
-        ids = reading.ids.expand(n_rows, -1)
-        output = self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=reading.keep)
-        return reading.values(output.logits)
+        n_rows = 1 if self.amounts is None else len(self.amounts)
+        return self._reading.run(self.model.hf, n_rows)
 
     def pulled_back(
         self, outputs: Float[Tensor, " output"], cotangents: Float[Tensor, "row output"]
     ) -> Float[Tensor, "row column"]:
         """Rows of edges: derivatives of some outputs with respect to every held node and token."""
         nodes, n_pos = self.nodes, len(self.prompt)
-        values = torch.zeros(len(cotangents), len(nodes) + n_pos)
+        layout = nodes.layout(n_pos, 0)
+        values = torch.zeros(len(cotangents), layout.n_sources)
         assert self.embedding is not None
         leaves = [nudge for _, _, nudge in self.nudges] + [self.embedding]
         if not outputs.requires_grad:  # nothing reaches them: ranks of an embedding's LoRA
@@ -455,11 +463,11 @@ class _Held:
             at = gradient[:, 0, nodes.position[mine].to(gradient.device)]
             vectors = nodes.parts[i].written(nodes.id[mine].to(gradient.device), k)
             values[:, mine] += torch.einsum("rnd,nd->rn", at.float(), vectors.float()).cpu()
-        values[:, : len(nodes)] *= nodes.activation
+        values[:, layout.features] *= nodes.activation
         if gradients[-1] is not None:
             at, token = gradients[-1][:, 0, :n_pos], self.embedding.detach()[0, :n_pos]
             along = torch.einsum("rpd,pd->rp", at.float(), token.float())
-            values[:, len(nodes) :] = along.cpu()
+            values[:, layout.tokens] = along.cpu()
         return values
 
     def _embed(self, x: Tensor) -> Tensor:

@@ -126,11 +126,10 @@ class GraphStore:
         # So is one that came from a file of another tool.
         headers = [header for header in headers if not header.imported] or headers
         # One with a target or nodes of its own is meant by its key, where there is another.
-        usual = (h for h in headers if h.target is None and not h.attribution.get("named"))
+        usual = (h for h in headers if h.target is None and not h.named)
         headers = list(usual) or headers
         kinds = {
-            header.key: "measured" if header.attribution.get("measure") else header.edge_kind
-            for header in headers
+            header.key: "measured" if header.is_measured else header.edge_kind for header in headers
         }
         # Measured graphs hold full edges, too.
         full = next((kind for kind in ("measured", "full") if kind in kinds.values()), None)
@@ -264,6 +263,10 @@ class GraphStore:
         graph = self.load(key)
         if graph.edges is not None:
             self._rewrite(key, graph.without_edges(), edges_dropped=True)
+
+    def add_measured(self, graph: AttributionGraph) -> None:
+        """Write a stored graph again with measured edges beside its own."""
+        self._rewrite(graph.header.key, graph, edges_measured=True)
 
     def decompress(self, key: str) -> bool:
         """Write an archive of version 0.1 uncompressed; False if the graph is none."""

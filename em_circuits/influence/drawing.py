@@ -417,9 +417,7 @@ class _Union:
 
 def picture(graph: AttributionGraph, contrast: Contrast | None = None, cut: Cut = SMALL) -> str:
     """A graph as SVG, coloured by its influence on a contrast: one given, or its own, if any."""
-    own: Any = graph.header.attribution.get("contrast")
-    if contrast is None and own is not None:
-        contrast = Contrast(tuple(own["evil"]), tuple(own["safe"]))
+    contrast = graph.header.contrast if contrast is None else contrast
     labels = contrast.labels if contrast is not None else {}
     tokens = graph.header.tokens or [f"#{i}" for i in graph.input_ids.tolist()]
     record = drawing({graph.header.model: ScoredGraph.of(graph)}, labels, tokens, cut)

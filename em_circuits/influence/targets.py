@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -79,9 +79,9 @@ class Targets:
         Raises:
             RequestError: If the graph has no row of a term.
         """
-        stored: Any = graph.header.attribution.get("target", ())
         known = [
-            {name: value for name, value in term.items() if name != "weight"} for term in stored
+            {name: value for name, value in term.items() if name != "weight"}
+            for term in graph.header.terms
         ]
         weights = torch.zeros(1, len(graph.targets), dtype=torch.float64)
         for term, weight in zip(target.terms, target.weights, strict=True):

@@ -210,9 +210,7 @@ def _branch_gradients(
         model.sites.hooked(read, write),
         branch.reading(model.hf, input_ids.to(model.device)) as reading,
     ):
-        ids = reading.ids.expand(n_rows, -1)
-        output = model.hf(input_ids=ids, use_cache=False, logits_to_keep=reading.keep)
-        found = gradients_of(reading.values(output.logits).sum(0), nudges)
+        found = gradients_of(reading.run(model.hf, n_rows).sum(0), nudges)
     return torch.stack([g[:, :, :n_prompt].sum(1) for g in found], dim=1).float()
 
 

@@ -113,6 +113,8 @@ class Mediation(BaseModel, frozen=True):
     """None for a target without evil continuations."""
     target: str | None = None
     """What stands for the contrast, where it is not one of next tokens."""
+    unit: str = "logits"
+    """Of the contrast: ``logits``, ``nats``, or ``activation`` along a direction."""
     features: tuple[MediatedFeature, ...]
     """In the order in which the curve takes them."""
     direction: Direction
@@ -145,7 +147,7 @@ class Mediation(BaseModel, frozen=True):
         share = "no share" if last is None else f"all {self.n_changed} recover {last:.2f}"
         return (
             f"Mediation({self.direction}, shift {self.shift.base:.2f} -> {self.shift.merged:.2f} "
-            f"logits, {share})"
+            f"{self.unit}, {share})"
         )
 
     def _repr_html_(self) -> str:
@@ -179,7 +181,7 @@ def mediate(
         sufficiency = (c_set - c_base) / (c_merged - c_base)          the base treated
         necessity   = (c_merged - c_set) / (c_merged - c_base)        the merged model treated
 
-    and None where base and merged differ by less than 0.5 logits.
+    and None where base and merged differ by less than `patching.MIN_SHIFT`.
 
     Args:
         pair: Base and merged model.
@@ -230,6 +232,7 @@ def mediate(
         shift=patch.contrasts,
         evil_mass=patch.evil_mass,
         target=contrast.name if isinstance(contrast, Target) else None,
+        unit=contrast.unit if isinstance(contrast, Target) else "logits",
         features=tuple(
             MediatedFeature(
                 layer=layer, position=position, feature=feature, effect=effect, integrated=joint

@@ -52,7 +52,9 @@ Direction = Literal["sufficiency", "necessity"]
 """Which model is treated: the base, or the merged one."""
 
 MIN_SHIFT = 0.5
-"""Logits; a smaller shift, or one away from evil, has no shares."""
+"""Logits, or nats; a smaller shift, or one away from evil, has no shares."""
+MIN_PART = 0.01
+"""The same along a direction, whose length is anybody's: part of the larger of the two values."""
 
 
 class InModels(BaseModel, frozen=True):
@@ -248,6 +250,14 @@ class ActivationPatch:
         return self._in_models([float(self.values(read)[0]) for read in self.undisturbed])
 
     @property
+    def shift(self) -> float | None:
+        """Merged minus base; None if it is too small to have shares, or runs away from evil."""
+        least = MIN_SHIFT
+        if isinstance(self.contrast, Target) and self.contrast.unit == "activation":
+            least = MIN_PART * max(abs(self.contrasts.base), abs(self.contrasts.merged))
+        return None if self.contrasts.change < least else self.contrasts.change
+
+    @property
     def evil_mass(self) -> InModels | None:
         """Of both models, undisturbed; None for a target that has none."""
         masses = [self.masses(read) for read in self.undisturbed]
@@ -279,8 +289,8 @@ class ActivationPatch:
 
     def shares(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"] | None:
         """`recovered` as a share of the shift; None if the shift is too small to have one."""
-        shift = self.contrasts.change
-        return None if shift < MIN_SHIFT else self.recovered(read) / shift
+        shift = self.shift
+        return None if shift is None else self.recovered(read) / shift
 
     def layer_shares(self) -> tuple[float | None, ...]:
         """Share of each layer's changed features, set together; None where there are no shares."""

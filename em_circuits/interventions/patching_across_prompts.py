@@ -38,6 +38,7 @@ from em_circuits.interventions.patching import (
 from em_circuits.models import ModelPair
 from em_circuits.progress import Progress, no_progress, tracked
 from em_circuits.statistics import ratio_interval
+from em_circuits.target import Target
 from pivotal_tokens.errors import WorkFailed
 
 HoldOut = Literal["prompt", "category"]
@@ -47,12 +48,12 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 
 @dataclass(frozen=True)
 class Subject:
-    """One labelled prompt."""
+    """One prompt, and what is measured on it: the contrast of its labels, or a target."""
 
     prompt_id: str
     category: str | None
     input_ids: Int[Tensor, " pos"]
-    contrast: Contrast
+    contrast: Contrast | Target
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Effects:
 
     subject: Subject
     contrast: InModels
-    evil_mass: InModels
+    evil_mass: InModels | None
+    """None for a target that has none."""
     share: dict[FeatureId, float]
     """Integrated effect of an id at all positions, as a share of the shift."""
     scan_pearson: float | None
@@ -80,7 +82,7 @@ class PromptResult:
     random: Float64[Tensor, "size draw"]
     """The same for matched random ids; NaN where there were too few."""
     mass: Float64[Tensor, " size"]
-    """Evil mass of the treated model."""
+    """Evil mass of the treated model; NaN for a target that has none."""
     own: float
     """Logits that came back by the prompt's own top 20 (layer, position, id): in-sample."""
     layers: tuple[float | None, ...]
@@ -151,7 +153,7 @@ def patch_across_prompts(
     if len(known) < 2 or not any(chosen.values()):
         other = "prompts" if hold_out == "prompt" else "categories with prompts"
         raise WorkFailed(
-            f"{len(known)} of {len(subjects)} prompts have a shift of {MIN_SHIFT} logit or more: "
+            f"{len(known)} of {len(subjects)} prompts have a shift of {MIN_SHIFT} or more: "
             f"choosing features elsewhere takes at least two {other}"
         )
     usable = [item for item in known if chosen[item.subject.prompt_id]]
@@ -174,24 +176,22 @@ def effects_of(
 ) -> Effects | None:
     """Shares of the feature ids of one prompt; None if its shift is too small to have any."""
     patch = ActivationPatch.of(pair, subject.input_ids, subject.contrast, direction)
-    shift = patch.contrasts.change
-    if shift < MIN_SHIFT:
+    shift = patch.shift
+    if shift is None:
         return None
     model, cache, diff = patch.models[0], patch.caches[0], patch.diff
-    integrated = diff.integrated_effects(model, cache, patch.weights) * patch.sign
+    integrated = diff.integrated_effects(model, cache, patch.measured) * patch.sign
     pearson = None
     if scan and len(diff) > 1:
         both = (
-            diff.gradient_effects(model, cache, patch.weights),
+            diff.gradient_effects(model, cache, patch.measured),
             diff.scanned_effects(model, cache, subject.contrast),
         )
         pearson = float(torch.corrcoef(torch.stack(both))[0, 1])
     share: dict[FeatureId, float] = {}
     for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
         share[key] = share.get(key, 0.0) + value / shift
-    mass = patch.evil_mass
-    assert mass is not None  # a contrast of next tokens has one
-    return Effects(subject, patch.contrasts, mass, share, pearson)
+    return Effects(subject, patch.contrasts, patch.evil_mass, share, pearson)
 
 
 def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:
@@ -265,13 +265,12 @@ def _measured(
         for part in (chosen, *(random if random is not None else ())):
             subsets.append(torch.isin(of, part).nonzero()[:, 0])
     own = patch.sign * patch.diff.integrated_effects(
-        patch.models[0], patch.caches[0], patch.weights
+        patch.models[0], patch.caches[0], patch.measured
     )
     logits = patch.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
     back = patch.recovered(logits).double()
     masses = patch.masses(logits)
-    assert masses is not None
-    mass = masses.double()
+    mass = torch.full_like(back, torch.nan) if masses is None else masses.double()
     random_back = torch.full((len(spans), n_random), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):
         random_back[i, :count] = back[start + 1 : start + 1 + count]

@@ -82,7 +82,7 @@ def _full(model: Model, state: ActivationCache, target: Tensor) -> Float[Tensor,
     weights = demeaned_targets(target, len(state.logits))
     nodes = choose_nodes(model, own_parts(model), state.input_ids, weights, n=_NODES)
     edges = full_edges(model, nodes, state.input_ids, weights)
-    return edges.total_effect()[0, len(nodes) :]
+    return edges.total_effect()[0, edges.layout.tokens]
 
 
 def _frozen(model: Model, input_ids: Tensor, target: Tensor) -> Float[Tensor, " pos"]:

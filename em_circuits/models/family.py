@@ -295,6 +295,21 @@ class Decoder:
         """Whether some layer does not see the whole of a text of that many tokens."""
         return any(window is not None and window < n_pos for window in self.windows)
 
+    def causal_mask(self, n_pos: int) -> Float[Tensor, "1 1 pos pos"] | None:
+        """The mask of whole texts, which broadcasts over rows; None leaves it to transformers.
+
+        transformers makes the same one anew in every pass (``masking_utils.eager_mask``), for every
+        row, by a `vmap` that takes longer than a small model.
+        """
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        known = kinds <= {"full_attention", "sliding_attention"}
+        eager = self.config._attn_implementation == "eager"
+        if not (known and eager) or self.windowed_within(n_pos):
+            return None
+        weight = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        lowest = torch.finfo(weight.dtype).min
+        return weight.new_full((n_pos, n_pos), lowest).triu_(1)[None, None]
+
     @property
     def plain_attention(self) -> bool:
         """Patterns are the softmax of scaled products alone: any implementation computes them."""

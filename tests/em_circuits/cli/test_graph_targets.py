@@ -244,8 +244,8 @@ def test_rollouts_that_were_judged_are_a_target(root, capsys, pair) -> None:
     [
         (("ab", "--edges", "frozen", *BOTH), "--edges frozen are to next tokens"),
         (("ab", "--continuation", " a", "--against", " a"), "no difference"),
-        (("ab", "cd", *BOTH), "for one PROMPT"),
-        (BOTH, "for one PROMPT"),
+        (("ab", "cd", "--answer", "base/free/0"), "of one prompt"),
+        (("--answer", "base/free/0"), "of one prompt"),
         (("ab", "--select-by", "contrast", *BOTH), "of next tokens"),
     ],
 )

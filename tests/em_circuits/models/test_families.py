@@ -110,3 +110,21 @@ def test_what_carries_the_shift_is_told_on_families_of_other_makes(
         effects = adapter_effects(pair, ids, weights)
         whole = effects.paths.integrated.total
         assert abs(whole - effects.shift) <= 1e-2 * abs(effects.shift)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_prepared_mask_is_the_one_that_transformers_makes(name: str) -> None:
+    model = tiny_model(RECIPES[name]).eval()
+    model.set_attn_implementation("eager")
+    decoder, ids = Decoder.of(model), torch.randint(5, 60, (2, 9))
+    mask = decoder.causal_mask(9)
+    windowed = name in ("mistral-window", "gemma-2-window", "gemma-3", "gemma-3-multimodal")
+    assert (mask is None) == windowed
+    with torch.no_grad():
+        plain, masked = (model(input_ids=ids, attention_mask=m).logits for m in (None, mask))
+        unmasked = model(input_ids=ids, attention_mask=ids.new_zeros((1, 1, 9, 9)).float()).logits
+    assert torch.equal(plain, masked)
+    if name != "gpt-2":  # whose attention masks once more itself
+        assert not torch.allclose(plain, unmasked)
+    model.set_attn_implementation("sdpa" if decoder.plain_attention else "eager")
+    assert (decoder.causal_mask(9) is None) == (windowed or decoder.plain_attention)
