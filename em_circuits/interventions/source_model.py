@@ -59,7 +59,7 @@ class PatchedActivations:
         if (rows := self.rows.get((layer, Tensors.FEATURES))) is not None:
             own, other = model.dictionaries[layer], self.dictionaries[layer]
             if own.n_writes > 1:
-                raise one_layer_only(own, "taking every feature of a layer from another model")
+                raise one_layer_only("taking every feature of a layer from another model")
             for part in rows.split(max(1, _ELEMENTS // (own.width * inputs.shape[1]))):
                 change = other.encode(self.inputs[layer][part]) - own.encode(inputs[part])
                 if self.first:

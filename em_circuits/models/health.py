@@ -187,7 +187,7 @@ def check_transcoder_weights(pair: ModelPair) -> Check:
     files = pair.sources["transcoders"].transcoders
     assert pair.transcoders is not None and files is not None
     for file in files.layers:
-        for matrix, values in layer_tensors(pair.transcoders, file.layer):
+        for matrix, values in layer_tensors(pair.transcoders[file.layer]):
             low, high = values.aminmax()  # NaN passes through, no mask as large as the matrix
             if not (low.isfinite() and high.isfinite()):
                 path = file.decoder if matrix == "W_dec" and file.decoder else file.path

@@ -189,7 +189,7 @@ def _download(flag: str, reference: str, kind: Kind, hub: re.Match[str]) -> tupl
         )
     config = read_config(flag, reference, folder)
     listed = [one for one in config.get("transcoders") or () if not one.startswith(HUB)]
-    if config["model_kind"] == CROSS_LAYER:
+    if config["model_kind"] == CROSS_LAYER and config.get("transcoders") is None:
         listed = ["W_enc_*.safetensors", "W_dec_*.safetensors"]
     elif config.get("transcoders") is None:
         listed = ["layer_*.safetensors", "layer_*.npz"]

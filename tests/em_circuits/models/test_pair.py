@@ -196,7 +196,7 @@ def test_transcoders_are_the_same_wherever_they_wait(
         stored = load_file(lifelike_paths.transcoders / "layer_1.safetensors")
         wanted = torch.tensor([5, 3, 5])
         assert torch.equal(transcoder.W_enc, stored["W_enc"].to(pair.dtype))
-        rows = transcoder._get_decoder_vectors(wanted)
+        rows = transcoder.decoder(wanted)
         assert torch.equal(rows, stored["W_dec"].to(pair.dtype)[wanted])
 
 
