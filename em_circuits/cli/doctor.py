@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -52,8 +52,13 @@ def doctor(session: Session, prompt: str, deep: bool, as_json: bool) -> None:
 
 
 def describe(result: DoctorResult) -> Iterator[str]:
+    """A line per check."""
+    return check_lines(result.checks)
+
+
+def check_lines(checks: Iterable[Check]) -> Iterator[str]:
     """A line per check, and advice below those that failed."""
-    for check in result.checks:
+    for check in checks:
         mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
         yield f"{mark}  {check.name}: {check.found}"
         if not check.ok:

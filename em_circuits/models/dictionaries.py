@@ -209,9 +209,7 @@ class TranscoderDictionary(Dictionary):
         if self.top_k is None:
             zeros = torch.zeros_like(self.b_enc) if self.threshold is None else self.threshold
             threshold = zeros[ids]
-        return TranscoderEncoder(
-            self, ids, self.matrices("W_enc", ids), self.b_enc[ids], threshold
-        )
+        return TranscoderEncoder(self, ids, self.matrices("W_enc", ids), self.b_enc[ids], threshold)
 
     def linearised(
         self, x: Float[Tensor, "row pos d_model"], active: Active
@@ -309,4 +307,3 @@ def row_products(
         for i in range(0, len(which), CHUNK)
     ]
     return torch.cat(parts) if parts else inputs.new_zeros(0)
-

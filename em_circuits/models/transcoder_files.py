@@ -45,10 +45,7 @@ _NUMBERED = re.compile(r"layer_(\d+)\.(?:safetensors|npz)")
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")
 _TOP_K = {"facebook/crv-8b-instruct-transcoders": 128}
 """k of Top-K sets whose config does not say it, as circuit-tracer has it."""
-_FOREIGN = {
-    "cfg.json": "SAELens or sparsify",
-    "ae.pt": "dictionary_learning",
-}
+_FOREIGN = {"cfg.json": "SAELens or sparsify"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 Fetch = Callable[[str], Path]
@@ -258,9 +255,7 @@ def _counted(
     return [numbers[layer] for layer in range(max(numbers) + 1)]
 
 
-def _layer(
-    flag: str, layer: int, name: str, path: Path, depth: int | None = None
-) -> LayerFile:
+def _layer(flag: str, layer: int, name: str, path: Path, depth: int | None = None) -> LayerFile:
     """One layer's file; `depth` is the number of layers of a cross-layer transcoder."""
     if not path.is_file():
         raise RequestError(f"{flag} layer {layer} is missing: no file {path}; download it again")
@@ -270,19 +265,21 @@ def _layer(
             d_model, width = shapes["w_enc"]
             kind: Format = "gemma-scope-2" if depth is None else "gemma-scope-2 cross-layer"
             outputs = () if depth is None else (depth,)
-            _require(shapes, w_dec=(width, *outputs, d_model), b_enc=(width,), b_dec=(d_model,))
-            _require(shapes, threshold=(width,))
+            require_shapes(
+                shapes, w_dec=(width, *outputs, d_model), b_enc=(width,), b_dec=(d_model,)
+            )
+            require_shapes(shapes, threshold=(width,))
         elif depth is not None:
             raise KeyError("w_enc")
         elif "threshold" in shapes and "W_enc" in shapes:
             d_model, width = shapes["W_enc"]
             kind = "gemma-scope"
-            _require(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
-            _require(shapes, threshold=(width,))
+            require_shapes(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
+            require_shapes(shapes, threshold=(width,))
         else:
             width, d_model = shapes["W_enc"]
             kind = "circuit-tracer"
-            _require(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
+            require_shapes(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
     except (KeyError, ValueError) as error:
         found = ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())[:6])
         raise RequestError(
@@ -297,7 +294,13 @@ def _reason(error: Exception) -> str:
     return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
-def _require(shapes: Shapes, **expected: tuple[int, ...]) -> None:
+def require_shapes(shapes: Shapes, **expected: tuple[int, ...]) -> None:
+    """Refuse tensors of other shapes than expected.
+
+    Raises:
+        KeyError: One is not there.
+        ValueError: Naming it and both shapes.
+    """
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise ValueError(f"{name} is {list(shapes[name])}, expected {list(shape)}")
@@ -317,7 +320,7 @@ def _cross_layer(flag: str, folder: Path) -> tuple[LayerFile, ...]:
                 f"b_enc_{layer}": (width,),
                 f"b_dec_{layer}": (d_model,),
             }
-            _require(shapes, **expected)
+            require_shapes(shapes, **expected)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{flag} layer {layer}: {path} is no layer of a cross-layer transcoder of "

@@ -9,7 +9,7 @@ own format: matrices that it keeps transposed are turned as they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -162,17 +162,22 @@ def read_tensor(file: LayerFile, name: str, ids: Tensor | None = None) -> Tensor
     return found[:, file.layer :].contiguous() if listed else found
 
 
-def layer_tensors(dictionary: TranscoderDictionary) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of everything in one layer, read where it waits."""
-    yield from ((name, dictionary.matrices(name, None)) for name in _MATRICES)
-    for name, value in (
-        ("b_enc", dictionary.b_enc),
-        ("b_dec", dictionary.b_dec),
-        ("W_skip", dictionary.W_skip),
-        (THRESHOLD, dictionary.threshold),
-    ):
-        if value is not None:
-            yield name, value
+def not_finite(dictionary: TranscoderDictionary, file: LayerFile) -> str | None:
+    """The first matrix of a layer that holds NaN or infinite numbers, and its file; None if none
+    does."""
+    for name in _NAMES:
+        if name in _MATRICES:  # one at a time, read where it waits
+            values = dictionary.matrices(name, None)
+        else:
+            field = "threshold" if name == THRESHOLD else name
+            if (held := getattr(dictionary, field)) is None:
+                continue
+            values = held
+        low, high = values.aminmax()  # NaN passes through, no mask as large as the matrix
+        if not (low.isfinite() and high.isfinite()):
+            path = file.decoder if name == "W_dec" and file.decoder else file.path
+            return f"layer {file.layer}: {name} holds NaN or infinite numbers, in {path}"
+    return None
 
 
 def held_names(file: LayerFile) -> list[str]:

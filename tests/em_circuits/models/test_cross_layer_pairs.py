@@ -89,7 +89,9 @@ def test_an_intervention_writes_into_every_later_layer(made) -> None:
             if at < layer:
                 return output
             output = output.clone()
-            output[0, position] -= value * clt[layer].decoder(torch.tensor([feature]), at - layer)[0]
+            output[0, position] -= (
+                value * clt[layer].decoder(torch.tensor([feature]), at - layer)[0]
+            )
             return output
 
         what = (layer, position, feature, value)
@@ -227,14 +229,16 @@ def test_the_memory_plan_counts_every_decoder(made) -> None:
     subject, clt, _ = made
     files = subject.pair.sources["transcoders"].transcoders
     held = sum(one.elements for one in files.layers)
-    assert held == sum(one.matrices(name, None).numel() for one in clt.layers for name in ("W_enc", "W_dec"))
+    assert held == sum(
+        one.matrices(name, None).numel() for one in clt.layers for name in ("W_enc", "W_dec")
+    )
 
 
 def test_a_list_of_per_layer_files_is_no_cross_layer_transcoder(
     made, tmp_path: Path, no_model_loads: None
 ) -> None:
     subject, _, folder = made
-    own = Path(subject.pair.sources["base"].path).parent / "transcoders"
+    own = Path(subject.pair.sources["base"].path).parent / "lifelike-transcoders"
     record = yaml.safe_load((folder / "config.yaml").read_text())
     entries = [f"layer_{i}.safetensors" for i in range(4)]
     for name in entries:
