@@ -3,7 +3,7 @@
 A set is a directory with circuit-tracer's ``config.yaml``. Its ``transcoders`` list names a file
 per layer, beside it or on the hub (``hf://org/repo/path``); without a list the files are
 ``layer_0.safetensors`` (or ``.npz``) and on, and those of a cross-layer transcoder ``W_enc_0`` and
-``W_dec_0`` where it lists none. A file's format is told by the tensors in it, never by words in its path:
+``W_dec_0``. A file's format is told by the tensors in it, never by words in its path:
 
 | format | tensors |
 |---|---|
