@@ -2,7 +2,7 @@
 
 | library | a layer is a folder of | it reads and writes | encoder |
 |---|---|---|---|
-| SAELens | ``cfg.json``, ``sae_weights.safetensors`` | at `hook_name`, `hook_name_out` | d x latent |
+| SAELens | ``cfg.json``, ``sae_weights.safetensors`` | `hook_name`, `hook_name_out` | d x latent |
 | sparsify | ``cfg.json``, ``sae.safetensors`` | around ``layers.2.mlp``, its name | latent x d |
 
 What both compute, and a converted layer with them:

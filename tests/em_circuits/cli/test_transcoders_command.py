@@ -46,7 +46,12 @@ def test_figures_are_those_of_the_plain_formula(
     tokenizer = AutoTokenizer.from_pretrained(paths.base)
     held = load_file(paths.transcoders / "layer_2.safetensors")
     mlp, x, y = model.model.layers[2].mlp, [], []
-    mlp.register_forward_hook(lambda _m, args, out: (x.append(args[0][0]), y.append(out[0])))
+
+    def keep(_mlp: object, args: tuple, out: torch.Tensor) -> None:
+        x.append(args[0][0])
+        y.append(out[0])
+
+    mlp.register_forward_hook(keep)
     for passage in text.read_text().splitlines():
         ids = tokenizer(passage, return_tensors="pt").input_ids
         bos = torch.tensor([[tokenizer.bos_token_id]])
