@@ -38,6 +38,7 @@ from em_circuits.interventions import (
     run_rows,
 )
 from em_circuits.models import ModelPair
+from em_circuits.models.foreign import has_circuit_tracer
 from em_circuits.models.health import check_pair
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt
@@ -107,7 +108,6 @@ PATHS = {
         final="transformer.ln_f",
         embedding="transformer.wte",
     ),
-    "GptOssForCausalLM": Paths(mlp="mlp.experts", writer="mlp.experts"),
 }
 
 
@@ -143,6 +143,8 @@ class Plain:
     def __init__(self, made: MadeFamily, kind: str) -> None:
         cls = getattr(transformers, made.recipe.model)
         model = cls.from_pretrained(made.base, dtype=torch.float32, attn_implementation="eager")
+        # transformers 5 has a kernel for experts that takes no float64
+        model.config._experts_implementation = "eager"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = PeftModel.from_pretrained(model, str(made.adapter)).merge_and_unload()
@@ -321,8 +323,8 @@ class Frozen:
         def of_attention(layer: int, _m: Any, _a: Any, output: tuple) -> None:
             self.patterns[layer] = output[1]
 
-        def of_writer(layer: int, _m: Any, _a: Any, output: Tensor) -> None:
-            self.outputs[layer] = output
+        def of_writer(layer: int, _m: Any, _a: Any, output: Any) -> None:
+            self.outputs[layer] = output[0] if isinstance(output, tuple) else output
 
         def of_stream(layer: int, _m: Any, args: tuple, _o: Any) -> None:
             self.stream[layer] = args[0][0]
@@ -354,7 +356,9 @@ class Frozen:
             handles.append(at.register_forward_hook(hook, with_kwargs=True))
             constant = self.outputs[layer]
             handles.append(
-                self.plain.writer(layer).register_forward_hook(lambda _m, _a, _o, c=constant: c)
+                self.plain.writer(layer).register_forward_hook(
+                    lambda _m, _a, o, c=constant: (c, *o[1:]) if isinstance(o, tuple) else c
+                )
             )
         try:
             yield
@@ -399,7 +403,12 @@ def _scaled(token: tuple[int, float], output: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _output(module: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _m, _a, output: change(output))
+    def hook(_module: Any, _args: tuple, output: Any) -> Any:
+        if isinstance(output, tuple):  # of experts: and which were taken
+            return change(output[0]), *output[1:]
+        return change(output)
+
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
@@ -425,7 +434,7 @@ def differences(made: MadeFamily, kind: str, **changes: Any) -> dict[str, float 
         found["doctor"] = "ok" if not bad else f"{bad[0].name}: {bad[0].found}"
         found |= _logits_and_ablations(pair, plain, ids)
         found |= _full(pair, plain, ids)
-        if kind == "plt":
+        if kind == "plt" and has_circuit_tracer():
             found |= _frozen(pair, plain, ids)
         found |= _regimes(pair, ids)
     return found

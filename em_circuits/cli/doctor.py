@@ -68,15 +68,16 @@ def check_lines(checks: Iterable[Check]) -> Iterator[str]:
 def machine_checks() -> list[Check]:
     """What does not depend on the models."""
     versions = library_versions()
+    tracer = versions.get("circuit-tracer")
     nnsight = tuple(int(part) for part in versions.get("nnsight", "0.0").split(".")[:2])
-    return [
-        Check("python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer"),
+    frozen = [
         Check(
             "circuit-tracer",
-            versions.get("circuit-tracer") == "0.5.0",
-            versions.get("circuit-tracer", "absent"),
+            tracer == "0.5.0",
+            tracer or "absent: no frozen edges",
             "0.5.0",
-            "pip install -c constraints.txt circuit-tracer",
+            "pip install 'em-circuits[frozen]'",
+            fatal=tracer is not None,
         ),
         Check(
             "nnsight",
@@ -85,6 +86,10 @@ def machine_checks() -> list[Check]:
             ">=0.6,<0.8",
             "0.8 breaks circuit-tracer's import",
         ),
+    ]
+    return [
+        Check("python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer"),
+        *(frozen if tracer is not None else frozen[:1]),
         Check("torch", True, versions.get("torch", "absent"), "any"),
         Check(
             "sqlite",

@@ -91,10 +91,10 @@ class SourceModel:
 
         first = self._cache is None
         with self._model.sites.hooked(read, write):
-            done = self._model.hf(
-                **given, past_key_values=self._cache, use_cache=use_cache, logits_to_keep=1
-            )
-        self._cache = done.past_key_values
+            name = self._model.decoder.cache_name
+            given[name] = self._cache
+            done = self._model.hf(**given, use_cache=use_cache, logits_to_keep=1)
+        self._cache = done[name] if use_cache else None
         return PatchedActivations(self._rows, inputs, outputs, self._model.dictionaries, first)
 
     def expand(self, n_samples: int, rows: Sequence[Row]) -> None:

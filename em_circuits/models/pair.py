@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from em_circuits.models.dictionaries import Dictionary
 from em_circuits.models.family import Decoder
 from em_circuits.models.fingerprint import FingerprintCache
-from em_circuits.models.foreign import foreign_errors
+from em_circuits.models.foreign import foreign_errors, has_circuit_tracer, require_circuit_tracer
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
@@ -130,8 +130,10 @@ class Model:
         return Decoder.of(self.hf)
 
     @property
-    def backend(self) -> Literal["transformerlens", "nnsight"]:
-        """circuit-tracer's backend for frozen graphs."""
+    def backend(self) -> Literal["transformerlens", "nnsight", "none"]:
+        """circuit-tracer's backend for frozen graphs; none where it is not installed."""
+        if not has_circuit_tracer():
+            return "none"
         from em_circuits.models.replacement import backend_of
 
         return backend_of(self.decoder, self.settings.backend, self.settings.max_context)
@@ -156,6 +158,7 @@ class Model:
                 "scores that rest on them; use full edges, or give --transcoders"
             )
         if self._replacement is None:
+            require_circuit_tracer("frozen edges")
             from em_circuits.models.replacement import build_replacement
 
             self._replacement = build_replacement(

@@ -416,7 +416,7 @@ def _mapped(architecture: str, family: Family, transcoders: Any) -> Iterator[Non
         "mlp.hook_out": (mlp, "output"),
         "hook_mlp_out": (behind, "output"),
     }
-    if family.norm in inside and family.experts is None:
+    if family.norm in inside and not family.experts:
         places["ln2.hook_normalized"] = (f"{norm}.source.{inside[family.norm]}", "output")
     places |= known.feature_hook_mapping
     for hook in (transcoders.feature_input_hook, transcoders.feature_output_hook):
