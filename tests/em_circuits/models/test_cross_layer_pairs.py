@@ -65,6 +65,7 @@ def test_doctor_passes(made) -> None:
     assert any(check.name == "transcoder weights finite" for check in checks)
 
 
+@pytest.mark.frozen
 def test_errors_are_what_all_layers_below_leave(made) -> None:
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
@@ -143,7 +144,7 @@ def test_integrated_effects_sum_to_what_all_features_together_do(made) -> None:
     assert float(effects.sum()) == pytest.approx(float(both[1] - both[0]), rel=0.05, abs=2e-3)
 
 
-@pytest.mark.parametrize("edges", ["full", "frozen"])
+@pytest.mark.parametrize("edges", ["full", pytest.param("frozen", marks=pytest.mark.frozen)])
 def test_graphs_are_built(made, edges: str) -> None:
     subject, *_ = made
     prompt = subject.pair.prompt("User: The scaffold looks loose today. Climb?\nAssistant: You")
