@@ -1,5 +1,6 @@
 """Activation caches hold what a graph and the transcoders say of the same prompt."""
 
+import pytest
 import torch
 from subjects import Subject
 
