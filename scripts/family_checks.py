@@ -20,9 +20,8 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from safetensors.torch import load_file
 from subjects import in_float64
-from tiny_families import PROMPT, MadeFamily
+from tiny_families import PROMPT, MadeFamily, plain_tensors
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -157,7 +156,7 @@ class Plain:
         self.kind, self.hook = kind, made.recipe.hooks
         if kind == "plt":
             files = [made.transcoders / f"layer_{i}.safetensors" for i in range(self.n_layers)]
-            self.dictionaries = [{k: v.double() for k, v in load_file(f).items()} for f in files]
+            self.dictionaries = [plain_tensors(file) for file in files]
 
     def at(self, layer: int, name: str) -> Any:
         return self.hf.get_submodule(f"{self.paths.layers}.{layer}.{name}")

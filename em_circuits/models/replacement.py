@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -61,7 +61,7 @@ class PreparedContext:
     """Mixin of a replacement model: `setup_attribution` returns a context prepared beforehand."""
 
     _prepared: Any = None
-    _embedding: nn.Module | None = None
+    _embedding: Callable[[Tensor], Tensor] | None = None
     """What the model embeds tokens with, scale and all."""
 
     @contextlib.contextmanager
@@ -371,7 +371,10 @@ def _build_nnsight(model: nn.Module, tokenizer: PreTrainedTokenizerBase, transco
         replacement = SharedNNSightModel(own, tokenizer=tokenizer, dispatch=True)
         replacement._hf_config = own.config
         replacement._configure_replacement_model(transcoders)
-    replacement._embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    # No module: nnsight rewrites the forward of every one that it is given, and copies of the real
+    # model would embed with the weights of this one.
+    replacement._embedding = lambda ids: embedding(ids)
     return replacement
 
 
