@@ -32,7 +32,7 @@ from pivotal_tokens.schema import Prompt
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- make families: begin -->", "<!-- make families: end -->"
-KINDS = ("own", "resid", "normalised", "mlp", "skip", "jumprelu", "scope-2", "none")
+KINDS = ("own", "resid", "normalised", "mlp", "skip", "jumprelu", "none")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor", "--deep"),
     "label": ("label", "--all-graphs", "--nodes", "40"),
