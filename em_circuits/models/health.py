@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from em_circuits.models.check import Check
 from em_circuits.models.files import ADAPTER_WEIGHTS, tensor_shapes
 from em_circuits.models.pair import Model, ModelPair, load_tokenizer
-from em_circuits.models.sharing import sharing_copy, tied_to, unmerged_adapter
+from em_circuits.models.sharing import model_name, sharing_copy, tied_to, unmerged_adapter
 from em_circuits.models.source import Source
 from em_circuits.models.transcoders import not_finite
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -129,7 +129,7 @@ def adapter_targets(adapter: Source, model: nn.Module) -> dict[str, bool]:
     modules = {name for name, _ in model.named_modules()}
     targets: dict[str, bool] = {}
     for key in tensor_shapes("--adapter", adapter.files[ADAPTER_WEIGHTS]):
-        name = key.removeprefix("base_model.model.")
+        name = model_name(key)
         if name in tensors:
             targets[name] = True
             continue

@@ -72,6 +72,10 @@ def test_adapters_that_train_every_bias_are_merged_as_peft_runs_them(
     with ModelPair.load(made.settings(kind="none")) as pair:
         checks = {check.name: check for check in check_pair(pair, pair.input_ids(PROMPT))}
         changed = pair.changed
+        plain = type(model).from_pretrained(made.base, dtype=torch.float32)
+        # PEFT loaded the biases in place, into the base, too, which shared their memory
+        for one, value in plain.named_parameters():
+            assert torch.equal(value, dict(pair.base.hf.named_parameters())[one]), one
     merged = checks["merged is the adapter on the base"]
     assert merged.ok and float(merged.found.split()[0]) <= 1e-5, merged.found
     differ = checks["weights differ where the fine-tune is"]
