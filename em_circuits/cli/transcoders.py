@@ -17,7 +17,7 @@ from em_circuits.models.source import check_transcoder_fit, foreign_folder, loca
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
-    from em_circuits.models.transcoder_check import TranscoderReport
+    from em_circuits.models.transcoder_check import LayerQuality, TranscoderReport
     from em_circuits.models.transcoder_files import TranscoderFiles
 
 
@@ -86,7 +86,8 @@ def check(session: Session, name: str | None, text: Path | None, as_json: bool) 
     from em_circuits.models.transcoder_check import transcoder_checks
 
     checks = transcoder_checks(files, None if base is None else base.name)
-    quality, positions = [], 0
+    quality: list[LayerQuality] = []
+    positions = 0
     if settings is not None and base is not None and passages:
         from em_circuits.models.pair import load_causal_lm, load_tokenizer
         from em_circuits.models.transcoder_check import in_order, reconstruction_quality

@@ -161,11 +161,13 @@ class Model:
             require_circuit_tracer("frozen edges")
             from em_circuits.models.replacement import build_replacement
 
+            backend = self.backend
+            assert backend != "none"
             self._replacement = build_replacement(
                 self.hf,
                 self.tokenizer,
                 self.transcoders,
-                backend=self.backend,
+                backend=backend,
                 max_context=self.settings.max_context,
             )
         return self._replacement
