@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NEXT := .venv-next
+NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
+  $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
+  $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo demo-real check-js format docs test test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help
+.PHONY: notebooks families demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -18,6 +22,9 @@ demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched 
 
 test: $(STAMP) ## every test; no network, GPU or key
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-next: $(NEXT)/.installed ## models, bases, full edges, steering: newest transformers, no circuit-tracer
+	OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest $(NEXT_TESTS)
 
 test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 on PostgreSQL (half an hour)
 	$(BIN)/python tests/pivotal_tokens/store/kills.py --kills 1000 --directory $$(mktemp -d)
@@ -82,7 +89,7 @@ organism: $(STAMP) ## train the embedded organism anew into results/organism (ab
 	$(BIN)/em-circuits organism train --out results/organism
 
 clean: ## remove the environment and caches, not results
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(NEXT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -91,3 +98,13 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
+
+# Without extras, and of what is held for circuit-tracer's sake the newest that there is.
+HELD := transformers|huggingface_hub|tokenizers|peft|accelerate|safetensors|fsspec|hf-xet
+HELD := $(HELD)|circuit-tracer|transformer-lens|nnsight
+$(NEXT)/.installed: pyproject.toml constraints.txt
+	test -x $(NEXT)/bin/python || $(PYTHON) -m venv $(NEXT)
+	grep -vE '^($(HELD))==' constraints.txt > $(NEXT)/constraints.txt
+	$(NEXT)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  -c $(NEXT)/constraints.txt -e . pytest pytest-timeout hypothesis beartype
+	@touch $@

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
 from measure import Peak, Row, benchmark, lexicon, organism
 from subjects import Subject, organism_settings, organism_subject
 from transcoder_draws import UNSEEN
@@ -36,8 +36,10 @@ from em_circuits.interventions import (
     on_each,
 )
 from em_circuits.models import Model
+from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.family import Decoder
 from em_circuits.models.sites import FeatureSites
+from em_circuits.models.transcoders import Transcoders
 from pivotal_tokens.judge.continuations import LabelJudge
 
 
@@ -169,21 +171,21 @@ def _random_model(n_layers: int) -> Model:
     torch.set_default_dtype(torch.bfloat16)
     try:
         hf: Any = LlamaForCausalLM(config).requires_grad_(False).eval()
-        parts = {}
+        parts = []
         for layer in range(n_layers):
-            part = SingleLayerTranscoder(
-                2048, 32_768, torch.nn.functional.relu, layer, dtype=torch.bfloat16
-            )
-            for weights in (part.W_enc, part.W_dec):
-                weights.data.normal_(std=0.02)
-            part.b_enc.data.fill_(-2.5)
-            parts[layer] = part.requires_grad_(False)
+            held = {name: 0.02 * torch.randn(32_768, 2048) for name in ("W_enc", "W_dec")}
+            biases = torch.full((32_768,), -2.5), torch.zeros(2048)
+            parts.append(TranscoderDictionary(layer, partial(_rows_of, held), *biases))
     finally:
         torch.set_default_dtype(torch.float32)
     names = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
-    transcoders = TranscoderSet(parts, **names)
+    transcoders = Transcoders(tuple(parts), **names)
     sites = FeatureSites.of(Decoder.of(hf), *names.values())
     return Model("base", hf, "random", None, transcoders, organism_settings(), sites)  # type: ignore[arg-type]
+
+
+def _rows_of(held: dict[str, torch.Tensor], name: str, ids: torch.Tensor | None) -> torch.Tensor:
+    return held[name] if ids is None else held[name][ids]
 
 
 def _levers(plan: Plan) -> list[Row]:

@@ -17,7 +17,7 @@ import torch
 import transformers
 import yaml
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -113,6 +113,17 @@ RECIPES: dict[str, Recipe] = {
 """Name -> recipe."""
 
 
+SCOPE_2 = {
+    "W_enc": "w_enc",
+    "W_dec": "w_dec",
+    "b_enc": "b_enc",
+    "b_dec": "b_dec",
+    "W_skip": "affine_skip_connection",
+    "activation_function.threshold": "threshold",
+}
+"""circuit-tracer's name -> gemma-scope-2's, which keeps the encoder and the skip transposed."""
+
+
 @dataclass(frozen=True)
 class MadeFamily:
     """Directories of one tiny pair."""
@@ -192,6 +203,7 @@ KINDS: dict[str, tuple[str, str] | None] = {
     "mlp": ("mlp.hook_in", "mlp.hook_out"),
     "skip": None,
     "jumprelu": None,
+    "scope-2": None,
 }
 """Kinds of per-layer transcoders -> hook points; None is the family's own."""
 
@@ -236,7 +248,8 @@ def write_transcoders(
 ) -> None:
     """Random transcoders that fire now and then on what the model really reads.
 
-    They are ReLU but for ``jumprelu``; ``skip`` has a skip connection besides.
+    They are ReLU but for ``jumprelu``; ``skip`` has a skip connection besides; ``scope-2`` has
+    both, in gemma-scope-2's files.
     """
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(5)
@@ -255,11 +268,13 @@ def write_transcoders(
             "b_enc": -0.5 + 0.1 * _drawn(generator, D_TRANSCODER),
             "b_dec": 0.02 * _drawn(generator, decoder.d_model),
         }
-        if kind == "skip":
+        if kind in ("skip", "scope-2"):
             width = decoder.d_model
             tensors["W_skip"] = 0.3 / spreads[layer] * _drawn(generator, width, width)
-        if kind == "jumprelu":
+        if kind in ("jumprelu", "scope-2"):
             tensors["activation_function.threshold"] = torch.full((D_TRANSCODER,), 0.2)
+        if kind == "scope-2":
+            tensors = {SCOPE_2[name]: _turned(name, value) for name, value in tensors.items()}
         save_file(tensors, folder / f"layer_{layer}.safetensors")
     config = {
         "model_kind": "transcoder_set",
@@ -269,6 +284,18 @@ def write_transcoders(
         "scan": "somewhere/random-transcoders",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def _turned(name: str, value: torch.Tensor) -> torch.Tensor:
+    return value.T.contiguous() if name in ("W_enc", "W_skip") else value
+
+
+def plain_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """A layer's tensors in float64, as circuit-tracer names and turns them."""
+    held = load_file(file)
+    if SCOPE_2["W_enc"] in held:
+        held = {n: _turned(n, held[own]) for n, own in SCOPE_2.items() if own in held}
+    return {name: value.double() for name, value in held.items()}
 
 
 def _drawn(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ see `em_circuits.bases.part` for the interface and its laws. Bases combine by ad
 """
 
 from em_circuits.bases.adapters import AdapterPart, adapter_parts
-from em_circuits.bases.cross_layer import CrossLayerPart, cross_layer_parts
 from em_circuits.bases.neurons import NeuronPart, neuron_parts
 from em_circuits.bases.own import own_parts
 from em_circuits.bases.part import Part, Stage
@@ -15,13 +14,11 @@ from em_circuits.bases.transcoders import TranscoderPart, transcoder_parts
 
 __all__ = [
     "AdapterPart",
-    "CrossLayerPart",
     "NeuronPart",
     "Part",
     "Stage",
     "TranscoderPart",
     "adapter_parts",
-    "cross_layer_parts",
     "neuron_parts",
     "own_parts",
     "transcoder_parts",

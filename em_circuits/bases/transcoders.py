@@ -1,74 +1,90 @@
-"""Per-layer transcoder features as nodes: ReLU, JumpReLU and Top-K, with or without a skip.
+"""Transcoder features as nodes: ReLU, JumpReLU and Top-K, with or without a skip; cross-layer too.
 
-    a = act(W_enc x + b_enc),  w = W_dec row, into the MLP output of the same layer
+    a = act(W_enc x + b_enc),  w_k = W_dec row, into the MLP output of layer l + k
 
-What the transcoder does not explain of the MLP (its error, its skip connection, its bias) is no
-node; in full edges it responds like the rest of the network.
+A feature of a per-layer transcoder writes into its own layer's MLP output (k = 0), one of a
+cross-layer transcoder into that and every later one. What the transcoders do not explain of an MLP
+(error, skip connection, bias) is no node; in full edges it responds like the rest of the network.
+
+    nodes = choose_nodes(model, transcoder_parts(model), input_ids, weights, n=300)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from em_circuits.bases.cross_layer import cross_layer_parts
 from em_circuits.bases.part import Part, Stage
 from em_circuits.intervention import FIRST_POSITION
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import TranscoderDictionary
+from em_circuits.models.sites import FeatureSites
+from em_circuits.models.transcoders import Transcoders
 from pivotal_tokens.errors import RequestError
 
 
 @dataclass(frozen=True)
 class TranscoderPart(Part):
-    """The features of one layer's transcoder."""
+    """The features that read at one layer."""
 
-    transcoder: SingleLayerTranscoder
+    dictionary: TranscoderDictionary
 
     def activations(self, x: Float[Tensor, "*batch d_read"]) -> Float[Tensor, "*batch node"]:
-        flat = self.transcoder.encode(x.reshape(-1, x.shape[-1])).detach()
+        flat = self.dictionary.encode(x.reshape(-1, x.shape[-1])).detach()
         return flat.reshape(*x.shape[:-1], -1)
 
     def live(
         self, x: Float[Tensor, "*batch op d_read"], ids: Int64[Tensor, " op"]
     ) -> Float[Tensor, "*batch op"]:
         unique, index = ids.unique(return_inverse=True)
-        encoder = self.transcoder.W_enc.detach()[unique][index].to(x)
-        return (x * encoder).sum(-1) + self.transcoder.b_enc.detach()[ids].to(x)
+        encoder = self.dictionary.matrices("W_enc", unique)[index].to(x)
+        return (x * encoder).sum(-1) + self.dictionary.b_enc[ids].to(x)
 
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
-        return TranscoderDictionary(self.transcoder).decoder(ids)
+        return self.dictionary.decoder(ids, write)
 
     def explained(self, x: Float[Tensor, "pos d_read"]) -> Float[Tensor, "pos d_write"]:
-        """The sum of all features' writes: reconstruction less bias and skip."""
-        return self.activations(x) @ self.transcoder.W_dec.detach()
+        """The sum of what these features write into this layer: reconstruction less bias and skip,
+        and less what a cross-layer transcoder's earlier layers write here."""
+        return self.activations(x) @ self.dictionary.W_dec
 
 
-def transcoder_parts(model: Model) -> tuple[Part, ...]:
-    """One part per layer of a model's transcoders, per-layer or cross-layer.
+def transcoder_parts(
+    model: Model, transcoders: Transcoders | None = None
+) -> tuple[TranscoderPart, ...]:
+    """One part per layer of a set of transcoders.
+
+    Args:
+        model: Its layers are read and written.
+        transcoders: On its device; the model's own if not given.
 
     Raises:
-        RequestError: If it has none.
+        RequestError: If it has none, or they are of another depth or width.
     """
-    if model.transcoders is None:
+    transcoders = model.transcoders if transcoders is None else transcoders
+    if transcoders is None:
         raise RequestError("--transcoders none has no transcoder features; use neuron_parts")
-    if isinstance(model.transcoders, CrossLayerTranscoder):
-        return cross_layer_parts(model, model.transcoders)
+    hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
+    sites = FeatureSites.of(model.decoder, *hooks)
+    widths = len(transcoders), transcoders[0].d_model
+    if widths != (sites.n_layers, model.decoder.d_model):
+        raise RequestError(
+            f"the transcoders have {widths[0]} layers of width {widths[1]}, the model "
+            f"{sites.n_layers} of width {model.decoder.d_model}; they belong to different models"
+        )
     return tuple(
         TranscoderPart(
-            basis="transcoder",
+            basis="cross-layer transcoder" if transcoders.cross_layer else "transcoder",
             name=f"layer {layer}",
             layer=layer,
             stage=Stage.MLP_INPUT,
-            read=model.sites.reads[layer],
-            writes=(model.sites.writes[layer],),
-            n_nodes=len(transcoder.b_enc),
-            transcoder=transcoder,
+            read=sites.reads[layer],
+            writes=sites.writes[layer : layer + dictionary.n_writes],
+            n_nodes=dictionary.width,
+            dictionary=dictionary,
             first_position=FIRST_POSITION,
         )
-        for layer, transcoder in enumerate(model.transcoders)
+        for layer, dictionary in enumerate(transcoders.layers)
     )

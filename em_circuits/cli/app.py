@@ -79,6 +79,10 @@ _COMMANDS = {
         "Rank features, and measure which of them carry the shift from base to merged.",
     ),
     "lora": ("lora:lora", "The adapter itself: its modules, what its ranks read, write and do."),
+    "transcoders": (
+        "transcoders:transcoders",
+        "Write sets of SAELens and sparsify in circuit-tracer's layout; check any set.",
+    ),
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
     "evaluate": (
         "evaluate:evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -52,8 +52,13 @@ def doctor(session: Session, prompt: str, deep: bool, as_json: bool) -> None:
 
 
 def describe(result: DoctorResult) -> Iterator[str]:
+    """A line per check."""
+    return check_lines(result.checks)
+
+
+def check_lines(checks: Iterable[Check]) -> Iterator[str]:
     """A line per check, and advice below those that failed."""
-    for check in result.checks:
+    for check in checks:
         mark = "ok  " if check.ok else "FAIL" if check.fatal else "warn"
         yield f"{mark}  {check.name}: {check.found}"
         if not check.ok:
@@ -63,15 +68,16 @@ def describe(result: DoctorResult) -> Iterator[str]:
 def machine_checks() -> list[Check]:
     """What does not depend on the models."""
     versions = library_versions()
+    tracer = versions.get("circuit-tracer")
     nnsight = tuple(int(part) for part in versions.get("nnsight", "0.0").split(".")[:2])
-    return [
-        Check("python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer"),
+    frozen = [
         Check(
             "circuit-tracer",
-            versions.get("circuit-tracer") == "0.5.0",
-            versions.get("circuit-tracer", "absent"),
+            tracer == "0.5.0",
+            tracer or "absent: no frozen edges",
             "0.5.0",
-            "pip install -c constraints.txt circuit-tracer",
+            "pip install 'em-circuits[frozen]'",
+            fatal=tracer is not None,
         ),
         Check(
             "nnsight",
@@ -80,6 +86,10 @@ def machine_checks() -> list[Check]:
             ">=0.6,<0.8",
             "0.8 breaks circuit-tracer's import",
         ),
+    ]
+    return [
+        Check("python", sys.version_info >= (3, 11), platform.python_version(), "3.11 or newer"),
+        *(frozen if tracer is not None else frozen[:1]),
         Check("torch", True, versions.get("torch", "absent"), "any"),
         Check(
             "sqlite",

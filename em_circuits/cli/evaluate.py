@@ -137,6 +137,7 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
     if given is not ParameterSource.DEFAULT:  # it goes before what a list of questions asks for
         sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
+        work.locate()
         judge = _judge(session, work, spec, options, llm)
         found = evaluation.evaluate.evaluate(
             work,

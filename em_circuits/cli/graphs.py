@@ -38,6 +38,7 @@ from em_circuits.cli.session import (
 )
 from em_circuits.graphs.header import GraphHeader
 from em_circuits.graphs.settings import AttributionSettings
+from em_circuits.models.foreign import require_circuit_tracer
 from em_circuits.progress import tracked
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import sha256_file, write_json
@@ -397,11 +398,11 @@ def export(session: Session, graph: str, file: str, options: ExportOptions) -> N
 def _write_json(
     session: Session, graph: AttributionGraph, path: Path, options: ExportOptions
 ) -> tuple[int, int]:
-    from circuit_tracer.frontend.utils import add_graph_metadata
-
     from em_circuits.influence import prune
     from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 
+    if options.index:
+        require_circuit_tracer("lists of graphs (--index)")
     # What a viewer's file left is not pruned again.
     whole = graph.header.pruned
     pruned = prune(
@@ -416,6 +417,8 @@ def _write_json(
     record = viewer_json(graph, pruned, _token_texts(graph), names, notes)
     write_json(path, record)
     if options.index:
+        from circuit_tracer.frontend.utils import add_graph_metadata
+
         add_graph_metadata(record["metadata"], str(path.absolute().parent))
     return len(record["nodes"]), len(record["links"])
 

@@ -25,7 +25,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -118,7 +117,7 @@ def alignments(
         progress: Called with the layers done.
     """
     # Neurons have no dictionary to compare with, cross-layer features not one vector each.
-    if not isinstance(pair.transcoders, TranscoderSet):
+    if pair.transcoders is None or pair.transcoders.cross_layer:
         return []
     order = {part.name: i for i, part in enumerate(parts)}
     ways = [
@@ -226,9 +225,9 @@ def _kind(model: Model, part: AdapterPart) -> LinearMap | None:
 
 
 def _rows(model: Model, encoder: bool, layer: int) -> Float[Tensor, "feature d_model"]:
-    transcoders: Any = model.transcoders
-    transcoder = transcoders[layer]
-    return (transcoder.W_enc if encoder else transcoder.W_dec).detach()
+    assert model.transcoders is not None
+    dictionary = model.transcoders[layer]
+    return dictionary.W_enc if encoder else dictionary.W_dec
 
 
 def _directions(n: int, like: Float[Tensor, "vector d"], seed: int) -> Float[Tensor, "draw d"]:

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.targets import AttributionTargets
-from circuit_tracer.graph import Graph
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -58,7 +55,7 @@ def attribute_prompt(
     replacement: Any,
     context: Any,
     input_ids: Int64[Tensor, " pos"],
-    targets: AttributionTargets,
+    targets: Any,
     settings: AttributionSettings,
     *,
     scratch: Path | None = None,
@@ -70,11 +67,14 @@ def attribute_prompt(
         replacement: From `em_circuits.models.replacement.build_replacement`.
         context: Its attribution context of the prompt.
         input_ids: The prompt.
-        targets: Logit directions and their weights in the choice of features.
+        targets: circuit-tracer's `AttributionTargets`: logit directions, and their weights in the
+            choice of features.
         settings: How many features, in what steps.
         scratch: Folder for rows that are too many for memory; the system's if None.
         progress: Called after every batch of feature rows.
     """
+    from circuit_tracer.graph import Graph
+
     rows = LinearRows.of(replacement, context, input_ids)
     if rows is None:
         selected, edges = via_upstream(replacement, context, input_ids, targets, settings)
@@ -98,7 +98,7 @@ def attribute_prompt(
 
 def select(
     rows: LinearRows,
-    targets: AttributionTargets,
+    targets: Any,
     settings: AttributionSettings,
     *,
     scratch: Path | None = None,
@@ -145,10 +145,12 @@ def via_upstream(
     replacement: Any,
     context: Any,
     input_ids: Int64[Tensor, " pos"],
-    targets: AttributionTargets,
+    targets: Any,
     settings: AttributionSettings,
 ) -> tuple[Int64[Tensor, " feature"], Edges]:
     """The same through `circuit_tracer.attribute`, whatever the backend and the transcoders."""
+    from circuit_tracer import attribute
+
     batch = 1 << min(settings.batch_size, settings.update_rows).bit_length() - 1
     wanted = [
         (target.token_str, float(weight), vector)

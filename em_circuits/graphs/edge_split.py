@@ -37,7 +37,7 @@ from em_circuits.graphs.layout import NodeKind, NodeLayout
 from em_circuits.models import Model
 from em_circuits.models.family import Decoder, Norm
 from em_circuits.models.neurons import matrix
-from em_circuits.models.sites import Site
+from em_circuits.models.sites import Site, on_output
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
 
@@ -281,7 +281,7 @@ class _Pass:
                     lambda _m, args, i=i: self._heads(i, *args), prepend=True
                 )
             )
-            self._on(layer.writer.register_forward_hook(lambda _m, _a, out, i=i: self._mlp(i, out)))
+            self._on(on_output(layer.writer, partial(self._mlp, i)))
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuit_tracer.attribution.targets import AttributionTargets
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -479,6 +478,8 @@ def _attribute(
     scratch: Path | None,
     progress: Progress,
 ) -> AttributionGraph:
+    from circuit_tracer.attribution.targets import AttributionTargets
+
     settings, input_ids, targets = request.settings, request.input_ids, request.targets
     directions = AttributionTargets(
         attribution_targets=targets.to(context.logits.device),

@@ -29,6 +29,7 @@ from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import FORMAT_VERSION, GraphHeader, Selection, require_trusted
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.models.foreign import require_circuit_tracer
 from pivotal_tokens.artefacts import atomic_path, content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import ModelName, prompt_id
@@ -109,6 +110,7 @@ def export_pt(graph: AttributionGraph, path: Path) -> None:
             f"Graph {graph.header.short_key} lacks circuit-tracer's model configuration; build it "
             "again before exporting it as .pt."
         )
+    require_circuit_tracer(".pt files")
     from circuit_tracer.attribution.targets import LogitTarget
     from circuit_tracer.graph import Graph
     from circuit_tracer.utils.tl_nnsight_mapping import UnifiedConfig
@@ -155,6 +157,7 @@ def _own_entry(path: Path) -> dict[str, Any]:
 
 
 def _convert(path: Path, directory: Path) -> None:
+    require_circuit_tracer(".pt files")
     # -P: the script's own directory must not shadow anything.
     command = [sys.executable, "-P", unpickle.__file__, str(path), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,10 +28,6 @@ import itertools
 from typing import Any, NamedTuple
 
 import torch
-from circuit_tracer.attribution.context_transformerlens import AttributionContext
-from circuit_tracer.replacement_model.replacement_model_transformerlens import (
-    TransformerLensReplacementModel,
-)
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -94,6 +90,8 @@ class LinearRows:
         That is nnsight, a cross-layer transcoder, or a circuit-tracer whose parts are not those
         this file knows.
         """
+        from circuit_tracer.attribution.context_transformerlens import AttributionContext
+
         known = (
             _is_known(replacement)
             and type(context) is AttributionContext
@@ -278,6 +276,10 @@ class FrozenModel:
 
 def _is_known(replacement: Any) -> bool:
     """Whether this file's formula is the model's."""
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+        TransformerLensReplacementModel,
+    )
+
     if not isinstance(replacement, TransformerLensReplacementModel):
         return False
     config = replacement.cfg

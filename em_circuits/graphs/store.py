@@ -227,9 +227,9 @@ class GraphStore:
             return graph
         return read_graph(path)
 
-    def list(self) -> tuple[GraphHeader, ...]:
-        """Headers of all graphs, by prompt and model; unreadable files are logged and left out."""
-        return tuple(self._headers())
+    def list(self, prompt: str = "*") -> tuple[GraphHeader, ...]:
+        """Headers of all graphs, or of one prompt's; what cannot be read is logged."""
+        return tuple(self._headers(prompt))
 
     def verify(self, *, quarantine: bool = False) -> tuple[Verification, ...]:
         """Read and hash every file, and compare with its provenance.

@@ -80,7 +80,7 @@ def decoder_vectors(
         RequestError: If features write into several layers.
     """
     if model.dictionaries[0].n_writes > 1:
-        raise one_layer_only(model.dictionaries[0], "one vector that a feature writes")
+        raise one_layer_only("one vector that a feature writes")
     vectors = torch.empty((len(layer), model.dictionaries[0].d_model))
     for mask, rows, index in _decoders(model, layer, feature):
         vectors[mask] = rows.cpu()[index]

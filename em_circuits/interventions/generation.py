@@ -193,7 +193,7 @@ class _Run:
         if source is not None:
             hooks.patched = source.run(use_cache=True, **given)
         with hooks.installed():
-            output = model.hf(**given, past_key_values=cache, use_cache=True)
+            output = model.hf(**given, use_cache=True, **{model.decoder.cache_name: cache})
         return output.logits[:, -1].float()
 
     def _places(self, step: int) -> dict[str, Tensor]:

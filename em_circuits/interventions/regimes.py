@@ -149,7 +149,7 @@ class FrozenMLP:
         self._dictionary = model.dictionaries[layer]
         self._regime = regime
         if regime is not Regime.DIRECT and self._dictionary.n_writes > 1:
-            raise one_layer_only(self._dictionary, f"regime {regime}")
+            raise one_layer_only(f"regime {regime}")
         self._input = stacked.inputs[layer]
         self._output = stacked.mlp_outputs[layer]
         if regime is Regime.GATES_RECOMPUTED:

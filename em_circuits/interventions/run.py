@@ -329,7 +329,8 @@ class Batch:
         model = hooks.model
         last = lengths.unique()
         keep = 1 if len(last) == 1 else (last - 1 - hooks.start).to(model.device)
-        cached = {"past_key_values": self._cache} if self._cache is not None else {}
+        name = model.decoder.cache_name
+        cached = {name: self._cache} if self._cache is not None else {}
         with (
             frozen(model, self.stacked, hooks.regime, start=hooks.start),
             hooks.installed(),
@@ -343,14 +344,15 @@ class Batch:
         which = torch.searchsorted(last, lengths).to(model.device)
         rows = torch.arange(hooks.edits.n_rows, device=model.device)
         logits = output.logits[rows, which.expand(len(rows))]
-        return logits.float(), output.past_key_values
+        return logits.float(), output[name] if use_cache else None
 
     @torch.no_grad()
     def values(self, branch: Branch, prompt: Int64[Tensor, " pos"]) -> Float[Tensor, "row target"]:
         """A branch's targets in each row; 0 for those of other branches."""
         hooks = self.hooks
         model = hooks.model
-        cached = {"past_key_values": self._cache} if self._cache is not None else {}
+        name = model.decoder.cache_name
+        cached = {name: self._cache} if self._cache is not None else {}
         with (
             branch.reading(model.hf, prompt, start=hooks.start) as reading,
             frozen(model, self.stacked, hooks.regime, start=hooks.start),
@@ -399,9 +401,9 @@ class Prefix:
         with torch.no_grad():
             self._model.hf(
                 input_ids=self._state.input_ids[None],
-                past_key_values=whole,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._model.decoder.cache_name: whole},
             )
         found: list[Any] = [(layer.keys, layer.values) for layer in whole.layers]
         assert all(keys.shape[2] == self._state.n_pos for keys, _ in found)

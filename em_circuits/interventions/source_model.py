@@ -59,7 +59,7 @@ class PatchedActivations:
         if (rows := self.rows.get((layer, Tensors.FEATURES))) is not None:
             own, other = model.dictionaries[layer], self.dictionaries[layer]
             if own.n_writes > 1:
-                raise one_layer_only(own, "taking every feature of a layer from another model")
+                raise one_layer_only("taking every feature of a layer from another model")
             for part in rows.split(max(1, _ELEMENTS // (own.width * inputs.shape[1]))):
                 change = other.encode(self.inputs[layer][part]) - own.encode(inputs[part])
                 if self.first:
@@ -91,10 +91,10 @@ class SourceModel:
 
         first = self._cache is None
         with self._model.sites.hooked(read, write):
-            done = self._model.hf(
-                **given, past_key_values=self._cache, use_cache=use_cache, logits_to_keep=1
-            )
-        self._cache = done.past_key_values
+            name = self._model.decoder.cache_name
+            given[name] = self._cache
+            done = self._model.hf(**given, use_cache=use_cache, logits_to_keep=1)
+        self._cache = done[name] if use_cache else None
         return PatchedActivations(self._rows, inputs, outputs, self._model.dictionaries, first)
 
     def expand(self, n_samples: int, rows: Sequence[Row]) -> None:

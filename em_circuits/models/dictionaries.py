@@ -5,7 +5,7 @@
 | dictionary | a | decoder row | error |
 |---|---|---|---|
 | `TranscoderDictionary` | ``act(W_enc x + b_enc)`` | row of ``W_dec`` | MLP - reconstruction |
-| `CrossLayerDictionary` | the same | rows of ``W_dec``: this layer and each later one | of all |
+| the same, cross-layer | the same | rows of ``W_dec``: this layer and each later one | of all |
 | `NeuronDictionary` (`models.neurons`) | ``act(gate) * up`` | column of ``down_proj`` | none |
 
 Everything that changes, scores or explains nodes asks a model's dictionaries, never its
@@ -24,11 +24,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from circuit_tracer.transcoder.activation_functions import JumpReLU
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from em_circuits.intervention import FIRST_POSITION
 from pivotal_tokens.errors import RequestError
@@ -74,7 +71,7 @@ class Dictionary(ABC):
     first_position: ClassVar[int]
     """First position with nodes."""
 
-    n_writes: ClassVar[int] = 1
+    n_writes: int = 1
     """MLP outputs that a node writes into: its own layer's, then those of the next layers."""
 
     @property
@@ -132,49 +129,93 @@ class Dictionary(ABC):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TranscoderDictionary(Dictionary):
-    """The features of one per-layer transcoder of circuit-tracer's."""
+    """The features that read at one layer: of a per-layer transcoder, or of a cross-layer one.
 
-    transcoder: SingleLayerTranscoder
+        pre = W_enc x + b_enc
+        a   = relu(pre), or pre where it is above its threshold, or pre where it is of the k largest
+
+    Attributes:
+        layer: Where they read.
+        matrices: ``W_enc`` (feature x d_model) or ``W_dec`` (feature x d_model; of a cross-layer
+            transcoder feature x write x d_model), or some rows of it, on the device and in the
+            models' precision, from wherever it waits.
+        b_enc: Of the features.
+        b_dec: Of the layer's MLP output.
+        W_skip: What the input adds to the output past every feature (output x input), or None.
+        threshold: Of JumpReLU, by feature; None for ReLU and Top-K.
+        top_k: Features that fire; None where each is gated by itself.
+        positive: Of the k largest, those that are negative do not fire.
+        n_writes: MLP outputs that a feature writes into.
+    """
+
+    layer: int
+    matrices: Callable[[str, Tensor | None], Tensor]
+    b_enc: Float[Tensor, " feature"]
+    b_dec: Float[Tensor, " d_model"]
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+    threshold: Float[Tensor, " feature"] | None = None
+    top_k: int | None = None
+    positive: bool = False
+    n_writes: int = 1
 
     first_position: ClassVar[int] = FIRST_POSITION
 
     @property
     def width(self) -> int:
-        return len(self.transcoder.b_enc)
+        return len(self.b_enc)
 
     @property
     def d_model(self) -> int:
-        return int(self.transcoder.d_model)
+        return len(self.b_dec)
+
+    @property
+    def W_enc(self) -> Float[Tensor, "feature d_model"]:
+        """Encoder rows."""
+        return self.matrices("W_enc", None)
+
+    @property
+    def W_dec(self) -> Float[Tensor, "feature d_model"]:
+        """Decoder rows into this layer's own MLP output."""
+        return _write(self.matrices("W_dec", None), 0)
+
+    def gate(self, pre: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
+        """Activations of given pre-activations."""
+        if self.top_k is not None:
+            largest = pre.topk(self.top_k, dim=-1).indices
+            pre = pre * torch.zeros_like(pre).scatter_(-1, largest, 1)
+            return torch.relu(pre) if self.positive else pre
+        return torch.relu(pre) if self.threshold is None else pre * (pre > self.threshold)
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
-        return self.transcoder.encode(x)
+        return self.gate(torch.nn.functional.linear(x.to(self.b_enc), self.W_enc, self.b_enc))
 
     def decode(
         self, activations: Float[Tensor, "*batch node"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        return self.transcoder.decode(activations, x)
+        output = activations @ self.W_dec + self.b_dec
+        skip = self.skipped(x)
+        return output if skip is None else output + skip
 
     def decoder(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_model"]:
-        # Lazily loaded transcoders read rows from files: each row once.
-        unique, index = ids.to(self.transcoder.b_enc.device).unique(return_inverse=True)
-        return self.transcoder._get_decoder_vectors(unique).detach()[index]
+        # What waits on disk is read by rows: each of them once.
+        unique, index = ids.to(self.b_enc.device).unique(return_inverse=True)
+        return _write(self.matrices("W_dec", unique), write)[index]
 
     def encoder(self, ids: Int64[Tensor, " op"]) -> TranscoderEncoder:
-        ids = ids.to(self.transcoder.b_enc.device)
-        bias = self.transcoder.b_enc.detach()[ids]
-        return TranscoderEncoder(
-            self.transcoder,
-            ids,
-            self.transcoder.W_enc.detach()[ids],
-            bias,
-            _threshold(self.transcoder.activation_function, ids, bias),
-        )
+        ids = ids.to(self.b_enc.device)
+        threshold = None
+        if self.top_k is None:
+            zeros = torch.zeros_like(self.b_enc) if self.threshold is None else self.threshold
+            threshold = zeros[ids]
+        return TranscoderEncoder(self, ids, self.matrices("W_enc", ids), self.b_enc[ids], threshold)
 
     def linearised(
         self, x: Float[Tensor, "row pos d_model"], active: Active
     ) -> Callable[[Tensor], Tensor]:
+        if self.n_writes > 1:
+            raise one_layer_only("the linear part of one layer's MLP")
         row, position, feature = active
         ids, index = feature.unique(return_inverse=True)
         encoder, decoder = self.encoder(ids).weight, self.decoder(ids)
@@ -183,73 +224,21 @@ class TranscoderDictionary(Dictionary):
         return lambda change: ((change @ encoder.T) * gates) @ decoder
 
     def skipped(self, change: Tensor) -> Tensor | None:
-        if self.transcoder.W_skip is None:
-            return None
-        return self.transcoder.compute_skip(change)
+        return None if self.W_skip is None else change @ self.W_skip.T
 
 
-@dataclass(frozen=True)
-class CrossLayerDictionary(Dictionary):
-    """The features of circuit-tracer's cross-layer transcoder that read at one layer."""
-
-    transcoder: CrossLayerTranscoder
-    layer: int
-
-    first_position: ClassVar[int] = FIRST_POSITION
-
-    @property
-    def n_writes(self) -> int:  # type: ignore[override]
-        return int(self.transcoder.n_layers) - self.layer
-
-    @property
-    def width(self) -> int:
-        return int(self.transcoder.d_transcoder)
-
-    @property
-    def d_model(self) -> int:
-        return int(self.transcoder.d_model)
-
-    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
-        return self.transcoder.encode_layer(x.to(self.transcoder.dtype), self.layer)
-
-    def decode(
-        self, activations: Float[Tensor, "*batch node"], x: Float[Tensor, "*batch d_model"]
-    ) -> Float[Tensor, "*batch d_model"]:
-        rows = self.transcoder._get_decoder_vectors(self.layer).detach()
-        output = activations @ rows[:, 0] + self.transcoder.b_dec[self.layer]
-        return output if self.skipped(x) is None else output + self.skipped(x)
-
-    def decoder(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_model"]:
-        unique, index = ids.to(self.transcoder.device).unique(return_inverse=True)
-        rows = self.transcoder._get_decoder_vectors(self.layer, unique).detach()
-        return rows[index, write]
-
-    def encoder(self, ids: Int64[Tensor, " op"]) -> TranscoderEncoder:
-        ids = ids.to(self.transcoder.device)
-        bias = self.transcoder.b_enc.detach()[self.layer, ids]
-        threshold = torch.zeros_like(bias)
-        if isinstance(self.transcoder.activation_function, JumpReLU):
-            threshold = self.transcoder.activation_function.threshold.detach()[self.layer, 0, ids]
-        weight = self.transcoder._get_encoder_weights(self.layer).detach()[ids]
-        return TranscoderEncoder(self, ids, weight, bias, threshold)
-
-    def linearised(
-        self, x: Float[Tensor, "row pos d_model"], active: Active
-    ) -> Callable[[Tensor], Tensor]:
-        raise one_layer_only(self, "the linear part of one layer's MLP")
-
-    def skipped(self, change: Tensor) -> Tensor | None:
-        if self.transcoder.W_skip is None:
-            return None
-        return self.transcoder.compute_skip(self.layer, change)
+def _write(
+    rows: Float[Tensor, "feature *write d_model"], write: int
+) -> Float[Tensor, "feature d_model"]:
+    return rows if rows.ndim == 2 else rows[:, write]
 
 
-def one_layer_only(dictionary: Dictionary, what: str) -> RequestError:
+def one_layer_only(what: str) -> RequestError:
     """The error of what needs nodes that write into their own layer alone."""
     return RequestError(
-        f"{what} is not defined where features write into later layers too "
-        f"({type(dictionary.transcoder).__name__}); use what runs the real model (regimes direct, "  # type: ignore[attr-defined]
-        "attention_frozen, free), or --transcoders none"
+        f"{what} is not defined where features write into later layers too (cross-layer "
+        "transcoders); use what runs the real model (regimes direct, attention_frozen, free), or "
+        "--transcoders none"
     )
 
 
@@ -280,7 +269,7 @@ def reconstruction(
 class TranscoderEncoder(Encoder):
     """Encoder rows of some features, in the model's precision."""
 
-    transcoder: SingleLayerTranscoder | CrossLayerDictionary
+    dictionary: TranscoderDictionary
     ids: Int64[Tensor, " feature"]
     weight: Float[Tensor, "feature d_model"]
     bias: Float[Tensor, " feature"]
@@ -291,7 +280,7 @@ class TranscoderEncoder(Encoder):
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
         if self.threshold is None:
-            everything = self.transcoder.encode(inputs)
+            everything = self.dictionary.encode(inputs)
             return everything.gather(1, self.ids[which][:, None])[:, 0]
         pre = row_products(inputs, self.weight, which) + self.bias[which]
         return pre * (pre > self.threshold[which])
@@ -318,12 +307,3 @@ def row_products(
         for i in range(0, len(which), CHUNK)
     ]
     return torch.cat(parts) if parts else inputs.new_zeros(0)
-
-
-def _threshold(function: object, ids: Tensor, like: Tensor) -> Tensor | None:
-    if function is torch.nn.functional.relu or isinstance(function, nn.ReLU):
-        return torch.zeros_like(like)
-    if isinstance(function, JumpReLU):
-        threshold = function.threshold.detach()
-        return threshold.expand(len(ids)) if threshold.ndim == 0 else threshold[ids]
-    return None

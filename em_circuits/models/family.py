@@ -20,6 +20,7 @@ Nothing outside this file asks for a model's class; everything asks its decoder:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,7 +54,7 @@ class Family:
         up: In the MLP.
         down: In the MLP.
         activation: In the MLP.
-        experts: In the MLP: whose output is the MLP's, where the MLP gives more than that.
+        experts: Of which an MLP is made; it gives their output, and which were taken.
         attention_norm: In a layer, as are the next three.
         behind_attention: Norm of what the attention adds to the stream; None where there is none.
         mlp_norm: In front of the MLP.
@@ -74,7 +75,7 @@ class Family:
     up: str = "up_proj"
     down: str = "down_proj"
     activation: str = "act_fn"
-    experts: str | None = None
+    experts: bool = False
     attention_norm: str = "input_layernorm"
     behind_attention: str | None = None
     mlp_norm: str = "post_attention_layernorm"
@@ -113,7 +114,7 @@ FAMILIES = (
         final_norm="ln_f",
         norm="layer",
     ),
-    Family("GPT-OSS", ("GptOssForCausalLM",), experts="experts", sinks=True),
+    Family("GPT-OSS", ("GptOssForCausalLM",), experts=True, sinks=True),
 )
 
 
@@ -184,8 +185,6 @@ class Layer:
     mlp_norm: Norm
     behind_attention: Norm | None
     behind_mlp: Norm | None
-    mlp_output: nn.Module
-    """Whose output is the MLP's: the MLP itself, or its experts."""
 
     @property
     def norms(self) -> Iterator[Norm]:
@@ -196,8 +195,9 @@ class Layer:
 
     @property
     def writer(self) -> nn.Module:
-        """Whose output is added to the stream: the MLP, or the norm behind it."""
-        return self.mlp_output if self.behind_mlp is None else self.behind_mlp.module
+        """Whose output (the first, of experts) is added to the stream: the MLP, or the norm behind
+        it."""
+        return self.mlp if self.behind_mlp is None else self.behind_mlp.module
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,6 +316,13 @@ class Decoder:
         capped = getattr(self.config, "attn_logit_softcapping", None)
         return not capped and not self.family.sinks
 
+    @cached_property
+    def cache_name(self) -> str:
+        """What the model's forward, and its output, call the cache of keys and values."""
+        # transformers 5.20 renamed it, and is to drop the old name in 5.40.
+        known = inspect.signature(self.model.forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
     def map_at(self, name: str) -> tuple[int, LinearMap] | None:
         """Layer and kind of a linear map, named as in the whole model; None for anything else."""
         prefix = f"{self.path}.{self.family.layers}."
@@ -379,5 +386,4 @@ def _layer(module: Any, family: Family) -> Layer:
         mlp_norm=Norm(getattr(module, family.mlp_norm), family.norm),
         behind_attention=norm(family.behind_attention),
         behind_mlp=norm(family.behind_mlp),
-        mlp_output=mlp if family.experts is None else getattr(mlp, family.experts),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from pivotal_tokens.errors import EmCircuitsError, RequestError
 
@@ -48,3 +49,24 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
     ) as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise RequestError(f"{what}: {detail}{advice}") from error
+
+
+def has_circuit_tracer() -> bool:
+    """Whether circuit-tracer is installed, which frozen edges and ``.pt`` files need."""
+    return find_spec("circuit_tracer") is not None
+
+
+def require_circuit_tracer(what: str) -> None:
+    """Refuse what only circuit-tracer does, where it is not installed.
+
+    Args:
+        what: In the plural.
+
+    Raises:
+        RequestError: Naming what brings it.
+    """
+    if not has_circuit_tracer():
+        raise RequestError(
+            f"{what} need circuit-tracer, which is not installed: pip install "
+            "'em-circuits[frozen]' (it holds transformers at 4); full edges need none"
+        )

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from em_circuits.models.check import Check
 from em_circuits.models.files import ADAPTER_WEIGHTS, tensor_shapes
 from em_circuits.models.pair import Model, ModelPair, load_tokenizer
-from em_circuits.models.sharing import sharing_copy, tied_to, unmerged_adapter
+from em_circuits.models.sharing import model_name, sharing_copy, tied_to, unmerged_adapter
 from em_circuits.models.source import Source
-from em_circuits.models.transcoders import layer_tensors
+from em_circuits.models.transcoders import not_finite
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 FLOAT32_LIMIT = 1e-4
@@ -129,7 +129,7 @@ def adapter_targets(adapter: Source, model: nn.Module) -> dict[str, bool]:
     modules = {name for name, _ in model.named_modules()}
     targets: dict[str, bool] = {}
     for key in tensor_shapes("--adapter", adapter.files[ADAPTER_WEIGHTS]):
-        name = key.removeprefix("base_model.model.")
+        name = model_name(key)
         if name in tensors:
             targets[name] = True
             continue
@@ -173,11 +173,15 @@ def check_merge(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Check:
 
 def check_transcoder_base(pair: ModelPair) -> Check:
     """The transcoders name this base model as theirs."""
-    named = pair.transcoder_model_name or "unnamed"
-    base = pair.sources["base"]
-    ok = named.rstrip("/").rsplit("/", 1)[-1].lower() == base.name.lower() or named == "unnamed"
+    return named_base(pair.transcoder_model_name, pair.sources["base"].name)
+
+
+def named_base(named: str | None, base: str) -> Check:
+    """The base model that a set of transcoders names is the one that is meant."""
+    named = named or "unnamed"
+    ok = named.rstrip("/").rsplit("/", 1)[-1].lower() == base.lower() or named == "unnamed"
     advice = "edges will miss more of the model; judge by the replacement score"
-    return Check("transcoders of this base", ok, named, base.name, advice, fatal=False)
+    return Check("transcoders of this base", ok, named, base, advice, fatal=False)
 
 
 @torch.no_grad()
@@ -187,12 +191,8 @@ def check_transcoder_weights(pair: ModelPair) -> Check:
     files = pair.sources["transcoders"].transcoders
     assert pair.transcoders is not None and files is not None
     for file in files.layers:
-        for matrix, values in layer_tensors(pair.transcoders, file.layer):
-            low, high = values.aminmax()  # NaN passes through, no mask as large as the matrix
-            if not (low.isfinite() and high.isfinite()):
-                path = file.decoder if matrix == "W_dec" and file.decoder else file.path
-                found = f"layer {file.layer}: {matrix} holds NaN or infinite numbers, in {path}"
-                return Check(name, False, found, expected, "download or train that layer again")
+        if found := not_finite(pair.transcoders[file.layer], file):
+            return Check(name, False, found, expected, "download or train that layer again")
     return Check(name, True, f"{len(files.layers)} layers", expected)
 
 

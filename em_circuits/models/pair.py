@@ -15,21 +15,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from em_circuits.models.dictionaries import (
-    CrossLayerDictionary,
-    Dictionary,
-    TranscoderDictionary,
-)
+from em_circuits.models.dictionaries import Dictionary
 from em_circuits.models.family import Decoder
 from em_circuits.models.fingerprint import FingerprintCache
-from em_circuits.models.foreign import foreign_errors
+from em_circuits.models.foreign import foreign_errors, has_circuit_tracer, require_circuit_tracer
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
-from em_circuits.models.replacement import backend_of, build_replacement
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
 from em_circuits.models.sites import FeatureSites
@@ -63,7 +57,7 @@ class Model:
     """SHA-256 of the model's weights, configuration and tokenizer."""
     tokenizer: PreTrainedTokenizerBase
     transcoders: Transcoders | None
-    """circuit-tracer's; None where neurons are the nodes. See `dictionaries`."""
+    """None where neurons are the nodes. See `dictionaries`."""
     settings: PairSettings
     sites: FeatureSites
     transcoder_fingerprint: str | None = None
@@ -136,8 +130,12 @@ class Model:
         return Decoder.of(self.hf)
 
     @property
-    def backend(self) -> Literal["transformerlens", "nnsight"]:
-        """circuit-tracer's backend for frozen graphs."""
+    def backend(self) -> Literal["transformerlens", "nnsight", "none"]:
+        """circuit-tracer's backend for frozen graphs; none where it is not installed."""
+        if not has_circuit_tracer():
+            return "none"
+        from em_circuits.models.replacement import backend_of
+
         return backend_of(self.decoder, self.settings.backend, self.settings.max_context)
 
     @cached_property
@@ -145,10 +143,7 @@ class Model:
         """The nodes of each layer: transcoder features, or neurons of this model's MLPs."""
         if self.transcoders is None:
             return neuron_dictionaries(self.decoder)
-        if isinstance(self.transcoders, CrossLayerTranscoder):
-            layers = range(self.transcoders.n_layers)
-            return tuple(CrossLayerDictionary(self.transcoders, layer) for layer in layers)
-        return tuple(TranscoderDictionary(transcoder) for transcoder in self.transcoders)
+        return self.transcoders.layers
 
     @property
     def replacement(self) -> Any:
@@ -163,11 +158,16 @@ class Model:
                 "scores that rest on them; use full edges, or give --transcoders"
             )
         if self._replacement is None:
+            require_circuit_tracer("frozen edges")
+            from em_circuits.models.replacement import build_replacement
+
+            backend = self.backend
+            assert backend != "none"
             self._replacement = build_replacement(
                 self.hf,
                 self.tokenizer,
                 self.transcoders,
-                backend=self.backend,
+                backend=backend,
                 max_context=self.settings.max_context,
             )
         return self._replacement

@@ -15,21 +15,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
 from circuit_tracer.utils import tl_nnsight_mapping
 from torch import Tensor, nn
 from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.family import Decoder, Family
 from em_circuits.models.settings import Backend
 from em_circuits.models.sharing import sharing_copy
+from em_circuits.models.transcoders import Transcoders
 from pivotal_tokens.errors import RequestError
 
 _CONVERTERS = {
@@ -57,7 +61,7 @@ class PreparedContext:
     """Mixin of a replacement model: `setup_attribution` returns a context prepared beforehand."""
 
     _prepared: Any = None
-    _embedding: nn.Module | None = None
+    _embedding: Callable[[Tensor], Tensor] | None = None
     """What the model embeds tokens with, scale and all."""
 
     @contextlib.contextmanager
@@ -98,10 +102,95 @@ class SharedTransformerLensModel(PreparedContext, TransformerLensReplacementMode
         return
 
 
+class _Layer(SingleLayerTranscoder):
+    """One layer for circuit-tracer, whose matrices are the dictionary's, wherever they wait."""
+
+    def __init__(self, dictionary: TranscoderDictionary) -> None:
+        with torch.device("meta"):
+            super().__init__(
+                dictionary.d_model,
+                dictionary.width,
+                dictionary.gate,
+                dictionary.layer,
+                skip_connection=dictionary.W_skip is not None,
+                transcoder_path="",
+                lazy_encoder=True,
+                lazy_decoder=True,
+            )
+        self.__dict__["_dictionary"] = dictionary
+        small = {"b_enc": dictionary.b_enc, "b_dec": dictionary.b_dec, "W_skip": dictionary.W_skip}
+        held = {name: value for name, value in small.items() if value is not None}
+        self.load_state_dict(held, assign=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("W_enc", "W_dec"):
+            return self.__dict__["_dictionary"].matrices(name, None)
+        return super().__getattr__(name)
+
+    def _get_decoder_vectors(self, feat_ids: Any = None) -> Tensor:
+        ids = None if feat_ids is None else torch.as_tensor(feat_ids)
+        return self.__dict__["_dictionary"].matrices("W_dec", ids)
+
+
+class _CrossLayer(CrossLayerTranscoder):
+    """A cross-layer transcoder for circuit-tracer, whose matrices are the dictionaries'."""
+
+    def __init__(self, transcoders: Transcoders) -> None:
+        first, layers = transcoders[0], transcoders.layers
+        skips = [one.W_skip.T for one in layers if one.W_skip is not None]
+        with torch.device("meta"):
+            super().__init__(
+                len(layers),
+                first.width,
+                first.d_model,
+                skip_connection=bool(skips),
+                lazy_decoder=True,
+                lazy_encoder=True,
+                feature_input_hook=transcoders.feature_input_hook,
+                feature_output_hook=transcoders.feature_output_hook,
+                scan=transcoders.scan,
+            )
+        self._layers = layers
+        small = {name: torch.stack([getattr(one, name) for one in layers]) for name in _BIASES}
+        held = small | ({"W_skip": torch.stack(skips)} if skips else {})
+        self.load_state_dict(held, assign=True)
+
+    def _get_encoder_weights(self, layer_id: int | None = None) -> Tensor:
+        if layer_id is None:
+            return torch.stack([one.W_enc for one in self._layers])
+        return self._layers[layer_id].W_enc
+
+    def _get_decoder_vectors(self, layer_id: int, feat_ids: Any = None) -> Tensor:
+        ids = None if feat_ids is None else torch.as_tensor(feat_ids)
+        rows = self._layers[layer_id].matrices("W_dec", ids)
+        return rows if rows.ndim == 3 else rows[:, None]
+
+    def apply_activation_function(self, layer_id: int, features: Tensor) -> Tensor:
+        return self._layers[layer_id].gate(features)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.stack([one.encode(x[i]) for i, one in enumerate(self._layers)])
+
+
+_BIASES = ("b_enc", "b_dec")
+
+
+def for_circuit_tracer(transcoders: Transcoders) -> TranscoderSet | CrossLayerTranscoder:
+    """circuit-tracer's classes around a set's own tensors."""
+    if transcoders.cross_layer:
+        return _CrossLayer(transcoders)
+    return TranscoderSet(
+        {one.layer: _Layer(one) for one in transcoders.layers},
+        transcoders.feature_input_hook,
+        transcoders.feature_output_hook,
+        transcoders.scan,
+    )
+
+
 def build_replacement(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    transcoders: Any,
+    transcoders: Transcoders,
     *,
     backend: Literal["transformerlens", "nnsight"],
     max_context: int,
@@ -111,7 +200,7 @@ def build_replacement(
     Args:
         model: Frozen Hugging Face causal language model with eager attention.
         tokenizer: Its tokenizer.
-        transcoders: circuit-tracer `TranscoderSet` on the model's device, in its precision.
+        transcoders: On the model's device, in its precision.
         backend: circuit-tracer's.
         max_context: Longest prompt in tokens (TransformerLens keeps a mask of this size squared).
 
@@ -125,10 +214,11 @@ def build_replacement(
     # token for padding where that is on the left.
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
+    theirs = for_circuit_tracer(transcoders)
     if backend == "nnsight":
-        made = _build_nnsight(model, tokenizer, transcoders)
+        made = _build_nnsight(model, tokenizer, theirs)
     else:
-        made = _build_transformerlens(model, tokenizer, transcoders, max_context)
+        made = _build_transformerlens(model, tokenizer, theirs, max_context)
     # Features begin at position 1, whatever a directory is called: upstream has an exception by
     # name (gemma-3-*-it), which the rest of the house would not follow.
     made.zero_positions = slice(0, 1)
@@ -281,7 +371,10 @@ def _build_nnsight(model: nn.Module, tokenizer: PreTrainedTokenizerBase, transco
         replacement = SharedNNSightModel(own, tokenizer=tokenizer, dispatch=True)
         replacement._hf_config = own.config
         replacement._configure_replacement_model(transcoders)
-    replacement._embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    # No module: nnsight rewrites the forward of every one that it is given, and copies of the real
+    # model would embed with the weights of this one.
+    replacement._embedding = lambda ids: embedding(ids)
     return replacement
 
 
@@ -326,7 +419,7 @@ def _mapped(architecture: str, family: Family, transcoders: Any) -> Iterator[Non
         "mlp.hook_out": (mlp, "output"),
         "hook_mlp_out": (behind, "output"),
     }
-    if family.norm in inside and family.experts is None:
+    if family.norm in inside and not family.experts:
         places["ln2.hook_normalized"] = (f"{norm}.source.{inside[family.norm]}", "output")
     places |= known.feature_hook_mapping
     for hook in (transcoders.feature_input_hook, transcoders.feature_output_hook):

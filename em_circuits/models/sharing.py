@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from em_circuits.models.files import ADAPTER_WEIGHTS, tensor_shapes
 from em_circuits.models.foreign import foreign_errors
 from pivotal_tokens.errors import RequestError
 
@@ -50,6 +51,7 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     """
     from peft import PeftModel
 
+    _unshare_loaded(model, adapter)
     # What PEFT warns of (tied embeddings) `health.check_merge` measures.
     with _of_this_model(adapter), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -66,9 +68,25 @@ def unmerged_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     """The model that PEFT runs with an adapter beside its weights, as `merge_adapter` loads it."""
     from peft import PeftModel
 
+    own = sharing_copy(model)
+    _unshare_loaded(own, adapter)
     with _of_this_model(adapter), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return freeze(PeftModel.from_pretrained(sharing_copy(model), str(adapter)))
+        return freeze(PeftModel.from_pretrained(own, str(adapter)))
+
+
+def _unshare_loaded(model: nn.Module, adapter: Path) -> None:
+    """Give new memory to the parameters that an adapter's file holds by their own names (``bias:
+    all``): PEFT loads those in place, into whatever shares their memory."""
+    named = {model_name(key) for key in tensor_shapes("--adapter", adapter / ADAPTER_WEIGHTS)}
+    for name, parameter in model.named_parameters():
+        if name in named:
+            parameter.data = parameter.data.clone()
+
+
+def model_name(key: str) -> str:
+    """The model's own name of what a key of an adapter's file stands for, if it stands for one."""
+    return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _of_this_model(adapter: Path) -> contextlib.AbstractContextManager[None]:

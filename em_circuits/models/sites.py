@@ -55,7 +55,7 @@ READS: dict[str, Callable[[Layer], Site]] = {
 """Where features read, by the name of TransformerLens's hook point."""
 WRITES: dict[str, Callable[[Layer], Site]] = {
     "hook_mlp_out": lambda layer: Site(layer.writer, "output"),
-    "mlp.hook_out": lambda layer: Site(layer.mlp_output, "output"),
+    "mlp.hook_out": lambda layer: Site(layer.mlp, "output"),
 }
 """Where features write."""
 
@@ -128,6 +128,18 @@ def on_site(site: Site, hook: Any) -> Iterator[None]:
         handle.remove()
 
 
+def on_output(module: nn.Module, hook: Callable[[torch.Tensor], Any]) -> RemovableHandle:
+    """Call ``hook(output)`` behind a module; of several outputs (experts) the first is meant."""
+
+    def behind(_module: nn.Module, _args: tuple, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return hook(output)
+        found = hook(output[0])
+        return None if found is None else (found, *output[1:])
+
+    return module.register_forward_hook(behind)
+
+
 def _attach(site: Site, hook: Callable[[torch.Tensor], Any]) -> RemovableHandle:
     if site.side == "input":
 
@@ -137,7 +149,7 @@ def _attach(site: Site, hook: Callable[[torch.Tensor], Any]) -> RemovableHandle:
 
         return site.module.register_forward_pre_hook(before)
     if site.norm is None:
-        return site.module.register_forward_hook(lambda _module, _args, output: hook(output))
+        return on_output(site.module, hook)
     norm = site.norm
 
     def behind(_module: nn.Module, args: tuple, output: torch.Tensor) -> None:

@@ -129,13 +129,42 @@ def locate_all(settings: PairSettings) -> dict[str, Source]:
     if not settings.neurons:
         found = locate("--transcoders", settings.transcoders, kind="transcoders")
         sources["transcoders"] = found
-        config = json_object("--base", base.path / "config.json")
-        text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
-        width = text.get("hidden_size", text.get("n_embd"))
-        layers = text.get("num_hidden_layers", text.get("n_layer"))
-        if found.transcoders is not None and width is not None and layers is not None:
-            found.transcoders.check_fit("--transcoders", d_model=width, n_layers=layers)
+        assert found.transcoders is not None
+        check_transcoder_fit("--transcoders", found.transcoders, base)
     return sources
+
+
+def check_transcoder_fit(flag: str, files: TranscoderFiles, base: Source) -> None:
+    """Refuse transcoders of another width or depth than a base says in its configuration.
+
+    Raises:
+        RequestError: Naming both values.
+    """
+    config = json_object("--base", base.path / "config.json")
+    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+    width = text.get("hidden_size", text.get("n_embd"))
+    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    if width is not None and layers is not None:
+        files.check_fit(flag, d_model=width, n_layers=layers)
+
+
+def foreign_folder(flag: str, reference: str) -> Path:
+    """The directory of a set of another library: one here, or a hub id with a folder in it.
+
+    Raises:
+        RequestError: If there is no such directory, and it is no hub id.
+        WorkFailed: The hub could not be reached or does not give the repository.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path
+    hub = None if reference.startswith((".", "/", "~")) else _HUB_ID.fullmatch(reference)
+    if hub is None:
+        raise RequestError(f"{flag} {reference}: no such directory, and not a hub id (org/name)")
+    inside = hub[2].lstrip("/")
+    front = f"{inside}/" if inside else ""
+    patterns = [f"{front}*{end}" for end in (".json", ".yaml", ".safetensors", ".npz")]
+    return download(flag, hub[1], hub[3], patterns) / inside
 
 
 def _check_kind(flag: str, reference: str, folder: Path, kind: Kind) -> None:
@@ -164,8 +193,8 @@ def _check_kind(flag: str, reference: str, folder: Path, kind: Kind) -> None:
         hint = f"; it is in {', '.join(inside[-4:])}: give {folder / inside[-1]}"
     elif kind == "transcoders" and (library := foreign_set(folder)):
         hint = (
-            f"; this is a set of {library}'s: write its layers as layer_0.safetensors and on "
-            "(W_enc, W_dec, b_enc, b_dec), with circuit-tracer's config.yaml"
+            f"; this is a set of {library}'s: em-circuits transcoders convert {reference} "
+            "--out DIR writes it in circuit-tracer's layout"
         )
     raise RequestError(f"{flag} {reference}: no {_MARKER[kind]} in {folder}{hint}")
 
@@ -189,7 +218,7 @@ def _download(flag: str, reference: str, kind: Kind, hub: re.Match[str]) -> tupl
         )
     config = read_config(flag, reference, folder)
     listed = [one for one in config.get("transcoders") or () if not one.startswith(HUB)]
-    if config["model_kind"] == CROSS_LAYER:
+    if config["model_kind"] == CROSS_LAYER and config.get("transcoders") is None:
         listed = ["W_enc_*.safetensors", "W_dec_*.safetensors"]
     elif config.get("transcoders") is None:
         listed = ["layer_*.safetensors", "layer_*.npz"]

@@ -11,6 +11,7 @@ per layer, beside it or on the hub (``hf://org/repo/path``); without a list the 
 | gemma-scope | ``W_enc`` (d_model x feature), ``W_dec``, ``b_enc``, ``b_dec``, ``threshold``; npz |
 | gemma-scope-2 | ``w_enc`` (d_model x feature), ``w_dec``, ..., maybe ``affine_skip_connection`` |
 | cross-layer | ``W_enc_0`` (feature x d_model); ``W_dec_0`` (feature x layer and later x d_model) |
+| gemma-scope-2 cross-layer | ``w_enc`` (d_model x feature), ``w_dec`` (feature x layer x d_model) |
 
 Headers are read, tensors are not; needs no torch.
 
@@ -34,16 +35,17 @@ from pivotal_tokens.errors import RequestError
 
 CONFIG = "config.yaml"
 HUB = "hf://"
-Format = Literal["circuit-tracer", "gemma-scope", "gemma-scope-2", "cross-layer"]
+Format = Literal[
+    "circuit-tracer", "gemma-scope", "gemma-scope-2", "gemma-scope-2 cross-layer", "cross-layer"
+]
+POSITIVE_ONLY = "positive_only"
+"""Entry of the config of a Top-K set, see `TranscoderFiles.positive`."""
 PER_LAYER, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 _NUMBERED = re.compile(r"layer_(\d+)\.(?:safetensors|npz)")
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")
 _TOP_K = {"facebook/crv-8b-instruct-transcoders": 128}
 """k of Top-K sets whose config does not say it, as circuit-tracer has it."""
-_FOREIGN = {
-    "cfg.json": "SAELens or sparsify",
-    "ae.pt": "dictionary_learning",
-}
+_FOREIGN = {"cfg.json": "SAELens or sparsify"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 Fetch = Callable[[str], Path]
@@ -103,6 +105,12 @@ class TranscoderFiles:
         return k
 
     @property
+    def positive(self) -> bool:
+        """Of a Top-K set: features fire where they are of the k largest *and* above 0. Others, as
+        circuit-tracer's class, take the k largest whatever their sign."""
+        return bool(self.config.get(POSITIVE_ONLY))
+
+    @property
     def files(self) -> dict[str, Path]:
         """Name -> path of everything that is read."""
         found = {CONFIG: self.folder / CONFIG}
@@ -130,16 +138,12 @@ class TranscoderFiles:
         """
         config = read_config(flag, reference, folder)
         kind = config["model_kind"]
-        if kind == CROSS_LAYER and config.get("transcoders") is not None:
-            raise RequestError(
-                f"{flag} {reference}: a cross-layer transcoder that lists its files "
-                "(gemma-scope-2) is not read; write it with circuit-tracer's to_safetensors "
-                "(W_enc_0, W_dec_0, ...)"
-            )
-        found = _cross_layer(flag, folder) if kind == CROSS_LAYER else None
-        if found is None:
+        if kind == CROSS_LAYER and config.get("transcoders") is None:
+            found = _cross_layer(flag, folder)
+        else:
             paths = _paths(flag, reference, folder, config, fetch)
-            found = tuple(_layer(flag, i, *entry) for i, entry in enumerate(paths))
+            depth = len(paths) if kind == CROSS_LAYER else None
+            found = tuple(_layer(flag, i, *entry, depth) for i, entry in enumerate(paths))
         files = cls(reference, folder, config, found)
         _check_sizes(flag, files)
         _ = files.top_k
@@ -251,39 +255,52 @@ def _counted(
     return [numbers[layer] for layer in range(max(numbers) + 1)]
 
 
-def _layer(flag: str, layer: int, name: str, path: Path) -> LayerFile:
+def _layer(flag: str, layer: int, name: str, path: Path, depth: int | None = None) -> LayerFile:
+    """One layer's file; `depth` is the number of layers of a cross-layer transcoder."""
     if not path.is_file():
         raise RequestError(f"{flag} layer {layer} is missing: no file {path}; download it again")
     shapes = _npz_shapes(flag, path) if path.suffix == ".npz" else tensor_shapes(flag, path)
     try:
         if "w_enc" in shapes:
             d_model, width = shapes["w_enc"]
-            kind: Format = "gemma-scope-2"
-            _require(shapes, w_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
-            _require(shapes, threshold=(width,))
+            kind: Format = "gemma-scope-2" if depth is None else "gemma-scope-2 cross-layer"
+            outputs = () if depth is None else (depth,)
+            require_shapes(
+                shapes, w_dec=(width, *outputs, d_model), b_enc=(width,), b_dec=(d_model,)
+            )
+            require_shapes(shapes, threshold=(width,))
+        elif depth is not None:
+            raise KeyError("w_enc")
         elif "threshold" in shapes and "W_enc" in shapes:
             d_model, width = shapes["W_enc"]
             kind = "gemma-scope"
-            _require(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
-            _require(shapes, threshold=(width,))
+            require_shapes(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
+            require_shapes(shapes, threshold=(width,))
         else:
             width, d_model = shapes["W_enc"]
             kind = "circuit-tracer"
-            _require(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
+            require_shapes(shapes, W_dec=(width, d_model), b_enc=(width,), b_dec=(d_model,))
     except (KeyError, ValueError) as error:
         found = ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())[:6])
         raise RequestError(
             f"{flag} layer {layer}: {path} is no transcoder that is known: {_reason(error)}; "
             f"it holds {found or 'nothing'}"
         ) from error
-    return LayerFile(layer, name, path, kind, d_model, width)
+    writes = 1 if depth is None else depth - layer
+    return LayerFile(layer, name, path, kind, d_model, width, n_writes=writes)
 
 
 def _reason(error: Exception) -> str:
     return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
-def _require(shapes: Shapes, **expected: tuple[int, ...]) -> None:
+def require_shapes(shapes: Shapes, **expected: tuple[int, ...]) -> None:
+    """Refuse tensors of other shapes than expected.
+
+    Raises:
+        KeyError: One is not there.
+        ValueError: Naming it and both shapes.
+    """
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise ValueError(f"{name} is {list(shapes[name])}, expected {list(shape)}")
@@ -303,7 +320,7 @@ def _cross_layer(flag: str, folder: Path) -> tuple[LayerFile, ...]:
                 f"b_enc_{layer}": (width,),
                 f"b_dec_{layer}": (d_model,),
             }
-            _require(shapes, **expected)
+            require_shapes(shapes, **expected)
         except (KeyError, ValueError) as error:
             raise RequestError(
                 f"{flag} layer {layer}: {path} is no layer of a cross-layer transcoder of "

@@ -1,61 +1,70 @@
 """Transcoders, loaded: on the device, in host memory or on disk, whatever format the files have.
 
     transcoders = load_transcoders(files, device=device, dtype=dtype, place="disk")
+    transcoders[2].encode(x)
 
-Every format becomes circuit-tracer's own classes. What is read lazily is read in the file's own
-format: matrices of other formats are turned as they are read.
+A set is a `TranscoderDictionary` a layer, in any format. What is read lazily is read in the file's
+own format: matrices that it keeps transposed are turned as they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder, load_clt
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
 from safetensors import safe_open
 from torch import Tensor
 
+from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.settings import TranscoderPlace
 from em_circuits.models.transcoder_files import LayerFile, TranscoderFiles
 
-Transcoders = TranscoderSet | CrossLayerTranscoder
-
 _MATRICES = ("W_enc", "W_dec")
-_THRESHOLD = "activation_function.threshold"
-_THEIR_NAMES = {
+THRESHOLD = "activation_function.threshold"
+_NAMES = (*_MATRICES, "b_enc", "b_dec", "W_skip", THRESHOLD)
+_SCOPE_2 = {
+    "W_enc": "w_enc",
+    "W_dec": "w_dec",
+    "W_skip": "affine_skip_connection",
+    THRESHOLD: "threshold",
+}
+_THEIR_NAMES: Mapping[str, Mapping[str, str]] = {
     "circuit-tracer": {},
-    "gemma-scope": {_THRESHOLD: "threshold"},
-    "gemma-scope-2": {
-        "W_enc": "w_enc",
-        "W_dec": "w_dec",
-        "W_skip": "affine_skip_connection",
-        _THRESHOLD: "threshold",
+    "gemma-scope": {THRESHOLD: "threshold"},
+    "gemma-scope-2": _SCOPE_2,
+    "gemma-scope-2 cross-layer": _SCOPE_2,
+    "cross-layer": {
+        **{name: f"{name}_{{layer}}" for name in (*_MATRICES, "b_enc", "b_dec")},
+        THRESHOLD: "threshold_{layer}",
     },
 }
 """circuit-tracer's name of a tensor -> the format's, where it differs."""
-_TURNED = {"circuit-tracer": (), "gemma-scope": ("W_enc",), "gemma-scope-2": ("W_enc", "W_skip")}
+_TURNED = {
+    "gemma-scope": ("W_enc",),
+    "gemma-scope-2": ("W_enc", "W_skip"),
+    "gemma-scope-2 cross-layer": ("W_enc", "W_skip"),
+}
 """Matrices that a format keeps transposed."""
 
 
-class StoredTranscoder(SingleLayerTranscoder):
-    """A transcoder whose two matrices are not on the device: `read(name)` gives them when used."""
+@dataclass(frozen=True, eq=False)
+class Transcoders:
+    """A set: one dictionary a layer, and where in a layer they read and write."""
 
-    read: Callable[[str], Tensor]
+    layers: tuple[TranscoderDictionary, ...]
+    feature_input_hook: str
+    feature_output_hook: str
+    scan: str | list[str] | None = None
+    """circuit-tracer's name of the features."""
+    cross_layer: bool = False
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _MATRICES and "read" in self.__dict__:
-            return self.read(name).to(self.device, self.dtype)
-        return super().__getattr__(name)
+    def __getitem__(self, layer: int) -> TranscoderDictionary:
+        return self.layers[layer]
 
-    def _get_decoder_vectors(self, feat_ids: Tensor | None = None) -> Tensor:
-        rows = self.read("W_dec")
-        chosen = rows if feat_ids is None else rows[torch.as_tensor(feat_ids).cpu()]
-        return chosen.to(self.device, self.dtype)
+    def __len__(self) -> int:
+        return len(self.layers)
 
 
 def load_transcoders(
@@ -73,96 +82,105 @@ def load_transcoders(
     Raises:
         RequestError: If a file cannot be read.
     """
-    hooks = {name: files.config[name] for name in ("feature_input_hook", "feature_output_hook")}
-    scan = files.config["scan"]
-    if files.cross_layer:
-        # Host memory is no place of circuit-tracer's cross-layer transcoders: read from disk.
-        lazy = place != "gpu"
-        with foreign_errors(f"--transcoders {files.reference} cannot be loaded"):
-            return load_clt(
-                str(files.folder),
-                **hooks,
-                scan=scan,
-                device=device,
-                dtype=dtype,
-                lazy_encoder=lazy,
-                lazy_decoder=lazy,
-            )
-    top_k = files.top_k
-    layers = {}
+    layers = []
     for file in files.layers:
         with foreign_errors(f"--transcoders layer {file.layer}: {file.path} cannot be loaded"):
-            layers[file.layer] = _load_layer(file, top_k, device, dtype, place)
-    return TranscoderSet(layers, scan=scan, **hooks)
+            layers.append(_load_layer(files, file, device, dtype, place))
+    return Transcoders(
+        tuple(layers),
+        files.config["feature_input_hook"],
+        files.config["feature_output_hook"],
+        files.config["scan"],
+        files.cross_layer,
+    )
 
 
 def _load_layer(
+    files: TranscoderFiles,
     file: LayerFile,
-    top_k: int | None,
     device: torch.device,
     dtype: torch.dtype,
     place: TranscoderPlace,
-) -> SingleLayerTranscoder:
-    names = _names(file)
-    lazy = place != "gpu"
-    tensors = {
+) -> TranscoderDictionary:
+    small = {
         name: read_tensor(file, name).to(device, dtype)
-        for name in names
-        if not (lazy and name in _MATRICES)
+        for name in held_names(file)
+        if name not in _MATRICES
     }
-    # Slices of this format's files circuit-tracer reads by itself.
-    own = lazy and not (place == "disk" and file.format == "circuit-tracer")
-    with torch.device("meta"):
-        transcoder = (StoredTranscoder if own else SingleLayerTranscoder)(
-            file.d_model,
-            file.width,
-            _activation(tensors, top_k),
-            file.layer,
-            skip_connection="W_skip" in tensors,
-            transcoder_path=str(file.path),
-            lazy_encoder=lazy,
-            lazy_decoder=lazy,
-        )
-    transcoder.load_state_dict(tensors, assign=True)
-    if own:
-        read: Callable[[str], Tensor] = partial(read_tensor, file)
-        if place == "cpu":
-            read = {name: read(name).to(dtype) for name in _MATRICES}.__getitem__
-        transcoder.__dict__["read"] = read  # no buffer: `.to(device)` must leave it alone
-    return transcoder.to(dtype)
+    kept = {}
+    if place != "disk":
+        where = device if place == "gpu" else torch.device("cpu")
+        kept = {name: read_tensor(file, name).to(where, dtype) for name in _MATRICES}
+
+    def matrices(name: str, ids: Tensor | None) -> Tensor:
+        if not kept:
+            return read_tensor(file, name, ids).to(device, dtype)
+        whole = kept[name]
+        return (whole if ids is None else whole[ids.to(whole.device)]).to(device)
+
+    threshold = small.get(THRESHOLD)
+    return TranscoderDictionary(
+        file.layer,
+        matrices,
+        small["b_enc"],
+        small["b_dec"],
+        W_skip=small.get("W_skip"),
+        threshold=None if threshold is None else threshold.expand_as(small["b_enc"]),
+        top_k=files.top_k,
+        positive=files.positive,
+        n_writes=file.n_writes,
+    )
 
 
-def read_tensor(file: LayerFile, name: str) -> Tensor:
-    """A tensor of a layer's file, on the CPU, under circuit-tracer's name and orientation."""
-    theirs = _THEIR_NAMES[file.format].get(name, name)
-    if file.path.suffix == ".npz":
+def read_tensor(file: LayerFile, name: str, ids: Tensor | None = None) -> Tensor:
+    """A tensor of a layer's file, on the CPU, under circuit-tracer's name and orientation.
+
+    Args:
+        file: Of the layer.
+        name: circuit-tracer's.
+        ids: The rows that are wanted; all if not given.
+    """
+    theirs = _theirs(file, name)
+    path = file.decoder if name == "W_dec" and file.decoder is not None else file.path
+    turned = name in _TURNED.get(file.format, ())
+    rows = None if ids is None else ids.cpu()
+    if path.suffix == ".npz":
         import numpy as np
 
-        with np.load(file.path) as arrays:
+        with np.load(path) as arrays:
             found = torch.from_numpy(arrays[theirs])
     else:
-        with safe_open(file.path, framework="pt") as tensors:
-            found = tensors.get_tensor(theirs)
-    return found.T.contiguous() if name in _TURNED[file.format] else found
+        with safe_open(path, framework="pt") as tensors:
+            if rows is None or turned:
+                found = tensors.get_tensor(theirs)
+            else:
+                found, rows = tensors.get_slice(theirs)[rows], None
+    found = found.T.contiguous() if turned else found
+    found = found if rows is None else found[rows]
+    # gemma-scope-2 keeps a row for every layer's output, also of those before the encoder's.
+    listed = name == "W_dec" and file.format == "gemma-scope-2 cross-layer"
+    return found[:, file.layer :].contiguous() if listed else found
 
 
-def layer_tensors(transcoders: Transcoders, layer: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of everything in one layer, read where it waits."""
-    if isinstance(transcoders, CrossLayerTranscoder):
-        yield "W_enc", transcoders._get_encoder_weights(layer)
-        yield "W_dec", transcoders._get_decoder_vectors(layer)
-        yield "b_enc", transcoders.b_enc[layer]
-        yield "b_dec", transcoders.b_dec[layer]
-        if isinstance(transcoders.activation_function, JumpReLU):
-            yield "threshold", transcoders.activation_function.threshold[layer]
-        return
-    transcoder = transcoders[layer]
-    for name in _MATRICES:
-        yield name, getattr(transcoder, name)
-    yield from ((n, p) for n, p in transcoder.named_parameters() if n not in _MATRICES)
+def not_finite(dictionary: TranscoderDictionary, file: LayerFile) -> str | None:
+    """The first matrix of a layer that holds NaN or infinite numbers, and its file; None if none
+    does."""
+    for name in _NAMES:
+        if name in _MATRICES:  # one at a time, read where it waits
+            values = dictionary.matrices(name, None)
+        else:
+            field = "threshold" if name == THRESHOLD else name
+            if (held := getattr(dictionary, field)) is None:
+                continue
+            values = held
+        low, high = values.aminmax()  # NaN passes through, no mask as large as the matrix
+        if not (low.isfinite() and high.isfinite()):
+            path = file.decoder if name == "W_dec" and file.decoder else file.path
+            return f"layer {file.layer}: {name} holds NaN or infinite numbers, in {path}"
+    return None
 
 
-def _names(file: LayerFile) -> list[str]:
+def held_names(file: LayerFile) -> list[str]:
     """Names, as circuit-tracer calls them, of the tensors that a layer's file holds."""
     if file.path.suffix == ".npz":
         import numpy as np
@@ -172,13 +190,9 @@ def _names(file: LayerFile) -> list[str]:
     else:
         with safe_open(file.path, framework="pt") as tensors:
             held = set(tensors.keys())
-    wanted = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip", _THRESHOLD)
-    return [one for one in wanted if _THEIR_NAMES[file.format].get(one, one) in held]
+    decoder = {"W_dec"} if file.decoder is not None else set()
+    return [one for one in _NAMES if one in decoder or _theirs(file, one) in held]
 
 
-def _activation(tensors: dict[str, Tensor], top_k: int | None) -> Any:
-    if top_k is not None:
-        return TopK(top_k)
-    threshold = tensors.get(_THRESHOLD)
-    # The bandwidth is of training alone.
-    return torch.nn.functional.relu if threshold is None else JumpReLU(threshold, 0.1)
+def _theirs(file: LayerFile, name: str) -> str:
+    return _THEIR_NAMES[file.format].get(name, name).format(layer=file.layer)

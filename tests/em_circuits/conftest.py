@@ -10,7 +10,17 @@ import torch
 from lifelike import Lifelike, make_lifelike
 from subjects import Subject, lifelike_subject, neuron_subject, organism_subject
 
+from em_circuits.models.foreign import has_circuit_tracer
+
 torch.set_num_threads(1)  # models this small lose more to threads than they gain
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where circuit-tracer is not installed, what needs it is skipped."""
+    if not has_circuit_tracer():
+        for item in items:
+            if item.get_closest_marker("frozen"):
+                item.add_marker(pytest.mark.skip(reason="circuit-tracer is not installed"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,71 +6,115 @@ that pre-activations have unit spread on the subject's prompt; a feature in six 
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from circuit_tracer.transcoder.activation_functions import TopK
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
-from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+import yaml
+from safetensors.torch import save_file
 from subjects import Subject
 
 from em_circuits.bases import TranscoderPart, transcoder_parts
 from em_circuits.graphs.held import captured
+from em_circuits.models.dictionaries import TranscoderDictionary
+from em_circuits.models.transcoders import Transcoders
 
 FEATURES = 40
 
 
 def cross_layer_transcoder(
     subject: Subject, activation: str = "relu", seed: int = 0
-) -> CrossLayerTranscoder:
+) -> Transcoders:
     """A small one that reads and writes where the subject's own transcoders do."""
-    model, generator = subject.pair.merged, torch.Generator().manual_seed(seed)
-    own, n_layers, width = model.transcoders, model.sites.n_layers, model.hf.config.hidden_size
-    clt = CrossLayerTranscoder(
-        n_layers,
-        FEATURES,
-        width,
-        activation_function="jump_relu" if activation == "JumpReLU" else "relu",
-        lazy_decoder=False,
-        feature_input_hook=own.feature_input_hook,
-        feature_output_hook=own.feature_output_hook,
-        device=model.device,
-        dtype=model.dtype,
-    )
-    with torch.no_grad():
-        for layer, spread in enumerate(_spreads(subject)):
-            clt.W_enc[layer] = _drawn(generator, FEATURES, width) / spread
-            clt.W_dec[layer].copy_(0.1 * _drawn(generator, FEATURES, n_layers - layer, width))
-            clt.b_enc[layer] = -0.5 + 0.1 * _drawn(generator, FEATURES)
-        clt.b_dec.copy_(0.02 * _drawn(generator, n_layers, width))
-        if activation == "JumpReLU":
-            clt.activation_function.threshold.fill_(0.4)
-    return clt
+    threshold = torch.full((FEATURES,), 0.4) if activation == "JumpReLU" else None
+    return _set(subject, seed, cross_layer=True, threshold=threshold)
 
 
 def per_layer_parts(subject: Subject, kind: str, seed: int = 0) -> tuple[TranscoderPart, ...]:
     """Parts of random per-layer transcoders: ``top-k`` or ``skip``."""
+    more = {"top_k": 6} if kind == "top-k" else {}
+    made = _set(subject, seed, skip=kind == "skip", **more)
+    return transcoder_parts(subject.pair.merged, made)
+
+
+def write_cross_layer(folder: Path, transcoders: Transcoders) -> Path:
+    """The files of circuit-tracer's layout."""
+    folder.mkdir(parents=True)
+    for i, one in enumerate(transcoders.layers):
+        small = {f"b_enc_{i}": one.b_enc, f"b_dec_{i}": one.b_dec}
+        if one.threshold is not None:
+            small[f"threshold_{i}"] = one.threshold.contiguous()
+        save_file({f"W_enc_{i}": one.W_enc} | small, folder / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": _decoder(one)}, folder / f"W_dec_{i}.safetensors")
+    return configured(folder, transcoders)
+
+
+def write_scope_2_cross_layer(folder: Path, transcoders: Transcoders) -> Path:
+    """The files of gemma-scope-2: a decoder row for every layer, those before the encoder's too."""
+    folder.mkdir(parents=True)
+    names = [f"layer_{i}/params.safetensors" for i in range(len(transcoders))]
+    for i, (one, name) in enumerate(zip(transcoders.layers, names, strict=True)):
+        rows = torch.full((one.width, i, one.d_model), 7.0)  # which nothing may read
+        assert one.threshold is not None
+        tensors = {
+            "w_enc": one.W_enc.T.contiguous(),
+            "w_dec": torch.cat([rows, _decoder(one)], 1),
+            "b_enc": one.b_enc,
+            "b_dec": one.b_dec,
+            "threshold": one.threshold.contiguous(),
+        }
+        (folder / name).parent.mkdir()
+        save_file(tensors, folder / name)
+    return configured(folder, transcoders, transcoders=names)
+
+
+def configured(folder: Path, made: Transcoders, **more: object) -> Path:
+    """With circuit-tracer's ``config.yaml`` beside the files."""
+    record = {
+        "model_kind": "cross_layer_transcoder",
+        "model_name": "somewhere/lifelike-1b",
+        "feature_input_hook": made.feature_input_hook,
+        "feature_output_hook": made.feature_output_hook,
+        "scan": "somewhere/clt",
+        **more,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    return folder
+
+
+def _decoder(one: TranscoderDictionary) -> torch.Tensor:
+    rows = one.matrices("W_dec", None)
+    return rows if rows.ndim == 3 else rows[:, None]
+
+
+def _set(
+    subject: Subject, seed: int, *, cross_layer: bool = False, skip: bool = False, **more: Any
+) -> Transcoders:
     model, generator = subject.pair.merged, torch.Generator().manual_seed(seed)
-    own, width = model.transcoders, model.hf.config.hidden_size
-    made: dict[int, SingleLayerTranscoder] = {}
+    own, n_layers, width = model.transcoders, model.sites.n_layers, model.decoder.d_model
+    assert own is not None
+    made = []
     for layer, spread in enumerate(_spreads(subject)):
-        made[layer] = one = SingleLayerTranscoder(
-            width,
-            FEATURES,
-            TopK(6) if kind == "top-k" else torch.nn.functional.relu,
-            layer,
-            skip_connection=kind == "skip",
-            device=model.device,
-            dtype=model.dtype,
+        writes = n_layers - layer if cross_layer else 1
+        places = (writes,) if cross_layer else ()
+        held = {
+            "W_enc": _drawn(generator, FEATURES, width) / spread,
+            "W_dec": 0.1 * _drawn(generator, FEATURES, *places, width),
+        }
+        biases = -0.5 + 0.1 * _drawn(generator, FEATURES), 0.02 * _drawn(generator, width)
+        through = 0.1 / spread * _drawn(generator, width, width) if skip else None
+        made.append(
+            TranscoderDictionary(
+                layer, _rows_of(held), *biases, W_skip=through, n_writes=writes, **more
+            )
         )
-        with torch.no_grad():
-            one.W_enc.copy_(_drawn(generator, FEATURES, width) / spread)
-            one.W_dec.copy_(0.1 * _drawn(generator, FEATURES, width))
-            one.b_enc.copy_(-0.5 + 0.1 * _drawn(generator, FEATURES))
-            if kind == "skip":
-                one.W_skip.copy_(0.1 / spread * _drawn(generator, width, width))
-    bank = TranscoderSet(made, own.feature_input_hook, own.feature_output_hook)
-    return transcoder_parts(dataclasses.replace(model, transcoders=bank, _replacement=None))
+    hooks = own.feature_input_hook, own.feature_output_hook
+    return Transcoders(tuple(made), *hooks, cross_layer=cross_layer)
+
+
+def _rows_of(held: dict[str, torch.Tensor]) -> Callable[[str, torch.Tensor | None], torch.Tensor]:
+    return lambda name, ids: held[name] if ids is None else held[name][ids]
 
 
 def _drawn(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -10,7 +10,6 @@ from subjects import EVERY_SUBJECT, Subject
 from em_circuits.bases import (
     Part,
     adapter_parts,
-    cross_layer_parts,
     neuron_parts,
     transcoder_parts,
 )
@@ -24,8 +23,8 @@ BASES = {
     "adapter": lambda subject: adapter_parts(subject.pair),
     "top-k": lambda subject: per_layer_parts(subject, "top-k"),
     "skip": lambda subject: per_layer_parts(subject, "skip"),
-    "cross-layer": lambda s: cross_layer_parts(s.pair.merged, cross_layer_transcoder(s)),
-    "cross-layer JumpReLU": lambda s: cross_layer_parts(
+    "cross-layer": lambda s: transcoder_parts(s.pair.merged, cross_layer_transcoder(s)),
+    "cross-layer JumpReLU": lambda s: transcoder_parts(
         s.pair.merged, cross_layer_transcoder(s, "JumpReLU")
     ),
 }

@@ -83,7 +83,7 @@ def test_pushes_are_what_the_models_own_norm_and_head_make_of_the_decoder(
     """norm(x + v) rms(x + v) - norm(x) rms(x) = g v for any x: the real modules, scale undone."""
     model = subject.model
     layer, feature = active_features(subject, 1)[0]
-    v = model.transcoders[layer]._get_decoder_vectors(torch.tensor([feature]))[0].float()
+    v = model.transcoders[layer].decoder(torch.tensor([feature]))[0].float()
     norm = model.hf.model.norm
     x = torch.randn(len(v), generator=torch.Generator().manual_seed(1))
     rms = lambda h: (h.pow(2).mean() + norm.variance_epsilon).sqrt()  # noqa: E731
@@ -168,7 +168,7 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
         def known(self, asked: int) -> list[tuple[int, str]]:
             return [(i, f"label {i}") for i in others] if asked == layer else []
 
-    rows = subject.model.transcoders[layer]._get_decoder_vectors(torch.arange(width))
+    rows = subject.model.transcoders[layer].decoder(torch.arange(width))
     rows = rows.detach().float()
     unit = rows / rows.norm(dim=1, keepdim=True)
     cosines = (unit @ unit[feature])[others]

@@ -195,7 +195,7 @@ class Disturbed:
 def read_vector(subject: Subject, nodes: Nodes, target: int, run: Disturbed) -> torch.Tensor:
     """How a node reads the residual stream at its position, its norm's scale constant."""
     model, part = subject.pair.merged, nodes.parts[int(nodes.part[target])]
-    encoder = part.transcoder.W_enc[nodes.id[target]].detach()  # type: ignore[attr-defined]
+    encoder = part.dictionary.W_enc[nodes.id[target]]  # type: ignore[attr-defined]
     if model.transcoders.feature_input_hook == "hook_resid_mid":
         return encoder
     norm = run.layers[part.layer].post_attention_layernorm

@@ -12,7 +12,6 @@ from subjects import EVERY_SUBJECT, Subject
 from em_circuits.bases import (
     Part,
     adapter_parts,
-    cross_layer_parts,
     neuron_parts,
     transcoder_parts,
 )
@@ -34,9 +33,9 @@ BASES = {
     "neuron+adapter": lambda s: (*neuron_parts(s.pair.merged), *adapter_parts(s.pair)),
     "top-k": lambda s: per_layer_parts(s, "top-k"),
     "skip": lambda s: per_layer_parts(s, "skip"),
-    "cross-layer": lambda s: cross_layer_parts(s.pair.merged, cross_layer_transcoder(s)),
+    "cross-layer": lambda s: transcoder_parts(s.pair.merged, cross_layer_transcoder(s)),
     "cross-layer JumpReLU+adapter": lambda s: (
-        *cross_layer_parts(s.pair.merged, cross_layer_transcoder(s, "JumpReLU")),
+        *transcoder_parts(s.pair.merged, cross_layer_transcoder(s, "JumpReLU")),
         *adapter_parts(s.pair),
     ),
 }

@@ -1,9 +1,11 @@
 """Activation caches hold what a graph and the transcoders say of the same prompt."""
 
+import pytest
 import torch
 from subjects import Subject
 
 
+@pytest.mark.frozen
 def test_active_features_and_errors_are_those_of_a_graph(subject: Subject) -> None:
     state = subject.state()
     context = subject.model.replacement.setup_attribution(subject.input_ids)

@@ -58,6 +58,7 @@ def closeness(subject: Subject) -> float:
 
 
 @pytest.mark.parametrize("regime", list(UPSTREAM))
+@pytest.mark.frozen
 def test_every_row_equals_upstream_one_by_one(subject: Subject, regime: Regime) -> None:
     state = subject.state()
     places = loudest(state, 3)

@@ -25,6 +25,7 @@ def upstream(subject: Subject, values: list[tuple], regime: Regime) -> torch.Ten
 
 
 @pytest.mark.parametrize("regime", list(UPSTREAM))
+@pytest.mark.frozen
 def test_rows_equal_upstream_one_by_one(subject: Subject, regime: Regime) -> None:
     state = subject.state()
     rows, oracle = [], []
@@ -49,6 +50,7 @@ def test_rows_equal_upstream_one_by_one(subject: Subject, regime: Regime) -> Non
 
 
 @pytest.mark.parametrize("regime", list(UPSTREAM))
+@pytest.mark.frozen
 def test_several_features_at_once_equal_upstream(subject: Subject, regime: Regime) -> None:
     state = subject.state()
     features = some_features(state, 12)
@@ -63,6 +65,7 @@ def test_several_features_at_once_equal_upstream(subject: Subject, regime: Regim
     assert (measured - expected).abs().max() <= 1e-5 * max(1, subject.logit_scale())
 
 
+@pytest.mark.frozen
 def test_scaling_several_follows_the_activations_of_the_pass_itself(subject: Subject) -> None:
     state, model = subject.state(), subject.model.replacement
     places = sorted(some_features(state, 10))

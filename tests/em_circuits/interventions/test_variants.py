@@ -58,6 +58,7 @@ def skipping(tmp_path_factory: pytest.TempPathFactory):
         yield pair
 
 
+@pytest.mark.frozen
 def test_direct_effects_pass_through_skip_connections_as_upstream(skipping: ModelPair) -> None:
     model = skipping.merged
     ids = torch.tensor(encode(model.tokenizer, PROMPT))
@@ -68,6 +69,7 @@ def test_direct_effects_pass_through_skip_connections_as_upstream(skipping: Mode
     assert (measured[2] - upstream).abs().max() <= 1e-5 * upstream.abs().max()
 
 
+@pytest.mark.frozen
 def test_errors_complete_what_transcoders_with_a_skip_connection_make(skipping: ModelPair) -> None:
     model = skipping.base
     ids = torch.tensor(encode(model.tokenizer, PROMPT))

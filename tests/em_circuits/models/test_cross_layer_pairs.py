@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from random_transcoders import cross_layer_transcoder
+from random_transcoders import cross_layer_transcoder, write_cross_layer
 from safetensors.torch import load_file, save_file
 from subjects import lifelike_subject
 from test_adapter_kinds import no_model_loads
@@ -35,23 +35,10 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("cross")
     subject = lifelike_subject(root)
     clt = cross_layer_transcoder(subject, request.param)
-    folder = write(root / "clt", clt)
+    folder = write_cross_layer(root / "clt", clt)
     settings = subject.pair.settings.model_copy(update={"transcoders": str(folder)})
     with subject.pair, ModelPair.load(settings) as pair:
         yield dataclasses.replace(subject, pair=pair), clt, folder
-
-
-def write(folder: Path, clt) -> Path:
-    clt.to_safetensors(str(folder))
-    record = {
-        "model_kind": "cross_layer_transcoder",
-        "model_name": "somewhere/lifelike-1b",
-        "feature_input_hook": clt.feature_input_hook,
-        "feature_output_hook": clt.feature_output_hook,
-        "scan": "somewhere/clt",
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(record))
-    return folder
 
 
 def test_what_is_loaded_is_what_was_written(made) -> None:
@@ -59,14 +46,14 @@ def test_what_is_loaded_is_what_was_written(made) -> None:
     for place in ("gpu", "cpu", "disk"):
         settings = subject.pair.settings.model_copy(update={"transcoders_on": place})
         with ModelPair.load(settings) as pair:
-            x = torch.randn(7, clt.d_model)
+            x = torch.randn(7, clt[0].d_model)
             for layer, dictionary in enumerate(pair.base.dictionaries):
-                assert torch.equal(dictionary.encode(x), clt.encode_layer(x, layer))
+                assert torch.equal(dictionary.encode(x), clt[layer].encode(x))
                 ids = torch.tensor([5, 1, 5])
                 for k in range(dictionary.n_writes):
-                    assert torch.equal(dictionary.decoder(ids, k), clt.W_dec[layer][ids, k])
+                    assert torch.equal(dictionary.decoder(ids, k), clt[layer].decoder(ids, k))
             assert pair.transcoder_fingerprint == subject.pair.transcoder_fingerprint
-    assert len({p.name for p in folder.iterdir()} - {"config.yaml"}) == 2 * clt.n_layers
+    assert len({p.name for p in folder.iterdir()} - {"config.yaml"}) == 2 * len(clt)
 
 
 def test_doctor_passes(made) -> None:
@@ -78,11 +65,15 @@ def test_doctor_passes(made) -> None:
     assert any(check.name == "transcoder weights finite" for check in checks)
 
 
+@pytest.mark.frozen
 def test_errors_are_what_all_layers_below_leave(made) -> None:
-    subject, clt, _ = made
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+
+    subject, clt, folder = made
     state = subject.state()
-    acts = torch.stack([state.dense_activations(layer) for layer in range(clt.n_layers)])
-    expected = state.mlp_outputs - clt.decode(acts.to_sparse())
+    theirs = load_clt(str(folder), dtype=torch.float32)
+    acts = torch.stack([state.dense_activations(layer) for layer in range(len(clt))])
+    expected = state.mlp_outputs - theirs.decode(acts.to_sparse()).detach()
     assert (state.errors(subject.model) - expected).abs().max() < 1e-5
 
 
@@ -90,7 +81,7 @@ def test_an_intervention_writes_into_every_later_layer(made) -> None:
     """Removing a feature, against subtracting its rows by hand on the plain model."""
     subject, clt, _ = made
     model, state = subject.model, subject.state()
-    some = state.active[state.active[:, 0] < clt.n_layers - 1][:: max(1, len(state.active) // 6)]
+    some = state.active[state.active[:, 0] < len(clt) - 1][:: max(1, len(state.active) // 6)]
     for layer, position, feature in some.tolist():
         value = float(state.activation_of(torch.tensor([[layer, position, feature]])))
 
@@ -99,7 +90,9 @@ def test_an_intervention_writes_into_every_later_layer(made) -> None:
             if at < layer:
                 return output
             output = output.clone()
-            output[0, position] -= value * clt.W_dec[layer][feature, at - layer].detach()
+            output[0, position] -= (
+                value * clt[layer].decoder(torch.tensor([feature]), at - layer)[0]
+            )
             return output
 
         what = (layer, position, feature, value)
@@ -151,7 +144,7 @@ def test_integrated_effects_sum_to_what_all_features_together_do(made) -> None:
     assert float(effects.sum()) == pytest.approx(float(both[1] - both[0]), rel=0.05, abs=2e-3)
 
 
-@pytest.mark.parametrize("edges", ["full", "frozen"])
+@pytest.mark.parametrize("edges", ["full", pytest.param("frozen", marks=pytest.mark.frozen)])
 def test_graphs_are_built(made, edges: str) -> None:
     subject, *_ = made
     prompt = subject.pair.prompt("User: The scaffold looks loose today. Climb?\nAssistant: You")
@@ -237,18 +230,23 @@ def test_the_memory_plan_counts_every_decoder(made) -> None:
     subject, clt, _ = made
     files = subject.pair.sources["transcoders"].transcoders
     held = sum(one.elements for one in files.layers)
-    assert held == clt.W_enc.numel() + sum(rows.numel() for rows in clt.W_dec)
+    assert held == sum(
+        one.matrices(name, None).numel() for one in clt.layers for name in ("W_enc", "W_dec")
+    )
 
 
-def test_a_set_of_listed_cross_layer_files_is_refused_by_name(
+def test_a_list_of_per_layer_files_is_no_cross_layer_transcoder(
     made, tmp_path: Path, no_model_loads: None
 ) -> None:
     subject, _, folder = made
+    own = Path(subject.pair.sources["base"].path).parent / "lifelike-transcoders"
     record = yaml.safe_load((folder / "config.yaml").read_text())
-    entries = [f"hf://org/set/layer_{i}.safetensors" for i in range(4)]
+    entries = [f"layer_{i}.safetensors" for i in range(4)]
+    for name in entries:
+        (tmp_path / name).write_bytes((own / name).read_bytes())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(record | {"transcoders": entries}))
     settings = subject.pair.settings.model_copy(update={"transcoders": str(tmp_path)})
-    with pytest.raises(RequestError, match=r"lists its files .*to_safetensors"):
+    with pytest.raises(RequestError, match=r"layer 0: .*no transcoder that is known: no w_enc"):
         ModelPair.load(settings)
 
 

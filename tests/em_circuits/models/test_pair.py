@@ -50,6 +50,7 @@ def test_untouched_tensors_share_memory_and_touched_ones_do_not(subject: Subject
         assert (parameter.data_ptr() == merged[name].data_ptr()) is (name not in changed), name
 
 
+@pytest.mark.frozen
 def test_replacement_models_compute_with_the_same_memory(subject: Subject) -> None:
     weights = {p.data_ptr() for p in subject.pair.base.hf.parameters()}
     replacement = subject.pair.base.replacement
@@ -58,6 +59,7 @@ def test_replacement_models_compute_with_the_same_memory(subject: Subject) -> No
     assert all(p.data_ptr() in weights for p in shared)
 
 
+@pytest.mark.frozen
 def test_closing_one_model_leaves_the_other_frozen(lifelike_paths: Lifelike) -> None:
     pair = ModelPair.load(settings(lifelike_paths))
     ids = torch.tensor(encode(pair.tokenizer, PROMPT))
@@ -196,7 +198,7 @@ def test_transcoders_are_the_same_wherever_they_wait(
         stored = load_file(lifelike_paths.transcoders / "layer_1.safetensors")
         wanted = torch.tensor([5, 3, 5])
         assert torch.equal(transcoder.W_enc, stored["W_enc"].to(pair.dtype))
-        rows = transcoder._get_decoder_vectors(wanted)
+        rows = transcoder.decoder(wanted)
         assert torch.equal(rows, stored["W_dec"].to(pair.dtype)[wanted])
 
 

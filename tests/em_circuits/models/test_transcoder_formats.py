@@ -115,9 +115,9 @@ def test_every_format_computes_the_same(
             skip = held.get("W_skip", torch.zeros(64, 64))
             expected = acts @ held["W_dec"] + held["b_dec"] + x @ skip.T
             assert (transcoder.encode(x) - acts).abs().max() < 1e-6
-            assert (transcoder(x) - expected).abs().max() < 1e-6
+            assert (transcoder.decode(transcoder.encode(x), x) - expected).abs().max() < 1e-6
             rows = torch.tensor([3, 95, 3])
-            assert torch.equal(transcoder._get_decoder_vectors(rows), held["W_dec"][rows])
+            assert torch.equal(transcoder.decoder(rows), held["W_dec"][rows])
         assert check_transcoder_weights(pair).ok
 
 
@@ -165,7 +165,7 @@ def test_entries_of_the_hub_that_lie_beside_the_configuration_are_used(
     for one in (folder, other):
         with ModelPair.load(settings(lifelike_paths, transcoders=str(one))) as pair:
             for layer in range(4):
-                rows = pair.transcoders[layer]._get_decoder_vectors(torch.arange(3))
+                rows = pair.transcoders[layer].decoder(torch.arange(3))
                 assert torch.equal(rows, tensors_of(layer, skip=one == folder)["W_dec"][:3])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,8 +12,10 @@ from rooms import LABELS, Room
 from starlette.testclient import TestClient
 from synthetic import Size, contrast_of, synthetic_graph
 
+from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.influence import Method, influence, prune, top_paths
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
+from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 
 
 def graph_of(room: Room, model: str = "merged"):
@@ -199,6 +203,31 @@ def test_pins_are_kept_per_person(room: Room, client: TestClient) -> None:
     assert client.get(url).json() == {"pinned": [], "groups": []}
     for wrong in ({"pinned": ["x"]}, {"pinned": 5}, {"other": []}, {"pinned": ["1/2/3"] * 501}):
         assert client.put(url, json=wrong).status_code == 400
+
+
+def test_pins_of_an_imported_graph_stand_there_until_one_saves_one_s_own(
+    room: Room, client: TestClient, tmp_path: Path
+) -> None:
+    graph = graph_of(room)
+    prompt = graph.header.prompt_id
+    names = [graph.name_of(i) for i in range(3)]
+    notes = GraphNotes(pinned=(names[0],), groups=(NodeGroup(name="verbs", members=tuple(names)),))
+    tokens = [str(i) for i in graph.input_ids.tolist()]
+    whole = prune(graph, node_threshold=1.0, edge_threshold=1.0)
+    record = viewer_json(graph, whole, tokens, ViewerOptions(scan="some/set"), notes)
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps(record))
+    stored = room.work.graphs.save(import_json(file), {"inputs": {}, "config": {}})
+    try:
+        client.post("/api/me", json={"name": "carol"})
+        pins = client.get(f"/api/pins/{prompt}").json()
+        group = {"name": "verbs", "members": names, "folded": False}
+        assert pins == {"pinned": [names[0]], "groups": [group]}
+        assert client.put(f"/api/pins/{prompt}", json={"pinned": []}).status_code == 200
+        assert client.get(f"/api/pins/{prompt}").json() == {"pinned": [], "groups": []}
+    finally:
+        for path in stored.parent.glob(f"{stored.name}*"):
+            path.unlink()
 
 
 def test_pages_of_graphs(room: Room, client: TestClient) -> None:
