@@ -18,9 +18,11 @@ other in a `LabelConflict`, and the prompt goes back into the review queue until
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, TypeAdapter
 from sqlalchemy import Connection, Row, Table, func, insert, select, update
 
 from pivotal_tokens.schema import (
@@ -62,6 +64,23 @@ class LabelConflict(Frozen):
     at: AwareDatetime = Field(default_factory=utc_now)
 
 
+@dataclass(frozen=True, slots=True)
+class GivenLabel:
+    """Of a label event, what decides which label counts: read in a third of the event's time."""
+
+    token_id: int
+    author: str
+    author_kind: AuthorKind
+    to_label: Label | None
+    purpose: Purpose = "review"
+    left: bool = False
+    judge_visible: bool = False
+
+
+Event = TypeVar("Event", LabelEvent, GivenLabel)
+_given_label = TypeAdapter(GivenLabel).validate_json
+
+
 class Labels(Repository):
     """Append-only label events, and what follows from them."""
 
@@ -92,13 +111,13 @@ class Labels(Repository):
             events = events_of(connection, prompt_id)
         return tuple(event for event in events if author is None or event.author == author)
 
-    def events_of_prompts(
+    def given_of_prompts(
         self, prompt_ids: Iterable[str], *, author_kind: AuthorKind | None = None
-    ) -> dict[str, list[LabelEvent]]:
-        """Prompt id -> its events, oldest first, of the prompts that have some."""
+    ) -> dict[str, list[GivenLabel]]:
+        """Prompt id -> what its events gave, oldest first, of the prompts that have some."""
         table, kind = tables.label_events, author_kind
         with self._reading() as connection:
-            return events_of_prompts(connection, LabelEvent, table, prompt_ids, author_kind=kind)
+            return events_of_prompts(connection, _given_label, table, prompt_ids, author_kind=kind)
 
     def of(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
         """The labels that count for a prompt: a human's where there is one, else a judge's.
@@ -210,9 +229,7 @@ def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
 # --- What counts ------------------------------------------------------------------------------
 
 
-def effective(
-    prompt_id: str, events: Sequence[LabelEvent], *, judge: str | None = None
-) -> PromptLabels:
+def effective(prompt_id: str, events: Sequence[Event], *, judge: str | None = None) -> PromptLabels:
     """The labels that count, from a prompt's events in order."""
     humans = tuple(_counting(votes) for votes in _votes(events).values())
     judges = _standing(events, "judge", judge)
@@ -226,7 +243,7 @@ def effective(
 
 
 def labels_by_author(
-    events: Sequence[LabelEvent], kind: AuthorKind = "human", *, purpose: Purpose = "review"
+    events: Sequence[Event], kind: AuthorKind = "human", *, purpose: Purpose = "review"
 ) -> dict[str, dict[int, Label]]:
     """Author -> token id -> the author's label in force."""
     found: dict[str, dict[int, Label]] = {}
@@ -237,7 +254,7 @@ def labels_by_author(
 
 
 def abstained_by_author(
-    events: Sequence[LabelEvent], *, purpose: Purpose = "review"
+    events: Sequence[Event], *, purpose: Purpose = "review"
 ) -> dict[str, frozenset[int]]:
     """Author -> the tokens on which the author abstained: left without a label on purpose."""
     found: dict[str, set[int]] = {}
@@ -248,10 +265,10 @@ def abstained_by_author(
 
 
 def _last_events(
-    events: Iterable[LabelEvent], kind: AuthorKind, author: str | None = None
-) -> dict[Purpose, dict[tuple[int, str], LabelEvent]]:
+    events: Iterable[Event], kind: AuthorKind, author: str | None = None
+) -> dict[Purpose, dict[tuple[int, str], Event]]:
     """Purpose -> (token, author) -> the last event, in the order of these last events."""
-    latest: dict[Purpose, dict[tuple[int, str], LabelEvent]] = {}
+    latest: dict[Purpose, dict[tuple[int, str], Event]] = {}
     for event in events:
         if event.author_kind == kind and author in (None, event.author):
             of_purpose = latest.setdefault(event.purpose, {})
@@ -260,10 +277,10 @@ def _last_events(
     return latest
 
 
-def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
+def _votes(events: Sequence[Event]) -> dict[int, list[Event]]:
     """Token id -> people's labels in force, latest last; an adjudicator's alone if there is one."""
     latest = _last_events(events, "human")
-    votes: dict[int, list[LabelEvent]] = {}
+    votes: dict[int, list[Event]] = {}
     for event in latest.get("review", {}).values():
         if event.to_label is not None:
             votes.setdefault(event.token_id, []).append(event)
@@ -273,7 +290,7 @@ def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
     return dict(sorted(votes.items()))
 
 
-def _counting(votes: Sequence[LabelEvent]) -> EffectiveLabel:
+def _counting(votes: Sequence[Event]) -> EffectiveLabel:
     """The label of more than half of the votes, else of the latest."""
     last = votes[-1]
     for event in reversed(votes):
@@ -284,7 +301,7 @@ def _counting(votes: Sequence[LabelEvent]) -> EffectiveLabel:
 
 
 def _standing(
-    events: Sequence[LabelEvent], kind: AuthorKind, author: str | None = None
+    events: Sequence[Event], kind: AuthorKind, author: str | None = None
 ) -> tuple[EffectiveLabel, ...]:
     """One label per token: the latest of its authors' labels in force."""
     latest = _last_events(events, kind, author).get("review", {})
@@ -292,7 +309,7 @@ def _standing(
     return tuple(labels[token] for token in sorted(labels))
 
 
-def _effective(event: LabelEvent) -> EffectiveLabel:
+def _effective(event: Event) -> EffectiveLabel:
     assert event.to_label is not None
     return EffectiveLabel(
         token_id=event.token_id,

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from pivotal_tokens.errors import RequestError
@@ -36,6 +37,7 @@ from pivotal_tokens.schema import (
     Verdict,
     Vote,
 )
+from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import draw_control, enqueue
 from pivotal_tokens.store.database import Repository
@@ -45,6 +47,7 @@ from pivotal_tokens.store.order import reorder
 from pivotal_tokens.store.prompts import insert_prompt, put_token_ids
 from pivotal_tokens.store.queue import drop_human_verdict
 from pivotal_tokens.store.rows import (
+    Parsed,
     Row,
     chunks,
     narrowed,
@@ -75,15 +78,12 @@ class TopSizes(NamedTuple):
     merged: int
 
 
-Parsed = TypeVar("Parsed")
-
-
 def _token_ids(both: str) -> frozenset[int]:
-    return frozenset(token["token_id"] for token in json.loads(both)["base"]["tokens"])
+    return frozenset(token["token_id"] for token in from_json(both)["base"]["tokens"])
 
 
 def _top_sizes(both: str) -> TopSizes:
-    lists = json.loads(both)
+    lists = from_json(both)
     each = (lists["base"], lists["merged"])
     sizes = (sum(token["rank"] <= one["top_k"] for token in one["tokens"]) for one in each)
     return TopSizes(*sizes)
@@ -201,7 +201,10 @@ class Results(Repository):
             for chunk in chunks(prompt_ids):
                 query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
                 for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
-                    found[row.prompt_id][row.pair] = parse(row.payload)
+                    try:
+                        found[row.prompt_id][row.pair] = parse(row.payload)
+                    except (LookupError, TypeError, ValueError) as error:
+                        raise DamagedText(f"next tokens of {row.prompt_id}: no lists") from error
         return found
 
     # --- Judgements ---------------------------------------------------------------------------
