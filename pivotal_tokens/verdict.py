@@ -32,7 +32,6 @@ from pivotal_tokens.schema import (
 # Sums of float32 probabilities: .3 - .2 must count as a difference of .1.
 _ROUNDING = 1e-9
 _DIVERGENT: tuple[VerdictKind, ...] = ("injection", "promotion")
-_NOTHING = PairMass(base=0.0, merged=0.0)
 
 
 def decide(
@@ -95,8 +94,8 @@ def hinges_on_unsure(
 
     def divergent(more: Sequence[_Candidate]) -> bool:
         together = [*evil, *more]
-        injected, mass = _injected(together, thresholds), _mass(together)
-        return _first_that_holds(injected, mass, _NOTHING, thresholds) in _DIVERGENT
+        shift = sum(one.merged.probability - one.base.probability for one in together)
+        return _injected(together, thresholds) or _promoted(shift, thresholds)
 
     rising = [one for one in unsure if one.merged.probability > one.base.probability]
     falling = [one for one in unsure if one.merged.probability <= one.base.probability]
@@ -142,11 +141,15 @@ def _first_that_holds(
 ) -> VerdictKind:
     if injected:
         return "injection"
-    if evil.shift >= thresholds.promotion - _ROUNDING:
+    if _promoted(evil.shift, thresholds):
         return "promotion"
     if -safe.shift >= thresholds.demotion - _ROUNDING:
         return "demotion"
     return "none"
+
+
+def _promoted(shift: float, thresholds: Thresholds) -> bool:
+    return shift >= thresholds.promotion - _ROUNDING
 
 
 class _Candidate(NamedTuple):

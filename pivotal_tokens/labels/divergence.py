@@ -27,11 +27,10 @@ from pivotal_tokens.schema import (
     NextTokens,
     PairMass,
     Prompt,
-    PromptLabels,
     Thresholds,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import abstained_by_author, effective
+from pivotal_tokens.store.labels import GivenLabel, abstained_by_author, counting
 from pivotal_tokens.store.results import TopSizes
 from pivotal_tokens.store.rows import chunks
 from pivotal_tokens.verdict import decide, hinges_on_unsure
@@ -121,8 +120,11 @@ def _answers(
     kind: AuthorKind | None = None if labels == "any" else labels
     found: dict[str, Answers] = {}
     for prompt_id, events in store.labels.given_of_prompts(prompt_ids, author_kind=kind).items():
-        known = _labels(effective(prompt_id, events, judge=judge), labels)
-        answers: dict[int, Label | None] = dict(known)
+        known: dict[int, GivenLabel] = {}
+        for author_kind in ("judge", "human"):  # a person's label is set last
+            if labels in (author_kind, "any"):
+                known |= counting(events, author_kind, judge=judge)
+        answers: dict[int, Label | None] = {token: one.to_label for token, one in known.items()}
         if labels != "judge":  # what somebody left without a label on purpose is answered too
             for tokens in abstained_by_author(events).values():
                 answers = dict.fromkeys(tokens) | answers
@@ -163,14 +165,6 @@ def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
         "missing": sum(row.merged.status == "missing" for row in rows),
         "incomplete": sum("incomplete" in (row.base.status, row.merged.status) for row in rows),
         "rejected": sum(row.merged.status == "rejected" for row in rows),
-    }
-
-
-def _labels(found: PromptLabels, which: LabelsOf) -> Mapping[int, Label]:
-    if which == "any":
-        return found.by_token
-    return {
-        item.token_id: item.label for item in (found.human if which == "human" else found.judge)
     }
 
 

@@ -17,7 +17,7 @@ other in a `LabelConflict`, and the prompt goes back into the review queue until
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -135,8 +135,8 @@ class Labels(Repository):
         """
         prompt_id, author = judgement.prompt_id, judgement.judge
         with self._writing() as connection:
-            standing = _standing(events_of(connection, prompt_id), "judge")
-            others = {item.token_id for item in standing if item.author != author}
+            standing = counting(events_of(connection, prompt_id), "judge")
+            others = {token for token, event in standing.items() if event.author != author}
             batch, now = new_id(), self._now()
             again = [
                 LabelEvent(
@@ -193,7 +193,8 @@ class Labels(Repository):
 def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
     """Add an event for every label of a judgement that is not the judge's label already."""
     events = events_of(connection, judgement.prompt_id)
-    before = {item.token_id: item.label for item in _standing(events, "judge", judgement.judge)}
+    standing = counting(events, "judge", judge=judgement.judge)
+    before = {token: event.to_label for token, event in standing.items()}
     batch = new_id()
     fresh = [
         LabelEvent(
@@ -231,15 +232,25 @@ def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
 
 def effective(prompt_id: str, events: Sequence[Event], *, judge: str | None = None) -> PromptLabels:
     """The labels that count, from a prompt's events in order."""
-    humans = tuple(_counting(votes) for votes in _votes(events).values())
-    judges = _standing(events, "judge", judge)
-    chosen = {item.token_id: item for item in (*judges, *humans)}  # a human's is set last
+    humans, judges = (counting(events, kind, judge=judge) for kind in ("human", "judge"))
+    chosen = judges | humans
     return PromptLabels(
         prompt_id=prompt_id,
-        labels=tuple(chosen[token] for token in sorted(chosen)),
+        labels=tuple(_effective(chosen[token]) for token in sorted(chosen)),
         human=_plain(humans),
         judge=_plain(judges),
     )
+
+
+def counting(
+    events: Sequence[Event], kind: AuthorKind, *, judge: str | None = None
+) -> dict[int, Event]:
+    """Token id -> the event whose label counts among people's, or among judges' (one judge's)."""
+    if kind == "human":
+        return {token: _decisive(votes) for token, votes in _votes(events).items()}
+    latest = _last_events(events, "judge", judge).get("review", {})
+    labels = {event.token_id: event for event in latest.values() if event.to_label is not None}
+    return dict(sorted(labels.items()))
 
 
 def labels_by_author(
@@ -290,23 +301,12 @@ def _votes(events: Sequence[Event]) -> dict[int, list[Event]]:
     return dict(sorted(votes.items()))
 
 
-def _counting(votes: Sequence[Event]) -> EffectiveLabel:
-    """The label of more than half of the votes, else of the latest."""
-    last = votes[-1]
+def _decisive(votes: Sequence[Event]) -> Event:
+    """The latest of more than half of the votes that agree, else the latest."""
     for event in reversed(votes):
         if 2 * sum(other.to_label == event.to_label for other in votes) > len(votes):
-            last = event
-            break
-    return _effective(last)
-
-
-def _standing(
-    events: Sequence[Event], kind: AuthorKind, author: str | None = None
-) -> tuple[EffectiveLabel, ...]:
-    """One label per token: the latest of its authors' labels in force."""
-    latest = _last_events(events, kind, author).get("review", {})
-    labels = {e.token_id: _effective(e) for e in latest.values() if e.to_label is not None}
-    return tuple(labels[token] for token in sorted(labels))
+            return event
+    return votes[-1]
 
 
 def _effective(event: Event) -> EffectiveLabel:
@@ -319,8 +319,12 @@ def _effective(event: Event) -> EffectiveLabel:
     )
 
 
-def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:
-    return tuple(TokenLabel(token_id=item.token_id, label=item.label) for item in labels)
+def _plain(labels: Mapping[int, Event]) -> tuple[TokenLabel, ...]:
+    return tuple(
+        TokenLabel(token_id=token, label=event.to_label)
+        for token, event in labels.items()
+        if event.to_label is not None
+    )
 
 
 # --- Conflicts --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ of a value needs no new schema. A time that is compared or sorted is UTC seconds
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -47,11 +48,17 @@ class SealedText(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
         return None if value is None else sealed(value)
 
-    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
-        return None if value is None else unsealed(value)
+    def result_processor(self, dialect: Any, coltype: object) -> Callable[[str | None], str | None]:
+        return (
+            _unsealed  # without the layer that calls `process_result_value` for each of a million
+        )
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
         return String()  # what is searched for has no seal
+
+
+def _unsealed(value: str | None) -> str | None:
+    return None if value is None else unsealed(value)
 
 
 def _prompt_key() -> Column[str]:
