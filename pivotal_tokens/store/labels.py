@@ -78,7 +78,7 @@ class GivenLabel:
 
 
 Event = TypeVar("Event", LabelEvent, GivenLabel)
-_given_label = TypeAdapter(GivenLabel).validate_json
+_given_label = TypeAdapter(GivenLabel).validator.validate_json
 
 
 class Labels(Repository):

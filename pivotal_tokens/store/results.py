@@ -200,11 +200,13 @@ class Results(Repository):
         with self._reading() as connection:
             for chunk in chunks(prompt_ids):
                 query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
-                for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
+                for prompt_id, pair, payload in connection.execute(
+                    query.where(table.prompt_id.in_(chunk))
+                ).all():
                     try:
-                        found[row.prompt_id][row.pair] = parse(row.payload)
+                        found[prompt_id][pair] = parse(payload)
                     except (LookupError, TypeError, ValueError) as error:
-                        raise DamagedText(f"next tokens of {row.prompt_id}: no lists") from error
+                        raise DamagedText(f"next tokens of {prompt_id}: no lists") from error
         return found
 
     # --- Judgements ---------------------------------------------------------------------------

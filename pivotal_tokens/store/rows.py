@@ -79,7 +79,7 @@ def values_of_prompts(
     found: dict[str, Value] = {}
     for chunk in chunks(prompt_ids):
         query = select(table.c.prompt_id, table.c.payload).where(table.c.prompt_id.in_(chunk))
-        for prompt_id, payload in connection.execute(narrowed(query, table, **keys)):
+        for prompt_id, payload in connection.execute(narrowed(query, table, **keys)).all():
             found[prompt_id] = kind.model_validate_json(payload)
     return found
 
@@ -101,7 +101,7 @@ def events_of_prompts(
         for name, value in wanted.items():
             if value is not None:
                 query = query.where(table.c[name].concat("") == value)
-        for prompt_id, payload in connection.execute(query):
+        for prompt_id, payload in connection.execute(query).all():
             found[prompt_id].append(parse(payload))
     return found
 
