@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from pydantic import AwareDatetime, Field, TypeAdapter
-from sqlalchemy import Connection, Row, Table, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, func, select, update
 
 from pivotal_tokens.schema import (
     AuthorKind,
@@ -42,6 +42,7 @@ from pivotal_tokens.schema import (
 )
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import enqueue
+from pivotal_tokens.store.chain import append
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
 from pivotal_tokens.store.queue import (
@@ -98,12 +99,10 @@ class Labels(Repository):
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
-        table = tables.label_events
         with self._writing() as connection:
             if item is not None:
                 require_lease(connection, item)
-            new = [e for e in events if insert_new(connection, table, row_of(table, e))]
-        return frozenset(event.event_id for event in new)
+            return append(connection, events)
 
     def events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
         """Every event of a prompt, oldest first; of one author if given."""
@@ -152,7 +151,7 @@ class Labels(Repository):
                 for item in judgement.labels
                 if item.token_id in others
             ]
-            _insert(connection, again)
+            append(connection, again)
         return bool(again)
 
     def add_conflict(self, conflict: LabelConflict) -> bool:
@@ -210,14 +209,7 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
         for item in judgement.labels
         if before.get(item.token_id) != item.label
     ]
-    _insert(connection, fresh)
-
-
-def _insert(connection: Connection, events: Sequence[LabelEvent]) -> None:
-    """Add events whose ids are new, in one statement."""
-    table = tables.label_events
-    if events:
-        connection.execute(insert(table), [row_of(table, event) for event in events])
+    append(connection, fresh)
 
 
 def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:

@@ -40,6 +40,7 @@ from pivotal_tokens.schema import (
 from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import draw_control, enqueue
+from pivotal_tokens.store.chain import hash_of_lists
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import upsert
 from pivotal_tokens.store.labels import add_judgement_events
@@ -388,8 +389,9 @@ class Results(Repository):
 def _put_next_tokens(
     connection: Connection, prompt_id: str, pair: str, both: NextTokenPair
 ) -> bool:
-    table = tables.next_tokens
-    return _put(connection, table, row_of(table, both, prompt_id=prompt_id, pair=pair))
+    row = row_of(tables.next_tokens, both, prompt_id=prompt_id, pair=pair)
+    row["sha256"] = hash_of_lists(prompt_id, pair, row["payload"])
+    return _put(connection, tables.next_tokens, row)
 
 
 def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
