@@ -118,6 +118,13 @@ class Labels(Repository):
         with self._reading() as connection:
             return events_of_prompts(connection, _given_label, table, prompt_ids, author_kind=kind)
 
+    def is_judge(self, author: str) -> bool:
+        """Whether labels of a judge stand under this name."""
+        table = tables.label_events
+        query = select(table.c.seq).where(table.c.author == author, table.c.author_kind == "judge")
+        with self._reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
     def of(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
         """The labels that count for a prompt: a human's where there is one, else a judge's.
 

@@ -39,6 +39,7 @@ def test_what_is_sound_passes_and_each_damage_is_named(root: Path) -> None:
     assert status == 1
     named = [(one["what"], one["path"]) for one in json.loads(out)["damages"]]
     assert named == [
+        ("hash", str(root / DATABASE)),
         ("store", str(root / DATABASE)),
         ("graph", str(graph)),
         ("artefact", str(page)),
