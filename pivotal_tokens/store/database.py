@@ -34,6 +34,7 @@ from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
     Host,
+    lock_holders,
     marked,
     require_same_host,
     this_host,
@@ -202,7 +203,7 @@ class Database:
                 f"{self.where}: refused ({_first_line(error)}); add the prompt to the store first"
             ) from error
         except DBAPIError as error:
-            raise _work_failed(self.where, error) from error
+            raise _work_failed(self.where, self.path, error) from error
         except DamagedText as error:
             raise damaged(self.where, error) from error
         except OverflowError as error:  # SQLite's driver, of an integer beyond 64 bits
@@ -311,13 +312,23 @@ def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestErr
             f"{place.shown} cannot be used as a store ({_first_line(error)}): is the server "
             "running, does the database exist (createdb), are user and password right?"
         )
+    if "locked" in _first_line(error):
+        return RequestError(
+            f"{place.shown} cannot be used now: {_holder(place.path)} has locked it; run again "
+            "when that has ended"
+        )
     return RequestError(
         f"{place.shown} cannot be used as a store ({_first_line(error)}): "
         "check the file, or name another with --store sqlite:///PATH"
     )
 
 
-def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
+def _holder(path: Path | None) -> str:
+    """Who holds an SQLite file's locks, in words."""
+    return (path and ", ".join(lock_holders(path))) or "another process"
+
+
+def _work_failed(where: str, path: Path | None, error: DBAPIError) -> WorkFailed:
     cause = _first_line(error)
     if "readonly" in cause:
         return WorkFailed(
@@ -325,7 +336,7 @@ def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
         )
     if "locked" in cause or "lock timeout" in cause:
         return WorkFailed(
-            f"{where}: another process held the store for more than {BUSY_SECONDS:.0f} s; run again"
+            f"{where}: {_holder(path)} held the store for more than {BUSY_SECONDS:.0f} s; run again"
         )
     return WorkFailed(f"{where}: {cause}; what was finished is kept, run again to resume")
 
