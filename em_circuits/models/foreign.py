@@ -32,15 +32,12 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
     from jinja2 import TemplateError
     from safetensors import SafetensorError
 
-    try:
-        yield
-    except EmCircuitsError:
-        raise
-    except (
+    known = (
         ArithmeticError,
         AttributeError,
         ImportError,
         LookupError,
+        MemoryError,
         OSError,
         RuntimeError,
         SafetensorError,
@@ -49,7 +46,17 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
         TypeError,
         ValueError,
         pickle.UnpicklingError,
-    ) as error:
+    )
+    try:
+        yield
+    except EmCircuitsError:
+        raise
+    except BaseException as error:
+        # tokenizers raises plain `Exception` for a damaged file, and a panic of its Rust code is no
+        # `Exception` at all.
+        plain = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not plain and not isinstance(error, known):
+            raise
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise RequestError(f"{what}: {detail}{advice}") from error
 

@@ -28,6 +28,7 @@ from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATION
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from em_circuits.models.family import Decoder, Family
+from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.settings import Backend
 from em_circuits.models.sharing import sharing_copy
 from pivotal_tokens.errors import RequestError
@@ -123,7 +124,8 @@ def build_replacement(
     """
     # A copy: TransformerLens gives its tokenizer tokens that it lacks, and takes a prompt's first
     # token for padding where that is on the left.
-    tokenizer = copy.deepcopy(tokenizer)
+    with foreign_errors("the tokenizer cannot be copied"):
+        tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
     if backend == "nnsight":
         made = _build_nnsight(model, tokenizer, transcoders)
