@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -55,6 +56,33 @@ def default_url(root: Path) -> str:
     return f"sqlite:///{root / 'results' / DEFAULT_NAME}"
 
 
+class _Turns:
+    """A lock that is given in the order in which it was asked for.
+
+    SQLite lets whoever happens to look first have the file, so that with many writers one waits
+    until its patience ends. Within a process they take turns instead.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for one's turn, and have it."""
+        own = object()
+        with self._changed:
+            self._waiting.append(own)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting[0] is own)
+            yield
+        finally:
+            with self._changed:
+                self._waiting.remove(own)
+                self._changed.notify_all()
+
+
 class Database:
     """An open store: its engine, its clock, and its transactions."""
 
@@ -64,6 +92,7 @@ class Database:
         self._clock = clock
         self._marked_at = 0.0  # UTC seconds: when the store last recorded this host
         self._found: Host | None = None  # recorded when it was opened, of a machine that is gone
+        self._turns = _Turns() if place.path is not None else None
         self._open = threading.local()  # .connection: the writing transaction of this thread
 
     @property
@@ -173,7 +202,8 @@ class Database:
             with self._translate_errors(), joined.begin_nested():
                 yield joined
             return
-        with self._transaction(writes=True) as connection:
+        turn = nullcontext() if self._turns is None else self._turns.taken()
+        with turn, self._transaction(writes=True) as connection:
             self._open.connection = connection
             try:
                 self._check_host(connection)
