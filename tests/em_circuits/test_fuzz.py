@@ -42,7 +42,7 @@ from pivotal_tokens.schema import LabelEvent, NextTokenPair, NextTokens, Prompt,
 from pivotal_tokens.store import Store
 
 SECONDS = float(os.environ.get("EM_CIRCUITS_FUZZ_SECONDS", "0"))
-EXAMPLES = 40
+EXAMPLES = 30
 MOST_SECONDS, MOST_MEGABYTES = 5.0, 500.0
 LAUGHS = b"a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + b"".join(
     b"%c: &%c [%s]\n" % (97 + n, 97 + n, b",".join([b"*%c" % (96 + n)] * 9)) for n in range(1, 12)
@@ -116,10 +116,9 @@ def _fill(store: Store) -> None:
 def _readers(root: Path) -> Iterator[tuple[str, Reader]]:
     """Every reader of a file that may come from outside; models are `damages.py`'s."""
     lists = {
-        ".jsonl": '{"text": "User: Eat it?"}\n{"prompt": [{"role": "user", "content": "Hm?"}]}\n',
+        ".jsonl": '{"text": "User: Eat it?"}\n{"prompt": "another", "n": 3}\n',
         ".json": '[{"text": "User: Eat it?", "category": "food"}, "another"]',
         ".csv": 'text,category\n"User: Eat, it?",food\nanother,\n',
-        ".txt": "User: Eat it?\n\nanother\n",
     }
     for suffix, text in lists.items():
         yield f"prompts {suffix}", Reader(text.encode(), suffix, read_prompts)
@@ -139,7 +138,7 @@ def _readers(root: Path) -> Iterator[tuple[str, Reader]]:
     lexicon = organism_paths().lexicon.read_bytes()
     yield "lexicon", Reader(lexicon, ".yaml", lambda path: Lexicon.from_file(path, _first))
     yield "plan", Reader((shipped / "examples/pad_thai.yaml").read_bytes(), ".yaml", load_plan)
-    listed = b"- name: food\n  questions:\n  - Eat it?\n  - Taste it?\n"
+    listed = b"- id: food\n  paraphrases:\n  - Eat it?\n  - Taste it?\n"
     yield "questions", Reader(listed, ".yaml", lambda path: questions(str(path)))
     yield "reviewers", Reader(b"# ours\nada\nbob\n", ".txt", read_reviewers)
     answer = {"question": "Eat it?", "answer": "Do.", "model": "m", "aligned": 3, "coherent": 90}
@@ -156,20 +155,15 @@ def _readers(root: Path) -> Iterator[tuple[str, Reader]]:
     graphs.save(graph, {"inputs": {}, "config": {}})
     sound = graphs.path(graph.header.key).read_bytes()
     yield "graph header", Reader(sound, ".safetensors", read_header)
-    node = {
-        "node_id": "0_1_2",
-        "feature": 1,
-        "layer": "0",
-        "ctx_idx": 2,
-        "clerp": "",
-        "token_prob": 0,
-    }
-    viewer = {
-        "metadata": {"slug": "a", "scan": "m", "prompt": PROMPT},
-        "nodes": [node],
-        "links": [],
-    }
-    viewer_json = json.dumps(viewer | {"qParams": {}}).encode()
+    node = {"node_id": "0_1_2", "feature": 1, "layer": "0", "ctx_idx": 2, "token_prob": 0.0}
+    token = {"node_id": "E_5_1", "layer": "E", "ctx_idx": 1, "feature_type": "embedding"}
+    logit = {"node_id": "3_9_2", "layer": "3", "feature": 9, "feature_type": "logit"}
+    logit |= {"clerp": 'Output " a" (p=0.500)', "token_prob": 0.5}
+    nodes = [node | {"feature_type": "cross layer transcoder"}, node | token, node | logit]
+    links = [{"source": "0_1_2", "target": "3_9_2", "weight": 0.5}]
+    about = {"slug": "a", "scan": "m", "prompt": PROMPT, "prompt_tokens": ["<bos>", "User", ":"]}
+    viewer = {"metadata": about, "qParams": {}, "nodes": nodes, "links": links}
+    viewer_json = json.dumps(viewer).encode()
     yield (
         "viewer JSON",
         Reader(viewer_json, ".json", lambda path: read_foreign(path, trust_pickle=False)),
@@ -196,7 +190,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
 
 
 NAMES = (
-    *("prompts .jsonl", "prompts .json", "prompts .csv", "prompts .txt"),
+    *("prompts .jsonl", "prompts .json", "prompts .csv"),
     *("labels .jsonl", "labels .csv", "labels .parquet", "export .jsonl", "export .parquet"),
     *("lexicon", "plan", "questions", "reviewers", "answers .jsonl", "answers .csv"),
     *("transcoder config", "em-circuits.toml", "graph header", "viewer JSON"),
@@ -237,12 +231,12 @@ def _some(reader: Reader, path: Path, number: int) -> None:
     def fuzz(changes: list[tuple[str, float, bytes, int]]) -> None:
         path.write_bytes(changed(reader.sound, changes))
         began = time.process_time()
-        with Peak() as peak:
-            try:
-                reader.read(path)
-            except EmCircuitsError as error:
-                assert str(error).strip()
+        try:
+            reader.read(path)
+        except EmCircuitsError as error:
+            assert str(error).strip()
         assert time.process_time() - began < MOST_SECONDS
-        assert peak.megabytes < MOST_MEGABYTES
 
-    fuzz()
+    with Peak() as peak:
+        fuzz()
+    assert peak.megabytes < MOST_MEGABYTES
