@@ -108,9 +108,9 @@ def coded_agreement(
     """
     layout, table = _sums(codes, max(categories, 1))
     numbers, place = np.unique(groups, return_inverse=True)
-    by_group = np.stack(
-        [np.bincount(place, weights=column, minlength=len(numbers)) for column in table.T], axis=1
-    )
+    by_group = np.zeros((len(numbers), table.shape[1]))
+    for column, terms in enumerate(table.T):
+        by_group[:, column] = np.bincount(place, weights=terms, minlength=len(numbers))
     _, several, rated, *_ = layout.parts(by_group)
     paired, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
     point = _coefficients(by_group.sum(axis=0, keepdims=True), layout)[:, 0]
