@@ -121,9 +121,10 @@ def _answers(
     found: dict[str, Answers] = {}
     for prompt_id, events in store.labels.given_of_prompts(prompt_ids, author_kind=kind).items():
         known: dict[int, GivenLabel] = {}
-        for author_kind in ("judge", "human"):  # a person's label is set last
-            if labels in (author_kind, "any"):
-                known |= counting(events, author_kind, judge=judge)
+        if labels != "human":
+            known |= counting(events, "judge", judge=judge)
+        if labels != "judge":  # a person's label is set last
+            known |= counting(events, "human")
         answers: dict[int, Label | None] = {token: one.to_label for token, one in known.items()}
         if labels != "judge":  # what somebody left without a label on purpose is answered too
             for tokens in abstained_by_author(events).values():

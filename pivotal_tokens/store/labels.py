@@ -231,7 +231,7 @@ def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
 
 def effective(prompt_id: str, events: Sequence[Event], *, judge: str | None = None) -> PromptLabels:
     """The labels that count, from a prompt's events in order."""
-    humans, judges = (counting(events, kind, judge=judge) for kind in ("human", "judge"))
+    humans, judges = counting(events, "human"), counting(events, "judge", judge=judge)
     chosen = judges | humans
     return PromptLabels(
         prompt_id=prompt_id,
