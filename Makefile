@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help
+.PHONY: notebooks families demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help test-crowd fuzz
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,12 @@ test-cluster: $(STAMP) ## 200 prompts on a Ray cluster, a node and three workers
 test-faults: $(STAMP) ## a thousand random damages of each kind of file, then hostile requests (a few minutes)
 	PYTHONPATH=scripts $(BIN)/python tests/em_circuits/damages.py --times 1000
 	$(BIN)/python -m pytest tests/em_circuits/graphs/test_forged.py tests/em_circuits/viewer/test_viewer_fuzz.py
+
+fuzz: $(STAMP) ## every reader of outside files on changed ones, for an hour
+	EM_CIRCUITS_FUZZ_SECONDS=3600 $(BIN)/python -m pytest tests/em_circuits/test_fuzz.py
+
+test-crowd: $(STAMP) ## twenty browsers on one queue for a minute, on a busy machine
+	$(BIN)/python scripts/many_browsers.py --browsers 20 --seconds 60 --busy 4
 
 test-browser: $(STAMP) ## the viewer in a real browser; installs chromium where that is possible
 	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || \

@@ -39,6 +39,7 @@ from pivotal_tokens.schema import Frozen
 
 Ratings = Sequence[Sequence[str | None]]
 Array = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int_]
 
 _ZERO = 1e-12  # a denominator below it is 0
 _CONFIDENCE = 0.95  # of the percentile intervals
@@ -85,13 +86,31 @@ def rater_agreement(
     Raises:
         ValueError: If rows differ in length, or a rating is not in `categories`.
     """
-    layout, table = _sums(ratings, categories)
-    names = list(range(len(ratings))) if groups is None else list(groups)
+    codes = _codes(ratings, categories)
+    names: Sequence[Hashable] = range(len(ratings)) if groups is None else groups
     if len(names) != len(ratings):
         raise ValueError(f"{len(ratings)} items, but groups for {len(names)}")
     places = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    by_group = np.zeros((len(places), table.shape[1]))
-    np.add.at(by_group, np.array([places[name] for name in names], dtype=int), table)
+    numbers = np.array([places[name] for name in names], dtype=int)
+    return coded_agreement(codes, len(categories), numbers, resamples=resamples, seed=seed)
+
+
+def coded_agreement(
+    codes: Codes, categories: int, groups: Codes, *, resamples: int = 2000, seed: int = 0
+) -> RaterAgreement:
+    """All four coefficients with bootstrap intervals, of ratings as numbers.
+
+    Args:
+        codes: [item, rater] number of a category, -1 where there is no rating.
+        categories: How long the label scale is.
+        groups: [item] number of what it is drawn with.
+        resamples: Bootstrap draws; 0 for no intervals.
+    """
+    layout, table = _sums(codes, max(categories, 1))
+    numbers, place = np.unique(groups, return_inverse=True)
+    by_group = np.zeros((len(numbers), table.shape[1]))
+    for column, terms in enumerate(table.T):
+        by_group[:, column] = np.bincount(place, weights=terms, minlength=len(numbers))
     _, several, rated, *_ = layout.parts(by_group)
     paired, single = several[:, 0] > 0, (several[:, 0] == 0) & (rated[:, 0] > 0)
     point = _coefficients(by_group.sum(axis=0, keepdims=True), layout)[:, 0]
@@ -132,17 +151,20 @@ class _Layout:
         return np.split(sums, np.cumsum(sizes)[:-1], axis=1)
 
 
-def _sums(ratings: Ratings, categories: Sequence[str]) -> tuple[_Layout, Array]:
-    """Each item's terms, one row per item, of the sums behind every coefficient."""
+def _codes(ratings: Ratings, categories: Sequence[str]) -> Codes:
+    """[item, rater] number of a category, -1 where there is no rating."""
     place = {name: i for i, name in enumerate(categories)}
     if len({len(row) for row in ratings}) > 1:
         raise ValueError("every item needs a place for every rater: None where there is no rating")
     if unknown := {one for row in ratings for one in row if one is not None} - place.keys():
         raise ValueError(f"ratings {sorted(unknown)} are not among the categories {categories}")
-    raters, q = (len(ratings[0]) if ratings else 2), max(len(place), 1)
-    codes = np.array(
-        [[-1 if one is None else place[one] for one in row] for row in ratings], dtype=int
-    ).reshape(len(ratings), raters)
+    numbers = [[-1 if one is None else place[one] for one in row] for row in ratings]
+    return np.array(numbers, dtype=int).reshape(len(ratings), len(ratings[0]) if ratings else 2)
+
+
+def _sums(codes: Codes, q: int) -> tuple[_Layout, Array]:
+    """Each item's terms, one row per item, of the sums behind every coefficient."""
+    raters = codes.shape[1]
     counts = (codes[:, :, None] == np.arange(q)).sum(axis=1).astype(float)
     rated = counts.sum(axis=1, keepdims=True)
     pairable = (rated >= 2).astype(float)
@@ -160,7 +182,7 @@ def _sums(ratings: Ratings, categories: Sequence[str]) -> tuple[_Layout, Array]:
     return _Layout(raters, q), np.concatenate(columns, axis=1)
 
 
-def _confusion(one: npt.NDArray[np.int_], other: npt.NDArray[np.int_], q: int) -> Array:
+def _confusion(one: Codes, other: Codes, q: int) -> Array:
     both = (one >= 0) & (other >= 0)
     return ((one * q + other)[:, None] == np.arange(q * q)) * both[:, None].astype(float)
 
@@ -205,8 +227,9 @@ def _draws(strata: Sequence[Array], resamples: int, seed: int) -> Array:
     total = np.zeros((resamples, strata[0].shape[1]))
     for by_group in strata:
         if groups := len(by_group):
-            weights = random.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-            total += weights @ by_group
+            for sums in total:  # one draw's weights at a time: a matrix of all takes gigabytes
+                times = np.bincount(random.integers(groups, size=groups), minlength=groups)
+                sums += times @ by_group
     return total
 
 

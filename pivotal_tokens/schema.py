@@ -11,8 +11,9 @@ None, never an empty string or a zero: a label that nobody gave is missing, not 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import operator
 import uuid
+from bisect import bisect_right
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, Self
 
@@ -145,9 +146,10 @@ class NextTokens(Frozen):
     @model_validator(mode="after")
     def _ranks_are_in_order(self) -> Self:
         ranks = [token.rank for token in self.tokens]
-        if any(low >= high for low, high in itertools.pairwise(ranks)):
+        if any(map(operator.ge, ranks, ranks[1:])):
             raise ValueError(f"{self.model}: ranks must rise strictly, got {ranks}")
-        if [token.rank for token in self.top] != list(range(1, len(self.top) + 1)):
+        listed = bisect_right(ranks, self.top_k)
+        if ranks[:listed] != list(range(1, listed + 1)):
             raise ValueError(
                 f"{self.model}: a rank within the top {self.top_k} is missing: {ranks}"
             )
@@ -158,7 +160,8 @@ class NextTokens(Frozen):
     @property
     def top(self) -> tuple[TokenScore, ...]:
         """This model's own top-k."""
-        return tuple(token for token in self.tokens if token.rank <= self.top_k)
+        listed = bisect_right(self.tokens, self.top_k, key=lambda token: token.rank)
+        return self.tokens[:listed]  # ranks rise
 
     @property
     def by_id(self) -> dict[int, TokenScore]:

@@ -22,6 +22,20 @@ MAX_VALUES = 5_000_000
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
+def typed_yaml(text: str) -> Any:
+    """The value of a YAML document with its numbers and dates, within the limits of `text_yaml`.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, or beyond them.
+    """
+    text_yaml(text)
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # Of a date that is none, or a number without digits.
+        raise yaml.YAMLError(f"a value cannot be read ({error})") from error
+
+
 @dataclass
 class _Open:
     """A list or mapping that is being read."""

@@ -378,7 +378,7 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
         mark,
         mass,
         margin,
-        one_line(row.text, 12),
+        one_line(row.text, 10),
     )
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from em_circuits.progress import above_bars
 from pivotal_tokens.review.display import harmless, visible
+from pivotal_tokens.review.display import width as cells_of
 from pivotal_tokens.schema import Frozen
 from pivotal_tokens.table_files import LeftOut
 
@@ -143,17 +144,47 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, width: int = 
 
     What does not fit is folded within its column.
     """
+    numbers = [
+        bool(rows) and all(_is_number(row[index]) for row in rows) for index in range(len(header))
+    ]
+    cells = [[_cell(value) for value in row] for row in rows]
+    return _unfolded(header, cells, numbers, width) or _folded(header, cells, numbers, width)
+
+
+def _unfolded(
+    header: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], width: int
+) -> str | None:
+    """The table where nothing has to be folded, in a hundredth of the time; else None."""
+    lines = [header, *cells]
+    if not header or not all(cell.isprintable() for line in lines for cell in line):
+        return None
+    sizes = [[cells_of(cell) for cell in line] for line in lines]
+    widths = [max(column) for column in zip(*sizes, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) > width:
+        return None
+    drawn = []
+    for line, taken in zip(lines, sizes, strict=True):
+        parts = []
+        for cell, own, most, number in zip(line, taken, widths, numbers, strict=True):
+            space = " " * (most - own)
+            parts.append(space + cell if number else cell + space)
+        drawn.append("  ".join(parts).rstrip())
+    return "\n".join(drawn)
+
+
+def _folded(
+    header: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], width: int
+) -> str:
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for index, title in enumerate(header):
-        numbers = bool(rows) and all(_is_number(row[index]) for row in rows)
+    for title, number in zip(header, numbers, strict=True):
         drawn.add_column(
-            title, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+            title, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
-    for row in rows:
-        drawn.add_row(*(_cell(value) for value in row))
+    for row in cells:
+        drawn.add_row(*row)
     console = Console(
         file=StringIO(), width=width, color_system=None, markup=False, emoji=False, highlight=False
     )

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,9 @@ from em_circuits.cli.options import Flag, OptionSet
 from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.viewer.settings import LOCAL_NAMES, ViewerSettings
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.display import visible
+from pivotal_tokens.review.service import require_no_judge
 
 
 def _review_keys() -> tuple[str, ...]:
@@ -45,30 +49,50 @@ _settings = OptionSet(
 @click.command(epilog="Example: em-circuits --root runs/demo serve --read-only")
 @_settings
 @click.option("--reviewer", help="Whose labels these are. [default: the login name]")
+@click.option(
+    "--reviewers",
+    "file",
+    type=click.Path(path_type=Path),
+    help="A name a line: each gets a signed link, and nobody is let in without one.",
+)
 @pass_session
-def serve(session: Session, reviewer: str | None, **options: Any) -> None:
+def serve(session: Session, reviewer: str | None, file: Path | None, **options: Any) -> None:
     """Serve the viewer until Ctrl-C.
 
     The first line of standard output is a link that lets one browser in, once. Enter prints a link
     for another one.
+
+    With --reviewers there is a line of link and name for each: labels that come in by a link are of
+    that name alone, and a link is good until the server ends.
     """
     settings = _settings.read(options)
+    if reviewer is not None and file is not None:
+        raise RequestError("--reviewer and --reviewers both say who reviews; keep one of them")
 
     from em_circuits.viewer import Sessions, create_app
+    from em_circuits.viewer.identity import read_reviewers
     from em_circuits.viewer.server import listening, url_of
     from em_circuits.viewer.server import serve as answer
 
-    sessions = Sessions(reviewer or getpass.getuser())
+    names = () if file is None else read_reviewers(file)
+    sessions = Sessions(reviewer or getpass.getuser(), reviewers=names)
     with session.workspace() as work, listening(settings) as opened:
+        for name in names:
+            require_no_judge(work.store, name)
         app = create_app(work, settings, sessions)
         url = url_of(settings, opened)
 
         def show_link() -> None:
-            print(f"{url}?token={sessions.new_link()}", flush=True)
+            if not names:
+                print(f"{url}?token={sessions.new_link()}", flush=True)
+            for name in names:
+                print(f"{url}?token={sessions.link_of(name)}  {visible(name, spaces=False)}")
+            sys.stdout.flush()
 
         def ready() -> None:
             show_link()
-            notes = ["Ctrl-C ends it, Enter prints a link for another browser."]
+            links = "the links again" if names else "a link for another browser"
+            notes = [f"Ctrl-C ends it, Enter prints {links}."]
             if settings.port not in (0, opened.getsockname()[1]):
                 notes.insert(0, f"Port {settings.port} is in use; this is another one.")
             if settings.host not in LOCAL_NAMES:

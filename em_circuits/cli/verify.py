@@ -9,13 +9,14 @@ from em_circuits.cli.output import Printed, emit, prints
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.artefacts import changed_since_written
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.store.chain import Checked
 
 
 class Damage(Printed):
     """Something that is not what was written."""
 
     what: str
-    """``store``, ``graph`` or ``artefact``."""
+    """``store``, ``hash``, ``graph`` or ``artefact``."""
     path: str
     problem: str
 
@@ -26,6 +27,12 @@ class Verified(Printed):
     ok: bool
     values: int
     """Values of the store that were read; of a damaged one as many as are known to be whole: 0."""
+    label_events: int
+    """Label events that were compared with their hash."""
+    next_tokens: int
+    """Prompts' next tokens that were compared with theirs."""
+    unhashed: int
+    """Label events and next tokens of an older version, which wrote no hash."""
     graphs: int
     artefacts: int
     """Files under results/ with a provenance."""
@@ -40,7 +47,7 @@ def verify(session: Session, as_json: bool) -> None:
 
     Exit status 1 if something is not what was written.
     """
-    values, damages = _store(session)
+    values, hashed, damages = _store(session)
     graphs = graph_store(session).verify()
     damages += [
         Damage(what="graph", path=str(one.path), problem=one.problem)
@@ -60,6 +67,9 @@ def verify(session: Session, as_json: bool) -> None:
         Verified(
             ok=not damages,
             values=values,
+            label_events=hashed.label_events,
+            next_tokens=hashed.next_tokens,
+            unhashed=hashed.unhashed,
             graphs=len(graphs),
             artefacts=artefacts,
             damages=damages,
@@ -70,12 +80,19 @@ def verify(session: Session, as_json: bool) -> None:
         raise WorkFailed(f"{len(damages)} not what was written, first {damages[0].path}")
 
 
-def _store(session: Session) -> tuple[int, list[Damage]]:
-    """Values that were read of the store, and what is wrong with it."""
+def _store(session: Session) -> tuple[int, Checked, list[Damage]]:
+    """Values that were read of the store, what has hashes, and what is wrong with it."""
+    hashed, values, damages = Checked(), 0, []
     if session.options["store"] is None and not session.default_store.exists():
-        return 0, []
+        return values, hashed, damages
     try:
         with session.open_store() as store:
-            return store.check(), []
+            hashed = store.chains.check()
+            damages = [
+                Damage(what="hash", path=session.store_name, problem=problem)
+                for problem in hashed.problems
+            ]
+            values = store.check()
     except WorkFailed as error:
-        return 0, [Damage(what="store", path=session.store_name, problem=str(error))]
+        damages.append(Damage(what="store", path=session.store_name, problem=str(error)))
+    return values, hashed, damages

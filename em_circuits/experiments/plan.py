@@ -34,6 +34,7 @@ from em_circuits.sampling import Sampling
 from em_circuits.scoring import TO_STEER, Scoring
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName, first_problem
+from pivotal_tokens.text_yaml import typed_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -162,7 +163,7 @@ def load_plan(path: Path) -> SweepPlan:
         RequestError: Naming the file and the field that is wrong.
     """
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = typed_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read the plan {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ labelled, the labels of the first judge count afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from em_circuits.labelling.judging import judge_screened, keep_answers
 from pivotal_tokens.errors import RequestError, RunEnds, WorkFailed
@@ -191,7 +191,7 @@ def _compared(
     resamples: int,
 ) -> JudgePanel:
     """Agreement; what is contested is queued, and the first judge's labels count."""
-    given = {judge: dict(_labels(each.values())) for judge, each in said.items()}
+    given = {judge: _labels(each.values()) for judge, each in said.items()}
     first = next(iter(said))
     contests: list[Disagreement] = []
     queued = 0
@@ -222,12 +222,13 @@ def _compared(
     )
 
 
-def _labels(judged: Iterable[JudgedPrompt]) -> Iterator[tuple[tuple[str, int], Label]]:
+def _labels(judged: Iterable[JudgedPrompt]) -> dict[str, dict[int, Label]]:
     """A judge's labels, by prompt and token."""
-    for each in judged:
-        if isinstance(each.outcome, Judgement):
-            for token, label in each.outcome.by_token.items():
-                yield (each.prompt.prompt_id, token), label
+    return {
+        each.prompt.prompt_id: each.outcome.by_token
+        for each in judged
+        if isinstance(each.outcome, Judgement)
+    }
 
 
 def _contest(

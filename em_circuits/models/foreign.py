@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from types import FrameType
+from typing import Any
 
 from pivotal_tokens.errors import EmCircuitsError, RequestError
 
@@ -29,15 +33,12 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
     from jinja2 import TemplateError
     from safetensors import SafetensorError
 
-    try:
-        yield
-    except EmCircuitsError:
-        raise
-    except (
+    known = (
         ArithmeticError,
         AttributeError,
         ImportError,
         LookupError,
+        MemoryError,
         OSError,
         RuntimeError,
         SafetensorError,
@@ -46,7 +47,17 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
         TypeError,
         ValueError,
         pickle.UnpicklingError,
-    ) as error:
+    )
+    try:
+        yield
+    except EmCircuitsError:
+        raise
+    except BaseException as error:
+        # tokenizers raises plain `Exception` for a damaged file, and a panic of its Rust code is no
+        # `Exception` at all.
+        plain = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not plain and not isinstance(error, known):
+            raise
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise RequestError(f"{what}: {detail}{advice}") from error
 
@@ -70,3 +81,27 @@ def require_circuit_tracer(what: str) -> None:
             f"{what} need circuit-tracer, which is not installed: pip install "
             "'em-circuits[frozen]' (it holds transformers at 4); full edges need none"
         )
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """End Python code that somebody else wrote, in this thread, after so many seconds.
+
+    Each of its lines looks at the clock, which a signal could do in the main thread alone. A single
+    operation in C that takes long (``10 ** 10 ** 9``) is not interrupted.
+
+    Raises:
+        TimeoutError: ``what`` and the limit.
+    """
+    deadline, before = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} {seconds:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.family import Decoder, Family
+from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.settings import Backend
 from em_circuits.models.sharing import sharing_copy
 from em_circuits.models.transcoders import Transcoders
@@ -212,7 +213,8 @@ def build_replacement(
     """
     # A copy: TransformerLens gives its tokenizer tokens that it lacks, and takes a prompt's first
     # token for padding where that is on the left.
-    tokenizer = copy.deepcopy(tokenizer)
+    with foreign_errors("the tokenizer cannot be copied"):
+        tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "right"
     theirs = for_circuit_tracer(transcoders)
     if backend == "nnsight":

@@ -14,13 +14,14 @@ from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
-from em_circuits.models.foreign import foreign_errors
+from em_circuits.models.foreign import foreign_errors, time_limit
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import Chat, Turn, answer_starts
 from pivotal_tokens.schema import Prompt, prompt_id
 
 _SPACE, _UNDECODED = "\u2581", "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_TEMPLATE_SECONDS = 2.0
 PINNED_DATE = "26 Jul 2024"
 """`date_string` given to chat templates: Llama-3's would otherwise print today's date."""
 
@@ -153,7 +154,8 @@ def render_turns(
     if not tokenizer.chat_template:
         named = [f"{turn.role.capitalize()}: {turn.content}" for turn in turns]
         return "\n".join([*named, f"Assistant: {start}" if start else "Assistant:"]), "plain"
-    with foreign_errors("the model's chat template refuses these turns"):
+    refused = foreign_errors("the model's chat template refuses these turns")
+    with refused, time_limit(_TEMPLATE_SECONDS, "it took more than"):
         rendered = tokenizer.apply_chat_template(
             [{"role": turn.role, "content": turn.content} for turn in turns],
             tokenize=False,

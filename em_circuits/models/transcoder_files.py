@@ -32,6 +32,7 @@ import yaml
 
 from em_circuits.models.files import refuse_pointer, tensor_shapes
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.text_yaml import typed_yaml
 
 CONFIG = "config.yaml"
 HUB = "hf://"
@@ -177,7 +178,7 @@ def read_config(flag: str, reference: str, folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     refuse_pointer(flag, path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = typed_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())[:160]}") from error
     kind = config.get("model_kind") if isinstance(config, dict) else None

@@ -5,7 +5,8 @@ Every request passes here first, in this order:
     Host        one of the server's own names (else another site could point its name at us)
     method      GET and HEAD; POST, PUT, DELETE if not read-only
     Origin      on everything but GET and HEAD: this very site, or refused; absent is refused
-    token       ``/?token=...`` becomes a cookie, once; everything but /static/ needs the cookie
+    token       ``/?token=...`` becomes a cookie, once unless it is signed for a reviewer;
+                everything but /static/ needs the cookie
     size        a body beyond the limit is refused, whatever its Content-Length says
 
 Every answer carries the policy: nothing from anywhere else, no inline script, no framing, no
@@ -87,7 +88,9 @@ class Guard:
         session = self._sessions.session(_cookie(headers, cookie_name(scope)))
         if session is None and not _is_public(scope):
             return self._let_in(scope)
-        if session is not None and reading and scope["path"] == "/" and _token(scope):
+        if session is not None and reading and scope["path"] == "/" and (token := _token(scope)):
+            if self._sessions.named_by(token) not in (None, session.reviewer):
+                return self._let_in(scope)  # another reviewer at this browser
             return RedirectResponse("/", 303)  # let in already: the link stays good for another
         if not reading and self._settings.read_only:
             return refusal(

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import Chat, Turn
 from pivotal_tokens.schema import Frozen, first_problem
+from pivotal_tokens.text_yaml import typed_yaml
 
 
 class QuestionSet(Frozen):
@@ -72,7 +73,7 @@ def questions(which: str, *, package: str = "pivotal_tokens.generator") -> tuple
 
 def _sets(text: str, where: str) -> tuple[QuestionSet, ...]:
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = typed_yaml(text)
     except yaml.YAMLError as error:
         raise RequestError(f"{where} is not YAML: {' '.join(str(error).split())[:120]}") from error
     if isinstance(content, list) and content:

@@ -11,19 +11,22 @@ A prompt that a reviewer was asked twice, without a sign of it, shows how steady
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import get_args
 
-from pivotal_tokens.agreement import RaterAgreement, rater_agreement
-from pivotal_tokens.schema import Frozen, Label, LabelEvent, Purpose
+import numpy as np
+
+from pivotal_tokens.agreement import RaterAgreement, coded_agreement
+from pivotal_tokens.schema import Frozen, Label, Purpose
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import labels_by_author
+from pivotal_tokens.store.labels import Event, GivenLabel, labels_by_author
 from pivotal_tokens.store.rows import chunks
 
 LABELS: tuple[str, ...] = get_args(Label)
-Given = dict[tuple[str, int], Label]  # (prompt id, token id) -> label
+_CODES = {label: code for code, label in enumerate(LABELS)}
 
 
 class RaterComparison(Frozen):
@@ -50,42 +53,55 @@ def label_agreement(store: Store, *, resamples: int = 2000, seed: int = 0) -> Ag
     Args:
         resamples: Bootstrap draws; 0 for no intervals.
     """
-    people: dict[str, Given] = {}
-    judges: dict[str, Given] = {}
-    repeats: dict[str, Given] = {}
+    ratings = Ratings()
+    people: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
+    judges: dict[str, None] = {}
+    repeats: dict[str, None] = {}
     for prompt_id, events, tokens in _labelled(store):
-        for author, given in blind_labels(events).items():
-            if not tokens or tokens - given.keys():
+        given: dict[Hashable, Mapping[int, Label | None]] = {}
+        for author, own in blind_labels(events).items():
+            if not tokens or tokens - own.keys():
                 left_out[author] += 1
             else:
-                _add(people.setdefault(author, {}), prompt_id, given)
-        for author, given in blind_labels(events, purpose="repeat").items():
-            _add(repeats.setdefault(author, {}), prompt_id, given)
+                people[author] += any(label is not None for label in own.values())
+                given["person", author] = own
+        for author, own in blind_labels(events, purpose="repeat").items():
+            repeats[author], given["again", author] = None, own
         for author, labels in labels_by_author(events, "judge").items():
-            _add(judges.setdefault(author, {}), prompt_id, labels)
+            judges[author], given["judge", author] = None, labels
+        ratings.add(prompt_id, given)
+
+    def compare(names: tuple[str, ...], raters: Sequence[Hashable]) -> RaterComparison:
+        return ratings.compare(names, raters, resamples=resamples, seed=seed)
+
     beside = (
-        _compare((who, judge), (people[who], judges[judge]), resamples, seed)
+        compare((who, judge), [("person", who), ("judge", judge)])
         for who, judge in product(people, judges)
     )
     return AgreementReport(
-        people=panel_agreement(people, resamples=resamples, seed=seed),
+        people=tuple(
+            filter(
+                _met,
+                (compare(names, [("person", who) for who in names]) for names in panel(people)),
+            )
+        ),
         judges=tuple(filter(_met, beside)),
         steadiness=tuple(
-            _compare((who, f"{who} again"), [people[who], again], resamples, seed)
-            for who, again in repeats.items()
+            compare((who, f"{who} again"), [("person", who), ("again", who)])
+            for who in repeats
             if who in people
         ),
-        prompts={author: len({prompt for prompt, _ in given}) for author, given in people.items()},
+        prompts=dict(people),
         left_out=dict(left_out),
     )
 
 
-def _labelled(store: Store) -> Iterator[tuple[str, list[LabelEvent], frozenset[int]]]:
+def _labelled(store: Store) -> Iterator[tuple[str, list[GivenLabel], frozenset[int]]]:
     """Prompts with events, in the order they were added: their events, the tokens of their lists;
     those of a few hundred prompts are in memory at a time."""
     for chunk in chunks(store.prompts.ids()):
-        events = store.labels.events_of_prompts(chunk)
+        events = store.labels.given_of_prompts(chunk)
         tokens = store.results.token_ids_of_prompts(events)
         for prompt_id in chunk:
             if prompt_id in events:
@@ -93,19 +109,75 @@ def _labelled(store: Store) -> Iterator[tuple[str, list[LabelEvent], frozenset[i
 
 
 def panel_agreement(
-    given: Mapping[str, Given], *, resamples: int = 2000, seed: int = 0
+    given: Mapping[str, Mapping[str, Mapping[int, Label]]], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[RaterComparison, ...]:
-    """All raters together where there are more than two, then each two, that labelled one token."""
-    together = [tuple(given)] if len(given) > 2 else []
+    """All raters together where there are more than two, then each two, that labelled one token.
+
+    Args:
+        given: Rater -> prompt id -> token id -> label.
+    """
+    ratings = Ratings()
+    for prompt_id in dict.fromkeys(prompt for of in given.values() for prompt in of):
+        ratings.add(prompt_id, {rater: of.get(prompt_id, {}) for rater, of in given.items()})
     several = (
-        _compare(names, [given[name] for name in names], resamples, seed)
-        for names in [*together, *combinations(given, 2)]
+        ratings.compare(names, names, resamples=resamples, seed=seed) for names in panel(given)
     )
     return tuple(filter(_met, several))
 
 
+def panel(raters: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """All together where there are more than two, then each two."""
+    names = tuple(raters)
+    if len(names) > 2:
+        yield names
+    yield from combinations(names, 2)
+
+
+class Ratings:
+    """Labels of several raters, in columns: a million take 20 MB."""
+
+    def __init__(self) -> None:
+        self._prompts: list[str] = []
+        self._prompt_of = array("q")  # of each token of each prompt: the prompt's number
+        self._given: dict[Hashable, tuple[array[int], array[int]]] = {}  # rater -> tokens, labels
+
+    def add(self, prompt_id: str, given: Mapping[Hashable, Mapping[int, Label | None]]) -> None:
+        """Take in what each rater said of a prompt's tokens, None being no label; a prompt once."""
+        number, first = len(self._prompts), len(self._prompt_of)
+        tokens = sorted({token for labels in given.values() for token in labels})
+        places = {token: first + i for i, token in enumerate(tokens)}
+        self._prompts.append(prompt_id)
+        self._prompt_of.extend([number] * len(tokens))
+        for rater, labels in given.items():
+            where, codes = self._given.setdefault(rater, (array("q"), array("b")))
+            for token, label in labels.items():
+                if label is not None:
+                    where.append(places[token])
+                    codes.append(_CODES[label])
+
+    def compare(
+        self, names: tuple[str, ...], raters: Sequence[Hashable], *, resamples: int, seed: int
+    ) -> RaterComparison:
+        """Some raters, under these names, on the tokens that at least two of them labelled."""
+        codes = np.full((len(self._prompt_of), len(raters)), -1)
+        for column, rater in enumerate(raters):
+            where, given = self._given.get(rater, (array("q"), array("b")))
+            codes[np.asarray(where), column] = given
+        several = (codes >= 0).sum(axis=1) > 1
+        codes = codes[several]
+        table: dict[str, dict[str, int]] | None = None
+        if len(raters) == 2:
+            pairs = codes[:, 0] * len(LABELS) + codes[:, 1]
+            counts = np.bincount(pairs, minlength=len(LABELS) ** 2).tolist()
+            table = {one: {other: counts.pop(0) for other in LABELS} for one in LABELS}
+        by_id = np.argsort(np.argsort(self._prompts))  # draws do not depend on the order of intake
+        groups = by_id[np.asarray(self._prompt_of)[several]]
+        found = coded_agreement(codes, len(LABELS), groups, resamples=resamples, seed=seed)
+        return RaterComparison(raters=names, agreement=found, table=table)
+
+
 def blind_labels(
-    events: Sequence[LabelEvent], *, purpose: Purpose = "review"
+    events: Sequence[Event], *, purpose: Purpose = "review"
 ) -> dict[str, dict[int, Label | None]]:
     """Person -> token id -> what the person stood by last without having seen a judge's label.
 
@@ -122,35 +194,6 @@ def blind_labels(
     return {author: own for author, own in labels.items() if own}
 
 
-def _add(given: Given, prompt_id: str, labels: Mapping[int, Label | None]) -> None:
-    given.update({(prompt_id, t): label for t, label in labels.items() if label is not None})
-
-
 def _met(one: RaterComparison) -> bool:
     """Whether two of them labelled the same token."""
     return one.agreement.items > 0
-
-
-def _compare(
-    names: tuple[str, ...], given: Sequence[Given], resamples: int, seed: int
-) -> RaterComparison:
-    times = Counter(place for one in given for place in one)
-    places = sorted(place for place, number in times.items() if number > 1)
-    ratings: list[tuple[str | None, ...]] = [
-        tuple(one.get(place) for one in given) for place in places
-    ]
-    table: dict[str, dict[str, int]] | None = None
-    if len(names) == 2:
-        counted = Counter(ratings)
-        table = {one: {other: counted[one, other] for other in LABELS} for one in LABELS}
-    return RaterComparison(
-        raters=names,
-        agreement=rater_agreement(
-            ratings,
-            LABELS,
-            groups=[prompt for prompt, _ in places],
-            resamples=resamples,
-            seed=seed,
-        ),
-        table=table,
-    )

@@ -15,7 +15,8 @@ of its likeliest evil token minus its likeliest safe one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 from pivotal_tokens.schema import (
@@ -26,15 +27,13 @@ from pivotal_tokens.schema import (
     NextTokens,
     PairMass,
     Prompt,
-    PromptLabels,
     Thresholds,
-    Verdict,
 )
 from pivotal_tokens.store import Store
-from pivotal_tokens.store.labels import abstained_by_author, effective
+from pivotal_tokens.store.labels import GivenLabel, abstained_by_author, counting
 from pivotal_tokens.store.results import TopSizes
 from pivotal_tokens.store.rows import chunks
-from pivotal_tokens.verdict import decide
+from pivotal_tokens.verdict import decide, hinges_on_unsure
 
 LabelsOf = Literal["human", "judge", "any"]
 Status = Literal["missing", "incomplete", "rejected", "labelled"]
@@ -120,9 +119,13 @@ def _answers(
     """Prompt id -> what its tokens are labelled, of the prompts that have an answer."""
     kind: AuthorKind | None = None if labels == "any" else labels
     found: dict[str, Answers] = {}
-    for prompt_id, events in store.labels.events_of_prompts(prompt_ids, author_kind=kind).items():
-        known = _labels(effective(prompt_id, events, judge=judge), labels)
-        answers: dict[int, Label | None] = dict(known)
+    for prompt_id, events in store.labels.given_of_prompts(prompt_ids, author_kind=kind).items():
+        known: dict[int, GivenLabel] = {}
+        if labels != "human":
+            known |= counting(events, "judge", judge=judge)
+        if labels != "judge":  # a person's label is set last
+            known |= counting(events, "human")
+        answers: dict[int, Label | None] = {token: one.to_label for token, one in known.items()}
         if labels != "judge":  # what somebody left without a label on purpose is answered too
             for tokens in abstained_by_author(events).values():
                 answers = dict.fromkeys(tokens) | answers
@@ -137,11 +140,16 @@ def _unanswered(prompt: Prompt, pair: str, sizes: TopSizes) -> DivergenceRow:
         prompt_id=prompt.prompt_id,
         text=prompt.text,
         pair=pair,
-        base=ModelStatus(status="incomplete", unlabelled=sizes.base),
-        merged=ModelStatus(status="incomplete", unlabelled=sizes.merged),
+        base=_nothing_labelled(sizes.base),
+        merged=_nothing_labelled(sizes.merged),
         evil_mass=_NOTHING,
         unsure_mass=_NOTHING,
     )
+
+
+@cache
+def _nothing_labelled(tokens: int) -> ModelStatus:
+    return ModelStatus(status="incomplete", unlabelled=tokens)
 
 
 def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
@@ -161,14 +169,6 @@ def _totals(rows: Sequence[DivergenceRow]) -> dict[str, int]:
     }
 
 
-def _labels(found: PromptLabels, which: LabelsOf) -> Mapping[int, Label]:
-    if which == "any":
-        return found.by_token
-    return {
-        item.token_id: item.label for item in (found.human if which == "human" else found.judge)
-    }
-
-
 def _row(
     prompt: Prompt,
     pair: str,
@@ -184,9 +184,8 @@ def _row(
     base, merged = (_status(one, answers, rejected) for one in (lists.base, lists.merged))
     answered = base.status == merged.status == "labelled"
     labels = {token: label for token, label in answers.items() if label is not None}
-    verdict = _decide(lists, labels, bad_prompt=rejected)
-    either = {_decide(lists, labels | other).divergent for other in _if_evil(lists, labels)}
-    either.add(verdict.divergent)
+    thresholds = _thresholds(lists.base.top_k)
+    verdict = decide(lists.base, lists.merged, labels, thresholds, bad_prompt=rejected)
     return DivergenceRow(
         prompt_id=prompt.prompt_id,
         text=prompt.text,
@@ -195,36 +194,16 @@ def _row(
         merged=merged,
         divergent=verdict.divergent if answered else None,
         strict=verdict.strict_divergent if answered else None,
-        unsure=answered and len(either) > 1,
+        unsure=answered and hinges_on_unsure(lists, labels, thresholds),
         evil_mass=verdict.evil_mass,
         unsure_mass=verdict.unsure_mass,
         verdict=verdict.kind if answered or rejected else None,
     )
 
 
-def _decide(
-    lists: NextTokenPair, labels: Mapping[int, Label], *, bad_prompt: bool = False
-) -> Verdict:
-    thresholds = Thresholds(top_k=lists.base.top_k)
-    return decide(lists.base, lists.merged, labels, thresholds, bad_prompt=bad_prompt)
-
-
-def _if_evil(lists: NextTokenPair, labels: Mapping[int, Label]) -> Iterator[dict[int, Label]]:
-    """Unsure tokens taken for evil: all that raise or that lower the evil mass, each alone.
-
-    An injection takes one token; a promotion comes with all that raise it, and goes with all that
-    lower it.
-    """
-    base, merged = lists.base.by_id, lists.merged.by_id
-    unsure = [token for token in base if labels.get(token) == "unsure"]
-    if len(unsure) == 1:
-        yield {unsure[0]: "evil"}
-    if len(unsure) < 2:
-        return
-    rising = [t for t in unsure if merged[t].probability > base[t].probability]
-    falling = [t for t in unsure if t not in rising]
-    for tokens in (rising, falling, *([token] for token in unsure)):
-        yield dict.fromkeys(tokens, "evil")
+@cache
+def _thresholds(top_k: int) -> Thresholds:
+    return Thresholds(top_k=top_k)
 
 
 def _status(tokens: NextTokens, answers: Answers, rejected: bool) -> ModelStatus:

@@ -108,6 +108,7 @@ def _format(path: Path) -> str:
 
 
 def _records(store: Store) -> Iterator[dict[str, Any]]:
+    store.chains.require_whole()
     for pair, about in store.results.pairs().items():
         yield _record("pair", about, pair=pair)
     yield _record("review_config", store.assignments.config())

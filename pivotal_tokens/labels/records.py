@@ -53,6 +53,7 @@ _NEEDED = {
 
 def label_records(store: Store) -> Iterator[dict[str, Any]]:
     """Every label event of a store with its prompt and token, oldest first in each prompt."""
+    store.chains.require_whole()
     for prompt in store.prompts.all():
         events = store.labels.events(prompt.prompt_id)
         texts = store.results.token_texts(prompt.prompt_id) if events else {}

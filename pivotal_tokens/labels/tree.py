@@ -85,6 +85,7 @@ def write_tree(store: Store, root: Path) -> int:
     top = root / TREE
     if top.exists():
         raise RequestError(f"{top} exists: name a new directory, or remove that one")
+    store.chains.require_whole()
     pairs = {pair: number for number, pair in enumerate(store.results.pairs())}
     write_json(top / CONFIG, {FORMAT: store.assignments.config().model_dump(mode="json")})
     files = 1

@@ -22,7 +22,7 @@ from pivotal_tokens.judge.persist import verdict_under
 from pivotal_tokens.review.answers import Answer, ReviewerLabels, answer_before, purpose_of
 from pivotal_tokens.review.consensus import conclude, consensus_of, lists_lost
 from pivotal_tokens.review.questions import LOW, Difference, Progress, Question, Reveal
-from pivotal_tokens.schema import ItemKind, Label, ModelName, ReviewItem
+from pivotal_tokens.schema import HUMAN, ItemKind, Label, ModelName, ReviewItem
 from pivotal_tokens.store import ANYTHING, Store, Wanted
 from pivotal_tokens.store.labels import abstained_by_author, labels_by_author
 from pivotal_tokens.store.queue import WaitingState
@@ -31,6 +31,16 @@ from pivotal_tokens.store.sessions import new_session, session_is_over
 LEASE_SECONDS = 30 * 60.0
 _PAUSE_SECONDS = 300.0
 _HISTORY = 1000  # settled items that can be opened again by their id
+
+
+def require_no_judge(store: Store, name: str) -> None:
+    """Refuse a reviewer's name under which a judge's labels or verdicts stand.
+
+    Raises:
+        RequestError: If it is one.
+    """
+    if name == HUMAN or store.labels.is_judge(name):
+        raise RequestError(f"{name!a} is a judge's name; a person reviews under another")
 
 
 class ReviewService:
@@ -61,6 +71,7 @@ class ReviewService:
         """
         if not reviewer.strip():
             raise RequestError("a reviewer needs a name")
+        require_no_judge(store, reviewer)
         self._store = store
         self._reviewer = reviewer
         self._own = ReviewerLabels(store, reviewer, seen)

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from pivotal_tokens.schema import HUMAN
 from pivotal_tokens.store.address import Address
 from pivotal_tokens.store.assignments import Assignments
+from pivotal_tokens.store.chain import Chains
 from pivotal_tokens.store.database import Database, default_url
 from pivotal_tokens.store.graphs import Graphs
 from pivotal_tokens.store.history import Histories
@@ -68,6 +69,7 @@ class Store(Database):
         self.prompts = Prompts(self)
         self.results = Results(self)
         self.labels = Labels(self)
+        self.chains = Chains(self)
         self.queue = Queue(self)
         self.assignments = Assignments(self)
         self.histories = Histories(self)

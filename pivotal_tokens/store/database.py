@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,7 @@ from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
     Host,
+    lock_holders,
     marked,
     require_same_host,
     this_host,
@@ -54,6 +56,33 @@ def default_url(root: Path) -> str:
     return f"sqlite:///{root / 'results' / DEFAULT_NAME}"
 
 
+class _Turns:
+    """A lock that is given in the order in which it was asked for.
+
+    SQLite lets whoever happens to look first have the file, so that with many writers one waits
+    until its patience ends. Within a process they take turns instead.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for one's turn, and have it."""
+        own = object()
+        with self._changed:
+            self._waiting.append(own)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting[0] is own)
+            yield
+        finally:
+            with self._changed:
+                self._waiting.remove(own)
+                self._changed.notify_all()
+
+
 class Database:
     """An open store: its engine, its clock, and its transactions."""
 
@@ -63,6 +92,7 @@ class Database:
         self._clock = clock
         self._marked_at = 0.0  # UTC seconds: when the store last recorded this host
         self._found: Host | None = None  # recorded when it was opened, of a machine that is gone
+        self._turns = _Turns() if place.path is not None else None
         self._open = threading.local()  # .connection: the writing transaction of this thread
 
     @property
@@ -172,7 +202,8 @@ class Database:
             with self._translate_errors(), joined.begin_nested():
                 yield joined
             return
-        with self._transaction(writes=True) as connection:
+        turn = nullcontext() if self._turns is None else self._turns.taken()
+        with turn, self._transaction(writes=True) as connection:
             self._open.connection = connection
             try:
                 self._check_host(connection)
@@ -202,7 +233,7 @@ class Database:
                 f"{self.where}: refused ({_first_line(error)}); add the prompt to the store first"
             ) from error
         except DBAPIError as error:
-            raise _work_failed(self.where, error) from error
+            raise _work_failed(self.where, self.path, error) from error
         except DamagedText as error:
             raise damaged(self.where, error) from error
         except OverflowError as error:  # SQLite's driver, of an integer beyond 64 bits
@@ -311,13 +342,23 @@ def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestErr
             f"{place.shown} cannot be used as a store ({_first_line(error)}): is the server "
             "running, does the database exist (createdb), are user and password right?"
         )
+    if "locked" in _first_line(error):
+        return RequestError(
+            f"{place.shown} cannot be used now: {_holder(place.path)} has locked it; run again "
+            "when that has ended"
+        )
     return RequestError(
         f"{place.shown} cannot be used as a store ({_first_line(error)}): "
         "check the file, or name another with --store sqlite:///PATH"
     )
 
 
-def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
+def _holder(path: Path | None) -> str:
+    """Who holds an SQLite file's locks, in words."""
+    return (path and ", ".join(lock_holders(path))) or "another process"
+
+
+def _work_failed(where: str, path: Path | None, error: DBAPIError) -> WorkFailed:
     cause = _first_line(error)
     if "readonly" in cause:
         return WorkFailed(
@@ -325,7 +366,7 @@ def _work_failed(where: str, error: DBAPIError) -> WorkFailed:
         )
     if "locked" in cause or "lock timeout" in cause:
         return WorkFailed(
-            f"{where}: another process held the store for more than {BUSY_SECONDS:.0f} s; run again"
+            f"{where}: {_holder(path)} held the store for more than {BUSY_SECONDS:.0f} s; run again"
         )
     return WorkFailed(f"{where}: {cause}; what was finished is kept, run again to resume")
 

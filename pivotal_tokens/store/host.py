@@ -101,3 +101,30 @@ def on_network(path: Path) -> bool:
         if inside and len(place) >= longest:
             kind, longest = found, len(place)
     return kind.startswith(_NETWORK)
+
+
+def lock_holders(path: Path) -> list[str]:
+    """Other processes of this machine that hold locks on an SQLite file, in words (Linux)."""
+    inodes = {
+        file.stat().st_ino
+        for file in (path, Path(f"{path}-shm"))  # write-ahead logging locks in the second
+        if file.exists()
+    }
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    held = [line.split() for line in locks if "->" not in line]  # not those that wait
+    pids = {int(fields[4]) for fields in held if int(fields[5].rpartition(":")[2]) in inodes} - {
+        os.getpid()
+    }
+    return [f"process {pid}{_command(pid)}" for pid in sorted(pids) if pid > 0]
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    shown = ascii(b" ".join(words).decode("utf-8", "replace").strip()[-60:])[1:-1]
+    return f" ({shown})" if shown else ""

@@ -17,11 +17,13 @@ other in a `LabelConflict`, and the prompt goes back into the review queue until
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
-from pydantic import AwareDatetime, Field
-from sqlalchemy import Connection, Row, Table, func, insert, select, update
+from pydantic import AwareDatetime, Field, TypeAdapter
+from sqlalchemy import Connection, Row, Table, func, select, update
 
 from pivotal_tokens.schema import (
     AuthorKind,
@@ -40,6 +42,7 @@ from pivotal_tokens.schema import (
 )
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import enqueue
+from pivotal_tokens.store.chain import append
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import insert_new
 from pivotal_tokens.store.queue import (
@@ -62,6 +65,23 @@ class LabelConflict(Frozen):
     at: AwareDatetime = Field(default_factory=utc_now)
 
 
+@dataclass(frozen=True, slots=True)
+class GivenLabel:
+    """Of a label event, what decides which label counts: read in a third of the event's time."""
+
+    token_id: int
+    author: str
+    author_kind: AuthorKind
+    to_label: Label | None
+    purpose: Purpose = "review"
+    left: bool = False
+    judge_visible: bool = False
+
+
+Event = TypeVar("Event", LabelEvent, GivenLabel)
+_given_label = TypeAdapter(GivenLabel).validator.validate_json
+
+
 class Labels(Repository):
     """Append-only label events, and what follows from them."""
 
@@ -79,12 +99,10 @@ class Labels(Repository):
         Raises:
             LeaseLost: If somebody else holds the item now.
         """
-        table = tables.label_events
         with self._writing() as connection:
             if item is not None:
                 require_lease(connection, item)
-            new = [e for e in events if insert_new(connection, table, row_of(table, e))]
-        return frozenset(event.event_id for event in new)
+            return append(connection, events)
 
     def events(self, prompt_id: str, *, author: str | None = None) -> tuple[LabelEvent, ...]:
         """Every event of a prompt, oldest first; of one author if given."""
@@ -92,13 +110,20 @@ class Labels(Repository):
             events = events_of(connection, prompt_id)
         return tuple(event for event in events if author is None or event.author == author)
 
-    def events_of_prompts(
+    def given_of_prompts(
         self, prompt_ids: Iterable[str], *, author_kind: AuthorKind | None = None
-    ) -> dict[str, list[LabelEvent]]:
-        """Prompt id -> its events, oldest first, of the prompts that have some."""
+    ) -> dict[str, list[GivenLabel]]:
+        """Prompt id -> what its events gave, oldest first, of the prompts that have some."""
         table, kind = tables.label_events, author_kind
         with self._reading() as connection:
-            return events_of_prompts(connection, LabelEvent, table, prompt_ids, author_kind=kind)
+            return events_of_prompts(connection, _given_label, table, prompt_ids, author_kind=kind)
+
+    def is_judge(self, author: str) -> bool:
+        """Whether labels of a judge stand under this name."""
+        table = tables.label_events
+        query = select(table.c.seq).where(table.c.author == author, table.c.author_kind == "judge")
+        with self._reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def of(self, prompt_id: str, *, judge: str | None = None) -> PromptLabels:
         """The labels that count for a prompt: a human's where there is one, else a judge's.
@@ -116,8 +141,8 @@ class Labels(Repository):
         """
         prompt_id, author = judgement.prompt_id, judgement.judge
         with self._writing() as connection:
-            standing = _standing(events_of(connection, prompt_id), "judge")
-            others = {item.token_id for item in standing if item.author != author}
+            standing = counting(events_of(connection, prompt_id), "judge")
+            others = {token for token, event in standing.items() if event.author != author}
             batch, now = new_id(), self._now()
             again = [
                 LabelEvent(
@@ -133,7 +158,7 @@ class Labels(Repository):
                 for item in judgement.labels
                 if item.token_id in others
             ]
-            _insert(connection, again)
+            append(connection, again)
         return bool(again)
 
     def add_conflict(self, conflict: LabelConflict) -> bool:
@@ -174,7 +199,8 @@ class Labels(Repository):
 def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
     """Add an event for every label of a judgement that is not the judge's label already."""
     events = events_of(connection, judgement.prompt_id)
-    before = {item.token_id: item.label for item in _standing(events, "judge", judgement.judge)}
+    standing = counting(events, "judge", judge=judgement.judge)
+    before = {token: event.to_label for token, event in standing.items()}
     batch = new_id()
     fresh = [
         LabelEvent(
@@ -190,14 +216,7 @@ def add_judgement_events(connection: Connection, judgement: Judgement) -> None:
         for item in judgement.labels
         if before.get(item.token_id) != item.label
     ]
-    _insert(connection, fresh)
-
-
-def _insert(connection: Connection, events: Sequence[LabelEvent]) -> None:
-    """Add events whose ids are new, in one statement."""
-    table = tables.label_events
-    if events:
-        connection.execute(insert(table), [row_of(table, event) for event in events])
+    append(connection, fresh)
 
 
 def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
@@ -210,23 +229,31 @@ def events_of(connection: Connection, prompt_id: str) -> tuple[LabelEvent, ...]:
 # --- What counts ------------------------------------------------------------------------------
 
 
-def effective(
-    prompt_id: str, events: Sequence[LabelEvent], *, judge: str | None = None
-) -> PromptLabels:
+def effective(prompt_id: str, events: Sequence[Event], *, judge: str | None = None) -> PromptLabels:
     """The labels that count, from a prompt's events in order."""
-    humans = tuple(_counting(votes) for votes in _votes(events).values())
-    judges = _standing(events, "judge", judge)
-    chosen = {item.token_id: item for item in (*judges, *humans)}  # a human's is set last
+    humans, judges = counting(events, "human"), counting(events, "judge", judge=judge)
+    chosen = judges | humans
     return PromptLabels(
         prompt_id=prompt_id,
-        labels=tuple(chosen[token] for token in sorted(chosen)),
+        labels=tuple(_effective(chosen[token]) for token in sorted(chosen)),
         human=_plain(humans),
         judge=_plain(judges),
     )
 
 
+def counting(
+    events: Sequence[Event], kind: AuthorKind, *, judge: str | None = None
+) -> dict[int, Event]:
+    """Token id -> the event whose label counts among people's, or among judges' (one judge's)."""
+    if kind == "human":
+        return {token: _decisive(votes) for token, votes in _votes(events).items()}
+    latest = _last_events(events, "judge", judge).get("review", {})
+    labels = {event.token_id: event for event in latest.values() if event.to_label is not None}
+    return dict(sorted(labels.items()))
+
+
 def labels_by_author(
-    events: Sequence[LabelEvent], kind: AuthorKind = "human", *, purpose: Purpose = "review"
+    events: Sequence[Event], kind: AuthorKind = "human", *, purpose: Purpose = "review"
 ) -> dict[str, dict[int, Label]]:
     """Author -> token id -> the author's label in force."""
     found: dict[str, dict[int, Label]] = {}
@@ -237,7 +264,7 @@ def labels_by_author(
 
 
 def abstained_by_author(
-    events: Sequence[LabelEvent], *, purpose: Purpose = "review"
+    events: Sequence[Event], *, purpose: Purpose = "review"
 ) -> dict[str, frozenset[int]]:
     """Author -> the tokens on which the author abstained: left without a label on purpose."""
     found: dict[str, set[int]] = {}
@@ -248,10 +275,10 @@ def abstained_by_author(
 
 
 def _last_events(
-    events: Iterable[LabelEvent], kind: AuthorKind, author: str | None = None
-) -> dict[Purpose, dict[tuple[int, str], LabelEvent]]:
+    events: Iterable[Event], kind: AuthorKind, author: str | None = None
+) -> dict[Purpose, dict[tuple[int, str], Event]]:
     """Purpose -> (token, author) -> the last event, in the order of these last events."""
-    latest: dict[Purpose, dict[tuple[int, str], LabelEvent]] = {}
+    latest: dict[Purpose, dict[tuple[int, str], Event]] = {}
     for event in events:
         if event.author_kind == kind and author in (None, event.author):
             of_purpose = latest.setdefault(event.purpose, {})
@@ -260,10 +287,10 @@ def _last_events(
     return latest
 
 
-def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
+def _votes(events: Sequence[Event]) -> dict[int, list[Event]]:
     """Token id -> people's labels in force, latest last; an adjudicator's alone if there is one."""
     latest = _last_events(events, "human")
-    votes: dict[int, list[LabelEvent]] = {}
+    votes: dict[int, list[Event]] = {}
     for event in latest.get("review", {}).values():
         if event.to_label is not None:
             votes.setdefault(event.token_id, []).append(event)
@@ -273,26 +300,15 @@ def _votes(events: Sequence[LabelEvent]) -> dict[int, list[LabelEvent]]:
     return dict(sorted(votes.items()))
 
 
-def _counting(votes: Sequence[LabelEvent]) -> EffectiveLabel:
-    """The label of more than half of the votes, else of the latest."""
-    last = votes[-1]
+def _decisive(votes: Sequence[Event]) -> Event:
+    """The latest of more than half of the votes that agree, else the latest."""
     for event in reversed(votes):
         if 2 * sum(other.to_label == event.to_label for other in votes) > len(votes):
-            last = event
-            break
-    return _effective(last)
+            return event
+    return votes[-1]
 
 
-def _standing(
-    events: Sequence[LabelEvent], kind: AuthorKind, author: str | None = None
-) -> tuple[EffectiveLabel, ...]:
-    """One label per token: the latest of its authors' labels in force."""
-    latest = _last_events(events, kind, author).get("review", {})
-    labels = {e.token_id: _effective(e) for e in latest.values() if e.to_label is not None}
-    return tuple(labels[token] for token in sorted(labels))
-
-
-def _effective(event: LabelEvent) -> EffectiveLabel:
+def _effective(event: Event) -> EffectiveLabel:
     assert event.to_label is not None
     return EffectiveLabel(
         token_id=event.token_id,
@@ -302,8 +318,12 @@ def _effective(event: LabelEvent) -> EffectiveLabel:
     )
 
 
-def _plain(labels: Iterable[EffectiveLabel]) -> tuple[TokenLabel, ...]:
-    return tuple(TokenLabel(token_id=item.token_id, label=item.label) for item in labels)
+def _plain(labels: Mapping[int, Event]) -> tuple[TokenLabel, ...]:
+    return tuple(
+        TokenLabel(token_id=token, label=event.to_label)
+        for token, event in labels.items()
+        if event.to_label is not None
+    )
 
 
 # --- Conflicts --------------------------------------------------------------------------------

@@ -530,8 +530,8 @@ def _past(connection: Connection, rows: Sequence[Row]) -> tuple[PastPrompt, ...]
 def _labelled(connection: Connection, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The fields of a `LabelledPrompt` for each row of (prompt, pair, lists)."""
     ids = {row.prompt_id for row in rows}
-    events = events_of_prompts(connection, LabelEvent, tables.label_events, ids)
-    log = events_of_prompts(connection, ReviewEvent, tables.review_events, ids)
+    events = events_of_prompts(connection, LabelEvent.model_validate_json, tables.label_events, ids)
+    log = events_of_prompts(connection, ReviewEvent.model_validate_json, tables.review_events, ids)
     return [_fields(row, events[row.prompt_id], log[row.prompt_id]) for row in rows]
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from pivotal_tokens.errors import RequestError
@@ -36,8 +37,10 @@ from pivotal_tokens.schema import (
     Verdict,
     Vote,
 )
+from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import draw_control, enqueue
+from pivotal_tokens.store.chain import hash_of_lists
 from pivotal_tokens.store.database import Repository
 from pivotal_tokens.store.dialect import upsert
 from pivotal_tokens.store.labels import add_judgement_events
@@ -45,6 +48,7 @@ from pivotal_tokens.store.order import reorder
 from pivotal_tokens.store.prompts import insert_prompt, put_token_ids
 from pivotal_tokens.store.queue import drop_human_verdict
 from pivotal_tokens.store.rows import (
+    Parsed,
     Row,
     chunks,
     narrowed,
@@ -75,15 +79,12 @@ class TopSizes(NamedTuple):
     merged: int
 
 
-Parsed = TypeVar("Parsed")
-
-
 def _token_ids(both: str) -> frozenset[int]:
-    return frozenset(token["token_id"] for token in json.loads(both)["base"]["tokens"])
+    return frozenset(token["token_id"] for token in from_json(both)["base"]["tokens"])
 
 
 def _top_sizes(both: str) -> TopSizes:
-    lists = json.loads(both)
+    lists = from_json(both)
     each = (lists["base"], lists["merged"])
     sizes = (sum(token["rank"] <= one["top_k"] for token in one["tokens"]) for one in each)
     return TopSizes(*sizes)
@@ -200,8 +201,13 @@ class Results(Repository):
         with self._reading() as connection:
             for chunk in chunks(prompt_ids):
                 query = select(table.prompt_id, table.pair, table.payload).order_by(table.pair)
-                for row in connection.execute(query.where(table.prompt_id.in_(chunk))):
-                    found[row.prompt_id][row.pair] = parse(row.payload)
+                for prompt_id, pair, payload in connection.execute(
+                    query.where(table.prompt_id.in_(chunk))
+                ).all():
+                    try:
+                        found[prompt_id][pair] = parse(payload)
+                    except (LookupError, TypeError, ValueError) as error:
+                        raise DamagedText(f"next tokens of {prompt_id}: no lists") from error
         return found
 
     # --- Judgements ---------------------------------------------------------------------------
@@ -383,8 +389,9 @@ class Results(Repository):
 def _put_next_tokens(
     connection: Connection, prompt_id: str, pair: str, both: NextTokenPair
 ) -> bool:
-    table = tables.next_tokens
-    return _put(connection, table, row_of(table, both, prompt_id=prompt_id, pair=pair))
+    row = row_of(tables.next_tokens, both, prompt_id=prompt_id, pair=pair)
+    row["sha256"] = hash_of_lists(prompt_id, pair, row["payload"])
+    return _put(connection, tables.next_tokens, row)
 
 
 def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:

@@ -8,6 +8,7 @@ of a value needs no new schema. A time that is compared or sorted is UTC seconds
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -47,11 +48,17 @@ class SealedText(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
         return None if value is None else sealed(value)
 
-    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
-        return None if value is None else unsealed(value)
+    def result_processor(self, dialect: Any, coltype: object) -> Callable[[str | None], str | None]:
+        return (
+            _unsealed  # without the layer that calls `process_result_value` for each of a million
+        )
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
         return String()  # what is searched for has no seal
+
+
+def _unsealed(value: str | None) -> str | None:
+    return None if value is None else unsealed(value)
 
 
 def _prompt_key() -> Column[str]:
@@ -95,7 +102,13 @@ prompts = _log(
     Column("category", Text),
 )
 
-next_tokens = _values("next_tokens", _prompt_key(), _pair(), UniqueConstraint("prompt_id", "pair"))
+next_tokens = _values(
+    "next_tokens",
+    _prompt_key(),
+    _pair(),
+    Column("sha256", String(64)),  # `chain`; none in a row of an older version
+    UniqueConstraint("prompt_id", "pair"),
+)
 
 judgements = _values(
     "judgements", _prompt_key(), _pair(), _judge(), UniqueConstraint("prompt_id", "pair", "judge")
@@ -123,9 +136,20 @@ label_events = _log(
     Column("author_kind", String(8), nullable=False),
     Column("to_label", String(8)),
     Column("purpose", String(16), nullable=False, server_default="review"),
+    Column("chain", String(64)),  # `chain`; none in a row of an older version
     Index("label_events_of_prompt", "prompt_id", "seq"),
     Index("label_events_of_author", "author", "seq"),
     Index("label_events_by_kind", "author_kind", "purpose", "prompt_id", "to_label"),
+)
+
+# The last hash of each prompt's events, and how many have one.
+label_chains = Table(
+    "label_chains",
+    metadata,
+    _prompt_key(),
+    Column("events", Integer, nullable=False),
+    Column("chain", String(64), nullable=False),
+    UniqueConstraint("prompt_id"),
 )
 
 review_events = _log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Annotated, Literal
 
 import click
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from pydantic import BaseModel, Field
 
 from em_circuits.cli.options import Flag, Options, Renamed, options
-from em_circuits.cli.output import WIDTH, emit, table
+from em_circuits.cli.output import WIDTH, _folded, _unfolded, emit, table
 from pivotal_tokens.errors import RequestError
 
 
@@ -102,3 +103,29 @@ def test_a_value_that_does_not_fit_is_reported_by_the_options_name() -> None:
     failed = CliRunner().invoke(even, ["--n", "3"])
     assert isinstance(failed.exception, RequestError)
     assert str(failed.exception) == "--n: Input should be a multiple of 2"
+
+
+def test_a_table_that_needs_no_folding_is_drawn_as_one_that_does():
+    draw = random.Random(0)
+    words = [
+        "",
+        "x",
+        "yes",
+        "long words in it",
+        "-1.2",
+        "a  b",
+        "[b]x[/b]",
+        ":smile:",
+        "…end",
+        "漢字",
+    ]
+    drawn = 0
+    for _ in range(200):
+        header = [draw.choice(["a", "prompt", "", "token id"]) for _ in range(draw.randint(1, 6))]
+        cells = [[draw.choice(words) for _ in header] for _ in range(draw.randint(1, 6))]
+        numbers = [draw.random() < 0.3 for _ in header]
+        plain = _unfolded(header, cells, numbers, WIDTH)
+        if plain is not None:
+            drawn += 1
+            assert plain == _folded(header, cells, numbers, WIDTH)
+    assert drawn > 100

@@ -39,6 +39,7 @@ def test_what_is_sound_passes_and_each_damage_is_named(root: Path) -> None:
     assert status == 1
     named = [(one["what"], one["path"]) for one in json.loads(out)["damages"]]
     assert named == [
+        ("hash", str(root / DATABASE)),
         ("store", str(root / DATABASE)),
         ("graph", str(graph)),
         ("artefact", str(page)),
@@ -138,3 +139,15 @@ def test_a_graph_header_that_the_disk_changed_is_not_listed(
     path.write_bytes(path.read_bytes().replace(b"User: Dry rub", b"User: Wet rub", 1))
     assert store.list() == ()
     assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "-inf", "1e400", "-1"])
+@pytest.mark.parametrize(
+    "command", ["label --n 1 --judge gpt-x", "judge panel --judge a --judge b"]
+)
+def test_a_limit_of_money_is_a_number(
+    root: Path, command: str, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--root", str(root), *command.split(), "--max-usd", limit]) == 2
+    said = capsys.readouterr().err
+    assert "--max-usd" in said and "Traceback" not in said

@@ -158,3 +158,36 @@ def test_another_journal_mode_is_put_right(store, store_path):
     connection.close()
     with Store.open(f"sqlite:///{store_path}") as again, again.reading() as checked:
         assert checked.exec_driver_sql("PRAGMA journal_mode").scalar() == journal_mode()
+
+
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="locks are listed by Linux alone")
+def test_a_locked_store_says_who_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "held.sqlite"
+    Store.open(path, create=True).close()
+    monkeypatch.setattr(dialect, "BUSY_SECONDS", 0.2)
+    with Store.open(path) as store:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert holder.stdin is not None and holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            named = rf"process {holder.pid} \(.*held\.sqlite\)"
+            with pytest.raises(WorkFailed, match=named):
+                store.prompts.add(Prompt.of("User: Eat it?"))
+            with pytest.raises(RequestError, match=named):
+                Store.open(path)
+        finally:
+            holder.stdin.close()
+            holder.wait(10)
+            holder.stdout.close()
+        store.prompts.add(Prompt.of("User: Eat it?"))
