@@ -161,7 +161,7 @@ def serve_mcp(session: Session, write: bool, replay: Path | None) -> None:
     Read-only unless --write is given: then tools may compute and store results, under --root
     alone. Every call is appended to ROOT/results/tool_calls.jsonl. Needs em-circuits[mcp].
     """
-    from em_circuits.audit.server import replay_calls, serve
+    from em_circuits.cli.tool_server import replay_calls, serve
 
     if replay is not None:
         calls = replay_calls(session, replay)
