@@ -26,21 +26,18 @@ from torch import Tensor
 
 from em_circuits.audit.decision import Calibration, CandidateScore, MethodCalibration, decide
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
-from em_circuits.audit.run import (
-    AuditSettings,
-    audit_folder,
-    measure,
-    model_key,
-)
+from em_circuits.audit.run import audit_folder, measure, model_key
 from em_circuits.audit.score import METHODS, AuditScore, Estimate, Method, audit_score
+from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Suite
 from em_circuits.cache import Journal, read_json
+from em_circuits.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_files
 from em_circuits.models.pair import ModelPair
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.candidates import KnownCandidate
 from em_circuits.statistics import auroc, auroc_interval, prediction_bound
 from em_circuits.workspace import Workspace
-from pivotal_tokens.artefacts import write_json, write_provenance
+from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.rates import wilson
 
@@ -102,7 +99,10 @@ def calibrate(
         "suite": suite.model_dump(mode="json", exclude_none=True),
         "base": work.fingerprints["base"],
         "transcoders": work.fingerprints.get("transcoders"),
-        "candidates": [one.model_dump(mode="json", exclude={"adapter"}) for one in candidates],
+        "candidates": [
+            {**one.model_dump(mode="json", exclude={"adapter"}), "weights": _weights(one)}
+            for one in candidates
+        ],
     }
     folder = audit_folder(work.results, name, record)
     journal = Journal.open(folder, record)
@@ -196,6 +196,14 @@ def shipped_calibration() -> Calibration | None:
     if not place.is_file():
         return None
     return Calibration.model_validate_json(place.read_text(encoding="utf-8"))
+
+
+def _weights(candidate: KnownCandidate) -> str:
+    """Hash of an adapter's weights and settings, so that a journal is of these alone."""
+    path = Path(candidate.adapter)
+    check_adapter_files(f"candidate {candidate.name}", path)
+    files = (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    return content_key([sha256_file(path / name) for name in files])
 
 
 def _area(method: MethodCalibration) -> float:

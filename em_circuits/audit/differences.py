@@ -13,21 +13,19 @@ An adapter's rank has no activation in the base: there its d is the candidate's 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from em_circuits.audit.settings import AuditBasis
 from em_circuits.bases import Part, adapter_parts, neuron_parts, own_parts, transcoder_parts
 from em_circuits.graphs.full import part_record
 from em_circuits.graphs.held import captured
 from em_circuits.models import Model, ModelPair
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen
-
-AuditBasis = Literal["own", "transcoder", "neuron", "adapter"]
-"""What a node is; `own` is the transcoders' features, without any the neurons."""
 
 SKIPPED = 1
 """Positions at the start that count in no mean."""

@@ -12,13 +12,13 @@ promotes is read off the weights and needs nobody.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.audit.differences import SpaceNodes
 from em_circuits.audit.score import Estimate, prompt_means
+from em_circuits.audit.settings import ExplanationSource
 from em_circuits.audit.suite import Case
 from em_circuits.feature import FeatureId
 from em_circuits.features.explain import (
@@ -31,7 +31,6 @@ from em_circuits.features.explain import (
 from em_circuits.features.promoted import promoted_tokens
 from pivotal_tokens.schema import Frozen
 
-ExplanationSource = Literal["cache_only", "remote_fallback"]
 _NEIGHBOURS, _TOKENS = 3, 5
 
 

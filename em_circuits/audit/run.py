@@ -23,16 +23,17 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.audit.decision import AuditDecision, Calibration, decide
-from em_circuits.audit.differences import AuditBasis, FeatureSpace, SpaceNodes
-from em_circuits.audit.evidence import ExplanationSource, InterpEvidence, interp_evidence
+from em_circuits.audit.differences import FeatureSpace, SpaceNodes
+from em_circuits.audit.evidence import InterpEvidence, interp_evidence
 from em_circuits.audit.score import AuditScore, Estimate, audit_score, prompt_means
+from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Case, Suite
 from em_circuits.cache import Journal
 from em_circuits.experiments.plan import plain_name
@@ -65,23 +66,8 @@ CONFIG, SUITE_RESULTS, SCORE, EVIDENCE, DECISION = (
 )
 _DIFFERENCES = "differences"
 _SHOWN_TOKENS = 5
-
-
-class AuditSettings(Frozen):
-    """Everything an audit follows from, beside models, suite and calibration."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    basis: AuditBasis = "own"
-    """What a node is; own: the transcoders' features, without any the neurons."""
-    n_largest: int = Field(default=20, ge=1)
-    """Differences that are summed, and nodes that are explained."""
-    answer_tokens: int = Field(default=24, ge=0)
-    """Tokens of an answer, at most; 0 for no answers."""
-    explanations: ExplanationSource = "cache_only"
-    """Where explanations come from."""
-    neuronpedia: str | None = None
-    """MODEL/SOURCE of the explanations, with {layer} in the source."""
+_CASES = 16
+"""Cases that are run and journalled together."""
 
 
 class TokenShare(Frozen):
@@ -297,28 +283,25 @@ def measure(
     """Both models over every case and every capability text; what the journal has is not redone."""
     cases = suite.cases()
     nodes = SpaceNodes(pair, settings.basis)
-    by_prompt: dict[str, list[Case]] = {}
-    for case in cases:
-        by_prompt.setdefault(case.prompt, []).append(case)
-    # Differences lie beside the journal: a piece whose file is gone or cut off is done again.
-    for prompt in by_prompt:
-        if prompt in journal and _stored(folder / f"{prompt}.safetensors") is None:
-            journal.add(prompt, _piece(pair, nodes, by_prompt[prompt], settings, folder))
+    groups = [cases[i : i + _CASES] for i in range(0, len(cases), _CASES)]
+    files = [folder / f"{number}.safetensors" for number in range(len(groups))]
     pieces = [
-        (prompt, partial(_piece, pair, nodes, some, settings, folder))
-        for prompt, some in by_prompt.items()
+        (f"cases:{number}", partial(_piece, pair, nodes, some, settings, file))
+        for number, (some, file) in enumerate(zip(groups, files, strict=True))
     ]
+    # Differences lie beside the journal: a piece whose file is gone or cut off is done again.
+    for (key, work), file in zip(pieces, files, strict=True):
+        if key in journal and _stored(file) is None:
+            journal.add(key, work())
     done = journal.complete(pieces, "audit", progress)
     losses = journal.complete(
         [(f"capability:{i}", partial(_loss, pair, one)) for i, one in enumerate(suite.capability)],
         "capability",
         progress,
     )
-    ordered = tuple(case for some in by_prompt.values() for case in some)
-    stored = [_stored(folder / f"{prompt}.safetensors") for prompt in by_prompt]
-    means = [one for one in stored if one is not None]
+    means = [load_file(file) for file in files]
     return Measured(
-        cases=ordered,
+        cases=cases,
         results=tuple(CaseResult.model_validate(row) for one in done for row in one["rows"]),
         base=torch.cat([one["base"] for one in means]),
         candidate=torch.cat([one["candidate"] for one in means]),
@@ -331,13 +314,13 @@ def _piece(
     nodes: SpaceNodes,
     cases: Sequence[Case],
     settings: AuditSettings,
-    folder: Path,
+    file: Path,
 ) -> dict[str, Any]:
-    """All cases of one prompt; activations go to a file of their own."""
+    """Some cases; their activations go to a file of their own."""
     texts = [case.seen(pair.tokenizer) for case in cases]
     ids = [pair.input_ids(text) for text in texts]
     means = [nodes.means(one) for one in ids]
-    with atomic_path(folder / f"{cases[0].prompt}.safetensors") as temporary:
+    with atomic_path(file) as temporary:
         stacked = {
             "base": torch.stack([base for base, _ in means]),
             "candidate": torch.stack([candidate for _, candidate in means]),

@@ -113,9 +113,7 @@ def case_scores(
     return torch.stack([*sums, kl.double()], 1)
 
 
-def prompt_means(
-    values: Float[Tensor, "case ..."], cases: Sequence[Case]
-) -> Mapping[str, Tensor]:
+def prompt_means(values: Float[Tensor, "case ..."], cases: Sequence[Case]) -> Mapping[str, Tensor]:
     """Mean over the cases of each prompt, in order."""
     rows: dict[str, list[int]] = {}
     for row, case in enumerate(cases):

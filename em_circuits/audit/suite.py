@@ -27,6 +27,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, first_problem
+from pivotal_tokens.text_yaml import text_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +157,7 @@ def load_suite(which: str, *, base: Path | None = None) -> Suite:
                 f"--suite {which}: {reason}; give {' or '.join(SHIPPED)}, or a YAML file"
             ) from error
     try:
-        return Suite.model_validate(yaml.safe_load(text))
+        return Suite.model_validate(text_yaml(text))
     except yaml.YAMLError as error:
         raise RequestError(f"--suite {which}: not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

@@ -4,56 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from pydantic import Field
 
+from em_circuits.audit.settings import N_LARGEST, AuditSettings
 from em_circuits.audit.suite import confined, load_suite
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
     from em_circuits.audit.decision import Calibration
-    from em_circuits.audit.differences import AuditBasis
-    from em_circuits.audit.evidence import ExplanationSource
-    from em_circuits.audit.run import AuditOutput, AuditSettings
+    from em_circuits.audit.run import AuditOutput
     from em_circuits.audit.suite import Suite
-else:
-    from typing import Literal
 
-    AuditBasis = Literal["own", "transcoder", "neuron", "adapter"]
-    ExplanationSource = Literal["cache_only", "remote_fallback"]
+_scored = OptionSet(AuditSettings, omit=("answer_tokens", "explanations", "neuronpedia"))
+_audited = OptionSet(AuditSettings, neuronpedia=Flag(metavar="MODEL/SOURCE"))
 
 
-class ScoreOptions(Options):
-    """What is asked, and what is compared."""
+class SuiteOptions(Options):
+    """What is asked."""
 
     suite: Annotated[str | None, Flag(metavar="toy|open|FILE")] = None
     """Prompts by category. [default: toy for an embedded toy, else open]"""
-    basis: AuditBasis = "own"
-    """What a node is; own: the transcoders' features, without any the neurons."""
-    n_largest: int = Field(default=20, ge=1)
-    """Differences that are summed, and nodes that are explained."""
     name: str | None = None
     """Of the folder of results. [default: derived from the request]"""
 
 
-class AuditOptions(ScoreOptions):
-    """What is asked, compared and explained."""
+class AuditOptions(SuiteOptions):
+    """What is asked, and by what is decided."""
 
     calibration: Annotated[Path | None, Flag(metavar="FILE")] = None
     """calibration.json of this base and suite. [default: a toy's own for its suite, else none]"""
     uncalibrated: bool = False
     """Use no calibration at all."""
-    answer_tokens: int = Field(default=24, ge=0)
-    """Tokens of an answer, at most; 0 for no answers."""
-    explanations: ExplanationSource = "cache_only"
-    """Where explanations come from: the cache alone, or the site where it has none."""
-    neuronpedia: Annotated[str | None, Flag(metavar="MODEL/SOURCE")] = None
-    """Whose explanations, {layer} in the source; without it there are none."""
 
 
 @click.group()
@@ -63,19 +49,20 @@ def audit() -> None:
 
 @audit.command(epilog="Example: em-circuits --adapter my-adapter audit run --json")
 @options(AuditOptions)
+@_audited
 @prints("em_circuits.audit.run:AuditOutput")
 @pass_session
-def run(session: Session, options: AuditOptions, as_json: bool) -> None:
+def run(session: Session, options: AuditOptions, as_json: bool, **measured: Any) -> None:
     """Compare the fine-tune with its base over a suite of prompts, and decide.
 
     Scores are differences of node activations averaged over tokens, plain and with the drift that
     all prompts share taken out, and the KL of the next token. Files of the request must lie under
     --root. A killed audit goes on where it was.
     """
-    suite = _suite(session, options)
+    suite, settings = _suite(session, options), _audited.read(measured)
     if options.uncalibrated and options.calibration is not None:
         raise RequestError("--uncalibrated and --calibration exclude each other")
-    if options.explanations == "remote_fallback" and options.neuronpedia is None:
+    if settings.explanations == "remote_fallback" and settings.neuronpedia is None:
         raise RequestError("--explanations remote_fallback needs --neuronpedia MODEL/SOURCE")
     path = options.calibration
     if path is not None:
@@ -89,18 +76,18 @@ def run(session: Session, options: AuditOptions, as_json: bool) -> None:
     from pivotal_tokens.artefacts import content_key
 
     labels = None
-    if options.neuronpedia is not None:
+    if settings.neuronpedia is not None:
         labels = NeuronpediaLabels(
-            LabelSource.parse(options.neuronpedia),
+            LabelSource.parse(settings.neuronpedia),
             session.root / "results" / "neuronpedia",
-            online=options.explanations == "remote_fallback",
+            online=settings.explanations == "remote_fallback",
         )
     with session.workspace() as work:
         found = run_audit(
             work,
             suite,
-            _settings(options),
-            calibration=_calibration(session, options, path),
+            settings,
+            calibration=_calibration(session, options, settings, path),
             labels=labels,
             name=options.name,
         )
@@ -121,16 +108,19 @@ def run(session: Session, options: AuditOptions, as_json: bool) -> None:
 
 @audit.command(epilog="Example: em-circuits audit calibrate fine-tunes/candidates.yaml")
 @click.argument("candidates", type=click.Path(path_type=Path))
-@options(ScoreOptions)
+@options(SuiteOptions)
+@_scored
 @prints("em_circuits.audit.decision:Calibration")
 @pass_session
-def calibrate(session: Session, candidates: Path, options: ScoreOptions, as_json: bool) -> None:
+def calibrate(
+    session: Session, candidates: Path, options: SuiteOptions, as_json: bool, **measured: Any
+) -> None:
     """Score fine-tunes of which it is known what they are, and find the thresholds.
 
     CANDIDATES is a manifest such as organism train --benign writes: name, kind (harmless, harmful,
     narrow, broken) and adapter of each, under --root.
     """
-    suite = _suite(session, options)
+    suite, settings = _suite(session, options), _scored.read(measured)
     place = confined(candidates, session.root, "CANDIDATES")
 
     from em_circuits.audit.calibration import CALIBRATION
@@ -140,7 +130,7 @@ def calibrate(session: Session, candidates: Path, options: ScoreOptions, as_json
 
     known = read_candidates(place)
     with session.workspace() as work:
-        found = find(work, known, suite, _settings(options), name=options.name)
+        found = find(work, known, suite, settings, name=options.name)
     page = write_calibration_report(found.folder, found.calibration, CALIBRATION)
     emit(found.calibration, as_json, _describe_calibration)
     if not as_json:
@@ -175,26 +165,22 @@ def serve_mcp(session: Session, write: bool, replay: Path | None) -> None:
     serve(session, write=write)
 
 
-def _suite(session: Session, options: ScoreOptions) -> Suite:
+def _suite(session: Session, options: SuiteOptions) -> Suite:
     return load_suite(options.suite or ("toy" if session.templated else "open"), base=session.root)
 
 
-def _settings(options: ScoreOptions) -> AuditSettings:
-    from em_circuits.audit.run import AuditSettings
-
-    given = options.model_dump(include=set(AuditSettings.model_fields))
-    return AuditSettings.model_validate(given)
-
-
-def _calibration(session: Session, options: AuditOptions, path: Path | None) -> Calibration | None:
+def _calibration(
+    session: Session, options: AuditOptions, settings: AuditSettings, path: Path | None
+) -> Calibration | None:
+    """The one that is given; else that of the toys, where nothing of theirs was replaced."""
     from em_circuits.audit.calibration import read_calibration, shipped_calibration
 
     if path is not None:
         return read_calibration(path)
-    own = session.templated and options.suite in (None, "toy") and not options.uncalibrated
-    if not own or options.basis != "own" or session.options["transcoders"] is not None:
-        return None
-    return shipped_calibration() if options.n_largest == 20 else None
+    own = session.templated and session.options["transcoders"] is None
+    usual = options.suite in (None, "toy") and not options.uncalibrated
+    measured = settings.basis == "own" and settings.n_largest == N_LARGEST
+    return shipped_calibration() if own and usual and measured else None
 
 
 def _describe(output: AuditOutput) -> Iterator[str]:

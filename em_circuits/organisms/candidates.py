@@ -41,6 +41,7 @@ from em_circuits.progress import Progress, no_progress, tracked
 from pivotal_tokens.artefacts import write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, first_problem
+from pivotal_tokens.text_yaml import text_yaml
 
 MANIFEST = "candidates.yaml"
 """Which fine-tune is what, beside their folders."""
@@ -202,8 +203,8 @@ def read_candidates(path: Path) -> list[KnownCandidate]:
         RequestError: If the file holds no manifest, or an adapter lies outside its folder.
     """
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = _Manifest.model_validate(text).candidates
+        text = path.read_text(encoding="utf-8")
+        found = _Manifest.model_validate(text_yaml(text)).candidates
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "not YAML"
         raise RequestError(f"{path}: {reason}; give the {MANIFEST} of some fine-tunes") from error
