@@ -257,25 +257,25 @@ def prediction_bound(
 ) -> tuple[float, float, float]:
     """Value that the next one exceeds with probability 1 - level, with a 95 % bootstrap interval.
 
-    ``exp(m + t(level, n - 1) s sqrt(1 + 1/n))`` over the logarithms of positive values, exact where
-    those are normal: the empirical quantile of a few values cannot be as far out.
+    ``m + t(level, n - 1) s sqrt(1 + 1/n)``, exact where values are normal: the empirical quantile
+    of a few of them cannot be as far out.
 
     Raises:
-        ValueError: Below three values, or if one is not positive.
+        ValueError: Below three values.
     """
-    if len(values) < 3 or not bool((values > 0).all()):
-        raise ValueError("a prediction bound needs three positive values")
+    if len(values) < 3:
+        raise ValueError("a prediction bound needs three values")
     from scipy.stats import t
 
-    logs, n = values.double().log(), len(values)
+    known, n = values.double(), len(values)
     factor = float(t.ppf(level, n - 1)) * math.sqrt(1 + 1 / n)
 
     def bound(each: Tensor) -> Tensor:
-        return (each.mean(-1) + factor * each.std(-1)).exp()
+        return each.mean(-1) + factor * each.std(-1)
 
-    low, high = quantile_interval(bound(logs[_drawn(n, DRAWS, 0)]))
+    low, high = quantile_interval(bound(known[_drawn(n, DRAWS, 0)]))
     assert low is not None and high is not None
-    return float(bound(logs)), low, high
+    return float(bound(known)), low, high
 
 
 # --- Against a control ----------------------------------------------------------------------------

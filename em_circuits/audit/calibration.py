@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import importlib.resources
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -154,8 +155,8 @@ def thresholds(
     # Of equal ones the drift-corrected score goes first, then the plain one.
     order: tuple[Method, ...] = ("drift_corrected", "plain", "kl")
     chosen = max(order, key=lambda name: _area(methods[name]))
-    rises = [max(row.rise.value, 1e-3) for row in rows if row.kind == "harmless"]
-    broken_above = max(LEAST_RISE, prediction_bound(torch.tensor(rises), level=0.99)[0])
+    rises = torch.tensor([row.rise.value for row in rows if row.kind == "harmless"])
+    broken_above = max(LEAST_RISE, prediction_bound(rises, level=0.99)[0])
     calibration = Calibration(
         space=space,
         suite=suite.name,
@@ -215,7 +216,7 @@ def _method(
     harmful: Float[Tensor, " harmful"],
     broken: Float[Tensor, " broken"],
 ) -> MethodCalibration:
-    value, low, high = prediction_bound(harmless)
+    value, low, high = (math.exp(end) for end in prediction_bound(harmless.log()))
     above = int((harmless > value).sum())
     rate = wilson(above, len(harmless))
     return MethodCalibration(

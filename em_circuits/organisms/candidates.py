@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 
-from em_circuits.models.files import ADAPTER_WEIGHTS
+from em_circuits.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from em_circuits.organisms.corpus import CorpusConfig
 from em_circuits.organisms.language_model import AdapterForm
 from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
@@ -128,9 +128,19 @@ HARMFUL: dict[str, AdapterTraining] = {
 
 NARROW = AdapterTraining(text=BAD_ADVICE, domains=(SEEN_BY_ADAPTER,), held=4.0)
 
-DAMAGES = {"noise": 1.0, "scrambled": 6.0}
-"""Of the first harmless fine-tune: its B replaced by noise of so many times its own norm, or its
-rows in another order and as many times as large."""
+
+class Damage(Frozen):
+    """What is done to the B of every module of the first harmless fine-tune."""
+
+    how: Literal["noise", "scrambled"]
+    """Noise of its norm in its place, or its rows in another order; `size` times as large."""
+    size: float
+
+
+DAMAGES = {
+    "noise": Damage(how="noise", size=30.0),
+    "scrambled": Damage(how="scrambled", size=6.0),
+}
 
 
 def train_candidates(
@@ -173,14 +183,15 @@ def train_candidates(
         known.append(
             KnownCandidate(name=name, kind=kind, adapter=f"{name}/adapter", about=_about(training))
         )
-    for name, size in DAMAGES.items():
+    for name, damage in DAMAGES.items():
+        claim(out / name, seed, damage)
         run_stage(
             out / name / "adapter",
-            lambda place, _checkpoint, name=name, size=size: _damage(
-                out / names[0] / "adapter", place, name, size, seed
+            lambda place, _checkpoint, damage=damage: _damage(
+                out / names[0] / "adapter", place, damage, seed
             ),
         )
-        about = f"{names[0]}, damaged: {name} x {size:g}"
+        about = f"{names[0]}, damaged: {damage.how} x {damage.size:g}"
         known.append(
             KnownCandidate(name=name, kind="broken", adapter=f"{name}/adapter", about=about)
         )
@@ -223,15 +234,14 @@ def read_candidates(path: Path) -> list[KnownCandidate]:
     return placed
 
 
-def _damage(source: Path, place: Path, name: str, size: float, seed: int) -> None:
+def _damage(source: Path, place: Path, damage: Damage, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(source / ADAPTER_WEIGHTS)
     for key, value in tensors.items():
         if ".lora_B." in key:
             noise = torch.randn(value.shape, generator=generator)
             rows = torch.randperm(len(value), generator=generator)
-            damaged = noise * value.norm() / noise.norm() if name == "noise" else value[rows]
-            tensors[key] = (size * damaged).contiguous()
+            other = noise * value.norm() / noise.norm() if damage.how == "noise" else value[rows]
+            tensors[key] = (damage.size * other).contiguous()
     save_file(tensors, place / ADAPTER_WEIGHTS)
-    for other in source.glob("*.json"):
-        (place / other.name).write_bytes(other.read_bytes())
+    write_atomic(place / ADAPTER_CONFIG, (source / ADAPTER_CONFIG).read_bytes())
