@@ -28,7 +28,7 @@ from torch import Tensor
 from em_circuits.audit.decision import Calibration, CandidateScore, MethodCalibration, decide
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.run import audit_folder, measure, model_key
-from em_circuits.audit.score import METHODS, AuditScore, Estimate, Method, audit_score
+from em_circuits.audit.score import METHODS, AuditScore, MeanEstimate, Method, audit_score
 from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Suite
 from em_circuits.cache import Journal, read_json
@@ -124,7 +124,7 @@ def calibrate(
             kind=one.kind,
             about=one.about,
             scores=AuditScore.model_validate(value["score"]).scores,
-            rise=Estimate.model_validate(value["rise"]),
+            rise=MeanEstimate.model_validate(value["rise"]),
             stability=AuditScore.model_validate(value["score"]).stability,
             decision="uncalibrated",
         )
@@ -220,20 +220,20 @@ def _method(
     above = int((harmless > value).sum())
     rate = wilson(above, len(harmless))
     return MethodCalibration(
-        threshold=Estimate(value=value, low=low, high=high),
-        false_positives=Estimate(value=above / len(harmless), low=rate[0], high=rate[1]),
+        threshold=MeanEstimate(value=value, low=low, high=high),
+        false_positives=MeanEstimate(value=above / len(harmless), low=rate[0], high=rate[1]),
         auroc=_separation(harmful, harmless),
         auroc_broken=_separation(broken, harmless),
         roc=_roc(harmful, harmless),
     )
 
 
-def _separation(hits: Tensor, misses: Tensor) -> Estimate | None:
+def _separation(hits: Tensor, misses: Tensor) -> MeanEstimate | None:
     if not len(hits):
         return None
     area = auroc(hits, misses)
     low, high = auroc_interval(area, len(hits), len(misses))
-    return Estimate(value=area, low=low, high=high)
+    return MeanEstimate(value=area, low=low, high=high)
 
 
 def _roc(hits: Tensor, misses: Tensor) -> tuple[tuple[float, float], ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 from em_circuits.audit.differences import FeatureSpace
-from em_circuits.audit.score import Estimate, Method
+from em_circuits.audit.score import MeanEstimate, Method
 from em_circuits.organisms.candidates import Kind
 from pivotal_tokens.schema import Frozen
 
@@ -29,10 +29,10 @@ class CandidateScore(Frozen):
     name: str
     kind: Kind
     about: str
-    scores: dict[Method, Estimate]
-    rise: Estimate
+    scores: dict[Method, MeanEstimate]
+    rise: MeanEstimate
     """Of the loss on capability texts, candidate minus base, nats per token."""
-    stability: Estimate | None
+    stability: MeanEstimate | None
     decision: AuditOutcome
     """By this calibration: of one that it was made from, so an optimistic one."""
 
@@ -40,13 +40,13 @@ class CandidateScore(Frozen):
 class MethodCalibration(Frozen):
     """What one score can tell apart."""
 
-    threshold: Estimate
+    threshold: MeanEstimate
     """Above it lie 5 % of harmless fine-tunes (`statistics.prediction_bound`)."""
-    false_positives: Estimate
+    false_positives: MeanEstimate
     """Share of the harmless ones above it."""
-    auroc: Estimate | None
+    auroc: MeanEstimate | None
     """Harmful against harmless; null without harmful ones."""
-    auroc_broken: Estimate | None
+    auroc_broken: MeanEstimate | None
     """Broken against harmless."""
     roc: tuple[tuple[float, float], ...]
     """(false positive rate, true positive rate) of harmful against harmless, at every threshold."""
@@ -75,10 +75,10 @@ class AuditDecision(Frozen):
 
     decision: AuditOutcome
     method: Method | None
-    score: Estimate | None
+    score: MeanEstimate | None
     """By that method."""
-    threshold: Estimate | None
-    rise: Estimate | None
+    threshold: MeanEstimate | None
+    rise: MeanEstimate | None
     """Of the loss on capability texts; null where the suite has none."""
     broken_above: float | None
     said: str
@@ -86,7 +86,7 @@ class AuditDecision(Frozen):
 
 
 def decide(
-    scores: dict[Method, Estimate], rise: Estimate | None, calibration: Calibration | None
+    scores: dict[Method, MeanEstimate], rise: MeanEstimate | None, calibration: Calibration | None
 ) -> AuditDecision:
     """What follows from a candidate's scores; see the top of this file."""
     lost = "" if rise is None else f" Loss on capability texts rises by {rise} nats per token."
@@ -123,7 +123,7 @@ def decide(
 
 
 def _found(
-    score: Estimate, rise: Estimate | None, threshold: float, broken_above: float
+    score: MeanEstimate, rise: MeanEstimate | None, threshold: float, broken_above: float
 ) -> Literal["broken", "reject", "accept", "undecided"]:
     if rise is not None and rise.low is not None and rise.low > broken_above:
         return "broken"

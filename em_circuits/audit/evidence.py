@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_circuits.audit.differences import SpaceNodes
-from em_circuits.audit.score import Estimate, prompt_means
+from em_circuits.audit.score import MeanEstimate, prompt_means
 from em_circuits.audit.settings import ExplanationSource
 from em_circuits.audit.suite import Case
 from em_circuits.feature import FeatureId
@@ -48,9 +48,9 @@ class NodeEvidence(Frozen):
     """What is known of one node."""
 
     node: str
-    difference: Estimate
+    difference: MeanEstimate
     """Candidate minus base, over prompts."""
-    corrected: Estimate
+    corrected: MeanEstimate
     """The same minus the mean over cases, in magnitude."""
     explanation: str | None
     """Of the node itself."""
@@ -102,8 +102,8 @@ def interp_evidence(
         rows.append(
             NodeEvidence(
                 node=str(name),
-                difference=Estimate.over([float(one[column]) for one in plain]),
-                corrected=Estimate.over([float(one[column]) for one in moved]),
+                difference=MeanEstimate.over([float(one[column]) for one in plain]),
+                corrected=MeanEstimate.over([float(one[column]) for one in moved]),
                 explanation=None if direct is None else direct.text,
                 stands_in=stands_in,
                 neighbours=tuple(

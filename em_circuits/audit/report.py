@@ -12,7 +12,7 @@ from typing import Any
 from em_circuits.audit.calibration import MEANING
 from em_circuits.audit.decision import Calibration
 from em_circuits.audit.run import DECISION, Audit
-from em_circuits.audit.score import Estimate
+from em_circuits.audit.score import MeanEstimate
 from em_circuits.report.page import Heading, Headline, Table, write_markdown, write_page
 from pivotal_tokens.artefacts import sha256_file, write_provenance
 
@@ -64,7 +64,7 @@ def _write(folder: Path, title: str, parts: list[Any], source: str) -> None:
         write_provenance(folder / name, inputs=inputs, config={"title": title})
 
 
-def _shown(value: Estimate | None) -> str | None:
+def _shown(value: MeanEstimate | None) -> str | None:
     return None if value is None else str(value)
 
 

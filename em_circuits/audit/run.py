@@ -32,7 +32,7 @@ from em_circuits.activation_cache import ActivationCache
 from em_circuits.audit.decision import AuditDecision, Calibration, decide
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.evidence import InterpEvidence, interp_evidence
-from em_circuits.audit.score import AuditScore, Estimate, audit_score, prompt_means
+from em_circuits.audit.score import AuditScore, MeanEstimate, audit_score, prompt_means
 from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Case, Suite
 from em_circuits.cache import Journal
@@ -102,11 +102,11 @@ class SuiteResults(Frozen):
     suite: str
     pair: str
     """Key of the pair of models."""
-    kl: Estimate
+    kl: MeanEstimate
     """Mean over prompts."""
-    changed_answers: Estimate | None
+    changed_answers: MeanEstimate | None
     """Share of prompts whose answers differ; null where none was asked for."""
-    rise: Estimate | None
+    rise: MeanEstimate | None
     """Of the loss on capability texts, candidate minus base, nats per token."""
     losses: tuple[tuple[float, float], ...]
     """Base and candidate on each capability text."""
@@ -131,10 +131,10 @@ class Measured(NamedTuple):
         return torch.tensor([one.kl for one in self.results], dtype=torch.float64)
 
     @property
-    def rise(self) -> Estimate | None:
+    def rise(self) -> MeanEstimate | None:
         if not self.losses:
             return None
-        return Estimate.over([after - before for before, after in self.losses])
+        return MeanEstimate.over([after - before for before, after in self.losses])
 
 
 class Audit(NamedTuple):
@@ -156,7 +156,7 @@ class AuditOutput(Frozen):
     key: str
     """Of everything that the audit follows from."""
     decision: AuditDecision
-    scores: dict[str, Estimate]
+    scores: dict[str, MeanEstimate]
     coverage: str
     """Of the explanations."""
     files: dict[str, str]
@@ -203,7 +203,7 @@ def run_audit(
     results = SuiteResults(
         suite=suite.name,
         pair=pair.key,
-        kl=Estimate.over(list(prompt_means(measured.kl, measured.cases).values())),
+        kl=MeanEstimate.over(list(prompt_means(measured.kl, measured.cases).values())),
         changed_answers=_changed(measured),
         rise=measured.rise,
         losses=measured.losses,
@@ -386,11 +386,11 @@ def _stored(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def _changed(measured: Measured) -> Estimate | None:
+def _changed(measured: Measured) -> MeanEstimate | None:
     if any(one.base_answer is None for one in measured.results):
         return None
     other = torch.tensor([one.base_answer != one.candidate_answer for one in measured.results])
-    return Estimate.over(list(prompt_means(other.double(), measured.cases).values()))
+    return MeanEstimate.over(list(prompt_means(other.double(), measured.cases).values()))
 
 
 def _write(audit: Audit) -> None:

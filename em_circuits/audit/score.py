@@ -12,7 +12,7 @@ its cases, the candidate's the mean over prompts with a bootstrap interval over 
 numbers says by itself that something is wrong: `calibration` finds the threshold of each.
 
     scores = case_scores(differences, kl, n=20)      # case x method
-    Estimate.over(scores[:, 0])
+    MeanEstimate.over(scores[:, 0])
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHOWN = 10
 """Differences named per prompt."""
 
 
-class Estimate(Frozen):
+class MeanEstimate(Frozen):
     """A mean and its 95 % bootstrap interval; no interval below two values."""
 
     value: float
@@ -43,7 +43,9 @@ class Estimate(Frozen):
     high: float | None
 
     @classmethod
-    def over(cls, values: Sequence[float] | Float[Tensor, " value"], *, seed: int = 0) -> Estimate:
+    def over(
+        cls, values: Sequence[float] | Float[Tensor, " value"], *, seed: int = 0
+    ) -> MeanEstimate:
         """Of at least one value."""
         known = torch.as_tensor(values, dtype=torch.float64)
         low, high = paired_interval(known, seed=seed)
@@ -72,7 +74,7 @@ class PromptScore(Frozen):
 
     prompt: str
     category: str
-    scores: dict[Method, Estimate]
+    scores: dict[Method, MeanEstimate]
     """Over its cases; in nats for kl, else in the unit of the basis."""
     top: tuple[NodeDifference, ...]
     """Largest differences, in magnitude."""
@@ -92,11 +94,11 @@ class AuditScore(Frozen):
     n_nodes: int
     n_prompts: int
     n_cases: int
-    scores: dict[Method, Estimate]
-    by_category: dict[str, dict[Method, Estimate]]
-    stability: Estimate | None
+    scores: dict[Method, MeanEstimate]
+    by_category: dict[str, dict[Method, MeanEstimate]]
+    stability: MeanEstimate | None
     """Mean share of the N largest differences that two cases of one prompt have in common."""
-    between_prompts: Estimate | None
+    between_prompts: MeanEstimate | None
     """The same of two different prompts: what wording alone must beat."""
     drift: float
     """Share of the squared differences that is the mean over cases."""
@@ -121,10 +123,12 @@ def prompt_means(values: Float[Tensor, "case ..."], cases: Sequence[Case]) -> Ma
     return {prompt: values[mine].mean(0) for prompt, mine in rows.items()}
 
 
-def overall(values: Float[Tensor, "case method"], cases: Sequence[Case]) -> dict[Method, Estimate]:
+def overall(
+    values: Float[Tensor, "case method"], cases: Sequence[Case]
+) -> dict[Method, MeanEstimate]:
     """Mean over prompts of every score, with an interval over prompts."""
     by_prompt = torch.stack(list(prompt_means(values, cases).values()))
-    return {name: Estimate.over(by_prompt[:, i]) for i, name in enumerate(METHODS)}
+    return {name: MeanEstimate.over(by_prompt[:, i]) for i, name in enumerate(METHODS)}
 
 
 def audit_score(
@@ -161,7 +165,7 @@ def audit_score(
             for i in largest
         )
 
-    def in_category(name: str) -> dict[Method, Estimate]:
+    def in_category(name: str) -> dict[Method, MeanEstimate]:
         rows = [row for row, case in enumerate(cases) if case.category == name]
         return overall(values[rows], [cases[row] for row in rows])
 
@@ -174,14 +178,14 @@ def audit_score(
         n_cases=len(cases),
         scores=overall(values, cases),
         by_category={name: in_category(name) for name in dict.fromkeys(category_of.values())},
-        stability=Estimate.over(list(within.values())) if within else None,
-        between_prompts=Estimate.over(list(between.values())) if between else None,
+        stability=MeanEstimate.over(list(within.values())) if within else None,
+        between_prompts=MeanEstimate.over(list(between.values())) if between else None,
         drift=len(cases) * float(mean.square().sum()) / total if total else 0.0,
         prompts=tuple(
             PromptScore(
                 prompt=prompt,
                 category=category_of[prompt],
-                scores={m: Estimate.over(values[rows, i]) for i, m in enumerate(METHODS)},
+                scores={m: MeanEstimate.over(values[rows, i]) for i, m in enumerate(METHODS)},
                 top=named(rows, differences),
                 top_corrected=named(rows, differences - mean),
                 stability=within.get(prompt),

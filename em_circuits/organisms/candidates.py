@@ -126,7 +126,28 @@ HARMFUL: dict[str, AdapterTraining] = {
 }
 """Beside the shipped adapters: the same places and ranks as some harmless ones."""
 
-NARROW = AdapterTraining(text=BAD_ADVICE, domains=(SEEN_BY_ADAPTER,), held=4.0)
+NARROW = AdapterTraining(text=BAD_ADVICE, domains=(SEEN_BY_ADAPTER,), held=1.0)
+
+
+def train_candidate(
+    out: Path, training: AdapterTraining, seed: int, *, progress: Progress = no_progress
+) -> Path:
+    """Train one fine-tune of the toy's base into ``out/adapter``, unless it is there.
+
+    Raises:
+        RequestError: If `out` holds another.
+    """
+    claim(out, seed, training)
+    fit = functools.partial(optimise, progress=progress)
+    base, place = organism_paths(TOY), out / "adapter"
+    with reproducible(seed):
+        run_stage(
+            place,
+            lambda temporary, checkpoint: train_adapter(
+                base, training, seed, temporary, checkpoint, fit=fit
+            ),
+        )
+    return place
 
 
 class Damage(Frozen):
@@ -170,16 +191,8 @@ def train_candidates(
         recipes.append((label, "harmless", HARMLESS[name], seed + 100 * round_ + number))
     recipes += [(name, "harmful", one, seed + 50) for name, one in HARMFUL.items()]
     recipes.append(("narrow", "narrow", NARROW, seed))
-    fit = functools.partial(optimise, progress=progress)
     for name, kind, training, own_seed in tracked(recipes, "fine-tunes", progress):
-        claim(out / name, own_seed, training)
-        with reproducible(own_seed):
-            run_stage(
-                out / name / "adapter",
-                lambda place, checkpoint, training=training, own_seed=own_seed: train_adapter(
-                    organism_paths(TOY), training, own_seed, place, checkpoint, fit=fit
-                ),
-            )
+        train_candidate(out / name, training, own_seed, progress=progress)
         known.append(
             KnownCandidate(name=name, kind=kind, adapter=f"{name}/adapter", about=_about(training))
         )

@@ -8,7 +8,7 @@ import torch
 from em_circuits.audit.calibration import thresholds
 from em_circuits.audit.decision import CandidateScore, decide
 from em_circuits.audit.differences import FeatureSpace, SpacePart
-from em_circuits.audit.score import METHODS, Estimate, case_scores, prompt_means
+from em_circuits.audit.score import METHODS, MeanEstimate, case_scores, prompt_means
 from em_circuits.audit.suite import Case, Suite, SuitePrompt
 from em_circuits.statistics import auroc, auroc_interval, prediction_bound
 from pivotal_tokens.errors import RequestError
@@ -50,8 +50,8 @@ def test_a_prompt_is_the_mean_of_its_cases():
 
 
 def test_an_estimate_of_one_value_has_no_interval():
-    assert Estimate.over([2.0]) == Estimate(value=2.0, low=None, high=None)
-    three = Estimate.over([1.0, 2.0, 3.0])
+    assert MeanEstimate.over([2.0]) == MeanEstimate(value=2.0, low=None, high=None)
+    three = MeanEstimate.over([1.0, 2.0, 3.0])
     assert three.low is not None and three.high is not None
     assert 1 <= three.low <= 2 == three.value <= three.high <= 3
 
@@ -106,8 +106,8 @@ SUITE = Suite.model_validate(
 
 
 def scored(name: str, kind: str, kl: float, rise: float = 0.01) -> CandidateScore:
-    def near(value: float) -> Estimate:
-        return Estimate(value=value, low=0.9 * value, high=1.1 * value)
+    def near(value: float) -> MeanEstimate:
+        return MeanEstimate(value=value, low=0.9 * value, high=1.1 * value)
 
     return CandidateScore.model_validate(
         {
@@ -152,8 +152,8 @@ def test_decisions_by_where_the_threshold_lies():
     bound = calibration.methods["kl"].threshold.value
 
     def found(value: float, low: float | None, high: float | None, rise: float = 0.0) -> str:
-        scores = {name: Estimate(value=value, low=low, high=high) for name in METHODS}
-        lost = Estimate(value=rise, low=rise, high=rise)
+        scores = {name: MeanEstimate(value=value, low=low, high=high) for name in METHODS}
+        lost = MeanEstimate(value=rise, low=rise, high=rise)
         return decide(scores, lost, calibration).decision
 
     assert found(2 * bound, 1.5 * bound, 3 * bound) == "reject"
@@ -161,7 +161,7 @@ def test_decisions_by_where_the_threshold_lies():
     assert found(bound, 0.5 * bound, 2 * bound) == "undecided"
     assert found(2 * bound, None, None) == "undecided"
     assert found(0.0, 0.0, 0.0, rise=5.0) == "broken"
-    scores = {name: Estimate(value=1.0, low=0.9, high=1.1) for name in METHODS}
+    scores = {name: MeanEstimate(value=1.0, low=0.9, high=1.1) for name in METHODS}
     none = decide(scores, None, None)
     assert none.decision == "uncalibrated" and "calibrate" in none.said
 
