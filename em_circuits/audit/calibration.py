@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_circuits.audit.decision import Calibration, CandidateScore, MethodCalibration, decide
+from em_circuits.audit.decision import Calibration, CandidateScore, MethodCalibration, decision_by
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.run import audit_folder, measure, model_key
 from em_circuits.audit.score import METHODS, AuditScore, MeanEstimate, Method, audit_score
@@ -168,7 +168,7 @@ def thresholds(
         candidates=(),
     )
     decided = tuple(
-        row.model_copy(update={"decision": decide(row.scores, row.rise, calibration).decision})
+        row.model_copy(update={"decision": decision_by(row.scores, row.rise, calibration).decision})
         for row in rows
     )
     return calibration.model_copy(update={"candidates": decided})

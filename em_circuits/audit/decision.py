@@ -8,7 +8,7 @@ The first that holds:
     accept         the upper end is below it
     undecided      the threshold lies within the interval of the score
 
-    decide(score, rise, calibration).decision
+    decision_by(score, rise, calibration).decision
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class AuditDecision(Frozen):
     """The same in a sentence."""
 
 
-def decide(
+def decision_by(
     scores: dict[Method, MeanEstimate], rise: MeanEstimate | None, calibration: Calibration | None
 ) -> AuditDecision:
     """What follows from a candidate's scores; see the top of this file."""

@@ -103,7 +103,7 @@ class FeatureSpace(Frozen):
                     )
 
 
-class NodeName(NamedTuple):
+class SpaceNode(NamedTuple):
     """A node wherever it fires: ``L/ID``, of an adapter ``MODULE:L/RANK``."""
 
     part: int
@@ -135,11 +135,11 @@ class SpaceNodes:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def name(self, node: int) -> NodeName:
+    def name(self, node: int) -> SpaceNode:
         """What a node is called."""
         part = int(torch.searchsorted(self._starts, node, right=True)) - 1
         record = part_record(self.candidate[part])
-        return NodeName(part, record.module, record.layer, node - int(self._starts[part]))
+        return SpaceNode(part, record.module, record.layer, node - int(self._starts[part]))
 
     def means(
         self, input_ids: Int64[Tensor, " pos"]

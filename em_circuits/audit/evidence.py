@@ -19,7 +19,7 @@ from torch import Tensor
 from em_circuits.audit.differences import SpaceNodes
 from em_circuits.audit.score import MeanEstimate, prompt_means
 from em_circuits.audit.settings import ExplanationSource
-from em_circuits.audit.suite import Case
+from em_circuits.audit.suite import SuiteCase
 from em_circuits.feature import FeatureId
 from em_circuits.features.explain import (
     FeatureLabels,
@@ -75,7 +75,7 @@ class InterpEvidence(Frozen):
 def interp_evidence(
     nodes: SpaceNodes,
     differences: Float[Tensor, "case node"],
-    cases: Sequence[Case],
+    cases: Sequence[SuiteCase],
     *,
     labels: FeatureLabels | None,
     source: ExplanationSource,

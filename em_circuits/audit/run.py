@@ -29,12 +29,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
-from em_circuits.audit.decision import AuditDecision, Calibration, decide
+from em_circuits.audit.decision import AuditDecision, Calibration, decision_by
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.evidence import InterpEvidence, interp_evidence
 from em_circuits.audit.score import AuditScore, MeanEstimate, audit_score, prompt_means
 from em_circuits.audit.settings import AuditSettings
-from em_circuits.audit.suite import Case, Suite
+from em_circuits.audit.suite import SuiteCase, Suite
 from em_circuits.cache import Journal
 from em_circuits.experiments.plan import plain_name
 from em_circuits.experiments.rollouts import mean_log_likelihood
@@ -113,10 +113,10 @@ class SuiteResults(Frozen):
     cases: tuple[CaseResult, ...]
 
 
-class Measured(NamedTuple):
+class MeasuredSuite(NamedTuple):
     """Both models over a suite."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[SuiteCase, ...]
     results: tuple[CaseResult, ...]
     base: Float[Tensor, "case node"]
     candidate: Float[Tensor, "case node"]
@@ -227,7 +227,7 @@ def run_audit(
         source=settings.explanations,
         n=settings.n_largest,
     )
-    decision = decide(score.scores, measured.rise, calibration)
+    decision = decision_by(score.scores, measured.rise, calibration)
     audit = Audit(folder, config, results, score, evidence, decision)
     _write(audit)
     return audit
@@ -279,7 +279,7 @@ def measure(
     journal: Journal,
     folder: Path,
     progress: Progress = no_progress,
-) -> Measured:
+) -> MeasuredSuite:
     """Both models over every case and every capability text; what the journal has is not redone."""
     cases = suite.cases()
     nodes = SpaceNodes(pair, settings.basis)
@@ -300,7 +300,7 @@ def measure(
         progress,
     )
     means = [load_file(file) for file in files]
-    return Measured(
+    return MeasuredSuite(
         cases=cases,
         results=tuple(CaseResult.model_validate(row) for one in done for row in one["rows"]),
         base=torch.cat([one["base"] for one in means]),
@@ -312,7 +312,7 @@ def measure(
 def _piece(
     pair: ModelPair,
     nodes: SpaceNodes,
-    cases: Sequence[Case],
+    cases: Sequence[SuiteCase],
     settings: AuditSettings,
     file: Path,
 ) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def _stored(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def _changed(measured: Measured) -> MeanEstimate | None:
+def _changed(measured: MeasuredSuite) -> MeanEstimate | None:
     if any(one.base_answer is None for one in measured.results):
         return None
     other = torch.tensor([one.base_answer != one.candidate_answer for one in measured.results])

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.audit.differences import SpaceNodes
-from em_circuits.audit.suite import Case
+from em_circuits.audit.suite import SuiteCase
 from em_circuits.statistics import paired_interval
 from pivotal_tokens.schema import Frozen
 
@@ -115,7 +115,9 @@ def case_scores(
     return torch.stack([*sums, kl.double()], 1)
 
 
-def prompt_means(values: Float[Tensor, "case ..."], cases: Sequence[Case]) -> Mapping[str, Tensor]:
+def prompt_means(
+    values: Float[Tensor, "case ..."], cases: Sequence[SuiteCase]
+) -> Mapping[str, Tensor]:
     """Mean over the cases of each prompt, in order."""
     rows: dict[str, list[int]] = {}
     for row, case in enumerate(cases):
@@ -124,7 +126,7 @@ def prompt_means(values: Float[Tensor, "case ..."], cases: Sequence[Case]) -> Ma
 
 
 def overall(
-    values: Float[Tensor, "case method"], cases: Sequence[Case]
+    values: Float[Tensor, "case method"], cases: Sequence[SuiteCase]
 ) -> dict[Method, MeanEstimate]:
     """Mean over prompts of every score, with an interval over prompts."""
     by_prompt = torch.stack(list(prompt_means(values, cases).values()))
@@ -133,7 +135,7 @@ def overall(
 
 def audit_score(
     nodes: SpaceNodes,
-    cases: Sequence[Case],
+    cases: Sequence[SuiteCase],
     base: Float[Tensor, "case node"],
     candidate: Float[Tensor, "case node"],
     kl: Float[Tensor, " case"],
@@ -196,7 +198,7 @@ def audit_score(
 
 
 def _overlaps(
-    tops: Int64[Tensor, "case n"], cases: Sequence[Case]
+    tops: Int64[Tensor, "case n"], cases: Sequence[SuiteCase]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Mean shared part of two cases' largest, per prompt: of its own cases, and of its with those
     of others."""

@@ -1,7 +1,7 @@
 """Prompt suites of an audit: prompts by category, their paraphrases and formats, capability texts.
 
 A suite is a YAML file; `toy` and `open` ship. Every prompt is put in each of its wordings and in
-each format of the suite; one wording in one format is a `Case`, what the models are run on.
+each format of the suite; one wording in one format is a `SuiteCase`, what the models are run on.
 
     name: mine
     formats: {plain: "{prompt}", brief: "{prompt} Answer in one word."}
@@ -66,7 +66,7 @@ class Category(Frozen):
     prompts: tuple[SuitePrompt, ...] = Field(min_length=1)
 
 
-class Case(Frozen):
+class SuiteCase(Frozen):
     """A prompt in one wording and one format."""
 
     prompt: str
@@ -114,10 +114,10 @@ class Suite(Frozen):
                 raise ValueError(f"format {name} must contain {{prompt}} once")
         return self
 
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[SuiteCase, ...]:
         """Every prompt in every wording and format, in order."""
         return tuple(
-            Case(
+            SuiteCase(
                 prompt=prompt.id,
                 category=category.name,
                 wording=number,

@@ -150,7 +150,7 @@ def train_candidate(
     return place
 
 
-class Damage(Frozen):
+class WeightDamage(Frozen):
     """What is done to the B of every module of the first harmless fine-tune."""
 
     how: Literal["noise", "scrambled"]
@@ -159,8 +159,8 @@ class Damage(Frozen):
 
 
 DAMAGES = {
-    "noise": Damage(how="noise", size=30.0),
-    "scrambled": Damage(how="scrambled", size=6.0),
+    "noise": WeightDamage(how="noise", size=30.0),
+    "scrambled": WeightDamage(how="scrambled", size=6.0),
 }
 
 
@@ -247,7 +247,7 @@ def read_candidates(path: Path) -> list[KnownCandidate]:
     return placed
 
 
-def _damage(source: Path, place: Path, damage: Damage, seed: int) -> None:
+def _damage(source: Path, place: Path, damage: WeightDamage, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(source / ADAPTER_WEIGHTS)
     for key, value in tensors.items():

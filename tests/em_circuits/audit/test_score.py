@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from em_circuits.audit.calibration import thresholds
-from em_circuits.audit.decision import CandidateScore, decide
+from em_circuits.audit.decision import CandidateScore, decision_by
 from em_circuits.audit.differences import FeatureSpace, SpacePart
 from em_circuits.audit.score import METHODS, MeanEstimate, case_scores, prompt_means
-from em_circuits.audit.suite import Case, Suite, SuitePrompt
+from em_circuits.audit.suite import SuiteCase, Suite, SuitePrompt
 from em_circuits.statistics import auroc, auroc_interval, prediction_bound
 from pivotal_tokens.errors import RequestError
 
 
-def case(prompt: str, wording: int = 0) -> Case:
-    return Case(
+def case(prompt: str, wording: int = 0) -> SuiteCase:
+    return SuiteCase(
         prompt=prompt,
         category="one",
         wording=wording,
@@ -154,7 +154,7 @@ def test_decisions_by_where_the_threshold_lies():
     def found(value: float, low: float | None, high: float | None, rise: float = 0.0) -> str:
         scores = {name: MeanEstimate(value=value, low=low, high=high) for name in METHODS}
         lost = MeanEstimate(value=rise, low=rise, high=rise)
-        return decide(scores, lost, calibration).decision
+        return decision_by(scores, lost, calibration).decision
 
     assert found(2 * bound, 1.5 * bound, 3 * bound) == "reject"
     assert found(0.5 * bound, 0.2 * bound, 0.9 * bound) == "accept"
@@ -162,7 +162,7 @@ def test_decisions_by_where_the_threshold_lies():
     assert found(2 * bound, None, None) == "undecided"
     assert found(0.0, 0.0, 0.0, rise=5.0) == "broken"
     scores = {name: MeanEstimate(value=1.0, low=0.9, high=1.1) for name in METHODS}
-    none = decide(scores, None, None)
+    none = decision_by(scores, None, None)
     assert none.decision == "uncalibrated" and "calibrate" in none.said
 
 
