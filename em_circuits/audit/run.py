@@ -34,7 +34,7 @@ from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.evidence import InterpEvidence, interp_evidence
 from em_circuits.audit.score import AuditScore, MeanEstimate, audit_score, prompt_means
 from em_circuits.audit.settings import AuditSettings
-from em_circuits.audit.suite import SuiteCase, Suite
+from em_circuits.audit.suite import Suite, SuiteCase
 from em_circuits.cache import Journal
 from em_circuits.experiments.plan import plain_name
 from em_circuits.experiments.rollouts import mean_log_likelihood

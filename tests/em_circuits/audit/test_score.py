@@ -9,7 +9,7 @@ from em_circuits.audit.calibration import thresholds
 from em_circuits.audit.decision import CandidateScore, decision_by
 from em_circuits.audit.differences import FeatureSpace, SpacePart
 from em_circuits.audit.score import METHODS, MeanEstimate, case_scores, prompt_means
-from em_circuits.audit.suite import SuiteCase, Suite, SuitePrompt
+from em_circuits.audit.suite import Suite, SuiteCase, SuitePrompt
 from em_circuits.statistics import auroc, auroc_interval, prediction_bound
 from pivotal_tokens.errors import RequestError
 
