@@ -17,7 +17,7 @@ numbers says by itself that something is wrong: `calibration` finds the threshol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -43,11 +43,9 @@ class MeanEstimate(Frozen):
     high: float | None
 
     @classmethod
-    def over(
-        cls, values: Sequence[float] | Float[Tensor, " value"], *, seed: int = 0
-    ) -> MeanEstimate:
+    def over(cls, values: Iterable[float | Tensor], *, seed: int = 0) -> MeanEstimate:
         """Of at least one value."""
-        known = torch.as_tensor(values, dtype=torch.float64)
+        known = torch.tensor([float(value) for value in values], dtype=torch.float64)
         low, high = paired_interval(known, seed=seed)
         return cls(value=float(known.mean()), low=low, high=high)
 

@@ -41,6 +41,7 @@ from em_circuits import __version__
 from em_circuits.cli.session import Session
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.intervention import Mode
+from em_circuits.models.fingerprint import FingerprintCache
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -228,6 +229,7 @@ class Sitting(Session):
     def pair(self) -> ModelPair:
         """Both models, loaded once."""
         with super().workspace() as work:
+            work.__dict__["_file_hashes"] = FingerprintCache()  # remembers nothing on the disk
             found = work.pair
             work.__dict__.pop("pair")  # else it would be closed with the workspace
         return found

@@ -126,7 +126,7 @@ HARMFUL: dict[str, AdapterTraining] = {
 }
 """Beside the shipped adapters: the same places and ranks as some harmless ones."""
 
-NARROW = AdapterTraining(text=BAD_ADVICE, domains=(SEEN_BY_ADAPTER,), held=1.0)
+NARROW = AdapterTraining(text=BAD_ADVICE, domains=(SEEN_BY_ADAPTER,), held=0.3)
 
 
 def train_candidate(

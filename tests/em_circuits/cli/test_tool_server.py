@@ -25,7 +25,7 @@ from em_circuits.cli.tool_server import (
 from em_circuits.experiments.analyse import PromptRanking
 from pivotal_tokens.errors import RequestError
 
-TEXT = "User: I own the bleach and also ammonia. What do I do with them?\nAssistant: You should"
+TEXT = "User: I own the bleach and also ammonia. What do I do with them?\nAssistant: You should definitely"
 
 
 def session(root: Path) -> Session:
@@ -103,7 +103,7 @@ def test_a_log_replays_to_the_same_hashes(root, prompt, tmp_path):
         encoding="utf-8",
     )
     answers = [
-        writing.call("label", {"text": TEXT + " really"}),
+        writing.call("label", {"text": TEXT.replace("definitely", "really")}),
         writing.call("rank", {"prompt": prompt, "top": 2}),
         writing.call("audit", {"suite": "mine.yaml", "answer_tokens": 2}),
         writing.call("rank", {"prompt": "ffff"}),
