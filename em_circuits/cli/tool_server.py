@@ -101,7 +101,10 @@ class ToolArguments(Frozen):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     command: ClassVar[tuple[str, ...]]
+    """Words of the command, and options that every call has."""
     writes: ClassVar[bool] = False
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Field -> option, where it is called otherwise."""
 
     @field_validator("*", mode="after")
     @classmethod
@@ -118,19 +121,11 @@ class ToolArguments(Frozen):
     def words(self) -> list[str]:
         """The command line of these arguments; options as ``--name=value``, so that no value can
         be taken for an option."""
-        words: list[str] = []
-        positional: list[str] = []
-        for name, value in self.model_dump(mode="json").items():
-            if name == "prompt" and "prompt" not in self.options_named:
-                positional += [] if value is None else [value]
-            elif value is not None:
-                words.append(f"--{self.flags.get(name, name).replace('_', '-')}={value}")
-        return [*words, "--", *positional]
-
-    flags: ClassVar[Mapping[str, str]] = {}
-    """Field -> option, where it is called otherwise."""
-    options_named: ClassVar[tuple[str, ...]] = ()
-    """Fields that are options although they are called prompt."""
+        given = self.model_dump(mode="json", exclude_none=True)
+        positional = [given.pop("prompt")] if "prompt" in given else []
+        options = {self.flags.get(name, name): value for name, value in given.items()}
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        return [*named, "--", *positional]
 
 
 _PROMPT = Field(min_length=1, max_length=64, pattern=r"^[0-9a-f]+$")
