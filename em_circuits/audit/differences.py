@@ -120,7 +120,7 @@ def _parts(pair: ModelPair, basis: AuditBasis) -> tuple[tuple[Part, ...] | None,
     if basis == "adapter":
         return None, tuple(adapter_parts(pair))
     choose = {"own": own_parts, "transcoder": transcoder_parts, "neuron": neuron_parts}[basis]
-    base, candidate = (tuple(choose(model)) for model in pair.models)  # type: ignore[operator]
+    base, candidate = (tuple(choose(model)) for model in pair.models)
     return base, candidate
 
 

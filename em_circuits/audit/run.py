@@ -32,7 +32,7 @@ from em_circuits.activation_cache import ActivationCache
 from em_circuits.audit.decision import AuditDecision, Calibration, decision_by
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
 from em_circuits.audit.evidence import InterpEvidence, interp_evidence
-from em_circuits.audit.score import AuditScore, MeanEstimate, audit_score, prompt_means
+from em_circuits.audit.score import AuditScore, MeanEstimate, Method, audit_score, prompt_means
 from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Suite, SuiteCase
 from em_circuits.cache import Journal
@@ -156,7 +156,7 @@ class AuditOutput(Frozen):
     key: str
     """Of everything that the audit follows from."""
     decision: AuditDecision
-    scores: dict[str, MeanEstimate]
+    scores: dict[Method, MeanEstimate]
     coverage: str
     """Of the explanations."""
     files: dict[str, str]

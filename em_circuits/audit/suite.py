@@ -87,10 +87,8 @@ class SuiteCase(Frozen):
         from pivotal_tokens.prompts.chats import Turn
 
         assert self.user is not None
-        chat = (Turn("user", self.user),)
-        if self.start:
-            chat = (*chat, Turn("assistant", self.start))
-        return render_turns(tokenizer, chat)[0]
+        start = (Turn("assistant", self.start),) if self.start else ()
+        return render_turns(tokenizer, (Turn("user", self.user), *start))[0]
 
 
 class Suite(Frozen):

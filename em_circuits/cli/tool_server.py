@@ -326,14 +326,14 @@ class ToolServer:
         return lines[0]
 
     def _append(self, tool: str, arguments: Any, answer: ToolAnswer[Any] | ToolFailure) -> None:
-        failed = isinstance(answer, ToolFailure)
+        error, key, sha256 = _outcome(answer)
         line = {
             "at": datetime.now(UTC).isoformat(),
             "tool": tool[:200],
             "arguments": _loggable(arguments),
-            "error": answer.type if isinstance(answer, ToolFailure) else None,
-            "key": None if failed else answer.key,
-            "sha256": None if failed else answer.sha256,
+            "error": error,
+            "key": key,
+            "sha256": sha256,
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as stream:
@@ -363,7 +363,9 @@ def answer_schema(kind: type[ToolArguments]) -> dict[str, Any]:
     if isinstance(model, str):
         module, _, name = model.partition(":")
         model = getattr(importlib.import_module(module), name)
-    answer: Any = ToolAnswer[list[model] if several else model]  # type: ignore[valid-type]
+    answers: Any = ToolAnswer
+    lines: Any = list
+    answer = answers[lines[model] if several else model]
     return dict(answer.model_json_schema(mode="serialization"))
 
 
@@ -449,11 +451,18 @@ def replay_calls(session: Session, log: Path) -> list[ReplayedCall]:
             raise RequestError(f"{log}, line {number}: no call of a tool") from error
         if was[0] == "read_only":
             continue
-        answer = tools.call(tool, arguments)
-        failed = isinstance(answer, ToolFailure)
-        now = (answer.type, None) if isinstance(answer, ToolFailure) else (None, answer.sha256)
-        found.append(ReplayedCall(number, tool, now == was and not (failed and was[0] is None)))
+        error, _, sha256 = _outcome(tools.call(tool, arguments))
+        found.append(ReplayedCall(number, tool, (error, sha256) == was))
     return found
+
+
+def _outcome(
+    answer: ToolAnswer[Any] | ToolFailure,
+) -> tuple[ErrorType | None, str | None, str | None]:
+    """Type of the error, key of the call and hash of the result; None where there is none."""
+    if isinstance(answer, ToolFailure):
+        return answer.type, None, None
+    return None, answer.key, answer.sha256
 
 
 def _loggable(arguments: Any) -> Any:

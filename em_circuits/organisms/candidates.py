@@ -198,12 +198,8 @@ def train_candidates(
         )
     for name, damage in DAMAGES.items():
         claim(out / name, seed, damage)
-        run_stage(
-            out / name / "adapter",
-            lambda place, _checkpoint, damage=damage: _damage(
-                out / names[0] / "adapter", place, damage, seed
-            ),
-        )
+        source = out / names[0] / "adapter"
+        run_stage(out / name / "adapter", functools.partial(_damage, source, damage, seed))
         about = f"{names[0]}, damaged: {damage.how} x {damage.size:g}"
         known.append(
             KnownCandidate(name=name, kind="broken", adapter=f"{name}/adapter", about=about)
@@ -247,7 +243,7 @@ def read_candidates(path: Path) -> list[KnownCandidate]:
     return placed
 
 
-def _damage(source: Path, place: Path, damage: WeightDamage, seed: int) -> None:
+def _damage(source: Path, damage: WeightDamage, seed: int, place: Path, _checkpoint: Path) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(source / ADAPTER_WEIGHTS)
     for key, value in tensors.items():
