@@ -451,8 +451,8 @@ def replay_calls(session: Session, log: Path) -> list[ReplayedCall]:
             raise RequestError(f"{log}, line {number}: no call of a tool") from error
         if was[0] == "read_only":
             continue
-        error, _, sha256 = _outcome(tools.call(tool, arguments))
-        found.append(ReplayedCall(number, tool, (error, sha256) == was))
+        failed, _, sha256 = _outcome(tools.call(tool, arguments))
+        found.append(ReplayedCall(number, tool, (failed, sha256) == was))
     return found
 
 

@@ -122,11 +122,11 @@ LONGEST = 200
 """Characters of an explanation that can stand in a table; longer ones come after all others."""
 
 
-def best_explanation(explanations: Sequence[Mapping[str, Any]]) -> str | None:
+def best_explanation(explanations: Sequence[Any]) -> str | None:
     """The text of the explanation to show: short enough, of the best scored, of a preferred kind.
 
     A measured score goes before none, and before the kind: it says how well the text predicts
-    where the feature fires. Ties go to the shorter, then to the earlier.
+    where the feature fires. Ties go to the shorter, then to the earlier. What is none is left out.
     """
 
     def rank(one: Mapping[str, Any]) -> tuple[bool, float, int, int]:

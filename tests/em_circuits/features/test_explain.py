@@ -235,5 +235,5 @@ def test_the_explanation_that_is_shown_is_short_well_scored_and_of_a_preferred_k
     assert best_explanation([long]) == "x" * (LONGEST + 1)
     assert best_explanation([explained("longer", usual), explained("short", usual)]) == "short"
     damaged = [{"description": None}, {}, "text", explained("  ")]
-    assert best_explanation([*damaged, explained("c")]) == "c"  # type: ignore[list-item]
-    assert best_explanation(damaged) is None  # type: ignore[arg-type]
+    assert best_explanation([*damaged, explained("c")]) == "c"
+    assert best_explanation(damaged) is None
