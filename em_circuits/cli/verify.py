@@ -120,7 +120,8 @@ def _describe_claims(verified: VerifiedClaims) -> Iterator[str]:
 
 def _store(session: Session) -> tuple[int, Checked, list[Damage]]:
     """Values that were read of the store, what has hashes, and what is wrong with it."""
-    hashed, values, damages = Checked(), 0, []
+    hashed, values = Checked(), 0
+    damages: list[Damage] = []
     if session.options["store"] is None and not session.default_store.exists():
         return values, hashed, damages
     try:
