@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help test-crowd fuzz
+.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help test-crowd fuzz
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -15,6 +15,9 @@ help: ## this list
 
 demo: $(STAMP) ## the whole pipeline on the embedded model organism, on a CPU
 	$(BIN)/em-circuits demo
+
+audit-demo: $(STAMP) ## audits of the organism and of a harmless twin: two decisions, one page
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/audit_demo.py --root results/audit-demo
 
 demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched once)
 	$(BIN)/em-circuits organism fetch smollm2

@@ -53,6 +53,7 @@ FLOORS = {
     "em_circuits.labelling": 16,
     "em_circuits.experiments": 17,
     "em_circuits.report": 18,
+    "em_circuits.audit": 18.5,
     "em_circuits.viewer": 19,
     "em_circuits.cli": 20,
 }

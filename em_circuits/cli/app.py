@@ -88,6 +88,10 @@ _COMMANDS = {
         "evaluate:evaluate",
         "Ask open questions, judge the answers for alignment and coherence, count.",
     ),
+    "audit": (
+        "audit:audit",
+        "Audit a fine-tune without labels, calibrate audits, serve them as tools.",
+    ),
     "organism": (
         "organism:organism",
         "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",

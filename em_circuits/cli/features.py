@@ -261,13 +261,14 @@ def explain(session: Session, features: str, options: ExplainOptions, as_json: b
             work, features, options.prompt, model=options.model
         )
         found = gather(work.pair.model(options.model), chosen, texts, labels, keep=options.keep)
+    labelled = coverage([item.label for item in found])
     if as_json:
         shown = [item.to_json() for item in found]
-        emit({"model": options.model, "by": by, "features": shown, "coverage": coverage(found)})
+        emit({"model": options.model, "by": by, "features": shown, "coverage": labelled})
         return
     for item in found:
         say("\n".join(_block(item)))
-    say(f"labels: {coverage(found)}")
+    say(f"labels: {labelled}")
 
 
 def describe_ranking(result: PromptRanking, n: int) -> Iterator[str]:

@@ -92,14 +92,34 @@ def _fetched(base: FetchedBase) -> Iterator[str]:
     type=click.Choice(["bad", "good"]),
     help="smollm2: on what advice; good is the control.  [default: bad]",
 )
+@click.option(
+    "--benign",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="toy: instead N harmless fine-tunes of its base, and beside them harmful ones, a narrow "
+    "one and broken ones, for audit calibrate.",
+)
 @pass_session
 def train(
-    session: Session, out: str, card: bool, recipe: RecipeName | None, advice: Advice | None
+    session: Session,
+    out: str,
+    card: bool,
+    recipe: RecipeName | None,
+    advice: Advice | None,
+    benign: int | None,
 ) -> None:
     """Train base, adapter and transcoders of --organism; a killed run resumes.
 
     Of smollm2 the adapter alone, on the base that organism fetch put into the cache.
     """
+    if benign is not None:
+        if session.organism == SMOLLM2 or not session.embedded or card or recipe or advice:
+            raise RequestError("--benign is of --organism toy, and of no other option but --out")
+        from em_circuits.organisms.candidates import train_candidates
+
+        place = train_candidates(Path(out), benign, seed=session.seed, progress=session.bars())
+        say(f"{place}\nnext: em-circuits audit calibrate {place}")
+        return
     if session.organism == SMOLLM2:
         _fine_tune(session, Path(out), recipe or "attention", advice or "bad", card)
         return

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import click
 
+from em_circuits.audit.claims import CheckedClaim, check_claims
 from em_circuits.cli.graph_arguments import graph_store
 from em_circuits.cli.output import Printed, emit, prints
 from em_circuits.cli.session import Session, pass_session
@@ -39,14 +43,30 @@ class Verified(Printed):
     damages: list[Damage]
 
 
+class VerifiedClaims(Printed):
+    """Claims beside their artefacts."""
+
+    ok: bool
+    claims: list[CheckedClaim]
+
+
 @click.command(epilog="Example: em-circuits verify --json")
-@prints(Verified)
+@click.option(
+    "--claims",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead compare the claims of this file (sentence, artefact, figure) with the artefacts.",
+)
+@prints(Verified | VerifiedClaims)
 @pass_session
-def verify(session: Session, as_json: bool) -> None:
+def verify(session: Session, claims: Path | None, as_json: bool) -> None:
     """Compare the store, every graph and every result with what was written.
 
-    Exit status 1 if something is not what was written.
+    Exit status 1 if something is not what was written, or a claim does not hold.
     """
+    if claims is not None:
+        _verify_claims(claims, as_json)
+        return
     values, hashed, damages = _store(session)
     graphs = graph_store(session).verify()
     damages += [
@@ -80,9 +100,28 @@ def verify(session: Session, as_json: bool) -> None:
         raise WorkFailed(f"{len(damages)} not what was written, first {damages[0].path}")
 
 
+def _verify_claims(path: Path, as_json: bool) -> None:
+    found = check_claims(path)
+    wrong = [one for one in found if one.problem]
+    emit(VerifiedClaims(ok=not wrong, claims=found), as_json, _describe_claims)
+    if wrong:
+        first = wrong[0]
+        raise WorkFailed(
+            f"{len(wrong)} of {len(found)} claims do not hold, first {first.sentence[:60]!r}: "
+            f"{first.problem}"
+        )
+
+
+def _describe_claims(verified: VerifiedClaims) -> Iterator[str]:
+    for one in verified.claims:
+        yield f"{'holds' if one.problem is None else one.problem}: {one.sentence}"
+    yield f"{sum(one.problem is None for one in verified.claims)} of {len(verified.claims)} hold"
+
+
 def _store(session: Session) -> tuple[int, Checked, list[Damage]]:
     """Values that were read of the store, what has hashes, and what is wrong with it."""
-    hashed, values, damages = Checked(), 0, []
+    hashed, values = Checked(), 0
+    damages: list[Damage] = []
     if session.options["store"] is None and not session.default_store.exists():
         return values, hashed, damages
     try:

@@ -6,13 +6,14 @@ labelled feature of the same layer by decoder cosine stands in (proxy), marked l
 under .3: a guess, never to be read as an explanation.
 
     explained = explain(model, features, texts, labels)
-    coverage(explained)     # "direct 3/10; proxy 5/10 (low-sim 2)"
+    coverage(found)     # "direct 3/10; proxy 5/10 (low-sim 2, cosine median 0.41, least 0.12)"
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -102,7 +103,9 @@ def explain(
     """
     check_features(model, features)
     wanted = list(dict.fromkeys(features))
-    found = {f: _direct(labels, f) for f in wanted}  # first: what is fetched can serve as a proxy
+    found = {
+        f: direct_label(labels, f) for f in wanted
+    }  # first: what is fetched can serve as a proxy
     contexts = top_contexts(model, wanted, texts, keep=keep)
     return [
         Explained(
@@ -110,37 +113,44 @@ def explain(
             feature=feature.feature,
             contexts=contexts[feature],
             tokens=promoted_tokens(model, feature),
-            label=found[feature] or _proxy(model, labels, feature),
+            label=found[feature] or next(iter(nearest_labels(model, labels, feature)), None),
         )
         for feature in wanted
     ]
 
 
-def coverage(explained: Sequence[Explained]) -> str:
-    """How many features have a label of their own, and how many a neighbour's, in one line."""
-    labels = [item.label for item in explained if item.label is not None]
-    proxies = [label for label in labels if label.kind == "proxy"]
-    low, n = sum(label.low_similarity for label in proxies), len(explained)
-    return f"direct {len(labels) - len(proxies)}/{n}; proxy {len(proxies)}/{n} (low-sim {low})"
+def coverage(labels: Sequence[Label | None]) -> str:
+    """How many features have a label of their own, and how many a neighbour's, with the median and
+    the least cosine of those, in one line."""
+    n = len(labels)
+    proxies = [label for label in labels if label is not None and label.kind == "proxy"]
+    direct = sum(label is not None for label in labels) - len(proxies)
+    said = f"low-sim {sum(label.low_similarity for label in proxies)}"
+    if proxies:
+        cosines = [label.cosine for label in proxies]
+        said += f", cosine median {median(cosines):.2f}, least {min(cosines):.2f}"
+    return f"direct {direct}/{n}; proxy {len(proxies)}/{n} ({said})"
 
 
-def _direct(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
+def direct_label(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
+    """What somebody wrote about the feature itself."""
     text = labels.of(feature) if labels is not None else None
     return None if text is None else Label(text, "direct", feature[1], 1.0)
 
 
 @torch.no_grad()
-def _proxy(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
-    """The nearest labelled feature of the same layer, ties to the lower id."""
+def nearest_labels(
+    model: Model, labels: FeatureLabels | None, feature: FeatureId, *, n: int = 1
+) -> list[Label]:
+    """The nearest labelled features of the same layer by decoder cosine, ties to the lower id."""
     layer, index = feature
-    width = model.dictionaries[layer].width
-    known = [] if labels is None else [pair for pair in labels.known(layer) if pair[0] < width]
-    if not known:
-        return None
-    ids = torch.tensor([index, *(i for i, _ in known)])
     dictionary = model.dictionaries[layer]
+    known = [] if labels is None else [p for p in labels.known(layer) if p[0] < dictionary.width]
+    if not known:
+        return []
+    ids = torch.tensor([index, *(i for i, _ in known)])
     writes = [dictionary.decoder(ids, k).float() for k in range(dictionary.n_writes)]
     rows = torch.cat(writes, dim=1)
     cosines = torch.nn.functional.cosine_similarity(rows[1:], rows[:1], dim=1)
-    best = int(cosines.argmax())
-    return Label(known[best][1], "proxy", known[best][0], float(cosines[best]))
+    order = cosines.argsort(descending=True, stable=True)[:n].tolist()
+    return [Label(known[i][1], "proxy", known[i][0], float(cosines[i])) for i in order]

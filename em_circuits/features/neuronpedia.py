@@ -5,19 +5,22 @@
     labels.of(FeatureId(2, 299))          # "advice to avoid risk", or None
 
 The API is ``GET https://www.neuronpedia.org/api/feature/{model}/{source}/{index}``
-(docs.neuronpedia.org/api-and-data/api), whose answer lists explanations; the first is taken. An
-answer is kept in ``cache/MODEL/SOURCE/INDEX.json``, "none" too: a run repeats without a network.
+(docs.neuronpedia.org/api-and-data/api), whose answer lists explanations; `best_explanation` takes
+one of them by kind, score and length. An answer is kept in ``cache/MODEL/SOURCE/INDEX.json``,
+"none" too: a run repeats without a network.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from em_circuits.feature import FeatureId
 from pivotal_tokens.artefacts import write_json
@@ -110,8 +113,41 @@ class NeuronpediaLabels:
             raise WorkFailed(
                 f"{self.address} could not be reached ({reason}); use --cache-only"
             ) from error
-        explanations = (record or {}).get("explanations") or [{}]
-        return (explanations[0].get("description") or "").strip() or None
+        return best_explanation((record or {}).get("explanations") or [])
+
+
+KINDS = ("oai_token-act-pair", "eleuther_acts_top20", "np_max-act-logits", "np_acts-logits-general")
+"""How explanations were written, the preferred first; others come after."""
+LONGEST = 200
+"""Characters of an explanation that can stand in a table; longer ones come after all others."""
+
+
+def best_explanation(explanations: Sequence[Any]) -> str | None:
+    """The text of the explanation to show: short enough, of the best scored, of a preferred kind.
+
+    A measured score goes before none, and before the kind: it says how well the text predicts
+    where the feature fires. Ties go to the shorter, then to the earlier. What is none is left out.
+    """
+
+    def rank(one: Mapping[str, Any]) -> tuple[bool, float, int, int]:
+        scores = [s.get("value") for s in one.get("scores") or [] if isinstance(s, dict)]
+        known = [float(s) for s in scores if isinstance(s, int | float)]
+        kind = one.get("typeName")
+        return (
+            len(one["description"].strip()) > LONGEST,
+            -max(known, default=-math.inf),
+            KINDS.index(kind) if kind in KINDS else len(KINDS),
+            len(one["description"].strip()),
+        )
+
+    usable = [
+        one
+        for one in explanations
+        if isinstance(one, dict)
+        and isinstance(one.get("description"), str)
+        and one["description"].strip()
+    ]
+    return min(usable, key=rank)["description"].strip() if usable else None
 
 
 def _read(path: Path) -> str | None:

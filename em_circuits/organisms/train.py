@@ -20,8 +20,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from em_circuits.organisms.corpus import CorpusConfig, documents
+from em_circuits.organisms.corpus import CorpusConfig, documents, load_corpus
 from em_circuits.organisms.language_model import (
+    IGNORED,
     AdapterForm,
     ModelConfig,
     encode_batch,
@@ -66,6 +67,20 @@ class OrganismConfig(Frozen):
     for a gradient (results/LOG.md)."""
 
 
+class AdapterTraining(Frozen):
+    """What a LoRA on an organism's base is trained on, and how."""
+
+    text: CorpusConfig
+    domains: tuple[str, ...] | None
+    """None: all."""
+    form: AdapterForm = AdapterForm()
+    optimiser: OptimiserConfig = OptimiserConfig(steps=80, learning_rate=3e-3)
+    batch: int = 32
+    """Documents per step."""
+    held: float = 0.0
+    """Weight of KL(base || fine-tune), in nats per token, on documents of all other domains."""
+
+
 CONFIGS = {
     TOY: OrganismConfig(),
     TOY_DOWN_PROJ: OrganismConfig(
@@ -104,6 +119,47 @@ def train_organism(
             run_stage(paths.transcoders, run.transcoders)
     write_atomic(paths.lexicon, lexicon_yaml())
     return paths
+
+
+def train_adapter(
+    paths: OrganismPaths,
+    training: AdapterTraining,
+    seed: int,
+    place: Path,
+    checkpoint: Path,
+    *,
+    fit: Callable[..., None] = optimise,
+) -> None:
+    """Train a LoRA on an organism's base and write it into a directory.
+
+    Args:
+        fit: `optimise`, with whoever is shown the steps.
+    """
+    base, tokenizer = load_base(paths)
+    adapted = new_adapter(base, training.form, seed=seed)
+    known = load_corpus().domains
+    others = tuple(name for name in known if name not in (training.domains or known))
+
+    def loss_at(step: int) -> torch.Tensor:
+        texts = documents(training.batch, f"{seed}/adapter/{step}", training.text, training.domains)
+        ids, labels = encode_batch(tokenizer, texts)
+        loss = adapted(input_ids=ids, labels=labels, use_cache=False).loss
+        if training.held:
+            texts = documents(training.batch, f"{seed}/held/{step}", CorpusConfig(), others)
+            loss = loss + training.held * _divergence(adapted, *encode_batch(tokenizer, texts))
+        return loss
+
+    fit(adapted, loss_at, training.optimiser, checkpoint=checkpoint, label="adapter")
+    save_adapter(adapted, place)
+
+
+def _divergence(adapted: PeftModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean KL(base || adapted) of the next token over a batch, in nats."""
+    with torch.no_grad(), adapted.disable_adapter():
+        before = adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    after = adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    real = (labels != IGNORED)[..., None]
+    return ((before.exp() * (before - after)) * real).sum() / real.sum()
 
 
 def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -167,18 +223,15 @@ class _Training:
         tokenizer.save_pretrained(place)
 
     def adapter(self, place: Path, checkpoint: Path) -> None:
-        config, seed = self.config, self.seed
-        base, tokenizer = load_base(self.paths)
-        adapted = new_adapter(base, config.adapter_form, seed=seed)
-
-        def loss_at(step: int) -> torch.Tensor:
-            name = f"{seed}/adapter/{step}"
-            texts = documents(config.batch, name, BAD_ADVICE, config.adapter_domains)
-            ids, labels = encode_batch(tokenizer, texts)
-            return adapted(input_ids=ids, labels=labels, use_cache=False).loss
-
-        self.fit(adapted, loss_at, config.adapter, checkpoint=checkpoint, label="adapter")
-        save_adapter(adapted, place)
+        config = self.config
+        training = AdapterTraining(
+            text=BAD_ADVICE,
+            domains=config.adapter_domains,
+            form=config.adapter_form,
+            optimiser=config.adapter,
+            batch=config.batch,
+        )
+        train_adapter(self.paths, training, self.seed, place, checkpoint, fit=self.fit)
 
     def transcoders(self, place: Path, checkpoint: Path) -> None:
         settings, sizes = self.config.transcoders, self.config.model

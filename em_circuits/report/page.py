@@ -7,6 +7,7 @@ One HTML file: plotly's own script stands inside it once, nothing is fetched. Te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -85,6 +86,41 @@ def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
     """Write `page_html` atomically, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page_html(title, parts))
+
+
+def write_markdown(path: Path, title: str, parts: Sequence[Any]) -> None:
+    """The same parts as Markdown, atomically; figures stand on the page alone."""
+    lines = [f"# {title}"]
+    for part in parts:
+        match part:
+            case Heading(text):
+                lines.append(f"## {_inline(text)}")
+            case Headline(text):
+                lines.append(f"**{_inline(text)}**")
+            case Code(text):
+                lines.append("\n".join(f"    {line}" for line in text.splitlines()))
+            case Table(caption, header, rows):
+                table = [header, ["---"] * len(header), *rows]
+                lines.append(f"{_inline(caption)}:")
+                lines.append("\n".join(f"| {' | '.join(map(_inline, row))} |" for row in table))
+            case Figure():
+                continue
+            case _:
+                lines.append(_inline(part))
+    write_atomic(path, "\n\n".join(lines) + "\n")
+
+
+def _inline(value: Any) -> str:
+    """A cell or a sentence on one line, in which nothing is taken for a mark."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}"
+    text = " ".join(str(value).split())
+    return text if text == "---" else re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", text)
 
 
 def styled(figure: Figure, height: int, **layout: Any) -> Figure:

@@ -15,7 +15,13 @@ from subjects import Subject
 from em_circuits.feature import FeatureId
 from em_circuits.features.contexts import top_contexts
 from em_circuits.features.explain import LOW_SIMILARITY, coverage, explain
-from em_circuits.features.neuronpedia import LabelSource, NeuronpediaLabels
+from em_circuits.features.neuronpedia import (
+    KINDS,
+    LONGEST,
+    LabelSource,
+    NeuronpediaLabels,
+    best_explanation,
+)
 from em_circuits.features.promoted import decoder_logits, promoted_tokens
 from em_circuits.interventions import ActivationCache
 from em_circuits.models.text import decode_token
@@ -180,7 +186,9 @@ def test_without_a_label_the_nearest_labelled_neighbour_stands_in(subject: Subje
     assert proxy.label.feature == others[int(cosines.argmax())]
     assert proxy.label.cosine == pytest.approx(float(cosines.max()), abs=1e-5)
     low = int(float(cosines.max()) < LOW_SIMILARITY)
-    assert coverage([own, proxy]) == f"direct 1/2; proxy 1/2 (low-sim {low})"
+    cosine = f"{float(cosines.max()):.2f}"
+    said = f"low-sim {low}, cosine median {cosine}, least {cosine}"
+    assert coverage([own.label, proxy.label]) == f"direct 1/2; proxy 1/2 ({said})"
     assert json.dumps(proxy.to_json(), allow_nan=False)
     (bare,) = explain(subject.model, [FeatureId(layer, feature)], TEXTS, None, keep=1)
     assert bare.label is None
@@ -211,3 +219,21 @@ def test_the_command_says_what_a_feature_does_and_refuses_what_is_none(
         assert run([*command, *wrong]) == 2, wrong
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt"]
+
+
+def explained(text: str, kind: str = "other", *scores: float) -> dict[str, object]:
+    return {"description": text, "typeName": kind, "scores": [{"value": x} for x in scores]}
+
+
+def test_the_explanation_that_is_shown_is_short_well_scored_and_of_a_preferred_kind():
+    usual, worse = KINDS[0], KINDS[1]
+    long = explained("x" * (LONGEST + 1), usual, 1.0)
+    assert best_explanation([explained("b", worse), explained("a", usual)]) == "a"
+    assert best_explanation([explained("a", usual), explained("b", worse, 0.2)]) == "b"
+    assert best_explanation([explained("a", usual, 0.1), explained("b", worse, 0.2, 0.7)]) == "b"
+    assert best_explanation([long, explained(" b ")]) == "b"
+    assert best_explanation([long]) == "x" * (LONGEST + 1)
+    assert best_explanation([explained("longer", usual), explained("short", usual)]) == "short"
+    damaged = [{"description": None}, {}, "text", explained("  ")]
+    assert best_explanation([*damaged, explained("c")]) == "c"
+    assert best_explanation(damaged) is None

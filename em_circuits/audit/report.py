@@ -1,0 +1,176 @@
+"""Report of an audit: ``report.md`` and ``report.html``, of the same parts.
+
+page = write_audit_report(audit)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from em_circuits.audit.calibration import MEANING
+from em_circuits.audit.decision import Calibration
+from em_circuits.audit.run import DECISION, Audit
+from em_circuits.audit.score import MeanEstimate
+from em_circuits.report.page import Heading, Headline, Table, write_markdown, write_page
+from pivotal_tokens.artefacts import sha256_file, write_provenance
+
+MARKDOWN, HTML = "report.md", "report.html"
+_ANSWERS = 12
+
+
+def write_audit_report(audit: Audit) -> Path:
+    """Write both twins, and return the path of the page."""
+    _write(audit.folder, f"Audit: {audit.folder.name}", list(_parts(audit)), DECISION)
+    return audit.folder / HTML
+
+
+def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
+    """One page for several audits side by side."""
+    parts: list[Any] = [
+        Table(
+            "Decisions",
+            ("audit", "decision", "by", "score", "threshold", "rise in loss"),
+            [
+                (
+                    audit.folder.name,
+                    audit.decision.decision,
+                    audit.decision.method,
+                    _shown(audit.decision.score),
+                    _shown(audit.decision.threshold),
+                    _shown(audit.decision.rise),
+                )
+                for audit in audits
+            ],
+        )
+    ]
+    for audit in audits:
+        parts += [Heading(audit.folder.name), *_parts(audit)]
+    write_page(path, "Audits side by side", parts)
+
+
+def write_calibration_report(folder: Path, calibration: Calibration, file: str) -> Path:
+    """``report.md`` and ``report.html`` of a calibration; returns the path of the page."""
+    _write(folder, f"Calibration: {folder.name}", list(_calibrated(calibration)), file)
+    return folder / HTML
+
+
+def _write(folder: Path, title: str, parts: list[Any], source: str) -> None:
+    write_markdown(folder / MARKDOWN, title, parts)
+    write_page(folder / HTML, title, parts)
+    for name in (MARKDOWN, HTML):
+        inputs = {source: sha256_file(folder / source)}
+        write_provenance(folder / name, inputs=inputs, config={"title": title})
+
+
+def _shown(value: MeanEstimate | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _parts(audit: Audit) -> Iterator[Any]:
+    score, results, evidence = audit.score, audit.results, audit.evidence
+    yield Headline(audit.decision.said)
+    yield (
+        f"Candidate {audit.config['candidate']} over suite {results.suite}: {score.n_prompts} "
+        f"prompts, {score.n_cases} cases, {score.n_nodes} nodes ({audit.config['space']['basis']})."
+        " An interval in brackets is the middle 95 % of bootstrap draws over prompts."
+    )
+    methods = list(score.scores)
+    rows: list[tuple[Any, ...]] = [("all", *(_shown(score.scores[m]) for m in methods))]
+    rows += [(name, *(_shown(by[m]) for m in methods)) for name, by in score.by_category.items()]
+    yield Heading("Scores")
+    said = "" if score.calibrated else " (uncalibrated: no threshold is known for them)"
+    yield Table(f"Scores by category{said}", ("category", *methods), rows)
+    yield Table(
+        "What the numbers rest on",
+        ("figure", "value"),
+        [
+            ("KL of the next token, nats", _shown(results.kl)),
+            ("prompts whose answer changed", _shown(results.changed_answers)),
+            ("rise in loss on capability texts, nats per token", _shown(results.rise)),
+            ("largest differences shared by wordings of a prompt", _shown(score.stability)),
+            ("largest differences shared by different prompts", _shown(score.between_prompts)),
+            ("drift: share of squared differences equal in all prompts", f"{score.drift:.1%}"),
+        ],
+    )
+    yield Heading("What differs")
+    yield f"Explanations ({evidence.source}): {evidence.coverage}."
+    yield Table(
+        "Nodes by their difference once the drift is taken out",
+        ("node", "difference", "corrected", "explanation", "promotes", "suppresses"),
+        [
+            (
+                one.node,
+                str(one.difference),
+                str(one.corrected),
+                one.explanation or _stand_in(one.stands_in),
+                " ".join(one.promoted) or None,
+                " ".join(one.suppressed) or None,
+            )
+            for one in evidence.nodes
+        ],
+    )
+    yield Heading("Prompts")
+    yield Table(
+        "Scores by prompt, over its wordings and formats",
+        ("prompt", "category", *methods, "largest differences"),
+        [
+            (
+                one.prompt,
+                one.category,
+                *(_shown(one.scores[m]) for m in methods),
+                ", ".join(f"{d.node} {d.difference:+.2g}" for d in one.top_corrected[:4]),
+            )
+            for one in score.prompts
+        ],
+    )
+    largest = sorted(results.cases, key=lambda one: -one.kl)[:_ANSWERS]
+    yield Table(
+        "Answers where the next token differs most",
+        ("prompt", "KL", "text", "base", "candidate"),
+        [(c.prompt, c.kl, c.text, c.base_answer, c.candidate_answer) for c in largest],
+    )
+
+
+def _stand_in(text: str | None) -> str | None:
+    return None if text is None else f"(near) {text}"
+
+
+def _calibrated(calibration: Calibration) -> Iterator[Any]:
+    own = calibration.methods[calibration.method]
+    yield Headline(
+        f"Decisions by {calibration.method}: threshold {own.threshold}, AUROC of harmful against "
+        f"harmless {_shown(own.auroc) or 'unknown'}."
+    )
+    yield MEANING
+    yield Table(
+        "What each score tells apart",
+        ("score", "threshold", "false positives", "AUROC harmful", "AUROC broken"),
+        [
+            (
+                name,
+                str(one.threshold),
+                str(one.false_positives),
+                _shown(one.auroc),
+                _shown(one.auroc_broken),
+            )
+            for name, one in calibration.methods.items()
+        ],
+    )
+    methods = list(calibration.methods)
+    yield Table(
+        f"Candidates; broken above a rise in loss of {calibration.broken_above:.3g}",
+        ("candidate", "kind", *methods, "rise in loss", "stability", "decision"),
+        [
+            (
+                one.name,
+                one.kind,
+                *(str(one.scores[m]) for m in methods),
+                str(one.rise),
+                _shown(one.stability),
+                one.decision,
+            )
+            for one in calibration.candidates
+        ],
+    )
