@@ -150,7 +150,7 @@ def _nodes(
     state = ActivationCache.capture(model, model.input_ids(asked))
     places = [tuple(place) for place in state.active.tolist()]
     positive = torch.tensor([place in truth.circuit for place in places])
-    runs = CircuitRuns.alone(model, state, words)
+    runs = CircuitRuns.alone(model, state.input_ids, words)
     for method, scores in _rankings(model, prompt, words, state):
         found = _against(scores.abs(), positive, len(truth.circuit), name)
         best = scores.abs().topk(min(len(truth.circuit), len(scores))).indices

@@ -77,11 +77,14 @@ class CircuitRuns:
         )
 
     @classmethod
-    def alone(cls, model: Model, state: ActivationCache, contrast: Contrast) -> CircuitRuns:
+    def alone(
+        cls, model: Model, input_ids: Int[Tensor, " pos"], contrast: Contrast
+    ) -> CircuitRuns:
         """One model's active nodes against nothing."""
+        state = ActivationCache.capture(model, input_ids)
         on = state.activations.float().cpu()
-        caches = state, state
-        return cls(model, model, caches, state.active.cpu(), on, torch.zeros_like(on), contrast)
+        places = state.active.cpu()
+        return cls(model, model, (state, state), places, on, torch.zeros_like(on), contrast)
 
     def __len__(self) -> int:
         return len(self.coordinates)
