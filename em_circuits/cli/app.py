@@ -84,6 +84,10 @@ _COMMANDS = {
         "Write sets of SAELens and sparsify in circuit-tracer's layout; check any set.",
     ),
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
+    "validity": (
+        "validity:validity",
+        "What the claim is worth that some nodes carry it, beside simple and random circuits.",
+    ),
     "evaluate": (
         "evaluate:evaluate",
         "Ask open questions, judge the answers for alignment and coherence, count.",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         two_judges,
         validate,
         validate_edges,
+        validity,
+        validity_settings,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -45,4 +47,6 @@ __all__ = [
     "two_judges",
     "validate",
     "validate_edges",
+    "validity",
+    "validity_settings",
 ]

@@ -24,9 +24,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from em_circuits.cache import read_model
@@ -34,8 +32,14 @@ from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.circuit_tests import equivalence_p, independence_p, minimality_p
 from em_circuits.experiments.shares import Share
+from em_circuits.experiments.validity_settings import (
+    THRESHOLDS,
+    Chooser,
+    Reference,
+    Thresholds,
+    ValidityRequest,
+)
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
-from em_circuits.intervention import MIN_DRAWS
 from em_circuits.interventions.circuits import CircuitRuns
 from em_circuits.interventions.greedy_selection import select_greedily
 from em_circuits.interventions.matched_controls import Pool, matched_draws
@@ -50,73 +54,14 @@ from pivotal_tokens.schema import Frozen, ModelName
 FORMULA = 1
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the curves, as shares of all nodes: those of MIB's circuit track."""
-THRESHOLDS = Path(__file__).with_name("validity_thresholds.yaml")
 BASELINES = ("magnitude", "gradient", "integrated")
-UNRELATED = (
-    "The capital of France is",
-    "In the morning the train to the city leaves at",
-    "Two plus three is",
-    "She opened the window because the room was",
-    "The recipe needs flour, butter and",
-    "My favourite colour is",
-    "Water boils at a hundred",
-    "The children played in the",
-)
-"""Prompts that no fine-tune on advice is about."""
-SEARCHED_ON = 12
+SEARCHED_ON = 8
 """Most prompts on which a search measures its steps."""
 SEARCH_CANDIDATES = 40
 _RANDOM_CURVES = 5
 
-Chooser = Literal["search", "integrated", "gradient", "magnitude"]
-Reference = Literal["base", "nothing"]
 Key = tuple[int, ...]
 """(layer, id), or (layer, position, id) where a node is named with its position."""
-
-
-class Thresholds(Frozen):
-    """What a card asks of a circuit; see the file."""
-
-    version: int
-    necessity: float
-    sufficiency: float
-    baseline_margin: float
-    minimality: float
-    specificity: float
-    stability: float
-    stability_over_chance: float
-    error_share: float
-    level: float
-
-    @classmethod
-    def read(cls, path: Path = THRESHOLDS) -> Thresholds:
-        """The thresholds in a file.
-
-        Raises:
-            RequestError: If it is not such a file.
-        """
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise RequestError(f"--thresholds {path}: {reason}; copy {THRESHOLDS}") from error
-
-
-class ValidityRequest(Frozen):
-    """What is claimed, and against what."""
-
-    nodes: str
-    """``top:N``, or names with commas."""
-    chosen_by: Chooser = "search"
-    """How ``top:N`` is chosen."""
-    reference: Reference = "base"
-    """What a node is put to: its value in the base, or nothing (ablated)."""
-    model: ModelName = "merged"
-    """Whose circuit it is, with reference ``nothing``."""
-    unrelated: tuple[str, ...] = UNRELATED
-    n_random: int = Field(default=MIN_DRAWS, ge=MIN_DRAWS)
-    resamples: int = Field(default=4, ge=0)
-    seed: int = 0
 
 
 class ClaimShare(Share):
@@ -269,10 +214,7 @@ def validity_card(
         WorkFailed: No prompt has a shift.
     """
     asked = Thresholds.read(thresholds)
-    choice = FeatureChoice.parse(request.nodes)
-    if choice.by not in ("top", "name"):
-        raise RequestError(f"--nodes {request.nodes}: give top:N or names")
-    by_position = any(isinstance(one, Feature) for one in choice.named)
+    choice, by_position = request.choice, request.by_position
     if by_position and len(prefixes) != 1:
         raise RequestError("--nodes LAYER/POSITION/ID is of one PROMPT; over prompts give LAYER/ID")
     judged, left_out = choose_shown(work, prefixes)
