@@ -47,7 +47,7 @@ class CircuitCheckpoint(Frozen):
 
 
 class CircuitMember(Frozen):
-    """A node of a circuit, in the order in which they joined."""
+    """A node of a circuit; the one that the search would keep longest comes first."""
 
     node: str
     supernode: int

@@ -27,8 +27,9 @@ from em_circuits.activation_cache import ActivationCache
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.validate_edges import PromptEdges, prompt_edges
 from em_circuits.feature import Feature
-from em_circuits.graphs import attribute
+from em_circuits.graphs import AttributionGraph, attribute
 from em_circuits.influence import Method, Targets, influence, prune
+from em_circuits.influence.circuit_search import search_circuit
 from em_circuits.interventions import live_scores
 from em_circuits.interventions.circuits import CircuitRuns
 from em_circuits.models import Model
@@ -36,6 +37,7 @@ from em_circuits.organisms.compiled import known_contrast, known_pair, write_kno
 from em_circuits.organisms.known import OUTPUT, PROGRAMS, KnownNode, KnownTruth, Program
 from em_circuits.scoring import Scoring
 from em_circuits.statistics import auroc
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.schema import Frozen
 
 KnownBasis = Literal["neuron", "transcoder"]
@@ -183,7 +185,20 @@ def _rankings(
 
         for method in _GRAPH_METHODS:
             yield f"{kind} {method}", placed(influence(graph, words, method).values[0])
+        if kind == "full":
+            yield "circuit search", placed(_searched(graph, words))
         yield f"{kind} pruning", placed(prune(graph, Targets.probabilities(graph)).scores)
+
+
+def _searched(graph: AttributionGraph, words: Contrast) -> Tensor:
+    """Nodes by when they join the circuit; none where what they write cancels."""
+    joined = torch.zeros(len(graph.selected))
+    try:
+        order = search_circuit(graph, words, size=len(graph.selected)).nodes
+    except WorkFailed:
+        return joined
+    joined[order] = torch.arange(len(order), 0, -1).float()
+    return joined
 
 
 def _edge_score(kind: str, basis: KnownBasis, each: Sequence[_Found]) -> KnownEdgeScore:

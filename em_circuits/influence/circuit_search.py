@@ -7,11 +7,13 @@ first order each changes by a share r of its activation,
     r_t = sum over s of P[t, s] r_s              in C,  P = A[t, s] / a_t
 
 and the faithfulness of C is ``1 - w . r / (w . r of the empty circuit)`` with w the target's row.
-Nodes join one by one, each time the one that raises it most: the change of its own r, times
-``G_v = w_v + sum over t in C of G_t P[t, v]``, the paths to the target through members alone.
+From all nodes on, the one whose leaving costs least faithfulness leaves, until `size` are left. A
+leaving node's own r falls to that of the outside, and what that does to the target runs through
+members alone: ``G_v = w_v + sum over t in C of G_t P[t, v]``. (Growing from nothing instead would
+never start where two nodes are needed together.)
 
     found = search_circuit(graph, words, size=20)
-    found.nodes, found.faithfulness              # in the order in which they joined
+    found.nodes, found.faithfulness              # the last to leave first
 
 Nodes with equal input and output profiles make a supernode: average linkage on the cosine distance
 of the two profiles together, the number of clusters by the largest mean silhouette (Rousseeuw 1987).
@@ -40,7 +42,7 @@ class CircuitSearch:
     """A circuit of a graph, found by first-order faithfulness.
 
     Attributes:
-        nodes: Indices into the graph's features, in the order in which they joined.
+        nodes: Indices into the graph's features, the last to leave first.
         faithfulness: Of the first 1, 2, ... of them; predicted.
     """
 
@@ -55,7 +57,7 @@ def search_circuit(
     size: int,
     reference: Float[Tensor, " feature"] | None = None,
 ) -> CircuitSearch:
-    """Choose nodes one by one for the faithfulness that they have together.
+    """Drop nodes one by one, for the faithfulness that the others have together.
 
     Args:
         graph: With full edges: those of frozen ones are of another model.
@@ -90,26 +92,25 @@ def search_circuit(
     total = float(weights @ change)
     if abs(total) <= 1e-6 * float((weights * change).abs().sum()):
         raise WorkFailed("what the nodes write cancels on this target: nothing can be faithful")
-    outside = -change
-    inside = torch.zeros(n, dtype=torch.bool)
-    chosen: list[int] = []
-    faithfulness = []
-    response = outside.clone()
-    for _ in range(min(size, n)):
-        members = inside.nonzero()[:, 0].tolist()
-        gain = weights.clone()
-        for t in reversed(members):  # targets before sources
-            gain += gain[t] * scaled[t]
-        value = (scaled @ response - outside) * gain / total
-        value[inside] = -torch.inf
-        best = int(value.argmax())
-        chosen.append(best)
-        inside[best] = True
-        response = outside.clone()
-        for t in sorted([*members, best]):  # sources before targets
-            response[t] = scaled[t] @ response
-        faithfulness.append(1 + float(weights @ response) / total)
-    return CircuitSearch(torch.tensor(chosen), torch.tensor(faithfulness).double())
+    inside = torch.arange(n)
+    left: list[int] = []
+    faithfulness = [1.0]
+    while len(inside) > 1:
+        # Members' P is strictly lower triangular: edges run from lower to higher index.
+        members = torch.eye(len(inside), dtype=torch.float64) - scaled[inside][:, inside]
+        outside = torch.ones(n, dtype=torch.bool)
+        outside[inside] = False
+        driven = -(scaled[inside][:, outside] @ change[outside])
+        response = torch.linalg.solve_triangular(members, driven[:, None], upper=False)[:, 0]
+        gain = torch.linalg.solve_triangular(members.T, weights[inside, None], upper=True)[:, 0]
+        cost = (change[inside] + response) * gain / total
+        out = int(cost.argmin())
+        left.append(int(inside[out]))
+        faithfulness.append(faithfulness[-1] - float(cost[out]))
+        inside = torch.cat([inside[:out], inside[out + 1 :]])
+    order = [int(inside[0]), *reversed(left)][:size]
+    faithfulness = faithfulness[::-1][:size]
+    return CircuitSearch(torch.tensor(order), torch.tensor(faithfulness).double())
 
 
 def profiles(graph: AttributionGraph, nodes: Int64[Tensor, " member"]) -> Float64[Tensor, "m d"]:
