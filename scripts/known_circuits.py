@@ -22,9 +22,7 @@ def main() -> None:
     chosen = parser.parse_args().programs
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        scores = score_known(
-            Path(folder), [PROGRAMS[name] for name in chosen] if chosen else None
-        )
+        scores = score_known(Path(folder), [PROGRAMS[name] for name in chosen] if chosen else None)
     print(f"{len(scores.programs)} programs: {', '.join(scores.programs)}\n")
     rows = [
         (s.kind, s.basis, s.auroc, s.worst, s.worst_program, f"{s.exact}/{s.programs}")

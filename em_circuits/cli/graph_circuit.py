@@ -15,7 +15,7 @@ from em_circuits.cli.graph_arguments import (
     require_next_tokens,
 )
 from em_circuits.cli.options import Flag, options
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class CircuitOptions(GraphOptions):
 def circuit(session: Session, graph: str, options: CircuitOptions, as_json: bool) -> None:
     """Search a circuit for evil minus safe on full edges, and really measure it.
 
-    Nodes join one by one for what the circuit then does by itself, first order; at checkpoints the
-    graph's other nodes are really put to their values in the base. Alike nodes are grouped, and each
-    group really removed.
-    What the circuit is worth on other prompts: em-circuits validity.
+    Nodes leave one by one for what the others do by themselves, first order; at checkpoints all
+    that left are really put to their values in the base (in a graph of the base: ablated). Alike
+    nodes are grouped, and each group really removed. What the circuit is worth on other prompts:
+    em-circuits validity.
     """
     loaded = load_graph(session, graph, options)
     require_next_tokens(loaded.header, "a circuit for evil-safe")
@@ -53,6 +53,9 @@ def circuit(session: Session, graph: str, options: CircuitOptions, as_json: bool
     with session.workspace() as work:
         found = circuit_of(work, loaded, words, size=options.size)
     emit(found, as_json, _lines)
+    if not as_json:
+        ids = dict.fromkeys(_id(member.node) for member in found.members)
+        say("\n" + session.card_hint(",".join(ids)))
 
 
 def _lines(found: FoundCircuit) -> Iterator[str]:
@@ -67,8 +70,6 @@ def _lines(found: FoundCircuit) -> Iterator[str]:
     yield f"\nsupernodes (mean silhouette {by}), by what really removing them does, in logits"
     groups = [(s.name, s.joint, s.sum, " ".join(s.members)) for s in found.supernodes]
     yield table(("promotes", "together", "sum of each", "members"), groups)
-    members = ",".join(dict.fromkeys(_id(member.node) for member in found.members))
-    yield f"\nnext: em-circuits validity --all --nodes {members}"
 
 
 def _id(node: str) -> str:

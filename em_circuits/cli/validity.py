@@ -68,9 +68,7 @@ def validity(
     Thresholds.read(thresholds)
     named = [_prompt(session, reference) for reference in prompts]
     with session.on_prompts(*named) as work:
-        card, path = experiments.validity.validity_card(
-            work, named, request, thresholds=thresholds
-        )
+        card, path = experiments.validity.validity_card(work, named, request, thresholds=thresholds)
     page = html or path.with_suffix(".html")
     report.page.write_page(page, report.validity.TITLE, report.validity.validity_parts(card))
     write_provenance(page, inputs={"card": card.key}, config={}, key=card.key)

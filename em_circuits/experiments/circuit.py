@@ -3,9 +3,10 @@
     found = circuit_of(work, graph, words, size=20)
     found.checkpoints[-1].measured, found.supernodes[0].name
 
-Nodes outside the circuit are put to their values in the base, in a graph of the base to nothing. The
-search is first order; at each checkpoint the graph's other nodes are really put there. A supernode's members are really ablated together: where their joint effect is not
-the sum of theirs, they work together or stand in for each other.
+Nodes outside the circuit are put to their values in the base, in a graph of the base to nothing.
+The search is first order; at each checkpoint the graph's other nodes are really put there. A
+supernode's members are really removed together: where their joint effect is not the sum of theirs,
+they work together or stand in for each other.
 """
 
 from __future__ import annotations
@@ -141,9 +142,7 @@ def circuit_of(
             )
             for i, k in enumerate(sizes)
         ),
-        members=tuple(
-            CircuitMember(node=name, supernode=of[i]) for i, name in enumerate(names)
-        ),
+        members=tuple(CircuitMember(node=name, supernode=of[i]) for i, name in enumerate(names)),
         supernodes=shown,
         silhouette=silhouette,
     )

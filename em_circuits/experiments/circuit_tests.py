@@ -87,7 +87,5 @@ def minimality_p(
     from scipy.stats import binomtest
 
     outdone = (changes[:, None] > random[None]).sum(1).tolist()
-    found = [
-        binomtest(k, n=len(random), p=quantile, alternative="less").pvalue for k in outdone
-    ]
+    found = [binomtest(k, n=len(random), p=quantile, alternative="less").pvalue for k in outdone]
     return torch.tensor(found)

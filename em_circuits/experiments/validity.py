@@ -312,9 +312,7 @@ def _subject(
     if not runs.measurable:
         return None
     prompt = one.prompt
-    return CardPrompt.of_runs(
-        prompt.prompt_id, prompt.category, runs, by_position=by_position
-    )
+    return CardPrompt.of_runs(prompt.prompt_id, prompt.category, runs, by_position=by_position)
 
 
 def ranked_keys(prompts: Sequence[CardPrompt], by: str) -> list[Key]:
@@ -558,9 +556,7 @@ class _Card:
         }
         return tuple(curve_areas(name, values.tolist()) for name, values in named.items())
 
-    def _contributions(
-        self, parts: Sequence[Mapping[str, Tensor]]
-    ) -> tuple[NodeContribution, ...]:
+    def _contributions(self, parts: Sequence[Mapping[str, Tensor]]) -> tuple[NodeContribution, ...]:
         """Each node's own part, circuit by circuit."""
         found: list[NodeContribution] = []
         start = 0
@@ -624,11 +620,7 @@ class _Card:
         for _ in tracked(range(self.request.resamples), "resamples", self.progress):
             drawn = sorted(set(generator.integers(len(pool), size=len(pool)).tolist()))
             resampled.append(chosen_keys([pool[i] for i in drawn], self.request.chosen_by, n))
-        pairs = [
-            _jaccard(one, other)
-            for i, one in enumerate(resampled)
-            for other in resampled[:i]
-        ]
+        pairs = [_jaccard(one, other) for i, one in enumerate(resampled) for other in resampled[:i]]
         every = len({key for one in self.judged for key in one.keys})
         shared = n * n / every
         return ChoiceStability(

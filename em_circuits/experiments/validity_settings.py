@@ -1,6 +1,6 @@
 """What a validity card is asked for, and what it asks of a circuit; nothing heavy is imported here.
 
-    Thresholds.read().necessity, ValidityRequest(nodes="top:20").chosen_by
+Thresholds.read().necessity, ValidityRequest(nodes="top:20").chosen_by
 """
 
 from __future__ import annotations

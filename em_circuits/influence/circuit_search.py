@@ -15,8 +15,8 @@ never start where two nodes are needed together.)
     found = search_circuit(graph, words, size=20)
     found.nodes, found.faithfulness              # the last to leave first
 
-Nodes with equal input and output profiles make a supernode: average linkage on the cosine distance
-of the two profiles together, the number of clusters by the largest mean silhouette (Rousseeuw 1987).
+Nodes with alike input and output profiles make a supernode: average linkage on the cosine distance
+of the two profiles together, as many clusters as give the largest mean silhouette (Rousseeuw 1987).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from em_circuits.influence.targets import Targets
 from em_circuits.target import Target
 from pivotal_tokens.errors import RequestError, WorkFailed
 
+_CANCELS = 1e-3
+"""Share of all that nodes do to the target below which their sum is nothing."""
 MOST_NODES = 8192
 """Nodes of a graph that is searched: its edges are held as one matrix."""
 
@@ -90,7 +92,7 @@ def search_circuit(
     if reference is not None:
         change -= reference.double() / graph.selected_activations.double()
     total = float(weights @ change)
-    if abs(total) <= 1e-6 * float((weights * change).abs().sum()):
+    if abs(total) <= _CANCELS * float((weights * change).abs().sum()):
         raise WorkFailed("what the nodes write cancels on this target: nothing can be faithful")
     inside = torch.arange(n)
     left: list[int] = []
@@ -110,22 +112,23 @@ def search_circuit(
         inside = torch.cat([inside[:out], inside[out + 1 :]])
     order = [int(inside[0]), *reversed(left)][:size]
     faithfulness = faithfulness[::-1][:size]
-    return CircuitSearch(torch.tensor(order), torch.tensor(faithfulness).double())
+    return CircuitSearch(torch.tensor(order), torch.tensor(faithfulness, dtype=torch.float64))
 
 
 def profiles(graph: AttributionGraph, nodes: Int64[Tensor, " member"]) -> Float64[Tensor, "m d"]:
-    """Where members get their activation from and what they write into, each of unit length.
+    """Where members get their activation from and what they write into, as one unit vector each.
 
-    Input: edges from every node and token. Output: edges to every node and logit. A member's own
-    circuit is part of it, and so is all else in the graph.
+    Input: edges from every node and token. Output: edges to every node and logit. Each part counts
+    alike, but for one that is a thousand times shorter than the longest: that is rounding (the
+    first layer's nodes may have no edge in at all).
     """
-    dense, layout = graph.require_edges().to_dense().double(), graph.layout
-    incoming, outgoing = dense[nodes], dense[:, nodes].T
-    incoming = incoming[:, : layout.n_nodes]
-    parts = [
-        torch.nn.functional.normalize(part, dim=1, eps=1e-30) for part in (incoming, outgoing)
-    ]
-    return torch.cat(parts, 1) / 2**0.5
+    dense = graph.require_edges().to_dense().double()
+    parts = []
+    for part in (dense[nodes], dense[:, nodes].T):
+        length = part.norm(dim=1, keepdim=True)
+        heard = length > _CANCELS * length.max()
+        parts.append(torch.where(heard, part / length.clamp_min(1e-30), 0.0))
+    return torch.nn.functional.normalize(torch.cat(parts, 1), dim=1)
 
 
 def supernodes(vectors: Float64[Tensor, "member d"]) -> tuple[list[list[int]], float | None]:

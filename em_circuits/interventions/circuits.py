@@ -2,8 +2,8 @@
 
 Every node has two values, that of the whole model and that of its *reference*. With m the contrast,
 
-    sufficiency(C) = (m(C kept, the rest at the reference) - m(reference)) / (m(whole) - m(reference))
-    necessity(C)   = (m(whole) - m(C at the reference)) / (m(whole) - m(reference))
+    sufficiency(C) = (m(C as it is, the rest at the reference) - m(reference)) / shift
+    necessity(C)   = (m(whole) - m(C at the reference)) / shift,   shift = m(whole) - m(reference)
 
 the faithfulness and its complement that circuit benchmarks use (Mueller et al. 2025,
 arXiv:2504.13151, sec. 3). The reference is either
@@ -72,14 +72,10 @@ class CircuitRuns:
         )
         diff = ActivationDiff.between(reference, whole)
         caches = whole, reference
-        return cls(
-            pair.merged, pair.base, caches, diff.coordinates, diff.other, diff.own, contrast
-        )
+        return cls(pair.merged, pair.base, caches, diff.coordinates, diff.other, diff.own, contrast)
 
     @classmethod
-    def alone(
-        cls, model: Model, input_ids: Int[Tensor, " pos"], contrast: Contrast
-    ) -> CircuitRuns:
+    def alone(cls, model: Model, input_ids: Int[Tensor, " pos"], contrast: Contrast) -> CircuitRuns:
         """One model's active nodes against nothing."""
         state = ActivationCache.capture(model, input_ids)
         on = state.activations.float().cpu()

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import yaml
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
@@ -186,9 +185,7 @@ class _Network:
         for parameter in model.parameters():
             parameter.zero_()
         decoder = model.model
-        for row, signal in zip(
-            decoder.embed_tokens.weight, program.tokens.values(), strict=True
-        ):
+        for row, signal in zip(decoder.embed_tokens.weight, program.tokens.values(), strict=True):
             row.copy_(self.writing(signal))
         words = list(program.tokens)
         for word, sign in ((YES, GAIN), (NO, -GAIN)):

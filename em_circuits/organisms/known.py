@@ -271,9 +271,7 @@ class _Builder:
                 own.append(KnownNeuron(idle, layer, reads, {CONSTANT: 1.0}, idle=True))
                 self.ready[idle] = layer + 1
         tokens = {BOS: {BOS: 1.0}, YES: {}, NO: {}, **self.tokens}
-        return Program(
-            name, about, tokens, tuple(own), tuple(self.heads), output, tuple(prompts)
-        )
+        return Program(name, about, tokens, tuple(own), tuple(self.heads), output, tuple(prompts))
 
 
 def _copy() -> Program:
@@ -467,8 +465,8 @@ def _echo() -> Program:
 
 _MAKERS: tuple[Callable[[], Program], ...] = (
     *(_copy, _chain, _not, _and, _or, _nand, _xor, _parity, _majority, _implies, _inhibit),
-    *(_choose, _and_or, _carry, _backup, _cancel, _dormant, _product, _move, _gather, _count, _relay),
-    *(_select, _induction, _duplicate, _two_hops, _echo),
+    *(_choose, _and_or, _carry, _backup, _cancel, _dormant, _product),
+    *(_move, _gather, _count, _relay, _select, _induction, _duplicate, _two_hops, _echo),
 )
 PROGRAMS: dict[str, Program] = {made.name: made for made in (maker() for maker in _MAKERS)}
 """Name -> program."""

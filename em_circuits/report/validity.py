@@ -32,9 +32,9 @@ def validity_parts(card: ValidityCard) -> list[Any]:
             [(c.name, _VERDICT[c.passed], c.value, c.threshold, c.says) for c in card.checks],
         ),
         Heading("Beside circuits of the same size"),
-        "Necessary: share of the shift that goes when the nodes are removed. Sufficient: share that "
-        "they bring by themselves. Intervals are 95 % bootstrap intervals over prompts; of random "
-        "circuits (same layers, like activations and writes) the middle 95 % of draws.",
+        "Necessary: share of the shift that goes when the nodes are removed. Sufficient: share "
+        "that they bring by themselves. Intervals are 95 % bootstrap intervals over prompts; of "
+        "random circuits (same layers, like activations and writes) the middle 95 % of draws.",
         shares_figure(card),
         Heading("Faithfulness by size"),
         "Share of the shift that the first nodes of each ranking bring, by their share of all "
@@ -88,9 +88,7 @@ def shares_figure(card: ValidityCard) -> Figure:
         bars = error_bars(
             values, [one.low for one in each.values()], [one.high for one in each.values()]
         )
-        figure.add_trace(
-            Bar(x=list(each), y=values, error_y=bars, name=name, marker_color=colour)
-        )
+        figure.add_trace(Bar(x=list(each), y=values, error_y=bars, name=name, marker_color=colour))
     return styled(figure, 380, yaxis_title="share of the shift", barmode="group")
 
 
