@@ -85,7 +85,7 @@ def _prompt(session: Session, reference: str) -> str:
         except RequestError:
             graphs = graph_store(session)
             try:
-                return graphs.header(graphs.key_of(reference)).prompt_id
+                return graphs.header(graphs.key_of(reference, model="merged")).prompt_id
             except RequestError:
                 raise RequestError(
                     f"{reference} is no prompt of the store, and no graph's key; em-circuits "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from em_circuits.experiments.known_circuits import KnownScores, score_known
