@@ -14,7 +14,7 @@ from em_circuits.cli.graph_arguments import graph_store
 from em_circuits.cli.options import Flag, OptionSet
 from em_circuits.cli.output import WIDTH, emit, prints, table
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.experiments.validity_settings import THRESHOLDS, Thresholds, ValidityRequest
+from em_circuits.experiments.validity_settings import THRESHOLDS, CardThresholds, ValidityRequest
 from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
@@ -65,7 +65,7 @@ def validity(
     if everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
     request = _request.read(options, seed=session.seed)
-    Thresholds.read(thresholds)
+    CardThresholds.read(thresholds)
     named = [_prompt(session, reference) for reference in prompts]
     with session.on_prompts(*named) as work:
         card, path = experiments.validity.validity_card(work, named, request, thresholds=thresholds)

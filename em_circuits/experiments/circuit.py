@@ -55,7 +55,7 @@ class CircuitMember(Frozen):
     """Number of its supernode."""
 
 
-class Supernode(Frozen):
+class CircuitGroup(Frozen):
     """Members with alike inputs and outputs."""
 
     name: str
@@ -83,7 +83,7 @@ class FoundCircuit(Frozen):
     """Of the graph; all that the circuit is compared with."""
     checkpoints: tuple[CircuitCheckpoint, ...]
     members: tuple[CircuitMember, ...]
-    supernodes: tuple[Supernode, ...]
+    supernodes: tuple[CircuitGroup, ...]
     silhouette: float | None
     """Mean silhouette at the number of supernodes that was chosen for it."""
 
@@ -166,7 +166,7 @@ def _supernodes(
     order: Tensor,
     groups: Sequence[Sequence[int]],
     names: Sequence[str],
-) -> tuple[Supernode, ...]:
+) -> tuple[CircuitGroup, ...]:
     """Each group with what really ablating it does."""
     members = [order[torch.tensor(group)] for group in groups]
     whole = runs.ends[0]
@@ -174,7 +174,7 @@ def _supernodes(
     alone = whole - runs.removed([order[i : i + 1] for i in range(len(order))])
     places = graph.selected_features.tolist()
     return tuple(
-        Supernode(
+        CircuitGroup(
             name=_name(model, [FeatureId(*places[int(node)][::2]) for node in nodes]),
             members=tuple(names[i] for i in group),
             joint=float(effect),

@@ -34,9 +34,9 @@ from em_circuits.experiments.circuit_tests import equivalence_p, independence_p,
 from em_circuits.experiments.shares import Share
 from em_circuits.experiments.validity_settings import (
     THRESHOLDS,
+    CardThresholds,
     Chooser,
     Reference,
-    Thresholds,
     ValidityRequest,
 )
 from em_circuits.feature import Feature, FeatureChoice, FeatureId
@@ -180,7 +180,7 @@ class ValidityCard(Frozen):
     components: dict[str, Share]
     """What features, errors and attention carry of the shift from base to merged."""
     tests: tuple[CircuitTest, ...]
-    thresholds: Thresholds
+    thresholds: CardThresholds
     thresholds_sha256: str
 
 
@@ -213,7 +213,7 @@ def validity_card(
         RequestError: A node, or a prompt that was named, will not do.
         WorkFailed: No prompt has a shift.
     """
-    asked = Thresholds.read(thresholds)
+    asked = CardThresholds.read(thresholds)
     choice, by_position = request.choice, request.by_position
     if by_position and len(prefixes) != 1:
         raise RequestError("--nodes LAYER/POSITION/ID is of one PROMPT; over prompts give LAYER/ID")
@@ -419,7 +419,7 @@ class _Card:
         return found
 
     def made(
-        self, key: str, asked: Thresholds, digest: str, left_out: tuple[UnusedPrompt, ...]
+        self, key: str, asked: CardThresholds, digest: str, left_out: tuple[UnusedPrompt, ...]
     ) -> ValidityCard:
         """Measure, and say what it comes to."""
         parts = [
@@ -708,7 +708,7 @@ def _test(name: str, p: float | None, level: float, null: str) -> CircuitTest:
 
 
 def _checks(
-    asked: Thresholds,
+    asked: CardThresholds,
     claims: Sequence[ClaimShare],
     minimality: float,
     side: SideEffect | None,

@@ -1,6 +1,6 @@
 """What a validity card is asked for, and what it asks of a circuit; nothing heavy is imported here.
 
-Thresholds.read().necessity, ValidityRequest(nodes="top:20").chosen_by
+CardThresholds.read().necessity, ValidityRequest(nodes="top:20").chosen_by
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Chooser = Literal["search", "integrated", "gradient", "magnitude"]
 Reference = Literal["base", "nothing"]
 
 
-class Thresholds(Frozen):
+class CardThresholds(Frozen):
     """What a card asks of a circuit; see the file."""
 
     version: int
@@ -48,7 +48,7 @@ class Thresholds(Frozen):
     level: float
 
     @classmethod
-    def read(cls, path: Path = THRESHOLDS) -> Thresholds:
+    def read(cls, path: Path = THRESHOLDS) -> CardThresholds:
         """The thresholds in a file.
 
         Raises:
