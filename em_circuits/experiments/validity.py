@@ -677,12 +677,12 @@ def _curve(one: CardPrompt, order: Sequence[Key]) -> Float[Tensor, " size"]:
 
 def curve_areas(ranking: str, faithfulness: Sequence[float]) -> FaithfulnessCurve:
     """CPR and CMD of a curve over `FRACTIONS`, by the trapezoid rule."""
-    values = np.array(faithfulness)
+    values, sizes = (torch.tensor(one).double() for one in (tuple(faithfulness), FRACTIONS))
     return FaithfulnessCurve(
         ranking=ranking,
         faithfulness=tuple(faithfulness),
-        cpr=float(np.trapezoid(values, FRACTIONS)),
-        cmd=float(np.trapezoid(np.abs(1 - values), FRACTIONS)),
+        cpr=float(torch.trapezoid(values, sizes)),
+        cmd=float(torch.trapezoid((1 - values).abs(), sizes)),
     )
 
 
