@@ -99,7 +99,7 @@ class Program:
 
     @cached_property
     def n_layers(self) -> int:
-        return 1 + max(one.layer for one in (*self.neurons, *self.heads))
+        return 1 + max([n.layer for n in self.neurons] + [h.layer for h in self.heads])
 
     def layer(self, layer: int) -> tuple[KnownNeuron, ...]:
         """A layer's neurons, by id."""
@@ -141,9 +141,10 @@ class Program:
         live: dict[KnownNode, float] = {}
         for layer in range(self.n_layers):
             for head in (one for one in self.heads if one.layer == layer):
-                pattern = _softmax(
-                    head.sharpness * sum(np.outer(of(q), of(k)) for q, k in head.matches)
-                )
+                scores = np.zeros((n, n))
+                for query, key in head.matches:
+                    scores += np.outer(of(query), of(key))
+                pattern = _softmax(head.sharpness * scores)
                 moved = {to: pattern @ of({name: 1.0}) for name, to in head.moves.items()}
                 values |= moved
             for number, neuron in enumerate(self.layer(layer)):
@@ -193,7 +194,7 @@ class _Builder:
     def bits(cls, names: str) -> _Builder:
         """One token for every assignment of some bits, such as ``101``."""
         rows = itertools.product((0, 1), repeat=len(names))
-        tokens = {
+        tokens: dict[str, Signal] = {
             "".join(map(str, row)): dict(zip(names, map(float, row), strict=True)) for row in rows
         }
         return cls(tokens)
