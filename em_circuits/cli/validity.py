@@ -19,7 +19,7 @@ from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.validity import ValidityOutput
+    from em_circuits.experiments.validity_verdict import ValidityOutput
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 _MARKS = {True: "passed", False: "FAILED", None: "not asked"}
@@ -44,7 +44,7 @@ _request = OptionSet(
     help="YAML of what is asked of a circuit.  [default: the package's]",
 )
 @click.option("--html", type=_PATH, help="The page.  [default: under ROOT/results/validity]")
-@prints("em_circuits.experiments.validity:ValidityOutput")
+@prints("em_circuits.experiments.validity_verdict:ValidityOutput")
 @pass_session
 def validity(
     session: Session,
@@ -73,7 +73,7 @@ def validity(
     report.page.write_page(page, report.validity.TITLE, report.validity.validity_parts(card))
     write_provenance(page, inputs={"card": card.key}, config={}, key=card.key)
     files = {"html": str(page), "json": str(path)}
-    output = experiments.validity.ValidityOutput(**card.model_dump(), files=files)
+    output = experiments.validity_verdict.ValidityOutput(**card.model_dump(), files=files)
     emit(output, as_json, _lines)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         validate_edges,
         validity,
         validity_settings,
+        validity_verdict,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -49,4 +50,5 @@ __all__ = [
     "validate_edges",
     "validity",
     "validity_settings",
+    "validity_verdict",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from plotly.graph_objects import Bar, Figure, Scatter
 
 from em_circuits.experiments.shares import Share
-from em_circuits.experiments.validity import ValidityCard
+from em_circuits.experiments.validity_verdict import ValidityCard
 from em_circuits.report.page import COLOURS, Heading, Headline, Table, error_bars, styled
 
 TITLE = "Do these nodes carry it?"
