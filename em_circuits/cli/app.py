@@ -86,7 +86,7 @@ _COMMANDS = {
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
     "validity": (
         "validity:validity",
-        "What the claim is worth that some nodes carry it, beside simple and random circuits.",
+        "The validity card of a circuit: necessary, sufficient, minimal, specific, stable?",
     ),
     "evaluate": (
         "evaluate:evaluate",

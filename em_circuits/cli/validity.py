@@ -55,7 +55,7 @@ def validity(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """The validity card of a circuit: is it necessary, sufficient, minimal, specific, stable?
+    """The validity card of a circuit: necessary, sufficient, minimal, specific, stable?
 
     Its nodes are really removed from the fine-tuned model and really put into the base, beside
     matched random circuits and the largest by magnitude, gradient and integrated gradient of the
