@@ -101,7 +101,7 @@ def _lines(card: ValidityOutput) -> Iterator[str]:
         for check in card.checks
     ]
     yield table(("asked", "verdict", "found", "asked for", ""), rows)
-    rows = []
+    beside: list[tuple[Any, ...]] = []
     for name in ("circuit", "random", *card.necessity.baselines):
         own = [
             claim if name == "circuit" else claim.random if name == "random" else None
@@ -112,7 +112,7 @@ def _lines(card: ValidityOutput) -> Iterator[str]:
             for share, claim in zip(own, (card.necessity, card.sufficiency), strict=True)
         ]
         areas = next((curve for curve in card.curves if curve.ranking == name), None)
-        rows.append(
+        beside.append(
             (
                 name,
                 *(str(share) for share in shares),
@@ -120,6 +120,6 @@ def _lines(card: ValidityOutput) -> Iterator[str]:
                 areas and areas.cmd,
             )
         )
-    yield "\n" + table(("of equal size", "necessary", "sufficient", "CPR", "CMD"), rows)
+    yield "\n" + table(("of equal size", "necessary", "sufficient", "CPR", "CMD"), beside)
     yield "\n" + table(("hypothesis test", "p", ""), [(t.test, t.p, t.says) for t in card.tests])
     yield f"\npage: {card.files['html']}"

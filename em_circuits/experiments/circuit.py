@@ -128,7 +128,7 @@ def circuit_of(
     return FoundCircuit(
         graph=header.key,
         prompt_id=header.prompt_id,
-        model=header.model,
+        model="merged" if header.model == "merged" else "base",
         reference="base" if header.model == "merged" else "nothing",
         target="evil-safe",
         shift=runs.shift,

@@ -120,7 +120,7 @@ def score_known(directory: Path, programs: Sequence[Program] | None = None) -> K
 
 
 def _named(node: KnownNode | str) -> str:
-    return "evil-safe" if node == OUTPUT else str(Feature(*node))  # type: ignore[misc]
+    return "evil-safe" if node == OUTPUT else str(Feature(*node))
 
 
 def _edges(

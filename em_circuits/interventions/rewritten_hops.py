@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
@@ -65,7 +64,7 @@ def rewritten_hops(
     Raises:
         RequestError: If the transcoders are per-layer ones: they have no later writes.
     """
-    if not isinstance(model.transcoders, CrossLayerTranscoder):
+    if model.dictionaries[0].n_writes == 1:
         raise RequestError(
             "rewritten hops are of a cross-layer transcoder; per-layer transcoders (and neurons) "
             "write into their own layer alone, so there is nothing to check"

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -203,7 +203,7 @@ class _Network:
         decoder.norm.weight.fill_(SCALE / self.width**0.5)
         return model.eval()
 
-    def _attention(self, layer: int, attention: torch.nn.Module) -> None:
+    def _attention(self, layer: int, attention: Any) -> None:
         heads = [one for one in self.program.heads if one.layer == layer]
         slow = [*range(_FIRST_SLOW, HEAD // 2), *range(_FIRST_SLOW + HEAD // 2, HEAD)]
         for number, head in enumerate(heads):
