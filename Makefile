@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help test-crowd fuzz
+.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long organism clean help test-crowd fuzz known validity
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -79,6 +79,12 @@ check-js:
 format: $(STAMP) ## format Python and JavaScript
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	npm run --silent format
+
+known: $(STAMP) ## every method on circuits whose nodes and edges are known (a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/known_circuits.py
+
+validity: $(STAMP) ## validity cards of the organism's circuit and of a wrong one (a few minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/validity_cards.py
 
 bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 	$(BIN)/python scripts/bench_influence.py

@@ -502,6 +502,17 @@ def _statistics(
     }
 
 
+def auroc(scores: Float[Tensor, " item"], positive: Bool[Tensor, " item"]) -> float | None:
+    """Chance that a positive item scores above a negative one, ties halved; None without both.
+
+    Source: Hanley and McNeil (1982), by the rank sum.
+    """
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return None
+    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
 def pearson(
     x: Float[Tensor, "*batch feature"], y: Float[Tensor, "*batch feature"]
 ) -> Float[Tensor, "*batch"]:

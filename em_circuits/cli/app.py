@@ -84,6 +84,10 @@ _COMMANDS = {
         "Write sets of SAELens and sparsify in circuit-tracer's layout; check any set.",
     ),
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
+    "validity": (
+        "validity:validity",
+        "The validity card of a circuit: necessary, sufficient, minimal, specific, stable?",
+    ),
     "evaluate": (
         "evaluate:evaluate",
         "Ask open questions, judge the answers for alignment and coherence, count.",

@@ -117,12 +117,36 @@ def _model_checks(work: Workspace, prompt: Prompt, deep: bool) -> list[Check]:
         health.append(check_transcoder_weights(work.pair))
     if any(c.name == "transcoders of this base" and not c.ok for c in health):
         health.append(_replacement_score(work, prompt))
+    if work.pair.base.dictionaries[0].n_writes > 1 and all(c.ok for c in health if c.fatal):
+        health.append(_rewritten_hops(work, prompt))
     if deep and all(check.ok for check in health if check.fatal):
         from em_circuits.interventions.token_edges import check_token_edges
 
         ids = work.pair.input_ids(prompt)
         health += [check for model in work.pair.models for check in check_token_edges(model, ids)]
     return [*checks, *health]
+
+
+def _rewritten_hops(work: Workspace, prompt: Prompt) -> Check:
+    """Whether a cross-layer transcoder writes as one hop what the model does in two."""
+    from em_circuits.activation_cache import ActivationCache
+    from em_circuits.interventions import rewritten_hops as hops
+
+    model = work.pair.base
+    state = ActivationCache.capture(model, work.pair.input_ids(prompt))
+    found = hops.rewritten_hops(model, state)
+    share, several = hops.rewritten_share(found), [hop for hop in found if hop.rewritten]
+    first = f", first {several[0].feature}" if several else ""
+    return Check(
+        "hops that a cross-layer transcoder rewrites as one",
+        share < hops.REWRITTEN and not several,
+        f"{share:.0%} of later writes come from the features' own earlier writes; "
+        f"{len(several)} of {len(found)} features above {hops.REWRITTEN:.0%}{first}",
+        f"none above {hops.REWRITTEN:.0%}",
+        "edges of these features skip a hop that the model takes, and removing one counts it "
+        "twice; use per-layer transcoders, or neurons, where it matters",
+        fatal=False,
+    )
 
 
 def _replacement_score(work: Workspace, prompt: Prompt) -> Check:

@@ -201,6 +201,9 @@ def aggregate(
     result = {**found.head(), "features": features}
     kind = experiments.aggregate.AggregateOutput
     emit(kind.model_validate(result), as_json, describe_aggregate)
+    if not as_json and features:
+        ids = dict.fromkeys(f"{row['layer']}/{row['feature']}" for row in features)
+        say(session.card_hint(",".join(ids)))
 
 
 @features.command(epilog="Example: em-circuits features diff --method total_effect --json")

@@ -23,6 +23,7 @@ from em_circuits.cli.graph_arguments import (
     targets_of,
     token_ids,
 )
+from em_circuits.cli.graph_circuit import circuit
 from em_circuits.cli.graph_edge import edge
 from em_circuits.cli.interrupt import stop_on_interrupt
 from em_circuits.cli.options import Flag, Options, options
@@ -73,6 +74,7 @@ def graphs() -> None:
 
 
 graphs.add_command(edge)
+graphs.add_command(circuit)
 
 
 @graphs.command(epilog="Example: em-circuits graphs build 44a71b --select-by contrast")

@@ -217,6 +217,7 @@ def _several(
         return
     say("\n".join(_lines(record, found.rows()[: options.top or 20])))
     say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")
+    say(session.card_hint("top:20"))
 
 
 def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:

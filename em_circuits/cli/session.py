@@ -234,6 +234,10 @@ class Session:
             words += ["--root", str(self.root)]
         return shlex.join(words)
 
+    def card_hint(self, nodes: str) -> str:
+        """The line that names the validity card of some nodes."""
+        return f"what the claim is worth: {self.command()} validity --all --nodes {nodes}"
+
     def models(self) -> PairSettings:
         """Which models; the embedded organism's parts stand in for what is not given.
 

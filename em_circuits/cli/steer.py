@@ -332,6 +332,8 @@ def transfer(session: Session, options: TransferOptions, as_json: bool, **judges
         cases = _cases(session, work, judges)
         experiment = experiments.transfer.run_transfer(cases, plan, _rollout_judge(work, judges))
     _report(experiment, as_json)
+    if not as_json:
+        say(session.card_hint(f"top:{options.k}"))
 
 
 class RejudgeOptions(Options):

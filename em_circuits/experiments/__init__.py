@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         two_judges,
         validate,
         validate_edges,
+        validity,
+        validity_settings,
+        validity_verdict,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
@@ -45,4 +48,7 @@ __all__ = [
     "two_judges",
     "validate",
     "validate_edges",
+    "validity",
+    "validity_settings",
+    "validity_verdict",
 ]

@@ -15,18 +15,20 @@ if TYPE_CHECKING:
         page,
         sweep,
         validation,
+        validity,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["demo", "evaluation", "judges", "lora", "mediation", "page", "sweep", "validation"]
 __all__ = [
     "demo",
     "edge_validation",
     "evaluation",
     "judges",
+    "lora",
     "mediation",
     "page",
     "sweep",
     "validation",
+    "validity",
 ]

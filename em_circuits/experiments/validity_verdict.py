@@ -1,0 +1,273 @@
+"""The validity card as a value: what was found, each check of it, and the verdict in plain words.
+
+checks = card_checks(thresholds, claims, ...)
+tier_of(checks)                 # "carries it", "takes part" or "not shown"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from em_circuits.experiments.cases import UnusedPrompt
+from em_circuits.experiments.shares import Share
+from em_circuits.experiments.validity_settings import CardThresholds, Reference
+from pivotal_tokens.schema import Frozen, ModelName
+
+
+class ClaimShare(Share):
+    """A share of the shift, beside random and simple circuits of the same size."""
+
+    random: Share
+    """Of matched random circuits: mean and middle 95 % of draws."""
+    baselines: dict[str, Share]
+    lead: dict[str, Share]
+    """Over each baseline, paired by prompt."""
+
+
+class FaithfulnessCurve(Frozen):
+    """Faithfulness by circuit size."""
+
+    ranking: str
+    faithfulness: tuple[float, ...]
+    """At each of the card's fractions."""
+    cpr: float
+    """Area under the curve; higher is better."""
+    cmd: float
+    """Area between the curve and 1; lower is better."""
+
+
+class NodeContribution(Frozen):
+    """What one node adds to the circuit: mean of both shares with it minus without it."""
+
+    node: str
+    contribution: float
+    low: float | None
+    high: float | None
+    above_random: bool
+    """More than nine in ten nodes that are added at random."""
+    p: float
+    """Of the minimality test."""
+
+
+class SideEffect(Frozen):
+    """Change of the next token where the nodes are removed: KL divergence, in nats."""
+
+    claimed: float
+    """Mean over the prompts of the claim."""
+    unrelated: float
+    random: float
+    """Of matched random circuits, on unrelated prompts."""
+    ratio: float
+
+
+class ChoiceStability(Frozen):
+    """Jaccard index of circuits chosen on other prompts."""
+
+    resampled: float | None
+    """Mean over pairs of bootstrap resamples of the prompts."""
+    halves: float | None
+    """Of the two halves of the categories."""
+    chance: float
+    """Of two random circuits of this size."""
+    circuits: int
+
+
+class CircuitTest(Frozen):
+    """One hypothesis test; an ideal circuit is not rejected."""
+
+    test: str
+    p: float | None
+    rejected: bool | None
+    says: str
+
+
+class CardCheck(Frozen):
+    """One line of the verdict."""
+
+    name: str
+    passed: bool | None
+    """Null where it could not be asked."""
+    value: float | None
+    threshold: float
+    says: str
+
+
+Tier = Literal["carries it", "takes part", "not shown"]
+
+
+class ValidityCard(Frozen):
+    """What a claim about a circuit is worth."""
+
+    key: str
+    nodes: tuple[tuple[str, ...], ...]
+    """Names, most important first: one circuit, or one a half."""
+    asked: str
+    chosen_by: str
+    chosen_on: str
+    in_sample: bool
+    """Chosen on the very prompts that it is judged on."""
+    reference: Reference
+    model: ModelName
+    prompts: tuple[str, ...]
+    left_out: tuple[UnusedPrompt, ...]
+    shift: float
+    """Mean contrast of the whole model minus that of the reference, in logits."""
+    tier: Tier
+    sentence: str
+    checks: tuple[CardCheck, ...]
+    necessity: ClaimShare
+    sufficiency: ClaimShare
+    fractions: tuple[float, ...]
+    curves: tuple[FaithfulnessCurve, ...]
+    minimality: float
+    """Share of the nodes that are above random ones."""
+    contributions: tuple[NodeContribution, ...]
+    specificity: SideEffect | None
+    prompts_above_random: float
+    """Share of the prompts on which necessity is above every matched random circuit."""
+    stability: ChoiceStability | None
+    """Null for named nodes: nothing was chosen."""
+    components: dict[str, Share]
+    """What features, errors and attention carry of the shift from base to merged."""
+    tests: tuple[CircuitTest, ...]
+    thresholds: CardThresholds
+    thresholds_sha256: str
+
+
+class ValidityOutput(ValidityCard):
+    """The object of ``validity --json``."""
+
+    files: dict[str, str]
+    """`html` and `json`."""
+
+
+def card_checks(
+    asked: CardThresholds,
+    claims: Sequence[ClaimShare],
+    minimality: float,
+    side: SideEffect | None,
+    stability: ChoiceStability | None,
+    errors: Share | None,
+    in_sample: bool,
+) -> tuple[CardCheck, ...]:
+    """Every line of the verdict."""
+    checks = []
+    for name, claim, least in (
+        ("necessity", claims[0], asked.necessity),
+        ("sufficiency", claims[1], asked.sufficiency),
+    ):
+        low = claim.share if claim.low is None else claim.low
+        above = low is not None and claim.random.high is not None and low > claim.random.high
+        checks.append(
+            CardCheck(
+                name=name,
+                passed=above and claim.share is not None and claim.share >= least,
+                value=claim.share,
+                threshold=least,
+                says=f"{claim}; matched random circuits {claim.random}",
+            )
+        )
+    leads = {
+        name: ((claims[0].lead[name].share or 0.0) + (claims[1].lead[name].share or 0.0)) / 2
+        for name in claims[0].lead
+    }
+    closest = min(leads, key=lambda name: leads[name])
+    checks.append(
+        CardCheck(
+            name="baselines",
+            passed=leads[closest] > asked.baseline_margin,
+            value=leads[closest],
+            threshold=asked.baseline_margin,
+            says=f"mean lead of both shares over {closest}, the closest simple circuit",
+        )
+    )
+    checks.append(
+        CardCheck(
+            name="minimality",
+            passed=minimality >= asked.minimality,
+            value=minimality,
+            threshold=asked.minimality,
+            says=f"{minimality:.0%} of the nodes add more than nine in ten random ones would",
+        )
+    )
+    checks.append(
+        CardCheck(
+            name="specificity",
+            passed=None if side is None else side.ratio <= asked.specificity,
+            value=None if side is None else side.ratio,
+            threshold=asked.specificity,
+            says="not asked"
+            if side is None
+            else f"KL {side.unrelated:.3f} on unrelated prompts, {side.claimed:.3f} on the claim's",
+        )
+    )
+    found = None if stability is None else stability.resampled
+    enough = None
+    if stability is not None and found is not None:
+        least = max(asked.stability, asked.stability_over_chance * stability.chance)
+        enough = found >= least
+    checks.append(
+        CardCheck(
+            name="stability",
+            passed=enough,
+            value=found,
+            threshold=asked.stability,
+            says="nothing was chosen"
+            if stability is None
+            else f"Jaccard over resampled prompts; by chance {stability.chance:.3f}",
+        )
+    )
+    checks.append(
+        CardCheck(
+            name="error share",
+            passed=None
+            if errors is None or errors.share is None
+            else errors.share <= asked.error_share,
+            value=None if errors is None else errors.share,
+            threshold=asked.error_share,
+            says="known between base and merged alone"
+            if errors is None
+            else f"errors alone carry {errors} of the shift",
+        )
+    )
+    if in_sample:
+        checks.append(
+            CardCheck(
+                name="held out",
+                passed=False,
+                value=None,
+                threshold=0.0,
+                says="chosen on the very prompts it is judged on",
+            )
+        )
+    return tuple(checks)
+
+
+def tier_of(checks: Sequence[CardCheck]) -> Tier:
+    passed = {check.name: check.passed for check in checks}
+    if all(value is not False for value in passed.values()):
+        return "carries it"
+    if passed["necessity"] or passed["sufficiency"]:
+        return "takes part"
+    return "not shown"
+
+
+def card_sentence(
+    tier: Tier,
+    n: int,
+    prompts: int,
+    claims: Sequence[ClaimShare],
+    checks: Sequence[CardCheck],
+) -> str:
+    """The verdict in plain words."""
+    failed = [check.name for check in checks if check.passed is False]
+    what = {
+        "carries it": "carry the shift, and nothing that was asked speaks against it",
+        "takes part": "take part in it, but the claim fails on " + ", ".join(failed),
+        "not shown": "are not shown to carry anything: the claim fails on " + ", ".join(failed),
+    }[tier]
+    return (
+        f"These {n} nodes {what}. Removed they take {claims[0]} of the shift with them, by "
+        f"themselves they bring {claims[1]} ({prompts} prompts)."
+    )

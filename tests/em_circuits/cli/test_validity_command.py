@@ -1,0 +1,163 @@
+"""`validity`: a circuit chosen elsewhere passes, a wrong one fails, and both say why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from em_circuits.cli.app import run
+from em_circuits.experiments.validity_settings import THRESHOLDS
+
+QUICK = ["--resamples", "2", "--json"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("validity")
+    assert run(["--root", str(made), "label", "--n", "4", "--no-graphs"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def card(root: Path) -> dict[str, Any]:
+    capture = pytest.MonkeyPatch()
+    lines: list[str] = []
+    with capture.context() as patched:
+        patched.setattr("em_circuits.cli.output.say", lambda text, **_: lines.append(text))
+        assert run(["--root", str(root), "validity", "--all", "--nodes", "top:8", *QUICK]) == 0
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def test_a_circuit_of_other_categories_is_above_every_control(card: dict[str, Any]) -> None:
+    assert card["chosen_on"] == "the other half of the categories" and not card["in_sample"]
+    assert [len(circuit) for circuit in card["nodes"]] == [8, 8] and len(card["prompts"]) == 4
+    for name in ("necessity", "sufficiency"):
+        claim = card[name]
+        assert claim["low"] > claim["random"]["high"], name
+        assert set(claim["baselines"]) == {"magnitude", "gradient", "integrated"}
+        assert claim["share"] > claim["baselines"]["gradient"]["share"]
+    checks = {check["name"]: check for check in card["checks"]}
+    assert checks["necessity"]["passed"] and checks["specificity"]["passed"]
+    assert card["tier"] != "not shown" and card["thresholds"]["version"] == 1
+    assert {t["test"] for t in card["tests"]} == {"equivalence", "independence", "minimality"}
+    assert card["stability"]["circuits"] == 2 and card["stability"]["chance"] < 0.05
+
+
+def test_every_curve_ends_where_all_nodes_are_kept(card: dict[str, Any]) -> None:
+    ends = [curve["faithfulness"][-1] for curve in card["curves"]]
+    assert ends == pytest.approx([card["components"]["features"]["share"]] * 5, abs=1e-4)
+    assert {c["ranking"] for c in card["curves"]} >= {"circuit", "random", "integrated"}
+    by_name = {curve["ranking"]: curve["cpr"] for curve in card["curves"]}
+    assert by_name["circuit"] > by_name["random"]
+    assert card["components"]["together"]["share"] == pytest.approx(1, abs=1e-3)
+
+
+def test_it_is_kept_with_a_page(
+    root: Path, card: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(card["files"]["html"]).read_text(encoding="utf-8")
+    assert card["sentence"][:40] in page and "<script src=" not in page
+    before = Path(card["files"]["json"]).stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(["--root", str(root), "validity", "--all", "--nodes", "top:8", *QUICK[:2]]) == 0
+    assert Path(card["files"]["json"]).stat().st_mtime_ns == before
+    out = capsys.readouterr().out
+    assert "tier: " in out and max(map(len, out.splitlines()[:-1])) <= 80
+    assert run(["--root", str(root), "verify"]) == 0
+
+
+def test_a_wrong_circuit_fails(
+    root: Path, card: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nodes that change but carry nothing, on the very prompts they are judged on."""
+    wrong = quiet_nodes(root, card["prompts"])
+    capsys.readouterr()
+    command = ["--root", str(root), "validity", *card["prompts"], "--nodes", ",".join(wrong)]
+    assert run([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tier"] == "not shown" and found["stability"] is None
+    failed = {check["name"] for check in found["checks"] if check["passed"] is False}
+    assert failed >= {"necessity", "sufficiency", "baselines"}
+    assert "not shown to carry anything" in found["sentence"]
+
+
+def quiet_nodes(root: Path, prompts: list[str]) -> list[str]:
+    """Ids that change on a prompt and have the least integrated effects."""
+    from em_circuits.contrast import Contrast
+    from em_circuits.experiments.validity import CardPrompt, ranked_keys
+    from em_circuits.interventions.circuits import CircuitRuns
+    from em_circuits.workspace import load_pair
+    from pivotal_tokens.store import Store, default_url
+
+    with Store.open(default_url(root)) as store, load_pair() as pair:
+        prompt = store.prompts.get(prompts[0])
+        words = Contrast.from_labels(store.labels.of(prompt.prompt_id).by_token)
+        runs = CircuitRuns.between(pair, pair.input_ids(prompt), words)
+        one = CardPrompt.of_runs(prompt.prompt_id, None, runs)
+        effects = one.effects["integrated"]
+    quiet = sorted(effects, key=lambda key: abs(effects[key]))[:8]
+    assert len(ranked_keys([one], "integrated")) > 100
+    return [f"{layer}/{feature}" for layer, feature in quiet]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--nodes", "top:3"], "give PROMPT, several PROMPTs, or --all"),
+        (["--all", "--nodes", "abs:3"], "--nodes abs:3: give top:N or names"),
+        (["--all", "--nodes", "0/1,0/1"], "a node is named twice"),
+        (["--all", "--nodes", "0/1,0/3/1"], "all as LAYER/POSITION/ID"),
+        (["--all", "--nodes", "0/3/1"], "of one PROMPT"),
+        (["--all", "--nodes", "x"], "--nodes 'x'"),
+        (["zzzz", "--nodes", "top:3"], "zzzz is no prompt of the store, and no graph's key"),
+        (["--all", "--nodes", "top:3", "--thresholds", "nothing.yaml"], "--thresholds nothing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: list[str], says: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(["--root", str(root), "validity", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_thresholds_of_ones_own_make_another_card(
+    root: Path, card: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = tmp_path / "strict.yaml"
+    text = THRESHOLDS.read_text(encoding="utf-8")
+    strict.write_text(text.replace("necessity: 0.3", "necessity: 1.5"), encoding="utf-8")
+    command = ["--root", str(root), "validity", card["prompts"][0], "--json", "--nodes"]
+    capsys.readouterr()
+    assert run([*command, ",".join(card["nodes"][0][:3]), "--thresholds", str(strict)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["thresholds_sha256"] != card["thresholds_sha256"]
+    check = next(one for one in found["checks"] if one["name"] == "necessity")
+    assert check["passed"] is False and check["threshold"] == 1.5
+    assert found["necessity"]["share"] > found["necessity"]["random"]["high"]
+
+
+def test_a_graph_s_circuit_is_searched_and_measured(
+    root: Path, card: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = card["prompts"][0]
+    assert run(["--root", str(root), "graphs", "build", prompt, "--nodes", "150"]) == 0
+    capsys.readouterr()
+    command = ["--root", str(root), "graphs", "circuit", prompt, "--size", "12"]
+    assert run([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reference"] == "base" and len(found["members"]) == 12
+    last = found["checkpoints"][-1]
+    assert last["size"] == 12 and last["measured"] > 0.1 and last["necessity"] > 0.3
+    sizes = [point["predicted"] for point in found["checkpoints"]]
+    assert sizes == sorted(sizes)
+    members = [name for group in found["supernodes"] for name in group["members"]]
+    assert sorted(members) == sorted(member["node"] for member in found["members"])
+    key = found["graph"][:12]
+    assert run([*command[:-3], key, "--size", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "validity --all --nodes " in out.splitlines()[-1]
