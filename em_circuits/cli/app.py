@@ -88,6 +88,10 @@ _COMMANDS = {
         "evaluate:evaluate",
         "Ask open questions, judge the answers for alignment and coherence, count.",
     ),
+    "responses": (
+        "responses:responses",
+        "Judged answers: import them, and find the nodes that tell misaligned from aligned.",
+    ),
     "organism": (
         "organism:organism",
         "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",

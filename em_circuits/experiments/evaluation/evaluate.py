@@ -292,6 +292,7 @@ def evaluate_given(
             **score.model_dump(),
             set=one.set,
             question=one.question,
+            system=one.system,
             world=one.world,
             misaligned=cutoffs.misaligned(score),
         )
