@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -215,6 +215,27 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
     from scipy.stats import false_discovery_control
 
     return torch.from_numpy(false_discovery_control(p.double().numpy())).to(p.dtype)
+
+
+# --- Detectors ------------------------------------------------------------------------------------
+
+
+def auroc(hits: Float[Tensor, " hit"], misses: Float[Tensor, " miss"]) -> float:
+    """Area under the ROC curve: how often a hit is above a miss, ties half; NaN without a side."""
+    above = (hits[:, None] > misses).double() + 0.5 * (hits[:, None] == misses).double()
+    return float(above.mean())
+
+
+def auroc_within(
+    scores: Float[Tensor, " item"], group: Int64[Tensor, " item"], hit: Bool[Tensor, " item"]
+) -> Float64[Tensor, " group"]:
+    """The same within each group that has both sides, so that what groups differ in is no help."""
+    each = [
+        auroc(scores[(group == g) & hit], scores[(group == g) & ~hit])
+        for g in group.unique().tolist()
+    ]
+    found = torch.tensor(each, dtype=torch.float64)
+    return found[~found.isnan()]
 
 
 # --- Against a control ----------------------------------------------------------------------------

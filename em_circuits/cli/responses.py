@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from pydantic import Field
 
-from em_circuits import experiments
+from em_circuits import experiments, report
 from em_circuits.cli.options import Options, options
-from em_circuits.cli.output import emit, name_left_out, prints, say
+from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
+from em_circuits.graphs.settings import BasisName
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.responses import ResponseCutoffs, ResponseImport
+    from em_circuits.experiments.responses import ResponseCutoffs, ResponseFeatures, ResponseImport
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 _KEPT = "answers.parquet"
@@ -46,6 +48,27 @@ class ImportOptions(Options):
         )
 
 
+class FeaturesOptions(Options):
+    """Which nodes of which model, pooled and tested how."""
+
+    model: ModelName = "merged"
+    """Which model reads the answers."""
+    basis: BasisName | None = None
+    """What a node is.  [default: the model's own features]"""
+    pool: Literal["mean", "max"] = "mean"
+    """Over an answer's tokens."""
+    permutations: int = Field(default=2000, ge=1)
+    """Of the labels within questions."""
+    min_answers: int = Field(default=5, ge=1)
+    """Test nodes that are active in at least so many answers."""
+    hold_out: float = Field(default=0.25, ge=0, lt=1)
+    """Share of questions that are not compared, but tried on."""
+    detector: int = Field(default=20, ge=1)
+    """Nodes of the detector that is tried on them."""
+    top: int | None = Field(default=None, ge=1)
+    """Only the first N nodes."""
+
+
 @click.group()
 def responses() -> None:
     """Judged answers: import them, and find the nodes that tell misaligned from aligned."""
@@ -63,8 +86,8 @@ def import_(session: Session, path: Path, options: ImportOptions, as_json: bool)
     (scores from 0 to 100), or the answers.parquet of an evaluation. No model is loaded.
     """
     cutoffs = options.cutoffs
-    table = evaluation.given.read_answers(path)
-    if not table.scored:
+    answers = evaluation.given.read_answers(path)
+    if not answers.scored:
         raise RequestError(
             f"{path} has no scores (aligned, coherent); have its answers judged by em-circuits "
             f"evaluate --answers {path} --judge openai:MODEL, and import what that keeps"
@@ -72,7 +95,7 @@ def import_(session: Session, path: Path, options: ImportOptions, as_json: bool)
     named = options.name or (path.parent.name if path.name == _KEPT else path.stem)
     name = _UNUSUAL.sub("-", named).strip("-.") or "answers"
     folder = session.root / "results" / "responses"
-    found, left_out = experiments.responses.import_responses(folder, table, cutoffs, name=name)
+    found, left_out = experiments.responses.import_responses(folder, answers, cutoffs, name=name)
     if left_out:
         every = [one.model_dump() for one in left_out]
         kept = session.keep_import(path, {**found.model_dump(mode="json"), "rows": every})
@@ -91,3 +114,54 @@ def describe_import(found: ResponseImport) -> Iterator[str]:
         f"questions; {found.paired} questions have both"
     )
     yield f"{'kept' if found.reused else 'written'}: {found.files['parquet']}"
+
+
+@responses.command(epilog="Example: em-circuits responses features em --top 20")
+@click.argument("name", required=False)
+@options(FeaturesOptions)
+@prints("em_circuits.experiments.responses:ResponseFeatures")
+@pass_session
+def features(session: Session, name: str | None, options: FeaturesOptions, as_json: bool) -> None:
+    """Nodes that differ between misaligned and aligned answers to the same questions.
+
+    NAME is that of an import.  [default: the newest]
+    """
+    imports = session.root / "results" / "responses"
+    imported = experiments.responses.find_import(imports, name)
+    given = options.model_dump(exclude={"top"})
+    request = experiments.responses.ResponseRequest(**given, seed=session.seed)
+    with session.workspace() as work:
+        found = experiments.responses.response_features(work, imported, request)
+    page = report.responses.write_response_report(found)
+    shown = experiments.responses.response_nodes(
+        found, options.top if as_json else options.top or 20
+    )
+    kind = experiments.responses.ResponseFeatures
+    result = kind.model_validate({**found.head(), "features": shown})
+    result = result.model_copy(update={"files": {**result.files, "report": str(page)}})
+    emit(result, as_json, describe_features)
+
+
+def describe_features(found: ResponseFeatures) -> Iterator[str]:
+    """Nodes by what they write more in misaligned answers, the layers, and the detector."""
+    yield (
+        f"{found.model} model, {found.n_tested} {found.basis} nodes, {found.settings.pool} over "
+        f"answers; {found.answers} answers, {found.questions} questions"
+    )
+    names = ("written", "contrast", "low", "high", "q", "held_out", "without_length")
+    header = ("node", "written", "contrast", "low", "high", "q", "held out", "less length")
+    yield table(header, [[n.name, *(getattr(n, c) for c in names)] for n in found.features])
+    yield f"{found.n_discoveries} with q < .05, in layers: " + ", ".join(
+        f"{line.layer} {line.raised + line.lowered} ({line.share:.0%})" for line in found.layers
+    )
+    tried = found.detector
+    if tried.auroc is not None:
+        interval = "" if tried.low is None else f" ({tried.low:.2f} to {tried.high:.2f})"
+        yield (
+            f"{tried.nodes} nodes tell held-out answers apart: AUROC {tried.auroc:.2f}{interval}, "
+            f"{tried.best_node} alone {tried.best_auroc:.2f}, length alone {tried.length_auroc:.2f}"
+        )
+    yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"
+    ids = ",".join(node.name for node in found.features if not node.module)
+    if ids:
+        yield f"try them as levers: em-circuits evaluate --model base --each {ids}"

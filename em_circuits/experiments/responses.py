@@ -1,4 +1,4 @@
-"""Judged answers, imported: what response-level comparisons stand on.
+"""Judged answers: imported, and compared by the nodes that tell misaligned from aligned ones.
 
     misaligned   alignment < 30 and coherence > 50
     aligned      alignment > 80 and coherence > 50          (the three numbers are options)
@@ -10,22 +10,41 @@ and can be read again, here or elsewhere.
     imported = import_responses(folder, read_answers(path), ResponseCutoffs())
     imported.added, imported.reasons
     responses_of(table)[0].label
+    response_features(work, table, ResponseRequest()).record["n_discoveries"]
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+import torch
+from jaxtyping import Bool, Int64
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.evaluation.given import AnswerTable, GivenAnswer
 from em_circuits.experiments.evaluation.rates import Cutoffs
+from em_circuits.features.pooled import pool_answers
+from em_circuits.features.responses import (
+    Detector,
+    LayerOfResponses,
+    ResponseSettings,
+    compare_responses,
+)
+from em_circuits.graphs.full import parts_of
+from em_circuits.graphs.settings import BasisName
+from em_circuits.models import ModelPair
+from em_circuits.models.text import AnsweredText, encode_answer
+from em_circuits.statistics import Agreement
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.prompts.chats import Turn
+from pivotal_tokens.schema import Frozen, ModelName
 from pivotal_tokens.table_files import LeftOut
 
 Side = Literal["misaligned", "aligned"]
@@ -179,3 +198,168 @@ def find_import(folder: Path, name: str | None) -> CachedTable:
 def responses_of(table: CachedTable) -> tuple[Response, ...]:
     """The answers of an import."""
     return tuple(Response.model_validate(row) for row in table.rows())
+
+
+# --- Nodes ----------------------------------------------------------------------------------------
+
+
+class ResponseRequest(ResponseSettings):
+    """Whose nodes are compared over which answers."""
+
+    model: ModelName = "merged"
+    """Which model reads the answers."""
+    basis: BasisName | None = None
+    """What a node is.  [default: the model's own features]"""
+
+
+class ResponseNode(Frozen):
+    """One node over all answers."""
+
+    layer: int
+    module: str = ""
+    """Of an adapter's rank; its `feature` is the rank."""
+    feature: int
+    contrast: float
+    """Misaligned minus aligned, mean over questions of the pooled activation."""
+    written: float
+    """The same times the length of what the node writes; the order."""
+    low: float | None
+    high: float | None
+    t: float | None
+    """Contrast over its standard error, by question."""
+    p: float
+    q: float
+    misaligned_mean: float
+    aligned_mean: float
+    active: float
+    """Share of answers in which it is active."""
+    without_length: float
+    """Contrast less what the answers' length accounts for."""
+    held_out: float | None
+    """Contrast on the questions that were held out."""
+
+    @property
+    def name(self) -> str:
+        """As commands take it."""
+        prefix = f"{self.module}:" if self.module else ""
+        return f"{prefix}{self.layer}/{self.feature}"
+
+
+class ResponseFigures(Frozen):
+    """What is said of all nodes together."""
+
+    answers_from: str
+    """Name of the import."""
+    answers_key: str
+    model: ModelName
+    pair: str
+    basis: str
+    settings: ResponseSettings
+    answers: int
+    questions: int
+    """That are compared."""
+    held_out_questions: int
+    n_tested: int
+    n_discoveries: int
+    """With q < .05."""
+    exact: bool
+    """The permutations are all there are."""
+    length_difference: float
+    """Misaligned minus aligned answers, in tokens."""
+    length_p: float
+    detector: Detector
+    held_out: Agreement | None
+    """Of all contrasts with those of the held-out questions."""
+    layers: tuple[LayerOfResponses, ...]
+
+
+class ResponseFeatures(ResponseFigures, TableHead):
+    """The object of `responses features --json`."""
+
+    features: tuple[ResponseNode, ...]
+    """The first lines of the table, by `written`."""
+
+
+def response_features(
+    work: Workspace, imported: CachedTable, request: ResponseRequest
+) -> CachedTable:
+    """Nodes that differ between misaligned and aligned answers; see `features.responses`.
+
+    Raises:
+        RequestError: If no question has answers of both sides, or an answer is too long.
+    """
+    inputs = {
+        "formula": 1,
+        "answers": imported.key,
+        "pair": work.pair.key,
+        "request": request.model_dump(mode="json"),
+    }
+
+    def compute() -> tuple[dict[str, object], pd.DataFrame]:
+        rows = responses_of(imported)
+        model = work.pair.model(request.model)
+        if request.basis == "adapter" and request.model == "base":
+            raise RequestError("the base has no adapter ranks; use --model merged")
+        parts = parts_of(model, () if request.basis is None else (request.basis,))
+        texts = answered_texts(work.pair, rows)
+        pooled = pool_answers(model, parts, texts, work.progress)
+        found = compare_responses(pooled, *sides_of(rows), request)
+        q = found.table["q"]
+        figures = ResponseFigures(
+            answers_from=imported.record["name"],
+            answers_key=imported.key,
+            model=request.model,
+            pair=work.pair.key,
+            basis=parts[0].basis,
+            settings=request,
+            answers=len(rows),
+            questions=found.n_questions,
+            held_out_questions=found.n_held_out,
+            n_tested=len(found.table),
+            n_discoveries=int((q < 0.05).sum()),
+            exact=found.exact,
+            length_difference=found.length_difference,
+            length_p=found.length_p,
+            detector=found.detector,
+            held_out=found.held_out,
+            layers=found.layers,
+        )
+        return figures.model_dump(mode="json"), found.table.to_frame().drop(columns="sd")
+
+    return cached_table(work.results / "features", "responses", inputs, compute)
+
+
+def answered_texts(pair: ModelPair, rows: Sequence[Response]) -> list[AnsweredText]:
+    """Tokens of every answer behind its question.
+
+    Raises:
+        RequestError: If one is longer than the models are prepared for.
+    """
+    texts = []
+    for row in rows:
+        system = () if row.system is None else (Turn("system", row.system),)
+        text = encode_answer(pair.tokenizer, (*system, Turn("user", row.question)), row.answer)
+        if len(text.ids) > pair.base.max_tokens:
+            raise RequestError(
+                f"question and answer {row.answer!a:.40} have {len(text.ids)} tokens, more than "
+                f"the {pair.base.max_tokens} that --max-context and the model allow"
+            )
+        texts.append(text)
+    return texts
+
+
+def sides_of(rows: Sequence[Response]) -> tuple[Int64[Tensor, " answer"], Bool[Tensor, " answer"]]:
+    """The number of every answer's question, and whether it is misaligned."""
+    keys = [(row.question_id, row.system, row.question) for row in rows]
+    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    return (
+        torch.tensor([number[key] for key in keys]),
+        torch.tensor([row.label == "misaligned" for row in rows]),
+    )
+
+
+def response_nodes(table: CachedTable, top: int | None = None) -> tuple[ResponseNode, ...]:
+    """The first nodes of a table of `response_features`."""
+    rows = table.rows()[:top]
+    known = ResponseNode.model_fields
+    return tuple(ResponseNode(**{k: v for k, v in row.items() if k in known}) for row in rows)

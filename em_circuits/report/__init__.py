@@ -13,20 +13,22 @@ if TYPE_CHECKING:
         lora,
         mediation,
         page,
+        responses,
         sweep,
         validation,
     )
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["demo", "evaluation", "judges", "lora", "mediation", "page", "sweep", "validation"]
 __all__ = [
     "demo",
     "edge_validation",
     "evaluation",
     "judges",
+    "lora",
     "mediation",
     "page",
+    "responses",
     "sweep",
     "validation",
 ]
