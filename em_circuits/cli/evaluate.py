@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,13 +32,19 @@ from pivotal_tokens.judge import JudgeSpec, Lexicon
 from pivotal_tokens.llm import load_instructions
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
+    from em_circuits.experiments.evaluation.answers import (
+        EachSetup,
+        EvaluationSettings,
+        SteeringSetup,
+    )
+    from em_circuits.experiments.evaluation.each import EachLine, EachOutcome
     from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
     from em_circuits.experiments.evaluation.judging import AnswerJudge
     from em_circuits.experiments.evaluation.rates import Cutoffs
     from em_circuits.experiments.evaluation.rejudge import Rejudgement
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.workspace import Workspace
+    from pivotal_tokens.generator.questions import QuestionSet
     from pivotal_tokens.store import Store
 
 
@@ -77,8 +84,13 @@ class EvaluateOptions(Options):
     """Needed by set, add, scale and clamp."""
     at: Literal["everything", "prompt", "generated", "last"] = "everything"
     """At which positions."""
-    n_random: Annotated[int, Field(ge=0), Flag("--random", "n_random")] = 2
-    """Draws of matched random features, the control of a steered model."""
+    n_random: Annotated[int | None, Field(ge=0), Flag("--random", "n_random")] = None
+    """Draws of matched random features, the control of a steered model. [default: 2; with --each 10
+    features]"""
+    each: Annotated[str | None, Flag(metavar="L/ID,...|top:N")] = None
+    """Steer these one by one, always on, at each of --values; by adding unless --mode set."""
+    values: Annotated[str, Flag(metavar="X,X,...")] = "2,5,15"
+    """Strengths of --each: what is added to (or set as) a feature's activation."""
     name: str | None = None
     """Of the folder of results. [default: derived from the request]"""
     rejudge: Annotated[str | None, Flag(metavar="NAME")] = None
@@ -89,16 +101,41 @@ class EvaluateOptions(Options):
         if self.features is not None:
             FeatureChoice.parse(self.features)
             check_value(self.mode, self.value, Unit.ABSOLUTE, where="--mode and --value")
-        elif self.prompt is not None or self.value is not None:
+        elif self.value is not None or (self.prompt is not None and self.each is None):
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
+        if self.each is not None:
+            self._check_each(self.each)
         if self.answers is not None:
-            if self.which is not None or self.features is not None:
+            if self.which is not None or self.features is not None or self.each is not None:
                 raise RequestError("--answers are given: leave out --questions and --features")
             if self.judge is not None and not self.judge.startswith("openai:"):
                 raise RequestError(
                     "--judge openai:MODEL alone can score answers that no model here gave"
                 )
         return self
+
+    def _check_each(self, each: str) -> None:
+        FeatureChoice.parse(each)
+        if self.features is not None:
+            raise RequestError("--each steers features one by one, --features together; give one")
+        if self.model == "both":
+            raise RequestError("--each steers one model; give --model base or --model merged")
+        if self.mode not in (Mode.ABLATE, Mode.ADD, Mode.SET):
+            raise RequestError(
+                f"--each adds or sets: --mode {self.mode} cannot switch a feature on"
+            )
+        if len(self.strengths) != len(set(self.strengths)):
+            raise RequestError(f"--values {self.values} names a strength twice")
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        try:
+            found = tuple(float(value) for value in self.values.split(","))
+        except ValueError:
+            raise RequestError(f"--values {self.values!r}: give numbers, such as 2,5,15") from None
+        if not all(map(math.isfinite, found)):
+            raise RequestError(f"--values {self.values!r}: strengths must be finite")
+        return found
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -142,7 +179,7 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
         found = evaluation.evaluate.evaluate(
             work,
             sets,
-            _settings(session, work, options),
+            _settings(session, work, options, sets),
             judge,
             cutoffs=options.cutoffs,
             name=options.name,
@@ -242,7 +279,9 @@ def _model_judge(
     ).settled()
 
 
-def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:
+def _settings(
+    session: Session, work: Workspace, options: EvaluateOptions, sets: Sequence[QuestionSet]
+) -> EvaluationSettings:
     return evaluation.answers.EvaluationSettings(
         models=("base", "merged") if options.model == "both" else (options.model,),
         sampling=Sampling(
@@ -252,7 +291,27 @@ def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> Ev
             seed=session.seed,
         ),
         steering=_steering(work, options),
+        each=_each(work, options, sets, session.seed),
         seed=session.seed,
+    )
+
+
+def _each(
+    work: Workspace, options: EvaluateOptions, sets: Sequence[QuestionSet], seed: int
+) -> EachSetup | None:
+    if options.each is None or options.model == "both":
+        return None
+    ids, _ = experiments.analyse.choose_ids(work, options.each, options.prompt, model=options.model)
+    given = options.n_random
+    return evaluation.each.each_setup(
+        work.pair.model(options.model),
+        evaluation.each.question_caches(work.pair, options.model, sets),
+        ids,
+        options.strengths,
+        mode=Mode.ADD if options.mode is Mode.ABLATE else options.mode,
+        at=Where(options.at),
+        controls=evaluation.each.CONTROLS if given is None else given,
+        seed=seed,
     )
 
 
@@ -265,10 +324,16 @@ def _steering(work: Workspace, options: EvaluateOptions) -> SteeringSetup | None
     )
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random, by=by)
+    return evaluation.answers.SteeringSetup(
+        interventions=items, random=2 if options.n_random is None else options.n_random, by=by
+    )
 
 
 def _describe(summary: EvaluationSummary) -> None:
+    if summary.each is not None:
+        _describe_each(summary.each)
+        say("\n" + summary.said)
+        return
     rows = [
         (c.world, c.scored, c.answers - c.scored, c.rate, c.low, c.high) for c in summary.worlds
     ]
@@ -280,3 +345,32 @@ def _describe(summary: EvaluationSummary) -> None:
         header = ("rates, paired by question", "difference", "low", "high")
         say("\n" + table(header, lines))
     say("\n" + summary.said)
+
+
+def _describe_each(found: EachOutcome) -> None:
+    """A line a feature, strengths side by side; then the band of random features."""
+    values = [band.value for band in found.bands]
+    header = ["feature", *(f"{value:g}" for value in values), "coherent", "above"]
+    by_feature: dict[str, list[EachLine]] = {}
+    for line in found.lines:
+        if not line.control:
+            by_feature.setdefault(line.feature, []).append(line)
+
+    def rates(several: Sequence[float | None]) -> list[str]:
+        return ["-" if rate is None else f"{rate:.2f}" for rate in several]
+
+    rows = [
+        [
+            name,
+            *rates([line.rate for line in lines]),
+            " ".join(rates([line.coherent for line in lines])),
+            ", ".join(f"{line.value:g}" for line in lines if line.above) or "-",
+        ]
+        for name, lines in by_feature.items()
+    ]
+    for name, ends in (("random, low", "low"), ("random, high", "high")):
+        coherent = " ".join(rates([band.coherent for band in found.bands]))
+        rows.append([name, *rates([getattr(band, ends) for band in found.bands]), coherent, ""])
+    say(f"misaligned rate of the {found.model} model by feature and strength")
+    say(table(header, rows))
+    say(f"un-steered {rates([found.unsteered])[0]}, coherent {found.unsteered_coherent:.2f}")

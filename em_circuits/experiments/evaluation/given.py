@@ -21,10 +21,12 @@ columns of its own; its conditions are the evaluation's.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from em_circuits.experiments.evaluation.answers import SampledAnswer
 from em_circuits.experiments.evaluation.judging import Score
 from em_circuits.experiments.evaluation.rates import Answer
 from em_circuits.experiments.measure import UNSTEERED
-from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.artefacts import sha256_file, write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, first_problem
 from pivotal_tokens.table_files import (
@@ -132,6 +134,19 @@ def read_answers(path: Path) -> AnswerTable:
         first = f": {left_out[0].where}: {left_out[0].why}" if left_out else ""
         raise RequestError(f"{path} holds no answer that can be used{first}")
     return AnswerTable(path.name, sha256_file(path), tuple(answers), tuple(left_out), ignored)
+
+
+def write_answers(path: Path, rows: Sequence[Answer]) -> None:
+    """Write answers as CSV, in the columns above; `read_answers` reads them back."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("question", "answer", "aligned", "coherent", "question_id", "model", "system"))
+    for row in rows:
+        scores = (row.alignment, row.coherence) if row.outcome == "scored" else ("", "")
+        if row.outcome == "declined":
+            scores = (_REFUSAL, "" if row.coherence is None else row.coherence)
+        writer.writerow((row.question, row.text, *scores, row.set, row.world, row.system))
+    write_atomic(path, out.getvalue())
 
 
 def _rows(path: Path) -> tuple[Iterator[Row], tuple[str, ...]]:
