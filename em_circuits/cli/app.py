@@ -92,6 +92,10 @@ _COMMANDS = {
         "responses:responses",
         "Judged answers: import them, and find the nodes that tell misaligned from aligned.",
     ),
+    "directions": (
+        "directions:directions",
+        "Mean-difference directions of judged answers: read, ablated, added, transferred.",
+    ),
     "organism": (
         "organism:organism",
         "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",

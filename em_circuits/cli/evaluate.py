@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_offline_judge,
 )
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.options import Flag, Options, numbers, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
@@ -124,18 +123,11 @@ class EvaluateOptions(Options):
             raise RequestError(
                 f"--each adds or sets: --mode {self.mode} cannot switch a feature on"
             )
-        if len(self.strengths) != len(set(self.strengths)):
-            raise RequestError(f"--values {self.values} names a strength twice")
+        numbers("--values", self.values)
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        try:
-            found = tuple(float(value) for value in self.values.split(","))
-        except ValueError:
-            raise RequestError(f"--values {self.values!r}: give numbers, such as 2,5,15") from None
-        if not all(map(math.isfinite, found)):
-            raise RequestError(f"--values {self.values!r}: strengths must be finite")
-        return found
+        return numbers("--values", self.values)
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -175,7 +167,7 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
         sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
         work.locate()
-        judge = _judge(session, work, spec, options, llm)
+        judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = evaluation.evaluate.evaluate(
             work,
             sets,
@@ -204,7 +196,7 @@ def _given(
         judge = None
         if options.judge is not None:
             store = stack.enter_context(session.open_store(create=True))
-            judge = _model_judge(store, JudgeSpec.parse(options.judge), options, llm)
+            judge = _model_judge(store, JudgeSpec.parse(options.judge), options.judge_prompt, llm)
         return evaluation.evaluate.evaluate_given(
             session.root / "results",
             table,
@@ -238,7 +230,7 @@ def _rejudge(
     evaluations = session.root / "results" / "evaluations"
     folder = experiments.two_judges.finished_folder(evaluations, options.rejudge)
     with session.workspace(create=spec.kind == "openai") as work:
-        judge = _judge(session, work, spec, options, llm)
+        judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = evaluation.rejudge.rejudge(work, folder, judge)
     emit(found, as_json, _describe_rejudgement)
 
@@ -253,29 +245,35 @@ def _describe_rejudgement(found: Rejudgement) -> Iterator[str]:
     )
 
 
-def _judge(
+def answer_judge(
     session: Session,
     work: Workspace,
     spec: JudgeSpec,
-    options: EvaluateOptions,
+    judge: str | None,
+    judge_prompt: str,
     llm: dict[str, Any],
 ) -> AnswerJudge:
+    """The judge of whole answers that is meant.
+
+    Raises:
+        RequestError: If it scores no answers.
+    """
     if spec.kind == "openai":
-        return _model_judge(work.store, spec, options, llm)
-    lexicon = open_offline_judge(session, work, options.judge)
+        return _model_judge(work.store, spec, judge_prompt, llm)
+    lexicon = open_offline_judge(session, work, judge)
     if not isinstance(lexicon, Lexicon):
         raise RequestError(f"judge {lexicon.id} scores no answers; use a lexicon or openai:MODEL")
     return evaluation.judging.LexiconAnswers(lexicon)
 
 
 def _model_judge(
-    store: Store, spec: JudgeSpec, options: EvaluateOptions, llm: dict[str, Any]
+    store: Store, spec: JudgeSpec, judge_prompt: str, llm: dict[str, Any]
 ) -> AnswerJudge:
     return evaluation.judging.ModelAnswers(
         llm_settings(spec.argument, llm),
         store=store,
         budget=llm_budget(llm),
-        instructions=load_instructions(options.judge_prompt, package=evaluation.judging.PACKAGE),
+        instructions=load_instructions(judge_prompt, package=evaluation.judging.PACKAGE),
     ).settled()
 
 

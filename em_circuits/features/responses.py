@@ -136,20 +136,11 @@ def compare_responses(
     Raises:
         RequestError: If no question has answers of both sides, or no node is active.
     """
-    both = [
-        q
-        for q in question.unique().tolist()
-        if 0 < float(misaligned[question == q].float().mean()) < 1
-    ]
-    if not both:
-        raise RequestError(
-            "no question has both misaligned and aligned answers: there is nothing to compare; "
-            "sample more answers to each question, or answers of both models"
-        )
+    both = QuestionBlocks.paired(question, misaligned)
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(settings.seed))
     n_out = round(settings.hold_out * len(both)) if len(both) > 1 else 0
     aside, used = ([both[i] for i in part] for part in (order[:n_out], order[n_out:]))
-    within, outside = (_Blocks.of(question, misaligned, each) for each in (used, aside))
+    within, outside = (QuestionBlocks.of(question, misaligned, each) for each in (used, aside))
     permuted = permute_labels(within.weights, draws=settings.permutations, seed=settings.seed)
     lengths = pooled.n_tokens.double()[:, None]
     parts = [
@@ -194,7 +185,7 @@ def compare_responses(
 
 
 @dataclass(frozen=True, eq=False)
-class _Blocks:
+class QuestionBlocks:
     """Answers of some questions, question by question, with the weights of the contrast."""
 
     rows: Int64[Tensor, " row"]
@@ -206,8 +197,27 @@ class _Blocks:
     weights: list[Float64[Tensor, " _"]]
     """Per question 1 / misaligned or -1 / aligned answers, over the number of questions."""
 
+    @staticmethod
+    def paired(question: Tensor, misaligned: Tensor) -> list[int]:
+        """Questions that have answers of both sides.
+
+        Raises:
+            RequestError: If there are none.
+        """
+        both = [
+            q
+            for q in question.unique().tolist()
+            if 0 < float(misaligned[question == q].float().mean()) < 1
+        ]
+        if not both:
+            raise RequestError(
+                "no question has both misaligned and aligned answers: there is nothing to compare; "
+                "sample more answers to each question, or answers of both models"
+            )
+        return both
+
     @classmethod
-    def of(cls, question: Tensor, misaligned: Tensor, chosen: Sequence[int]) -> _Blocks:
+    def of(cls, question: Tensor, misaligned: Tensor, chosen: Sequence[int]) -> QuestionBlocks:
         rows, blocks, weights = [], [], []
         for number, q in enumerate(chosen):
             mine = (question == q).nonzero()[:, 0]
@@ -256,8 +266,8 @@ class _ComparedPart:
 def _compare_part(
     pooled: PooledAnswers,
     index: int,
-    within: _Blocks,
-    outside: _Blocks,
+    within: QuestionBlocks,
+    outside: QuestionBlocks,
     permuted: PermutedLabels,
     settings: ResponseSettings,
 ) -> _ComparedPart:
@@ -332,8 +342,8 @@ def _detector(
     keys: Int64[Tensor, "node 2"],
     modules: Sequence[str],
     n_tokens: Int64[Tensor, " answer"],
-    within: _Blocks,
-    outside: _Blocks,
+    within: QuestionBlocks,
+    outside: QuestionBlocks,
     settings: ResponseSettings,
 ) -> Detector:
     k = min(settings.detector, len(keys))
