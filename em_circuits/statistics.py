@@ -113,6 +113,8 @@ def bootstrap_interval(
     times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     interval = torch.full((2, n_keys), math.nan, dtype=torch.float64)
+    if not n_keys:
+        return interval[0], interval[1]
     for chunk in torch.arange(n_keys).split(max(1, _ELEMENTS // draws)):
         counts = times @ known[:, chunk].double()
         means = (times @ (values[:, chunk] * known[:, chunk])) / counts

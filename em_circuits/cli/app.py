@@ -96,6 +96,10 @@ _COMMANDS = {
         "directions:directions",
         "Mean-difference directions of judged answers: read, ablated, added, transferred.",
     ),
+    "probe": (
+        "probe:probe",
+        "Probes of judged answers by component, layer and position, beside what they can move.",
+    ),
     "organism": (
         "organism:organism",
         "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import pandas as pd
@@ -48,6 +49,7 @@ from em_circuits.features.directions import (
 from em_circuits.features.responses import QuestionBlocks
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import AnsweredText, render_turns
+from em_circuits.progress import Progress
 from em_circuits.sampling import Sampling
 from em_circuits.statistics import quantile_interval, ratio_interval
 from em_circuits.workspace import Workspace
@@ -158,22 +160,48 @@ class DirectionOutput(DirectionRecord, TableHead):
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
-    """Imported answers under one pair."""
+class JudgedAnswers:
+    """Imported answers as the models of one pair read them."""
 
     pair: ModelPair
     rows: tuple[Response, ...]
     texts: list[AnsweredText]
     question: Int64[Tensor, " answer"]
     misaligned: Bool[Tensor, " answer"]
-    base: Float[Tensor, "answer layer d_model"]
-    merged: Float[Tensor, "answer layer d_model"]
+    progress: Progress
 
     @classmethod
-    def of(cls, pair: ModelPair, rows: tuple[Response, ...], progress: Any) -> _Answers:
-        texts, (question, misaligned) = answered_texts(pair, rows), sides_of(rows)
-        means = [residual_means(model, texts, progress) for model in (pair.base, pair.merged)]
-        return cls(pair, rows, texts, question, misaligned, *means)
+    def of(cls, pair: ModelPair, rows: tuple[Response, ...], progress: Progress) -> JudgedAnswers:
+        """Tokenise them."""
+        return cls(pair, rows, answered_texts(pair, rows), *sides_of(rows), progress)
+
+    def paired(self) -> JudgedAnswers:
+        """Those to questions that have answers of both sides.
+
+        Raises:
+            RequestError: If there are none.
+        """
+        both = QuestionBlocks.paired(self.question, self.misaligned)
+        some = torch.isin(self.question, torch.tensor(both))
+        at = some.nonzero()[:, 0].tolist()
+        return JudgedAnswers(
+            self.pair,
+            tuple(self.rows[i] for i in at),
+            [self.texts[i] for i in at],
+            self.question[some],
+            self.misaligned[some],
+            self.progress,
+        )
+
+    @cached_property
+    def base(self) -> Float[Tensor, "answer layer d_model"]:
+        """Residual means under the base."""
+        return residual_means(self.pair.base, self.texts, self.progress)
+
+    @cached_property
+    def merged(self) -> Float[Tensor, "answer layer d_model"]:
+        """Residual means under the merged model."""
+        return residual_means(self.pair.merged, self.texts, self.progress)
 
     def direction(self, kind: Kind, questions: Sequence[int]) -> ResidualDirection:
         """Over some of the questions."""
@@ -235,8 +263,8 @@ def find_directions(
             {
                 "layer": range(len(direction.vectors)),
                 "size": direction.size.tolist(),
-                "restored": direction.restored.tolist(),
                 "vector": [v.tolist() for v in direction.vectors],
+                "aligned": [v.tolist() for v in direction.aligned],
             }
         )
         return record.model_dump(mode="json"), frame
@@ -253,7 +281,7 @@ def _measure(
     others: Mapping[str, ModelPair],
 ) -> tuple[DirectionRecord, ResidualDirection]:
     rows = responses_of(imported)
-    given = _Answers.of(work.pair, rows, work.progress)
+    given = JudgedAnswers.of(work.pair, rows, work.progress)
     paired = QuestionBlocks.paired(given.question, given.misaligned)
     if len(paired) < 2:
         raise RequestError(
@@ -305,7 +333,7 @@ class _Trial:
 
     def __init__(
         self,
-        given: _Answers,
+        given: JudgedAnswers,
         questions: Sequence[int],
         request: DirectionRequest,
         judge: AnswerJudge | None,
@@ -344,7 +372,7 @@ class _Trial:
         moved = self._moved(model, edits(direction))
         random = torch.stack([self._moved(model, edits(one)) for one in drawn])
         shift = self.merged - self.base
-        shares = [_share(one, shift) for one in random]
+        shares = [share_of(one, shift) for one in random]
         known = torch.tensor([s for s in shares if s is not None], dtype=torch.float64)
         interval = ratio_interval(moved, shift, seed=self._request.seed)
         low, high = interval if interval and known.numel() else (None, None)
@@ -359,7 +387,7 @@ class _Trial:
             edit=edit,
             layers=layers,
             dose=dose,
-            share=_share(moved, shift),
+            share=share_of(moved, shift),
             low=low,
             high=high,
             random_mean=float(known.mean()) if len(known) else None,
@@ -429,21 +457,21 @@ def _restored(direction: ResidualDirection) -> dict[int, Edit]:
     return direction.restoration()
 
 
-def _share(moved: Tensor, shift: Tensor) -> float | None:
+def share_of(moved: Tensor, shift: Tensor) -> float | None:
     """Ratio of sums; None where merged does not exceed base."""
     total = float(shift.sum())
     return float(moved.sum()) / total if total > 0 else None
 
 
 def _removed(
-    given: _Answers, direction: ResidualDirection, questions: Sequence[int]
+    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int]
 ) -> float | None:
     """Share of the shift on some questions that ablating a direction removes."""
     merged = given.pair.merged
     before = given.margins(merged, questions)
     with edited(merged, direction.ablation()):
         after = given.margins(merged, questions)
-    return _share(before - after, before - given.margins(given.pair.base, questions))
+    return share_of(before - after, before - given.margins(given.pair.base, questions))
 
 
 def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:
@@ -451,7 +479,7 @@ def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:
 
 
 def _between_domains(
-    given: _Answers, paired: Sequence[int], request: DirectionRequest
+    given: JudgedAnswers, paired: Sequence[int], request: DirectionRequest
 ) -> Iterator[Transferred]:
     """Every set of questions against every other; itself by leaving out half its questions."""
     sets: dict[str, list[int]] = {}
@@ -478,12 +506,12 @@ def _between_domains(
 
 
 def _between_adapters(
-    given: _Answers,
+    given: JudgedAnswers,
     others: Mapping[str, ModelPair],
     used: Sequence[int],
     aside: Sequence[int],
     request: DirectionRequest,
-    progress: Any,
+    progress: Progress,
 ) -> Iterator[Transferred]:
     """Every fine-tune's direction ablated in every fine-tune, on the held-out questions."""
     if not others:
@@ -492,7 +520,7 @@ def _between_adapters(
     for name, pair in others.items():
         if pair.base.fingerprint != given.pair.base.fingerprint:
             raise RequestError(f"{name} is a fine-tune of another base")
-        each[name] = _Answers.of(pair, given.rows, progress)
+        each[name] = JudgedAnswers.of(pair, given.rows, progress)
     directions = {name: one.direction(request.kind, used) for name, one in each.items()}
     for found_on, direction in directions.items():
         for tried_on, one in each.items():

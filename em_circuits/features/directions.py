@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,15 +33,15 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from em_circuits.bases.part import Part
+from em_circuits.features.pooled import pool_sites
 from em_circuits.features.promoted import Promoted, push_of, strongest
 from em_circuits.features.responses import QuestionBlocks
-from em_circuits.graphs.held import read_sites
 from em_circuits.interventions.hooks import random_direction
 from em_circuits.models import Model
 from em_circuits.models.family import Decoder
 from em_circuits.models.sites import Site, on_site
 from em_circuits.models.text import AnsweredText
-from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.progress import Progress, no_progress
 
 Kind = Literal["answers", "models"]
 Edit = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
@@ -53,17 +53,12 @@ def residual_sites(decoder: Decoder) -> tuple[Site, ...]:
     return tuple(Site(norm.module, "input") for norm in (*norms, decoder.final_norm))
 
 
-@torch.no_grad()
 def residual_means(
     model: Model, texts: Sequence[AnsweredText], progress: Progress = no_progress
 ) -> Float[Tensor, "answer layer d_model"]:
     """Residual stream behind every layer, mean over the tokens of each answer; float32, CPU."""
-    sites = residual_sites(model.decoder)
-    found = []
-    for text in tracked(texts, f"{model.name} residuals", progress):
-        reads = read_sites(model, sites, torch.tensor(text.ids))
-        found.append(torch.stack([x[text.start :].float().mean(0).cpu() for x in reads]))
-    return torch.stack(found)
+    found = pool_sites(model, residual_sites(model.decoder), texts, progress)
+    return torch.stack([of_site["mean"] for of_site in found], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +69,13 @@ class ResidualDirection:
         kind: What was subtracted.
         vectors: Not normalised, float32.
         size: Mean length of the residual stream there, over the same answers.
-        restored: Mean of the base's ``x . u`` on aligned answers.
+        aligned: Mean of the base's stream there on aligned answers.
     """
 
     kind: Kind
     vectors: Float[Tensor, "layer d_model"]
     size: Float[Tensor, " layer"]
-    restored: Float[Tensor, " layer"]
+    aligned: Float[Tensor, "layer d_model"]
 
     @property
     def unit(self) -> Float[Tensor, "layer d_model"]:
@@ -101,7 +96,7 @@ class ResidualDirection:
         """Random directions of the same length in every layer."""
         each = [random_direction(seed, i, len(v)) for i, v in enumerate(self.vectors)]
         vectors = torch.stack(each) * self.vectors.norm(dim=1, keepdim=True)
-        return ResidualDirection(self.kind, vectors, self.size, torch.zeros_like(self.restored))
+        return replace(self, vectors=vectors)
 
     def ablation(self) -> dict[int, Edit]:
         """Project the direction out behind every layer."""
@@ -109,7 +104,7 @@ class ResidualDirection:
 
     def restoration(self) -> dict[int, Edit]:
         """Put the projection to the base's mean behind every layer."""
-        levels = self.restored.tolist()
+        levels = (self.aligned * self.unit).sum(1).tolist()
         return {layer: _onto(u, levels[layer]) for layer, u in enumerate(self.unit)}
 
     def addition(self, dose: float, layer: int) -> dict[int, Edit]:
@@ -151,13 +146,11 @@ def mean_difference(
         vectors = blocks.contrast(flat).reshape(merged.shape[1:]).float()
     else:
         vectors = (merged - base)[blocks.rows].mean(0)
-    unit = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    aligned = base[blocks.rows[~blocks.hit]]
     return ResidualDirection(
         kind,
         vectors,
         merged[blocks.rows].norm(dim=2).mean(0),
-        (aligned * unit).sum(2).mean(0),
+        base[blocks.rows[~blocks.hit]].mean(0),
     )
 
 

@@ -22,8 +22,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.bases.part import Part
-from em_circuits.graphs.held import captured
+from em_circuits.graphs.held import captured, read_sites
 from em_circuits.models import Model
+from em_circuits.models.sites import Site
 from em_circuits.models.text import AnsweredText
 from em_circuits.progress import Progress, no_progress, tracked
 
@@ -59,14 +60,21 @@ class PooledAnswers:
         rows = [answer[part] for answer in self._active]
         found, counts = torch.cat([row.ids for row in rows]).unique(return_counts=True)
         ids = found[counts >= least]
+        return ids, self.of_nodes(part, pool, ids)
+
+    def of_nodes(
+        self, part: int, pool: Pool, ids: Int64[Tensor, " node"]
+    ) -> Float64[Tensor, "answer node"]:
+        """Activations of some nodes (ascending ids); 0 where one is not active."""
+        rows = [answer[part] for answer in self._active]
         values = torch.zeros(len(rows), len(ids), dtype=torch.float64)
         if not len(ids):
-            return ids, values
+            return values
         for number, row in enumerate(rows):
             at = torch.searchsorted(ids, row.ids).clamp(max=len(ids) - 1)
             known = ids[at] == row.ids
             values[number, at[known]] = getattr(row, pool)[known].double()
-        return ids, values
+        return values
 
 
 @torch.no_grad()
@@ -99,3 +107,34 @@ def _pooled(activations: Float[Tensor, "pos node"], text: AnsweredText) -> _Acti
     mine = mine[:, ids]
     largest = mine.gather(0, mine.abs().argmax(0)[None])[0]
     return _Active(ids, mine.mean(0), largest)
+
+
+PLACES = ("mean", "last", "second_last")
+"""Over an answer's tokens, at its last, at the one before (the last of an answer of one token)."""
+
+
+@torch.no_grad()
+def pool_sites(
+    model: Model,
+    sites: Sequence[Site],
+    texts: Sequence[AnsweredText],
+    progress: Progress = no_progress,
+) -> list[dict[str, Float[Tensor, "answer d"]]]:
+    """Activations at sites, at each of `PLACES` of every answer; float32, CPU."""
+    found: list[dict[str, list[Tensor]]] = [{place: [] for place in PLACES} for _ in sites]
+    for text in tracked(texts, f"{model.name} answers", progress):
+        reads = read_sites(model, sites, torch.tensor(text.ids))
+        for of_site, x in zip(found, reads, strict=True):
+            mine = x[text.start :].float().cpu()
+            values = (mine.mean(0), mine[-1], mine[max(len(mine) - 2, 0)])
+            for place, value in zip(PLACES, values, strict=True):
+                of_site[place].append(value)
+    return [{place: torch.stack(rows) for place, rows in of_site.items()} for of_site in found]
+
+
+def only(texts: Sequence[AnsweredText], place: str) -> list[AnsweredText]:
+    """Answers cut down to the tokens of one of `PLACES`, so that a mean is of these."""
+    if place == "mean":
+        return list(texts)
+    ends = [len(t.ids) if place == "last" else max(len(t.ids) - 1, t.start + 1) for t in texts]
+    return [AnsweredText(t.ids[:end], end - 1) for t, end in zip(texts, ends, strict=True)]

@@ -278,9 +278,9 @@ def _compare_part(
     low, high = bootstrap_interval(
         each, torch.ones_like(each, dtype=torch.bool), draws=DRAWS, seed=settings.seed
     )
-    error = (
-        each.std(0) / math.sqrt(within.n) if within.n > 1 else torch.full_like(contrast, math.nan)
-    )
+    error = torch.full_like(contrast, math.nan)
+    if within.n > 1 and len(ids):
+        error = each.std(0) / math.sqrt(within.n)
     lengths = pooled.n_tokens.double()[:, None]
     on, length = within.centred(values), within.centred(lengths)
     square = float(length.square().sum())
