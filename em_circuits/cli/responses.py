@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 from pydantic import Field
 
 from em_circuits import experiments, report
-from em_circuits.cli.options import Options, options
+from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments import evaluation
@@ -65,6 +65,8 @@ class FeaturesOptions(Options):
     """Share of questions that are not compared, but tried on."""
     detector: int = Field(default=20, ge=1)
     """Nodes of the detector that is tried on them."""
+    beside: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """How many of the first 20 are first in this table (Parquet), of `features mediate` say."""
     top: int | None = Field(default=None, ge=1)
     """Only the first N nodes."""
 
@@ -128,8 +130,9 @@ def features(session: Session, name: str | None, options: FeaturesOptions, as_js
     """
     imports = session.root / "results" / "responses"
     imported = experiments.responses.find_import(imports, name)
-    given = options.model_dump(exclude={"top"})
+    given = options.model_dump(exclude={"top", "beside"})
     request = experiments.responses.ResponseRequest(**given, seed=session.seed)
+    ranking = options.beside and experiments.responses.ranked_ids(options.beside)
     with session.workspace() as work:
         found = experiments.responses.response_features(work, imported, request)
     page = report.responses.write_response_report(found)
@@ -138,8 +141,11 @@ def features(session: Session, name: str | None, options: FeaturesOptions, as_js
     )
     kind = experiments.responses.ResponseFeatures
     result = kind.model_validate({**found.head(), "features": shown})
-    result = result.model_copy(update={"files": {**result.files, "report": str(page)}})
-    emit(result, as_json, describe_features)
+    others: dict[str, object] = {"files": {**result.files, "report": str(page)}}
+    if ranking:
+        file = str(options.beside)
+        others["overlap"] = experiments.responses.overlap_with(found, ranking, file=file)
+    emit(result.model_copy(update=others), as_json, describe_features)
 
 
 def describe_features(found: ResponseFeatures) -> Iterator[str]:
@@ -160,6 +166,11 @@ def describe_features(found: ResponseFeatures) -> Iterator[str]:
         yield (
             f"{tried.nodes} nodes tell held-out answers apart: AUROC {tried.auroc:.2f}{interval}, "
             f"{tried.best_node} alone {tried.best_auroc:.2f}, length alone {tried.length_auroc:.2f}"
+        )
+    if (other := found.overlap) is not None:
+        yield (
+            f"{other.shared} of the first {other.k} nodes are among the first of {other.file}, "
+            f"{other.expected:.1f} expected by chance (p {other.p:.1g}): {', '.join(other.nodes)}"
         )
     yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"
     ids = ",".join(node.name for node in found.features if not node.module)

@@ -29,6 +29,7 @@ from torch import Tensor
 from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.evaluation.given import AnswerTable, GivenAnswer
 from em_circuits.experiments.evaluation.rates import Cutoffs
+from em_circuits.feature import FeatureId
 from em_circuits.features.pooled import pool_answers
 from em_circuits.features.responses import (
     Detector,
@@ -211,6 +212,12 @@ class ResponseRequest(ResponseSettings):
     basis: BasisName | None = None
     """What a node is.  [default: the model's own features]"""
 
+    @model_validator(mode="after")
+    def _has_nodes(self) -> ResponseRequest:
+        if self.basis == "adapter" and self.model == "base":
+            raise RequestError("the base has no adapter ranks; use --model merged")
+        return self
+
 
 class ResponseNode(Frozen):
     """One node over all answers."""
@@ -273,11 +280,26 @@ class ResponseFigures(Frozen):
     layers: tuple[LayerOfResponses, ...]
 
 
+class Overlap(Frozen):
+    """How many of the first nodes are also first in another table, beside chance."""
+
+    file: str
+    k: int
+    shared: int
+    nodes: tuple[str, ...]
+    expected: float
+    """Of two random choices among the features of either table."""
+    p: float
+    """Of at least as many (hypergeometric)."""
+
+
 class ResponseFeatures(ResponseFigures, TableHead):
     """The object of `responses features --json`."""
 
     features: tuple[ResponseNode, ...]
     """The first lines of the table, by `written`."""
+    overlap: Overlap | None = None
+    """With the first features of another table, where one is named."""
 
 
 def response_features(
@@ -298,8 +320,6 @@ def response_features(
     def compute() -> tuple[dict[str, object], pd.DataFrame]:
         rows = responses_of(imported)
         model = work.pair.model(request.model)
-        if request.basis == "adapter" and request.model == "base":
-            raise RequestError("the base has no adapter ranks; use --model merged")
         parts = parts_of(model, () if request.basis is None else (request.basis,))
         texts = answered_texts(work.pair, rows)
         pooled = pool_answers(model, parts, texts, work.progress)
@@ -363,3 +383,37 @@ def response_nodes(table: CachedTable, top: int | None = None) -> tuple[Response
     rows = table.rows()[:top]
     known = ResponseNode.model_fields
     return tuple(ResponseNode(**{k: v for k, v in row.items() if k in known}) for row in rows)
+
+
+def ranked_ids(path: Path) -> list[FeatureId]:
+    """Features of a table, best first, each once: of `features mediate`, say.
+
+    Raises:
+        RequestError: If it is no Parquet with the columns layer and feature.
+    """
+    try:
+        frame = pd.read_parquet(path, columns=["layer", "feature"]).drop_duplicates()
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{path}: give a Parquet table of features, with the columns layer and feature"
+        ) from error
+    return [FeatureId(int(layer), int(one)) for layer, one in frame.itertuples(index=False)]
+
+
+def overlap_with(
+    table: CachedTable, others: Sequence[FeatureId], *, file: str, k: int = 20
+) -> Overlap:
+    """Compare the first k nodes with the first k of another ranking."""
+    from scipy.stats import hypergeom
+
+    mine = ranked_ids(table.parquet_path)
+    n, first, theirs = len({*mine, *others}), mine[:k], set(others[:k])
+    shared = [one for one in first if one in theirs]
+    return Overlap(
+        file=file,
+        k=len(first),
+        shared=len(shared),
+        nodes=tuple(map(str, shared)),
+        expected=len(first) * len(theirs) / n,
+        p=float(hypergeom.sf(len(shared) - 1, n, len(theirs), len(first))),
+    )

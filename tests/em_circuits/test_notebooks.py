@@ -12,7 +12,13 @@ import pytest
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NOTEBOOKS = ("first_look", "what_carries_it", "steering_with_controls", "labels_and_judge")
+NOTEBOOKS = (
+    "first_look",
+    "what_carries_it",
+    "steering_with_controls",
+    "labels_and_judge",
+    "answers_to_levers",
+)
 
 
 def test_these_are_the_notebooks() -> None:

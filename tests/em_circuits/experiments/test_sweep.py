@@ -18,7 +18,7 @@ from em_circuits.experiments.experiment import Experiment, Measurement, RolloutR
 from em_circuits.experiments.forcing import on_longer_prompt
 from em_circuits.experiments.measure import Panel
 from em_circuits.experiments.plan import SweepPlan, load_plan
-from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
+from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood, share
 from em_circuits.experiments.summary import SteeringSummary
 from em_circuits.experiments.sweep import arms, run_sweep, sweep_trials
 from em_circuits.interventions import Control, Intervention, Mode, Treatment, Where, run_rows
@@ -82,6 +82,13 @@ def test_every_condition_has_its_controls(experiment: Sweep) -> None:
         assert sampled == {"unsteered", "steered", "flipped", "random", "direction"}
         steered = next(r for r in rows if r.control == "steered")
         assert steered.off_target_kl >= 0 and steered.forced_evil_rate is not None
+        forced = [
+            r for r in experiment.rollouts if (r.condition, r.control) == (line.condition, "forced")
+        ]
+        assert share([r.label for r in forced], "evil") == steered.forced_evil_rate
+        assert len(forced) == steered.n_rollouts
+        assert {r.token for r in forced} == {steered.boosted_text}
+        assert all(r.text.startswith(r.token) for r in forced)
     # Removing what pushes towards evil lowers evil mass; scaling it up does not.
     ablated = next(x for x in lines if x.condition == "all 2 scale 0 @found")
     assert ablated.net < 0 and ablated.contrast_net < 0
