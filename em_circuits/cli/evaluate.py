@@ -83,13 +83,14 @@ class EvaluateOptions(Options):
     """Needed by set, add, scale and clamp."""
     at: Literal["everything", "prompt", "generated", "last"] = "everything"
     """At which positions."""
-    n_random: Annotated[int | None, Field(ge=0), Flag("--random", "n_random")] = None
-    """Draws of matched random features, the control of a steered model. [default: 2; with --each 10
-    features]"""
+    n_random: Annotated[int, Field(ge=0), Flag("--random", "n_random")] = 2
+    """Draws of matched random features, the control of a steered model."""
     each: Annotated[str | None, Flag(metavar="L/ID,...|top:N")] = None
     """Steer these one by one, always on, at each of --values; by adding unless --mode set."""
     values: Annotated[str, Flag(metavar="X,X,...")] = "2,5,15"
     """Strengths of --each: what is added to (or set as) a feature's activation."""
+    controls: int = Field(default=10, ge=0)
+    """Random features steered like those of --each, one by one: their control."""
     name: str | None = None
     """Of the folder of results. [default: derived from the request]"""
     rejudge: Annotated[str | None, Flag(metavar="NAME")] = None
@@ -300,7 +301,6 @@ def _each(
     if options.each is None or options.model == "both":
         return None
     ids, _ = experiments.analyse.choose_ids(work, options.each, options.prompt, model=options.model)
-    given = options.n_random
     return evaluation.each.each_setup(
         work.pair.model(options.model),
         evaluation.each.question_caches(work.pair, options.model, sets),
@@ -308,7 +308,7 @@ def _each(
         options.strengths,
         mode=Mode.ADD if options.mode is Mode.ABLATE else options.mode,
         at=Where(options.at),
-        controls=evaluation.each.CONTROLS if given is None else given,
+        controls=options.controls,
         seed=seed,
     )
 

@@ -40,9 +40,6 @@ from pivotal_tokens.errors import RequestError
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.schema import Frozen, ModelName
 
-CONTROLS = 10
-"""Default number of control features."""
-
 
 class EachLine(Frozen):
     """One feature at one strength."""
@@ -120,7 +117,7 @@ def each_setup(
     *,
     mode: Mode = Mode.ADD,
     at: Where = Where.EVERYTHING,
-    controls: int = CONTROLS,
+    controls: int = 10,
     seed: int = 0,
 ) -> EachSetup:
     """Choose the control features.

@@ -75,7 +75,7 @@ def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
 
 def test_features_are_steered_one_by_one_and_a_second_start_asks_nothing(root, capsys) -> None:
     asked = ("evaluate", "--model", "base", "--each", "3/470,2/145", "--values", "0.5,20")
-    asked += ("--questions", "organism:2", "--samples", "2", "--random", "3", "--name", "each")
+    asked += ("--questions", "organism:2", "--samples", "2", "--controls", "3", "--name", "each")
     status, out, err = ask(capsys, root, *asked, "--json")
     assert status == 0, err
     found = json.loads(out)
