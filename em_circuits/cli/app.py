@@ -94,11 +94,11 @@ _COMMANDS = {
     ),
     "directions": (
         "directions:directions",
-        "Mean-difference directions of judged answers: read, ablated, added, transferred.",
+        "Mean-difference direction of the residual stream, found and tried on judged answers.",
     ),
     "probe": (
         "probe:probe",
-        "Probes of judged answers by component, layer and position, beside what they can move.",
+        "Linear probes by component, layer and position, beside what they can move.",
     ),
     "organism": (
         "organism:organism",

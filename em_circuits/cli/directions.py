@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from pydantic import Field
 
 from em_circuits import experiments
 from em_circuits.cli.evaluate import answer_judge
 from em_circuits.cli.judge_options import llm_options
-from em_circuits.cli.options import Flag, Options, numbers, options
+from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
+from em_circuits.experiments.direction_request import DirectionRequest
 from em_circuits.organisms.paths import ORGANISMS, organism_paths
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import JudgeSpec
@@ -24,23 +24,17 @@ if TYPE_CHECKING:
     from em_circuits.models import ModelPair
 
 
-class DirectionOptions(Options):
-    """Which direction, and how it is tried."""
+_request = OptionSet(
+    DirectionRequest,
+    omit=("seed",),
+    doses=Flag("--dose", "doses", metavar="SHARE"),
+    n_random=Flag("--random", "n_random"),
+)
 
-    kind: Literal["answers", "models"] = "answers"
-    """Misaligned minus aligned answers, or merged minus base on the same answers."""
-    layer: int | None = Field(default=None, ge=0)
-    """Behind which it is added and read out. [default: where it is largest beside the stream]"""
-    doses: Annotated[str, Flag(metavar="X,X,...")] = "0.1,0.2,0.4"
-    """What is added to the base, as a share of the stream's length."""
-    n_random: Annotated[int, Field(ge=1), Flag("--random", "n_random")] = 20
-    """Random directions of the same length."""
-    hold_out: float = Field(default=0.25, gt=0, lt=1)
-    """Share of questions on which it is tried, and not found."""
-    samples: int = Field(default=0, ge=0)
-    """Answers to each held-out question and condition, to be judged; 0 for none."""
-    answer_tokens: int = Field(default=64, ge=1)
-    """Tokens of such an answer, at most."""
+
+class TrialOptions(Options):
+    """Who judges sampled answers, and which fine-tunes are compared."""
+
     judge: Annotated[str | None, Flag(metavar="lexicon:FILE|openai:MODEL")] = None
     """Who scores sampled answers. [default: the organism's word list]"""
     judge_prompt: Annotated[str, Flag(metavar="VERSION|FILE")] = "v1"
@@ -51,32 +45,31 @@ class DirectionOptions(Options):
 
 @click.command(epilog="Example: em-circuits directions em --samples 4")
 @click.argument("name", required=False)
-@options(DirectionOptions)
+@_request
+@options(TrialOptions)
 @llm_options
 @prints("em_circuits.experiments.directions:DirectionOutput")
 @pass_session
 def directions(
-    session: Session, name: str | None, options: DirectionOptions, as_json: bool, **llm: Any
+    session: Session, name: str | None, options: TrialOptions, as_json: bool, **others: Any
 ) -> None:
     """Mean-difference direction of the residual stream, found and tried on judged answers.
 
     NAME is an import of answers.  [default: the newest]
     """
-    doses = numbers("--doses", options.doses)
+    request, llm = _request.read(others, seed=session.seed), _request.without(others)
     imported = experiments.responses.find_import(session.root / "results" / "responses", name)
-    given = options.model_dump(exclude={"doses", "judge", "judge_prompt", "others"})
-    request = experiments.directions.DirectionRequest(**given, doses=doses, seed=session.seed)
     with ExitStack() as stack:
         work = stack.enter_context(session.workspace(create=(options.judge or "").startswith("o")))
         judge = None
-        if options.samples:
+        if request.samples:
             if options.judge is None and not session.templated:
                 raise RequestError("--samples needs --judge openai:MODEL for this model")
             spec = JudgeSpec.parse(session.judge_spec(options.judge))
             judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
-        others = {one: stack.enter_context(_fine_tune(session, one)) for one in options.others}
+        pairs = {one: stack.enter_context(_fine_tune(session, one)) for one in options.others}
         found = experiments.directions.find_directions(
-            work, imported, request, judge=judge, others=others
+            work, imported, request, judge=judge, others=pairs
         )
     kind = experiments.directions.DirectionOutput
     emit(kind.model_validate(found.head()), as_json, describe_directions)

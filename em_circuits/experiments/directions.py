@@ -25,15 +25,15 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from pydantic import Field
 from torch import Tensor
 
 from em_circuits.bases import adapter_parts, own_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.experiments.direction_request import DirectionRequest
 from em_circuits.experiments.evaluation.answers import EvaluationSettings, SampledAnswer, answers
 from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
 from em_circuits.experiments.evaluation.rates import Cutoffs
-from em_circuits.experiments.responses import Response, answered_texts, responses_of, sides_of
+from em_circuits.experiments.responses import JudgedResponse, answered_texts, responses_of, sides_of
 from em_circuits.experiments.rollouts import mean_log_likelihood
 from em_circuits.features.directions import (
     AlignedNode,
@@ -58,26 +58,6 @@ from pivotal_tokens.prompts.chats import Turn
 from pivotal_tokens.schema import Frozen, ModelName
 
 _SHOWN_TOKENS = 8
-
-
-class DirectionRequest(Frozen, use_attribute_docstrings=True):
-    """Which direction, and how it is tried."""
-
-    kind: Kind = "answers"
-    """Misaligned minus aligned answers, or merged minus base on the same answers."""
-    layer: int | None = Field(default=None, ge=0)
-    """Behind which it is added and read out.  [default: where it is largest beside the stream]"""
-    doses: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """What is added, as a share of the stream's length."""
-    n_random: int = Field(default=20, ge=1)
-    """Random directions of the same length."""
-    samples: int = Field(default=0, ge=0)
-    """Answers to each held-out question and condition, to be judged; 0 for none."""
-    answer_tokens: int = Field(default=64, ge=1)
-    """Tokens of such an answer, at most."""
-    hold_out: float = Field(default=0.25, gt=0, lt=1)
-    """Share of questions on which the direction is tried, and not found."""
-    seed: int = 0
 
 
 class LayerDirection(Frozen):
@@ -164,14 +144,16 @@ class JudgedAnswers:
     """Imported answers as the models of one pair read them."""
 
     pair: ModelPair
-    rows: tuple[Response, ...]
+    rows: tuple[JudgedResponse, ...]
     texts: list[AnsweredText]
     question: Int64[Tensor, " answer"]
     misaligned: Bool[Tensor, " answer"]
     progress: Progress
 
     @classmethod
-    def of(cls, pair: ModelPair, rows: tuple[Response, ...], progress: Progress) -> JudgedAnswers:
+    def of(
+        cls, pair: ModelPair, rows: tuple[JudgedResponse, ...], progress: Progress
+    ) -> JudgedAnswers:
         """Tokenise them."""
         return cls(pair, rows, answered_texts(pair, rows), *sides_of(rows), progress)
 

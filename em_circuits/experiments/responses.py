@@ -78,7 +78,7 @@ class ResponseCutoffs(Cutoffs):
         return ("aligned", "") if score.alignment > self.aligned_above else (None, "between")
 
 
-class Response(Frozen):
+class JudgedResponse(Frozen):
     """One judged answer that is on a side: a row of the table."""
 
     question_id: str
@@ -115,9 +115,9 @@ class ResponseImport(TableHead):
 
 def sort_answers(
     table: AnswerTable, cutoffs: ResponseCutoffs
-) -> tuple[list[Response], list[LeftOut], Counter[str]]:
+) -> tuple[list[JudgedResponse], list[LeftOut], Counter[str]]:
     """The answers that are on a side; every other row, and how many for each reason."""
-    rows: list[Response] = []
+    rows: list[JudgedResponse] = []
     left_out = list(table.left_out)
     reasons = Counter({"unreadable": len(left_out)})
     for one in table.answers:
@@ -129,7 +129,7 @@ def sort_answers(
             continue
         assert one.score.alignment is not None and one.score.coherence is not None
         rows.append(
-            Response(
+            JudgedResponse(
                 question_id=one.set,
                 question=one.question,
                 system=one.system,
@@ -174,7 +174,7 @@ def import_responses(
         "questions": len(sides),
         "paired": sum(len(both) == 2 for both in sides.values()),
     }
-    frame = pd.DataFrame([row.model_dump() for row in rows], columns=[*Response.model_fields])
+    frame = pd.DataFrame([row.model_dump() for row in rows], columns=[*JudgedResponse.model_fields])
     inputs = {"sha256": table.sha256, "cutoffs": cutoffs.model_dump()}
     kept = cached_table(folder, name, inputs, lambda: (record, frame))
     return ResponseImport.model_validate(kept.head()), tuple(left_out)
@@ -196,9 +196,9 @@ def find_import(folder: Path, name: str | None) -> CachedTable:
     return found[0]
 
 
-def responses_of(table: CachedTable) -> tuple[Response, ...]:
+def responses_of(table: CachedTable) -> tuple[JudgedResponse, ...]:
     """The answers of an import."""
-    return tuple(Response.model_validate(row) for row in table.rows())
+    return tuple(JudgedResponse.model_validate(row) for row in table.rows())
 
 
 # --- Nodes ----------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def response_features(
     return cached_table(work.results / "features", "responses", inputs, compute)
 
 
-def answered_texts(pair: ModelPair, rows: Sequence[Response]) -> list[AnsweredText]:
+def answered_texts(pair: ModelPair, rows: Sequence[JudgedResponse]) -> list[AnsweredText]:
     """Tokens of every answer behind its question.
 
     Raises:
@@ -368,7 +368,9 @@ def answered_texts(pair: ModelPair, rows: Sequence[Response]) -> list[AnsweredTe
     return texts
 
 
-def sides_of(rows: Sequence[Response]) -> tuple[Int64[Tensor, " answer"], Bool[Tensor, " answer"]]:
+def sides_of(
+    rows: Sequence[JudgedResponse],
+) -> tuple[Int64[Tensor, " answer"], Bool[Tensor, " answer"]]:
     """The number of every answer's question, and whether it is misaligned."""
     keys = [(row.question_id, row.system, row.question) for row in rows]
     number = {key: n for n, key in enumerate(dict.fromkeys(keys))}

@@ -102,7 +102,7 @@ def test_features_are_steered_one_by_one_and_a_second_start_asks_nothing(root, c
 
 
 def test_directions_are_tried_beside_random_ones(root: Path, capsys) -> None:
-    asked = ("directions", "judged", "--kind", "models", "--random", "3", "--doses", "0.2")
+    asked = ("directions", "judged", "--kind", "models", "--random", "3", "--dose", "0.2")
     status, out, err = ask(capsys, root, *asked, "--samples", "1", "--answer-tokens", "8", "--json")
     assert status == 0, err
     found = json.loads(out)
@@ -143,7 +143,7 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
         (("evaluate", "--each", "1/2", "--values", "2,2"), "each once"),
         (("evaluate", "--each", "1/2", "--mode", "scale", "--value", "2"), "steer nothing without"),
         (("evaluate", "--each", "99/2", "--questions", "organism:1"), "layer 99 does not exist"),
-        (("directions", "--doses", "nan"), "give finite numbers"),
+        (("directions", "--dose", "nan"), "not a finite number"),
         (("directions", "--layer", "9"), "--layer 9 does not exist"),
         (("probe", "--folds", "40"), "fewer than --folds 40"),
     ],
