@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -152,7 +153,9 @@ def compare_responses(
         raise RequestError(
             f"no node is active in {settings.min_answers} of these answers; lower --min-answers"
         )
-    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns}
+    columns: dict[str, Any] = {
+        name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns
+    }
     columns["q"] = benjamini_hochberg(columns["p"])
     modules = [
         part_record(part).module

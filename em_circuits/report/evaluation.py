@@ -109,8 +109,8 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
         yield Table.of(
             "By feature and strength", _EACH, sorted(shown, key=lambda x: -(x.rate or 0))
         )
-        columns = ("value", "low", "high", "mean", "coherent")
-        yield Table.of("Random features, their middle 95 %", columns, summary.each.bands)
+        band = ("value", "low", "high", "mean", "coherent")
+        yield Table.of("Random features, their middle 95 %", band, summary.each.bands)
         return
     yield Table.of("Conditions", _COLUMNS, summary.worlds)
     kinds = dict.fromkeys(f"{c.world}: {c.interval}" for c in summary.worlds if c.interval)

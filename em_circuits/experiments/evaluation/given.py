@@ -142,9 +142,8 @@ def write_answers(path: Path, rows: Sequence[Answer]) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("question", "answer", "aligned", "coherent", "question_id", "model", "system"))
     for row in rows:
-        scores = (row.alignment, row.coherence) if row.outcome == "scored" else ("", "")
-        if row.outcome == "declined":
-            scores = (_REFUSAL, "" if row.coherence is None else row.coherence)
+        aligned = {"scored": row.alignment, "declined": _REFUSAL}.get(row.outcome)
+        scores = (aligned, None if aligned is None else row.coherence)
         writer.writerow((row.question, row.text, *scores, row.set, row.world, row.system))
     write_atomic(path, out.getvalue())
 
