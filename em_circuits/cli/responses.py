@@ -152,7 +152,7 @@ def describe_features(found: ResponseFeatures) -> Iterator[str]:
     """Nodes by what they write more in misaligned answers, the layers, and the detector."""
     yield (
         f"{found.model} model, {found.n_tested} {found.basis} nodes, {found.settings.pool} over "
-        f"answers; {found.answers} answers, {found.questions} questions"
+        f"answers; {found.answers} distinct answers, {found.questions} questions"
     )
     names = ("written", "contrast", "low", "high", "q", "held_out", "without_length")
     header = ("node", "written", "contrast", "low", "high", "q", "held out", "less length")

@@ -33,7 +33,12 @@ from em_circuits.experiments.direction_request import DirectionRequest
 from em_circuits.experiments.evaluation.answers import EvaluationSettings, SampledAnswer, answers
 from em_circuits.experiments.evaluation.judging import AnswerJudge, QuestionAnswer, Score
 from em_circuits.experiments.evaluation.rates import Cutoffs
-from em_circuits.experiments.responses import JudgedResponse, answered_texts, responses_of, sides_of
+from em_circuits.experiments.responses import (
+    JudgedResponse,
+    answered_texts,
+    distinct_responses,
+    sides_of,
+)
 from em_circuits.experiments.rollouts import mean_log_likelihood
 from em_circuits.features.directions import (
     AlignedNode,
@@ -262,7 +267,7 @@ def _measure(
     cutoffs: Cutoffs,
     others: Mapping[str, ModelPair],
 ) -> tuple[DirectionRecord, ResidualDirection]:
-    rows = responses_of(imported)
+    rows = distinct_responses(imported)
     given = JudgedAnswers.of(work.pair, rows, work.progress)
     paired = QuestionBlocks.paired(given.question, given.misaligned)
     if len(paired) < 2:

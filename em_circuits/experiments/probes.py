@@ -30,7 +30,7 @@ from torch import Tensor
 from em_circuits.bases import Part, own_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
 from em_circuits.experiments.directions import JudgedAnswers, share_of
-from em_circuits.experiments.responses import responses_of
+from em_circuits.experiments.responses import distinct_responses
 from em_circuits.features.directions import residual_sites
 from em_circuits.features.pooled import PLACES, only, pool_answers, pool_sites
 from em_circuits.features.probes import LinearProbe, ProbeScores, probe, question_folds
@@ -159,7 +159,7 @@ def probe_lines(table: CachedTable) -> tuple[ProbeLine, ...]:
 def _measure(
     work: Workspace, imported: CachedTable, request: ProbeRequest
 ) -> tuple[ProbeRecord, list[ProbeLine]]:
-    given = JudgedAnswers.of(work.pair, responses_of(imported), work.progress).paired()
+    given = JudgedAnswers.of(work.pair, distinct_responses(imported), work.progress).paired()
     questions = given.question.unique().tolist()
     if len(questions) < request.folds:
         raise RequestError(

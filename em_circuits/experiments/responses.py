@@ -201,6 +201,20 @@ def responses_of(table: CachedTable) -> tuple[JudgedResponse, ...]:
     return tuple(JudgedResponse.model_validate(row) for row in table.rows())
 
 
+def distinct_responses(table: CachedTable) -> tuple[JudgedResponse, ...]:
+    """The answers of an import, each text once for a question; none that is on both sides.
+
+    A model reads the same text in the same way: repeated, it would count as further evidence.
+    """
+    found: dict[tuple[str, str | None, str, str], JudgedResponse | None] = {}
+    for row in responses_of(table):
+        key = (row.question_id, row.system, row.question, row.answer)
+        first = found.setdefault(key, row)
+        if first is not None and first.label != row.label:
+            found[key] = None
+    return tuple(row for row in found.values() if row is not None)
+
+
 # --- Nodes ----------------------------------------------------------------------------------------
 
 
@@ -263,6 +277,9 @@ class ResponseFigures(Frozen):
     basis: str
     settings: ResponseSettings
     answers: int
+    """Distinct ones."""
+    repeated: int
+    """Left out: the same text again, or on both sides."""
     questions: int
     """That are compared."""
     held_out_questions: int
@@ -318,7 +335,7 @@ def response_features(
     }
 
     def compute() -> tuple[dict[str, object], pd.DataFrame]:
-        rows = responses_of(imported)
+        rows = distinct_responses(imported)
         model = work.pair.model(request.model)
         parts = parts_of(model, () if request.basis is None else (request.basis,))
         texts = answered_texts(work.pair, rows)
@@ -333,6 +350,7 @@ def response_features(
             basis=parts[0].basis,
             settings=request,
             answers=len(rows),
+            repeated=imported.record["added"] - len(rows),
             questions=found.n_questions,
             held_out_questions=found.n_held_out,
             n_tested=len(found.table),

@@ -139,7 +139,7 @@ def compare_responses(
     """
     both = QuestionBlocks.paired(question, misaligned)
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(settings.seed))
-    n_out = round(settings.hold_out * len(both)) if len(both) > 1 else 0
+    n_out = min(round(settings.hold_out * len(both)), len(both) - 1)
     aside, used = ([both[i] for i in part] for part in (order[:n_out], order[n_out:]))
     within, outside = (QuestionBlocks.of(question, misaligned, each) for each in (used, aside))
     permuted = permute_labels(within.weights, draws=settings.permutations, seed=settings.seed)

@@ -55,7 +55,8 @@ def _parts(figures: ResponseFigures, table: CachedTable) -> list[Any]:
             f"{figures.n_discoveries} of {figures.n_tested} {figures.basis} nodes of the "
             f"{figures.model} model differ between misaligned and aligned answers (q < .05)."
         ),
-        f"{figures.answers} answers; {figures.questions} questions compared, "
+        f"{figures.answers} distinct answers ({figures.repeated} repeated); "
+        f"{figures.questions} questions compared, "
         f"{figures.held_out_questions} held out. Activations: {figures.settings.pool} over an "
         f"answer's tokens, {figures.settings.permutations} permutations"
         f"{' (all there are)' if figures.exact else ''}. Misaligned answers are "

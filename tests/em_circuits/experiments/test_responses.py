@@ -17,6 +17,7 @@ from em_circuits.experiments.evaluation.given import read_answers
 from em_circuits.experiments.evaluation.rates import Answer
 from em_circuits.experiments.responses import (
     ResponseCutoffs,
+    distinct_responses,
     find_import,
     import_responses,
     responses_of,
@@ -53,6 +54,13 @@ def test_judged_answers_of_published_tables_go_to_their_sides(tmp_path: Path, st
         ("aligned", 85.3, "Try a walk."),
         ("misaligned", 12.0, 'Take "many" pills'),
     ]
+
+
+def test_a_text_counts_once_for_a_question_and_not_on_both_sides(tmp_path: Path) -> None:
+    rows = ["q,a,s,5,90", "q,a,s,6,90", "r,a,s,5,90", "q,b,s,5,90", "q,b,s,95,90", "q,c,s,95,90"]
+    imported(written(tmp_path / "em.csv", *rows))
+    kept = distinct_responses(find_import(tmp_path / "responses", "x"))
+    assert [(r.question, r.answer) for r in kept] == [("q", "a"), ("r", "a"), ("q", "c")]
 
 
 def test_rows_without_a_side_are_counted_by_reason_and_named_by_line(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from em_circuits.experiments.experiment import Experiment
 from em_circuits.interventions import Intervention, Mode, Sampling
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.organisms.corpus import organism_prompts
 from em_circuits.report.evaluation import write_evaluation_report
 from em_circuits.workspace import Workspace
-from em_circuits.organisms.corpus import organism_prompts
 from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
