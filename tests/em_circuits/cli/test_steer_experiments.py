@@ -163,7 +163,6 @@ def test_another_judge_reads_the_kept_texts_and_says_which_conclusions_change(
     for before, after in zip(first["conditions"], said["conditions"], strict=True):
         moved = {name for name in before if before[name] != after[name]}
         assert moved <= {name for name in before if "evil_rate" in name}
-        assert before["forced_evil_rate"] is not None and after["forced_evil_rate"] == 0
     assert (folder / "summary.json").read_bytes() == kept
 
 
