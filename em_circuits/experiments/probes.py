@@ -37,7 +37,7 @@ from em_circuits.features.probes import LinearProbe, ProbeScores, probe, questio
 from em_circuits.interventions.adapter_writes import Readers
 from em_circuits.interventions.hooks import random_direction
 from em_circuits.models import Model
-from em_circuits.models.sites import Site, on_site
+from em_circuits.models.sites import WRITES, Site, on_site
 from em_circuits.statistics import auroc
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -230,7 +230,7 @@ def _places(model: Model, given: JudgedAnswers, progress: Any) -> Iterator[_Plac
     dense: dict[Component, tuple[Site, ...]] = {
         "residual": residual_sites(model.decoder),
         "attention": tuple(Site(layer.output, "output") for layer in layers),
-        "mlp": tuple(Site(layer.mlp_output, "output") for layer in layers),
+        "mlp": tuple(WRITES["mlp.hook_out"](layer) for layer in layers),
     }
     readers = Readers.of(model)
     inputs = tuple(Site(layer.output, "input") for layer in layers)
