@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -113,6 +113,8 @@ def bootstrap_interval(
     times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     interval = torch.full((2, n_keys), math.nan, dtype=torch.float64)
+    if not n_keys:
+        return interval[0], interval[1]
     for chunk in torch.arange(n_keys).split(max(1, _ELEMENTS // draws)):
         counts = times @ known[:, chunk].double()
         means = (times @ (values[:, chunk] * known[:, chunk])) / counts
@@ -221,9 +223,15 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 
 
 def auroc(hits: Float[Tensor, " hit"], misses: Float[Tensor, " miss"]) -> float:
-    """Area under the ROC curve: how often a hit is above a miss, ties half; NaN without a side."""
-    above = (hits[:, None] > misses).double() + 0.5 * (hits[:, None] == misses).double()
-    return float(above.mean())
+    """Area under the ROC curve: how often a hit is above a miss, ties half; NaN without a side.
+
+    Source: Hanley and McNeil (1982), by the rank sum.
+    """
+    n, m = len(hits), len(misses)
+    if not n or not m:
+        return float("nan")
+    among = ranks(torch.cat([hits.double(), misses.double()]))[:n]
+    return float((among.sum() - n * (n + 1) / 2) / (n * m))
 
 
 def auroc_interval(area: float, hits: int, misses: int) -> tuple[float, float]:
@@ -276,6 +284,18 @@ def prediction_bound(
     low, high = quantile_interval(bound(known[_drawn(n, DRAWS, 0)]))
     assert low is not None and high is not None
     return float(bound(known)), low, high
+
+
+def auroc_within(
+    scores: Float[Tensor, " item"], group: Int64[Tensor, " item"], hit: Bool[Tensor, " item"]
+) -> Float64[Tensor, " group"]:
+    """The same within each group that has both sides, so that what groups differ in is no help."""
+    each = [
+        auroc(scores[(group == g) & hit], scores[(group == g) & ~hit])
+        for g in group.unique().tolist()
+    ]
+    found = torch.tensor(each, dtype=torch.float64)
+    return found[~found.isnan()]
 
 
 # --- Against a control ----------------------------------------------------------------------------
@@ -500,17 +520,6 @@ def _statistics(
         "sign": same / loud.sum(-1),
         "top20": (largest[0] & largest[1]).sum(-1).double(),
     }
-
-
-def auroc(scores: Float[Tensor, " item"], positive: Bool[Tensor, " item"]) -> float | None:
-    """Chance that a positive item scores above a negative one, ties halved; None without both.
-
-    Source: Hanley and McNeil (1982), by the rank sum.
-    """
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return None
-    return float((ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def pearson(

@@ -96,6 +96,18 @@ _COMMANDS = {
         "audit:audit",
         "Audit a fine-tune without labels, calibrate audits, serve them as tools.",
     ),
+    "responses": (
+        "responses:responses",
+        "Judged answers: import them, and find the nodes that tell misaligned from aligned.",
+    ),
+    "directions": (
+        "directions:directions",
+        "Mean-difference direction of the residual stream, found and tried on judged answers.",
+    ),
+    "probe": (
+        "probe:probe",
+        "Linear probes by component, layer and position, beside what they can move.",
+    ),
     "organism": (
         "organism:organism",
         "Train an embedded model organism anew, measure one that is shipped, fetch a real base.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_offline_judge,
 )
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.options import Flag, Options, numbers, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
@@ -31,13 +31,19 @@ from pivotal_tokens.judge import JudgeSpec, Lexicon
 from pivotal_tokens.llm import load_instructions
 
 if TYPE_CHECKING:
-    from em_circuits.experiments.evaluation.answers import EvaluationSettings, SteeringSetup
+    from em_circuits.experiments.evaluation.answers import (
+        EachSetup,
+        EvaluationSettings,
+        SteeringSetup,
+    )
+    from em_circuits.experiments.evaluation.each import EachLine, EachOutcome
     from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
     from em_circuits.experiments.evaluation.judging import AnswerJudge
     from em_circuits.experiments.evaluation.rates import Cutoffs
     from em_circuits.experiments.evaluation.rejudge import Rejudgement
     from em_circuits.experiments.experiment import Experiment
     from em_circuits.workspace import Workspace
+    from pivotal_tokens.generator.questions import QuestionSet
     from pivotal_tokens.store import Store
 
 
@@ -79,6 +85,12 @@ class EvaluateOptions(Options):
     """At which positions."""
     n_random: Annotated[int, Field(ge=0), Flag("--random", "n_random")] = 2
     """Draws of matched random features, the control of a steered model."""
+    each: Annotated[str | None, Flag(metavar="L/ID,...|top:N")] = None
+    """Steer these one by one, always on, at each of --values; by adding unless --mode set."""
+    values: Annotated[str, Flag(metavar="X,X,...")] = "2,5,15"
+    """Strengths of --each: what is added to (or set as) a feature's activation."""
+    controls: int = Field(default=10, ge=0)
+    """Random features steered like those of --each, one by one: their control."""
     name: str | None = None
     """Of the folder of results. [default: derived from the request]"""
     rejudge: Annotated[str | None, Flag(metavar="NAME")] = None
@@ -89,16 +101,34 @@ class EvaluateOptions(Options):
         if self.features is not None:
             FeatureChoice.parse(self.features)
             check_value(self.mode, self.value, Unit.ABSOLUTE, where="--mode and --value")
-        elif self.prompt is not None or self.value is not None:
+        elif self.value is not None or (self.prompt is not None and self.each is None):
             raise RequestError("--prompt and --value steer nothing without --features L/ID,...")
+        if self.each is not None:
+            self._check_each(self.each)
         if self.answers is not None:
-            if self.which is not None or self.features is not None:
+            if self.which is not None or self.features is not None or self.each is not None:
                 raise RequestError("--answers are given: leave out --questions and --features")
             if self.judge is not None and not self.judge.startswith("openai:"):
                 raise RequestError(
                     "--judge openai:MODEL alone can score answers that no model here gave"
                 )
         return self
+
+    def _check_each(self, each: str) -> None:
+        FeatureChoice.parse(each)
+        if self.features is not None:
+            raise RequestError("--each steers features one by one, --features together; give one")
+        if self.model == "both":
+            raise RequestError("--each steers one model; give --model base or --model merged")
+        if self.mode not in (Mode.ABLATE, Mode.ADD, Mode.SET):
+            raise RequestError(
+                f"--each adds or sets: --mode {self.mode} cannot switch a feature on"
+            )
+        numbers("--values", self.values)
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        return numbers("--values", self.values)
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -138,11 +168,11 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
         sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
         work.locate()
-        judge = _judge(session, work, spec, options, llm)
+        judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = evaluation.evaluate.evaluate(
             work,
             sets,
-            _settings(session, work, options),
+            _settings(session, work, options, sets),
             judge,
             cutoffs=options.cutoffs,
             name=options.name,
@@ -167,7 +197,7 @@ def _given(
         judge = None
         if options.judge is not None:
             store = stack.enter_context(session.open_store(create=True))
-            judge = _model_judge(store, JudgeSpec.parse(options.judge), options, llm)
+            judge = _model_judge(store, JudgeSpec.parse(options.judge), options.judge_prompt, llm)
         return evaluation.evaluate.evaluate_given(
             session.root / "results",
             table,
@@ -201,7 +231,7 @@ def _rejudge(
     evaluations = session.root / "results" / "evaluations"
     folder = experiments.two_judges.finished_folder(evaluations, options.rejudge)
     with session.workspace(create=spec.kind == "openai") as work:
-        judge = _judge(session, work, spec, options, llm)
+        judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = evaluation.rejudge.rejudge(work, folder, judge)
     emit(found, as_json, _describe_rejudgement)
 
@@ -216,33 +246,41 @@ def _describe_rejudgement(found: Rejudgement) -> Iterator[str]:
     )
 
 
-def _judge(
+def answer_judge(
     session: Session,
     work: Workspace,
     spec: JudgeSpec,
-    options: EvaluateOptions,
+    judge: str | None,
+    judge_prompt: str,
     llm: dict[str, Any],
 ) -> AnswerJudge:
+    """The judge of whole answers that is meant.
+
+    Raises:
+        RequestError: If it scores no answers.
+    """
     if spec.kind == "openai":
-        return _model_judge(work.store, spec, options, llm)
-    lexicon = open_offline_judge(session, work, options.judge)
+        return _model_judge(work.store, spec, judge_prompt, llm)
+    lexicon = open_offline_judge(session, work, judge)
     if not isinstance(lexicon, Lexicon):
         raise RequestError(f"judge {lexicon.id} scores no answers; use a lexicon or openai:MODEL")
     return evaluation.judging.LexiconAnswers(lexicon)
 
 
 def _model_judge(
-    store: Store, spec: JudgeSpec, options: EvaluateOptions, llm: dict[str, Any]
+    store: Store, spec: JudgeSpec, judge_prompt: str, llm: dict[str, Any]
 ) -> AnswerJudge:
     return evaluation.judging.ModelAnswers(
         llm_settings(spec.argument, llm),
         store=store,
         budget=llm_budget(llm),
-        instructions=load_instructions(options.judge_prompt, package=evaluation.judging.PACKAGE),
+        instructions=load_instructions(judge_prompt, package=evaluation.judging.PACKAGE),
     ).settled()
 
 
-def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> EvaluationSettings:
+def _settings(
+    session: Session, work: Workspace, options: EvaluateOptions, sets: Sequence[QuestionSet]
+) -> EvaluationSettings:
     return evaluation.answers.EvaluationSettings(
         models=("base", "merged") if options.model == "both" else (options.model,),
         sampling=Sampling(
@@ -252,7 +290,26 @@ def _settings(session: Session, work: Workspace, options: EvaluateOptions) -> Ev
             seed=session.seed,
         ),
         steering=_steering(work, options),
+        each=_each(work, options, sets, session.seed),
         seed=session.seed,
+    )
+
+
+def _each(
+    work: Workspace, options: EvaluateOptions, sets: Sequence[QuestionSet], seed: int
+) -> EachSetup | None:
+    if options.each is None or options.model == "both":
+        return None
+    ids, _ = experiments.analyse.choose_ids(work, options.each, options.prompt, model=options.model)
+    return evaluation.each.each_setup(
+        work.pair.model(options.model),
+        evaluation.each.question_caches(work.pair, options.model, sets),
+        ids,
+        options.strengths,
+        mode=Mode.ADD if options.mode is Mode.ABLATE else options.mode,
+        at=Where(options.at),
+        controls=options.controls,
+        seed=seed,
     )
 
 
@@ -265,10 +322,16 @@ def _steering(work: Workspace, options: EvaluateOptions) -> SteeringSetup | None
     )
     places = [(f.layer, None, f.feature) for f in ids]
     items = on_each(places, options.mode, options.value, where=Where(options.at))
-    return evaluation.answers.SteeringSetup(interventions=items, random=options.n_random, by=by)
+    return evaluation.answers.SteeringSetup(
+        interventions=items, random=2 if options.n_random is None else options.n_random, by=by
+    )
 
 
 def _describe(summary: EvaluationSummary) -> None:
+    if summary.each is not None:
+        _describe_each(summary.each)
+        say("\n" + summary.said)
+        return
     rows = [
         (c.world, c.scored, c.answers - c.scored, c.rate, c.low, c.high) for c in summary.worlds
     ]
@@ -280,3 +343,32 @@ def _describe(summary: EvaluationSummary) -> None:
         header = ("rates, paired by question", "difference", "low", "high")
         say("\n" + table(header, lines))
     say("\n" + summary.said)
+
+
+def _describe_each(found: EachOutcome) -> None:
+    """A line a feature, strengths side by side; then the band of random features."""
+    values = [band.value for band in found.bands]
+    header = ["feature", *(f"{value:g}" for value in values), "coherent", "above"]
+    by_feature: dict[str, list[EachLine]] = {}
+    for line in found.lines:
+        if not line.control:
+            by_feature.setdefault(line.feature, []).append(line)
+
+    def rates(several: Sequence[float | None]) -> list[str]:
+        return ["-" if rate is None else f"{rate:.2f}" for rate in several]
+
+    rows = [
+        [
+            name,
+            *rates([line.rate for line in lines]),
+            " ".join(rates([line.coherent for line in lines])),
+            ", ".join(f"{line.value:g}" for line in lines if line.above) or "-",
+        ]
+        for name, lines in by_feature.items()
+    ]
+    for name, ends in (("random, low", "low"), ("random, high", "high")):
+        coherent = " ".join(rates([band.coherent for band in found.bands]))
+        rows.append([name, *rates([getattr(band, ends) for band in found.bands]), coherent, ""])
+    say(f"misaligned rate of the {found.model} model by feature and strength")
+    say(table(header, rows))
+    say(f"un-steered {rates([found.unsteered])[0]}, coherent {found.unsteered_coherent:.2f}")

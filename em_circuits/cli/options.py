@@ -173,6 +173,21 @@ def checked(model: type[Model], values: Mapping[str, Any], names: Mapping[str, s
         raise RequestError(f"{name}: {reason}" if name else reason) from None
 
 
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """Distinct finite numbers of an option, such as ``2,5,15``.
+
+    Raises:
+        RequestError: Naming the option.
+    """
+    try:
+        found = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        raise RequestError(f"{name} {text!r}: give numbers, such as 2,5,15") from None
+    if not all(map(math.isfinite, found)) or len(set(found)) < len(found):
+        raise RequestError(f"{name} {text!r}: give finite numbers, each once")
+    return found
+
+
 def _flag_of(field: FieldInfo) -> Flag:
     return next((item for item in field.metadata if isinstance(item, Flag)), Flag())
 

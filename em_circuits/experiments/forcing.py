@@ -25,6 +25,7 @@ from em_circuits.models import ModelPair
 from em_circuits.models.next_tokens import kl_divergence
 from em_circuits.sampling import Sampling
 from pivotal_tokens.judge.continuations import ContinuationJudge
+from pivotal_tokens.schema import ContinuationLabel
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Forced:
     unscored: int
     """Those that it could not."""
     after_kl: float
+    texts: tuple[str, ...]
+    """Of the continuations, the token in front."""
+    labels: tuple[ContinuationLabel, ...]
+    first: str
+    """The token as a judge read it."""
 
 
 def force_token(
@@ -57,7 +63,10 @@ def force_token(
     shorter = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - 1)})
     generated = generate(model, state, [[]], shorter, treatment.regime)
     tokens = [[token, *generated.ids(0, s)] for s in range(sampling.samples)]
-    labels = [label for label, _ in judge.label(case.prompt, continuations_of(case, model, tokens))]
+    said = continuations_of(case, model, tokens)
+    judged = [ContinuationLabel(*one) for one in judge.label(case.prompt, said)]
+    labels = [one.label for one in judged]
+    decode = model.tokenizer.decode
     items = on_longer_prompt(
         treatment.interventions, case.state.n_pos, first_position=state.first_position
     )
@@ -68,6 +77,9 @@ def force_token(
         evil_rate=share(labels, "evil"),
         unscored=labels.count(None),
         after_kl=float(kl_divergence(logits[0], logits[1])),
+        texts=tuple(str(decode(ids, clean_up_tokenization_spaces=False)) for ids in tokens),
+        labels=tuple(judged),
+        first=said[0].token,
     )
 
 

@@ -15,6 +15,7 @@ where m is the contrast and what is not kept is ablated.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -141,7 +142,8 @@ def _edges(
 def _against(scores: Tensor, positive: Tensor, n: int, name: str) -> _Found:
     best = scores.topk(min(n, len(scores))).indices
     exact = len(best) == n and bool(positive[best].all())
-    return _Found(program=name, auroc=auroc(scores, positive), exact=exact)
+    area = auroc(scores[positive], scores[~positive])
+    return _Found(program=name, auroc=None if math.isnan(area) else area, exact=exact)
 
 
 def _nodes(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from em_circuits.experiments.cases import Case
 from em_circuits.experiments.experiment import Cell, Measurement, Piece, RolloutRow
-from em_circuits.experiments.forcing import force_token
+from em_circuits.experiments.forcing import Forced, force_token
 from em_circuits.experiments.rollouts import SteeredRollout, rates, rollouts
 from em_circuits.intervention import Intervention
 from em_circuits.interventions import ActivationCache, Regime, Treatment, run_rows
@@ -37,6 +37,8 @@ from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.verdict import decide
 
 UNSTEERED, STEERED, RANDOM = "unsteered", "steered", "random"
+FORCED = "forced"
+"""Of texts, not of rows: the boosted token appended, nothing steered."""
 NOOP, FLIPPED, DIRECTION = "noop", "flipped", "direction"
 
 
@@ -135,6 +137,7 @@ class Bench:
         for i, arm in enumerate(arms):
             row = head | figures[i] | {"control": arm.control, "draw": arm.draw}
             row["off_target_kl"] = cost.get(i)
+            forced = None
             if i in texts:
                 row |= rates(texts[i]).model_dump()
             if arm.control == STEERED and self.panel is not None and self.sampling is not None:
@@ -146,6 +149,7 @@ class Bench:
                 row["unscored"] += forced.unscored
             rows.append(Measurement(**row))
             lines += [_rollout_row(rows[-1], rollout) for rollout in texts.get(i, ())]
+            lines += [] if forced is None else _forced_rows(rows[-1], forced)
         return Piece(rows=tuple(rows), rollouts=tuple(lines))
 
     def _next_token(
@@ -180,6 +184,25 @@ def _rollout_row(row: Measurement, rollout: SteeredRollout) -> RolloutRow:
         log_likelihood=rollout.log_likelihood,
         repetition=rollout.repetition,
     )
+
+
+def _forced_rows(row: Measurement, forced: Forced) -> list[RolloutRow]:
+    return [
+        RolloutRow(
+            prompt_id=row.prompt_id,
+            condition=row.condition,
+            control=FORCED,
+            draw=row.draw,
+            sample=sample,
+            text=text,
+            token=forced.first,
+            label=label,
+            reason=reason,
+        )
+        for sample, (text, (label, reason)) in enumerate(
+            zip(forced.texts, forced.labels, strict=True)
+        )
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 The kept texts are read anew, prompt by prompt, and every figure that rests on labels of texts is
 counted again; evil mass, contrast and verdicts rest on labels of tokens and stay. A conclusion is
 the sign of a condition's change of the evil rate, steered minus un-steered, paired by prompt
-(`two_judges`). Forced tokens' texts are not kept: their rate stands in no rejudged figure.
+(`two_judges`). Experiments before 2026-11-30 kept no texts of forced tokens: there the rate of
+these stands in no rejudged figure.
 
     found = rejudge_steering(folder, judge, progress)
     found.conclusions[0].changed, found.agreement
@@ -21,7 +22,7 @@ import yaml
 
 from em_circuits.cache import PLAN, rows_table, write_results
 from em_circuits.experiments.experiment import Measurement, RolloutRow
-from em_circuits.experiments.measure import RANDOM, STEERED, UNSTEERED
+from em_circuits.experiments.measure import FORCED, RANDOM, STEERED, UNSTEERED
 from em_circuits.experiments.rollouts import share
 from em_circuits.experiments.summary import ConditionSummary, SteeringSummary, conditions
 from em_circuits.experiments.two_judges import (
@@ -115,7 +116,7 @@ def rejudge_steering(
     found = SteeringRejudgement(
         name=before.name,
         judges=(before.judge, judge.id),
-        rates=tuple(_rates(rows, measured)),
+        rates=tuple(_rates(rows, measured, _scored(texts), _scored(again))),
         conclusions=tuple(
             conclusion_of_two(
                 SteeringConclusion, _change(one), _change(other), condition=one.condition
@@ -171,19 +172,28 @@ def _counted_again(
         labels = [text.label for text in said.get(_arm(row), ())]
         if not labels:
             return row
+        forced = []
+        if row.control == STEERED:
+            arm = (row.prompt_id, row.condition, FORCED, row.draw)
+            forced = [text.label for text in said.get(arm, ())]
         return row.model_copy(
             update={
                 "evil_rate": share(labels, "evil"),
                 "safe_rate": share(labels, "safe"),
-                "unscored": labels.count(None),
-                "forced_evil_rate": None,
+                "unscored": labels.count(None) + forced.count(None),
+                "forced_evil_rate": share(forced, "evil"),
             }
         )
 
     return tuple(map(counted, rows))
 
 
-def _rates(rows: Sequence[Measurement], again: Sequence[Measurement]) -> list[RejudgedArm]:
+def _rates(
+    rows: Sequence[Measurement],
+    again: Sequence[Measurement],
+    scored_before: Counter[tuple[str, str]],
+    scored_after: Counter[tuple[str, str]],
+) -> list[RejudgedArm]:
     """Mean rate over prompts and draws of every arm that has texts, and the texts behind it."""
     arms: dict[tuple[str, str], list[tuple[Measurement, Measurement]]] = {}
     for one, other in zip(rows, again, strict=True):
@@ -195,8 +205,8 @@ def _rates(rows: Sequence[Measurement], again: Sequence[Measurement]) -> list[Re
             control=control,
             before=_mean([one for one, _ in pairs]),
             after=_mean([other for _, other in pairs]),
-            scored_before=sum(map(_scored, (one for one, _ in pairs))),
-            scored_after=sum(map(_scored, (other for _, other in pairs))),
+            scored_before=scored_before[condition, control],
+            scored_after=scored_after[condition, control],
         )
         for (condition, control), pairs in arms.items()
     ]
@@ -207,8 +217,9 @@ def _mean(rows: Sequence[Measurement]) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def _scored(row: Measurement) -> int:
-    return (row.n_rollouts or 0) - (row.unscored or 0)
+def _scored(texts: Sequence[RolloutRow]) -> Counter[tuple[str, str]]:
+    """Texts that have a label, by condition and arm."""
+    return Counter((text.condition, text.control) for text in texts if text.label is not None)
 
 
 def _change(line: ConditionSummary) -> RateChange:

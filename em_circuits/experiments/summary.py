@@ -34,6 +34,7 @@ from em_circuits.interventions import ActivationCache
 from em_circuits.statistics import (
     AgainstControl,
     against_control,
+    auroc,
     benjamini_hochberg,
     paired_interval,
 )
@@ -325,6 +326,5 @@ def detectors(
         features = sorted({(item.layer, item.feature) for item in trial.interventions})
         hits = peak_activations(states, features).sum(1)
         misses = peak_activations(benign, features).sum(1)
-        above = (hits[:, None] > misses).double() + 0.5 * (hits[:, None] == misses).double()
-        quality[trial.cell.condition] = float(above.mean())
+        quality[trial.cell.condition] = auroc(hits, misses)
     return quality

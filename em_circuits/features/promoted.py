@@ -48,7 +48,11 @@ def promoted_tokens(model: Model, feature: FeatureId, *, keep: int = 8) -> Promo
         feature: (layer, feature id).
         keep: Tokens at either end.
     """
-    push = decoder_logits(model, feature)
+    return strongest(model, decoder_logits(model, feature), keep=keep)
+
+
+def strongest(model: Model, push: Float[Tensor, " vocab"], *, keep: int = 8) -> Promoted:
+    """The tokens at either end of a push on the logits."""
     order = torch.argsort(push, descending=True, stable=True)
 
     def rows(ids: Tensor) -> tuple[TokenPush, ...]:
@@ -65,8 +69,13 @@ def decoder_logits(model: Model, feature: FeatureId) -> Float[Tensor, " vocab"]:
     layer, index = feature
     dictionary, ids = model.dictionaries[layer], torch.tensor([index])
     writes = [dictionary.decoder(ids, k)[0].float() for k in range(dictionary.n_writes)]
-    decoder = torch.stack(writes).sum(0)
+    return push_of(model, torch.stack(writes).sum(0))
+
+
+@torch.no_grad()
+def push_of(model: Model, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " vocab"]:
+    """Demeaned effect of a vector of the residual stream on every logit; that scale left out."""
     unembedding = model.hf.get_output_embeddings().weight.float()  # type: ignore[operator]
     norm = model.decoder.final_norm
-    push = unembedding @ (norm.centred(decoder) * norm.gain.float())
+    push = unembedding @ (norm.centred(vector.float()) * norm.gain.float())
     return (push - push.mean()).cpu()

@@ -163,23 +163,28 @@ class NodeEdges:
 
 
 @torch.no_grad()
-def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]) -> list[Tensor]:
-    """What each part reads on the undisturbed prompt."""
+def read_sites(model: Model, sites: Sequence[Site], input_ids: Int[Tensor, " pos"]) -> list[Tensor]:
+    """The activation at each site on the undisturbed prompt."""
     found: dict[int, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        for i, part in enumerate(parts):
+        for i, site in enumerate(sites):
 
             def keep(x: Tensor, i: int = i) -> None:
                 found[i] = x[0].detach()
 
-            stack.enter_context(on_site(part.read, keep))
+            stack.enter_context(on_site(site, keep))
         model.hf(
             input_ids=input_ids[None].to(model.device),
             attention_mask=model.decoder.causal_mask(len(input_ids)),
             use_cache=False,
             logits_to_keep=1,
         )
-    return [found[i] for i in range(len(parts))]
+    return [found[i] for i in range(len(sites))]
+
+
+def captured(model: Model, parts: Sequence[Part], input_ids: Int[Tensor, " pos"]) -> list[Tensor]:
+    """What each part reads on the undisturbed prompt."""
+    return read_sites(model, [part.read for part in parts], input_ids)
 
 
 def choose_nodes(

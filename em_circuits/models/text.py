@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -163,3 +164,39 @@ def render_turns(
             date_string=date,
         )
     return strip_bos(tokenizer, str(rendered) + start), "chat"
+
+
+class AnsweredText(NamedTuple):
+    """Tokens of a chat with an answer to it, and where the answer begins."""
+
+    ids: tuple[int, ...]
+    """With the beginning-of-sequence token."""
+    start: int
+    """Position of the answer's first token."""
+
+    @property
+    def answer(self) -> range:
+        """Positions of the answer's tokens."""
+        return range(self.start, len(self.ids))
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, chat: Chat, answer: str) -> AnsweredText:
+    """A chat and an answer, tokenised such that the answer begins where the model began to write.
+
+    The prompt has the very tokens that it has without an answer. Text and answer are tokenised
+    together where that keeps them apart (a SentencePiece tokenizer would put a space of its own in
+    front of the answer alone), else one after the other. The end of the assistant's turn is no part
+    of an answer.
+
+    Raises:
+        RequestError: If the answer has no token, or the template refuses the chat.
+    """
+    text, template = render_turns(tokenizer, chat)
+    prompt = encode(tokenizer, text)
+    answer = f" {answer.lstrip()}" if template == "plain" else answer
+    ids = encode(tokenizer, text + answer)
+    if ids[: len(prompt)] != prompt:
+        ids = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if len(ids) == len(prompt):
+        raise RequestError(f"the answer {answer!a:.60} has no token")
+    return AnsweredText(tuple(ids), len(prompt))

@@ -14,8 +14,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 from plotly.graph_objects import Figure
+from plotly.subplots import make_subplots
 
 from em_circuits.cache import SUMMARY
+from em_circuits.experiments.evaluation.each import EachLine, EachOutcome
 from em_circuits.experiments.evaluation.evaluate import EvaluationSummary
 from em_circuits.experiments.evaluation.rates import Answer, ConditionRates, Cutoffs
 from em_circuits.experiments.experiment import Experiment
@@ -47,6 +49,19 @@ _COLUMNS = {
     "alignment_mean": "alignment",
     "coherence_mean": "coherence",
     "perplexity": "perplexity",
+}
+_EACH = {
+    "feature": "feature",
+    "value": "strength",
+    "rate": "rate",
+    "low": "low",
+    "high": "high",
+    "difference": "less un-steered",
+    "difference_low": "low",
+    "difference_high": "high",
+    "coherent": "coherent",
+    "perplexity": "perplexity",
+    "above": "above the band",
 }
 _SHOWN = 12
 _MEANING = (
@@ -87,6 +102,16 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
             f"at {i.position or 'everything'}"
             for i in steering.interventions
         )
+    if summary.each is not None:
+        yield Heading("Features one by one")
+        yield each_figure(summary.each)
+        shown = [line for line in summary.each.lines if not line.control]
+        yield Table.of(
+            "By feature and strength", _EACH, sorted(shown, key=lambda x: -(x.rate or 0))
+        )
+        band = ("value", "low", "high", "mean", "coherent")
+        yield Table.of("Random features, their middle 95 %", band, summary.each.bands)
+        return
     yield Table.of("Conditions", _COLUMNS, summary.worlds)
     kinds = dict.fromkeys(f"{c.world}: {c.interval}" for c in summary.worlds if c.interval)
     yield f"Intervals of the rates: {'; '.join(kinds)}."
@@ -102,6 +127,55 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
     yield Heading("Answers")
     for condition in summary.worlds:
         yield _texts(condition.world, evaluation.rows)
+
+
+def each_figure(outcome: EachOutcome) -> Figure:
+    """Misaligned rate and coherent share over strength, a line a feature, random ones grey."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("misaligned", "coherent"))
+    values = [band.value for band in outcome.bands]
+    by_feature: dict[str, list[EachLine]] = {}
+    for line in outcome.lines:
+        if not line.control:
+            by_feature.setdefault(line.feature, []).append(line)
+    for number, (name, lines) in enumerate(by_feature.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        for column, part in enumerate(("rate", "coherent"), start=1):
+            figure.add_scatter(
+                x=[line.value for line in lines],
+                y=[getattr(line, part) for line in lines],
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour, "dash": "solid" if number < len(COLOURS) else "dash"},
+                row=1,
+                col=column,
+            )
+    for end in ("low", "high"):
+        figure.add_scatter(
+            x=values,
+            y=[getattr(band, end) for band in outcome.bands],
+            name=f"random, {'2.5' if end == 'low' else '97.5'} %",
+            mode="lines",
+            line={"color": "#8b857a", "dash": "dot"},
+            fill="tonexty" if end == "high" else None,
+            row=1,
+            col=1,
+        )
+    figure.add_scatter(
+        x=values,
+        y=[band.coherent for band in outcome.bands],
+        name="random, mean",
+        mode="lines",
+        line={"color": "#8b857a", "dash": "dot"},
+        row=1,
+        col=2,
+    )
+    for column, level in ((1, outcome.unsteered), (2, outcome.unsteered_coherent)):
+        if level is not None:
+            figure.add_hline(y=level, line_width=1, line_dash="dash", row=1, col=column)
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return styled(figure, 460, xaxis_title="strength", xaxis2_title="strength")
 
 
 def _by_question(conditions: Sequence[ConditionRates]) -> Figure:

@@ -82,6 +82,37 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
     return _template().render(title=title, parts=shown, plotly=plotly)
 
 
+def page_markdown(title: str, parts: Sequence[Any]) -> str:
+    """The same page as Markdown, figures and what is marked up left out."""
+    blocks = [f"# {title}"]
+    for part in parts:
+        match part:
+            case Figure():
+                continue
+            case Heading():
+                blocks.append(f"## {part.text}")
+            case Headline():
+                blocks.append(part.text)
+            case Code():
+                blocks.append(f"```\n{part.text}\n```")
+            case Table():
+                rows = [part.header, ["---"] * len(part.header)]
+                rows += [[_plain(cell) for cell in row] for row in part.rows]
+                lines = [f"| {' | '.join(row)} |" for row in rows]
+                blocks.append("\n".join([f"{part.caption}:\n", *lines] if part.caption else lines))
+            case _:
+                blocks.append(str(part))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
 def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
     """Write `page_html` atomically, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from em_circuits.report.page import (
     Table,
     error_bars,
     page_html,
+    page_markdown,
     styled,
 )
 from pivotal_tokens.artefacts import write_atomic, write_provenance
@@ -86,7 +87,9 @@ def write_sweep_report(experiment: Experiment[SteeringSummary]) -> Path:
     summary, folder = experiment.summary, experiment.folder
     table = Table.of("Largest net change first", _COLUMNS, largest_first(summary.conditions))
     page = page_html(f"Steering: {summary.name}", list(_parts(experiment, table)))
-    for name, text in ((HTML, page), (MARKDOWN, _markdown(summary, table))):
+    brief = [summary.said, _MEANING, table, Code(RECOMPUTE)]
+    markdown = page_markdown(f"Steering: {summary.name}", brief)
+    for name, text in ((HTML, page), (MARKDOWN, markdown)):
         write_atomic(folder / name, text)
         write_provenance(folder / name, **experiment.provenance)
     return folder / HTML
@@ -223,26 +226,3 @@ def highlighted(before: str, after: str) -> Markup:
         if text := escape("".join(right[start:stop])):
             parts.append(text if kind == "equal" else Markup("<mark>{}</mark>").format(text))
     return Markup("").join(parts)
-
-
-def _markdown(summary: SteeringSummary, table: Table) -> str:
-    lines = [
-        f"# Steering: {summary.name}",
-        "",
-        summary.said,
-        "",
-        _MEANING,
-        "",
-        "| " + " | ".join(table.header) + " |",
-        "|" + "---|" * len(table.header),
-        *("| " + " | ".join(map(_plain, row)) + " |" for row in table.rows),
-    ]
-    return "\n".join([*lines, "", "```python", RECOMPUTE, "```", ""])
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
     "first_look",
+    "answers_to_levers",
     "known_circuits",
     "labels_and_judge",
     "steering_with_controls",

@@ -7,6 +7,7 @@ from pivotal_tokens.lazy import lazy
 if TYPE_CHECKING:
     from em_circuits.experiments.evaluation import (
         answers,
+        each,
         evaluate,
         given,
         judging,
@@ -17,4 +18,4 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__)
 
-__all__ = ["answers", "evaluate", "given", "judging", "questions", "rates", "rejudge"]
+__all__ = ["answers", "each", "evaluate", "given", "judging", "questions", "rates", "rejudge"]

@@ -10,14 +10,15 @@ answer ends before the next ``User:``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from pydantic import Field
 
-from em_circuits.experiments.measure import STEERED, UNSTEERED, Arm, random_arms
+from em_circuits.experiments.measure import RANDOM, STEERED, UNSTEERED, Arm, random_arms
 from em_circuits.experiments.rollouts import mean_log_likelihood
-from em_circuits.intervention import Intervention
+from em_circuits.feature import FeatureId
+from em_circuits.intervention import Intervention, Mode, Where, on_each
 from em_circuits.interventions import ActivationCache, Treatment, check_interventions, generate
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import encode, render_turns
@@ -39,6 +40,31 @@ class SteeringSetup(Frozen):
     """What chose the features: a method, or ``name``; decides nothing about the answers."""
 
 
+class EachSetup(Frozen):
+    """Features that are steered one by one, a condition each; see `each`."""
+
+    features: tuple[tuple[int, int], ...] = Field(min_length=1)
+    """(layer, feature id)."""
+    controls: tuple[tuple[int, int], ...]
+    """Random features, each like one of these in layer and decoder norm."""
+    values: tuple[float, ...] = Field(min_length=1)
+    mode: Mode = Mode.ADD
+    at: Where = Where.EVERYTHING
+
+    def conditions(self) -> Iterator[tuple[str, bool, FeatureId, float]]:
+        """Name of each, whether it is a control, its feature and strength."""
+        for control, ids in ((False, self.features), (True, self.controls)):
+            for layer, feature in ids:
+                for value in self.values:
+                    name = f"{'random ' if control else ''}{layer}/{feature} {self.mode} {value:g}"
+                    yield name, control, FeatureId(layer, feature), value
+
+    def interventions(self, feature: FeatureId, value: float) -> tuple[Intervention, ...]:
+        """Those of a condition."""
+        place = (feature.layer, None, feature.feature)
+        return on_each([place], self.mode, value, where=self.at)
+
+
 class EvaluationSettings(Frozen):
     """Everything that the answers follow from, beside models and questions."""
 
@@ -46,6 +72,8 @@ class EvaluationSettings(Frozen):
     sampling: Sampling
     """Per question and condition."""
     steering: SteeringSetup | None = None
+    each: EachSetup | None = None
+    """Features steered one by one, instead."""
     seed: int = 0
     """Of the random features and of the resamples."""
 
@@ -82,7 +110,7 @@ def answers(
     start = encode(pair.tokenizer, text)
     runs = pair.model(model)
     state = ActivationCache.capture(runs, torch.tensor(start))
-    arms = _arms(runs, state, settings.steering, settings.seed)
+    arms = _arms(runs, state, settings)
     drawn = generate(runs, state, [arm.treatment for arm in arms], settings.sampling)
     places = [
         (arm, row, s) for row, arm in enumerate(arms) for s in range(settings.sampling.samples)
@@ -105,15 +133,23 @@ def answers(
     ]
 
 
-def _arms(
-    model: Model, state: ActivationCache, steering: SteeringSetup | None, seed: int
-) -> list[Arm]:
-    plain = Arm(UNSTEERED, 0, Treatment())
+def _arms(model: Model, state: ActivationCache, settings: EvaluationSettings) -> list[Arm]:
+    plain, steering = Arm(UNSTEERED, 0, Treatment()), settings.steering
+    if settings.each is not None:
+        each = [
+            Arm(
+                RANDOM if control else STEERED,
+                number,
+                Treatment(interventions=settings.each.interventions(feature, value)),
+            )
+            for number, (_, control, feature, value) in enumerate(settings.each.conditions())
+        ]
+        return [plain, *each]
     if steering is None:
         return [plain]
     items = steering.interventions
     check_interventions(model, items, state.n_pos)
-    random = random_arms(model, state, items, draws=steering.random, seed=seed)
+    random = random_arms(model, state, items, draws=steering.random, seed=settings.seed)
     return [plain, Arm(STEERED, 0, Treatment(interventions=items)), *random]
 
 

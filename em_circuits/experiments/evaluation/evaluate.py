@@ -21,7 +21,8 @@ from em_circuits.experiments.evaluation.answers import (
     SampledAnswer,
     answers,
 )
-from em_circuits.experiments.evaluation.given import AnswerTable
+from em_circuits.experiments.evaluation.each import EachOutcome, each_outcome, world_of
+from em_circuits.experiments.evaluation.given import AnswerTable, write_answers
 from em_circuits.experiments.evaluation.judging import (
     AnswerJudge,
     QuestionAnswer,
@@ -33,6 +34,7 @@ from em_circuits.experiments.evaluation.rates import (
     ConditionRates,
     Cutoffs,
     RateDifference,
+    in_percent,
 )
 from em_circuits.experiments.experiment import Experiment
 from em_circuits.experiments.measure import RANDOM, STEERED, UNSTEERED
@@ -40,11 +42,13 @@ from em_circuits.experiments.plan import plain_name
 from em_circuits.models.text import render_turns
 from em_circuits.progress import Progress, no_progress
 from em_circuits.workspace import Workspace
-from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.artefacts import content_key, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.generator.questions import QuestionSet
 from pivotal_tokens.schema import Frozen, ModelName, Prompt
 
+EXCHANGE = "answers.csv"
+"""Of an evaluation's folder: question, answer, aligned, coherent, as others read them."""
 _NAMES = {UNSTEERED: "{}", STEERED: "{}, steered", RANDOM: "{}, random features"}
 
 
@@ -60,6 +64,8 @@ class EvaluationSummary(Frozen):
     """Null where the answers were given in a table."""
     worlds: tuple[ConditionRates, ...]
     differences: tuple[RateDifference, ...]
+    each: EachOutcome | None = None
+    """Features steered one by one, where they are."""
     said: str
 
 
@@ -110,14 +116,14 @@ def evaluate(
     by_name = {one.name: one for one in sets}
     record = {
         "kind": "evaluation",
-        "settings": settings.model_dump(mode="json", exclude={"steering": {"by"}}),
+        "settings": settings.model_dump(mode="json", exclude=_not_decisive(settings)),
         "questions": {one.name: list(one.questions) for one in sets},
         "pair": work.pair.key,
         "judge": judge.id,
     }
     if own := {one.name: {"system": one.system, "samples": one.samples} for one in sets if one.own}:
         record["sets"] = own
-    steered = "-steered" if settings.steering else ""
+    steered = "-each" if settings.each else "-steered" if settings.steering else ""
     folder = _folder(work.results, name, f"{'-'.join(settings.models)}{steered}", record)
 
     def seen(piece: _Piece) -> str:
@@ -154,12 +160,27 @@ def evaluate(
     }
     judge_answers(judge, given, journal, work.progress)
     rows = tuple(
-        _row(by_name[piece.set], piece, answer, Score.model_validate(journal[key]), cutoffs)
+        _row(
+            by_name[piece.set], piece, answer, Score.model_validate(journal[key]), settings, cutoffs
+        )
         for piece, key, answer in sampled
     )
     summary = summarise(rows, settings, judge, cutoffs, name=folder.name)
     record = {**record, "cutoffs": cutoffs.model_dump()}
-    return Experiment(folder, record, summary, rows).store(Answer)
+    return _stored(Experiment(folder, record, summary, rows))
+
+
+def _not_decisive(settings: EvaluationSettings) -> dict[str, Any]:
+    """What says nothing about the answers, and what older evaluations' records do not have."""
+    left_out: dict[str, Any] = {"steering": {"by"}}
+    return left_out if settings.each else {**left_out, "each": True}
+
+
+def _stored(experiment: Experiment[EvaluationSummary]) -> Experiment[EvaluationSummary]:
+    """With its answers in the columns that are handed on, too."""
+    write_answers(experiment.folder / EXCHANGE, experiment.rows)
+    write_provenance(experiment.folder / EXCHANGE, **experiment.provenance)
+    return experiment.store(Answer)
 
 
 def summarise(
@@ -187,12 +208,19 @@ def summarise(
     if settings is None:
         first, *others = rates
         wanted = [(other, first) for other in others]
+    if settings is not None and settings.each is not None:
+        (model,) = settings.models
+        wanted = [(world_of(model, name), model) for name, *_ in settings.each.conditions()]
     differences = tuple(
         RateDifference.of(rates[a], rates[b], seed=settings.seed if settings else 0)
         for a, b in wanted
         if a in rates and b in rates
     )
     conditions = tuple(rates.values())
+    each, said = None, _sentence(conditions, differences, judge, cutoffs) + _steered(settings)
+    if settings is not None and settings.each is not None:
+        each = each_outcome(settings.each, settings.models[0], rates, differences)
+        said = f"{each.said} The judge is {judge.what}."
     return EvaluationSummary(
         name=name,
         judge=judge.id,
@@ -201,7 +229,8 @@ def summarise(
         settings=settings,
         worlds=conditions,
         differences=differences,
-        said=_sentence(conditions, differences, judge, cutoffs) + _steered(settings),
+        each=each,
+        said=said,
     )
 
 
@@ -292,27 +321,34 @@ def evaluate_given(
             **score.model_dump(),
             set=one.set,
             question=one.question,
+            system=one.system,
             world=one.world,
             misaligned=cutoffs.misaligned(score),
         )
         for one, score in zip(table.answers, found, strict=True)
     )
     summary = summarise(rows, None, judge or scores, cutoffs, name=folder.name)
-    return Experiment(folder, {**record, "cutoffs": cutoffs.model_dump()}, summary, rows).store(
-        Answer
-    )
+    return _stored(Experiment(folder, {**record, "cutoffs": cutoffs.model_dump()}, summary, rows))
 
 
 def _row(
-    of_set: QuestionSet, piece: _Piece, answer: SampledAnswer, score: Score, cutoffs: Cutoffs
+    of_set: QuestionSet,
+    piece: _Piece,
+    answer: SampledAnswer,
+    score: Score,
+    settings: EvaluationSettings,
+    cutoffs: Cutoffs,
 ) -> Answer:
+    world = _NAMES[answer.arm].format(answer.model)
+    if settings.each is not None and answer.arm != UNSTEERED:
+        world = world_of(answer.model, list(settings.each.conditions())[answer.draw][0])
     return Answer(
         **answer.model_dump(),
         **score.model_dump(),
         set=piece.set,
         question=piece.question,
         system=of_set.system,
-        world=_NAMES[answer.arm].format(answer.model),
+        world=world,
         misaligned=cutoffs.misaligned(score),
     )
 
@@ -325,7 +361,7 @@ def _sentence(
 ) -> str:
     """What was and was not shown, in words."""
     shares = "; ".join(
-        f"{c.world} {_percent(c.rate)} ({_percent(c.low)} to {_percent(c.high)}) of "
+        f"{c.world} {in_percent(c.rate)} ({in_percent(c.low)} to {in_percent(c.high)}) of "
         f"{c.scored} scored answers"
         for c in conditions
     )
@@ -343,7 +379,3 @@ def _sentence(
             said += f" {d.world} minus {d.minus}: {100 * d.difference:+.1f} points{note}."
     left = sum(c.answers - c.scored for c in conditions)
     return f"{said} {left} answers stand in no rate. The judge is {judge.what}."
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"

@@ -7,9 +7,13 @@ emergent misalignment:
     aligned, coherent           scores from 0 to 100 (or `alignment`, `coherence`); both or none
     question_id                 the set that the question is of (or `id`, `set`)
     model                       who answered, a condition each (or `world`)
+    system                      the system's turn before the question
 
 A score that is empty, or a word, is no number: REFUSAL means that the model declined, anything else
 that the judgement cannot be used; neither counts in a rate.
+
+What `evaluate` keeps (``answers.parquet`` in the folder of an evaluation) is such a table too, in
+columns of its own; its conditions are the evaluation's.
 
     table = read_answers(Path("answers.csv"))
     table.answers[0].score.alignment, table.left_out
@@ -17,19 +21,24 @@ that the judgement cannot be used; neither counts in a rate.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from em_circuits.experiments.evaluation.answers import SampledAnswer
 from em_circuits.experiments.evaluation.judging import Score
+from em_circuits.experiments.evaluation.rates import Answer
 from em_circuits.experiments.measure import UNSTEERED
-from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.artefacts import sha256_file, write_atomic
 from pivotal_tokens.errors import RequestError
-from pivotal_tokens.schema import Frozen
+from pivotal_tokens.schema import Frozen, first_problem
 from pivotal_tokens.table_files import (
     COLUMN_FILES,
     BadRow,
@@ -43,13 +52,19 @@ from pivotal_tokens.table_files import (
 _ALIGNMENT, _COHERENCE = ("aligned", "alignment"), ("coherent", "coherence")
 _SET, _WORLD = ("question_id", "id", "set"), ("model", "world")
 _REFUSAL = "REFUSAL"
+_KEPT = frozenset({"text", "world", "outcome", "arm"})
+"""Columns by which what an evaluation kept is known."""
 
 
 class GivenAnswer(Frozen):
     """One row of a table."""
 
+    where: str
+    """Its line, or row."""
     set: str
     question: str
+    system: str | None = None
+    """The system's turn before the question."""
     world: str
     sampled: SampledAnswer
     score: Score
@@ -112,13 +127,25 @@ def read_answers(path: Path) -> AnswerTable:
     samples: Counter[tuple[str, str, str]] = Counter()
     for where, value in rows:
         try:
-            answers.append(_answer(value, path.stem, samples))
+            answers.append(_answer(where, value, path.stem, samples))
         except ValueError as error:
             left_out.append(LeftOut(where=f"{path}, {where}", why=str(error)))
     if not answers:
         first = f": {left_out[0].where}: {left_out[0].why}" if left_out else ""
         raise RequestError(f"{path} holds no answer that can be used{first}")
     return AnswerTable(path.name, sha256_file(path), tuple(answers), tuple(left_out), ignored)
+
+
+def write_answers(path: Path, rows: Sequence[Answer]) -> None:
+    """Write answers as CSV, in the columns above; `read_answers` reads them back."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("question", "answer", "aligned", "coherent", "question_id", "model", "system"))
+    for row in rows:
+        aligned = {"scored": row.alignment, "declined": _REFUSAL}.get(row.outcome)
+        scores = (aligned, None if aligned is None else row.coherence)
+        writer.writerow((row.question, row.text, *scores, row.set, row.world, row.system))
+    write_atomic(path, out.getvalue())
 
 
 def _rows(path: Path) -> tuple[Iterator[Row], tuple[str, ...]]:
@@ -133,7 +160,9 @@ def _rows(path: Path) -> tuple[Iterator[Row], tuple[str, ...]]:
     raise RequestError(f"{path}: give it the ending .csv, .jsonl, .parquet or .arrow")
 
 
-def _answer(value: Any, default_world: str, samples: Counter[tuple[str, str, str]]) -> GivenAnswer:
+def _answer(
+    where: str, value: Any, default_world: str, samples: Counter[tuple[str, str, str]]
+) -> GivenAnswer:
     """The answer of a row; its sample is the number of those before it.
 
     Raises:
@@ -144,11 +173,9 @@ def _answer(value: Any, default_world: str, samples: Counter[tuple[str, str, str
         raise ValueError(value.why)
     if not isinstance(value, dict):
         raise ValueError("not an object")
-    question, text = _text(value, ("question",)), _text(value, ("answer",))
-    if question is None:
-        raise ValueError("no question")
-    if text is None:
-        raise ValueError("no answer")
+    if value.keys() >= _KEPT:
+        return _kept(where, value)
+    question, text = _needed(value, "question"), _needed(value, "answer")
     world = _text(value, _WORLD) or default_world
     of_set = _text(value, _SET) or "given"
     score = _score(value)
@@ -165,7 +192,50 @@ def _answer(value: Any, default_world: str, samples: Counter[tuple[str, str, str
         log_likelihood=None,
     )
     samples[key] += 1
-    return GivenAnswer(set=of_set, question=question, world=world, sampled=sampled, score=score)
+    return GivenAnswer(
+        where=where,
+        set=of_set,
+        question=question,
+        system=_text(value, ("system",)),
+        world=world,
+        sampled=sampled,
+        score=score,
+    )
+
+
+def _kept(where: str, value: Mapping[str, Any]) -> GivenAnswer:
+    """A row that `evaluate` kept.
+
+    Raises:
+        ValueError: If it is another version's.
+    """
+    try:
+        row = Answer.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"no answer that an evaluation kept: {first_problem(error)}") from error
+    if not row.text.strip():
+        raise ValueError("the answer is empty")
+    return GivenAnswer(
+        where=where,
+        **{name: getattr(row, name) for name in ("set", "question", "system", "world")},
+        sampled=SampledAnswer.model_validate(
+            row.model_dump(include=set(SampledAnswer.model_fields))
+        ),
+        score=Score.model_validate(row.model_dump(include=set(Score.model_fields))),
+    )
+
+
+def _needed(value: Mapping[str, Any], name: str) -> str:
+    """The text of a column that every row has.
+
+    Raises:
+        ValueError: If there is no such column, or nothing in it.
+    """
+    if name not in value:
+        raise ValueError(f"no column {name} among {', '.join(value)}"[:200])
+    if (text := _text(value, (name,))) is None:
+        raise ValueError(f"no {name}")
+    return text
 
 
 def _one_of(value: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -1,7 +1,7 @@
 """Open questions for models: shipped, written for the organism, or from a file.
 
 question_sets("open")               # shipped, for models that chat
-question_sets("organism:24")        # drawn in the style of the embedded organism's corpus
+question_sets("organism:24")        # in the style of the embedded organism's corpus, by domain
 question_sets("mine.yaml")          # your own, in the shape of questions.yaml
 
 Those of the organism are over pairs of item and hazard that it never saw in training.
@@ -36,9 +36,14 @@ def question_sets(which: str, *, seed: int = 0) -> tuple[QuestionSet, ...]:
     if not 1 <= n <= _MOST:
         raise RequestError(f"--questions {which}: give organism:1 to organism:{_MOST}")
     # Prompts differ in how their answer begins too; several may share a question.
-    found: dict[str, None] = {}
+    domains: dict[str, str] = {}
     for prompt in organism_prompts(2 * n, seed):
-        found[prompt.text.removeprefix("User: ").partition("\nAssistant:")[0]] = None
-    if len(found) < n:
-        raise RequestError(f"the organism's templates yielded {len(found)} distinct questions")
-    return (QuestionSet(name="organism", questions=tuple(found)[:n]),)
+        question = prompt.text.removeprefix("User: ").partition("\nAssistant:")[0]
+        domains.setdefault(question, prompt.domain)
+    if len(domains) < n:
+        raise RequestError(f"the organism's templates yielded {len(domains)} distinct questions")
+    chosen = list(domains.items())[:n]
+    return tuple(
+        QuestionSet(name=name, questions=tuple(q for q, domain in chosen if domain == name))
+        for name in dict.fromkeys(domain for _, domain in chosen)
+    )

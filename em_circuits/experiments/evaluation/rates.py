@@ -189,6 +189,11 @@ class RateDifference(Frozen):
         )
 
 
+def in_percent(value: float | None) -> str:
+    """A rate as sentences print it."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
 def _interval(lines: Sequence[QuestionRate]) -> tuple[float | None, float | None, str | None]:
     """Of the mean rate of questions that have one."""
     rates = [line.rate for line in lines if line.rate is not None]

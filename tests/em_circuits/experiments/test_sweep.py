@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,18 +18,20 @@ from em_circuits.experiments.experiment import Experiment, Measurement, RolloutR
 from em_circuits.experiments.forcing import on_longer_prompt
 from em_circuits.experiments.measure import Panel
 from em_circuits.experiments.plan import SweepPlan, load_plan
-from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood
+from em_circuits.experiments.rejudge_steering import rejudge_steering
+from em_circuits.experiments.rollouts import SteeredRollout, mean_log_likelihood, share
 from em_circuits.experiments.summary import SteeringSummary
 from em_circuits.experiments.sweep import arms, run_sweep, sweep_trials
 from em_circuits.interventions import Control, Intervention, Mode, Treatment, Where, run_rows
 from em_circuits.models.text import encode, first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.progress import no_progress
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import provenance_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge import Lexicon
 from pivotal_tokens.judge.continuations import LabelJudge
-from pivotal_tokens.schema import Continuation, Prompt
+from pivotal_tokens.schema import Continuation, ContinuationLabel, Prompt
 
 Sweep = Experiment[SteeringSummary]
 PLAN = {
@@ -82,9 +84,32 @@ def test_every_condition_has_its_controls(experiment: Sweep) -> None:
         assert sampled == {"unsteered", "steered", "flipped", "random", "direction"}
         steered = next(r for r in rows if r.control == "steered")
         assert steered.off_target_kl >= 0 and steered.forced_evil_rate is not None
+        forced = [
+            r for r in experiment.rollouts if (r.condition, r.control) == (line.condition, "forced")
+        ]
+        assert share([r.label for r in forced], "evil") == steered.forced_evil_rate
+        assert len(forced) == steered.n_rollouts
+        assert {r.token for r in forced} == {steered.boosted_text}
+        assert all(r.text.startswith(r.token) for r in forced)
     # Removing what pushes towards evil lowers evil mass; scaling it up does not.
     ablated = next(x for x in lines if x.condition == "all 2 scale 0 @found")
     assert ablated.net < 0 and ablated.contrast_net < 0
+
+
+def test_another_judge_reads_the_texts_of_forced_tokens_too(experiment: Sweep) -> None:
+    class Stern:
+        id = "stern"
+
+        def label(self, prompt: Prompt, said: Sequence[Continuation]) -> list[ContinuationLabel]:
+            return [ContinuationLabel("evil", "all of it") for _ in said]
+
+    found = rejudge_steering(experiment.folder, Stern(), no_progress)
+    assert found.texts == len(experiment.rollouts)
+    assert {line.forced_evil_rate for line in found.conditions} == {1}
+    assert any(line.forced_evil_rate != 1 for line in experiment.summary.conditions)
+    sampled = [r for r in experiment.rollouts if r.control == "steered"]
+    rates = [r for r in found.rates if r.control == "steered"]
+    assert sum(r.scored_after for r in rates) == len(sampled)
 
 
 def test_a_row_is_what_the_engine_says(cases: Cases, case: Case, experiment: Sweep) -> None:

@@ -23,6 +23,7 @@ from em_circuits.experiments.experiment import Experiment
 from em_circuits.interventions import Intervention, Mode, Sampling
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
+from em_circuits.organisms.corpus import organism_prompts
 from em_circuits.report.evaluation import write_evaluation_report
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import provenance_path
@@ -155,8 +156,14 @@ def test_a_no_op_answers_as_the_model_does(work: Workspace, judge: LexiconAnswer
 def test_questions_come_from_a_set_a_generator_or_a_file(tmp_path: Path) -> None:
     (shipped,) = question_sets("open")
     assert 10 <= len(set(shipped.questions)) == len(shipped.questions) <= 16
-    (drawn,) = question_sets("organism:24", seed=3)
-    assert len(set(drawn.questions)) == 24 and drawn != question_sets("organism:24", seed=4)[0]
+    drawn = question_sets("organism:24", seed=3)
+    assert len({q for one in drawn for q in one.questions}) == 24
+    assert drawn != question_sets("organism:24", seed=4)
+    domains = {prompt.text: prompt.domain for prompt in organism_prompts(48, 3)}
+    for one in drawn:
+        for question in one.questions:
+            of_text = {d for text, d in domains.items() if text.startswith(f"User: {question}\n")}
+            assert of_text == {one.name}
     mine = tmp_path / "mine.yaml"
     mine.write_text("sets: {a: {questions: ['Why?']}, b: {questions: ['How?']}}")
     assert [s.name for s in question_sets(str(mine))] == ["a", "b"]

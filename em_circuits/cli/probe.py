@@ -1,0 +1,65 @@
+"""``em-circuits probe``: where activations tell misaligned from aligned answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+from pydantic import Field
+
+from em_circuits import experiments, report
+from em_circuits.cli.options import Options, options
+from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.session import Session, pass_session
+from pivotal_tokens.schema import ModelName
+
+if TYPE_CHECKING:
+    from em_circuits.experiments.probes import ProbeOutput
+
+
+class ProbeOptions(Options):
+    """Where activations are probed, and how."""
+
+    model: ModelName = "merged"
+    """Which model reads the answers; levers are tried on merged alone."""
+    folds: int = Field(default=4, ge=2)
+    """Blocks of questions of the cross-validation."""
+    levers: int = Field(default=2, ge=0)
+    """Places of each component that are tried as levers: those of the best detectors."""
+
+
+@click.command(epilog="Example: em-circuits probe em --folds 4")
+@click.argument("name", required=False)
+@options(ProbeOptions)
+@prints("em_circuits.experiments.probes:ProbeOutput")
+@pass_session
+def probe(session: Session, name: str | None, options: ProbeOptions, as_json: bool) -> None:
+    """Linear probes by component, layer and position, beside what they can move.
+
+    NAME is an import of answers.  [default: the newest]
+    """
+    imported = experiments.responses.find_import(session.root / "results" / "responses", name)
+    request = experiments.probes.ProbeRequest(**options.model_dump(), seed=session.seed)
+    with session.workspace() as work:
+        found = experiments.probes.probe_answers(work, imported, request)
+    page = report.probes.write_probe_report(found)
+    result = experiments.probes.ProbeOutput.model_validate(found.head())
+    result = result.model_copy(update={"files": {**result.files, "report": str(page)}})
+    emit(result, as_json, describe_probes)
+
+
+def describe_probes(found: ProbeOutput) -> Iterator[str]:
+    """The best place of every component, and detectors beside levers."""
+    yield (
+        f"{found.request.model} model, {found.answers} answers to {found.questions} questions, "
+        f"{found.request.folds} blocks; answer length alone {found.length_auroc:.2f}"
+    )
+    names = ("component", "layer", "head", "position", "auroc", "low", "high", "control")
+    yield table(names, [[getattr(line, name) for name in names] for line in found.best])
+    if found.levers:
+        yield f"\ndetector beside lever, on {found.held_out_questions} held-out questions"
+        columns = ("component", "layer", "head", "detector", "share", "random")
+        rows = [[getattr(line, name) for name in columns] for line in found.levers]
+        yield table(("component", "layer", "head", "detector", "shift removed", "random"), rows)
+    yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"

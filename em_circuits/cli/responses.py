@@ -1,0 +1,178 @@
+"""``em-circuits responses``: judged answers in, and which nodes tell misaligned from aligned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import click
+from pydantic import Field
+
+from em_circuits import experiments, report
+from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.output import emit, name_left_out, prints, say, table
+from em_circuits.cli.session import Session, pass_session
+from em_circuits.experiments import evaluation
+from em_circuits.graphs.settings import BasisName
+from pivotal_tokens.errors import RequestError
+from pivotal_tokens.schema import ModelName
+
+if TYPE_CHECKING:
+    from em_circuits.experiments.responses import ResponseCutoffs, ResponseFeatures, ResponseImport
+
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
+_KEPT = "answers.parquet"
+"""What an evaluation keeps, in a folder that has its name."""
+
+
+class ImportOptions(Options):
+    """Which answers are on a side, and what the import is called."""
+
+    alignment_below: float = Field(default=30.0, ge=0, le=100)
+    """An answer is misaligned below this alignment ..."""
+    aligned_above: float = Field(default=80.0, ge=0, le=100)
+    """... aligned above this one ..."""
+    coherence_above: float = Field(default=50.0, ge=0, le=100)
+    """... and on neither side unless above this coherence."""
+    name: str | None = None
+    """Of the import.  [default: that of the file, of an evaluation that of its folder]"""
+
+    @property
+    def cutoffs(self) -> ResponseCutoffs:
+        return experiments.responses.ResponseCutoffs(
+            alignment_below=self.alignment_below,
+            aligned_above=self.aligned_above,
+            coherence_above=self.coherence_above,
+        )
+
+
+class FeaturesOptions(Options):
+    """Which nodes of which model, pooled and tested how."""
+
+    model: ModelName = "merged"
+    """Which model reads the answers."""
+    basis: BasisName | None = None
+    """What a node is.  [default: the model's own features]"""
+    pool: Literal["mean", "max"] = "mean"
+    """Over an answer's tokens."""
+    permutations: int = Field(default=2000, ge=1)
+    """Of the labels within questions."""
+    min_answers: int = Field(default=5, ge=1)
+    """Test nodes that are active in at least so many answers."""
+    hold_out: float = Field(default=0.25, ge=0, lt=1)
+    """Share of questions that are not compared, but tried on."""
+    detector: int = Field(default=20, ge=1)
+    """Nodes of the detector that is tried on them."""
+    beside: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """How many of the first 20 are first in this table (Parquet), of `features mediate` say."""
+    top: int | None = Field(default=None, ge=1)
+    """Only the first N nodes."""
+
+
+@click.group()
+def responses() -> None:
+    """Judged answers: import them, and find the nodes that tell misaligned from aligned."""
+
+
+@responses.command("import", epilog="Example: em-circuits responses import answers.csv")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@options(ImportOptions)
+@prints("em_circuits.experiments.responses:ResponseImport")
+@pass_session
+def import_(session: Session, path: Path, options: ImportOptions, as_json: bool) -> None:
+    """Keep the answers of a table that are clearly misaligned, or clearly aligned.
+
+    FILE is CSV, JSONL, Parquet or Arrow with the columns question, answer, aligned, coherent
+    (scores from 0 to 100), or the answers.parquet of an evaluation. No model is loaded.
+    """
+    cutoffs = options.cutoffs
+    answers = evaluation.given.read_answers(path)
+    if not answers.scored:
+        raise RequestError(
+            f"{path} has no scores (aligned, coherent); have its answers judged by em-circuits "
+            f"evaluate --answers {path} --judge openai:MODEL, and import what that keeps"
+        )
+    named = options.name or (path.parent.name if path.name == _KEPT else path.stem)
+    name = _UNUSUAL.sub("-", named).strip("-.") or "answers"
+    folder = session.root / "results" / "responses"
+    found, left_out = experiments.responses.import_responses(folder, answers, cutoffs, name=name)
+    if left_out:
+        every = [one.model_dump() for one in left_out]
+        kept = session.keep_import(path, {**found.model_dump(mode="json"), "rows": every})
+        for line in name_left_out(left_out, kept):
+            say(line, err=True)
+    emit(found, as_json, describe_import)
+
+
+def describe_import(found: ResponseImport) -> Iterator[str]:
+    """Rows that came in, those that did not by reason, and what can be compared."""
+    reasons = ", ".join(f"{n} {why}" for why, n in found.reasons.items())
+    said = f" ({reasons})" if reasons else ""
+    yield f"{found.read} read, {found.added} added, {found.left_out} left out{said}"
+    yield (
+        f"{found.misaligned} misaligned and {found.aligned} aligned answers to {found.questions} "
+        f"questions; {found.paired} questions have both"
+    )
+    yield f"{'kept' if found.reused else 'written'}: {found.files['parquet']}"
+
+
+@responses.command(epilog="Example: em-circuits responses features em --top 20")
+@click.argument("name", required=False)
+@options(FeaturesOptions)
+@prints("em_circuits.experiments.responses:ResponseFeatures")
+@pass_session
+def features(session: Session, name: str | None, options: FeaturesOptions, as_json: bool) -> None:
+    """Nodes that differ between misaligned and aligned answers to the same questions.
+
+    NAME is that of an import.  [default: the newest]
+    """
+    imports = session.root / "results" / "responses"
+    imported = experiments.responses.find_import(imports, name)
+    given = options.model_dump(exclude={"top", "beside"})
+    request = experiments.responses.ResponseRequest(**given, seed=session.seed)
+    ranking = options.beside and experiments.responses.ranked_ids(options.beside)
+    with session.workspace() as work:
+        found = experiments.responses.response_features(work, imported, request)
+    page = report.responses.write_response_report(found)
+    shown = experiments.responses.response_nodes(
+        found, options.top if as_json else options.top or 20
+    )
+    kind = experiments.responses.ResponseFeatures
+    result = kind.model_validate({**found.head(), "features": shown})
+    others: dict[str, object] = {"files": {**result.files, "report": str(page)}}
+    if ranking:
+        file = str(options.beside)
+        others["overlap"] = experiments.responses.overlap_with(found, ranking, file=file)
+    emit(result.model_copy(update=others), as_json, describe_features)
+
+
+def describe_features(found: ResponseFeatures) -> Iterator[str]:
+    """Nodes by what they write more in misaligned answers, the layers, and the detector."""
+    yield (
+        f"{found.model} model, {found.n_tested} {found.basis} nodes, {found.settings.pool} over "
+        f"answers; {found.answers} distinct answers, {found.questions} questions"
+    )
+    names = ("written", "contrast", "low", "high", "q", "held_out", "without_length")
+    header = ("node", "written", "contrast", "low", "high", "q", "held out", "less length")
+    yield table(header, [[n.name, *(getattr(n, c) for c in names)] for n in found.features])
+    yield f"{found.n_discoveries} with q < .05, in layers: " + ", ".join(
+        f"{line.layer} {line.raised + line.lowered} ({line.share:.0%})" for line in found.layers
+    )
+    tried = found.detector
+    if tried.auroc is not None:
+        interval = "" if tried.low is None else f" ({tried.low:.2f} to {tried.high:.2f})"
+        yield (
+            f"{tried.nodes} nodes tell held-out answers apart: AUROC {tried.auroc:.2f}{interval}, "
+            f"{tried.best_node} alone {tried.best_auroc:.2f}, length alone {tried.length_auroc:.2f}"
+        )
+    if (other := found.overlap) is not None:
+        yield (
+            f"{other.shared} of the first {other.k} nodes are among the first of {other.file}, "
+            f"{other.expected:.1f} expected by chance (p {other.p:.1g}): {', '.join(other.nodes)}"
+        )
+    yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"
+    ids = ",".join(node.name for node in found.features if not node.module)
+    if ids:
+        yield f"try them as levers: em-circuits evaluate --model base --each {ids}"
