@@ -424,18 +424,15 @@ def _write_json(
 
 
 def _saved_pins(session: Session, graph: AttributionGraph, person: str) -> GraphNotes:
-    """The graph's own notes, with the pins and groups that a person saved in the viewer."""
-    from em_circuits.graphs.viewer_json import NodeGroup, notes_of
+    """The graph's own notes, with what a person pinned, grouped and labelled in the viewer."""
+    from em_circuits.viewer.pins import notes_for
 
-    prompt = graph.header.prompt_id
     with session.open_store() as store:
-        saved = store.views.get(person, f"graph:{prompt}")
-    if saved is None:
+        notes = notes_for(store, person, graph)
+    if not (notes.pinned or notes.groups or notes.labels):
+        prompt = graph.header.prompt_id
         raise RequestError(f"--pins {person}: this person saved none of prompt {prompt}")
-    groups = [NodeGroup(name=g["name"], members=tuple(g["members"])) for g in saved["groups"]]
-    return notes_of(graph.header).model_copy(
-        update={"pinned": tuple(saved["pinned"]), "groups": tuple(groups)}
-    )
+    return notes
 
 
 def _token_texts(graph: AttributionGraph) -> tuple[str, ...]:

@@ -179,26 +179,37 @@ def steer() -> None:
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
-        result = experiments.analyse.steer_prompt(
-            work,
-            prompt,
-            by=options.method,
-            target=options,
-            **options.model_dump(exclude=_NOT_STEERING),
-        )
-        record |= result.model_dump(mode="json")
-        if options.rollouts:
-            sampling = Sampling(
-                samples=options.rollouts,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                seed=session.seed,
+
+        def steered() -> dict[str, Any]:
+            result = experiments.analyse.steer_prompt(
+                work,
+                prompt,
+                by=options.method,
+                target=options,
+                **options.model_dump(exclude=_NOT_STEERING),
             )
-            drawn = experiments.rollouts.prompt_rollouts(work, result, sampling)
-            record["rollouts"] = drawn.model_dump()
-    emit(record, as_json, partial(describe_run, options=options, by=result.intervention.by))
+            record = result.model_dump(mode="json")
+            if options.rollouts:
+                sampling = Sampling(
+                    samples=options.rollouts,
+                    max_tokens=options.max_tokens,
+                    temperature=options.temperature,
+                    seed=session.seed,
+                )
+                drawn = experiments.rollouts.prompt_rollouts(work, result, sampling)
+                record["rollouts"] = drawn.model_dump(mode="json")
+            return record
+
+        if options.rollouts_judged:
+            record = steered()
+        else:
+            settings = options.model_dump(mode="json", exclude={"model"})
+            asked = experiments.kept.Asked.of(
+                work, prompt, "steer", model=options.model, settings=settings
+            )
+            record = experiments.kept.answered(work, asked, steered).result
+    emit(record, as_json, partial(describe_run, options=options, by=record["intervention"]["by"]))
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
@@ -213,13 +224,26 @@ def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> 
     contrast of evil and safe tokens.
     """
     with session.on_prompts(prompt) as work:
-        scanned = experiments.scan.scan_prompt(
+        asked = experiments.kept.Asked.of(
             work,
             prompt,
+            "scan",
             model=options.model,
-            n_pairs=options.pairs or 0,
-            regime=interventions.Regime(options.regime),
+            settings=options.model_dump(mode="json", exclude={"top", "model"}),
         )
+
+        def scan_now() -> dict[str, Any]:
+            found = experiments.scan.scan_prompt(
+                work,
+                prompt,
+                model=options.model,
+                n_pairs=options.pairs or 0,
+                regime=interventions.Regime(options.regime),
+            )
+            return found.model_dump(mode="json")
+
+        kept = experiments.kept.answered(work, asked, scan_now)
+        scanned = experiments.scan.PromptScan.model_validate(kept.result)
     if as_json:
         scanned = scanned.model_copy(update={"features": scanned.features[: options.top]})
     emit(scanned, as_json, partial(describe_scan, n=options.top or SHOWN))

@@ -76,7 +76,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         )
         hidden = context.hidden(request, {row["prompt_id"] for row in rows})
         texts = [one for one in rollouts.to_pylist() if one["prompt_id"] not in hidden]
-        context.session(request).judge_shown_for.update(t["prompt_id"] for t in texts if t["label"])
+        context.saw(request, {t["prompt_id"] for t in texts if t["label"]})
         summary = read_summary(place)
         if only_prompt(summary) in hidden:
             summary = {"name": summary.get("name"), "conditions": []}
