@@ -426,13 +426,19 @@ def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
         files = {"folder": str(experiment.folder), "report": str(page)}
         emit(experiments.summary.SteeringOutput(**dict(summary), files=files))
         return
-    largest = report.sweep.largest_first(summary.conditions)[:12]
-    columns = ("condition", "change", "net", "low", "high", "q")
+    largest = sorted(
+        report.sweep.largest_first(summary.conditions), key=lambda line: not line.supported
+    )[:12]
+    columns = ("condition", "change", "control", "net", "low", "high", "q", "supported")
     say(table(columns, [tuple(getattr(line, c) for c in columns) for line in largest]))
+    if len(summary.prompts) == 1:
+        for line in largest:
+            say(click.wrap_text(f"{line.condition}: {', '.join(line.features)}", 79))
     if len(summary.conditions) > len(largest):
         say(f"... and {len(summary.conditions) - len(largest)} more in the report")
     say("change of evil mass; net of matched random features, 95 % interval")
-    say(f"{summary.said}\nwritten: {page}")
+    say(click.wrap_text(summary.said, 79))
+    say(f"written: {page}")
 
 
 def _write_validation(work: Workspace, result: Validation, page: Path | None) -> ValidationOutput:

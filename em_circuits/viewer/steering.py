@@ -18,7 +18,9 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.cache import SUMMARY, read_json
 from em_circuits.experiments.experiment import ROLLOUTS, ROWS
+from em_circuits.experiments.summary import SUPPORTED, supports
 from em_circuits.viewer.context import AppContext
+from em_circuits.viewer.pins import labels_of
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store import ListingQuery
@@ -57,12 +59,16 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def one(request: Request) -> Response:
         place = experiment_folder(folder, request.path_params["name"])
         summary = read_summary(place)
+        supported = [line for line in summary.get("conditions") or () if supports(line)]
         ids = [prompt] if (prompt := only_prompt(summary)) else []
         return context.page(
             request,
             "experiment.html",
             name=place.name,
             summary=summary,
+            supported=len(supported),
+            best=max(supported, key=lambda line: abs(line["net"]), default=None),
+            meaning=f"{SUPPORTED}.",
             hidden=only_prompt(summary) in context.hidden(request, ids),
             blind=context.blind(request),
             report=(place / "report.html").is_file(),
@@ -80,9 +86,13 @@ def routes(context: AppContext) -> list[BaseRoute]:
         summary = read_summary(place)
         if only_prompt(summary) in hidden:
             summary = {"name": summary.get("name"), "conditions": []}
+        lines = summary.get("conditions") or []
+        summary |= {"conditions": [{**line, "supported": supports(line)} for line in lines]}
+        pair, reviewer = context.pair(request), context.session(request).reviewer
         return Json(
             {
                 "summary": summary,
+                "labels": labels_of(context.store, reviewer, pair) if pair else {},
                 "rollouts": texts[:ROLLOUTS_SENT],
                 "rows": [row for row in rows if row["prompt_id"] not in hidden],
                 "hidden": len(hidden),

@@ -66,6 +66,18 @@ addEventListener("click", async (event) => {
   }
 });
 
+// A person's label of a feature, kept where it is changed.
+for (const input of all("[data-label]"))
+  input.addEventListener("change", () =>
+    ask(
+      `/api/node-labels?${new URLSearchParams({ pair: input.dataset.pair })}`,
+      { feature: input.dataset.label, text: input.value.trim() },
+      "PUT",
+    )
+      .then(() => toast("Kept"))
+      .catch(say),
+  );
+
 let went = 0;
 addEventListener(
   "keydown",

@@ -1,30 +1,9 @@
 // The panel beside the graph: the selected node in both models, paths, pins and groups, and, with
 // nothing selected, the strongest nodes as a list (the graph for those who cannot see it).
-import { ask, known, make, number, percent, say, signed, visible } from "../ask.js";
+import { ask, known, make, number, percent, say, signBar, signed, visible } from "../ask.js";
 import { MODELS } from "./model.js";
 
 const TABLE_ROWS = 500;
-const SVG = "http://www.w3.org/2000/svg";
-
-export function signBar(value, largest) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("class", "signbar");
-  svg.setAttribute("viewBox", "-100 0 200 10");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const w = Math.min(100, (100 * Math.abs(value)) / (largest || 1));
-  for (const [name, x, width] of [
-    ["track", -0.6, 1.2],
-    [value >= 0 ? "up" : "down", value >= 0 ? 0 : -w, w],
-  ]) {
-    const rect = document.createElementNS(SVG, "rect");
-    for (const [key, v] of Object.entries({ class: name, x, width, y: 0, height: 10 }))
-      rect.setAttribute(key, String(v));
-    svg.append(rect);
-  }
-  return svg;
-}
-
 export class Panel {
   constructor(root, page) {
     this.root = root;
