@@ -8,6 +8,7 @@ GET /api/steering/NAME           its conditions and its continuations
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from em_circuits.cache import SUMMARY, read_json
 from em_circuits.experiments.experiment import ROLLOUTS, ROWS
 from em_circuits.experiments.summary import SUPPORTED, supports
-from em_circuits.viewer.context import AppContext
+from em_circuits.viewer.context import AppContext, model_of
 from em_circuits.viewer.pins import labels_of
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -42,6 +43,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
             ListingQuery(graphs=True), pair=pair, limit=200
         ).lines
         listed = experiments(folder)
+        for one in listed:
+            one["best"] = best_supported(one["summary"])
         alone = {one["name"]: only_prompt(one["summary"]) for one in listed}
         hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
         return context.page(
@@ -54,20 +57,20 @@ def routes(context: AppContext) -> list[BaseRoute]:
             prompts=[line.prompt for line in prompts],
             chosen=context.store.prompts.get(chosen).prompt_id if chosen else None,
             feature=request.query_params.get("features", ""),
+            model=model_of(request),
         )
 
     def one(request: Request) -> Response:
         place = experiment_folder(folder, request.path_params["name"])
         summary = read_summary(place)
-        supported = [line for line in summary.get("conditions") or () if supports(line)]
         ids = [prompt] if (prompt := only_prompt(summary)) else []
         return context.page(
             request,
             "experiment.html",
             name=place.name,
             summary=summary,
-            supported=len(supported),
-            best=max(supported, key=lambda line: abs(line["net"]), default=None),
+            supported=len(supported_lines(summary)),
+            best=best_supported(summary),
             meaning=f"{SUPPORTED}.",
             hidden=only_prompt(summary) in context.hidden(request, ids),
             blind=context.blind(request),
@@ -114,6 +117,16 @@ def experiments(folder: Path) -> list[dict[str, Any]]:
         if summary is not None and _NAME.fullmatch(path.parent.name):
             found.append((path.stat().st_mtime, {"name": path.parent.name, "summary": summary}))
     return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+
+
+def supported_lines(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Conditions of an experiment that are successes by themselves."""
+    return [line for line in summary.get("conditions") or () if supports(line)]
+
+
+def best_supported(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of these the one of the largest net change."""
+    return max(supported_lines(summary), key=lambda line: abs(line["net"]), default=None)
 
 
 def experiment_folder(root: Path, name: str) -> Path:

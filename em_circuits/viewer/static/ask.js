@@ -83,9 +83,7 @@ export function known(about) {
               visible(about.label, false),
             )
           : null,
-        about.promoted
-          ? tokens("Promotes", about.promoted, "muted")
-          : make("p", { class: "muted" }, about.why ?? ""),
+        about.promoted ? tokens("Promotes", about.promoted, "muted") : make("p", { class: "muted" }, about.why ?? ""),
         about.suppressed ? tokens("Suppresses", about.suppressed, "muted") : null,
       ].filter(Boolean);
 }

@@ -14,23 +14,28 @@ function dose(conditions) {
   /** @type {Map<string, any[]>} */
   const series = new Map();
   for (const c of conditions) series.set(seriesOf(c), [...(series.get(seriesOf(c)) ?? []), c]);
-  const ends = conditions.flatMap((c) => [c.net, c.low, c.high].filter((v) => typeof v === "number"));
+  // One scale for all; a condition that is not supported may leave it, since what broke the model dwarfs the rest.
+  const counted = conditions.some((c) => c.supported) ? conditions.filter((c) => c.supported) : conditions;
+  const ends = counted.flatMap((c) => [c.net, c.low, c.high].filter((v) => typeof v === "number").map((v) => 1.15 * v));
   const low = Math.min(0, ...ends),
     high = Math.max(0, ...ends);
+  const most = ([, list]) => Math.max(...list.map((c) => (c.supported ? Math.abs(c.net) : 0)));
   byId("dose").replaceChildren(
-    ...[...series].map(([name, list]) =>
-      make(
-        "figure",
-        { class: list.some((c) => c.supported) ? "multiple supported" : "multiple" },
+    ...[...series]
+      .sort((a, b) => most(b) - most(a))
+      .map(([name, list]) =>
         make(
-          "figcaption",
-          {},
-          name,
-          make("span", { class: "muted" }, ` ${list.length} ${list.length === 1 ? "dose" : "doses"}`),
+          "figure",
+          { class: list.some((c) => c.supported) ? "multiple supported" : "multiple" },
+          make(
+            "figcaption",
+            {},
+            name,
+            make("span", { class: "muted" }, ` ${list.length} ${list.length === 1 ? "dose" : "doses"}`),
+          ),
+          plot(list, low, high, name),
         ),
-        plot(list, low, high, name),
       ),
-    ),
   );
 }
 
@@ -40,7 +45,8 @@ function plot(list, low, high, name) {
     [least, most] = [Math.min(...values), Math.max(...values)];
   const x = (v) =>
       EDGE.left + ((WIDE - EDGE.left - EDGE.right) * (v - least + (most === least ? 0.5 : 0))) / (most - least || 1),
-    y = (v) => EDGE.top + ((HIGH - EDGE.top - EDGE.bottom) * (high - v)) / (high - low || 1);
+    y = (v) =>
+      EDGE.top + ((HIGH - EDGE.top - EDGE.bottom) * (high - Math.max(low, Math.min(high, v)))) / (high - low || 1);
   const points = doses.map((c) => [x(c.value ?? 0), y(c.net), c]);
   const said = doses.map((c) => `${c.value ?? c.mode}: ${signed(c.net)}`).join(", ");
   const text = (attributes, content) => {
@@ -61,7 +67,12 @@ function plot(list, low, high, name) {
       typeof c.low === "number" ? svg("line", { class: "whisker", x1: px, x2: px, y1: y(c.low), y2: y(c.high) }) : null,
       svg(
         "circle",
-        { class: `point ${c.net < 0 ? "down" : "up"}${c.supported ? "" : " open"}`, cx: px, cy: py, r: 3.6 },
+        {
+          class: `point ${c.net < 0 ? "down" : "up"}${c.supported ? "" : " open"}${c.net < low || c.net > high ? " beyond" : ""}`,
+          cx: px,
+          cy: py,
+          r: 3.6,
+        },
         svg("title", {}, `${c.condition}: net ${signed(c.net)}`),
       ),
       text(
