@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
     from pivotal_tokens.store import Store
 
+_LLM = "Language model"
 _ENDPOINT = OptionSet(
     LLMSettings,
     omit=("model", "max_attempts", "max_body_bytes"),
+    section=_LLM,
     base_url=Flag(metavar="URL"),
     max_concurrency=Flag("--concurrency"),
     deadline_s=Flag("--deadline"),
     api_key_env=Flag(metavar="NAME"),
 )
-_BUDGET = OptionSet(Budget)
+_BUDGET = OptionSet(Budget, section=_LLM)
 
 
 def llm_options(command: Command) -> Command:

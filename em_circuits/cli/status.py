@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -11,15 +12,16 @@ from typing import Any
 import click
 
 from em_circuits.cli.options import FiniteRange
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.pivotality import EvilRates, free_rates, pivotality
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.review.display import visible, wrap
 from pivotal_tokens.schema import Frozen, Label, ModelName, NextTokens, PromptLabels, Rollout
-from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
+from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts, Unanswered
 
 _SHOWN_EVENTS = 8
 
@@ -104,8 +106,21 @@ def status(
         if prompt is not None:
             found = attempt_status(store, session.root / "results", prompt)
             emit(found, as_json, describe_attempt)
+            if not as_json:
+                _warn(store, found.prompt.prompt_id)
         else:
             emit(store.queries.counts(), as_json, describe_counts)
+
+
+def _warn(store: Store, prompt_id: str) -> None:
+    """Say, and remember, that a judge's labels were shown before this person's own answer."""
+    person = getpass.getuser()
+    if prompt_id in store.queries.unanswered(Unanswered(reviewer=person), [prompt_id]):
+        Browsing.of(store, person).seeing(store, person, {prompt_id})
+        say(
+            "\nThis prompt waits for your review: the labels that you give it are kept as given\n"
+            "after you saw the judge's."
+        )
 
 
 def attempt_status(store: Store, results: Path, prefix: str) -> AttemptStatus:

@@ -17,7 +17,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_offline_judge,
 )
-from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
+from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, SectionedCommand, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
@@ -72,7 +72,8 @@ class RunOptions(Options, TargetRequest):
     model: ModelName = "merged"
     """Which model."""
     features: Annotated[str, Flag(metavar="top:N|bottom:N|abs:N|L/POS/ID,...")] = "top:10"
-    """Which features."""
+    """Which features; also top:[2,7], L/-1/ID from the end, L/ID wherever it fires, and L/POS/ID=5
+    with a value of its own."""
     mode: Mode = Mode.ABLATE
     """What becomes of their activation."""
     value: float | None = None
@@ -96,8 +97,12 @@ class RunOptions(Options, TargetRequest):
 
     @model_validator(mode="after")
     def _check(self) -> RunOptions:
-        FeatureChoice.parse(self.features)
-        check_value(self.mode, self.value, self.unit, where="--mode and --value")
+        choice = FeatureChoice.parse(self.features)
+        for value in choice.values or (self.value,):
+            own = self.value if value is None else value
+            check_value(self.mode, own, self.unit, where="--mode and --value")
+        if choice.values and self.mode is Mode.ABLATE:
+            raise RequestError(f"--features {choice}: ablating has no value; add --mode set")
         if self.is_given and self.method.from_graph:
             raise RequestError(f"--method {self.method} reads a graph of next tokens, not a target")
         return self
@@ -303,7 +308,9 @@ def _validated(work: Workspace, prompts: Sequence[str], *, only_divergent: bool)
     return tuple(known if prompts else known[:MOST_VALIDATED])
 
 
-@steer.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
+@steer.command(
+    cls=SectionedCommand, epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml"
+)
 @click.option(
     "--plan",
     "file",
@@ -327,8 +334,9 @@ def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
 
 
 @steer.command(
+    cls=SectionedCommand,
     epilog="Example: em-circuits steer transfer --found-on organism:14:medical "
-    "--tried-on organism:30 --name unseen"
+    "--tried-on organism:30 --name unseen",
 )
 @options(TransferOptions)
 @judges_options
@@ -365,7 +373,9 @@ class RejudgeOptions(Options):
     """Who labels the texts. [default: the organism's lexicon]"""
 
 
-@steer.command(epilog="Example: em-circuits steer rejudge pad-thai --judge openai:o3")
+@steer.command(
+    cls=SectionedCommand, epilog="Example: em-circuits steer rejudge pad-thai --judge openai:o3"
+)
 @click.argument("name")
 @options(RejudgeOptions)
 @llm_options

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from em_circuits.viewer.plotly_file import style_ids
 from rooms import Room, store_experiment
 from starlette.testclient import TestClient
 
 from em_circuits.contrast import Contrast
 from em_circuits.features import stored_scores
 from em_circuits.viewer import ViewerSettings
-from em_circuits.viewer.plotly_file import style_ids
 from em_circuits.viewer.reports import STRANGER
 
 WAYS_OUT = (
