@@ -106,6 +106,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def one(request: Request) -> Response:
         layer, feature = (int(request.path_params[name]) for name in ("layer", "feature"))
+        if max(layer, feature) >= _WIDEST:
+            raise RequestError("there is no such feature")
         found = _where(context, request, texts, layer=layer, feature=feature)
         for place in found["places"]:
             place["best"] = max(place["firing"], key=lambda fired: fired[1])
