@@ -151,7 +151,7 @@ def _first_feature(page) -> None:
     page.wait_for_selector(".firing")
     page.fill("[data-label]", "opens the answer")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Kept")
+    page.wait_for_selector(".toast:has-text('Kept')")
 
 
 def _pinned(page) -> None:

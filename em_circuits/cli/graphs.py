@@ -399,6 +399,7 @@ def _write_json(
     session: Session, graph: AttributionGraph, path: Path, options: ExportOptions
 ) -> tuple[int, int]:
     from em_circuits.influence import prune
+    from em_circuits.influence.drawing import keeping
     from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 
     if options.index:
@@ -410,10 +411,13 @@ def _write_json(
         node_threshold=1.0 if whole else options.node_threshold,
         edge_threshold=1.0 if whole else options.edge_threshold,
     )
+    notes = None if options.pins is None else _saved_pins(session, graph, options.pins)
+    if notes is not None:
+        grouped = (member for group in notes.groups for member in group.members)
+        pruned = keeping(pruned, graph, (*notes.pinned, *grouped))
     names = ViewerOptions(
         slug=options.slug or path.stem, scan=options.scan, source_set=options.source_set
     )
-    notes = None if options.pins is None else _saved_pins(session, graph, options.pins)
     record = viewer_json(graph, pruned, _token_texts(graph), names, notes)
     write_json(path, record)
     if options.index:

@@ -23,7 +23,7 @@ import html
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, influence
-from em_circuits.influence.pruning import EdgeList, prune
+from em_circuits.influence.pruning import EdgeList, PrunedGraph, prune
 from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
@@ -212,7 +212,7 @@ class _Part:
             mask = torch.zeros_like(self.pruned.node_mask)
             mask[named] = mask[graph.layout.logits] = True
             nodes = mask.nonzero()[:, 0]
-            return nodes, self._among(nodes, nodes), (0, 0)
+            return nodes, _among(graph, nodes, nodes), (0, 0)
         mask, edges = self.pruned.node_mask.clone(), self.pruned.edges
         inner = mask[graph.layout.inner].nonzero()[:, 0]
         if len(inner) > cut.max_nodes:
@@ -226,37 +226,9 @@ class _Part:
             drawn = torch.zeros_like(drawn)
             drawn[strength.argsort(descending=True)[: cut.max_edges]] = True
         left_out = (int((self.pruned.node_mask & ~mask).sum()), len(edges) - int(drawn.sum()))
-        shown = edges.where(drawn)
-        forced = named[~mask[named]].unique()
-        if len(forced):
-            before = mask.nonzero()[:, 0]
-            mask[forced] = True
-            nodes = mask.nonzero()[:, 0]
-            into = self._among(forced, nodes, most=KEPT_EDGES)
-            out = self._among(before, forced, most=KEPT_EDGES)
-            shown = EdgeList.joined([shown, into, out])
-        return mask.nonzero()[:, 0], shown, left_out
-
-    def _among(
-        self,
-        targets: Int64[Tensor, " into"],
-        sources: Int64[Tensor, " from"],
-        most: int | None = None,
-    ) -> EdgeList:
-        """Edges from some nodes to others; the strongest of each end of the smaller side alone."""
-        edges, by_row = self.graph.require_edges(), len(targets) <= len(sources)
-        found = []
-        for node in (targets if by_row else sources).tolist():
-            if by_row and self.graph.layout.rows_of(torch.tensor([node]))[0] < 0:
-                continue  # tokens and errors have nothing that flows in
-            others = sources if by_row else targets
-            weights = (edges.row(node) if by_row else edges.column(node))[others]
-            best = weights.abs().argsort(descending=True)[:most]
-            best = best[weights[best] != 0]
-            own, other = torch.full_like(best, node), others[best]
-            ends = (own, other) if by_row else (other, own)
-            found.append(EdgeList(*ends, weights[best].float()))
-        return EdgeList.joined(found)
+        left = replace(self.pruned, node_mask=mask, edges=edges.where(drawn))
+        left = keeping(left, graph, cut.keep)
+        return left.node_mask.nonzero()[:, 0], left.edges, left_out
 
     def scores(self, nodes: _Union) -> dict[str, np.ndarray]:
         """Score -> its value on the contrast, of every node of a drawing; NaN where unknown.
@@ -498,6 +470,43 @@ class _Union:
         for n, i in enumerate(logits):
             x[i] = room * (n + 0.5)
         return room
+
+
+def keeping(pruned: PrunedGraph, graph: AttributionGraph, names: Sequence[str]) -> PrunedGraph:
+    """What is left of a graph, and some nodes that pruning may have left out, each with its
+    strongest edges to and from the others."""
+    mask = pruned.node_mask.clone()
+    named = torch.tensor(_indices_of(graph, names), dtype=torch.int64)
+    forced = named[~mask[named]].unique()
+    if not len(forced):
+        return pruned
+    before = mask.nonzero()[:, 0]
+    mask[forced] = True
+    into = _among(graph, forced, mask.nonzero()[:, 0], most=KEPT_EDGES)
+    out = _among(graph, before, forced, most=KEPT_EDGES)
+    return replace(pruned, node_mask=mask, edges=EdgeList.joined([pruned.edges, into, out]))
+
+
+def _among(
+    graph: AttributionGraph,
+    targets: Int64[Tensor, " into"],
+    sources: Int64[Tensor, " from"],
+    most: int | None = None,
+) -> EdgeList:
+    """Edges from some nodes to others; the strongest of each end of the smaller side alone."""
+    edges, by_row = graph.require_edges(), len(targets) <= len(sources)
+    found = []
+    for node in (targets if by_row else sources).tolist():
+        if by_row and graph.layout.rows_of(torch.tensor([node]))[0] < 0:
+            continue  # tokens and errors have nothing that flows in
+        others = sources if by_row else targets
+        weights = (edges.row(node) if by_row else edges.column(node))[others]
+        best = weights.abs().argsort(descending=True)[:most]
+        best = best[weights[best] != 0]
+        own, other = torch.full_like(best, node), others[best]
+        ends = (own, other) if by_row else (other, own)
+        found.append(EdgeList(*ends, weights[best].float()))
+    return EdgeList.joined(found)
 
 
 def _indices_of(graph: AttributionGraph, names: Sequence[str]) -> list[int]:

@@ -27,7 +27,7 @@ from em_circuits.experiments.edge import EdgeEnds, edge_in
 from em_circuits.experiments.kept import ablate, measured_effects
 from em_circuits.feature import Feature
 from em_circuits.influence import prune
-from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
+from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, keeping, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import field, json_body, query_int, query_share
 from em_circuits.viewer.context import AppContext, Hiding
@@ -214,6 +214,7 @@ class GraphPages:
         graph = self._cache.opened(subject.records[model].key).graph
         options = ViewerOptions(scan=None if graph.header.scan else "unknown")
         left = prune(graph, node_threshold=cut.node, edge_threshold=cut.edge)
+        left = keeping(left, graph, cut.keep)
         person = self._context.session(request).reviewer
         notes = notes_for(self._context.store, person, graph)
         answer = Json(viewer_json(graph, left, self._texts.of(graph), options, notes))
