@@ -153,7 +153,8 @@ class OptionSet(Generic[Model]):
 
     def __call__(self, command: Command) -> Command:
         for names, settings in reversed(self._declared.values()):
-            own = {"cls": SectionedOption, "section": self._section} if self._section else {}
+            own: dict[str, Any] = {"cls": SectionedOption, "section": self._section}
+            own = own if self._section else {}
             command = click.option(*names, **settings, **own)(command)
         return command
 
