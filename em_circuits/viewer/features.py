@@ -31,7 +31,7 @@ from em_circuits.features.promoted import Promoted, promoted_from_files, promote
 from em_circuits.graphs import AttributionGraph
 from em_circuits.viewer.body import json_body, query_int
 from em_circuits.viewer.context import AppContext, model_of
-from em_circuits.viewer.pins import labels_of
+from em_circuits.viewer.pins import node_labels_of
 from em_circuits.viewer.rendering import Json, number, signed
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.artefacts import finite
@@ -87,7 +87,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
             table=table,
             rows=rows,
             layers=sorted({row["layer"] for row in rows}),
-            labels=labels_of(context.store, reviewer, pair) if pair else {},
+            labels=node_labels_of(context.store, reviewer, pair) if pair else {},
             methods=METHODS,
             models=("merged", "base"),
         )
@@ -113,7 +113,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
             place["best"] = max(place["firing"], key=lambda fired: fired[1])
             place["shown"] = _marked(place)
         pair = context.known_pair(request)
-        own = labels_of(context.store, context.session(request).reviewer, pair)
+        own = node_labels_of(context.store, context.session(request).reviewer, pair)
         name = f"{layer}/{feature}"
         return context.page(request, "feature.html", f=found, pair=pair, own=own.get(name, ""))
 

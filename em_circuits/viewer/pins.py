@@ -5,7 +5,7 @@ and merged. A label is of a feature wherever it fires under a pair of models: ``
 ``down_proj:1/0`` for a rank of an adapter.
 
     pins_of(store, "ada", prompt_id).pinned
-    labels_of(store, "ada", pair)["2/431"]
+    node_labels_of(store, "ada", pair)["2/431"]
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     def labels(request: Request) -> Response:
         pair = context.known_pair(request)
-        return Json(labels_of(context.store, context.session(request).reviewer, pair))
+        return Json(node_labels_of(context.store, context.session(request).reviewer, pair))
 
     async def label(request: Request) -> Response:
         body = await json_body(request)
@@ -89,7 +89,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         if len(text) > LONGEST_LABEL:
             raise RequestError(f"a label has at most {LONGEST_LABEL} characters")
         pair, name = context.known_pair(request), context.session(request).reviewer
-        known = labels_of(context.store, name, pair)
+        known = node_labels_of(context.store, name, pair)
         known |= {feature: text}
         known = {key: value for key, value in known.items() if value}
         if len(known) > MOST_LABELS:
@@ -135,7 +135,7 @@ def _nodes(names: Iterable[str]) -> list[str]:
     return [name for name in names if NODE.fullmatch(name)][:500]
 
 
-def labels_of(store: Store, person: str, pair: str) -> dict[str, str]:
+def node_labels_of(store: Store, person: str, pair: str) -> dict[str, str]:
     """Feature -> what a person calls it."""
     return store.views.get(person, f"labels:{pair}") or {}
 
@@ -146,7 +146,7 @@ def notes_for(store: Store, person: str, graph: AttributionGraph) -> GraphNotes:
     records = store.graphs.all(header.prompt_id)
     pair = next((one.pair for one in records if one.key == header.key), "")
     pins = pins_of(store, person, header.prompt_id) or Pins()
-    labels = labels_of(store, person, pair)
+    labels = node_labels_of(store, person, pair)
     own = {
         str(place): labels[feature_key(place)]
         for place in graph.names(graph.selected_features)

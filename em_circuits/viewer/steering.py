@@ -21,7 +21,7 @@ from em_circuits.cache import SUMMARY, read_json
 from em_circuits.experiments.experiment import ROLLOUTS, ROWS
 from em_circuits.experiments.summary import SUPPORTED, supports
 from em_circuits.viewer.context import AppContext, model_of
-from em_circuits.viewer.pins import labels_of
+from em_circuits.viewer.pins import node_labels_of
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store import ListingQuery
@@ -95,7 +95,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         return Json(
             {
                 "summary": summary,
-                "labels": labels_of(context.store, reviewer, pair) if pair else {},
+                "labels": node_labels_of(context.store, reviewer, pair) if pair else {},
                 "rollouts": texts[:ROLLOUTS_SENT],
                 "rows": [row for row in rows if row["prompt_id"] not in hidden],
                 "hidden": len(hidden),

@@ -1,8 +1,6 @@
-"""Setting shared by the experiment scripts: the models, a judge, a prompt, a results root.
+"""Setting shared by the experiment scripts: models, judge, prompt and results root.
 
-Without options the embedded organism and its lexicon; with --base, --adapter (or --merged),
---transcoders and --judge the user's own.
-
+Without options the embedded organism and its lexicon; with --base and the rest the user's own.
 with cases_of(arguments("What does it do?")) as cases: ...
 """
 
@@ -21,7 +19,7 @@ from em_circuits.experiments.summary import SteeringSummary
 from em_circuits.experiments.sweep import run_sweep
 from em_circuits.models import PairSettings
 from em_circuits.models.text import first_token
-from em_circuits.organisms.paths import ORGANISMS, TOY, organism_paths
+from em_circuits.organisms.paths import TOY, organism_paths
 from em_circuits.workspace import Workspace, embedded_parts
 from pivotal_tokens.judge import JudgeSpec, open_judge
 from pivotal_tokens.judge.continuations import LabelJudge
@@ -37,13 +35,8 @@ def arguments(question: str | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("."), help="holds results/")
     parser.add_argument("--n", type=int, default=5, help="features, or prompts")
     parser.add_argument("--small", action="store_true", help="few and short, to try it out")
-    models = parser.add_argument_group("models", "as before the commands of em-circuits")
-    models.add_argument("--organism", choices=ORGANISMS, help="an embedded pair")
-    for name in _PARTS:
-        models.add_argument(f"--{name}", metavar="DIR|ID")
-    models.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    models.add_argument("--device", default="auto")
-    models.add_argument("--judge", metavar="lexicon:FILE", help="needed with --base")
+    for name in (*_PARTS, "organism", "judge"):
+        parser.add_argument(f"--{name}", help="as of em-circuits")
     given = parser.parse_args()
     if given.base is not None and given.judge is None:
         parser.error("--base needs --judge lexicon:FILE: who says which tokens are evil?")
@@ -54,11 +47,10 @@ def arguments(question: str | None) -> argparse.Namespace:
 def cases_of(given: argparse.Namespace) -> Iterator[Cases]:
     """The models that are asked for, with their judge."""
     parts = embedded_parts({name: getattr(given, name) for name in _PARTS}, given.organism)
-    models = PairSettings.model_validate({**parts, "dtype": given.dtype, "device": given.device})
     judge = given.judge or f"lexicon:{organism_paths(given.organism or TOY).lexicon}"
-    with Workspace(root=given.root, models=models) as work:
-        spec = JudgeSpec.parse(judge)
-        yield Cases(work, open_judge(spec, lambda text: first_token(work.pair.tokenizer, text)))
+    with Workspace(root=given.root, models=PairSettings.model_validate(parts)) as work:
+        of_text = lambda text: first_token(work.pair.tokenizer, text)  # noqa: E731
+        yield Cases(work, open_judge(JudgeSpec.parse(judge), of_text))
 
 
 def sweep(cases: Cases, given: argparse.Namespace, **plan: Any) -> Experiment[SteeringSummary]:

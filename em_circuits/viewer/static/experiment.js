@@ -68,7 +68,7 @@ function plot(list, low, high, name) {
       svg(
         "circle",
         {
-          class: `point ${c.net < 0 ? "down" : "up"}${c.supported ? "" : " open"}${c.net < low || c.net > high ? " beyond" : ""}`,
+          class: `point ${c.net < 0 ? "down" : "up"}${c.supported ? "" : " open"}`,
           cx: px,
           cy: py,
           r: 3.6,

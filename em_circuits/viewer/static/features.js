@@ -50,6 +50,8 @@ function spark(bins) {
 
 const number_ = (row, by, digits) => (row[by] === null ? "–" : number(row[by], digits));
 
+const interval = (r) => (r.low === null ? "–" : `${signed(r.low, 2)} … ${signed(r.high, 2)}`);
+
 function found() {
   const text = byId("search").value.trim().toLowerCase(),
     sign = Number(byId("sign").value),
@@ -127,7 +129,7 @@ function table() {
         make("td", { class: "clip" }, visible(labels[key(r)] ?? "", false)),
         make("td", { class: `right num ${r.mean >= 0 ? "up" : "down"}` }, signed(r.mean)),
         make("td", { class: "bar" }, signBar(r.mean, largest)),
-        make("td", { class: "right num nowrap" }, r.low === null ? "–" : `${signed(r.low, 2)} … ${signed(r.high, 2)}`),
+        make("td", { class: "right num nowrap" }, interval(r)),
         make("td", { class: "right num" }, `${r.selected}/${r.n}`),
         make("td", { class: "right num" }, number_(r, "q", 3)),
         make("td", { class: "right num" }, number_(r, "stable", 2)),

@@ -174,7 +174,7 @@ export class Panel {
       "p",
       { class: "notice" },
       why === "in hand"
-        ? "You are reviewing this prompt now: what judges say of it, and every colour that follows, is hidden until you answer. "
+        ? "You are reviewing this prompt now: what judges say of it, and every colour, is hidden until you answer. "
         : "This prompt waits for your answer: what judges say of it, and every colour that follows, is hidden. ",
       make("a", { href: "/review" }, "Answer it"),
       why === "in hand" || this.page.readOnly
@@ -209,7 +209,10 @@ export class Panel {
       wrong = known.filter((n) => graph.conflicts(n, pane)).length;
     if (pane === "difference" || graph.target || graph.views[pane].by === "measured") return "";
     const said = known.length
-      ? `Really ablated: ${known.length} of the ${nodes.length} features shown; the sign of the ${by} is right for ${known.length - wrong}.`
+      ? [
+          `Really ablated: ${known.length} of the ${nodes.length} features shown;`,
+          `the sign of the ${by} is right for ${known.length - wrong}.`,
+        ].join(" ")
       : "None of these was really ablated yet. ";
     return make(
       "p",
