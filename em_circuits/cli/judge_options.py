@@ -32,13 +32,12 @@ _LLM = "Language model"
 _ENDPOINT = OptionSet(
     LLMSettings,
     omit=("model", "max_attempts", "max_body_bytes"),
-    section=_LLM,
     base_url=Flag(metavar="URL"),
     max_concurrency=Flag("--concurrency"),
     deadline_s=Flag("--deadline"),
     api_key_env=Flag(metavar="NAME"),
-)
-_BUDGET = OptionSet(Budget, section=_LLM)
+).under(_LLM)
+_BUDGET = OptionSet(Budget).under(_LLM)
 
 
 def llm_options(command: Command) -> Command:

@@ -129,19 +129,11 @@ class OptionSet(Generic[Model]):
 
     Args:
         omit: Fields that are no options.
-        section: Title under which the help of a `SectionedCommand` puts them.
         flags: By field, what is of the command line alone.
     """
 
-    def __init__(
-        self,
-        model: type[Model],
-        *,
-        omit: Iterable[str] = (),
-        section: str = "",
-        **flags: Flag,
-    ) -> None:
-        self.model, self._section = model, section
+    def __init__(self, model: type[Model], *, omit: Iterable[str] = (), **flags: Flag) -> None:
+        self.model, self._section = model, ""
         self._declared = {
             name: _declaration(name, field, flags.get(name) or _flag_of(field))
             for name, field in model.model_fields.items()
@@ -150,6 +142,11 @@ class OptionSet(Generic[Model]):
         options = {name: click.Option(names) for name, (names, _) in self._declared.items()}
         self._keys = {name: str(option.name) for name, option in options.items()}
         self._typed = {name: option.opts[0] for name, option in options.items()}
+
+    def under(self, title: str) -> OptionSet[Model]:
+        """The same under a title of its own in the help of a `SectionedCommand`."""
+        self._section = title
+        return self
 
     def __call__(self, command: Command) -> Command:
         for names, settings in reversed(self._declared.values()):

@@ -76,7 +76,8 @@ class ConditionSummary(Cell):
     works: bool
     """The interval of the net change leaves 0 out."""
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def supported(self) -> bool:
         """It works by itself: matched random features do little, and the text stays coherent."""
         return supports(self)

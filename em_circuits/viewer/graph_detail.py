@@ -48,13 +48,13 @@ def detail(
         state, activation = _state(graph, place)
         firing = [] if place.module else _firing(graph, place)
         if state != "node":
-            scores = {"gradient": _gradient(opened, labels, place), **kept}
+            alone = {"gradient": _gradient(opened, labels, place), **kept}
             return {
                 "name": name,
                 "state": state,
                 "activation": activation,
                 "firing": firing,
-                "scores": _known(scores) if state == "active" else {},
+                "scores": _known(alone) if state == "active" else {},
             }
     else:
         place, activation, firing = None, None, []

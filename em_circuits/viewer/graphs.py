@@ -305,7 +305,8 @@ class GraphPages:
 
     def _frozen(self, records: dict[str, GraphRecord]) -> dict[str, GraphRecord]:
         """The newest graphs with frozen edges where others are shown."""
-        graphs, found = self._context.work.graphs, {}
+        graphs = self._context.work.graphs
+        found: dict[str, GraphRecord] = {}
         for name, shown in records.items():
             if graphs.header(shown.key).edge_kind == "frozen":
                 continue

@@ -109,8 +109,8 @@ def test_features_sort_filter_and_say_where_they_fire(seen_room: Room, open_brow
         names.first.click()
         page.wait_for_selector(".firing mark")
         page.fill("[data-label]", "danger")
-        page.keyboard.press("Enter")
-        page.wait_for_selector(".toast:has-text('Kept')")
+        with page.expect_response("**/api/node-labels*"):
+            page.keyboard.press("Enter")
         page.locator("text=in its graph").first.click()
         page.wait_for_selector("#panel h2:has-text('danger')")
 

@@ -111,9 +111,9 @@ export class Graph {
   }
 
   // The feature of a node wherever it fires, as labels name it.
-  featureOf(node) {
-    if (node?.kind !== "feature") return null;
-    return `${node.module ? `${node.module}:` : ""}${node.layer}/${node.feature}`;
+  featureOf(name) {
+    const found = /^(\w+:)?(\d+)\/\d+\/(\d+)$/.exec(name);
+    return found && `${found[1] ?? ""}${found[2]}/${found[3]}`;
   }
 
   // The value a node is coloured by, -1 to 1, in a view.

@@ -31,7 +31,7 @@ class Page {
     Object.assign(this, { prompt, pair });
     this.panel = new Panel(byId("panel"), this);
     this.scene = new Scene(byId("canvas"), () => this.#pictured());
-    this.scene.labelOf = (node) => this.labels[this.graph.featureOf(node)] ?? "";
+    this.scene.labelOf = (node) => this.labels[this.graph.featureOf(node.name)] ?? "";
   }
 
   url(what = "", parameters = {}) {

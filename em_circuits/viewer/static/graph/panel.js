@@ -29,7 +29,7 @@ export class Panel {
   // The same under a person's own label, where they gave it one.
   called(name) {
     const { graph, labels } = this.page;
-    const own = labels[graph.featureOf(graph.nodes[graph.index.get(name)])];
+    const own = labels[graph.featureOf(name)];
     return own ? visible(own, false) : this.title(name);
   }
 
@@ -286,7 +286,7 @@ export class Panel {
           ? make("span", { class: "token" }, visible(graph.tokens[node.position] ?? ""))
           : null,
       ),
-      this.#labelling(node),
+      this.#labelling(name),
       make(
         "div",
         { class: "panel-buttons" },
@@ -367,9 +367,9 @@ export class Panel {
   }
 
   // What a person calls the feature, wherever it fires; edited in place.
-  #labelling(node) {
+  #labelling(name) {
     const { page } = this,
-      feature = page.graph.featureOf(node);
+      feature = page.graph.featureOf(name);
     if (!feature || page.readOnly) return "";
     const input = make("input", {
       class: "wide",
@@ -488,7 +488,7 @@ export class Panel {
                   this.title(n.name),
                 ),
               ),
-              make("td", {}, visible(page.labels[graph.featureOf(n)] ?? "", false)),
+              make("td", {}, visible(page.labels[graph.featureOf(n.name)] ?? "", false)),
               make("td", {}, make("span", { class: "token unpleasant" }, visible(graph.tokens[n.position] ?? ""))),
               pane === "difference" ? null : make("td", { class: "right num" }, number(n.at[pane]?.activation, 2)),
               make("td", { class: "right num" }, signed(own.value[n.i])),
