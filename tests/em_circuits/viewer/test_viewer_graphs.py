@@ -12,10 +12,10 @@ from rooms import LABELS, PAIR, Room, unblind
 from starlette.testclient import TestClient
 from synthetic import Size, contrast_of, synthetic_graph
 
-from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.experiments.kept import Asked, keep, measured_effects
 from em_circuits.experiments.kept import labels_of as kept_labels
 from em_circuits.feature import Feature
+from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.influence import Method, influence, prune, top_paths
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
