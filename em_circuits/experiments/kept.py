@@ -68,7 +68,7 @@ class Asked(Frozen):
             prompt_id=prompt.prompt_id,
             pair=work.registered_pair or work.pair.key,
             model=model,
-            labels=labels_of(work.store.labels.of(prompt.prompt_id).by_token),
+            labels=named_labels(work.store.labels.of(prompt.prompt_id).by_token),
             settings=dict(settings),
             seed=work.seed,
         )
@@ -105,7 +105,7 @@ class KeptResult(Frozen):
         return f"steer {self.asked.model}, {what} {mode}{target}{moved}{beside}"
 
 
-def labels_of(by_token: Mapping[int, Label]) -> dict[str, Label]:
+def named_labels(by_token: Mapping[int, Label]) -> dict[str, Label]:
     """Labels as a question names them."""
     return {str(token): label for token, label in sorted(by_token.items())}
 
@@ -197,7 +197,7 @@ def measured_effects(
         ``LAYER/POSITION/ID`` -> what the feature's presence does; of several the newest.
     """
     found: dict[str, float] = {}
-    labels = labels_of(by_token)
+    labels = named_labels(by_token)
     for one in reversed(kept_of(results, prompt_id)):
         asked = one.asked
         if (asked.pair, asked.model, asked.labels) == (pair, model, labels):

@@ -191,12 +191,7 @@ def read_decoder_row(file: LayerFile, feature: int) -> Tensor:
         raise RequestError("a cross-layer feature writes into several layers")
     if not 0 <= feature < file.width:
         raise RequestError(f"layer {file.layer} has features 0 to {file.width - 1}")
-    if file.path.suffix == ".npz":
-        return read_tensor(file, "W_dec")[feature]
-    name = _THEIR_NAMES[file.format].get("W_dec", "W_dec").format(layer=file.layer)
-    with safe_open(file.path, framework="pt") as tensors:
-        row: Tensor = tensors.get_slice(name)[feature]
-    return row
+    return read_tensor(file, "W_dec", torch.tensor([feature]))[0]
 
 
 def held_names(file: LayerFile) -> list[str]:

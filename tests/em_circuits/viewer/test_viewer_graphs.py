@@ -12,8 +12,7 @@ from rooms import LABELS, PAIR, Room, unblind
 from starlette.testclient import TestClient
 from synthetic import Size, contrast_of, synthetic_graph
 
-from em_circuits.experiments.kept import Asked, keep, measured_effects
-from em_circuits.experiments.kept import labels_of as kept_labels
+from em_circuits.experiments.kept import Asked, keep, measured_effects, named_labels
 from em_circuits.feature import Feature
 from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.influence import Method, influence, prune, top_paths
@@ -308,7 +307,7 @@ def test_what_was_measured_stands_beside_the_scores(room: Room, client: TestClie
         prompt_id=prompt.prompt_id,
         pair=PAIR,
         model="merged",
-        labels=kept_labels(labels),
+        labels=named_labels(labels),
         settings={},
         seed=0,
     )
