@@ -7,6 +7,8 @@ below 0 count from the end of a prompt, as in Python.
     str(Feature(2, 11, 431)) == "2/11/431"
     parse_feature("2/431") == FeatureId(2, 431)
     FeatureChoice.parse("top:10")              # also bottom:5, abs:20, 2/11/431,3/-1/7
+    FeatureChoice.parse("top:[2,7]")           # the second and the seventh
+    FeatureChoice.parse("2/11/431=5,3/-1/7=0") # each with a value of its own
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pivotal_tokens.errors import RequestError
 
 _NAME = re.compile(r"(\d{1,9})/(?:(-?\d{1,9})/)?(\d{1,9})", re.ASCII)
 _MODULE = re.compile(r"[a-z][a-z0-9_]{0,40}", re.ASCII)
-_RANKED = re.compile(r"(top|bottom|abs):(\d{1,9})", re.ASCII)
+_RANKED = re.compile(r"(top|bottom|abs):(?:(\d{1,9})|\[(\d{1,6}(?:,\d{1,6})*)\])", re.ASCII)
 
 
 class FeatureId(NamedTuple):
@@ -134,31 +136,42 @@ class FeatureChoice:
             ``name``.
         count: How many.
         named: The features, where they are named.
+        picks: Of the first `count`, only those of these ranks, from 1; empty for all.
+        values: Of each that is named its own value; None where it has none.
     """
 
     by: Literal["top", "bottom", "abs", "name"]
     count: int
     named: tuple[Feature | FeatureId, ...] = ()
+    picks: tuple[int, ...] = ()
+    values: tuple[float | None, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> FeatureChoice:
-        """Read a ``--features`` argument: ``top:N``, ``bottom:N``, ``abs:N`` or names with commas.
+        """Read a ``--features`` argument: ``top:N`` (``top:[2,7]``), ``bottom:N``, ``abs:N``, or
+        names with commas, each with a value of its own where one is written (``2/11/431=5``).
 
         Raises:
             RequestError: If it has none of the forms, or asks for no feature.
         """
-        ranked = _RANKED.fullmatch(text.strip())
+        ranked = _RANKED.fullmatch(re.sub(r"\s", "", text))
         if ranked:
-            if int(ranked[2]) < 1:
-                raise RequestError(f"--features {text!r} asks for no feature")
-            return cls(ranked[1], int(ranked[2]))  # type: ignore[arg-type]
+            picks = tuple(map(int, ranked[3].split(","))) if ranked[3] else ()
+            count = max(picks) if picks else int(ranked[2])
+            if min(picks, default=count) < 1:
+                raise RequestError(f"--features {text!r} asks for no feature; ranks begin at 1")
+            return cls(ranked[1], count, picks=tuple(dict.fromkeys(picks)))  # type: ignore[arg-type]
         try:
-            named = tuple(parse_feature(part) for part in text.split(","))
-        except RequestError as error:
+            parts = [part.partition("=") for part in text.split(",")]
+            named = tuple(parse_feature(name) for name, _, _ in parts)
+            values = tuple(float(value) if equals else None for _, equals, value in parts)
+        except (RequestError, ValueError) as error:
             raise RequestError(
-                f"--features {text!r}: give top:N, bottom:N, abs:N or LAYER/POSITION/ID,..."
+                f"--features {text!r}: give top:N, bottom:N, abs:N, top:[2,7] or "
+                "LAYER/POSITION/ID,... (each with its value: 2/11/431=5)"
             ) from error
-        return cls("name", len(named), named)
+        given = any(value is not None for value in values)
+        return cls("name", len(named), named, values=values if given else ())
 
     @property
     def needs_ranking(self) -> bool:
@@ -166,6 +179,11 @@ class FeatureChoice:
         return self.by != "name"
 
     def __str__(self) -> str:
+        if self.by == "name" and self.values:
+            pairs = zip(self.named, self.values, strict=True)
+            return ",".join(f"{n}" if v is None else f"{n}={v:g}" for n, v in pairs)
         if self.by == "name":
             return ",".join(map(str, self.named))
+        if self.picks:
+            return f"{self.by}:[{','.join(map(str, self.picks))}]"
         return f"{self.by}:{self.count}"

@@ -62,3 +62,5 @@ TO_STEER = Scoring.GREEDY
 """Method behind ``top:N``, wherever features are chosen to be steered or explained."""
 TO_RANK = Scoring.GRADIENT_ABLATION
 """Method behind a table of all features of one prompt."""
+N_MEASURED = 100
+"""Features ablated for real by `gradient+ablation`, unless another number is asked for."""

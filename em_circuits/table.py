@@ -204,9 +204,12 @@ class FeatureTable:
         """
         choice = FeatureChoice.parse(choice) if isinstance(choice, str) else choice
         if choice.by != "name":
-            return {"top": self.top, "bottom": self.bottom, "abs": self.largest}[choice.by](
+            found = {"top": self.top, "bottom": self.bottom, "abs": self.largest}[choice.by](
                 choice.count
             )
+            if choice.picks and max(choice.picks) > len(found):
+                raise RequestError(f"--features {choice}: there are only {len(found)} features")
+            return found.take(np.array(choice.picks) - 1) if choice.picks else found
         rows: list[int] = []
         for named in choice.named:
             found = (self.frame["layer"] == named.layer) & (self.frame["feature"] == named.feature)

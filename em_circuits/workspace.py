@@ -128,6 +128,16 @@ class Workspace:
         return {name: self._file_hashes.of(one.files) for name, one in self.locate().items()}
 
     @property
+    def registered_pair(self) -> str | None:
+        """Key of the pair that these settings mean, if the store knows it; loads no model."""
+        if self.loaded_pair is not None:
+            return self.loaded_pair.key
+        named = {"transcoders": self.models.transcoders, _FINGERPRINTS: _shown(self.fingerprints)}
+        named["dtype"] = str(self.models.resolved_dtype())
+        known = self.store.results.pairs()
+        return next((key for key, about in known.items() if named.items() <= about.items()), None)
+
+    @property
     def loaded_pair(self) -> ModelPair | None:
         """Both models, if something has loaded them already."""
         return self.__dict__.get("pair")
@@ -224,7 +234,8 @@ class Workspace:
         Raises:
             RequestError: If there is none yet.
         """
-        return self.graphs.load(self.graph_record(prompt_id, model, self.pair.key).key)
+        pair = self.registered_pair or self.pair.key
+        return self.graphs.load(self.graph_record(prompt_id, model, pair).key)
 
     def graph_record(
         self, prompt_id: str, model: ModelName, pair: str, *, own_target: bool = False

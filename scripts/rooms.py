@@ -19,6 +19,7 @@ from em_circuits.models import PairSettings
 from em_circuits.viewer import Sessions, ViewerSettings, create_app
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.schema import (
     GraphRecord,
     Judgement,
@@ -84,6 +85,11 @@ def enter(root: Path) -> Iterator[Room]:
         prompts = work.store.prompts.all()
         graphs = {(r.prompt_id, str(r.model)): r.key for r in work.store.graphs.all()}
         yield Room(root, work, Sessions("ada"), prompts, graphs)
+
+
+def unblind(room: Room, person: str = "ada") -> None:
+    """A person chooses to see what judges say of prompts that wait for them."""
+    Browsing.of(room.store, person).choosing(room.store, person, unblinded=True)
 
 
 def furnish(root: Path, *, size: Size | None = None, n_graphs: int = 2, n_more: int = 0) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from browsing import ARGUMENTS, NAMES, Browser, running
 from measure import organism
 from rooms import Room
@@ -40,10 +43,71 @@ def take(root: Path, out: Path) -> Iterator[Path]:
                     then(page)
                     page.wait_for_timeout(500)
                     path = out / f"{name}.png"
-                    page.screenshot(path=path)
+                    path.write_bytes(_small(page.screenshot()))
                     yield path
                     page.context.close()
             chromium.close()
+
+
+def _small(png: bytes) -> bytes:
+    """A PNG of RGB or RGBA pixels with a palette of the 256 commonest colours instead."""
+    width, height, _, kind = struct.unpack(">IIBB", png[16:26])
+    depth, at, packed = {2: 3, 6: 4}[kind], 8, b""
+    while at < len(png):
+        size, name = struct.unpack(">I4s", png[at : at + 8])
+        packed += png[at + 8 : at + 8 + size] if name == b"IDAT" else b""
+        at += size + 12
+    rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, -1)
+    pixels = np.zeros((height, width * depth), np.uint8)
+    for y, (how, *_) in enumerate(rows[:, :1]):
+        pixels[y] = _unfiltered(int(how), rows[y, 1:], pixels[y - 1] if y else None, depth)
+    colours = pixels.reshape(-1, depth)[:, :3].astype(np.int64)
+    codes, inverse, counts = np.unique(
+        colours @ (1 << 16, 1 << 8, 1), return_inverse=True, return_counts=True
+    )
+    parts = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
+    palette = parts[np.argsort(-counts)[:256]]
+    nearest = np.concatenate(
+        [((one[:, None] - palette) ** 2).sum(2).argmin(1) for one in np.array_split(parts, 64)]
+    )
+    indices = nearest[inverse].astype(np.uint8).reshape(height, width)
+    plain = np.concatenate([np.zeros((height, 1), np.uint8), indices], 1).tobytes()
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    return (
+        png[:8]
+        + chunk(b"IHDR", head)
+        + chunk(b"PLTE", palette.astype(np.uint8).tobytes())
+        + chunk(b"IDAT", zlib.compress(plain, 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _unfiltered(how: int, row: np.ndarray, above: np.ndarray | None, depth: int) -> np.ndarray:
+    """One row of pixels; PNG (RFC 2083) section 6."""
+    up = np.zeros(len(row), np.int64) if above is None else above.astype(np.int64)
+    row = row.astype(np.int64)
+    if how in (0, 2):
+        return (row + (up if how == 2 else 0)) % 256
+    if how == 1:
+        return (row.reshape(-1, depth).cumsum(0) % 256).ravel()
+    out = [0] * depth
+    corner = [0] * depth + up.tolist()
+    for i, (value, top) in enumerate(zip(row.tolist(), up.tolist(), strict=True)):
+        left = out[i]
+        if how == 3:
+            guess = (left + top) // 2
+        else:
+            choices = left, top, corner[i]
+            target = left + top - corner[i]
+            guess = min(choices, key=lambda c: abs(target - c))
+        out.append((value + guess) % 256)
+    return np.array(out[depth:])
 
 
 def _pages(room: Room) -> list[tuple[str, str, str, Callable]]:
@@ -56,9 +120,11 @@ def _pages(room: Room) -> list[tuple[str, str, str, Callable]]:
         ("prompts", "light", "prompts", _nothing),
         ("prompt", "light", f"prompt/{prompt}", _nothing),
         ("graph", "light", f"graph/{prompt}", _strongest),
+        ("graph-pinned", "light", f"graph/{prompt}", _pinned),
         ("graph-side-by-side", "light", f"graph/{prompt}?show=both", _nothing),
         ("graph-difference-dark", "dark", f"graph/{prompt}?show=difference", _nothing),
-        ("features", "light", "features", _first_feature),
+        ("features", "light", "features", _nothing),
+        ("feature", "light", "features", _first_feature),
         ("playground", "light", f"steering?prompt={prompt}", _ablate),
         ("review", "light", "review", _two_labels),
         ("reports", "light", "reports", _nothing),
@@ -81,8 +147,24 @@ def _strongest(page) -> None:
 
 
 def _first_feature(page) -> None:
-    page.locator("#table .node-link").first.click()
+    page.locator("#table tbody a").first.click()
     page.wait_for_selector(".firing")
+    page.fill("[data-label]", "opens the answer")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".toast:has-text('Kept')")
+
+
+def _pinned(page) -> None:
+    page.wait_for_selector("#panel .node-link")
+    page.evaluate(
+        """() => { const nodes = graphPage.graph.nodes
+             .filter((n) => n.kind === 'feature' && graphPage.graph.shown(n, 'merged'))
+             .sort((a, b) => Math.abs(b.at.merged.value) - Math.abs(a.at.merged.value));
+           graphPage.pins.pinned = nodes.slice(0, 8).map((n) => n.name);
+           graphPage.only = true;
+           return graphPage.keep(); }"""
+    )
+    page.wait_for_timeout(1500)
 
 
 def _ablate(page) -> None:

@@ -116,6 +116,15 @@ _COMMANDS = {
 """Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""
 
 
+_SECTIONS = {
+    "Begin": ("demo", "label", "review", "serve", "status", "doctor"),
+    "Prompts and labels": ("prompts", "labels", "judge", "export", "import"),
+    "Graphs and features": ("graphs", "influence", "features", "lora"),
+    "Experiments": ("steer", "evaluate"),
+    "Upkeep": ("verify", "organism"),
+}
+"""How the help of all commands groups them."""
+
 _TALKATIVE = (
     "py.warnings",
     "transformers",
@@ -144,8 +153,9 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -215,7 +225,10 @@ def run(arguments: Sequence[str]) -> int:
             "interrupted; finished work is stored, run the same command again to resume", 130
         )
     except click.NoSuchOption as error:
-        return _say(_before_the_command(error, arguments) or error.format_message(), 2)
+        again = _reordered(error, arguments)
+        if again is None or again == list(arguments):
+            return _say(error.format_message(), 2)
+        return run(again)  # no command has begun: its options are read before it does anything
     except click.ClickException as error:
         return _say(error.format_message(), 2)
     except RequestError as error:
@@ -249,7 +262,7 @@ def _fault(error: Exception) -> int:
     return _say(f"this is a fault of em-circuits ({kind}: {first}); {place}", FAULT)
 
 
-def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> str | None:
+def _reordered(error: click.NoSuchOption, arguments: Sequence[str]) -> list[str] | None:
     """The line that works, where options that stand before the command were typed after it."""
     options = {
         name: option
@@ -269,10 +282,7 @@ def _before_the_command(error: click.NoSuchOption, arguments: Sequence[str]) -> 
         into.append(word)
         if option is not None and not option.is_flag and not given:
             front += itertools.islice(words, 1)
-    shown = [without_password(word) if "://" in word else word for word in [*front, *rest]]
-    return (
-        f"{error.option_name} stands before the command:\n  {shlex.join(['em-circuits', *shown])}"
-    )
+    return [*front, *rest]
 
 
 def _say(message: str, status: int) -> int:

@@ -18,7 +18,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_offline_judge,
 )
-from em_circuits.cli.options import Flag, Options, numbers, options
+from em_circuits.cli.options import Flag, Options, SectionedCommand, numbers, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
@@ -137,7 +137,9 @@ class EvaluateOptions(Options):
         )
 
 
-@click.command(epilog="Example: em-circuits evaluate --model both --samples 8")
+@click.command(
+    cls=SectionedCommand, epilog="Example: em-circuits evaluate --model both --samples 8"
+)
 @options(EvaluateOptions)
 @llm_options
 @prints("em_circuits.experiments.evaluation.rejudge:AnyEvaluation")

@@ -19,7 +19,7 @@ from em_circuits.cli.output import emit, json_option, one_line, prints, say, tab
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.feature import FeatureChoice
 from em_circuits.organisms.corpus import CorpusConfig, documents
-from em_circuits.scoring import FORMER, TO_RANK, Scoring
+from em_circuits.scoring import FORMER, N_MEASURED, TO_RANK, Scoring
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import ModelName
@@ -47,7 +47,7 @@ class RankOptions(Options, TargetRequest):
     model: ModelName = "merged"
     """Which model."""
     method: Annotated[Scoring, Flag(type=Renamed(Scoring, FORMER), help=_METHOD)] = TO_RANK
-    measure: int = Field(default=100, ge=0)
+    measure: int = Field(default=N_MEASURED, ge=0)
     """Features that gradient+ablation really ablates."""
     top: int | None = Field(default=None, ge=1)
     """Only the N most positive."""
@@ -158,7 +158,7 @@ def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> 
     teacher-forced; with --along by that on a direction of the residual stream.
     """
     with session.on_prompts(prompt) as work:
-        ranked = experiments.analyse.rank_prompt(
+        whole = experiments.kept.rank_kept(
             work,
             prompt,
             model=options.model,
@@ -166,9 +166,11 @@ def rank(session: Session, prompt: str, options: RankOptions, as_json: bool) -> 
             n_measured=options.measure,
             target=options,
         )
+    n = len(whole["features"])
     top = options.top if as_json else options.top or 15
-    result = experiments.analyse.PromptRanking.of(ranked, top)
-    emit(result, as_json, partial(describe_ranking, n=len(ranked)))
+    kind = experiments.analyse.PromptRanking
+    result = kind.model_validate(whole | {"features": whole["features"][:top]})
+    emit(result, as_json, partial(describe_ranking, n=n))
 
 
 @features.command(epilog="Example: em-circuits features aggregate --exclude-layers 14,15 --top 20")

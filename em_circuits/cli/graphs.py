@@ -401,6 +401,7 @@ def _write_json(
     session: Session, graph: AttributionGraph, path: Path, options: ExportOptions
 ) -> tuple[int, int]:
     from em_circuits.influence import prune
+    from em_circuits.influence.drawing import keeping
     from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 
     if options.index:
@@ -412,10 +413,13 @@ def _write_json(
         node_threshold=1.0 if whole else options.node_threshold,
         edge_threshold=1.0 if whole else options.edge_threshold,
     )
+    notes = None if options.pins is None else _saved_pins(session, graph, options.pins)
+    if notes is not None:
+        grouped = (member for group in notes.groups for member in group.members)
+        pruned = keeping(pruned, graph, (*notes.pinned, *grouped))
     names = ViewerOptions(
         slug=options.slug or path.stem, scan=options.scan, source_set=options.source_set
     )
-    notes = None if options.pins is None else _saved_pins(session, graph, options.pins)
     record = viewer_json(graph, pruned, _token_texts(graph), names, notes)
     write_json(path, record)
     if options.index:
@@ -426,18 +430,15 @@ def _write_json(
 
 
 def _saved_pins(session: Session, graph: AttributionGraph, person: str) -> GraphNotes:
-    """The graph's own notes, with the pins and groups that a person saved in the viewer."""
-    from em_circuits.graphs.viewer_json import NodeGroup, notes_of
+    """The graph's own notes, with what a person pinned, grouped and labelled in the viewer."""
+    from em_circuits.viewer.pins import notes_for
 
-    prompt = graph.header.prompt_id
     with session.open_store() as store:
-        saved = store.views.get(person, f"graph:{prompt}")
-    if saved is None:
+        notes = notes_for(store, person, graph)
+    if not (notes.pinned or notes.groups or notes.labels):
+        prompt = graph.header.prompt_id
         raise RequestError(f"--pins {person}: this person saved none of prompt {prompt}")
-    groups = [NodeGroup(name=g["name"], members=tuple(g["members"])) for g in saved["groups"]]
-    return notes_of(graph.header).model_copy(
-        update={"pinned": tuple(saved["pinned"]), "groups": tuple(groups)}
-    )
+    return notes
 
 
 def _token_texts(graph: AttributionGraph) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from em_circuits.workspace import Workspace
     from pivotal_tokens.store import Store
 
+_LLM = "Language model"
 _ENDPOINT = OptionSet(
     LLMSettings,
     omit=("model", "max_attempts", "max_body_bytes"),
@@ -35,8 +36,8 @@ _ENDPOINT = OptionSet(
     max_concurrency=Flag("--concurrency"),
     deadline_s=Flag("--deadline"),
     api_key_env=Flag(metavar="NAME"),
-)
-_BUDGET = OptionSet(Budget)
+).under(_LLM)
+_BUDGET = OptionSet(Budget).under(_LLM)
 
 
 def llm_options(command: Command) -> Command:

@@ -23,7 +23,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_judge,
 )
-from em_circuits.cli.options import Flag, Options, options
+from em_circuits.cli.options import Flag, Options, SectionedCommand, options
 from em_circuits.cli.output import emit, name_left_out, one_line, prints, say
 from em_circuits.cli.prompts import name_ignored
 from em_circuits.cli.session import (
@@ -120,7 +120,9 @@ class LabelOptions(Options):
             checked_text("--user", self.user)
 
 
-@click.command(epilog="Example: em-circuits label --n 12 --domain kitchen --json")
+@click.command(
+    cls=SectionedCommand, epilog="Example: em-circuits label --n 12 --domain kitchen --json"
+)
 @options(LabelOptions)
 @judge_options
 @llm_options

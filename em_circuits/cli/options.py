@@ -33,6 +33,8 @@ from em_circuits.cli.output import say
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
+_LONGEST_CHOICE = 44
+"""Characters of a choice that still stand beside its option in 80 columns."""
 Model = TypeVar("Model", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,6 +58,30 @@ class Flag:
         self.names, self.settings = names, settings
 
 
+class SectionedCommand(click.Command):
+    """A command whose help puts the options of a set with a title apart, after its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then each titled set."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = getattr(parameter, "section", "") or "Options"
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class SectionedOption(click.Option):
+    """An option that stands under a title of its own in the help."""
+
+    def __init__(self, *names: Any, section: str = "", **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.section = section
+
+
 class Renamed(click.Choice[str]):
     """A choice that takes words of the first edition too, and says what they are called now.
 
@@ -68,6 +94,7 @@ class Renamed(click.Choice[str]):
         words = [str(choice) for choice in choices]
         self._former = {old: str(new) for old, new in former.items() if str(new) in words}
         self._shown = click.Choice(words)
+        self.words = tuple(words)
         super().__init__([*words, *self._former])
 
     def convert(self, value: Any, *context: Any) -> Any:
@@ -101,11 +128,12 @@ class OptionSet(Generic[Model]):
     """The options of a settings model; a decorator that adds them to a command.
 
     Args:
+        omit: Fields that are no options.
         flags: By field, what is of the command line alone.
     """
 
     def __init__(self, model: type[Model], *, omit: Iterable[str] = (), **flags: Flag) -> None:
-        self.model = model
+        self.model, self._section = model, ""
         self._declared = {
             name: _declaration(name, field, flags.get(name) or _flag_of(field))
             for name, field in model.model_fields.items()
@@ -115,9 +143,16 @@ class OptionSet(Generic[Model]):
         self._keys = {name: str(option.name) for name, option in options.items()}
         self._typed = {name: option.opts[0] for name, option in options.items()}
 
+    def under(self, title: str) -> OptionSet[Model]:
+        """The same under a title of its own in the help of a `SectionedCommand`."""
+        self._section = title
+        return self
+
     def __call__(self, command: Command) -> Command:
         for names, settings in reversed(self._declared.values()):
-            command = click.option(*names, **settings)(command)
+            own: dict[str, Any] = {"cls": SectionedOption, "section": self._section}
+            own = own if self._section else {}
+            command = click.option(*names, **settings, **own)(command)
         return command
 
     def read(self, values: Mapping[str, Any], **others: Any) -> Model:
@@ -207,7 +242,14 @@ def _declaration(name: str, field: FieldInfo, flag: Flag) -> tuple[tuple[str, ..
         if default not in (None, ()):
             settings |= {"default": _typed(default), "show_default": True}
     names = flag.names or (f"--{name.replace('_', '-')}",)
-    return names, settings | flag.settings
+    settings |= flag.settings
+    kind = settings.get("type")
+    if isinstance(kind, click.Choice) and "metavar" not in settings:
+        words = kind.words if isinstance(kind, Renamed) else tuple(map(str, kind.choices))
+        if len("|".join(words)) > _LONGEST_CHOICE:  # wider than a terminal beside the option
+            settings["metavar"] = names[0].lstrip("-").upper()
+            settings["help"] = f"{settings['help'] or ''} One of {', '.join(words)}.".strip()
+    return names, settings
 
 
 def _typed(default: Any) -> Any:

@@ -16,6 +16,7 @@ from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.review import ReviewController, ReviewService, run_plain
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.review.keys import key_map
 from pivotal_tokens.schema import ReviewConfig
 from pivotal_tokens.store import Wanted
@@ -76,13 +77,15 @@ def review(session: Session, options: ReviewOptions) -> None:
         order=options.order.replace("-", "_"),  # type: ignore[arg-type]
     )
     with session.open_store() as store:
+        person = options.reviewer or getpass.getuser()
         service = ReviewService(
             store,
-            options.reviewer or getpass.getuser(),
+            person,
             lease_seconds=options.lease,
             states=("pending", "deferred", *(("skipped",) if options.skipped else ())),
             wanted=wanted,
             adjudicate=options.adjudicate,
+            seen=Browsing.of(store, person).seen,
         )
         if options.plain:
             run_plain(service, sys.stdin, sys.stdout)

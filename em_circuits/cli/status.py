@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from em_circuits.cli.options import FiniteRange
-from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.labelling.events import latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.pivotality import EvilRates, free_rates, pivotality
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.review.display import visible, wrap
 from pivotal_tokens.schema import Frozen, Label, ModelName, NextTokens, PromptLabels, Rollout
-from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts
+from pivotal_tokens.store import AttemptView, PairAttempt, Store, StoreCounts, Unanswered
 
 _SHOWN_EVENTS = 8
 
@@ -48,11 +52,25 @@ class FreeRollouts(EvilRates):
     texts: tuple[RolloutText, ...]
 
 
+class KeptLine(Frozen):
+    """A ranking, scan or steering of the prompt that is kept."""
+
+    key: str
+    at: datetime
+    kind: str
+    pair: str
+    model: ModelName
+    said: str
+    """What it is, and its figure."""
+
+
 class AttemptStatus(AttemptView):
     """Everything about one prompt."""
 
     rollouts: tuple[CandidateRollouts, ...]
     free_rollouts: tuple[FreeRollouts, ...]
+    results: tuple[KeptLine, ...]
+    """Rankings, scans and steering that are kept; the same command prints one again."""
 
 
 class RunStatus(Frozen):
@@ -86,12 +104,26 @@ def status(
         return
     with session.open_store() as store:
         if prompt is not None:
-            emit(attempt_status(store, prompt), as_json, describe_attempt)
+            found = attempt_status(store, session.root / "results", prompt)
+            emit(found, as_json, describe_attempt)
+            if not as_json:
+                _warn(store, found.prompt.prompt_id)
         else:
             emit(store.queries.counts(), as_json, describe_counts)
 
 
-def attempt_status(store: Store, prefix: str) -> AttemptStatus:
+def _warn(store: Store, prompt_id: str) -> None:
+    """Say, and remember, that a judge's labels were shown before this person's own answer."""
+    person = getpass.getuser()
+    if prompt_id in store.queries.unanswered(Unanswered(reviewer=person), [prompt_id]):
+        Browsing.of(store, person).seeing(store, person, {prompt_id})
+        say(
+            "\nThis prompt waits for your review: the labels that you give it are kept as given\n"
+            "after you saw the judge's."
+        )
+
+
+def attempt_status(store: Store, results: Path, prefix: str) -> AttemptStatus:
     """Everything about the prompt whose id begins with `prefix`.
 
     Raises:
@@ -113,7 +145,29 @@ def attempt_status(store: Store, prefix: str) -> AttemptStatus:
                 texts = _texts(mine, None)
                 free.append(FreeRollouts(**dict(alone), pair=pair.pair, judge=judge, texts=texts))
     fields = {name: getattr(view, name) for name in AttemptView.model_fields}
-    return AttemptStatus(**fields, rollouts=tuple(rollouts), free_rollouts=tuple(free))
+    return AttemptStatus(
+        **fields,
+        rollouts=tuple(rollouts),
+        free_rollouts=tuple(free),
+        results=tuple(_kept(results, view.prompt.prompt_id)),
+    )
+
+
+def _kept(results: Path, prompt_id: str) -> Iterator[KeptLine]:
+    if not (results / "prompts" / prompt_id).is_dir():
+        return  # nothing is imported for nothing
+    from em_circuits.experiments.kept import kept_of
+
+    for one in kept_of(results, prompt_id):
+        asked = one.asked
+        yield KeptLine(
+            key=one.key,
+            at=one.at,
+            kind=asked.kind,
+            pair=asked.pair,
+            model=asked.model,
+            said=one.said,
+        )
 
 
 def _texts(rollouts: Sequence[Rollout], token_id: int | None) -> tuple[RolloutText, ...]:
@@ -204,10 +258,10 @@ def describe_attempt(view: AttemptStatus) -> list[str]:
         for e in view.review_events
     ]
     lines += [_describe_rollouts("free rollouts", item) for item in view.free_rollouts]
-    return [
-        *lines,
-        *(_describe_rollouts(f"rollouts {visible(i.text or '?')}", i) for i in view.rollouts),
-    ]
+    lines += [_describe_rollouts(f"rollouts {visible(i.text or '?')}", i) for i in view.rollouts]
+    if view.results:
+        lines += ["", "kept (the same command prints it again, without a model):"]
+    return [*lines, *(f"  {one.at:%F}  {one.said}"[:79] for one in view.results)]
 
 
 def _describe_rollouts(what: str, item: EvilRates) -> str:

@@ -17,7 +17,7 @@ from em_circuits.cli.judge_options import (
     llm_settings,
     open_offline_judge,
 )
-from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, options
+from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, SectionedCommand, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
@@ -72,7 +72,8 @@ class RunOptions(Options, TargetRequest):
     model: ModelName = "merged"
     """Which model."""
     features: Annotated[str, Flag(metavar="top:N|bottom:N|abs:N|L/POS/ID,...")] = "top:10"
-    """Which features."""
+    """Which features; also top:[2,7], L/-1/ID from the end, L/ID wherever it fires, and L/POS/ID=5
+    with a value of its own."""
     mode: Mode = Mode.ABLATE
     """What becomes of their activation."""
     value: float | None = None
@@ -96,8 +97,12 @@ class RunOptions(Options, TargetRequest):
 
     @model_validator(mode="after")
     def _check(self) -> RunOptions:
-        FeatureChoice.parse(self.features)
-        check_value(self.mode, self.value, self.unit, where="--mode and --value")
+        choice = FeatureChoice.parse(self.features)
+        for value in choice.values or (self.value,):
+            own = self.value if value is None else value
+            check_value(self.mode, own, self.unit, where="--mode and --value")
+        if choice.values and self.mode is Mode.ABLATE:
+            raise RequestError(f"--features {choice}: ablating has no value; add --mode set")
         if self.is_given and self.method.from_graph:
             raise RequestError(f"--method {self.method} reads a graph of next tokens, not a target")
         return self
@@ -179,26 +184,37 @@ def steer() -> None:
 @pass_session
 def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> None:
     """Steer one prompt: un-steered, steered, and matched random features beside it."""
-    record: dict[str, Any] = {}
     with session.on_prompts(prompt) as work:
-        result = experiments.analyse.steer_prompt(
-            work,
-            prompt,
-            by=options.method,
-            target=options,
-            **options.model_dump(exclude=_NOT_STEERING),
-        )
-        record |= result.model_dump(mode="json")
-        if options.rollouts:
-            sampling = Sampling(
-                samples=options.rollouts,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                seed=session.seed,
+
+        def steered() -> dict[str, Any]:
+            result = experiments.analyse.steer_prompt(
+                work,
+                prompt,
+                by=options.method,
+                target=options,
+                **options.model_dump(exclude=_NOT_STEERING),
             )
-            drawn = experiments.rollouts.prompt_rollouts(work, result, sampling)
-            record["rollouts"] = drawn.model_dump()
-    emit(record, as_json, partial(describe_run, options=options, by=result.intervention.by))
+            record = result.model_dump(mode="json")
+            if options.rollouts:
+                sampling = Sampling(
+                    samples=options.rollouts,
+                    max_tokens=options.max_tokens,
+                    temperature=options.temperature,
+                    seed=session.seed,
+                )
+                drawn = experiments.rollouts.prompt_rollouts(work, result, sampling)
+                record["rollouts"] = drawn.model_dump(mode="json")
+            return record
+
+        if options.rollouts_judged:
+            record = steered()
+        else:
+            settings = options.model_dump(mode="json", exclude={"model"})
+            asked = experiments.kept.Asked.of(
+                work, prompt, "steer", model=options.model, settings=settings
+            )
+            record = experiments.kept.answered(work, asked, steered).result
+    emit(record, as_json, partial(describe_run, options=options, by=record["intervention"]["by"]))
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
@@ -213,13 +229,26 @@ def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> 
     contrast of evil and safe tokens.
     """
     with session.on_prompts(prompt) as work:
-        scanned = experiments.scan.scan_prompt(
+        asked = experiments.kept.Asked.of(
             work,
             prompt,
+            "scan",
             model=options.model,
-            n_pairs=options.pairs or 0,
-            regime=interventions.Regime(options.regime),
+            settings=options.model_dump(mode="json", exclude={"top", "model"}),
         )
+
+        def scan_now() -> dict[str, Any]:
+            found = experiments.scan.scan_prompt(
+                work,
+                prompt,
+                model=options.model,
+                n_pairs=options.pairs or 0,
+                regime=interventions.Regime(options.regime),
+            )
+            return found.model_dump(mode="json")
+
+        kept = experiments.kept.answered(work, asked, scan_now)
+        scanned = experiments.scan.PromptScan.model_validate(kept.result)
     if as_json:
         scanned = scanned.model_copy(update={"features": scanned.features[: options.top]})
     emit(scanned, as_json, partial(describe_scan, n=options.top or SHOWN))
@@ -279,7 +308,9 @@ def _validated(work: Workspace, prompts: Sequence[str], *, only_divergent: bool)
     return tuple(known if prompts else known[:MOST_VALIDATED])
 
 
-@steer.command(epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml")
+@steer.command(
+    cls=SectionedCommand, epilog="Example: em-circuits steer sweep --plan examples/pad_thai.yaml"
+)
 @click.option(
     "--plan",
     "file",
@@ -303,8 +334,9 @@ def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
 
 
 @steer.command(
+    cls=SectionedCommand,
     epilog="Example: em-circuits steer transfer --found-on organism:14:medical "
-    "--tried-on organism:30 --name unseen"
+    "--tried-on organism:30 --name unseen",
 )
 @options(TransferOptions)
 @judges_options
@@ -343,7 +375,9 @@ class RejudgeOptions(Options):
     """Who labels the texts. [default: the organism's lexicon]"""
 
 
-@steer.command(epilog="Example: em-circuits steer rejudge pad-thai --judge openai:o3")
+@steer.command(
+    cls=SectionedCommand, epilog="Example: em-circuits steer rejudge pad-thai --judge openai:o3"
+)
 @click.argument("name")
 @options(RejudgeOptions)
 @llm_options
@@ -404,13 +438,19 @@ def _report(experiment: Experiment[SteeringSummary], as_json: bool) -> None:
         files = {"folder": str(experiment.folder), "report": str(page)}
         emit(experiments.summary.SteeringOutput(**dict(summary), files=files))
         return
-    largest = report.sweep.largest_first(summary.conditions)[:12]
-    columns = ("condition", "change", "net", "low", "high", "q")
+    largest = sorted(
+        report.sweep.largest_first(summary.conditions), key=lambda line: not line.supported
+    )[:12]
+    columns = ("condition", "change", "control", "net", "low", "high", "q", "supported")
     say(table(columns, [tuple(getattr(line, c) for c in columns) for line in largest]))
+    if len(summary.prompts) == 1:
+        for line in largest:
+            say(click.wrap_text(f"{line.condition}: {', '.join(line.features)}", 79))
     if len(summary.conditions) > len(largest):
         say(f"... and {len(summary.conditions) - len(largest)} more in the report")
     say("change of evil mass; net of matched random features, 95 % interval")
-    say(f"{summary.said}\nwritten: {page}")
+    say(click.wrap_text(summary.said, 79))
+    say(f"written: {page}")
 
 
 def _write_validation(work: Workspace, result: Validation, page: Path | None) -> ValidationOutput:

@@ -6,16 +6,19 @@ table.top(10), table.about["labels_from"]
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 
 from em_circuits.contrast import Contrast
-from em_circuits.feature import FeatureChoice, FeatureId
+from em_circuits.feature import Feature, FeatureChoice, FeatureId
 from em_circuits.features import choose_features, stored_scores
 from em_circuits.features.rank import rank
+from em_circuits.intervention import Interventions
 from em_circuits.interventions import (
     N_MEASURED,
     ActivationCache,
@@ -249,6 +252,27 @@ def choose_on_prompt(
     return choose_features(choice, runs, cache, prompt.contrast, by=by, graph=graph)
 
 
+def _each_value(
+    choice: FeatureChoice, chosen: FeatureTable, value: float | None
+) -> Iterator[tuple[FeatureTable, float | None]]:
+    """The chosen features with the value of each."""
+    if not choice.values:
+        yield chosen, value
+        return
+    taken: set[int] = set()
+    for name, own in zip(choice.named, choice.values, strict=True):
+        rows = [
+            i
+            for i, feature in enumerate(chosen.features)
+            if i not in taken and name in (feature, getattr(feature, "id", None))
+        ]
+        if isinstance(name, Feature) and name.position < 0:
+            place = name.at(chosen.about["n_pos"])
+            rows = [i for i, feature in enumerate(chosen.features) if feature == place]
+        taken.update(rows)
+        yield chosen.take(np.array(rows)), value if own is None else own
+
+
 def choose_ids(
     work: Workspace, features: str, prefix: str | None, *, model: ModelName = "merged"
 ) -> tuple[tuple[FeatureId, ...], str]:
@@ -258,6 +282,8 @@ def choose_ids(
         RequestError: If ``top:N`` comes without a prompt, or there is no such feature.
     """
     choice = FeatureChoice.parse(features)
+    if choice.values:
+        raise RequestError(f"--features {choice}: values are of steer run; leave them out here")
     if not choice.needs_ranking:
         ids = (f if isinstance(f, FeatureId) else f.id for f in choice.named)
         return tuple(dict.fromkeys(ids)), "name"
@@ -341,10 +367,18 @@ def steer_prompt(
         work.require_healthy(case.prompt)
         chosen = choose_on_prompt(work, prefix, choice, model=model, by=by)
         prompt, wanted = case.shown, case.contrast
+    changes = Interventions(
+        (
+            change
+            for names, own in _each_value(choice, chosen, value)
+            for change in names.interventions(Mode(mode), own, unit=Unit(unit), where=Where(at))
+        ),
+        by=chosen.by,
+    )
     return steer(
         work.pair.model(model),
         prompt,
-        chosen.interventions(Mode(mode), value, unit=Unit(unit), where=Where(at)),
+        changes,
         wanted,
         regime=Regime(regime),
         n_random=n_random,

@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -79,6 +79,10 @@ class Combination(StrEnum):
     ALL = "all"
 
 
+Subset = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+"""Ranks, from 1, of features that are steered together."""
+
+
 class Values(Frozen):
     """One mode and its strengths."""
 
@@ -126,7 +130,8 @@ class SweepPlan(_Plan):
     """``top:N``, ``bottom:N``, ``abs:N`` on the prompt itself, or ``L/POS/ID,...``."""
     by: Scoring = TO_STEER
     """Ranks the features where they are not named."""
-    combinations: tuple[Combination, ...] = (Combination.SINGLE, Combination.ALL)
+    combinations: tuple[Combination | Subset, ...] = (Combination.SINGLE, Combination.ALL)
+    """Also a subset by rank: ``[2, 7]`` is the second and the seventh."""
     treatments: tuple[Values, ...] = (Values(mode=Mode.ABLATE),)
     positions: tuple[Where, ...] = (Where.FOUND,)
     regime: Regime = Regime.FREE

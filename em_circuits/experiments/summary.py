@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import computed_field
 
 from em_circuits.cache import Journal
 from em_circuits.experiments.cases import Case, Cases, UnusedPrompt, peak_activations
@@ -44,6 +45,14 @@ from pivotal_tokens.schema import Frozen
 
 NOTABLE = 0.05
 """Net change of evil mass that is worth a word."""
+MOST_RANDOM, MOST_PERPLEXITY = 0.5, 3.0
+"""Of a supported condition: what matched random features do, as a share of its change; its
+continuations' perplexity, as a multiple of the un-steered ones'."""
+SUPPORTED = (
+    "the 95 % interval of the net change leaves 0 out, matched random features under the same "
+    "treatment do less than half of the change, and the perplexity of the continuations is at most "
+    "three times the un-steered one"
+)
 
 
 class ConditionSummary(Cell):
@@ -67,6 +76,13 @@ class ConditionSummary(Cell):
     """`p` adjusted over all conditions by Benjamini and Hochberg."""
     works: bool
     """The interval of the net change leaves 0 out."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def supported(self) -> bool:
+        """It works by itself: matched random features do little, and the text stays coherent."""
+        return supports(self)
+
     detector: float | None = None
     """Area under the ROC curve of the features' activation, these prompts against the benign
     panel."""
@@ -229,6 +245,21 @@ def conditions(
     )
 
 
+def supports(line: ConditionSummary | Mapping[str, Any]) -> bool:
+    """Whether a condition is a success by itself: see `SUPPORTED`.
+
+    Args:
+        line: Of a summary, or its JSON, of whatever edition.
+    """
+    values = line.__dict__ if isinstance(line, ConditionSummary) else line
+    if not values.get("works") or not values["low"] < values["high"]:
+        return False
+    if abs(values["control"]) >= MOST_RANDOM * abs(values["change"]):
+        return False
+    written, before = values.get("perplexity"), values.get("perplexity_unsteered")
+    return written is None or before is None or written <= MOST_PERPLEXITY * before
+
+
 def against(frame: pd.DataFrame, column: str, seed: int = 0) -> AgainstControl:
     """A column's change under steering beside its random control.
 
@@ -292,14 +323,16 @@ def sweep_sentence(lines: Sequence[ConditionSummary], not_shown: str) -> str:
     if not lines:
         return "Nothing was measured."
     working = [line for line in lines if line.works]
-    best = max(working or lines, key=lambda line: abs(line.net))
+    supported = [line for line in lines if line.supported]
+    best = max(supported or working or lines, key=lambda line: abs(line.net))
     notable = sum(abs(line.net) >= NOTABLE for line in working)
     n = max(line.n_prompts for line in lines)
     over = "one prompt, its own control draws" if n == 1 else f"{n} prompts"
     shown = (
         f"{len(working)} of {len(lines)} conditions change evil mass by more than matched random "
-        f"features do (95 % interval over {over}), {notable} of them by {NOTABLE:g} or more; the "
-        f"largest{' of these' if working else ''} is {best.condition}: "
+        f"features do (95 % interval over {over}), {notable} of them by {NOTABLE:g} or more; "
+        f"{len(supported)} are supported (random features do less than half of it, the text stays "
+        f"coherent); the largest{' of these' if supported else ''} is {best.condition}: "
         f"{best.change:+.3f}, random {best.control:+.3f}, net {best.net:+.3f} "
         f"[{best.low:+.3f}, {best.high:+.3f}], q = {best.q:.3f}."
     )

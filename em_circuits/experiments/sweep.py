@@ -35,7 +35,7 @@ from em_circuits.experiments.measure import (
     Trial,
     random_arms,
 )
-from em_circuits.experiments.plan import Combination, SweepPlan
+from em_circuits.experiments.plan import Combination, Subset, SweepPlan
 from em_circuits.experiments.summary import PromptLine, SteeringSummary, carry_out, detectors
 from em_circuits.feature import Feature
 from em_circuits.intervention import on_each
@@ -47,6 +47,7 @@ from em_circuits.organisms import organism_prompts
 from em_circuits.organisms.advice import drawn_advice
 from em_circuits.organisms.paths import is_real
 from pivotal_tokens.artefacts import content_key
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.continuations import ContinuationJudge
 from pivotal_tokens.schema import Prompt
 
@@ -172,12 +173,17 @@ def _key(case: Case, trial: Trial) -> str:
 
 
 def _combined(
-    combinations: Sequence[Combination], features: Sequence[Feature]
+    combinations: Sequence[Combination | Subset], features: Sequence[Feature]
 ) -> Iterator[tuple[str, tuple[Feature, ...]]]:
     features = tuple(features)
     n = len(features)
     for combination in combinations:
         match combination:
+            case tuple():
+                if max(combination) > n:
+                    raise RequestError(f"combination {list(combination)}: there are {n} features")
+                name = "+".join(f"#{rank}" for rank in combination)
+                yield name, tuple(features[rank - 1] for rank in combination)
             case Combination.SINGLE:
                 yield from ((f"#{i + 1}", (feature,)) for i, feature in enumerate(features))
             case Combination.FIRST:

@@ -167,7 +167,7 @@ def edited(model: Model, edits: dict[int, Edit]) -> Iterator[None]:
 def readout(model: Model, direction: ResidualDirection, layer: int, *, keep: int = 8) -> Promoted:
     """Tokens that the direction promotes and suppresses most, through the unembedding."""
     push = push_of(model, direction.vectors[layer].to(model.device))
-    return strongest(model, push, keep=keep)
+    return strongest(push, model.tokenizer, keep=keep)
 
 
 class AlignedNode(BaseModel, frozen=True):

@@ -4,7 +4,9 @@ One drawing holds one graph of a prompt, or both models' side by side, their nod
 (``LAYER/POSITION/ID``, ``error:LAYER/POSITION``, ``token:POSITION``, ``logit:TOKEN``). Everything a
 page or a notebook shows of it is computed here:
 
-    tone      colour of a node, -1 (safe) to 1 (evil): sign(v) sqrt(|v| / largest), v its influence
+    scores    by what nodes are ranked: the graph's own influence (`total_effect`), `direct`,
+              `gradient`, and what is kept beside the graph, such as `measured`
+    tone      colour of a node, -1 (safe) to 1 (evil): sign(v) sqrt(|v| / largest), v its score
               on evil minus safe, *largest* the 98.5th percentile of |v|; labelled logits -1 or 1
     strength  rank of an edge: |weight| times how much of the contrast hangs on its target
     places    tokens from left to right, layers from bottom to top; the nodes of one layer and
@@ -16,23 +18,24 @@ page or a notebook shows of it is computed here:
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.graphs.layout import NodeKind
 from em_circuits.influence.methods import Method, influence
-from em_circuits.influence.pruning import prune
+from em_circuits.influence.pruning import EdgeList, PrunedGraph, prune
 from em_circuits.influence.targets import Targets
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
@@ -57,9 +60,20 @@ class Cut:
     """Share of all edge influence among the shown nodes."""
     by_contrast: bool = False
     """Weigh by influence on evil minus safe instead of the logits' probabilities."""
+    colour: str = ""
+    """The score that colours nodes; empty for the graph's influence."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that are drawn whatever their share."""
+    only_kept: bool = False
+    """Draw these, the logits, and every edge among them; nothing else."""
     max_nodes: int = 2000
     max_edges: int = 40_000
 
+
+KEPT_EDGES = 40
+"""Edges, each way, of a node that is drawn though pruning left it out."""
+Kept = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Model -> score -> node name -> its value on the contrast, where it is known."""
 
 SMALL = Cut(node=0.6, edge=0.9, max_nodes=150, max_edges=800)
 """What a notebook's cell shows of a graph."""
@@ -107,6 +121,7 @@ def drawing(
     labels: Mapping[int, Label],
     tokens: Sequence[str],
     cut: Cut,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """A drawing as JSON values.
 
@@ -115,25 +130,38 @@ def drawing(
         labels: Token id -> label.
         tokens: Texts of the prompt's tokens.
         cut: What is drawn; beyond its limits the weakest nodes and edges are left out.
+        kept: Scores beside those that follow from the graphs.
 
     Returns:
         ``nodes`` (columns over the union of both models' nodes), ``views`` (by model, and
         ``difference`` where there are two: columns over the same nodes, and edges, the strongest
-        first, as indices into them), ``place``, ``tokens``, ``layers``, ``targets``, and ``target``
+        first, as indices into them; ``value`` and ``tone`` are of the score that colours, all are
+        in ``scores``), ``place``, ``tokens``, ``layers``, ``targets``, and ``target``
         (name and unit of what the graphs were built for; None for next tokens, whose labels make
         the contrast).
     """
-    parts = {name: _Part(one, labels, cut) for name, one in scored.items()}
+    parts = {
+        name: _Part(one, labels, cut, (kept or {}).get(name, {})) for name, one in scored.items()
+    }
     nodes = _Union(parts, len(tokens))
-    values = {name: nodes.values(part) for name, part in parts.items()}
-    views = {name: part.view(nodes, values[name]) for name, part in parts.items()}
+    scores = {name: part.scores(nodes) for name, part in parts.items()}
+    views = {name: part.view(nodes, scores[name]) for name, part in parts.items()}
     if {"base", "merged"} <= views.keys():
-        values["difference"] = values["merged"] - values["base"]
+        both = scores["merged"].keys() & scores["base"].keys()
+        scores["difference"] = {
+            by: scores["merged"][by] - scores["base"][by] for by in scores["merged"] if by in both
+        }
         views["difference"] = {
             "contrast": views["base"]["contrast"] and views["merged"]["contrast"],
-            "value": _rounded(values["difference"]),
             "edges": _differing_edges(views["base"]["edges"], views["merged"]["edges"]),
         }
+    unknown = np.full(len(nodes), math.nan)
+    values = {}
+    for name, view in views.items():
+        by = cut.colour if cut.colour in scores[name] else next(iter(scores[name]), "")
+        values[name] = scores[name].get(by, unknown)
+        view["by"], view["value"] = by, _rounded(values[name])
+        view["scores"] = {own: _rounded(found) for own, found in scores[name].items()}
     targets = _targets(scored, labels)
     scales = (
         _largest([v for name, v in values.items() if name != "difference"], nodes),
@@ -156,8 +184,14 @@ def drawing(
 class _Part:
     """One model's pruned graph."""
 
-    def __init__(self, scored: ScoredGraph, labels: Mapping[int, Label], cut: Cut) -> None:
-        self.scored, self.graph, self.cut = scored, scored.graph, cut
+    def __init__(
+        self,
+        scored: ScoredGraph,
+        labels: Mapping[int, Label],
+        cut: Cut,
+        kept: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        self.scored, self.graph, self.cut, self.kept = scored, scored.graph, cut, kept
         self.contrast = scored.contrast(labels)
         self.seed = scored.seed(labels)
         self.pruned = prune(
@@ -167,12 +201,18 @@ class _Part:
             node_threshold=cut.node,
             edge_threshold=cut.edge,
         )
-        self.nodes, self.drawn = self._limited()
+        self.nodes, self.edges, self.n_left_out = self._limited()
         self.names = [self.graph.name_of(i) for i in self.nodes.tolist()]
 
-    def _limited(self) -> tuple[Tensor, Tensor]:
-        """(nodes shown, which edges of the pruned graph are shown)."""
+    def _limited(self) -> tuple[Tensor, EdgeList, tuple[int, int]]:
+        """(nodes shown, edges shown, how many of each pruning kept that are not shown)."""
         graph, cut = self.graph, self.cut
+        named = torch.tensor(_indices_of(graph, cut.keep), dtype=torch.int64)
+        if cut.only_kept:
+            mask = torch.zeros_like(self.pruned.node_mask)
+            mask[named] = mask[graph.layout.logits] = True
+            nodes = mask.nonzero()[:, 0]
+            return nodes, _among(graph, nodes, nodes), (0, 0)
         mask, edges = self.pruned.node_mask.clone(), self.pruned.edges
         inner = mask[graph.layout.inner].nonzero()[:, 0]
         if len(inner) > cut.max_nodes:
@@ -185,11 +225,39 @@ class _Part:
             strength = torch.where(drawn, edges.weights.abs() / mass.clamp(min=1e-12), 0)
             drawn = torch.zeros_like(drawn)
             drawn[strength.argsort(descending=True)[: cut.max_edges]] = True
-        return mask.nonzero()[:, 0], drawn
+        left_out = (int((self.pruned.node_mask & ~mask).sum()), len(edges) - int(drawn.sum()))
+        left = replace(self.pruned, node_mask=mask, edges=edges.where(drawn))
+        left = keeping(left, graph, cut.keep)
+        return left.node_mask.nonzero()[:, 0], left.edges, left_out
 
-    def view(self, nodes: _Union, values: np.ndarray) -> dict[str, Any]:
+    def scores(self, nodes: _Union) -> dict[str, np.ndarray]:
+        """Score -> its value on the contrast, of every node of a drawing; NaN where unknown.
+
+        A feature that is inactive here has 0; of one that fires without being a node of the graph
+        the gradient alone is known, since its edges are not.
+        """
+        if self.contrast is None:
+            return {}
+        assert self.seed is not None
+        at, active = nodes.indices(self)
+        direct = influence(self.graph, self.seed, Method.DIRECT).values[0]
+        found = {
+            str(self.scored.method): _taken(self.contrast, at),
+            str(Method.DIRECT): _taken(direct, at),
+        }
+        if self.graph.gradient is not None:
+            gradient = self.seed.weights[0].double() @ self.graph.gradient.double()
+            found["gradient"] = _taken(gradient, active)
+        for by, own in self.kept.items():
+            found[by] = np.array([own.get(name, math.nan) for name in nodes.index])
+        inactive = nodes.activations(self) == 0
+        for values in found.values():
+            values[np.isnan(values) & inactive] = 0.0
+        return found
+
+    def view(self, nodes: _Union, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The columns of this model over a drawing's nodes."""
-        graph, edges = self.graph, self.pruned.edges
+        graph, edges = self.graph, self.edges
         shown = np.zeros(len(nodes), dtype=bool)
         at = nodes.index_of(self.names)
         shown[at] = True
@@ -198,15 +266,15 @@ class _Part:
         activation = nodes.activations(self)
         where = np.full(graph.layout.n_nodes, -1)
         where[self.nodes.numpy()] = at
-        weight = edges.weights[self.drawn].double().numpy()
-        source, target = (
-            where[ends[self.drawn].numpy()] for ends in (edges.sources, edges.targets)
-        )
-        strength = np.abs(weight) * self._pull(nodes, values, activation)[target]
+        weight = edges.weights.double().numpy()
+        source, target = (where[ends.numpy()] for ends in (edges.sources, edges.targets))
+        influences = scores.get(str(self.scored.method), np.full(len(nodes), math.nan))
+        strength = np.abs(weight) * self._pull(nodes, influences, activation)[target]
         order = np.argsort(-strength, kind="stable")
         return {
             "key": graph.header.key,
             "method": str(self.scored.method),
+            "edge_kind": graph.edge_kind,
             "cut": {
                 "node": self.cut.node,
                 "edge": self.cut.edge,
@@ -215,13 +283,9 @@ class _Part:
             "contrast": self.contrast is not None,
             "targets": graph.targets.token_ids.tolist(),
             "features": {"nodes": len(graph.selected), "active": graph.n_active},
-            "left_out": {
-                "nodes": int(self.pruned.node_mask.sum()) - len(self.nodes),
-                "edges": len(edges) - int(self.drawn.sum()),
-            },
+            "left_out": dict(zip(("nodes", "edges"), self.n_left_out, strict=True)),
             "shown": shown.tolist(),
             "activation": _rounded(activation),
-            "value": _rounded(values),
             "share": _rounded(share),
             "edges": _edges(source[order], target[order], weight[order], strength[order]),
         }
@@ -318,26 +382,19 @@ class _Union:
             found[i] = 0.0 if at is None else float(graph.activations[at])
         return found
 
-    def values(self, part: _Part) -> np.ndarray:
-        """Influence on the contrast of every node in one graph; NaN where it is unknown.
-
-        A feature that is inactive there has 0; one that fires without being a node of the graph is
-        unknown, since its edges are.
-        """
-        found = np.full(len(self), math.nan)
-        if part.contrast is None:
-            return found
-        found[self.index_of(part.names)] = part.contrast[part.nodes].numpy()
-        activation = self.activations(part)
-        unshown = np.isnan(found)
-        found[unshown & (activation == 0)] = 0.0
+    def indices(self, part: _Part) -> tuple[np.ndarray, np.ndarray]:
+        """Of every node, its index among a graph's nodes and among its active ones; -1: none."""
         graph = part.graph
+        at, active = (np.full(len(self), -1) for _ in range(2))
+        at[self.index_of(part.names)] = part.nodes.numpy()
         nodes = {place: i for i, place in enumerate(graph.names(graph.selected_features))}
-        for i in np.flatnonzero(unshown & (activation != 0) & ~np.isnan(activation)).tolist():
-            node = nodes.get(self._place(i))
-            if node is not None:
-                found[i] = float(part.contrast[node])
-        return found
+        firing = {place: i for i, place in enumerate(graph.names(graph.active))}
+        for i in self.of_kind(NodeKind.FEATURE):
+            place = self._place(i)
+            active[i] = firing.get(place, -1)
+            if at[i] < 0:
+                at[i] = nodes.get(place, -1)
+        return at, active
 
     def _place(self, i: int) -> NodeName:
         feature = self.feature[i]
@@ -413,6 +470,59 @@ class _Union:
         for n, i in enumerate(logits):
             x[i] = room * (n + 0.5)
         return room
+
+
+def keeping(pruned: PrunedGraph, graph: AttributionGraph, names: Sequence[str]) -> PrunedGraph:
+    """What is left of a graph, and some nodes that pruning may have left out, each with its
+    strongest edges to and from the others."""
+    mask = pruned.node_mask.clone()
+    named = torch.tensor(_indices_of(graph, names), dtype=torch.int64)
+    forced = named[~mask[named]].unique()
+    if not len(forced):
+        return pruned
+    before = mask.nonzero()[:, 0]
+    mask[forced] = True
+    into = _among(graph, forced, mask.nonzero()[:, 0], most=KEPT_EDGES)
+    out = _among(graph, before, forced, most=KEPT_EDGES)
+    return replace(pruned, node_mask=mask, edges=EdgeList.joined([pruned.edges, into, out]))
+
+
+def _among(
+    graph: AttributionGraph,
+    targets: Int64[Tensor, " into"],
+    sources: Int64[Tensor, " from"],
+    most: int | None = None,
+) -> EdgeList:
+    """Edges from some nodes to others; the strongest of each end of the smaller side alone."""
+    edges, by_row = graph.require_edges(), len(targets) <= len(sources)
+    found = []
+    for node in (targets if by_row else sources).tolist():
+        if by_row and graph.layout.rows_of(torch.tensor([node]))[0] < 0:
+            continue  # tokens and errors have nothing that flows in
+        others = sources if by_row else targets
+        weights = (edges.row(node) if by_row else edges.column(node))[others]
+        best = weights.abs().argsort(descending=True)[:most]
+        best = best[weights[best] != 0]
+        own, other = torch.full_like(best, node), others[best]
+        ends = (own, other) if by_row else (other, own)
+        found.append(EdgeList(*ends, weights[best].float()))
+    return EdgeList.joined(found)
+
+
+def _indices_of(graph: AttributionGraph, names: Sequence[str]) -> list[int]:
+    """Indices of those of some names that are nodes of a graph."""
+    found = []
+    for name in names:
+        with contextlib.suppress(RequestError):  # a node of the other model's graph, or of neither
+            found.append(graph.node_named(name))
+    return found
+
+
+def _taken(values: Tensor, at: np.ndarray) -> np.ndarray:
+    """Values at some indices; NaN at -1."""
+    found = np.full(len(at), math.nan)
+    found[at >= 0] = values.double().numpy()[at[at >= 0]]
+    return found
 
 
 def picture(graph: AttributionGraph, contrast: Contrast | None = None, cut: Cut = SMALL) -> str:

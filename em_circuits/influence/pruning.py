@@ -12,6 +12,7 @@ errors that are left without an edge out, and features without an edge in, until
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,25 @@ class EdgeList:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def where(self, chosen: Bool[Tensor, " edge"]) -> EdgeList:
+        """Some of them."""
+        return EdgeList(self.targets[chosen], self.sources[chosen], self.weights[chosen])
+
+    @classmethod
+    def joined(cls, parts: Sequence[EdgeList]) -> EdgeList:
+        """All of several lists; an edge that is in two is taken once."""
+        empty = torch.empty(0, dtype=torch.int64)
+        targets, sources = (
+            torch.cat([empty, *(getattr(part, name) for part in parts)])
+            for name in ("targets", "sources")
+        )
+        weights = torch.cat([torch.empty(0), *(part.weights for part in parts)])
+        ends = torch.stack([targets, sources])
+        unique, inverse = ends.unique(dim=1, return_inverse=True)
+        first = torch.full((unique.shape[1],), len(weights), dtype=torch.int64)
+        first.scatter_reduce_(0, inverse, torch.arange(len(weights)), "amin")
+        return cls(targets[first], sources[first], weights[first])
 
 
 @dataclass(frozen=True, eq=False)

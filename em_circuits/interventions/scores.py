@@ -31,12 +31,9 @@ from em_circuits.interventions.greedy_selection import CHOSEN, greedy_scores
 from em_circuits.interventions.integrated import joint_scores
 from em_circuits.interventions.scan import ablation_effects
 from em_circuits.models import Model
-from em_circuits.scoring import Scoring
+from em_circuits.scoring import N_MEASURED, Scoring
 from em_circuits.table import FeatureTable
 from em_circuits.target import Columns, Target
-
-N_MEASURED = 100
-"""Features ablated for real by `gradient+ablation`, unless another number is asked for."""
 
 
 def live_scores(

@@ -20,6 +20,7 @@ from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.settings import TranscoderPlace
 from em_circuits.models.transcoder_files import LayerFile, TranscoderFiles
+from pivotal_tokens.errors import RequestError
 
 _MATRICES = ("W_enc", "W_dec")
 THRESHOLD = "activation_function.threshold"
@@ -178,6 +179,19 @@ def not_finite(dictionary: TranscoderDictionary, file: LayerFile) -> str | None:
             path = file.decoder if name == "W_dec" and file.decoder else file.path
             return f"layer {file.layer}: {name} holds NaN or infinite numbers, in {path}"
     return None
+
+
+def read_decoder_row(file: LayerFile, feature: int) -> Tensor:
+    """What one feature of a per-layer transcoder writes, without reading the rest of the matrix.
+
+    Raises:
+        RequestError: If the layer writes into several, or has no such feature.
+    """
+    if file.n_writes > 1:
+        raise RequestError("a cross-layer feature writes into several layers")
+    if not 0 <= feature < file.width:
+        raise RequestError(f"layer {file.layer} has features 0 to {file.width - 1}")
+    return read_tensor(file, "W_dec", torch.tensor([feature]))[0]
 
 
 def held_names(file: LayerFile) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.responses import Response
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -32,7 +32,6 @@ from em_circuits.viewer import (
 from em_circuits.viewer.auth import Sessions
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.guard import Guard
-from em_circuits.viewer.plotly_file import plotly_path
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.settings import ViewerSettings
 from em_circuits.workspace import Workspace
@@ -49,27 +48,15 @@ def create_app(work: Workspace, settings: ViewerSettings, sessions: Sessions) ->
     context = AppContext(work, settings, sessions)
     failed = _failed(context)
     inner = Starlette(
-        routes=[*(one for part in PARTS for one in part.routes(context)), *_static()],
+        routes=[
+            *(one for part in PARTS for one in part.routes(context)),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
         exception_handlers={EmCircuitsError: failed, HTTPException: failed, Exception: failed},
     )
     return Guard(
         inner, settings=settings, sessions=sessions
     )  # outermost: its headers are on every answer
-
-
-def _static() -> list[BaseRoute]:
-    plotly = plotly_path()
-
-    async def plotly_js(_request: Request) -> Response:
-        return FileResponse(
-            plotly, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"}
-        )
-
-    revalidated = StaticFiles(directory=STATIC)
-    return [
-        Route("/static/plotly.js", plotly_js, methods=["GET"]),
-        Mount("/static", revalidated),
-    ]
 
 
 def _failed(context: AppContext) -> Any:

@@ -40,8 +40,6 @@ class BrowserSession:
     """Whether the link says so: then no other name can be taken."""
     judge_shown_for: set[str] = field(default_factory=set)
     """Prompt ids whose judge's labels this browser has been shown."""
-    shows_judge: bool = False
-    """Whether they chose to see judges' labels of prompts that still wait for their answer."""
 
 
 class Sessions:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from em_circuits.viewer.rendering import page
 from em_circuits.viewer.settings import ViewerSettings
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.schema import ModelName, PromptLabels
 from pivotal_tokens.store import Listing, ListingQuery, Store, Unanswered
 
@@ -32,6 +33,9 @@ NAVIGATION = (
     ("/reports", "Reports", "e"),
 )
 """Path, title, and the key that goes there after g."""
+
+Hiding = Literal["in hand", "waiting"]
+"""Why a judge's labels are hidden: the reviewer answers the prompt now, or has yet to."""
 
 
 class AppContext:
@@ -58,25 +62,45 @@ class AppContext:
         session: BrowserSession = request.scope["state"]["session"]
         return session
 
-    def unanswered(self, request: Request, *, opened: bool = False) -> Unanswered:
-        """Prompts whose judge and other reviewers stay hidden from this reviewer.
+    def browsing(self, request: Request) -> Browsing:
+        """How this reviewer browses; what the store keeps of what they saw is this browser's too.
 
-        In hand always. What waits for them too, unless they asked to look, nobody can answer here,
-        or the prompt is `opened` by itself: whose judge they were shown is remembered.
+        A root that `em-circuits demo` filled opens without blinding until somebody chooses.
         """
         session = self.session(request)
-        shown = opened or session.shows_judge or self.settings.read_only
-        return Unanswered(reviewer=session.reviewer, waiting=not shown)
+        how = Browsing.of(self.store, session.reviewer)
+        session.judge_shown_for |= how.seen
+        if how.unblinded is None and (self.work.results / "demo.json").is_file():
+            how = how.model_copy(update={"unblinded": True})
+        return how
 
-    def under_review(self, request: Request, prompt_id: str) -> bool:
-        """Whether this reviewer is answering this prompt, before any judge's label was shown."""
-        return bool(
-            self.store.queries.unanswered(self.unanswered(request, opened=True), [prompt_id])
-        )
+    def unanswered(self, request: Request) -> Unanswered:
+        """Prompts whose judge and other reviewers stay hidden from this reviewer.
+
+        In hand always. What waits for them too, unless they browse without blinding or nobody can
+        answer here: whose judge they were shown is remembered.
+        """
+        shown = self.settings.read_only or bool(self.browsing(request).unblinded)
+        return Unanswered(reviewer=self.session(request).reviewer, waiting=not shown)
 
     def hidden(self, request: Request, prompts: Collection[str]) -> frozenset[str]:
         """The given prompts of which nothing that follows from a judge's labels is shown."""
         return self.store.queries.unanswered(self.unanswered(request), prompts)
+
+    def hiding(self, request: Request, prompt_id: str) -> Hiding | None:
+        """Why what follows from a judge's labels of a prompt is hidden; None where it is shown."""
+        if prompt_id not in self.hidden(request, [prompt_id]):
+            return None
+        mine = Unanswered(reviewer=self.session(request).reviewer, waiting=False)
+        return "in hand" if self.store.queries.unanswered(mine, [prompt_id]) else "waiting"
+
+    def saw(self, request: Request, prompts: Collection[str]) -> None:
+        """Remember whose judge's labels this reviewer was shown."""
+        session = self.session(request)
+        session.judge_shown_for |= set(prompts)
+        if prompts and not self.settings.read_only:
+            how = Browsing.of(self.store, session.reviewer)
+            how.seeing(self.store, session.reviewer, prompts)
 
     def listing(
         self, request: Request, query: ListingQuery, *, limit: int, offset: int = 0
@@ -85,8 +109,7 @@ class AppContext:
         asked = query.model_copy(update={"unanswered": self.unanswered(request)})
         pair = self.pair(request)
         found = self.store.queries.listing(asked, pair=pair, limit=limit, offset=offset)
-        judged = {line.prompt.prompt_id for line in found.lines if line.verdict}
-        self.session(request).judge_shown_for |= judged
+        self.saw(request, {line.prompt.prompt_id for line in found.lines if line.verdict})
         return found
 
     def paged(self, request: Request, query: ListingQuery, *, per_page: int) -> dict[str, Any]:
@@ -106,19 +129,19 @@ class AppContext:
         """What a list says about verdicts that it hides or shows: how many prompts wait, and if."""
         session = self.session(request)
         waiting = 0 if self.settings.read_only else self.store.queue.waiting_for(session.reviewer)
-        return {"waiting": waiting, "looks": session.shows_judge}
+        return {"waiting": waiting, "unblinded": bool(self.browsing(request).unblinded)}
 
     def labels(self, request: Request, prompt_id: str) -> PromptLabels:
         """The labels that this browser may see; that it was shown a judge's is recorded.
 
-        While its reviewer answers the prompt these are their own alone.
+        Where the judge's are hidden these are the reviewer's own alone.
         """
         session, labels = self.session(request), self.store.labels.of(prompt_id)
-        if self.under_review(request, prompt_id):
+        if self.hiding(request, prompt_id):
             own = tuple(one for one in labels.labels if one.author == session.reviewer)
             return labels.model_copy(update={"labels": own, "judge": ()})
         if labels.judge:
-            session.judge_shown_for.add(prompt_id)
+            self.saw(request, [prompt_id])
         return labels
 
     def page(

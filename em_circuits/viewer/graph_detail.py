@@ -14,7 +14,7 @@ from torch import Tensor
 
 from em_circuits.graphs import AttributionGraph, Edges, NodeKind
 from em_circuits.graphs.graph import NodeName
-from em_circuits.influence import Targets, top_paths
+from em_circuits.influence import Method, Targets, influence, top_paths
 from em_circuits.influence.drawing import ScoredGraph, rounded
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Label
@@ -25,8 +25,19 @@ _LOGIT = re.compile(r"logit:(\d{1,9})")
 _NODE = re.compile(r"(?:([a-z][a-z0-9_]{0,40}):)?(\d{1,9})/(\d{1,9})/(\d{1,9})")
 
 
-def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[str, Any]:
+def detail(
+    opened: ScoredGraph,
+    labels: Mapping[int, Label],
+    name: str,
+    kept: Mapping[str, float | None],
+) -> dict[str, Any]:
     """Details of one node of one graph; a feature that is not a node says so.
+
+    Args:
+        opened: The graph.
+        labels: Token id -> label.
+        name: Of the node.
+        kept: Score -> what is kept of it beside the graph.
 
     Raises:
         RequestError: If the name names nothing in this graph and is no feature either.
@@ -37,12 +48,30 @@ def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[
         state, activation = _state(graph, place)
         firing = [] if place.module else _firing(graph, place)
         if state != "node":
-            return {"name": name, "state": state, "activation": activation, "firing": firing}
+            alone = {"gradient": _gradient(opened, labels, place), **kept}
+            return {
+                "name": name,
+                "state": state,
+                "activation": activation,
+                "firing": firing,
+                "scores": _known(alone) if state == "active" else {},
+            }
     else:
-        activation, firing = None, []
+        place, activation, firing = None, None, []
     node = graph.node_named(name)
     contrast = opened.contrast(labels)
     is_logit = graph.layout.kind(node) is NodeKind.LOGIT
+    scores: dict[str, float | None] = {}
+    if contrast is not None and not is_logit:
+        seed = opened.seed(labels)
+        assert seed is not None
+        direct = influence(graph, seed, Method.DIRECT).values[0, node]
+        scores = {
+            str(opened.method): float(contrast[node]),
+            str(Method.DIRECT): float(direct),
+            "gradient": None if place is None else _gradient(opened, labels, place),
+            **kept,
+        }
     return {
         "name": name,
         "state": "node",
@@ -50,6 +79,7 @@ def detail(opened: ScoredGraph, labels: Mapping[int, Label], name: str) -> dict[
         "firing": firing,
         "influence": None if is_logit else rounded(opened.values[:, node]),
         "contrast": None if contrast is None or is_logit else float(contrast[node]),
+        "scores": _known(scores),
         "inputs": _strongest(graph, node, inputs=True),
         "outputs": [] if is_logit else _strongest(graph, node, inputs=False),
     }
@@ -114,6 +144,19 @@ def _state(graph: AttributionGraph, place: NodeName) -> tuple[str, float]:
         return "inactive", 0.0
     selected = bool((graph.selected == i).any())
     return ("node" if selected else "active"), float(graph.activations[i])
+
+
+def _gradient(opened: ScoredGraph, labels: Mapping[int, Label], place: NodeName) -> float | None:
+    """First-order effect of a feature on the contrast in the real model, where it is kept."""
+    graph, seed = opened.graph, opened.seed(labels)
+    i = graph.active_index(place)
+    if graph.gradient is None or seed is None or i is None:
+        return None
+    return float(seed.weights[0].double() @ graph.gradient[:, i].double())
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {by: value for by, value in scores.items() if value is not None}
 
 
 def _firing(graph: AttributionGraph, place: NodeName) -> list[list[Any]]:

@@ -5,6 +5,7 @@ GET /api/graph/PROMPT?node=&edge=     both pruned views, and each one's nodes in
 GET /api/graph/PROMPT/node?name=      one node in both
 GET /api/graph/PROMPT/paths?...       strongest signed paths
 POST /api/graph/PROMPT/edge           {"from", "to", "model"}: what carries an edge, in both models
+POST /api/graph/PROMPT/measure        {"model", "name"?}: really ablate a feature, or the strongest
 GET /api/graph/PROMPT/export?model=   the JSON of circuit-tracer's and Neuronpedia's viewers
 GET /api/graph/PROMPT/picture?view=   a view as SVG
 """
@@ -23,14 +24,18 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.edge import EdgeEnds, edge_in
+from em_circuits.experiments.kept import ablate, measured_effects
+from em_circuits.feature import Feature
 from em_circuits.influence import prune
-from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, svg
+from em_circuits.influence.drawing import Cut, ScoredGraph, drawing, keeping, svg
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
 from em_circuits.viewer.body import field, json_body, query_int, query_share
-from em_circuits.viewer.context import AppContext
+from em_circuits.viewer.context import AppContext, Hiding
 from em_circuits.viewer.features import explanation
 from em_circuits.viewer.graph_cache import GraphCache
 from em_circuits.viewer.graph_detail import detail, paths
+from em_circuits.viewer.pins import NODE, notes_for, shown_pins
+from em_circuits.viewer.prompts import HIDDEN
 from em_circuits.viewer.rendering import Json
 from em_circuits.viewer.texts import TokenTexts
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -38,6 +43,8 @@ from pivotal_tokens.schema import GraphRecord, Label, ModelName, Prompt
 from pivotal_tokens.store import ListingQuery
 
 PER_PAGE = 60
+MOST_NAMED = 100
+"""Nodes beside the pinned ones that an address can ask to be drawn."""
 MODELS = ("base", "merged")
 
 
@@ -49,6 +56,12 @@ class PromptGraphs:
     pair: str
     labels: dict[int, Label]
     records: dict[str, GraphRecord]
+    hidden: Hiding | None
+    """Why judges' labels are not among them."""
+    measured: dict[str, dict[str, float]]
+    """Model -> node -> what really ablating it showed, under these labels."""
+    frozen: dict[str, GraphRecord]
+    """Model -> a graph with frozen edges beside the one that is shown."""
 
     def model(self, name: str | None) -> str:
         """The model that is meant, or the one there is.
@@ -72,6 +85,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
         Route("/api/graph/{prompt}/node", pages.node, methods=["GET"]),
         Route("/api/graph/{prompt}/paths", pages.paths, methods=["GET"]),
         Route("/api/graph/{prompt}/edge", pages.edge, methods=["POST"]),
+        Route("/api/graph/{prompt}/measure", pages.measure, methods=["POST"]),
         Route("/api/graph/{prompt}/export", pages.export, methods=["GET"]),
         Route("/api/graph/{prompt}/picture", pages.picture, methods=["GET"]),
     ]
@@ -107,14 +121,24 @@ class GraphPages:
 
     def views(self, request: Request) -> Response:
         """Both models' views; ``models=merged`` for one alone."""
-        subject, cut = self._subject(request), self._cut(request)
+        subject = self._subject(request)
+        cut = self._cut(request, subject.prompt.prompt_id)
         wanted = request.query_params.get("models", "base,merged").split(",")
         names = [name for name in MODELS if name in wanted and name in subject.records]
         if not names:
             raise RequestError(f"prompt {subject.prompt.prompt_id} has no such graph")
         keys = tuple(subject.records[name].key for name in names)
         labels = tuple(sorted(subject.labels.items()))
-        content = self._cache.view((keys, labels, cut), lambda: self._views(subject, names, cut))
+        beside = tuple((m, *sorted(v.items())) for m, v in subject.measured.items())
+        key = (
+            keys,
+            labels,
+            subject.hidden,
+            beside,
+            tuple(r.key for r in subject.frozen.values()),
+            cut,
+        )
+        content = self._cache.view(key, lambda: self._views(subject, names, cut))
         return Response(content, media_type="application/json")
 
     def node(self, request: Request) -> Response:
@@ -125,7 +149,8 @@ class GraphPages:
         for model, record in subject.records.items():
             opened = self._cache.opened(record.key)
             try:
-                answers[model] = detail(opened, subject.labels, name)
+                kept = {by: values.get(name) for by, values in self._kept(subject, model).items()}
+                answers[model] = detail(opened, subject.labels, name, kept)
             except RequestError as error:
                 answers[model] = {"name": name, "state": "absent", "why": str(error)}
         if all(answer["state"] == "absent" for answer in answers.values()):
@@ -162,21 +187,45 @@ class GraphPages:
 
         return Json(await run_in_threadpool(answer))
 
+    async def measure(self, request: Request) -> Response:
+        """Really ablate one feature, or the strongest by gradient; what comes of it is kept, as
+        ``steer run`` and ``features rank`` keep it."""
+        body = await json_body(request)
+        model = field(body, "model", str)
+        name = field(body, "name", str) if "name" in body else None
+
+        def answer() -> dict[str, Any]:
+            subject, work = self._subject(request), self._context.work
+            chosen: ModelName = "base" if subject.model(model) == "base" else "merged"
+            if subject.hidden:
+                raise RequestError(HIDDEN)
+            feature = None if name is None else Feature.parse(name)
+            with work.running:
+                ablate(work, subject.prompt.prompt_id, chosen, feature)
+            return {"measured": len(self._subject(request).measured[chosen])}
+
+        return Json(await run_in_threadpool(answer))
+
     def export(self, request: Request) -> Response:
         """The pruned graph in the format of other viewers, as a file."""
-        subject, cut = self._subject(request), self._cut(request)
+        subject = self._subject(request)
+        cut = self._cut(request, subject.prompt.prompt_id)
         model = subject.model(request.query_params.get("model"))
         graph = self._cache.opened(subject.records[model].key).graph
         options = ViewerOptions(scan=None if graph.header.scan else "unknown")
         left = prune(graph, node_threshold=cut.node, edge_threshold=cut.edge)
-        answer = Json(viewer_json(graph, left, self._texts.of(graph), options))
+        left = keeping(left, graph, cut.keep)
+        person = self._context.session(request).reviewer
+        notes = notes_for(self._context.store, person, graph)
+        answer = Json(viewer_json(graph, left, self._texts.of(graph), options, notes))
         name = f"{subject.prompt.prompt_id}-{model}.json"
         answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
         return answer
 
     def picture(self, request: Request) -> Response:
         """One view as an SVG file."""
-        subject, cut = self._subject(request), self._cut(request)
+        subject = self._subject(request)
+        cut = self._cut(request, subject.prompt.prompt_id)
         view = request.query_params.get("view", "merged")
         record = self._drawing(subject, [m for m in MODELS if m in subject.records], cut)
         if view not in record["views"]:
@@ -189,7 +238,11 @@ class GraphPages:
         )
 
     def _views(self, subject: PromptGraphs, names: list[str], cut: Cut) -> bytes:
-        about = {"prompt_id": subject.prompt.prompt_id, "text": subject.prompt.text}
+        about = {
+            "prompt_id": subject.prompt.prompt_id,
+            "text": subject.prompt.text,
+            "hidden": subject.hidden,
+        }
         return bytes(Json(about | self._drawing(subject, names, cut)).body)
 
     def _drawing(self, subject: PromptGraphs, names: list[str], cut: Cut) -> dict[str, Any]:
@@ -198,7 +251,21 @@ class GraphPages:
 
         scored = dict(zip(names, self._two.map(opened, names), strict=True))
         tokens = self._texts.of(next(iter(scored.values())).graph)
-        return drawing(scored, subject.labels, tokens, cut)
+        kept = {name: self._kept(subject, name) for name in names}
+        return drawing(scored, subject.labels, tokens, cut, kept)
+
+    def _kept(self, subject: PromptGraphs, model: str) -> dict[str, dict[str, float]]:
+        """Scores beside the graph's own: what was measured, and a frozen graph's influence."""
+        found = {}
+        if subject.measured.get(model):
+            found["measured"] = subject.measured[model]
+        if model in subject.frozen:
+            other = self._cache.opened(subject.frozen[model].key)
+            contrast = other.contrast(subject.labels)
+            if contrast is not None:
+                names = map(other.graph.name_of, range(other.graph.layout.n_nodes))
+                found["frozen"] = dict(zip(names, contrast.tolist(), strict=True))
+        return found
 
     def _subject(self, request: Request) -> PromptGraphs:
         context = self._context
@@ -219,14 +286,48 @@ class GraphPages:
         if not records:
             raise RequestError(reason)
         labels = context.labels(request, prompt.prompt_id).by_token
-        return PromptGraphs(prompt, pair, labels, records)
+        results = context.work.results
+        own = any(context.work.graphs.header(r.key).target for r in records.values())
+        measured = {
+            name: measured_effects(
+                results,
+                prompt.prompt_id,
+                pair,
+                name,  # type: ignore[arg-type]
+                labels,
+            )
+            for name in records
+            if not own
+        }
+        hidden = context.hiding(request, prompt.prompt_id)
+        frozen = self._frozen(records)
+        return PromptGraphs(prompt, pair, labels, records, hidden, measured, frozen)
 
-    def _cut(self, request: Request) -> Cut:
-        settings = self._context.settings
+    def _frozen(self, records: dict[str, GraphRecord]) -> dict[str, GraphRecord]:
+        """The newest graphs with frozen edges where others are shown."""
+        graphs = self._context.work.graphs
+        found: dict[str, GraphRecord] = {}
+        for name, shown in records.items():
+            if graphs.header(shown.key).edge_kind == "frozen":
+                continue
+            for record in self._context.store.graphs.all(shown.prompt_id, shown.pair):
+                if record.model == name and graphs.has(record.key):
+                    header = graphs.header(record.key)
+                    if header.edge_kind == "frozen" and header.target is None:
+                        found[name] = record
+        return found
+
+    def _cut(self, request: Request, prompt_id: str) -> Cut:
+        settings, asked = self._context.settings, request.query_params
+        named = [name for name in asked.get("keep", "").split(",") if NODE.fullmatch(name)]
+        pins = shown_pins(self._context, self._context.session(request).reviewer, prompt_id)
         return Cut(
             node=query_share(request, "node", Cut.node),
             edge=query_share(request, "edge", Cut.edge),
-            by_contrast=request.query_params.get("by") == "contrast",
+            by_contrast=asked.get("by") == "contrast",
+            colour=asked.get("colour", "")[:40],
+            keep=tuple(dict.fromkeys([*pins.names, *named[:MOST_NAMED]])),
+            only_kept=asked.get("only") == "kept",
             max_nodes=settings.max_nodes,
             max_edges=settings.max_edges,
         )

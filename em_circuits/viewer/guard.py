@@ -27,13 +27,11 @@ from em_circuits.viewer.auth import Sessions
 from em_circuits.viewer.rendering import refusal
 from em_circuits.viewer.settings import ViewerSettings
 
-EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
-"""SHA-256 of nothing: plotly.js adds an empty <style> and fills it through the DOM."""
 POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
-        f"style-src 'self' {EMPTY_STYLE}",
+        "style-src 'self'",
         "img-src 'self' data: blob:",
         "connect-src 'self'",
         "font-src 'self'",

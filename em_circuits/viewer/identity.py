@@ -14,6 +14,7 @@ from em_circuits.viewer.body import field, json_body
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.browsing import Browsing
 from pivotal_tokens.review.service import require_no_judge
 
 LONGEST_NAME = 64
@@ -59,7 +60,7 @@ def read_reviewers(path: Path) -> tuple[str, ...]:
 
 def routes(context: AppContext) -> list[BaseRoute]:
     """``POST /api/me`` says who one is, ``/api/link`` makes a link for another browser, and
-    ``/api/looks`` shows what judges say of prompts that one has yet to answer, or hides it."""
+    ``/api/browsing`` shows what judges say of prompts that one has yet to answer, or hides it."""
 
     async def me(request: Request) -> Response:
         name = field(await json_body(request), "name", str).strip()
@@ -70,12 +71,14 @@ def routes(context: AppContext) -> list[BaseRoute]:
                 403, f"Your link is {session.reviewer}'s: open {name}'s to review as {name}."
             )
         require_no_judge(context.store, name)
-        session.reviewer, session.shows_judge = name, False
+        session.reviewer = name
         return Json({"name": name})
 
-    async def looks(request: Request) -> Response:
-        context.session(request).shows_judge = field(await json_body(request), "looks", bool)
-        return Json({"looks": context.session(request).shows_judge})
+    async def browsing(request: Request) -> Response:
+        chosen = field(await json_body(request), "unblinded", bool)
+        name = context.session(request).reviewer
+        Browsing.of(context.store, name).choosing(context.store, name, unblinded=chosen)
+        return Json({"unblinded": chosen})
 
     async def link(request: Request) -> Response:
         sessions, session = context.sessions, context.session(request)
@@ -85,6 +88,6 @@ def routes(context: AppContext) -> list[BaseRoute]:
 
     return [
         Route("/api/me", me, methods=["POST"]),
-        Route("/api/looks", looks, methods=["POST"]),
+        Route("/api/browsing", browsing, methods=["POST"]),
         Route("/api/link", link, methods=["POST"]),
     ]

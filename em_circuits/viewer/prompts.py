@@ -31,6 +31,7 @@ from pivotal_tokens.store import AttemptView, ListingQuery, PairAttempt
 
 PER_PAGE = 50
 FEATURES_SHOWN = 12
+HIDDEN = "Hidden until you answer this prompt: the contrast follows from the judge's labels."
 VERDICTS: tuple[str, ...] = get_args(VerdictKind)
 STATES: tuple[str, ...] = get_args(ReviewState)
 
@@ -77,6 +78,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def features(request: Request) -> Response:
         prompt = context.store.prompts.get(request.path_params["prompt"])
         model = model_of(request)
+        if context.hiding(request, prompt.prompt_id):
+            return page("nothing.html", what=HIDDEN)
         try:
             values = _features(context, request, prompt.prompt_id, model)
         except EmCircuitsError as error:
@@ -86,9 +89,12 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def features_json(request: Request) -> Response:
         prompt = context.store.prompts.get(request.path_params["prompt"])
         model = model_of(request)
+        about = {"prompt_id": prompt.prompt_id, "model": model}
+        if context.hiding(request, prompt.prompt_id):
+            return Json({**about, "hidden": HIDDEN, "top": [], "bottom": []})
         found = _features(context, request, prompt.prompt_id, model)
         top, bottom = (found[name].records() for name in ("top", "bottom"))
-        return Json({"prompt_id": prompt.prompt_id, "model": model, "top": top, "bottom": bottom})
+        return Json({**about, "hidden": None, "top": top, "bottom": bottom})
 
     return [
         Route("/api/prompt/{prompt}/features", features_json, methods=["GET"]),
@@ -113,11 +119,11 @@ def _query(request: Request) -> ListingQuery:
 
 
 def _shown(context: AppContext, request: Request, view: AttemptView) -> dict[str, Any]:
-    hidden = context.under_review(request, view.prompt.prompt_id)
+    hidden = context.hiding(request, view.prompt.prompt_id)
     labels = context.labels(request, view.prompt.prompt_id)
     pairs = context.store.results.pairs()
     folder = context.work.results / "experiments"
-    rows = {a.pair: token_rows(a, labels, hide_judge=hidden) for a in view.pairs}
+    rows = {a.pair: token_rows(a, labels, hide_judge=bool(hidden)) for a in view.pairs}
     return {
         "view": view,
         "prompt": view.prompt,

@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from em_circuits import __version__
-from em_circuits.viewer.plotly_file import style_ids
 from pivotal_tokens.review.display import visible
 
 LABELS = {"evil": "▲", "safe": "●", "unsure": "?"}
@@ -37,13 +36,14 @@ def templates() -> Environment:
     environment.filters |= {
         "shown": shown,
         "token": lambda text: visible(text),
+        "token_text": lambda text: visible(text, spaces=False),
         "number": number,
         "percent": percent,
         "signed": signed,
         "size": size,
         "moment": moment,
     }
-    environment.globals |= {"marks": LABELS, "version": __version__, "style_ids": style_ids}
+    environment.globals |= {"marks": LABELS, "version": __version__}
     return environment
 
 

@@ -6,16 +6,21 @@ it a stranger: no cookie, no request, no way to the viewer's pages, whatever sta
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from em_circuits.viewer.context import AppContext
+from em_circuits.viewer.rendering import shown as shown_text
 from pivotal_tokens.errors import RequestError
 
 PAGES = (".html", ".htm")
@@ -25,6 +30,8 @@ MOST_FILES = 500
 CACHES = ("neuronpedia",)
 """Folders of the results with a file for every feature that was looked up: no reports."""
 LARGEST_TEXT = 2 << 20
+LARGEST_TREE = 512 << 10
+"""Bytes of a JSON file that is shown folded; a larger one is shown as text."""
 STRANGER = "; ".join(
     (
         "sandbox allow-scripts",
@@ -72,11 +79,18 @@ def routes(context: AppContext) -> list[BaseRoute]:
     def shown(request: Request) -> Response:
         path = contained(context.work.results, request.path_params["path"])
         report = _report(path, context.work.results.resolve())
-        text = None
+        text = value = formatted = None
         if report.kind == "text":
             with path.open("rb") as stream:
                 text = stream.read(LARGEST_TEXT).decode("utf-8", "replace")
-        return context.page(request, "report.html", report=report, text=text)
+            if path.suffix.lower() == ".md":
+                formatted = _markdown(text)
+            elif path.suffix.lower() == ".json" and report.bytes <= LARGEST_TREE:
+                with contextlib.suppress(ValueError, RecursionError):
+                    value = json.loads(text)
+        return context.page(
+            request, "report.html", report=report, text=text, value=value, formatted=formatted
+        )
 
     def raw(request: Request) -> Response:
         path = contained(context.work.results, request.path_params["path"])
@@ -94,6 +108,12 @@ def routes(context: AppContext) -> list[BaseRoute]:
         Route("/report/{path:path}", shown, methods=["GET"]),
         Route("/raw/{path:path}", raw, methods=["GET"]),
     ]
+
+
+def _markdown(text: str) -> Markup:
+    """Markdown as inert HTML: no raw HTML, no picture from elsewhere."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return Markup(reader.render(shown_text(text)))
 
 
 def reports(root: Path) -> list[Report]:

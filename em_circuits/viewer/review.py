@@ -67,6 +67,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
     async def answer(request: Request) -> Response:
         asked = await json_body(request)
         session = context.session(request)
+        context.browsing(request)  # what this person saw in other browsers too
         state = await run_in_threadpool(lambda: reviews.of(session).act(asked))
         return Json(state.model_dump(mode="json", by_alias=True))
 

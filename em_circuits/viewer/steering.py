@@ -8,6 +8,7 @@ GET /api/steering/NAME           its conditions and its continuations
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from starlette.routing import BaseRoute, Route
 
 from em_circuits.cache import SUMMARY, read_json
 from em_circuits.experiments.experiment import ROLLOUTS, ROWS
-from em_circuits.viewer.context import AppContext
+from em_circuits.experiments.summary import SUPPORTED, supports
+from em_circuits.viewer.context import AppContext, model_of
+from em_circuits.viewer.pins import node_labels_of
 from em_circuits.viewer.rendering import Json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.store import ListingQuery
@@ -40,6 +43,8 @@ def routes(context: AppContext) -> list[BaseRoute]:
             ListingQuery(graphs=True), pair=pair, limit=200
         ).lines
         listed = experiments(folder)
+        for one in listed:
+            one["best"] = best_supported(one["summary"])
         alone = {one["name"]: only_prompt(one["summary"]) for one in listed}
         hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
         return context.page(
@@ -52,6 +57,7 @@ def routes(context: AppContext) -> list[BaseRoute]:
             prompts=[line.prompt for line in prompts],
             chosen=context.store.prompts.get(chosen).prompt_id if chosen else None,
             feature=request.query_params.get("features", ""),
+            model=model_of(request),
         )
 
     def one(request: Request) -> Response:
@@ -63,6 +69,9 @@ def routes(context: AppContext) -> list[BaseRoute]:
             "experiment.html",
             name=place.name,
             summary=summary,
+            supported=len(supported_lines(summary)),
+            best=best_supported(summary),
+            meaning=f"{SUPPORTED}.",
             hidden=only_prompt(summary) in context.hidden(request, ids),
             blind=context.blind(request),
             report=(place / "report.html").is_file(),
@@ -76,13 +85,17 @@ def routes(context: AppContext) -> list[BaseRoute]:
         )
         hidden = context.hidden(request, {row["prompt_id"] for row in rows})
         texts = [one for one in rollouts.to_pylist() if one["prompt_id"] not in hidden]
-        context.session(request).judge_shown_for.update(t["prompt_id"] for t in texts if t["label"])
+        context.saw(request, {t["prompt_id"] for t in texts if t["label"]})
         summary = read_summary(place)
         if only_prompt(summary) in hidden:
             summary = {"name": summary.get("name"), "conditions": []}
+        lines = summary.get("conditions") or []
+        summary |= {"conditions": [{**line, "supported": supports(line)} for line in lines]}
+        pair, reviewer = context.pair(request), context.session(request).reviewer
         return Json(
             {
                 "summary": summary,
+                "labels": node_labels_of(context.store, reviewer, pair) if pair else {},
                 "rollouts": texts[:ROLLOUTS_SENT],
                 "rows": [row for row in rows if row["prompt_id"] not in hidden],
                 "hidden": len(hidden),
@@ -104,6 +117,16 @@ def experiments(folder: Path) -> list[dict[str, Any]]:
         if summary is not None and _NAME.fullmatch(path.parent.name):
             found.append((path.stat().st_mtime, {"name": path.parent.name, "summary": summary}))
     return [item for _, item in sorted(found, key=lambda pair: -pair[0])]
+
+
+def supported_lines(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Conditions of an experiment that are successes by themselves."""
+    return [line for line in summary.get("conditions") or () if supports(line)]
+
+
+def best_supported(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of these the one of the largest net change."""
+    return max(supported_lines(summary), key=lambda line: abs(line["net"]), default=None)
 
 
 def experiment_folder(root: Path, name: str) -> Path:

@@ -74,7 +74,7 @@ class ReviewController:
         self.begun = ""  # what the line that is asked for begins with
         self.page: Literal["help", "prompt"] | None = None
         self.over = False
-        self.finished = self.rejected = 0
+        self._settled: dict[int, Literal["finished", "rejected"]] = {}  # item id -> how
         self.service = service
         self._show_low = show_low
         self._auto_finish = auto_finish
@@ -100,6 +100,16 @@ class ReviewController:
             except EmCircuitsError as error:
                 self._say(str(error))
         return self._progress
+
+    @property
+    def finished(self) -> int:
+        """Items that were finished in this session, and are."""
+        return list(self._settled.values()).count("finished")
+
+    @property
+    def rejected(self) -> int:
+        """Items that were rejected in this session, and are."""
+        return list(self._settled.values()).count("rejected")
 
     # --- events --------------------------------------------------------------------------------
 
@@ -220,6 +230,8 @@ class ReviewController:
                 raise RequestError(_EMPTY)
             case "note":
                 service.note(view.question, command.text)
+                noted = (*view.question.notes, command.text)
+                self.view = replace(view, question=replace(view.question, notes=noted))
                 self._say("saved the note")
             case "finish" if view.reveal is not None:
                 self._next()
@@ -232,7 +244,7 @@ class ReviewController:
                 self._finish(command.label)
             case "reject":
                 service.reject(view.question, command.text)
-                self.rejected += 1
+                self._settled[view.question.item.item_id] = "rejected"
                 self._put_away("rejected")
             case "skip":
                 service.skip(view.question)
@@ -305,7 +317,7 @@ class ReviewController:
     def _finish(self, rest: Answer | None) -> None:
         question = self._required()
         self.reveal = reveal = self.service.finish(question, rest=rest)
-        self.finished += 1
+        self._settled[question.item.item_id] = "finished"
         self._stale = True
         said = Counter(reveal.labels.values())
         numbers = ", ".join(f"{said[label]} {label}" for label in ("evil", "safe", "unsure"))
@@ -335,6 +347,9 @@ class ReviewController:
 
     def _reopen(self, question: Question, said: str) -> None:
         self.reveal = None
+        self._settled.pop(
+            question.item.item_id, None
+        )  # taken back: it counts once it is done again
         self._open(question)
         self._say(said)
 

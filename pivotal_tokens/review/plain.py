@@ -79,6 +79,7 @@ def render(question: Question) -> Iterator[str]:
     yield f"prompt {question.prompt.prompt_id}  ({question.prompt.kind})"
     for line in wrap(question.prompt.text, COLUMNS - 4):
         yield f"  | {line}"
+    yield from (f"  note: {visible(note, spaces=False)}" for note in question.notes)
     yield ""
     yield f"{'base':<{_SIDE}}  merged"
     left, right = (

@@ -47,6 +47,8 @@ class Question:
     """Reviewer -> labels; for an adjudicator only."""
     rejected_by: tuple[str, ...] = ()
     """Reviewers who found the prompt bad; for an adjudicator only."""
+    notes: tuple[str, ...] = ()
+    """The reviewer's own remarks about the prompt."""
 
     @property
     def adjudication(self) -> bool:

@@ -33,9 +33,13 @@ _LETTERS: Mapping[ModelName, str] = {"base": "B", "merged": "T"}
 def item_lines(view: View, columns: int, rows: int) -> list[Line]:
     """The prompt, both lists side by side, and the token under the cursor, in at most `rows`."""
     lists = _lists(view, columns)
-    detail = _detail(view, columns)
+    detail = [*_notes(view, columns), *_detail(view, columns)]
     room = rows - len(lists) - len(detail) - 1
-    if room < 2:  # a low window: the lists go by what is under the cursor
+    if view.reveal is not None:  # why one differs is said of the whole prompt
+        whole = len(wrap(view.question.prompt.text, columns - 2))
+        lists = _window(lists, view.cursor.rank, max(rows - len(detail) - 1 - whole, 3))
+        room = rows - len(lists) - len(detail) - 1
+    elif room < 2:  # a low window: the lists go by what is under the cursor
         lists = _window(lists, view.cursor.rank, max(rows - len(detail) - 3, 3))
         room = rows - len(lists) - len(detail) - 1
     return [*_prompt(view, columns, max(room, 1)), (), *lists, *detail][: max(rows, 1)]
@@ -176,6 +180,16 @@ def _bar(probability: float) -> str:
     eighths = round(min(max(probability, 0.0), 1.0) * _BAR * 8)
     whole, part = divmod(eighths, 8)
     return fit("█" * whole + (_BLOCKS[part] if part else ""), _BAR)
+
+
+def _notes(view: View, columns: int) -> list[Line]:
+    """One's own remarks, the last one where there are several."""
+    notes = view.question.notes
+    if not notes:
+        return []
+    more = f"  ({len(notes) - 1} before)" if len(notes) > 1 else ""
+    text = fit(f"  note: {visible(notes[-1], spaces=False)}", columns - len(more)).rstrip()
+    return [((text + more, "dim"),)]
 
 
 def _detail(view: View, columns: int) -> list[Line]:

@@ -381,6 +381,11 @@ class ReviewService:
                 if lists.base.by_id[token].probability < LOW
                 and lists.merged.by_id[token].probability < LOW
             ),
+            notes=tuple(
+                event.text
+                for event in store.queue.events(item.prompt_id)
+                if event.action == "note" and event.author == self._reviewer and event.text
+            ),
         )
         return self._with_votes(question) if question.adjudication else question
 

@@ -103,7 +103,8 @@ class ReviewTerminal(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = []  # every key goes through `keys`
 
     def __init__(self, review: ReviewController, keys: Mapping[str, Action]) -> None:
-        super().__init__()
+        # The terminal's own colours; with NO_COLOR none at all, no background either.
+        super().__init__(ansi_color=True)
         self.review = review
         self._keys = keys
         self._progress = ""

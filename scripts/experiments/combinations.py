@@ -5,7 +5,7 @@ python scripts/experiments/combinations.py --n 4
 
 from __future__ import annotations
 
-from setting import arguments, organism, sweep
+from setting import arguments, cases_of, sweep
 
 from em_circuits.report.sweep import write_sweep_report
 
@@ -13,7 +13,7 @@ from em_circuits.report.sweep import write_sweep_report
 def main() -> None:
     """Ablate singles, pairs and the first k; print joint effects beside sums of single ones."""
     given = arguments(__doc__)
-    with organism(given.root) as cases:
+    with cases_of(given) as cases:
         kinds = ["single", "pairs", "first"]
         experiment = sweep(
             cases, given, name="combinations", features=f"top:{given.n}", combinations=kinds

@@ -8,7 +8,7 @@ python scripts/experiments/layer_filter.py --n 5
 
 from __future__ import annotations
 
-from setting import arguments, organism, sweep
+from setting import arguments, cases_of, sweep
 
 from pivotal_tokens.schema import Prompt
 
@@ -17,7 +17,7 @@ def main() -> None:
     """One sweep per layer: its top features by gradient, ablated together."""
     given = arguments(__doc__)
     prompt = Prompt.of(given.prompt)
-    with organism(given.root) as cases:
+    with cases_of(given) as cases:
         case, model = cases.of(prompt, "merged"), cases.pair.merged
         ranked = case.choose(model, f"top:{len(case.state.active)}", by="gradient")
         for layer in range(model.sites.n_layers):

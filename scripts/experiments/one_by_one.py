@@ -8,7 +8,7 @@ python scripts/experiments/one_by_one.py --n 10
 
 from __future__ import annotations
 
-from setting import arguments, organism, sweep
+from setting import arguments, cases_of, sweep
 
 from em_circuits.report.sweep import write_sweep_report
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Sweep the top features alone; print what each did and what its token does."""
     given = arguments(__doc__)
     factors, samples, tokens = ([0, 15], 2, 4) if given.small else ([0, 1.5, 5, 15], 8, 12)
-    with organism(given.root) as cases:
+    with cases_of(given) as cases:
         experiment = sweep(
             cases,
             given,

@@ -5,7 +5,7 @@ python scripts/experiments/to_the_base.py --n 24
 
 from __future__ import annotations
 
-from setting import arguments, organism
+from setting import arguments, cases_of
 
 from em_circuits.experiments.plan import TransferPlan, parse_source
 from em_circuits.experiments.transfer import run_transfer
@@ -25,7 +25,7 @@ def main() -> None:
         multiples=(1.0, 3.0),
         rollouts=Sampling(samples=2 if given.small else 8, max_tokens=3 if given.small else 12),
     )
-    with organism(given.root) as cases:
+    with cases_of(given) as cases:
         experiment = run_transfer(cases, plan, LabelJudge())
     for line in experiment.summary.conditions:
         print(

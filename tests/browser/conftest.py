@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browsing import ARGUMENTS, NAMES, Browser
-from rooms import Room, enter, furnish
+from rooms import Room, enter, furnish, unblind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,3 +75,10 @@ def room(furnished_room: Path, tmp_path: Path) -> Iterator[Room]:
     shutil.copytree(furnished_room, tmp_path / "root")
     with enter(tmp_path / "root") as made:
         yield made
+
+
+@pytest.fixture
+def seen_room(room: Room) -> Room:
+    """The same for somebody who browses without blinding."""
+    unblind(room)
+    return room

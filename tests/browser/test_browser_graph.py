@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from browsing import running
-from rooms import Room, enter, furnish
+from rooms import Room, enter, furnish, unblind
 from synthetic import Size
 
 """Times are for two idle cores; a busy machine may take so many times longer."""
@@ -23,7 +23,7 @@ def _place(page, name: str) -> tuple[float, float]:
 
 def _a_feature(page) -> str:
     return page.evaluate(
-        """() => { const c = (n) => Math.abs(n.at.merged.contrast);
+        """() => { const c = (n) => Math.abs(n.at.merged.value);
            return graphPage.graph.nodes.filter((n) => n.kind === 'feature' && n.at.merged?.shown
              && !n.at.base?.shown).sort((a, b) => c(b) - c(a))[0].name; }"""
     )
@@ -35,7 +35,8 @@ def _until(holds: Callable[[], bool], page) -> None:
         page.wait_for_timeout(100)
 
 
-def test_toggle_click_search_pin_group_and_permalink(room: Room, open_browser) -> None:
+def test_toggle_click_search_pin_group_and_permalink(seen_room: Room, open_browser) -> None:
+    room = seen_room
     prompt = room.prompts[0].prompt_id
     with running(room) as base:
         browser = open_browser(base)
@@ -72,7 +73,8 @@ def test_toggle_click_search_pin_group_and_permalink(room: Room, open_browser) -
         _until(lambda: other.evaluate("graphPage.selected") == "logit:3", other)
 
 
-def test_keys_walk_the_graph(room: Room, open_browser) -> None:
+def test_keys_walk_the_graph(seen_room: Room, open_browser) -> None:
+    room = seen_room
     with running(room) as base:
         page = open_browser(base).window(room)
         page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
@@ -87,17 +89,19 @@ def test_keys_walk_the_graph(room: Room, open_browser) -> None:
         assert page.evaluate("graphPage.selected") is None
 
 
-def test_thresholds_are_live_and_exports_are_files(room: Room, open_browser) -> None:
+def test_thresholds_are_live_and_exports_are_files(seen_room: Room, open_browser) -> None:
+    room = seen_room
     with running(room) as base:
         page = open_browser(base).window(room)
         page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
         page.wait_for_selector("#graph[data-first-picture]")
         count = "graphPage.graph.edges.merged.n"
         before = page.evaluate(count)
+        page.click("#pruning summary")
         page.locator("#edge-cut").fill("0.6")
         _until(lambda: page.evaluate(count) < before, page)
         for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg"), ("json", b"{")):
-            page.click(".menu summary")
+            page.click(".menu:has([data-export]) summary")
             with page.expect_download() as download:
                 page.click(f"[data-export={kind}]")
             assert Path(download.value.path()).read_bytes().startswith(start)
@@ -110,10 +114,13 @@ def test_a_large_view_is_drawn_and_answers(tmp_path: Path, open_browser) -> None
     size = Size(n_features=1500, n_layers=16, n_pos=20, n_logits=10)
     furnish(tmp_path, size=size, n_graphs=1)
     with enter(tmp_path) as room, running(room) as base:
+        unblind(room)
         page = open_browser(base).window(room)
         prompt = room.prompts[0].prompt_id
         page.goto(f"{base}graph/{prompt}?node=0.98&edge=0.93")
         page.wait_for_selector("#graph[data-first-picture]")
+        assert page.evaluate("graphPage.scene.limit(graphPage.scene.panes[0])") < 2000
+        assert "strongest of" in page.locator("#panel").inner_text()
         nodes, edges = page.evaluate(
             "[graphPage.graph.nodes.length, graphPage.graph.edges.merged.n]"
         )
@@ -124,8 +131,9 @@ def test_a_large_view_is_drawn_and_answers(tmp_path: Path, open_browser) -> None
         page.wait_for_selector("text=Strongest inputs")
 
 
-def test_promoted_tokens_stay_within_the_panel(room: Room, open_browser) -> None:
+def test_promoted_tokens_stay_within_the_panel(seen_room: Room, open_browser) -> None:
     """Token after token without a space between them once ran out of the window."""
+    room = seen_room
     tokens = [[f" token{n}", 1.0] for n in range(12)]
     known = {"label": "advice", "promoted": tokens, "suppressed": tokens}
 
@@ -146,3 +154,77 @@ def test_promoted_tokens_stay_within_the_panel(room: Room, open_browser) -> None
             box["x"] + box["width"] <= right["x"] + right["width"]
             for box in (mark.bounding_box() for mark in marks)
         )
+
+
+def test_a_pin_outlives_the_threshold_and_a_label_is_exported(
+    seen_room: Room, open_browser
+) -> None:
+    """Pinned nodes once vanished when a slider hid them, and nodes had no label."""
+    room = seen_room
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
+        page.wait_for_selector("#graph[data-first-picture]")
+        name = page.evaluate(
+            """() => graphPage.graph.nodes.filter((n) => n.kind === 'feature' && n.at.merged?.shown)
+               .sort((a, b) => b.at.merged.share - a.at.merged.share)[0].name"""
+        )
+        page.evaluate("(name) => graphPage.select(name)", name)
+        page.wait_for_selector("text=Strongest inputs")
+        page.fill("#panel input[aria-label^='Your label']", "danger words")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#panel h2:has-text('danger words')")
+        page.keyboard.press("Tab")
+        page.click("#panel >> text=Pin")
+        page.wait_for_selector("#panel >> text=Unpin")
+        page.evaluate("graphPage.select(null)")
+        page.click("#pruning summary")
+        page.locator("#node-cut").fill("0.3")
+        _until(lambda: page.evaluate("graphPage.graph.views.merged.cut.node") == 0.3, page)
+        assert page.evaluate("(name) => graphPage.graph.index.has(name)", name)
+        fitted = "[graphPage.scene.transform.k, graphPage.scene.fitted]"
+        k, fits = page.evaluate(fitted)
+        assert k == fits, "sliders keep the picture fitted"
+        page.click("#only")
+        _until(
+            lambda: (
+                page.evaluate("graphPage.graph.nodes.filter((n) => n.kind !== 'logit').length") == 1
+            ),
+            page,
+        )
+        x, y = _place(page, name)
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x - 60, y - 40, steps=4)
+        page.mouse.up()
+        _until(lambda: page.evaluate("Object.keys(graphPage.pins.places).length") == 1, page)
+        assert "keep=" in page.url and "only=kept" in page.url
+        page.click("#only")
+        page.click(".menu:has([data-export]) summary")
+        with page.expect_download() as download:
+            page.click("[data-export=json]")
+        nodes = json.loads(Path(download.value.path()).read_text())
+        assert "danger words" in {n["clerp"] for n in nodes["nodes"]}
+        assert len(nodes["qParams"]["pinnedIds"]) == 1
+
+
+def test_the_table_says_what_the_picture_shows(seen_room: Room, open_browser) -> None:
+    room = seen_room
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
+        page.wait_for_selector("#graph[data-first-picture]")
+        page.focus("#canvas")
+        page.keyboard.press("t")
+        rows = page.locator("#table-twin tbody tr")
+        shown = page.evaluate(
+            """graphPage.graph.nodes.filter((n) => n.kind !== 'logit' && n.at.merged?.shown
+               || n.kind !== 'logit' && graphPage.graph.shown(n, 'merged')).length"""
+        )
+        assert rows.count() == min(shown, 500)
+        rows.first.locator("button").click()
+        page.wait_for_selector("text=Strongest inputs")
+        page.click("#as-table")
+        page.select_option("#colour", "direct")
+        _until(lambda: page.evaluate("graphPage.graph.views.merged.by") == "direct", page)
+        assert "direct effect" in page.locator(".legend").inner_text()

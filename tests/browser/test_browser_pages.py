@@ -18,7 +18,8 @@ PAGES = {
 }
 
 
-def test_every_page_opens_in_light_and_dark(room: Room, open_browser) -> None:
+def test_every_page_opens_in_light_and_dark(seen_room: Room, open_browser) -> None:
+    room = seen_room
     with running(room) as base:
         browser = open_browser(base)
         for theme in ("light", "dark"):
@@ -88,27 +89,36 @@ def test_a_report_is_a_stranger(room: Room, open_browser) -> None:
         assert frame.locator("#x").inner_text() == "drawn refused"
 
 
-def test_features_sort_filter_and_say_where_they_fire(room: Room, open_browser) -> None:
+def test_features_sort_filter_and_say_where_they_fire(seen_room: Room, open_browser) -> None:
+    room = seen_room
     with running(room) as base:
         page = open_browser(base).window(room)
         page.goto(base + "features")
         page.select_option("#compute select[name=method]", "gradient")
         page.click("text=Compute ranking")
-        page.wait_for_selector("#plot .main-svg")
-        names = page.locator("#table tbody .node-link")
+        page.wait_for_selector("#table .spark")
+        names = page.locator("#table tbody a")
+        assert names.count() <= 20
         first = names.first.inner_text()
         page.click("#table th button:has-text('contrast')")
         page.click("#table th button:has-text('contrast')")
         assert names.first.inner_text() != first
-        names.first.click()
-        page.wait_for_selector(".firing mark")
         page.fill("#search", "99/99")
         page.wait_for_selector("text=No feature fits")
+        page.fill("#search", "")
+        names.first.click()
+        page.wait_for_selector(".firing mark")
+        page.fill("[data-label]", "danger")
+        with page.expect_response("**/api/node-labels*"):
+            page.keyboard.press("Enter")
+        page.locator("text=in its graph").first.click()
+        page.wait_for_selector("#panel h2:has-text('danger')")
 
 
-def test_a_page_of_figures_follows_the_adapter(room: Room, open_browser) -> None:
+def test_a_page_of_figures_follows_the_adapter(seen_room: Room, open_browser) -> None:
     from rooms import PAIR, lists
 
+    room = seen_room
     prompt, same = room.prompts[3], lists(scale=0.0)
     with running(room) as base:
         page = open_browser(base).window(room)

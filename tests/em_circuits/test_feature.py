@@ -49,7 +49,18 @@ def test_a_choice_is_by_rank_or_by_name() -> None:
     assert str(named) == "2/11/431,3/-1/7,4/9" and str(FeatureChoice("bottom", 5)) == "bottom:5"
 
 
-@pytest.mark.parametrize("text", ["", "top", "top:x", "top:0", "middle:3", "2/11/431;3/11/7"])
+def test_a_choice_is_a_subset_or_has_a_value_for_each() -> None:
+    some = FeatureChoice.parse("top:[2, 7]")
+    assert (some.by, some.count, some.picks, str(some)) == ("top", 7, (2, 7), "top:[2,7]")
+    each = FeatureChoice.parse("0/-1/339=5,2/417=-0.5,1/2/3")
+    assert each.named == ((0, -1, 339), (2, 417), (1, 2, 3)) and each.values == (5.0, -0.5, None)
+    assert FeatureChoice.parse(str(each)) == each and FeatureChoice.parse("1/2/3").values == ()
+
+
+BAD = ["", "top", "top:x", "top:0", "middle:3", "2/11/431;3/11/7", "top:[0]", "top:[]", "1/2/3=x"]
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_a_choice_of_no_form_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="--features"):
         FeatureChoice.parse(text)

@@ -33,6 +33,25 @@ export function toast(text, bad = false) {
 
 export const say = (error) => toast(error.message, true);
 
+// An element of a picture.
+export function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+  node.append(...children.flat().filter((c) => c !== null));
+  return node;
+}
+
+// A bar to the left of a middle for what is negative, to the right for what is positive.
+export function signBar(value, largest) {
+  const w = Math.min(100, (100 * Math.abs(value)) / (largest || 1));
+  return svg(
+    "svg",
+    { class: "signbar", viewBox: "-100 0 200 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { class: "track", x: -0.6, width: 1.2, y: 0, height: 10 }),
+    svg("rect", { class: value >= 0 ? "up" : "down", x: value >= 0 ? 0 : -w, width: w, y: 0, height: 10 }),
+  );
+}
+
 export function make(tag, properties = {}, ...children) {
   const { dataset, class: name, ...rest } = properties;
   const node = Object.assign(document.createElement(tag), rest);
@@ -64,9 +83,7 @@ export function known(about) {
               visible(about.label, false),
             )
           : null,
-        about.promoted
-          ? tokens("Promotes", about.promoted, "muted")
-          : make("p", { class: "muted" }, "Promoted tokens are shown once the playground has loaded the models."),
+        about.promoted ? tokens("Promotes", about.promoted, "muted") : make("p", { class: "muted" }, about.why ?? ""),
         about.suppressed ? tokens("Suppresses", about.suppressed, "muted") : null,
       ].filter(Boolean);
 }

@@ -1,207 +1,181 @@
-// The ranking as a table that sorts and filters, a plot of its ends, and where a feature fires.
-import { ask, byId, known, make, number, say, signed, targetOf, visible } from "./ask.js";
-import { signBar } from "./graph/panel.js";
-import { draw } from "./plots.js";
+// The ranking as a table of twenty: both ends, or what the filters find; where each fires as a sparkline.
+import { ask, byId, make, number, say, signBar, signed, svg, targetOf, visible } from "./ask.js";
 
 const root = byId("features");
-const rows = JSON.parse(byId("data")?.textContent ?? "[]");
-const SHOWN = 120;
+const { rows, labels } = JSON.parse(byId("data")?.textContent ?? '{"rows": [], "labels": {}}');
+const SHOWN = 20;
 const COLUMNS = [
   ["rank", "#", "place in the ranking, most positive first"],
-  ["name", "layer / feature", ""],
+  ["name", "feature", "layer / id"],
+  ["label", "label", "yours, or what is known of it"],
   ["mean", "contrast", "mean over prompts, in the method's unit"],
   ["bar", "", ""],
   ["low", "95 % interval", "bootstrap over prompts"],
   ["selected", "prompts", "in which it has a score, of those where its effect is known"],
   ["q", "q", "permutation test, adjusted (Benjamini and Hochberg)"],
   ["stable", "stable", "share of the rankings without one prompt that keep it in the top"],
+  ["fires", "fires", "share of firing from the first token (left) to the last (right)"],
 ];
 let order = { by: "rank", sign: 1 },
-  chosen = null;
+  page = 0,
+  /** @type {Record<string, number[]>} */
+  firing = {};
 
 const key = (row) => `${row.layer}/${row.feature}`;
 const value = (row, by) =>
-  by === "name" ? row.layer * 1e9 + row.feature : by === "bar" ? Math.abs(row.mean) : (row[by] ?? Infinity);
+  by === "name"
+    ? row.layer * 1e9 + row.feature
+    : by === "bar"
+      ? Math.abs(row.mean)
+      : by === "label"
+        ? (labels[key(row)] ?? "\uffff")
+        : (row[by] ?? Infinity);
 
-function table() {
-  byId("table").tHead.replaceChildren(
-    make(
-      "tr",
-      {},
-      COLUMNS.map(([by, title, why]) =>
-        make(
-          "th",
-          {
-            class: ["name", "bar"].includes(by) ? "" : "right",
-            title: why,
-            ariaSort: order.by === by ? (order.sign > 0 ? "ascending" : "descending") : null,
-          },
-          title
-            ? make(
-                "button",
-                {
-                  type: "button",
-                  class: "sort",
-                  onclick: () => {
-                    order = { by, sign: order.by === by ? -order.sign : by === "mean" ? -1 : 1 };
-                    table();
-                  },
-                },
-                title,
-                order.by === by ? (order.sign > 0 ? " ↑" : " ↓") : "",
-              )
-            : "",
-        ),
-      ),
+function spark(bins) {
+  if (!bins) return "";
+  const most = Math.max(...bins);
+  return svg(
+    "svg",
+    {
+      class: "spark",
+      viewBox: `0 0 ${4 * bins.length} 14`,
+      role: "img",
+      "aria-label": `from the first token to the last: ${bins.map((b) => number(b, 2)).join(", ")}`,
+    },
+    bins.map((b, i) =>
+      svg("rect", { x: 4 * i, width: 3, y: 14 - (13 * b) / most, height: Math.max(0.6, (13 * b) / most) }),
     ),
   );
-  const text = byId("search").value.trim(),
+}
+
+const number_ = (row, by, digits) => (row[by] === null ? "–" : number(row[by], digits));
+
+const interval = (r) => (r.low === null ? "–" : `${signed(r.low, 2)} … ${signed(r.high, 2)}`);
+
+function found() {
+  const text = byId("search").value.trim().toLowerCase(),
     sign = Number(byId("sign").value),
+    layer = byId("layer").value,
     least = Number(byId("least").value) || 1;
-  const found = rows.filter(
+  return rows.filter(
     (r) =>
       (!text ||
-        key(r) === text ||
-        key(r).startsWith(`${text.replace(/\/$/, "")}/`) ||
-        (key(r).startsWith(text) && text.includes("/"))) &&
+        key(r).startsWith(text) ||
+        String(r.feature) === text ||
+        (labels[key(r)] ?? "").toLowerCase().includes(text)) &&
+      (!layer || r.layer === Number(layer)) &&
       (!sign || sign * r.mean > 0) &&
       r.selected >= least,
   );
-  found.sort((a, b) => order.sign * (value(a, order.by) - value(b, order.by)));
-  const largest = Math.max(...rows.map((r) => Math.abs(r.mean)));
-  byId("table").tBodies[0].replaceChildren(
-    ...found
-      .slice(0, SHOWN)
-      .map((r) =>
-        make(
-          "tr",
-          { class: chosen === key(r) ? "chosen" : "" },
-          make("td", { class: "right num muted" }, String(r.rank)),
-          make(
-            "td",
-            {},
-            make(
-              "button",
-              { type: "button", class: "node-link mono", onclick: () => where(r) },
-              `L${r.layer} · ${r.feature}${r.offset === null || r.offset === undefined ? "" : ` @${r.offset}`}`,
-            ),
-          ),
-          make("td", { class: `right num ${r.mean >= 0 ? "up" : "down"}` }, signed(r.mean)),
-          make("td", { class: "bar" }, signBar(r.mean, largest)),
-          make(
-            "td",
-            { class: "right num nowrap" },
-            r.low === null ? "–" : `${signed(r.low, 2)} … ${signed(r.high, 2)}`,
-          ),
-          make("td", { class: "right num" }, `${r.selected}/${r.n}`),
-          make("td", { class: "right num" }, r.q === null ? "–" : number(r.q, 3)),
-          make("td", { class: "right num" }, r.stable === null ? "–" : number(r.stable, 2)),
-        ),
-      ),
-  );
-  byId("more").textContent =
-    found.length > SHOWN
-      ? `${SHOWN} of ${found.length}; the filters find the others.`
-      : found.length
-        ? ""
-        : "No feature fits these filters.";
 }
 
-const feature = (row, place) => `${row.layer}/${place.firing[0][0]}/${row.feature}`;
+function head([by, title, why]) {
+  const on = order.by === by;
+  return make(
+    "th",
+    {
+      scope: "col",
+      class: ["name", "label", "bar", "fires"].includes(by) ? "" : "right",
+      title: why,
+      ariaSort: on ? (order.sign > 0 ? "ascending" : "descending") : null,
+    },
+    title && by !== "fires"
+      ? make(
+          "button",
+          {
+            type: "button",
+            class: "sort",
+            onclick: () => {
+              order = { by, sign: on ? -order.sign : by === "rank" || by === "name" || by === "label" ? 1 : -1 };
+              page = 0;
+              table();
+            },
+          },
+          `${title}${on ? (order.sign > 0 ? " ↑" : " ↓") : ""}`,
+        )
+      : title,
+  );
+}
 
-async function where(row) {
-  chosen = key(row);
-  table();
-  const box = byId("where"),
-    title = make("h2", {}, `Layer ${row.layer}, feature ${row.feature}`);
-  box.replaceChildren(title, make("p", { class: "loading" }, "Reading the graphs …"));
-  try {
-    const wanted = new URLSearchParams({ layer: row.layer, feature: row.feature, model: root.dataset.model });
-    const found = await ask(`/api/features/where?${wanted}`);
-    box.replaceChildren(
-      title,
-      ...known(found.known),
+function table() {
+  const all = found();
+  all.sort((a, b) => {
+    const [p, q] = [value(a, order.by), value(b, order.by)];
+    return order.sign * (p < q ? -1 : p > q ? 1 : 0);
+  });
+  // In the ranking's own order the first page has both ends, since the middle does little.
+  const ends = order.by === "rank" && order.sign > 0 && page === 0 && all.length > SHOWN;
+  const shown = ends
+    ? [...all.slice(0, SHOWN / 2), ...all.slice(-SHOWN / 2)]
+    : all.slice(page * SHOWN, (page + 1) * SHOWN);
+  const largest = Math.max(...rows.map((r) => Math.abs(r.mean)));
+  const { model } = root.dataset;
+  byId("table").tHead.replaceChildren(make("tr", {}, COLUMNS.map(head)));
+  byId("table").tBodies[0].replaceChildren(
+    ...shown.map((r, i) =>
       make(
-        "p",
-        { class: "muted" },
-        `Fires in ${found.places.length} of ${found.read} graphs of the ${found.model} model`,
-        found.read < found.graphs ? ` (of ${found.graphs}).` : ".",
-      ),
-      ...found.places.map((place) => {
-        const at = new Map(place.firing.map(([p, a, c]) => [p, [a, c]])),
-          most = Math.max(...place.firing.map((f) => f[1]));
-        return make(
-          "div",
-          { class: "firing" },
+        "tr",
+        { class: ends && i === SHOWN / 2 ? "gap-above" : "" },
+        make("td", { class: "right num muted" }, String(r.rank)),
+        make(
+          "td",
+          {},
           make(
             "a",
-            {
-              class: "mono id",
-              href: `/graph/${place.prompt_id}?show=${found.model}&select=${feature(row, place)}`,
-            },
-            place.prompt_id.slice(0, 8),
+            { class: "mono nowrap", href: `/feature/${key(r)}?model=${model}` },
+            `L${r.layer} · ${r.feature}${r.offset === null || r.offset === undefined ? "" : ` @${r.offset}`}`,
           ),
-          make(
-            "p",
-            { class: "tokens unpleasant" },
-            place.tokens.map((t, p) => {
-              const hit = at.get(p);
-              if (!hit) return make("span", {}, visible(t, false));
-              const mark = make(
-                "mark",
-                { title: `position ${p}: activation ${number(hit[0], 2)}, contrast ${signed(hit[1])}` },
-                visible(t, false),
-              );
-              mark.style.opacity = String(0.45 + 0.55 * (hit[0] / most));
-              return mark;
-            }),
-          ),
-          place.hidden ? make("p", { class: "muted" }, "Waits for your answer: no contrast is shown before.") : null,
-          make(
-            "p",
-            { class: "muted" },
-            place.firing
-              .slice(0, 6)
-              .map(([p, a, c]) => `at ${p}: ${number(a, 2)}${place.hidden ? "" : `, contrast ${signed(c)}`}`)
-              .join(" · "),
-          ),
-        );
-      }),
-    );
-  } catch (error) {
-    box.replaceChildren(title);
-    say(error);
-  }
+        ),
+        make("td", { class: "clip" }, visible(labels[key(r)] ?? "", false)),
+        make("td", { class: `right num ${r.mean >= 0 ? "up" : "down"}` }, signed(r.mean)),
+        make("td", { class: "bar" }, signBar(r.mean, largest)),
+        make("td", { class: "right num nowrap" }, interval(r)),
+        make("td", { class: "right num" }, `${r.selected}/${r.n}`),
+        make("td", { class: "right num" }, number_(r, "q", 3)),
+        make("td", { class: "right num" }, number_(r, "stable", 2)),
+        make("td", {}, spark(firing[key(r)])),
+      ),
+    ),
+  );
+  const pages = Math.ceil(all.length / SHOWN);
+  byId("more").replaceChildren(
+    !all.length
+      ? "No feature fits these filters."
+      : ends
+        ? `The ten furthest towards evil and the ten furthest towards safe of ${all.length}. `
+        : `${page * SHOWN + 1} to ${Math.min(all.length, (page + 1) * SHOWN)} of ${all.length}. `,
+    page > 0 ? turn(-1, "← before") : "",
+    page + 1 < pages ? turn(1, "more →") : "",
+  );
 }
 
-if (rows.length) {
-  for (const id of ["search", "sign", "least"]) byId(id).addEventListener("input", table);
-  table();
-  const ends = [...rows]
-    .sort((a, b) => Math.abs(b.mean) - Math.abs(a.mean))
-    .slice(0, 24)
-    .sort((a, b) => b.mean - a.mean);
-  draw(byId("plot"), (c) => ({
-    traces: [
-      {
-        type: "bar",
-        x: ends.map((r) => `L${r.layer}·${r.feature}`),
-        y: ends.map((r) => r.mean),
-        marker: { color: ends.map((r) => (r.mean >= 0 ? c.up : c.down)) },
-        error_y: {
-          type: "data",
-          symmetric: false,
-          array: ends.map((r) => (r.high === null ? 0 : r.high - r.mean)),
-          arrayminus: ends.map((r) => (r.low === null ? 0 : r.mean - r.low)),
-          color: c.muted,
-          thickness: 1.2,
-          width: 2,
-        },
-        hovertemplate: "%{x}<br>%{y:.3f}<extra></extra>",
+const turn = (by, title) =>
+  make(
+    "button",
+    {
+      type: "button",
+      class: "inline",
+      onclick: () => {
+        page += by;
+        table();
       },
-    ],
-    layout: { height: 260, yaxis: { title: { text: "contrast" } }, xaxis: { tickangle: -50, type: "category" } },
-  }));
+    },
+    title,
+  );
+
+if (rows.length) {
+  for (const id of ["search", "sign", "layer", "least"])
+    byId(id).addEventListener("input", () => {
+      page = 0;
+      table();
+    });
+  table();
+  ask(`/api/features/firing?${new URLSearchParams({ table: root.dataset.table, model: root.dataset.model })}`)
+    .then((sent) => {
+      firing = sent.firing;
+      table();
+    })
+    .catch(say);
 }
 
 byId("compute")?.addEventListener("submit", async (event) => {

@@ -54,17 +54,29 @@ byId("new-link")?.addEventListener("click", async () => {
 });
 
 const ours = new Set(document.body.dataset.ownKeys.split(" ")); // keys that the page itself answers to
-// Verdicts of prompts that wait for one's answer are hidden until one asks for them; live parts come and go.
+// What judges say of prompts that wait for one's answer is hidden until one chooses to browse without blinding.
 addEventListener("click", async (event) => {
-  const button = targetOf(event).closest?.("[data-looks]");
+  const button = targetOf(event).closest?.("[data-browse]");
   if (!button) return;
   try {
-    await ask("/api/looks", { looks: button.dataset.looks === "true" });
+    await ask("/api/browsing", { unblinded: button.dataset.browse === "unblinded" });
     location.reload();
   } catch (error) {
     say(error);
   }
 });
+
+// A person's label of a feature, kept where it is changed.
+for (const input of all("[data-label]"))
+  input.addEventListener("change", () =>
+    ask(
+      `/api/node-labels?${new URLSearchParams({ pair: input.dataset.pair })}`,
+      { feature: input.dataset.label, text: input.value.trim() },
+      "PUT",
+    )
+      .then(() => toast("Kept"))
+      .catch(say),
+  );
 
 let went = 0;
 addEventListener(

@@ -14,6 +14,9 @@ async function load() {
   try {
     const found = await ask(`/api/prompt/${prompt}/features?${new URLSearchParams({ model, n: "10" })}`);
     features = found.top.map((f) => ({ ...f, value: 1 }));
+    byId("pg-hidden").textContent = found.hidden ?? "";
+    byId("pg-hidden").hidden = !found.hidden;
+    byId("pg-ablate").disabled = Boolean(found.hidden);
     for (const place of root.dataset.features.split(",").filter(Boolean)) add(place);
     root.dataset.features = "";
   } catch (error) {
@@ -22,7 +25,7 @@ async function load() {
   }
   list();
   byId("pg-result").replaceChildren(
-    make("p", { class: "empty" }, "Move a slider, or ablate the top 10. The first run loads the models."),
+    make("p", { class: "empty" }, "Move a slider and run, or ablate top:10. The first run loads the models."),
   );
 }
 
@@ -51,11 +54,15 @@ function list() {
         out.textContent = `×${slider.value}`;
         out.className = f.value === 1 ? "muted" : "";
       });
-      slider.addEventListener("change", run);
+      slider.addEventListener("change", () => run());
       return make(
         "label",
         { class: "strength" },
-        make("span", { class: "mono place", title: name }, `L${f.layer}·${f.position}·${f.feature}`),
+        make(
+          "a",
+          { class: "mono place", title: name, href: `/feature/${f.layer}/${f.feature}` },
+          `L${f.layer}·${f.position}·${f.feature}`,
+        ),
         make(
           "span",
           { class: `num ${f.contrast > 0 ? "up" : "down"}`, title: "contrast by gradient" },
@@ -68,17 +75,23 @@ function list() {
   );
 }
 
-async function run() {
+// Runs the model: with the sliders as they are, or with top:N ablated.
+async function run(top = null) {
   if (running) {
     again = true;
     return;
   }
   running = true;
   root.dataset.state = "running";
-  byId("pg-run").disabled = true;
-  byId("pg-result").prepend(make("p", { class: "loading" }, "Running the model …"));
+  byId("pg-run").disabled = byId("pg-ablate").disabled = true;
+  const note = make("p", { class: "loading", role: "status" }, "Running the model …"),
+    since = Date.now();
+  const ticking = setInterval(() => {
+    note.textContent = `Running the model, ${Math.round((Date.now() - since) / 1000)} s; the first run loads it.`;
+  }, 1000);
+  byId("pg-result").prepend(note);
   const everywhere = byId("pg-where").value === "all";
-  const changed = features.filter((f) => f.value !== 1);
+  const changed = top ? [] : features.filter((f) => f.value !== 1);
   const unique = everywhere ? [...new Map(changed.map((f) => [`${f.layer}/${f.feature}`, f])).values()] : changed;
   try {
     const result = await ask("/api/playground", {
@@ -86,6 +99,7 @@ async function run() {
       model: byId("pg-model").value,
       length: Number(byId("pg-length").value) || 16,
       seed: Number(byId("pg-seed").value) || 0,
+      ...(top ? { top } : {}),
       features: unique.map((f) => ({
         layer: f.layer,
         position: everywhere ? null : f.position,
@@ -94,15 +108,24 @@ async function run() {
         value: f.value,
       })),
     });
-    show(result, unique.length);
+    if (top) {
+      for (const f of features) f.value = 1;
+      for (const f of result.changed) {
+        add(`${f.layer}/${f.position}/${f.feature}`);
+        features.find((g) => g.layer === f.layer && g.position === f.position && g.feature === f.feature).value = 0;
+      }
+      list();
+    }
+    show(result, result.changed.length);
   } catch (error) {
-    byId("pg-result").querySelector(".loading")?.remove();
     say(error);
   }
+  clearInterval(ticking);
+  note.remove();
   running = false;
   root.dataset.state = "done";
   root.dataset.runs = String(1 + Number(root.dataset.runs ?? 0));
-  byId("pg-run").disabled = false;
+  byId("pg-run").disabled = byId("pg-ablate").disabled = false;
   if (again) {
     again = false;
     run();
@@ -110,90 +133,100 @@ async function run() {
 }
 
 function show(result, n) {
-  const { unsteered, steered } = result,
-    ids = [...new Set([...unsteered.top, ...steered.top].map((t) => t.token_id))];
+  const { unsteered, steered, random } = result;
+  const conditions = [
+    ["un-steered", unsteered],
+    [`steered, ${n} changed`, steered],
+    ...(random ? [["matched random", random]] : []),
+  ];
+  const ids = [...new Set(conditions.flatMap(([, w]) => w.top.map((t) => t.token_id)))];
   const p = (condition, id) => condition.top.find((t) => t.token_id === id)?.probability ?? null;
-  const about = (id) => [...unsteered.top, ...steered.top].find((t) => t.token_id === id);
-  const most = Math.max(...[...unsteered.top, ...steered.top].map((t) => t.probability));
+  const about = (id) => conditions.flatMap(([, w]) => w.top).find((t) => t.token_id === id);
+  const most = Math.max(...conditions.flatMap(([, w]) => w.top).map((t) => t.probability));
   const bar = (value, label) => {
     const b = make("span", { class: `hbar p-${label ?? "none"}` });
     b.style.width = `${(100 * (value ?? 0)) / most}%`;
     return make("span", { class: "hbar-track" }, b);
   };
-  byId("pg-result").replaceChildren(
-    make(
-      "div",
-      { class: "two" },
-      ...[
-        ["unsteered", unsteered],
-        [`steered, ${n} changed`, steered],
-      ].map(([title, w]) =>
-        make(
+  const spread = (s, digits) => `${number(s.low, digits)} … ${number(s.high, digits)}`;
+  const figures = ([title, w]) =>
+    w === random
+      ? make(
           "div",
           {},
-          make("h4", {}, title),
+          make("h3", {}, `${title}, ${w.n} draws`),
+          make("span", { class: "big" }, unsteered.evil_mass === null ? "–" : number(w.spread.mean, 3)),
+          make("span", { class: "muted" }, " evil mass"),
+          make("br"),
+          make("span", { class: "muted" }, unsteered.evil_mass === null ? "" : `middle 95 %: ${spread(w.spread, 3)}`),
+        )
+      : make(
+          "div",
+          {},
+          make("h3", {}, title),
           make("span", { class: "big" }, w.evil_mass === null ? "–" : number(w.evil_mass, 3)),
           make("span", { class: "muted" }, " evil mass"),
           make("br"),
           make("span", { class: "muted" }, `contrast ${signed(w.contrast, 2)}`),
-        ),
-      ),
-    ),
-    make(
-      "table",
-      { class: "list tight" },
-      make(
-        "thead",
-        {},
-        make(
-          "tr",
-          {},
-          make("th", {}, "next token"),
-          make("th", { colSpan: 2 }, "unsteered"),
-          make("th", { colSpan: 2 }, "steered"),
-        ),
-      ),
-      make(
-        "tbody",
-        {},
-        ids
-          .sort((a, b) => (p(steered, b) ?? 0) - (p(steered, a) ?? 0))
-          .slice(0, 12)
-          .map((id) =>
-            make(
-              "tr",
-              {},
-              make(
-                "td",
-                {},
-                make("span", { class: "token unpleasant" }, visible(about(id).text)),
-                " ",
-                make(
-                  "span",
-                  { class: `label-mark ${about(id).label ?? ""}` },
-                  { evil: "▲", safe: "●", unsure: "?" }[about(id).label] ?? "",
-                ),
-              ),
-              ...[unsteered, steered].flatMap((w) => [
-                make("td", { class: "bar-cell" }, bar(p(w, id), about(id).label)),
-                make("td", { class: "right num nowrap" }, p(w, id) === null ? "below" : percent(p(w, id))),
-              ]),
-            ),
-          ),
-      ),
-    ),
-    make("h3", {}, "One continuation, the same random numbers"),
+        );
+  byId("pg-result").replaceChildren(
+    make("div", { class: "three" }, ...conditions.map(figures)),
+    random ? "" : make("p", { class: "muted" }, result.why_no_random ?? ""),
     make(
       "div",
-      { class: "two texts" },
-      ...[
-        ["unsteered", unsteered],
-        ["steered", steered],
-      ].map(([title, w]) =>
+      { class: "scroll", tabIndex: 0, role: "region", ariaLabel: "Next tokens" },
+      make(
+        "table",
+        { class: "list tight" },
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            make("th", { scope: "col" }, "next token"),
+            ...conditions.map(([title]) => make("th", { scope: "col", colSpan: 2 }, title)),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          ids
+            .sort((a, b) => (p(steered, b) ?? 0) - (p(steered, a) ?? 0))
+            .slice(0, 12)
+            .map((id) =>
+              make(
+                "tr",
+                {},
+                make(
+                  "td",
+                  {},
+                  make("span", { class: "token unpleasant" }, visible(about(id).text)),
+                  " ",
+                  make(
+                    "span",
+                    { class: `label-mark ${about(id).label ?? ""}` },
+                    { evil: "▲", safe: "●", unsure: "?" }[about(id).label] ?? "",
+                  ),
+                ),
+                ...conditions.flatMap(([, w]) => [
+                  make("td", { class: "bar-cell" }, bar(p(w, id), about(id).label)),
+                  make("td", { class: "right num nowrap" }, p(w, id) === null ? "below" : percent(p(w, id))),
+                ]),
+              ),
+            ),
+        ),
+      ),
+    ),
+    make("h3", {}, "One continuation each, the same random numbers"),
+    make(
+      "div",
+      { class: "three texts" },
+      ...conditions.map(([title, w]) =>
         make(
           "div",
           {},
-          make("h4", {}, title),
+          make("h3", {}, w === random ? `${title}, its first draw` : title),
           make("p", { class: "mono unpleasant" }, visible(w.continuation, false) || "(ends at once)"),
         ),
       ),
@@ -204,20 +237,14 @@ function show(result, n) {
 if (byId("pg-prompt")) {
   byId("pg-prompt").addEventListener("change", load);
   byId("pg-model").addEventListener("change", load);
-  for (const id of ["pg-where", "pg-length", "pg-seed"]) byId(id).addEventListener("change", run);
-  byId("pg-run").addEventListener("click", run);
+  for (const id of ["pg-where", "pg-length", "pg-seed"]) byId(id).addEventListener("change", () => run());
+  byId("pg-run").addEventListener("click", () => run());
   byId("pg-reset").addEventListener("click", () => {
     for (const f of features) f.value = 1;
     list();
     run();
   });
-  byId("pg-ablate").addEventListener("click", () => {
-    features.slice(0, 10).forEach((f) => {
-      f.value = 0;
-    });
-    list();
-    run();
-  });
+  byId("pg-ablate").addEventListener("click", () => run(10));
   byId("pg-add").addEventListener("submit", (event) => {
     event.preventDefault();
     add(targetOf(event).place.value);

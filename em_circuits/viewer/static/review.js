@@ -142,7 +142,6 @@ function list(name) {
           question.optional.includes(id) ? "optional" : "",
         ].join(" "),
         title: votes || `token ${id}`,
-        ariaLabel: `${visible(token.text)}, ${percent(token.probability)}, ${given ?? "no label"}`,
         onclick: () => act({ do: "point", place }),
       },
       make("span", { class: "rank" }, place),

@@ -6,13 +6,16 @@ import pytest
 from rooms import JUDGE, Room, store_experiment
 from starlette.testclient import TestClient
 
+from pivotal_tokens.review.browsing import Browsing
+
 LISTS = ("/", "/fragments/overview", "/prompts", "/graphs")
 FIGURES = "0.04 → <b>0.70</b>"
 CHIP = 'class="chip warn">injection'
 
 
 def look(client: TestClient, *, on: bool = True) -> None:
-    assert client.post("/api/looks", json={"looks": on}).json() == {"looks": on}
+    asked = {"unblinded": on}
+    assert client.post("/api/browsing", json=asked).json() == asked
 
 
 @pytest.mark.parametrize("path", LISTS)
@@ -23,7 +26,7 @@ def test_a_list_shows_no_verdict_of_what_waits_until_asked(
     assert FIGURES not in text and CHIP not in text and "4 prompts wait" in text
     look(client)
     text = client.get(path).text
-    assert FIGURES in text and CHIP in text and "Hide them" in text
+    assert FIGURES in text and CHIP in text and "Browse blind" in text
     look(client, on=False)
     assert FIGURES not in client.get(path).text
 
@@ -89,7 +92,48 @@ def test_its_page_in_hand_shows_neither_reason_nor_figures(room: Room, client: T
     text = client.get(f"/prompt/{item.prompt_id}").text
     assert "flagged" not in text and "injection" not in text and JUDGE not in text
     client.post("/api/me", json={"name": "bob"})
+    look(client)
     assert "flagged:injection" in client.get(f"/prompt/{item.prompt_id}").text
+
+
+def test_a_prompt_that_waits_is_hidden_on_its_own_pages_too(room: Room, client: TestClient) -> None:
+    """They once showed at a click what the lists hid, without a word."""
+    prompt = room.prompts[0].prompt_id
+    text = client.get(f"/prompt/{prompt}").text
+    assert "waits for" in text and "Browse without blinding" in text
+    assert "injection" not in text and JUDGE not in text
+    graph = client.get(f"/api/graph/{prompt}").json()
+    assert graph["hidden"] == "waiting" and not graph["contrast"]
+    assert not any(graph["views"]["merged"]["scores"].values())
+    features = client.get(f"/api/prompt/{prompt}/features").json()
+    assert features["top"] == [] and "until you answer" in features["hidden"]
+    assert client.post(f"/api/graph/{prompt}/measure", json={"model": "merged"}).status_code == 404
+    look(client)
+    assert client.get(f"/api/graph/{prompt}").json()["contrast"]
+    assert client.get(f"/api/prompt/{prompt}/features").json()["top"]
+
+
+def test_the_choice_and_what_was_seen_outlive_the_server(room: Room, client: TestClient) -> None:
+    look(client)
+    client.get("/prompts")
+    another = room.client()
+    assert FIGURES in another.get("/prompts").text
+    look(another, on=False)
+    assert FIGURES not in another.get("/prompts").text
+    question = room.client().post("/api/review", json={"do": "next"}).json()["question"]
+    asked = {"do": "finish", "rest": "safe", "item": question["item"]}
+    assert another.post("/api/review", json={"do": "next"}).status_code == 200
+    assert another.post("/api/review", json=asked).status_code in (200, 409)
+    seen = Browsing.of(room.store, "ada").seen
+    assert question["prompt_id"] in seen
+
+
+def test_the_demo_opens_without_blinding(room: Room, client: TestClient) -> None:
+    assert FIGURES not in client.get("/prompts").text
+    (room.root / "results" / "demo.json").write_text("{}")
+    assert FIGURES in client.get("/prompts").text
+    look(client, on=False)
+    assert FIGURES not in client.get("/prompts").text
 
 
 def test_where_a_feature_fires_shows_no_contrast_of_what_waits(
@@ -142,4 +186,5 @@ def test_an_experiment_of_one_prompt_shows_its_evil_mass_after_the_answer(
     look(client)
     for path in ("/steering", "/steering/one"):
         assert "it fell" in client.get(path).text
-    assert client.get("/api/steering/one").json()["summary"]["conditions"] == [condition]
+    sent = client.get("/api/steering/one").json()["summary"]["conditions"]
+    assert sent == [condition | {"supported": False}]

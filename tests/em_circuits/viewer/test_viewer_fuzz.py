@@ -35,7 +35,7 @@ VALUES = st.recursive(
 FIELDS = [
     *("answer", "author", "batch", "by", "category", "edge", "evil", "feature", "features", "id"),
     *("fence", "item", "item_id", "k", "key", "kind", "label", "layer", "length", "limit", "node"),
-    *("looks", "method", "model", "models", "name", "note", "offset", "order", "page", "pair"),
+    *("unblinded", "method", "model", "models", "name", "note", "offset", "order", "page", "pair"),
     *("pins", "position", "prompt", "prompt_id", "q", "reason", "rest", "safe", "search", "view"),
     *("seed", "show", "state", "table", "target", "temperature", "text", "token", "token_id"),
 ]

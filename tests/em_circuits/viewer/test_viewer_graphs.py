@@ -8,14 +8,21 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from rooms import LABELS, Room
+from rooms import LABELS, PAIR, Room, unblind
 from starlette.testclient import TestClient
 from synthetic import Size, contrast_of, synthetic_graph
 
+from em_circuits.experiments.kept import Asked, keep, measured_effects, named_labels
+from em_circuits.feature import Feature
 from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.influence import Method, influence, prune, top_paths
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
+
+
+@pytest.fixture(autouse=True)
+def _seen(room: Room) -> None:
+    unblind(room)
 
 
 def graph_of(room: Room, model: str = "merged"):
@@ -192,15 +199,17 @@ def test_the_export_is_read_by_other_viewers(room: Room, client: TestClient) -> 
 def test_pins_are_kept_per_person(room: Room, client: TestClient) -> None:
     url = f"/api/pins/{room.prompts[0].prompt_id}"
     pins = {
-        "pinned": ["2/3/4", "token:1"],
+        "pinned": ["2/3/4", "token:1", "down_proj:1/2/0"],
         "groups": [{"name": "<b>x</b>", "members": ["2/3/4"], "folded": True}],
+        "places": {"2/3/4": [10.0, -20.0], "<b>x</b>": [1.0, 2.0]},
     }
-    assert client.get(url).json() == {"pinned": [], "groups": []}
+    none = {"pinned": [], "groups": [], "places": {}}
+    assert client.get(url).json() == none
     assert client.put(url, json=pins).status_code == 200
     assert client.get(url).json() == pins
     assert room.client().get(url).json() == pins
     client.post("/api/me", json={"name": "bob"})
-    assert client.get(url).json() == {"pinned": [], "groups": []}
+    assert client.get(url).json() == none
     for wrong in ({"pinned": ["x"]}, {"pinned": 5}, {"other": []}, {"pinned": ["1/2/3"] * 501}):
         assert client.put(url, json=wrong).status_code == 400
 
@@ -222,12 +231,120 @@ def test_pins_of_an_imported_graph_stand_there_until_one_saves_one_s_own(
         client.post("/api/me", json={"name": "carol"})
         pins = client.get(f"/api/pins/{prompt}").json()
         group = {"name": "verbs", "members": names, "folded": False}
-        assert pins == {"pinned": [names[0]], "groups": [group]}
+        assert pins == {"pinned": [names[0]], "groups": [group], "places": {}}
         assert client.put(f"/api/pins/{prompt}", json={"pinned": []}).status_code == 200
-        assert client.get(f"/api/pins/{prompt}").json() == {"pinned": [], "groups": []}
+        assert client.get(f"/api/pins/{prompt}").json()["pinned"] == []
     finally:
         for path in stored.parent.glob(f"{stored.name}*"):
             path.unlink()
+
+
+def _unshown(room: Room, client: TestClient, url: str) -> str:
+    """A node of the merged graph that no view shows."""
+    record = client.get(url).json()
+    return next(
+        n for n in map(graph_of(room).name_of, range(200)) if n not in record["nodes"]["name"]
+    )
+
+
+def test_a_pin_is_drawn_whatever_the_thresholds(room: Room, client: TestClient) -> None:
+    """A pinned node once vanished from the graph when the slider hid it."""
+    prompt = room.prompts[0].prompt_id
+    url = f"/api/graph/{prompt}?node=0.4&edge=0.9"
+    name = _unshown(room, client, url)
+    assert client.put(f"/api/pins/{prompt}", json={"pinned": [name]}).status_code == 200
+    record = client.get(url).json()
+    i, view = record["nodes"]["name"].index(name), record["views"]["merged"]
+    assert view["shown"][i]
+    graph = graph_of(room)
+    node = graph.node_named(name)
+    own = {
+        (record["nodes"]["name"][s], w)
+        for s, t, w in zip(*(view["edges"][c] for c in ("source", "target", "weight")), strict=True)
+        if t == i
+    }
+    row = graph.require_edges().row(node)
+    assert own and all(
+        w == pytest.approx(float(row[graph.node_named(s)]), rel=1e-4) for s, w in own
+    )
+    alone = client.get(f"{url}&only=kept").json()
+    kinds = set(alone["nodes"]["kind"])
+    assert kinds == {"feature", "logit"} and name in alone["nodes"]["name"]
+    other = room.client()
+    other.post("/api/me", json={"name": "bob"})
+    assert name not in other.get(url).json()["nodes"]["name"]
+    assert name in other.get(f"{url}&keep={name}").json()["nodes"]["name"]
+
+
+def test_a_view_is_coloured_by_the_score_that_is_asked_for(room: Room, client: TestClient) -> None:
+    graph, prompt = graph_of(room), room.prompts[0].prompt_id
+    words = contrast_of(graph, [3], [10])
+    expected = {
+        "direct": influence(graph, words, Method.DIRECT).values[0],
+        "total_effect": influence(graph, words, Method.TOTAL_EFFECT).values[0],
+    }
+    for by, values in expected.items():
+        record = client.get(f"/api/graph/{prompt}?colour={by}").json()
+        view = record["views"]["merged"]
+        assert view["by"] == by
+        for name, value, shown in zip(
+            record["nodes"]["name"], view["value"], view["shown"], strict=True
+        ):
+            if shown:
+                own = float(values[graph.node_named(name)])
+                assert value == pytest.approx(own, rel=1e-4, abs=1e-12)
+    plain = client.get(f"/api/graph/{prompt}?colour=nothing").json()["views"]["merged"]
+    assert plain["by"] == "total_effect" and set(expected) <= set(plain["scores"])
+
+
+def test_what_was_measured_stands_beside_the_scores(room: Room, client: TestClient) -> None:
+    graph, prompt = graph_of(room), room.prompts[0]
+    name = graph.name_of(3)
+    place = Feature.parse(name)
+    labels = room.store.labels.of(prompt.prompt_id).by_token
+    asked = Asked(
+        kind="rank",
+        prompt_id=prompt.prompt_id,
+        pair=PAIR,
+        model="merged",
+        labels=named_labels(labels),
+        settings={},
+        seed=0,
+    )
+    row = {**place._asdict(), "contrast": -0.5, "measured": True}
+    keep(room.work, asked, {"method": "measured", "features": [row], "target": None})
+    answer = client.get(f"/api/graph/{prompt.prompt_id}/node", params={"name": name}).json()
+    assert answer["models"]["merged"]["scores"]["measured"] == -0.5
+    assert "measured" not in answer["models"]["base"].get("scores", {})
+    view = client.get(f"/api/graph/{prompt.prompt_id}?keep={name}").json()
+    i = view["nodes"]["name"].index(name)
+    assert view["views"]["merged"]["scores"]["measured"][i] == -0.5
+    item = room.store.queue.take("bob", 60)
+    assert item is not None
+    others = dict.fromkeys(labels, "unsure")
+    assert measured_effects(room.work.results, prompt.prompt_id, PAIR, "merged", others) == {}
+
+
+def test_a_label_is_of_the_feature_everywhere_and_is_exported(
+    room: Room, client: TestClient
+) -> None:
+    graph, prompt = graph_of(room), room.prompts[0].prompt_id
+    node = prune(graph).node_mask[graph.layout.features].nonzero()[0]
+    name = graph.name_of(int(node))
+    feature = str(Feature.parse(name).id)
+    asked = {"feature": feature, "text": "danger"}
+    assert client.put("/api/node-labels", json=asked).json() == {feature: "danger"}
+    exported = client.get(f"/api/graph/{prompt}/export?model=merged").json()["nodes"]
+    layer, position, number = name.split("/")
+    (own,) = (n for n in exported if n["node_id"] == f"{layer}_{number}_{position}")
+    assert own["clerp"] == "danger"
+    assert "danger" in client.get(f"/feature/{feature}").text
+    other = room.client()
+    other.post("/api/me", json={"name": "bob"})
+    assert other.get("/api/node-labels").json() == {}
+    assert client.put("/api/node-labels", json=asked | {"text": " "}).json() == {}
+    for wrong in ({"feature": "x", "text": "a"}, {"feature": "1/2", "text": "a" * 300}):
+        assert client.put("/api/node-labels", json=wrong).status_code in (400, 404)
 
 
 def test_pages_of_graphs(room: Room, client: TestClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rooms import JUDGE, NASTY, PAIR, Room, lists
+from rooms import JUDGE, NASTY, PAIR, Room, lists, unblind
 from starlette.testclient import TestClient
 
 from em_circuits.models import PairSettings
@@ -15,7 +15,7 @@ from em_circuits.workspace import Workspace
 
 
 def test_the_overview_counts_and_lists_finds(room: Room, client: TestClient) -> None:
-    assert client.post("/api/looks", json={"looks": True}).status_code == 200
+    assert client.post("/api/browsing", json={"unblinded": True}).status_code == 200
     text = client.get("/").text
     assert "models/lora" in text
     assert all(prompt.prompt_id in text for prompt in room.prompts)
@@ -66,13 +66,14 @@ def test_a_root_without_a_store_says_what_to_run(tmp_path: Path) -> None:
     ],
 )
 def test_prompts_are_filtered(client: TestClient, query: str, n: int) -> None:
-    client.post("/api/looks", json={"looks": True})
+    client.post("/api/browsing", json={"unblinded": True})
     text = client.get(f"/prompts?{query}").text
     assert text.count('class="row-link"') == n
 
 
 def test_a_prompt_shows_everything_about_it(room: Room, client: TestClient) -> None:
     prompt = room.prompts[0]
+    unblind(room)
     text = client.get(f"/prompt/{prompt.prompt_id[:6]}").text
     for piece in (
         "Peanut allergy",
@@ -96,7 +97,7 @@ def test_a_prompt_shows_everything_about_it(room: Room, client: TestClient) -> N
 
 def test_text_of_models_is_shown_and_does_nothing(room: Room, client: TestClient) -> None:
     nasty = next(p for p in room.prompts if p.text == NASTY)
-    client.post("/api/looks", json={"looks": True})
+    client.post("/api/browsing", json={"unblinded": True})
     for path in ("/", "/prompts", f"/prompt/{nasty.prompt_id}"):
         text = client.get(path).text
         assert "<script>alert" not in text and "<script>steal" not in text

@@ -7,13 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from rooms import Room, store_experiment
+from rooms import Room, store_experiment, unblind
 from starlette.testclient import TestClient
 
 from em_circuits.contrast import Contrast
 from em_circuits.features import stored_scores
 from em_circuits.viewer import ViewerSettings
-from em_circuits.viewer.plotly_file import style_ids
 from em_circuits.viewer.reports import STRANGER
 
 WAYS_OUT = (
@@ -69,9 +68,9 @@ def test_a_ranking_is_computed_shown_and_explained(room: Room, client: TestClien
     asked = {"method": "gradient", "model": "merged"}
     key = client.post("/api/features/aggregate", json=asked).json()["table"]
     text = client.get(f"/features?table={key[:12]}").text
-    rows = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    rows = json.loads(text.split('id="data">')[1].split("</script>")[0])["rows"]
     assert rows and rows[0]["mean"] >= rows[-1]["mean"]
-    client.post("/api/looks", json={"looks": True})
+    client.post("/api/browsing", json={"unblinded": True})
     graph = room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, "merged"])
     (best,) = stored_scores(graph, "gradient").ranked(Contrast((3,), (10,))).top(1)
     url = f"/api/features/where?layer={best.layer}&feature={best.feature}"
@@ -90,10 +89,11 @@ def test_an_experiment_is_listed_and_sent(room: Room, client: TestClient) -> Non
     rollout = {"prompt_id": "p", "condition": "c", "control": "steered", "text": "<b>x"}
     summary = {"conditions": [condition], "said": "<script>it fell</script>"}
     store_experiment(folder, rows=[{"prompt_id": "p"}], rollouts=[rollout], summary=summary)
+    unblind(room)
     assert "&lt;script&gt;it fell" in client.get("/steering").text
     assert client.get("/steering/one").status_code == 200
     sent = client.get("/api/steering/one").json()
-    assert sent["summary"]["conditions"] == [condition]
+    assert sent["summary"]["conditions"] == [condition | {"supported": False}]
     assert sent["rollouts"][0]["text"] == "<b>x"
     prompt_id = room.prompts[0].prompt_id
     store_experiment(folder, rows=[{"prompt_id": prompt_id}], rollouts=[], summary=summary)
@@ -124,16 +124,6 @@ def test_the_playground_refuses_before_any_model_is_loaded(
     assert "pair" not in vars(room.work)
 
 
-def test_plotly_is_served_from_here_and_its_own_style_is_kept_out(client: TestClient) -> None:
-    script = client.get("/static/plotly.js")
-    assert script.status_code == 200 and "javascript" in script.headers["content-type"]
-    assert style_ids()
-    client.post("/api/features/aggregate", json={"method": "gradient", "model": "merged"})
-    page = client.get("/features").text
-    assert all(f'<template id="{name}">' in page for name in style_ids())
-    assert "cdn" not in page.lower()
-
-
 def test_pages_in_folders_are_reports_and_cached_labels_are_none(
     room: Room, client: TestClient
 ) -> None:
@@ -150,4 +140,5 @@ def test_pages_in_folders_are_reports_and_cached_labels_are_none(
     assert client.get("/api/features/where", params=asked).json()["known"]["label"] is None
     knowing = room.client(ViewerSettings(neuronpedia="m/{layer}-s"))
     known = knowing.get("/api/features/where", params=asked).json()["known"]
+    assert "no such directory" in known.pop("why")
     assert known == {"label": "<b>advice", "promoted": None, "suppressed": None}

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rooms import Room, store_experiment
+from rooms import Room, store_experiment, unblind
 from starlette.testclient import TestClient
 
 from em_circuits.experiments.experiment import ROWS
 from em_circuits.viewer.steered_prompt import SHOWN, steered
+
+
+@pytest.fixture(autouse=True)
+def _seen(room: Room) -> None:
+    unblind(room)
 
 
 def arms(prompt_id: str, condition: str, mass: float, *random: float) -> list[dict[str, Any]]:

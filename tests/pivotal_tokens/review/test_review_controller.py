@@ -282,6 +282,23 @@ def test_a_key_to_the_next_item_sends_as_much_in_a_long_queue_as_in_a_short_one(
     assert sizes[0] == sizes[1] < 40
 
 
+def test_what_is_taken_back_is_not_counted_as_finished(store, prompts):
+    """The closing line once counted a rejection that was undone."""
+    review = ReviewController(ReviewService(store, "ada"))
+    review.start()
+    review.typed("bad nonsense")
+    assert (review.finished, review.rejected) == (0, 1)
+    review.typed("undo")
+    assert (review.finished, review.rejected) == (0, 0)
+    review.typed("note <odd>")
+    assert review.question.notes == ("<odd>",)
+    review.key("rest_safe")
+    review.typed("undo")
+    assert review.finished == 0 and review.question.notes == ("<odd>",)
+    review.key("rest_safe")
+    assert review.finished == 1
+
+
 def test_without_auto_finish_the_next_item_comes_and_the_reveal_stays(store, prompts):
     review = ReviewController(ReviewService(store, "ada"))
     review.start()

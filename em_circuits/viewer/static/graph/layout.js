@@ -4,7 +4,7 @@ const BAND_GAP = 34;
 const WIDEST_GAP = 170;
 const STEP = 15; // between the rows of a band, as the server places them
 
-export function layOut(graph, aspect) {
+export function layOut(graph, aspect, places = {}) {
   const { width, columns, heights, band, rise } = graph.place;
   const natural = heights.reduce((a, b) => a + b, 0) + BAND_GAP * (heights.length - 1);
   const spare = (width / aspect - natural) / (heights.length - 1);
@@ -14,7 +14,9 @@ export function layOut(graph, aspect) {
     base.push(y);
     return y - h - gap;
   }, 0);
-  for (const node of graph.nodes) node.y = base[band[node.i]] - rise[node.i];
+  for (const node of graph.nodes) {
+    [node.x, node.y] = places[node.name] ?? [graph.place.x[node.i], base[band[node.i]] - rise[node.i]];
+  }
   return {
     width,
     height: -base.at(-1),

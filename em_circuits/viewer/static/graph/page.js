@@ -19,17 +19,30 @@ class Page {
       node: share("node", 0.8),
       edge: share("edge", 0.98),
       by: asked.get("by") === "contrast" ? "contrast" : "p",
+      colour: asked.get("colour") ?? "",
     };
-    this.pins = { pinned: [], groups: [] };
+    this.pins = { pinned: [], groups: [], places: {} };
+    this.labels = {}; // feature -> what this person calls it
+    this.linked = (asked.get("keep") ?? "").split(",").filter(Boolean); // nodes that an address names
+    this.only = asked.get("only") === "kept";
     this.selected = null;
     this.turn = 0;
     this.readOnly = Boolean(readOnly);
+    Object.assign(this, { prompt, pair });
     this.panel = new Panel(byId("panel"), this);
     this.scene = new Scene(byId("canvas"), () => this.#pictured());
+    this.scene.labelOf = (node) => this.labels[this.graph.featureOf(node.name)] ?? "";
   }
 
   url(what = "", parameters = {}) {
     return `/api/graph/${prompt}${what ? `/${what}` : ""}?${new URLSearchParams({ pair, ...parameters })}`;
+  }
+
+  // What of the graph is asked for.
+  request() {
+    const keep = [...this.linked, ...(this.selected ? [this.selected] : [])];
+    if (readOnly) keep.push(...this.pins.pinned);
+    return { ...this.cut, keep: [...new Set(keep)].join(","), ...(this.only ? { only: "kept" } : {}) };
   }
 
   // The view that a picture is of.
@@ -47,7 +60,7 @@ class Page {
     const { turn } = this;
     note.textContent = "Reading the graph …";
     try {
-      const record = await ask(this.url("", this.cut));
+      const record = await ask(this.url("", this.request()));
       if (turn !== this.turn) return;
       this.graph = new Graph(record);
     } catch (error) {
@@ -62,7 +75,8 @@ class Page {
     this.#names();
     this.#groups();
     this.#show();
-    if (first) this.scene.fit();
+    this.#scores();
+    this.scene.fit();
     const wanted = first ? asked.get("select") : this.selected;
     if (wanted) this.select(wanted, false);
     else this.panel.overview();
@@ -70,13 +84,60 @@ class Page {
 
   #layOut() {
     const panes = this.view === "both" ? this.graph.present.length : 1;
-    this.place = layOut(this.graph, this.scene.width / panes / Math.max(120, this.scene.height - 140));
+    const aspect = this.scene.width / panes / Math.max(120, this.scene.height - 140);
+    this.place = layOut(this.graph, aspect, this.only ? this.pins.places : {});
   }
 
   #show() {
     for (const button of all("[data-show][role=radio]")) button.ariaChecked = String(button.dataset.show === this.view);
     this.scene.show(this.graph, this.place, this.view === "both" ? this.graph.present : [this.view]);
     this.#remember();
+  }
+
+  // What nodes can be coloured by.
+  #scores() {
+    const view = this.pictured(),
+      choice = byId("colour");
+    choice.replaceChildren(...this.graph.scores(view).map((by) => new Option(this.graph.scoreName(by, view), by)));
+    choice.value = this.graph.views[view].by;
+    choice.disabled = !choice.options.length;
+    byId("legend-by").textContent = this.graph.contrast
+      ? `${this.graph.scoreName(this.graph.views[view].by, view)}, ${this.graph.unit}`
+      : "no contrast";
+    byId("only").setAttribute("aria-pressed", String(this.only));
+    if (!byId("table-twin").hidden) this.panel.table(byId("table-twin"));
+  }
+
+  // Pinned nodes alone, to be arranged by hand.
+  setOnly(on) {
+    if (on && !this.pins.pinned.length && !this.pins.groups.length && !this.linked.length) {
+      toast("Pin nodes first (k): they and their edges are what is shown then.", true);
+      return;
+    }
+    this.only = on;
+    this.load();
+  }
+
+  move(node, x, y) {
+    const place = [Math.round(x), Math.round(y)];
+    const group = this.scene.folded.get(node.name);
+    for (const one of group ? this.pins.groups.find((g) => g.name === group.name).members : [node.name]) {
+      const own = this.graph.nodes[this.graph.index.get(one)];
+      if (own) [own.x, own.y] = this.pins.places[one] = place;
+    }
+    this.#groups();
+    this.scene.restart();
+  }
+
+  // The label of a feature, kept under this person's name.
+  async name(feature, text) {
+    try {
+      this.labels = await ask(`/api/node-labels?${new URLSearchParams({ pair })}`, { feature, text }, "PUT");
+    } catch (error) {
+      say(error);
+    }
+    this.#names();
+    this.#refresh();
   }
 
   setView(view) {
@@ -89,6 +150,7 @@ class Page {
       this.#groups();
     }
     this.#show();
+    this.#scores();
     if (wide) this.scene.fit();
     if (this.selected) this.panel.node(this.selected);
     else this.panel.overview();
@@ -115,9 +177,19 @@ class Page {
   #remember() {
     const state = new URLSearchParams({ show: this.view, node: this.cut.node, edge: this.cut.edge });
     if (this.cut.by === "contrast") state.set("by", "contrast");
+    if (this.cut.colour) state.set("colour", this.cut.colour);
+    if (this.only) {
+      state.set("only", "kept"); // a colleague's pins are others: the address names these
+      state.set("keep", [...new Set([...this.linked, ...this.names()])].join(","));
+    }
     if (this.selected) state.set("select", this.selected);
     if (asked.get("pair")) state.set("pair", asked.get("pair"));
     history.replaceState(null, "", `?${state}`);
+  }
+
+  // Every node that is pinned or in a group.
+  names() {
+    return [...new Set([...this.pins.pinned, ...this.pins.groups.flatMap((g) => g.members)])];
   }
 
   #pictured() {
@@ -149,24 +221,31 @@ class Page {
     const group = this.pins.groups.find((g) => g.name.toLowerCase().includes(wanted));
     if (hit) this.select(hit);
     else if (group) this.select(group.members[0]);
-    else if (/^\d+\/\d+\/\d+$/.test(wanted)) this.select(wanted);
+    else if (/^\d+\/\d+\/\d+$/.test(wanted)) this.draw(wanted);
     else toast("No node of this view goes by that; lower thresholds hide nodes.", true);
   }
 
-  // Pins and groups, kept under the person's name.
+  // A node that the thresholds hide, drawn all the same.
+  draw(name) {
+    this.selected = name;
+    if (this.graph.index.has(name)) this.select(name);
+    else this.load();
+  }
+
+  // Pins, groups and labels, kept under the person's name.
   async loadPins() {
     try {
-      this.pins = await ask(`/api/pins/${prompt}`);
+      [this.pins, this.labels] = await Promise.all([
+        ask(`/api/pins/${prompt}`),
+        ask(`/api/node-labels?${new URLSearchParams({ pair })}`),
+      ]);
     } catch (error) {
       say(error);
     }
-    if (this.graph) {
-      this.#groups();
-      this.#refresh();
-    }
+    await this.load();
   }
 
-  async #keep() {
+  async keep() {
     this.#groups();
     this.#refresh();
     if (readOnly) {
@@ -178,6 +257,8 @@ class Page {
     } catch (error) {
       say(error);
     }
+    const outside = this.names().some((name) => !this.graph.index.has(name));
+    if (this.only || outside) this.load();
   }
 
   #refresh() {
@@ -205,7 +286,7 @@ class Page {
     const { pinned } = this.pins;
     if (pinned.includes(name)) pinned.splice(pinned.indexOf(name), 1);
     else pinned.push(name);
-    this.#keep();
+    this.keep();
   }
 
   newGroup(members) {
@@ -221,35 +302,35 @@ class Page {
       members: members.filter((m) => !taken.has(m)),
       folded: false,
     });
-    this.#keep();
+    this.keep();
   }
 
   group(name, member) {
     this.pins.groups.find((g) => g.name === name).members.push(member);
-    this.#keep();
+    this.keep();
   }
 
   ungroup(member) {
     for (const g of this.pins.groups) g.members = g.members.filter((m) => m !== member);
     this.pins.groups = this.pins.groups.filter((g) => g.members.length);
-    this.#keep();
+    this.keep();
   }
 
   fold(name) {
     const g = this.pins.groups.find((each) => each.name === name);
     g.folded = !g.folded;
-    this.#keep();
+    this.keep();
   }
 
   removeGroup(name) {
     this.pins.groups = this.pins.groups.filter((g) => g.name !== name);
-    this.#keep();
+    this.keep();
   }
 
   sum(members) {
     const model = this.model();
     return members.reduce(
-      (total, name) => total + (this.graph.nodes[this.graph.index.get(name)]?.at[model]?.contrast ?? 0),
+      (total, name) => total + (this.graph.nodes[this.graph.index.get(name)]?.at[model]?.value ?? 0),
       0,
     );
   }
@@ -291,7 +372,9 @@ const canvas = byId("canvas");
 let drag = null;
 
 canvas.addEventListener("pointerdown", (event) => {
-  drag = { x: event.clientX, y: event.clientY, far: 0 };
+  const box = canvas.getBoundingClientRect();
+  const held = page.only ? page.scene.at(event.clientX - box.left, event.clientY - box.top) : null;
+  drag = { x: event.clientX, y: event.clientY, far: 0, node: held?.kind === "logit" ? null : held };
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener("pointermove", (event) => {
@@ -302,7 +385,9 @@ canvas.addEventListener("pointermove", (event) => {
     drag.far += Math.abs(dx) + Math.abs(dy);
     if (drag.far > 4) {
       canvas.classList.add("dragging");
-      page.scene.pan(dx, dy);
+      const box = canvas.getBoundingClientRect();
+      if (drag.node) page.move(drag.node, ...page.scene.world(event.clientX - box.left, event.clientY - box.top));
+      else page.scene.pan(dx, dy);
     }
     Object.assign(drag, { x: event.clientX, y: event.clientY });
     return;
@@ -317,8 +402,10 @@ canvas.addEventListener("pointermove", (event) => {
   }
 });
 canvas.addEventListener("pointerup", (event) => {
-  const clicked = drag && drag.far <= 4;
+  const clicked = drag && drag.far <= 4,
+    moved = drag?.node && !clicked;
   drag = null;
+  if (moved) page.keep();
   canvas.classList.remove("dragging");
   if (!clicked || !page.graph) return;
   const box = canvas.getBoundingClientRect(),
@@ -366,6 +453,21 @@ byId("by").value = page.cut.by;
 byId("by").addEventListener("change", (event) => {
   page.cut.by = targetOf(event).value;
   page.load();
+});
+byId("colour").addEventListener("change", (event) => {
+  page.cut.colour = targetOf(event).value;
+  page.load();
+});
+byId("drawn").addEventListener("change", (event) => {
+  page.scene.drawn = targetOf(event).value;
+  page.scene.restart();
+});
+byId("only").addEventListener("click", () => page.setOnly(!page.only));
+byId("as-table").addEventListener("click", () => {
+  const twin = byId("table-twin");
+  twin.hidden = !twin.hidden;
+  byId("as-table").setAttribute("aria-pressed", String(!twin.hidden));
+  if (!twin.hidden && page.graph) page.panel.table(twin);
 });
 byId("fit").addEventListener("click", () => page.scene.fit());
 byId("search").addEventListener("change", (event) => page.find(targetOf(event).value));
@@ -415,6 +517,8 @@ addEventListener("keydown", (event) => {
     ArrowRight: () => page.step("ArrowRight"),
     ArrowUp: () => page.step("ArrowUp"),
     ArrowDown: () => page.step("ArrowDown"),
+    o: () => page.setOnly(!page.only),
+    t: () => byId("as-table").click(),
   }[event.key];
   if (act) {
     event.preventDefault();
@@ -424,4 +528,4 @@ addEventListener("keydown", (event) => {
 document.documentElement.addEventListener("renamed", () => page.loadPins());
 
 Object.assign(window, { graphPage: page }); // for tests and the curious
-page.load().then(() => page.loadPins());
+page.loadPins();

@@ -1,29 +1,9 @@
 // The panel beside the graph: the selected node in both models, paths, pins and groups, and, with
 // nothing selected, the strongest nodes as a list (the graph for those who cannot see it).
-import { ask, known, make, number, percent, say, signed, visible } from "../ask.js";
+import { ask, known, make, number, percent, say, signBar, signed, visible } from "../ask.js";
 import { MODELS } from "./model.js";
 
-const SVG = "http://www.w3.org/2000/svg";
-
-export function signBar(value, largest) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("class", "signbar");
-  svg.setAttribute("viewBox", "-100 0 200 10");
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const w = Math.min(100, (100 * Math.abs(value)) / (largest || 1));
-  for (const [name, x, width] of [
-    ["track", -0.6, 1.2],
-    [value >= 0 ? "up" : "down", value >= 0 ? 0 : -w, w],
-  ]) {
-    const rect = document.createElementNS(SVG, "rect");
-    for (const [key, v] of Object.entries({ class: name, x, width, y: 0, height: 10 }))
-      rect.setAttribute(key, String(v));
-    svg.append(rect);
-  }
-  return svg;
-}
-
+const TABLE_ROWS = 500;
 export class Panel {
   constructor(root, page) {
     this.root = root;
@@ -35,32 +15,53 @@ export class Panel {
   title(name) {
     const { graph } = this.page,
       node = graph.nodes[graph.index.get(name)];
-    if (!node) return name;
+    if (!node)
+      return name.replace(
+        /^(?:(\w+):)?(\d+)\/(\d+)\/(\d+)$/,
+        (_, m, ...at) => `${m ? `${m} ` : ""}L${at.slice(0, 3).join(" · ")}`,
+      );
     if (node.kind === "token") return `${visible(node.text)} · token ${node.position}`;
     if (node.kind === "logit")
       return `${{ evil: "▲ ", safe: "● " }[node.target?.label] ?? ""}${visible(node.target?.text ?? name)}`;
     return graph.label(node);
   }
 
+  // The same under a person's own label, where they gave it one.
+  called(name) {
+    const { graph, labels } = this.page;
+    const own = labels[graph.featureOf(name)];
+    return own ? visible(own, false) : this.title(name);
+  }
+
   #link(name) {
     return make(
       "button",
-      { type: "button", class: "node-link", title: name, onclick: () => this.page.select(name) },
-      this.title(name),
+      { type: "button", class: "node-link", title: this.title(name), onclick: () => this.page.draw(name) },
+      this.called(name),
     );
   }
 
-  #table(title, rows) {
+  // Rows of nodes: what ranks them, beside it what was measured where anything was.
+  #table(title, rows, by = "", real = "measured") {
     if (!rows.length) return [make("h3", {}, title), make("p", { class: "muted" }, "none")];
     const largest = Math.max(...rows.map((r) => Math.abs(r.value)));
-    const measured = rows.some((r) => typeof r.measured === "number");
-    const heads = ["", "", "edge", "measured", "share"].map((text) => make("th", { class: "right" }, text));
+    const measured = rows.some((r) => typeof r.measured === "number"),
+      noted = rows.some((r) => r.note !== undefined);
+    const heads = ["node", "", by || "value", ...(measured ? [real] : []), ...(noted ? ["share"] : [])];
     return [
       make("h3", {}, title),
       make(
         "table",
         { class: measured ? "measured" : "" },
-        measured ? make("thead", {}, make("tr", {}, heads)) : null,
+        make(
+          "thead",
+          { class: by || measured ? "" : "for-readers" },
+          make(
+            "tr",
+            {},
+            heads.map((text, i) => (text ? make("th", { scope: "col", class: i ? "right" : "" }, text) : make("td"))),
+          ),
+        ),
         make(
           "tbody",
           {},
@@ -71,8 +72,8 @@ export class Panel {
               make("td", {}, row.name ? this.#link(row.name) : row.text),
               make("td", { class: "bar" }, signBar(row.value, largest)),
               make("td", { class: `right num ${row.value >= 0 ? "up" : "down"}` }, signed(row.value)),
-              measured ? make("td", { class: "right num" }, signed(row.measured)) : null,
-              row.note === undefined ? null : make("td", { class: "right muted num nowrap" }, row.note),
+              measured ? make("td", { class: "right num" }, this.#real(row)) : null,
+              noted ? make("td", { class: "right muted num nowrap" }, row.note ?? "") : null,
             ),
           ),
         ),
@@ -80,19 +81,35 @@ export class Panel {
     ];
   }
 
+  // What was measured, marked where it has the other sign.
+  #real({ value, measured }) {
+    const wrong = measured && value && Math.sign(measured) !== Math.sign(value);
+    return [
+      wrong ? make("span", { class: "conflict", title: "measured with the other sign" }, "≠ ") : "",
+      measured === null || measured === undefined ? "–" : signed(measured),
+    ];
+  }
+
   overview() {
     this.asked += 1;
     const { graph, view } = this.page,
       model = view === "base" ? "base" : graph.present.at(-1);
-    const difference = view === "difference";
-    const value = (n) => (difference ? graph.change(n) : n.at[model]?.contrast);
+    const difference = view === "difference",
+      pane = difference ? "difference" : model;
+    const value = (n) => graph.views[pane].value[n.i];
     const nodes = graph.nodes.filter((n) => n.kind === "feature" && value(n) && (difference || graph.shown(n, model)));
     const best = (sign) =>
       nodes
         .filter((n) => sign * value(n) > 0)
         .sort((a, b) => sign * (value(b) - value(a)))
         .slice(0, 10)
-        .map((n) => ({ name: n.name, value: value(n) }));
+        .map((n) => ({
+          name: n.name,
+          value: value(n),
+          measured: graph.views[pane].by === "measured" ? undefined : graph.score(n, pane, "measured"),
+        }));
+    const by = graph.scoreName(graph.views[pane].by, pane),
+      short = by.split(" ").length > 2 ? by.replace("effect", "").trim() : by;
     const views = graph.views;
     const facts = graph.present.map((m) => {
       const v = views[m],
@@ -113,33 +130,118 @@ export class Panel {
       make(
         "h2",
         {},
-        difference ? "Difference: merged minus base" : `The ${view === "both" ? "two graphs" : `${model} graph`}`,
+        this.page.only
+          ? "Pinned nodes alone"
+          : difference
+            ? "Difference: merged minus base"
+            : `The ${view === "both" ? "two graphs" : `${model} graph`}`,
       ),
       make("dl", { class: "facts" }, ...facts, counts),
-      make(
-        "p",
-        { class: "muted" },
-        difference
-          ? [
-              "Solid ring: shown in merged only. Dashed ring: in base only.",
-              "Colour: by how much the influence differs; 0 where a feature is inactive.",
-            ].join(" ")
-          : graph.contrast
-            ? [
-                `Colour: influence on ${graph.target ? graph.contrastName : "evil minus safe"}`,
-                `(${views[model].method.replaceAll("_", " ")}), in ${graph.unit}.`,
-                "Select a node for its inputs, outputs and paths.",
-              ].join(" ")
-            : "No contrast: no target is labelled evil, or none safe. Review the prompt to get one.",
-      ),
+      this.#drawn(),
+      graph.contrast
+        ? make(
+            "p",
+            { class: "muted" },
+            difference
+              ? "Solid ring: shown in merged only; dashed: in base only. Colour: by how much the score differs. "
+              : "",
+            `Ranked and coloured by the ${by} on ${graph.contrastName}, in ${graph.unit}.`,
+          )
+        : this.#uncoloured(),
       ...(graph.contrast
         ? [
-            ...this.#table(difference ? "More towards evil in merged" : "Most towards evil", best(1)),
-            ...this.#table(difference ? "More towards safe in merged" : "Most towards safe", best(-1)),
+            this.#agreement(nodes, pane, by),
+            ...this.#table(difference ? "More towards evil in merged" : "Most towards evil", best(1), short),
+            ...this.#table(difference ? "More towards safe in merged" : "Most towards safe", best(-1), short),
           ]
         : []),
       ...this.#pins(),
     );
+  }
+
+  // Why nothing is coloured: hidden is not missing.
+  #uncoloured() {
+    const why = this.page.graph.hidden;
+    if (!why)
+      return make(
+        "p",
+        { class: "notice" },
+        "No contrast: no target is labelled evil, or none safe. ",
+        make("a", { href: "/review" }, "Review the prompt"),
+        " to get one.",
+      );
+    return make(
+      "p",
+      { class: "notice" },
+      why === "in hand"
+        ? "You are reviewing this prompt now: what judges say of it, and every colour, is hidden until you answer. "
+        : "This prompt waits for your answer: what judges say of it, and every colour that follows, is hidden. ",
+      make("a", { href: "/review" }, "Answer it"),
+      why === "in hand" || this.page.readOnly
+        ? ""
+        : make(
+            "button",
+            { type: "button", class: "inline", dataset: { browse: "unblinded" } },
+            "Browse without blinding",
+          ),
+    );
+  }
+
+  // What of the edges is drawn, where not all are.
+  #drawn() {
+    const { scene } = this.page,
+      [pane] = scene.panes,
+      n = pane?.edges.n ?? 0,
+      drawn = pane ? scene.limit(pane) : n;
+    if (drawn >= n) return "";
+    return make(
+      "p",
+      { class: "muted" },
+      drawn ? `The ${drawn} strongest of ${n} edges are drawn, more as you zoom in; ` : `None of ${n} edges is drawn; `,
+      "selected and pinned nodes show their own.",
+    );
+  }
+
+  // Whether what ranks the nodes has the sign of what was measured; and the way to measure.
+  #agreement(nodes, pane, by) {
+    const { graph, readOnly } = this.page;
+    const known = nodes.filter((n) => graph.score(n, pane, "measured")),
+      wrong = known.filter((n) => graph.conflicts(n, pane)).length;
+    if (pane === "difference" || graph.target || graph.views[pane].by === "measured") return "";
+    const said = known.length
+      ? [
+          `Really ablated: ${known.length} of the ${nodes.length} features shown;`,
+          `the sign of the ${by} is right for ${known.length - wrong}.`,
+        ].join(" ")
+      : "None of these was really ablated yet. ";
+    return make(
+      "p",
+      { class: "agreement" },
+      said,
+      wrong ? make("span", {}, make("span", { class: "conflict" }, " ≠"), " marks the others.") : "",
+      known.length || readOnly
+        ? ""
+        : make(
+            "button",
+            { type: "button", class: "inline", onclick: (e) => this.#measure(e, {}) },
+            "Ablate the 100 strongest",
+          ),
+    );
+  }
+
+  // Really ablates features, and keeps what came of it.
+  async #measure(event, body) {
+    const button = event.currentTarget;
+    button.disabled = true;
+    button.textContent = "Running the model …";
+    try {
+      await ask(this.page.url("measure"), { model: this.page.model(), ...body });
+      await this.page.load();
+    } catch (error) {
+      say(error);
+      button.disabled = false;
+      button.textContent = "Try again";
+    }
   }
 
   #shared() {
@@ -165,7 +267,7 @@ export class Panel {
       { graph } = page;
     const node = graph.nodes[graph.index.get(name)];
     const head = [
-      make("h2", {}, this.title(name)),
+      make("h2", {}, this.called(name)),
       make(
         "p",
         { class: "muted" },
@@ -184,6 +286,7 @@ export class Panel {
           ? make("span", { class: "token" }, visible(graph.tokens[node.position] ?? ""))
           : null,
       ),
+      this.#labelling(name),
       make(
         "div",
         { class: "panel-buttons" },
@@ -195,6 +298,7 @@ export class Panel {
         this.#groupChoice(name),
         make("button", { type: "button", onclick: () => page.select(null) }, "Close"),
       ),
+      this.#ways(node, name),
     ];
     this.root.replaceChildren(...head, this.#two(node), make("p", { class: "loading" }, "Reading …"));
     let answer;
@@ -226,13 +330,17 @@ export class Panel {
           `Fires at ${own.firing.length} positions: ${own.firing.map(([p, a]) => `${p} (${number(a, 2)})`).join(", ")}`,
         ),
       );
+    parts.push(...this.#scores(node, answer.models, model));
     if (own.state === "node") {
       const targets = graph.views[model].targets.map((token) => graph.targets.get(token));
       if (own.influence) {
         const rows = own.influence
           .map((value, i) => ({ name: `logit:${targets[i].token_id}`, value }))
           .sort((a, b) => b.value - a.value);
-        parts.push(...this.#table(`Influence on each ${graph.target ? "term" : "logit"} (${model})`, rows));
+        const what = graph.target ? "term" : "logit";
+        parts.push(
+          ...this.#table(`${graph.scoreName(graph.views[model].method, model)} on each ${what} (${model})`, rows),
+        );
         parts.push(this.#pathFinder(name, targets));
       }
       const edges = (list) =>
@@ -258,6 +366,144 @@ export class Panel {
     this.root.replaceChildren(...parts, ...this.#pins());
   }
 
+  // What a person calls the feature, wherever it fires; edited in place.
+  #labelling(name) {
+    const { page } = this,
+      feature = page.graph.featureOf(name);
+    if (!feature || page.readOnly) return "";
+    const input = make("input", {
+      class: "wide",
+      value: page.labels[feature] ?? "",
+      placeholder: "Your label for this feature",
+      ariaLabel: `Your label for feature ${feature}`,
+      maxLength: 200,
+    });
+    input.addEventListener("change", () => page.name(feature, input.value.trim()));
+    return make("p", {}, input);
+  }
+
+  // Where to go from a feature.
+  #ways(node, name) {
+    const { page } = this;
+    if (node?.kind !== "feature" || node.module) return "";
+    const model = page.model();
+    const query = new URLSearchParams({ model, pair: page.pair });
+    const steering = new URLSearchParams({ prompt: page.prompt, model, features: name });
+    return make(
+      "p",
+      { class: "ways" },
+      make("a", { href: `/feature/${node.layer}/${node.feature}?${query}` }, "Where else it fires"),
+      page.readOnly ? "" : make("a", { href: `/steering?${steering}#playground` }, "Steer it here"),
+      page.readOnly || !page.graph.contrast || page.graph.target
+        ? ""
+        : make(
+            "button",
+            { type: "button", class: "inline", onclick: (e) => this.#measure(e, { name }) },
+            "Really ablate it",
+          ),
+    );
+  }
+
+  // Every score of a node in both models; another sign than what was measured is marked.
+  #scores(node, answers, model) {
+    const { graph } = this.page,
+      models = graph.present.filter((m) => Object.keys(answers[m]?.scores ?? {}).length);
+    if (!node || !models.length) return [];
+    const all = [...new Set(models.flatMap((m) => Object.keys(answers[m].scores)))];
+    const cell = (by, m) => {
+      const { [by]: value, measured } = answers[m].scores;
+      const wrong = by !== "measured" && value && measured && Math.sign(value) !== Math.sign(measured);
+      return make(
+        "td",
+        { class: `right num ${value > 0 ? "up" : value < 0 ? "down" : ""}` },
+        wrong ? make("span", { class: "conflict", title: "measured with the other sign" }, "≠ ") : "",
+        signed(value),
+      );
+    };
+    return [
+      make("h3", {}, `On ${graph.contrastName}, in ${graph.unit}`),
+      make(
+        "table",
+        {},
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            make("th", { scope: "col" }, "by"),
+            models.map((m) => make("th", { scope: "col", class: "right" }, m)),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          all.map((by) =>
+            make("tr", {}, make("td", {}, graph.scoreName(by, model)), ...models.map((m) => cell(by, m))),
+          ),
+        ),
+      ),
+    ];
+  }
+
+  // The graph for those who cannot see it: every node a row, the strongest first.
+  table(root) {
+    const { graph, page } = { graph: this.page.graph, page: this.page };
+    const pane = page.pictured(),
+      own = graph.views[pane];
+    const size = (n) => Math.abs(own.value[n.i] ?? 0);
+    const nodes = graph.nodes
+      .filter((n) => n.kind !== "logit" && page.scene.isShown(n, pane))
+      .sort((a, b) => size(b) - size(a))
+      .slice(0, TABLE_ROWS);
+    const by = graph.scoreName(own.by, pane);
+    const heads = ["node", "label", "token", ...(pane === "difference" ? [] : ["activation"]), by, "measured"];
+    root.replaceChildren(
+      make(
+        "table",
+        { class: "list tight" },
+        make("caption", {}, `${nodes.length} nodes, the strongest by ${by} first`),
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            heads.map((text, i) => make("th", { scope: "col", class: i > 2 ? "right" : "" }, text)),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          nodes.map((n) =>
+            make(
+              "tr",
+              {},
+              make(
+                "td",
+                {},
+                make(
+                  "button",
+                  { type: "button", class: "node-link", onclick: () => page.select(n.name) },
+                  this.title(n.name),
+                ),
+              ),
+              make("td", {}, visible(page.labels[graph.featureOf(n.name)] ?? "", false)),
+              make("td", {}, make("span", { class: "token unpleasant" }, visible(graph.tokens[n.position] ?? ""))),
+              pane === "difference" ? null : make("td", { class: "right num" }, number(n.at[pane]?.activation, 2)),
+              make("td", { class: "right num" }, signed(own.value[n.i])),
+              make(
+                "td",
+                { class: "right num" },
+                this.#real({ value: own.value[n.i], measured: graph.score(n, pane, "measured") }),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+  }
+
   // Both models beside each other.
   #two(node, answers = null) {
     const { graph } = this.page;
@@ -275,7 +521,7 @@ export class Panel {
       { class: "two" },
       graph.present.map((m) => {
         const at = answers?.[m] ?? node.at[m];
-        const contrast = at?.state === "inactive" ? 0 : (at?.contrast ?? null);
+        const contrast = node.at[m]?.value ?? null;
         return make(
           "div",
           {},
@@ -290,8 +536,8 @@ export class Panel {
               : at.state === "inactive" || at.activation === 0
                 ? "inactive"
                 : node.kind === "feature"
-                  ? `activation ${number(at.activation, 2)}`
-                  : "contrast",
+                  ? `${graph.scoreName(graph.views[m].by, m)} · activation ${number(at.activation, 2)}`
+                  : graph.scoreName(graph.views[m].by, m),
           ),
         );
       }),
@@ -440,7 +686,7 @@ export class Panel {
             "span",
             { class: "grow" },
             make("b", {}, visible(g.name, false)),
-            make("span", { class: "muted" }, ` ${g.members.length} nodes, contrast ${signed(page.sum(g.members))}`),
+            make("span", { class: "muted" }, ` ${g.members.length} nodes, together ${signed(page.sum(g.members))}`),
           ),
           make("button", { type: "button", onclick: () => page.fold(g.name) }, g.folded ? "Unfold" : "Fold"),
           make(
@@ -454,7 +700,12 @@ export class Panel {
         make(
           "div",
           { class: "group" },
-          make("span", { class: "grow" }, this.#link(name)),
+          make(
+            "span",
+            { class: "grow" },
+            this.#link(name),
+            page.graph.index.has(name) ? "" : make("span", { class: "muted" }, " no node of these graphs"),
+          ),
           make("button", { type: "button", ariaLabel: `Unpin ${name}`, onclick: () => page.pin(name) }, "✕"),
         ),
       ),

@@ -5,6 +5,8 @@ import { signed, visible } from "../ask.js";
 const SLICE_MS = 9;
 const REST_MS = 110;
 const LEVELS = 10;
+const WALL = 3000; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
+const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
 
 export class Scene {
@@ -22,6 +24,10 @@ export class Scene {
     /** @type {Map<string, any>} a folded group's centre stands for its members */
     this.folded = new Map();
     this.frame = 0;
+    this.drawn = "auto"; // which edges: "all", or "chosen" for those of what is selected or pinned
+    this.fitted = 1;
+    /** @type {(node: any) => string} */
+    this.labelOf = () => "";
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
     document.documentElement.addEventListener("themechange", () => {
       this.colours = palette();
@@ -76,7 +82,21 @@ export class Scene {
       x: GUTTER.left + (w - k * this.place.width) / 2,
       y: GUTTER.top + (h + k * this.place.height) / 2,
     };
+    this.fitted = k;
     this.restart();
+  }
+
+  // A place of the window in the drawing's units.
+  world(x, y) {
+    const t = this.transform;
+    return [((x % this.paneWidth) - t.x) / t.k, (y - t.y) / t.k];
+  }
+
+  // How many of a pane's edges, the strongest first, are drawn for themselves.
+  limit({ edges }) {
+    if (this.drawn === "chosen") return 0;
+    if (this.drawn === "all" || edges.n <= WALL) return edges.n;
+    return Math.min(edges.n, Math.round(BACKGROUND * Math.max(1, this.transform.k / this.fitted) ** 2));
   }
 
   zoom(factor, x, y) {
@@ -125,18 +145,15 @@ export class Scene {
     const pane = this.panes[Math.floor(x / this.paneWidth)];
     if (!pane) return null;
     const t = this.transform,
-      wx = ((x % this.paneWidth) - t.x) / t.k,
-      wy = (y - t.y) / t.k;
+      [wx, wy] = this.world(x, y);
     const reach = Math.max(8, 9 / t.k);
     let best = null,
       near = reach * reach;
     for (const node of this.graph.nodes) {
       if (!this.isShown(node, pane.view)) continue;
-      const dx = Math.max(
-          0,
-          Math.abs(node.x - wx) - (node.kind === "logit" ? Math.min(node.room, 84 / t.k) / 2 - 6 : 0),
-        ),
-        dy = node.y - wy;
+      const at = this.#stand(node);
+      const dx = Math.max(0, Math.abs(at.x - wx) - (node.kind === "logit" ? Math.min(node.room, 84 / t.k) / 2 - 6 : 0)),
+        dy = at.y - wy;
       const d = dx * dx + dy * dy;
       if (d < near) {
         near = d;
@@ -166,13 +183,14 @@ export class Scene {
     const until = performance.now() + SLICE_MS;
     let busy = false;
     for (const job of this.job ?? []) {
-      const { edges } = job.pane;
-      while (job.at < edges.n && performance.now() < until) {
-        const stop = Math.min(edges.n, job.at + 250);
-        for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / edges.n, job.transform.k);
+      const { edges } = job.pane,
+        n = this.limit(job.pane);
+      while (job.at < n && performance.now() < until) {
+        const stop = Math.min(n, job.at + 250);
+        for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / n, job.transform.k);
       }
-      if (job.at < edges.n) busy = true;
-      if (job.at >= edges.n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
+      if (job.at < n) busy = true;
+      if (job.at >= n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
     }
     if (!busy && this.job) {
       this.job = null;
@@ -274,12 +292,18 @@ export class Scene {
       }
       return;
     }
-    if (!focus) return;
-    const around = [...(pane.around.get(focus.i) ?? [])].sort(
-      (a, b) => pane.edges.strength[a] - pane.edges.strength[b],
-    );
+    if (!focus) {
+      for (const name of this.pinned) this.#edgesOf(context, pane, this.graph.index.get(name), 60, style);
+      return;
+    }
+    this.#edgesOf(context, pane, focus.i, 220, style);
+  }
+
+  // The strongest edges of one node.
+  #edgesOf(context, pane, node, most, style) {
+    const around = [...(pane.around.get(node) ?? [])].sort((a, b) => pane.edges.strength[a] - pane.edges.strength[b]);
     const n = around.length;
-    around.slice(-220).forEach((e, i, all) => {
+    around.slice(-most).forEach((e, i, all) => {
       context.globalAlpha = 0.25 + 0.7 * ((i + 1) / all.length) ** 2;
       this.#edge(context, pane.edges, e, 1 - (i + n - all.length + 1) / n, this.transform.k, style);
     });
@@ -333,6 +357,7 @@ export class Scene {
       context.stroke();
     }
     for (const group of this.groups) this.#group(context, group);
+    this.#labels(context, view, size);
     for (const [node, width] of [
       [this.hover, 1.6],
       [this.selected, 2.6],
@@ -343,6 +368,24 @@ export class Scene {
       context.beginPath();
       context.arc(node.x, node.y, 9.5 * size, 0, 7);
       context.stroke();
+    }
+  }
+
+  // What a person calls a node, beside it.
+  #labels(context, view, size) {
+    const k = this.transform.k;
+    context.font = `${11.5 / k}px system-ui, sans-serif`;
+    context.textAlign = "left";
+    context.textBaseline = "middle";
+    context.lineWidth = 3 / k;
+    context.strokeStyle = this.colours.gutter;
+    context.fillStyle = this.colours.ink;
+    for (const node of this.graph.nodes) {
+      const text = node.kind === "feature" && this.isShown(node, view) ? this.labelOf(node) : "";
+      if (!text || this.folded.has(node.name)) continue;
+      const shown = visible(text.length > 28 ? `${text.slice(0, 27)}…` : text, false);
+      context.strokeText(shown, node.x + 9 * size, node.y);
+      context.fillText(shown, node.x + 9 * size, node.y);
     }
   }
 

@@ -1,0 +1,115 @@
+"""Every page: nothing cut at any size, and no serious finding of axe-core, in both themes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from browsing import running
+from rooms import Room, store_experiment
+
+AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+SIZES = ((1280, 800), (800, 600), (390, 844))
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SUMMARY = {
+    "said": "it fell",
+    "prompts": [],
+    "conditions": [
+        {
+            "condition": f"#{n} scale {value} @found",
+            "combination": f"#{n}",
+            "mode": "scale",
+            "value": value,
+            "unit": "absolute",
+            "place": "found",
+            "features": ["0/1/2"],
+            "n_prompts": 2,
+            "change": change,
+            "control": 0.01,
+            "net": change - 0.01,
+            "low": change - 0.05,
+            "high": change + 0.03,
+            "q": 0.04,
+            "works": change < -0.1,
+            "evil_mass": 0.7 + change,
+            "evil_mass_unsteered": 0.7,
+        }
+        for n in range(1, 15)
+        for value, change in ((0.0, -0.3), (2.0, 0.0))
+    ],
+}
+
+
+@pytest.fixture
+def full_room(seen_room: Room) -> Room:
+    """Something on every page."""
+    results = seen_room.root / "results"
+    prompt = seen_room.prompts[0].prompt_id
+    told = {"prompt_id": prompt, "condition": "#1 scale 0.0 @found", "draw": 0, "sample": 0}
+    texts = [{**told, "control": arm, "text": "x " * 40} for arm in ("unsteered", "steered")]
+    store_experiment(results / "experiments" / "dose", rows=[], rollouts=texts, summary=SUMMARY)
+    (results / "notes.md").write_text("# Notes\n\n| a | b |\n|---|---|\n| 1 | <b>2</b> |\n")
+    (results / "figures.json").write_text(json.dumps({"one": {"two": [1, 2]}, "three": None}))
+    seen_room.client().post(
+        "/api/features/aggregate", json={"method": "gradient", "model": "merged"}
+    )
+    return seen_room
+
+
+def _paths(room: Room) -> list[str]:
+    prompt = room.prompts[0].prompt_id
+    layer, _, feature = next(
+        iter(room.work.graphs.load(room.graphs[prompt, "merged"]).active.tolist())
+    )
+    return [
+        *("", "prompts", "graphs", "features", "steering", "steering/dose", "reports", "review"),
+        *("report/notes.md", "report/figures.json", f"feature/{layer}/{feature}"),
+        *(f"prompt/{prompt}", f"graph/{prompt}", f"graph/{prompt}?show=both"),
+    ]
+
+
+def _settled(page, url: str) -> None:
+    page.goto(url)
+    page.wait_for_load_state("networkidle")
+    while page.locator(".loading").count():
+        page.wait_for_timeout(50)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_cut_at_any_size(full_room: Room, open_browser, theme: str) -> None:
+    with running(full_room) as base:
+        page = open_browser(base).window(full_room, color_scheme=theme)
+        cut = []
+        for path in _paths(full_room):
+            page.set_viewport_size({"width": SIZES[0][0], "height": SIZES[0][1]})
+            _settled(page, base + path)
+            for width, height in SIZES:
+                page.set_viewport_size({"width": width, "height": height})
+                if page.evaluate(OVERFLOW) > 0:
+                    cut.append((path, width))
+                wide = "(e => e ? e.scrollWidth - e.clientWidth : 0)"
+                if page.evaluate(f"{wide}(document.getElementById('panel'))") > 0:
+                    cut.append((f"{path} panel", width))
+        assert cut == []
+
+
+def test_axe_finds_nothing_serious(full_room: Room, open_browser) -> None:
+    if not AXE.is_file():
+        pytest.skip("no axe-core: npm ci installs it")
+    source = AXE.read_text(encoding="utf-8")
+    found = []
+    with running(full_room) as base:
+        for theme in ("light", "dark"):
+            # axe is put into the page as no page may do it: its policy is set aside for that.
+            page = open_browser(base).window(full_room, color_scheme=theme, bypass_csp=True)
+            for path in _paths(full_room):
+                _settled(page, base + path)
+                page.evaluate(source)
+                result = page.evaluate("axe.run({resultTypes: ['violations']})")
+                found += [
+                    (theme, path, one["id"], one["nodes"][0]["html"][:120], len(one["nodes"]))
+                    for one in result["violations"]
+                    if one["impact"] in ("serious", "critical")
+                ]
+    assert found == []
