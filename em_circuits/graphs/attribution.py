@@ -133,7 +133,7 @@ def select(
             order = torch.argsort(influence, descending=True, stable=True)
             queue = order[: min(settings.update_rows, total - done)].sort().values
         for batch in rows.groups(queue, settings.batch_size):
-            builder.add_features(batch, rows.features(batch))
+            builder.add_features(batch, rows.features(batch), causal=True)
             done += len(batch)
             progress("attribution", done, total)
     rows.forget()

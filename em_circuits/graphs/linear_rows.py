@@ -134,7 +134,7 @@ class LinearRows:
     def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
         frozen = self._frozen = self._frozen or FrozenModel(self._model, self._input_ids)
         context, length = self.context, int(positions.max()) + 1
-        # Transposed meanwhile (source, row), so that each block is contiguous.
+        # Transposed (source, row), so that each block is contiguous, here and in the builder.
         rows = context.decoder_vecs.new_zeros((self.layout.n_sources, len(vectors)))
         gradient = frozen.enter(layer, positions, vectors, length=length)
         if layer < self.layout.n_layers:
@@ -145,7 +145,7 @@ class LinearRows:
             frozen.through_attention(below, gradient)
         tokens = rows[self.layout.tokens]
         tokens[:length] = _products(gradient.to(rows.dtype), context.token_vectors[:length])
-        return rows.T.contiguous()
+        return rows.T
 
     def _contract(self, layer: int, gradient: Tensor, rows: Tensor) -> None:
         """What a layer's features and errors write, along the gradient."""
