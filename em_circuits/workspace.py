@@ -9,21 +9,23 @@ for reading.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
-from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
 from em_circuits.organisms.paths import TOY, organism_paths, require_base
 from em_circuits.progress import Progress, no_progress
+from pivotal_tokens.artefacts import content_key, library_versions, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
@@ -115,12 +117,11 @@ class Workspace:
         )
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
-        return ModelPair.load(self.models, self._file_hashes)
+        return ModelPair.load(self.models, self._file_hashes, self.progress)
 
     @cached_property
     def _file_hashes(self) -> FingerprintCache:
-        remembered = self.results / "fingerprints.json" if self.results.is_dir() else None
-        return FingerprintCache(remembered)
+        return FingerprintCache(user_cache() / FILE_HASHES)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -148,20 +149,56 @@ class Workspace:
             WorkFailed: Naming the failed check.
         """
         if not self._healthy:
-            from em_circuits.models.health import require_healthy
-
-            checks = self.health(prompt)
-            require_healthy(checks)
-            self.warnings = tuple(check for check in checks if not check.ok)
+            known = self._remembered()
+            self.warnings = self._checked(prompt) if known is None else known
             for check in self.warnings:
                 logger.warning("%s: %s; %s", check.name, check.found, check.advice)
             self._healthy = True
 
-    def health(self, prompt: Prompt) -> list[Check]:
-        """Every health check of the pair on one prompt."""
-        from em_circuits.models.health import check_pair
+    def _checked(self, prompt: Prompt) -> tuple[Check, ...]:
+        """Checks that failed without stopping the work; remembered where none stops it."""
+        from pydantic import TypeAdapter
 
-        return check_pair(self.pair, self.pair.input_ids(prompt))
+        from em_circuits.models.check import Check
+        from em_circuits.models.health import check_pair, require_healthy
+
+        checks: list[Check] = []
+        for check in check_pair(self.pair, self.pair.input_ids(prompt)):
+            checks.append(check)
+            self.progress("health checks", len(checks), len(checks) + 1)
+            require_healthy([check])
+        self.progress("health checks", len(checks), len(checks))
+        failed = tuple(check for check in checks if not check.ok)
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            write_json(self._health_file, TypeAdapter(tuple[Check, ...]).dump_python(failed))
+        return failed
+
+    def _remembered(self) -> tuple[Check, ...] | None:
+        """What did not stop the work when this pair was checked before, with these libraries; None
+        if it was not."""
+        from pydantic import TypeAdapter, ValidationError
+
+        from em_circuits.models.check import Check
+
+        try:
+            found = self._health_file.read_bytes()
+            checks = TypeAdapter(tuple[Check, ...]).validate_json(found)
+        except (OSError, ValidationError):
+            return None
+        return tuple(replace(check, fatal=False) for check in checks)
+
+    @cached_property
+    def _health_file(self) -> Path:
+        pair = self.pair
+        about = {
+            "pair": pair.key,
+            "backend": pair.base.backend,
+            "device": str(pair.device),
+            "transcoders on": self.models.transcoders_on,
+            "max context": self.models.max_context,
+            "libraries": library_versions(),
+        }
+        return user_cache() / "health" / f"{content_key(about)[:32]}.json"
 
     def register_pair(self) -> None:
         """Record the pair's key and what it stands for, before anything refers to it; warn where

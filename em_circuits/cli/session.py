@@ -94,6 +94,9 @@ def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _attribution(scores_only(command))
 
 
+attribution_shape_options = _attribution
+
+
 def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
     """What `attribution_options` ask for."""
     return _attribution.read(options, top_k=top_k)

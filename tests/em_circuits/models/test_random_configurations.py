@@ -107,7 +107,7 @@ def test_doctor_passes_or_names_the_cause(made: tuple) -> None:
         try:
             assert memory_plan(chosen, locate_all(chosen)).total > 0
             with ModelPair.load(chosen) as pair:
-                checks = check_pair(pair, pair.input_ids(PROMPT))
+                checks = list(check_pair(pair, pair.input_ids(PROMPT)))
         except RequestError as refused:
             event("refused")
             assert kind == "none" and name == "gpt-oss"
