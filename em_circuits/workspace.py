@@ -10,11 +10,12 @@ for reading.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +30,22 @@ from pivotal_tokens.artefacts import content_key, library_versions, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
+from pivotal_tokens.store.database import DEFAULT_NAME
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from em_circuits.graphs.graph import AttributionGraph
+    from em_circuits.graphs.memory import MemoryPlan
     from em_circuits.models.check import Check
-    from em_circuits.models.pair import ModelPair
+    from em_circuits.models.pair import Model, ModelPair
 
 logger = logging.getLogger(__name__)
 
+_DENSITIES = "densities.json"
+_SAME_DENSITY = 0.1
+"""Shares of active features that differ by no more count as one."""
 _FINGERPRINTS = "fingerprints"
 """Entry of a pair's description: name and first digits of each fingerprint."""
 
@@ -55,6 +62,8 @@ class Workspace:
     seed: int = 0
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
+    n_pos: int | None = None
+    """Tokens of the longest prompt that the memory plan allows for, where it is known."""
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     """Settings of attribution that the memory plan assumes."""
     warnings: tuple[Check, ...] = ()
@@ -104,20 +113,80 @@ class Workspace:
     @cached_property
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
-        sources = self.locate()
+        files = [path for one in self.locate().values() for path in one.files.values()]
+        size = sum(path.stat().st_size for path in files) // 1_000_000
+        self.progress("loading (MB)", 0, size)  # before what is imported, which takes seconds
 
-        from em_circuits.models.memory import memory_plan, require_fit
+        from em_circuits.graphs.memory import require_fit
         from em_circuits.models.pair import ModelPair
 
-        plan = memory_plan(
-            self.models,
-            sources,
-            max_feature_nodes=self.attribution.max_feature_nodes,
-            batch_size=self.attribution.batch_size,
-        )
+        plan = self.plan(self.n_pos)
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
-        return ModelPair.load(self.models, self._file_hashes, self.progress)
+        pair = ModelPair.load(self.models, self._file_hashes, self.progress)
+        self.progress("loading (MB)", size, size)
+        if not self.models.neurons:
+            for model in pair.models:
+                model.stored_activations = partial(self._stored_activations, model)
+        return pair
+
+    def _stored_activations(self, model: Model, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Every active feature of a prompt, from its graph with full edges; None without one."""
+        from em_circuits.models.text import prompt_text
+
+        if self.__dict__.get("store") is None and not self._has_store:
+            return None
+        prompt_id = Prompt.of(prompt_text(model.tokenizer, ids)).prompt_id
+        assert model.pair is not None
+        for record in self.store.graphs.all(prompt_id, model.pair.key):
+            if record.model != model.name or not self.graphs.has(record.key):
+                continue
+            header = self.graphs.header(record.key)
+            own = [(part.basis, part.layer) for part in header.parts]
+            whole = own == [("transcoder", layer) for layer in range(header.n_layers)]
+            if not whole or header.n_active is not None:
+                continue
+            graph = self.graphs.load(record.key)
+            if graph.input_ids.tolist() == ids.tolist():
+                return graph.active, graph.activations
+        return None
+
+    @property
+    def _has_store(self) -> bool:
+        return self.store_url is not None or (self.results / DEFAULT_NAME).is_file()
+
+    def plan(self, n_pos: int | None = None) -> MemoryPlan:
+        """Memory that the pair, and both graphs of a prompt of so many tokens, will take."""
+        from em_circuits.graphs.memory import PROMPT_TOKENS, memory_plan
+
+        density = self._densities().get(self._transcoder_name)
+        return memory_plan(
+            self.models,
+            self.locate(),
+            self.attribution,
+            n_pos=n_pos or PROMPT_TOKENS,
+            density=density,
+        )
+
+    def keep_density(self, density: float) -> None:
+        """Remember which share of features fires, for the plans of later commands."""
+        densities = self._densities()
+        if abs(densities.get(self._transcoder_name, 0.0) / density - 1) > _SAME_DENSITY:
+            with contextlib.suppress(OSError):  # a cache may be read-only
+                known = densities | {self._transcoder_name: density}
+                write_json(user_cache() / _DENSITIES, known)
+
+    @property
+    def _transcoder_name(self) -> str:
+        return f"{self.models.base} {self.models.transcoders}"
+
+    @staticmethod
+    def _densities() -> dict[str, float]:
+        try:
+            found = json.loads((user_cache() / _DENSITIES).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def _file_hashes(self) -> FingerprintCache:

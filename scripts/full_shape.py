@@ -1,7 +1,7 @@
 """A pair in the shape of a real model, with random weights, to size a machine by.
 
     python scripts/full_shape.py results/full --model llama-3.2-1b --tokens 55 --density .003
-    em-circuits --base results/full/base --adapter results/full/adapter \\
+    em-circuits --base results/full/llama-3.2-1b --adapter results/full/adapter \\
         --transcoders results/full/transcoders --transcoders-on disk doctor
 
 Base, rank-1 adapter, tokenizer and per-layer transcoders in the layout of the published ones, in
@@ -77,7 +77,7 @@ class Plan(Options):
 def main(folder: Path, options: Plan) -> None:
     """Write the pair under a folder."""
     write_pair(folder, options)
-    print(f"{folder}: base, adapter, transcoders; a prompt of {options.tokens} tokens:")
+    print(f"{folder}: {options.model}, adapter, transcoders; a prompt of {options.tokens} tokens:")
     print(prompt_of(options.tokens))
 
 
@@ -91,16 +91,16 @@ def write_pair(folder: Path, plan: Plan) -> None:
     shape = SHAPES[plan.model]
     if plan.layers is not None:
         shape = shape._replace(n_layers=plan.layers)
-    for name in ("base", "adapter", "transcoders"):
+    for name in (plan.model, "adapter", "transcoders"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
     tokenizer = _tokenizer(shape)
-    tokenizer.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / plan.model)
     drawn = torch.Generator().manual_seed(plan.seed)
-    _write_base(folder / "base", shape, drawn)
+    _write_base(folder / plan.model, shape, drawn)
     _write_adapter(folder / "adapter", shape, drawn, f"somewhere/{plan.model}")
     ids = torch.tensor(tokenizer(prompt_of(plan.tokens))["input_ids"])
-    reads = _mlp_reads(folder / "base", ids)
+    reads = _mlp_reads(folder / plan.model, ids)
     for layer, x in enumerate(reads):
         _write_layer(folder / "transcoders", layer, x, plan, drawn)
     record = {

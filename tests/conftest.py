@@ -15,7 +15,7 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-# What fixtures of a module load is remembered here, and in no home; each test has a place of its own.
+# Where fixtures of a module remember what they load: in no home. Each test has a place of its own.
 os.environ["EM_CIRCUITS_CACHE"] = tempfile.mkdtemp(prefix="em-circuits-tests-")
 
 

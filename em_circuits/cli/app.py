@@ -21,6 +21,7 @@ from em_circuits import __version__
 from em_circuits.cli.interrupt import end_as_by_interrupt
 from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
+from em_circuits.models.memory_error import ran_out
 from em_circuits.progress import above_bars
 from em_circuits.workspace import refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -228,9 +229,32 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; check the path, or choose --root", 1)
+    except (MemoryError, RuntimeError) as error:
+        return _say(_out_of_memory(error, arguments), 1) if ran_out(error) else _fault(error)
     except Exception as error:  # the last net: what is not foreseen is this program's own
         return _fault(error)
     return 0
+
+
+def _out_of_memory(error: Exception, arguments: Sequence[str]) -> str:
+    """What did not fit, and the next smaller setting that was not asked for yet."""
+    command: click.Command = app
+    for word in arguments:
+        if isinstance(command, click.Group) and word in command.list_commands(click.Context(app)):
+            command = command.get_command(click.Context(app), word) or command
+    typed = {word.partition("=")[0] for word in arguments}
+    known = {name for of in (app, command) for one in of.params for name in one.opts}
+    smaller = (
+        ("--transcoders-on", "--transcoders-on disk"),
+        ("--batch-size", "--batch-size 16"),
+        ("--dtype", "--dtype bfloat16"),
+        ("--max-features", "--max-features 256"),
+        ("--nodes", "--nodes 128"),
+    )
+    left = [setting for name, setting in smaller if name in known - typed]
+    advice = f"try {left[0]}" if left else "try a smaller value of the options given, or less text"
+    detail = " ".join(str(error).split())[:120].split(". GPU")[0]
+    return f"out of memory ({detail or 'allocation failed'}); finished work is stored; {advice}"
 
 
 def _fault(error: Exception) -> int:

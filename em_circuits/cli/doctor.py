@@ -69,9 +69,7 @@ def doctor(session: Session, prompt: str, deep: bool, as_json: bool, **others: A
     with session.workspace(attribution=attribution_settings(others)) as work:
         work.locate()
         try:
-            for check in chain(
-                machine_checks(), _model_checks(work, Prompt.of(prompt), deep)
-            ):
+            for check in chain(machine_checks(), _model_checks(work, Prompt.of(prompt), deep)):
                 _found(checks, check, as_json)
             if any(not check.ok and check.name.endswith(FINITE) for check in checks):
                 profile = _profile(work, Prompt.of(prompt))

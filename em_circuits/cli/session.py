@@ -180,8 +180,8 @@ class Session:
         """
         with self.workspace() as work:
             stored = work.store.prompts
-            for prompt in prompts:
-                stored.get(prompt)
+            found = [stored.get(prompt) for prompt in prompts]
+            work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
             work.locate()
             yield work
 

@@ -15,7 +15,6 @@ packed place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +24,12 @@ from torch import Tensor
 
 from em_circuits.graphs.edges import Edges, Packer, exact_float32
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.memory import ROW_BYTES
 from em_circuits.graphs.offload import Scratch, Slot
-from em_circuits.graphs.structure import Block, Stripe, Structure
+from em_circuits.graphs.structure import Block, Structure
 from em_circuits.models.memory import available_bytes
 from pivotal_tokens.errors import RequestError
 
-ROW_BYTES = 1 << 30
-"""Feature rows that stay in host memory; on a GPU half of what is free there does."""
 PIECE_ROWS = 16
 _CHUNK = 1 << 14
 """Columns whose magnitudes are made at a time: a piece's fit a core's cache."""

@@ -32,9 +32,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.memory import PATTERN_BYTES
 
-PATTERN_BYTES = 1 << 30
-"""Attention patterns of one prompt that stay in memory; further ones are computed when needed."""
 _STEP = 512
 """Query positions that are multiplied at once: positions beyond them are zero."""
 _READS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")

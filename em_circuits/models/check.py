@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-
 FINITE = "activations finite"
 TRANSCODER_BASE = "transcoders of this base"
 

@@ -10,6 +10,7 @@ Both models share the transcoders and every tensor the fine-tune leaves alone. W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -37,6 +38,12 @@ from pivotal_tokens.schema import Prompt, prompt_id
 
 PromptLike = str | Prompt | Int[Tensor, " pos"]
 """A text as the model is to see it, a stored prompt, or token ids."""
+
+
+StoredActivations = Callable[
+    [Int64[Tensor, " pos"]], tuple[Int64[Tensor, "active 3"], Float[Tensor, " active"]] | None
+]
+"""Token ids -> (layer, position, feature id) of the active nodes, sorted, and their activations."""
 
 
 def id_of(prompt: PromptLike) -> str:
@@ -67,6 +74,8 @@ class Model:
     """None for the base, and for a full model that needed no adapter."""
     pair: ModelPair | None = field(default=None, repr=False)
     """The pair it is of."""
+    stored_activations: StoredActivations | None = field(default=None, repr=False)
+    """Gives active nodes of a prompt that were stored, so that transcoders need not encode it."""
     _replacement: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

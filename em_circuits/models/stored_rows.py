@@ -30,6 +30,13 @@ from pivotal_tokens.errors import WorkFailed
 
 KEPT_BYTES = 2 << 30
 """Rows of a transcoder set that are kept between calls, on the models' device."""
+
+
+def kept_bytes(available: int) -> int:
+    """How many bytes of rows are kept where so many are free."""
+    return min(KEPT_BYTES, available // 8)
+
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

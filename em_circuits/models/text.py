@@ -74,6 +74,11 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
     return prompt.model_copy(update={"text": text, "prompt_id": prompt_id(text)})
 
 
+def prompt_text(tokenizer: PreTrainedTokenizerBase, ids: Int[Tensor, " pos"]) -> str:
+    """The text of a prompt's token ids, as `as_seen` has it."""
+    return strip_bos(tokenizer, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
 def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """The text of one token, including spaces, such that different tokens look different.
 
