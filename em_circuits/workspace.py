@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -72,6 +72,8 @@ class Workspace:
     """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Lock of the models where several threads run them; not held while an endpoint is called."""
+    sitting: Sitting | None = field(default=None, repr=False)
+    """Keeps the pair for the next workspace."""
     _healthy: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,17 @@ class Workspace:
     @cached_property
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
+        if self.sitting is None:
+            pair = self._load()
+        else:
+            fingerprints = str(sorted(self.fingerprints.items()))  # files may have changed since
+            pair = self.sitting.pair(self.models, fingerprints, self._load)
+        if not self.models.neurons:
+            for model in pair.models:
+                model.stored_activations = partial(self._stored_activations, model)
+        return pair
+
+    def _load(self) -> ModelPair:
         files = [path for one in self.locate().values() for path in one.files.values()]
         size = sum(path.stat().st_size for path in files) // 1_000_000
         self.progress("loading (MB)", 0, size)  # before what is imported, which takes seconds
@@ -125,9 +138,6 @@ class Workspace:
         require_fit(plan)
         pair = ModelPair.load(self.models, self._file_hashes, self.progress)
         self.progress("loading (MB)", size, size)
-        if not self.models.neurons:
-            for model in pair.models:
-                model.stored_activations = partial(self._stored_activations, model)
         return pair
 
     def _stored_activations(self, model: Model, ids: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -363,11 +373,45 @@ class Workspace:
 
     def close(self) -> None:
         """Close what was opened."""
-        for name in ("pair", "store"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
+        pair = self.__dict__.pop("pair", None)
+        if pair is not None:
+            for model in pair.models:
+                model.stored_activations = None
+            if self.sitting is None:
+                pair.close()
+        if "store" in self.__dict__:
+            self.__dict__.pop("store").close()
 
     def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Sitting:
+    """The pair that the commands of one shell share; another pair takes its place."""
+
+    def __init__(self) -> None:
+        self._of: tuple[PairSettings, str] | None = None
+        self._pair: ModelPair | None = None
+
+    def pair(
+        self, settings: PairSettings, fingerprints: str, load: Callable[[], ModelPair]
+    ) -> ModelPair:
+        """The pair of these settings and files, loaded if another one is here."""
+        if self._pair is None or self._of != (settings, fingerprints):
+            self.close()  # before there are two in memory
+            self._pair, self._of = load(), (settings, fingerprints)
+        return self._pair
+
+    def close(self) -> None:
+        """Let the pair go."""
+        if self._pair is not None:
+            self._pair.close()
+        self._pair = self._of = None
+
+    def __enter__(self) -> Sitting:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -7,7 +7,6 @@ python scripts/bench_real.py results/full
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -40,11 +39,12 @@ def one(folder: str, tokens: int, dtype: str, place: str, edges: str, root: str)
     import torch
 
     torch.set_num_threads(1)
+    from full_shape import prompt_of
+
     from em_circuits.graphs import AttributionSettings
+    from em_circuits.labelling.graphs import build_graphs
     from em_circuits.models.settings import PairSettings
     from em_circuits.workspace import Workspace
-    from em_circuits.labelling.graphs import build_graphs
-    from full_shape import prompt_of
     from pivotal_tokens.schema import Prompt
 
     parts = {
@@ -80,7 +80,6 @@ def one(folder: str, tokens: int, dtype: str, place: str, edges: str, root: str)
                 marks.append((step + str(done), round(peak.bytes / 1e9, 2)))
 
         work.progress = progress
-        from em_circuits.graphs import generate
 
         build_graphs(work, prompt, work.attribution)
     print(

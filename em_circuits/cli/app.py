@@ -11,7 +11,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.models.memory_error import ran_out
 from em_circuits.progress import above_bars
-from em_circuits.workspace import refuse_two_bases
+from em_circuits.workspace import Sitting, refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import harmless
 from pivotal_tokens.store.address import without_password
@@ -47,6 +47,7 @@ _COMMANDS = {
         "Label the queue; every answer is stored before the next item is shown.",
     ),
     "serve": ("serve:serve", "Serve the viewer until Ctrl-C."),
+    "shell": ("shell:shell", "Take one command after another; the models are loaded once."),
     "status": (
         "status:status",
         "Progress of the store; with PROMPT (an id or unique prefix) all about one attempt.",
@@ -115,6 +116,8 @@ _COMMANDS = {
     ),
 }
 """Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""
+_IN_THE_SHELL = {"next": "shell:next_tokens"}
+"""Commands of the shell alone."""
 
 
 _TALKATIVE = (
@@ -136,9 +139,12 @@ class LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        place = _COMMANDS.get(cmd_name, (None,))[0]
+        if place is None and ctx.obj is not None:
+            place = _IN_THE_SHELL.get(cmd_name)
+        if place is None:
             return None
-        module, _, function = _COMMANDS[cmd_name][0].partition(":")
+        module, _, function = place.partition(":")
         command: click.Command = getattr(
             importlib.import_module(f"em_circuits.cli.{module}"), function
         )
@@ -151,7 +157,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise click.NoSuchCommand(args[0], possibilities=_COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
@@ -193,7 +199,7 @@ def app(context: click.Context, verbose: bool, **options: Any) -> None:
     """
     _configure_logging(verbose)
     refuse_two_bases(options["base"], options["organism_name"])
-    context.obj = Session(options)
+    context.obj = Session(options, context.obj)
 
 
 def main() -> None:
@@ -204,11 +210,26 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status; errors go to standard error."""
+def run(
+    arguments: Sequence[str],
+    sitting: Sitting | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Run one command line and return its exit status; errors go to standard error.
+
+    Args:
+        sitting: What stays loaded, of a shell's commands.
+        options: Global options where neither the line nor the environment gives others.
+    """
     try:
-        defaults = _config_file(Path(CONFIG_FILE))
-        app.main(list(arguments), "em-circuits", standalone_mode=False, default_map=defaults)
+        defaults = _config_file(Path(CONFIG_FILE)) | dict(options or {})
+        app.main(
+            list(arguments),
+            "em-circuits",
+            standalone_mode=False,
+            default_map=defaults,
+            obj=sitting,
+        )
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.Abort:

@@ -213,11 +213,11 @@ class FrozenMemory:
         pattern = self.n_heads * self.n_pos**2
         in_memory = PATTERN_BYTES // self.value_bytes
         patterns = min(self.n_layers * pattern, in_memory) + 4 * pattern
-        share = 0.5  # of the sources, that lie in layers below, and as much again before
+        share = 0.5  # of the sources, that lie in layers below and at positions before
         rows = min(
-            int(share**2 * n_rows * self._sources(self.n_active)), ROW_BYTES // self.value_bytes
+            int(share * n_rows * self._sources(self.n_active)), ROW_BYTES // self.value_bytes
         )
-        packed = int(share**2 * n_rows * self._sources(n_rows))
+        packed = int(share * n_rows * self._sources(n_rows))
         streams = 6 * self.n_layers * self.n_pos * self.d_model
         model = vectors + patterns + rows + streams
         return self.value_bytes * model + _FLOAT * packed

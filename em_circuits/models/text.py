@@ -13,6 +13,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from em_circuits.models.foreign import foreign_errors, time_limit
