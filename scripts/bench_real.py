@@ -1,16 +1,51 @@
-"""Memory plans beside measured peaks, at a real model's shape.
+"""Plans of memory beside measured peaks, and what a sitting costs, at a real model's shape.
 
-python scripts/full_shape.py results/full --layers 5
-python scripts/bench_real.py results/full
+    python scripts/full_shape.py results/full --layers 5
+    python scripts/bench_real.py --pair results/full
+
+Each row of the first table is a process of its own that loads the pair, checks its health and
+builds both graphs of one prompt. Peaks are of anonymous memory: pages of files that are mapped are
+given up when others need them. With fewer nodes and rows at once a row takes minutes, not hours.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+from pydantic import Field
+
+from em_circuits.cli.options import Flag, Options, options
+
+_TICK_S = 0.01
+
+
+class Plan(Options):
+    """What is measured."""
+
+    pair: Annotated[str, Flag(metavar="DIR")] = "results/full"
+    """Folder that full_shape.py wrote."""
+    tokens: tuple[int, ...] = (6, 24, 55)
+    """Lengths of prompts."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Precisions."""
+    places: tuple[Literal["gpu", "cpu", "disk"], ...] = ("disk",)
+    """Where transcoders wait."""
+    edges: tuple[Literal["full", "frozen"], ...] = ("full",)
+    """Kinds of edges."""
+    nodes: int = Field(default=8, ge=1)
+    """Nodes of a graph."""
+    top_k: int = Field(default=2, ge=1)
+    """Targets of each model."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows at once."""
 
 
 class AnonymousPeak:
@@ -18,86 +53,104 @@ class AnonymousPeak:
 
     def __init__(self) -> None:
         self.bytes, self._over = 0, threading.Event()
-
-    def __enter__(self):
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousPeak:
         self._thread.start()
         return self
 
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            status = Path("/proc/self/status").read_text()
-            line = next(x for x in status.splitlines() if x.startswith("RssAnon"))
-            self.bytes = max(self.bytes, 1024 * int(line.split()[1]))
-
-    def __exit__(self, *_):
+    def __exit__(self, *_exception: object) -> None:
         self._over.set()
         self._thread.join()
 
+    def _watch(self) -> None:
+        while not self._over.wait(_TICK_S):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            line = next(one for one in lines if one.startswith("RssAnon"))
+            self.bytes = max(self.bytes, 1024 * int(line.split()[1]))
 
-def one(folder: str, tokens: int, dtype: str, place: str, edges: str, root: str) -> None:
-    import torch
 
-    torch.set_num_threads(1)
-    from full_shape import prompt_of
+@click.command(help=__doc__)
+@options(Plan)
+def main(options: Plan) -> None:
+    """Print the table."""
+    print("| tokens | precision | transcoders | edges | planned GB | peak GB | planned / peak |")
+    print("|---|---|---|---|---|---|---|")
+    for tokens in options.tokens:
+        for dtype in options.dtypes:
+            for place in options.places:
+                for edges in options.edges:
+                    case = {"tokens": tokens, "dtype": dtype, "place": place, "edges": edges}
+                    _print_row(case, _in_a_process(options, case))
 
-    from em_circuits.graphs import AttributionSettings
-    from em_circuits.labelling.graphs import build_graphs
+
+def _print_row(case: dict[str, Any], found: dict[str, Any]) -> None:
+    planned, peak = found["planned"] / 1e9, found["peak"] / 1e9
+    print("| " + " | ".join(map(str, case.values())), end=" | ")
+    print(f"{planned:.2f} | {peak:.2f} | {planned / peak:.2f} |", flush=True)
+
+
+def _in_a_process(plan: Plan, case: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, plan.model_dump_json(), json.dumps(case)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_graph(plan: Plan, case: dict[str, Any]) -> dict[str, Any]:
+    """Planned bytes and the peak of building one prompt's graphs, in this process."""
+    from full_shape import SHAPES, prompt_of
+
+    from em_circuits.graphs import AttributionSettings, build_pair_graphs
     from em_circuits.models.settings import PairSettings
     from em_circuits.workspace import Workspace
     from pivotal_tokens.schema import Prompt
 
-    parts = {
-        n: f"{folder}/{d}"
-        for n, d in (
-            ("base", "llama-3.2-1b"),
-            ("adapter", "adapter"),
-            ("transcoders", "transcoders"),
-        )
-    }
-    settings = PairSettings(**parts, dtype=dtype, transcoders_on=place)
-    marks = []
-    with (
-        Workspace(
-            Path(root),
-            settings,
-            create=True,
-            attribution=AttributionSettings(edges=edges, max_feature_nodes=512),
-        ) as work,
-        AnonymousPeak() as peak,
-    ):
-        work.n_pos = tokens
-        plan = work.plan(tokens)
-        t = time.time()
-        work.pair
-        marks.append(("load", peak.bytes))
-        prompt = work.pair.prompt(Prompt.of(prompt_of(tokens)))
-        work.require_healthy(prompt)
-        marks.append(("health", peak.bytes))
+    folder = Path(plan.pair)
+    base = next(folder / name for name in SHAPES if (folder / name).is_dir())
+    settings = PairSettings(
+        base=str(base),
+        adapter=str(folder / "adapter"),
+        transcoders=str(folder / "transcoders"),
+        dtype=case["dtype"],
+        transcoders_on=case["place"],
+    )
+    wanted = AttributionSettings(
+        edges=case["edges"],
+        nodes=plan.nodes,
+        max_feature_nodes=plan.nodes,
+        top_k=plan.top_k,
+        batch_size=plan.batch_size,
+    )
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as root:
+        work = Workspace(Path(root), settings, create=True, attribution=wanted)
+        work.progress = _said
+        work.n_pos = case["tokens"]
+        with work, AnonymousPeak() as peak:
+            planned = work.plan(case["tokens"])
+            prompt = work.pair.prompt(Prompt.of(prompt_of(case["tokens"])))
+            work.require_healthy(prompt)
+            build_pair_graphs(work.pair, prompt, wanted, progress=_said, scratch=Path(root))
+    about = {"planned": planned.total, "peak": peak.bytes, "s": time.process_time() - start}
+    return about | {"parts": [planned.weights, planned.transcoders, planned.attribution]}
 
-        def progress(step, done, total):
-            if done in (0, total) or done == 64:
-                marks.append((step + str(done), round(peak.bytes / 1e9, 2)))
 
-        work.progress = progress
-
-        build_graphs(work, prompt, work.attribution)
+def _said(step: str, done: int, total: int) -> None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(one for one in lines if one.startswith("RssAnon"))
     print(
-        json.dumps(
-            {
-                "peak": peak.bytes,
-                "plan": plan.total,
-                "weights": plan.weights,
-                "tr": plan.transcoders,
-                "attr": plan.attribution,
-                "active": plan.n_active,
-                "s": time.time() - t,
-                "cpu": time.process_time(),
-                "marks": marks,
-            }
-        )
+        f"{time.process_time():.0f} s, {line}: {step} {done}/{total}", file=sys.stderr, flush=True
     )
 
 
 if __name__ == "__main__":
-    one(*([sys.argv[1], int(sys.argv[2])] + sys.argv[3:]))
+    if len(sys.argv) == 3 and sys.argv[1].startswith("{"):
+        print(json.dumps(one_graph(Plan.model_validate_json(sys.argv[1]), json.loads(sys.argv[2]))))
+    else:
+        main()
