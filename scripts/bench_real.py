@@ -4,13 +4,13 @@
     python scripts/bench_real.py --pair results/full
 
 Each row of the first table is a process of its own that loads the pair, checks its health and
-builds both graphs of one prompt. Peaks are of anonymous memory: pages of files that are mapped are
-given up when others need them. With fewer nodes and rows at once a row takes minutes, not hours.
+builds both graphs of one prompt. With few nodes and rows at once a row takes minutes, not hours.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
+from measure import resident
 from pydantic import Field
 
 from em_circuits.cli.options import Flag, Options, options
@@ -48,14 +49,19 @@ class Plan(Options):
     """Rows at once."""
 
 
-class AnonymousPeak:
-    """Largest anonymous resident memory of this process within the block, sampled (Linux)."""
+class SampledPeak:
+    """Largest resident memory of this process within the block, sampled (Linux).
+
+    Pages of files count once `loaded`: weights that stay mapped are needed, those that are read to
+    be turned into another precision are given up.
+    """
 
     def __init__(self) -> None:
-        self.bytes, self._over = 0, threading.Event()
+        self.bytes, self.loaded, self._over = 0, False, threading.Event()
+        self._before = resident("RssFile")
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> AnonymousPeak:
+    def __enter__(self) -> SampledPeak:
         self._thread.start()
         return self
 
@@ -65,9 +71,8 @@ class AnonymousPeak:
 
     def _watch(self) -> None:
         while not self._over.wait(_TICK_S):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            line = next(one for one in lines if one.startswith("RssAnon"))
-            self.bytes = max(self.bytes, 1024 * int(line.split()[1]))
+            mapped = max(0, resident("RssFile") - self._before) if self.loaded else 0
+            self.bytes = max(self.bytes, 1024 * (resident("RssAnon") + mapped))
 
 
 @click.command(help=__doc__)
@@ -129,11 +134,14 @@ def one_graph(plan: Plan, case: dict[str, Any]) -> dict[str, Any]:
     )
     start = time.process_time()
     with tempfile.TemporaryDirectory() as root:
+        os.environ["EM_CIRCUITS_CACHE"] = root  # health is checked in every row
         work = Workspace(Path(root), settings, create=True, attribution=wanted)
         work.progress = _said
         work.n_pos = case["tokens"]
-        with work, AnonymousPeak() as peak:
+        with work, SampledPeak() as peak:
             planned = work.plan(case["tokens"])
+            _ = work.pair
+            peak.loaded = True
             prompt = work.pair.prompt(Prompt.of(prompt_of(case["tokens"])))
             work.require_healthy(prompt)
             build_pair_graphs(work.pair, prompt, wanted, progress=_said, scratch=Path(root))
@@ -142,11 +150,8 @@ def one_graph(plan: Plan, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(step: str, done: int, total: int) -> None:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(one for one in lines if one.startswith("RssAnon"))
-    print(
-        f"{time.process_time():.0f} s, {line}: {step} {done}/{total}", file=sys.stderr, flush=True
-    )
+    said = f"{time.process_time():.0f} s, {resident('RssAnon')} kB: {step} {done}/{total}"
+    print(said, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

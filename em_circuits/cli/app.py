@@ -223,15 +223,14 @@ def run(
     """
     try:
         defaults = _config_file(Path(CONFIG_FILE)) | dict(options or {})
-        app.main(
+        left = app.main(
             list(arguments),
             "em-circuits",
             standalone_mode=False,
             default_map=defaults,
             obj=sitting,
         )
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
+        return left if type(left) is int else 0  # the status of a command that left early
     except click.Abort:
         return _say(
             "interrupted; finished work is stored, run the same command again to resume", 130
@@ -254,7 +253,6 @@ def run(
         return _say(_out_of_memory(error, arguments), 1) if ran_out(error) else _fault(error)
     except Exception as error:  # the last net: what is not foreseen is this program's own
         return _fault(error)
-    return 0
 
 
 def _out_of_memory(error: Exception, arguments: Sequence[str]) -> str:

@@ -352,6 +352,9 @@ def _plan(
     if device.type != "cpu":
         host = _LIBRARIES + waiting
     resident = matrices if on_device else waiting if device.type == "cpu" else 0
+    if dtype != torch.float32:  # health checks run each layer, and the head, in float32 once
+        layer = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_mlp
+        graph = max(graph, _FLOAT * max(layer, sizes.d_vocab * sizes.d_model))
     return MemoryPlan(
         n_pos=n_pos,
         n_active=active,
