@@ -51,7 +51,7 @@ PROMPT_TOKENS = 64
 DENSITY = 0.004
 """Share of a layer's features that fire at a position, where no graph has shown it."""
 _FLOAT = 4
-_LIBRARIES = 400_000_000
+_LIBRARIES = 600_000_000
 """Code and tables of what is imported with the models, in host memory."""
 _HEADROOM = 1.05
 
