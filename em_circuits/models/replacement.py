@@ -247,8 +247,9 @@ def _build_transformerlens(
     parameters = {name for name, _ in replacement.named_parameters()}
     if lost := sorted(parameters.intersection(absent)):
         raise RequestError(f"transformerlens backend: no weights for {', '.join(lost[:4])}")
-    for block in replacement.blocks:  # all the same, max_context squared bytes each
-        block.attn.mask = replacement.blocks[0].attn.mask
+    blocks: Any = replacement.blocks
+    for block in blocks:  # all the same, max_context squared bytes each
+        block.attn.mask = blocks[0].attn.mask
     replacement._configure_replacement_model(transcoders)
     return replacement
 
