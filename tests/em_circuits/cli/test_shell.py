@@ -12,6 +12,7 @@ from lifelike import Lifelike, make_lifelike
 from em_circuits.cli.app import run
 from em_circuits.cli.shell import names_after
 from em_circuits.models.pair import ModelPair
+from em_circuits.models.transcoders import in_file
 from em_circuits.workspace import Sitting
 
 TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
@@ -76,14 +77,16 @@ def test_a_prompt_with_graphs_is_not_encoded_again(
 
     def read(sitting: Sitting) -> int:
         assert sitting._pair is not None and sitting._pair.transcoders is not None
-        return sitting._pair.transcoders[0].stored.bytes_read
+        return sitting._pair.transcoders.stored.bytes_read
 
     with Sitting() as sitting:
         assert run([*options, "label", "--prompt", TEXT, "--nodes", "40", "--json"], sitting) == 0
         line = json.loads(capsys.readouterr().out.splitlines()[0])
         pair = sitting._pair
         assert pair is not None and pair.transcoders is not None
-        encoders = sum(one.matrices["W_enc"].whole()[0].nbytes for one in pair.transcoders)
+        files = pair.sources["transcoders"].transcoders
+        assert files is not None
+        encoders = sum(in_file(one, "W_enc").whole()[1] for one in files.layers)
         # Each model encodes the prompt once; rows of features beside that.
         built = read(sitting)
         assert 2 * encoders <= built <= 3 * encoders
