@@ -51,8 +51,8 @@ class DoctorResult(Printed):
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also check token edges by real changes of the embeddings, read every number of "
-    "transcoders on disk, and build the base's frozen graph for its replacement score.",
+    help="Also check token edges by real changes of the embeddings; for transcoders of another "
+    "base, build its frozen graph for the replacement score.",
 )
 @attribution_shape_options
 @prints(DoctorResult)
@@ -182,7 +182,7 @@ def _model_checks(work: Workspace, prompt: Prompt, deep: bool) -> Iterator[Check
     if not plan.fits:
         return
     sound, foreign = True, False
-    for check in check_pair(work.pair, work.pair.input_ids(prompt), whole=deep):
+    for check in check_pair(work.pair, work.pair.input_ids(prompt), whole=True):
         sound &= check.ok or not check.fatal
         foreign |= check.name == TRANSCODER_BASE and not check.ok
         yield check

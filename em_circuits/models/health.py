@@ -47,7 +47,7 @@ def check_pair(
     are checked against the MLPs; no attribution is set up.
 
     Args:
-        whole: Read all numbers of transcoders that wait on disk, too, which takes minutes.
+        whole: Read all numbers of transcoders that wait on disk, too, last: it takes minutes.
     """
     faithful = check_neurons if pair.transcoders is None else check_replacement
     yield check_tokenizers(pair)
@@ -56,13 +56,15 @@ def check_pair(
         yield check_merge(pair, input_ids)
     if pair.transcoders is not None:
         yield check_transcoder_base(pair)
-        if whole or pair.settings.transcoders_on != "disk":
+        if pair.settings.transcoders_on != "disk":
             yield check_transcoder_weights(pair)
     for model in pair.models:
         yield check_finite(model, input_ids)
     for model in pair.models:
         yield faithful(model, input_ids)
     yield check_upstream(pair, input_ids)
+    if whole and pair.transcoders is not None and pair.settings.transcoders_on == "disk":
+        yield check_transcoder_weights(pair)
 
 
 def require_healthy(checks: Iterable[Check]) -> None:

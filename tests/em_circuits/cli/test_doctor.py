@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
 from lifelike import Lifelike, make_lifelike
 from safetensors.torch import load_file, save_file
 
@@ -27,13 +28,14 @@ def options(paths: Lifelike, root: Path, *more: str) -> list[str]:
     return [*given, "--root", str(root), *more]
 
 
-def test_no_graph_is_built_and_no_encoder_read_for_health(
+def test_no_graph_is_built_and_nothing_encoded(
     paths: Lifelike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a whole matrix")
+        raise AssertionError("encoded")
 
-    monkeypatch.setattr("em_circuits.models.stored_rows.StoredRows.whole", refuse)
+    for name in ("encode", "encode_sparse", "decode_sparse"):
+        monkeypatch.setattr(SingleLayerTranscoder, name, refuse)
     assert run(options(paths, tmp_path, "--transcoders-on", "disk", "doctor")) == 0
     assert not any(tmp_path.iterdir())
 
