@@ -460,7 +460,8 @@ def _advice(
     for name, model, graph in steps:
         if plan(model, graph, n_pos).fits:
             return f"use {name}"
-    model, graph, names = {}, {}, []
+    names: list[str] = []
+    model, graph = {}, {}
     for name, more_model, more_graph in steps:
         if name.startswith("--batch-size") and "batch_size" in graph:
             names.pop()

@@ -239,9 +239,11 @@ def activation_profile(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Itera
     """
     sizes: list[list[Float[Tensor, " pos"]]] = [[], []]
     for found, model in zip(sizes, pair.models, strict=True):
-        with model.sites.hooked(
-            read=lambda _layer, x, found=found: found.append(x[0].abs().amax(-1).float().cpu())
-        ):
+
+        def read(_layer: int, x: Tensor, found: list[Tensor] = found) -> None:
+            found.append(x[0].abs().amax(-1).float().cpu())
+
+        with model.sites.hooked(read=read):
             model.next_logits(input_ids)
     for layer, rows in enumerate(zip(*sizes, strict=True)):
         sound = [x for row in rows for x in row.tolist() if math.isfinite(x)]
