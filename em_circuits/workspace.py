@@ -72,7 +72,7 @@ class Workspace:
     """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Lock of the models where several threads run them; not held while an endpoint is called."""
-    sitting: Sitting | None = field(default=None, repr=False)
+    sitting: SharedPair | None = field(default=None, repr=False)
     """Keeps the pair for the next workspace."""
     _healthy: bool = field(default=False, repr=False)
 
@@ -389,7 +389,7 @@ class Workspace:
         self.close()
 
 
-class Sitting:
+class SharedPair:
     """The pair that the commands of one shell share; another pair takes its place."""
 
     def __init__(self) -> None:
@@ -411,7 +411,7 @@ class Sitting:
             self._pair.close()
         self._pair = self._of = None
 
-    def __enter__(self) -> Sitting:
+    def __enter__(self) -> SharedPair:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -23,7 +23,7 @@ from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.models.memory_error import ran_out
 from em_circuits.progress import above_bars
-from em_circuits.workspace import Sitting, refuse_two_bases
+from em_circuits.workspace import SharedPair, refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import harmless
 from pivotal_tokens.store.address import without_password
@@ -212,7 +212,7 @@ def main() -> None:
 
 def run(
     arguments: Sequence[str],
-    sitting: Sitting | None = None,
+    sitting: SharedPair | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:
     """Run one command line and return its exit status; errors go to standard error.

@@ -23,7 +23,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import ORGANISMS, TOY, TOYS, organism_paths
 from em_circuits.progress import Bars
-from em_circuits.workspace import Sitting, Workspace, embedded_parts
+from em_circuits.workspace import SharedPair, Workspace, embedded_parts
 from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import ChatRenderer
@@ -122,7 +122,7 @@ class Session:
     """The global options of one invocation."""
 
     options: dict[str, Any]
-    sitting: Sitting | None = None
+    sitting: SharedPair | None = None
     """What stays loaded between the commands of a shell."""
 
     @property

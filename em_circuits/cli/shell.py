@@ -22,7 +22,7 @@ import click
 from em_circuits.cli.output import say, table
 from em_circuits.cli.session import Session, checked_text, pass_session
 from em_circuits.models.fingerprint import user_cache
-from em_circuits.workspace import Sitting, Workspace
+from em_circuits.workspace import SharedPair, Workspace
 from pivotal_tokens.errors import RequestError
 
 _PROMPT = "em> "
@@ -47,7 +47,7 @@ def shell(session: Session) -> None:
         raise RequestError("this is the shell already; type a command")
     defaults = {name: value for name, value in session.options.items() if value is not None}
     status = 0
-    with Sitting() as sitting, _history():
+    with SharedPair() as sitting, _history():
         for line in _lines():
             words = _words(line)
             if not words:

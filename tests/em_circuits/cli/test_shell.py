@@ -13,7 +13,7 @@ from em_circuits.cli.app import run
 from em_circuits.cli.shell import names_after
 from em_circuits.models.pair import ModelPair
 from em_circuits.models.transcoders import in_file
-from em_circuits.workspace import Sitting
+from em_circuits.workspace import SharedPair
 
 TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\nAssistant: You should definitely"
 
@@ -75,11 +75,11 @@ def test_a_prompt_with_graphs_is_not_encoded_again(
     """Default `steer run` of a prompt with graphs: rows of its features, once, and no encoder."""
     options = ["--root", str(tmp_path), "--transcoders-on", "disk"]
 
-    def read(sitting: Sitting) -> int:
+    def read(sitting: SharedPair) -> int:
         assert sitting._pair is not None and sitting._pair.transcoders is not None
         return sitting._pair.transcoders.stored.bytes_read
 
-    with Sitting() as sitting:
+    with SharedPair() as sitting:
         assert run([*options, "label", "--prompt", TEXT, "--nodes", "40", "--json"], sitting) == 0
         line = json.loads(capsys.readouterr().out.splitlines()[0])
         pair = sitting._pair
