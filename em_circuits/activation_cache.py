@@ -29,6 +29,11 @@ from torch import Tensor, nn
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import reconstruction
 
+_COMPARED = 64
+"""Stored activations of a layer that are computed again."""
+_SAME = 64
+"""Roundings by which activations of one input may differ."""
+
 
 @dataclass(frozen=True)
 class ActivationCache:
@@ -85,7 +90,7 @@ class ActivationCache:
         ):
             logits = model.hf(input_ids=ids[None], use_cache=False).logits[0, -1]
         layers = range(model.sites.n_layers)
-        active, activations = _active(model, inputs)
+        active, activations = _stored(model, ids, inputs) or _active(model, inputs)
         return cls(
             input_ids=ids,
             inputs=torch.stack([inputs[i] for i in layers]),
@@ -168,6 +173,24 @@ def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         places.append(torch.cat([torch.full_like(found[:, :1], layer), found], dim=1))
         values.append(acts[found[:, 0], found[:, 1]])
     return torch.cat(places), torch.cat(values).detach()
+
+
+def _stored(model: Model, ids: Tensor, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Active nodes that a graph of this prompt holds, if what the model reads now gives the same
+    activations; without those nothing need be encoded."""
+    found = None if model.stored_activations is None else model.stored_activations(ids)
+    if found is None or not len(found[0]):
+        return None
+    active, activations = found[0].to(ids.device), found[1].to(ids.device, model.dtype)
+    tolerance = _SAME * torch.finfo(model.dtype).eps
+    for layer in {int(active[0, 0]), int(active[-1, 0])}:
+        rows = (active[:, 0] == layer).nonzero()[:_COMPARED, 0]
+        distinct, index = active[rows, 2].unique(return_inverse=True)
+        encoder = model.dictionaries[layer].encoder(distinct)
+        now = encoder.activations(inputs[layer][active[rows, 1]], index)
+        if (now - activations[rows]).abs().max() > tolerance * now.abs().max():
+            return None
+    return active, activations
 
 
 @contextlib.contextmanager

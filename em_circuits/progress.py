@@ -8,12 +8,17 @@ work.progress = Bars()          # a bar on a terminal for every step that is und
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+_SILENCE_S = 30
+_LONG_S = 5
+_LARGE_MB = 1000
 
 Item = TypeVar("Item")
 
@@ -34,12 +39,32 @@ def tracked(items: Sequence[Item], step: str, progress: Progress) -> Iterator[It
 
 
 class Bars:
-    """A bar for each step under way, on a terminal only; those inside another go when done."""
+    """A bar for each step under way; those inside another go when done.
+
+    Where there is no terminal, lines on standard error instead: at the start of a step of many
+    megabytes, every half a minute, and at the end of a step that took long.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, tqdm[NoReturn]] = {}
+        self._began: dict[str, float] = {}
+        self._said = time.monotonic()
+
+    def _say(self, step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        begins = self._began.setdefault(step, now) == now
+        large = begins and step.endswith("(MB)") and total >= _LARGE_MB
+        ended = done >= total and now - self._began[step] > _LONG_S
+        if large or ended or now - self._said > _SILENCE_S:
+            self._said = now
+            print(f"{step}: {done} of {total}", file=sys.stderr, flush=True)
+        if done >= total:
+            self._began.pop(step)
 
     def __call__(self, step: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            self._say(step, done, total)
+            return
         from tqdm import tqdm
 
         bar = self._open.get(step)

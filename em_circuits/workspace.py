@@ -9,34 +9,43 @@ for reading.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
-from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
 from em_circuits.organisms.paths import TOY, organism_paths, require_base
 from em_circuits.progress import Progress, no_progress
+from pivotal_tokens.artefacts import content_key, library_versions, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
+from pivotal_tokens.store.database import DEFAULT_NAME
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from em_circuits.graphs.graph import AttributionGraph
+    from em_circuits.graphs.memory import MemoryPlan
     from em_circuits.models.check import Check
-    from em_circuits.models.pair import ModelPair
+    from em_circuits.models.pair import Model, ModelPair
 
 logger = logging.getLogger(__name__)
 
+_DENSITIES = "densities.json"
+_SAME_DENSITY = 0.1
+"""Shares of active features that differ by no more count as one."""
 _FINGERPRINTS = "fingerprints"
 """Entry of a pair's description: name and first digits of each fingerprint."""
 
@@ -53,6 +62,8 @@ class Workspace:
     seed: int = 0
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
+    n_pos: int | None = None
+    """Tokens of the longest prompt that the memory plan allows for, where it is known."""
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     """Settings of attribution that the memory plan assumes."""
     warnings: tuple[Check, ...] = ()
@@ -61,6 +72,8 @@ class Workspace:
     """Called with how far each step of the work is."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Lock of the models where several threads run them; not held while an endpoint is called."""
+    sitting: SharedPair | None = field(default=None, repr=False)
+    """Keeps the pair for the next workspace."""
     _healthy: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,25 +115,92 @@ class Workspace:
     @cached_property
     def pair(self) -> ModelPair:
         """Both models, after a look at whether they will fit into memory."""
-        sources = self.locate()
+        if self.sitting is None:
+            pair = self._load()
+        else:
+            fingerprints = str(sorted(self.fingerprints.items()))  # files may have changed since
+            pair = self.sitting.pair(self.models, fingerprints, self._load)
+        if not self.models.neurons:
+            for model in pair.models:
+                model.stored_activations = partial(self._stored_activations, model)
+        return pair
 
-        from em_circuits.models.memory import memory_plan, require_fit
+    def _load(self) -> ModelPair:
+        files = [path for one in self.locate().values() for path in one.files.values()]
+        size = sum(path.stat().st_size for path in files) // 1_000_000
+        self.progress("loading (MB)", 0, size)  # before what is imported, which takes seconds
+
+        from em_circuits.graphs.memory import require_fit
         from em_circuits.models.pair import ModelPair
 
-        plan = memory_plan(
-            self.models,
-            sources,
-            max_feature_nodes=self.attribution.max_feature_nodes,
-            batch_size=self.attribution.batch_size,
-        )
+        plan = self.plan(self.n_pos)
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
-        return ModelPair.load(self.models, self._file_hashes)
+        pair = ModelPair.load(self.models, self._file_hashes, self.progress)
+        self.progress("loading (MB)", size, size)
+        return pair
+
+    def _stored_activations(self, model: Model, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Every active feature of a prompt, from its graph with full edges; None without one."""
+        from em_circuits.models.text import prompt_text
+
+        if self.__dict__.get("store") is None and not self._has_store:
+            return None
+        prompt_id = Prompt.of(prompt_text(model.tokenizer, ids)).prompt_id
+        assert model.pair is not None
+        for record in self.store.graphs.all(prompt_id, model.pair.key):
+            if record.model != model.name or not self.graphs.has(record.key):
+                continue
+            header = self.graphs.header(record.key)
+            own = [(part.basis, part.layer) for part in header.parts]
+            whole = own == [("transcoder", layer) for layer in range(header.n_layers)]
+            if not whole or header.n_active is not None:
+                continue
+            graph = self.graphs.load(record.key)
+            if graph.input_ids.tolist() == ids.tolist():
+                return graph.active, graph.activations
+        return None
+
+    @property
+    def _has_store(self) -> bool:
+        return self.store_url is not None or (self.results / DEFAULT_NAME).is_file()
+
+    def plan(self, n_pos: int | None = None) -> MemoryPlan:
+        """Memory that the pair, and both graphs of a prompt of so many tokens, will take."""
+        from em_circuits.graphs.memory import PROMPT_TOKENS, memory_plan
+
+        density = self._densities().get(self._transcoder_name)
+        return memory_plan(
+            self.models,
+            self.locate(),
+            self.attribution,
+            n_pos=n_pos or PROMPT_TOKENS,
+            density=density,
+        )
+
+    def keep_density(self, density: float) -> None:
+        """Remember which share of features fires, for the plans of later commands."""
+        densities = self._densities()
+        if abs(densities.get(self._transcoder_name, 0.0) / density - 1) > _SAME_DENSITY:
+            with contextlib.suppress(OSError):  # a cache may be read-only
+                known = densities | {self._transcoder_name: density}
+                write_json(user_cache() / _DENSITIES, known)
+
+    @property
+    def _transcoder_name(self) -> str:
+        return f"{self.models.base} {self.models.transcoders}"
+
+    @staticmethod
+    def _densities() -> dict[str, float]:
+        try:
+            found = json.loads((user_cache() / _DENSITIES).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def _file_hashes(self) -> FingerprintCache:
-        remembered = self.results / "fingerprints.json" if self.results.is_dir() else None
-        return FingerprintCache(remembered)
+        return FingerprintCache(user_cache() / FILE_HASHES)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -158,20 +238,56 @@ class Workspace:
             WorkFailed: Naming the failed check.
         """
         if not self._healthy:
-            from em_circuits.models.health import require_healthy
-
-            checks = self.health(prompt)
-            require_healthy(checks)
-            self.warnings = tuple(check for check in checks if not check.ok)
+            known = self._remembered()
+            self.warnings = self._checked(prompt) if known is None else known
             for check in self.warnings:
                 logger.warning("%s: %s; %s", check.name, check.found, check.advice)
             self._healthy = True
 
-    def health(self, prompt: Prompt) -> list[Check]:
-        """Every health check of the pair on one prompt."""
-        from em_circuits.models.health import check_pair
+    def _checked(self, prompt: Prompt) -> tuple[Check, ...]:
+        """Checks that failed without stopping the work; remembered where none stops it."""
+        from pydantic import TypeAdapter
 
-        return check_pair(self.pair, self.pair.input_ids(prompt))
+        from em_circuits.models.check import Check
+        from em_circuits.models.health import check_pair, require_healthy
+
+        checks: list[Check] = []
+        for check in check_pair(self.pair, self.pair.input_ids(prompt)):
+            checks.append(check)
+            self.progress("health checks", len(checks), len(checks) + 1)
+            require_healthy([check])
+        self.progress("health checks", len(checks), len(checks))
+        failed = tuple(check for check in checks if not check.ok)
+        with contextlib.suppress(OSError):  # a cache may be read-only
+            write_json(self._health_file, TypeAdapter(tuple[Check, ...]).dump_python(failed))
+        return failed
+
+    def _remembered(self) -> tuple[Check, ...] | None:
+        """What did not stop the work when this pair was checked before, with these libraries; None
+        if it was not."""
+        from pydantic import TypeAdapter, ValidationError
+
+        from em_circuits.models.check import Check
+
+        try:
+            found = self._health_file.read_bytes()
+            checks = TypeAdapter(tuple[Check, ...]).validate_json(found)
+        except (OSError, ValidationError):
+            return None
+        return tuple(replace(check, fatal=False) for check in checks)
+
+    @cached_property
+    def _health_file(self) -> Path:
+        pair = self.pair
+        about = {
+            "pair": pair.key,
+            "backend": pair.base.backend,
+            "device": str(pair.device),
+            "transcoders on": self.models.transcoders_on,
+            "max context": self.models.max_context,
+            "libraries": library_versions(),
+        }
+        return user_cache() / "health" / f"{content_key(about)[:32]}.json"
 
     def register_pair(self) -> None:
         """Record the pair's key and what it stands for, before anything refers to it; warn where
@@ -268,11 +384,45 @@ class Workspace:
 
     def close(self) -> None:
         """Close what was opened."""
-        for name in ("pair", "store"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
+        pair = self.__dict__.pop("pair", None)
+        if pair is not None:
+            for model in pair.models:
+                model.stored_activations = None
+            if self.sitting is None:
+                pair.close()
+        if "store" in self.__dict__:
+            self.__dict__.pop("store").close()
 
     def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class SharedPair:
+    """The pair that the commands of one shell share; another pair takes its place."""
+
+    def __init__(self) -> None:
+        self._of: tuple[PairSettings, str] | None = None
+        self._pair: ModelPair | None = None
+
+    def pair(
+        self, settings: PairSettings, fingerprints: str, load: Callable[[], ModelPair]
+    ) -> ModelPair:
+        """The pair of these settings and files, loaded if another one is here."""
+        if self._pair is None or self._of != (settings, fingerprints):
+            self.close()  # before there are two in memory
+            self._pair, self._of = load(), (settings, fingerprints)
+        return self._pair
+
+    def close(self) -> None:
+        """Let the pair go."""
+        if self._pair is not None:
+            self._pair.close()
+        self._pair = self._of = None
+
+    def __enter__(self) -> SharedPair:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -25,7 +25,7 @@ from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings, attribute
 from em_circuits.graphs import full as full_graphs
 from em_circuits.graphs.held import Nodes
-from em_circuits.graphs.row_memory import RowMemory
+from em_circuits.graphs.memory import RowMemory
 from em_circuits.models import Model, PairSettings
 from em_circuits.models.family import Decoder
 from em_circuits.models.neurons import neuron_sites

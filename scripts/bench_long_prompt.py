@@ -24,7 +24,7 @@ from synthetic import graph_around
 
 from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings
-from em_circuits.graphs.attribution import MemoryNeed, attribute_prompt
+from em_circuits.graphs.attribution import FrozenMemory, attribute_prompt
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.influence import Method, Targets, influence
@@ -94,7 +94,7 @@ def child(root: Path, plan: Plan) -> dict[str, float]:
         "n_pos": plan.n_pos,
         "d_model": plan.d_model,
     }
-    need = MemoryNeed(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
+    need = FrozenMemory(**sizes, n_heads=plan.n_heads, max_feature_nodes=plan.features)
     took["reckoned_mb"] = (need.fixed_bytes + plan.batch_size * need.row_bytes) / 1e6
     start = time.perf_counter()
     with Peak() as peak:

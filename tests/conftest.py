@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,6 +14,18 @@ settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
+
+# Where fixtures of a module remember what they load: in no home. Each test has a place of its own.
+os.environ["EM_CIRCUITS_CACHE"] = tempfile.mkdtemp(prefix="em-circuits-tests-")
+
+
+@pytest.fixture(autouse=True)
+def user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is remembered about files and models, forgotten after each test."""
+    folder = tmp_path_factory.getbasetemp() / "user-cache" / f"{os.urandom(8).hex()}"
+    monkeypatch.setenv("EM_CIRCUITS_CACHE", str(folder))
+    return folder
+
 
 CANARY = "sk-canary/+9f3A=7c&512'xQ"
 

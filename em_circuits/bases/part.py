@@ -79,6 +79,18 @@ class Part(ABC):
     ) -> Float[Tensor, "*batch op"]:
         """Activation of node ``ids[i]`` on ``x[..., i, :]``, gate fixed; differentiable."""
 
+    def real(
+        self, x: Float[Tensor, "row op d_read"], ids: Int64[Tensor, " op"]
+    ) -> Float[Tensor, "row op"]:
+        """Activation of node ``ids[i]`` on ``x[:, i]``, gates and all."""
+        every = self.activations(x)
+        return every.gather(-1, ids.expand(x.shape[:2])[..., None])[..., 0]
+
+    @property
+    def encodes_whole(self) -> bool:
+        """Whether `real` computes every node to know one."""
+        return True
+
     @abstractmethod
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
         """What each node adds to a write site per unit of activation."""

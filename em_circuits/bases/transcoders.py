@@ -42,6 +42,20 @@ class TranscoderPart(Part):
         encoder = self.dictionary.matrices("W_enc", unique)[index].to(x)
         return (x * encoder).sum(-1) + self.dictionary.b_enc[ids].to(x)
 
+    def real(
+        self, x: Float[Tensor, "row op d_read"], ids: Int64[Tensor, " op"]
+    ) -> Float[Tensor, "row op"]:
+        if self.encodes_whole:
+            return super().real(x, ids)
+        distinct, index = ids.unique(return_inverse=True)
+        encoder = self.dictionary.encoder(distinct)
+        which = index.expand(x.shape[:2]).reshape(-1)
+        return encoder.activations(x.reshape(-1, x.shape[-1]), which).view(x.shape[:2]).detach()
+
+    @property
+    def encodes_whole(self) -> bool:
+        return self.dictionary.top_k is not None
+
     def written(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_write"]:
         return self.dictionary.decoder(ids, write)
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from em_circuits import __version__
 from em_circuits.cli.interrupt import end_as_by_interrupt
 from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
+from em_circuits.models.memory_error import ran_out
 from em_circuits.progress import above_bars
-from em_circuits.workspace import refuse_two_bases
+from em_circuits.workspace import SharedPair, refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import harmless
 from pivotal_tokens.store.address import without_password
@@ -46,6 +47,7 @@ _COMMANDS = {
         "Label the queue; every answer is stored before the next item is shown.",
     ),
     "serve": ("serve:serve", "Serve the viewer until Ctrl-C."),
+    "shell": ("shell:shell", "Take one command after another; the models are loaded once."),
     "status": (
         "status:status",
         "Progress of the store; with PROMPT (an id or unique prefix) all about one attempt.",
@@ -114,6 +116,8 @@ _COMMANDS = {
     ),
 }
 """Command -> module:function under `em_circuits.cli`, and its line of the help of all commands."""
+_IN_THE_SHELL = {"next": "shell:next_tokens"}
+"""Commands of the shell alone."""
 
 
 _SECTIONS = {
@@ -144,9 +148,12 @@ class LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        place = _COMMANDS.get(cmd_name, (None,))[0]
+        if place is None and ctx.obj is not None:
+            place = _IN_THE_SHELL.get(cmd_name)
+        if place is None:
             return None
-        module, _, function = _COMMANDS[cmd_name][0].partition(":")
+        module, _, function = place.partition(":")
         command: click.Command = getattr(
             importlib.import_module(f"em_circuits.cli.{module}"), function
         )
@@ -160,7 +167,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise click.NoSuchCommand(args[0], possibilities=_COMMANDS, ctx=ctx)
         return super().resolve_command(ctx, args)
 
@@ -202,7 +209,7 @@ def app(context: click.Context, verbose: bool, **options: Any) -> None:
     """
     _configure_logging(verbose)
     refuse_two_bases(options["base"], options["organism_name"])
-    context.obj = Session(options)
+    context.obj = Session(options, context.obj)
 
 
 def main() -> None:
@@ -213,13 +220,27 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit status; errors go to standard error."""
+def run(
+    arguments: Sequence[str],
+    sitting: SharedPair | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Run one command line and return its exit status; errors go to standard error.
+
+    Args:
+        sitting: What stays loaded, of a shell's commands.
+        options: Global options where neither the line nor the environment gives others.
+    """
     try:
-        defaults = _config_file(Path(CONFIG_FILE))
-        app.main(list(arguments), "em-circuits", standalone_mode=False, default_map=defaults)
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
+        defaults = _config_file(Path(CONFIG_FILE)) | dict(options or {})
+        left = app.main(
+            list(arguments),
+            "em-circuits",
+            standalone_mode=False,
+            default_map=defaults,
+            obj=sitting,
+        )
+        return left if type(left) is int else 0  # the status of a command that left early
     except click.Abort:
         return _say(
             "interrupted; finished work is stored, run the same command again to resume", 130
@@ -241,9 +262,31 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; check the path, or choose --root", 1)
+    except (MemoryError, RuntimeError) as error:
+        return _say(_out_of_memory(error, arguments), 1) if ran_out(error) else _fault(error)
     except Exception as error:  # the last net: what is not foreseen is this program's own
         return _fault(error)
-    return 0
+
+
+def _out_of_memory(error: Exception, arguments: Sequence[str]) -> str:
+    """What did not fit, and the next smaller setting that was not asked for yet."""
+    command: click.Command = app
+    for word in arguments:
+        if isinstance(command, click.Group) and word in command.list_commands(click.Context(app)):
+            command = command.get_command(click.Context(app), word) or command
+    typed = {word.partition("=")[0] for word in arguments}
+    known = {name for of in (app, command) for one in of.params for name in one.opts}
+    smaller = (
+        ("--transcoders-on", "--transcoders-on disk"),
+        ("--batch-size", "--batch-size 16"),
+        ("--dtype", "--dtype bfloat16"),
+        ("--max-features", "--max-features 256"),
+        ("--nodes", "--nodes 128"),
+    )
+    left = [setting for name, setting in smaller if name in known - typed]
+    advice = f"try {left[0]}" if left else "try a smaller value of the options given, or less text"
+    detail = " ".join(str(error).split())[:120].split(". GPU")[0]
+    return f"out of memory ({detail or 'allocation failed'}); finished work is stored; {advice}"
 
 
 def _fault(error: Exception) -> int:

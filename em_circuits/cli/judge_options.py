@@ -38,6 +38,7 @@ _ENDPOINT = OptionSet(
     api_key_env=Flag(metavar="NAME"),
 ).under(_LLM)
 _BUDGET = OptionSet(Budget).under(_LLM)
+_WORDS_SHOWN = 20
 
 
 def llm_options(command: Command) -> Command:
@@ -140,5 +141,7 @@ def open_offline_judge(session: Session, work: Workspace, judge: str | None) -> 
             ("words that share a first token, unsure", opened.clashes),
         ):
             if words:
-                say(f"{opened.id}: {what}: {', '.join(words)}", err=True)
+                more = f" and {len(words) - _WORDS_SHOWN} more" * (len(words) > _WORDS_SHOWN)
+                shown = ", ".join(words[:_WORDS_SHOWN])
+                say(f"{opened.id}: {what}: {shown}{more}", err=True)
     return opened

@@ -153,6 +153,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     from em_circuits.labelling.label import require_space
     from em_circuits.labelling.run import Run
     from em_circuits.labelling.sources import ListSource, run_id
+    from em_circuits.models.text import encode
 
     settings = _settings(session, options, others)
     with session.workspace(create=True, attribution=settings.attribution) as work:
@@ -164,6 +165,10 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
         if not options.writes_prompts:
             all_of_them = _prompts(session, work, options, given)
             prompts = [prompt for prompt in all_of_them if engine.takes(prompt.prompt_id)]
+            work.n_pos = max(
+                (len(one.token_ids or encode(work.tokenizer, one.text)) for one in prompts),
+                default=None,
+            )
         n: int | None
         run: Run | DistributedRun
         if engine.spreads and prompts is not None:
@@ -172,9 +177,9 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
                 session, work, prompts, settings, engine, others, as_json=as_json
             )
         else:
+            judge = open_judge(session, work, others)
             if prompts is not None:
                 require_space(work, prompts, settings)
-            judge = open_judge(session, work, others)
             if prompts is not None:
                 source: PromptStream = ListSource("given", prompts)
                 ids = [prompt.prompt_id for prompt in prompts]

@@ -23,7 +23,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.paths import ORGANISMS, TOY, TOYS, organism_paths
 from em_circuits.progress import Bars
-from em_circuits.workspace import Workspace, embedded_parts
+from em_circuits.workspace import SharedPair, Workspace, embedded_parts
 from pivotal_tokens.artefacts import sha256_file, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import ChatRenderer
@@ -94,6 +94,9 @@ def attribution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _attribution(scores_only(command))
 
 
+attribution_shape_options = _attribution
+
+
 def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> AttributionSettings:
     """What `attribution_options` ask for."""
     return _attribution.read(options, top_k=top_k)
@@ -119,6 +122,8 @@ class Session:
     """The global options of one invocation."""
 
     options: dict[str, Any]
+    sitting: SharedPair | None = None
+    """What stays loaded between the commands of a shell."""
 
     @property
     def root(self) -> Path:
@@ -165,6 +170,7 @@ class Session:
             create=create,
             attribution=attribution or AttributionSettings(),
             progress=self.bars(),
+            sitting=self.sitting,
         )
 
     @contextmanager
@@ -177,8 +183,8 @@ class Session:
         """
         with self.workspace() as work:
             stored = work.store.prompts
-            for prompt in prompts:
-                stored.get(prompt)
+            found = [stored.get(prompt) for prompt in prompts]
+            work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
             work.locate()
             yield work
 

@@ -22,18 +22,13 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from em_circuits.graphs import linear_rows
-from em_circuits.graphs.builder import ROW_BYTES, EdgesBuilder
+from em_circuits.graphs.builder import EdgesBuilder
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.linear_rows import LinearRows
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.progress import Progress, no_progress
-from pivotal_tokens.errors import RequestError
-
-MOST_ROWS = 1024
-_FLOAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +128,7 @@ def select(
             order = torch.argsort(influence, descending=True, stable=True)
             queue = order[: min(settings.update_rows, total - done)].sort().values
         for batch in rows.groups(queue, settings.batch_size):
-            builder.add_features(batch, rows.features(batch))
+            builder.add_features(batch, rows.features(batch), causal=True)
             done += len(batch)
             progress("attribution", done, total)
     rows.forget()
@@ -249,67 +244,3 @@ def _recorded_masses(context: Any) -> Iterator[_RowMasses]:
     finally:
         context.encoder_vecs = encoder
         del context.compute_batch
-
-
-@dataclass(frozen=True)
-class MemoryNeed:
-    """What an attribution takes, beside models and transcoders, by its sizes.
-
-    Attributes:
-        n_active: Active features.
-        n_layers: Layers of the model.
-        n_pos: Tokens of the prompt.
-        d_model: Width of the residual stream.
-        n_heads: Attention heads.
-        max_feature_nodes: Feature rows of the graph; None for every active feature.
-    """
-
-    n_active: int
-    n_layers: int
-    n_pos: int
-    d_model: int
-    n_heads: int
-    max_feature_nodes: int | None = None
-
-    def rows_within(self, max_memory: int) -> int:
-        """The largest power of two of rows at once, 1 to 1,024, that stays within a budget.
-
-        Raises:
-            RequestError: If what does not depend on the batch does not fit with a single row.
-        """
-        rows = (max_memory - self.fixed_bytes) // self.row_bytes
-        if rows < 1:
-            needed = (self.fixed_bytes + self.row_bytes) / 1e9
-            raise RequestError(
-                f"--max-memory {max_memory / 1e9:.2f} GB is too little: this prompt's attribution "
-                f"takes {needed:.2f} GB; allow that much or ask for fewer --max-features"
-            )
-        return min(MOST_ROWS, 1 << rows.bit_length() - 1)
-
-    @property
-    def row_bytes(self) -> int:
-        """What each row at once takes: its gradient of the stream, what passes through attention,
-        the values of a head group; then the row itself, transposed, and as it is stored."""
-        return _FLOAT * (4 * self.n_pos * self.d_model + 3 * self._sources(self.n_active))
-
-    @property
-    def fixed_bytes(self) -> int:
-        """Memory of an attribution that does not depend on its batch size, in bytes.
-
-        Encoder and decoder rows of the active features; attention patterns, those of one layer
-        several times over while they are made; stored rows, as far as they stay in memory, and
-        packed; what every layer reads, writes and misses.
-        """
-        n_rows = min(self.max_feature_nodes or self.n_active, self.n_active)
-        vectors = 2 * self.n_active * self.d_model
-        pattern = self.n_heads * self.n_pos**2
-        in_memory = linear_rows.PATTERN_BYTES // _FLOAT
-        patterns = min(self.n_layers * pattern, in_memory) + 4 * pattern
-        share = 0.5  # of the sources, that lie in layers below and at positions before
-        rows = min(int(share * n_rows * self._sources(self.n_active)), ROW_BYTES // _FLOAT)
-        packed = int(share * n_rows * self._sources(n_rows))
-        streams = 6 * self.n_layers * self.n_pos * self.d_model
-        return _FLOAT * (vectors + patterns + rows + packed + streams)
-
-    def _sources(self, n_features: int) -> int:
-        return NodeLayout(n_features, self.n_layers, self.n_pos, n_logits=0).n_sources

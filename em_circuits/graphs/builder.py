@@ -2,8 +2,10 @@
 
 Attribution makes rows in its own order, over every *active* feature, and only then knows which were
 selected. The builder stores of each row what the mask allows, so that no (node x node) matrix is
-ever needed, and at the end drops the columns of the others, whose mass it records. Rows beyond
-`ROW_BYTES` are offloaded to a file, and go from there straight into their packed place.
+ever needed, and at the end drops the columns of the others, whose mass it records. Rows stay on the
+device that made them, a piece of up to `PIECE_ROWS` of neighbouring positions a tensor (column x
+row); beyond the room there they are offloaded to a file, and go from there straight into their
+packed place.
 
     builder = EdgesBuilder(layers, positions, n_layers=4, n_pos=9, n_logits=10)
     builder.add_logits(torch.arange(10), logit_rows)
@@ -13,22 +15,45 @@ ever needed, and at the end drops the columns of the others, whose mass it recor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.graphs.edges import Edges, Packer, exact_float32
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.memory import ROW_BYTES
 from em_circuits.graphs.offload import Scratch, Slot
-from em_circuits.graphs.structure import Block, Stripe, Structure
+from em_circuits.graphs.structure import Block, Structure
+from em_circuits.models.memory import available_bytes
 from pivotal_tokens.errors import RequestError
 
-ROW_BYTES = 1 << 30
-"""Feature rows that stay in memory."""
+PIECE_ROWS = 16
+_CHUNK = 1 << 14
+"""Columns whose magnitudes are made at a time: a piece's fit a core's cache."""
+_ROUNDING = 1e-12
+"""Of two float64 sums over the same values."""
 _LEAST_MASS = 1e-8
 """A row's mass counts as this at least (`circuit_tracer.graph.compute_partial_influences`)."""
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Rows of one stripe, ascending: what their masks allow.
+
+    Attributes:
+        indices: Active features.
+        values: (column of the widest row's block, row), or where they wait.
+        masses: Sum of the magnitudes of each.
+        live: Which rows have not been replaced.
+    """
+
+    indices: Int64[Tensor, " row"]
+    values: Float[Tensor, "column row"] | Slot
+    masses: Float64[Tensor, " row"]
+    live: Bool[Tensor, " row"]
 
 
 class EdgesBuilder:
@@ -48,59 +73,106 @@ class EdgesBuilder:
         system's if not given."""
         layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
         self._structure = Structure(layout, active_layers, active_positions)
-        self._features: dict[int, Tensor | Slot] = {}
         self._scratch, self._room = Scratch(scratch), ROW_BYTES
+        self._device: torch.device | None = None
+        self._stripes = list(self._structure.stripes())
+        self._on: dict[int, tuple[torch.device, Tensor]] = {}
+        self._pieces: list[list[_Piece]] = [[] for _ in self._stripes]
         self._logits: dict[int, Tensor] = {}
         self._extra: dict[int, tuple[Tensor, Tensor]] = {}
-        self._where: list[tuple[Stripe, Block]] = []  # of every active feature
-        for stripe in reversed(list(self._structure.stripes())):
+        self._stripe_of = torch.empty(layout.n_features, dtype=torch.int64)
+        self._width = torch.empty(layout.n_features, dtype=torch.int64)  # columns its mask allows
+        for number, stripe in enumerate(self._stripes):
+            self._stripe_of[stripe.rows] = number
             for block in stripe.blocks:
-                self._where.extend([(stripe, block)] * block.n_rows)
+                self._width[block.rows] = block.n_columns
+        self._where = torch.full((layout.n_features, 2), -1)  # (piece, row) of each with a row
 
     @property
     def visited(self) -> Int64[Tensor, " feature"]:
         """Active indices of the features with rows, ascending."""
-        return torch.tensor(sorted(self._features), dtype=torch.int64)
+        return (self._where[:, 0] >= 0).nonzero()[:, 0]
 
     def add_features(
-        self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
+        self,
+        indices: Int64[Tensor, " batch"],
+        rows: Float[Tensor, "batch column"],
+        *,
+        causal: bool = False,
     ) -> None:
         """Take rows of features.
 
         Args:
             indices: Which active feature each row belongs to.
             rows: Over all active features, errors and tokens; columns beyond are not looked at.
+                Those whose transpose is contiguous are taken fastest.
+            causal: Nothing stands outside the mask, by construction: it is not searched.
 
         Raises:
             RequestError: If a row is too short, or of a feature that is not active.
         """
-        for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
-            if not 0 <= index < len(self._where):
-                raise RequestError(f"No active feature {index}: there are {len(self._where)}.")
-            stripe, block = self._where[index]
-            columns = stripe.columns[: block.n_columns]
-            inside = row[columns]
+        across = self._sources(rows)
+        known = self._structure.layout.n_features
+        for index in indices.tolist():
+            if not 0 <= index < known:
+                raise RequestError(f"No active feature {index}: there are {known}.")
+        last = {index: row for row, index in enumerate(indices.tolist())}  # the last row given
+        distinct = torch.tensor(sorted(last), dtype=torch.int64)
+        for number in self._stripe_of[distinct].unique().tolist():
+            for mine in distinct[self._stripe_of[distinct] == number].split(PIECE_ROWS):
+                picked = torch.tensor([last[index] for index in mine.tolist()])
+                first = int(picked[0])
+                in_order = bool((picked.diff() == 1).all())
+                chosen = slice(first, first + len(picked)) if in_order else picked.to(across.device)
+                self._add(number, mine, across[:, chosen], causal=causal)
+
+    def _add(self, number: int, indices: Tensor, across: Tensor, *, causal: bool) -> None:
+        """Take up to `PIECE_ROWS` rows of one stripe, over (source, row)."""
+        columns, widths = self._columns(number, across.device), self._width[indices]
+        values = across.index_select(0, columns[: int(widths.max())])
+        for index in indices.tolist():
             self._extra.pop(index, None)
-            if int(row.count_nonzero()) != int(inside.count_nonzero()):
-                rest = row.clone()
-                rest[columns] = 0
-                where = rest.nonzero()[:, 0]
-                self._extra[index] = (where, exact_float32(rest[where]))
-            self._room -= inside.numel() * inside.element_size()
-            self._features[index] = inside if self._room >= 0 else self._scratch.put(inside)
+        if not causal:
+            self._keep_outside(columns, indices, across, values)
+        for piece, row in self._where[indices].tolist():
+            if piece >= 0:
+                self._pieces[number][piece].live[row] = False
+        masses = _magnitudes(values).cpu()
+        keep = values.nbytes <= self._room_on(across.device)
+        self._room -= values.nbytes if keep else 0
+        stored = values if keep else self._scratch.put(values)
+        live = torch.ones(len(indices), dtype=torch.bool)
+        self._where[indices, 0] = len(self._pieces[number])
+        self._where[indices, 1] = torch.arange(len(indices))
+        self._pieces[number].append(_Piece(indices, stored, masses, live))
+
+    def _keep_outside(
+        self, columns: Tensor, indices: Tensor, across: Tensor, values: Tensor
+    ) -> None:
+        """Keep entries outside the mask apart, and take them out of `values`."""
+        widths = self._width[indices]
+        for row, (index, width) in enumerate(zip(indices.tolist(), widths.tolist(), strict=True)):
+            values[width:, row] = 0  # of wider rows' blocks
+            if across[:, row].count_nonzero() == values[:, row].count_nonzero():
+                continue
+            rest = across[:, row].clone()
+            rest[columns[:width]] = 0
+            where = rest.nonzero()[:, 0]
+            self._extra[index] = (where.cpu(), exact_float32(rest[where]).cpu())
 
     def add_logits(
         self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
     ) -> None:
         """Take rows of targets; see `add_features`."""
-        for index, row in zip(indices.tolist(), self._sources(rows), strict=True):
+        for index, row in zip(indices.tolist(), self._sources(rows).T.cpu(), strict=True):
             self._logits[index] = row.clone()
 
     def influence(self, weights: Float64[Tensor, " logit"]) -> Float64[Tensor, " source"]:
         """Absolute row-normalised influence of every source on the targets, through the rows here.
 
-        circuit-tracer's partial influence. Rows from the last layer to the first: each is complete
-        when its turn comes, so every edge is visited once.
+        circuit-tracer's partial influence. Stripes from the last to the first: each row is complete
+        when its turn comes, so every edge is visited once; rows of a stripe wait for none of their
+        own, and are taken a piece at a time.
 
         Args:
             weights: Of the targets, not negative.
@@ -109,22 +181,23 @@ class EdgesBuilder:
         for index, row in self._logits.items():
             mass = max(float(row.abs().sum()), _LEAST_MASS)
             total.add_(row.double().abs() / mass, alpha=float(weights[index]))
-        ahead, stripe = torch.zeros(0), None
-        for index in sorted(self._features, reverse=True):
-            here, block = self._where[index]
-            if here is not stripe:
-                if stripe is not None:
-                    total[stripe.columns] += ahead
-                ahead, stripe = torch.zeros(len(here.columns), dtype=torch.float64), here
-            row = self._row(index)
-            where, extra = self._extra.get(index, (None, row[:0]))
-            mass = max(float(row.abs().sum() + extra.abs().sum()), _LEAST_MASS)
-            share = float(total[index]) / mass
-            ahead[: block.n_columns].add_(row.abs(), alpha=share)
-            if where is not None:
-                total.index_add_(0, where, extra.double().abs(), alpha=share)
-        if stripe is not None:
-            total[stripe.columns] += ahead
+        for stripe, pieces in zip(self._stripes, self._pieces, strict=True):
+            ahead: Tensor | None = None
+            for piece in pieces:
+                outside = [self._extra.get(index) for index in piece.indices.tolist()]
+                masses = piece.masses + torch.tensor(
+                    [0.0 if one is None else float(one[1].double().abs().sum()) for one in outside]
+                )
+                shares = total[piece.indices] * piece.live / masses.clamp(min=_LEAST_MASS)
+                values = self._values(piece)
+                if ahead is None:
+                    ahead = values.new_zeros(len(stripe.columns), dtype=torch.float64)
+                _add_magnitudes(ahead, values, shares.to(values.device))
+                for share, one in zip(shares.tolist(), outside, strict=True):
+                    if one is not None:
+                        total.index_add_(0, one[0], one[1].double().abs(), alpha=share)
+            if ahead is not None:
+                total[stripe.columns] += ahead.cpu()
         return total
 
     def build(self, selected: Int64[Tensor, " feature"]) -> Edges:
@@ -143,42 +216,60 @@ class EdgesBuilder:
         remaining = active.nodes_with(selected)[layout.sources]
         new_index = torch.full((active.n_sources,), -1)  # of every source; -1 if not selected
         new_index[remaining] = torch.arange(len(remaining))
+        new_row = torch.full((active.n_features,), -1)
+        new_row[selected] = torch.arange(len(selected))
         packer = Packer(structure)
         outside = torch.zeros(layout.n_rows, dtype=torch.float64)
-        for stripe in structure.stripes():
-            for block in stripe.blocks:
-                for row in range(block.rows.start, block.rows.stop):
-                    index = int(selected[row])
-                    values, columns = self._row(index), self._columns(index)
-                    if len(remaining) < active.n_sources:
-                        inside = new_index[columns] >= 0
-                        outside[row] = values[~inside].double().abs().sum()
-                        values = values[inside]
-                    packer.add_row(block, row, values)
-                    del self._features[index]
+        blocks = _block_of_row(structure)
+        for stripe, pieces in zip(self._stripes, self._pieces, strict=True):
+            kept = (new_index[stripe.columns] >= 0).nonzero()[:, 0]
+            for piece in pieces:
+                wanted = piece.live & (new_row[piece.indices] >= 0)
+                values = self._values(piece)
+                width = int(torch.searchsorted(kept, len(values)))
+                inside = values[kept[:width].to(values.device)].cpu()
+                left = piece.masses - inside.double().abs().sum(0)
+                # The two sums run over the same values; below their rounding there is nothing.
+                left = torch.where(left > _ROUNDING * piece.masses, left, 0.0)
+                for row in wanted.nonzero()[:, 0].tolist():
+                    into = int(new_row[piece.indices[row]])
+                    block = blocks[into]
+                    packer.add_row(block, into, inside[: block.n_columns, row])
+                    outside[into] = left[row]
+            pieces.clear()
         for row, index in enumerate(selected.tolist()):
             if index in self._extra:
                 sources, values = self._extra.pop(index)
-                inside = new_index[sources] >= 0
-                targets = torch.full_like(sources[inside], row)
-                packer.add_extra(targets, new_index[sources[inside]], values[inside])
+                chosen = new_index[sources] >= 0
+                targets = torch.full_like(sources[chosen], row)
+                packer.add_extra(targets, new_index[sources[chosen]], values[chosen])
         if layout.n_logits:
             logits = torch.stack([self._logits[i] for i in range(layout.n_logits)])
             outside[layout.logit_rows] = logits[:, new_index < 0].double().abs().sum(1)
             packer.add_logits(logits[:, remaining])
         self._logits.clear()
+        self._where.fill_(-1)
         return packer.finish(outside)
 
-    def _row(self, index: int) -> Tensor:
-        row = self._features[index]
-        return self._scratch.get(row) if isinstance(row, Slot) else row
+    def _columns(self, number: int, device: torch.device) -> Int64[Tensor, " column"]:
+        """A stripe's columns, on a device."""
+        if self._on.get(number, (None,))[0] != device:
+            self._on[number] = (device, self._stripes[number].columns.to(device))
+        return self._on[number][1]
 
-    def _columns(self, index: int) -> Tensor:
-        stripe, block = self._where[index]
-        return stripe.columns[: block.n_columns]
+    def _values(self, piece: _Piece) -> Float[Tensor, "column row"]:
+        values = piece.values
+        return self._scratch.get(values) if isinstance(values, Slot) else values
+
+    def _room_on(self, device: torch.device) -> int:
+        """Bytes of rows that may still stay where they were made."""
+        if self._device != device:
+            self._device = device
+            self._room = ROW_BYTES if device.type == "cpu" else available_bytes(device) // 2
+        return self._room
 
     def _require(self, selected: Tensor) -> None:
-        missing = [i for i in selected.tolist() if i not in self._features]
+        missing = selected[self._where[selected, 0] < 0].tolist()
         absent = [i for i in range(self._structure.layout.n_logits) if i not in self._logits]
         if missing or absent:
             raise RequestError(
@@ -186,10 +277,34 @@ class EdgesBuilder:
                 f"(first: {absent[:1]}) have no row; add them before build()."
             )
 
-    def _sources(self, rows: Tensor) -> Tensor:
+    def _sources(self, rows: Tensor) -> Float[Tensor, "source row"]:
         sources = self._structure.layout.sources
         if rows.shape[1] < sources.stop:
             raise RequestError(
                 f"Rows must have {sources.stop} columns or more, got {rows.shape[1]}."
             )
-        return rows.detach().cpu()[:, sources]
+        return rows.detach()[:, sources].T
+
+
+def _magnitudes(values: Float[Tensor, "column row"]) -> Float64[Tensor, " row"]:
+    """Sum of the magnitudes of each row; a part of the columns at a time."""
+    total = values.new_zeros(values.shape[1], dtype=torch.float64)
+    for part in values.split(_CHUNK):
+        total += part.double().abs_().T @ total.new_ones(len(part))
+    return total
+
+
+def _add_magnitudes(
+    total: Float64[Tensor, " column"],
+    values: Float[Tensor, "prefix row"],
+    shares: Float64[Tensor, " row"],
+) -> None:
+    """``total[:prefix] += |values| @ shares``; magnitudes of a part of the columns at a time."""
+    ahead = total[: len(values)]
+    for into, part in zip(ahead.split(_CHUNK), values.split(_CHUNK), strict=True):
+        into.addmv_(part.double().abs_(), shares)
+
+
+def _block_of_row(structure: Structure) -> list[Block]:
+    """The block of every feature row."""
+    return [block for block in structure.blocks() for _ in range(block.n_rows)]

@@ -32,8 +32,8 @@ from em_circuits.graphs.edges import Edges, computed_in
 from em_circuits.graphs.header import NodePart
 from em_circuits.graphs.held import NodeEdges, Nodes, captured, full_edges, measured_edges
 from em_circuits.graphs.held import site_gradients as gradients_at_sites
+from em_circuits.graphs.memory import RowMemory
 from em_circuits.graphs.row_cache import row_path
-from em_circuits.graphs.row_memory import RowMemory
 from em_circuits.graphs.settings import AttributionSettings, BasisName, ChooseBy
 from em_circuits.models import Model
 from em_circuits.progress import Progress, no_progress

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
-from em_circuits.graphs.attribution import Attributed, MemoryNeed, attribute_prompt
+from em_circuits.graphs.attribution import Attributed, attribute_prompt
 from em_circuits.graphs.edges import computed_in
 from em_circuits.graphs.full import (
     Observed,
@@ -34,6 +34,7 @@ from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
 from em_circuits.graphs.graph import AttributionGraph, LogitTargets
 from em_circuits.graphs.header import GraphHeader, GraphTarget, Selection, graph_key
 from em_circuits.graphs.interop import EXTRA
+from em_circuits.graphs.memory import FrozenMemory
 from em_circuits.graphs.offload import OffloadedContext, Scratch, offload
 from em_circuits.graphs.settings import (
     ATTRIBUTION_VERSION,
@@ -593,13 +594,14 @@ def _within_memory(
     if settings.max_memory is None:
         return settings
     n_layers, n_pos, _ = context.activation_matrix.shape
-    need = MemoryNeed(
+    need = FrozenMemory(
         n_active=context.activation_matrix._nnz(),
         n_layers=n_layers,
         n_pos=n_pos,
         d_model=context.token_vectors.shape[-1],
         n_heads=model.decoder.n_heads,
         max_feature_nodes=settings.max_feature_nodes,
+        value_bytes=model.dtype.itemsize,
     )
     batch_size = min(settings.batch_size, need.rows_within(settings.max_memory))
     return settings.model_copy(update={"batch_size": batch_size})

@@ -487,7 +487,7 @@ class _Held:
         if self.amounts is None:
             self.live[i] = part.live(at[0], ids)
         else:  # the real activation: gates open and close
-            self.live[i] = _real(part, at, ids)
+            self.live[i] = part.real(at, ids)
 
     def _write(self, writers: Sequence[tuple[int, int]], output: Tensor) -> Tensor:
         total = output
@@ -508,12 +508,6 @@ class _Held:
                 change.to(vectors)[..., None] * vectors, self.nodes.position[mine], output
             )
         return total
-
-
-def _real(part: Part, x: Float[Tensor, "row op d_read"], ids: Tensor) -> Float[Tensor, "row op"]:
-    """Activation of node ``ids[i]`` on ``x[:, i]``, gates and all."""
-    every: Any = part.activations(x)
-    return every.gather(-1, ids.expand(x.shape[:2])[..., None])[..., 0]
 
 
 def _at_positions(

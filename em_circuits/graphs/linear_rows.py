@@ -32,9 +32,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.graphs.layout import NodeLayout
+from em_circuits.graphs.memory import PATTERN_BYTES
 
-PATTERN_BYTES = 1 << 30
-"""Attention patterns of one prompt that stay in memory; further ones are computed when needed."""
 _STEP = 512
 """Query positions that are multiplied at once: positions beyond them are zero."""
 _READS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
@@ -134,7 +133,7 @@ class LinearRows:
     def _rows(self, layer: int, positions: Tensor, vectors: Tensor) -> Tensor:
         frozen = self._frozen = self._frozen or FrozenModel(self._model, self._input_ids)
         context, length = self.context, int(positions.max()) + 1
-        # Transposed meanwhile (source, row), so that each block is contiguous.
+        # Transposed (source, row), so that each block is contiguous, here and in the builder.
         rows = context.decoder_vecs.new_zeros((self.layout.n_sources, len(vectors)))
         gradient = frozen.enter(layer, positions, vectors, length=length)
         if layer < self.layout.n_layers:
@@ -145,7 +144,7 @@ class LinearRows:
             frozen.through_attention(below, gradient)
         tokens = rows[self.layout.tokens]
         tokens[:length] = _products(gradient.to(rows.dtype), context.token_vectors[:length])
-        return rows.T.contiguous()
+        return rows.T
 
     def _contract(self, layer: int, gradient: Tensor, rows: Tensor) -> None:
         """What a layer's features and errors write, along the gradient."""

@@ -25,7 +25,7 @@ another::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -78,7 +78,8 @@ class Span(NamedTuple):
     pieces: tuple[Block, ...]
 
 
-class Stripe(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Stripe:
     """All rows of one part.
 
     Attributes:
@@ -86,14 +87,17 @@ class Stripe(NamedTuple):
         rows: Feature indices of the rows.
         columns: Node indices of every source below the part, position-major.
         blocks: The blocks, by position.
-        spans: The same rows, cut into pieces of a size to work on.
     """
 
     part: int
     rows: slice
     columns: Tensor
     blocks: tuple[Block, ...]
-    spans: tuple[Span, ...]
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The same rows, cut into pieces of a size to work on."""
+        return _spans(self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,12 +210,12 @@ class Structure:
                 blocks.append(Block(slice(row, row + count), width, offset))
                 row += count
                 offset += count * width
-            stripes.append(Stripe(part, slice(start, stop), columns, tuple(blocks), _spans(blocks)))
+            stripes.append(Stripe(part, slice(start, stop), columns, tuple(blocks)))
             start = stop
         return tuple(stripes)
 
 
-def _spans(blocks: list[Block]) -> tuple[Span, ...]:
+def _spans(blocks: Sequence[Block]) -> tuple[Span, ...]:
     spans: list[Span] = []
     pieces: list[Block] = []
     start = end = blocks[0].offset

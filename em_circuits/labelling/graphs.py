@@ -8,6 +8,7 @@ row finds the rest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -17,15 +18,24 @@ from pydantic import TypeAdapter
 from em_circuits.graphs import (
     AttributionGraph,
     AttributionSettings,
+    PairGraphs,
     build_pair_graphs,
     pair_graph_key,
 )
 from em_circuits.models.check import Check
+from em_circuits.models.memory import release_freed
+from em_circuits.models.memory_error import ran_out
 from em_circuits.target import Target
 from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.errors import WorkFailed
 from pivotal_tokens.schema import Frozen, GraphRecord, Label, ModelName, Prompt
+
+logger = logging.getLogger(__name__)
+
+_LEAST_ROWS = 8
+"""Rows at once below which a graph is not tried again."""
 
 
 def graph_keys(
@@ -66,15 +76,12 @@ def build_graphs(
     """
     started = datetime.now(UTC)
     work.require_healthy(prompt)
-    built = build_pair_graphs(
-        work.pair,
-        prompt,
-        settings,
-        labels=labels,
-        target=target,
-        progress=work.progress,
-        scratch=work.graphs.root,
-    )
+    built = _built(work, prompt, settings, labels, target)
+    if work.pair.transcoders is not None and not settings.basis:
+        places = work.pair.base.sites.n_layers * max(1, len(built.base.input_ids) - 1)
+        width = work.pair.base.dictionaries[0].width
+        active = max(graph.header.n_active or len(graph.active) for graph in built.both)
+        work.keep_density(max(active, 1) / (places * width))
     records = []
     for name, graph in zip(get_args(ModelName), built.both, strict=True):
         stored = graph.without_edges() if scores_only else graph
@@ -125,6 +132,45 @@ def graphs_of_prompt(
         reused=reused,
         target=None if built_for is None else built_for.name,
     )
+
+
+def _built(
+    work: Workspace,
+    prompt: Prompt,
+    settings: AttributionSettings,
+    labels: Mapping[int, Label] | None,
+    target: Target | None,
+) -> PairGraphs:
+    """Both graphs; where memory runs out, again with half as many rows at once.
+
+    Raises:
+        WorkFailed: If it does not suffice for a few rows either.
+    """
+    while True:
+        try:
+            return build_pair_graphs(
+                work.pair,
+                prompt,
+                settings,
+                labels=labels,
+                target=target,
+                progress=work.progress,
+                scratch=work.graphs.root,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            reason = " ".join(str(error).split())[:120]
+        # After the exception, whose frames hold what was computed.
+        if settings.batch_size <= _LEAST_ROWS:
+            plan = work.plan(work.pair.length(prompt))
+            raise WorkFailed(
+                f"out of memory ({reason}); the graphs take {plan.attribution / 1e9:.2f} GB beside "
+                "the models: ask for fewer --nodes (--max-features), or a shorter prompt"
+            )
+        settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
+        release_freed()
+        logger.warning("out of memory; again with --batch-size %d", settings.batch_size)
 
 
 def has_graphs(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from em_circuits.interventions import ActivationCache
 from em_circuits.labelling.graphs import build_graphs, graph_keys, has_graphs
 from em_circuits.labelling.judging import judge_one, raise_for_judge
 from em_circuits.labelling.result import (
@@ -120,18 +119,20 @@ def ensure_graphs(
 
 
 def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSettings) -> None:
-    """Estimate the disk that a run's graphs will take, from the active features of its longest
-    prompt and as if every prompt without graphs got two.
+    """Estimate the disk that a run's graphs will take, as if every prompt without graphs got two as
+    large as its longest prompt's, with as many active features as the memory plan allows for; of
+    frozen graphs, also the temporary files of rows and of the model that waits.
 
     Raises:
         WorkFailed: If the disk has less.
     """
     lengths = [work.pair.length(prompt) for prompt in prompts]
-    allowed = [(n, p) for n, p in zip(lengths, prompts, strict=True) if n <= work.pair.max_tokens]
+    allowed = [n for n in lengths if n <= work.pair.max_tokens]
     if settings.graphs_for == "none" or not allowed:
         return
-    longest, prompt = max(allowed, key=lambda pair: pair[0])
-    active = len(ActivationCache.capture(work.pair.merged, work.pair.input_ids(prompt)).active)
+    longest = max(allowed)
+    plan = work.plan(longest)
+    active = plan.n_active
     each = work.graphs.estimate_bytes(
         n_features=min(active, settings.attribution.max_feature_nodes or active),
         n_layers=work.pair.base.sites.n_layers,
@@ -142,4 +143,5 @@ def require_space(work: Workspace, prompts: Sequence[Prompt], settings: LabelSet
     missing = sum(not (work.graphs.root / p.prompt_id).is_dir() for p in prompts)
     logger.info("disk estimate: %.2f GB for %d prompts", 2 * missing * each / 1e9, missing)
     if missing:
-        work.graphs.require_space(2 * missing * each)
+        waiting = plan.offloaded if settings.attribution.edges == "frozen" else 0
+        work.graphs.require_space(2 * missing * each + waiting)

@@ -6,7 +6,6 @@ from pivotal_tokens.lazy import lazy
 
 if TYPE_CHECKING:
     from em_circuits.models.check import Check
-    from em_circuits.models.memory import memory_plan
     from em_circuits.models.pair import Model, ModelPair
     from em_circuits.models.settings import PairSettings
     from em_circuits.models.sites import FeatureSites
@@ -21,6 +20,5 @@ __all__ = [
     "ModelPair",
     "PairSettings",
     "encode",
-    "memory_plan",
     "render_chat",
 ]

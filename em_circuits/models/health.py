@@ -10,6 +10,9 @@ fine-tune means that one of them is not the model it is taken for.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from em_circuits.models.check import Check
+from em_circuits.models.check import FINITE, TRANSCODER_BASE, Check, SiteSize
+from em_circuits.models.family import Decoder
 from em_circuits.models.files import ADAPTER_WEIGHTS, tensor_shapes
 from em_circuits.models.pair import Model, ModelPair, load_tokenizer
 from em_circuits.models.sharing import model_name, sharing_copy, tied_to, unmerged_adapter
@@ -28,28 +32,42 @@ from pivotal_tokens.errors import RequestError, WorkFailed
 FLOAT32_LIMIT = 1e-4
 """Largest difference of log-probabilities, in nats, over the top 100 tokens in float32."""
 COMPARED_TOKENS = 100
+OUTLIER = 10
+"""Times the median of its layer from which a magnitude is called an outlier."""
 MAGNITUDE_LIMIT = 3e4
 """Largest residual activation that is not reported (float16 ends at 65,504)."""
 
 
-def check_pair(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> list[Check]:
-    """Every check of a loaded pair on one prompt; with transcoders, both replacement models are
-    built, without any, the neurons are checked against the MLPs."""
+def check_pair(
+    pair: ModelPair, input_ids: Int[Tensor, " pos"], *, whole: bool = False
+) -> Iterator[Check]:
+    """Every check of a loaded pair on one prompt, each when it is done.
+
+    With transcoders, both replacement models are built and run forward, without any, the neurons
+    are checked against the MLPs; no attribution is set up.
+
+    Args:
+        whole: Read all numbers of transcoders that wait on disk, too, last: it takes minutes.
+    """
     faithful = check_neurons if pair.transcoders is None else check_replacement
-    own = pair.settings.transcoders_on != "disk"  # reading all of a set takes minutes there
-    return [
-        check_tokenizers(pair),
-        check_changed(pair),
-        *([] if "adapter" not in pair.sources else [check_merge(pair, input_ids)]),
-        *([] if pair.transcoders is None else [check_transcoder_base(pair)]),
-        *([] if pair.transcoders is None or not own else [check_transcoder_weights(pair)]),
-        *(check_finite(model, input_ids) for model in pair.models),
-        *(faithful(model, input_ids) for model in pair.models),
-        check_upstream(pair, input_ids),
-    ]
+    yield check_tokenizers(pair)
+    yield check_changed(pair)
+    if "adapter" in pair.sources:
+        yield check_merge(pair, input_ids)
+    if pair.transcoders is not None:
+        yield check_transcoder_base(pair)
+        if pair.settings.transcoders_on != "disk":
+            yield check_transcoder_weights(pair)
+    for model in pair.models:
+        yield check_finite(model, input_ids)
+    for model in pair.models:
+        yield faithful(model, input_ids)
+    yield check_upstream(pair, input_ids)
+    if whole and pair.transcoders is not None and pair.settings.transcoders_on == "disk":
+        yield check_transcoder_weights(pair)
 
 
-def require_healthy(checks: list[Check]) -> None:
+def require_healthy(checks: Iterable[Check]) -> None:
     """Refuse to go on when a fatal check failed.
 
     Raises:
@@ -181,7 +199,7 @@ def named_base(named: str | None, base: str) -> Check:
     named = named or "unnamed"
     ok = named.rstrip("/").rsplit("/", 1)[-1].lower() == base.lower() or named == "unnamed"
     advice = "edges will miss more of the model; judge by the replacement score"
-    return Check("transcoders of this base", ok, named, base, advice, fatal=False)
+    return Check(TRANSCODER_BASE, ok, named, base, advice, fatal=False)
 
 
 @torch.no_grad()
@@ -203,7 +221,7 @@ def check_finite(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     with model.sites.hooked(read=lambda _layer, x: largest.append(float(x.abs().max()))):
         logits = model.next_logits(input_ids)
     shown = model.tokenizer.decode(input_ids[-12:])
-    name, expected = f"{model.name}: activations finite", f"at most {MAGNITUDE_LIMIT:g}"
+    name, expected = f"{model.name}: {FINITE}", f"at most {MAGNITUDE_LIMIT:g}"
     advice = "try --dtype float32 (or bfloat16 instead of float16)"
     for layer, value in enumerate([*largest, float(logits.abs().max())]):
         where = f"layer {layer}" if layer < len(largest) else "the logits"
@@ -211,6 +229,31 @@ def check_finite(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
             found = f"{value:g} in {where} on the prompt ending {shown!r}"
             return Check(name, False, found, expected, advice)
     return Check(name, True, f"at most {max(largest):.3g}", expected, advice)
+
+
+@torch.no_grad()
+def activation_profile(pair: ModelPair, input_ids: Int[Tensor, " pos"]) -> Iterator[SiteSize]:
+    """Where activations are not finite, or ten times what is usual in their layer.
+
+    Largest magnitude at the input of every MLP, layer by layer and position by position.
+    """
+    sizes: list[list[Float[Tensor, " pos"]]] = [[], []]
+    for found, model in zip(sizes, pair.models, strict=True):
+
+        def read(_layer: int, x: Tensor, found: list[Tensor] = found) -> None:
+            found.append(x[0].abs().amax(-1).float().cpu())
+
+        with model.sites.hooked(read=read):
+            model.next_logits(input_ids)
+    for layer, rows in enumerate(zip(*sizes, strict=True)):
+        sound = [x for row in rows for x in row.tolist() if math.isfinite(x)]
+        usual = median(sound) if sound else math.inf
+        for position, both in enumerate(zip(*(row.tolist() for row in rows), strict=True)):
+            base, merged = (x if math.isfinite(x) else None for x in both)
+            outlier = any(x is not None and x > OUTLIER * usual for x in (base, merged))
+            if outlier or base is None or merged is None:
+                token = pair.tokenizer.decode(input_ids[position : position + 1])
+                yield SiteSize(layer, position, token, base, merged, outlier)
 
 
 @torch.no_grad()
@@ -227,7 +270,7 @@ def check_replacement(model: Model, input_ids: Int[Tensor, " pos"]) -> Check:
     except RequestError as error:  # the real model, and full edges, need none
         advice = "there are no frozen edges of this model; full ones need no backend"
         return Check(name, False, str(error), "one that is built", advice, fatal=False)
-    replacement = _log_p(built.setup_attribution(input_ids).logits[0, -1])
+    replacement = _log_p(built.next_logits(input_ids.to(model.device)))
     found, limit = _difference(model, input_ids, replacement)
     advice = f"the {model.backend} backend does not compute this model; try the other one"
     return Check(name, found <= limit, f"{found:.2g} nats", f"at most {limit:.2g} nats", advice)
@@ -242,10 +285,48 @@ def _difference(
     found = float((hf - others)[top].abs().max())
     if model.dtype == torch.float32:
         return found, FLOAT32_LIMIT
-    # `.float()` gives the copy's parameters new memory and leaves the shared ones alone.
-    exact_model = sharing_copy(model.hf).float()
-    exact = _log_p(exact_model(input_ids=input_ids[None]).logits[0, -1])
+    exact = _log_p(_float32_logits(model, input_ids))
     return found, 2 * float((hf - exact)[top].abs().max())
+
+
+def _float32_logits(model: Model, input_ids: Int[Tensor, " pos"]) -> Float[Tensor, " vocab"]:
+    """Logits computed in float32; a layer's weights are in float32 only while it runs."""
+    exact = sharing_copy(model.hf)
+    layers = [one.module for one in Decoder.of(exact).layers]
+    within = {id(one) for layer in layers for one in layer.modules()}
+    alone = [
+        one
+        for one in exact.modules()
+        if id(one) not in within and next(one.parameters(recurse=False), None) is not None
+    ]
+    for module in (*layers, *alone):
+        # New memory: the shared tensors stay as they are.
+        weights = [*module.parameters(), *module.buffers()]
+        short = [(one, one.data) for one in weights if one.is_floating_point()]
+
+        def widen(_module: Any, args: tuple, kwargs: dict, short: list = short) -> tuple:
+            for one, data in short:
+                one.data = data.float()
+            return _widened(args), _widened(kwargs)
+
+        def narrow(_module: Any, _args: Any, _output: Any, short: list = short) -> None:
+            for one, data in short:
+                one.data = data
+
+        module.register_forward_pre_hook(widen, with_kwargs=True)
+        module.register_forward_hook(narrow)
+    return exact(input_ids=input_ids[None].to(model.device)).logits[0, -1]
+
+
+def _widened(value: Any) -> Any:
+    match value:
+        case Tensor() if value.is_floating_point():
+            return value.float()
+        case tuple():
+            return tuple(_widened(one) for one in value)
+        case dict():
+            return {name: _widened(one) for name, one in value.items()}
+    return value
 
 
 @torch.no_grad()

@@ -1,14 +1,16 @@
-"""Memory plan of a pair and one attribution, computed before anything large is loaded.
+"""Memory of this machine, and the sizes of a model before it is loaded.
 
-plan = memory_plan(settings, locate_all(settings))
-plan.total, plan.fits
+available_bytes(torch.device("cpu"))       # what a job may take, whatever the node has
+ModelSizes.of(locate("--base", ...))       # from its configuration and headers
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,84 +19,42 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source
 from pivotal_tokens.errors import RequestError
 
-PROMPT_TOKENS = 64
-_HEADROOM = 1.1
+UNKNOWN = 1 << 62
+"""Free memory where nothing is known, so that nothing is refused."""
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes that loading a pair and attributing one prompt will take."""
+class ModelSizes:
+    """Sizes of a language model."""
 
-    weights: int
-    """Both models; the merged one counts for the tensors an adapter touches, at most all."""
-    transcoders: int
-    """Resident encoder and decoder matrices; for lazy ones the largest single matrix. Neurons are
-    the models' own weights: 0."""
-    attribution: int
-    """Edge matrix, active encoder and decoder rows, one batch of gradients."""
-    device: str
-    available: int
-    """Free bytes on `device` now."""
-    host: int = 0
-    """Transcoder matrices that wait in host memory beside that."""
-    host_available: int = 0
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    d_vocab: int
+    elements: int
+    """Numbers in its weights."""
 
-    @property
-    def total(self) -> int:
-        return int(_HEADROOM * (self.weights + self.transcoders + self.attribution))
+    @classmethod
+    def of(cls, base: Source) -> ModelSizes:
+        """From a model's configuration and the headers of its files.
 
-    @property
-    def fits(self) -> bool:
-        return self.total <= self.available and self.host <= self.host_available
-
-    def describe(self) -> str:
-        """One line for people."""
-        parts = f"weights {_gb(self.weights)}, transcoders {_gb(self.transcoders)}, "
-        parts += f"attribution {_gb(self.attribution)}"
-        said = f"{parts}: {_gb(self.total)} of {_gb(self.available)} GB free on {self.device}"
-        if self.host:
-            said += f", {_gb(self.host)} of {_gb(self.host_available)} GB in host memory"
-        return said
-
-
-def memory_plan(
-    settings: PairSettings,
-    sources: dict[str, Source],
-    *,
-    max_feature_nodes: int | None = 8192,
-    batch_size: int = 256,
-) -> MemoryPlan:
-    """Estimate what a pair and one attribution of a prompt of `PROMPT_TOKENS` will take."""
-    n_pos = PROMPT_TOKENS
-    device, dtype = settings.resolved_device(), settings.resolved_dtype()
-    config = _language_config(sources["base"])
-    width, layers = config.hidden_size, config.num_hidden_layers
-    base = _elements(sources["base"].path) * dtype.itemsize
-    # An adapter's matrices of rank r hold r (in + out) numbers; those they touch at most width
-    # times as many.
-    touched = base if "merged" in sources else _elements(sources["adapter"].path) * width
-    merged = min(base, touched * dtype.itemsize)
-    files = None if settings.neurons else sources["transcoders"].transcoders
-    transcoder = [] if files is None else [one.elements * dtype.itemsize for one in files.layers]
-    resident = sum(transcoder) if settings.transcoders_on == "gpu" else max(transcoder, default=0)
-    nodes = (max_feature_nodes or 8192) + layers * n_pos + n_pos
-    active = 2 * nodes
-    rows = 2 * active * width * dtype.itemsize  # encoder and decoder rows of active features
-    attribution = 2 * nodes * (active + layers * n_pos) * 4 + rows
-    attribution += batch_size * n_pos * width * layers * dtype.itemsize * 6
-    return MemoryPlan(
-        weights=base + merged,
-        transcoders=resident,
-        attribution=attribution,
-        device=str(device),
-        available=available_bytes(device),
-        host=sum(transcoder) if settings.transcoders_on == "cpu" else 0,
-        host_available=available_bytes(torch.device("cpu")),
-    )
+        Raises:
+            RequestError: If transformers does not know it, or it is of no language model.
+        """
+        config = _language_config(base)
+        width = int(config.hidden_size)
+        return cls(
+            n_layers=int(config.num_hidden_layers),
+            d_model=width,
+            d_mlp=int(getattr(config, "intermediate_size", None) or 4 * width),
+            n_heads=int(getattr(config, "num_attention_heads", None) or 1),
+            d_vocab=int(config.vocab_size),
+            elements=elements_in(base.path),
+        )
 
 
 def _language_config(base: Source) -> Any:
@@ -122,29 +82,70 @@ def _language_config(base: Source) -> Any:
     return config
 
 
-def require_fit(plan: MemoryPlan) -> None:
-    """Refuse a plan that does not fit, with what would make it smaller."""
-    if not plan.fits:
-        raise RequestError(
-            f"not enough memory: {plan.describe()}; "
-            "use --transcoders-on disk, --dtype bfloat16 or fewer --max-features"
-        )
+def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Free bytes on a device: CUDA's own answer, or the least of what the kernel, every control
+    group that this process is in (version 1 or 2, nested) and Slurm leave.
 
-
-def available_bytes(device: torch.device) -> int:
-    """Free bytes on a device: CUDA's own answer, or the kernel's MemAvailable (cgroup limits
-    included where they are lower)."""
+    Args:
+        root: Of the file system, for tests.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():  # no /proc (macOS): nothing is known, so nothing is refused
-        return 1 << 62
+    meminfo = root / "proc" / "meminfo"
+    if not meminfo.is_file():  # no /proc (macOS)
+        return UNKNOWN
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    return min(free, *_group_limits(root), _slurm_limit(root))
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """What each control group leaves, from this process's own up to the outermost."""
+    yield UNKNOWN
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounted = root / "sys" / "fs" / "cgroup"
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            top, names = mounted, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = mounted / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Within a container the path is the host's, and only the top is there.
+        inside = top / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if top in (folder, *folder.parents):
+                yield _left(folder, *names)
+
+
+def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int:
+    """Bytes that a control group leaves; file pages that nobody uses are given up when needed."""
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max":
+            return UNKNOWN
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        taken = int((folder / used).read_text()) - int(stat.get(reclaimable, 0))
+    except (OSError, ValueError):
+        return UNKNOWN
+    return max(0, int(most) - max(0, taken))
+
+
+def _slurm_limit(root: Path) -> int:
+    """What this process may still take of its Slurm job's memory on this node."""
+    megabytes = os.environ.get("SLURM_MEM_PER_NODE")
+    if megabytes is None:
+        each, cpus = (os.environ.get(f"SLURM_{x}") for x in ("MEM_PER_CPU", "CPUS_ON_NODE"))
+        megabytes = str(int(each) * int(cpus)) if each and cpus else None
+    if not megabytes or not megabytes.isdigit() or megabytes == "0":  # 0: all of the node's
+        return UNKNOWN
+    pages = int((root / "proc" / "self" / "statm").read_text().split()[1])
+    return max(0, int(megabytes) * 2**20 - pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def release_freed() -> None:
@@ -158,14 +159,11 @@ def release_freed() -> None:
             trim(0)
 
 
-def _elements(folder: Path) -> int:
+def elements_in(folder: Path) -> int:
+    """Numbers in a folder's safetensors files."""
     return sum(_elements_of(path) for path in folder.glob("*.safetensors"))
 
 
 def _elements_of(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
         return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f}"

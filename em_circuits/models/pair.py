@@ -10,6 +10,7 @@ Both models share the transcoders and every tensor the fine-tune leaves alone. W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from em_circuits.models.dictionaries import Dictionary
 from em_circuits.models.family import Decoder
-from em_circuits.models.fingerprint import FingerprintCache
+from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
 from em_circuits.models.foreign import foreign_errors, has_circuit_tracer, require_circuit_tracer
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.settings import PairSettings
@@ -30,12 +31,19 @@ from em_circuits.models.sites import FeatureSites
 from em_circuits.models.source import Source, locate_all
 from em_circuits.models.text import as_seen, encode
 from em_circuits.models.transcoders import Transcoders, load_transcoders
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Prompt, prompt_id
 
 PromptLike = str | Prompt | Int[Tensor, " pos"]
 """A text as the model is to see it, a stored prompt, or token ids."""
+
+
+StoredActivations = Callable[
+    [Int64[Tensor, " pos"]], tuple[Int64[Tensor, "active 3"], Float[Tensor, " active"]] | None
+]
+"""Token ids -> (layer, position, feature id) of the active nodes, sorted, and their activations."""
 
 
 def id_of(prompt: PromptLike) -> str:
@@ -66,6 +74,8 @@ class Model:
     """None for the base, and for a full model that needed no adapter."""
     pair: ModelPair | None = field(default=None, repr=False)
     """The pair it is of."""
+    stored_activations: StoredActivations | None = field(default=None, repr=False)
+    """Gives active nodes of a prompt that were stored, so that transcoders need not encode it."""
     _replacement: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -214,22 +224,26 @@ class ModelPair:
 
     @classmethod
     def load(
-        cls, settings: PairSettings, fingerprints: FingerprintCache | None = None
+        cls,
+        settings: PairSettings,
+        fingerprints: FingerprintCache | None = None,
+        progress: Progress = no_progress,
     ) -> ModelPair:
         """Load both models and the transcoders, and refuse what does not belong together.
 
         Args:
             settings: What to load and how.
-            fingerprints: Remembered file hashes; None hashes every file.
+            fingerprints: Remembered file hashes; those of the user's cache by default.
+            progress: Called with how far hashing and loading are.
 
         Raises:
             RequestError: Something is missing or of another kind, width, depth or base.
             WorkFailed: The hub could not be reached.
         """
-        fingerprints = fingerprints or FingerprintCache()
+        fingerprints = fingerprints or FingerprintCache(user_cache() / FILE_HASHES)
         device, dtype = settings.resolved_device(), settings.resolved_dtype()
         sources = locate_all(settings)
-        prints = {name: fingerprints.of(source.files) for name, source in sources.items()}
+        prints = {name: fingerprints.of(one.files, progress) for name, one in sources.items()}
         hf = load_causal_lm("--base", sources["base"], device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", sources["base"])
         transcoders: Transcoders | None = None

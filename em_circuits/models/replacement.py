@@ -94,6 +94,11 @@ class PreparedContext:
 class SharedTransformerLensModel(PreparedContext, TransformerLensReplacementModel):
     """circuit-tracer's TransformerLens replacement model over shared tensors."""
 
+    @torch.no_grad()
+    def next_logits(self, input_ids: Tensor) -> Tensor:
+        """Logits after the last position of one prompt: a forward pass, and no transcoder."""
+        return self(input_ids[None])[0, -1]
+
     def close(self) -> None:
         """Take off every hook; call it before the model is dropped."""
         self.reset_hooks(including_permanent=True)
@@ -206,7 +211,7 @@ def build_replacement(
         max_context: Longest prompt in tokens (TransformerLens keeps a mask of this size squared).
 
     Returns:
-        An object with circuit-tracer's attribution interface, `prepared` and `close`.
+        An object with circuit-tracer's attribution interface, `prepared`, `next_logits`, `close`.
 
     Raises:
         RequestError: If the backend cannot express the architecture.
@@ -242,6 +247,9 @@ def _build_transformerlens(
     parameters = {name for name, _ in replacement.named_parameters()}
     if lost := sorted(parameters.intersection(absent)):
         raise RequestError(f"transformerlens backend: no weights for {', '.join(lost[:4])}")
+    blocks: Any = replacement.blocks
+    for block in blocks:  # all the same, max_context squared bytes each
+        block.attn.mask = blocks[0].attn.mask
     replacement._configure_replacement_model(transcoders)
     return replacement
 
@@ -359,8 +367,16 @@ def _build_nnsight(model: nn.Module, tokenizer: PreTrainedTokenizerBase, transco
     from circuit_tracer.replacement_model.replacement_model_nnsight import (
         NNSightReplacementModel,
     )
+    from nnsight import save
 
     class SharedNNSightModel(PreparedContext, NNSightReplacementModel):
+        @torch.no_grad()
+        def next_logits(self, input_ids: Tensor) -> Tensor:
+            """Logits after the last position of one prompt: a forward pass, and no transcoder."""
+            with self.trace(input_ids):
+                logits = save(self.output.logits)
+            return logits[0, -1]
+
         def close(self) -> None:
             """Nothing to take off: nnsight's hooks live in its trace contexts."""
 

@@ -13,6 +13,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from em_circuits.models.foreign import foreign_errors, time_limit
@@ -72,6 +74,11 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
     if text == prompt.text:
         return prompt
     return prompt.model_copy(update={"text": text, "prompt_id": prompt_id(text)})
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, ids: Int[Tensor, " pos"]) -> str:
+    """The text of a prompt's token ids, as `as_seen` has it."""
+    return strip_bos(tokenizer, tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def decode_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:

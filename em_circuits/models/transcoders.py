@@ -10,7 +10,7 @@ own format: matrices that it keeps transposed are turned as they are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import safe_open
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.foreign import foreign_errors
+from em_circuits.models.memory import available_bytes
 from em_circuits.models.settings import TranscoderPlace
+from em_circuits.models.stored_rows import FileMatrix, HostMatrix, Matrix, StoredRows, kept_bytes
 from em_circuits.models.transcoder_files import LayerFile, TranscoderFiles
 from pivotal_tokens.errors import RequestError
 
@@ -60,6 +62,8 @@ class Transcoders:
     scan: str | list[str] | None = None
     """circuit-tracer's name of the features."""
     cross_layer: bool = False
+    stored: StoredRows = field(default_factory=StoredRows, repr=False)
+    """Reader of what is not on the device."""
 
     def __getitem__(self, layer: int) -> TranscoderDictionary:
         return self.layers[layer]
@@ -78,21 +82,22 @@ def load_transcoders(
         device: The models' device.
         dtype: The models' precision.
         place: ``gpu`` loads everything onto `device`; ``cpu`` keeps encoder and decoder in host
-            memory; ``disk`` reads them from the files each time.
+            memory; ``disk`` reads them from the files, of a few features their rows alone.
 
     Raises:
         RequestError: If a file cannot be read.
     """
-    layers = []
+    layers, stored = [], StoredRows(kept_bytes(available_bytes(device)))
     for file in files.layers:
         with foreign_errors(f"--transcoders layer {file.layer}: {file.path} cannot be loaded"):
-            layers.append(_load_layer(files, file, device, dtype, place))
+            layers.append(_load_layer(files, file, device, dtype, place, stored))
     return Transcoders(
         tuple(layers),
         files.config["feature_input_hook"],
         files.config["feature_output_hook"],
         files.config["scan"],
         files.cross_layer,
+        stored,
     )
 
 
@@ -102,22 +107,30 @@ def _load_layer(
     device: torch.device,
     dtype: torch.dtype,
     place: TranscoderPlace,
+    stored: StoredRows,
 ) -> TranscoderDictionary:
     small = {
         name: read_tensor(file, name).to(device, dtype)
         for name in held_names(file)
         if name not in _MATRICES
     }
-    kept = {}
-    if place != "disk":
-        where = device if place == "gpu" else torch.device("cpu")
-        kept = {name: read_tensor(file, name).to(where, dtype) for name in _MATRICES}
+    here = {}
+    waiting: dict[str, Matrix] = {name: in_file(file, name) for name in _MATRICES}
+    if place == "gpu":
+        here = {name: read_tensor(file, name).to(device, dtype) for name in _MATRICES}
+    elif place == "cpu":
+        for name, matrix in waiting.items():
+            values = matrix.whole()[0].to(dtype)
+            # Pinned memory is copied to a device without a second copy on the way.
+            values = values.pin_memory() if device.type == "cuda" else values
+            waiting[name] = HostMatrix(matrix.key, values)
 
     def matrices(name: str, ids: Tensor | None) -> Tensor:
-        if not kept:
-            return read_tensor(file, name, ids).to(device, dtype)
-        whole = kept[name]
-        return (whole if ids is None else whole[ids.to(whole.device)]).to(device)
+        if here:
+            return here[name] if ids is None else here[name][ids.to(device)]
+        if ids is None:
+            return stored.whole(waiting[name]).to(device, dtype)
+        return stored.rows(waiting[name], ids, device=device, dtype=dtype)
 
     threshold = small.get(THRESHOLD)
     return TranscoderDictionary(
@@ -133,34 +146,21 @@ def _load_layer(
     )
 
 
-def read_tensor(file: LayerFile, name: str, ids: Tensor | None = None) -> Tensor:
-    """A tensor of a layer's file, on the CPU, under circuit-tracer's name and orientation.
+def read_tensor(file: LayerFile, name: str) -> Tensor:
+    """A tensor of a layer's file, on the CPU, under circuit-tracer's name and orientation."""
+    return in_file(file, name).whole()[0]
 
-    Args:
-        file: Of the layer.
-        name: circuit-tracer's.
-        ids: The rows that are wanted; all if not given.
-    """
-    theirs = _theirs(file, name)
-    path = file.decoder if name == "W_dec" and file.decoder is not None else file.path
-    turned = name in _TURNED.get(file.format, ())
-    rows = None if ids is None else ids.cpu()
-    if path.suffix == ".npz":
-        import numpy as np
 
-        with np.load(path) as arrays:
-            found = torch.from_numpy(arrays[theirs])
-    else:
-        with safe_open(path, framework="pt") as tensors:
-            if rows is None or turned:
-                found = tensors.get_tensor(theirs)
-            else:
-                found, rows = tensors.get_slice(theirs)[rows], None
-    found = found.T.contiguous() if turned else found
-    found = found if rows is None else found[rows]
+def in_file(file: LayerFile, name: str) -> FileMatrix:
+    """Where a tensor of a layer lies, under circuit-tracer's name and orientation."""
     # gemma-scope-2 keeps a row for every layer's output, also of those before the encoder's.
     listed = name == "W_dec" and file.format == "gemma-scope-2 cross-layer"
-    return found[:, file.layer :].contiguous() if listed else found
+    return FileMatrix(
+        file.decoder if name == "W_dec" and file.decoder is not None else file.path,
+        _theirs(file, name),
+        turned=name in _TURNED.get(file.format, ()),
+        first=file.layer if listed else 0,
+    )
 
 
 def not_finite(dictionary: TranscoderDictionary, file: LayerFile) -> str | None:

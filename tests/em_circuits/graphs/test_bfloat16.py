@@ -26,7 +26,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
 
 
 def test_the_pair_is_healthy(subject: Subject) -> None:
-    checks = check_pair(subject.pair, subject.input_ids)
+    checks = list(check_pair(subject.pair, subject.input_ids))
     assert [check.name for check in checks if not check.ok] == []
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from em_circuits.graphs.attribution import MOST_ROWS, MemoryNeed
+from em_circuits.graphs.memory import MOST_ROWS, FrozenMemory
 from pivotal_tokens.errors import RequestError
 
 SIZES = {"n_active": 30_000, "n_layers": 16, "n_pos": 40, "d_model": 2048, "n_heads": 32}
 
 
-def need(**changes: int | None) -> MemoryNeed:
-    return MemoryNeed(**SIZES | changes)
+def need(**changes: int | None) -> FrozenMemory:
+    return FrozenMemory(**SIZES | changes)
 
 
 @given(st.integers(3_000, 40_000))

@@ -187,8 +187,8 @@ def test_edges_that_overflow_name_the_models_precision(
     subject: Subject, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: EdgesBuilder, selected: torch.Tensor) -> None:
-        for index in selected.tolist():
-            self._features[index] = self._features[index].fill_(torch.inf)
+        for piece in (one for pieces in self._pieces for one in pieces):
+            piece.values.fill_(torch.inf)
         real(self, selected)
 
     real = EdgesBuilder.build

@@ -14,7 +14,7 @@ from subjects import Subject
 from em_circuits.bases import transcoder_parts
 from em_circuits.graphs import AttributionSettings, attribute
 from em_circuits.graphs.held import _Held, choose_nodes
-from em_circuits.graphs.row_memory import RowMemory
+from em_circuits.graphs.memory import RowMemory
 from pivotal_tokens.errors import RequestError
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -31,7 +31,7 @@ from bench_edges_memory import Plan, random_model
 from measure import Peak
 from em_circuits.bases import neuron_parts
 from em_circuits.graphs.held import choose_nodes, full_edges, measured_edges
-from em_circuits.graphs.row_memory import RowMemory
+from em_circuits.graphs.memory import RowMemory
 
 torch.set_num_threads(1)
 shape = json.loads(sys.argv[2])

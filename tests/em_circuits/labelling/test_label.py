@@ -179,7 +179,7 @@ def test_an_unhealthy_pair_stops_the_run_before_anything_is_written(
     work: Workspace, judge, monkeypatch
 ) -> None:
     broken = Check("base: a check", False, "this", "that", "do something")
-    monkeypatch.setattr("em_circuits.models.health.check_pair", lambda *_: [broken])
+    monkeypatch.setattr("em_circuits.models.health.check_pair", lambda *_, **__: iter([broken]))
     with pytest.raises(WorkFailed, match="base: a check: found this, expected that"):
         list(label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL))
     assert not work.results.exists() and not work.graphs.root.exists()

@@ -99,7 +99,7 @@ def test_whatever_an_adapter_trained_is_merged_exactly_and_named(
     adapter = write(untied.base, tmp_path / "adapter", config)
     with ModelPair.load(settings(untied, adapter=str(adapter))) as pair:
         ids = torch.tensor(encode(pair.tokenizer, PROMPT))
-        checks = check_pair(pair, ids)
+        checks = list(check_pair(pair, ids))
         assert [check.name for check in checks if not check.ok] == []
         assert (pair.merged.next_logits(ids) - pair.base.next_logits(ids)).abs().max() > 1e-3
         merged = next(

@@ -60,7 +60,7 @@ def test_doctor_passes(made) -> None:
     subject, *_ = made
     settings = subject.pair.settings.model_copy(update={"transcoders_on": "gpu"})
     with ModelPair.load(settings) as pair:
-        checks = check_pair(pair, subject.input_ids)
+        checks = list(check_pair(pair, subject.input_ids))
     assert [check.name for check in checks if not check.ok] == []
     assert any(check.name == "transcoder weights finite" for check in checks)
 

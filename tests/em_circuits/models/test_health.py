@@ -25,7 +25,7 @@ from pivotal_tokens.errors import WorkFailed
 
 
 def test_a_sound_pair_passes_every_check(subject: Subject) -> None:
-    checks = check_pair(subject.pair, subject.input_ids)
+    checks = list(check_pair(subject.pair, subject.input_ids))
     assert [check.name for check in checks if not check.ok] == []
     require_healthy(checks)
 

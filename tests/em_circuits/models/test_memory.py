@@ -1,41 +1,18 @@
-"""The plan grows with what it is a plan of, and refuses early."""
+"""Sizes of models before they are loaded, and what is left of a machine's memory."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from lifelike import Lifelike
 from test_pair import settings
-from tiny_families import make_family
 
 from em_circuits.models.fingerprint import FingerprintCache
-from em_circuits.models.memory import memory_plan, require_fit
+from em_circuits.models.memory import ModelSizes, available_bytes
 from em_circuits.models.source import locate, locate_all
 from pivotal_tokens.errors import RequestError
-
-
-def test_lazy_transcoders_and_fewer_features_take_less(lifelike_paths: Lifelike) -> None:
-    def plan(features: int = 8192, **changes: object):
-        chosen = settings(lifelike_paths, **changes)
-        return memory_plan(chosen, locate_all(chosen), max_feature_nodes=features)
-
-    assert plan(transcoders_on="gpu").transcoders > plan(transcoders_on="disk").transcoders > 0
-    assert plan(dtype="float32").weights == 2 * plan(dtype="bfloat16").weights
-    assert plan(features=8192).attribution > plan(features=500).attribution
-
-
-@pytest.mark.parametrize("name", ["gpt-2", "gemma-3-multimodal", "gpt-oss"])
-def test_a_family_that_words_its_configuration_otherwise_has_a_plan(
-    name: str, tmp_path: Path
-) -> None:
-    """GPT-2's ``n_embd``; a language model within a multimodal one."""
-    chosen = make_family(tmp_path, name).settings()
-    wide, narrow = (
-        memory_plan(chosen, locate_all(chosen), max_feature_nodes=n).attribution for n in (2000, 20)
-    )
-    assert wide > narrow > 0
 
 
 @pytest.mark.parametrize(
@@ -54,16 +31,8 @@ def test_a_configuration_of_no_language_model_is_refused_by_file(
     (lifelike_copy.base / "config.json").write_text(config)
     chosen = settings(lifelike_copy)
     with pytest.raises(RequestError, match=said) as refused:
-        memory_plan(chosen, locate_all(chosen))
+        ModelSizes.of(locate_all(chosen)["base"])
     assert "\n" not in str(refused.value) and str(lifelike_copy.base) in str(refused.value)
-
-
-def test_what_does_not_fit_is_refused_with_advice(lifelike_paths: Lifelike) -> None:
-    chosen = settings(lifelike_paths)
-    plan = memory_plan(chosen, locate_all(chosen))
-    require_fit(plan)
-    with pytest.raises(RequestError, match=r"not enough memory: .*--transcoders-on disk"):
-        require_fit(replace(plan, available=plan.total - 1))
 
 
 def test_fingerprints_are_remembered_until_a_file_changes(
@@ -86,3 +55,83 @@ def test_fingerprints_are_remembered_until_a_file_changes(
     file = lifelike_copy.transcoders / "config.yaml"
     file.write_text(file.read_text() + "# more\n")
     assert fingerprint() != first
+
+
+GIB = 1 << 30
+
+
+def machine(root: Path, group: str, **files: str) -> Path:
+    """A file system with 32 GiB free, this process's control group, and what those say."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(f"MemAvailable: {32 * GIB // 1024} kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(group + "\n")
+    (root / "proc" / "self" / "statm").write_text("100 50 0\n")
+    for name, text in files.items():
+        path = root / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def v2(limit: str, used: int, inactive: int = 0) -> dict[str, str]:
+    return {
+        "memory.max": limit,
+        "memory.current": str(used),
+        "memory.stat": f"anon 1\ninactive_file {inactive}\n",
+    }
+
+
+def within(folder: str, files: dict[str, str]) -> dict[str, str]:
+    return {f"{folder}/{name}": text for name, text in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "left"),
+    [
+        ("0::/", {}, 32),
+        ("0::/", v2("max", 5), 32),
+        ("0::/", v2(str(8 * GIB), 3 * GIB), 5),
+        # file pages that nobody uses are given up when memory is needed
+        ("0::/job", within("job", v2(str(8 * GIB), 7 * GIB, 4 * GIB)), 5),
+        # nested: the tightest of all levels
+        (
+            "0::/slurm/job/step",
+            within("slurm/job/step", v2("max", 1))
+            | within("slurm/job", v2(str(6 * GIB), 2 * GIB))
+            | within("slurm", v2(str(20 * GIB), 3 * GIB)),
+            4,
+        ),
+        # version 1, and a path of the host's within a container
+        (
+            "5:cpu:/a\n4:memory,hugetlb:/docker/abc",
+            {
+                "memory/memory.limit_in_bytes": str(10 * GIB),
+                "memory/memory.usage_in_bytes": str(4 * GIB),
+                "memory/memory.stat": f"total_inactive_file {GIB}\n",
+            },
+            7,
+        ),
+    ],
+)
+def test_every_control_group_counts(
+    tmp_path: Path, group: str, files: dict[str, str], left: int
+) -> None:
+    root = machine(tmp_path, group, **files)
+    assert available_bytes(torch.device("cpu"), root) == left * GIB
+
+
+@pytest.mark.parametrize(
+    ("variables", "left"),
+    [
+        ({"SLURM_MEM_PER_NODE": "4096"}, 4),
+        ({"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "3"}, 3),
+        ({"SLURM_MEM_PER_NODE": "0"}, 32),  # all of the node's
+    ],
+)
+def test_a_slurm_jobs_memory_counts(
+    tmp_path: Path, variables: dict[str, str], left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = available_bytes(torch.device("cpu"), machine(tmp_path, "0::/"))
+    assert left * GIB - GIB // 100 < found <= left * GIB

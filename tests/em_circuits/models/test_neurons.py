@@ -115,7 +115,7 @@ def test_a_pair_without_transcoders_has_a_key_of_its_own(
 
 
 def test_every_health_check_of_a_pair_of_neurons_holds(neurons: Subject) -> None:
-    checks = check_pair(neurons.pair, neurons.input_ids)
+    checks = list(check_pair(neurons.pair, neurons.input_ids))
     assert all(check.ok for check in checks), checks
     names = " ".join(check.name for check in checks)
     assert "neurons are the whole MLP" in names and "replacement" not in names
@@ -129,7 +129,7 @@ def test_there_is_no_replacement_model_without_transcoders(neurons: Subject) -> 
 def test_bfloat16_neurons_pass_the_health_check(neurons: Subject) -> None:
     settings = neurons.pair.settings.model_copy(update={"dtype": "bfloat16"})
     with ModelPair.load(settings) as pair:
-        checks = check_pair(pair, neurons.input_ids)
+        checks = list(check_pair(pair, neurons.input_ids))
     assert all(c.ok for c in checks if "whole MLP" in c.name), checks
 
 

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tiny_families import LLAMA3_ROPE, PROMPT, RECIPES, MadeFamily, Recipe, tiny_model, write_pair
 
-from em_circuits.models import ModelPair, memory_plan
+from em_circuits.graphs import AttributionSettings
+from em_circuits.graphs.memory import memory_plan
+from em_circuits.models import ModelPair
 from em_circuits.models.family import Decoder
 from em_circuits.models.health import check_pair
 from em_circuits.models.sites import READS, WRITES
@@ -105,9 +107,9 @@ def test_doctor_passes_or_names_the_cause(made: tuple) -> None:
         write_pair(pair_files, model)
         chosen = pair_files.settings(kind, backend=backend)
         try:
-            assert memory_plan(chosen, locate_all(chosen)).total > 0
+            assert memory_plan(chosen, locate_all(chosen), AttributionSettings()).total > 0
             with ModelPair.load(chosen) as pair:
-                checks = check_pair(pair, pair.input_ids(PROMPT))
+                checks = list(check_pair(pair, pair.input_ids(PROMPT)))
         except RequestError as refused:
             event("refused")
             assert kind == "none" and name == "gpt-oss"
