@@ -32,6 +32,8 @@ from pivotal_tokens.errors import RequestError
 
 CHUNK = 16_384
 """Pairs of activation and node that are gathered at a time."""
+_FEW = 8
+"""Of so many features fewer than one fires: their decoder rows are read, not the whole matrix."""
 
 Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor, " active"]]
 """(row, position, id) of the active nodes of some prompts."""
@@ -194,7 +196,11 @@ class TranscoderDictionary(Dictionary):
     def decode(
         self, activations: Float[Tensor, "*batch node"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        output = activations @ self.W_dec + self.b_dec
+        fire = activations.detach().reshape(-1, self.width).any(0).nonzero()[:, 0]
+        if _FEW * len(fire) < self.width:  # a whole matrix may be half a gigabyte on a disk
+            output = activations[..., fire] @ self.decoder(fire) + self.b_dec
+        else:
+            output = activations @ self.W_dec + self.b_dec
         skip = self.skipped(x)
         return output if skip is None else output + skip
 

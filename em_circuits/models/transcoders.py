@@ -191,7 +191,7 @@ def read_decoder_row(file: LayerFile, feature: int) -> Tensor:
         raise RequestError("a cross-layer feature writes into several layers")
     if not 0 <= feature < file.width:
         raise RequestError(f"layer {file.layer} has features 0 to {file.width - 1}")
-    return read_tensor(file, "W_dec", torch.tensor([feature]))[0]
+    return in_file(file, "W_dec").rows(torch.tensor([feature]))[0][0]
 
 
 def held_names(file: LayerFile) -> list[str]:

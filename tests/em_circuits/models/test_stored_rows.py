@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from em_circuits.models.dictionaries import TranscoderDictionary
 from em_circuits.models.stored_rows import FileMatrix, HostMatrix, StoredRows
 from pivotal_tokens.errors import WorkFailed
 
@@ -75,3 +76,26 @@ def test_a_file_that_became_shorter_is_named(file: FileMatrix) -> None:
         stream.truncate(200)
     with pytest.raises(WorkFailed, match=r"layer_0\.safetensors was cut short"):
         file.rows(torch.tensor([39]))
+
+
+def test_decoding_few_features_reads_their_rows_alone_and_gives_the_same() -> None:
+    draw = torch.Generator().manual_seed(1)
+    w_dec, b_dec = torch.randn(WIDE, WIDTH, generator=draw), torch.randn(WIDTH, generator=draw)
+    asked: list[torch.Tensor | None] = []
+
+    def matrices(name: str, ids: torch.Tensor | None) -> torch.Tensor:
+        asked.append(ids)
+        return w_dec if ids is None else w_dec[ids]
+
+    dictionary = TranscoderDictionary(0, matrices, torch.zeros(WIDE), b_dec)
+    x = torch.zeros(2, 3, WIDTH)
+    for firing in ([], [4, 31], list(range(30))):
+        activations = torch.zeros(2, 3, WIDE)
+        activations[..., firing] = torch.rand(2, 3, len(firing), generator=draw)
+        asked.clear()
+        expected = activations @ w_dec + b_dec
+        assert torch.allclose(dictionary.decode(activations, x), expected, atol=1e-6)
+        (read,) = asked
+        assert (read is None) == (len(firing) == 30)
+        if read is not None:
+            assert read.tolist() == firing
