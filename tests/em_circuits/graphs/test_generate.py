@@ -119,7 +119,8 @@ def test_what_the_fast_way_does_not_fit_goes_upstreams_way(
 
     via_upstream = attribution.via_upstream
     monkeypatch.setattr(attribution, "via_upstream", upstream)
-    monkeypatch.setattr("em_circuits.graphs.linear_rows.AttributionContext", int)
+    known = "circuit_tracer.attribution.context_transformerlens.AttributionContext"
+    monkeypatch.setattr(known, int)
     slow = build_pair_graphs(subject.pair, prompt, settings)
     assert len(calls) == 2
     for left, right in zip(fast.both, slow.both, strict=True):
