@@ -121,13 +121,14 @@ _IN_THE_SHELL = {"next": "shell:next_tokens"}
 
 
 _SECTIONS = {
-    "Begin": ("demo", "label", "review", "serve", "status", "doctor"),
+    "Begin": ("demo", "label", "review", "serve", "status", "doctor", "shell"),
     "Prompts and labels": ("prompts", "labels", "judge", "export", "import"),
-    "Graphs and features": ("graphs", "influence", "features", "lora"),
-    "Experiments": ("steer", "evaluate"),
+    "Graphs and features": ("graphs", "influence", "features", "lora", "transcoders"),
+    "Experiments": ("steer", "validity", "evaluate", "responses", "directions", "probe"),
+    "Audits": ("audit",),
     "Upkeep": ("verify", "organism"),
 }
-"""How the help of all commands groups them."""
+"""How the help of all commands groups them; each stands in one group."""
 
 _TALKATIVE = (
     "py.warnings",
@@ -204,8 +205,8 @@ class LazyGroup(click.Group):
 def app(context: click.Context, verbose: bool, **options: Any) -> None:
     """Which transcoder features carry emergent misalignment in a LoRA fine-tune?
 
-    Options of the models and the store stand before the command; they can also stand in
-    em-circuits.toml or in EM_CIRCUITS_* variables.
+    The options below are of every command; they can also stand in em-circuits.toml or in
+    EM_CIRCUITS_* variables.
     """
     _configure_logging(verbose)
     refuse_two_bases(options["base"], options["organism_name"])
