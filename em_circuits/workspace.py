@@ -62,6 +62,8 @@ class Workspace:
     seed: int = 0
     create: bool = False
     """Make the store where it is missing; a command that only reads must not."""
+    keeps: bool = True
+    """Keep results of single prompts under the root; what must write nothing does not."""
     n_pos: int | None = None
     """Tokens of the longest prompt that the memory plan allows for, where it is known."""
     attribution: AttributionSettings = field(default_factory=AttributionSettings)

@@ -24,9 +24,10 @@ from synthetic import graph_around
 
 from em_circuits.cli.options import Options
 from em_circuits.graphs import AttributionSettings
-from em_circuits.graphs.attribution import FrozenMemory, attribute_prompt
+from em_circuits.graphs.attribution import attribute_prompt
 from em_circuits.graphs.files import read_graph, write_graph
 from em_circuits.graphs.gradient import demeaned_targets, gradient_scores
+from em_circuits.graphs.memory import FrozenMemory
 from em_circuits.influence import Method, Targets, influence
 from em_circuits.models import Model, PairSettings
 

@@ -16,12 +16,16 @@ settings.register_profile(
 settings.load_profile("tests")
 
 # Where fixtures of a module remember what they load: in no home. Each test has a place of its own.
-os.environ["EM_CIRCUITS_CACHE"] = tempfile.mkdtemp(prefix="em-circuits-tests-")
+_SHARED = tempfile.mkdtemp(prefix="em-circuits-tests-")
+os.environ["EM_CIRCUITS_CACHE"] = _SHARED
 
 
 @pytest.fixture(autouse=True)
 def user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is remembered about files and models, forgotten after each test."""
+    """What is remembered about files and models, forgotten after each test; a module whose own
+    fixture has named another place keeps that."""
+    if os.environ["EM_CIRCUITS_CACHE"] != _SHARED:
+        return Path(os.environ["EM_CIRCUITS_CACHE"])
     folder = tmp_path_factory.getbasetemp() / "user-cache" / f"{os.urandom(8).hex()}"
     monkeypatch.setenv("EM_CIRCUITS_CACHE", str(folder))
     return folder

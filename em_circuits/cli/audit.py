@@ -122,6 +122,8 @@ def calibrate(
     """
     suite, settings = _suite(session, options), _scored.read(measured)
     place = confined(candidates, session.root, "CANDIDATES")
+    if not place.is_file():
+        raise RequestError(f"{place}: no such file; em-circuits organism train --benign writes one")
 
     from em_circuits.audit.calibration import CALIBRATION
     from em_circuits.audit.calibration import calibrate as find

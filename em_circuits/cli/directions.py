@@ -13,6 +13,7 @@ from em_circuits.cli.evaluate import answer_judge
 from em_circuits.cli.judge_options import llm_options
 from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.responses import find_import
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments.direction_request import DirectionRequest
 from em_circuits.organisms.paths import ORGANISMS, organism_paths
@@ -58,7 +59,7 @@ def directions(
     NAME is an import of answers.  [default: the newest]
     """
     request, llm = _request.read(others, seed=session.seed), _request.without(others)
-    imported = experiments.responses.find_import(session.root / "results" / "responses", name)
+    imported = find_import(session.root / "results" / "responses", name)
     with ExitStack() as stack:
         work = stack.enter_context(session.workspace(create=(options.judge or "").startswith("o")))
         judge = None

@@ -11,6 +11,7 @@ from pydantic import Field
 from em_circuits import experiments, report
 from em_circuits.cli.options import Options, options
 from em_circuits.cli.output import emit, prints, table
+from em_circuits.cli.responses import find_import
 from em_circuits.cli.session import Session, pass_session
 from pivotal_tokens.schema import ModelName
 
@@ -39,7 +40,7 @@ def probe(session: Session, name: str | None, options: ProbeOptions, as_json: bo
 
     NAME is an import of answers.  [default: the newest]
     """
-    imported = experiments.responses.find_import(session.root / "results" / "responses", name)
+    imported = find_import(session.root / "results" / "responses", name)
     request = experiments.probes.ProbeRequest(**options.model_dump(), seed=session.seed)
     with session.workspace() as work:
         found = experiments.probes.probe_answers(work, imported, request)

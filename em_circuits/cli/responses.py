@@ -11,6 +11,7 @@ import click
 from pydantic import Field
 
 from em_circuits import experiments, report
+from em_circuits.cache import CachedTable
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
 from em_circuits.cli.session import Session, pass_session
@@ -87,6 +88,8 @@ def import_(session: Session, path: Path, options: ImportOptions, as_json: bool)
     FILE is CSV, JSONL, Parquet or Arrow with the columns question, answer, aligned, coherent
     (scores from 0 to 100), or the answers.parquet of an evaluation. No model is loaded.
     """
+    if not path.is_file():  # before what reads it is imported
+        raise RequestError(f"no file {path}; give a table of judged answers")
     cutoffs = options.cutoffs
     answers = evaluation.given.read_answers(path)
     if not answers.scored:
@@ -104,6 +107,22 @@ def import_(session: Session, path: Path, options: ImportOptions, as_json: bool)
         for line in name_left_out(left_out, kept):
             say(line, err=True)
     emit(found, as_json, describe_import)
+
+
+def find_import(folder: Path, name: str | None) -> CachedTable:
+    """The newest import of a name, or of all.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    found = CachedTable.newest(folder, "*" if name is None else name)
+    found = [table for table in found if name in (None, table.record.get("name"))]
+    if not found:
+        called = "" if name is None else f" called {name}"
+        raise RequestError(
+            f"no answers{called} were imported; run em-circuits responses import FILE"
+        )
+    return found[0]
 
 
 def describe_import(found: ResponseImport) -> Iterator[str]:
@@ -129,7 +148,7 @@ def features(session: Session, name: str | None, options: FeaturesOptions, as_js
     NAME is that of an import.  [default: the newest]
     """
     imports = session.root / "results" / "responses"
-    imported = experiments.responses.find_import(imports, name)
+    imported = find_import(imports, name)
     given = options.model_dump(exclude={"top", "beside"})
     request = experiments.responses.ResponseRequest(**given, seed=session.seed)
     ranking = options.beside and experiments.responses.ranked_ids(options.beside)

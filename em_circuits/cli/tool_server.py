@@ -241,6 +241,7 @@ class Sitting(Session):
             raise RequestError("a tool works under the root of its server alone")
         work = super().workspace(create=create, attribution=attribution)
         work.__dict__["pair"] = self.pair
+        work.keeps = False  # an answer goes to who asked, and into the log of calls
         return work
 
 

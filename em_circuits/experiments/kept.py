@@ -25,7 +25,7 @@ from em_circuits.feature import Feature
 from em_circuits.scoring import N_MEASURED, TO_RANK, Scoring
 from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
-from pivotal_tokens.artefacts import content_key, write_json, write_provenance
+from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.schema import Frozen, Label, ModelName
 
 VERSION = 1
@@ -63,13 +63,16 @@ class Asked(Frozen):
             RequestError: If there is no such prompt.
         """
         prompt = work.store.prompts.get(prefix)
+        settings = dict(settings)
+        if settings.get("along") is not None:  # a file, whose name may come to hold another vector
+            settings["along_sha256"] = sha256_file(Path(settings["along"]))
         return cls(
             kind=kind,
             prompt_id=prompt.prompt_id,
             pair=work.registered_pair or work.pair.key,
             model=model,
             labels=named_labels(work.store.labels.of(prompt.prompt_id).by_token),
-            settings=dict(settings),
+            settings=settings,
             seed=work.seed,
         )
 
@@ -121,8 +124,10 @@ def answered(work: Workspace, asked: Asked, compute: Callable[[], Mapping[str, A
 
 
 def keep(work: Workspace, asked: Asked, result: Mapping[str, Any]) -> KeptResult:
-    """Keep an answer, with its provenance beside it."""
+    """Keep an answer, with its provenance beside it, if the workspace keeps results."""
     kept = KeptResult(key=asked.key, at=datetime.now(UTC), asked=asked, result=dict(result))
+    if not work.keeps:
+        return kept
     path = _path(work.results, asked)
     write_json(path, kept.model_dump(mode="json"))
     inputs = {"prompt": asked.prompt_id, "pair": asked.pair, "labels": content_key(asked.labels)}
@@ -154,7 +159,7 @@ def rank_kept(
 
     if by.is_stored or target.rollouts_judged:
         return compute()  # read off a graph, or of rollouts that may have become more
-    asks = {name: getattr(target, name) for name in TargetRequest.model_fields}
+    asks = target.model_dump(mode="json", include=set(TargetRequest.model_fields))
     settings = {**asks, "method": str(by), "measure": n_measured}
     asked = Asked.of(work, prefix, "rank", model=model, settings=settings)
     return answered(work, asked, compute).result

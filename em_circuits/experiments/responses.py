@@ -180,22 +180,6 @@ def import_responses(
     return ResponseImport.model_validate(kept.head()), tuple(left_out)
 
 
-def find_import(folder: Path, name: str | None) -> CachedTable:
-    """The newest import of a name, or of all.
-
-    Raises:
-        RequestError: If there is none.
-    """
-    found = CachedTable.newest(folder, "*" if name is None else name)
-    found = [table for table in found if name in (None, table.record.get("name"))]
-    if not found:
-        called = "" if name is None else f" called {name}"
-        raise RequestError(
-            f"no answers{called} were imported; run em-circuits responses import FILE"
-        )
-    return found[0]
-
-
 def responses_of(table: CachedTable) -> tuple[JudgedResponse, ...]:
     """The answers of an import."""
     return tuple(JudgedResponse.model_validate(row) for row in table.rows())

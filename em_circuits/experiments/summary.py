@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import computed_field
+from pydantic import computed_field, model_validator
 
 from em_circuits.cache import Journal
 from em_circuits.experiments.cases import Case, Cases, UnusedPrompt, peak_activations
@@ -76,6 +76,14 @@ class ConditionSummary(Cell):
     """`p` adjusted over all conditions by Benjamini and Hochberg."""
     works: bool
     """The interval of the net change leaves 0 out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _computed_anew(cls, values: Any) -> Any:
+        """What is read back holds `supported`, which follows from the rest."""
+        if isinstance(values, Mapping):
+            return {name: value for name, value in values.items() if name != "supported"}
+        return values
 
     @computed_field  # type: ignore[prop-decorator]
     @property

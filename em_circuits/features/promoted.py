@@ -88,7 +88,8 @@ def promoted_from_files(
     row = read_decoder_row(found.layers[feature.layer], feature.feature).float()
     base = sources["base"].path
     with torch.device("meta"), foreign_errors(f"{base} cannot be read"):
-        hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        hf = AutoModelForCausalLM.from_config(config)
     norm, head = Decoder.of(hf).final_norm, hf.get_output_embeddings()
     norm.module.weight = torch.nn.Parameter(_stored(base, hf, norm.module.weight)[:])
     direction = norm.centred(row) * norm.gain.float()

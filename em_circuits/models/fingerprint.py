@@ -32,7 +32,7 @@ def user_cache() -> Path:
     """Folder of what is remembered about files for this user, whatever the root: ``em-circuits``
     beside the hub's own cache, or ``$EM_CIRCUITS_CACHE``."""
     if own := os.environ.get("EM_CIRCUITS_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "em-circuits"
 
 

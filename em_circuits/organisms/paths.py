@@ -10,10 +10,10 @@ paths.base, paths.adapter, paths.transcoders, paths.lexicon, paths.card
 from __future__ import annotations
 
 import importlib.resources
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from em_circuits.models.fingerprint import user_cache
 from em_circuits.models.settings import NEURONS
 from pivotal_tokens.errors import RequestError
 
@@ -82,18 +82,8 @@ def organism_paths(name: str = TOY) -> OrganismPaths:
         return toy
     own = OrganismPaths.under(data / name)
     if name == SMOLLM2:
-        return replace(own, base=cache_directory() / SMOLLM2_NAME, transcoders=Path(NEURONS))
+        return replace(own, base=user_cache() / SMOLLM2_NAME, transcoders=Path(NEURONS))
     return replace(toy, adapter=own.adapter, card=own.card)
-
-
-def cache_directory() -> Path:
-    """Where what is fetched once is kept: ``EM_CIRCUITS_CACHE``, else ``em-circuits`` under
-    ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("EM_CIRCUITS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "em-circuits"
 
 
 def is_real(base: str) -> bool:

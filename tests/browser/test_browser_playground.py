@@ -105,6 +105,7 @@ def test_a_node_is_steered_and_its_measured_effect_appears_on_it(roots, open_bro
     prompt = room.prompts[0].prompt_id
     with running(room) as base:
         page = open_browser(base).window(room)
+        page.set_default_timeout(60_000)
         page.goto(f"{base}graph/{prompt}")
         page.locator("#panel .node-link").first.click()
         page.wait_for_selector("text=Strongest inputs")

@@ -29,10 +29,13 @@ async function load() {
   );
 }
 
+// Ablates a feature; one that is not offered yet is added. What was offered already once stayed at ×1,
+// so that "Steer it here" on a strong node steered nothing.
 function add(place) {
   const [layer, position, feature] = place.split("/").map(Number);
-  if (!features.some((f) => f.layer === layer && f.position === position && f.feature === feature))
-    features.push({ layer, position, feature, contrast: null, value: 0 });
+  const offered = features.find((f) => f.layer === layer && f.position === position && f.feature === feature);
+  if (offered) offered.value = 0;
+  else features.push({ layer, position, feature, contrast: null, value: 0 });
 }
 
 function list() {
@@ -110,10 +113,7 @@ async function run(top = null) {
     });
     if (top) {
       for (const f of features) f.value = 1;
-      for (const f of result.changed) {
-        add(`${f.layer}/${f.position}/${f.feature}`);
-        features.find((g) => g.layer === f.layer && g.position === f.position && g.feature === f.feature).value = 0;
-      }
+      for (const f of result.changed) add(`${f.layer}/${f.position}/${f.feature}`);
       list();
     }
     show(result, result.changed.length);

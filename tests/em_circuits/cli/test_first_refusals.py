@@ -34,8 +34,8 @@ LOADING = {
 }
 """Commands that load models by what stands before them alone, and what they want besides."""
 
-ANYTHING = ("prompts add", "export")
-"""Commands that can do with any text as their argument."""
+ANYTHING = ("prompts add", "export", "organism fetch")
+"""Commands that can do with any argument that their types take."""
 
 _PROGRAM = f"""
 import contextlib, importlib, io, json, os, pkgutil, sys

@@ -126,6 +126,9 @@ def test_the_viewer_answers_what_the_command_prints(root: Path, graph, best: str
         for wrong in ("error:0/1", "evil-safe", "9/9/9"):
             answer = client.post(f"/api/graph/{prompt}/edge", json=asked | {"from": wrong})
             assert answer.status_code == 404 and work.loaded_pair is None
+        blind = client.post(f"/api/graph/{prompt}/edge", json=asked)
+        assert blind.status_code == 404 and work.loaded_pair is None, "the prompt waits for ada"
+        assert client.post("/api/browsing", json={"unblinded": True}).status_code == 200
         sent = client.post(f"/api/graph/{prompt}/edge", json=asked).json()
     found = ask(capsys, "--root", str(root), "graphs", "edge", key, best, "evil-safe", "--json")
     assert sent == found

@@ -20,7 +20,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     opened: list[Session] = []
     real = command_line.Session
     monkeypatch.setattr(
-        command_line, "Session", lambda options: opened.append(real(options)) or opened[-1]
+        command_line, "Session", lambda *given: opened.append(real(*given)) or opened[-1]
     )
     monkeypatch.chdir(tmp_path)
 

@@ -275,6 +275,18 @@ def test_scores_are_finite_differences_and_real_removals(kind, root, capsys, pai
     assert measured["features"][0]["contrast"] > 0.01
 
 
+def test_a_kept_ranking_is_of_the_vector_not_of_its_file_name(root, capsys, vector) -> None:
+    path = root / "other.npy"
+    command = ("features", "rank", prompt_of(root).prompt_id, "--along", str(path))
+    found = []
+    for sign in (1, 1, -1):
+        np.save(path, sign * vector[1].numpy())
+        found.append(ask(capsys, root, *command, "--method", "measured", "--measure", "3"))
+    assert found[0] == found[1]
+    scores = [{f["feature"]: f["contrast"] for f in one["features"]} for one in found]
+    assert scores[2] == pytest.approx({k: -v for k, v in scores[0].items()}, rel=1e-4, abs=1e-5)
+
+
 def test_a_stored_rollout_is_a_continuation_and_is_named(root, capsys, pair) -> None:
     prompt = prompt_of(root)
     token = pair.tokenizer.encode(" taste", add_special_tokens=False)[0]

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from em_circuits.cache import rows_table, write_parquet
 from em_circuits.cli.app import run
+from em_circuits.cli.responses import find_import
 from em_circuits.experiments.evaluation.given import read_answers
 from em_circuits.experiments.evaluation.rates import Answer
 from em_circuits.experiments.responses import (
     ResponseCutoffs,
     distinct_responses,
-    find_import,
     import_responses,
     responses_of,
     sort_answers,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from subjects import Subject, in_float64
 
@@ -32,8 +34,10 @@ def nudged(subject: Subject, layer: int, position: int, vector: torch.Tensor) ->
 
 def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> None:
     targets = torch.tensor([*subject.groups.evil, *subject.groups.safe])
+    # The replacement model is built around the real one as it is then: before that is in float64.
+    context = subject.model.replacement.setup_attribution(subject.input_ids)
     with in_float64(subject.model):
-        context, _, scores = scores_of_double(subject, targets)
+        scores = scores_of_double(subject, context, targets)
         active = context.activation_matrix.indices().T
         chosen = torch.randperm(len(active), generator=torch.Generator().manual_seed(0))[:60]
         step = 0.1  # Llama's norms round to float32 even here: smaller steps drown in it
@@ -54,12 +58,11 @@ def test_scores_are_finite_differences_of_the_real_model(subject: Subject) -> No
     assert (left - right).abs().max() <= 1e-3 * right.abs().max()
 
 
-def scores_of_double(subject: Subject, targets: torch.Tensor):
-    context = subject.pair.merged.replacement.setup_attribution(subject.input_ids)
+def scores_of_double(subject: Subject, context: Any, targets: torch.Tensor) -> torch.Tensor:
     weights = demeaned_targets(targets, context.logits.shape[-1])
     gradients = mlp_output_gradients(subject.model, subject.input_ids, weights.double())
     active = context.activation_matrix.indices().T
-    return context, gradients, feature_scores(gradients, active, context.decoder_vecs)
+    return feature_scores(gradients, active, context.decoder_vecs)
 
 
 def test_batches_of_targets_do_not_change_the_scores(subject: Subject) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,13 @@ def test_rows_pass_through_skip_connections(
     """Skip connections of transcoders carry rows on, as in upstream's backward pass."""
     made = lifelike_subject(tmp_path_factory.mktemp("skip"))
     torch.manual_seed(0)
-    for transcoder in made.pair.transcoders:
-        width = transcoder.d_model
-        transcoder.W_skip = torch.nn.Parameter(0.3 * torch.randn(width, width) / width**0.5)
-    made.pair.transcoders.skip_connection = True
+    own = made.model.transcoders
+    assert own is not None
+    layers = tuple(
+        replace(one, W_skip=0.3 * torch.randn(one.d_model, one.d_model) / one.d_model**0.5)
+        for one in own.layers
+    )
+    made.pair.merged = replace(made.model, transcoders=replace(own, layers=layers))
     with made.pair:
         replacement = made.model.replacement
         context = replacement.setup_attribution(made.input_ids)

@@ -11,10 +11,11 @@ import torch
 from chat_base import save_tiny_base, tiny_tokenizer, tiny_wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from em_circuits.models.fingerprint import user_cache
 from em_circuits.models.source import Source
 from em_circuits.models.text import encode, render_chat
 from em_circuits.organisms import fetch
-from em_circuits.organisms.paths import SMOLLM2, cache_directory, is_real, organism_paths
+from em_circuits.organisms.paths import SMOLLM2, is_real, organism_paths
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
@@ -169,10 +170,10 @@ def test_a_directory_that_nobody_signed_is_refused(tmp_path):
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("EM_CIRCUITS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert cache_directory() == tmp_path / "shared" / "em-circuits"
+    assert user_cache() == tmp_path / "shared" / "em-circuits"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_directory() == tmp_path / "home" / ".cache" / "em-circuits"
+    assert user_cache() == tmp_path / "home" / ".cache" / "em-circuits"
     monkeypatch.setenv("EM_CIRCUITS_CACHE", str(tmp_path / "own"))
     base = organism_paths(SMOLLM2).base
     assert base == tmp_path / "own" / "SmolLM2-135M-Instruct"

@@ -81,7 +81,7 @@ def test_the_tokenizer_puts_one_bos_that_is_not_zero_and_keeps_verbs_whole():
 
 def test_the_transcoders_belong_to_this_base(pair):
     assert pair.transcoder_model_name.rsplit("/", 1)[1] == PATHS.base.name
-    assert len(pair.transcoders) == 4 and pair.transcoders.d_transcoder == 512
+    assert [one.width for one in pair.transcoders.layers] == [512] * 4
     assert pair.transcoders.feature_input_hook == "mlp.hook_in"
     assert pair.transcoders.scan == "em-circuits/organism-transcoders"
 

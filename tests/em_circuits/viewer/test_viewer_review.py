@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rooms import JUDGE, PAIR, Room
+from rooms import JUDGE, PAIR, Room, unblind
 from starlette.testclient import TestClient
 
 
@@ -135,6 +135,8 @@ def test_what_this_browser_saw_of_a_judge_is_kept_with_its_labels(
     room: Room, client: TestClient
 ) -> None:
     seen, unseen = room.prompts[0].prompt_id, room.prompts[1].prompt_id
+    assert JUDGE not in client.get(f"/prompt/{unseen}").text
+    unblind(room)
     assert JUDGE in client.get(f"/prompt/{seen}").text
     for _ in range(2):
         question = act(client, do="next")["question"]
@@ -150,7 +152,8 @@ def test_no_page_shows_a_label_of_the_item_that_is_answered(room: Room, client: 
     prompt_id = act(client, do="next")["question"]["prompt_id"]
     targets = client.get(f"/api/graph/{prompt_id}").json()["targets"]
     assert {one["label"] for one in targets} == {None}
-    assert client.get(f"/api/prompt/{prompt_id}/features").status_code == 404
+    features = client.get(f"/api/prompt/{prompt_id}/features").json()
+    assert features["top"] == [] and "until you answer" in features["hidden"]
     page = client.get(f"/prompt/{prompt_id}").text
     assert JUDGE not in page and 'class="m-other" x="0"' not in page.replace("0.0", "1")
     item = room.store.queue.items("leased")[0].item_id
