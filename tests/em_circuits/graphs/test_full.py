@@ -100,6 +100,7 @@ def test_a_stored_graph_is_the_same_graph(graphs, tmp_path: Path) -> None:
     assert torch.equal(again.require_edges().to_dense(), graph.require_edges().to_dense())
 
 
+@pytest.mark.frozen
 def test_the_kind_of_edges_and_their_number_are_in_the_key(subject: Subject, graphs) -> None:
     text = subject.pair.tokenizer.decode(subject.input_ids[1:])
     frozen = attribute(subject.pair.merged, text, subject.groups, edges="frozen")
