@@ -403,11 +403,16 @@ class Workspace:
 
 
 class SharedPair:
-    """The pair that the commands of one shell share; another pair takes its place."""
+    """The pair that the commands of one sitting share; another pair takes its place."""
 
     def __init__(self) -> None:
         self._of: tuple[PairSettings, str] | None = None
         self._pair: ModelPair | None = None
+
+    @property
+    def key(self) -> str | None:
+        """The key of the pair that is loaded; None while none is."""
+        return None if self._pair is None else self._pair.key
 
     def pair(
         self, settings: PairSettings, fingerprints: str, load: Callable[[], ModelPair]

@@ -22,14 +22,12 @@ Every call is a line of ROOT/results/tool_calls.jsonl, from which `replay_calls`
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import io
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -41,8 +39,7 @@ from em_circuits import __version__
 from em_circuits.cli.session import Session
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.intervention import Mode
-from em_circuits.models.fingerprint import FingerprintCache
-from em_circuits.workspace import Workspace
+from em_circuits.workspace import SharedPair, Workspace
 from pivotal_tokens.artefacts import content_key, sha256_file
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Frozen, ModelName, first_problem
@@ -50,7 +47,6 @@ from pivotal_tokens.schema import Frozen, ModelName, first_problem
 if TYPE_CHECKING:
     from mcp.server import Server
 
-    from em_circuits.models.pair import ModelPair
 
 CALLS = "tool_calls.jsonl"
 _LONGEST_LOGGED = 20_000
@@ -216,18 +212,8 @@ TOOLS: dict[str, type[ToolArguments]] = {
 }
 
 
-@dataclass(frozen=True)
-class Sitting(Session):
-    """A session whose workspaces share one loaded pair."""
-
-    @functools.cached_property
-    def pair(self) -> ModelPair:
-        """Both models, loaded once."""
-        with super().workspace() as work:
-            work.__dict__["_file_hashes"] = FingerprintCache()  # remembers nothing on the disk
-            found = work.pair
-            work.__dict__.pop("pair")  # else it would be closed with the workspace
-        return found
+class ToolSession(Session):
+    """A session over one root; its workspaces share one loaded pair and keep no results."""
 
     def workspace(
         self,
@@ -240,7 +226,6 @@ class Sitting(Session):
         if root is not None:
             raise RequestError("a tool works under the root of its server alone")
         work = super().workspace(create=create, attribution=attribution)
-        work.__dict__["pair"] = self.pair
         work.keeps = False  # an answer goes to who asked, and into the log of calls
         return work
 
@@ -249,7 +234,8 @@ class ToolServer:
     """The tools over one root and one pair of models; one call at a time."""
 
     def __init__(self, session: Session, *, write: bool) -> None:
-        self.session, self.write = Sitting(session.options), write
+        self.pair = SharedPair()
+        self.session, self.write = ToolSession(session.options, self.pair), write
         self.log = session.root / "results" / CALLS
         self._lock = threading.Lock()
 
@@ -296,12 +282,11 @@ class ToolServer:
         )
 
     def _key(self, tool: str, given: ToolArguments) -> str:
-        pair = self.session.__dict__.get("pair")
         return content_key(
             {
                 "tool": tool,
                 "arguments": given.model_dump(mode="json"),
-                "pair": None if pair is None else pair.key,
+                "pair": self.pair.key,
                 "version": __version__,
             }
         )
