@@ -4,8 +4,9 @@ Ray carries ids of prompts; the store holds what comes out, and graphs lie under
 are not restarted by Ray (``max_restarts=0``): a new one is started by the pool, on whatever node
 has room, so that a dead node costs the units that were in flight there and nothing else.
 
-A cluster that is started here listens on loopback only, without dashboard, and asks for a token
-(`ray.init` keeps it under ``~/.ray/auth_token``).
+A cluster that is started here has no dashboard and asks for a token (`ray.init` keeps it under
+``~/.ray/auth_token``). It listens on every address of the machine: on Linux, Ray turns a loopback
+address that it is told into the machine's own.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class _Actor:
 def _connected(settings: EngineSettings) -> Any:
     if settings.engine == "ray":  # of a running cluster, whoever runs it has decided
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # A worker for which no GPU is kept still sees those of its node.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -129,7 +131,6 @@ def _connected(settings: EngineSettings) -> Any:
             ray.init(
                 num_cpus=max(settings.workers, os.cpu_count() or 1),
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 **about,
             )
         else:

@@ -110,11 +110,6 @@ class DistributedWork:
         """Key of the workers' pair, once one has loaded it."""
         return self._pool.pair if self._pool else None
 
-    @property
-    def lost(self) -> int:
-        """Workers that died."""
-        return self._pool.lost if self._pool else 0
-
     def stop(self) -> None:
         """Give out nothing more; what is in flight is finished."""
         self.stopped = True
