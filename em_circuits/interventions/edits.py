@@ -23,9 +23,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from pydantic import model_validator
 from torch import Tensor
 
@@ -270,10 +271,17 @@ class EditBatch:
         return EditBatch(stop - start, self.row[part] - start, *columns, controls)  # type: ignore[call-arg,arg-type]
 
     def layer_ops(self, layer: int) -> EditBatch:
-        """The lines of one layer."""
-        mask: Bool[Tensor, " op"] = self.layer == layer
-        columns = [column[mask] for column in self._columns()]
-        return EditBatch(self.n_rows, self.row[mask], *columns, self.controls)  # type: ignore[call-arg,arg-type]
+        """The lines of one layer, in their order."""
+        row, layers, *columns = self._by_layer
+        part = slice(*torch.searchsorted(layers, torch.tensor([layer, layer + 1])).tolist())
+        mine = [column[part] for column in (layers, *columns)]
+        return EditBatch(self.n_rows, row[part], *mine, self.controls)  # type: ignore[call-arg,arg-type]
+
+    @cached_property
+    def _by_layer(self) -> list[Tensor]:
+        """Rows and columns, layer by layer."""
+        order = self.layer.argsort(stable=True)
+        return [column[order] for column in (self.row, *self._columns())]
 
     def _columns(self) -> tuple[Tensor, ...]:
         return (self.layer, self.position, self.feature, self.gain, self.offset, self.cap)

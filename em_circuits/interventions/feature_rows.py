@@ -4,7 +4,8 @@ Only the rows that are needed leave the dictionary, so that lazily loaded transc
 intervention on one node does not encode all of them.
 
     rows = FeatureRows.read(model.dictionaries[layer], ids)
-    activations = rows.activations(inputs, which)       # pair by pair
+    amounts = rows.activations(inputs, place, which)
+    change = rows.written(amounts, which, place=place, n_places=len(inputs))
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import CHUNK, Dictionary, Encoder, one_layer_only
+
+_DENSE = 1 / 8
+"""Share of all pairs of a place and a node above which all of them are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,19 @@ class FeatureRows:
         return torch.searchsorted(self.ids, feature.to(self.ids.device))
 
     def activations(
-        self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
+        self,
+        inputs: Float[Tensor, "place d_model"],
+        place: Int64[Tensor, " op"],
+        which: Int64[Tensor, " op"],
     ) -> Float[Tensor, " op"]:
-        """Activation of node ``which[i]`` on ``inputs[i]`` for every i."""
-        return self.encoder.activations(inputs, which)
+        """Activation of node ``which[i]`` on ``inputs[place[i]]`` for every i."""
+        if self.is_dense(len(which), len(inputs)):
+            return self.encoder.every(inputs)[place, which]
+        return self.encoder.activations(inputs[place], which)
+
+    def is_dense(self, n_ops: int, n_places: int) -> bool:
+        """Whether one product over all nodes and places costs less than one a pair."""
+        return n_ops > _DENSE * n_places * len(self.ids)
 
     def written(
         self,
@@ -63,6 +76,11 @@ class FeatureRows:
     ) -> Float[Tensor, "place d_model"]:
         """Sum of ``amounts[i] * decoders[write][which[i]]`` at ``place[i]``, in float32."""
         decoder = self.decoders[write]
+        if self.is_dense(len(which), n_places):
+            whole = amounts.new_zeros(n_places, len(self.ids), dtype=torch.float32)
+            return (
+                whole.index_put((place, which), amounts.float(), accumulate=True) @ decoder.float()
+            )
         total = torch.zeros((n_places, decoder.shape[1]), device=decoder.device)
         for i in range(0, len(which), CHUNK):
             part = slice(i, i + CHUNK)

@@ -109,7 +109,7 @@ class Hooks:
         device, rows = inputs.device, self.rows[layer]
         place = (ops.row * inputs.shape[1] + ops.position - self.start).to(device)
         which = rows.index(ops.feature)
-        current = self._current(ops, inputs.flatten(0, 1)[place], which)
+        current = self._current(ops, inputs.flatten(0, 1), place, which)
         gain, offset, cap = (n.to(device, current.dtype) for n in (ops.gain, ops.offset, ops.cap))
         new = torch.minimum(gain * current + offset, cap)
         if len(rows.decoders) > 1:
@@ -118,13 +118,17 @@ class Hooks:
         return change.view(inputs.shape)
 
     def _current(
-        self, ops: EditBatch, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
+        self,
+        ops: EditBatch,
+        inputs: Float[Tensor, "place d_model"],
+        place: Int64[Tensor, " op"],
+        which: Int64[Tensor, " op"],
     ) -> Float[Tensor, " op"]:
         """Activations in this pass of the features that are changed."""
         layer = int(ops.layer[0])
         rows, stacked = self.rows[layer], self.stacked
         if self.regime not in (Regime.DIRECT, Regime.FROZEN_LINEAR):
-            return rows.activations(inputs, which)
+            return rows.activations(inputs, place, which)
         assert stacked is not None
         coordinates = torch.stack([ops.layer, ops.position, ops.feature], dim=1)
         before = stacked.activation_of(ops.row, coordinates)
@@ -133,7 +137,7 @@ class Hooks:
         row = torch.zeros_like(ops.row) if stacked.shared else ops.row
         undisturbed = stacked.inputs[layer][row.to(inputs.device), ops.position.to(inputs.device)]
         return before + rows.encoder.responses(
-            undisturbed, inputs - undisturbed, which, before=before
+            undisturbed, inputs[place] - undisturbed, which, before=before
         )
 
     def _controlled(

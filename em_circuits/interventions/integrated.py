@@ -29,15 +29,12 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
-from em_circuits.models.dictionaries import Dictionary
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
 """Points of the midpoint rule."""
 _PASS_BYTES = 2**28
 """Gathered encoder and decoder rows of one forward pass, roughly."""
-_DENSE = 1 / 8
-"""Share of a layer's features at all positions above which they are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,6 @@ class _LayerMove:
     position: Int64[Tensor, " op"]
     start: Float[Tensor, " op"]
     change: Float[Tensor, " op"]
-    ids: Int64[Tensor, " op"]
-    dictionary: Dictionary
-
-    def is_dense(self, n_pos: int) -> bool:
-        """Whether so many move that encoding all of them costs less than row by row."""
-        return len(self.ids) > _DENSE * n_pos * self.dictionary.width
 
 
 def integrated_effects(
@@ -83,7 +74,10 @@ def integrated_effects(
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
-    n_gathered = sum(len(m.ids) for m in moves.values() if not m.is_dense(len(input_ids)))
+    n_pos = len(input_ids)
+    n_gathered = sum(
+        len(m.which) for m in moves.values() if not m.rows.is_dense(len(m.which), n_pos)
+    )
     for points in _passes(model, n_gathered, steps):
         gradients = _gradients(model, input_ids, moves, points, targets)
         total = gradients if total is None else total + gradients
@@ -151,8 +145,6 @@ def _moves(
             coordinates[mask, 1].to(device),
             start[mask].to(device),
             change[mask].to(device),
-            ids.to(device),
-            model.dictionaries[layer],
         )
     return found
 
@@ -219,19 +211,10 @@ def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Callable[[int], 
     layers further up."""
     n_rows, n_pos, width = inputs.shape
     wanted = move.start + points[:, None] * move.change
-    if move.is_dense(n_pos):
-        every = move.dictionary.encode(inputs)
-        at = (slice(None), move.position, move.ids)
-        change = torch.zeros_like(every)
-        change[at] = wanted.to(every.dtype) - every[at]
-        own = change[..., move.rows.ids]
-        return lambda write: own @ move.rows.decoders[write]
-    n = len(move.which)
     which = move.which.repeat(n_rows)
-    current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
-    place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
-        -1
-    )
+    first = torch.arange(n_rows, device=inputs.device)[:, None] * n_pos
+    place = (first + move.position).reshape(-1)
+    current = move.rows.activations(inputs.reshape(n_rows * n_pos, width), place, which)
     amounts = wanted.reshape(-1).to(current.dtype) - current
 
     def added(write: int) -> Tensor:

@@ -40,13 +40,17 @@ Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor,
 
 
 class Encoder(ABC):
-    """Encoders of a few nodes, pair by pair: node ``which[i]`` on ``inputs[i]``."""
+    """Encoders of a few nodes."""
 
     @abstractmethod
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
-        """Activation of each."""
+        """Activation of node ``which[i]`` on ``inputs[i]``, for every i."""
+
+    @abstractmethod
+    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
+        """Activation of every one of these nodes on every input."""
 
     @abstractmethod
     def responses(
@@ -286,10 +290,15 @@ class TranscoderEncoder(Encoder):
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
         if self.threshold is None:
-            everything = self.dictionary.encode(inputs)
-            return everything.gather(1, self.ids[which][:, None])[:, 0]
+            return self.every(inputs).gather(1, which[:, None])[:, 0]
         pre = row_products(inputs, self.weight, which) + self.bias[which]
         return pre * (pre > self.threshold[which])
+
+    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
+        if self.threshold is None:
+            return self.dictionary.encode(inputs)[:, self.ids]
+        pre = torch.nn.functional.linear(inputs, self.weight, self.bias)
+        return pre * (pre > self.threshold)
 
     def responses(
         self,

@@ -107,6 +107,12 @@ class NeuronEncoder(Encoder):
             return self.function(up)
         return self.function(_affine(inputs, self.gate, which)) * up
 
+    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
+        up = linear(inputs, *self.up)
+        if self.gate is None:
+            return self.function(up)
+        return self.function(linear(inputs, *self.gate)) * up
+
     def responses(
         self,
         at: Float[Tensor, "op d_model"],
