@@ -152,96 +152,92 @@ def card_checks(
     in_sample: bool,
 ) -> tuple[CardCheck, ...]:
     """Every line of the verdict."""
-    checks = []
-    for name, claim, least in (
-        ("necessity", claims[0], asked.necessity),
-        ("sufficiency", claims[1], asked.sufficiency),
-    ):
-        low = claim.share if claim.low is None else claim.low
-        above = low is not None and claim.random.high is not None and low > claim.random.high
-        checks.append(
-            CardCheck(
-                name=name,
-                passed=above and claim.share is not None and claim.share >= least,
-                value=claim.share,
-                threshold=least,
-                says=f"{claim}; matched random circuits {claim.random}",
-            )
-        )
-    leads = {
-        name: ((claims[0].lead[name].share or 0.0) + (claims[1].lead[name].share or 0.0)) / 2
-        for name in claims[0].lead
-    }
-    closest = min(leads, key=lambda name: leads[name])
-    checks.append(
-        CardCheck(
-            name="baselines",
-            passed=leads[closest] > asked.baseline_margin,
-            value=leads[closest],
-            threshold=asked.baseline_margin,
-            says=f"mean lead of both shares over {closest}, the closest simple circuit",
-        )
-    )
-    checks.append(
-        CardCheck(
-            name="minimality",
-            passed=minimality >= asked.minimality,
-            value=minimality,
-            threshold=asked.minimality,
+    checks = [
+        _claim_check("necessity", claims[0], asked.necessity),
+        _claim_check("sufficiency", claims[1], asked.sufficiency),
+        _baseline_check(claims, asked.baseline_margin),
+        _check(
+            "minimality",
+            minimality,
+            at_least=asked.minimality,
             says=f"{minimality:.0%} of the nodes add more than nine in ten random ones would",
-        )
-    )
-    checks.append(
-        CardCheck(
-            name="specificity",
-            passed=None if side is None else side.ratio <= asked.specificity,
-            value=None if side is None else side.ratio,
-            threshold=asked.specificity,
+        ),
+        _check(
+            "specificity",
+            side and side.ratio,
+            at_most=asked.specificity,
             says="not asked"
             if side is None
             else f"KL {side.unrelated:.3f} on unrelated prompts, {side.claimed:.3f} on the claim's",
-        )
-    )
-    found = None if stability is None else stability.resampled
-    enough = None
-    if stability is not None and found is not None:
-        least = max(asked.stability, asked.stability_over_chance * stability.chance)
-        enough = found >= least
-    checks.append(
-        CardCheck(
-            name="stability",
-            passed=enough,
-            value=found,
-            threshold=asked.stability,
-            says="nothing was chosen"
-            if stability is None
-            else f"Jaccard over resampled prompts; by chance {stability.chance:.3f}",
-        )
-    )
-    checks.append(
-        CardCheck(
-            name="error share",
-            passed=None
-            if errors is None or errors.share is None
-            else errors.share <= asked.error_share,
-            value=None if errors is None else errors.share,
-            threshold=asked.error_share,
+        ),
+        _stability_check(stability, asked),
+        _check(
+            "error share",
+            errors and errors.share,
+            at_most=asked.error_share,
             says="known between base and merged alone"
             if errors is None
             else f"errors alone carry {errors} of the shift",
-        )
-    )
+        ),
+    ]
     if in_sample:
+        says = "chosen on the very prompts it is judged on"
         checks.append(
-            CardCheck(
-                name="held out",
-                passed=False,
-                value=None,
-                threshold=0.0,
-                says="chosen on the very prompts it is judged on",
-            )
+            CardCheck(name="held out", passed=False, value=None, threshold=0.0, says=says)
         )
     return tuple(checks)
+
+
+def _check(
+    name: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    says: str,
+) -> CardCheck:
+    """A value against its one limit; not asked where there is no value."""
+    threshold = at_most if at_least is None else at_least
+    assert threshold is not None
+    passed = None
+    if value is not None:
+        passed = value <= threshold if at_least is None else value >= threshold
+    return CardCheck(name=name, passed=passed, value=value, threshold=threshold, says=says)
+
+
+def _claim_check(name: str, claim: ClaimShare, least: float) -> CardCheck:
+    low = claim.share if claim.low is None else claim.low
+    above = low is not None and claim.random.high is not None and low > claim.random.high
+    return CardCheck(
+        name=name,
+        passed=above and claim.share is not None and claim.share >= least,
+        value=claim.share,
+        threshold=least,
+        says=f"{claim}; matched random circuits {claim.random}",
+    )
+
+
+def _baseline_check(claims: Sequence[ClaimShare], margin: float) -> CardCheck:
+    leads = {
+        name: sum(claim.lead[name].share or 0.0 for claim in claims) / len(claims)
+        for name in claims[0].lead
+    }
+    closest = min(leads, key=lambda name: leads[name])
+    return CardCheck(
+        name="baselines",
+        passed=leads[closest] > margin,
+        value=leads[closest],
+        threshold=margin,
+        says=f"mean lead of both shares over {closest}, the closest simple circuit",
+    )
+
+
+def _stability_check(stability: ChoiceStability | None, asked: CardThresholds) -> CardCheck:
+    if stability is None:
+        return _check("stability", None, at_least=asked.stability, says="nothing was chosen")
+    least = max(asked.stability, asked.stability_over_chance * stability.chance)
+    says = f"Jaccard over resampled prompts; by chance {stability.chance:.3f}"
+    return _check("stability", stability.resampled, at_least=least, says=says)
 
 
 def tier_of(checks: Sequence[CardCheck]) -> Tier:

@@ -11,7 +11,8 @@ arXiv:2504.13151, sec. 3). The reference is either
 * the base of a pair: the nodes are those that the fine-tune changed, set to the one model's or the
   other's values (`between`); errors and attention stay those of the model that is treated, so that
   even all nodes need not reach 1; or
-* nothing: the nodes are the active ones of one model, ablated (`alone`).
+* nothing: the nodes are the active ones of one model, ablated (`alone`); or
+* the same model on another prompt of as many tokens: the nodes are those that differ (`resampled`).
 
     runs = CircuitRuns.between(pair, input_ids, words)
     runs.sufficiency([torch.arange(20)]), runs.necessity([torch.arange(20)])
@@ -81,6 +82,23 @@ class CircuitRuns:
         on = state.activations.float().cpu()
         places = state.active.cpu()
         return cls(model, model, (state, state), places, on, torch.zeros_like(on), contrast)
+
+    @classmethod
+    def resampled(
+        cls,
+        model: Model,
+        input_ids: Int[Tensor, " pos"],
+        other_ids: Int[Tensor, " pos"],
+        contrast: Contrast,
+    ) -> CircuitRuns:
+        """One model on one prompt; nodes that leave the circuit take their values on another one.
+
+        Resampling ablation (Chan et al. 2022, causal scrubbing); of attention nothing is replaced.
+        """
+        state, other = (ActivationCache.capture(model, ids) for ids in (input_ids, other_ids))
+        diff = ActivationDiff.between(other, state)
+        caches = state, state
+        return cls(model, model, caches, diff.coordinates, diff.other, diff.own, contrast)
 
     def __len__(self) -> int:
         return len(self.coordinates)

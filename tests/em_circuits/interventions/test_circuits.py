@@ -30,6 +30,19 @@ def test_of_one_model_everything_is_sufficient_and_nothing_is_not(tmp_path: Path
     assert gone.tolist() == pytest.approx([1, 0, 1, 0, 1], abs=1e-3)
 
 
+def test_resampled_nodes_take_the_values_of_the_other_prompt(tmp_path: Path) -> None:
+    with known_pair(write_known(PROGRAMS["and"], tmp_path), neurons=True) as pair:
+        one, other = (pair.input_ids(pair.prompt(text)) for text in ("11", "01"))
+        runs = CircuitRuns.resampled(pair.base, one, other, known_contrast(pair))
+        words = known_contrast(pair)
+        logits = torch.stack([pair.base.next_logits(ids) for ids in (one, other)])
+        ends = words.value(logits)
+        kept = runs.sufficiency([torch.arange(len(runs)), torch.arange(0)])
+    # The output of the program is all neurons' work, so that theirs are the ends.
+    assert ends is not None and runs.ends == pytest.approx(ends.tolist(), abs=1e-3)
+    assert kept is not None and kept.tolist() == pytest.approx([1, 0], abs=1e-3)
+
+
 def test_between_models_shares_are_those_of_patching(subject: Subject) -> None:
     runs = CircuitRuns.between(subject.pair, subject.input_ids, subject.groups)
     sets = [torch.arange(0, len(runs), 3), torch.arange(0, len(runs), 7)]
