@@ -304,6 +304,7 @@ class _Line(WrittenPrompt):
             pulled[layer] = pulled[layer] + back
             weighted = values.double() * by_row[place[:, 0]]
             where, which = place[:, 1:].unique(dim=0, return_inverse=True)
+            where[:, 1] = part.ids(where[:, 1])
             total = torch.zeros(len(where), dtype=torch.float64, device=where.device)
             total.index_add_(0, which, weighted)
             layers = torch.full_like(where[:, :1], layer)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,7 @@ from pivotal_tokens.errors import RequestError
 
 CHUNK = 16_384
 """Pairs of activation and node that are gathered at a time."""
-_FEW = 8
+_FEW = 2
 """Of so many features fewer than one fires: their decoder rows are read, not the whole matrix."""
 
 Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor, " active"]]
@@ -150,6 +150,7 @@ class TranscoderDictionary(Dictionary):
         top_k: Features that fire; None where each is gated by itself.
         positive: Of the k largest, those that are negative do not fire.
         n_writes: MLP outputs that a feature writes into.
+        ids: Ids of the features in the whole set, ascending, where only some are here (`among`).
     """
 
     layer: int
@@ -161,8 +162,27 @@ class TranscoderDictionary(Dictionary):
     top_k: int | None = None
     positive: bool = False
     n_writes: int = 1
+    ids: Int64[Tensor, " feature"] | None = None
 
     first_position: ClassVar[int] = FIRST_POSITION
+
+    def among(self, ids: Int64[Tensor, " feature"]) -> TranscoderDictionary:
+        """Some features alone, numbered from 0, whose rows are all that is read; with Top-K, where
+        one fires only beside all the others, every feature.
+
+        Args:
+            ids: Ascending, without repetition.
+        """
+        if self.top_k is not None:
+            return self
+        ids = ids.to(self.b_enc.device)
+        return replace(
+            self,
+            matrices=lambda name, of: self.matrices(name, ids if of is None else ids[of]),
+            b_enc=self.b_enc[ids],
+            threshold=None if self.threshold is None else self.threshold[ids],
+            ids=ids,
+        )
 
     @property
     def width(self) -> int:

@@ -54,7 +54,7 @@ def test_host_memory_and_turned_files_give_the_same(file: FileMatrix, values: to
 def test_rows_that_were_not_used_for_longest_go_first(
     file: FileMatrix, values: torch.Tensor
 ) -> None:
-    row = WIDTH * 4
+    row = WIDTH * values.element_size()
     store = StoredRows(room=5 * row)
     again = HostMatrix(("host", "W_enc"), values)
     three = torch.tensor([1, 2, 3])
