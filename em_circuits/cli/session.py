@@ -184,6 +184,7 @@ class Session:
         with self.workspace() as work:
             stored = work.store.prompts
             found = [stored.get(prompt) for prompt in prompts]
+            work.steers = True
             work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
             work.locate()
             yield work

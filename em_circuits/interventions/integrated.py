@@ -17,7 +17,7 @@ JumpReLU transcoders, the jumps of gates that the moving features' own encoders 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,12 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
-from em_circuits.models.dictionaries import Dictionary
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
 """Points of the midpoint rule."""
 _PASS_BYTES = 2**28
-"""Gathered encoder and decoder rows of one forward pass, roughly."""
-_DENSE = 1 / 8
-"""Share of a layer's features at all positions above which they are encoded together."""
+"""Activations of the moving features in one forward pass, roughly."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,6 @@ class _LayerMove:
     position: Int64[Tensor, " op"]
     start: Float[Tensor, " op"]
     change: Float[Tensor, " op"]
-    ids: Int64[Tensor, " op"]
-    dictionary: Dictionary
-
-    def is_dense(self, n_pos: int) -> bool:
-        """Whether so many move that encoding all of them costs less than row by row."""
-        return len(self.ids) > _DENSE * n_pos * self.dictionary.width
 
 
 def integrated_effects(
@@ -83,9 +74,11 @@ def integrated_effects(
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
-    n_gathered = sum(len(m.ids) for m in moves.values() if not m.is_dense(len(input_ids)))
-    for points in _passes(model, n_gathered, steps):
-        gradients = _gradients(model, input_ids, moves, points, targets)
+    wide = sum(len(move.rows.ids) for move in moves.values())
+    row = max(1, 3 * len(input_ids) * wide * model.dtype.itemsize)
+    points = (torch.arange(steps) + 0.5) / steps
+    for some in points.split(max(1, _PASS_BYTES // row)):
+        gradients = _gradients(model, input_ids, moves, some, targets)
         total = gradients if total is None else total + gradients
     assert total is not None
     return written_scores(model, total / steps, coordinates, end - start)
@@ -151,17 +144,8 @@ def _moves(
             coordinates[mask, 1].to(device),
             start[mask].to(device),
             change[mask].to(device),
-            ids.to(device),
-            model.dictionaries[layer],
         )
     return found
-
-
-def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
-    """Points on the line, as many at a time as fit."""
-    points = (torch.arange(steps) + 0.5) / steps
-    row = max(1, n_features) * model.dictionaries[0].d_model * 8
-    yield from points.split(max(1, _PASS_BYTES // row))
 
 
 def _gradients(
@@ -217,25 +201,11 @@ def _branch_gradients(
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Callable[[int], Tensor]:
     """What clamping a layer's features to their places on the line adds to the MLP output so many
     layers further up."""
-    n_rows, n_pos, width = inputs.shape
     wanted = move.start + points[:, None] * move.change
-    if move.is_dense(n_pos):
-        every = move.dictionary.encode(inputs)
-        at = (slice(None), move.position, move.ids)
-        change = torch.zeros_like(every)
-        change[at] = wanted.to(every.dtype) - every[at]
-        own = change[..., move.rows.ids]
-        return lambda write: own @ move.rows.decoders[write]
-    n = len(move.which)
-    which = move.which.repeat(n_rows)
-    current = move.rows.activations(inputs[:, move.position].reshape(n_rows * n, width), which)
-    place = (torch.arange(n_rows, device=inputs.device)[:, None] * n_pos + move.position).reshape(
-        -1
-    )
-    amounts = wanted.reshape(-1).to(current.dtype) - current
-
-    def added(write: int) -> Tensor:
-        total = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos, write=write)
-        return total.reshape(n_rows, n_pos, width).to(inputs.dtype)
-
-    return added
+    # At every position: a product of two matrices, where rows gathered pair by pair would be held
+    # for differentiation, as long as the model is wide.
+    every = move.rows.encoder.encode(inputs)
+    at = (slice(None), move.position, move.which)
+    change = torch.zeros_like(every)
+    change[at] = wanted.to(every.dtype) - every[at]
+    return lambda write: change @ move.rows.decoders[write]

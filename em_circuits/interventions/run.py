@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from em_circuits.activation_cache import ActivationCache, BatchedCache
+from em_circuits.graphs.memory import RUN_BYTES
 from em_circuits.intervention import Regime
 from em_circuits.interventions.edits import (
     EditBatch,
@@ -45,8 +46,6 @@ from pivotal_tokens.errors import RequestError
 
 MAX_ROWS = 256
 """Rows of a batch at most; more do not make a pass faster."""
-_BATCH_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Activations of a batch, roughly."""
 
 
 def run_rows(
@@ -258,7 +257,8 @@ def default_batch(
         per_position += 3 * state.width
     row = n_pos * per_position * state.inputs.element_size()
     row += 12 * n_read * len(state.logits)
-    return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))
+    most = 4 * RUN_BYTES if model.device.type == "cuda" else RUN_BYTES
+    return max(1, min(MAX_ROWS, most // row))
 
 
 class Batches:

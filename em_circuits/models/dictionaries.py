@@ -40,7 +40,11 @@ Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor,
 
 
 class Encoder(ABC):
-    """Encoders of a few nodes, pair by pair: node ``which[i]`` on ``inputs[i]``."""
+    """Encoders of a few nodes: all of them, or pair by pair, node ``which[i]`` on ``inputs[i]``."""
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        """Activation of every one of these nodes; differentiable."""
 
     @abstractmethod
     def activations(
@@ -301,6 +305,12 @@ class TranscoderEncoder(Encoder):
     bias: Float[Tensor, " feature"]
     threshold: Float[Tensor, " feature"] | None
     """A feature fires above it (0 for ReLU); None if whether it fires depends on the others."""
+
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        if self.threshold is None:
+            return self.dictionary.encode(x)[..., self.ids]
+        pre = torch.nn.functional.linear(x.to(self.bias), self.weight, self.bias)
+        return pre * (pre > self.threshold)
 
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]

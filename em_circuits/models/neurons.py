@@ -99,6 +99,12 @@ class NeuronEncoder(Encoder):
     up: tuple[Float[Tensor, "node d_model"], Float[Tensor, " node"]]
     function: Callable[[Tensor], Tensor]
 
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        up = linear(x, *self.up)
+        if self.gate is None:
+            return self.function(up)
+        return self.function(linear(x, *self.gate)) * up
+
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:

@@ -45,9 +45,10 @@ def with_free(
 ) -> MemoryPlan:
     """The plan on a machine with so many bytes."""
     graph = {name: changes.pop(name) for name in ("edges", "batch_size") if name in changes}
+    wanted = None if changes.pop("steers", False) else AttributionSettings(**graph)
     monkeypatch.setattr("em_circuits.graphs.memory.available_bytes", lambda _device: free)
     chosen = settings(paths, **changes)
-    return memory_plan(chosen, locate_all(chosen), AttributionSettings(**graph), n_pos=n_pos)
+    return memory_plan(chosen, locate_all(chosen), wanted, n_pos=n_pos)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,8 @@ def with_free(
         {"transcoders_on": "disk", "dtype": "float32"},
         {"transcoders_on": "disk", "dtype": "bfloat16"},
         {"transcoders_on": "disk", "dtype": "bfloat16", "edges": "frozen", "batch_size": 256},
+        {"transcoders_on": "gpu", "dtype": "float32", "steers": True},
+        {"transcoders_on": "disk", "dtype": "bfloat16", "steers": True},
     ],
 )
 @pytest.mark.parametrize("n_pos", [64, 900])
