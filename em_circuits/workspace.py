@@ -412,9 +412,9 @@ class SharedPair:
         self._pair: ModelPair | None = None
 
     @property
-    def key(self) -> str | None:
-        """The key of the pair that is loaded; None while none is."""
-        return None if self._pair is None else self._pair.key
+    def loaded(self) -> ModelPair | None:
+        """The pair that is loaded; None while none is."""
+        return self._pair
 
     def pair(
         self, settings: PairSettings, fingerprints: str, load: Callable[[], ModelPair]

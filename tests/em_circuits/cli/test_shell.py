@@ -87,13 +87,13 @@ def test_a_prompt_with_graphs_is_not_encoded_again(
     monkeypatch.setattr(FileMatrix, "whole", counted)
 
     def read(sitting: SharedPair) -> int:
-        assert sitting._pair is not None and sitting._pair.transcoders is not None
-        return sitting._pair.transcoders.stored.bytes_read
+        assert sitting.loaded is not None and sitting.loaded.transcoders is not None
+        return sitting.loaded.transcoders.stored.bytes_read
 
     with SharedPair() as sitting:
         assert run([*options, "label", "--prompt", TEXT, "--nodes", "40", "--json"], sitting) == 0
         line = json.loads(capsys.readouterr().out.splitlines()[0])
-        pair = sitting._pair
+        pair = sitting.loaded
         assert pair is not None and pair.transcoders is not None
         files = pair.sources["transcoders"].transcoders
         assert files is not None
