@@ -1,4 +1,4 @@
-"""A real model's shape: plans of memory beside peaks, bytes read, host time, the start of a sitting.
+"""A real model's shape: memory planned and taken, bytes read, host time, the start of a sitting.
 
     python scripts/bench_real.py results/full --layers 5
     python scripts/bench_real.py /tmp/tiny --layers 2 --features 1024 --tokens 6 --host-rows 64

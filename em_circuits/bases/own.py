@@ -14,9 +14,7 @@ from em_circuits.bases.transcoders import transcoder_parts
 from em_circuits.models import Model
 
 
-def own_parts(
-    model: Model, active: Int64[Tensor, "active 3"] | None = None
-) -> tuple[Part, ...]:
+def own_parts(model: Model, active: Int64[Tensor, "active 3"] | None = None) -> tuple[Part, ...]:
     """One part per layer: features of the model's transcoders, without any its neurons.
 
     Args:

@@ -357,7 +357,7 @@ class _PromptSizes:
     def _full(self, wanted: AttributionSettings) -> int:
         n_targets, nodes = 2 * wanted.top_k, min(wanted.limit or self.n_active, self.n_active)
         rows = self.rows(nodes, n_targets)
-        # Of both models, until nodes are chosen: what parts read, which nodes are active, gradients.
+        # Of both models, until nodes are chosen: what parts read, active nodes, gradients.
         observed = 2 * (self.stream + 28 * self.n_active)
         gradients = rows.fixed_bytes + n_targets * rows.row_bytes
         towards = 2 * n_targets * self.stream

@@ -43,6 +43,7 @@ from torch import Tensor
 from em_circuits.bases import NeuronPart, Part, own_parts
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
+from em_circuits.models.memory import BatchSize
 from em_circuits.models.neurons import matrix
 from em_circuits.models.sites import Site, on_site
 from pivotal_tokens.errors import RequestError
@@ -164,8 +165,10 @@ class _Line(WrittenPrompt):
 
     def split(self, points: Float64[Tensor, " row"], amounts: Float64[Tensor, " row"]) -> PathSplit:
         """The weighted sum of dc/dt over some points."""
-        some = zip(points.split(_ROWS), amounts.split(_ROWS), strict=True)
-        return reduce(PathSplit.__add__, (self._split(t, w) for t, w in some))
+        some = BatchSize(_ROWS).over(
+            len(points), lambda a, b: self._split(points[a:b], amounts[a:b])
+        )
+        return reduce(PathSplit.__add__, (found for _, found in some))
 
     def _split(self, points: Tensor, amounts: Tensor) -> PathSplit:
         device = self.model.device

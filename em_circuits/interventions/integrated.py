@@ -29,6 +29,7 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
@@ -77,8 +78,10 @@ def integrated_effects(
     wide = sum(len(move.rows.ids) for move in moves.values())
     row = max(1, 3 * len(input_ids) * wide * model.dtype.itemsize)
     points = (torch.arange(steps) + 0.5) / steps
-    for some in points.split(max(1, _PASS_BYTES // row)):
-        gradients = _gradients(model, input_ids, moves, some, targets)
+    batches = BatchSize(max(1, _PASS_BYTES // row)).over(
+        steps, lambda a, b: _gradients(model, input_ids, moves, points[a:b], targets)
+    )
+    for _, gradients in batches:
         total = gradients if total is None else total + gradients
     assert total is not None
     return written_scores(model, total / steps, coordinates, end - start)

@@ -372,7 +372,7 @@ def _errors_at(
 ) -> Iterator[None]:
     """MLP outputs are what the dictionaries make of their inputs, plus `errors`.
 
-    Of transcoders, only the features that are `active` somewhere in either model are encoded: beside
+    Of transcoders, only features that are `active` somewhere in either model are encoded: beside
     the other's attention and errors, the inputs are the other's.
     """
     dictionaries: Sequence[Dictionary] = model.dictionaries

@@ -41,6 +41,7 @@ from em_circuits.interventions.hooks import Hooks, read_rows
 from em_circuits.interventions.regimes import FrozenMLP, frozen
 from em_circuits.interventions.source_model import source_model_for
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
 
@@ -107,16 +108,18 @@ def iter_rows(
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
     batches = Batches(model, [edits], regime, share_prefix=share_prefix)
-    for start in range(0, n_rows, size):
-        part = edits.rows(start, start + size)
-        stop = start + part.n_rows
+
+    def run(start: int, stop: int) -> Tensor:
+        part = edits.rows(start, stop)
         tensors = source_model_for(model, source, given[start:stop], model.sites.n_layers)
         batch = batches.batch(
             BatchedCache.of(states[start:stop]), part, replaces=tensors is not None
         )
         if tensors is not None:
             batch.hooks.patched = tensors.run(input_ids=batch.input_ids)
-        yield start, batch.run(use_cache=False)[0]
+        return batch.run(use_cache=False)[0]
+
+    yield from BatchSize(size).over(n_rows, run)
 
 
 def run_values(
@@ -176,14 +179,21 @@ def iter_values(
     if not runs:
         return
     size = batch_size or default_batch(model, state, regime, targets=targets)
-    for start in range(0, n_rows, size):
-        total = torch.zeros(min(size, n_rows - start), len(targets))
+
+    def values(start: int, stop: int) -> Tensor:
+        total = torch.zeros(stop - start, len(targets))
         for branch, longer, edits, batches in runs:
-            part = edits.rows(start, start + size)
+            part = edits.rows(start, stop)
             first = branch.first_read(state.n_pos)
             batch = batches.batch(BatchedCache.of([longer]), part, at_most=first)
             total += batch.values(branch, state.input_ids).cpu()
-        yield start, total
+        return total
+
+    if batch_size is None:
+        yield from BatchSize(size).over(n_rows, values)
+    else:  # whoever gives a size may rely on it
+        for start in range(0, n_rows, size):
+            yield start, values(start, min(start + size, n_rows))
 
 
 def with_forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
