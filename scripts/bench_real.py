@@ -230,11 +230,12 @@ def _command(folder: Path, root: Path) -> list[str]:
 
 def first_line(folder: Path, _case: dict[str, Any], root: Path) -> dict[str, Any]:
     """CPU seconds from the start of a command to the first sign of life, without a terminal."""
-    words = ["next", "-c", "from em_circuits.cli.app import main; main()", *_command(folder, root)]
+    program = [sys.executable, "-c", "from em_circuits.cli.app import main; main()"]
+    words = [*program, *_command(folder, root), "label", "--prompt", " w00001", "--n", "1"]
+    (root / "words.yaml").write_text("{name: none, version: 1, entries: []}")
+    words += ["--judge", f"lexicon:{root / 'words.yaml'}"]
     began = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, *words[1:], "doctor"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as command:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as command:
         assert command.stdout is not None
         line = command.stdout.readline().decode()
         wall = time.perf_counter() - began
