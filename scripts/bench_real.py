@@ -249,13 +249,15 @@ def host(_folder: Path, case: dict[str, Any], root: Path) -> dict[str, Any]:
     """CPU milliseconds a row of the choice of features, on rows made up; seconds of a pair."""
     import torch
 
-    from em_circuits.graphs.builder import EdgesBuilder
+    from em_circuits.graphs import builder as edges_builder
 
     torch.set_num_threads(1)
     n_pos, n = case["tokens"], case["rows"]
+    # Rows beyond the first GB are in a file: the same share of them as in the whole graph.
+    edges_builder.ROW_BYTES = int(edges_builder.ROW_BYTES * min(1, n / _GRAPH))
     layers = torch.arange(_HOST_LAYERS).repeat_interleave(n_pos * _FIRING)
     positions = torch.arange(n_pos).repeat_interleave(_FIRING).repeat(_HOST_LAYERS)
-    builder = EdgesBuilder(
+    builder = edges_builder.EdgesBuilder(
         layers, positions, n_layers=_HOST_LAYERS, n_pos=n_pos, n_logits=1, scratch=root
     )
     drawn = torch.Generator().manual_seed(0)
