@@ -10,6 +10,9 @@ Two answers that stand side by side, of one prompt:
   equal size into random directions. What goes through several kinds in turn is in none of the
   `alone` and is called interaction.
 
+Features are those of the transcoders that are active somewhere in the base or the merged model;
+what others do where only some things respond belongs to the remainder.
+
     effects = adapter_effects(pair, input_ids, weights)
     AdapterMediation.of(effects).sentence
 """

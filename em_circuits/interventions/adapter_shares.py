@@ -4,7 +4,7 @@ The adapter's writes stand in the base (`AdapterWrites`), and of what reads them
 
     features      a layer's transcoder features take the activations that its live input gives them
     attention     a layer's attention reads the live residual
-    remainder     what the transcoder does not explain of the MLP answers to its live input
+    remainder     what these features do not explain of the MLP answers to its live input
 
 only the chosen ones respond; all others do what they do in the undisturbed base. With c(S) the
 contrast when S responds,
