@@ -1,7 +1,7 @@
 """A real model's shape: memory planned and taken, bytes read, host time, the start of a sitting.
 
     python scripts/bench_real.py results/full --layers 5
-    python scripts/bench_real.py /tmp/tiny --layers 2 --features 1024 --tokens 6 --host-rows 64
+    python scripts/bench_real.py results/tiny --model tiny --features 1024 --tokens 6 --host-rows 64
 
 The pair is written under the folder where it is not there in this size. Every row is a process of
 its own, kept in rows.json beside the pair as soon as it is measured: a run that was stopped goes on
@@ -44,6 +44,8 @@ _GRAPH, _UPDATE = 8192, 1024
 class Plan(Options):
     """What is measured."""
 
+    model: Literal["llama-3.2-1b", "llama-3.1-8b", "tiny"] = "llama-3.2-1b"
+    """Whose sizes the pair has."""
     layers: Annotated[int | None, Flag(metavar="N")] = Field(default=None, ge=1)
     """Layers of the pair, instead of the model's."""
     features: int = Field(default=131_072, ge=1)
@@ -122,7 +124,8 @@ def _write_pair(folder: Path, plan: Plan) -> None:
     from full_shape import Plan as Shape
     from full_shape import write_pair
 
-    wanted = Shape(layers=plan.layers, features=plan.features, tokens=max(2, min(plan.tokens)))
+    tokens = max(2, min(plan.tokens))
+    wanted = Shape(model=plan.model, layers=plan.layers, features=plan.features, tokens=tokens)
     record = folder / "shape.json"
     if not record.is_file() or json.loads(record.read_text()) != wanted.model_dump():
         (folder / "rows.json").unlink(missing_ok=True)
@@ -181,7 +184,7 @@ def _lines(plan: Plan, case: dict[str, Any], found: dict[str, Any]) -> Iterator[
         shown += f"{', '.join(parts)})" if case["rows"] < _GRAPH else ""
         yield at_most(shown, found["s"], 40, "s")
     elif case["kind"] == "reads":
-        part = (plan.layers or 16) * plan.features / _WHOLE
+        part = found["features"] / _WHOLE
         for name, most in (("steer run", 3), ("features mediate", 4)):
             yield at_most(f"{name}, graphs there", found[name] / 1e9, most * part, "GB read")
             yield at_most(f"{name}, again", found[f"{name} again"] / 1e9, 0.1 * part, "GB read")
@@ -338,7 +341,9 @@ def reads(folder: Path, case: dict[str, Any], root: Path) -> dict[str, Any]:
         for words in commands.values():
             typed(*words, prompt_id, "--json")
         assert sitting.loaded is not None and sitting.loaded.transcoders is not None
-        found["passes"] = encoders / len(sitting.loaded.transcoders)
+        transcoders = sitting.loaded.transcoders
+        found["passes"] = encoders / len(transcoders)
+        found["features"] = sum(one.width for one in transcoders.layers)
     return found
 
 

@@ -175,11 +175,12 @@ class TranscoderDictionary(Dictionary):
         one fires only beside all the others, every feature.
 
         Args:
-            ids: Ascending, without repetition.
+            ids: Ascending, without repetition; none of them means the first, so that nothing is
+                empty.
         """
         if self.top_k is not None:
             return self
-        ids = ids.to(self.b_enc.device)
+        ids = (ids if len(ids) else ids.new_zeros(1)).to(self.b_enc.device)
         return replace(
             self,
             matrices=lambda name, of: self.matrices(name, ids if of is None else ids[of]),

@@ -176,8 +176,9 @@ class StoredRows:
             if not bool(there.all()):
                 fresh, read = matrix.rows(distinct[~there])
                 self.bytes_read += read
-                # As they are stored, which may be half of what the models compute with.
-                fresh = fresh.to(device)
+                # As they are stored, where that is half of what the models compute with.
+                narrower = dtype.itemsize < fresh.element_size()
+                fresh = fresh.to(device, dtype if narrower else fresh.dtype)
                 if kept is None or (len(kept.ids) + len(fresh)) * fresh[0].nbytes > self.room:
                     mine = fresh.new_empty((len(distinct), *fresh.shape[1:]))
                     mine[~there] = fresh
