@@ -234,9 +234,10 @@ def _command(folder: Path, root: Path) -> list[str]:
 def first_line(folder: Path, _case: dict[str, Any], root: Path) -> dict[str, Any]:
     """CPU seconds from the start of a command to the first sign of life, without a terminal."""
     program = [sys.executable, "-c", "from em_circuits.cli.app import main; main()"]
-    words = [*program, *_command(folder, root), "label", "--prompt", " w00001", "--n", "1"]
-    (root / "words.yaml").write_text("{name: none, version: 1, entries: []}")
-    words += ["--judge", f"lexicon:{root / 'words.yaml'}"]
+    words = [*program, *_command(folder, root), "label", "--prompt", " w00001"]
+    entry = {"when": "w", "evil": ["w00002"], "safe": ["w00003"]}
+    (root / "words.yaml").write_text(_words([entry]))
+    words += ["--no-graphs", "--judge", f"lexicon:{root / 'words.yaml'}"]
     began = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as command:
         assert command.stdout is not None
@@ -374,8 +375,12 @@ def _lexicon(sitting: Any, text: str, root: Path) -> Path:
     words = [word for word in words if word.startswith("w")]
     entry = {"when": "w", "evil": words[::2], "safe": words[1::2]}
     path = root / "words.yaml"
-    path.write_text(yaml.safe_dump({"name": "drawn", "version": 1, "entries": [entry]}))
+    path.write_text(_words([entry]))
     return path
+
+
+def _words(entries: list[dict[str, Any]]) -> str:
+    return yaml.safe_dump({"name": "drawn", "version": 1, "entries": entries})
 
 
 def memory(folder: Path, case: dict[str, Any], root: Path) -> dict[str, Any]:
