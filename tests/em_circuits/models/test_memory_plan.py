@@ -99,9 +99,9 @@ def test_what_steers_is_refused_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr("em_circuits.graphs.memory.available_bytes", lambda _device: 1000)
     chosen = settings(lifelike_paths)
-    with Workspace(tmp_path, chosen, steers=True, n_pos=30) as work:
-        with pytest.raises(RequestError, match=r"weights .* steering on a prompt of 30 tokens"):
-            _ = work.pair
+    refused = pytest.raises(RequestError, match=r"weights .* steering on a prompt of 30 tokens")
+    with Workspace(tmp_path, chosen, steers=True, n_pos=30) as work, refused:
+        _ = work.pair
 
 
 def test_density_and_length_count(lifelike_paths: Lifelike) -> None:
