@@ -330,12 +330,13 @@ def reads(folder: Path, case: dict[str, Any], root: Path) -> dict[str, Any]:
         judge = ["--judge", f"lexicon:{lexicon}", "--all-graphs", "--json"]
         labelled = typed("label", "--prompt", text, *judge, *graph)
         prompt_id = json.loads(labelled.splitlines()[0])["prompt_id"]
-        commands = {"steer run": ["steer", "run"], "features mediate": ["features", "mediate"]}
-        for again in ("", " again"):
-            for name, words in commands.items():
-                before = _read(sitting)
-                typed(*words, prompt_id, "--json")
-                found[name + again] = _read(sitting) - before
+    commands = {"steer run": ["steer", "run"], "features mediate": ["features", "mediate"]}
+    for name, words in commands.items():
+        with SharedPair() as sitting:
+            typed(*words, prompt_id, "--json")
+            found[name] = _read(sitting)
+            typed(*words, prompt_id, "--json")
+            found[f"{name} again"] = _read(sitting) - found[name]
     (root / "graph_storage").rename(root / "elsewhere")
     with SharedPair() as sitting:
         encoders = 0

@@ -120,12 +120,12 @@ def _parts(pair: ModelPair, basis: AuditBasis) -> tuple[tuple[Part, ...] | None,
     """Parts of base and candidate; the base has no adapter ranks."""
     if basis == "adapter":
         return None, tuple(adapter_parts(pair))
-    choose: Callable[[Model], Sequence[Part]] = {
+    choose: dict[str, Callable[[Model], Sequence[Part]]] = {
         "own": own_parts,
         "transcoder": transcoder_parts,
         "neuron": neuron_parts,
-    }[basis]
-    base, candidate = (tuple(choose(model)) for model in pair.models)
+    }
+    base, candidate = (tuple(choose[basis](model)) for model in pair.models)
     return base, candidate
 
 
