@@ -57,6 +57,8 @@ STEERING_TARGETS = 20
 """Labelled tokens whose effects steering takes apart at once, as far as the plan allows for."""
 RUN_BYTES = 1 << 28
 """Activations of one batch of interventions on a CPU, roughly."""
+RUN_ROWS = 256
+"""Rows of such a batch at most; more do not make a pass faster."""
 _FLOAT = 4
 _STORED = 2
 """Bytes of a number in most transcoder files."""
@@ -395,7 +397,9 @@ class _PromptSizes:
         rows = self.rows(0, STEERING_TARGETS)
         each = max(rows.row_bytes, 2 * self.stream) + 3 * moving
         moved = rows.fixed_bytes + 3 * model.n_layers * moving + STEERING_TARGETS * each
-        return caches + max(self.encoding, vectors + max(moved, RUN_BYTES))
+        row = p * (10 * model.d_model + 3 * model.d_mlp + 3 * model.n_heads * p) * value
+        run = min(RUN_BYTES, RUN_ROWS * (row + 12 * model.d_vocab))
+        return caches + max(self.encoding, vectors + max(moved, run))
 
 
 def memory_plan(

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from em_circuits.activation_cache import ActivationCache, BatchedCache
-from em_circuits.graphs.memory import RUN_BYTES
+from em_circuits.graphs.memory import RUN_BYTES, RUN_ROWS
 from em_circuits.intervention import Regime
 from em_circuits.interventions.edits import (
     EditBatch,
@@ -44,9 +44,6 @@ from em_circuits.models import Model
 from em_circuits.models.memory import BatchSize
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
-
-MAX_ROWS = 256
-"""Rows of a batch at most; more do not make a pass faster."""
 
 
 def run_rows(
@@ -268,7 +265,7 @@ def default_batch(
     row = n_pos * per_position * state.inputs.element_size()
     row += 12 * n_read * len(state.logits)
     most = 4 * RUN_BYTES if model.device.type == "cuda" else RUN_BYTES
-    return max(1, min(MAX_ROWS, most // row))
+    return max(1, min(RUN_ROWS, most // row))
 
 
 class Batches:
