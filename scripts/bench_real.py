@@ -6,8 +6,8 @@
 The pair is written under the folder where it is not there in this size. Every row is a process of
 its own, kept in rows.json beside the pair as soon as it is measured: a run that was stopped goes on
 where it was (delete the file to measure anew). Seconds are of CPU time. Targets that are bytes read
-are those of 16 x 131,072 features, in proportion to the pair's. Of less than a gigabyte no loading is
-announced, so that a tiny pair misses the first line.
+are those of 16 x 131,072 features, in proportion to the pair's. A tiny pair misses the first line:
+loading less than a gigabyte is not announced.
 """
 
 from __future__ import annotations
