@@ -97,9 +97,8 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store under 32 workers
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/bench_workers.py
 
-bench-real: $(STAMP) ## plans of memory beside peaks, at a third of Llama-3.2-1B with 131,072 features (an hour)
-	PYTHONPATH=scripts $(BIN)/python scripts/full_shape.py results/full --layers 5
-	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_real.py --pair results/full
+bench-real: $(STAMP) ## memory, reads and start-up at a third of Llama-3.2-1B with 131,072 features (hours; goes on where it was stopped)
+	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_real.py results/full --layers 5
 
 bench-long: $(STAMP) ## attribution and influence of a prompt of 3,223 tokens (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_long_prompt.py

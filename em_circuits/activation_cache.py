@@ -90,7 +90,12 @@ class ActivationCache:
         ):
             logits = model.hf(input_ids=ids[None], use_cache=False).logits[0, -1]
         layers = range(model.sites.n_layers)
-        active, activations = _stored(model, ids, inputs) or _active(model, inputs)
+        found = _known(model, ids, inputs)
+        if found is None:
+            found = _active(model, inputs)
+            if model.transcoders is not None:  # every neuron is active, and costs nothing to find
+                model.remember_active(ids, *found)
+        active, activations = found
         return cls(
             input_ids=ids,
             inputs=torch.stack([inputs[i] for i in layers]),
@@ -175,10 +180,10 @@ def _active(model: Model, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(places), torch.cat(values).detach()
 
 
-def _stored(model: Model, ids: Tensor, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Active nodes that a graph of this prompt holds, if what the model reads now gives the same
-    activations; without those nothing need be encoded."""
-    found = None if model.stored_activations is None else model.stored_activations(ids)
+def _known(model: Model, ids: Tensor, inputs: dict[int, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Active nodes of a prompt that was encoded before or has a graph, if what the model reads now
+    gives the same activations; without those nothing need be encoded."""
+    found = model.known_active(ids)
     if found is None or not len(found[0]):
         return None
     active, activations = found[0].to(ids.device), found[1].to(ids.device, model.dtype)

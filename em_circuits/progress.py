@@ -8,6 +8,7 @@ work.progress = Bars()          # a bar on a terminal for every step that is und
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,22 +43,35 @@ class Bars:
     """A bar for each step under way; those inside another go when done.
 
     Where there is no terminal, lines on standard error instead: at the start of a step of many
-    megabytes, every half a minute, and at the end of a step that took long.
+    megabytes, every half a minute, whether or not a step counts, and at the end of a step that took
+    long.
     """
 
     def __init__(self) -> None:
         self._open: dict[str, tqdm[NoReturn]] = {}
         self._began: dict[str, float] = {}
+        self._start = self._said = time.monotonic()
+        self._newest, self._closed = "working", threading.Event()
+        if not sys.stderr.isatty():
+            threading.Thread(target=self._while_silent, daemon=True).start()
+
+    def _while_silent(self) -> None:
+        """Say how far the work is whenever nothing was said for long."""
+        while not self._closed.wait(max(0.0, self._said + _SILENCE_S - time.monotonic())):
+            if time.monotonic() - self._said >= _SILENCE_S:
+                self._print(f"{self._newest} ({time.monotonic() - self._start:.0f} s)")
+
+    def _print(self, line: str) -> None:
         self._said = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
 
     def _say(self, step: str, done: int, total: int) -> None:
         now = time.monotonic()
         begins = self._began.setdefault(step, now) == now
+        self._newest = f"{step}: {done} of {total}"
         large = begins and step.endswith("(MB)") and total >= _LARGE_MB
-        ended = done >= total and now - self._began[step] > _LONG_S
-        if large or ended or now - self._said > _SILENCE_S:
-            self._said = now
-            print(f"{step}: {done} of {total}", file=sys.stderr, flush=True)
+        if large or (done >= total and now - self._began[step] > _LONG_S):
+            self._print(self._newest)
         if done >= total:
             self._began.pop(step)
 
@@ -78,7 +92,8 @@ class Bars:
             self._open.pop(step).close()
 
     def close(self) -> None:
-        """Close what an error left open."""
+        """Close what an error left open, and say nothing more."""
+        self._closed.set()
         while self._open:
             self._open.popitem()[1].close()
 

@@ -68,6 +68,8 @@ class Workspace:
     """Tokens of the longest prompt that the memory plan allows for, where it is known."""
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     """Settings of attribution that the memory plan assumes."""
+    steers: bool = False
+    """Interventions are run and no graph is built: what the memory plan allows for instead."""
     warnings: tuple[Check, ...] = ()
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
@@ -168,14 +170,14 @@ class Workspace:
         return self.store_url is not None or (self.results / DEFAULT_NAME).is_file()
 
     def plan(self, n_pos: int | None = None) -> MemoryPlan:
-        """Memory that the pair, and both graphs of a prompt of so many tokens, will take."""
+        """Memory that the pair, and the work on a prompt of so many tokens, will take."""
         from em_circuits.graphs.memory import PROMPT_TOKENS, memory_plan
 
         density = self._densities().get(self._transcoder_name)
         return memory_plan(
             self.models,
             self.locate(),
-            self.attribution,
+            None if self.steers else self.attribution,
             n_pos=n_pos or PROMPT_TOKENS,
             density=density,
         )
@@ -410,9 +412,9 @@ class SharedPair:
         self._pair: ModelPair | None = None
 
     @property
-    def key(self) -> str | None:
-        """The key of the pair that is loaded; None while none is."""
-        return None if self._pair is None else self._pair.key
+    def loaded(self) -> ModelPair | None:
+        """The pair that is loaded; None while none is."""
+        return self._pair
 
     def pair(
         self, settings: PairSettings, fingerprints: str, load: Callable[[], ModelPair]

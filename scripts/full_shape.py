@@ -51,13 +51,14 @@ class Shape(NamedTuple):
 SHAPES = {
     "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 128_000, 256, True, 32.0),
     "llama-3.1-8b": Shape(4096, 14336, 32, 32, 8, 128_000, 256, False, 8.0),
+    "tiny": Shape(64, 256, 4, 4, 2, 2_000, 16, True, 32.0),  # no model's: to try this with
 }
 
 
 class Plan(Options):
     """Which shape."""
 
-    model: Literal["llama-3.2-1b", "llama-3.1-8b"] = "llama-3.2-1b"
+    model: Literal["llama-3.2-1b", "llama-3.1-8b", "tiny"] = "llama-3.2-1b"
     """Whose sizes."""
     layers: Annotated[int | None, Flag(metavar="N")] = Field(default=None, ge=1)
     """Layers, instead of all. """
@@ -83,7 +84,7 @@ def main(folder: Path, options: Plan) -> None:
 
 def prompt_of(tokens: int) -> str:
     """A text of so many tokens, the beginning-of-sequence token included."""
-    return "".join(f" w{(1237 * i) % 100_000:05d}" for i in range(1, tokens))
+    return "".join(f" w{(1237 * i) % 2_000:05d}" for i in range(1, tokens))
 
 
 def write_pair(folder: Path, plan: Plan) -> None:

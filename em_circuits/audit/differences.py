@@ -13,6 +13,7 @@ An adapter's rank has no activation in the base: there its d is the candidate's 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -119,8 +120,12 @@ def _parts(pair: ModelPair, basis: AuditBasis) -> tuple[tuple[Part, ...] | None,
     """Parts of base and candidate; the base has no adapter ranks."""
     if basis == "adapter":
         return None, tuple(adapter_parts(pair))
-    choose = {"own": own_parts, "transcoder": transcoder_parts, "neuron": neuron_parts}[basis]
-    base, candidate = (tuple(choose(model)) for model in pair.models)
+    choose: dict[str, Callable[[Model], Sequence[Part]]] = {
+        "own": own_parts,
+        "transcoder": transcoder_parts,
+        "neuron": neuron_parts,
+    }
+    base, candidate = (tuple(choose[basis](model)) for model in pair.models)
     return base, candidate
 
 

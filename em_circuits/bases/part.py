@@ -64,6 +64,10 @@ class Part(ABC):
     n_nodes: int
     first_position: int = field(default=0, kw_only=True)
 
+    def ids(self, nodes: Int64[Tensor, " op"]) -> Int64[Tensor, " op"]:
+        """Ids in the whole basis, of nodes by their number in a part that holds only some."""
+        return nodes
+
     @property
     def order(self) -> int:
         """Rank of the place where it reads: edges run from lower to higher orders."""

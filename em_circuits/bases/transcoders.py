@@ -31,6 +31,10 @@ class TranscoderPart(Part):
 
     dictionary: TranscoderDictionary
 
+    def ids(self, nodes: Int64[Tensor, " op"]) -> Int64[Tensor, " op"]:
+        held = self.dictionary.ids
+        return nodes if held is None else held[nodes]
+
     def activations(self, x: Float[Tensor, "*batch d_read"]) -> Float[Tensor, "*batch node"]:
         flat = self.dictionary.encode(x.reshape(-1, x.shape[-1])).detach()
         return flat.reshape(*x.shape[:-1], -1)

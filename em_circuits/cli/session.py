@@ -184,14 +184,18 @@ class Session:
         with self.workspace() as work:
             stored = work.store.prompts
             found = [stored.get(prompt) for prompt in prompts]
+            work.steers = True
             work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
             work.locate()
             yield work
 
     def bars(self) -> Bars:
-        """Progress bars, closed when the command ends, in whatever way."""
-        bars = Bars()
-        click.get_current_context().call_on_close(bars.close)
+        """The command's progress bars, closed when it ends, in whatever way."""
+        context = click.get_current_context()
+        bars: Bars | None = context.meta.get(_BARS)
+        if bars is None:
+            bars = context.meta[_BARS] = Bars()
+            context.call_on_close(bars.close)
         return bars
 
     @property
@@ -283,4 +287,6 @@ def checked_text(flag: str, text: str) -> str:
     return text
 
 
+_BARS = f"{__name__}.bars"
+"""Of a command's context: there is one set of bars, however many workspaces."""
 pass_session = click.make_pass_decorator(Session)

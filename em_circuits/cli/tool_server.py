@@ -286,7 +286,7 @@ class ToolServer:
             {
                 "tool": tool,
                 "arguments": given.model_dump(mode="json"),
-                "pair": self.pair.key,
+                "pair": None if (pair := self.pair.loaded) is None else pair.key,
                 "version": __version__,
             }
         )

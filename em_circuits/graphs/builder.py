@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from em_circuits.graphs.edges import Edges, Packer, exact_float32
@@ -75,6 +75,7 @@ class EdgesBuilder:
         self._structure = Structure(layout, active_layers, active_positions)
         self._scratch, self._room = Scratch(scratch), ROW_BYTES
         self._device: torch.device | None = None
+        self._spare = torch.empty(0, dtype=torch.uint8)
         self._stripes = list(self._structure.stripes())
         self._on: dict[int, tuple[torch.device, Tensor]] = {}
         self._pieces: list[list[_Piece]] = [[] for _ in self._stripes]
@@ -129,7 +130,13 @@ class EdgesBuilder:
     def _add(self, number: int, indices: Tensor, across: Tensor, *, causal: bool) -> None:
         """Take up to `PIECE_ROWS` rows of one stripe, over (source, row)."""
         columns, widths = self._columns(number, across.device), self._width[indices]
-        values = across.index_select(0, columns[: int(widths.max())])
+        columns_here, n_rows = columns[: int(widths.max())], across.shape[1]
+        size = len(columns_here) * n_rows * across.element_size()
+        keep = size <= self._room_on(across.device)
+        out = None
+        if not keep and across.device.type == "cpu":
+            out = self._bytes(size).view(across.dtype).view(-1, n_rows)
+        values = torch.index_select(across, 0, columns_here, out=out)
         for index in indices.tolist():
             self._extra.pop(index, None)
         if not causal:
@@ -138,7 +145,6 @@ class EdgesBuilder:
             if piece >= 0:
                 self._pieces[number][piece].live[row] = False
         masses = _magnitudes(values).cpu()
-        keep = values.nbytes <= self._room_on(across.device)
         self._room -= values.nbytes if keep else 0
         stored = values if keep else self._scratch.put(values)
         live = torch.ones(len(indices), dtype=torch.bool)
@@ -259,7 +265,16 @@ class EdgesBuilder:
 
     def _values(self, piece: _Piece) -> Float[Tensor, "column row"]:
         values = piece.values
-        return self._scratch.get(values) if isinstance(values, Slot) else values
+        if isinstance(values, Slot):
+            return self._scratch.get(values, self._bytes(values.nbytes))
+        return values
+
+    def _bytes(self, n: int) -> Shaped[Tensor, " byte"]:
+        """Memory for one piece that is in the file or on its way there, the same every time: the
+        system takes longer to give fresh pages than their values to be written."""
+        if len(self._spare) < n:
+            self._spare = torch.empty(n, dtype=torch.uint8)
+        return self._spare[:n]
 
     def _room_on(self, device: torch.device) -> int:
         """Bytes of rows that may still stay where they were made."""

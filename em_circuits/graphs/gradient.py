@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.models.sites import Site, on_site
 from em_circuits.target import Branch, Columns, gradients_of
 
@@ -101,10 +102,13 @@ def _batches(
     long = len(input_ids) > LONG
     size = 1 if long else batch_size
     with _without_pattern_matrices(model) if long else contextlib.nullcontext():
-        for start in range(0, len(targets), size):
-            found = gradients_at(
-                model, model.sites.writes, input_ids, targets[start : start + size]
-            )
+        batches = BatchSize(size).over(
+            len(targets),
+            lambda start, stop: gradients_at(
+                model, model.sites.writes, input_ids, targets[start:stop]
+            ),
+        )
+        for _, found in batches:
             yield torch.stack(found, dim=1).float()
 
 

@@ -50,7 +50,7 @@ from em_circuits.graphs.gradient import gradients_at
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.row_cache import RowCache
 from em_circuits.models import Model
-from em_circuits.models.memory import release_freed
+from em_circuits.models.memory import BatchSize
 from em_circuits.models.sites import Site, on_site
 from em_circuits.progress import Progress, no_progress
 from em_circuits.target import Branch, Columns, Reading
@@ -270,7 +270,7 @@ def full_edges(
     """
     layout = nodes.layout(len(input_ids), len(targets))
     values, every = torch.zeros(layout.n_rows, layout.n_sources), torch.arange(layout.n_rows)
-    batches, done = _Batches(rows), 0
+    batches, done = BatchSize(rows), 0
     content = _content(model, nodes, input_ids, len(targets))
     with RowCache(resume, content, layout.n_sources) as cache:
         for branch in Branch.of(targets):
@@ -289,7 +289,7 @@ def full_edges(
                         found = cache.get(part)
                         if found is None:
                             pull = partial(held.pulled_back, outputs)
-                            found = cache.put(part, batches.compute(pull, cotangents))
+                            found = cache.put(part, _batched(batches, pull, cotangents))
                         values[part] = found
                         done += len(part)
                         progress("full edges", done, len(values))
@@ -340,41 +340,24 @@ def measured_edges(
         return found
 
     size = max(rows - 1, 1)
-    batches = _Batches(size)
+    batches = BatchSize(size)
     content = _content(model, nodes, input_ids, len(targets))
     with RowCache(resume, content, layout.n_rows) as cache:
         for removed in torch.arange(len(nodes)).split(size):
             found = cache.get(removed)
             if found is None:
-                found = cache.put(removed, batches.compute(columns, removed))
+                found = cache.put(removed, _batched(batches, columns, removed))
             values[:, removed] = found.T
             progress("measured edges", int(removed[-1]) + 1, len(nodes))
     return NodeEdges(nodes, values, layout)
 
 
-class _Batches:
-    """Batches that are halved, for good, where the accelerator's memory does not hold them."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def compute(
-        self, work: Callable[[Tensor], Tensor], items: Shaped[Tensor, "item ..."]
-    ) -> Float[Tensor, "item value"]:
-        """``work(items)``, in as many batches as it takes."""
-        found: list[Tensor] = []
-        while len(items):
-            n = min(self.rows, len(items))
-            try:
-                found.append(work(items[:n]))
-                items = items[n:]
-                continue
-            except torch.OutOfMemoryError:
-                if n == 1:
-                    raise
-                self.rows = n // 2
-            release_freed()  # after the exception, whose frames hold what was computed
-        return torch.cat(found)
+def _batched(
+    batches: BatchSize, work: Callable[[Tensor], Tensor], items: Shaped[Tensor, "item ..."]
+) -> Float[Tensor, "item value"]:
+    """``work(items)``, in as many batches as it takes."""
+    found = batches.over(len(items), lambda start, stop: work(items[start:stop]))
+    return torch.cat([part for _, part in found])
 
 
 def _content(model: Model, nodes: Nodes, input_ids: Int[Tensor, " pos"], n_targets: int) -> str:

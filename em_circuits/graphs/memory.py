@@ -17,6 +17,9 @@ MLP, its attention and its norms save, and each row of a batched pass takes
 with b bytes a value, so that a budget gives the number of rows. With frozen edges circuit-tracer
 gathers the encoder and decoder rows of every active feature, and holds them twice while it joins
 the layers.
+
+Interventions gather the encoder and decoder rows of every active feature, differentiate the model
+while all of them move, and keep what both models did on the prompt.
 """
 
 from __future__ import annotations
@@ -50,7 +53,15 @@ PROMPT_TOKENS = 64
 """Length of a prompt that nothing is known about."""
 DENSITY = 0.004
 """Share of a layer's features that fire at a position, where no graph has shown it."""
+STEERING_TARGETS = 20
+"""Labelled tokens whose effects steering takes apart at once, as far as the plan allows for."""
+RUN_BYTES = 1 << 28
+"""Activations of one batch of interventions on a CPU, roughly."""
+RUN_ROWS = 256
+"""Rows of such a batch at most; more do not make a pass faster."""
 _FLOAT = 4
+_STORED = 2
+"""Bytes of a number in most transcoder files."""
 _LIBRARIES = 600_000_000
 """Code and tables of what is imported with the models, in host memory."""
 _HEADROOM = 1.05
@@ -233,7 +244,7 @@ class FrozenMemory:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that loading a pair and building both graphs of one prompt will take.
+    """Bytes that loading a pair and the work on one prompt will take.
 
     Attributes:
         n_pos: Tokens of the prompt.
@@ -241,7 +252,8 @@ class MemoryPlan:
         weights: Both models; the merged one counts for the tensors an adapter touches.
         transcoders: Encoder and decoder matrices on the device; of those that wait elsewhere, the
             rows that are kept. Neurons are the models' own weights: 0.
-        attribution: The largest step of a graph.
+        attribution: The largest step of a graph, or of steering.
+        work: Which of the two, as `describe` says it.
         device: Where that is.
         available: Free bytes there now.
         host: What waits in host memory beside a GPU: transcoders, and what is imported.
@@ -256,6 +268,7 @@ class MemoryPlan:
     weights: int
     transcoders: int
     attribution: int
+    work: str
     device: str
     available: int
     host: int
@@ -274,27 +287,135 @@ class MemoryPlan:
     def describe(self) -> str:
         """One line for people."""
         parts = f"weights {_gb(self.weights)}, transcoders {_gb(self.transcoders)}, "
-        parts += f"a graph of {self.n_pos} tokens {_gb(self.attribution)}"
+        parts += f"{self.work} of {self.n_pos} tokens {_gb(self.attribution)}"
         said = f"{parts}: {_gb(self.total)} of {_gb(self.available)} GB free on {self.device}"
         if self.host:
             said += f", {_gb(self.host)} of {_gb(self.host_available)} GB in host memory"
         return said
 
 
+@dataclass(frozen=True)
+class _PromptSizes:
+    """A prompt of a model, as far as it decides what the work on it takes.
+
+    Attributes:
+        model: Of the model.
+        n_pos: Tokens.
+        n_active: Active nodes.
+        n_distinct: Node ids of a layer that are active at some position.
+        width: Features, or neurons, of a layer.
+        encoder: Bytes of one layer's encoder where it is read for the purpose.
+        value_bytes: Of one of the model's numbers.
+    """
+
+    model: ModelSizes
+    n_pos: int
+    n_active: int
+    n_distinct: int
+    width: int
+    encoder: int
+    value_bytes: int
+
+    @classmethod
+    def of(
+        cls, model: ModelSizes, n_pos: int, *, share: float, width: int, encoder: int, value: int
+    ) -> _PromptSizes:
+        """A prompt at whose positions a share of each layer's features fires, each by itself."""
+        active = int(model.n_layers * n_pos * min(width, max(share * width, 1)))
+        distinct = min(width, active // model.n_layers, int(width * (1 - (1 - share) ** n_pos)) + 1)
+        return cls(model, n_pos, active, distinct, width, encoder, value)
+
+    @property
+    def encoding(self) -> int:
+        """Of a layer: its encoder, every pre-activation and activation."""
+        return self.encoder + 4 * self.n_pos * self.width * self.value_bytes
+
+    @property
+    def stream(self) -> int:
+        """What each layer reads, or writes."""
+        return self.model.n_layers * self.n_pos * self.model.d_model * self.value_bytes
+
+    def rows(self, nodes: int, n_targets: int) -> RowMemory:
+        """Edges among so many nodes."""
+        model = self.model
+        return RowMemory(
+            n_layers=model.n_layers,
+            n_pos=self.n_pos,
+            d_model=model.d_model,
+            d_mlp=model.d_mlp,
+            n_heads=model.n_heads,
+            d_vocab=model.d_vocab,
+            value_bytes=self.value_bytes,
+            write_width=model.n_layers * model.d_model,
+            part_width=2 * model.d_model * -(-nodes // model.n_layers),
+            n_nodes=nodes,
+            n_targets=n_targets,
+        )
+
+    def graph(self, wanted: AttributionSettings) -> int:
+        """The largest step of both graphs."""
+        return self._frozen(wanted) if wanted.edges == "frozen" else self._full(wanted)
+
+    def _full(self, wanted: AttributionSettings) -> int:
+        n_targets, nodes = 2 * wanted.top_k, min(wanted.limit or self.n_active, self.n_active)
+        rows = self.rows(nodes, n_targets)
+        # Of both models, until nodes are chosen: what parts read, active nodes, gradients.
+        observed = 2 * (self.stream + 28 * self.n_active)
+        gradients = rows.fixed_bytes + n_targets * rows.row_bytes
+        towards = 2 * n_targets * self.stream
+        # Coordinates as one integer, sorted and counted, in float64 with the sizes.
+        choice = towards + 60 * self.n_active + 4 * n_targets * self.n_active // self.model.n_layers
+        edges = rows.fixed_bytes + min(wanted.batch_size, max(nodes, 1)) * rows.row_bytes
+        if wanted.max_memory is not None:
+            edges = min(edges, max(wanted.max_memory, rows.fixed_bytes + rows.row_bytes))
+        return observed + max(self.encoding, gradients + towards // 2, choice, edges)
+
+    def _frozen(self, wanted: AttributionSettings) -> int:
+        need = FrozenMemory(
+            n_active=self.n_active,
+            n_layers=self.model.n_layers,
+            n_pos=self.n_pos,
+            d_model=self.model.d_model,
+            n_heads=self.model.n_heads,
+            max_feature_nodes=wanted.max_feature_nodes,
+            value_bytes=self.value_bytes,
+        )
+        rows = need.fixed_bytes + wanted.batch_size * need.row_bytes
+        if wanted.max_memory is not None:
+            rows = min(rows, max(wanted.max_memory, need.fixed_bytes + need.row_bytes))
+        return max(need.setup_bytes + self.encoding, rows)
+
+    def steering(self) -> int:
+        """The largest step of steering, ranking and mediation."""
+        model, value, p = self.model, self.value_bytes, self.n_pos
+        patterns = model.n_layers * model.n_heads * p**2 * value
+        caches = 2 * (3 * self.stream + patterns + 28 * self.n_active)
+        vectors = 2 * model.n_layers * self.n_distinct * model.d_model * value
+        # While features move: their activations, clamped and not, in every layer, and those of a
+        # layer for every target.
+        moving = p * self.n_distinct * value
+        rows = self.rows(0, STEERING_TARGETS)
+        each = max(rows.row_bytes, 2 * self.stream) + 3 * moving
+        moved = rows.fixed_bytes + 3 * model.n_layers * moving + STEERING_TARGETS * each
+        row = p * (10 * model.d_model + 3 * model.d_mlp + 3 * model.n_heads * p) * value
+        run = min(RUN_BYTES, RUN_ROWS * (row + 12 * model.d_vocab))
+        return caches + max(self.encoding, vectors + max(moved, run))
+
+
 def memory_plan(
     settings: PairSettings,
     sources: Mapping[str, Source],
-    attribution: AttributionSettings,
+    attribution: AttributionSettings | None,
     *,
     n_pos: int = PROMPT_TOKENS,
     density: float | None = None,
 ) -> MemoryPlan:
-    """What a pair and both graphs of one prompt will take, before anything large is loaded.
+    """What a pair and the work on one prompt will take, before anything large is loaded.
 
     Args:
         settings: The models.
         sources: Their directories.
-        attribution: The graphs.
+        attribution: Both graphs; None for steering, and what else runs interventions.
         n_pos: Tokens of the prompt.
         density: Share of a layer's features that fire at a position, as graphs have shown it.
     """
@@ -317,7 +438,7 @@ def require_fit(plan: MemoryPlan) -> None:
 def _plan(
     settings: PairSettings,
     sources: Mapping[str, Source],
-    attribution: AttributionSettings,
+    attribution: AttributionSettings | None,
     n_pos: int,
     density: float | None,
 ) -> MemoryPlan:
@@ -332,21 +453,24 @@ def _plan(
     files = None if settings.neurons else sources["transcoders"].transcoders
     layers = () if files is None else files.layers
     matrices = sum(one.elements for one in layers) * value
-    width = layers[0].width if layers else sizes.d_mlp
-    share = 1.0 if settings.neurons else DENSITY if density is None else density
-    active = int(sizes.n_layers * n_pos * min(width, max(share * width, 1)))
     free = available_bytes(device)
     on_device = settings.transcoders_on == "gpu"
-    kept, encoder = 0, 0
-    if layers and not on_device:
-        distinct = min(width, active // sizes.n_layers)
-        kept = min(kept_bytes(free), sizes.n_layers * distinct * sizes.d_model * value)
-        encoder = layers[0].width * sizes.d_model * value
-    encoding = encoder + 4 * n_pos * width * value
-    if attribution.edges == "frozen":
-        graph = _frozen(sizes, attribution, active, n_pos, value, encoding)
-    else:
-        graph = _full(sizes, attribution, active, n_pos, value, encoding)
+    lazy = bool(layers) and not on_device
+    width = layers[0].width if layers else sizes.d_mlp
+    prompt = _PromptSizes.of(
+        sizes,
+        n_pos,
+        share=1.0 if settings.neurons else DENSITY if density is None else density,
+        width=width,
+        encoder=width * sizes.d_model * value if lazy else 0,
+        value=value,
+    )
+    kept = 0
+    if lazy:  # as they are stored, mostly in bfloat16
+        kinds = 1 if attribution is not None else 2
+        each = kinds * sizes.d_model * min(value, _STORED)
+        kept = min(kept_bytes(free), sizes.n_layers * prompt.n_distinct * each)
+    step = prompt.steering() if attribution is None else prompt.graph(attribution)
     waiting = matrices if settings.transcoders_on == "cpu" else 0
     host = 0
     if device.type != "cpu":
@@ -354,83 +478,26 @@ def _plan(
     resident = matrices if on_device else waiting if device.type == "cpu" else 0
     if dtype != torch.float32:  # health checks run each layer, and the head, in float32 once
         layer = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_mlp
-        graph = max(graph, _FLOAT * max(layer, sizes.d_vocab * sizes.d_model))
+        step = max(step, _FLOAT * max(layer, sizes.d_vocab * sizes.d_model))
     return MemoryPlan(
         n_pos=n_pos,
-        n_active=active,
+        n_active=prompt.n_active,
         weights=base + merged,
         transcoders=resident + kept,
-        attribution=graph + (_LIBRARIES if device.type == "cpu" else 0),
+        attribution=step + (_LIBRARIES if device.type == "cpu" else 0),
+        work="steering on a prompt" if attribution is None else "a graph",
         device=str(device),
         available=free,
         host=host,
         host_available=available_bytes(torch.device("cpu")),
-        offloaded=2 * active * sizes.d_model * value,
+        offloaded=2 * prompt.n_active * sizes.d_model * value,
     )
-
-
-def _full(
-    sizes: ModelSizes,
-    attribution: AttributionSettings,
-    active: int,
-    n_pos: int,
-    value: int,
-    encoding: int,
-) -> int:
-    n_targets, nodes = 2 * attribution.top_k, min(attribution.limit or active, active)
-    rows = RowMemory(
-        n_layers=sizes.n_layers,
-        n_pos=n_pos,
-        d_model=sizes.d_model,
-        d_mlp=sizes.d_mlp,
-        n_heads=sizes.n_heads,
-        d_vocab=sizes.d_vocab,
-        value_bytes=value,
-        write_width=sizes.n_layers * sizes.d_model,
-        part_width=2 * sizes.d_model * -(-nodes // sizes.n_layers),
-        n_nodes=nodes,
-        n_targets=n_targets,
-    )
-    stream = sizes.n_layers * n_pos * sizes.d_model * value
-    # Of both models, until nodes are chosen: what parts read, which nodes are active, gradients.
-    observed = 2 * (stream + 28 * active)
-    gradients = rows.fixed_bytes + n_targets * rows.row_bytes
-    towards = 2 * n_targets * stream
-    # Coordinates as one integer, sorted and counted, in float64 with the sizes.
-    choice = towards + 60 * active + 4 * n_targets * active // sizes.n_layers
-    edges = rows.fixed_bytes + min(attribution.batch_size, max(nodes, 1)) * rows.row_bytes
-    if attribution.max_memory is not None:
-        edges = min(edges, max(attribution.max_memory, rows.fixed_bytes + rows.row_bytes))
-    return observed + max(encoding, gradients + towards // 2, choice, edges)
-
-
-def _frozen(
-    sizes: ModelSizes,
-    attribution: AttributionSettings,
-    active: int,
-    n_pos: int,
-    value: int,
-    encoding: int,
-) -> int:
-    need = FrozenMemory(
-        n_active=active,
-        n_layers=sizes.n_layers,
-        n_pos=n_pos,
-        d_model=sizes.d_model,
-        n_heads=sizes.n_heads,
-        max_feature_nodes=attribution.max_feature_nodes,
-        value_bytes=value,
-    )
-    rows = need.fixed_bytes + attribution.batch_size * need.row_bytes
-    if attribution.max_memory is not None:
-        rows = min(rows, max(attribution.max_memory, need.fixed_bytes + need.row_bytes))
-    return max(need.setup_bytes + encoding, rows)
 
 
 def _advice(
     settings: PairSettings,
     sources: Mapping[str, Source],
-    attribution: AttributionSettings,
+    attribution: AttributionSettings | None,
     n_pos: int,
     density: float | None,
 ) -> str:
@@ -442,17 +509,18 @@ def _advice(
     if settings.resolved_dtype() == torch.float32:
         settings_steps.append(("--dtype bfloat16", {"dtype": "bfloat16"}))
     steps: list[tuple[str, dict, dict]] = [(name, change, {}) for name, change in settings_steps]
-    if attribution.edges == "frozen":
-        steps.append(("--edges full", {}, {"edges": "full"}))
-    for batch in (attribution.batch_size // 4, 8):
-        if 0 < batch < attribution.batch_size:
-            steps.append((f"--batch-size {batch}", {}, {"batch_size": batch}))
+    if attribution is not None:
+        if attribution.edges == "frozen":
+            steps.append(("--edges full", {}, {"edges": "full"}))
+        for batch in (attribution.batch_size // 4, 8):
+            if 0 < batch < attribution.batch_size:
+                steps.append((f"--batch-size {batch}", {}, {"batch_size": batch}))
 
     def plan(model: dict, graph: dict, tokens: int) -> MemoryPlan:
         return _plan(
             settings.model_copy(update=model),
             sources,
-            attribution.model_copy(update=graph),
+            None if attribution is None else attribution.model_copy(update=graph),
             tokens,
             density,
         )

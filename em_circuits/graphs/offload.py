@@ -40,6 +40,11 @@ class Slot(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class Scratch:
     """Tensors in a file of a given folder, or of the system's temporary one."""
@@ -70,9 +75,16 @@ class Scratch:
             data = data[written:]
         return slot
 
-    def get(self, slot: Slot) -> Shaped[Tensor, ...]:
-        """A tensor that was put here."""
-        tensor = torch.empty(math.prod(slot.shape), dtype=slot.dtype)
+    def get(self, slot: Slot, into: Shaped[Tensor, " byte"] | None = None) -> Shaped[Tensor, ...]:
+        """A tensor that was put here.
+
+        Args:
+            slot: Where it is.
+            into: Bytes on the CPU that it is read into, as many as it has.
+        """
+        if into is None:
+            into = torch.empty(slot.nbytes, dtype=torch.uint8)
+        tensor = into.view(slot.dtype)
         data, offset = tensor.view(torch.uint8).numpy().data, slot.offset
         while len(data):
             read = os.preadv(self._open(), [data], offset)

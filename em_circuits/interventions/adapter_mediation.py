@@ -10,6 +10,9 @@ Two answers that stand side by side, of one prompt:
   equal size into random directions. What goes through several kinds in turn is in none of the
   `alone` and is called interaction.
 
+Features are those of the transcoders that are active somewhere in the base or the merged model;
+what others do where only some things respond belongs to the remainder.
+
     effects = adapter_effects(pair, input_ids, weights)
     AdapterMediation.of(effects).sentence
 """
@@ -20,9 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from em_circuits.activation_cache import ActivationCache
+from em_circuits.bases import own_parts
 from em_circuits.feature import FeatureId
 from em_circuits.interventions.adapter_paths import CARRIERS, AdapterPaths, adapter_paths
 from em_circuits.interventions.adapter_shares import (
@@ -230,9 +236,16 @@ def adapter_effects(
         RequestError: If the fine-tune is no LoRA.
     """
     writes = AdapterWrites.of(pair, input_ids)
-    paths = adapter_paths(pair, writes, input_ids, weights)
+    if pair.base.transcoders is None:
+        parts = own_parts(pair.base)
+    else:
+        caches = [ActivationCache.capture(model, input_ids) for model in pair.models]
+        parts = own_parts(pair.base, torch.cat([cache.active for cache in caches]))
+    paths = adapter_paths(pair, writes, input_ids, weights, parts=parts)
     base, merged = (model.next_logits(input_ids).double().cpu() for model in pair.models)
-    measured = measured_shares(pair.base, writes, input_ids, weights, n_random=n_random, seed=seed)
+    measured = measured_shares(
+        pair.base, writes, input_ids, weights, parts=parts, n_random=n_random, seed=seed
+    )
     return AdapterEffects(float(weights.double() @ (merged - base)), writes, paths, measured)
 
 

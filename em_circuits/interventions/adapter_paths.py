@@ -43,6 +43,7 @@ from torch import Tensor
 from em_circuits.bases import NeuronPart, Part, own_parts
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
+from em_circuits.models.memory import BatchSize
 from em_circuits.models.neurons import matrix
 from em_circuits.models.sites import Site, on_site
 from pivotal_tokens.errors import RequestError
@@ -164,8 +165,10 @@ class _Line(WrittenPrompt):
 
     def split(self, points: Float64[Tensor, " row"], amounts: Float64[Tensor, " row"]) -> PathSplit:
         """The weighted sum of dc/dt over some points."""
-        some = zip(points.split(_ROWS), amounts.split(_ROWS), strict=True)
-        return reduce(PathSplit.__add__, (self._split(t, w) for t, w in some))
+        some = BatchSize(_ROWS).over(
+            len(points), lambda a, b: self._split(points[a:b], amounts[a:b])
+        )
+        return reduce(PathSplit.__add__, (found for _, found in some))
 
     def _split(self, points: Tensor, amounts: Tensor) -> PathSplit:
         device = self.model.device
@@ -304,6 +307,7 @@ class _Line(WrittenPrompt):
             pulled[layer] = pulled[layer] + back
             weighted = values.double() * by_row[place[:, 0]]
             where, which = place[:, 1:].unique(dim=0, return_inverse=True)
+            where[:, 1] = part.ids(where[:, 1])
             total = torch.zeros(len(where), dtype=torch.float64, device=where.device)
             total.index_add_(0, which, weighted)
             layers = torch.full_like(where[:, :1], layer)

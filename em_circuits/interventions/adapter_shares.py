@@ -4,7 +4,7 @@ The adapter's writes stand in the base (`AdapterWrites`), and of what reads them
 
     features      a layer's transcoder features take the activations that its live input gives them
     attention     a layer's attention reads the live residual
-    remainder     what the transcoder does not explain of the MLP answers to its live input
+    remainder     what these features do not explain of the MLP answers to its live input
 
 only the chosen ones respond; all others do what they do in the undisturbed base. With c(S) the
 contrast when S responds,
@@ -37,6 +37,7 @@ from em_circuits.bases import Part, Stage, own_parts
 from em_circuits.graphs.held import captured
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.models.sites import Site, on_site
 
 RESPONDING = ("features", "attention", "remainder")
@@ -160,9 +161,12 @@ class HeldRuns(WrittenPrompt):
     ) -> Float64[Tensor, " row"]:
         """The contrast with some writes, a row each, when some of `RESPONDING` respond."""
         widest = max((part.n_nodes for part in self.parts), default=1)
-        size = max(1, _ELEMENTS // (widest * len(self.ids)))
-        chunks = zip(*(amount.split(size) for amount in amounts), strict=True)
-        return torch.cat([self._run(some, responding) for some in chunks])
+        size = max(1, _ELEMENTS // max(1, widest * len(self.ids)))
+        batches = BatchSize(size).over(
+            len(amounts[0]),
+            lambda a, b: self._run([amount[a:b] for amount in amounts], responding),
+        )
+        return torch.cat([found for _, found in batches])
 
     def _run(self, amounts: Sequence[Tensor], responding: frozenset[str]) -> Tensor:
         changes: dict[Site, Tensor] = {}

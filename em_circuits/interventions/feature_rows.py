@@ -58,7 +58,7 @@ class FeatureRows:
     ) -> Float[Tensor, " op"]:
         """Activation of node ``which[i]`` on ``inputs[place[i]]`` for every i."""
         if self.is_dense(len(which), len(inputs)):
-            return self.encoder.every(inputs)[place, which]
+            return self.encoder.encode(inputs)[place, which]
         return self.encoder.activations(inputs[place], which)
 
     def is_dense(self, n_ops: int, n_places: int) -> bool:

@@ -35,6 +35,7 @@ from em_circuits.interventions.hooks import Hooks
 from em_circuits.interventions.run import Batches, default_batch, edits_of, prepared, states_of
 from em_circuits.interventions.source_model import SourceModel, source_model_for
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.sampling import Sampling
 from pivotal_tokens.artefacts import content_key
 
@@ -98,14 +99,17 @@ def generate(
     checked = prepared(model, states, rows)
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
-    per_batch = max(1, size // sampling.samples)
+    batches = BatchSize(max(1, size // sampling.samples))
     order = _order(model, states, sampling)
+
+    def run(some: Sequence[int]) -> Continuations:
+        own, given = [states[i] for i in some], [checked[i] for i in some]
+        return _Run(model, own, given, sampling, regime).run(source, keep_logits=keep_logits)
+
     parts = [
-        _Run(model, [states[i] for i in some], [checked[i] for i in some], sampling, regime).run(
-            source, keep_logits=keep_logits
-        )
+        part
         for group in order
-        for some in (group[i : i + per_batch] for i in range(0, len(group), per_batch))
+        for _, part in batches.over(len(group), lambda a, b, group=group: run(group[a:b]))  # type: ignore[misc]
     ]
     back = torch.tensor([i for group in order for i in group]).argsort()
     logits = None

@@ -17,7 +17,7 @@ JumpReLU transcoders, the jumps of gates that the moving features' own encoders 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,12 +29,13 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import demeaned_targets, mlp_output_gradients
 from em_circuits.interventions.feature_rows import FeatureRows, written_scores
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.target import Branch, Columns, Target, gradients_of
 
 STEPS = 4
 """Points of the midpoint rule."""
 _PASS_BYTES = 2**28
-"""Gathered encoder and decoder rows of one forward pass, roughly."""
+"""Activations of the moving features in one forward pass, roughly."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ def integrated_effects(
     """
     moves = _moves(model, coordinates, start, end - start)
     total: Tensor | None = None
-    n_pos = len(input_ids)
-    n_gathered = sum(
-        len(m.which) for m in moves.values() if not m.rows.is_dense(len(m.which), n_pos)
+    wide = sum(len(move.rows.ids) for move in moves.values())
+    row = max(1, 3 * len(input_ids) * wide * model.dtype.itemsize)
+    points = (torch.arange(steps) + 0.5) / steps
+    batches = BatchSize(max(1, _PASS_BYTES // row)).over(
+        steps, lambda a, b: _gradients(model, input_ids, moves, points[a:b], targets)
     )
-    for points in _passes(model, n_gathered, steps):
-        gradients = _gradients(model, input_ids, moves, points, targets)
+    for _, gradients in batches:
         total = gradients if total is None else total + gradients
     assert total is not None
     return written_scores(model, total / steps, coordinates, end - start)
@@ -149,13 +151,6 @@ def _moves(
     return found
 
 
-def _passes(model: Model, n_features: int, steps: int) -> Iterator[Tensor]:
-    """Points on the line, as many at a time as fit."""
-    points = (torch.arange(steps) + 0.5) / steps
-    row = max(1, n_features) * model.dictionaries[0].d_model * 8
-    yield from points.split(max(1, _PASS_BYTES // row))
-
-
 def _gradients(
     model: Model,
     input_ids: Tensor,
@@ -209,16 +204,11 @@ def _branch_gradients(
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Callable[[int], Tensor]:
     """What clamping a layer's features to their places on the line adds to the MLP output so many
     layers further up."""
-    n_rows, n_pos, width = inputs.shape
     wanted = move.start + points[:, None] * move.change
-    which = move.which.repeat(n_rows)
-    first = torch.arange(n_rows, device=inputs.device)[:, None] * n_pos
-    place = (first + move.position).reshape(-1)
-    current = move.rows.activations(inputs.reshape(n_rows * n_pos, width), place, which)
-    amounts = wanted.reshape(-1).to(current.dtype) - current
-
-    def added(write: int) -> Tensor:
-        total = move.rows.written(amounts, which, place=place, n_places=n_rows * n_pos, write=write)
-        return total.reshape(n_rows, n_pos, width).to(inputs.dtype)
-
-    return added
+    # At every position: a product of two matrices, where rows gathered pair by pair would be held
+    # for differentiation, as long as the model is wide.
+    every = move.rows.encoder.encode(inputs)
+    at = (slice(None), move.position, move.which)
+    change = torch.zeros_like(every)
+    change[at] = wanted.to(every.dtype) - every[at]
+    return lambda write: change @ move.rows.decoders[write]

@@ -33,6 +33,8 @@ NEAREST = 32
 _KNOWN = 256
 """Neighbours looked at before any feature of the layer, then any at all, will do."""
 _OTHER_LAYER = 1e6
+_DISTANCES = 1 << 24
+"""Distances that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def matched_draws(
 def _neighbours(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor, "chosen known"]:
     """Per chosen feature the most similar candidates, most similar first."""
     places, found = pool.places(), []
-    for part in chosen.split(1024):
+    for part in chosen.split(max(1, _DISTANCES // len(candidates))):
         distance = torch.cdist(places[part], places[candidates], p=1)
         distance += _OTHER_LAYER * (pool.layer[part, None] != pool.layer[candidates])
         known = min(_KNOWN, len(candidates))

@@ -44,7 +44,7 @@ from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.regimes import replaced_attention
 from em_circuits.interventions.run import run_branch, run_rows, run_values, with_forced
 from em_circuits.models import Model, ModelPair
-from em_circuits.models.dictionaries import reconstruction
+from em_circuits.models.dictionaries import Dictionary, reconstruction
 from em_circuits.target import Branch, Columns, Target
 from pivotal_tokens.errors import RequestError
 
@@ -348,7 +348,8 @@ class ActivationPatch:
             errors = run(none)
         with replaced_attention(model, other.attention_outputs):
             attention = run(none)
-            with _errors_at(model, after):
+            active = torch.cat([own.active, other.active])
+            with _errors_at(model, after, active):
                 together = run(every)
         return {
             "features": features,
@@ -366,14 +367,23 @@ def _added(model: Model, change: Float[Tensor, "layer pos d_model"]) -> Iterator
 
 
 @contextlib.contextmanager
-def _errors_at(model: Model, errors: Float[Tensor, "layer pos d_model"]) -> Iterator[None]:
-    """MLP outputs are what the dictionaries make of their inputs, plus `errors`."""
+def _errors_at(
+    model: Model, errors: Float[Tensor, "layer pos d_model"], active: Int64[Tensor, "active 3"]
+) -> Iterator[None]:
+    """MLP outputs are what the dictionaries make of their inputs, plus `errors`.
+
+    Of transcoders, only features that are `active` somewhere in either model are encoded: beside
+    the other's attention and errors, the inputs are the other's.
+    """
+    dictionaries: Sequence[Dictionary] = model.dictionaries
+    if model.transcoders is not None:
+        dictionaries = model.transcoders.among(active).layers
     outputs: dict[int, Tensor] = {}
-    active: dict[int, Tensor] = {}
+    activations: dict[int, Tensor] = {}
 
     def read(layer: int, inputs: Tensor) -> None:
-        active[layer] = model.dictionaries[layer].activations(inputs)
-        written = reconstruction(model.dictionaries, layer, active, inputs)
+        activations[layer] = dictionaries[layer].activations(inputs)
+        written = reconstruction(dictionaries, layer, activations, inputs)
         outputs[layer] = written + errors[layer]
 
     with model.sites.hooked(read, lambda layer, _output: outputs.pop(layer)):

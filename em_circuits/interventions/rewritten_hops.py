@@ -25,7 +25,7 @@ from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
 from em_circuits.feature import Feature
-from em_circuits.interventions.run import MAX_ROWS
+from em_circuits.graphs.memory import RUN_ROWS
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -85,8 +85,8 @@ def rewritten_hops(
     ]
     places = state.active.tolist()
     along: dict[int, Tensor] = {i: torch.zeros(len(writes[i])) for i in chosen}
-    for start in range(0, len(rows), MAX_ROWS - 1):
-        part = rows[start : start + MAX_ROWS - 1]
+    for start in range(0, len(rows), RUN_ROWS - 1):
+        part = rows[start : start + RUN_ROWS - 1]
         removed = [(places[i][0], places[i][1], writes[i][:later]) for i, later in part]
         for (i, later), response in zip(part, _responses(model, state, removed), strict=True):
             along[i][later] = float(response.float().cpu() @ writes[i][later])

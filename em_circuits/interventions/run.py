@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from em_circuits.activation_cache import ActivationCache, BatchedCache
+from em_circuits.graphs.memory import RUN_BYTES, RUN_ROWS
 from em_circuits.intervention import Regime
 from em_circuits.interventions.edits import (
     EditBatch,
@@ -40,13 +41,9 @@ from em_circuits.interventions.hooks import Hooks, read_rows
 from em_circuits.interventions.regimes import FrozenMLP, frozen
 from em_circuits.interventions.source_model import source_model_for
 from em_circuits.models import Model
+from em_circuits.models.memory import BatchSize
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
-
-MAX_ROWS = 256
-"""Rows of a batch at most; more do not make a pass faster."""
-_BATCH_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Activations of a batch, roughly."""
 
 
 def run_rows(
@@ -108,16 +105,18 @@ def iter_rows(
     longest = max(states, key=lambda s: s.n_pos)
     size = batch_size or default_batch(model, longest, regime)
     batches = Batches(model, [edits], regime, share_prefix=share_prefix)
-    for start in range(0, n_rows, size):
-        part = edits.rows(start, start + size)
-        stop = start + part.n_rows
+
+    def run(start: int, stop: int) -> Tensor:
+        part = edits.rows(start, stop)
         tensors = source_model_for(model, source, given[start:stop], model.sites.n_layers)
         batch = batches.batch(
             BatchedCache.of(states[start:stop]), part, replaces=tensors is not None
         )
         if tensors is not None:
             batch.hooks.patched = tensors.run(input_ids=batch.input_ids)
-        yield start, batch.run(use_cache=False)[0]
+        return batch.run(use_cache=False)[0]
+
+    yield from BatchSize(size).over(n_rows, run)
 
 
 def run_values(
@@ -177,14 +176,21 @@ def iter_values(
     if not runs:
         return
     size = batch_size or default_batch(model, state, regime, targets=targets)
-    for start in range(0, n_rows, size):
-        total = torch.zeros(min(size, n_rows - start), len(targets))
+
+    def values(start: int, stop: int) -> Tensor:
+        total = torch.zeros(stop - start, len(targets))
         for branch, longer, edits, batches in runs:
-            part = edits.rows(start, start + size)
+            part = edits.rows(start, stop)
             first = branch.first_read(state.n_pos)
             batch = batches.batch(BatchedCache.of([longer]), part, at_most=first)
             total += batch.values(branch, state.input_ids).cpu()
-        yield start, total
+        return total
+
+    if batch_size is None:
+        yield from BatchSize(size).over(n_rows, values)
+    else:  # whoever gives a size may rely on it
+        for start in range(0, n_rows, size):
+            yield start, values(start, min(start + size, n_rows))
 
 
 def with_forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
@@ -258,7 +264,8 @@ def default_batch(
         per_position += 3 * state.width
     row = n_pos * per_position * state.inputs.element_size()
     row += 12 * n_read * len(state.logits)
-    return max(1, min(MAX_ROWS, _BATCH_BYTES.get(model.device.type, 2**28) // row))
+    most = 4 * RUN_BYTES if model.device.type == "cuda" else RUN_BYTES
+    return max(1, min(RUN_ROWS, most // row))
 
 
 class Batches:

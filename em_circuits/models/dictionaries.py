@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -32,7 +32,7 @@ from pivotal_tokens.errors import RequestError
 
 CHUNK = 16_384
 """Pairs of activation and node that are gathered at a time."""
-_FEW = 8
+_FEW = 2
 """Of so many features fewer than one fires: their decoder rows are read, not the whole matrix."""
 
 Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor, " active"]]
@@ -40,17 +40,17 @@ Active = tuple[Int64[Tensor, " active"], Int64[Tensor, " active"], Int64[Tensor,
 
 
 class Encoder(ABC):
-    """Encoders of a few nodes."""
+    """Encoders of a few nodes: all of them, or pair by pair, node ``which[i]`` on ``inputs[i]``."""
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        """Activation of every one of these nodes; differentiable."""
 
     @abstractmethod
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
-        """Activation of node ``which[i]`` on ``inputs[i]``, for every i."""
-
-    @abstractmethod
-    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
-        """Activation of every one of these nodes on every input."""
+        """Activation of each."""
 
     @abstractmethod
     def responses(
@@ -154,6 +154,7 @@ class TranscoderDictionary(Dictionary):
         top_k: Features that fire; None where each is gated by itself.
         positive: Of the k largest, those that are negative do not fire.
         n_writes: MLP outputs that a feature writes into.
+        ids: Ids of the features in the whole set, ascending, where only some are here (`among`).
     """
 
     layer: int
@@ -165,8 +166,28 @@ class TranscoderDictionary(Dictionary):
     top_k: int | None = None
     positive: bool = False
     n_writes: int = 1
+    ids: Int64[Tensor, " feature"] | None = None
 
     first_position: ClassVar[int] = FIRST_POSITION
+
+    def among(self, ids: Int64[Tensor, " feature"]) -> TranscoderDictionary:
+        """Some features alone, numbered from 0, whose rows are all that is read; with Top-K, where
+        one fires only beside all the others, every feature.
+
+        Args:
+            ids: Ascending, without repetition; none of them means the first, so that nothing is
+                empty.
+        """
+        if self.top_k is not None:
+            return self
+        ids = (ids if len(ids) else ids.new_zeros(1)).to(self.b_enc.device)
+        return replace(
+            self,
+            matrices=lambda name, of: self.matrices(name, ids if of is None else ids[of]),
+            b_enc=self.b_enc[ids],
+            threshold=None if self.threshold is None else self.threshold[ids],
+            ids=ids,
+        )
 
     @property
     def width(self) -> int:
@@ -286,19 +307,19 @@ class TranscoderEncoder(Encoder):
     threshold: Float[Tensor, " feature"] | None
     """A feature fires above it (0 for ReLU); None if whether it fires depends on the others."""
 
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        if self.threshold is None:
+            return self.dictionary.encode(x)[..., self.ids]
+        pre = torch.nn.functional.linear(x.to(self.bias), self.weight, self.bias)
+        return pre * (pre > self.threshold)
+
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
         if self.threshold is None:
-            return self.every(inputs).gather(1, which[:, None])[:, 0]
+            return self.encode(inputs).gather(1, which[:, None])[:, 0]
         pre = row_products(inputs, self.weight, which) + self.bias[which]
         return pre * (pre > self.threshold[which])
-
-    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
-        if self.threshold is None:
-            return self.dictionary.encode(inputs)[:, self.ids]
-        pre = torch.nn.functional.linear(inputs, self.weight, self.bias)
-        return pre * (pre > self.threshold)
 
     def responses(
         self,

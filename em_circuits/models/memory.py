@@ -10,15 +10,16 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from em_circuits.models.memory_error import ran_out
 from em_circuits.models.source import Source
 from pivotal_tokens.errors import RequestError
 
@@ -146,6 +147,36 @@ def _slurm_limit(root: Path) -> int:
         return UNKNOWN
     pages = int((root / "proc" / "self" / "statm").read_text().split()[1])
     return max(0, int(megabytes) * 2**20 - pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class BatchSize:
+    """Items of a batch at most; halved, for good, where memory does not hold so many."""
+
+    items: int
+
+    def over(self, n: int, work: Callable[[int, int], Result]) -> Iterator[tuple[int, Result]]:
+        """``work(start, stop)`` for n items in order, with where each batch started.
+
+        Out of memory leaves this only where it is so of a single item.
+        """
+        start = 0
+        while start < n:
+            stop = min(start + self.items, n)
+            try:
+                found = work(start, stop)
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error) or stop - start == 1:
+                    raise
+                self.items = (stop - start) // 2
+            else:
+                yield start, found
+                start = stop
+                continue
+            release_freed()  # after the exception, whose frames hold what was computed
 
 
 def release_freed() -> None:

@@ -99,6 +99,12 @@ class NeuronEncoder(Encoder):
     up: tuple[Float[Tensor, "node d_model"], Float[Tensor, " node"]]
     function: Callable[[Tensor], Tensor]
 
+    def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch node"]:
+        up = linear(x, *self.up)
+        if self.gate is None:
+            return self.function(up)
+        return self.function(linear(x, *self.gate)) * up
+
     def activations(
         self, inputs: Float[Tensor, "op d_model"], which: Int64[Tensor, " op"]
     ) -> Float[Tensor, " op"]:
@@ -106,12 +112,6 @@ class NeuronEncoder(Encoder):
         if self.gate is None:
             return self.function(up)
         return self.function(_affine(inputs, self.gate, which)) * up
-
-    def every(self, inputs: Float[Tensor, "place d_model"]) -> Float[Tensor, "place node"]:
-        up = linear(inputs, *self.up)
-        if self.gate is None:
-            return self.function(up)
-        return self.function(linear(inputs, *self.gate)) * up
 
     def responses(
         self,

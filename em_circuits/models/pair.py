@@ -40,6 +40,9 @@ PromptLike = str | Prompt | Int[Tensor, " pos"]
 """A text as the model is to see it, a stored prompt, or token ids."""
 
 
+_REMEMBERED = 2_000_000
+"""Active nodes that a model remembers of the prompts that it encoded last."""
+
 StoredActivations = Callable[
     [Int64[Tensor, " pos"]], tuple[Int64[Tensor, "active 3"], Float[Tensor, " active"]] | None
 ]
@@ -77,6 +80,7 @@ class Model:
     stored_activations: StoredActivations | None = field(default=None, repr=False)
     """Gives active nodes of a prompt that were stored, so that transcoders need not encode it."""
     _replacement: Any = field(default=None, repr=False)
+    _encoded: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # In float32 nothing is copied, and a row's product does not depend on how many there are.
@@ -181,6 +185,27 @@ class Model:
                 max_context=self.settings.max_context,
             )
         return self._replacement
+
+    def known_active(
+        self, ids: Int64[Tensor, " pos"]
+    ) -> tuple[Int64[Tensor, "active 3"], Float[Tensor, " active"]] | None:
+        """Active nodes of a prompt that need not be encoded: it was lately, or they are stored."""
+        found = self._encoded.get(tuple(ids.tolist()))
+        if found is None and self.stored_activations is not None:
+            found = self.stored_activations(ids)
+        return found
+
+    def remember_active(
+        self,
+        ids: Int64[Tensor, " pos"],
+        active: Int64[Tensor, "active 3"],
+        activations: Float[Tensor, " active"],
+    ) -> None:
+        """Keep the active nodes of a prompt, as far as there is room; the oldest prompts go."""
+        self._encoded.pop(key := tuple(ids.tolist()), None)
+        self._encoded[key] = (active.cpu(), activations.cpu())
+        while sum(len(each) for each, _ in self._encoded.values()) > _REMEMBERED:
+            self._encoded.pop(next(iter(self._encoded)))
 
     @torch.no_grad()
     def next_logits(self, input_ids: Int[Tensor, " pos"]) -> Float[Tensor, " vocab"]:

@@ -28,13 +28,13 @@ from torch import Tensor
 from em_circuits.models.files import safetensors_header
 from pivotal_tokens.errors import WorkFailed
 
-KEPT_BYTES = 2 << 30
+KEPT_BYTES = 4 << 30
 """Rows of a transcoder set that are kept between calls, on the models' device."""
 
 
 def kept_bytes(available: int) -> int:
     """How many bytes of rows are kept where so many are free."""
-    return min(KEPT_BYTES, available // 8)
+    return min(KEPT_BYTES, available // 5)
 
 
 _DTYPES = {
@@ -172,13 +172,13 @@ class StoredRows:
         distinct, index = ids.cpu().unique(return_inverse=True)
         with self._lock:
             kept = self._kept.pop(matrix.key, None)
-            if kept is not None and kept.rows.dtype != dtype:
-                kept = None
             at, there = _among(kept, distinct)
             if not bool(there.all()):
                 fresh, read = matrix.rows(distinct[~there])
                 self.bytes_read += read
-                fresh = fresh.to(device, dtype)
+                # As they are stored, where that is half of what the models compute with.
+                narrower = dtype.itemsize < fresh.element_size()
+                fresh = fresh.to(device, dtype if narrower else fresh.dtype)
                 if kept is None or (len(kept.ids) + len(fresh)) * fresh[0].nbytes > self.room:
                     mine = fresh.new_empty((len(distinct), *fresh.shape[1:]))
                     mine[~there] = fresh
@@ -195,7 +195,7 @@ class StoredRows:
             if kept is None:
                 return torch.empty((0, *matrix.rows(distinct)[0].shape[1:]), dtype=dtype).to(device)
             self._keep(matrix.key, kept)
-        return kept.rows[at[index].to(kept.rows.device)]
+        return kept.rows[at[index].to(kept.rows.device)].to(dtype)
 
     def _keep(self, key: tuple[str, str], kept: _Kept) -> None:
         if kept.rows.nbytes > self.room:

@@ -10,9 +10,10 @@ own format: matrices that it keeps transposed are turned as they are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Int64
 from safetensors import safe_open
 from torch import Tensor
 
@@ -70,6 +71,12 @@ class Transcoders:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def among(self, active: Int64[Tensor, "active 3"]) -> Transcoders:
+        """Only the features of some (layer, position, feature id), each at every position."""
+        layer, _, feature = active.unbind(1)
+        layers = [one.among(feature[layer == i].unique()) for i, one in enumerate(self.layers)]
+        return replace(self, layers=tuple(layers))
 
 
 def load_transcoders(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 
@@ -35,3 +37,31 @@ def test_a_bar_inside_another_goes_when_it_is_done(monkeypatch: pytest.MonkeyPat
     bars("rows", 1, 9)
     bars.close()
     bars.close()
+
+
+def test_without_a_terminal_long_silence_is_broken_until_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where nothing counts; a sweep of 418 s once printed nothing into its log."""
+    monkeypatch.setattr("em_circuits.progress._SILENCE_S", 0.05)
+    log, said = io.StringIO(), threading.Event()
+    write = log.write
+
+    def heard(text: str) -> int:
+        said.set()
+        return write(text)
+
+    monkeypatch.setattr(log, "write", heard)
+    monkeypatch.setattr("sys.stderr", log)
+    bars = Bars()
+    assert said.wait(60) and log.getvalue().startswith("working (")
+    bars("sweep", 3, 9)
+    said.clear()
+    assert said.wait(60)
+    while "sweep: 3 of 9 (" not in log.getvalue():
+        time.sleep(0.01)
+    bars.close()
+    time.sleep(0.2)  # what was being written is
+    before = log.getvalue()
+    time.sleep(0.2)
+    assert log.getvalue() == before

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from lifelike import Lifelike, make_lifelike
 
 from em_circuits.cli.app import run
 from em_circuits.cli.shell import names_after
 from em_circuits.models.pair import ModelPair
+from em_circuits.models.stored_rows import FileMatrix
 from em_circuits.models.transcoders import in_file
 from em_circuits.workspace import SharedPair
 
@@ -70,19 +72,28 @@ def test_other_models_are_loaded_in_place_of_the_first(
 
 
 def test_a_prompt_with_graphs_is_not_encoded_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Default `steer run` of a prompt with graphs: rows of its features, once, and no encoder."""
+    """`steer run` and `features mediate` of a prompt with graphs read rows of its features, once,
+    and no encoder; without graphs each model encodes it once in a sitting."""
     options = ["--root", str(tmp_path), "--transcoders-on", "disk"]
+    whole: list[str] = []
+    read_whole = FileMatrix.whole
+
+    def counted(self: FileMatrix) -> tuple[torch.Tensor, int]:
+        whole.append(self.name)
+        return read_whole(self)
+
+    monkeypatch.setattr(FileMatrix, "whole", counted)
 
     def read(sitting: SharedPair) -> int:
-        assert sitting._pair is not None and sitting._pair.transcoders is not None
-        return sitting._pair.transcoders.stored.bytes_read
+        assert sitting.loaded is not None and sitting.loaded.transcoders is not None
+        return sitting.loaded.transcoders.stored.bytes_read
 
     with SharedPair() as sitting:
         assert run([*options, "label", "--prompt", TEXT, "--nodes", "40", "--json"], sitting) == 0
         line = json.loads(capsys.readouterr().out.splitlines()[0])
-        pair = sitting._pair
+        pair = sitting.loaded
         assert pair is not None and pair.transcoders is not None
         files = pair.sources["transcoders"].transcoders
         assert files is not None
@@ -97,11 +108,23 @@ def test_a_prompt_with_graphs_is_not_encoded_again(
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert run([*options, *steer], sitting) == 0
         assert read(sitting) == first
+        assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+        n_layers = len(files.layers)
+        whole.clear()
+        mediate = ["features", "mediate", line["prompt_id"], "--json"]
+        assert run([*options, *mediate], sitting) == 0
+        mediated = capsys.readouterr().out.splitlines()[-1]
+        assert "W_enc" not in whole and read(sitting) - first < 2 * encoders
         # In a process of its own, without the graphs' help, the figures are the same.
         (tmp_path / "graph_storage").rename(tmp_path / "elsewhere")
         assert run([*options, *steer]) == 0
-        lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[-1]) == json.loads(lines[-2]) == found
+        assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    with SharedPair() as sitting:
+        whole.clear()
+        for command in (mediate, steer, mediate):
+            assert run([*options, *command], sitting) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == mediated
+        assert whole.count("W_enc") == 2 * n_layers
 
 
 def test_completion_knows_commands_and_options() -> None:

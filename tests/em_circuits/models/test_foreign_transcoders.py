@@ -76,7 +76,7 @@ def test_a_converted_set_computes_the_formula_of_its_library(
         ids = torch.tensor([3, 3, 17])
         alone = ours[layer].encoder(ids.unique()).activations(x[:2], torch.tensor([0, 1]))
         assert (alone - acts[[0, 1], [3, 17]]).abs().max() < 1e-5
-        every = ours[layer].encoder(ids.unique()).every(x)
+        every = ours[layer].encoder(ids.unique()).encode(x)
         assert (every - acts[:, [3, 17]]).abs().max() < 1e-5
         assert torch.equal(ours[layer].decoder(ids), drawn(layer)["W_dec"][ids])
     record = yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text())

@@ -13,6 +13,7 @@ from tiny_families import make_family
 from em_circuits.graphs import AttributionSettings
 from em_circuits.graphs.memory import MemoryPlan, memory_plan, require_fit
 from em_circuits.models.source import locate_all
+from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 
 
@@ -45,9 +46,10 @@ def with_free(
 ) -> MemoryPlan:
     """The plan on a machine with so many bytes."""
     graph = {name: changes.pop(name) for name in ("edges", "batch_size") if name in changes}
+    wanted = None if changes.pop("steers", False) else AttributionSettings(**graph)
     monkeypatch.setattr("em_circuits.graphs.memory.available_bytes", lambda _device: free)
     chosen = settings(paths, **changes)
-    return memory_plan(chosen, locate_all(chosen), AttributionSettings(**graph), n_pos=n_pos)
+    return memory_plan(chosen, locate_all(chosen), wanted, n_pos=n_pos)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,8 @@ def with_free(
         {"transcoders_on": "disk", "dtype": "float32"},
         {"transcoders_on": "disk", "dtype": "bfloat16"},
         {"transcoders_on": "disk", "dtype": "bfloat16", "edges": "frozen", "batch_size": 256},
+        {"transcoders_on": "gpu", "dtype": "float32", "steers": True},
+        {"transcoders_on": "disk", "dtype": "bfloat16", "steers": True},
     ],
 )
 @pytest.mark.parametrize("n_pos", [64, 900])
@@ -88,6 +92,16 @@ def test_a_machine_for_nothing_is_told_so(
 ) -> None:
     plan = with_free(monkeypatch, 1000, lifelike_paths, transcoders_on="disk", dtype="bfloat16")
     assert "larger machine" in plan.advice
+
+
+def test_what_steers_is_refused_before_anything_is_loaded(
+    lifelike_paths: Lifelike, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("em_circuits.graphs.memory.available_bytes", lambda _device: 1000)
+    chosen = settings(lifelike_paths)
+    refused = pytest.raises(RequestError, match=r"weights .* steering on a prompt of 30 tokens")
+    with Workspace(tmp_path, chosen, steers=True, n_pos=30) as work, refused:
+        _ = work.pair
 
 
 def test_density_and_length_count(lifelike_paths: Lifelike) -> None:

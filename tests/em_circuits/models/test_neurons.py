@@ -82,7 +82,7 @@ def test_a_few_neurons_are_encoded_as_all_of_them_are(layer) -> None:
     which = torch.tensor([2, 0, 0, 1, 2])
     found = dictionary.encoder(ids).activations(x[0], which)
     assert torch.allclose(found, dictionary.encode(x[0])[torch.arange(5), ids[which]])
-    assert torch.allclose(dictionary.encoder(ids).every(x[0]), dictionary.encode(x[0])[:, ids])
+    assert torch.allclose(dictionary.encoder(ids).encode(x[0]), dictionary.encode(x[0])[:, ids])
 
 
 def test_linearisations_are_the_derivative_by_finite_differences(layer) -> None:

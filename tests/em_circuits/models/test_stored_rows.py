@@ -54,7 +54,7 @@ def test_host_memory_and_turned_files_give_the_same(file: FileMatrix, values: to
 def test_rows_that_were_not_used_for_longest_go_first(
     file: FileMatrix, values: torch.Tensor
 ) -> None:
-    row = WIDTH * 4
+    row = WIDTH * values.element_size()
     store = StoredRows(room=5 * row)
     again = HostMatrix(("host", "W_enc"), values)
     three = torch.tensor([1, 2, 3])
@@ -99,3 +99,28 @@ def test_decoding_few_features_reads_their_rows_alone_and_gives_the_same() -> No
         assert (read is None) == (len(firing) == 30)
         if read is not None:
             assert read.tolist() == firing
+
+
+@pytest.mark.parametrize("gate", [{}, {"threshold": torch.full((WIDE,), 0.4)}, {"top_k": 3}])
+def test_some_features_alone_are_those_of_the_whole_layer(gate: dict) -> None:
+    draw = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(WIDE, WIDTH, generator=draw) for name in ("W_enc", "W_dec")}
+    read: list[int] = []
+
+    def matrices(name: str, ids: torch.Tensor | None) -> torch.Tensor:
+        read.append(WIDE if ids is None else len(ids))
+        return weights[name] if ids is None else weights[name][ids]
+
+    whole = TranscoderDictionary(0, matrices, torch.zeros(WIDE), torch.zeros(WIDTH), **gate)
+    x, ids = torch.randn(2, 5, WIDTH, generator=draw), torch.tensor([2, 3, 17, 39])
+    expected = whole.encode(x)
+    assert torch.allclose(whole.encoder(ids).encode(x), expected[..., ids], atol=1e-6)
+    some = whole.among(ids)
+    if "top_k" in gate:  # whether one fires depends on all the others
+        assert some is whole
+        return
+    read.clear()
+    assert torch.allclose(some.encode(x), expected[..., ids], atol=1e-6) and read == [4]
+    assert torch.equal(some.decoder(torch.tensor([1, 3])), weights["W_dec"][[3, 39]])
+    assert some.ids is not None and some.ids.tolist() == ids.tolist()
+    assert whole.among(ids[:0]).encode(x).shape == (2, 5, 1)
