@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PosixPath
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar
 from urllib.parse import urlsplit
 
 from em_circuits.models.fingerprint import user_cache
@@ -155,6 +155,8 @@ class ObjectStore:
         self._name = hashlib.sha256(own.encode()).hexdigest()[:16]
         self.place = folder / self._name
         self._copies = folder / "copies"
+        self.changes = 0
+        """Made by this process; what was listed before one is asked for again."""
         self._limit = float(os.environ.get("EM_CIRCUITS_COPIES_GB", COPIES_GB)) * 1e9
 
     def copy(self, key: str, info: Mapping[str, Any]) -> Path:
@@ -207,7 +209,7 @@ class ObjectPath(PosixPath):
     """A path below a root in an object store; as text, the address."""
 
     objects: ClassVar[ObjectStore]
-    _listed: tuple[float, Mapping[str, Any]] | None = None
+    _listed: tuple[tuple[int, float], Mapping[str, Any]] | None = None
 
     # --- As a path ---
 
@@ -229,7 +231,7 @@ class ObjectPath(PosixPath):
             return Path, (self._local,)
         return _below, (self.objects.address, below)
 
-    def resolve(self, strict: bool = False) -> Self:
+    def resolve(self, strict: bool = False) -> ObjectPath:
         return type(self)(os.path.normpath(self._local))
 
     # --- Reading ---
@@ -259,13 +261,13 @@ class ObjectPath(PosixPath):
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self._mode() or 0)
 
-    def iterdir(self) -> Iterator[Self]:
+    def iterdir(self) -> Iterator[ObjectPath]:
         return self.glob("*")
 
-    def rglob(self, pattern: str) -> Iterator[Self]:  # type: ignore[override]
+    def rglob(self, pattern: str) -> Iterator[ObjectPath]:  # type: ignore[override]
         return self.glob(f"**/{pattern}")
 
-    def glob(self, pattern: str) -> Iterator[Self]:  # type: ignore[override]
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:  # type: ignore[override]
         wanted = pattern.split("/")
         literal = 0
         while literal < len(wanted) - 1 and not set(wanted[literal]) & set("*?["):
@@ -274,6 +276,7 @@ class ObjectPath(PosixPath):
         wanted = wanted[literal:]
         found = {str(one) for one in Path(below._local).glob("/".join(wanted))}
         listed: dict[str, Mapping[str, Any]] = {}
+        now = self.objects.changes, time.monotonic() + _FRESH_SECONDS
         with self.saying():
             objects = [one for some in self.objects.files.list(below._key) for one in some]
         n_above = len(below._below or ())
@@ -287,17 +290,23 @@ class ObjectPath(PosixPath):
         for name in sorted(found):
             path = type(self)(name)
             if name in listed:
-                path._listed = (time.monotonic(), listed[name])
+                path._listed = (now, listed[name])
             yield path
 
     def open(self, mode: str = "r", *more: Any, **how: Any) -> IO[Any]:  # type: ignore[override]
         if set(mode) & set("wax+"):
             return self._open_to_write(mode, *more, **how)
-        info = None if self._is_here or mode != "rb" else self._info()
-        if info is None or self.objects.copy(self._key, info).exists():
-            return open(self, mode, *more, **how)
-        # Its first bytes may be all that is wanted.
-        return io.BufferedReader(ObjectReader(self, info["size"]), _READ_BYTES)
+        if self._is_here:
+            return open(self._local, mode, *more, **how)
+        info = self._info()
+        if info is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        if mode == "rb" and not self.objects.copy(self._key, info).exists():
+            # Its first bytes may be all that is wanted.
+            return io.BufferedReader(ObjectReader(self, info["size"]), _READ_BYTES)
+        with self.saying():
+            copy = self.objects.fetched(self._key, info)
+        return copy.open(mode, *more, **how)
 
     def read_bytes(self) -> bytes:
         return Path(os.fspath(self)).read_bytes()
@@ -326,13 +335,14 @@ class ObjectPath(PosixPath):
             stream.close = upload  # type: ignore[method-assign]
         return stream
 
-    def replace(self, target: Path) -> Self:  # type: ignore[override]
+    def replace(self, target: Path) -> ObjectPath:  # type: ignore[override]
         there = type(self)(getattr(target, "_local", target))
         if os.path.lexists(self._local):
             there._put(Path(self._local))
         else:
             with self.saying():
                 self.objects.files.rename(self._key, there._key)
+            self.objects.changes += 1
         return there
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -342,6 +352,7 @@ class ObjectPath(PosixPath):
         if not self._is_hidden:
             with contextlib.suppress(FileNotFoundError), self.saying():
                 self.objects.files.delete(self._key)
+            self.objects.changes += 1
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """A folder for what is being written here; the store has none."""
@@ -351,6 +362,7 @@ class ObjectPath(PosixPath):
         """Upload a whole file of this machine, which becomes the copy."""
         with self.saying():
             put = self.objects.files.put(self._key, file)
+            self.objects.changes += 1
             self.objects.take(self._key, {**put, "size": file.stat().st_size}, file)
         Path(self._local).unlink(missing_ok=True)
 
@@ -397,8 +409,10 @@ class ObjectPath(PosixPath):
             return None
 
     def _info(self) -> Mapping[str, Any] | None:
-        if self._listed is not None and time.monotonic() - self._listed[0] < _FRESH_SECONDS:
-            return self._listed[1]
+        if self._listed is not None:
+            (changes, until), listed = self._listed
+            if changes == self.objects.changes and time.monotonic() < until:
+                return listed
         try:
             with self.saying():
                 info: Mapping[str, Any] = self.objects.files.head(self._key)

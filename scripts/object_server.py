@@ -21,11 +21,6 @@ SECRET = "canary/+9f3A7c512xQ"
 _SECONDS = 120.0
 
 
-def has_object_server() -> bool:
-    """Whether the wheel is installed."""
-    return _program().is_file()
-
-
 @contextmanager
 def object_server() -> Iterator[str]:
     """A server with data of its own, stopped and removed at the end.
@@ -50,14 +45,14 @@ def object_server() -> Iterator[str]:
         flags += ["-master.telemetry=false", "-master.volumeSizeLimitMB=512", "-volume.max=20"]
         flags += [f"-{part}.localSocket={place / part}.sock" for part in ("filer", "s3")]
         server = subprocess.Popen(
-            [str(_program()), "server", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [_program(), "server", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         os.environ |= {**named, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}"}
         try:
             _wait(server)
             yield "s3://tests"
         finally:
-            server.terminate()
+            server.kill()  # asked to end, it takes half a minute
             server.wait()
             for name, value in before.items():
                 os.environ.pop(name, None)

@@ -457,9 +457,7 @@ def _difference(path: Path) -> str | None:
         recorded = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{sidecar} cannot be read"
-    if sha256_file(path) != recorded and not (
-        drop_copy(path) and sha256_file(path) == recorded
-    ):
+    if sha256_file(path) != recorded and not (drop_copy(path) and sha256_file(path) == recorded):
         return f"{path} has changed since it was written (its SHA-256 is not {recorded[:12]})"
     return None
 
