@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long bench-real organism clean help test-crowd fuzz known validity
+.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long bench-real organism clean help test-crowd fuzz known scale validity
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -96,6 +96,10 @@ bench: $(STAMP) ## measured figures beside circuit-tracer's, in one run
 
 bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store under 32 workers
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/bench_workers.py
+
+scale: $(STAMP) ## a thousand workers on a store, simulated; what a run costs at real size, reckoned
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/simulate_workers.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/cost_model.py
 
 bench-real: $(STAMP) ## plans of memory beside peaks, at a third of Llama-3.2-1B with 131,072 features (an hour)
 	PYTHONPATH=scripts $(BIN)/python scripts/full_shape.py results/full --layers 5

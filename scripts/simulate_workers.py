@@ -12,17 +12,18 @@ PYTHONPATH=tests/pivotal_tokens python scripts/simulate_workers.py
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import io
 import random
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bench_workers
+from bench_workers import Plan as Sharing
 from bench_workers import Shared, shared
 from measure import Row, benchmark
 
@@ -125,9 +126,8 @@ def bend(store: StoreModel, *, work_s: float, reads: int, writes: int) -> int:
     """Most workers, of powers of two, that still do nearly what they would do without a store."""
     workers = 1
     while workers < 1 << 16:
-        found = simulate(
-            store, workers=2 * workers, work_s=work_s, reads=reads, writes=writes, units=8 * workers + 4000
-        )
+        how = {"workers": 2 * workers, "work_s": work_s, "reads": reads, "writes": writes}
+        found = simulate(store, **how, units=8 * workers + 4000)
         if found.units < STRAIGHT * 2 * workers / work_s:
             return workers
         workers *= 2
@@ -139,7 +139,7 @@ def calibrated(name: str, url: str, plan: Plan) -> tuple[StoreModel, list[Row]]:
 
     def measured(workers: int, unit_ms: float, most: int) -> Shared:
         how = {"workers": workers, "seconds": plan.seconds, "unit_ms": unit_ms, "most": most}
-        return shared(url, bench_workers.Plan(**how))
+        return shared(url, Sharing(**how))
 
     one = measured(1, 0.0, 2000)
     full = measured(32, 0.0, 20_000)
@@ -159,13 +159,13 @@ def calibrated(name: str, url: str, plan: Plan) -> tuple[StoreModel, list[Row]]:
     ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Transactions of every store of this process meanwhile: `read` and `write`."""
     found: Counter[str] = Counter()
     original = Database._transaction
 
-    @contextmanager
+    @contextlib.contextmanager
     def counting(self: Database, *, writes: bool) -> Iterator[Any]:
         found["write" if writes else "read"] += 1
         with original(self, writes=writes) as connection:
@@ -184,7 +184,9 @@ def transactions(prompts: int) -> tuple[float, float]:
     for n in (prompts, 2 * prompts):  # the difference leaves out what a run does once
         with tempfile.TemporaryDirectory() as root, counted() as found:
             command = ["label", "--n", str(n), "--all-graphs", "--nodes", "24", "--json"]
-            if run(["--root", root, *command]):
+            with contextlib.redirect_stdout(io.StringIO()):
+                status = run(["--root", root, *command])
+            if status:
                 raise SystemExit("the run that counts transactions failed")
         counts.append(found)
     first, second = counts
@@ -216,7 +218,8 @@ def measure(plan: Plan) -> list[Row]:
                 rows.append(Row("... its writes, p99", None, found.store_p99, "s"))
             for work_s in (1.0, plan.work_s, 60.0):
                 most = bend(store, work_s=work_s, **whole)
-                rows.append(Row(f"... bends beyond, at {work_s:g} s a prompt", None, most, "workers"))
+                what = f"... bends beyond, at {work_s:g} s a prompt"
+                rows.append(Row(what, None, most, "workers"))
             one = {"reads": 1, "writes": 1}
             most = bend(store, work_s=plan.work_s, **one)
             rows.append(Row("... with one read and one write a prompt", None, most, "workers"))
