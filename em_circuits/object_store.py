@@ -29,7 +29,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PosixPath
@@ -261,13 +261,13 @@ class ObjectPath(PosixPath):
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self._mode() or 0)
 
-    def iterdir(self) -> Iterator[ObjectPath]:
+    def iterdir(self) -> Generator[ObjectPath, None, None]:
         return self.glob("*")
 
-    def rglob(self, pattern: str) -> Iterator[ObjectPath]:  # type: ignore[override]
+    def rglob(self, pattern: str) -> Generator[ObjectPath, None, None]:
         return self.glob(f"**/{pattern}")
 
-    def glob(self, pattern: str) -> Iterator[ObjectPath]:  # type: ignore[override]
+    def glob(self, pattern: str) -> Generator[ObjectPath, None, None]:
         wanted = pattern.split("/")
         literal = 0
         while literal < len(wanted) - 1 and not set(wanted[literal]) & set("*?["):

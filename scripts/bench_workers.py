@@ -161,8 +161,7 @@ def shared(url: str, plan: Plan) -> Shared:
     with Store.open(url, create=True) as store:
         store.results.put_pair(PAIR, {})
         prompts = [Prompt.of(f"prompt {number}") for number in range(most)]
-        for prompt in prompts:
-            store.prompts.add(prompt)
+        store.prompts.add_all(prompts)
     ids = [prompt.prompt_id for prompt in prompts]
     context = multiprocessing.get_context("spawn")
     with context.Pool(plan.workers, meet, (context.Barrier(plan.workers),)) as pool:
