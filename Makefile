@@ -98,7 +98,7 @@ bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store un
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/bench_workers.py
 
 scale: $(STAMP) ## a thousand workers on a store, simulated; what a run costs at real size, reckoned
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/pivotal_tokens $(BIN)/python scripts/simulate_workers.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/simulate_workers.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/cost_model.py
 
 bench-real: $(STAMP) ## plans of memory beside peaks, at a third of Llama-3.2-1B with 131,072 features (an hour)

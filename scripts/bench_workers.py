@@ -163,7 +163,7 @@ def shared(url: str, plan: Plan) -> Shared:
         prompts = [Prompt.of(f"prompt {number}") for number in range(most)]
         store.prompts.add_all(prompts)
     ids = [prompt.prompt_id for prompt in prompts]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # 32 imports of torch would take minutes
     with context.Pool(plan.workers, meet, (context.Barrier(plan.workers),)) as pool:
         work = [(url, ids, number, plan) for number in range(plan.workers)]
         found = pool.starmap(share, work, chunksize=1)

@@ -1,13 +1,13 @@
-"""Simulation of a thousand workers on one store, from what one worker and 32 workers measure.
+"""Simulation of a thousand workers on one store, from what `bench_workers.py` measures with 32.
 
-A worker computes for a while, then reads and writes; the store serves so many at once, SQLite's
-writers in no order. One worker without work gives the seconds that a read and a write take, 32
-without work how many the store serves at once. Then 32 workers with work are both measured and
-simulated, which says how far the simulation is off; then there are more than can be measured.
+A worker computes for a while, then reads and writes; PostgreSQL serves so many transactions at
+once, in order, SQLite one writer, in no order, and readers beside it. How long one takes is fitted,
+so that 32 simulated workers with units of 50 ms do as many a second as measured ones; how long the
+slow ones wait is then compared with what was measured. Then there are more than can be measured.
 
 The transactions of a labelled prompt are counted on a run of the embedded organism.
 
-PYTHONPATH=tests/pivotal_tokens python scripts/simulate_workers.py
+python scripts/simulate_workers.py --postgresql 500 --sqlite 353
 """
 
 from __future__ import annotations
@@ -20,29 +20,35 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bench_workers import Plan as Sharing
-from bench_workers import Shared, shared
 from measure import Row, benchmark
 
 from em_circuits.cli.app import run
 from em_circuits.cli.options import Options
-from pivotal_tokens.store import default_url
 from pivotal_tokens.store.database import Database
 
 STRAIGHT = 0.9
 """Share of what as many workers would do without a store, below which the store is what bends."""
 
 
-class Plan(Options):
-    """What is measured, and simulated."""
+AT_ONCE = 8
+"""Transactions that PostgreSQL serves at once; with 8 the slow ones wait as long as measured."""
 
-    seconds: float = 5
-    """Of each measurement of a store."""
+
+class Plan(Options):
+    """What was measured, and what is simulated."""
+
+    postgresql: float = 500
+    """Units a second of 32 workers of 50 ms on PostgreSQL (`make bench-workers`)."""
+    sqlite: float = 353
+    """The same on SQLite."""
     prompts: int = 20
-    """Labelled with graphs to count transactions."""
+    """Labelled with graphs to count transactions; 0 takes `reads` and `writes`."""
+    reads: float = 1
+    """Of a prompt, where they are not counted."""
+    writes: float = 1
+    """Of a prompt, where they are not counted."""
     work_s: float = 10
     """Seconds that a worker's models take for a prompt, with both graphs."""
 
@@ -55,6 +61,7 @@ class StoreModel:
     read_s: float
     write_s: float
     in_order: bool
+    """And reads wait as writes do."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def simulate(
     while done < units:
         now, worker, step = heapq.heappop(ends)
         if step:
-            busy -= 1
+            busy -= store.in_order or step > reads
             if step == reads:
                 takes.append(now - begun[worker])
                 begun[worker] = now
@@ -110,8 +117,10 @@ def simulate(
             begun[worker] = now
         if step == len(steps) - 1:
             heapq.heappush(ends, (now + work_s * draw.uniform(0.75, 1.25), worker, 0))
-        else:
+        elif store.in_order or step >= reads:
             waiting.append((now, worker, step + 1))
+        else:
+            heapq.heappush(ends, (now + store.read_s * draw.expovariate(1.0), worker, step + 1))
         while waiting and busy < store.servers:
             if not store.in_order:
                 waiting.rotate(draw.randrange(len(waiting)))
@@ -134,29 +143,18 @@ def bend(store: StoreModel, *, work_s: float, reads: int, writes: int) -> int:
     return workers
 
 
-def calibrated(name: str, url: str, plan: Plan) -> tuple[StoreModel, list[Row]]:
-    """A store's model from one and 32 workers that do nothing else, and 32 with work beside it."""
-
-    def measured(workers: int, unit_ms: float, most: int) -> Shared:
-        how = {"workers": workers, "seconds": plan.seconds, "unit_ms": unit_ms, "most": most}
-        return shared(url, Sharing(**how))
-
-    one = measured(1, 0.0, 2000)
-    full = measured(32, 0.0, 20_000)
-    read_s, write_s = one.take_ms / 1000, one.store_ms / 1000
-    servers = max(1, round(full.units * (read_s + write_s)))
-    stretch = servers / (full.units * (read_s + write_s))
-    store = StoreModel(servers, read_s * stretch, write_s * stretch, in_order=name != "SQLite")
-    with_work = measured(32, 50.0, 20_000)
-    found = simulate(store, workers=32, work_s=0.05)
-    return store, [
-        Row(f"{name}, one worker: a read", None, one.take_ms, "ms"),
-        Row("... a write", None, one.store_ms, "ms"),
-        Row("... 32 workers that do nothing else", None, full.units, "units/s"),
-        Row("... so many are served at once", None, servers, ""),
-        Row("... 32 workers of 50 ms, measured", None, with_work.units, "units/s"),
-        Row("... the same, simulated", None, found.units, "units/s"),
-    ]
+def fitted(units: float, servers: int, in_order: bool) -> StoreModel:
+    """The store on which 32 workers of 50 ms do so many units a second; a read takes a quarter of a
+    unit's time in it."""
+    least, most = 1e-5, 1.0
+    for _ in range(30):
+        middle = (least * most) ** 0.5
+        store = StoreModel(servers, middle / 4, 3 * middle / 4, in_order)
+        if simulate(store, workers=32, work_s=0.05).units > units:
+            least = middle
+        else:
+            most = middle
+    return store
 
 
 @contextlib.contextmanager
@@ -195,34 +193,44 @@ def transactions(prompts: int) -> tuple[float, float]:
 
 
 def measure(plan: Plan) -> list[Row]:
-    """Both stores calibrated, checked, and asked for a thousand workers."""
-    from postgres import postgres_server  # the tests' own, which other benchmarks do without
-
-    reads, writes = transactions(plan.prompts)
+    """Both stores fitted, compared, and asked for a thousand workers."""
+    reads, writes = transactions(plan.prompts) if plan.prompts else (plan.reads, plan.writes)
     rows = [
         Row("reads of a labelled prompt", None, reads, ""),
         Row("writes of a labelled prompt", None, writes, ""),
     ]
-    whole = {"reads": max(1, round(reads)), "writes": max(1, round(writes))}
-    with tempfile.TemporaryDirectory() as folder, postgres_server(durable=True) as server:
-        for name, url in (("SQLite", default_url(Path(folder))), ("PostgreSQL", server.url)):
-            store, more = calibrated(name, url, plan)
-            rows += more
-            for workers in (100, 1000):
-                found = simulate(store, workers=workers, work_s=plan.work_s, **whole)
-                share = found.units * plan.work_s / workers
-                what = f"... {workers} workers of {plan.work_s:g} s a prompt, simulated"
-                rows.append(Row(what, None, found.units, "prompts/s"))
-                rows.append(Row("... of what they would do without a store", None, share, ""))
-                rows.append(Row("... the reads of a prompt, p99", None, found.take_p99, "s"))
-                rows.append(Row("... its writes, p99", None, found.store_p99, "s"))
-            for work_s in (1.0, plan.work_s, 60.0):
-                most = bend(store, work_s=work_s, **whole)
-                what = f"... bends beyond, at {work_s:g} s a prompt"
-                rows.append(Row(what, None, most, "workers"))
-            one = {"reads": 1, "writes": 1}
-            most = bend(store, work_s=plan.work_s, **one)
-            rows.append(Row("... with one read and one write a prompt", None, most, "workers"))
+    n_reads, n_writes = max(1, round(reads)), max(1, round(writes))
+    stores = {
+        "PostgreSQL": fitted(plan.postgresql, AT_ONCE, in_order=True),
+        "SQLite": fitted(plan.sqlite, 1, in_order=False),
+    }
+    for name, store in stores.items():
+        found = simulate(store, workers=32, work_s=0.05)
+        rows += [
+            Row(
+                f"{name}: a read and a write, fitted",
+                None,
+                1000 * (store.read_s + store.write_s),
+                "ms",
+            ),
+            Row("... 32 workers of 50 ms", None, found.units, "units/s"),
+            Row("... their reads, p99", None, 1000 * found.take_p99, "ms"),
+            Row("... their writes, p99", None, 1000 * found.store_p99, "ms"),
+        ]
+        for workers in (100, 1000):
+            found = simulate(
+                store, workers=workers, work_s=plan.work_s, reads=n_reads, writes=n_writes
+            )
+            share = found.units * plan.work_s / workers
+            what = f"... {workers} workers of {plan.work_s:g} s a prompt"
+            rows.append(Row(what, None, found.units, "prompts/s"))
+            rows.append(Row("... share of what they would do without a store", None, share, ""))
+            rows.append(Row("... a prompt's writes, p99", None, found.store_p99, "s"))
+        for work_s in (1.0, plan.work_s, 60.0):
+            most = bend(store, work_s=work_s, reads=n_reads, writes=n_writes)
+            rows.append(Row(f"... straight up to, at {work_s:g} s a prompt", None, most, "workers"))
+        most = bend(store, work_s=plan.work_s, reads=1, writes=1)
+        rows.append(Row("... the same with one read and one write a prompt", None, most, "workers"))
     return rows
 
 
