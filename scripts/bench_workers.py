@@ -21,7 +21,6 @@ from typing import Any
 
 from measure import Row, benchmark, organism
 from object_server import object_server
-from synthetic import Size, synthetic_graph
 
 from em_circuits.cli.options import Options
 from em_circuits.engine.pool import WorkerPool
@@ -29,7 +28,6 @@ from em_circuits.engine.processes import process_workers
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.engine.station import Doing, Task
 from em_circuits.graphs.store import GraphStore
-from em_circuits.influence import Targets, influence
 from em_circuits.object_store import artefact_root
 from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import NextTokens, Prompt, TokenScore
@@ -94,6 +92,10 @@ def overhead(units: int, engine: str, root: Path) -> float:
 
 def from_copies(remote: Path, folder: Path) -> list[Row]:
     """CPU time of influence in a graph of 8,542 nodes, from a local copy and from a disk."""
+    from synthetic import Size, synthetic_graph  # torch, which the workers of a store do without
+
+    from em_circuits.influence import Targets, influence
+
     graph = synthetic_graph(Size(n_features=8192, n_layers=16, n_pos=20, n_logits=10))
     times: dict[str, list[float]] = {"disk": [], "copies": []}
     stores = {"disk": GraphStore(folder), "copies": GraphStore(remote)}
@@ -163,7 +165,7 @@ def shared(url: str, plan: Plan) -> Shared:
         prompts = [Prompt.of(f"prompt {number}") for number in range(most)]
         store.prompts.add_all(prompts)
     ids = [prompt.prompt_id for prompt in prompts]
-    context = multiprocessing.get_context("fork")  # 32 imports of torch would take minutes
+    context = multiprocessing.get_context("spawn")
     with context.Pool(plan.workers, meet, (context.Barrier(plan.workers),)) as pool:
         work = [(url, ids, number, plan) for number in range(plan.workers)]
         found = pool.starmap(share, work, chunksize=1)
