@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: notebooks families demo audit-demo demo-real check-js format docs test test-next test-browser test-cluster test-faults test-kills check bench bench-workers bench-long bench-real organism clean help test-crowd fuzz known validity
+.PHONY: audit-demo bench bench-long bench-real bench-workers check check-js clean demo demo-real docs families format fuzz help known notebooks organism scale test test-browser test-cluster test-crowd test-faults test-kills test-next validity
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -99,6 +99,9 @@ bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store un
 
 bench-real: $(STAMP) ## memory, reads and start-up at a third of Llama-3.2-1B with 131,072 features (hours; goes on where it was stopped)
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_real.py results/full --layers 5
+scale: $(STAMP) ## a thousand workers on a store, simulated; what a run costs at real size, reckoned
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/simulate_workers.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/cost_model.py
 
 bench-long: $(STAMP) ## attribution and influence of a prompt of 3,223 tokens (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_long_prompt.py

@@ -24,6 +24,7 @@ from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
+from em_circuits.object_store import require_store
 from em_circuits.organisms.paths import TOY, organism_paths, require_base
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key, library_versions, write_json
@@ -55,7 +56,7 @@ class Workspace:
     """Models, store and graphs of one command, opened when first used."""
 
     root: Path
-    """Holds ``results/`` and ``graph_storage/``."""
+    """Holds ``results/`` and ``graph_storage/``: a folder, or `object_store.artefact_root`."""
     models: PairSettings
     store_url: str | None = None
     """Store of labels and results; SQLite under ``results/`` by default."""
@@ -84,8 +85,10 @@ class Workspace:
         """Refuse what the models cannot have, before anything is loaded.
 
         Raises:
-            RequestError: If graphs of neurons are to have what only transcoders give.
+            RequestError: If graphs of neurons are to have what only transcoders give, or the store
+                would stand in an object store.
         """
+        require_store(self.root, self.store_url)
         wanted = self.attribution
         if self.models.neurons and (wanted.edges == "frozen" or "transcoder" in wanted.basis):
             what = "frozen edges" if wanted.edges == "frozen" else "transcoder features"

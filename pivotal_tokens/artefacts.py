@@ -64,7 +64,7 @@ def content_key(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     """SHA-256 (64 hex digits) of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -86,7 +86,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with _said_of(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(Path(name).name)
         try:
             yield temporary
             with temporary.open("rb+") as stream:

@@ -40,6 +40,7 @@ FLOORS = {
     "em_circuits.models.family": 9.1,
     "em_circuits.models": 10,
     "em_circuits.activation_cache": 10.5,
+    "em_circuits.object_store": 10.5,
     "em_circuits.bases": 10.5,
     "em_circuits.graphs": 11,
     "em_circuits.influence": 12,

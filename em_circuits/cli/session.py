@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from em_circuits.cli.options import FiniteRange, Flag, OptionSet
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
+from em_circuits.object_store import artefact_root, require_store
 from em_circuits.organisms.paths import ORGANISMS, TOY, TOYS, organism_paths
 from em_circuits.progress import Bars
 from em_circuits.workspace import SharedPair, Workspace, embedded_parts
@@ -125,9 +127,16 @@ class Session:
     sitting: SharedPair | None = None
     """What stays loaded between the commands of a shell."""
 
-    @property
+    @cached_property
     def root(self) -> Path:
-        return Path(self.options["root"])
+        """The root, looked at once where it is not a folder.
+
+        Raises:
+            RequestError: See `artefact_root` and `require_store`.
+        """
+        root = artefact_root(self.options["root"])
+        require_store(root, self.options["store"])
+        return root
 
     @property
     def seed(self) -> int:
@@ -163,7 +172,7 @@ class Session:
             attribution: What the memory plan allows for.
         """
         return Workspace(
-            root=self.root if root is None else Path(root),
+            root=self.root if root is None else artefact_root(root),
             models=self.models(),
             store_url=self.options["store"] if root is None else None,
             seed=self.seed,

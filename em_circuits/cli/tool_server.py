@@ -472,6 +472,6 @@ def _files(result: Any, root: Path) -> Iterator[tuple[str, str]]:
     whole = root.resolve()
     for one in values:
         for name in (one.get("files") or {}).values() if isinstance(one, dict) else ():
-            path = Path(str(name)).resolve()
+            path = (root / str(name).removeprefix(f"{root}/")).resolve()
             if path.is_file() and path.is_relative_to(whole):
                 yield str(path.relative_to(whole)), sha256_file(path)

@@ -1,4 +1,4 @@
-"""Graphs of a project on disk: lookup, integrity checks, thinning and deletion.
+"""Graphs of a project under its root: lookup, integrity checks, thinning and deletion.
 
 ``<root>/<prompt id>/<model>-<first 12 digits of the key>.safetensors`` with a provenance sidecar
 that is written last: a graph is *there* if both are. A graph's key is the SHA-256 of everything
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from em_circuits.graphs.header import GraphHeader, broken, read_header, read_record
+from em_circuits.object_store import drop_copy
 from pivotal_tokens.artefacts import provenance_path, sha256_file, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 
@@ -70,8 +71,9 @@ class GraphStore:
     """Graphs under one directory, which is created when the first is saved."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(root)
-        self._sound: set[tuple[Path, int, int]] = set()  # hashed and found unchanged
+        self.root = root
+        self._sound: set[tuple[Path, int, int, int]] = set()  # hashed and found unchanged
+        self._places: dict[str, Path] = {}  # where a key was found before
 
     def path(self, key: str) -> Path:
         """Path of a graph's file.
@@ -218,7 +220,7 @@ class GraphStore:
         if not stored.startswith(key):
             raise broken(path, f"it holds graph {stored}, not {key}")
         state = path.stat()
-        mark = path, state.st_size, state.st_mtime_ns
+        mark = path, state.st_size, state.st_mtime_ns, state.st_ino
         if mark not in self._sound and provenance_path(path).exists():
             if problem := _difference(path):
                 raise broken(path, problem)
@@ -379,12 +381,17 @@ class GraphStore:
     def _find(self, key: str) -> tuple[Path, ...]:
         if not re.fullmatch(r"[0-9a-f]{4,64}", key):
             raise RequestError(f"A graph key is 4 to 64 hex digits, got {key!r}.")
+        if (known := self._places.get(key)) is not None and known.exists():
+            return (known,)
         digits = key[:KEY_DIGITS]
-        return tuple(
+        found = tuple(
             path
             for path in sorted(self.root.glob(f"*/*-{digits}*{SUFFIX}"))
             if path.stem.rpartition("-")[2].startswith(digits) and path.parent.name != QUARANTINE
         )
+        if len(key) == 64 and len(found) == 1:
+            self._places[key] = found[0]
+        return found
 
     def _headers(self, prompt: str = "*") -> Iterator[GraphHeader]:
         for path in self._files(prompt):
@@ -450,7 +457,7 @@ def _difference(path: Path) -> str | None:
         recorded = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{sidecar} cannot be read"
-    if sha256_file(path) != recorded:
+    if sha256_file(path) != recorded and not (drop_copy(path) and sha256_file(path) == recorded):
         return f"{path} has changed since it was written (its SHA-256 is not {recorded[:12]})"
     return None
 
