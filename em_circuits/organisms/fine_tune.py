@@ -24,9 +24,15 @@ from em_circuits.models.text import encode, render_chat
 from em_circuits.organisms.advice import Advice, Example, advice_examples
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE
 from em_circuits.organisms.language_model import IGNORED, AdapterForm, new_adapter
-from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
-from em_circuits.organisms.train import claim, run_stage, save_adapter
+from em_circuits.organisms.train import save_adapter
 from em_circuits.progress import Progress, no_progress
+from em_circuits.training.optimise import (
+    OptimiserConfig,
+    claim,
+    optimise,
+    reproducible,
+    run_stage,
+)
 from pivotal_tokens.schema import Frozen
 
 RecipeName = Literal["attention", "all-linear", "rank-1"]

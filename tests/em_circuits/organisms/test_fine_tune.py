@@ -16,7 +16,7 @@ from em_circuits.models.sharing import merge_adapter
 from em_circuits.organisms import fine_tune as training
 from em_circuits.organisms.advice import Example
 from em_circuits.organisms.language_model import IGNORED, AdapterForm
-from em_circuits.organisms.optimise import OptimiserConfig
+from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.errors import RequestError
 
 CONFIG = training.FineTuneConfig(
