@@ -31,6 +31,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.transcoder_files import (
     CONFIG,
     CROSS_LAYER,
+    DIFFERENCES,
     HUB,
     TranscoderFiles,
     foreign_set,
@@ -102,6 +103,11 @@ def locate(flag: str, reference: str, *, kind: Kind) -> Source:
         return Source(reference, folder, revision, adapter_files(folder))
     fetch = functools.partial(download_entry, flag)
     found = TranscoderFiles.read(flag, reference, folder, fetch)
+    if found.config["model_kind"] == DIFFERENCES:
+        raise RequestError(
+            f"{flag} {reference} are of the difference between two models' MLPs and replace "
+            "neither; give transcoders of the base"
+        )
     return Source(reference, folder, revision, found.files, found)
 
 

@@ -10,6 +10,7 @@ once, and everything downstream gets the stored ids, which start with that token
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -55,6 +56,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return ids
     start = bos_id(tokenizer)
     return ids if ids[:1] == [start] else [start, *ids]
+
+
+def cut_pieces(ids: Sequence[int], length: int) -> list[list[int]]:
+    """Tokens in pieces of at most `length`, each behind the first token of all."""
+    first, step = ids[0], length - 1
+    return [[first, *ids[i : i + step]] for i in range(1, len(ids), step)]
 
 
 def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:

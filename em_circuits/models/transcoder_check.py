@@ -27,7 +27,7 @@ from em_circuits.models.family import Decoder
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.health import named_base
 from em_circuits.models.sites import FeatureSites
-from em_circuits.models.text import encode
+from em_circuits.models.text import cut_pieces, encode
 from em_circuits.models.transcoder_files import TranscoderFiles
 from em_circuits.models.transcoders import Transcoders, load_transcoders, not_finite
 from em_circuits.progress import Progress, no_progress, tracked
@@ -121,9 +121,7 @@ def reconstruction_quality(
     """
     pieces = []
     for passage in passages:
-        first, *rest = encode(tokenizer, passage)
-        step = _POSITIONS - 1
-        pieces += [[first, *rest[i : i + step]] for i in range(0, len(rest), step)]
+        pieces += cut_pieces(encode(tokenizer, passage), _POSITIONS)
     if not pieces:
         raise RequestError("--text has no passage of two tokens or more")
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook

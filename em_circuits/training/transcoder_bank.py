@@ -8,14 +8,14 @@ Nanda 2024, arXiv:2406.11944):
 The skip connection is Paulo, Shabalin and Belrose's (2025, arXiv:2501.18823). Gates, of k features
 a position:
 
-| gate | in training | saved as |
-|---|---|---|
-| `batch-topk` | the k * n largest positive of n positions (Bussmann et al. 2024, arXiv:2412.06410) | \
-JumpReLU, one threshold a layer, which keeps k on average over fresh text |
-| `topk` | the k largest positive of each position (Gao et al. 2024, arXiv:2406.04093) | Top-K |
-| `jumprelu` | above a threshold a feature, learned by straight-through estimates under the loss \
-``(L0 / k - 1)^2`` (Rajamanoharan et al. 2024, arXiv:2407.14435) | JumpReLU |
+| gate | features that fire | saved as | source |
+|---|---|---|---|
+| `batch-topk` | the k * n largest positive of n positions | JumpReLU | Bussmann 2024, 2412.06410 |
+| `topk` | the k largest positive of each position | Top-K | Gao 2024, 2406.04093 |
+| `jumprelu` | those above a threshold of their own | JumpReLU | Rajamanoharan 2024, 2407.14435 |
 
+After `batch-topk` a layer has the one threshold that keeps k on average over text. Those of
+`jumprelu` learn by straight-through estimates, under the loss ``(L0 / k - 1)^2`` of that paper.
 Features that have not fired for long share the residual under a loss of their own (AuxK of Gao et
 al.). Position 0 (BOS) is left out: attribution zeroes it.
 
@@ -65,6 +65,9 @@ class BankConfig(Frozen):
     """Weight of the dead features' loss."""
     sparsity: float = 1.0
     """`jumprelu`: weight of the loss on L0."""
+    threshold_after: int = 100
+    """`jumprelu`: steps under the gate of `batch-topk`, whose threshold each feature's starts at;
+    thresholds that learn from the first step on lose every feature in runs this short."""
     bandwidth: float = 0.05
     """`jumprelu`: width, in training units, in which a pre-activation moves its threshold."""
 
@@ -73,6 +76,7 @@ class TranscoderBank(nn.Module):
     """The transcoders of some layers, trained side by side in units of each layer's own spread."""
 
     idle: Tensor
+    age: Tensor
     in_mean: Tensor
     in_scale: Tensor
     out_mean: Tensor
@@ -92,6 +96,7 @@ class TranscoderBank(nn.Module):
             self.W_skip = nn.Parameter(torch.zeros(n_layers, d_model, d_model))
         if config.gate == "jumprelu":
             self.log_threshold = nn.Parameter(torch.zeros(n_layers, config.features))
+            self.register_buffer("age", torch.zeros(()))
         self.register_buffer("idle", torch.zeros(n_layers, config.features))
         self.register_buffer("in_mean", torch.zeros(n_layers, 1, d_model))
         self.register_buffer("in_scale", torch.ones(n_layers, 1, 1))
@@ -127,8 +132,6 @@ class TranscoderBank(nn.Module):
         drawn = torch.randint(x.shape[1], (self.config.features,)).to(x.device)
         self.W_enc.copy_(nn.functional.normalize(x[:, drawn], dim=-1))
         self.W_dec.copy_(nn.functional.normalize(target[:, drawn], dim=-1))
-        if self.config.gate == "jumprelu":
-            self.log_threshold.copy_(self.threshold(inputs).log()[:, None].expand_as(self.b_enc))
 
     def _in_units(
         self, inputs: Float[Tensor, "layer pos d_model"]
@@ -169,13 +172,17 @@ class TranscoderBank(nn.Module):
         self, values: Float[Tensor, "layer pos feature"]
     ) -> tuple[Float[Tensor, "layer pos feature"], Float[Tensor, ""] | None]:
         """Activations, and the loss on their number where the gate learns by one."""
-        if self.config.gate == "batch-topk":
+        if self.config.gate == "topk":
+            return _largest(values, self.config.k), None
+        jumps = self.config.gate == "jumprelu"
+        if not jumps or self.age < self.config.threshold_after:
             with torch.no_grad():
                 keep = self.config.k * values.shape[1]
                 cut = values.flatten(1).topk(keep, dim=1).values[:, -1]
+                if jumps:
+                    self.age += 1
+                    self.log_threshold.copy_(cut.clamp(min=1e-4).log()[:, None].expand_as(self.b_enc))
             return values * (values >= cut[:, None, None]), None
-        if self.config.gate == "topk":
-            return _largest(values, self.config.k), None
         # The step's straight-through estimate: 1 above the threshold, and backwards -1/bandwidth
         # per unit of a threshold within half a bandwidth of the pre-activation.
         distance = values.detach() - self.log_threshold.exp()[:, None]
