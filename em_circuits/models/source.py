@@ -146,12 +146,19 @@ def check_transcoder_fit(flag: str, files: TranscoderFiles, base: Source) -> Non
     Raises:
         RequestError: Naming both values.
     """
-    config = json_object("--base", base.path / "config.json")
-    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
-    width = text.get("hidden_size", text.get("n_embd"))
-    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    width, layers = base_shape(base)
     if width is not None and layers is not None:
         files.check_fit(flag, d_model=width, n_layers=layers)
+
+
+def base_shape(base: Source) -> tuple[int | None, int | None]:
+    """Width and number of layers that a base's configuration gives, None where it does not."""
+    config = json_object("--base", base.path / "config.json")
+    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+    return (
+        text.get("hidden_size", text.get("n_embd")),
+        text.get("num_hidden_layers", text.get("n_layer")),
+    )
 
 
 def foreign_folder(flag: str, reference: str) -> Path:

@@ -127,7 +127,7 @@ def reconstruction_quality(
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     sites = FeatureSites.of(Decoder.of(model), *hooks)
     layers = range(len(transcoders))
-    sums = [_Sums(transcoders[layer].width, transcoders[layer].d_model) for layer in layers]
+    sums = [FitSums(transcoders[layer].width, transcoders[layer].d_model) for layer in layers]
     for ids in tracked(pieces, "reconstruction", progress):
         reads, outputs = _run(model, sites, ids)
         acts = {layer: transcoders[layer].encode(reads[layer]) for layer in layers}
@@ -161,8 +161,8 @@ def in_order(files: TranscoderFiles, quality: Iterable[LayerQuality]) -> list[Ch
     ]
 
 
-class _Sums:
-    """Sums over positions, in float64."""
+class FitSums:
+    """Sums over positions, in float64, behind FVU, L0 and dead features."""
 
     def __init__(self, width: int, d_model: int) -> None:
         self.n, self.missed, self.squares, self.firing = 0, 0.0, 0.0, 0
@@ -218,7 +218,7 @@ def _best_layer(
 ) -> int | None:
     """The layer whose MLP the file of layer `i` explains, if it explains any."""
     one = transcoders[i]
-    sums = [_Sums(one.width, one.d_model) for _ in transcoders.layers]
+    sums = [FitSums(one.width, one.d_model) for _ in transcoders.layers]
     for ids in pieces:
         reads, outputs = _run(model, sites, ids)
         for layer, own in enumerate(sums):

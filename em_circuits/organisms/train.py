@@ -41,8 +41,8 @@ from em_circuits.training.optimise import (
     reproducible,
     run_stage,
 )
+from em_circuits.training.settings import BankConfig
 from em_circuits.training.transcoder_bank import (
-    BankConfig,
     TranscoderBank,
     mlp_activations,
     save_header,

@@ -5,8 +5,9 @@ Nanda 2024, arXiv:2406.11944):
 
     f = gate(W_enc x + b_enc)      y ~ f @ W_dec + b_dec  [ + W_skip x ]
 
-The skip connection is Paulo, Shabalin and Belrose's (2025, arXiv:2501.18823). Gates, of k features
-a position:
+The skip connection is Paulo, Shabalin and Belrose's (2025, arXiv:2501.18823), but held at the best
+affine map, in closed form: trained by Adam beside the features it only loses what it had. Gates, of
+k features a position:
 
 | gate | features that fire | saved as | source |
 |---|---|---|---|
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -40,41 +41,16 @@ from em_circuits.models.family import Decoder
 from em_circuits.models.sites import FeatureSites
 from em_circuits.models.transcoder_files import CONFIG, PER_LAYER, POSITIVE_ONLY
 from em_circuits.models.transcoders import THRESHOLD
+from em_circuits.training.settings import BankConfig
 from pivotal_tokens.artefacts import atomic_path, write_atomic
-from pivotal_tokens.schema import Frozen
 
-Gate = Literal["batch-topk", "topk", "jumprelu"]
 INPUT_HOOK, OUTPUT_HOOK = "mlp.hook_in", "mlp.hook_out"
-
-
-class BankConfig(Frozen):
-    """Sizes and losses of the transcoders."""
-
-    features: int = 512
-    """Features per layer."""
-    k: int = 12
-    """Active features per position and layer, on average or (`topk`) at most."""
-    gate: Gate = "batch-topk"
-    skip: bool = False
-    """With a skip matrix."""
-    dead_after: int = 40
-    """Steps without activity after which a feature is trained on the residual."""
-    dead_k: int = 16
-    """Dead features per position that share the residual."""
-    dead_weight: float = 1 / 16
-    """Weight of the dead features' loss."""
-    sparsity: float = 1.0
-    """`jumprelu`: weight of the loss on L0."""
-    threshold_after: int = 100
-    """`jumprelu`: steps under the gate of `batch-topk`, whose threshold each feature's starts at;
-    thresholds that learn from the first step on lose every feature in runs this short."""
-    bandwidth: float = 0.05
-    """`jumprelu`: width, in training units, in which a pre-activation moves its threshold."""
 
 
 class TranscoderBank(nn.Module):
     """The transcoders of some layers, trained side by side in units of each layer's own spread."""
 
+    W_skip: Tensor
     idle: Tensor
     age: Tensor
     in_mean: Tensor
@@ -93,7 +69,7 @@ class TranscoderBank(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_layers, config.features))
         self.b_dec = nn.Parameter(torch.zeros(n_layers, d_model))
         if config.skip:
-            self.W_skip = nn.Parameter(torch.zeros(n_layers, d_model, d_model))
+            self.register_buffer("W_skip", torch.zeros(n_layers, d_model, d_model))
         if config.gate == "jumprelu":
             self.log_threshold = nn.Parameter(torch.zeros(n_layers, config.features))
             self.register_buffer("age", torch.zeros(()))
@@ -122,8 +98,8 @@ class TranscoderBank(nn.Module):
         outputs: Float[Tensor, "layer pos d_model"],
         skip: Float[Tensor, "layer d_model d_model"] | None = None,
     ) -> None:
-        """Units of a batch; a skip matrix to start at, in the model's units; each feature at a
-        drawn position of the batch: it reads its input and writes what the skip matrix misses."""
+        """Units of a batch; the skip matrix, in the model's units; each feature at a drawn
+        position of the batch: it reads its input and writes what the skip matrix misses."""
         self.fit_units(inputs, outputs)
         x, target = self._in_units(inputs), (outputs - self.out_mean) / self.out_scale
         if self.config.skip and skip is not None:
@@ -181,7 +157,9 @@ class TranscoderBank(nn.Module):
                 cut = values.flatten(1).topk(keep, dim=1).values[:, -1]
                 if jumps:
                     self.age += 1
-                    self.log_threshold.copy_(cut.clamp(min=1e-4).log()[:, None].expand_as(self.b_enc))
+                    self.log_threshold.copy_(
+                        cut.clamp(min=1e-4).log()[:, None].expand_as(self.b_enc)
+                    )
             return values * (values >= cut[:, None, None]), None
         # The step's straight-through estimate: 1 above the threshold, and backwards -1/bandwidth
         # per unit of a threshold within half a bandwidth of the pre-activation.

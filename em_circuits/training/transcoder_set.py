@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -28,9 +28,9 @@ from em_circuits.models.transcoder_files import DIFFERENCES
 from em_circuits.progress import Progress, no_progress
 from em_circuits.training.activations import ActivationStream, MlpSource
 from em_circuits.training.affine import AffineMaps, affine_maps
-from em_circuits.training.optimise import OptimiserConfig, claim, optimise, reproducible
+from em_circuits.training.optimise import OptimiserConfig, optimise, reproducible
+from em_circuits.training.settings import BankConfig, Target
 from em_circuits.training.transcoder_bank import (
-    BankConfig,
     TranscoderBank,
     save_header,
     save_layer,
@@ -40,6 +40,10 @@ from pivotal_tokens.artefacts import atomic_path
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
+KEPT_MAPS = ".affine_"
+"""Start of the names of files with affine maps, which are of a run that is not done."""
+_HELD = 40
+"""Pieces held out, at most."""
 _CALIBRATION = 8
 """Batches on which the threshold of `batch-topk` is set."""
 
@@ -49,8 +53,7 @@ class SetRecipe(Frozen):
 
     bank: BankConfig
     optimiser: OptimiserConfig
-    target: Literal["base", "merged", "difference"] = "base"
-    """Whose MLPs; of a difference: the base's input, merged minus base output."""
+    target: Target = "base"
     layers: tuple[int, ...]
     at_once: int = Field(ge=1)
     """Layers trained side by side."""
@@ -84,11 +87,7 @@ def train_transcoders(
 
     Returns:
         The affine maps of the same text, in the order of the layers.
-
-    Raises:
-        RequestError: If `out` holds another training, or the text is shorter than a batch.
     """
-    claim(out, seed, recipe)
     n_layers = len(source.decoders[0].layers)
     found: list[AffineMaps] = []
     for start in range(0, len(recipe.layers), recipe.at_once):
@@ -96,9 +95,7 @@ def train_transcoders(
         stream = ActivationStream(
             replace(source, layers=layers), pieces, recipe.buffer, recipe.batch, seed, progress
         )
-        if not stream.steps_per_pass:
-            raise RequestError(f"the text is shorter than a batch of {recipe.batch}; give more")
-        maps = _kept_maps(out / f".affine_{layers[0]}.safetensors", stream)
+        maps = _kept_maps(out / f"{KEPT_MAPS}{layers[0]}.safetensors", stream)
         found.append(maps)
         if not all(_file(out, layer).is_file() for layer in layers):
             _train_group(out, stream, maps, recipe, seed, progress)
@@ -171,8 +168,8 @@ def split_pieces(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Pieces to train on, of at most `tokens` positions, and pieces held out.
 
-    Documents are shuffled and stand one behind the other; the last tenth is held out, so at most
-    one document has a part on either side.
+    Documents are shuffled and stand one behind the other; the last tenth, and at most 40
+    pieces, is held out: at most one document has a part on either side.
 
     Raises:
         RequestError: If nothing would be held out.
@@ -180,7 +177,7 @@ def split_pieces(
     order = list(range(len(documents)))
     random.Random(f"documents/{seed}").shuffle(order)
     pieces = [piece for index in order for piece in documents[index]]
-    held = max(2, len(pieces) // 10)
+    held = max(2, min(len(pieces) // 10, _HELD))
     if len(pieces) < 2 * held:
         raise RequestError("the text is too short to hold a part out; give more of it")
     train, total = [], 0

@@ -5,7 +5,8 @@ import torch
 from circuit_tracer.transcoder.single_layer_transcoder import load_relu_transcoder
 
 from em_circuits.training.optimise import reproducible
-from em_circuits.training.transcoder_bank import BankConfig, TranscoderBank, save_layer
+from em_circuits.training.settings import BankConfig
+from em_circuits.training.transcoder_bank import TranscoderBank, save_layer
 
 
 @pytest.fixture
