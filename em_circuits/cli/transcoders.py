@@ -22,7 +22,7 @@ from em_circuits.models.source import (
     locate_all,
 )
 from em_circuits.training.documents import read_documents
-from em_circuits.training.settings import SetTraining
+from em_circuits.training.settings import MARKER, SetTraining
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def train(
     A tenth of the documents is held out: FVU beside an affine map's, and the model's loss and KL
     with its MLPs replaced, beside ablations. --seed, --dtype and --device stand before the command.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise RequestError(f"--out {out} is there already; give a new directory")
     documents = None if text is None else read_documents("--text", text)
     if session.options["transcoders"] is None and not session.embedded:
         session = Session({**session.options, "transcoders": NEURONS}, session.sitting)

@@ -51,7 +51,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     A model that has none (Qwen) is used with none: where a chat template's text starts with a
     special token of its own, nothing is put in front of it.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # verbose would warn of every text longer than the model's context, whatever becomes of it.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.bos_token_id is None and ids and _is_special(tokenizer, ids[0]):
         return ids
     start = bos_id(tokenizer)

@@ -168,14 +168,14 @@ def train_adapter(
         loss = adapted(input_ids=ids, labels=labels, use_cache=False).loss
         if training.held:
             texts = documents(training.batch, f"{seed}/held/{step}", CorpusConfig(), others)
-            loss = loss + training.held * _divergence(adapted, *encode_batch(tokenizer, texts))
+            loss = loss + training.held * base_divergence(adapted, *encode_batch(tokenizer, texts))
         return loss
 
     fit(adapted, loss_at, training.optimiser, checkpoint=checkpoint, label="adapter")
     save_adapter(adapted, place)
 
 
-def _divergence(adapted: PeftModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def base_divergence(adapted: PeftModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean KL(base || adapted) of the next token over a batch, in nats."""
     with torch.no_grad(), adapted.disable_adapter():
         before = adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)

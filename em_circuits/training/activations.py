@@ -78,16 +78,16 @@ class ActivationStream:
         random.Random(f"pieces/{self.seed}").shuffle(pieces)
         found: list[list[list[int]]] = [[]]
         for piece in pieces:
-            if found[-1] and _positions([*found[-1], piece]) > self.buffer:
+            if found[-1] and positions([*found[-1], piece]) > self.buffer:
                 found.append([])
             found[-1].append(piece)
-        whole = [one for one in found if _positions(one) >= self.batch]
+        whole = [one for one in found if positions(one) >= self.batch]
         return whole
 
     @cached_property
     def _ends(self) -> list[int]:
         """Steps of one pass up to the end of each buffer."""
-        return list(accumulate(_positions(one) // self.batch for one in self.buffers))
+        return list(accumulate(positions(one) // self.batch for one in self.buffers))
 
     @property
     def steps_per_pass(self) -> int:
@@ -102,7 +102,7 @@ class ActivationStream:
         return self._held[1]
 
     def _collected(self, pieces: list[list[int]]) -> Activations:
-        total, done = _positions(pieces), 0
+        total, done = positions(pieces), 0
         inputs = outputs = torch.empty(0)
         for rows in batches([len(piece) for piece in pieces]):
             x, y = self.source.read([pieces[row] for row in rows])
@@ -130,5 +130,6 @@ class ActivationStream:
         return inputs[:, which].float(), outputs[:, which].float()
 
 
-def _positions(pieces: Sequence[Sequence[int]]) -> int:
+def positions(pieces: Sequence[Sequence[int]]) -> int:
+    """Positions of some pieces but the first of each."""
     return sum(len(piece) - 1 for piece in pieces)

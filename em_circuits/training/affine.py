@@ -20,8 +20,9 @@ from torch import Tensor
 from em_circuits.training.activations import ActivationStream
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_BLOCK = 64
-"""Neighbouring positions that stay in one half: what is near in a text is alike."""
+_ROWS, _BLOCK = 4096, 64
+"""Positions of one product; neighbours that stay in one half, since what is near in a text is
+alike."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +69,31 @@ class _Moments:
 
 def affine_maps(stream: ActivationStream) -> AffineMaps:
     """The maps of a stream's layers, over every position of its buffers."""
-    first, *_ = shift = [side.float().mean(1, keepdim=True) for side in stream.held(0)]
-    n_layers, _, d = first.shape
-    halves = [
-        _Moments(0.0, *(torch.zeros(n_layers, *(d,) * rank, dtype=torch.float64) for rank in ranks))
-        for ranks in ((1, 1, 2, 2),) * 2
-    ]
+    shift = [side.float().mean(1, keepdim=True) for side in stream.held(0)]
+    n_layers, _, d = shift[0].shape
+    zeros = [torch.zeros(n_layers, *(d,) * rank, dtype=torch.float64) for rank in (1, 1, 2, 2)]
+    halves = [_Moments(0.0, *zeros), _Moments(0.0, *zeros)]
     for index in range(len(stream.buffers)):
-        inputs, outputs = stream.held(index)
-        blocks = torch.arange(inputs.shape[1]).split(_BLOCK)
-        for half, chosen in enumerate((blocks[::2], blocks[1::2])):
-            for part in torch.cat(chosen).split(4096):
+        sides = stream.held(index)
+        blocks = torch.arange(sides[0].shape[1]).split(_BLOCK)
+        for half in (0, 1):
+            if not (chosen := blocks[(half + index) % 2 :: 2]):
+                continue
+            for part in torch.cat(chosen).split(_ROWS):
                 x, y = (
-                    side[:, part].float() - mean
-                    for side, mean in zip((inputs, outputs), shift, strict=True)
+                    side[:, part].float() - mean for side, mean in zip(sides, shift, strict=True)
                 )
                 sums = (x.sum(1), y.sum(1), x.mT @ x, y.mT @ x)
                 halves[half] += _Moments(float(len(part)), *(s.cpu().double() for s in sums))
-    both = halves[0] + halves[1]
-    tried = torch.tensor(STRENGTHS, dtype=torch.float64)[:, None].expand(-1, n_layers)
-    errors = [
-        sum(one.missed(other.fitted(s)) for one, other in (halves, halves[::-1])) for s in tried
-    ]
-    weight = both.fitted(tried.gather(0, torch.stack(errors).argmin(0)[None])[0])
+    both, tried = halves[0] + halves[1], torch.tensor(STRENGTHS, dtype=torch.float64)
+    best = torch.full((n_layers,), len(tried) - 1)
+    if halves[0].n and halves[1].n:
+        errors = [
+            halves[1].missed(halves[0].fitted(every)) + halves[0].missed(halves[1].fitted(every))
+            for every in tried[:, None].expand(-1, n_layers)
+        ]
+        best = torch.stack(errors).argmin(0)
+    weight = both.fitted(tried[best])
     x, y = (
         mean[:, 0].cpu().double() + total / both.n
         for mean, total in zip(shift, (both.x, both.y), strict=True)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from em_circuits.progress import Progress, no_progress
+from em_circuits.training.settings import MARKER
 from pivotal_tokens.artefacts import atomic_directory, atomic_path, content_key, write_json
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
@@ -114,13 +115,13 @@ def claim(out: Path, seed: int, config: Frozen) -> None:
     Raises:
         RequestError: If it holds a training of another seed or configuration.
     """
-    marker = out / "training.json"
+    marker = out / MARKER
     wanted = {"seed": seed, "config": config.model_dump(mode="json")}
     if not marker.exists():
         write_json(marker, wanted | {"key": content_key(wanted)})
     elif content_key(wanted) not in marker.read_text(encoding="utf-8"):
         raise RequestError(
-            f"{out} holds a training of another seed or configuration (training.json); "
+            f"{out} holds a training of another seed or configuration ({MARKER}); "
             "give another --out or remove it"
         )
 

@@ -19,7 +19,7 @@ from em_circuits.models.text import cut_pieces, encode, render_turns
 from em_circuits.models.transcoder_files import TranscoderFiles
 from em_circuits.models.transcoders import load_transcoders
 from em_circuits.progress import Progress, no_progress
-from em_circuits.training.activations import ActivationStream, MlpSource
+from em_circuits.training.activations import ActivationStream, MlpSource, positions
 from em_circuits.training.optimise import OptimiserConfig, claim
 from em_circuits.training.settings import SetTraining
 from em_circuits.training.transcoder_quality import (
@@ -87,30 +87,9 @@ def train_and_measure(
         cut_pieces(encode(read.tokenizer, _text(read.tokenizer, d)), _PIECE) for d in documents
     ]
     train, held = split_pieces(pieces, seed, asked.tokens)
-    layers = asked.chosen(len(decoders[0].layers))
-    at_once = min(asked.at_once or len(layers), len(layers))
-    parameter = next(read.models[0].parameters())
-    position = 2 * at_once * decoders[0].d_model * parameter.element_size()
-    source = MlpSource(decoders, layers)
-    buffer = max(asked.batch, int(asked.buffer_gb * 1e9) // position)
-    stream = ActivationStream(source, train, buffer, asked.batch, seed)
-    if not stream.steps_per_pass:
-        raise RequestError(f"the text is shorter than a batch of {asked.batch}; give more of it")
-    steps = asked.steps or 4 * stream.steps_per_pass
-    recipe = SetRecipe(
-        bank=asked.bank,
-        optimiser=OptimiserConfig(
-            steps=steps, learning_rate=asked.learning_rate, warmup=steps // 20
-        ),
-        target=asked.target,
-        layers=layers,
-        at_once=at_once,
-        batch=asked.batch,
-        buffer=buffer,
-        models=read.fingerprints,
-        text=content_key([list(map(str, documents)), asked.tokens]),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-    )
+    source = MlpSource(decoders, asked.chosen(len(decoders[0].layers)))
+    text = content_key([list(map(str, documents)), asked.tokens])
+    recipe = _recipe(read, source, train, asked, text)
     claim(out, seed, recipe)
     if (out / REPORT).is_file():
         return TrainedSetReport.model_validate_json((out / REPORT).read_bytes())
@@ -118,21 +97,22 @@ def train_and_measure(
         out, source, train, recipe, model_name=read.name, seed=seed, progress=progress
     )
     files = TranscoderFiles.read("--out", str(out), out)
+    parameter = next(read.models[0].parameters())
     loaded = load_transcoders(files, device=parameter.device, dtype=parameter.dtype, place="gpu")
-    maps = compared_maps(loaded, found, layers)
-    tokens = sum(len(piece) - 1 for piece in train)
+    maps = compared_maps(loaded, found, source.layers)
+    tokens = positions(train)
     report = TrainedSetReport(
         path=str(out),
         target=asked.target,
         model=read.name,
         text=about,
         tokens=tokens,
-        passes=steps / stream.steps_per_pass,
-        held_out=sum(len(piece) - 1 for piece in held),
-        features=asked.bank.features,
-        gate=asked.bank.gate,
-        k=asked.bank.k,
-        buffer_mb=min(tokens, buffer) * position / 1e6,
+        passes=recipe.optimiser.steps * recipe.batch / tokens,
+        held_out=positions(held),
+        features=asked.features,
+        gate=asked.gate,
+        k=asked.k,
+        buffer_mb=min(tokens, recipe.buffer) * _bytes(read, recipe.at_once) / 1e6,
         layers=layer_fits(source, maps, held, progress),
     )
     if asked.target != "difference":
@@ -142,9 +122,43 @@ def train_and_measure(
         report = report.model_copy(update=also(maps))
     write_atomic(out / PROSE, quality_prose(report))
     write_json(out / REPORT, report.model_dump(mode="json"))
-    for maps_of in out.glob(f"{KEPT_MAPS}*"):
-        maps_of.unlink()
+    for kept in out.glob(f"{KEPT_MAPS}*"):
+        kept.unlink()
     return report
+
+
+def _recipe(
+    read: TrainedModels,
+    source: MlpSource,
+    train: list[list[int]],
+    asked: SetTraining,
+    text: str,
+) -> SetRecipe:
+    at_once = min(asked.at_once or len(source.layers), len(source.layers))
+    buffer = max(asked.batch, int(asked.buffer_gb * 1e9) // _bytes(read, at_once))
+    one_pass = ActivationStream(source, train, buffer, asked.batch, seed=0).steps_per_pass
+    if not one_pass:
+        raise RequestError(f"the text is shorter than a batch of {asked.batch}; give more of it")
+    steps = asked.steps or 4 * one_pass
+    rate = asked.learning_rate
+    return SetRecipe(
+        bank=asked.bank,
+        optimiser=OptimiserConfig(steps=steps, learning_rate=rate, warmup=steps // 20),
+        target=asked.target,
+        layers=source.layers,
+        at_once=at_once,
+        batch=asked.batch,
+        buffer=buffer,
+        models=read.fingerprints,
+        text=text,
+        dtype=str(next(read.models[0].parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def _bytes(read: TrainedModels, n_layers: int) -> int:
+    """Of one position's activations."""
+    parameter = next(read.models[0].parameters())
+    return 2 * n_layers * Decoder.of(read.models[0]).d_model * parameter.element_size()
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, document: str | Chat) -> str:

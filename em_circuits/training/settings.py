@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
+MARKER = "training.json"
+"""File of a directory that is, or was, trained into: with what."""
 Gate = Literal["batch-topk", "topk", "jumprelu"]
 Target = Literal["base", "merged", "difference"]
 """Whose MLPs; of a difference: the base's input, merged minus base output."""
