@@ -58,7 +58,7 @@ class TrainedLayer(Frozen):
     """Features that fire nowhere in the held-out text."""
 
 
-class Replacement(Frozen):
+class ReplacedMlps(Frozen):
     """The model with some MLPs replaced."""
 
     by: MapName
@@ -105,7 +105,7 @@ class TrainedSetReport(Frozen):
     layers: tuple[TrainedLayer, ...]
     loss: float | None = None
     """Of the whole model, nats per token; null for a difference, which replaces nothing."""
-    replacements: tuple[Replacement, ...] = ()
+    replacements: tuple[ReplacedMlps, ...] = ()
     prompts: int = 0
     """Labelled prompts with a shift."""
     carried: tuple[CarriedShare, ...] = ()
@@ -173,7 +173,7 @@ def layer_fits(
 @torch.no_grad()
 def replacements(
     model: nn.Module, maps: Maps, pieces: list[list[int]], progress: Progress = no_progress
-) -> tuple[float, tuple[Replacement, ...]]:
+) -> tuple[float, tuple[ReplacedMlps, ...]]:
     """Loss of a model, and its loss and KL with MLPs replaced, all together and one by one.
 
     Position 0 keeps its MLP outputs, as under attribution; what follows it is not scored.
@@ -210,12 +210,12 @@ def replacements(
 
 def _scored(
     totals: Mapping[tuple[MapName, tuple[int, ...]], Tensor], counts: Mapping[tuple[int, ...], int]
-) -> Iterator[Replacement]:
+) -> Iterator[ReplacedMlps]:
     for (name, group), total in totals.items():
         loss, kl = (total / counts[group]).tolist()
         zero = float(totals["zero", group][1]) / counts[group]
         score = None if name == "zero" or not zero else 1 - kl / zero
-        yield Replacement(by=name, layers=group, loss=loss, kl=kl, score=score)
+        yield ReplacedMlps(by=name, layers=group, loss=loss, kl=kl, score=score)
 
 
 def _replacing(by: Mapping[int, TranscoderDictionary], layers: Sequence[int]) -> tuple:
