@@ -68,8 +68,8 @@ def train_for(
     common: dict[str, Any] = {"about": about, "seed": work.seed, "progress": work.progress}
     if not asked.difference and asked.of == "base":
         settings, source = work.models, locate("--base", work.models.base, kind="model")
-        places = {"device": settings.resolved_device(), "dtype": settings.resolved_dtype()}
-        model = load_causal_lm("--base", source, **places)
+        device, dtype = settings.resolved_device(), settings.resolved_dtype()
+        model = load_causal_lm("--base", source, device=device, dtype=dtype)
         tokenizer = load_tokenizer("--base", source)
         prints = (FingerprintCache().of(source.files, work.progress),)
         read = TrainedModels((model,), tokenizer, source.name, prints)
