@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def transcoders() -> None:
-    """Train sets; write those of SAELens and sparsify in circuit-tracer's layout; check any."""
+    """Train sets, convert those of SAELens and sparsify, check any set."""
 
 
 @transcoders.command(
