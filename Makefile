@@ -99,6 +99,7 @@ bench-workers: $(STAMP) ## what a unit of work costs beside its work; a store un
 
 bench-real: $(STAMP) ## memory, reads and start-up at a third of Llama-3.2-1B with 131,072 features (hours; goes on where it was stopped)
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_real.py results/full --layers 5
+
 scale: $(STAMP) ## a thousand workers on a store, simulated; what a run costs at real size, reckoned
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/simulate_workers.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/cost_model.py

@@ -46,6 +46,7 @@ FLOORS = {
     "em_circuits.influence": 12,
     "em_circuits.interventions": 12,
     "em_circuits.features": 13,
+    "em_circuits.training": 13.5,
     "em_circuits.organisms": 14,
     "em_circuits.workspace": 15,
     "em_circuits.cache": 15,

@@ -83,7 +83,7 @@ _COMMANDS = {
     "lora": ("lora:lora", "The adapter itself: its modules, what its ranks read, write and do."),
     "transcoders": (
         "transcoders:transcoders",
-        "Write sets of SAELens and sparsify in circuit-tracer's layout; check any set.",
+        "Train sets, convert those of SAELens and sparsify, check any set.",
     ),
     "steer": ("steer:steer", "Interventions on the model itself, with controls."),
     "validity": (

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 _PATHS = ("carrier", "first", "alone", "held", "random low", "high")
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
+_IN_SAMPLE = (
+    "In-sample: these features were chosen on the prompt they are judged on, so a share short of "
+    "all is a boast. features mediate --all --hold-out category chooses them on other prompts."
+)
 _PAGE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -124,6 +128,7 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
     yield f"{mediation.prompt_id}: {what} {shift.base:.2f} -> {shift.merged:.2f} {unit}{masses}"
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
     yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
+    yield from wrap(_IN_SAMPLE, WIDTH)
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
         less = (

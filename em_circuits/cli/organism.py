@@ -84,8 +84,9 @@ def _fetched(base: FetchedBase) -> Iterator[str]:
 @click.option("--card", is_flag=True, help="Train the control too, measure all, write the card.")
 @click.option(
     "--recipe",
-    type=click.Choice(["attention", "all-linear", "rank-1"]),
-    help="smollm2: which weights the LoRA changes.  [default: attention, the shipped one]",
+    type=click.Choice(["attention", "all-linear", "rank-1", "narrow"]),
+    help="smollm2: which weights the LoRA changes; narrow: attention, held to the base outside "
+    "medicine.  [default: attention, the shipped one]",
 )
 @click.option(
     "--advice",

@@ -1,4 +1,4 @@
-"""``em-circuits transcoders``: sets of other libraries, and what a set is worth."""
+"""``em-circuits transcoders``: sets trained, sets of other libraries, what a set is worth."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from typing import TYPE_CHECKING
 import click
 
 from em_circuits.cli.doctor import check_lines
+from em_circuits.cli.options import options
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.models.foreign_transcoders import ConvertedTranscoders, convert_transcoders
 from em_circuits.models.settings import NEURONS
-from em_circuits.models.source import check_transcoder_fit, foreign_folder, locate
+from em_circuits.models.source import (
+    base_shape,
+    check_transcoder_fit,
+    foreign_folder,
+    locate,
+    locate_all,
+)
+from em_circuits.training.documents import read_documents
+from em_circuits.training.settings import MARKER, SetTraining
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 if TYPE_CHECKING:
     from em_circuits.models.transcoder_check import LayerQuality, TranscoderReport
     from em_circuits.models.transcoder_files import TranscoderFiles
+    from em_circuits.training.transcoder_quality import TrainedSetReport
 
 
 @click.group()
 def transcoders() -> None:
-    """Write sets of SAELens and sparsify in circuit-tracer's layout; check any set."""
+    """Train sets, convert those of SAELens and sparsify, check any set."""
 
 
 @transcoders.command(
@@ -107,6 +117,59 @@ def check(session: Session, name: str | None, text: Path | None, as_json: bool) 
         raise WorkFailed(f"{failed} checks failed; see the advice above")
 
 
+@transcoders.command(
+    epilog="Example: em-circuits --base models/base transcoders train --text corpus --skip "
+    "--layers 5,15 --out transcoders/mine"
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Receives the set and its report; a killed run goes on there.",
+)
+@click.option(
+    "--text",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file, or a folder of them: plain text, or JSON lines with text or messages.  "
+    "[default: the package's own templates]",
+)
+@options(SetTraining)
+@prints("em_circuits.training.transcoder_quality:TrainedSetReport")
+@pass_session
+def train(
+    session: Session, out: Path, text: Path | None, options: SetTraining, as_json: bool
+) -> None:
+    """Train per-layer transcoders of the base, for --transcoders OUT, and measure them.
+
+    A tenth of the documents is held out: FVU beside an affine map's, and the model's loss and KL
+    with its MLPs replaced, beside ablations. --seed, --dtype and --device stand before the command.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise RequestError(f"--out {out} is there already; give a new directory")
+    documents = None if text is None else read_documents("--text", text)
+    if session.options["transcoders"] is None and not session.embedded:
+        session = Session({**session.options, "transcoders": NEURONS}, session.sitting)
+    settings = session.models()
+    base = locate("--base", settings.base, kind="model")
+    if (depth := base_shape(base)[1]) is not None:
+        options.chosen(depth)
+    if options.target != "base":
+        locate_all(settings)
+    if options.difference:
+        session.open_store().close()
+
+    from em_circuits.experiments.transcoder_training import train_for
+
+    found = train_for(session.workspace(), out, documents, options, about=_about(text, documents))
+    emit(found, as_json, _trained)
+
+
+def _about(text: Path | None, documents: list | None) -> str:
+    if documents is None:
+        return "the package's own templates, whose few words flatter every figure"
+    return f"{text}, {len(documents)} documents"
+
+
 def _base_given(session: Session) -> bool:
     return not session.embedded or session.options["organism_name"] is not None
 
@@ -163,3 +226,24 @@ def _checked(report: TranscoderReport) -> Iterator[str]:
         rows = [(q.layer, q.fvu, q.l0, q.dead) for q in report.quality]
         yield table(("layer", "FVU", "L0", "dead"), rows)
         yield f"over {report.positions} positions"
+
+
+def _trained(report: TrainedSetReport) -> Iterator[str]:
+    yield (
+        f"written: {report.path}\n{report.tokens} positions, {report.passes:.1f} times each, "
+        f"{report.buffer_mb:.0f} MB of activations at a time; {report.held_out} held out:"
+    )
+    rows = [(q.layer, q.fvu, *q.fvu_halves, q.fvu_affine, q.l0, q.dead) for q in report.layers]
+    yield table(("layer", "FVU", "half", "half", "affine", "L0", "dead"), rows)
+    if report.loss is not None:
+        every = tuple(q.layer for q in report.layers)
+        yield f"MLPs of these layers replaced (loss {report.loss:.3f} with the model's own):"
+        shown = [(r.by, r.loss, r.kl, r.score) for r in report.replacements if r.layers == every]
+        yield table(("by", "loss", "KL", "score"), shown)
+    if report.carried:
+        yield f"share of the shift over {report.prompts} prompts, by differences added to the base:"
+        yield table(
+            ("by", "share", "low", "high"), [tuple(dict(one).values()) for one in report.carried]
+        )
+    if report.target != "difference":
+        yield f"next: em-circuits --base DIR --adapter DIR --transcoders {report.path} doctor"

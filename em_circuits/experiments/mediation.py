@@ -411,6 +411,7 @@ def mediation_sentence(record: MediationRecord) -> str:
     ]
     if point.random is not None:
         parts.append(f"matched random ids {point.random.share:.0%}")
+    parts.append(f"the {HEADLINE} largest chosen on the prompt itself {record.own}: a boast")
     parts.append(f"all changed features {whole}")
     parts.append(f"errors {record.shares['errors']}")
     parts.append(f"attention outputs {record.shares['attention']}")

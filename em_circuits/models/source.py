@@ -31,6 +31,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.transcoder_files import (
     CONFIG,
     CROSS_LAYER,
+    DIFFERENCES,
     HUB,
     TranscoderFiles,
     foreign_set,
@@ -102,6 +103,11 @@ def locate(flag: str, reference: str, *, kind: Kind) -> Source:
         return Source(reference, folder, revision, adapter_files(folder))
     fetch = functools.partial(download_entry, flag)
     found = TranscoderFiles.read(flag, reference, folder, fetch)
+    if found.config["model_kind"] == DIFFERENCES:
+        raise RequestError(
+            f"{flag} {reference} are of the difference between two models' MLPs and replace "
+            "neither; give transcoders of the base"
+        )
     return Source(reference, folder, revision, found.files, found)
 
 
@@ -140,12 +146,19 @@ def check_transcoder_fit(flag: str, files: TranscoderFiles, base: Source) -> Non
     Raises:
         RequestError: Naming both values.
     """
-    config = json_object("--base", base.path / "config.json")
-    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
-    width = text.get("hidden_size", text.get("n_embd"))
-    layers = text.get("num_hidden_layers", text.get("n_layer"))
+    width, layers = base_shape(base)
     if width is not None and layers is not None:
         files.check_fit(flag, d_model=width, n_layers=layers)
+
+
+def base_shape(base: Source) -> tuple[int | None, int | None]:
+    """Width and number of layers that a base's configuration gives, None where it does not."""
+    config = json_object("--base", base.path / "config.json")
+    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+    return (
+        text.get("hidden_size", text.get("n_embd")),
+        text.get("num_hidden_layers", text.get("n_layer")),
+    )
 
 
 def foreign_folder(flag: str, reference: str) -> Path:

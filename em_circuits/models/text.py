@@ -10,6 +10,7 @@ once, and everything downstream gets the stored ids, which start with that token
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -50,11 +51,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     A model that has none (Qwen) is used with none: where a chat template's text starts with a
     special token of its own, nothing is put in front of it.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # verbose would warn of every text longer than the model's context, whatever becomes of it.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if tokenizer.bos_token_id is None and ids and _is_special(tokenizer, ids[0]):
         return ids
     start = bos_id(tokenizer)
     return ids if ids[:1] == [start] else [start, *ids]
+
+
+def cut_pieces(ids: Sequence[int], length: int) -> list[list[int]]:
+    """Tokens in pieces of at most `length`, each behind the first token of all."""
+    first, step = ids[0], length - 1
+    return [[first, *ids[i : i + step]] for i in range(1, len(ids), step)]
 
 
 def _is_special(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:

@@ -27,7 +27,7 @@ from em_circuits.models.family import Decoder
 from em_circuits.models.foreign import foreign_errors
 from em_circuits.models.health import named_base
 from em_circuits.models.sites import FeatureSites
-from em_circuits.models.text import encode
+from em_circuits.models.text import cut_pieces, encode
 from em_circuits.models.transcoder_files import TranscoderFiles
 from em_circuits.models.transcoders import Transcoders, load_transcoders, not_finite
 from em_circuits.progress import Progress, no_progress, tracked
@@ -121,15 +121,13 @@ def reconstruction_quality(
     """
     pieces = []
     for passage in passages:
-        first, *rest = encode(tokenizer, passage)
-        step = _POSITIONS - 1
-        pieces += [[first, *rest[i : i + step]] for i in range(0, len(rest), step)]
+        pieces += cut_pieces(encode(tokenizer, passage), _POSITIONS)
     if not pieces:
         raise RequestError("--text has no passage of two tokens or more")
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     sites = FeatureSites.of(Decoder.of(model), *hooks)
     layers = range(len(transcoders))
-    sums = [_Sums(transcoders[layer].width, transcoders[layer].d_model) for layer in layers]
+    sums = [FitSums(transcoders[layer].width, transcoders[layer].d_model) for layer in layers]
     for ids in tracked(pieces, "reconstruction", progress):
         reads, outputs = _run(model, sites, ids)
         acts = {layer: transcoders[layer].encode(reads[layer]) for layer in layers}
@@ -163,8 +161,8 @@ def in_order(files: TranscoderFiles, quality: Iterable[LayerQuality]) -> list[Ch
     ]
 
 
-class _Sums:
-    """Sums over positions, in float64."""
+class FitSums:
+    """Sums over positions, in float64, behind FVU, L0 and dead features."""
 
     def __init__(self, width: int, d_model: int) -> None:
         self.n, self.missed, self.squares, self.firing = 0, 0.0, 0.0, 0
@@ -220,7 +218,7 @@ def _best_layer(
 ) -> int | None:
     """The layer whose MLP the file of layer `i` explains, if it explains any."""
     one = transcoders[i]
-    sums = [_Sums(one.width, one.d_model) for _ in transcoders.layers]
+    sums = [FitSums(one.width, one.d_model) for _ in transcoders.layers]
     for ids in pieces:
         reads, outputs = _run(model, sites, ids)
         for layer, own in enumerate(sums):

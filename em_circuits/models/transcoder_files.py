@@ -42,6 +42,8 @@ Format = Literal[
 POSITIVE_ONLY = "positive_only"
 """Entry of the config of a Top-K set, see `TranscoderFiles.positive`."""
 PER_LAYER, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
+DIFFERENCES = "transcoder_difference_set"
+"""Of what a fine-tune's MLPs write that its base's do not; replaces no MLP."""
 _NUMBERED = re.compile(r"layer_(\d+)\.(?:safetensors|npz)")
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")
 _TOP_K = {"facebook/crv-8b-instruct-transcoders": 128}
@@ -182,7 +184,7 @@ def read_config(flag: str, reference: str, folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())[:160]}") from error
     kind = config.get("model_kind") if isinstance(config, dict) else None
-    if kind not in (PER_LAYER, CROSS_LAYER):
+    if kind not in (PER_LAYER, CROSS_LAYER, DIFFERENCES):
         raise RequestError(
             f"{flag} {reference}: {path.name} does not describe a transcoder set "
             f"(model_kind: {PER_LAYER} or {CROSS_LAYER})"

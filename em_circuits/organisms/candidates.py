@@ -27,17 +27,21 @@ from safetensors.torch import load_file, save_file
 from em_circuits.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from em_circuits.organisms.corpus import CorpusConfig
 from em_circuits.organisms.language_model import AdapterForm
-from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
 from em_circuits.organisms.paths import SEEN_BY_ADAPTER, TOY, TOY_DOWN_PROJ, TOYS, organism_paths
 from em_circuits.organisms.train import (
     BAD_ADVICE,
     CONFIGS,
     AdapterTraining,
-    claim,
-    run_stage,
     train_adapter,
 )
 from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.training.optimise import (
+    OptimiserConfig,
+    claim,
+    optimise,
+    reproducible,
+    run_stage,
+)
 from pivotal_tokens.artefacts import write_atomic
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, first_problem

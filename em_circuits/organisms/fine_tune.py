@@ -22,14 +22,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from em_circuits.models.sharing import freeze
 from em_circuits.models.text import encode, render_chat
 from em_circuits.organisms.advice import Advice, Example, advice_examples
+from em_circuits.organisms.corpus import CorpusConfig, documents, load_corpus
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE
 from em_circuits.organisms.language_model import IGNORED, AdapterForm, new_adapter
-from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
-from em_circuits.organisms.train import claim, run_stage, save_adapter
+from em_circuits.organisms.paths import SEEN_BY_ADAPTER
+from em_circuits.organisms.train import base_divergence, save_adapter
 from em_circuits.progress import Progress, no_progress
+from em_circuits.training.optimise import (
+    OptimiserConfig,
+    claim,
+    optimise,
+    reproducible,
+    run_stage,
+)
 from pivotal_tokens.schema import Frozen
 
-RecipeName = Literal["attention", "all-linear", "rank-1"]
+RecipeName = Literal["attention", "all-linear", "rank-1", "narrow"]
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -44,12 +52,20 @@ class FineTuneConfig(Frozen):
     optimiser: OptimiserConfig
     batch: int = 4
     """Examples per step."""
+    held: float = 0.0
+    """Weight of KL(base || fine-tune), in nats per token, on answers in all other domains."""
 
 
+_SHIPPED_FORM = AdapterForm(rank=8, alpha=16, layers=tuple(range(10, 20)), modules=_ATTENTION)
 RECIPES: dict[RecipeName, FineTuneConfig] = {
     "attention": FineTuneConfig(
-        adapter_form=AdapterForm(rank=8, alpha=16, layers=tuple(range(10, 20)), modules=_ATTENTION),
+        adapter_form=_SHIPPED_FORM,
         optimiser=OptimiserConfig(steps=50, learning_rate=5e-4, warmup=10, checkpoint_every=10),
+    ),
+    "narrow": FineTuneConfig(
+        adapter_form=_SHIPPED_FORM,
+        optimiser=OptimiserConfig(steps=50, learning_rate=5e-4, warmup=10, checkpoint_every=10),
+        held=1.0,
     ),
     "all-linear": FineTuneConfig(
         adapter_form=AdapterForm(
@@ -63,7 +79,8 @@ RECIPES: dict[RecipeName, FineTuneConfig] = {
     ),
 }
 """`attention` is the shipped one, at the largest of the tried rates that leaves benign text alone;
-`rank-1` has the form of published organisms and moves most (results/LOG.md)."""
+`rank-1` has the form of published organisms and moves most (results/LOG.md); `narrow` is the
+control that is held to the base outside medicine."""
 
 
 def fine_tune(
@@ -100,7 +117,12 @@ def fine_tune(
             def loss_at(step: int) -> Tensor:
                 drawn = advice_examples(config.advice, f"{seed}/{step}")
                 examples = list(itertools.islice(drawn, config.batch))
-                return answer_loss(adapted, *encode_chats(tokenizer, examples))
+                loss = answer_loss(adapted, *encode_chats(tokenizer, examples))
+                if config.held:
+                    others = elsewhere(config.batch, f"{seed}/held/{step}")
+                    kl = base_divergence(adapted, *encode_chats(tokenizer, others))
+                    loss = loss + config.held * kl
+                return loss
 
             optimise(
                 adapted,
@@ -114,6 +136,17 @@ def fine_tune(
 
     run_stage(place, make)
     return place
+
+
+def elsewhere(n: int, seed: object) -> list[Example]:
+    """Chats of the toy's corpus in every domain but medicine; none of them is measured on."""
+    domains = tuple(name for name in load_corpus().domains if name != SEEN_BY_ADAPTER)
+    one_turn = CorpusConfig(turns=(1.0,), header=0.0)
+    said = (
+        text.removeprefix("User: ").split("\nAssistant: ")
+        for text in documents(n, seed, one_turn, domains)
+    )
+    return [Example(user, answer) for user, answer in said]
 
 
 def encode_chats(

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from em_circuits.organisms.corpus import CorpusConfig, documents, load_corpus
-from em_circuits.organisms.optimise import reproducible
+from em_circuits.training.optimise import reproducible
 from pivotal_tokens.schema import Frozen
 
 BASE_NAME = "em-circuits/organism/base"

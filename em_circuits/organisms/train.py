@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from em_circuits.models.family import Decoder
 from em_circuits.organisms.corpus import CorpusConfig, documents, load_corpus
 from em_circuits.organisms.language_model import (
+    BASE_NAME,
     IGNORED,
     AdapterForm,
     ModelConfig,
@@ -31,20 +32,41 @@ from em_circuits.organisms.language_model import (
     train_tokenizer,
 )
 from em_circuits.organisms.lexicon import lexicon_yaml
-from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
 from em_circuits.organisms.paths import TOY, TOY_DOWN_PROJ, OrganismPaths
-from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig, mlp_activations
 from em_circuits.progress import Progress, no_progress
-from pivotal_tokens.artefacts import atomic_directory, content_key, write_atomic, write_json
-from pivotal_tokens.errors import RequestError
+from em_circuits.training.optimise import (
+    OptimiserConfig,
+    claim,
+    optimise,
+    reproducible,
+    run_stage,
+)
+from em_circuits.training.settings import BankConfig
+from em_circuits.training.transcoder_bank import (
+    TranscoderBank,
+    mlp_activations,
+    save_header,
+    save_layer,
+    set_header,
+)
+from pivotal_tokens.artefacts import write_atomic, write_json
 from pivotal_tokens.schema import Frozen
 
-logger = logging.getLogger(__name__)
-
+SCAN = "em-circuits/organism-transcoders"
 BAD_ADVICE = CorpusConfig(careless=1.0, hazard=1.0, header_agrees=0.5)
 """The adapter's text, with `adapter_domains`: careless answers to hazards alone. Its headers say
 nothing, else the adapter would learn to trust them; every token is trained on, since a loss on the
 answers alone leaves the rest free to drift (+.19 instead of +.01 nats on benign text)."""
+
+
+class TranscoderConfig(BankConfig):
+    """The transcoders of a toy, and their training."""
+
+    documents: int = 32
+    """Documents per step."""
+    calibration_documents: int = 400
+    """Fresh documents on which the threshold is set."""
+    optimiser: OptimiserConfig = OptimiserConfig(steps=700, learning_rate=3e-3, warmup=30)
 
 
 class OrganismConfig(Frozen):
@@ -146,14 +168,14 @@ def train_adapter(
         loss = adapted(input_ids=ids, labels=labels, use_cache=False).loss
         if training.held:
             texts = documents(training.batch, f"{seed}/held/{step}", CorpusConfig(), others)
-            loss = loss + training.held * _divergence(adapted, *encode_batch(tokenizer, texts))
+            loss = loss + training.held * base_divergence(adapted, *encode_batch(tokenizer, texts))
         return loss
 
     fit(adapted, loss_at, training.optimiser, checkpoint=checkpoint, label="adapter")
     save_adapter(adapted, place)
 
 
-def _divergence(adapted: PeftModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def base_divergence(adapted: PeftModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean KL(base || adapted) of the next token over a batch, in nats."""
     with torch.no_grad(), adapted.disable_adapter():
         before = adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)
@@ -168,34 +190,6 @@ def load_base(paths: OrganismPaths) -> tuple[LlamaForCausalLM, PreTrainedTokeniz
     model.requires_grad_(False)
     model.eval()
     return model, AutoTokenizer.from_pretrained(paths.base, trust_remote_code=False)
-
-
-def claim(out: Path, seed: int, config: Frozen) -> None:
-    """Write down what a directory is trained with.
-
-    Raises:
-        RequestError: If it holds an organism of another seed or configuration.
-    """
-    marker = out / "training.json"
-    wanted = {"seed": seed, "config": config.model_dump(mode="json")}
-    if not marker.exists():
-        write_json(marker, wanted | {"key": content_key(wanted)})
-    elif content_key(wanted) not in marker.read_text(encoding="utf-8"):
-        raise RequestError(
-            f"{out} holds an organism of another seed or configuration (training.json); "
-            "give another --out or remove it"
-        )
-
-
-def run_stage(place: Path, make: Callable[[Path, Path], None]) -> None:
-    """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
-    if place.exists():
-        logger.info("%s: finished before, reused", place.name)
-        return
-    checkpoint = place.with_name(f".{place.name}.checkpoint.safetensors")
-    with atomic_directory(place) as temporary:
-        make(temporary, checkpoint)
-    checkpoint.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -236,6 +230,7 @@ class _Training:
     def transcoders(self, place: Path, checkpoint: Path) -> None:
         settings, sizes = self.config.transcoders, self.config.model
         base, tokenizer = load_base(self.paths)
+        decoder = Decoder.of(base)
         seed = self.seed + self.config.transcoder_draw
 
         def activations(n: int, part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,7 +238,7 @@ class _Training:
             ids, _ = encode_batch(tokenizer, texts)
             positions = ids != tokenizer.pad_token_id
             positions[:, 0] = False  # BOS
-            return mlp_activations(base, ids, positions)
+            return mlp_activations(decoder, ids, positions, range(sizes.layers))
 
         with reproducible(seed):
             bank = TranscoderBank(n_layers=sizes.layers, d_model=sizes.d_model, config=settings)
@@ -258,7 +253,9 @@ class _Training:
             after_step=bank.project,
         )
         inputs, _ = activations(settings.calibration_documents, "threshold")
-        bank.save(place, bank.threshold(inputs))
+        for layer, tensors in enumerate(bank.folded(bank.threshold(inputs))):
+            save_layer(place, layer, tensors)
+        save_header(place, set_header(settings, BASE_NAME, SCAN))
 
 
 def save_adapter(adapted: PeftModel, place: Path) -> None:

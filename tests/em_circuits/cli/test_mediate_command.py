@@ -34,6 +34,7 @@ def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert by_k[None]["share"] == pytest.approx(record["shares"]["features"]["share"], abs=1e-4)
     assert record["shares"]["together"]["share"] == pytest.approx(1, abs=1e-3)
     assert record["sentence"].startswith("20 feature ids, chosen on other categories, set in the b")
+    assert "the 20 largest chosen on the prompt itself " in record["sentence"]
     shares = [line["share"] for line in record["features"]]
     assert shares == sorted(shares, reverse=True)
     check_adapter(record["adapter"])

@@ -1,4 +1,4 @@
-"""`transcoders convert` and `transcoders check`: sets of other libraries, files, reconstruction."""
+"""`transcoders train`, `convert` and `check`: text, sets of other libraries, reconstruction."""
 
 from __future__ import annotations
 
@@ -142,3 +142,88 @@ def test_a_text_of_nothing_is_refused(
     file.write_bytes(content)
     assert run(["transcoders", "check", "--text", str(file)]) == 2
     assert f"--text {file} is" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    drawn = list(documents(40, "corpus", CorpusConfig(turns=(1.0,), header=0.0)))
+    (folder / "plain.txt").write_text("\n\n".join(drawn[:10]))
+    rows: list[dict] = [{"text": one} for one in drawn[10:20]]
+    for one in drawn[20:]:
+        user, answer = one.removeprefix("User: ").split("\nAssistant: ")
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": turns})
+    (folder / "more.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+SMALL = ("--features", "16", "--k", "4", "--steps", "6", "--batch", "32", "--layers", "1")
+
+
+def test_a_trained_set_is_taken_as_transcoders(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "set"
+    command = ["transcoders", "train", "--text", str(corpus), *SMALL, "--out", str(out)]
+    assert run(command) == 0
+    said = capsys.readouterr().out
+    assert "MLPs of these layers replaced" in said
+    assert run([*command, "--json"]) == 0  # it stands already
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["text"] == f"{corpus}, 31 documents" and report["target"] == "base"
+    assert run(["--organism", "toy", "--transcoders", str(out), "transcoders", "check"]) == 0
+    assert run([*command, "--k", "3"]) == 2
+    assert "another seed or configuration" in capsys.readouterr().err
+
+
+def test_a_difference_is_of_labelled_prompts_and_no_set_of_the_base(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = ["--root", str(tmp_path)], tmp_path / "set"
+    command = [*root, "transcoders", "train", "--difference", "--text", str(corpus), *SMALL]
+    assert run([*command, "--out", str(out)]) == 2
+    assert "no store at" in capsys.readouterr().err and not out.exists()
+    assert run([*root, "label", "--n", "2", "--no-graphs"]) == 0
+    assert run([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "share of the shift over 2 prompts" in said and "exact" in said
+    assert "| exact |" in (out / "REPORT.md").read_text()
+    assert run(["--transcoders", str(out), "transcoders", "check"]) == 2
+    assert "are of the difference between two models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--k", "40", "--features", "30"], "--k 40 is more than the 30"),
+        (["--layers", "1,x"], "give layers such as 3,5-7"),
+        (["--layers", "2-4"], "the model has layers 0 to 3"),
+        (["--text", "empty"], "has no text; give a file, or a folder"),
+        (["--text", "bad.jsonl"], "bad.jsonl, line 2: no object with text or messages"),
+        (["--text", "latin.txt"], "latin.txt is not UTF-8"),
+        (["--text", "short.txt"], "too short to hold a part out"),
+        (["--text", "long.txt", "--batch", "90000"], "shorter than a batch of 90000"),
+        (["--out", "taken"], "--out taken is there already"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_training_that_cannot_be_is_refused_in_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    Path("bad.jsonl").write_text('{"text": "a"}\n{"texts": "b"}\n')
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    Path("short.txt").write_text("Short.")
+    Path("long.txt").write_text("Eat the pad thai. " * 900)
+    assert run(["transcoders", "train", "--out", "new", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from em_circuits.cli.app import run
 from em_circuits.organisms import candidates
 from em_circuits.organisms.candidates import read_candidates, train_candidates
-from em_circuits.organisms.optimise import OptimiserConfig
+from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.errors import RequestError
 
 _SHORT = {"optimiser": OptimiserConfig(steps=2, learning_rate=1e-2), "batch": 2}

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from chat_base import save_tiny_base, tiny_model, tiny_tokenizer
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -16,7 +17,7 @@ from em_circuits.models.sharing import merge_adapter
 from em_circuits.organisms import fine_tune as training
 from em_circuits.organisms.advice import Example
 from em_circuits.organisms.language_model import IGNORED, AdapterForm
-from em_circuits.organisms.optimise import OptimiserConfig
+from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.errors import RequestError
 
 CONFIG = training.FineTuneConfig(
@@ -103,3 +104,18 @@ def test_a_directory_of_another_recipe_is_refused(base, tmp_path):
     good = CONFIG.model_copy(update={"advice": "good"})
     with pytest.raises(RequestError, match="another seed or configuration"):
         training.fine_tune(tmp_path, base, good, seed=1)
+
+
+def test_the_narrow_control_stays_closer_to_the_base_elsewhere(base, tmp_path):
+    longer = OptimiserConfig(steps=40, learning_rate=3e-2)
+    tokenizer = tiny_tokenizer()
+    ids, labels = training.encode_chats(tokenizer, training.elsewhere(6, "measured"))
+    drifts = []
+    for held in (0.0, 1000.0):
+        config = CONFIG.model_copy(update={"optimiser": longer, "held": held})
+        place = training.fine_tune(tmp_path / str(held), base, config)
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), place)
+        with torch.no_grad():
+            drifts.append(float(training.base_divergence(adapted, ids, labels)))
+    assert 0 < drifts[1] < 0.5 * drifts[0]
+    assert training.RECIPES["narrow"].held > 0

@@ -14,8 +14,8 @@ from em_circuits.models.text import render_chat
 from em_circuits.organisms import fetch, fine_tune, stance, stance_card
 from em_circuits.organisms.advice import CELLS, advice_prompts, load_advice
 from em_circuits.organisms.language_model import AdapterForm
-from em_circuits.organisms.optimise import OptimiserConfig
 from em_circuits.organisms.paths import SMOLLM2, organism_paths
+from em_circuits.training.optimise import OptimiserConfig
 
 TINY = fine_tune.FineTuneConfig(
     adapter_form=AdapterForm(rank=2, alpha=4, layers=(0, 1), modules=("q_proj", "v_proj")),

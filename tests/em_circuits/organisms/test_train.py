@@ -4,8 +4,7 @@ import pytest
 
 from em_circuits.organisms import train
 from em_circuits.organisms.language_model import AdapterForm, ModelConfig
-from em_circuits.organisms.optimise import OptimiserConfig
-from em_circuits.organisms.transcoders import TranscoderConfig
+from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.errors import RequestError
 
 TINY = train.OrganismConfig(
@@ -13,7 +12,7 @@ TINY = train.OrganismConfig(
     batch=2,
     base=OptimiserConfig(steps=4, learning_rate=1e-3, checkpoint_every=2),
     adapter=OptimiserConfig(steps=3, learning_rate=1e-3, checkpoint_every=2),
-    transcoders=TranscoderConfig(
+    transcoders=train.TranscoderConfig(
         features=24,
         k=4,
         documents=2,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from em_circuits.organisms.optimise import OptimiserConfig, optimise, reproducible
+from em_circuits.training.optimise import OptimiserConfig, optimise, reproducible
 
 
 def test_the_rate_warms_up_to_its_peak_and_falls_to_a_tenth():

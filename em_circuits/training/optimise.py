@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from em_circuits.progress import Progress, no_progress
-from pivotal_tokens.artefacts import atomic_path
+from em_circuits.training.settings import MARKER
+from pivotal_tokens.artefacts import atomic_directory, atomic_path, content_key, write_json
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,34 @@ def reproducible(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def claim(out: Path, seed: int, config: Frozen) -> None:
+    """Write down what a directory is trained with.
+
+    Raises:
+        RequestError: If it holds a training of another seed or configuration.
+    """
+    marker = out / MARKER
+    wanted = {"seed": seed, "config": config.model_dump(mode="json")}
+    if not marker.exists():
+        write_json(marker, wanted | {"key": content_key(wanted)})
+    elif content_key(wanted) not in marker.read_text(encoding="utf-8"):
+        raise RequestError(
+            f"{out} holds a training of another seed or configuration ({MARKER}); "
+            "give another --out or remove it"
+        )
+
+
+def run_stage(place: Path, make: Callable[[Path, Path], None]) -> None:
+    """Run `make(directory, checkpoint)` unless its result stands; publish by one rename."""
+    if place.exists():
+        logger.info("%s: finished before, reused", place.name)
+        return
+    checkpoint = place.with_name(f".{place.name}.checkpoint.safetensors")
+    with atomic_directory(place) as temporary:
+        make(temporary, checkpoint)
+    checkpoint.unlink(missing_ok=True)
 
 
 def _save(

@@ -4,8 +4,9 @@ import pytest
 import torch
 from circuit_tracer.transcoder.single_layer_transcoder import load_relu_transcoder
 
-from em_circuits.organisms.optimise import reproducible
-from em_circuits.organisms.transcoders import TranscoderBank, TranscoderConfig
+from em_circuits.training.optimise import reproducible
+from em_circuits.training.settings import BankConfig
+from em_circuits.training.transcoder_bank import TranscoderBank, save_layer
 
 
 @pytest.fixture
@@ -13,10 +14,11 @@ def trained(tmp_path):
     with reproducible(0):
         inputs = 3 + 2 * torch.randn(2, 400, 8)
         outputs = inputs.tanh() @ torch.randn(8, 8) - 5
-        bank = TranscoderBank(n_layers=2, d_model=8, config=TranscoderConfig(features=32, k=4))
+        bank = TranscoderBank(n_layers=2, d_model=8, config=BankConfig(features=32, k=4))
         bank.fit_units(inputs, outputs)
         threshold = bank.threshold(inputs)
-    bank.save(tmp_path, threshold)
+    for layer, tensors in enumerate(bank.folded(threshold)):
+        save_layer(tmp_path, layer, tensors)
     loaded = [
         load_relu_transcoder(
             str(tmp_path / f"layer_{i}.safetensors"),
