@@ -11,6 +11,7 @@ whoever finds the row finds the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -24,8 +25,6 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from pivotal_tokens.errors import WorkFailed
 
 _CHUNK = 1 << 20
 _LIBRARIES = (
@@ -118,13 +117,14 @@ def atomic_directory(place: Path) -> Iterator[Path]:
     What an interrupted run left is removed by the next.
 
     Raises:
-        WorkFailed: If another process is writing the same directory.
+        OSError: EBUSY, if another process is writing the same directory.
     """
     temporary = place.with_name(f".{place.name}.tmp")
     with _said_of(place):
         descriptor = _own_directory(temporary)
         if descriptor is None:
-            raise WorkFailed(f"another process is writing {place}; wait until it is done")
+            said = "another process is writing it; wait until it is done"
+            raise OSError(errno.EBUSY, said, str(place))
         try:
             for left in temporary.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
