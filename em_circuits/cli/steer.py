@@ -42,6 +42,7 @@ from pivotal_tokens.schema import ModelName, first_problem
 if TYPE_CHECKING:
     from em_circuits.experiments.cases import Cases
     from em_circuits.experiments.experiment import Experiment
+    from em_circuits.experiments.plan import SweepPlan, TransferPlan
     from em_circuits.experiments.rejudge_steering import SteeringRejudgement
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
@@ -426,8 +427,8 @@ def rejudge(
 
 def _carry_out(
     session: Session,
-    kind: Literal["sweep", "transfer"],
-    plan: Any,
+    kind: str,
+    plan: SweepPlan | TransferPlan,
     judges: dict[str, Any],
     engine: EngineSettings,
 ) -> Experiment[SteeringSummary]:
@@ -438,16 +439,17 @@ def _carry_out(
 
 
 def _carried_out(
-    session: Session, kind: str, plan: Any, judges: dict[str, Any], work: Workspace
+    session: Session,
+    kind: str,
+    plan: SweepPlan | TransferPlan,
+    judges: dict[str, Any],
+    work: Workspace,
 ) -> Experiment[SteeringSummary]:
-    run = {
+    runs: dict[str, Callable[..., Experiment[SteeringSummary]]] = {
         "sweep": experiments.sweep.run_sweep,
         "transfer": experiments.transfer.run_transfer,
-    }[kind]
-    found: Experiment[SteeringSummary] = run(
-        _cases(session, work, judges), plan, _rollout_judge(work, judges)
-    )
-    return found
+    }
+    return runs[kind](_cases(session, work, judges), plan, _rollout_judge(work, judges))
 
 
 def _cases(session: Session, work: Workspace, options: dict[str, Any]) -> Cases:

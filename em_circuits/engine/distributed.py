@@ -85,11 +85,11 @@ class DistributedWork:
             self.add(ids)
             done = 0
             for outcome in pool.run():
-                yield outcome  # whoever takes it may add more
                 done += sum(not key.startswith(_PLAN) for key in outcome.unit)
+                left = sum(not key.startswith(_PLAN) for key in pool.left)
                 what = {"worker": outcome.worker, "keys": list(outcome.unit), "done": done}
-                error = outcome.given_up or pool.last_error
-                events.add("unit", **what, left=pool.left, error=error)
+                events.add("unit", **what, left=left, error=outcome.given_up or pool.last_error)
+                yield outcome
 
     def add(self, ids: Sequence[str]) -> None:
         """Have more keys done, while `outcomes` is iterated."""

@@ -103,10 +103,10 @@ class WorkerPool:
         self._waiting.extend(_Waiting(unit) for unit in units)
 
     @property
-    def left(self) -> int:
+    def left(self) -> list[str]:
         """Keys that wait or are in work."""
         items = [*self._waiting, *(item for _, item in self._busy.values())]
-        return sum(len(item.unit) for item in items)
+        return [key for item in items for key in item.unit]
 
     def stop(self) -> None:
         """Give out nothing more; what is in flight is finished. From any thread."""
