@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,14 +98,17 @@ class Portion:
         """
         from safetensors.torch import load_file, save_file
 
-        files = {key: folder / f"{step}-{key}.safetensors" for key, _ in works}
+        files = {f"{step}-{key}": folder / f"{step}-{key}.safetensors" for key, _ in works}
 
-        def kept(key: str, work: Callable[[], dict[str, Tensor]]) -> None:
-            with atomic_path(files[key]) as temporary:
-                save_file({k: v.contiguous() for k, v in work().items()}, temporary)
+        def kept(file: Path, work: Callable[[], dict[str, Tensor]]) -> None:
+            with atomic_path(file) as temporary:
+                save_file({name: x.contiguous() for name, x in work().items()}, temporary)
 
+        todo = {
+            key: partial(kept, file, work)
+            for (key, file), (_, work) in zip(files.items(), works, strict=True)
+        }
         left = [key for key, file in files.items() if not file.is_file()]
-        todo = {key: (lambda key=key, work=work: kept(key, work)) for key, work in works}
         self.do(todo, left, step, progress, more=True)
         return [load_file(file) for file in files.values()]
 

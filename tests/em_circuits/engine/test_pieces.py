@@ -82,10 +82,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_POLL_S", 0.01)
 
 
+Dies = Callable[[Unit, bool], bool]
+"""Whether the worker of a unit dies before it, or when it is done."""
+
+
 class Here(Worker):
     """A worker in this process, which does a unit as soon as it is given it."""
 
-    def __init__(self, open_work: Callable[[], Any], task: Task, dies: Callable[[Unit], bool]):
+    def __init__(self, open_work: Callable[[], Any], task: Task, dies: Dies) -> None:
         self._work, self._dies = open_work(), dies
         self._do = pickle.loads(pickle.dumps(task)).open(self._work)
         self.ready: Future[str] = Future()
@@ -94,11 +98,12 @@ class Here(Worker):
     def do(self, unit: Unit) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
         try:
-            future.set_result(list(self._do(unit)))
-            if self._dies(unit):
+            lost = self._dies(unit, False)
+            results = [] if lost else list(self._do(unit))
+            if lost or self._dies(unit, True):
                 raise WorkerLost("killed")
+            future.set_result(results)
         except Exception as error:
-            future = Future()
             future.set_exception(error)
         return future
 
@@ -109,7 +114,7 @@ class Here(Worker):
         self._work.close()
 
 
-def work_here(monkeypatch: pytest.MonkeyPatch, dies: Callable[[Unit], bool]) -> None:
+def work_here(monkeypatch: pytest.MonkeyPatch, dies: Dies) -> None:
     def workers(open_work: Any, task: Task, _n: int, _device: str) -> Callable[[int], Worker]:
         return lambda number: Here(open_work, task, dies)
 
@@ -152,9 +157,9 @@ def test_workers_leave_what_one_process_does_though_one_of_them_dies(
     said = {}
     died: list[Unit] = []
 
-    def dies(unit: Unit) -> bool:
+    def dies(unit: Unit, done: bool) -> bool:
         """The first one that has done pieces, before it can say so."""
-        if died or unit[0].startswith("plan:"):
+        if not done or died or unit[0].startswith("plan:"):
             return False
         died.append(unit)
         return True
@@ -168,6 +173,46 @@ def test_workers_leave_what_one_process_does_though_one_of_them_dies(
     assert died, "the work was shared"
     assert said["two"] == said["one"]
     assert left(tmp_path / "two") == left(tmp_path / "one")
-    state = WorkersState.of(latest_events(tmp_path / "two" / "results"))
-    assert state is not None and state.left == 0 and len(state.workers) == 2
-    assert "killed" in str(state.last_error)
+    events = latest_events(tmp_path / "two" / "results")
+    state = WorkersState.of(events)
+    assert state is not None and state.left == 0 and "killed" in str(state.last_error)
+    units = [event["keys"] for event in events if event["event"] == "unit"]
+    keys = [key for unit in units for key in unit if not key.startswith("plan:")]
+    assert len(set(keys)) == len(keys) == state.done, "each piece once"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_piece_that_kills_its_workers_fails_alone_and_shares_add_up(
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    roots = {name: tmp_path / name for name in ("one", "two")}
+    for root in roots.values():
+        shutil.copytree(labelled, root)
+    assert run(command(roots["one"], "responses")) == 0
+    shared = command(roots["two"], "responses")
+    work_here(monkeypatch, lambda unit, done: not done and "answers-0" in unit)
+    capsys.readouterr()
+    assert run([*shared, "--workers", "2"]) == 1
+    assert "answers-0: 3 workers died on it" in capsys.readouterr().err
+    kept = [path.name for path in roots["two"].rglob(".responses-*/*")]
+    assert kept == ["answers-1.safetensors"], "the other one is done"
+    of_shares = [(run([*shared, "--share", f"{i}/2"]), capsys.readouterr()) for i in (0, 1, 0)]
+    assert [status for status, _ in of_shares] == [0, 0, 0]
+    assert "1 of 2 pieces are left to other shares" in "".join(said.err for _, said in of_shares)
+    assert left(roots["two"]) == left(roots["one"])
+
+
+def test_what_is_one_piece_of_work_is_refused(
+    labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(labelled)]
+    for asked, said in (
+        ("features mediate 44a71b --workers 2", "for several PROMPTs, or --all"),
+        ("organism train --out x --workers 2", "of --benign N"),
+        ("evaluate --rejudge x --share 0/2", "of models: none runs here"),
+    ):
+        assert run([*root, *asked.split()]) == 2
+        assert said in capsys.readouterr().err
