@@ -220,14 +220,14 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.argument("prompt", nargs=-1, required=True, metavar="PROMPT|PROMPT...")
 @options(ScanOptions)
 @engine_options
 @prints("em_circuits.experiments.scan:PromptScan", lines=True)
 @pass_session
 def scan(
     session: Session,
-    prompts: tuple[str, ...],
+    prompt: tuple[str, ...],
     options: ScanOptions,
     engine: EngineSettings,
     as_json: bool,
@@ -237,8 +237,8 @@ def scan(
     An effect is that of the feature's presence, in logits: positive raises the token, or the
     contrast of evil and safe tokens.
     """
-    with session.on_prompts(*prompts) as work:
-        found = in_pieces(work, engine, partial(_scanned, prompts, options))
+    with session.on_prompts(*prompt) as work:
+        found = in_pieces(work, engine, partial(_scanned, prompt, options))
     for scanned in found:
         if as_json:
             shown = {"features": scanned.features[: options.top]}
