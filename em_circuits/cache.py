@@ -22,7 +22,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -32,7 +34,8 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.pieces import EVERYTHING, KeepTensors, Portion
+from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import (
     atomic_path,
     canonical_json,
@@ -166,6 +169,27 @@ def cached_table(
     return table
 
 
+def table_in_pieces(
+    folder: Path,
+    name: str,
+    inputs: Mapping[str, Any],
+    compute: Callable[[KeepTensors], tuple[Mapping[str, Any], pd.DataFrame]],
+    portion: Portion,
+    progress: Progress,
+) -> CachedTable:
+    """The table of these inputs, computed in pieces that are stored until the table is.
+
+    Args:
+        compute: As that of `cached_table`, with what does the pieces of a step.
+        portion: Which of them this process does.
+    """
+    pieces = folder / f".{name}-{content_key(inputs)[:12]}"
+    keep = partial(portion.tensors, pieces, progress=progress)
+    table = cached_table(folder, name, inputs, lambda: compute(keep))
+    rmtree(pieces, ignore_errors=True)
+    return table
+
+
 def _usable(path: Path, key: str) -> CachedTable | None:
     table, value = CachedTable.read(path), read_json(path) or {}
     if table is None:
@@ -233,24 +257,33 @@ def write_results(
 class Journal:
     """Finished pieces of an experiment, one line of JSON each, flushed before the next begins.
 
-    A line that was cut off by the end of the process is dropped, and its piece done again.
+    A line that was cut off by the end of the process is dropped, and its piece done again. Several
+    processes write a file each and read all.
     """
 
-    def __init__(self, path: Path, done: dict[str, dict[str, Any]]) -> None:
-        self._path, self._done = path, done
+    def __init__(self, path: Path, done: dict[str, dict[str, Any]], portion: Portion) -> None:
+        self._path, self._done, self._portion = path, done, portion
 
     @classmethod
-    def open(cls, folder: Path, record: Mapping[str, Any]) -> Journal:
+    def open(
+        cls,
+        folder: Path,
+        record: Mapping[str, Any],
+        portion: Portion = EVERYTHING,
+    ) -> Journal:
         """Begin an experiment, or go on with it.
 
         Args:
             folder: Of the experiment.
             record: Everything its rows follow from.
+            portion: Which pieces this process does.
 
         Raises:
             RequestError: If the folder holds an experiment of another record.
         """
         plan, path = folder / PLAN, folder / JOURNAL
+        if portion.name:
+            path = path.with_stem(f"{path.stem}-{portion.name}")
         key = content_key(json.loads(canonical_json(record)))
         if plan.is_file():
             try:
@@ -268,10 +301,11 @@ class Journal:
         else:
             text = yaml.safe_dump({"key": key, **record}, sort_keys=False, allow_unicode=True)
             write_atomic(plan, text)
-        done = dict(_lines(path))
+        own = dict(_lines(path))
         # A line cut off in the middle must not be continued by the next one.
-        write_atomic(path, "".join(_line(key, value) for key, value in done.items()))
-        return cls(path, done)
+        write_atomic(path, "".join(_line(key, value) for key, value in own.items()))
+        every = sorted(folder.glob(f"{Path(JOURNAL).stem}*.jsonl"))
+        return cls(path, {k: v for one in every for k, v in _lines(one)}, portion)
 
     def __contains__(self, key: str) -> bool:
         return key in self._done
@@ -281,6 +315,10 @@ class Journal:
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         return self._done[key]
+
+    def forget(self, key: str) -> None:
+        """Have a piece done again."""
+        self._done.pop(key, None)
 
     def add(self, key: str, value: Mapping[str, Any]) -> None:
         """Store one finished piece of work."""
@@ -299,10 +337,12 @@ class Journal:
     ) -> list[dict[str, Any]]:
         """Do what is not done yet of some pieces, (key, work); all their values, in order."""
         pieces = list(pieces)
-        for key, work in tracked(pieces, step, progress):
-            if key not in self:
-                self.add(key, work())
+        works = {key: partial(self._done_by, key, work) for key, work in pieces}
+        self._portion.do(works, [key for key in works if key not in self], step, progress)
         return [self[key] for key, _ in pieces]
+
+    def _done_by(self, key: str, work: Callable[[], Mapping[str, Any]]) -> None:
+        self.add(key, work())
 
 
 def _line(key: str, value: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.models.source import Source, locate_all
 from em_circuits.object_store import require_store
 from em_circuits.organisms.paths import TOY, organism_paths, require_base
+from em_circuits.pieces import EVERYTHING, Portion
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key, library_versions, write_json
 from pivotal_tokens.errors import RequestError
@@ -75,6 +76,8 @@ class Workspace:
     """Health checks that failed without stopping the work; recorded with every graph."""
     progress: Progress = no_progress
     """Called with how far each step of the work is."""
+    portion: Portion = EVERYTHING
+    """Pieces of the work that this process does."""
     running: threading.Lock = field(default_factory=threading.Lock, repr=False)
     """Lock of the models where several threads run them; not held while an endpoint is called."""
     sitting: SharedPair | None = field(default=None, repr=False)

@@ -20,7 +20,7 @@ from measure import Row, benchmark, organism
 from pydantic import Field
 
 from em_circuits.cli.options import Options
-from em_circuits.labelling.events import EventLog
+from em_circuits.engine.events import EventLog
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import Run
 from em_circuits.labelling.screening import screen_prompts

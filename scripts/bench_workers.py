@@ -75,7 +75,8 @@ def overhead(units: int, engine: str, root: Path) -> float:
     todo = [(str(number),) for number in range(units)]
 
     def each(pool: WorkerPool) -> float:
-        outcomes = pool.run(todo)
+        pool.add(todo)
+        outcomes = pool.run()
         next(outcomes)  # the models are loaded
         started = time.perf_counter()
         for _ in outcomes:

@@ -198,7 +198,7 @@ def run_audit(
         "seed": work.seed,
     }
     folder = audit_folder(work.results, name, config)
-    journal = Journal.open(folder, config)
+    journal = Journal.open(folder, config, work.portion)
     measured = measure(pair, suite, settings, journal, folder / _DIFFERENCES, work.progress)
     results = SuiteResults(
         suite=suite.name,
@@ -290,15 +290,14 @@ def measure(
         for number, (some, file) in enumerate(zip(groups, files, strict=True))
     ]
     # Differences lie beside the journal: a piece whose file is gone or cut off is done again.
-    for (key, work), file in zip(pieces, files, strict=True):
+    for (key, _), file in zip(pieces, files, strict=True):
         if key in journal and _stored(file) is None:
-            journal.add(key, work())
-    done = journal.complete(pieces, "audit", progress)
-    losses = journal.complete(
-        [(f"capability:{i}", partial(_loss, pair, one)) for i, one in enumerate(suite.capability)],
-        "capability",
-        progress,
-    )
+            journal.forget(key)
+    texts = [
+        (f"capability:{i}", partial(_loss, pair, one)) for i, one in enumerate(suite.capability)
+    ]
+    values = journal.complete([*pieces, *texts], "audit", progress)
+    done, losses = values[: len(pieces)], values[len(pieces) :]
     means = [load_file(file) for file in files]
     return MeasuredSuite(
         cases=cases,

@@ -22,6 +22,7 @@ from em_circuits.cli.interrupt import end_as_by_interrupt
 from em_circuits.cli.output import say
 from em_circuits.cli.session import Session, model_options, organism_option
 from em_circuits.models.memory_error import ran_out
+from em_circuits.pieces import OthersLeft
 from em_circuits.progress import above_bars
 from em_circuits.workspace import SharedPair, refuse_two_bases
 from pivotal_tokens.errors import RequestError, WorkFailed
@@ -258,6 +259,8 @@ def run(
         return _say(str(error), 2)
     except WorkFailed as error:
         return _say(str(error), 1)
+    except OthersLeft as done:
+        return _say(str(done), 0)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ from em_circuits.audit.settings import N_LARGEST, AuditSettings
 from em_circuits.audit.suite import confined, load_suite
 from em_circuits.cli.options import Flag, Options, OptionSet, options
 from em_circuits.cli.output import emit, prints, say, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
+from em_circuits.engine.settings import EngineSettings
 from pivotal_tokens.errors import RequestError
 
 if TYPE_CHECKING:
@@ -50,9 +52,16 @@ def audit() -> None:
 @audit.command(epilog="Example: em-circuits --adapter my-adapter audit run --json")
 @options(AuditOptions)
 @_audited
+@engine_options
 @prints("em_circuits.audit.run:AuditOutput")
 @pass_session
-def run(session: Session, options: AuditOptions, as_json: bool, **measured: Any) -> None:
+def run(
+    session: Session,
+    options: AuditOptions,
+    engine: EngineSettings,
+    as_json: bool,
+    **measured: Any,
+) -> None:
     """Compare the fine-tune with its base over a suite of prompts, and decide.
 
     Scores are differences of node activations averaged over tokens, plain and with the drift that
@@ -83,14 +92,15 @@ def run(session: Session, options: AuditOptions, as_json: bool, **measured: Any)
             online=settings.explanations == "remote_fallback",
         )
     with session.workspace() as work:
-        found = run_audit(
-            work,
-            suite,
-            settings,
+        command = partial(
+            run_audit,
+            suite=suite,
+            settings=settings,
             calibration=_calibration(session, options, settings, path),
             labels=labels,
             name=options.name,
         )
+        found = in_pieces(work, engine, command)
         page = write_audit_report(found)
     output = AuditOutput(
         key=content_key(found.config),

@@ -33,7 +33,6 @@ from em_circuits.cli.session import (
     attribution_options,
     attribution_settings,
     engine_options,
-    engine_settings,
     measuring_options,
     pass_session,
 )
@@ -48,6 +47,7 @@ from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import Frozen, Prompt
 
 if TYPE_CHECKING:
+    from em_circuits.engine.settings import EngineSettings
     from em_circuits.experiments.edge import MeasuredGraph
     from em_circuits.graphs import AttributionGraph
     from em_circuits.graphs.viewer_json import GraphNotes
@@ -94,6 +94,7 @@ def build(
     prompts: tuple[str, ...],
     target: TargetRequest,
     only_divergent: bool,
+    engine: EngineSettings,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -114,8 +115,8 @@ def build(
             chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]
             if not chosen:
                 raise RequestError("no such prompt is divergent; leave --only-divergent out")
-        chosen = [prompt for prompt in chosen if engine_settings(options).takes(prompt.prompt_id)]
-        for built in _built(work, chosen, target, settings, options):
+        chosen = [prompt for prompt in chosen if engine.takes(prompt.prompt_id)]
+        for built in _built(work, chosen, target, settings, engine, bare=options["scores_only"]):
             emit(built, as_json, _built_line)
 
 
@@ -124,30 +125,25 @@ def _built(
     prompts: Sequence[Prompt],
     target: TargetRequest,
     settings: AttributionSettings,
-    options: dict[str, Any],
+    engine: EngineSettings,
+    *,
+    bare: bool,
 ) -> Iterator[BuiltGraphs]:
     """Both graphs of each prompt, by this process or by workers."""
     from em_circuits.labelling.graphs import graphs_of_prompt
 
-    bare, engine = options["scores_only"], engine_settings(options)
     if not engine.spreads:
         for prompt in tracked(prompts, "graphs", work.progress):
             yield graphs_of_prompt(work, prompt, settings, target=target, scores_only=bare)
         return
-    from em_circuits.labelling.distributed import DistributedWork, GraphsTask
+    from em_circuits.engine.distributed import DistributedWork
+    from em_circuits.labelling.distributed import GraphsTask
 
     distributed = DistributedWork(work, GraphsTask(settings, target, bare), engine)
-    given_up, done = [], 0
     with stop_on_interrupt(distributed.stop):
-        for outcome in distributed.outcomes([prompt.prompt_id for prompt in prompts]):
-            yield from outcome.results
-            given_up += [f"{', '.join(outcome.unit)}: {outcome.given_up}"] * bool(outcome.given_up)
-            done += len(outcome.unit)
-            work.progress("graphs", done, len(prompts))
+        yield from distributed.results([prompt.prompt_id for prompt in prompts], "graphs")
     if distributed.stopped:
         raise click.Abort
-    if given_up:
-        raise WorkFailed("; ".join(given_up))
 
 
 def _check_target(

@@ -32,7 +32,6 @@ from em_circuits.cli.session import (
     attribution_settings,
     checked_text,
     engine_options,
-    engine_settings,
     pass_session,
 )
 from em_circuits.models.source import locate_all
@@ -130,7 +129,13 @@ class LabelOptions(Options):
 @engine_options
 @prints("em_circuits.labelling.result:LabelResult", lines=True)
 @pass_session
-def label(session: Session, options: LabelOptions, as_json: bool, **others: Any) -> None:
+def label(
+    session: Session,
+    options: LabelOptions,
+    engine: EngineSettings,
+    as_json: bool,
+    **others: Any,
+) -> None:
     """Label prompts: next tokens of both models, judge, queue, rollouts, graphs.
 
     Resumable: finished work is not repeated, even after a kill. Ctrl-C finishes what is in
@@ -139,7 +144,6 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     prompts of all starts of the same run. Events are logged under results/events.
     """
     options.check()
-    engine = engine_settings(others)
     if (engine.spreads or engine.share) and (options.missing or options.writes_prompts):
         raise RequestError(
             "--workers, --engine and --share are of prompts that are known: write them first with "
@@ -149,7 +153,7 @@ def label(session: Session, options: LabelOptions, as_json: bool, **others: Any)
     files = _read(session, options)
     locate_all(session.models())
 
-    from em_circuits.labelling.events import EventLog
+    from em_circuits.engine.events import EventLog
     from em_circuits.labelling.label import require_space
     from em_circuits.labelling.run import Run
     from em_circuits.labelling.sources import ListSource, run_id
@@ -214,8 +218,8 @@ def _spread(
     as_json: bool,
 ) -> tuple[DistributedRun, list[LabelResult]]:
     """Have workers label the prompts, showing each result as it comes."""
+    from em_circuits.engine.events import EventLog
     from em_circuits.labelling.distributed import DistributedRun, LabelTask
-    from em_circuits.labelling.events import EventLog
     from em_circuits.labelling.sources import run_id
 
     judge = session.judge_spec(others["judge"])

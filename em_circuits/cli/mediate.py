@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,8 @@ from pydantic import Field
 from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
 from em_circuits.cli.output import WIDTH, emit, prints, say, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
+from em_circuits.engine.settings import EngineSettings
 from em_circuits.intervention import MIN_DRAWS
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.artefacts import write_provenance
@@ -71,10 +73,15 @@ class MediateOptions(Options, TargetRequest):
 @click.command(epilog="Example: em-circuits features mediate --all --hold-out category")
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options(MediateOptions)
+@engine_options
 @prints("em_circuits.experiments.mediation:MediationOutput")
 @pass_session
 def mediate(
-    session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
+    session: Session,
+    prompts: tuple[str, ...],
+    options: MediateOptions,
+    engine: EngineSettings,
+    as_json: bool,
 ) -> None:
     """Set features of the base to their merged values: the share of the shift that comes back.
 
@@ -95,10 +102,12 @@ def mediate(
         raise RequestError("--ids and --no-paths are for several PROMPTs, or --all")
     if min(options.sizes, default=1) < 1:
         raise RequestError("--ids counts feature ids; give a number from 1")
+    if len(prompts) == 1 and (engine.spreads or engine.share):
+        raise RequestError("--workers, --engine and --share are for several PROMPTs, or --all")
     if len(prompts) == 1:
         _one(session, prompts[0], options, as_json)
     else:
-        _several(session, prompts, options, as_json)
+        _several(session, prompts, options, engine, as_json)
 
 
 def _one(session: Session, prompt: str, options: MediateOptions, as_json: bool) -> None:
@@ -190,7 +199,11 @@ def _head_lines(heads: HeadMediation) -> Iterator[str]:
 
 
 def _several(
-    session: Session, prompts: tuple[str, ...], options: MediateOptions, as_json: bool
+    session: Session,
+    prompts: tuple[str, ...],
+    options: MediateOptions,
+    engine: EngineSettings,
+    as_json: bool,
 ) -> None:
     if options.order != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
@@ -210,9 +223,14 @@ def _several(
             },
             {"n_random": "--random"},
         )
-        found = experiments.mediation.mediate_over_prompts(
-            work, prompts, request, only_divergent=options.only_divergent, target=options
+        command = partial(
+            experiments.mediation.mediate_over_prompts,
+            prefixes=prompts,
+            request=request,
+            only_divergent=options.only_divergent,
+            target=options,
         )
+        found = in_pieces(work, engine, command)
     record = experiments.mediation.MediationRecord.model_validate(found.record)
     page = _page(found, record, options.html)
     if as_json:

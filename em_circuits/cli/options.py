@@ -173,9 +173,11 @@ class OptionSet(Generic[Model]):
         return {key: value for key, value in values.items() if key not in self._keys.values()}
 
 
-def options(model: type[Model], into: str = "options") -> Callable[[Command], Command]:
+def options(
+    model: type[Model] | OptionSet[Model], into: str = "options"
+) -> Callable[[Command], Command]:
     """Add a model's options to a command, which gets the model under the name `into`."""
-    of_model = OptionSet(model)
+    of_model = model if isinstance(model, OptionSet) else OptionSet(model)
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)

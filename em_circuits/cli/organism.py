@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
 from em_circuits.cli.output import emit, prints, say, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
+from em_circuits.engine.settings import EngineSettings
 from em_circuits.models.settings import NEURONS
 from em_circuits.organisms.paths import (
     SEEN_BY_ADAPTER,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from em_circuits.organisms.fetch import FetchedBase
     from em_circuits.organisms.fine_tune import RecipeName
     from em_circuits.organisms.stance import StanceReport
+    from em_circuits.workspace import Workspace
 
 
 @click.group()
@@ -100,9 +103,11 @@ def _fetched(base: FetchedBase) -> Iterator[str]:
     help="toy: instead N harmless fine-tunes of its base, and beside them harmful ones, a narrow "
     "one and broken ones, for audit calibrate.",
 )
+@engine_options
 @pass_session
 def train(
     session: Session,
+    engine: EngineSettings,
     out: str,
     card: bool,
     recipe: RecipeName | None,
@@ -116,11 +121,12 @@ def train(
     if benign is not None:
         if session.organism == SMOLLM2 or not session.embedded or card or recipe or advice:
             raise RequestError("--benign is of --organism toy, and of no other option but --out")
-        from em_circuits.organisms.candidates import train_candidates
-
-        place = train_candidates(Path(out), benign, seed=session.seed, progress=session.bars())
+        command = partial(_candidates, Path(out).absolute(), benign, session.seed)
+        place = in_pieces(session.workspace(), engine, command, needs_models=False)
         say(f"{place}\nnext: em-circuits audit calibrate {place}")
         return
+    if engine.spreads or engine.share:
+        raise RequestError("--workers, --engine and --share are of --benign N: one training is one")
     if session.organism == SMOLLM2:
         _fine_tune(session, Path(out), recipe or "attention", advice or "bad", card)
         return
@@ -137,6 +143,13 @@ def train(
         f"next: em-circuits --base {paths.base} --adapter {paths.adapter} "
         f"--transcoders {paths.transcoders} doctor"
     )
+
+
+def _candidates(out: Path, harmless: int, seed: int, work: Workspace) -> Path:
+    from em_circuits.organisms.candidates import train_candidates
+
+    how: dict[str, Any] = {"progress": work.progress, "portion": work.portion}
+    return train_candidates(out, harmless, seed=seed, **how)
 
 
 def _fine_tune(session: Session, out: Path, recipe: RecipeName, advice: Advice, card: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,8 @@ from em_circuits import experiments, report
 from em_circuits.cache import CachedTable
 from em_circuits.cli.options import Flag, Options, options
 from em_circuits.cli.output import emit, name_left_out, prints, say, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
+from em_circuits.engine.settings import EngineSettings
 from em_circuits.experiments import evaluation
 from em_circuits.graphs.settings import BasisName
 from pivotal_tokens.errors import RequestError
@@ -140,20 +142,28 @@ def describe_import(found: ResponseImport) -> Iterator[str]:
 @responses.command(epilog="Example: em-circuits responses features em --top 20")
 @click.argument("name", required=False)
 @options(FeaturesOptions)
+@engine_options
 @prints("em_circuits.experiments.responses:ResponseFeatures")
 @pass_session
-def features(session: Session, name: str | None, options: FeaturesOptions, as_json: bool) -> None:
+def features(
+    session: Session,
+    name: str | None,
+    options: FeaturesOptions,
+    engine: EngineSettings,
+    as_json: bool,
+) -> None:
     """Nodes that differ between misaligned and aligned answers to the same questions.
 
     NAME is that of an import.  [default: the newest]
     """
-    imports = session.root / "results" / "responses"
+    imports = session.root.absolute() / "results" / "responses"
     imported = find_import(imports, name)
     given = options.model_dump(exclude={"top", "beside"})
     request = experiments.responses.ResponseRequest(**given, seed=session.seed)
     ranking = options.beside and experiments.responses.ranked_ids(options.beside)
     with session.workspace() as work:
-        found = experiments.responses.response_features(work, imported, request)
+        command = experiments.responses.response_features
+        found = in_pieces(work, engine, partial(command, imported=imported, request=request))
     page = report.responses.write_response_report(found)
     shown = experiments.responses.response_nodes(
         found, options.top if as_json else options.top or 20

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from em_circuits.cli.options import FiniteRange, Flag, OptionSet
+from em_circuits.cli.interrupt import stop_on_interrupt
+from em_circuits.cli.options import FiniteRange, Flag, OptionSet, options
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.settings import PairSettings
@@ -32,6 +33,8 @@ from pivotal_tokens.prompts.chats import ChatRenderer
 from pivotal_tokens.store import Store, default_url
 from pivotal_tokens.store.address import address, without_password
 from pivotal_tokens.store.database import DEFAULT_NAME
+
+Result = TypeVar("Result")
 
 _EMBEDDED = "[default: the embedded organism]"
 _LOCATION = "DIR|ID"
@@ -104,19 +107,15 @@ def attribution_settings(options: dict[str, Any], *, top_k: int = 10) -> Attribu
     return _attribution.read(options, top_k=top_k)
 
 
-engine_options = OptionSet(
+_engine = OptionSet(
     EngineSettings,
-    engine=Flag(metavar="local|ray[://HOST:PORT]", help="Where prompts are worked on."),
-    workers=Flag(metavar="N", help="Processes that share the prompts, each with the models."),
+    engine=Flag(metavar="local|ray[://HOST:PORT]", help="Where the work is done."),
+    workers=Flag(metavar="N", help="Processes that share the work, each with the models."),
     gpus_per_worker=Flag(metavar="GPUS", help="GPUs that Ray keeps for each worker."),
-    share=Flag(metavar="I/N", help="Part I of N of the prompts, for job arrays: 0/8 to 7/8."),
+    share=Flag(metavar="I/N", help="Part I of N of the work, for job arrays: 0/8 to 7/8."),
 )
-"""The options of every command whose work can be spread over workers; see `engine_settings`."""
-
-
-def engine_settings(options: dict[str, Any]) -> EngineSettings:
-    """What `engine_options` ask for."""
-    return engine_options.read(options)
+engine_options = options(_engine, "engine")
+"""The options of every command whose work can be spread over workers."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,10 @@ class Session:
     options: dict[str, Any]
     sitting: SharedPair | None = None
     """What stays loaded between the commands of a shell."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is loaded: a worker loads its own."""
+        return {"options": self.options, "sitting": None}
 
     @cached_property
     def root(self) -> Path:
@@ -279,6 +282,33 @@ class Session:
         if not self.embedded:
             raise RequestError("--judge is needed, for example --judge lexicon:words.yaml")
         return f"lexicon:{organism_paths(self.organism).lexicon}"
+
+
+def in_pieces(
+    work: Workspace,
+    engine: EngineSettings,
+    command: Callable[[Workspace], Result],
+    *,
+    needs_models: bool = True,
+) -> Result:
+    """Run what a command does in a workspace; its pieces by workers, if any were asked for.
+
+    Args:
+        command: Picklable; in this process it finds what workers did.
+
+    Raises:
+        OthersLeft: If all that is left is of other shares.
+    """
+    if engine.spreads:
+        from em_circuits.engine.distributed import DistributedPieces
+
+        pieces = DistributedPieces(work, command, engine, needs_models=needs_models)
+        with stop_on_interrupt(pieces.stop):
+            pieces.run()
+        if pieces.stopped:
+            raise click.Abort
+    work.portion = engine.portion
+    return command(work)
 
 
 def checked_text(flag: str, text: str) -> str:

@@ -14,7 +14,7 @@ import click
 from em_circuits.cli.options import FiniteRange
 from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.labelling.events import latest_events
+from em_circuits.engine.events import WorkersState, latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.pivotality import EvilRates, free_rates, pivotality
@@ -77,6 +77,8 @@ class RunStatus(Frozen):
     """How far a store is, and what happened last in the newest run."""
 
     counts: StoreCounts
+    workers: WorkersState | None
+    """Null where one process does everything."""
     events: list[dict[str, Any]]
 
 
@@ -183,10 +185,11 @@ def _watch(session: Session, interval: float, *, as_json: bool) -> None:
     while True:
         with session.open_store() as store:
             counts = store.queries.counts()
-        events = latest_events(session.root / "results", _SHOWN_EVENTS)
+        events = latest_events(session.root / "results")
         if not as_json:
             click.clear()
-        emit(RunStatus(counts=counts, events=events), as_json, describe_run)
+        workers, shown = WorkersState.of(events), events[-_SHOWN_EVENTS:]
+        emit(RunStatus(counts=counts, workers=workers, events=shown), as_json, describe_run)
         try:
             time.sleep(interval)
         except KeyboardInterrupt:
@@ -195,7 +198,12 @@ def _watch(session: Session, interval: float, *, as_json: bool) -> None:
 
 def describe_run(run: RunStatus) -> Iterator[str]:
     """The counts, then an event a line."""
-    yield from (*describe_counts(run.counts), "", *map(describe_event, run.events))
+    yield from describe_counts(run.counts)
+    if (seen := run.workers) is not None:
+        yield f"workers         {len(seen.workers)} seen, {seen.done} done, {seen.left} left"
+        if seen.last_error:
+            yield f"                last error: {seen.last_error}"[:79]
+    yield from ("", *map(describe_event, run.events))
 
 
 def describe_event(event: dict[str, Any]) -> str:

@@ -19,8 +19,9 @@ from em_circuits.cli.judge_options import (
 )
 from em_circuits.cli.options import Flag, Options, OptionSet, Renamed, SectionedCommand, options
 from em_circuits.cli.output import emit, json_option, prints, say, table
-from em_circuits.cli.session import Session, pass_session
+from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
 from em_circuits.cli.two_judges import describe_two_judges
+from em_circuits.engine.settings import EngineSettings
 from em_circuits.feature import FeatureChoice
 from em_circuits.intervention import MIN_DRAWS, Mode, Unit, Where, check_value
 from em_circuits.sampling import Sampling
@@ -41,6 +42,7 @@ from pivotal_tokens.schema import ModelName, first_problem
 if TYPE_CHECKING:
     from em_circuits.experiments.cases import Cases
     from em_circuits.experiments.experiment import Experiment
+    from em_circuits.experiments.plan import SweepPlan, TransferPlan
     from em_circuits.experiments.rejudge_steering import SteeringRejudgement
     from em_circuits.experiments.scan import Pairs, PromptScan
     from em_circuits.experiments.summary import SteeringSummary
@@ -218,40 +220,56 @@ def run(session: Session, prompt: str, options: RunOptions, as_json: bool) -> No
 
 
 @steer.command(epilog="Example: em-circuits steer scan 44a71b --top 10 --pairs 10")
-@click.argument("prompt")
+@click.argument("prompt", nargs=-1, required=True, metavar="PROMPT|PROMPT...")
 @options(ScanOptions)
-@prints("em_circuits.experiments.scan:PromptScan")
+@engine_options
+@prints("em_circuits.experiments.scan:PromptScan", lines=True)
 @pass_session
-def scan(session: Session, prompt: str, options: ScanOptions, as_json: bool) -> None:
-    """Ablate every active feature of one prompt for real: effect on each labelled token.
+def scan(
+    session: Session,
+    prompt: tuple[str, ...],
+    options: ScanOptions,
+    engine: EngineSettings,
+    as_json: bool,
+) -> None:
+    """Ablate every active feature of each prompt for real: effect on each labelled token.
 
     An effect is that of the feature's presence, in logits: positive raises the token, or the
     contrast of evil and safe tokens.
     """
-    with session.on_prompts(prompt) as work:
-        asked = experiments.kept.Asked.of(
+    with session.on_prompts(*prompt) as work:
+        found = in_pieces(work, engine, partial(_scanned, prompt, options))
+    for scanned in found:
+        if as_json:
+            shown = {"features": scanned.features[: options.top]}
+            scanned = scanned.model_copy(update=shown)
+        emit(scanned, as_json, partial(describe_scan, n=options.top or SHOWN))
+
+
+def _scanned(prompts: Sequence[str], options: ScanOptions, work: Workspace) -> list[PromptScan]:
+    kept, settings = experiments.kept, options.model_dump(mode="json", exclude={"top", "model"})
+
+    def scan_now(prompt_id: str) -> dict[str, Any]:
+        found = experiments.scan.scan_prompt(
             work,
-            prompt,
-            "scan",
+            prompt_id,
             model=options.model,
-            settings=options.model_dump(mode="json", exclude={"top", "model"}),
+            n_pairs=options.pairs or 0,
+            regime=interventions.Regime(options.regime),
         )
+        return found.model_dump(mode="json")
 
-        def scan_now() -> dict[str, Any]:
-            found = experiments.scan.scan_prompt(
-                work,
-                prompt,
-                model=options.model,
-                n_pairs=options.pairs or 0,
-                regime=interventions.Regime(options.regime),
-            )
-            return found.model_dump(mode="json")
-
-        kept = experiments.kept.answered(work, asked, scan_now)
-        scanned = experiments.scan.PromptScan.model_validate(kept.result)
-    if as_json:
-        scanned = scanned.model_copy(update={"features": scanned.features[: options.top]})
-    emit(scanned, as_json, partial(describe_scan, n=options.top or SHOWN))
+    asked = [
+        kept.Asked.of(work, one, "scan", model=options.model, settings=settings) for one in prompts
+    ]
+    works = {
+        one.key: partial(kept.answered, work, one, partial(scan_now, one.prompt_id))
+        for one in asked
+    }
+    left = [one.key for one in asked if kept.stored(work, one) is None]
+    work.portion.do(works, left, "scan", work.progress)
+    results = [works[one.key]().result for one in asked]
+    return [experiments.scan.PromptScan.model_validate(result) for result in results]
 
 
 @steer.command(epilog="Example: em-circuits steer validate 44a71b --regime free --json")
@@ -320,17 +338,17 @@ def _validated(work: Workspace, prompts: Sequence[str], *, only_divergent: bool)
 )
 @judges_options
 @llm_options
+@engine_options
 @prints("em_circuits.experiments.summary:SteeringOutput")
 @pass_session
-def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
+def sweep(
+    session: Session, file: Path, engine: EngineSettings, as_json: bool, **judges: Any
+) -> None:
     """Features x strengths x positions x combinations, with controls and a report."""
     if not file.is_file():
         raise RequestError(f"cannot read the plan {file}: No such file")
     plan = experiments.plan.load_plan(file)
-    with session.workspace(create=judges["rollout_judge"] != "labels") as work:
-        cases = _cases(session, work, judges)
-        experiment = experiments.sweep.run_sweep(cases, plan, _rollout_judge(work, judges))
-    _report(experiment, as_json)
+    _report(_carry_out(session, "sweep", plan, judges, engine), as_json)
 
 
 @steer.command(
@@ -341,9 +359,16 @@ def sweep(session: Session, file: Path, as_json: bool, **judges: Any) -> None:
 @options(TransferOptions)
 @judges_options
 @llm_options
+@engine_options
 @prints("em_circuits.experiments.summary:SteeringOutput")
 @pass_session
-def transfer(session: Session, options: TransferOptions, as_json: bool, **judges: Any) -> None:
+def transfer(
+    session: Session,
+    options: TransferOptions,
+    engine: EngineSettings,
+    as_json: bool,
+    **judges: Any,
+) -> None:
     """Features found on some prompts tried on others, and base features at merged values."""
     n, plans = options.rollouts, experiments.plan
     try:
@@ -360,10 +385,7 @@ def transfer(session: Session, options: TransferOptions, as_json: bool, **judges
         )
     except ValidationError as error:
         raise RequestError(f"steer transfer: {first_problem(error)}") from error
-    with session.workspace(create=judges["rollout_judge"] != "labels") as work:
-        cases = _cases(session, work, judges)
-        experiment = experiments.transfer.run_transfer(cases, plan, _rollout_judge(work, judges))
-    _report(experiment, as_json)
+    _report(_carry_out(session, "transfer", plan, judges, engine), as_json)
     if not as_json:
         say(session.card_hint(f"top:{options.k}"))
 
@@ -401,6 +423,33 @@ def rejudge(
             judge = continuation_judge(open_offline_judge(session, work, options.judge))
         found = experiments.rejudge_steering.rejudge_steering(folder, judge, work.progress)
     emit(found, as_json, _describe_rejudged)
+
+
+def _carry_out(
+    session: Session,
+    kind: str,
+    plan: SweepPlan | TransferPlan,
+    judges: dict[str, Any],
+    engine: EngineSettings,
+) -> Experiment[SteeringSummary]:
+    with session.workspace(create=judges["rollout_judge"] != "labels") as work:
+        _cases(session, work, judges)  # what is refused is, before anything is loaded
+        _rollout_judge(work, judges)
+        return in_pieces(work, engine, partial(_carried_out, session, kind, plan, judges))
+
+
+def _carried_out(
+    session: Session,
+    kind: str,
+    plan: SweepPlan | TransferPlan,
+    judges: dict[str, Any],
+    work: Workspace,
+) -> Experiment[SteeringSummary]:
+    runs: dict[str, Callable[..., Experiment[SteeringSummary]]] = {
+        "sweep": experiments.sweep.run_sweep,
+        "transfer": experiments.transfer.run_transfer,
+    }
+    return runs[kind](_cases(session, work, judges), plan, _rollout_judge(work, judges))
 
 
 def _cases(session: Session, work: Workspace, options: dict[str, Any]) -> Cases:

@@ -5,7 +5,8 @@ on is given up alone. What a unit raises itself (no disk, no budget, broken mode
 after what is in flight: it would be wrong for every unit.
 
     pool = WorkerPool(process_workers(open_work, task, 4, "cpu"), 4)
-    for outcome in pool.run(units): ...
+    pool.add(units)
+    for outcome in pool.run(): ...                  # what comes out may add more
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class UnitOutcome:
     """What became of one unit."""
 
     unit: Unit
+    worker: int
+    """Number of the worker that did it, or died on it last."""
     results: tuple[Any, ...] = ()
     given_up: str | None = None
     """Why no further worker is given it."""
@@ -87,26 +90,39 @@ class WorkerPool:
         """
         self._start, self._n = start, n
         self._stopped = threading.Event()
+        self._waiting: deque[_Waiting] = deque()
+        self._busy: dict[Future[Any], tuple[Worker, _Waiting]] = {}
         self.pair: str | None = None
         """Key of the workers' pair, once one has loaded it."""
         self.lost = 0
         """Workers that died."""
+        self.last_error: str | None = None
+
+    def add(self, units: Iterable[Unit]) -> None:
+        """Have units done, after those that wait."""
+        self._waiting.extend(_Waiting(unit) for unit in units)
+
+    @property
+    def left(self) -> list[str]:
+        """Keys that wait or are in work."""
+        items = [*self._waiting, *(item for _, item in self._busy.values())]
+        return [key for item in items for key in item.unit]
 
     def stop(self) -> None:
         """Give out nothing more; what is in flight is finished. From any thread."""
         self._stopped.set()
 
-    def run(self, units: Iterable[Unit]) -> Iterator[UnitOutcome]:
-        """Do all units, each outcome as it comes.
+    def run(self) -> Iterator[UnitOutcome]:
+        """Do all units, each outcome as it comes; more may be added meanwhile.
 
         Raises:
             WorkFailed: If workers cannot be started.
             Exception: What a unit raised, after what was in flight was finished and yielded.
         """
-        waiting = deque(_Waiting(unit) for unit in units)
+        waiting, busy = self._waiting, self._busy
         starting: dict[Future[Any], Worker] = {}
         idle: list[Worker] = []
-        busy: dict[Future[Any], tuple[Worker, _Waiting]] = {}
+        numbers: dict[Worker, int] = {}
         error: Exception | None = None
         number = failed_starts = 0
         try:
@@ -117,6 +133,7 @@ class WorkerPool:
                     self._n, len(waiting) + len(busy)
                 ):
                     worker = self._start(number)
+                    numbers[worker] = number
                     number += 1
                     starting[worker.ready] = worker
                 while going_on and idle and (item := _due(waiting, now)) is not None:
@@ -147,10 +164,11 @@ class WorkerPool:
                         results = tuple(worker.result(future))
                         idle.append(worker)
                         failed_starts = 0
-                        yield UnitOutcome(item.unit, results)
+                        yield UnitOutcome(item.unit, numbers[worker], results)
                     except WorkerLost as lost:
                         self._mourn(worker, f"on {', '.join(item.unit)}", lost)
-                        yield from self._again(waiting, item, lost)
+                        if given_up := self._again(item, lost):
+                            yield UnitOutcome(item.unit, numbers[worker], given_up=given_up)
                     except Exception as raised:
                         error = error or raised
                         idle.append(worker)
@@ -162,21 +180,20 @@ class WorkerPool:
 
     def _mourn(self, worker: Worker, when: str, lost: WorkerLost) -> None:
         self.lost += 1
-        logger.warning("a worker died %s (%s)", when, lost)
+        self.last_error = f"a worker died {when} ({lost})"
+        logger.warning("%s", self.last_error)
         worker.dismiss()
 
-    def _again(
-        self, waiting: deque[_Waiting], item: _Waiting, lost: WorkerLost
-    ) -> Iterator[UnitOutcome]:
-        """Put a unit back, prompt by prompt, so that one that kills workers fails alone."""
+    def _again(self, item: _Waiting, lost: WorkerLost) -> str | None:
+        """Put a unit back, key by key, so that one that kills workers fails alone; why not."""
         deaths = item.deaths + 1
         if len(item.unit) == 1 and deaths >= TRIES:
-            yield UnitOutcome(item.unit, given_up=f"{TRIES} workers died on it ({lost})")
-            return
+            return f"{TRIES} workers died on it ({lost})"
         not_before = time.monotonic() + BACK_OFF_S * deaths
-        for prompt_id in item.unit:
+        for key in item.unit:
             again = deaths if len(item.unit) == 1 else 0
-            waiting.append(_Waiting((prompt_id,), again, not_before))
+            self._waiting.append(_Waiting((key,), again, not_before))
+        return None
 
 
 def _due(waiting: deque[_Waiting], now: float) -> _Waiting | None:

@@ -4,9 +4,10 @@ Ray carries ids of prompts; the store holds what comes out, and graphs lie under
 are not restarted by Ray (``max_restarts=0``): a new one is started by the pool, on whatever node
 has room, so that a dead node costs the units that were in flight there and nothing else.
 
-A cluster that is started here has no dashboard and asks for a token (`ray.init` keeps it under
-``~/.ray/auth_token``). It listens on every address of the machine: on Linux, Ray turns a loopback
-address that it is told into the machine's own.
+A cluster that is started here has no dashboard, asks for a token (`ray.init` keeps it under
+``~/.ray/auth_token``) and listens on loopback alone: on Linux, Ray turns a loopback address that it
+is told into the machine's own and then listens on all, unless it is told what it takes for granted
+on macOS and Windows, that there are no other machines.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class _Actor:
 def _connected(settings: EngineSettings) -> Any:
     if settings.engine == "ray":  # of a running cluster, whoever runs it has decided
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # read on import
     # A worker for which no GPU is kept still sees those of its node.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

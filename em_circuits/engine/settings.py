@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from em_circuits.pieces import EVERYTHING, Portion
+from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -22,11 +24,11 @@ class EngineSettings(Frozen):
     """local: on this machine; ray: on the Ray cluster of this machine, which is started where there
     is none; ray://HOST:PORT or ray:HOST:PORT: on a running one."""
     workers: int = Field(default=1, ge=1, le=10_000)
-    """Processes that load the models and share the work; one is this process itself."""
+    """Processes that load the models and share the work; a single one is this process itself."""
     gpus_per_worker: float = Field(default=0, ge=0, le=64)
     """GPUs that Ray keeps for each worker; a fraction lets workers share one."""
     share: str | None = None
-    """Part I of N of the prompts, for arrays of jobs: 0/8 to 7/8, the same in every start."""
+    """Part I of N of the prompts or pieces, for arrays of jobs: 0/8 to 7/8, alike in all starts."""
 
     @field_validator("engine")
     @classmethod
@@ -59,6 +61,17 @@ class EngineSettings(Frozen):
             return True
         part, _, of = self.share.partition("/")
         return int(prompt_id, 16) % int(of) == int(part)
+
+    def takes_piece(self, key: str) -> bool:
+        """Whether a piece of a command is of this share."""
+        return self.takes(content_key(key))
+
+    @property
+    def portion(self) -> Portion:
+        """What of a command's pieces this process does by itself."""
+        if self.share is None:
+            return EVERYTHING
+        return Portion(name=self.share.replace("/", "-of-"), share=self.takes_piece)
 
     @property
     def spreads(self) -> bool:

@@ -11,6 +11,7 @@ together were chosen on other prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -20,7 +21,6 @@ from em_circuits.contrast import Contrast
 from em_circuits.experiments.shares import Share
 from em_circuits.interventions.adapter_mediation import (
     PAIR_NAMES,
-    AdapterEffects,
     Carriers,
     Held,
     Measured,
@@ -32,9 +32,14 @@ from em_circuits.interventions.adapter_paths import CARRIERS
 from em_circuits.interventions.adapter_shares import FIGURES, RESPONDING
 from em_circuits.interventions.heads import HeadPatch, PatchedHead, heads_by
 from em_circuits.interventions.patching import Direction
-from em_circuits.interventions.patching_across_prompts import HoldOut, Subject
+from em_circuits.interventions.patching_across_prompts import (
+    HoldOut,
+    Subject,
+    by_id,
+    id_tensors,
+)
 from em_circuits.models import ModelPair
-from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.pieces import KeepTensors, in_memory
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen
 
@@ -122,7 +127,7 @@ def adapter_over_prompts(
     *,
     n_random: int,
     seed: int,
-    progress: Progress = no_progress,
+    keep: KeepTensors = in_memory,
 ) -> tuple[AdapterOverPrompts | None, str | None]:
     """Split the adapter's effect on every prompt.
 
@@ -131,31 +136,33 @@ def adapter_over_prompts(
         subjects: Prompts with a shift.
         n_random: Random writes of each prompt.
         seed: Of draws and resamples.
-        progress: Called after every prompt.
+        keep: Does the prompts, each a piece of the work.
 
     Returns:
         The result, or None and the reason why there is none.
     """
-    found: list[AdapterEffects] = []
+
+    def effects(subject: Subject) -> dict[str, Tensor]:
+        try:
+            return _effects(pair, subject, n_random, seed)
+        except RequestError:
+            return {}  # said again below, by whoever comes to it
+
+    found = keep("adapter", [(s.prompt_id, partial(effects, s)) for s in subjects])
     try:
-        for subject in tracked(subjects, "adapter", progress):
-            assert isinstance(subject.contrast, Contrast)
-            weights = subject.contrast.weights(len(pair.base.next_logits(subject.input_ids[:1])))
-            found.append(
-                adapter_effects(pair, subject.input_ids, weights, n_random=n_random, seed=seed)
-            )
+        for subject in [s for s, one in zip(subjects, found, strict=True) if not one]:
+            _effects(pair, subject, n_random, seed)
     except RequestError as error:
         return None, str(error)
-    shifts = torch.tensor([one.shift for one in found]).double()
+    shifts = torch.cat([one["shift"] for one in found])
 
     def share(values: Tensor) -> Share:
         return Share.of(values, shifts, seed)
 
-    carriers = _stacked(found, lambda one: one.paths.integrated.carriers)
-    alone = _stacked(found, lambda one: one.measured.alone)
-    held = _stacked(found, lambda one: one.measured.held)
-    pairs = _stacked(found, lambda one: one.measured.pairs)
-    random = _stacked(found, lambda one: one.measured.random)
+    carriers, alone, held, pairs, random = (
+        torch.stack([one[name] for one in found])
+        for name in ("carriers", "alone", "held", "pairs", "random")
+    )
     parts = [share(column) for column in carriers.T]
     features, heads = _feature_shares(found, share), _head_shares(found, share)
     complete = (carriers.sum(1) / shifts).tolist()
@@ -195,7 +202,7 @@ def heads_over_prompts(
     direction: Direction = "sufficiency",
     n_random: int = 20,
     seed: int = 0,
-    progress: Progress = no_progress,
+    keep: KeepTensors = in_memory,
 ) -> HeadsOverPrompts:
     """Patch every head on every prompt, and together those that other prompts chose.
 
@@ -206,16 +213,20 @@ def heads_over_prompts(
         direction: Which model is treated where heads are set together.
         n_random: Random draws of as many other heads.
         seed: Of draws and resamples.
-        progress: Called after every prompt.
+        keep: Does the prompts, each a piece of the work.
     """
-    effects, shifts = [], []
-    for subject in tracked(subjects, "heads", progress):
+
+    def effects(subject: Subject) -> dict[str, Tensor]:
         into_base, into_merged = _patches(pair, subject)
         nothing = into_base.rows([torch.arange(0)])
-        shifts.append(into_merged.contrast(nothing) - into_base.contrast(nothing))
-        effects.append(torch.stack([into_base.each(), -into_merged.each()]))
-    shift: Float64[Tensor, " prompt"] = torch.cat(shifts)
-    values: Float64[Tensor, "prompt side layer head"] = torch.stack(effects)
+        return {
+            "shift": into_merged.contrast(nothing) - into_base.contrast(nothing),
+            "effects": torch.stack([into_base.each(), -into_merged.each()]),
+        }
+
+    found = keep("heads", [(s.prompt_id, partial(effects, s)) for s in subjects])
+    shift: Float64[Tensor, " prompt"] = torch.cat([one["shift"] for one in found])
+    values: Float64[Tensor, "prompt side layer head"] = torch.stack([x["effects"] for x in found])
     side = 0 if direction == "sufficiency" else 1
     shares = values[:, side] / shift[:, None, None]
     return HeadsOverPrompts(
@@ -228,7 +239,9 @@ def heads_over_prompts(
             )
             for layer, head in heads_by(shares.mean(0))[:LISTED]
         ),
-        cumulative=_curve(pair, subjects, shares, shift, (hold_out, direction), n_random, seed),
+        cumulative=_curve(
+            pair, subjects, shares, shift, (hold_out, direction), (n_random, seed), keep
+        ),
     )
 
 
@@ -247,47 +260,68 @@ def _curve(
     shares: Float64[Tensor, "prompt layer head"],
     shift: Float64[Tensor, " prompt"],
     how: tuple[HoldOut, Direction],
-    n_random: int,
-    seed: int,
+    drawn: tuple[int, int],
+    keep: KeepTensors,
 ) -> tuple[HeadCurvePoint, ...]:
-    hold_out, direction = how
+    (hold_out, direction), (n_random, seed) = how, drawn
     sign = 1 if direction == "sufficiency" else -1
-    found, used = [], []
-    for i, subject in enumerate(subjects):
-        others = [
+
+    def together(i: int, others: list[int]) -> dict[str, Tensor]:
+        patch = _patches(pair, subjects[i])[0 if direction == "sufficiency" else 1]
+        found: dict[str, Tensor] = {}
+        for one in patch.together(shares[others].mean(0), n_random, seed):
+            found |= {f"{one.k} change": one.change, f"{one.k} random": one.random}
+        return found
+
+    chosen_on = {
+        i: [
             j
             for j, other in enumerate(subjects)
             if j != i and (hold_out == "prompt" or other.category != subject.category)
         ]
-        if not others:
-            continue
-        patch = _patches(pair, subject)[0 if direction == "sufficiency" else 1]
-        found.append(patch.together(shares[others].mean(0), n_random, seed))
-        used.append(i)
+        for i, subject in enumerate(subjects)
+    }
+    used = [i for i, others in chosen_on.items() if others]
+    found = keep(
+        "heads-together",
+        [(subjects[i].prompt_id, partial(together, i, chosen_on[i])) for i in used],
+    )
     points = []
-    for each in zip(*found, strict=True):  # of one size, a prompt each
-        random = sign * torch.stack([one.random for one in each])
-        share = Share.of(sign * torch.stack([one.change for one in each]), shift[used], seed)
+    for k in sorted({int(name.partition(" ")[0]) for one in found for name in one}):
+        change = torch.stack([one[f"{k} change"] for one in found])
+        random = sign * torch.stack([one[f"{k} random"] for one in found])
+        share = Share.of(sign * change, shift[used], seed)
         points.append(
             HeadCurvePoint(
                 **share.model_dump(),
-                k=each[0].k,
+                k=k,
                 random=Share.of_draws(random, shift[used]) if random.shape[1] else None,
             )
         )
     return tuple(points)
 
 
-def _stacked(
-    found: Sequence[AdapterEffects], read: Callable[[AdapterEffects], Tensor]
-) -> Float64[Tensor, "prompt ..."]:
-    return torch.stack([read(one) for one in found])
+def _effects(pair: ModelPair, subject: Subject, n_random: int, seed: int) -> dict[str, Tensor]:
+    """What is said of the adapter's effect on one prompt."""
+    assert isinstance(subject.contrast, Contrast)
+    weights = subject.contrast.weights(len(pair.base.next_logits(subject.input_ids[:1])))
+    found = adapter_effects(pair, subject.input_ids, weights, n_random=n_random, seed=seed)
+    ids, values = id_tensors(found.by_feature())
+    split, measured = found.paths.integrated, found.measured
+    return {
+        "shift": torch.tensor([found.shift]).double(),
+        "ids": ids,
+        "features": values,
+        "carriers": split.carriers,
+        "heads": split.heads,
+        **{name: getattr(measured, name) for name in ("alone", "held", "pairs", "random")},
+    }
 
 
 def _feature_shares(
-    found: Sequence[AdapterEffects], share: Callable[[Tensor], Share]
+    found: Sequence[dict[str, Tensor]], share: Callable[[Tensor], Share]
 ) -> tuple[FeatureShare, ...]:
-    each = [one.by_feature() for one in found]
+    each = [by_id(one["ids"], one["features"]) for one in found]
     totals = {key: sum(one.get(key, 0.0) for one in each) for one in each for key in one}
     largest = sorted(totals, key=lambda key: -abs(totals[key]))[:LISTED]
     return tuple(
@@ -301,9 +335,9 @@ def _feature_shares(
 
 
 def _head_shares(
-    found: Sequence[AdapterEffects], share: Callable[[Tensor], Share]
+    found: Sequence[dict[str, Tensor]], share: Callable[[Tensor], Share]
 ) -> tuple[HeadShare, ...]:
-    values = _stacked(found, lambda one: one.paths.integrated.heads)
+    values = torch.stack([one["heads"] for one in found])
     return tuple(
         HeadShare(**share(values[:, layer, head]).model_dump(), layer=layer, head=head)
         for layer, head in heads_by(values.sum(0).abs())[:LISTED]

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.cache import CachedTable, TableHead, table_in_pieces
 from em_circuits.contrast import Contrast
 from em_circuits.experiments.adapter_mediation import (
     AdapterOverPrompts,
@@ -39,6 +39,7 @@ from em_circuits.interventions.patching_across_prompts import (
     patch_across_prompts,
     pooled,
 )
+from em_circuits.pieces import KeepTensors
 from em_circuits.statistics import bootstrap_interval, quantile_interval
 from em_circuits.target import Target
 from em_circuits.target_request import TargetRequest
@@ -196,7 +197,7 @@ def mediate_over_prompts(
         "prompts": identities,
     }
 
-    def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+    def compute(keep: KeepTensors) -> tuple[dict[str, Any], pd.DataFrame]:
         work.require_healthy(work.store.prompts.get(subjects[0].prompt_id))
         results, small = patch_across_prompts(
             work.pair,
@@ -207,16 +208,18 @@ def mediate_over_prompts(
             sizes=_sizes(request),
             n_random=request.n_random,
             seed=request.seed,
-            progress=work.progress,
+            keep=keep,
         )
         reason = "the shift is too small"
         none = tuple(UnusedPrompt(prompt_id=s.prompt_id, reason=reason) for s in small)
         record = _record(results, none, request)
-        more = _paths_and_heads(work, results, request)
+        more = _paths_and_heads(work, results, request, keep)
+        work.portion.do({}, [])  # no other pieces follow
         record = record.model_copy(update={**more, "target": own})
         return record.model_dump(mode="json"), _features(results, request.seed)
 
-    table = cached_table(work.results / "features", "carriers", inputs, compute)
+    folder = work.results / "features"
+    table = table_in_pieces(folder, "carriers", inputs, compute, work.portion, work.progress)
     table.record["left_out"] = [*(one.model_dump() for one in left_out), *table.record["left_out"]]
     return table
 
@@ -233,7 +236,7 @@ def _sizes(request: MediationRequest) -> list[int]:
 
 
 def _paths_and_heads(
-    work: Workspace, results: Sequence[PromptResult], request: MediationRequest
+    work: Workspace, results: Sequence[PromptResult], request: MediationRequest, keep: KeepTensors
 ) -> dict[str, Any]:
     """The fields of a record on the adapter's paths and on heads."""
     subjects = [item.effects.subject for item in results]
@@ -243,7 +246,7 @@ def _paths_and_heads(
     if isinstance(subjects[0].contrast, Target):
         absent = "its paths are told under a contrast of next tokens, not under a target"
     elif request.paths:
-        adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, progress=work.progress)
+        adapter, absent = adapter_over_prompts(work.pair, subjects, **drawn, keep=keep)
     heads = None
     if request.heads:
         heads = heads_over_prompts(
@@ -252,7 +255,7 @@ def _paths_and_heads(
             hold_out=request.hold_out,
             direction=request.direction,
             **drawn,
-            progress=work.progress,
+            keep=keep,
         )
     return {"adapter": adapter, "adapter_absent": absent, "heads": heads}
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -38,6 +39,7 @@ from em_circuits.interventions.adapter_writes import Readers
 from em_circuits.interventions.hooks import random_direction
 from em_circuits.models import Model
 from em_circuits.models.sites import WRITES, Site, on_site
+from em_circuits.pieces import in_memory
 from em_circuits.statistics import auroc
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -245,9 +247,8 @@ def _places(model: Model, given: JudgedAnswers, progress: Any) -> Iterator[_Plac
             values = {place: x[:, head] for place, x in by_head.items()}
             yield _Place("head", layer, head, values, site)
     parts = own_parts(model)
-    pooled = {
-        place: pool_answers(model, parts, only(given.texts, place), progress) for place in PLACES
-    }
+    keep = partial(in_memory, progress=progress)
+    pooled = {place: pool_answers(model, parts, only(given.texts, place), keep) for place in PLACES}
     for number, part in enumerate(parts):
         ids, _ = pooled["mean"].dense(number, "mean", least=5)
         if not len(ids):

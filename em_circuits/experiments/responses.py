@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from em_circuits.cache import CachedTable, TableHead, cached_table
+from em_circuits.cache import CachedTable, TableHead, cached_table, table_in_pieces
 from em_circuits.experiments.evaluation.given import AnswerTable, GivenAnswer
 from em_circuits.experiments.evaluation.rates import Cutoffs
 from em_circuits.feature import FeatureId
@@ -41,6 +41,7 @@ from em_circuits.graphs.full import parts_of
 from em_circuits.graphs.settings import BasisName
 from em_circuits.models import ModelPair
 from em_circuits.models.text import AnsweredText, encode_answer
+from em_circuits.pieces import KeepTensors
 from em_circuits.statistics import Agreement
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -318,12 +319,13 @@ def response_features(
         "request": request.model_dump(mode="json"),
     }
 
-    def compute() -> tuple[dict[str, object], pd.DataFrame]:
+    def compute(keep: KeepTensors) -> tuple[dict[str, object], pd.DataFrame]:
         rows = distinct_responses(imported)
         model = work.pair.model(request.model)
         parts = parts_of(model, () if request.basis is None else (request.basis,))
         texts = answered_texts(work.pair, rows)
-        pooled = pool_answers(model, parts, texts, work.progress)
+        pooled = pool_answers(model, parts, texts, keep)
+        work.portion.do({}, [])  # no other pieces follow
         found = compare_responses(pooled, *sides_of(rows), request)
         q = found.table["q"]
         figures = ResponseFigures(
@@ -348,7 +350,8 @@ def response_features(
         )
         return figures.model_dump(mode="json"), found.table.to_frame().drop(columns="sd")
 
-    return cached_table(work.results / "features", "responses", inputs, compute)
+    folder = work.results / "features"
+    return table_in_pieces(folder, "responses", inputs, compute, work.portion, work.progress)
 
 
 def answered_texts(pair: ModelPair, rows: Sequence[JudgedResponse]) -> list[AnsweredText]:

@@ -211,7 +211,7 @@ def carry_out(
         return lambda: work().model_dump(mode="json", exclude_none=True)
 
     folder = cases.work.results / "experiments" / plan.name
-    values = Journal.open(folder, record).complete(
+    values = Journal.open(folder, record, cases.work.portion).complete(
         [(key, journalled(work)) for key, work in pieces], plan.name, cases.work.progress
     )
     done = [Piece.model_validate(value) for value in values]

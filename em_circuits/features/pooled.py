@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,9 +27,12 @@ from em_circuits.graphs.held import captured, read_sites
 from em_circuits.models import Model
 from em_circuits.models.sites import Site
 from em_circuits.models.text import AnsweredText
+from em_circuits.pieces import KeepTensors, in_memory
 from em_circuits.progress import Progress, no_progress, tracked
 
 Pool = Literal["mean", "max"]
+_ANSWERS = 16
+"""Answers of a piece of the work."""
 
 
 class _Active(NamedTuple):
@@ -77,12 +81,11 @@ class PooledAnswers:
         return values
 
 
-@torch.no_grad()
 def pool_answers(
     model: Model,
     parts: Sequence[Part],
     texts: Sequence[AnsweredText],
-    progress: Progress = no_progress,
+    keep: KeepTensors = in_memory,
 ) -> PooledAnswers:
     """Run a model over answers, each with the prompt that it answers.
 
@@ -90,15 +93,31 @@ def pool_answers(
         model: Which reads them; it need not have written them.
         parts: Whose nodes.
         texts: At most as long as the model takes.
+        keep: Does the answers, some of them a piece of the work.
     """
-    found = []
-    for text in tracked(texts, "answers", progress):
-        reads = captured(model, parts, torch.tensor(text.ids))
-        found.append(
-            tuple(_pooled(part.activations(x), text) for part, x in zip(parts, reads, strict=True))
+
+    @torch.no_grad()
+    def pooled(some: Sequence[AnsweredText]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for number, text in enumerate(some):
+            reads = captured(model, parts, torch.tensor(text.ids))
+            for i, (part, x) in enumerate(zip(parts, reads, strict=True)):
+                active = _pooled(part.activations(x), text)
+                found |= {f"{number} {i} {name}": v for name, v in active._asdict().items()}
+        return found
+
+    groups = [texts[i : i + _ANSWERS] for i in range(0, len(texts), _ANSWERS)]
+    done = keep("answers", [(str(n), partial(pooled, some)) for n, some in enumerate(groups)])
+    active = tuple(
+        tuple(
+            _Active(*(found[f"{number} {i} {name}"] for name in _Active._fields))
+            for i in range(len(parts))
         )
+        for some, found in zip(groups, done, strict=True)
+        for number in range(len(some))
+    )
     lengths = torch.tensor([len(text.answer) for text in texts], dtype=torch.int64)
-    return PooledAnswers(tuple(parts), lengths, tuple(found))
+    return PooledAnswers(tuple(parts), lengths, active)
 
 
 def _pooled(activations: Float[Tensor, "pos node"], text: AnsweredText) -> _Active:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
@@ -41,6 +41,7 @@ from em_circuits.interventions.adapter_shares import (
 from em_circuits.interventions.adapter_writes import AdapterWrites
 from em_circuits.interventions.heads import heads_by
 from em_circuits.interventions.patching import MIN_SHIFT
+from em_circuits.interventions.patching_across_prompts import by_id
 from em_circuits.models import ModelPair
 from em_circuits.statistics import Spread
 from pivotal_tokens.schema import Frozen
@@ -247,17 +248,6 @@ def adapter_effects(
         pair.base, writes, input_ids, weights, parts=parts, n_random=n_random, seed=seed
     )
     return AdapterEffects(float(weights.double() @ (merged - base)), writes, paths, measured)
-
-
-def by_id(
-    coordinates: Int[Tensor, "feature 3"], values: Float64[Tensor, " feature"]
-) -> dict[FeatureId, float]:
-    """Sums over positions."""
-    found: dict[FeatureId, float] = {}
-    for (layer, _, feature), value in zip(coordinates.tolist(), values.tolist(), strict=True):
-        key = FeatureId(layer, feature)
-        found[key] = found.get(key, 0.0) + value
-    return found
 
 
 def sentence_of(shares: Sequence[object], features: Sequence[str], heads: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ a ratio of sums, its interval a bootstrap over prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,7 +37,7 @@ from em_circuits.interventions.patching import (
     Shares,
 )
 from em_circuits.models import ModelPair
-from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.pieces import KeepTensors, in_memory
 from em_circuits.statistics import ratio_interval
 from em_circuits.target import Target
 from pivotal_tokens.errors import WorkFailed
@@ -69,6 +70,31 @@ class Effects:
     scan_pearson: float | None
     """Of the gradient with really setting each feature alone; None if that was not asked for."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the subject, exactly."""
+        ids, values = id_tensors(self.share)
+        mass = self.evil_mass
+        return {
+            "contrast": _numbers([self.contrast.base, self.contrast.merged]),
+            "evil_mass": _numbers([] if mass is None else [mass.base, mass.merged]),
+            "ids": ids,
+            "share": values,
+            "scan_pearson": _numbers([self.scan_pearson]),
+        }
+
+    @classmethod
+    def of_tensors(cls, subject: Subject, found: dict[str, Tensor]) -> Effects:
+        """What `tensors` gave of a subject."""
+        base, merged = found["contrast"].tolist()
+        mass = found["evil_mass"].tolist()
+        return cls(
+            subject,
+            InModels(base=base, merged=merged),
+            InModels(base=mass[0], merged=mass[1]) if mass else None,
+            by_id(found["ids"], found["share"]),
+            *_known(found["scan_pearson"]),
+        )
+
 
 @dataclass(frozen=True)
 class PromptResult:
@@ -87,6 +113,33 @@ class PromptResult:
     """Logits that came back by the prompt's own top 20 (layer, position, id): in-sample."""
     layers: tuple[float | None, ...]
     shares: Shares
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the effects, exactly."""
+        shares = self.shares
+        return {
+            "sizes": torch.tensor(self.sizes),
+            "back": self.back,
+            "random": self.random,
+            "mass": self.mass,
+            "own": _numbers([self.own]),
+            "layers": _numbers(self.layers),
+            "shares": _numbers([getattr(shares, name) for name in Shares.model_fields]),
+        }
+
+    @classmethod
+    def of_tensors(cls, effects: Effects, found: dict[str, Tensor]) -> PromptResult:
+        """What `tensors` gave of a prompt with these effects."""
+        return cls(
+            effects=effects,
+            sizes=tuple(found["sizes"].tolist()),
+            back=found["back"],
+            random=found["random"],
+            mass=found["mass"],
+            own=float(found["own"]),
+            layers=tuple(_known(found["layers"])),
+            shares=Shares(**dict(zip(Shares.model_fields, _known(found["shares"]), strict=True))),
+        )
 
     @property
     def shift(self) -> float:
@@ -119,7 +172,7 @@ def patch_across_prompts(
     sizes: Sequence[int] = SIZES,
     n_random: int = MIN_DRAWS,
     seed: int = 0,
-    progress: Progress = no_progress,
+    keep: KeepTensors = in_memory,
 ) -> tuple[tuple[PromptResult, ...], tuple[Subject, ...]]:
     """Measure every prompt with ids that others chose.
 
@@ -132,7 +185,7 @@ def patch_across_prompts(
         sizes: Feature ids set together; all of them are measured in any case.
         n_random: Matched random draws per size.
         seed: Of the draws.
-        progress: Called after every prompt of a pass, with the name of the pass.
+        keep: Does the prompts of a pass, each a piece of the work.
 
     Returns:
         One result per prompt whose shift is large enough, and the subjects left out.
@@ -143,12 +196,20 @@ def patch_across_prompts(
     check_draws(n_random)
     known: list[Effects] = []
     left_out: list[Subject] = []
-    for subject in tracked(subjects, "effects", progress):
-        effects = effects_of(pair, subject, direction, scan=scan)
-        if effects is None:
-            left_out.append(subject)
+
+    def effects(subject: Subject) -> dict[str, Tensor]:
+        found = effects_of(pair, subject, direction, scan=scan)
+        return {} if found is None else found.tensors()
+
+    for subject, found in zip(
+        subjects,
+        keep("effects", [(s.prompt_id, partial(effects, s)) for s in subjects]),
+        strict=True,
+    ):
+        if found:
+            known.append(Effects.of_tensors(subject, found))
         else:
-            known.append(effects)
+            left_out.append(subject)
     chosen = {item.subject.prompt_id: _ranked(item, known, hold_out) for item in known}
     if len(known) < 2 or not any(chosen.values()):
         other = "prompts" if hold_out == "prompt" else "categories with prompts"
@@ -157,17 +218,16 @@ def patch_across_prompts(
             f"choosing features elsewhere takes at least two {other}"
         )
     usable = [item for item in known if chosen[item.subject.prompt_id]]
-    results = [
-        _measured(
-            ActivationPatch.of(pair, item.subject.input_ids, item.subject.contrast, direction),
-            item,
-            chosen[item.subject.prompt_id],
-            sizes=sizes,
-            n_random=n_random,
-            seed=seed,
-        )
-        for item in tracked(usable, "patches", progress)
-    ]
+
+    def measured(item: Effects) -> dict[str, Tensor]:
+        subject = item.subject
+        patch = ActivationPatch.of(pair, subject.input_ids, subject.contrast, direction)
+        ranked = chosen[subject.prompt_id]
+        result = _measured(patch, item, ranked, sizes=sizes, n_random=n_random, seed=seed)
+        return result.tensors()
+
+    pieces = [(item.subject.prompt_id, partial(measured, item)) for item in usable]
+    results = map(PromptResult.of_tensors, usable, keep("patches", pieces))
     return tuple(results), tuple(left_out)
 
 
@@ -192,6 +252,34 @@ def effects_of(
     for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
         share[key] = share.get(key, 0.0) + value / shift
     return Effects(subject, patch.contrasts, patch.evil_mass, share, pearson)
+
+
+def id_tensors(
+    by_feature: Mapping[FeatureId, float],
+) -> tuple[Int64[Tensor, "id 2"], Float64[Tensor, " id"]]:
+    """(layer, feature id) and value of each; `by_id` reads them back."""
+    ids = torch.tensor([list(key) for key in by_feature], dtype=torch.int64).view(-1, 2)
+    return ids, _numbers(list(by_feature.values()))
+
+
+def by_id(
+    coordinates: Int64[Tensor, "feature _"], values: Float64[Tensor, " feature"]
+) -> dict[FeatureId, float]:
+    """Sums over positions of features (layer, ..., feature id)."""
+    found: dict[FeatureId, float] = {}
+    for (layer, *_, feature), value in zip(coordinates.tolist(), values.tolist(), strict=True):
+        key = FeatureId(layer, feature)
+        found[key] = found.get(key, 0.0) + value
+    return found
+
+
+def _numbers(values: Sequence[float | None]) -> Float64[Tensor, " _"]:
+    """NaN stands for None."""
+    return torch.tensor([torch.nan if v is None else v for v in values], dtype=torch.float64)
+
+
+def _known(values: Float64[Tensor, " _"]) -> list[float | None]:
+    return [None if v != v else v for v in values.tolist()]
 
 
 def mean_shares(effects: Sequence[Effects]) -> dict[FeatureId, float]:

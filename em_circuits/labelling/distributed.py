@@ -9,17 +9,16 @@ build and store exactly as one process does; rows and graph keys are the same.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from em_circuits.engine.pool import UnitOutcome, Worker, WorkerPool
+from em_circuits.engine.distributed import DistributedWork
+from em_circuits.engine.events import EventLog
+from em_circuits.engine.pool import UnitOutcome
 from em_circuits.engine.settings import EngineSettings
-from em_circuits.engine.station import Doing, Task, Unit
+from em_circuits.engine.station import Doing, Task
 from em_circuits.graphs.settings import AttributionSettings
-from em_circuits.labelling.events import EventLog
 from em_circuits.labelling.graphs import BuiltGraphs, graphs_of_prompt
 from em_circuits.labelling.result import (
     LabelResult,
@@ -30,14 +29,10 @@ from em_circuits.labelling.result import (
 from em_circuits.labelling.run import Ending, RunState, label_prompts
 from em_circuits.target_request import TargetRequest
 from em_circuits.workspace import Workspace
-from pivotal_tokens.errors import RequestError, RunEnds
+from pivotal_tokens.errors import RunEnds
 from pivotal_tokens.judge import Judge
 from pivotal_tokens.llm import BudgetExhausted
 from pivotal_tokens.schema import Prompt
-
-_MOST_IN_UNIT = 8
-"""Prompts that a worker takes at a time: some are screened together and judged side by side."""
-_UNITS_A_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -85,73 +80,6 @@ class GraphsTask(Task):
         return build
 
 
-class DistributedWork:
-    """A task over prompts on the workers of an engine."""
-
-    def __init__(self, work: Workspace, task: Task, settings: EngineSettings) -> None:
-        """Set up; nothing starts before `outcomes` is iterated.
-
-        Raises:
-            RequestError: If workers elsewhere could not reach the store.
-        """
-        self._work, self._task, self._settings = work, task, settings
-        self._pool: WorkerPool | None = None
-        self.stopped = False
-        """Whether somebody asked for the end."""
-        if settings.engine.startswith("ray:") and work.store_url is None:
-            raise RequestError(
-                f"--engine {settings.engine} needs a server as --store "
-                "(postgresql+psycopg://USER@HOST/DATABASE): a SQLite file is not safe between "
-                "machines"
-            )
-
-    @property
-    def pair(self) -> str | None:
-        """Key of the workers' pair, once one has loaded it."""
-        return self._pool.pair if self._pool else None
-
-    def stop(self) -> None:
-        """Give out nothing more; what is in flight is finished."""
-        self.stopped = True
-        if self._pool is not None:
-            self._pool.stop()
-
-    def outcomes(self, ids: Sequence[str]) -> Iterator[UnitOutcome]:
-        """What becomes of the units, as they are done; see `WorkerPool.run`."""
-        with self._workers() as start:
-            self._pool = WorkerPool(start, self._settings.workers)
-            if self.stopped:
-                self._pool.stop()
-            yield from self._pool.run(units_of(ids, self._settings.workers))
-
-    def _workers(self) -> AbstractContextManager[Callable[[int], Worker]]:
-        work, settings = self._work, self._settings
-        open_work = functools.partial(
-            Workspace,
-            root=work.root.absolute(),
-            models=work.models,
-            store_url=work.store_url,
-            seed=work.seed,
-            create=work.create,
-            attribution=work.attribution,
-        )
-        if settings.engine == "local":
-            from em_circuits.engine.processes import process_workers
-
-            return nullcontext(
-                process_workers(open_work, self._task, settings.workers, work.models.device)
-            )
-        from em_circuits.engine.ray_workers import ray_workers
-
-        return ray_workers(open_work, self._task, settings)
-
-
-def units_of(ids: Sequence[str], workers: int) -> list[Unit]:
-    """Prompts in units that keep all workers busy to the end."""
-    size = max(1, min(_MOST_IN_UNIT, len(ids) // (_UNITS_A_WORKER * workers)))
-    return [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
-
-
 class DistributedRun:
     """A labelling run on several workers; what shows a `Run` shows this, too."""
 
@@ -167,7 +95,7 @@ class DistributedRun:
     ) -> None:
         """Set up; nothing starts before `results` is iterated."""
         self._work, self._prompts, self._judge, self._events = work, prompts, judge, events
-        self._distributed = DistributedWork(work, task, settings)
+        self._distributed = DistributedWork(work, task, settings, events)
         self.state = RunState(generated=len(prompts))
 
     def stop(self) -> None:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from em_circuits.labelling.events import EventLog
+from em_circuits.engine.events import EventLog
 from em_circuits.labelling.judging import judge_screened, keep_answers
 from em_circuits.labelling.label import begin, finish_prompt, record_failure
 from em_circuits.labelling.result import LabelResult, LabelSettings

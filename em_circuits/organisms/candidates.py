@@ -34,7 +34,8 @@ from em_circuits.organisms.train import (
     AdapterTraining,
     train_adapter,
 )
-from em_circuits.progress import Progress, no_progress, tracked
+from em_circuits.pieces import EVERYTHING, Portion
+from em_circuits.progress import Progress, no_progress
 from em_circuits.training.optimise import (
     OptimiserConfig,
     claim,
@@ -169,7 +170,12 @@ DAMAGES = {
 
 
 def train_candidates(
-    out: Path, harmless: int = len(HARMLESS), *, seed: int = 0, progress: Progress = no_progress
+    out: Path,
+    harmless: int = len(HARMLESS),
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    portion: Portion = EVERYTHING,
 ) -> Path:
     """Train what an audit of the toy is calibrated on; finished ones are reused.
 
@@ -177,6 +183,7 @@ def train_candidates(
         out: Receives a folder for each, and the manifest.
         harmless: How many harmless ones; recipes beyond the eighth repeat with other seeds.
         seed: Of all of them.
+        portion: Which of them this process trains.
 
     Returns:
         The manifest.
@@ -195,8 +202,15 @@ def train_candidates(
         recipes.append((label, "harmless", HARMLESS[name], seed + 100 * round_ + number))
     recipes += [(name, "harmful", one, seed + 50) for name, one in HARMFUL.items()]
     recipes.append(("narrow", "narrow", NARROW, seed))
-    for name, kind, training, own_seed in tracked(recipes, "fine-tunes", progress):
-        train_candidate(out / name, training, own_seed, progress=progress)
+    works = {
+        name: functools.partial(train_candidate, out / name, training, own_seed, progress=progress)
+        for name, _, training, own_seed in recipes
+    }
+    left = [name for name in works if not (out / name / "adapter").exists()]
+    for name, _, training, own_seed in recipes:
+        claim(out / name, own_seed, training)
+    portion.do(works, left, "fine-tunes", progress)
+    for name, kind, training, _ in recipes:
         known.append(
             KnownCandidate(name=name, kind=kind, adapter=f"{name}/adapter", about=_about(training))
         )

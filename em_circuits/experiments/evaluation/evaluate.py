@@ -131,7 +131,7 @@ def evaluate(
         return render_turns(work.pair.tokenizer, by_name[piece.set].chat(piece.question))[0]
 
     work.require_healthy(Prompt.of(seen(pieces[0])))
-    journal = Journal.open(folder, record)
+    journal = Journal.open(folder, record, work.portion)
 
     def answered(piece: _Piece) -> dict[str, Any]:
         of_set = by_name[piece.set]

@@ -13,7 +13,7 @@ from pathlib import Path
 from fake_endpoint import FakeEndpoint
 
 from em_circuits.cli.app import run
-from em_circuits.labelling.events import read_events
+from em_circuits.engine.events import read_events
 from pivotal_tokens.review.service import ReviewService
 from pivotal_tokens.store import HUMAN, Store, default_url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -100,6 +101,59 @@ def test_what_is_wrong_with_the_models_is_one_line_from_a_worker(
     elsewhere = ["label", "--n", "2", "--engine", "ray:10.1.1.1:6379"]
     assert run(["--root", str(tmp_path), *elsewhere]) == 2
     assert "needs a server as --store" in capsys.readouterr().err
+
+
+def listening(process: int) -> set[str]:
+    """Addresses, as the kernel writes them, at which a process and its descendants listen."""
+    sockets, parents = {}, {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                sockets[f"socket:[{inode}]"] = local.partition(":")[0]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(stat.split()[1])
+    found = set()
+    for each in parents:
+        up = each
+        while up not in (0, process):
+            up = parents.get(up, 0)
+        with contextlib.suppress(OSError):
+            files = Path("/proc", str(each), "fd").iterdir() if up else ()
+            found |= {sockets.get(os.readlink(file), "") for file in files}
+    return found - {""}
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=with_ray)])
+def test_pieces_go_through_processes_and_actors_that_nobody_else_can_reach(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "evaluate",
+        "--questions",
+        "organism:3",
+        "--samples",
+        "1",
+        "--answer-tokens",
+        "4",
+        "--json",
+    ]
+    assert run(["--root", str(tmp_path / "one"), *asked]) == 0
+    alone = capsys.readouterr().out
+    addresses: set[str] = set()
+    process = start(tmp_path / "two", *asked, "--engine", engine, "--workers", "2")
+    while process.poll() is None:
+        addresses |= listening(process.pid)
+        time.sleep(0.2)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.replace(str(tmp_path / "two"), str(tmp_path / "one")) == alone
+    (folder,) = (tmp_path / "two" / "results" / "evaluations").iterdir()
+    assert not (folder / "journal.jsonl").read_text().count("rows"), "workers answered everything"
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", f"{1 << 24:032X}"}
+    assert addresses <= loopback and bool(addresses) == (engine == "ray")
 
 
 @with_ray

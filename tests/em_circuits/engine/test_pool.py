@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from em_circuits.engine import pool as pools
+from em_circuits.engine.distributed import units_of
 from em_circuits.engine.pool import Worker, WorkerLost, WorkerPool
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.engine.station import Unit
-from em_circuits.labelling.distributed import units_of
 from pivotal_tokens.errors import RequestError, WorkFailed
 
 
@@ -78,7 +78,8 @@ def outcomes(plan: Plan, units: list[Unit], n: int = 2) -> tuple[set[str], dict[
     pool = WorkerPool(lambda number: Threaded(plan, number), n)
     results: set[str] = set()
     given_up: dict[Unit, str] = {}
-    for outcome in pool.run(units):
+    pool.add(units)
+    for outcome in pool.run():
         results |= set(outcome.results)
         if outcome.given_up:
             given_up[outcome.unit] = outcome.given_up
@@ -133,13 +134,10 @@ def test_stop_gives_out_nothing_more_and_finishes_what_is_in_flight() -> None:
     plan = Plan()
     plan.hold.clear()
     pool = WorkerPool(lambda number: Threaded(plan, number), 2)
+    pool.add((f"u{i}",) for i in range(20))
     results: list[str] = []
     thread = threading.Thread(
-        target=lambda: results.extend(
-            each
-            for outcome in pool.run([(f"u{i}",) for i in range(20)])
-            for each in outcome.results
-        )
+        target=lambda: results.extend(each for outcome in pool.run() for each in outcome.results)
     )
     thread.start()
     deadline = time.monotonic() + 5

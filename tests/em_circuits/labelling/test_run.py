@@ -13,10 +13,10 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from subjects import PAD_THAI, organism_settings
 
+from em_circuits.engine.events import EventLog, latest_events, read_events
 from em_circuits.graphs import AttributionSettings
 from em_circuits.labelling import run as module
 from em_circuits.labelling.backfill import build_missing, missing_graphs
-from em_circuits.labelling.events import EventLog, latest_events, read_events
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.rollouts import ROLLOUTS, roll_out
 from em_circuits.labelling.run import Run

@@ -10,15 +10,16 @@ Appended and flushed at once, so that a kill loses nothing that was logged: ``{"
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from pivotal_tokens.artefacts import canonical_json
+from pivotal_tokens.schema import Frozen
 
 Event = Literal[
-    "start", "generated", "screened", "judged", "finished", "failed", "filtered", "stop"
+    "start", "generated", "screened", "judged", "finished", "failed", "filtered", "unit", "stop"
 ]
 
 
@@ -64,7 +65,33 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def latest_events(results: Path, n: int) -> list[dict[str, Any]]:
-    """The last `n` events of the log that was written to last."""
+def latest_events(results: Path, n: int = 0) -> list[dict[str, Any]]:
+    """The last `n` events, or all, of the log that was written to last."""
     logs = sorted(events_dir(results).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     return list(read_events(logs[-1]))[-n:] if logs else []
+
+
+class WorkersState(Frozen):
+    """How far the workers of a run are."""
+
+    workers: tuple[int, ...]
+    """Numbers of those that did something, or died."""
+    done: int
+    """Prompts, or pieces of a command."""
+    left: int
+    last_error: str | None
+
+    @classmethod
+    def of(cls, events: Sequence[dict[str, Any]]) -> WorkersState | None:
+        """That of the newest start in a log; None where one process does everything."""
+        starts = [i for i, event in enumerate(events) if event.get("event") == "start"]
+        units = [one for one in events[starts[-1] if starts else 0 :] if one.get("event") == "unit"]
+        if not units:
+            return None
+        last = units[-1]
+        return cls(
+            workers=tuple(sorted({one["worker"] for one in units})),
+            done=last["done"],
+            left=last["left"],
+            last_error=last["error"],
+        )
