@@ -59,7 +59,7 @@ check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (w
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-families: $(STAMP) ## every family of models through every figure and command; docs/models.md (half an hour)
+families: $(STAMP) ## every family of models through every figure and command; docs/models.md (half an hour of CPU)
 	OMP_NUM_THREADS=1 PYTHONPATH=scripts $(BIN)/python scripts/family_matrix.py
 	FAMILY_EXAMPLES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	  tests/em_circuits/models/test_random_configurations.py

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -129,6 +129,10 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+Write = tuple[int, int, Tensor]
+"""Layer, position, and the vector that is added to what the layer writes there."""
+
+
 @dataclass
 class Seen:
     """What one pass showed."""
@@ -155,8 +159,8 @@ class Plain:
         self.n_layers = made.recipe.n_layers
         self.kind, self.hook = kind, made.recipe.hooks
         if kind == "plt":
-            files = [made.transcoders / f"layer_{i}.safetensors" for i in range(self.n_layers)]
-            self.dictionaries = [plain_tensors(file) for file in files]
+            layers = range(self.n_layers)
+            self.dictionaries = [plain_tensors(made.transcoders, layer) for layer in layers]
 
     def at(self, layer: int, name: str) -> Any:
         return self.hf.get_submodule(f"{self.paths.layers}.{layer}.{name}")
@@ -169,19 +173,32 @@ class Plain:
         return self.at(layer, name)
 
     def written(self, layer: int, node: int) -> Tensor:
-        """What a node writes per unit of activation."""
+        """What a node writes per unit of activation, into its layer and those behind it."""
         if self.kind == "plt":
-            return self.dictionaries[layer]["W_dec"][node]
+            rows = self.dictionaries[layer]["W_dec"][node]
+            return rows if rows.ndim == 2 else rows[None]
         down = self.at(layer, self.paths.down)
         conv = type(down).__name__ == "Conv1D"
-        return down.weight[node] if conv else down.weight[:, node]
+        return (down.weight[node] if conv else down.weight[:, node])[None]
 
-    def reconstructed(self, layer: int, x: Tensor) -> Tensor:
-        """What a layer's transcoder makes of an input."""
-        one = self.dictionaries[layer]
-        pre = one["W_enc"] @ x + one["b_enc"]
-        made = (pre * (pre > one.get("activation_function.threshold", 0))) @ one["W_dec"]
-        return made + one["b_dec"] + self.skipped(layer, x)
+    def change(self, place: tuple[int, int, int], amount: float | Tensor) -> list[Write]:
+        """What changes with a node's activation, wherever it writes."""
+        layer, position, node = place
+        rows = self.written(layer, node)
+        return [(layer + k, position, amount * row) for k, row in enumerate(rows)]
+
+    def reconstructed(self, layer: int, position: int, reads: dict[int, Tensor]) -> Tensor:
+        """What transcoders make of an MLP's output."""
+        made = self.dictionaries[layer]["b_dec"] + self.skipped(layer, reads[layer][position])
+        for source in range(layer + 1):
+            one = self.dictionaries[source]
+            pre = one["W_enc"] @ reads[source][position] + one["b_enc"]
+            active = pre * (pre > one.get("activation_function.threshold", 0))
+            if one["W_dec"].ndim == 3:
+                made = made + active @ one["W_dec"][:, layer - source]
+            elif source == layer:
+                made = made + active @ one["W_dec"]
+        return made
 
     def skipped(self, layer: int, x: Tensor) -> Tensor:
         """What passes through its skip connection."""
@@ -213,7 +230,7 @@ class Plain:
         *,
         nodes: list[tuple[int, int, int]] = (),  # type: ignore[assignment]
         held: list[float] | None = None,
-        add: tuple[int, int, Tensor] | None = None,
+        add: Sequence[Write] = (),
         token: tuple[int, float] | None = None,
         frozen: Frozen | None = None,
         gates: bool = False,
@@ -224,7 +241,7 @@ class Plain:
             ids: The prompt.
             nodes: (layer, position, id); their live values are read.
             held: The values they are held at; None lets them run free.
-            add: (layer, position, vector) added to what a layer writes.
+            add: Vectors that are added to what layers write.
             token: (position, step): its embedding times 1 + step.
             frozen: Norms, patterns and MLP outputs that are held.
             gates: Nodes' gates close as they really do, instead of being held open.
@@ -299,11 +316,12 @@ class Plain:
             if node_layer == layer:
                 live = self.live(layer, x[position], node)
                 seen.live[i] = self.gated(layer, live) if gates else live
-                if held is not None:
-                    change = held[i] - seen.live[i]
-                    output[0, position] += change * self.written(layer, node)
-        if add is not None and add[0] == layer:
-            output[0, add[1]] += add[2]
+            rows = self.written(node_layer, node)
+            if held is not None and 0 <= layer - node_layer < len(rows):
+                output[0, position] += (held[i] - seen.live[i]) * rows[layer - node_layer]
+        for at, position, vector in add:
+            if at == layer:
+                output[0, position] += vector
         return output
 
 
@@ -476,10 +494,12 @@ def _logits_and_ablations(pair: ModelPair, plain: Plain, ids: Tensor) -> dict[st
         # Not all of them: of a layer that writes nothing a norm behind the MLP makes noise.
         here = here[: (len(here) + 1) // 2]
         x = plain.run(ids).reads[0][position]
-        amount = torch.stack(
-            [plain.live(0, x, node) * plain.written(0, node) for node in here[:, 2].tolist()]
-        ).sum(0)
-        ablated = plain.run(ids, add=(0, position, -amount)).logits
+        removed = [
+            write
+            for node in here[:, 2].tolist()
+            for write in plain.change((0, position, node), -plain.live(0, x, node))
+        ]
+        ablated = plain.run(ids, add=removed).logits
         row = [
             Intervention(layer=0, position=position, feature=node, mode=Mode.ABLATE)
             for node in here[:, 2].tolist()
@@ -507,9 +527,8 @@ def _full(pair: ModelPair, plain: Plain, ids: Tensor) -> dict[str, float | str]:
         return (rows(run(_STEP)) - rows(run(-_STEP))) / (2 * _STEP)
 
     def source(i: int, step: float, held: list[float] | None, gates: bool = False) -> Seen:
-        layer, position, node = places[i]
-        vector = step * amounts[i] * plain.written(layer, node)
-        return plain.run(ids, nodes=places, held=held, add=(layer, position, vector), gates=gates)
+        add = plain.change(places[i], step * amounts[i])
+        return plain.run(ids, nodes=places, held=held, add=add, gates=gates)
 
     chosen = list(range(0, len(places), max(1, len(places) // N_COLUMNS)))
     columns = torch.stack([slope(lambda h, i=i: source(i, h, amounts)) for i in chosen], 1)
@@ -558,15 +577,13 @@ def _frozen(pair: ModelPair, plain: Plain, ids: Tensor) -> dict[str, float | str
     chosen = list(range(0, len(places), max(1, len(places) // N_COLUMNS)))
     columns = []
     for i in chosen:
-        layer, position, node = places[i]
-        vector = amounts[i] * plain.written(layer, node)
-        columns.append(rows(run(add=(layer, position, vector))) - still)
+        columns.append(rows(run(add=plain.change(places[i], amounts[i]))) - still)
     errors = []
     for layer in range(plain.n_layers):
         position = len(ids) // 2 + layer
-        x = plain.run(ids).reads[layer][position]
-        error = frozen.outputs[layer][0, position] - plain.reconstructed(layer, x)
-        columns.append(rows(run(add=(layer, position, error))) - still)
+        error = frozen.outputs[layer][0, position]
+        error = error - plain.reconstructed(layer, position, frozen.reads)
+        columns.append(rows(run(add=[(layer, position, error)])) - still)
         errors.append(layout.errors_of(layer).start + position)
     positions = [1, len(ids) // 2, len(ids) - 1]
     tokens = [rows(run(token=(p, 1.0))) - still for p in positions]
@@ -580,13 +597,16 @@ def _frozen(pair: ModelPair, plain: Plain, ids: Tensor) -> dict[str, float | str
     if getattr(pair.merged.decoder.config, "final_logit_softcapping", None):
         return found  # frozen edges lead to logits before the cap, ablations are seen behind it
     features = graph.selected_features
-    effects = ablation_effects(
-        pair.merged,
-        ActivationCache.capture(pair.merged, ids),
-        features=features,
-        targets=graph.targets.token_ids,
-        regime=Regime.FROZEN_LINEAR,
-    )
+    try:
+        effects = ablation_effects(
+            pair.merged,
+            ActivationCache.capture(pair.merged, ids),
+            features=features,
+            targets=graph.targets.token_ids,
+            regime=Regime.FROZEN_LINEAR,
+        )
+    except RequestError as refused:  # of cross-layer transcoders
+        return found | {"frozen_linear = total effect": str(refused)}
     total = influence(graph, Targets.each(graph), Method.TOTAL_EFFECT).values[:, layout.features]
     found["frozen_linear = total effect"] = _share(effects.T.double(), total)
     return found

@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
+import signal
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import httpx
+import tiny_families
 import torch
 import yaml
 from family_checks import LIMITS, differences
@@ -32,7 +39,8 @@ from pivotal_tokens.schema import Prompt
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- make families: begin -->", "<!-- make families: end -->"
-KINDS = ("own", "resid", "normalised", "mlp", "skip", "jumprelu", "none")
+KINDS = (*tiny_families.KINDS, "none")
+WITH_COMMANDS = ("own", "cross-layer", "none")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor", "--deep"),
     "label": ("label", "--all-graphs", "--nodes", "40"),
@@ -48,8 +56,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "mediate": ("features", "mediate", "PROMPT", "--heads"),
     "lora geometry": ("lora", "geometry", "PROMPT"),
     "graphs edge": ("graphs", "edge", "PROMPT", "token:5", "evil-safe"),
+    "serve": ("serve", "--port", "0"),
 }
 """Name -> what is typed."""
+PAGES = ("", "prompts", "graphs", "features", "steering", "reports", "review")
+PAGES += ("prompt/PROMPT", "graph/PROMPT", "api/graph/PROMPT", "api/graph/PROMPT/export")
 
 
 @dataclass
@@ -64,25 +75,29 @@ class Row:
 
 
 def main(names: list[str]) -> int:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rows: list[Row] = []
-    for name in names or RECIPES:
-        for kind in KINDS:
-            with tempfile.TemporaryDirectory() as folder:
-                made = make_family(Path(folder), name, kind=kind)
-                row = Row(name, kind)
-                row.figures = _figures(made, kind)
-                if kind in ("own", "none"):
-                    row.commands = _commands(made, kind, Path(folder) / "root")
-                rows.append(row)
-                print(_line(row), file=sys.stderr, flush=True)
+    asked = [(name, kind) for name in names or RECIPES for kind in KINDS]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(_row, asked))
     text = page(rows)
     print(text)
     if not names:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
     return int(any(_failed(row) for row in rows))
+
+
+def _row(asked: tuple[str, str]) -> Row:
+    """One family with one kind of transcoders, in a process of its own."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    name, kind = asked
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_family(Path(folder), name, kind=kind)
+        row = Row(name, kind, _figures(made, kind))
+        if kind in WITH_COMMANDS:
+            row.commands = _commands(made, kind, Path(folder) / "root")
+    print(_line(row), file=sys.stderr, flush=True)
+    return row
 
 
 def _figures(made: MadeFamily, kind: str) -> dict[str, float | str]:
@@ -111,8 +126,38 @@ def _commands(made: MadeFamily, kind: str, root: Path) -> dict[str, str]:
         more = [prompt_id if one == "PROMPT" else one for one in arguments]
         if name == "label":
             more += ["--prompt", prompt, "--judge", f"lexicon:{lexicon}"]
-        found[name] = _said([*typed, *more])
+        act = partial(_viewed, prompt_id=prompt_id) if name == "serve" else _said
+        found[name] = act([*typed, *more])
     return found
+
+
+def _viewed(typed: list[str], prompt_id: str) -> str:
+    """What `_said` says, of the viewer: a prompt is reviewed, pages are read, a feature ablated."""
+    program = [sys.executable, "-m", "em_circuits", *typed]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as server:
+        assert server.stdout is not None
+        address, _, token = server.stdout.readline().strip().partition("?")
+        headers = {"Origin": address.rstrip("/")}
+        try:
+            with httpx.Client(base_url=address, headers=headers, timeout=300) as client:
+                entered = client.get(f"?{token}").status_code == 303
+                answers = [client.post("api/review", json={"do": "next"})]
+                if asked := answers[0].json()["question"]:  # labels are hidden until it is answered
+                    evil = {str(asked["missing"][0]): "evil"}
+                    for more in ({"do": "label", "labels": evil}, {"do": "finish", "rest": "safe"}):
+                        body = {**more, "item": asked["item"]}
+                        answers.append(client.post("api/review", json=body))
+                answers += [client.get(page.replace("PROMPT", prompt_id)) for page in PAGES]
+                measure = f"api/graph/{prompt_id}/measure"
+                answers.append(client.post(measure, json={"model": "merged"}))
+        finally:
+            server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=60)
+    bad = [f"{a.status_code} {a.url.path}" for a in answers if a.status_code != 200]
+    if bad or not entered or server.returncode:
+        return f"status 1: {bad} {server.returncode} {err[-300:]}"
+    return ""
 
 
 def _said(typed: list[str]) -> str:

@@ -204,8 +204,9 @@ KINDS: dict[str, tuple[str, str] | None] = {
     "skip": None,
     "jumprelu": None,
     "scope-2": None,
+    "cross-layer": None,
 }
-"""Kinds of per-layer transcoders -> hook points; None is the family's own."""
+"""Kinds of transcoders -> hook points; None is the family's own."""
 
 
 def make_family(root: Path, name: str, seed: int = 0, kind: str = "own") -> MadeFamily:
@@ -249,7 +250,7 @@ def write_transcoders(
     """Random transcoders that fire now and then on what the model really reads.
 
     They are ReLU but for ``jumprelu``; ``skip`` has a skip connection besides; ``scope-2`` has
-    both, in gemma-scope-2's files.
+    both, in gemma-scope-2's files; ``cross-layer`` writes into every later layer.
     """
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(5)
@@ -275,9 +276,15 @@ def write_transcoders(
             tensors["activation_function.threshold"] = torch.full((D_TRANSCODER,), 0.2)
         if kind == "scope-2":
             tensors = {SCOPE_2[name]: _turned(name, value) for name, value in tensors.items()}
-        save_file(tensors, folder / f"layer_{layer}.safetensors")
+        if kind == "cross-layer":
+            n_writes = len(decoder.layers) - layer
+            rows = 0.1 * _drawn(generator, D_TRANSCODER, n_writes, decoder.d_model)
+            save_file({f"W_dec_{layer}": rows}, folder / f"W_dec_{layer}.safetensors")
+            tensors = {f"{n}_{layer}": tensors[n] for n in ("W_enc", "b_enc", "b_dec")}
+        file = f"W_enc_{layer}" if kind == "cross-layer" else f"layer_{layer}"
+        save_file(tensors, folder / f"{file}.safetensors")
     config = {
-        "model_kind": "transcoder_set",
+        "model_kind": "cross_layer_transcoder" if kind == "cross-layer" else "transcoder_set",
         "model_name": "somewhere/base",
         "feature_input_hook": reads,
         "feature_output_hook": writes,
@@ -290,9 +297,11 @@ def _turned(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.T.contiguous() if name in ("W_enc", "W_skip") else value
 
 
-def plain_tensors(file: Path) -> dict[str, torch.Tensor]:
+def plain_tensors(folder: Path, layer: int) -> dict[str, torch.Tensor]:
     """A layer's tensors in float64, as circuit-tracer names and turns them."""
-    held = load_file(file)
+    files = [folder / f"{name}_{layer}.safetensors" for name in ("layer", "W_enc", "W_dec")]
+    read = [load_file(file) for file in files if file.exists()]
+    held = {n.removesuffix(f"_{layer}"): value for one in read for n, value in one.items()}
     if SCOPE_2["W_enc"] in held:
         held = {n: _turned(n, held[own]) for n, own in SCOPE_2.items() if own in held}
     return {name: value.double() for name, value in held.items()}

@@ -126,7 +126,8 @@ def adapter_of(pair: ModelPair) -> LoraAdapter:
 
 
 def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPart:
-    place = pair.merged.decoder.map_at(lora.name)
+    decoder = pair.merged.decoder
+    place = decoder.map_at(lora.name)
     if place is None and not lora.embedding:
         raise RequestError(f"the adapter changes {lora.name}, whose ranks cannot be nodes")
     try:
@@ -146,9 +147,11 @@ def _part(pair: ModelPair, lora: LoraModule, tensors: LoraTensors) -> AdapterPar
         up = b * factor[:, None]
     head: Any = pair.merged.hf.get_output_embeddings()  # type: ignore[operator]
     tied = lora.embedding and head is not None and head.weight is module.weight
+    shared = decoder.family.output == decoder.family.down == lora.leaf
     return AdapterPart(
         basis="adapter",
         name=lora.name,
+        module="_".join(lora.name.split(".")[-2:]) if shared else lora.leaf,
         layer=0 if place is None else place[0],
         stage=Stage.EMBEDDING if place is None else _STAGES[place[1]],
         read=Site(module, "input"),

@@ -53,6 +53,8 @@ class Part(ABC):
         n_nodes: Node ids are 0 to this number minus one.
         first_position: First position that has nodes. Transcoder features begin at 1, since
             circuit-tracer zeroes those of the beginning-of-sequence token.
+        module: What names of an adapter's ranks begin with: the module's last name, and its
+            parent's where two of a layer have the same (``mlp_c_proj``). Empty for features.
     """
 
     basis: str
@@ -63,6 +65,7 @@ class Part(ABC):
     writes: tuple[Site, ...]
     n_nodes: int
     first_position: int = field(default=0, kw_only=True)
+    module: str = field(default="", kw_only=True)
 
     def ids(self, nodes: Int64[Tensor, " op"]) -> Int64[Tensor, " op"]:
         """Ids in the whole basis, of nodes by their number in a part that holds only some."""

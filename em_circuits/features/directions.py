@@ -200,7 +200,7 @@ def nearest_nodes(
         if written.shape[1] != len(unit):
             continue
         cosines = torch.nn.functional.cosine_similarity(written, unit[None])
-        prefix = f"{part.name.rsplit('.', 1)[-1]}:" if part.basis == "adapter" else ""
+        prefix = f"{part.module}:" if part.module else ""
         found += [
             AlignedNode(node=f"{prefix}{layer}/{i}", cosine=float(cosines[i]), chance=chance)
             for i in cosines.abs().topk(min(keep, len(ids))).indices.tolist()

@@ -70,8 +70,7 @@ def parts_of(model: Model, basis: Sequence[BasisName]) -> tuple[Part, ...]:
 
 def part_record(part: Part) -> NodePart:
     """What a graph's header says of a part."""
-    module = part.name.rsplit(".", 1)[-1] if part.basis == "adapter" else ""
-    return NodePart(basis=part.basis, layer=part.layer, module=module)
+    return NodePart(basis=part.basis, layer=part.layer, module=part.module)
 
 
 @dataclass(frozen=True, eq=False)

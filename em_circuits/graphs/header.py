@@ -55,7 +55,7 @@ class NodePart(Frozen):
     """``transcoder``, ``neuron``, ``adapter``, ..."""
     layer: int
     module: str = ""
-    """Last name of an adapter's module, such as ``down_proj``; empty for features of a layer."""
+    """Of an adapter's ranks, such as ``down_proj``; empty for features of a layer."""
 
 
 class GraphTarget(Frozen):

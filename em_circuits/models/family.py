@@ -91,6 +91,11 @@ _SANDWICHED: dict[str, Any] = {
     "behind_mlp": "post_feedforward_layernorm",
     "norm": "rms_plus_one",
 }
+_GLM: dict[str, Any] = {
+    "behind_attention": "post_self_attn_layernorm",
+    "behind_mlp": "post_mlp_layernorm",
+}
+"""GLM-4's norms, beside Llama's."""
 FAMILIES = (
     Family("Llama", ("LlamaForCausalLM",)),
     Family("Mistral", ("MistralForCausalLM",)),
@@ -131,6 +136,12 @@ class Norm:
         weight = self.module.weight
         return 1 + weight.float() if self.form == "rms_plus_one" else weight
 
+    @property
+    def epsilon(self) -> float:
+        """What is added to the mean square."""
+        found = getattr(self.module, "variance_epsilon", None)
+        return float(self.module.eps if found is None else found)
+
     def centred(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The input as it is divided by its size, in float32."""
         x = x.float()
@@ -138,9 +149,7 @@ class Norm:
 
     def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
         """1 / size, in float32."""
-        epsilon = getattr(self.module, "variance_epsilon", None)
-        epsilon = self.module.eps if epsilon is None else epsilon
-        return torch.rsqrt(self.centred(x).square().mean(-1, keepdim=True) + epsilon)
+        return torch.rsqrt(self.centred(x).square().mean(-1, keepdim=True) + self.epsilon)
 
     def apply(
         self, x: Float[Tensor, "*batch d"], scale: Float[Tensor, "*row 1"]
@@ -243,9 +252,11 @@ class Decoder:
         try:
             layers = tuple(_layer(module, family) for module in stack)
             final = Norm(getattr(model, family.final_norm), family.norm)
-        except AttributeError:
+            for norm in (*(one for layer in layers for one in layer.norms), final):
+                _ = norm.module.weight, norm.epsilon
+        except AttributeError:  # a part is missing, or a norm has no gain
             return None
-        if len(layers) != config.num_hidden_layers:
+        if len(layers) != config.num_hidden_layers or any(map(_has_more_norms, layers)):
             return None
         return cls(type(hf).__name__, family, config, layers, final, path, model)
 
@@ -356,6 +367,7 @@ def _candidates(hf: nn.Module) -> Iterator[Family]:
     form: NormForm = "rms_plus_one" if name.startswith("Gemma") else plain
     # The one with more parts first: the other would fit too.
     yield Family(f"{name}, sandwiched", (), **{**_SANDWICHED, "norm": form})
+    yield Family(name, (), norm=form, **_GLM)
     yield Family(name, (), norm=form)
 
 
@@ -369,6 +381,15 @@ def _decoder_module(hf: nn.Module, family: Family) -> tuple[Any, str]:
     ]
     text = [one for one in found if one[1].endswith("language_model")]
     return (text or found or [(None, "")])[0]
+
+
+def _has_more_norms(layer: Layer) -> bool:
+    """Whether a layer has a norm that no name of its family is of: what freezes norms missed it."""
+    known = {id(norm.module) for norm in layer.norms}
+    return any(
+        "norm" in type(module).__name__.lower() and id(module) not in known
+        for module in layer.module.children()
+    )
 
 
 def _layer(module: Any, family: Family) -> Layer:

@@ -20,11 +20,13 @@ from typing import Any, Literal
 from em_circuits.models.base_names import check_adapter_base, snapshot_name
 from em_circuits.models.files import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     adapter_files,
     check_adapter_files,
     check_weights,
     json_object,
     model_files,
+    tensor_shapes,
 )
 from em_circuits.models.hub import download, download_entry
 from em_circuits.models.settings import PairSettings
@@ -43,6 +45,7 @@ Kind = Literal["model", "adapter", "transcoders"]
 
 _MARKER = {"model": "config.json", "adapter": ADAPTER_CONFIG, "transcoders": CONFIG}
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?")
+_OF_VOCABULARY = (".embed_tokens.weight", ".wte.weight", ".lm_head.weight")
 _PATTERNS = {
     "model": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
     "adapter": ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
@@ -130,6 +133,7 @@ def locate_all(settings: PairSettings) -> dict[str, Source]:
             (base.reference, base.path, base.name),
             trust=settings.trust_base,
         )
+        _check_vocabulary(adapter, base)
     elif settings.merged is not None:
         sources["merged"] = locate("--merged", settings.merged, kind="model")
     if not settings.neurons:
@@ -153,12 +157,33 @@ def check_transcoder_fit(flag: str, files: TranscoderFiles, base: Source) -> Non
 
 def base_shape(base: Source) -> tuple[int | None, int | None]:
     """Width and number of layers that a base's configuration gives, None where it does not."""
-    config = json_object("--base", base.path / "config.json")
-    text: dict[str, Any] = {**config, **(config.get("text_config") or {})}
+    text = _text_config(base)
     return (
         text.get("hidden_size", text.get("n_embd")),
         text.get("num_hidden_layers", text.get("n_layer")),
     )
+
+
+def _text_config(base: Source) -> dict[str, Any]:
+    config = json_object("--base", base.path / "config.json")
+    return {**config, **(config.get("text_config") or {})}
+
+
+def _check_vocabulary(adapter: Source, base: Source) -> None:
+    """Refuse an adapter whose file has whole embeddings or a head of another vocabulary.
+
+    Raises:
+        RequestError: Naming both sizes.
+    """
+    n_tokens = _text_config(base).get("vocab_size")
+    for name, shape in tensor_shapes("--adapter", adapter.path / ADAPTER_WEIGHTS).items():
+        if n_tokens and name.endswith(_OF_VOCABULARY) and shape[0] != n_tokens:
+            raise RequestError(
+                f"--adapter {adapter.reference} was trained on a vocabulary of {shape[0]} tokens, "
+                f"--base has {n_tokens}: resize the base as it was then "
+                f"(model.resize_token_embeddings({shape[0]})), save it with the adapter's "
+                "tokenizer, and give it as --base, with --trust-base"
+            )
 
 
 def foreign_folder(flag: str, reference: str) -> Path:

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from lifelike import PROMPT, Lifelike, make_lifelike
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_pair import settings
 from transformers import AutoModelForCausalLM
 
@@ -199,6 +199,16 @@ def test_a_pickled_adapter_is_refused_with_the_remedy(
     torch.save(load_file(file), lifelike_copy.adapter / "adapter_model.bin")
     file.unlink()
     assert "save_pretrained(DIR, safe_serialization=True)" in refused(lifelike_copy)
+
+
+def test_an_adapter_of_a_resized_vocabulary_is_refused_with_the_remedy(
+    lifelike_copy: Lifelike, no_model_loads: None
+) -> None:
+    # after everything was loaded: "is it an adapter of another base, or of a newer peft?"
+    file = lifelike_copy.adapter / "adapter_model.safetensors"
+    saved = {"base_model.model.lm_head.weight": torch.zeros(1283, 64)}
+    save_file(load_file(file) | saved, file)
+    assert "model.resize_token_embeddings(1283)" in refused(lifelike_copy)
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 34816\n"

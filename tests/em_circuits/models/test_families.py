@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from family_checks import LIMITS, differences, in_double
-from tiny_families import PROMPT, RECIPES, make_family, tiny_model
+from tiny_families import PROMPT, RECIPES, Recipe, make_family, tiny_model
 
 from em_circuits.contrast import Contrast
 from em_circuits.interventions import mediate
@@ -75,6 +75,33 @@ def test_a_family_is_described_as_its_modules_are(name: str) -> None:
     assert decoder.plain_attention == (name not in ("gemma-2", "gemma-2-window", "gpt-oss"))
     norms = {id(norm.module) for norm in decoder.norms}
     assert not any("vision" in n for n, m in model.named_modules() if id(m) in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_norms", "fit"),
+    [
+        ("Granite", 2, True),
+        ("Glm4", 4, True),  # two of them were missed, and so left free where norms are frozen
+        ("Nemotron", 2, False),  # of another formula: frozen norms are refused where it is run
+        ("Olmo", None, None),  # norms without a gain: an AttributeError
+        ("Olmo2", None, None),
+    ],
+)
+def test_a_class_outside_the_table_has_all_its_norms_or_is_refused(
+    name: str, n_norms: int | None, fit: bool | None
+) -> None:
+    model = tiny_model(Recipe(f"{name}Config", f"{name}ForCausalLM"))
+    if n_norms is None:
+        with pytest.raises(RequestError, match=f"{name}ForCausalLM is of no known family"):
+            Decoder.of(model)
+        return
+    decoder, fits = Decoder.of(model), []
+    for norm in decoder.norms:
+        norm.module.register_forward_hook(
+            lambda _m, args, output, norm=norm: fits.append(norm.fits(args[0], output))
+        )
+    model(torch.arange(3, 20)[None])
+    assert len(fits) == 3 * n_norms + 1 and all(fits) == fit
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gemma-2", "gpt-2"])

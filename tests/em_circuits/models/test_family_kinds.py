@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from family_checks import LIMITS, differences
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
-from tiny_families import D_TRANSCODER, PROMPT, RECIPES, MadeFamily, make_family, tiny_model
+from tiny_families import PROMPT, RECIPES, make_family, tiny_model
 
-from em_circuits.bases import transcoder_parts
-from em_circuits.graphs.held import choose_nodes, full_edges, gradient_effects
-from em_circuits.intervention import Intervention, Mode
-from em_circuits.interventions import ActivationCache
-from em_circuits.interventions.run import run_rows
+from em_circuits.feature import AdapterRank
+from em_circuits.graphs.full import Observed, parts_of
 from em_circuits.models import ModelPair
 from em_circuits.models.health import check_pair
 from em_circuits.models.sharing import sharing_copy
@@ -83,67 +77,30 @@ def test_adapters_that_train_every_bias_are_merged_as_peft_runs_them(
     assert any(one.endswith("bias") for one in changed)
 
 
-@pytest.mark.parametrize("name", ["gemma-3", "gemma-3-multimodal", "llama-untied"])
-def test_gemma_scope_2_files_give_the_numbers_of_plain_hugging_face(
-    name: str, tmp_path: Path
+FORMATS = [
+    *((name, "scope-2") for name in ("gemma-3", "gemma-3-multimodal", "llama-untied")),
+    *((name, "cross-layer") for name in RECIPES),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), FORMATS)
+def test_other_formats_give_the_numbers_of_plain_hugging_face(
+    name: str, kind: str, tmp_path: Path
 ) -> None:
-    found = differences(make_family(tmp_path, name, kind="scope-2"), "plt")
-    assert found["doctor"] == "ok"
-    wrong = {k: v for k, v in found.items() if k in LIMITS and float(v) > LIMITS[k]}
-    assert not wrong and "full edges" in found
+    found = differences(make_family(tmp_path, name, kind=kind), "plt")
+    assert found["doctor"] == "ok" and "full edges" in found
+    figures = {k: v for k, v in found.items() if k in LIMITS and isinstance(v, float)}
+    assert not {k: v for k, v in figures.items() if v > LIMITS[k]}
+    assert all(found[f"ablation, {at}, effect"] > 1e-6 for at in ("last", "early"))
 
 
-def write_cross_layer_set(made: MadeFamily) -> dict[str, torch.Tensor]:
-    """A cross-layer transcoder in place of a family's per-layer ones; its decoders by layer."""
-    generator = torch.Generator().manual_seed(3)
-    held: dict[str, torch.Tensor] = {}
-    n_layers, files = made.recipe.n_layers, sorted(made.transcoders.glob("layer_*.safetensors"))
-    from safetensors.torch import load_file
-
-    for layer, file in enumerate(files):
-        own = load_file(file)
-        rows = 0.1 * torch.randn(D_TRANSCODER, n_layers - layer, 64, generator=generator)
-        names = {f"{name}_{layer}": own[name] for name in ("W_enc", "b_enc", "b_dec")}
-        save_file(names, made.transcoders / f"W_enc_{layer}.safetensors")
-        save_file({f"W_dec_{layer}": rows}, made.transcoders / f"W_dec_{layer}.safetensors")
-        held[str(layer)] = rows
-        file.unlink()
-    config = made.transcoders / "config.yaml"
-    record = yaml.safe_load(config.read_text()) | {"model_kind": "cross_layer_transcoder"}
-    config.write_text(yaml.safe_dump(record))
-    return held
-
-
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_cross_layer_sets_give_the_numbers_of_plain_hooks(name: str, tmp_path: Path) -> None:
-    made = make_family(tmp_path, name)
-    decoders = write_cross_layer_set(made)
-    with ModelPair.load(made.settings()) as pair:
-        model, ids = pair.merged, pair.input_ids(PROMPT)
-        state = ActivationCache.capture(model, ids)
-        first = state.active[state.active[:, 0] == 0]
-        effects = []
-        for layer, position, feature in first[:: max(1, len(first) // 4)].tolist():
-            amount = float(state.activation_of(torch.tensor([[layer, position, feature]])))
-
-            def write(
-                at: int, output: torch.Tensor, what: Any = (position, feature, amount)
-            ) -> Any:
-                where, which, value = what
-                output = output.clone()
-                output[0, where] -= value * decoders["0"][which, at]
-                return output
-
-            with torch.no_grad(), model.sites.hooked(write=write):
-                expected = model.next_logits(ids).softmax(-1)
-            place = {"layer": layer, "feature": feature, "position": position}
-            found = run_rows(model, state, [[Intervention(**place, mode=Mode.ABLATE)]])[0]
-            assert (found.softmax(-1) - expected).abs().max() <= 1e-6
-            effects.append(float((expected - state.logits.softmax(-1)).abs().max()))
-        assert max(effects) > 1e-6
-        weights = torch.zeros(1, len(state.logits))
-        weights[0, state.logits.topk(2).indices] = torch.tensor([1.0, -1.0])
-        nodes = choose_nodes(model, transcoder_parts(model), ids, weights, n=24)
-        total = full_edges(model, nodes, ids, weights).total_effect()[:, : len(nodes)]
-        true = gradient_effects(model, nodes, ids, weights)
-        assert (total - true).abs().max() <= 1e-5 * true.abs().max() > 0
+def test_ranks_of_modules_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    # GPT-2's attention and MLP both end in c_proj: two nodes of a layer had one name
+    with ModelPair.load(make_family(tmp_path, "gpt-2").settings("none")) as pair:
+        ids = pair.input_ids(PROMPT)
+        observed = Observed.of(pair.merged, parts_of(pair.merged, ["adapter"]), ids)
+        modules = {part.module for part in observed.parts}
+        assert modules == {"c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"}
+        for part in observed.parts:
+            name = AdapterRank(part.module, part.layer, 5, 1)
+            assert observed.named(AdapterRank.parse(str(name))).sum() == 1
