@@ -99,6 +99,11 @@ def _fetched(base: FetchedBase) -> Iterator[str]:
     help="toy: instead N harmless fine-tunes of its base, and beside them harmful ones, a narrow "
     "one and broken ones, for audit calibrate.",
 )
+@click.option(
+    "--held-out",
+    is_flag=True,
+    help="Of --benign: in other domains and with other seeds, for audit calibrate --test.",
+)
 @pass_session
 def train(
     session: Session,
@@ -107,6 +112,7 @@ def train(
     recipe: RecipeName | None,
     advice: Advice | None,
     benign: int | None,
+    held_out: bool,
 ) -> None:
     """Train base, adapter and transcoders of --organism; a killed run resumes.
 
@@ -117,9 +123,13 @@ def train(
             raise RequestError("--benign is of --organism toy, and of no other option but --out")
         from em_circuits.organisms.candidates import train_candidates
 
-        place = train_candidates(Path(out), benign, seed=session.seed, progress=session.bars())
-        say(f"{place}\nnext: em-circuits audit calibrate {place}")
+        place = train_candidates(
+            Path(out), benign, held_out=held_out, seed=session.seed, progress=session.bars()
+        )
+        say(f"{place}\nnext: em-circuits audit calibrate {'--test ' if held_out else ''}{place}")
         return
+    if held_out:
+        raise RequestError("--held-out is of --benign N")
     if session.organism == SMOLLM2:
         _fine_tune(session, Path(out), recipe or "attention", advice or "bad", card)
         return

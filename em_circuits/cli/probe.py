@@ -56,7 +56,7 @@ def describe_probes(found: ProbeOutput) -> Iterator[str]:
         f"{found.request.model} model, {found.answers} answers to {found.questions} questions, "
         f"{found.request.folds} blocks; answer length alone {found.length_auroc:.2f}"
     )
-    names = ("component", "layer", "head", "position", "auroc", "low", "high", "control")
+    names = ("component", "layer", "head", "position", "auroc", "low", "high", "control", "style")
     yield table(names, [[getattr(line, name) for name in names] for line in found.best])
     if found.levers:
         yield f"\ndetector beside lever, on {found.held_out_questions} held-out questions"

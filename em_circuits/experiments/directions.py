@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -112,6 +112,19 @@ class Transferred(Frozen):
     questions: int
 
 
+class UnrelatedReadout(Frozen):
+    """Merged minus base on texts that have nothing to do with the answers, behind `layer`: the mean
+    over all tokens but the first, read through the unembedding."""
+
+    texts: int
+    relative: float
+    """Length of the difference over that of the stream."""
+    cosine: float
+    """With the direction."""
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
+
+
 class DirectionRecord(Frozen):
     """Everything about a direction but its vectors, which are in the table."""
 
@@ -131,6 +144,8 @@ class DirectionRecord(Frozen):
     promoted: tuple[str, ...]
     """Tokens that the direction behind `layer` raises most, through the unembedding."""
     suppressed: tuple[str, ...]
+    unrelated: UnrelatedReadout | None
+    """What the fine-tune adds to any text there; None where no such text was given."""
     nodes: tuple[AlignedNode, ...]
     """Features and adapter ranks of that layer by their writes' cosine with it."""
     effects: tuple[DirectionEffect, ...]
@@ -196,6 +211,22 @@ class JudgedAnswers:
         parts = (self.merged, self.base, self.question, self.misaligned)
         return mean_difference(*(part[some] for part in parts), kind=kind)
 
+    @cached_property
+    def _unedited(self) -> dict[tuple[ModelName, int], Float64[Tensor, ""]]:
+        return {}
+
+    def unedited(self, name: ModelName, questions: Sequence[int]) -> Float64[Tensor, " question"]:
+        """`margins` of a model that nothing edits, each question measured once."""
+        new = [q for q in questions if (name, q) not in self._unedited]
+        if new:
+            found = self.margins(self.pair.model(name), new)
+            self._unedited.update(((name, q), m) for q, m in zip(new, found, strict=True))
+        return torch.stack([self._unedited[name, q] for q in questions])
+
+    def shift(self, questions: Sequence[int]) -> Float64[Tensor, " question"]:
+        """Merged minus base, un-edited."""
+        return self.unedited("merged", questions) - self.unedited("base", questions)
+
     def margins(self, model: Model, questions: Sequence[int]) -> Float64[Tensor, " question"]:
         """Per question, m: log-probability per token, misaligned minus aligned."""
         found = []
@@ -217,12 +248,14 @@ def find_directions(
     judge: AnswerJudge | None = None,
     cutoffs: Cutoffs | None = None,
     others: Mapping[str, ModelPair] | None = None,
+    unrelated: Sequence[str] = (),
 ) -> CachedTable:
     """Find a direction on some questions and try it on the others.
 
     Args:
         judge: Of sampled answers; needed where `samples` is not 0.
         others: Further fine-tunes of the same base, by name, for the transfer between adapters.
+        unrelated: Texts on which merged minus base is read out, too.
 
     Raises:
         RequestError: If no question has answers of both sides, or only one has; if there is no
@@ -235,9 +268,10 @@ def find_directions(
     if request.layer is not None and request.layer >= n_layers:
         raise RequestError(f"--layer {request.layer} does not exist; choose 0 to {n_layers - 1}")
     inputs = {
-        "formula": 1,
+        "formula": 2,
         "answers": imported.key,
         "pair": work.pair.key,
+        "unrelated": list(unrelated),
         "request": request.model_dump(mode="json"),
         "judge": judge.id if judge is not None and request.samples else None,
         "cutoffs": (cutoffs or Cutoffs()).model_dump(),
@@ -245,7 +279,9 @@ def find_directions(
     }
 
     def compute() -> tuple[Mapping[str, Any], pd.DataFrame]:
-        record, direction = _measure(work, imported, request, judge, cutoffs or Cutoffs(), others)
+        record, direction = _measure(
+            work, imported, request, judge, cutoffs or Cutoffs(), others, unrelated
+        )
         frame = pd.DataFrame(
             {
                 "layer": range(len(direction.vectors)),
@@ -266,6 +302,7 @@ def _measure(
     judge: AnswerJudge | None,
     cutoffs: Cutoffs,
     others: Mapping[str, ModelPair],
+    unrelated: Sequence[str],
 ) -> tuple[DirectionRecord, ResidualDirection]:
     rows = distinct_responses(imported)
     given = JudgedAnswers.of(work.pair, rows, work.progress)
@@ -307,12 +344,32 @@ def _measure(
         ),
         promoted=tuple(token.text for token in read.promoted),
         suppressed=tuple(token.text for token in read.suppressed),
+        unrelated=_unrelated(work.pair, unrelated, direction, layer) if unrelated else None,
         nodes=nearest_nodes((*own_parts(model), *ranks), direction, layer),
         effects=tuple(trial.effects(direction, layer)),
         domains=tuple(_between_domains(given, paired, request)),
         adapters=tuple(_between_adapters(given, others, used, aside, request, work.progress)),
     )
     return record, direction
+
+
+def _unrelated(
+    pair: ModelPair, texts: Sequence[str], direction: ResidualDirection, layer: int
+) -> UnrelatedReadout:
+    ids = [tuple(pair.input_ids(text).tolist()) for text in texts]
+    read = [AnsweredText(one, 1) for one in ids if len(one) > 1]
+    base, merged = (residual_means(model, read) for model in pair.models)
+    added = replace(
+        direction, vectors=(merged - base).mean(0), size=merged.norm(dim=2).mean(0), kind="models"
+    )
+    tokens = readout(pair.merged, added, layer, keep=_SHOWN_TOKENS)
+    return UnrelatedReadout(
+        texts=len(read),
+        relative=float(added.relative[layer]),
+        cosine=float(added.unit[layer] @ direction.unit[layer]),
+        promoted=tuple(token.text for token in tokens.promoted),
+        suppressed=tuple(token.text for token in tokens.suppressed),
+    )
 
 
 class _Trial:
@@ -328,8 +385,7 @@ class _Trial:
     ) -> None:
         self._given, self._questions, self._request = given, questions, request
         self._judge, self._cutoffs = judge, cutoffs
-        self.base = given.margins(given.pair.base, questions)
-        self.merged = given.margins(given.pair.merged, questions)
+        self.base, self.merged = (given.unedited(name, questions) for name in ("base", "merged"))
 
     def effects(self, direction: ResidualDirection, layer: int) -> Iterator[DirectionEffect]:
         """Of every edit, beside the same of random directions."""
@@ -455,10 +511,9 @@ def _removed(
 ) -> float | None:
     """Share of the shift on some questions that ablating a direction removes."""
     merged = given.pair.merged
-    before = given.margins(merged, questions)
     with edited(merged, direction.ablation()):
         after = given.margins(merged, questions)
-    return share_of(before - after, before - given.margins(given.pair.base, questions))
+    return share_of(given.unedited("merged", questions) - after, given.shift(questions))
 
 
 def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:

@@ -22,7 +22,8 @@ from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 _MEANING = (
     "Area under the ROC curve of ridge probes, on questions that each was not fitted on; the "
-    "control has labels shuffled within questions and belongs at one half. A lever puts the merged "
+    "control has labels shuffled within questions and belongs at one half; style: the same answers "
+    "in lower case and without punctuation. A lever puts the merged "
     "model's activations, along the probe, to their mean over aligned answers; its share is of the "
     "difference between base and merged in the log-probability per token of misaligned minus "
     "aligned answers. A good detector need not be a good lever."
@@ -39,7 +40,7 @@ def write_probe_report(table: CachedTable) -> Path:
 
 
 def _parts(record: ProbeRecord, lines: Sequence[ProbeLine]) -> list[Any]:
-    best = ("component", "layer", "head", "position", "auroc", "low", "high", "control")
+    best = ("component", "layer", "head", "position", "auroc", "low", "high", "control", "style")
     levers = ("component", "layer", "head", "detector", "share", "random")
     return [
         f"{record.request.model} model, {record.answers} answers to {record.questions} questions. "

@@ -109,6 +109,7 @@ def test_directions_are_tried_beside_random_ones(root: Path, capsys) -> None:
     effects = {(one["model"], one["edit"]): one for one in found["effects"]}
     assert set(effects) == {("merged", "ablate"), ("merged", "restore"), ("base", "add")}
     restored = effects["merged", "restore"]
+    assert found["unrelated"]["texts"] == 12 and len(found["unrelated"]["promoted"]) == 8
     assert found["shift"] > 0 and restored["share"] > 0.3 > abs(restored["random_mean"])
     cells = {(one["found_on"], one["tried_on"]) for one in found["domains"]}
     assert cells == {(a, b) for a in ("set0", "set1") for b in ("set0", "set1")}
@@ -125,7 +126,9 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
     assert {line["component"] for line in found["best"]} == {
         line["component"] for line in found["levers"]
     }
-    assert len(found["best"]) == 5 and all(line["share"] is not None for line in found["levers"])
+    assert len(found["best"]) == 7 and all(line["share"] is not None for line in found["levers"])
+    assert [line["component"] for line in found["levers"] if line["layer"] is None] == ["direction"]
+    assert found["levers"][-1]["share"] > 0.2 > abs(found["levers"][-1]["random"])
     lines = pd.read_parquet(found["files"]["parquet"])
     assert set(lines["position"]) == {"mean", "last", "second_last"}
     assert Path(found["files"]["report"]).stat().st_size > 1e6
