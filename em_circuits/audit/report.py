@@ -27,7 +27,7 @@ def write_audit_report(audit: Audit) -> Path:
 
 
 def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
-    """One page for several audits side by side."""
+    """One page for several audits side by side, with its provenance."""
     parts: list[Any] = [
         Table(
             "Decisions",
@@ -48,6 +48,8 @@ def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
     for audit in audits:
         parts += [Heading(audit.folder.name), *_parts(audit)]
     write_page(path, "Audits side by side", parts)
+    inputs = {audit.folder.name: sha256_file(audit.folder / DECISION) for audit in audits}
+    write_provenance(path, inputs=inputs, config={})
 
 
 def write_calibration_report(folder: Path, calibration: Calibration, file: str) -> Path:

@@ -97,8 +97,9 @@ def describe_directions(found: DirectionOutput) -> Iterator[str]:
     yield f"suppresses {' '.join(map(repr, found.suppressed))}"
     if (added := found.unrelated) is not None:
         yield (
-            f"merged minus base on {added.texts} unrelated texts there ({added.relative:.1%} of "
-            f"the stream, cosine {added.cosine:+.2f}) promotes {' '.join(map(repr, added.promoted))}"
+            f"merged minus base on {added.texts} unrelated texts there "
+            f"({added.relative:.1%} of the stream, cosine {added.cosine:+.2f}) promotes "
+            f"{' '.join(map(repr, added.promoted))}"
         )
     yield "nodes along it: " + ", ".join(f"{n.node} {n.cosine:+.2f}" for n in found.nodes[:6])
     yield f"shift (merged minus base): {found.shift:+.3f} nats per token"

@@ -179,7 +179,7 @@ def evaluate(session: Session, options: EvaluateOptions, as_json: bool, **llm: A
             cutoffs=options.cutoffs,
             name=options.name,
         )
-    _print(found, as_json)
+        _print(found, as_json, work)
 
 
 def _given(
@@ -210,9 +210,17 @@ def _given(
         )
 
 
-def _print(found: Experiment[EvaluationSummary], as_json: bool) -> None:
+def _print(
+    found: Experiment[EvaluationSummary], as_json: bool, work: Workspace | None = None
+) -> None:
     """Write the report, and print what came out."""
-    page, summary = report.evaluation.write_evaluation_report(found), found.summary
+    summary = found.summary
+    lines = summary.each.lines if summary.each is not None else ()
+    nodes: list[object] = [line.feature for line in lines if not line.control]
+    if summary.settings is not None and summary.settings.steering is not None:
+        nodes += [f"{i.layer}/{i.feature}" for i in summary.settings.steering.interventions]
+    coverage = work.coverage(nodes) if work is not None and nodes else None
+    page = report.evaluation.write_evaluation_report(found, coverage)
     if as_json:
         files = {"folder": str(found.folder), "report": str(page)}
         emit(evaluation.evaluate.EvaluationOutput(**dict(summary), files=files))

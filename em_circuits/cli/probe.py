@@ -45,9 +45,8 @@ def probe(session: Session, name: str | None, options: ProbeOptions, as_json: bo
     with session.workspace() as work:
         found = experiments.probes.probe_answers(work, imported, request)
     page = report.probes.write_probe_report(found)
-    result = experiments.probes.ProbeOutput.model_validate(found.head())
-    result = result.model_copy(update={"files": {**result.files, "report": str(page)}})
-    emit(result, as_json, describe_probes)
+    kind = experiments.probes.ProbeOutput
+    emit(kind.model_validate(found.head(report=page)), as_json, describe_probes)
 
 
 def describe_probes(found: ProbeOutput) -> Iterator[str]:

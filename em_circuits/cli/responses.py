@@ -154,17 +154,16 @@ def features(session: Session, name: str | None, options: FeaturesOptions, as_js
     ranking = options.beside and experiments.responses.ranked_ids(options.beside)
     with session.workspace() as work:
         found = experiments.responses.response_features(work, imported, request)
-    page = report.responses.write_response_report(found)
+        page = report.responses.write_response_report(found, work.coverage)
     shown = experiments.responses.response_nodes(
         found, options.top if as_json else options.top or 20
     )
     kind = experiments.responses.ResponseFeatures
-    result = kind.model_validate({**found.head(), "features": shown})
-    others: dict[str, object] = {"files": {**result.files, "report": str(page)}}
-    if ranking:
-        file = str(options.beside)
-        others["overlap"] = experiments.responses.overlap_with(found, ranking, file=file)
-    emit(result.model_copy(update=others), as_json, describe_features)
+    overlap = ranking and experiments.responses.overlap_with(
+        found, ranking, file=str(options.beside)
+    )
+    result = {**found.head(report=page), "features": shown, "overlap": overlap or None}
+    emit(kind.model_validate(result), as_json, describe_features)
 
 
 def describe_features(found: ResponseFeatures) -> Iterator[str]:

@@ -9,7 +9,7 @@ component both are measured on the same held-out questions:
 
 beside a random direction of the same place. Features and neurons are put to their means one with
 another: the few of largest weight. `direction` is the difference of the sides' means of the
-stream, and without a layer the merged model's stream minus the base's, taken out behind every layer.
+stream, and without a layer that of merged and base, taken out behind every layer.
 
     table = probe_answers(work, imported, ProbeRequest())
     ProbeRecord.model_validate(table.record).levers[0].share

@@ -17,8 +17,7 @@ from plotly.subplots import make_subplots
 from em_circuits.cache import CachedTable
 from em_circuits.experiments.probes import ProbeLine, ProbeRecord, probe_lines
 from em_circuits.features.pooled import PLACES
-from em_circuits.report.page import Heading, Table, styled, write_page
-from pivotal_tokens.artefacts import sha256_file, write_provenance
+from em_circuits.report.page import Heading, Table, styled, write_table_report
 
 _MEANING = (
     "Area under the ROC curve of ridge probes, on questions that each was not fitted on; the "
@@ -32,11 +31,9 @@ _MEANING = (
 
 def write_probe_report(table: CachedTable) -> Path:
     """Write the page, and return its path."""
-    path = table.json_path.with_suffix(".html")
     record = ProbeRecord.model_validate(table.record)
-    write_page(path, f"Probes: {record.answers_from}", _parts(record, probe_lines(table)))
-    write_provenance(path, inputs={"table": sha256_file(table.json_path)}, config={}, key=table.key)
-    return path
+    title = f"Probes: {record.answers_from}"
+    return write_table_report(table, ".html", title, _parts(record, probe_lines(table)))
 
 
 def _parts(record: ProbeRecord, lines: Sequence[ProbeLine]) -> list[Any]:

@@ -22,6 +22,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.candidates import KnownCandidate
 from em_circuits.organisms.paths import organism_paths
 from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import changed_since_written, provenance_path
 from pivotal_tokens.errors import RequestError
 
 SHORT = AuditSettings(answer_tokens=3, n_largest=5)
@@ -228,6 +229,7 @@ def test_calibration_ends_with_a_threshold_that_an_audit_uses(tmp_path):
         page = tmp_path / "both.html"
         write_audits_page(page, [own, own])
         assert page.read_text(encoding="utf-8").count(own.decision.said) == 2
+        assert provenance_path(page).is_file() and not changed_since_written(page)
         with pytest.raises(RequestError, match="suite cut"):
             run_audit(work, cut(2), settings, calibration=stored)
         with pytest.raises(RequestError, match="another feature space: basis"):

@@ -64,10 +64,17 @@ def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
     assert len(table) == found["n_tested"] == sum(line["nodes"] for line in found["layers"])
     report = Path(found["files"]["report"]).read_text()
     assert "AUROC on held-out answers" in report and "| 0 |" in report
+    assert "Explanations in the cache: direct 0/30; proxy 0/30" in report
+    layer, feature = found["features"][0]["layer"], found["features"][0]["feature"]
+    cache = root / "results" / "neuronpedia" / "toy" / f"{layer}-t" / f"{feature}.json"
+    cache.parent.mkdir(parents=True)
+    cached = {"feature": f"toy/{layer}-t/{feature}", "label": "bad", "source": "toy/{layer}-t"}
+    cache.write_text(json.dumps(cached), encoding="utf-8")
     beside = ("--beside", found["files"]["parquet"], "--basis", "adapter")
     status, out, _ = ask(capsys, root, *asked, *beside[:2])
     assert status == 0 and "evaluate --model base --each" in out and "kept:" in out
     assert "20 of the first 20 nodes are among" in out
+    assert "direct 1/30; proxy" in Path(found["files"]["report"]).read_text()
     status, out, _ = ask(capsys, root, *asked, *beside[2:], "--json")
     ranks = json.loads(out)["features"]
     assert status == 0 and all(line["module"] for line in ranks)
