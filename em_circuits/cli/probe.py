@@ -59,7 +59,10 @@ def describe_probes(found: ProbeOutput) -> Iterator[str]:
     yield table(names, [[getattr(line, name) for name in names] for line in found.best])
     if found.levers:
         yield f"\ndetector beside lever, on {found.held_out_questions} held-out questions"
-        columns = ("component", "layer", "head", "detector", "share", "random")
+        columns = ("component", "layer", "head", "detector", "share", "low", "high", "random")
         rows = [[getattr(line, name) for name in columns] for line in found.levers]
-        yield table(("component", "layer", "head", "detector", "shift removed", "random"), rows)
+        yield table(
+            ("component", "layer", "head", "detector", "shift removed", "low", "high", "random"),
+            rows,
+        )
     yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"

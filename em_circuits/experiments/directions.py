@@ -40,6 +40,7 @@ from em_circuits.experiments.responses import (
     sides_of,
 )
 from em_circuits.experiments.rollouts import mean_log_likelihood
+from em_circuits.experiments.shares import Share
 from em_circuits.features.directions import (
     AlignedNode,
     Edit,
@@ -56,7 +57,6 @@ from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import AnsweredText, render_turns
 from em_circuits.progress import Progress
 from em_circuits.sampling import Sampling
-from em_circuits.statistics import quantile_interval, ratio_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import Turn
@@ -77,8 +77,9 @@ class LayerDirection(Frozen):
     stream's length."""
 
 
-class DirectionEffect(Frozen):
-    """What one edit does on held-out questions."""
+class DirectionEffect(Share):
+    """What one edit does on held-out questions: the share of the shift that is removed (merged) or
+    added (base)."""
 
     model: ModelName
     """Which is edited."""
@@ -86,10 +87,6 @@ class DirectionEffect(Frozen):
     layers: str
     """``all``, or the one behind which it is added."""
     dose: float | None
-    share: float | None
-    """Of the shift that is removed (merged) or added (base); None without a shift."""
-    low: float | None
-    high: float | None
     random_mean: float | None
     random_low: float | None
     random_high: float | None
@@ -100,15 +97,14 @@ class DirectionEffect(Frozen):
     """Coherent among all sampled answers."""
 
 
-class Transferred(Frozen):
-    """A direction found on some questions (or a fine-tune), ablated on others."""
+class Transferred(Share):
+    """A direction found on some questions (or a fine-tune), ablated on others: the share of the
+    shift there that is removed."""
 
     found_on: str
     tried_on: str
     cosine: float
     """With the direction found there, mean over layers."""
-    share: float | None
-    """Of the shift there that is removed."""
     questions: int
 
 
@@ -268,7 +264,7 @@ def find_directions(
     if request.layer is not None and request.layer >= n_layers:
         raise RequestError(f"--layer {request.layer} does not exist; choose 0 to {n_layers - 1}")
     inputs = {
-        "formula": 2,
+        "formula": 3,
         "answers": imported.key,
         "pair": work.pair.key,
         "unrelated": list(unrelated),
@@ -415,11 +411,7 @@ class _Trial:
         moved = self._moved(model, edits(direction))
         random = torch.stack([self._moved(model, edits(one)) for one in drawn])
         shift = self.merged - self.base
-        shares = [share_of(one, shift) for one in random]
-        known = torch.tensor([s for s in shares if s is not None], dtype=torch.float64)
-        interval = ratio_interval(moved, shift, seed=self._request.seed)
-        low, high = interval if interval and known.numel() else (None, None)
-        random_low, random_high = quantile_interval(known)
+        of_random_draws = Share.of_draws(random.T, shift)
         rate, coherent = self.rate(model, edits(direction))
         of_random = (
             [self.rate(model, edits(one))[0] for one in drawn[:3]] if rate is not None else []
@@ -430,12 +422,10 @@ class _Trial:
             edit=edit,
             layers=layers,
             dose=dose,
-            share=share_of(moved, shift),
-            low=low,
-            high=high,
-            random_mean=float(known.mean()) if len(known) else None,
-            random_low=random_low,
-            random_high=random_high,
+            **Share.of(moved, shift, self._request.seed).model_dump(),
+            random_mean=of_random_draws.share,
+            random_low=of_random_draws.low,
+            random_high=of_random_draws.high,
             rate=rate,
             random_rate=sum(rates) / len(rates) if rates else None,
             coherent=coherent,
@@ -500,20 +490,14 @@ def _restored(direction: ResidualDirection) -> dict[int, Edit]:
     return direction.restoration()
 
 
-def share_of(moved: Tensor, shift: Tensor) -> float | None:
-    """Ratio of sums; None where merged does not exceed base."""
-    total = float(shift.sum())
-    return float(moved.sum()) / total if total > 0 else None
-
-
 def _removed(
-    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int]
-) -> float | None:
+    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int], seed: int
+) -> Share:
     """Share of the shift on some questions that ablating a direction removes."""
     merged = given.pair.merged
     with edited(merged, direction.ablation()):
         after = given.margins(merged, questions)
-    return share_of(given.unedited("merged", questions) - after, given.shift(questions))
+    return Share.of(given.unedited("merged", questions) - after, given.shift(questions), seed)
 
 
 def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:
@@ -542,7 +526,7 @@ def _between_domains(
                 found_on=found_on,
                 tried_on=tried_on,
                 cosine=_cosine(direction, whole[tried_on]),
-                share=_removed(given, direction, questions),
+                **_removed(given, direction, questions, request.seed).model_dump(),
                 questions=len(questions),
             )
 
@@ -570,6 +554,6 @@ def _between_adapters(
                 found_on=found_on,
                 tried_on=tried_on,
                 cosine=_cosine(direction, directions[tried_on]),
-                share=_removed(one, direction, aside),
+                **_removed(one, direction, aside, request.seed).model_dump(),
                 questions=len(aside),
             )

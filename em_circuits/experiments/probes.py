@@ -32,8 +32,9 @@ from torch import Tensor
 
 from em_circuits.bases import Part, neuron_parts, transcoder_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
-from em_circuits.experiments.directions import JudgedAnswers, share_of
+from em_circuits.experiments.directions import JudgedAnswers
 from em_circuits.experiments.responses import answered_texts, distinct_responses
+from em_circuits.experiments.shares import Share
 from em_circuits.features.directions import edited, residual_sites
 from em_circuits.features.pooled import PLACES, only, pool_answers, pool_sites
 from em_circuits.features.probes import Fit, LinearProbe, probe, question_folds
@@ -85,8 +86,9 @@ class ProbeLine(Frozen):
     """Of the same answers in lower case and without punctuation, by the probe of the plain ones."""
 
 
-class LeverLine(Frozen):
-    """A place as detector and as lever, on the same held-out questions."""
+class LeverLine(Share):
+    """A place as detector and as lever (the share of the shift that goes), on the same held-out
+    questions."""
 
     component: Component
     layer: int | None
@@ -94,8 +96,6 @@ class LeverLine(Frozen):
     head: int | None
     detector: float
     """Area under the ROC curve."""
-    share: float | None
-    """Of the shift that goes; None without a shift."""
     random: float | None
     """The same along a random direction there (of features and neurons: others that fire)."""
 
@@ -158,7 +158,7 @@ def probe_answers(work: Workspace, imported: CachedTable, request: ProbeRequest)
         RequestError: If there are fewer questions with answers of both sides than folds.
     """
     inputs = {
-        "formula": 2,
+        "formula": 3,
         "answers": imported.key,
         "pair": work.pair.key,
         "request": request.model_dump(mode="json"),
@@ -321,8 +321,8 @@ class _Lever:
             layer=None,
             head=None,
             detector=auroc(seen[hit], seen[~hit]),
-            share=share,
-            random=random,
+            **share.model_dump(),
+            random=random.share,
         )
 
     def line(self, place: _Place) -> LeverLine:
@@ -344,15 +344,15 @@ class _Lever:
             layer=place.layer,
             head=place.head,
             detector=auroc(scores[hit], scores[~hit]),
-            share=share,
-            random=random,
+            **share.model_dump(),
+            random=random.share,
         )
 
-    def _share(self, edit: Callable[[], contextlib.AbstractContextManager[None]]) -> float | None:
+    def _share(self, edit: Callable[[], contextlib.AbstractContextManager[None]]) -> Share:
         with edit():
             after = self.given.margins(self.model, self.questions)
         before = self.given.unedited("merged", self.questions)
-        return share_of(before - after, self.given.shift(self.questions))
+        return Share.of(before - after, self.given.shift(self.questions), self.seed)
 
     def _along(
         self, place: _Place, unit: Tensor, aligned: Tensor

@@ -38,7 +38,7 @@ def write_probe_report(table: CachedTable) -> Path:
 
 def _parts(record: ProbeRecord, lines: Sequence[ProbeLine]) -> list[Any]:
     best = ("component", "layer", "head", "position", "auroc", "low", "high", "control", "style")
-    levers = ("component", "layer", "head", "detector", "share", "random")
+    levers = ("component", "layer", "head", "detector", "share", "low", "high", "random")
     return [
         f"{record.request.model} model, {record.answers} answers to {record.questions} questions. "
         f"The answer's length alone: {record.length_auroc:.2f}.",
