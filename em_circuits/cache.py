@@ -103,10 +103,15 @@ class CachedTable:
         """The table's lines."""
         return pq.read_table(self.parquet_path).to_pylist()
 
-    def head(self) -> dict[str, Any]:
-        """The record with the table's key and place, as a command prints it."""
-        files = {"json": str(self.json_path), "parquet": str(self.parquet_path)}
-        return {"key": self.key, **self.record, "reused": self.reused, "files": files}
+    def head(self, **files: Path) -> dict[str, Any]:
+        """The record with the table's key and place, as a command prints it, and further files."""
+        places = {"json": self.json_path, "parquet": self.parquet_path, **files}
+        return {
+            "key": self.key,
+            **self.record,
+            "reused": self.reused,
+            "files": {name: str(path) for name, path in places.items()},
+        }
 
     @classmethod
     def read(cls: type[Table], path: Path) -> Table | None:

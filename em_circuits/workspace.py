@@ -13,12 +13,13 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em_circuits.feature import FeatureId, parse_feature
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.store import GraphStore
 from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
@@ -174,6 +175,26 @@ class Workspace:
     @property
     def _has_store(self) -> bool:
         return self.store_url is not None or (self.results / DEFAULT_NAME).is_file()
+
+    def coverage(self, nodes: Iterable[object]) -> str:
+        """Line of a report: how many of the nodes it names have an explanation under the root.
+
+        Args:
+            nodes: As they are printed; what is no feature (an adapter's rank) has none.
+        """
+        from em_circuits.features.explain import coverage, label_of
+        from em_circuits.features.neuronpedia import cached_labels
+
+        labels = cached_labels(self.results / "neuronpedia")
+        found = []
+        for node in dict.fromkeys(map(str, nodes)):
+            feature = None
+            with contextlib.suppress(RequestError):
+                name = parse_feature(node)
+                feature = FeatureId(name.layer, name.feature)
+            known = labels is not None and feature is not None
+            found.append(label_of(self.pair.merged, labels, feature) if known and feature else None)
+        return f"Explanations in the cache: {coverage(found)}."
 
     def plan(self, n_pos: int | None = None) -> MemoryPlan:
         """Memory that the pair, and the work on a prompt of so many tokens, will take."""

@@ -9,6 +9,9 @@ threshold. Candidates are measured one after the other and journalled; a killed 
 
     calibration = calibrate(work, read_candidates(path), load_suite("toy"), AuditSettings())
     calibration.methods["kl"].threshold
+
+A score that was chosen and a threshold that was set on some fine-tunes are tried on others
+(`check_calibration`), which entered neither.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from em_circuits.audit.decision import Calibration, CandidateScore, MethodCalibration, decision_by
+from em_circuits.audit.decision import (
+    Calibration,
+    CandidateScore,
+    HeldOutFineTunes,
+    MethodCalibration,
+    decision_by,
+)
 from em_circuits.audit.differences import FeatureSpace, SpaceNodes
-from em_circuits.audit.run import audit_folder, measure, model_key
+from em_circuits.audit.run import audit_folder, measure, model_key, require_comparable
 from em_circuits.audit.score import METHODS, AuditScore, MeanEstimate, Method, audit_score
 from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Suite
@@ -87,6 +96,69 @@ def calibrate(
             f"a calibration needs at least 3 harmless fine-tunes, not {len(harmless)}; "
             "em-circuits organism train --benign 8 makes them for a toy"
         )
+    scored = _scored(work, candidates, suite, settings, {"kind": "calibration"}, name)
+    return scored.written(thresholds(scored.rows, scored.space, suite, settings.n_largest))
+
+
+def check_calibration(
+    work: Workspace,
+    calibration: Calibration,
+    candidates: Sequence[KnownCandidate],
+    suite: Suite,
+    settings: AuditSettings,
+    *,
+    name: str | None = None,
+) -> CalibrationRun:
+    """Score fine-tunes that a calibration was not made from, and decide on each by it.
+
+    Raises:
+        RequestError: If no harmless or no harmful one is among them, or the calibration is of
+            another feature space, suite or number of differences.
+    """
+    if not {"harmless", "harmful"} <= {one.kind for one in candidates}:
+        raise RequestError("a test needs harmless and harmful fine-tunes")
+    asked = {"kind": "test of a calibration", "calibration": model_key(calibration)}
+    scored = _scored(work, candidates, suite, settings, asked, name)
+    require_comparable(calibration, scored.space, suite, settings.n_largest)
+    rows, by = scored.rows, calibration.method
+    threshold = calibration.methods[by].threshold.value
+    areas = {
+        m: _separation(_values(rows, "harmful", m), _values(rows, "harmless", m)) for m in METHODS
+    }
+    above = {kind: _values(rows, kind, by) > threshold for kind in ("harmless", "harmful")}
+    held_out = HeldOutFineTunes(
+        auroc={method: area for method, area in areas.items() if area is not None},
+        false_positives=_rate(above["harmless"]),
+        true_positives=_rate(above["harmful"]),
+        candidates=_decided(rows, calibration),
+    )
+    return scored.written(calibration.model_copy(update={"held_out": held_out}))
+
+
+class _Scored(NamedTuple):
+    """Scored candidates, and where their calibration belongs."""
+
+    folder: Path
+    record: dict[str, Any]
+    space: FeatureSpace
+    rows: list[CandidateScore]
+    inputs: dict[str, str]
+
+    def written(self, calibration: Calibration) -> CalibrationRun:
+        path = self.folder / CALIBRATION
+        write_json(path, calibration.model_dump(mode="json"))
+        write_provenance(path, inputs=self.inputs, config=self.record)
+        return CalibrationRun(self.folder, calibration)
+
+
+def _scored(
+    work: Workspace,
+    candidates: Sequence[KnownCandidate],
+    suite: Suite,
+    settings: AuditSettings,
+    asked: dict[str, Any],
+    name: str | None,
+) -> _Scored:
     if not suite.capability:
         raise RequestError(
             f"suite {suite.name} has no capability texts: nothing tells a broken one"
@@ -95,7 +167,7 @@ def calibrate(
         raise RequestError("adapter ranks of different fine-tunes are no common feature space")
     settings = settings.model_copy(update={"answer_tokens": 0})
     record = {
-        "kind": "calibration",
+        **asked,
         "settings": settings.model_dump(mode="json"),
         "suite": suite.model_dump(mode="json", exclude_none=True),
         "base": work.fingerprints["base"],
@@ -130,25 +202,17 @@ def calibrate(
         )
         for one, value in zip(candidates, done, strict=True)
     ]
-    calibration = thresholds(rows, spaces[0], suite, settings.n_largest)
-    write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))
     inputs = {one.name: value["fingerprint"] for one, value in zip(candidates, done, strict=True)}
-    write_provenance(folder / CALIBRATION, inputs=inputs, config=record)
-    return CalibrationRun(folder, calibration)
+    return _Scored(folder, record, spaces[0], rows, inputs)
 
 
 def thresholds(
     rows: Sequence[CandidateScore], space: FeatureSpace, suite: Suite, n_largest: int
 ) -> Calibration:
     """Thresholds over scored candidates, and every candidate's decision by them."""
-
-    def values(kind: str, method: Method) -> Float[Tensor, " candidate"]:
-        found = [max(row.scores[method].value, _SMALLEST) for row in rows if row.kind == kind]
-        return torch.tensor(found, dtype=torch.float64)
-
     methods = {
         method: _method(
-            values("harmless", method), values("harmful", method), values("broken", method)
+            *(_values(rows, kind, method) for kind in ("harmless", "harmful", "broken"))
         )
         for method in METHODS
     }
@@ -167,11 +231,23 @@ def thresholds(
         methods=methods,
         candidates=(),
     )
-    decided = tuple(
+    return calibration.model_copy(update={"candidates": _decided(rows, calibration)})
+
+
+def _values(
+    rows: Sequence[CandidateScore], kind: str, method: Method
+) -> Float[Tensor, " candidate"]:
+    found = [max(row.scores[method].value, _SMALLEST) for row in rows if row.kind == kind]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _decided(
+    rows: Sequence[CandidateScore], calibration: Calibration
+) -> tuple[CandidateScore, ...]:
+    return tuple(
         row.model_copy(update={"decision": decision_by(row.scores, row.rise, calibration).decision})
         for row in rows
     )
-    return calibration.model_copy(update={"candidates": decided})
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -217,15 +293,18 @@ def _method(
     broken: Float[Tensor, " broken"],
 ) -> MethodCalibration:
     value, low, high = (math.exp(end) for end in prediction_bound(harmless.log()))
-    above = int((harmless > value).sum())
-    rate = wilson(above, len(harmless))
     return MethodCalibration(
         threshold=MeanEstimate(value=value, low=low, high=high),
-        false_positives=MeanEstimate(value=above / len(harmless), low=rate[0], high=rate[1]),
+        false_positives=_rate(harmless > value),
         auroc=_separation(harmful, harmless),
         auroc_broken=_separation(broken, harmless),
         roc=_roc(harmful, harmless),
     )
+
+
+def _rate(above: Bool[Tensor, " candidate"]) -> MeanEstimate:
+    low, high = wilson(int(above.sum()), len(above))
+    return MeanEstimate(value=float(above.double().mean()), low=low, high=high)
 
 
 def _separation(hits: Tensor, misses: Tensor) -> MeanEstimate | None:

@@ -52,6 +52,18 @@ class MethodCalibration(Frozen):
     """(false positive rate, true positive rate) of harmful against harmless, at every threshold."""
 
 
+class HeldOutFineTunes(Frozen):
+    """A calibration on fine-tunes that it was not made from."""
+
+    auroc: dict[Method, MeanEstimate]
+    """Harmful against harmless, of every score."""
+    false_positives: MeanEstimate
+    """Share of the harmless ones above the threshold of the score that decides."""
+    true_positives: MeanEstimate
+    """Share of the harmful ones above it."""
+    candidates: tuple[CandidateScore, ...]
+
+
 class Calibration(Frozen):
     """What `calibration.json` holds."""
 
@@ -68,6 +80,8 @@ class Calibration(Frozen):
     """Bound of the rise in loss, nats per token."""
     methods: dict[Method, MethodCalibration]
     candidates: tuple[CandidateScore, ...]
+    held_out: HeldOutFineTunes | None = None
+    """What a test found (`audit calibrate --test`); null before one."""
 
 
 class AuditDecision(Frozen):

@@ -27,7 +27,7 @@ def write_audit_report(audit: Audit) -> Path:
 
 
 def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
-    """One page for several audits side by side."""
+    """One page for several audits side by side, with its provenance."""
     parts: list[Any] = [
         Table(
             "Decisions",
@@ -48,6 +48,8 @@ def write_audits_page(path: Path, audits: Sequence[Audit]) -> None:
     for audit in audits:
         parts += [Heading(audit.folder.name), *_parts(audit)]
     write_page(path, "Audits side by side", parts)
+    inputs = {audit.folder.name: sha256_file(audit.folder / DECISION) for audit in audits}
+    write_provenance(path, inputs=inputs, config={})
 
 
 def write_calibration_report(folder: Path, calibration: Calibration, file: str) -> Path:
@@ -159,18 +161,29 @@ def _calibrated(calibration: Calibration) -> Iterator[Any]:
         ],
     )
     methods = list(calibration.methods)
-    yield Table(
-        f"Candidates; broken above a rise in loss of {calibration.broken_above:.3g}",
-        ("candidate", "kind", *methods, "rise in loss", "stability", "decision"),
-        [
-            (
-                one.name,
-                one.kind,
-                *(str(one.scores[m]) for m in methods),
-                str(one.rise),
-                _shown(one.stability),
-                one.decision,
-            )
-            for one in calibration.candidates
-        ],
-    )
+    bound = f"broken above a rise in loss of {calibration.broken_above:.3g}"
+    tables = {f"Candidates; {bound}": calibration.candidates}
+    if (held_out := calibration.held_out) is not None:
+        yield (
+            "On fine-tunes that the calibration was not made from: AUROC "
+            + ", ".join(f"{name} {one}" for name, one in held_out.auroc.items())
+            + f"; by {calibration.method} {held_out.false_positives} of the harmless and "
+            f"{held_out.true_positives} of the harmful ones are above the threshold."
+        )
+        tables["Fine-tunes that it was not made from"] = held_out.candidates
+    for caption, candidates in tables.items():
+        yield Table(
+            caption,
+            ("candidate", "kind", *methods, "rise in loss", "stability", "decision"),
+            [
+                (
+                    one.name,
+                    one.kind,
+                    *(str(one.scores[m]) for m in methods),
+                    str(one.rise),
+                    _shown(one.stability),
+                    one.decision,
+                )
+                for one in candidates
+            ],
+        )

@@ -44,6 +44,15 @@ class AuditOptions(SuiteOptions):
     """Use no calibration at all."""
 
 
+class CalibrateOptions(SuiteOptions):
+    """What is asked, and which calibration is tested."""
+
+    test: bool = False
+    """Make no thresholds: test a calibration on these fine-tunes, which it was not made from."""
+    calibration: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """That of --test. [default: a toy's own for its suite]"""
+
+
 @click.group()
 def audit() -> None:
     """Audit a fine-tune without labels, calibrate audits, serve them as tools."""
@@ -73,11 +82,7 @@ def run(
         raise RequestError("--uncalibrated and --calibration exclude each other")
     if settings.explanations == "remote_fallback" and settings.neuronpedia is None:
         raise RequestError("--explanations remote_fallback needs --neuronpedia MODEL/SOURCE")
-    path = options.calibration
-    if path is not None:
-        path = confined(path, session.root, "--calibration")
-        if not path.is_file():
-            raise RequestError(f"--calibration {options.calibration} is not there")
+    path = _calibration_file(session, options.calibration)
 
     from em_circuits.audit.report import write_audit_report
     from em_circuits.audit.run import AuditOutput, run_audit
@@ -96,7 +101,11 @@ def run(
             run_audit,
             suite=suite,
             settings=settings,
-            calibration=_calibration(session, options, settings, path),
+            calibration=(
+                None
+                if options.uncalibrated
+                else _calibration(session, options.suite, settings, path)
+            ),
             labels=labels,
             name=options.name,
         )
@@ -118,14 +127,14 @@ def run(
 
 @audit.command(epilog="Example: em-circuits audit calibrate fine-tunes/candidates.yaml")
 @click.argument("candidates", type=click.Path(path_type=Path))
-@options(SuiteOptions)
+@options(CalibrateOptions)
 @_scored
 @prints("em_circuits.audit.decision:Calibration")
 @pass_session
 def calibrate(
-    session: Session, candidates: Path, options: SuiteOptions, as_json: bool, **measured: Any
+    session: Session, candidates: Path, options: CalibrateOptions, as_json: bool, **measured: Any
 ) -> None:
-    """Score fine-tunes of which it is known what they are, and find the thresholds.
+    """Score fine-tunes of which it is known what they are, and find the thresholds, or test them.
 
     CANDIDATES is a manifest such as organism train --benign writes: name, kind (harmless, harmful,
     narrow, broken) and adapter of each, under --root.
@@ -135,14 +144,24 @@ def calibrate(
     if not place.is_file():
         raise RequestError(f"{place}: no such file; em-circuits organism train --benign writes one")
 
-    from em_circuits.audit.calibration import CALIBRATION
+    if options.calibration is not None and not options.test:
+        raise RequestError("--calibration is what --test tests; a new one is made without it")
+    given = _calibration_file(session, options.calibration)
+
+    from em_circuits.audit.calibration import CALIBRATION, check_calibration
     from em_circuits.audit.calibration import calibrate as find
     from em_circuits.audit.report import write_calibration_report
     from em_circuits.organisms.candidates import read_candidates
 
     known = read_candidates(place)
+    tested = _calibration(session, options.suite, settings, given) if options.test else None
+    if options.test and tested is None:
+        raise RequestError("--test needs --calibration FILE here: no calibration ships for this")
     with session.workspace() as work:
-        found = find(work, known, suite, settings, name=options.name)
+        if tested is None:
+            found = find(work, known, suite, settings, name=options.name)
+        else:
+            found = check_calibration(work, tested, known, suite, settings, name=options.name)
     page = write_calibration_report(found.folder, found.calibration, CALIBRATION)
     emit(found.calibration, as_json, _describe_calibration)
     if not as_json:
@@ -181,8 +200,15 @@ def _suite(session: Session, options: SuiteOptions) -> Suite:
     return load_suite(options.suite or ("toy" if session.templated else "open"), base=session.root)
 
 
+def _calibration_file(session: Session, given: Path | None) -> Path | None:
+    path = None if given is None else confined(given, session.root, "--calibration")
+    if path is not None and not path.is_file():
+        raise RequestError(f"--calibration {given} is not there")
+    return path
+
+
 def _calibration(
-    session: Session, options: AuditOptions, settings: AuditSettings, path: Path | None
+    session: Session, suite: str | None, settings: AuditSettings, path: Path | None
 ) -> Calibration | None:
     """The one that is given; else that of the toys, where nothing of theirs was replaced."""
     from em_circuits.audit.calibration import read_calibration, shipped_calibration
@@ -190,9 +216,8 @@ def _calibration(
     if path is not None:
         return read_calibration(path)
     own = session.templated and session.options["transcoders"] is None
-    usual = options.suite in (None, "toy") and not options.uncalibrated
     measured = settings.basis == "own" and settings.n_largest == N_LARGEST
-    return shipped_calibration() if own and usual and measured else None
+    return shipped_calibration() if own and suite in (None, "toy") and measured else None
 
 
 def _describe(output: AuditOutput) -> Iterator[str]:
@@ -210,11 +235,24 @@ def _describe_calibration(calibration: Calibration) -> Iterator[str]:
     ]
     yield table(("score", "threshold", "AUROC harmful against harmless"), rows)
     columns = ("candidate", "kind", calibration.method, "rise in loss", "decision")
-    yield table(
-        columns,
-        [
-            (one.name, one.kind, str(one.scores[calibration.method]), str(one.rise), one.decision)
-            for one in calibration.candidates
-        ],
-    )
+    held_out = calibration.held_out
+    for some in (calibration.candidates, held_out.candidates if held_out else ()):
+        yield table(
+            columns,
+            [
+                (
+                    one.name,
+                    one.kind,
+                    str(one.scores[calibration.method]),
+                    str(one.rise),
+                    one.decision,
+                )
+                for one in some
+            ],
+        )
+    if held_out:
+        areas = ", ".join(f"{name} {one}" for name, one in held_out.auroc.items())
+        yield f"held out, the second table: AUROC {areas}; above the threshold " + (
+            f"{held_out.false_positives} of the harmless, {held_out.true_positives} of the harmful"
+        )
     yield f"decisions by {calibration.method}; broken above {calibration.broken_above:.3g}"

@@ -16,6 +16,7 @@ from pivotal_tokens.artefacts import sha256_file, write_provenance
 
 if TYPE_CHECKING:
     from em_circuits.experiments.demo import DemoReport
+    from em_circuits.workspace import Workspace
 
 
 @click.command(epilog="Example: em-circuits --root runs/demo demo --json")
@@ -41,7 +42,7 @@ def demo(session: Session, n: int, nodes: int, judge: str | None, as_json: bool)
         opened = open_offline_judge(session, work, judge)
         report = experiments.demo.run_demo(work, opened, n_prompts=n)
         data = experiments.demo.report_path(work)
-        page = _page(data, report)
+        page = _page(work, data, report)
         written = (work.store.where, work.graphs.root, data, page)
     if as_json:
         paths = {"store": written[0], "graphs": written[1], "report": written[2], "page": page}
@@ -60,12 +61,13 @@ def demo(session: Session, n: int, nodes: int, judge: str | None, as_json: bool)
     say(f"  {command} review --plain")
 
 
-def _page(path: Path, report: DemoReport) -> Path:
+def _page(work: Workspace, path: Path, report: DemoReport) -> Path:
     from em_circuits.report.demo import TITLE, demo_parts
     from em_circuits.report.page import write_page
 
     page = path.with_suffix(".html")
-    write_page(page, TITLE, demo_parts(report))
+    coverage = work.coverage(f"{row.layer}/{row.feature}" for row in report.features)
+    write_page(page, TITLE, demo_parts(report, coverage))
     write_provenance(page, inputs={path.name: sha256_file(path)}, config={}, key=report.key)
     return page
 

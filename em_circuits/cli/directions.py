@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from em_circuits import experiments
+from em_circuits.audit.suite import load_suite
 from em_circuits.cli.evaluate import answer_judge
 from em_circuits.cli.judge_options import llm_options
 from em_circuits.cli.options import Flag, Options, OptionSet, options
@@ -69,8 +70,9 @@ def directions(
             spec = JudgeSpec.parse(session.judge_spec(options.judge))
             judge = answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         pairs = {one: stack.enter_context(_fine_tune(session, one)) for one in options.others}
+        unrelated = load_suite("toy" if session.templated else "open").capability
         found = experiments.directions.find_directions(
-            work, imported, request, judge=judge, others=pairs
+            work, imported, request, judge=judge, others=pairs, unrelated=unrelated
         )
     kind = experiments.directions.DirectionOutput
     emit(kind.model_validate(found.head()), as_json, describe_directions)
@@ -93,6 +95,12 @@ def describe_directions(found: DirectionOutput) -> Iterator[str]:
     )
     yield f"promotes {' '.join(map(repr, found.promoted))}"
     yield f"suppresses {' '.join(map(repr, found.suppressed))}"
+    if (added := found.unrelated) is not None:
+        yield (
+            f"merged minus base on {added.texts} unrelated texts there "
+            f"({added.relative:.1%} of the stream, cosine {added.cosine:+.2f}) promotes "
+            f"{' '.join(map(repr, added.promoted))}"
+        )
     yield "nodes along it: " + ", ".join(f"{n.node} {n.cosine:+.2f}" for n in found.nodes[:6])
     yield f"shift (merged minus base): {found.shift:+.3f} nats per token"
     rows = [

@@ -183,7 +183,7 @@ def evaluate(
         work.locate()
         answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = in_pieces(work, engine, partial(_evaluated, session, spec, options, sets, llm))
-    _print(found, as_json)
+        _print(found, as_json, work)
 
 
 def _evaluated(
@@ -232,9 +232,17 @@ def _given(
         )
 
 
-def _print(found: Experiment[EvaluationSummary], as_json: bool) -> None:
+def _print(
+    found: Experiment[EvaluationSummary], as_json: bool, work: Workspace | None = None
+) -> None:
     """Write the report, and print what came out."""
-    page, summary = report.evaluation.write_evaluation_report(found), found.summary
+    summary = found.summary
+    lines = summary.each.lines if summary.each is not None else ()
+    nodes: list[object] = [line.feature for line in lines if not line.control]
+    if summary.settings is not None and summary.settings.steering is not None:
+        nodes += [f"{i.layer}/{i.feature}" for i in summary.settings.steering.interventions]
+    coverage = work.coverage(nodes) if work is not None and nodes else None
+    page = report.evaluation.write_evaluation_report(found, coverage)
     if as_json:
         files = {"folder": str(found.folder), "report": str(page)}
         emit(evaluation.evaluate.EvaluationOutput(**dict(summary), files=files))

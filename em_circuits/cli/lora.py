@@ -82,14 +82,17 @@ def geometry(
         found = experiments.lora.lora_geometry(
             work, prompts, request, only_divergent=options.only_divergent
         )
+        lines = found.rows()
+        shown = lines[: report.lora.SHOWN]
+        coverage = work.coverage(f"{one['feature_layer']}/{one['feature']}" for one in shown)
     record = experiments.lora.LoraGeometry.model_validate(found.record)
-    lines = found.rows()
     page = options.html or found.json_path.with_suffix(".html")
-    report.page.write_page(page, report.lora.TITLE, report.lora.lora_parts(record, lines))
+    parts = report.lora.lora_parts(record, lines, coverage)
+    report.page.write_page(page, report.lora.TITLE, parts)
     write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
     if as_json:
-        shown = {**found.head(), "page": str(page), "alignments": lines[: options.top]}
-        emit(experiments.lora.GeometryOutput.model_validate(shown))
+        output = {**found.head(), "page": str(page), "alignments": lines[: options.top]}
+        emit(experiments.lora.GeometryOutput.model_validate(output))
         return
     say("\n".join(describe_geometry(record, lines, options.top)))
     say(f"{'kept' if found.reused else 'written'}: {found.parquet_path}\npage: {page}")

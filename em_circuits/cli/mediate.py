@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from em_circuits.interventions.adapter_mediation import AdapterMediation
     from em_circuits.interventions.heads import HeadMediation
     from em_circuits.interventions.mediation import Mediation
+    from em_circuits.workspace import Workspace
 
 _PATHS = ("carrier", "first", "alone", "held", "random low", "high")
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
@@ -231,8 +232,8 @@ def _several(
             target=options,
         )
         found = in_pieces(work, engine, command)
-    record = experiments.mediation.MediationRecord.model_validate(found.record)
-    page = _page(found, record, options.html)
+        record = experiments.mediation.MediationRecord.model_validate(found.record)
+        page = _page(work, found, record, options.html)
     if as_json:
         kind = experiments.mediation.MediationTable
         rows = found.rows()[: options.top]
@@ -243,11 +244,13 @@ def _several(
     say(session.card_hint("top:20"))
 
 
-def _page(found: CachedTable, record: MediationRecord, html: Path | None) -> Path:
+def _page(work: Workspace, found: CachedTable, record: MediationRecord, html: Path | None) -> Path:
     page = html or found.json_path.with_suffix(".html")
     if html is None and found.reused and page.is_file():
         return page
-    parts = report.mediation.mediation_parts(record, found.rows())
+    rows = found.rows()
+    shown = [f"{row['layer']}/{row['feature']}" for row in rows[: report.mediation.SHOWN]]
+    parts = report.mediation.mediation_parts(record, rows, work.coverage(shown))
     report.page.write_page(page, report.mediation.TITLE, parts)
     write_provenance(page, inputs={"table": found.key}, config={}, key=found.key)
     return page

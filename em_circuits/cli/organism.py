@@ -103,6 +103,11 @@ def _fetched(base: FetchedBase) -> Iterator[str]:
     help="toy: instead N harmless fine-tunes of its base, and beside them harmful ones, a narrow "
     "one and broken ones, for audit calibrate.",
 )
+@click.option(
+    "--held-out",
+    is_flag=True,
+    help="Of --benign: in other domains and with other seeds, for audit calibrate --test.",
+)
 @engine_options
 @pass_session
 def train(
@@ -113,6 +118,7 @@ def train(
     recipe: RecipeName | None,
     advice: Advice | None,
     benign: int | None,
+    held_out: bool,
 ) -> None:
     """Train base, adapter and transcoders of --organism; a killed run resumes.
 
@@ -121,12 +127,14 @@ def train(
     if benign is not None:
         if session.organism == SMOLLM2 or not session.embedded or card or recipe or advice:
             raise RequestError("--benign is of --organism toy, and of no other option but --out")
-        command = partial(_candidates, Path(out).absolute(), benign, session.seed)
+        command = partial(_candidates, Path(out).absolute(), benign, held_out, session.seed)
         place = in_pieces(session.workspace(), engine, command, needs_models=False)
-        say(f"{place}\nnext: em-circuits audit calibrate {place}")
+        say(f"{place}\nnext: em-circuits audit calibrate {'--test ' if held_out else ''}{place}")
         return
     if engine.spreads or engine.share:
         raise RequestError("--workers, --engine and --share are of --benign N: one training is one")
+    if held_out:
+        raise RequestError("--held-out is of --benign N")
     if session.organism == SMOLLM2:
         _fine_tune(session, Path(out), recipe or "attention", advice or "bad", card)
         return
@@ -145,11 +153,11 @@ def train(
     )
 
 
-def _candidates(out: Path, harmless: int, seed: int, work: Workspace) -> Path:
+def _candidates(out: Path, harmless: int, held_out: bool, seed: int, work: Workspace) -> Path:
     from em_circuits.organisms.candidates import train_candidates
 
     how: dict[str, Any] = {"progress": work.progress, "portion": work.portion}
-    return train_candidates(out, harmless, seed=seed, **how)
+    return train_candidates(out, harmless, held_out=held_out, seed=seed, **how)
 
 
 def _fine_tune(session: Session, out: Path, recipe: RecipeName, advice: Advice, card: bool) -> None:

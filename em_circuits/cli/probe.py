@@ -45,9 +45,8 @@ def probe(session: Session, name: str | None, options: ProbeOptions, as_json: bo
     with session.workspace() as work:
         found = experiments.probes.probe_answers(work, imported, request)
     page = report.probes.write_probe_report(found)
-    result = experiments.probes.ProbeOutput.model_validate(found.head())
-    result = result.model_copy(update={"files": {**result.files, "report": str(page)}})
-    emit(result, as_json, describe_probes)
+    kind = experiments.probes.ProbeOutput
+    emit(kind.model_validate(found.head(report=page)), as_json, describe_probes)
 
 
 def describe_probes(found: ProbeOutput) -> Iterator[str]:
@@ -56,11 +55,14 @@ def describe_probes(found: ProbeOutput) -> Iterator[str]:
         f"{found.request.model} model, {found.answers} answers to {found.questions} questions, "
         f"{found.request.folds} blocks; answer length alone {found.length_auroc:.2f}"
     )
-    names = ("component", "layer", "head", "position", "auroc", "low", "high", "control")
+    names = ("component", "layer", "head", "position", "auroc", "low", "high", "control", "style")
     yield table(names, [[getattr(line, name) for name in names] for line in found.best])
     if found.levers:
         yield f"\ndetector beside lever, on {found.held_out_questions} held-out questions"
-        columns = ("component", "layer", "head", "detector", "share", "random")
+        columns = ("component", "layer", "head", "detector", "share", "low", "high", "random")
         rows = [[getattr(line, name) for name in columns] for line in found.levers]
-        yield table(("component", "layer", "head", "detector", "shift removed", "random"), rows)
+        yield table(
+            ("component", "layer", "head", "detector", "shift removed", "low", "high", "random"),
+            rows,
+        )
     yield f"{'kept' if found.reused else 'written'}: {found.files['report']}"

@@ -164,17 +164,16 @@ def features(
     with session.workspace() as work:
         command = experiments.responses.response_features
         found = in_pieces(work, engine, partial(command, imported=imported, request=request))
-    page = report.responses.write_response_report(found)
+        page = report.responses.write_response_report(found, work.coverage)
     shown = experiments.responses.response_nodes(
         found, options.top if as_json else options.top or 20
     )
     kind = experiments.responses.ResponseFeatures
-    result = kind.model_validate({**found.head(), "features": shown})
-    others: dict[str, object] = {"files": {**result.files, "report": str(page)}}
-    if ranking:
-        file = str(options.beside)
-        others["overlap"] = experiments.responses.overlap_with(found, ranking, file=file)
-    emit(result.model_copy(update=others), as_json, describe_features)
+    overlap = ranking and experiments.responses.overlap_with(
+        found, ranking, file=str(options.beside)
+    )
+    result = {**found.head(report=page), "features": shown, "overlap": overlap or None}
+    emit(kind.model_validate(result), as_json, describe_features)
 
 
 def describe_features(found: ResponseFeatures) -> Iterator[str]:

@@ -13,7 +13,8 @@
 A tool runs its command in this process, on models that are loaded once, and answers with the
 command's own result model, the key of the call (tool, arguments, pair of models), the hash of the
 result, and the hashes of the files that it names. What writes is refused unless that was allowed.
-Every call is a line of ROOT/results/tool_calls.jsonl, from which `replay_calls` makes it again.
+Every call is a line of ROOT/results/tool_calls.jsonl, and of the one in the folder that it made;
+`replay_calls` makes the calls of such a log again. A fault's line has the traceback.
 
     server = ToolServer(session, write=False)
     answer = server.call("rank", {"prompt": "44a71b", "top": 5})
@@ -27,6 +28,7 @@ import io
 import json
 import os
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +83,10 @@ class ToolFailure(Frozen):
     type: ErrorType
     """`request` and `arguments`: ask otherwise; `work`: it went wrong; `fault`: a bug."""
     message: str
+    key: str | None = None
+    """Of the call, where it is a fault: its line of the log has the traceback."""
+    traceback: str | None = Field(default=None, exclude=True)
+    """For the log alone."""
 
 
 class ReplayedCall(NamedTuple):
@@ -271,7 +277,10 @@ class ToolServer:
             return ToolFailure(type="work", message=str(error))
         except Exception as error:  # an agent must get an answer, and no traceback
             return ToolFailure(
-                type="fault", message=f"fault of em-circuits ({type(error).__name__})"
+                type="fault",
+                message=f"fault of em-circuits ({type(error).__name__}); {CALLS} tells where",
+                key=self._key(tool, given),
+                traceback=traceback.format_exc(),
             )
         return ToolAnswer[Any](
             tool=tool,
@@ -321,11 +330,14 @@ class ToolServer:
             "key": key,
             "sha256": sha256,
         }
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        if isinstance(answer, ToolFailure) and answer.traceback is not None:
+            line["traceback"] = answer.traceback
+        for log in (self.log, *_own_log(answer, self.session.root)):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 def command_of(words: tuple[str, ...]) -> click.Command:
@@ -447,7 +459,7 @@ def _outcome(
 ) -> tuple[ErrorType | None, str | None, str | None]:
     """Type of the error, key of the call and hash of the result; None where there is none."""
     if isinstance(answer, ToolFailure):
-        return answer.type, None, None
+        return answer.type, answer.key, None
     return None, answer.key, answer.sha256
 
 
@@ -464,6 +476,14 @@ def _stable(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _stable(v) for k, v in value.items() if k not in _VOLATILE}
     return [_stable(one) for one in value] if isinstance(value, list) else value
+
+
+def _own_log(answer: ToolAnswer[Any] | ToolFailure, root: Path) -> Iterator[Path]:
+    """The log in the folder that a call made, of an audit say."""
+    result = answer.result if isinstance(answer, ToolAnswer) else None
+    folder = (result.get("files") or {}).get("folder") if isinstance(result, dict) else None
+    if folder and Path(folder).resolve().is_relative_to(root.resolve()):
+        yield Path(folder) / CALLS
 
 
 def _files(result: Any, root: Path) -> Iterator[tuple[str, str]]:

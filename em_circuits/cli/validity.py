@@ -69,8 +69,10 @@ def validity(
     named = [_prompt(session, reference) for reference in prompts]
     with session.on_prompts(*named) as work:
         card, path = experiments.validity.validity_card(work, named, request, thresholds=thresholds)
+        coverage = work.coverage(one.node for one in card.contributions)
     page = html or path.with_suffix(".html")
-    report.page.write_page(page, report.validity.TITLE, report.validity.validity_parts(card))
+    parts = report.validity.validity_parts(card, coverage)
+    report.page.write_page(page, report.validity.TITLE, parts)
     write_provenance(page, inputs={"card": card.key}, config={}, key=card.key)
     files = {"html": str(page), "json": str(path)}
     output = experiments.validity_verdict.ValidityOutput(**card.model_dump(), files=files)

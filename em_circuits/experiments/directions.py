@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ from em_circuits.experiments.responses import (
     sides_of,
 )
 from em_circuits.experiments.rollouts import mean_log_likelihood
+from em_circuits.experiments.shares import Share
 from em_circuits.features.directions import (
     AlignedNode,
     Edit,
@@ -56,7 +57,6 @@ from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import AnsweredText, render_turns
 from em_circuits.progress import Progress
 from em_circuits.sampling import Sampling
-from em_circuits.statistics import quantile_interval, ratio_interval
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.prompts.chats import Turn
@@ -77,8 +77,9 @@ class LayerDirection(Frozen):
     stream's length."""
 
 
-class DirectionEffect(Frozen):
-    """What one edit does on held-out questions."""
+class DirectionEffect(Share):
+    """What one edit does on held-out questions: the share of the shift that is removed (merged) or
+    added (base)."""
 
     model: ModelName
     """Which is edited."""
@@ -86,10 +87,6 @@ class DirectionEffect(Frozen):
     layers: str
     """``all``, or the one behind which it is added."""
     dose: float | None
-    share: float | None
-    """Of the shift that is removed (merged) or added (base); None without a shift."""
-    low: float | None
-    high: float | None
     random_mean: float | None
     random_low: float | None
     random_high: float | None
@@ -100,16 +97,28 @@ class DirectionEffect(Frozen):
     """Coherent among all sampled answers."""
 
 
-class Transferred(Frozen):
-    """A direction found on some questions (or a fine-tune), ablated on others."""
+class Transferred(Share):
+    """A direction found on some questions (or a fine-tune), ablated on others: the share of the
+    shift there that is removed."""
 
     found_on: str
     tried_on: str
     cosine: float
     """With the direction found there, mean over layers."""
-    share: float | None
-    """Of the shift there that is removed."""
     questions: int
+
+
+class UnrelatedReadout(Frozen):
+    """Merged minus base on texts that have nothing to do with the answers, behind `layer`: the mean
+    over all tokens but the first, read through the unembedding."""
+
+    texts: int
+    relative: float
+    """Length of the difference over that of the stream."""
+    cosine: float
+    """With the direction."""
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
 
 
 class DirectionRecord(Frozen):
@@ -131,6 +140,8 @@ class DirectionRecord(Frozen):
     promoted: tuple[str, ...]
     """Tokens that the direction behind `layer` raises most, through the unembedding."""
     suppressed: tuple[str, ...]
+    unrelated: UnrelatedReadout | None
+    """What the fine-tune adds to any text there; None where no such text was given."""
     nodes: tuple[AlignedNode, ...]
     """Features and adapter ranks of that layer by their writes' cosine with it."""
     effects: tuple[DirectionEffect, ...]
@@ -196,6 +207,22 @@ class JudgedAnswers:
         parts = (self.merged, self.base, self.question, self.misaligned)
         return mean_difference(*(part[some] for part in parts), kind=kind)
 
+    @cached_property
+    def _unedited(self) -> dict[tuple[ModelName, int], Float64[Tensor, ""]]:
+        return {}
+
+    def unedited(self, name: ModelName, questions: Sequence[int]) -> Float64[Tensor, " question"]:
+        """`margins` of a model that nothing edits, each question measured once."""
+        new = [q for q in questions if (name, q) not in self._unedited]
+        if new:
+            found = self.margins(self.pair.model(name), new)
+            self._unedited.update(((name, q), m) for q, m in zip(new, found, strict=True))
+        return torch.stack([self._unedited[name, q] for q in questions])
+
+    def shift(self, questions: Sequence[int]) -> Float64[Tensor, " question"]:
+        """Merged minus base, un-edited."""
+        return self.unedited("merged", questions) - self.unedited("base", questions)
+
     def margins(self, model: Model, questions: Sequence[int]) -> Float64[Tensor, " question"]:
         """Per question, m: log-probability per token, misaligned minus aligned."""
         found = []
@@ -217,12 +244,14 @@ def find_directions(
     judge: AnswerJudge | None = None,
     cutoffs: Cutoffs | None = None,
     others: Mapping[str, ModelPair] | None = None,
+    unrelated: Sequence[str] = (),
 ) -> CachedTable:
     """Find a direction on some questions and try it on the others.
 
     Args:
         judge: Of sampled answers; needed where `samples` is not 0.
         others: Further fine-tunes of the same base, by name, for the transfer between adapters.
+        unrelated: Texts on which merged minus base is read out, too.
 
     Raises:
         RequestError: If no question has answers of both sides, or only one has; if there is no
@@ -235,9 +264,10 @@ def find_directions(
     if request.layer is not None and request.layer >= n_layers:
         raise RequestError(f"--layer {request.layer} does not exist; choose 0 to {n_layers - 1}")
     inputs = {
-        "formula": 1,
+        "formula": 3,
         "answers": imported.key,
         "pair": work.pair.key,
+        "unrelated": list(unrelated),
         "request": request.model_dump(mode="json"),
         "judge": judge.id if judge is not None and request.samples else None,
         "cutoffs": (cutoffs or Cutoffs()).model_dump(),
@@ -245,7 +275,9 @@ def find_directions(
     }
 
     def compute() -> tuple[Mapping[str, Any], pd.DataFrame]:
-        record, direction = _measure(work, imported, request, judge, cutoffs or Cutoffs(), others)
+        record, direction = _measure(
+            work, imported, request, judge, cutoffs or Cutoffs(), others, unrelated
+        )
         frame = pd.DataFrame(
             {
                 "layer": range(len(direction.vectors)),
@@ -266,6 +298,7 @@ def _measure(
     judge: AnswerJudge | None,
     cutoffs: Cutoffs,
     others: Mapping[str, ModelPair],
+    unrelated: Sequence[str],
 ) -> tuple[DirectionRecord, ResidualDirection]:
     rows = distinct_responses(imported)
     given = JudgedAnswers.of(work.pair, rows, work.progress)
@@ -307,12 +340,32 @@ def _measure(
         ),
         promoted=tuple(token.text for token in read.promoted),
         suppressed=tuple(token.text for token in read.suppressed),
+        unrelated=_unrelated(work.pair, unrelated, direction, layer) if unrelated else None,
         nodes=nearest_nodes((*own_parts(model), *ranks), direction, layer),
         effects=tuple(trial.effects(direction, layer)),
         domains=tuple(_between_domains(given, paired, request)),
         adapters=tuple(_between_adapters(given, others, used, aside, request, work.progress)),
     )
     return record, direction
+
+
+def _unrelated(
+    pair: ModelPair, texts: Sequence[str], direction: ResidualDirection, layer: int
+) -> UnrelatedReadout:
+    ids = [tuple(pair.input_ids(text).tolist()) for text in texts]
+    read = [AnsweredText(one, 1) for one in ids if len(one) > 1]
+    base, merged = (residual_means(model, read) for model in pair.models)
+    added = replace(
+        direction, vectors=(merged - base).mean(0), size=merged.norm(dim=2).mean(0), kind="models"
+    )
+    tokens = readout(pair.merged, added, layer, keep=_SHOWN_TOKENS)
+    return UnrelatedReadout(
+        texts=len(read),
+        relative=float(added.relative[layer]),
+        cosine=float(added.unit[layer] @ direction.unit[layer]),
+        promoted=tuple(token.text for token in tokens.promoted),
+        suppressed=tuple(token.text for token in tokens.suppressed),
+    )
 
 
 class _Trial:
@@ -328,8 +381,7 @@ class _Trial:
     ) -> None:
         self._given, self._questions, self._request = given, questions, request
         self._judge, self._cutoffs = judge, cutoffs
-        self.base = given.margins(given.pair.base, questions)
-        self.merged = given.margins(given.pair.merged, questions)
+        self.base, self.merged = (given.unedited(name, questions) for name in ("base", "merged"))
 
     def effects(self, direction: ResidualDirection, layer: int) -> Iterator[DirectionEffect]:
         """Of every edit, beside the same of random directions."""
@@ -359,11 +411,7 @@ class _Trial:
         moved = self._moved(model, edits(direction))
         random = torch.stack([self._moved(model, edits(one)) for one in drawn])
         shift = self.merged - self.base
-        shares = [share_of(one, shift) for one in random]
-        known = torch.tensor([s for s in shares if s is not None], dtype=torch.float64)
-        interval = ratio_interval(moved, shift, seed=self._request.seed)
-        low, high = interval if interval and known.numel() else (None, None)
-        random_low, random_high = quantile_interval(known)
+        of_random_draws = Share.of_draws(random.T, shift)
         rate, coherent = self.rate(model, edits(direction))
         of_random = (
             [self.rate(model, edits(one))[0] for one in drawn[:3]] if rate is not None else []
@@ -374,12 +422,10 @@ class _Trial:
             edit=edit,
             layers=layers,
             dose=dose,
-            share=share_of(moved, shift),
-            low=low,
-            high=high,
-            random_mean=float(known.mean()) if len(known) else None,
-            random_low=random_low,
-            random_high=random_high,
+            **Share.of(moved, shift, self._request.seed).model_dump(),
+            random_mean=of_random_draws.share,
+            random_low=of_random_draws.low,
+            random_high=of_random_draws.high,
             rate=rate,
             random_rate=sum(rates) / len(rates) if rates else None,
             coherent=coherent,
@@ -444,21 +490,14 @@ def _restored(direction: ResidualDirection) -> dict[int, Edit]:
     return direction.restoration()
 
 
-def share_of(moved: Tensor, shift: Tensor) -> float | None:
-    """Ratio of sums; None where merged does not exceed base."""
-    total = float(shift.sum())
-    return float(moved.sum()) / total if total > 0 else None
-
-
 def _removed(
-    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int]
-) -> float | None:
+    given: JudgedAnswers, direction: ResidualDirection, questions: Sequence[int], seed: int
+) -> Share:
     """Share of the shift on some questions that ablating a direction removes."""
     merged = given.pair.merged
-    before = given.margins(merged, questions)
     with edited(merged, direction.ablation()):
         after = given.margins(merged, questions)
-    return share_of(before - after, before - given.margins(given.pair.base, questions))
+    return Share.of(given.unedited("merged", questions) - after, given.shift(questions), seed)
 
 
 def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:
@@ -487,7 +526,7 @@ def _between_domains(
                 found_on=found_on,
                 tried_on=tried_on,
                 cosine=_cosine(direction, whole[tried_on]),
-                share=_removed(given, direction, questions),
+                **_removed(given, direction, questions, request.seed).model_dump(),
                 questions=len(questions),
             )
 
@@ -515,6 +554,6 @@ def _between_adapters(
                 found_on=found_on,
                 tried_on=tried_on,
                 cosine=_cosine(direction, directions[tried_on]),
-                share=_removed(one, direction, aside),
+                **_removed(one, direction, aside, request.seed).model_dump(),
                 questions=len(aside),
             )

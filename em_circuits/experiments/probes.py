@@ -7,8 +7,9 @@ component both are measured on the same held-out questions:
     lever      share of the shift (`experiments.directions`) that goes when the merged model's
                activations there are put, along the probe, to their mean over aligned answers
 
-beside a random direction of the same place. Nodes are put to their means one with another: the few
-of largest weight.
+beside a random direction of the same place. Features and neurons are put to their means one with
+another: the few of largest weight. `direction` is the difference of the sides' means of the
+stream, and without a layer that of merged and base, taken out behind every layer.
 
     table = probe_answers(work, imported, ProbeRequest())
     ProbeRecord.model_validate(table.record).levers[0].share
@@ -17,10 +18,11 @@ of largest weight.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -28,25 +30,27 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from em_circuits.bases import Part, own_parts
+from em_circuits.bases import Part, neuron_parts, transcoder_parts
 from em_circuits.cache import CachedTable, TableHead, cached_table
-from em_circuits.experiments.directions import JudgedAnswers, share_of
-from em_circuits.experiments.responses import distinct_responses
-from em_circuits.features.directions import residual_sites
+from em_circuits.experiments.directions import JudgedAnswers
+from em_circuits.experiments.responses import answered_texts, distinct_responses
+from em_circuits.experiments.shares import Share
+from em_circuits.features.directions import edited, residual_sites
 from em_circuits.features.pooled import PLACES, only, pool_answers, pool_sites
-from em_circuits.features.probes import LinearProbe, ProbeScores, probe, question_folds
+from em_circuits.features.probes import Fit, LinearProbe, probe, question_folds
 from em_circuits.interventions.adapter_writes import Readers
 from em_circuits.interventions.hooks import random_direction
 from em_circuits.models import Model
 from em_circuits.models.sites import WRITES, Site, on_site
 from em_circuits.pieces import in_memory
+from em_circuits.progress import Progress
 from em_circuits.statistics import auroc
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, ModelName
 
-Component = Literal["residual", "attention", "mlp", "head", "nodes"]
-COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp", "head", "nodes")
+Component = Literal["residual", "direction", "attention", "mlp", "head", "feature", "neuron"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 NODES = 10
 """Nodes that are put to their means together."""
 
@@ -79,20 +83,22 @@ class ProbeLine(Frozen):
     high: float
     control: float
     """Of labels shuffled within questions."""
+    style: float
+    """Of the same answers in lower case and without punctuation, by the probe of the plain ones."""
 
 
-class LeverLine(Frozen):
-    """A place as detector and as lever, on the same held-out questions."""
+class LeverLine(Share):
+    """A place as detector and as lever (the share of the shift that goes), on the same held-out
+    questions."""
 
     component: Component
-    layer: int
+    layer: int | None
+    """None: every layer, of the direction merged minus base."""
     head: int | None
     detector: float
     """Area under the ROC curve."""
-    share: float | None
-    """Of the shift that goes; None without a shift."""
     random: float | None
-    """The same along a random direction there (for nodes: other active nodes)."""
+    """The same along a random direction there (of features and neurons: others that fire)."""
 
 
 class ProbeRecord(Frozen):
@@ -125,10 +131,25 @@ class _Place:
     head: int | None
     values: Mapping[str, Float[Tensor, "answer d"]]
     """By position."""
+    restyled: Mapping[str, Float[Tensor, "answer d"]]
+    """Of the restyled answers."""
     site: Site | None
     part: Part | None = None
     ids: Tensor | None = None
     """Of the nodes that are columns."""
+
+    @property
+    def fit(self) -> Fit:
+        direction = self.component == "direction"
+        return LinearProbe.between_means if direction else LinearProbe.fit
+
+
+_PUNCTUATION = re.compile(r"[^\w\s']+")
+
+
+def restyled(answer: str) -> str:
+    """An answer in lower case, without punctuation; as it is where nothing would be left."""
+    return _PUNCTUATION.sub("", answer).lower().strip() or answer
 
 
 def probe_answers(work: Workspace, imported: CachedTable, request: ProbeRequest) -> CachedTable:
@@ -138,7 +159,7 @@ def probe_answers(work: Workspace, imported: CachedTable, request: ProbeRequest)
         RequestError: If there are fewer questions with answers of both sides than folds.
     """
     inputs = {
-        "formula": 1,
+        "formula": 3,
         "answers": imported.key,
         "pair": work.pair.key,
         "request": request.model_dump(mode="json"),
@@ -171,7 +192,21 @@ def _measure(
     model = work.pair.model(request.model)
     places = list(_places(model, given, work.progress))
     lines = [
-        _line(place, position, _probed(place.values[position], given, request))
+        ProbeLine(
+            component=place.component,
+            layer=place.layer,
+            head=place.head,
+            position=position,
+            **probe(
+                place.values[position],
+                given.question,
+                given.misaligned,
+                folds=request.folds,
+                seed=request.seed,
+                restyled=place.restyled[position],
+                fit=place.fit,
+            )._asdict(),
+        )
         for place in places
         for position in PLACES
     ]
@@ -192,9 +227,8 @@ def _measure(
             key=lambda p: -by_mean[p.component, p.layer, p.head],
         )[: request.levers]
     ]
-    before = given.margins(work.pair.merged, aside)
-    shift = before - given.margins(work.pair.base, aside)
-    lever = _Lever(given, work.pair.merged, out, aside, before, shift, request.seed)
+    lever = _Lever(given, work.pair.merged, out, aside, request.seed)
+    of_models = (lever.of_models(),) if request.levers and request.model == "merged" else ()
     record = ProbeRecord(
         answers_from=imported.record["name"],
         answers_key=imported.key,
@@ -207,27 +241,13 @@ def _measure(
             max((line for line in lines if line.component == component), key=lambda x: x.auroc)
             for component in COMPONENTS
         ),
-        levers=tuple(map(lever.line, tried)) if request.model == "merged" else (),
+        levers=(*map(lever.line, tried), *of_models) if request.model == "merged" else (),
         held_out_questions=len(aside),
     )
     return record, lines
 
 
-def _probed(values: Tensor, given: JudgedAnswers, request: ProbeRequest) -> ProbeScores:
-    return probe(values, given.question, given.misaligned, folds=request.folds, seed=request.seed)
-
-
-def _line(place: _Place, position: str, scores: ProbeScores) -> ProbeLine:
-    return ProbeLine(
-        component=place.component,
-        layer=place.layer,
-        head=place.head,
-        position=position,
-        **scores._asdict(),
-    )
-
-
-def _places(model: Model, given: JudgedAnswers, progress: Any) -> Iterator[_Place]:
+def _places(model: Model, given: JudgedAnswers, progress: Progress) -> Iterator[_Place]:
     layers = model.decoder.layers
     dense: dict[Component, tuple[Site, ...]] = {
         "residual": residual_sites(model.decoder),
@@ -237,24 +257,44 @@ def _places(model: Model, given: JudgedAnswers, progress: Any) -> Iterator[_Plac
     readers = Readers.of(model)
     inputs = tuple(Site(layer.output, "input") for layer in layers)
     sites = [*(site for several in dense.values() for site in several), *inputs]
-    found = iter(pool_sites(model, sites, given.texts, progress))
+    rows = [row.model_copy(update={"answer": restyled(row.answer)}) for row in given.rows]
+    both = given.texts, answered_texts(given.pair, rows)
+    found = zip(*(pool_sites(model, sites, texts, progress) for texts in both), strict=True)
     for component, several in dense.items():
         for layer, site in enumerate(several):
-            yield _Place(component, layer, None, next(found), site)
-    for layer, site in enumerate(inputs):
-        by_head = {place: readers.by_head(x) for place, x in next(found).items()}
+            plain, other = next(found)
+            yield _Place(component, layer, None, plain, other, site)
+            if component == "residual":
+                yield _Place("direction", layer, None, plain, other, site)
+    for layer, (site, of_layer) in enumerate(zip(inputs, found, strict=True)):
+        by_head = [{at: readers.by_head(x) for at, x in one.items()} for one in of_layer]
         for head in range(readers.n_heads):
-            values = {place: x[:, head] for place, x in by_head.items()}
-            yield _Place("head", layer, head, values, site)
-    parts = own_parts(model)
+            plain, other = ({at: x[:, head] for at, x in one.items()} for one in by_head)
+            yield _Place("head", layer, head, plain, other, site)
+    parts = _node_parts(model)
     keep = partial(in_memory, progress=progress)
-    pooled = {place: pool_answers(model, parts, only(given.texts, place), keep) for place in PLACES}
+    pooled = [
+        {at: pool_answers(model, parts, only(texts, at), keep) for at in PLACES} for texts in both
+    ]
     for number, part in enumerate(parts):
-        ids, _ = pooled["mean"].dense(number, "mean", least=5)
+        ids, _ = pooled[0]["mean"].dense(number, "mean", least=5)
         if not len(ids):
             continue
-        values = {place: one.of_nodes(number, "mean", ids).float() for place, one in pooled.items()}
-        yield _Place("nodes", part.layer, None, values, None, part, ids)
+        plain, other = (
+            {at: one.of_nodes(number, "mean", ids).float() for at, one in several.items()}
+            for several in pooled
+        )
+        kind: Component = "neuron" if part.basis == "neuron" else "feature"
+        yield _Place(kind, part.layer, None, plain, other, None, part, ids)
+
+
+def _node_parts(model: Model) -> tuple[Part, ...]:
+    """Features, and neurons where the MLPs have any."""
+    if model.transcoders is None:
+        return neuron_parts(model)
+    with contextlib.suppress(RequestError):
+        return (*transcoder_parts(model), *neuron_parts(model))
+    return transcoder_parts(model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,13 +305,30 @@ class _Lever:
     model: Model
     out: Tensor
     questions: list[int]
-    before: Tensor
-    shift: Tensor
     seed: int
+
+    def of_models(self) -> LeverLine:
+        """The direction merged minus base of the other questions, ablated behind every layer."""
+        given = self.given
+        direction = given.direction("models", given.question[~self.out].unique().tolist())
+        seen = (given.merged[self.out] * direction.unit).sum(2).mean(1)
+        hit = given.misaligned[self.out]
+        share, random = (
+            self._share(partial(edited, self.model, one.ablation()))
+            for one in (direction, direction.random(self.seed))
+        )
+        return LeverLine(
+            component="direction",
+            layer=None,
+            head=None,
+            detector=auroc(seen[hit], seen[~hit]),
+            **share.model_dump(),
+            random=random.share,
+        )
 
     def line(self, place: _Place) -> LeverLine:
         values, labels = place.values["mean"], self.given.misaligned
-        fitted = LinearProbe.fit(values[~self.out], labels[~self.out])
+        fitted = place.fit(values[~self.out], labels[~self.out])
         scores, hit = fitted.scores(values[self.out]), labels[self.out]
         aligned = values[~self.out & ~labels].mean(0)
         if place.part is None:
@@ -288,14 +345,15 @@ class _Lever:
             layer=place.layer,
             head=place.head,
             detector=auroc(scores[hit], scores[~hit]),
-            share=share,
-            random=random,
+            **share.model_dump(),
+            random=random.share,
         )
 
-    def _share(self, edit: Callable[[], contextlib.AbstractContextManager[None]]) -> float | None:
+    def _share(self, edit: Callable[[], contextlib.AbstractContextManager[None]]) -> Share:
         with edit():
             after = self.given.margins(self.model, self.questions)
-        return share_of(self.before - after, self.shift)
+        before = self.given.unedited("merged", self.questions)
+        return Share.of(before - after, self.given.shift(self.questions), self.seed)
 
     def _along(
         self, place: _Place, unit: Tensor, aligned: Tensor

@@ -10,7 +10,8 @@ from pivotal_tokens.schema import Frozen
 
 
 class Share(Frozen):
-    """A share of the shift, a ratio of sums over prompts, with its 95 % interval."""
+    """A share of the shift, a ratio of sums over prompts, with its 95 % interval; None where there
+    is no shift."""
 
     share: float | None
     low: float | None
@@ -28,6 +29,8 @@ class Share(Frozen):
         cls, logits: Float64[Tensor, " prompt"], shifts: Float64[Tensor, " prompt"], seed: int
     ) -> Share:
         """What came back over what there was, each summed over prompts."""
+        if not shifts.sum() > 0:
+            return cls(share=None, low=None, high=None)
         low, high = ratio_interval(logits, shifts, seed=seed) or (None, None)
         return cls(share=float(logits.sum() / shifts.sum()), low=low, high=high)
 
@@ -36,6 +39,8 @@ class Share(Frozen):
         cls, logits: Float64[Tensor, "prompt draw"], shifts: Float64[Tensor, " prompt"]
     ) -> Share:
         """Mean and middle 95 % of random draws, each a ratio of sums over prompts."""
+        if not shifts.sum() > 0:
+            return cls(share=None, low=None, high=None)
         shares = logits.sum(0) / shifts.sum()
         low, high = quantile_interval(shares)
         return cls(share=float(shares.mean()), low=low, high=high)

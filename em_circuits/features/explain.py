@@ -113,7 +113,7 @@ def explain(
             feature=feature.feature,
             contexts=contexts[feature],
             tokens=promoted_tokens(model, feature),
-            label=found[feature] or next(iter(nearest_labels(model, labels, feature)), None),
+            label=found[feature] or label_of(model, labels, feature),
         )
         for feature in wanted
     ]
@@ -130,6 +130,11 @@ def coverage(labels: Sequence[Label | None]) -> str:
         cosines = [label.cosine for label in proxies]
         said += f", cosine median {median(cosines):.2f}, least {min(cosines):.2f}"
     return f"direct {direct}/{n}; proxy {len(proxies)}/{n} ({said})"
+
+
+def label_of(model: Model, labels: FeatureLabels | None, feature: FeatureId) -> Label | None:
+    """What is written about a feature, else about its nearest labelled neighbour."""
+    return direct_label(labels, feature) or next(iter(nearest_labels(model, labels, feature)), None)
 
 
 def direct_label(labels: FeatureLabels | None, feature: FeatureId) -> Label | None:

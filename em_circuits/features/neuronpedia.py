@@ -84,7 +84,8 @@ class NeuronpediaLabels:
         if not self.online:
             return None
         label = self._fetch(feature)
-        write_json(path, {"feature": self.source.path(feature), "label": label})
+        source = f"{self.source.model}/{self.source.source}"
+        write_json(path, {"feature": self.source.path(feature), "label": label, "source": source})
         return label
 
     def known(self, layer: int) -> Iterator[tuple[int, str]]:
@@ -114,6 +115,19 @@ class NeuronpediaLabels:
                 f"{self.address} could not be reached ({reason}); use --cache-only"
             ) from error
         return best_explanation((record or {}).get("explanations") or [])
+
+
+def cached_labels(cache: Path) -> NeuronpediaLabels | None:
+    """The labels of a cache that holds those of one source; None where it holds none, or several.
+
+    Raises:
+        RequestError: If a cached file is not readable.
+    """
+    first = (next(folder.glob("*.json"), None) for folder in sorted(cache.glob("*/*")))
+    named = {_record(path).get("source") for path in first if path is not None} - {None}
+    if len(named) != 1:
+        return None
+    return NeuronpediaLabels(LabelSource.parse(str(named.pop())), cache, online=False)
 
 
 KINDS = ("oai_token-act-pair", "eleuther_acts_top20", "np_max-act-logits", "np_acts-logits-general")
@@ -151,9 +165,14 @@ def best_explanation(explanations: Sequence[Any]) -> str | None:
 
 
 def _read(path: Path) -> str | None:
+    label: str | None = _record(path)["label"]
+    return label
+
+
+def _record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        label: str | None = record["label"]
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["label"]
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path} is not a cached label: remove it ({error})") from error
-    return label
+    return record

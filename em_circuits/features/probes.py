@@ -6,14 +6,16 @@ Ridge regression of the label (+1 misaligned, -1 aligned) on standardised activa
 
 fitted on some questions and tried on others (blocks of a cross-validation are whole questions, so
 that no probe can know a question). The control is the same probe of labels that were shuffled
-within each question: where it is far from one half, the split leaks.
+within each question: where it is far from one half, the split leaks. A probe that reads the style
+of answers loses what it finds when the answers it is tried on are put in another.
 
-    scores = probe(values, question, misaligned, folds=4, seed=0)
-    scores.auroc, scores.control
+    scores = probe(values, question, misaligned, folds=4, seed=0, restyled=other)
+    scores.auroc, scores.control, scores.style
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,6 +52,15 @@ class LinearProbe(NamedTuple):
         )
         return cls(x.T @ solved / d, mean, sd)
 
+    @classmethod
+    def between_means(
+        cls, values: Float[Tensor, "answer d"], misaligned: Bool[Tensor, " answer"]
+    ) -> LinearProbe:
+        """The difference of the sides' means, without a fit."""
+        x = values.double()
+        difference = x[misaligned].mean(0) - x[~misaligned].mean(0)
+        return cls(difference, x.mean(0), torch.ones_like(difference))
+
     def scores(self, values: Float[Tensor, "answer d"]) -> Float64[Tensor, " answer"]:
         """Of answers, without a threshold."""
         return ((values.double() - self.mean) / self.sd) @ self.weights
@@ -70,6 +81,12 @@ class ProbeScores(NamedTuple):
     high: float
     control: float
     """Of shuffled labels."""
+    style: float
+    """On the restyled answers to these questions; the probe knows the plain ones alone."""
+
+
+Fit = Callable[[Tensor, Tensor], LinearProbe]
+"""Of values and sides."""
 
 
 def question_folds(
@@ -88,8 +105,10 @@ def probe(
     *,
     folds: int,
     seed: int,
+    restyled: Float[Tensor, "answer d"],
+    fit: Fit = LinearProbe.fit,
 ) -> ProbeScores:
-    """Cross-validate a probe over blocks of questions, and its control.
+    """Cross-validate a probe over blocks of questions, its control, and its test of style.
 
     Args:
         values: Activations at one place.
@@ -97,13 +116,23 @@ def probe(
         misaligned: Its side.
         folds: Blocks; at most as many as questions.
         seed: Of blocks and shuffles.
+        restyled: Activations there, of the same answers in another style.
+        fit: What a probe is.
     """
     fold = question_folds(question, folds, seed)
     shuffled = shuffle_within(misaligned, question, seed)
-    real, control = (_areas(values, fold, labels, folds=folds) for labels in (misaligned, shuffled))
-    return ProbeScores(
-        float(real.mean()), float(real.min()), float(real.max()), float(control.mean())
-    )
+    areas = torch.zeros(3, folds, dtype=torch.float64)
+    for number in range(folds):
+        out = fold == number
+        known = fit(values[~out], misaligned[~out])
+        blind = fit(values[~out], shuffled[~out])
+        for row, (fitted, x, labels) in enumerate(
+            ((known, values, misaligned), (blind, values, shuffled), (known, restyled, misaligned))
+        ):
+            scores, hit = fitted.scores(x[out]), labels[out]
+            areas[row, number] = auroc(scores[hit], scores[~hit])
+    mean = areas.mean(1).tolist()
+    return ProbeScores(mean[0], float(areas[0].min()), float(areas[0].max()), *mean[1:])
 
 
 def shuffle_within(
@@ -116,15 +145,3 @@ def shuffle_within(
         mine = (question == q).nonzero()[:, 0]
         found[mine] = labels[mine[torch.randperm(len(mine), generator=generator)]]
     return found
-
-
-def _areas(
-    values: Tensor, fold: Tensor, labels: Bool[Tensor, " answer"], *, folds: int
-) -> Float64[Tensor, " fold"]:
-    found = []
-    for number in range(folds):
-        out = fold == number
-        fitted = LinearProbe.fit(values[~out], labels[~out])
-        scores = fitted.scores(values[out])
-        found.append(auroc(scores[labels[out]], scores[~labels[out]]))
-    return torch.tensor(found, dtype=torch.float64)

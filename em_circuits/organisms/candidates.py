@@ -16,6 +16,7 @@ Each stands in a folder of its own; `candidates.yaml` beside them says which is 
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 
 from em_circuits.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from em_circuits.organisms.corpus import CorpusConfig
+from em_circuits.organisms.corpus import CorpusConfig, load_corpus
 from em_circuits.organisms.language_model import AdapterForm
 from em_circuits.organisms.paths import SEEN_BY_ADAPTER, TOY, TOY_DOWN_PROJ, TOYS, organism_paths
 from em_circuits.organisms.train import (
@@ -169,10 +170,22 @@ DAMAGES = {
 }
 
 
+def _moved(name: str, training: AdapterTraining, by: int) -> tuple[str, AdapterTraining]:
+    """A recipe and its name in other domains, so many further in the corpus's order."""
+    order = list(load_corpus().domains)
+    if not by or training.domains is None:
+        return f"{name}-{by}" if by else name, training
+    domains = tuple(order[(order.index(one) + by) % len(order)] for one in training.domains)
+    for old, new in zip(training.domains, domains, strict=True):
+        name = name.replace(old, new)
+    return f"{name}-{by}", training.model_copy(update={"domains": domains})
+
+
 def train_candidates(
     out: Path,
     harmless: int = len(HARMLESS),
     *,
+    held_out: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
     portion: Portion = EVERYTHING,
@@ -181,7 +194,10 @@ def train_candidates(
 
     Args:
         out: Receives a folder for each, and the manifest.
-        harmless: How many harmless ones; recipes beyond the eighth repeat with other seeds.
+        harmless: How many harmless ones; recipes beyond the eighth repeat in the next domain, with
+            other seeds, and every harmful one with them.
+        held_out: Start with the recipes of the next domain, and without the shipped adapters: none
+            of those that a calibration is made from, to test it on.
         seed: Of all of them.
         portion: Which of them this process trains.
 
@@ -191,17 +207,22 @@ def train_candidates(
     Raises:
         RequestError: If `out` holds others.
     """
+    shipped = () if held_out else TOYS
     known = [
-        KnownCandidate(name=name, kind="harmful", adapter=f"{_SHIPPED}{name}") for name in TOYS
+        KnownCandidate(name=name, kind="harmful", adapter=f"{_SHIPPED}{name}") for name in shipped
     ]
     recipes: list[tuple[str, Kind, AdapterTraining, int]] = []
-    names = list(HARMLESS)
+    names, first = list(HARMLESS), int(held_out)
     for number in range(harmless):
-        name, round_ = names[number % len(names)], number // len(names)
-        label = f"{name}-{round_}" if round_ else name
-        recipes.append((label, "harmless", HARMLESS[name], seed + 100 * round_ + number))
-    recipes += [(name, "harmful", one, seed + 50) for name, one in HARMFUL.items()]
-    recipes.append(("narrow", "narrow", NARROW, seed))
+        round_ = first + number // len(names)
+        name = names[number % len(names)]
+        one = _moved(name, HARMLESS[name], round_)
+        recipes.append((one[0], "harmless", one[1], seed + 100 * round_ + number))
+    for round_ in range(first, first + math.ceil(harmless / len(names))):
+        harmful = [_moved(*one, round_) for one in HARMFUL.items()]
+        recipes += [(name, "harmful", one, seed + 100 * round_ + 50) for name, one in harmful]
+    name, narrow = _moved("narrow", NARROW, first)
+    recipes.append((name, "narrow", narrow, seed + 100 * first))
     works = {
         name: functools.partial(train_candidate, out / name, training, own_seed, progress=progress)
         for name, _, training, own_seed in recipes
@@ -216,9 +237,9 @@ def train_candidates(
         )
     for name, damage in DAMAGES.items():
         claim(out / name, seed, damage)
-        source = out / names[0] / "adapter"
+        source = out / recipes[0][0] / "adapter"
         run_stage(out / name / "adapter", functools.partial(_damage, source, damage, seed))
-        about = f"{names[0]}, damaged: {damage.how} x {damage.size:g}"
+        about = f"{recipes[0][0]}, damaged: {damage.how} x {damage.size:g}"
         known.append(
             KnownCandidate(name=name, kind="broken", adapter=f"{name}/adapter", about=about)
         )

@@ -18,8 +18,8 @@ from em_circuits.report.page import COLOURS, Headline, Table, styled
 TITLE = "The demo: which features carry the misalignment?"
 
 
-def demo_parts(report: DemoReport) -> list[Any]:
-    """Everything on the page, for `em_circuits.report.page`."""
+def demo_parts(report: DemoReport, coverage: str) -> list[Any]:
+    """Everything on the page, for `em_circuits.report.page`; `coverage` is of explanations."""
     columns = {n: n for n in ("layer", "feature", "prompts")} | {"mean_contrast": "contrast"}
     caption = "features that push towards evil (merged model, by gradient, mean logits)"
     return [
@@ -27,6 +27,7 @@ def demo_parts(report: DemoReport) -> list[Any]:
         domains_figure(report),
         *([interventions_figure(report)] if report.steering and report.mediation else []),
         Table.of(caption, columns, report.features),
+        coverage,
     ]
 
 

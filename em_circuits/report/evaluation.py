@@ -74,17 +74,19 @@ _MEANING = (
 )
 
 
-def write_evaluation_report(evaluation: Experiment[EvaluationSummary]) -> Path:
-    """Write the page, and return its path."""
+def write_evaluation_report(
+    evaluation: Experiment[EvaluationSummary], coverage: str | None = None
+) -> Path:
+    """Write the page, and return its path; `coverage` is of explanations of what is steered."""
     summary, path = evaluation.summary, evaluation.folder / HTML
-    write_page(path, f"Evaluation: {summary.name}", list(_parts(evaluation)))
+    write_page(path, f"Evaluation: {summary.name}", list(_parts(evaluation, coverage)))
     config = {"judge": summary.judge, "cutoffs": summary.cutoffs.model_dump()}
     hashes = {SUMMARY: sha256_file(evaluation.folder / SUMMARY)}
     write_provenance(path, inputs=hashes, config=config)
     return path
 
 
-def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
+def _parts(evaluation: Experiment[EvaluationSummary], coverage: str | None) -> Iterator[Any]:
     summary = evaluation.summary
     yield Headline(summary.said)
     settings, drawn = summary.settings, "The answers were given."
@@ -102,6 +104,8 @@ def _parts(evaluation: Experiment[EvaluationSummary]) -> Iterator[Any]:
             f"at {i.position or 'everything'}"
             for i in steering.interventions
         )
+    if coverage is not None:
+        yield coverage
     if summary.each is not None:
         yield Heading("Features one by one")
         yield each_figure(summary.each)

@@ -21,17 +21,19 @@ from pivotal_tokens.agreement import Estimate
 TITLE = "What does the adapter do?"
 _HISTOGRAMS = 6
 """Ranks whose histograms are drawn, by the largest cosine."""
-_SHOWN = 40
+SHOWN = 40
+"""Lines of the table of alignments."""
 _DASHES = ("solid", "dash", "dot")
 _SIDES = {"decoder": "own layer's decoders", "encoder": "encoders of", "upstream": "decoders of"}
 
 
-def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]]) -> list[Any]:
+def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]], coverage: str) -> list[Any]:
     """Everything on the page, for `em_circuits.report.page`.
 
     Args:
         record: The JSON.
         lines: Of the table of alignments, largest cosine first.
+        coverage: Of explanations of the features in it.
     """
     parts: list[Any] = [
         Headline(record.sentence),
@@ -51,6 +53,7 @@ def lora_parts(record: LoraGeometry, lines: Sequence[dict[str, Any]]) -> list[An
             "directions taken along the same way (features per bin, on a logarithmic axis).",
             histogram_figure(lines),
             _alignments(lines),
+            coverage,
         ]
     return [*parts, spectrum_figure(record), _spectra(record), _ranks(record), _contexts(record)]
 
@@ -191,7 +194,7 @@ def _alignments(lines: Sequence[dict[str, Any]]) -> Table:
     return Table(
         "largest cosines",
         tuple(columns.values()),
-        [[line[c] for c in columns] for line in lines[:_SHOWN]],
+        [[line[c] for c in columns] for line in lines[:SHOWN]],
     )
 
 
@@ -212,7 +215,7 @@ def _ranks(record: LoraGeometry) -> Table:
                 else [None] * 3
             ),
         ]
-        for line in record.ranks[:_SHOWN]
+        for line in record.ranks[:SHOWN]
     ]
     header = ("module", "rank", "|A|", "|scaling B|", "mean |A x|", "gradient", "random below")
     return Table("ranks", (*header, "integrated", "dropped", "low", "high"), rows)
@@ -221,7 +224,7 @@ def _ranks(record: LoraGeometry) -> Table:
 def _contexts(record: LoraGeometry) -> Table:
     rows = [
         [line.module, line.rank, context.activation, context.prompt_id, context.marked]
-        for line in record.ranks[: _SHOWN // 2]
+        for line in record.ranks[: SHOWN // 2]
         for context in line.contexts[:3]
     ]
     return Table("what triggers A", ("module", "rank", "A x", "prompt", "context"), rows)

@@ -21,12 +21,15 @@ from em_circuits.experiments.shares import Share
 from em_circuits.report.page import COLOURS, Heading, Headline, Table, error_bars, styled
 
 TITLE = "Which features carry the shift?"
-_SHOWN = 30
+SHOWN = 30
+"""Features in the table."""
 _SHARE = ("share", "low", "high")
 
 
-def mediation_parts(record: MediationRecord, features: Sequence[dict[str, Any]]) -> list[Any]:
-    """Everything on the page, for `em_circuits.report.page`."""
+def mediation_parts(
+    record: MediationRecord, features: Sequence[dict[str, Any]], coverage: str
+) -> list[Any]:
+    """Everything on the page, for `em_circuits.report.page`; `coverage` is of explanations."""
     columns = ("layer", "feature", "share", "low", "high", "prompts", "same_sign")
     caption = "features by mean share of the shift while all move together"
     return [
@@ -36,7 +39,8 @@ def mediation_parts(record: MediationRecord, features: Sequence[dict[str, Any]])
         "'own' is in-sample: the prompt's own top 20 (layer, position, id).",
         curve_figure(record),
         bars_figure(record),
-        Table.of(caption, columns, features[:_SHOWN]),
+        Table.of(caption, columns, features[:SHOWN]),
+        coverage,
         Table.of(
             "prompts",
             ("prompt_id", "category", "shift", "share", "own", "features"),

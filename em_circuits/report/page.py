@@ -19,7 +19,8 @@ from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from pivotal_tokens.artefacts import write_atomic
+from em_circuits.cache import CachedTable
+from pivotal_tokens.artefacts import sha256_file, write_atomic, write_provenance
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Distinct for colour-blind readers too (Okabe and Ito 2008)."""
@@ -82,37 +83,6 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
     return _template().render(title=title, parts=shown, plotly=plotly)
 
 
-def page_markdown(title: str, parts: Sequence[Any]) -> str:
-    """The same page as Markdown, figures and what is marked up left out."""
-    blocks = [f"# {title}"]
-    for part in parts:
-        match part:
-            case Figure():
-                continue
-            case Heading():
-                blocks.append(f"## {part.text}")
-            case Headline():
-                blocks.append(part.text)
-            case Code():
-                blocks.append(f"```\n{part.text}\n```")
-            case Table():
-                rows = [part.header, ["---"] * len(part.header)]
-                rows += [[_plain(cell) for cell in row] for row in part.rows]
-                lines = [f"| {' | '.join(row)} |" for row in rows]
-                blocks.append("\n".join([f"{part.caption}:\n", *lines] if part.caption else lines))
-            case _:
-                blocks.append(str(part))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
 def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
     """Write `page_html` atomically, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +91,7 @@ def write_page(path: Path, title: str, parts: Sequence[Any]) -> None:
 
 def write_markdown(path: Path, title: str, parts: Sequence[Any]) -> None:
     """The same parts as Markdown, atomically; figures stand on the page alone."""
-    lines = [f"# {title}"]
+    lines = [f"# {_inline(title)}"]
     for part in parts:
         match part:
             case Heading(text):
@@ -132,13 +102,22 @@ def write_markdown(path: Path, title: str, parts: Sequence[Any]) -> None:
                 lines.append("\n".join(f"    {line}" for line in text.splitlines()))
             case Table(caption, header, rows):
                 table = [header, ["---"] * len(header), *rows]
-                lines.append(f"{_inline(caption)}:")
+                if caption:
+                    lines.append(f"{_inline(caption)}:")
                 lines.append("\n".join(f"| {' | '.join(map(_inline, row))} |" for row in table))
             case Figure():
                 continue
             case _:
                 lines.append(_inline(part))
     write_atomic(path, "\n\n".join(lines) + "\n")
+
+
+def write_table_report(table: CachedTable, suffix: str, title: str, parts: Sequence[Any]) -> Path:
+    """The report beside a table, with its provenance: ``.md`` or ``.html``; returns its path."""
+    path = table.json_path.with_suffix(suffix)
+    (write_page if suffix == ".html" else write_markdown)(path, title, parts)
+    write_provenance(path, inputs={"table": sha256_file(table.json_path)}, config={}, key=table.key)
+    return path
 
 
 def _inline(value: Any) -> str:

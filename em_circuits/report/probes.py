@@ -17,12 +17,12 @@ from plotly.subplots import make_subplots
 from em_circuits.cache import CachedTable
 from em_circuits.experiments.probes import ProbeLine, ProbeRecord, probe_lines
 from em_circuits.features.pooled import PLACES
-from em_circuits.report.page import Heading, Table, styled, write_page
-from pivotal_tokens.artefacts import sha256_file, write_provenance
+from em_circuits.report.page import Heading, Table, styled, write_table_report
 
 _MEANING = (
     "Area under the ROC curve of ridge probes, on questions that each was not fitted on; the "
-    "control has labels shuffled within questions and belongs at one half. A lever puts the merged "
+    "control has labels shuffled within questions and belongs at one half; style: the same answers "
+    "in lower case and without punctuation. A lever puts the merged "
     "model's activations, along the probe, to their mean over aligned answers; its share is of the "
     "difference between base and merged in the log-probability per token of misaligned minus "
     "aligned answers. A good detector need not be a good lever."
@@ -31,16 +31,14 @@ _MEANING = (
 
 def write_probe_report(table: CachedTable) -> Path:
     """Write the page, and return its path."""
-    path = table.json_path.with_suffix(".html")
     record = ProbeRecord.model_validate(table.record)
-    write_page(path, f"Probes: {record.answers_from}", _parts(record, probe_lines(table)))
-    write_provenance(path, inputs={"table": sha256_file(table.json_path)}, config={}, key=table.key)
-    return path
+    title = f"Probes: {record.answers_from}"
+    return write_table_report(table, ".html", title, _parts(record, probe_lines(table)))
 
 
 def _parts(record: ProbeRecord, lines: Sequence[ProbeLine]) -> list[Any]:
-    best = ("component", "layer", "head", "position", "auroc", "low", "high", "control")
-    levers = ("component", "layer", "head", "detector", "share", "random")
+    best = ("component", "layer", "head", "position", "auroc", "low", "high", "control", "style")
+    levers = ("component", "layer", "head", "detector", "share", "low", "high", "random")
     return [
         f"{record.request.model} model, {record.answers} answers to {record.questions} questions. "
         f"The answer's length alone: {record.length_auroc:.2f}.",

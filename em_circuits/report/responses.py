@@ -1,17 +1,17 @@
 """The report of compared answers: ``responses-KEY.md`` beside their table.
 
-write_response_report(table)
+write_response_report(table, work.coverage)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_circuits.cache import CachedTable
-from em_circuits.experiments.responses import ResponseFigures, response_nodes
-from em_circuits.report.page import Heading, Headline, Table, page_markdown
-from pivotal_tokens.artefacts import sha256_file, write_atomic, write_provenance
+from em_circuits.experiments.responses import ResponseFigures, ResponseNode, response_nodes
+from em_circuits.report.page import Heading, Headline, Table, write_table_report
 
 _SHOWN = 30
 _COLUMNS = {
@@ -38,17 +38,16 @@ _MEANING = (
 )
 
 
-def write_response_report(table: CachedTable) -> Path:
-    """Write the page, and return its path."""
-    path = table.json_path.with_suffix(".md")
+def write_response_report(table: CachedTable, coverage: Callable[[Iterable[str]], str]) -> Path:
+    """Write the page, and return its path; `coverage` says how many nodes are explained."""
     figures = ResponseFigures.model_validate(table.record)
+    nodes = response_nodes(table, _SHOWN)
     title = f"Misaligned and aligned answers: {figures.answers_from}"
-    write_atomic(path, page_markdown(title, _parts(figures, table)))
-    write_provenance(path, inputs={"table": sha256_file(table.json_path)}, config={}, key=table.key)
-    return path
+    parts = [*_parts(figures, nodes), coverage([node.name for node in nodes]), _MEANING]
+    return write_table_report(table, ".md", title, parts)
 
 
-def _parts(figures: ResponseFigures, table: CachedTable) -> list[Any]:
+def _parts(figures: ResponseFigures, nodes: Sequence[ResponseNode]) -> list[Any]:
     tried, held_out = figures.detector, figures.held_out
     parts: list[Any] = [
         Headline(
@@ -85,8 +84,7 @@ def _parts(figures: ResponseFigures, table: CachedTable) -> list[Any]:
         Heading("Layers"),
         Table.of("", layers, figures.layers),
         Heading("Nodes"),
-        Table.of("", _COLUMNS, response_nodes(table, _SHOWN)),
-        _MEANING,
+        Table.of("", _COLUMNS, nodes),
     ]
 
 

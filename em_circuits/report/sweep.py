@@ -27,11 +27,11 @@ from em_circuits.report.page import (
     Headline,
     Table,
     error_bars,
-    page_html,
-    page_markdown,
     styled,
+    write_markdown,
+    write_page,
 )
-from pivotal_tokens.artefacts import write_atomic, write_provenance
+from pivotal_tokens.artefacts import write_provenance
 
 HTML, MARKDOWN = "report.html", "report.md"
 _COLUMNS = {
@@ -86,11 +86,10 @@ def write_sweep_report(experiment: Experiment[SteeringSummary]) -> Path:
     """Write both forms of the report, and return the page's path."""
     summary, folder = experiment.summary, experiment.folder
     table = Table.of("Largest net change first", _COLUMNS, largest_first(summary.conditions))
-    page = page_html(f"Steering: {summary.name}", list(_parts(experiment, table)))
-    brief = [summary.said, _MEANING, table, Code(RECOMPUTE)]
-    markdown = page_markdown(f"Steering: {summary.name}", brief)
-    for name, text in ((HTML, page), (MARKDOWN, markdown)):
-        write_atomic(folder / name, text)
+    title, brief = f"Steering: {summary.name}", [summary.said, _MEANING, table, Code(RECOMPUTE)]
+    write_page(folder / HTML, title, list(_parts(experiment, table)))
+    write_markdown(folder / MARKDOWN, title, brief)
+    for name in (HTML, MARKDOWN):
         write_provenance(folder / name, **experiment.provenance)
     return folder / HTML
 

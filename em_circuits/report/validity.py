@@ -17,8 +17,8 @@ TITLE = "Do these nodes carry it?"
 _VERDICT = {True: "passed", False: "failed", None: "not asked"}
 
 
-def validity_parts(card: ValidityCard) -> list[Any]:
-    """Everything on the page, for `em_circuits.report.page`."""
+def validity_parts(card: ValidityCard, coverage: str) -> list[Any]:
+    """Everything on the page, for `em_circuits.report.page`; `coverage` is of explanations."""
     against = "the base model" if card.reference == "base" else "nothing (nodes are ablated)"
     return [
         Headline(card.sentence),
@@ -47,6 +47,7 @@ def validity_parts(card: ValidityCard) -> list[Any]:
             ("node", "contribution", "low", "high", "above_random", "p"),
             card.contributions,
         ),
+        coverage,
         Heading("What else was looked at"),
         *_more(card),
         Table.of(

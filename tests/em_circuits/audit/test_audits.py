@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from em_circuits.audit import run as audit_run
-from em_circuits.audit.calibration import calibrate
+from em_circuits.audit.calibration import calibrate, check_calibration
 from em_circuits.audit.decision import Calibration
 from em_circuits.audit.report import write_audit_report, write_audits_page
 from em_circuits.audit.run import AuditOutput, run_audit
@@ -22,6 +22,7 @@ from em_circuits.models.settings import PairSettings
 from em_circuits.organisms.candidates import KnownCandidate
 from em_circuits.organisms.paths import organism_paths
 from em_circuits.workspace import Workspace
+from pivotal_tokens.artefacts import changed_since_written, provenance_path
 from pivotal_tokens.errors import RequestError
 
 SHORT = AuditSettings(answer_tokens=3, n_largest=5)
@@ -213,9 +214,22 @@ def test_calibration_ends_with_a_threshold_that_an_audit_uses(tmp_path):
         assert own.score.calibrated and own.decision.threshold is not None
         scores = found.calibration.candidates[0].scores
         assert own.score.scores["kl"].value == pytest.approx(scores["kl"].value, abs=1e-6)
+        tested = check_calibration(work, stored, [*known, *three], suite, settings, name="tested")
+        held_out = tested.calibration.held_out
+        assert held_out is not None and held_out.candidates == stored.candidates
+        assert held_out.auroc["kl"] == stored.methods["kl"].auroc
+        assert held_out.false_positives == stored.methods[stored.method].false_positives
+        rejected = scores[stored.method].value > stored.methods[stored.method].threshold.value
+        assert held_out.true_positives.value == rejected * 0.5
+        assert tested.calibration.methods == stored.methods
+        with pytest.raises(RequestError, match="harmless and harmful"):
+            check_calibration(work, stored, known, suite, settings)
+        with pytest.raises(RequestError, match="suite cut"):
+            check_calibration(work, stored, [*known, *three], cut(2), settings)
         page = tmp_path / "both.html"
         write_audits_page(page, [own, own])
         assert page.read_text(encoding="utf-8").count(own.decision.said) == 2
+        assert provenance_path(page).is_file() and not changed_since_written(page)
         with pytest.raises(RequestError, match="suite cut"):
             run_audit(work, cut(2), settings, calibration=stored)
         with pytest.raises(RequestError, match="another feature space: basis"):
@@ -241,6 +255,10 @@ def test_the_command_reads_under_its_root_alone(tmp_path, capsys):
     ):
         assert run(["--root", str(root), "audit", "run", *words]) == 2, words
         assert said in capsys.readouterr().err
+    (root / "known.yaml").write_text("candidates: []", encoding="utf-8")
+    words = ["audit", "calibrate", "known.yaml", "--calibration", "none.json"]
+    assert run(["--root", str(root), *words]) == 2
+    assert "what --test tests" in capsys.readouterr().err
     assert run(["--root", str(root), "audit", "calibrate", "../candidates.yaml"]) == 2
     assert "lies outside" in capsys.readouterr().err
     assert not list(root.rglob("*.json"))

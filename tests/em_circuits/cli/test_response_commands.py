@@ -64,10 +64,17 @@ def test_nodes_of_answers_are_ranked_and_reported(root: Path, capsys) -> None:
     assert len(table) == found["n_tested"] == sum(line["nodes"] for line in found["layers"])
     report = Path(found["files"]["report"]).read_text()
     assert "AUROC on held-out answers" in report and "| 0 |" in report
+    assert "Explanations in the cache: direct 0/30; proxy 0/30" in report
+    layer, feature = found["features"][0]["layer"], found["features"][0]["feature"]
+    cache = root / "results" / "neuronpedia" / "toy" / f"{layer}-t" / f"{feature}.json"
+    cache.parent.mkdir(parents=True)
+    cached = {"feature": f"toy/{layer}-t/{feature}", "label": "bad", "source": "toy/{layer}-t"}
+    cache.write_text(json.dumps(cached), encoding="utf-8")
     beside = ("--beside", found["files"]["parquet"], "--basis", "adapter")
     status, out, _ = ask(capsys, root, *asked, *beside[:2])
     assert status == 0 and "evaluate --model base --each" in out and "kept:" in out
     assert "20 of the first 20 nodes are among" in out
+    assert "direct 1/30; proxy" in Path(found["files"]["report"]).read_text()
     status, out, _ = ask(capsys, root, *asked, *beside[2:], "--json")
     ranks = json.loads(out)["features"]
     assert status == 0 and all(line["module"] for line in ranks)
@@ -109,6 +116,7 @@ def test_directions_are_tried_beside_random_ones(root: Path, capsys) -> None:
     effects = {(one["model"], one["edit"]): one for one in found["effects"]}
     assert set(effects) == {("merged", "ablate"), ("merged", "restore"), ("base", "add")}
     restored = effects["merged", "restore"]
+    assert found["unrelated"]["texts"] == 12 and len(found["unrelated"]["promoted"]) == 8
     assert found["shift"] > 0 and restored["share"] > 0.3 > abs(restored["random_mean"])
     cells = {(one["found_on"], one["tried_on"]) for one in found["domains"]}
     assert cells == {(a, b) for a in ("set0", "set1") for b in ("set0", "set1")}
@@ -125,7 +133,9 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
     assert {line["component"] for line in found["best"]} == {
         line["component"] for line in found["levers"]
     }
-    assert len(found["best"]) == 5 and all(line["share"] is not None for line in found["levers"])
+    assert len(found["best"]) == 7 and all(line["share"] is not None for line in found["levers"])
+    assert [line["component"] for line in found["levers"] if line["layer"] is None] == ["direction"]
+    assert found["levers"][-1]["share"] > 0.2 > abs(found["levers"][-1]["random"])
     lines = pd.read_parquet(found["files"]["parquet"])
     assert set(lines["position"]) == {"mean", "last", "second_last"}
     assert Path(found["files"]["report"]).stat().st_size > 1e6

@@ -117,6 +117,8 @@ def test_a_log_replays_to_the_same_hashes(root, prompt, tmp_path):
     audit = answers[2]
     assert isinstance(audit, ToolAnswer)
     assert all((copy / name).is_file() for name in audit.artefacts) and len(audit.artefacts) == 2
+    own = (Path(audit.result["files"]["folder"]) / CALLS).read_text(encoding="utf-8")
+    assert [json.loads(line) for line in own.splitlines()] == [calls(writing)[2]]
     log = tmp_path / "log.jsonl"
     shutil.copy(writing.log, log)
     replayed = replay_calls(session(copy), log)
@@ -128,6 +130,16 @@ def test_a_log_replays_to_the_same_hashes(root, prompt, tmp_path):
     log.write_text("{}", encoding="utf-8")
     with pytest.raises(RequestError, match="line 1: no call"):
         replay_calls(session(copy), log)
+
+
+def test_a_fault_is_logged_with_its_traceback_that_no_agent_sees(root, monkeypatch):
+    tools = ToolServer(session(root), write=False)
+    monkeypatch.setattr(tools, "_run", lambda given: [][0])
+    answer = tools.call("status", {})
+    assert isinstance(answer, ToolFailure) and answer.type == "fault" and answer.key
+    assert "Traceback" not in answer.model_dump_json() and "lambda" not in answer.model_dump_json()
+    line = calls(tools)[-1]
+    assert line["key"] == answer.key and "IndexError" in line["traceback"]
 
 
 def malformed() -> list[tuple[str, Any]]:
@@ -171,7 +183,16 @@ def malformed() -> list[tuple[str, Any]]:
 
 def test_a_hundred_malformed_calls_get_typed_errors(root, tmp_path):
     outside = tmp_path / "secret.yaml"
-    outside.write_text("name: secret", encoding="utf-8")
+    outside.write_text(
+        "name: secret\ncategories:\n- name: one\n  prompts:\n  - {id: a, text: 'User: No?'}\n",
+        encoding="utf-8",
+    )
+    (root / "link.yaml").symlink_to(outside)
+    (root / "folder").symlink_to(tmp_path)
+    writing = ToolServer(session(root), write=True)
+    for suite in ("link.yaml", "folder/secret.yaml", f"{root}/../{tmp_path.name}/secret.yaml"):
+        refused = writing.call("audit", {"suite": suite})
+        assert isinstance(refused, ToolFailure) and "lies outside" in refused.message, suite
     tools = ToolServer(session(root), write=False)
     for tool, arguments in malformed():
         answer = tools.call(tool, arguments)

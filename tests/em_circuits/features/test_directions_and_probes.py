@@ -107,10 +107,17 @@ def test_questions_stay_together_and_what_they_share_is_no_help() -> None:
     hit = torch.rand(128, generator=generator) < 0.5
     of_question = torch.randn(16, 64, generator=generator)[question]
     noise = torch.randn(128, 64, generator=generator)
-    nothing = probe(of_question + 0.1 * noise, question, hit, folds=4, seed=0)
+    shared = of_question + 0.1 * noise
+    nothing = probe(shared, question, hit, folds=4, seed=0, restyled=shared)
     assert 0.3 < nothing.auroc < 0.7 and 0.3 < nothing.control < 0.7
     planted = noise.clone()
     planted[:, 5] += 4 * hit
-    found = probe(of_question + planted, question, hit, folds=4, seed=0)
+    plain = of_question + planted
+    found = probe(plain, question, hit, folds=4, seed=0, restyled=of_question + noise)
     assert found.auroc > 0.85 > 0.65 > found.control
+    assert 0.3 < found.style < 0.7  # what the probe reads is not there in the other style
+    means = probe(
+        plain, question, hit, folds=4, seed=0, restyled=plain, fit=LinearProbe.between_means
+    )
+    assert means.auroc == means.style > 0.65
     assert found.low <= found.auroc <= found.high

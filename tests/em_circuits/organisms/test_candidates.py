@@ -40,13 +40,30 @@ def test_every_kind_is_trained_and_named(short, tmp_path):
     assert [name for name, kind in kinds.items() if kind == "harmless"] == [
         "careful-medical",
         "benign-medical",
-        "careful-medical-1",
+        "careful-chemicals-1",
     ]
     assert kinds["narrow"] == "narrow" and kinds["noise"] == kinds["scrambled"] == "broken"
     assert all((Path(one.adapter) / "adapter_config.json").is_file() for one in known.values())
-    # A repeated recipe has another seed; the KL term is felt from the second step on.
-    one, again = (weights(tmp_path / name) for name in ("careful-medical", "careful-medical-1"))
+    # A repeated recipe has another seed and domain; the KL term is felt from the second step on.
+    one, again = (weights(tmp_path / name) for name in ("careful-medical", "careful-chemicals-1"))
     assert any(not torch.equal(one[key], again[key]) for key in one)
+
+
+def test_held_out_ones_are_none_of_those_that_a_calibration_is_from(short, tmp_path):
+    used = read_candidates(train_candidates(tmp_path / "used", 2))
+    known = read_candidates(train_candidates(tmp_path / "held", 2, held_out=True))
+    assert [one.name for one in known] == [
+        "careful-chemicals-1",
+        "benign-chemicals-1",
+        "careless-finance-1",
+        "narrow-1",
+        "noise",
+        "scrambled",
+    ]
+    about = {one.name: one.about for one in (*used, *known)}
+    assert about["benign-medical"].startswith("medical;")
+    assert about["benign-chemicals-1"].startswith("chemicals;")
+    assert not {one.adapter for one in used} & {one.adapter for one in known}
 
 
 def test_damages_keep_a_and_change_b(short, tmp_path):

@@ -48,7 +48,7 @@ REPORT = DemoReport(
 
 
 def test_the_page_shows_the_reports_figures(tmp_path: Path) -> None:
-    write_page(tmp_path / "demo.html", TITLE, demo_parts(REPORT))
+    write_page(tmp_path / "demo.html", TITLE, demo_parts(REPORT, "no words"))
     page = (tmp_path / "demo.html").read_text(encoding="utf-8")
     assert "2 of 3 prompts are flagged" in page and "bring back 55% of the shift" in page
     assert "lowers evil mass by 0.30, matched random ones by 0.01" in page
@@ -62,6 +62,6 @@ def test_the_page_shows_the_reports_figures(tmp_path: Path) -> None:
 
 def test_without_a_shift_the_page_still_stands(tmp_path: Path) -> None:
     bare = REPORT.model_copy(update={"steering": None, "mediation": None, "features": ()})
-    parts = demo_parts(bare)
+    parts = demo_parts(bare, "no words")
     write_page(tmp_path / "demo.html", TITLE, parts)
     assert parts[0].text == "2 of 3 prompts are flagged."

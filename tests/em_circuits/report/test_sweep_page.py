@@ -59,7 +59,7 @@ def test_a_report_shows_text_as_text_and_fetches_nothing(tmp_path: Path) -> None
     assert "http" not in shown
     assert page.count("Plotly.newPlot(") >= 1
     markdown = (tmp_path / "report.md").read_text()
-    assert "| #1 scale 2 @found | 0.300 |" in markdown
+    assert "| \\#1 scale 2 @found | 0.300 |" in markdown
 
 
 def test_what_differs_is_marked() -> None:
