@@ -5,7 +5,7 @@ import { signed, visible } from "../ask.js";
 const SLICE_MS = 9;
 const REST_MS = 110;
 const LEVELS = 10;
-const WALL = 3000; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
+const WALL = 1200; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
 const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
 
@@ -44,7 +44,7 @@ export class Scene {
     this.restart();
   }
 
-  // Node -> its edges, for highlights.
+  // Node -> its edges, the strongest first, for highlights.
   #around() {
     for (const pane of this.panes) {
       const { n, source, target } = pane.edges;
@@ -95,7 +95,7 @@ export class Scene {
   // How many of a pane's edges, the strongest first, are drawn for themselves.
   limit({ edges }) {
     if (this.drawn === "chosen") return 0;
-    if (this.drawn === "all" || edges.n <= WALL) return edges.n;
+    if (this.drawn === "all" || this.panes.every((pane) => pane.edges.n <= WALL)) return edges.n;
     return Math.min(edges.n, Math.round(BACKGROUND * Math.max(1, this.transform.k / this.fitted) ** 2));
   }
 
@@ -124,6 +124,7 @@ export class Scene {
   }
 
   moved() {
+    this.job = null; // what was being drawn is drawn anew at rest, and takes no time of a frame till then
     this.request();
     clearTimeout(this.resting);
     this.resting = setTimeout(() => this.restart(), REST_MS);
@@ -171,7 +172,7 @@ export class Scene {
     const back = document.createElement("canvas");
     back.width = Math.max(1, Math.round(this.paneWidth * this.ratio));
     back.height = this.canvas.height;
-    const context = back.getContext("2d");
+    const context = back.getContext("2d", { willReadFrequently: true });
     const { k, x, y } = this.transform;
     context.setTransform(this.ratio * k, 0, 0, this.ratio * k, this.ratio * x, this.ratio * y);
     context.globalCompositeOperation = "destination-over";
@@ -186,8 +187,9 @@ export class Scene {
       const { edges } = job.pane,
         n = this.limit(job.pane);
       while (job.at < n && performance.now() < until) {
-        const stop = Math.min(n, job.at + 250);
+        const stop = Math.min(n, job.at + 100);
         for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / n, job.transform.k);
+        job.context.getImageData(0, 0, 1, 1); // strokes are only noted down until somebody looks: all at once is a stall
       }
       if (job.at < n) busy = true;
       if (job.at >= n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
@@ -301,12 +303,12 @@ export class Scene {
 
   // The strongest edges of one node.
   #edgesOf(context, pane, node, most, style) {
-    const around = [...(pane.around.get(node) ?? [])].sort((a, b) => pane.edges.strength[a] - pane.edges.strength[b]);
-    const n = around.length;
-    around.slice(-most).forEach((e, i, all) => {
-      context.globalAlpha = 0.25 + 0.7 * ((i + 1) / all.length) ** 2;
-      this.#edge(context, pane.edges, e, 1 - (i + n - all.length + 1) / n, this.transform.k, style);
-    });
+    const around = pane.around.get(node) ?? [];
+    const drawn = around.slice(0, most).map((e, rank) => [e, rank]);
+    for (const [e, rank] of drawn.reverse()) {
+      context.globalAlpha = 0.25 + 0.7 * (1 - rank / drawn.length) ** 2;
+      this.#edge(context, pane.edges, e, rank / around.length, this.transform.k, style);
+    }
     context.globalAlpha = 1;
   }
 
