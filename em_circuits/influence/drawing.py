@@ -609,7 +609,7 @@ def svg(
         text = text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
         marks.append(
             f'<text x="{x + 8:.1f}" y="{y + 3:.1f}" font-size="9" paint-order="stroke" '
-            f'stroke="#fbfaf8" stroke-width="3">{_escape(text)}</text>'
+            f'stroke="#fbfaf8" stroke-width="3">{_escape(text, spaces=False)}</text>'
         )
     for token, column in zip(record["tokens"], place["columns"], strict=True):
         marks.append(
@@ -682,11 +682,11 @@ def _mixed(tone: float) -> str:
     )
 
 
-def _escape(text: str) -> str:
+def _escape(text: str, *, spaces: bool = True) -> str:
     """Text of a model inside a picture: escaped, without invisible characters."""
     from pivotal_tokens.review.display import visible
 
-    return html.escape(visible(text))
+    return html.escape(visible(text, spaces=spaces))
 
 
 def _targets(

@@ -8,6 +8,7 @@ const LEVELS = 10;
 const WALL = 1200; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
 const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
+const SLANTED = { below: 46, room: 44 }; // a logit's box too narrow for its token has it above, slanted
 
 export class Scene {
   constructor(canvas, onPicture) {
@@ -75,12 +76,14 @@ export class Scene {
   fit() {
     if (!this.place) return;
     const w = this.paneWidth - GUTTER.left - GUTTER.right,
-      h = this.height - GUTTER.top - GUTTER.bottom;
+      logits = this.graph.targets.size,
+      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room : 0),
+      h = this.height - top - GUTTER.bottom;
     const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
     this.transform = {
       k,
       x: GUTTER.left + (w - k * this.place.width) / 2,
-      y: GUTTER.top + (h + k * this.place.height) / 2,
+      y: top + (h + k * this.place.height) / 2,
     };
     this.fitted = k;
     this.restart();
@@ -453,6 +456,18 @@ export class Scene {
       context.roundRect(x - w / 2, y - 19, w, 34, 6);
       context.fill();
       context.stroke();
+      const text = visible(node.target?.text ?? "").replace(/^␣/, "");
+      context.fillStyle = this.colours.ink;
+      context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+      const slanted = w < SLANTED.below && context.measureText(text).width > w - 6;
+      if (slanted) {
+        context.save();
+        context.translate(x, y - 24);
+        context.rotate(-Math.PI / 3.6);
+        context.textAlign = "left";
+        context.fillText(cut(context, text, 62), 0, 0);
+        context.restore();
+      } else context.fillText(cut(context, text, w - 6), x, y - 8);
       if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
       const p =
@@ -461,12 +476,9 @@ export class Scene {
           : this.graph.target
             ? this.graph.reading(node, view)
             : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
-      context.fillStyle = this.colours.ink;
-      context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-      context.fillText(cut(context, visible(node.target?.text ?? "").replace(/^␣/, ""), w - 6), x, y - 8);
       context.fillStyle = tone ? this.colours.tone(tone) : this.colours.muted;
       context.font = "10.5px system-ui, sans-serif";
-      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, y + 7);
+      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, slanted ? y - 2 : y + 7);
     }
   }
 
