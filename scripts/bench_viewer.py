@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from browsing import ARGUMENTS, NAMES, Browser, running
+from browsing import Browser, opened_chromium, running
 from five_tasks import MOST_CLICKS, TASKS, Walk
 from measure import Row, benchmark, organism
 from rooms import Room, enter, furnish, unblind
@@ -58,22 +58,11 @@ def measure(plan: Plan) -> list[Row]:
         rows = _server(Path(folder) / "large", plan.repeats)
         if not plan.no_browser:
             furnish(Path(folder) / "shown", size=SHOWN, n_graphs=1)
-            with _chromium() as chromium:
+            with opened_chromium() as chromium:
                 for edges in VIEWS:
                     rows += _graph(chromium, Path(folder) / "shown", edges, plan.repeats)
                 rows += _demo(chromium, plan.root, Path(folder) / "demo", plan.repeats)
     return rows
-
-
-@contextlib.contextmanager
-def _chromium() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    executable = next(path for path in map(shutil.which, NAMES) if path)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
-        yield chromium
-        chromium.close()
 
 
 def _server(root: Path, repeats: int) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browsing import ARGUMENTS, NAMES, Browser
+from browsing import NAMES, Browser, opened_chromium
 from rooms import Room, enter, furnish, unblind
 from safetensors.torch import load_file, save_file
 
@@ -45,13 +45,8 @@ def _missing() -> str | None:
 @pytest.fixture(scope="module")  # its event loop must not outlive the file: others have their own
 def chromium() -> Iterator[object]:
     """One browser process for the tests of a file."""
-    from playwright.sync_api import sync_playwright
-
-    executable = next(path for path in map(shutil.which, NAMES) if path)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
+    with opened_chromium() as browser:
         yield browser
-        browser.close()
 
 
 Open = Callable[..., Browser]

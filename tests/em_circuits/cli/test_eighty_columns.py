@@ -147,8 +147,9 @@ def test_what_every_command_says_fits(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     sitting, known, wide = SharedPair(), dict[str, str](), dict[str, list[str]]()
-    words = organism_paths().lexicon.read_text()
-    for name, text in (FILES | {"words.yaml": words, "other.yaml": f"{words}\n# again\n"}).items():
+    lexicon = organism_paths().lexicon.read_text()
+    other = lexicon.replace("name: ", "name: other-", 1)
+    for name, text in (FILES | {"words.yaml": lexicon, "other.yaml": other}).items():
         Path(name).write_text(text)
     for line in LINES:
         words = [word.format(**known) for word in shlex.split(line)]
