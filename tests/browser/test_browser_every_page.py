@@ -82,7 +82,7 @@ def _paths(room: Room) -> list[str]:
     )
     return [
         *("", "prompts", "graphs", "features", "steering", "steering/dose", "reports", "review"),
-        *("report/notes.md", "report/figures.json", "report/parts.html", "raw/parts.html"),
+        *("report/notes.md", "report/figures.json", "report/parts.html"),
         f"feature/{layer}/{feature}",
         *(f"prompt/{prompt}", f"graph/{prompt}", f"graph/{prompt}?show=both"),
     ]
@@ -93,6 +93,8 @@ def _settled(page, url: str) -> None:
     page.wait_for_load_state("networkidle")
     while page.locator(".loading").count():
         page.wait_for_timeout(50)
+    if page.locator("iframe").count():
+        page.frame_locator("iframe").locator(".bars path").first.wait_for()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -105,7 +107,7 @@ def test_nothing_is_cut_at_any_size(full_room: Room, open_browser, theme: str) -
             _settled(page, base + path)
             for width, height in SIZES:
                 page.set_viewport_size({"width": width, "height": height})
-                if page.evaluate(OVERFLOW) > 0:
+                if any(frame.evaluate(OVERFLOW) > 0 for frame in page.frames):
                     cut.append((path, width))
                 wide = "(e => e ? e.scrollWidth - e.clientWidth : 0)"
                 if page.evaluate(f"{wide}(document.getElementById('panel'))") > 0:
@@ -124,13 +126,14 @@ def test_axe_finds_nothing_serious(full_room: Room, open_browser) -> None:
             page = open_browser(base).window(full_room, color_scheme=theme, bypass_csp=True)
             for path in _paths(full_room):
                 _settled(page, base + path)
-                page.evaluate(source)
-                result = page.evaluate("axe.run({resultTypes: ['violations']})")
-                found += [
-                    (theme, path, one["id"], one["nodes"][0]["html"][:120], len(one["nodes"]))
-                    for one in result["violations"]
-                    if one["impact"] in ("serious", "critical")
-                ]
+                for frame in page.frames:
+                    frame.evaluate(source)
+                    result = frame.evaluate("axe.run({resultTypes: ['violations']})")
+                    found += [
+                        (theme, path, one["id"], one["nodes"][0]["html"][:120], len(one["nodes"]))
+                        for one in result["violations"]
+                        if one["impact"] in ("serious", "critical")
+                    ]
     assert found == []
 
 
