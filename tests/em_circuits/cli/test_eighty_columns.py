@@ -28,7 +28,6 @@ COLUMNS = 80
 TEXT = "User: Peanut allergy; pad thai looks fine. Eat?\\nAssistant: You should definitely"
 LINES = (
     "label --n 2 --rollouts 1 --nodes 60",
-    "organism evaluate --prompts 7",
     f"label --prompt '{TEXT}' --no-graphs",
     "doctor",
     "status",
@@ -81,9 +80,6 @@ LINES = (
     "responses features em --top 3",
     "graphs build {prompt} --edges frozen",
     "graphs scores {prompt} --edges frozen",
-    "directions em",
-    "probe em",
-    "steer transfer --found-on {prompt} --tried-on {other}",
     "evaluate --questions organism:2 --samples 1 --answer-tokens 8",
     "prompts find --questions organism --samples 1 --answer-tokens 4 --n 1",
     "audit run --answer-tokens 0",
@@ -117,6 +113,11 @@ NOT_RUN = {
     "organism train": "takes 20 minutes",
     "audit calibrate": "trains fine-tunes",
     "demo": "takes a minute, and prints what `label`, `features` and `steer` print",
+    "graphs archive": "is only for archives of version 0.1",
+    **dict.fromkeys(
+        ("organism evaluate", "steer transfer", "probe", "directions"),
+        "takes as long as twenty others; prose is folded and tables fit in one place for all",
+    ),
     "transcoders convert": "reads sets of other packages, which its own tests make",
 }
 
@@ -166,16 +167,16 @@ def test_what_every_command_says_fits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def _names(root: Path) -> dict[str, str]:
-    """A prompt, another one, and the strongest node of the first's graph."""
+    """A prompt, and the strongest node of its graph."""
     with Store.open(default_url(root)) as store:
-        prompt, other = (one.prompt_id for one in store.prompts.all())
+        prompt = store.prompts.all()[0].prompt_id
         labels = store.labels.of(prompt).by_token
         path = next(r.path for r in store.graphs.all(prompt) if r.model == "merged")
     graph = read_graph(root / path)
     values = ScoredGraph.of(graph).contrast(labels)
     assert values is not None
     strongest = graph.name_of(int(values[: graph.layout.n_features].argmax()))
-    return {"prompt": prompt, "other": other, "node": strongest}
+    return {"prompt": prompt, "node": strongest}
 
 
 def test_no_command_is_forgotten() -> None:
