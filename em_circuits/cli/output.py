@@ -107,7 +107,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def _filled(line: str) -> str:
-    if cells_of(line) <= WIDTH:
+    if cells_of(line) <= WIDTH or "em-circuits --" in line:  # a command to be typed stays whole
         return line
     indent = line[: len(line) - len(line.lstrip())]
     kept: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
