@@ -7,7 +7,7 @@ NEXT_TESTS := $(addprefix tests/em_circuits/, bases graphs/test_full.py \
   $(addprefix models/test_, families.py family_kinds.py pair.py foreign_transcoders.py) \
   $(addprefix interventions/test_, edits.py engine.py continuations.py windows.py))
 
-.PHONY: audit-demo bench bench-long bench-real bench-workers check check-js clean demo demo-real docs families format fuzz help known notebooks organism scale test test-browser test-cluster test-crowd test-faults test-kills test-next validity
+.PHONY: audit-demo bench bench-long bench-real bench-viewer bench-workers check check-js clean demo demo-real docs families format fuzz help known notebooks organism pictures scale test test-browser test-cluster test-crowd test-faults test-kills test-next validity
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -53,6 +53,16 @@ test-browser: $(STAMP) ## the viewer in a real browser; installs chromium where 
 	    apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  echo "no browser, and none can be installed here: these tests are skipped" >&2
 	$(BIN)/python -m pytest tests/browser -rs
+
+pictures: $(STAMP) ## the pictures of docs/ and the layouts that tests compare with, taken anew (ten minutes)
+	$(BIN)/em-circuits --root runs/demo demo
+	$(BIN)/em-circuits --root runs/demo steer sweep --plan examples/pad_thai.yaml
+	$(BIN)/em-circuits --root runs/demo steer validate
+	$(BIN)/python scripts/screenshots.py --root runs/demo
+	$(BIN)/python scripts/screenshots.py --layout tests/browser/layout.npz
+
+bench-viewer: $(STAMP) ## first loads, large graphs, five tasks: measured figures beside targets (three minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_viewer.py
 
 check: $(STAMP) check-js ## linters, formatters, type checkers, of Python and (where node is) of JavaScript
 	$(BIN)/ruff check .

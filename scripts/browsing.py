@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,18 @@ ARGUMENTS = (
     "--disable-sync",
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextlib.contextmanager
+def opened_chromium() -> Iterator:
+    """A browser of Playwright's, on the chromium of this machine."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(path for path in map(shutil.which, NAMES) if path)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()
 
 
 @contextlib.contextmanager

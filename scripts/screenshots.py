@@ -1,40 +1,103 @@
-"""Screenshots of every page of the viewer, over a root that `em-circuits demo` filled.
+"""Screenshots of every page of the viewer, and their layouts, which tests compare with.
 
     python scripts/screenshots.py --root runs/demo --out docs/screenshots
+    python scripts/screenshots.py --layout tests/browser/layout.npz
 
-They are taken of a copy of the root, and are the same each time.
+Screenshots are of a copy of a root that `em-circuits demo` filled, and are the same each time.
+
+A layout is a screenshot of a store without models, as means of blocks of 32 x 32 pixels. Two are
+compared by the correlation of their blocks: text in another font moves by pixels and keeps its
+place (above `ALIKE`), a part of a page that is missing or elsewhere does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from browsing import ARGUMENTS, NAMES, Browser, running
+from browsing import Browser, opened_chromium, running
 from measure import organism
-from rooms import Room
+from rooms import Room, enter, furnish, unblind
 
 from em_circuits.viewer import Sessions
+
+ALIKE = 0.85
+"""Least correlation: in serif fonts all pages have 0.94 to 1.00, without their first two parts 0.09
+to 0.69 (`tests/browser/test_browser_layout.py` tries both)."""
+BLOCKS = (25, 40, 3)
+_SHRUNK = """async ([data, height, width]) => {
+  const image = new Image();
+  image.src = "data:image/png;base64," + data;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, 0, 0, width, height);
+  return [...context.getImageData(0, 0, width, height).data].filter((_, i) => i % 4 !== 3);
+}"""
+
+
+def layouts(
+    chromium, root: Path, style: str = "", themes: Sequence[str] = ("light", "dark")
+) -> dict[str, np.ndarray]:
+    """The layout of every page of a store without models, under its path and theme.
+
+    Args:
+        chromium: A browser.
+        root: An empty folder for the store.
+        style: A rule of CSS on top of the pages' own.
+        themes: In which.
+    """
+    furnish(root, n_more=10)
+    found: dict[str, np.ndarray] = {}
+    blank = chromium.new_page()  # no policy there
+    with enter(root) as room, running(room) as base:
+        unblind(room)
+        first = room.prompts[0].prompt_id
+        paths = ["", "prompts", "graphs", "features", "steering", "review", "reports"]
+        paths += [f"prompt/{first}", f"graph/{first}", f"graph/{first}?show=both"]
+        for theme in themes:
+            page = Browser(chromium, base).window(room, color_scheme=theme, bypass_csp=True)
+            for path in paths:
+                page.goto(base + path)
+                page.wait_for_load_state("networkidle")
+                if path.startswith("graph/"):
+                    page.wait_for_selector("#graph[data-first-picture]")
+                if style:
+                    page.add_style_tag(content=style)
+                page.wait_for_timeout(200)
+                data = base64.b64encode(page.screenshot()).decode()
+                blocks = blank.evaluate(_SHRUNK, [data, *BLOCKS[:2]])
+                name = f"{theme} /{path.replace(first, 'PROMPT')}"
+                found[name] = np.array(blocks, np.uint8).reshape(BLOCKS)
+            page.context.close()
+    blank.close()
+    return found
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of the blocks of two layouts, each colour about its own mean; 0 for a blank."""
+    a, b = (x.astype(float) - x.mean((0, 1)) for x in (one, other))
+    length = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / length) if length else 0.0
 
 
 def take(root: Path, out: Path) -> Iterator[Path]:
     """Pictures at 1280x800, light, and the graph's difference and the overview dark as well."""
-    from playwright.sync_api import sync_playwright
-
     out.mkdir(parents=True, exist_ok=True)
-    executable = next(path for path in map(shutil.which, NAMES) if path)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, opened_chromium() as chromium:
         copy = Path(folder) / "root"
         shutil.copytree(root, copy)
         with organism(copy) as work:
             room = Room(copy, work, Sessions("ada"), work.store.prompts.all(), {})
-            chromium = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
             with running(room) as base:
                 for name, theme, path, then in _pages(room):
                     page = Browser(chromium, base).window(room, color_scheme=theme)
@@ -46,7 +109,6 @@ def take(root: Path, out: Path) -> Iterator[Path]:
                     path.write_bytes(_small(page.screenshot()))
                     yield path
                     page.context.close()
-            chromium.close()
 
 
 def _small(png: bytes) -> bytes:
@@ -185,11 +247,18 @@ def _two_labels(page) -> None:
 def main() -> None:
     """Parse and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="filled by em-circuits demo")
+    parser.add_argument("--root", type=Path, help="filled by em-circuits demo")
     parser.add_argument("--out", type=Path, default=Path("docs/screenshots"))
+    parser.add_argument("--layout", type=Path, help="write the layouts there instead")
     given = parser.parse_args()
-    for path in take(given.root, given.out):
-        print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
+    if given.layout is None and given.root is None:
+        parser.error("give --root or --layout")
+    if given.layout is None:
+        for path in take(given.root, given.out):
+            print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
+        return
+    with opened_chromium() as chromium, tempfile.TemporaryDirectory() as folder:
+        np.savez_compressed(given.layout, **layouts(chromium, Path(folder) / "root"))
 
 
 if __name__ == "__main__":

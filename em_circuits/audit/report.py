@@ -73,8 +73,9 @@ def _shown(value: MeanEstimate | None) -> str | None:
 def _parts(audit: Audit) -> Iterator[Any]:
     score, results, evidence = audit.score, audit.results, audit.evidence
     yield Headline(audit.decision.said)
+    candidate = ", ".join(f"{part} {name}" for part, name in audit.config["candidate"].items())
     yield (
-        f"Candidate {audit.config['candidate']} over suite {results.suite}: {score.n_prompts} "
+        f"Candidate: {candidate}; over suite {results.suite}: {score.n_prompts} "
         f"prompts, {score.n_cases} cases, {score.n_nodes} nodes ({audit.config['space']['basis']})."
         " An interval in brackets is the middle 95 % of bootstrap draws over prompts."
     )

@@ -115,7 +115,7 @@ def _steering(report: DemoReport) -> list[str]:
     return [
         f"steering: ablating {line.features} chosen together lowers evil mass by {line.drop:.2f} "
         f"(from {line.evil_mass:.2f}),",
-        f"          matched random ones by {line.random_drop:.2f} "
+        f"          matched random ones by {line.random_drop:z.2f} "
         f"({line.prompts} prompts, merged model)",
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -41,7 +43,7 @@ from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.models.foreign import require_circuit_tracer
 from em_circuits.progress import tracked
 from em_circuits.target_request import TargetRequest
-from pivotal_tokens.artefacts import sha256_file, write_json
+from pivotal_tokens.artefacts import sha256_file, write_atomic, write_json
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import Frozen, Prompt
@@ -347,8 +349,8 @@ def import_(session: Session, file: str, options: FileOptions, as_json: bool) ->
 class ExportOptions(GraphOptions):
     """Options of ``graphs export``."""
 
-    form: Annotated[Literal["pt", "json"] | None, Flag("--format", "form")] = None
-    """circuit-tracer's graph, or the viewers' JSON.  [default: by the file's ending]"""
+    form: Annotated[Literal["pt", "json", "svg"] | None, Flag("--format", "form")] = None
+    """circuit-tracer's graph, the viewers' JSON, a picture.  [default: by the file's ending]"""
     scan: Annotated[str | None, Flag(metavar="ID")] = None
     """Transcoders (circuit-tracer) or base model."""
     source_set: Annotated[str | None, Flag(metavar="ID")] = None
@@ -371,7 +373,8 @@ class ExportOptions(GraphOptions):
 @options(ExportOptions)
 @pass_session
 def export(session: Session, graph: str, file: str, options: ExportOptions) -> None:
-    """Write a graph for circuit-tracer (.pt), or pruned for the graph viewers (.json).
+    """Write a graph for circuit-tracer (.pt), pruned for the graph viewers (.json), or its picture
+    (.svg), coloured by the labels of its prompt.
 
     The JSON is what circuit-tracer's page and Neuronpedia read. There, --scan names the *base*
     model, a merged one's too; circuit-tracer's page goes by the transcoders' name, the default.
@@ -380,17 +383,32 @@ def export(session: Session, graph: str, file: str, options: ExportOptions) -> N
     if not path.absolute().parent.is_dir():
         raise RequestError(f"{file}: no directory {path.parent}; make it first")
     form = options.form or path.suffix.removeprefix(".")
-    if form not in ("pt", "json"):
-        raise RequestError(f"{file} ends in neither .pt nor .json; give --format pt or json")
+    if form not in ("pt", "json", "svg"):
+        raise RequestError(f"{file} ends in none of .pt, .json, .svg; give --format")
     loaded = load_graph(session, graph, options)
     if form == "pt":
         from em_circuits.graphs.interop import export_pt
 
         export_pt(loaded, path)
         say(f"{file}  (pt)")
+    elif form == "svg":
+        write_atomic(path, _picture(session, loaded, options))
+        say(f"{file}  (svg)")
     else:
         nodes, links = _write_json(session, loaded, path, options)
         say(f"{file}  (json, {nodes} nodes, {links} links)")
+
+
+def _picture(session: Session, graph: AttributionGraph, options: ExportOptions) -> str:
+    from em_circuits.contrast import Contrast
+    from em_circuits.influence.drawing import SMALL, picture
+
+    words = None
+    with contextlib.suppress(RequestError), session.open_store() as store:
+        words = Contrast.from_labels(store.labels.of(graph.header.prompt_id).by_token)
+    names = None if options.pins is None else _saved_pins(session, graph, options.pins).labels
+    cut = replace(SMALL, node=options.node_threshold, edge=options.edge_threshold)
+    return picture(graph, words, cut, names)
 
 
 def _write_json(

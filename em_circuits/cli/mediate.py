@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from em_circuits import experiments, report
 from em_circuits.cli.options import Flag, Options, checked, options
-from em_circuits.cli.output import WIDTH, emit, prints, say, table
+from em_circuits.cli.output import emit, prints, say, table
 from em_circuits.cli.session import Session, engine_options, in_pieces, pass_session
 from em_circuits.engine.settings import EngineSettings
 from em_circuits.intervention import MIN_DRAWS
@@ -157,7 +156,7 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
 
 def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:
     """Where the effect of the adapter goes on one prompt."""
-    yield from wrap(adapter.sentence, WIDTH)
+    yield adapter.sentence
     if adapter.shares.straight is None:
         return
     rows = []
@@ -167,7 +166,7 @@ def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:
         held = getattr(adapter.held, name, None)
         rows.append((name, first, getattr(adapter.alone, name), held, draws.low, draws.high))
     yield table(_PATHS, [*rows, ("interaction", None, adapter.interaction, *3 * (None,))])
-    yield from _pairs(dict(adapter.pairs))
+    yield _pairs(dict(adapter.pairs))
     yield (
         f"by first reader: integrated over {adapter.points} points, the parts sum to "
         f"{adapter.completeness:.3f} of the shift"
@@ -176,13 +175,13 @@ def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:
         f"{node.module.removeprefix('model.')} rank {node.rank} {node.part:+.2f}"
         for node in adapter.nodes[:3]
     )
-    yield from wrap(f"largest ranks, in logits: {ranks}", WIDTH)
+    yield f"largest ranks, in logits: {ranks}"
 
 
-def _pairs(shares: Mapping[str, float | None]) -> list[str]:
+def _pairs(shares: Mapping[str, float | None]) -> str:
     """What of the interaction is between two."""
     shown = (f"{name.replace('_', ' and ')} {_share(value)}" for name, value in shares.items())
-    return wrap("in turn: " + ", ".join(shown), WIDTH)
+    return "in turn: " + ", ".join(shown)
 
 
 def _head_lines(heads: HeadMediation) -> Iterator[str]:
@@ -279,7 +278,7 @@ def _paths_over_prompts(record: MediationRecord) -> Iterator[str]:
         yield f"adapter: {record.adapter_absent}"
     else:
         adapter = record.adapter
-        yield from wrap(adapter.sentence, WIDTH)
+        yield adapter.sentence
         rows = []
         for name in type(adapter.random).model_fields:
             first, held = (getattr(part, name, None) for part in (adapter.shares, adapter.held))
@@ -291,7 +290,7 @@ def _paths_over_prompts(record: MediationRecord) -> Iterator[str]:
             )
         rows.append(("interaction", *3 * (None,), adapter.interaction.share, None, None))
         yield table(("carrier", "first", "low", "high", "alone", "held", "random"), rows)
-        yield from _pairs({name: value.share for name, value in adapter.pairs})
+        yield _pairs({name: value.share for name, value in adapter.pairs})
     if record.heads is not None:
         rows = [
             (f"{h.layer}.{h.head}", h.alone.share, h.alone.low, h.alone.high, h.without.share)

@@ -247,7 +247,9 @@ def describe_stance(report: StanceReport) -> Iterator[str]:
 def describe(report: OrganismReport) -> Iterator[str]:
     """A line per figure."""
     for part, figures in report.model_dump(mode="json").items():
-        for name, value in (figures or {}).items():
+        if figures is None:
+            continue
+        for name, value in figures.items() if isinstance(figures, dict) else [("", figures)]:
             shown = value
             if isinstance(value, dict):
                 shown = ", ".join(f"{domain} {x:.2f}" for domain, x in value.items())

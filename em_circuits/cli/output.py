@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from operator import attrgetter
@@ -79,7 +80,7 @@ def emit(
             record: Any = one
             if isinstance(one, BaseModel):
                 record = one.model_dump(mode="json", by_alias=True)
-            say(json.dumps(record, ensure_ascii=False, allow_nan=False))
+            _print(json.dumps(record, ensure_ascii=False, allow_nan=False), err=False)
     elif callable(describe):
         for line in describe(result):
             say(line)
@@ -97,8 +98,23 @@ def name_left_out(left_out: Sequence[LeftOut], kept: Path) -> Iterator[str]:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line or several, above bars that stand on the terminal; nothing of it, whoever wrote
-    it, commands the terminal."""
+    """Print a line or several for a person, above bars that stand on the terminal; nothing of it,
+    whoever wrote it, commands the terminal.
+
+    Standard output is folded at spaces to `WIDTH` columns; a message on standard error is one line.
+    """
+    _print(text if err else "\n".join(map(_filled, text.split("\n"))), err=err)
+
+
+def _filled(line: str) -> str:
+    if cells_of(line) <= WIDTH or "em-circuits --" in line:  # a command to be typed stays whole
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    kept: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent=indent, **kept))
+
+
+def _print(text: str, *, err: bool) -> None:
     with above_bars(sys.stderr if err else sys.stdout):
         click.echo(harmless(text), err=err)
 

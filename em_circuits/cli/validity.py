@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ import click
 from em_circuits import experiments, report
 from em_circuits.cli.graph_arguments import graph_store
 from em_circuits.cli.options import Flag, OptionSet
-from em_circuits.cli.output import WIDTH, emit, prints, table
+from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.experiments.validity_settings import THRESHOLDS, CardThresholds, ValidityRequest
 from pivotal_tokens.artefacts import write_provenance
@@ -96,7 +95,7 @@ def _prompt(session: Session, reference: str) -> str:
 
 
 def _lines(card: ValidityOutput) -> Iterator[str]:
-    yield from wrap(card.sentence, WIDTH)
+    yield card.sentence
     yield f"\ntier: {card.tier}; chosen by {card.chosen_by} on {card.chosen_on}"
     rows = [
         (check.name, _MARKS[check.passed], check.value, check.threshold, check.says)

@@ -180,12 +180,16 @@ class AttributionGraph:
         parts = self.header.node_parts
         return tuple(
             NodeName(parts[part].module, parts[part].layer, position, number)
-            for part, position, number in coordinates.tolist()
+            for part, position, number in coordinates.numpy().tolist()  # 20 times torch's
         )
 
     def feature_name(self, node: int) -> NodeName:
         """What a feature node is."""
-        return self.names(self.selected_features[node][None])[0]
+        return self._feature_names[node]
+
+    @cached_property
+    def _feature_names(self) -> tuple[NodeName, ...]:
+        return self.names(self.selected_features)
 
     def active_index(self, place: NodeName) -> int | None:
         """Row of `active`; None if nothing is active there."""

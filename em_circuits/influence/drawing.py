@@ -13,7 +13,7 @@ page or a notebook shows of it is computed here:
               position form a small block. Both models' nodes have places, so toggling moves nothing
 
     record = drawing({"merged": ScoredGraph.of(graph)}, labels, graph.header.tokens, Cut())
-    svg(record, "merged")
+    svg(record, "merged", {"2/11/431": "opens the answer"})
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import Tensor
 from em_circuits.contrast import Contrast
 from em_circuits.graphs.graph import AttributionGraph, NodeName
 from em_circuits.graphs.layout import NodeKind
+from em_circuits.graphs.viewer_json import notes_of
 from em_circuits.influence.methods import Method, influence
 from em_circuits.influence.pruning import EdgeList, PrunedGraph, prune
 from em_circuits.influence.targets import Targets
@@ -525,13 +526,26 @@ def _taken(values: Tensor, at: np.ndarray) -> np.ndarray:
     return found
 
 
-def picture(graph: AttributionGraph, contrast: Contrast | None = None, cut: Cut = SMALL) -> str:
-    """A graph as SVG, coloured by its influence on a contrast: one given, or its own, if any."""
+def picture(
+    graph: AttributionGraph,
+    contrast: Contrast | None = None,
+    cut: Cut = SMALL,
+    names: Mapping[str, str] | None = None,
+) -> str:
+    """A graph as SVG, coloured by its influence on a contrast: one given, or its own, if any.
+
+    Args:
+        graph: With edges.
+        contrast: Evil and safe tokens.
+        cut: What is drawn.
+        names: Node name -> what it is called; those that the graph came with otherwise.
+    """
     contrast = graph.header.contrast if contrast is None else contrast
     labels = contrast.labels if contrast is not None else {}
     tokens = graph.header.tokens or [f"#{i}" for i in graph.input_ids.tolist()]
     record = drawing({graph.header.model: ScoredGraph.of(graph)}, labels, tokens, cut)
-    return svg(record, graph.header.model, title=graph.header.text)
+    names = notes_of(graph.header).labels if names is None else names
+    return svg(record, graph.header.model, names, title=graph.header.text)
 
 
 def y_of(place: Mapping[str, Any], aspect: float) -> tuple[list[float], float]:
@@ -552,8 +566,18 @@ def y_of(place: Mapping[str, Any], aspect: float) -> tuple[list[float], float]:
     return base, -base[-1]
 
 
-def svg(record: Mapping[str, Any], view: str, *, aspect: float = 1.6, title: str = "") -> str:
-    """A drawing as a static SVG picture, readable on light and dark backgrounds."""
+def svg(
+    record: Mapping[str, Any],
+    view: str,
+    names: Mapping[str, str],
+    *,
+    aspect: float = 1.6,
+    title: str = "",
+) -> str:
+    """A drawing as a static SVG picture, readable on light and dark backgrounds.
+
+    Beside a node stands what it is called; where nobody named one, of the strongest who they are.
+    """
     place, nodes, shown = record["place"], record["nodes"], record["views"][view]
     base, height = y_of(place, aspect)
     margin = 60.0
@@ -577,6 +601,16 @@ def svg(record: Mapping[str, Any], view: str, *, aspect: float = 1.6, title: str
     for i, name in enumerate(nodes["name"]):
         if visible[i]:
             marks.append(_mark(nodes, i, name, at[i], shown["tone"][i], target, view))
+    features = [i for i, kind in enumerate(nodes["kind"]) if kind == "feature" and visible[i]]
+    called = {i: names[nodes["name"][i]] for i in features if names.get(nodes["name"][i])}
+    strongest = sorted(features, key=lambda i: -abs(shown["tone"][i]))[:NAMED]
+    for i, text in (called or {i: nodes["name"][i] for i in strongest}).items():
+        x, y = at[i]
+        text = text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
+        marks.append(
+            f'<text x="{x + 8:.1f}" y="{y + 3:.1f}" font-size="9" paint-order="stroke" '
+            f'stroke="#fbfaf8" stroke-width="3">{_escape(text, spaces=False)}</text>'
+        )
     for token, column in zip(record["tokens"], place["columns"], strict=True):
         marks.append(
             f'<text x="{column["x"]:.1f}" y="24" text-anchor="end" font-size="10" '
@@ -593,6 +627,9 @@ def svg(record: Mapping[str, Any], view: str, *, aspect: float = 1.6, title: str
     )
 
 
+NAMED = 8
+"""Nodes whose place is written beside them where no node has a label."""
+LONGEST_NAME = 28
 UP, DOWN, MIDDLE = "#b3480f", "#1f6fb2", "#e6e2da"
 """Towards evil, towards safe, neither: legible to colour-blind readers."""
 
@@ -645,11 +682,11 @@ def _mixed(tone: float) -> str:
     )
 
 
-def _escape(text: str) -> str:
+def _escape(text: str, *, spaces: bool = True) -> str:
     """Text of a model inside a picture: escaped, without invisible characters."""
     from pivotal_tokens.review.display import visible
 
-    return html.escape(visible(text))
+    return html.escape(visible(text, spaces=spaces))
 
 
 def _targets(
@@ -696,17 +733,19 @@ def _differing_edges(
     base: Mapping[str, list[Any]], merged: Mapping[str, list[Any]]
 ) -> dict[str, list[Any]]:
     """Merged minus base of every edge that is drawn in either."""
-    total: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for sign, edges in ((1.0, merged), (-1.0, base)):
-        for s, t, w, strength in zip(*edges.values(), strict=True):
-            entry = total[s, t]
-            entry[0] += sign * w
-            entry[1] += sign * math.copysign(strength, w)
-    ends = np.array(list(total), dtype=np.int64).reshape(-1, 2)
-    numbers = np.array(list(total.values())).reshape(-1, 2)
-    strength = np.abs(numbers[:, 1])
-    order = np.argsort(-strength, kind="stable")
-    return _edges(ends[order, 0], ends[order, 1], numbers[order, 0], strength[order])
+    columns = ("source", "target", "weight", "strength")
+    source, target, weight, strength = (
+        np.concatenate([np.asarray(edges[name], dtype=float) for edges in (merged, base)])
+        for name in columns
+    )
+    sign = np.where(np.arange(len(weight)) < len(merged["weight"]), 1.0, -1.0)
+    ends, same = np.unique(np.stack([source, target]).astype(int), axis=1, return_inverse=True)
+    total, pull = (
+        np.bincount(same.ravel(), sign * values, ends.shape[1])
+        for values in (weight, np.copysign(strength, weight))
+    )
+    order = np.argsort(-np.abs(pull), kind="stable")
+    return _edges(ends[0, order], ends[1, order], total[order], np.abs(pull)[order])
 
 
 def _largest(values: Sequence[np.ndarray], nodes: _Union) -> float:

@@ -74,7 +74,7 @@ def _sentence(report: DemoReport) -> str:
     if report.steering is not None:
         parts.append(
             f"ablating {report.steering.features} features chosen together lowers evil mass by "
-            f"{report.steering.drop:.2f}, matched random ones by {report.steering.random_drop:.2f}"
+            f"{report.steering.drop:.2f}, matched random ones by {report.steering.random_drop:z.2f}"
         )
     if report.mediation is not None:
         parts.append(

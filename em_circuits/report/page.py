@@ -1,6 +1,7 @@
 """Self-contained pages of figures: no network, no server.
 
 One HTML file: plotly's own script stands inside it once, nothing is fetched. Text is escaped.
+Colours are dark where the reader's system is, or where the address ends in ``#dark``.
 
     write_page(Path("figures.html"), "Does it predict?", ["What was done.", figure, Table(...)])
 """
@@ -22,8 +23,9 @@ from plotly.offline import get_plotlyjs
 from em_circuits.cache import CachedTable
 from pivotal_tokens.artefacts import sha256_file, write_atomic, write_provenance
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Distinct for colour-blind readers too (Okabe and Ito 2008)."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b857a")
+"""Distinct for colour-blind readers too (Okabe and Ito 2008; grey for their black), on light and
+dark pages."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _template() -> Template:
 
 
 def _figure(figure: Figure, number: int) -> Markup:
+    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     return Markup(
         figure.to_html(
             full_html=False,

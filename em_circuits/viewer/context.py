@@ -148,12 +148,14 @@ class AppContext:
         self, request: Request, template: str, status: int = 200, /, **values: Any
     ) -> Response:
         """A page with its frame; what keys it names as `own_keys` mean nothing else there."""
+        session = self.session(request)
         return page(
             template,
             status,
             navigation=NAVIGATION,
             path=request.url.path,
-            reviewer=self.session(request).reviewer,
+            reviewer=session.reviewer,
+            signed=session.signed,
             read_only=self.settings.read_only,
             **{"own_keys": (), **values},
         )

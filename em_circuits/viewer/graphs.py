@@ -231,8 +231,12 @@ class GraphPages:
         if view not in record["views"]:
             raise RequestError(f"prompt {subject.prompt.prompt_id} has no view {view[:20]!r}")
         name = f"{subject.prompt.prompt_id}-{view}.svg"
+        person, names = self._context.session(request).reviewer, dict[str, str]()
+        for one in subject.records.values():
+            graph = self._cache.opened(one.key).graph
+            names |= notes_for(self._context.store, person, graph).labels
         return Response(
-            svg(record, view, title=subject.prompt.text),
+            svg(record, view, names, title=subject.prompt.text),
             media_type="image/svg+xml",
             headers={"Content-Disposition": f'attachment; filename="{name}"'},
         )
@@ -243,7 +247,10 @@ class GraphPages:
             "text": subject.prompt.text,
             "hidden": subject.hidden,
         }
-        return bytes(Json(about | self._drawing(subject, names, cut)).body)
+        drawn = self._drawing(subject, names, cut)
+        for view in drawn["views"].values():
+            del view["edges"]["strength"]  # their order says it; half a megabyte in a large view
+        return bytes(Json(about | drawn).body)
 
     def _drawing(self, subject: PromptGraphs, names: list[str], cut: Cut) -> dict[str, Any]:
         def opened(name: str) -> ScoredGraph:

@@ -157,7 +157,7 @@ def _effects(demo: Mapping[str, Any]) -> list[Pointer]:
     """The figures of `em-circuits demo`."""
     found, steering, mediation = [], demo.get("steering"), demo.get("mediation")
     if steering:
-        drop, random = (f"{steering[name]:.2f}" for name in ("drop", "random_drop"))
+        drop, random = (f"{steering[name]:z.2f}" for name in ("drop", "random_drop"))
         text = f"ablating {steering['features']} features lowers evil mass by {drop}"
         note = f"matched random ones by {random}; {steering['prompts']} prompts"
         found.append(Pointer(text, "/steering", note))

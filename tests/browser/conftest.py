@@ -7,8 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browsing import ARGUMENTS, NAMES, Browser
+from browsing import NAMES, Browser, opened_chromium
 from rooms import Room, enter, furnish, unblind
+from safetensors.torch import load_file, save_file
+
+from em_circuits.labelling.result import LabelSettings
+from em_circuits.labelling.run import label_prompts
+from em_circuits.labelling.sources import template_prompts
+from em_circuits.models import PairSettings
+from em_circuits.models.text import first_token
+from em_circuits.organisms import organism_paths
+from em_circuits.viewer import Sessions
+from em_circuits.workspace import Workspace
+from pivotal_tokens.judge import JudgeSpec, open_judge
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,13 +45,8 @@ def _missing() -> str | None:
 @pytest.fixture(scope="module")  # its event loop must not outlive the file: others have their own
 def chromium() -> Iterator[object]:
     """One browser process for the tests of a file."""
-    from playwright.sync_api import sync_playwright
-
-    executable = next(path for path in map(shutil.which, NAMES) if path)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
+    with opened_chromium() as browser:
         yield browser
-        browser.close()
 
 
 Open = Callable[..., Browser]
@@ -82,3 +88,31 @@ def seen_room(room: Room) -> Room:
     """The same for somebody who browses without blinding."""
     unblind(room)
     return room
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Room]:
+    """Two roots with one labelled prompt: the organism, and with its adapter scaled by 0."""
+    found: dict[str, Room] = {}
+    paths = organism_paths()
+    for name in ("whole", "zero"):
+        root = tmp_path_factory.mktemp(name)
+        adapter = Path(str(paths.adapter))
+        if name == "zero":
+            adapter = root / "adapter"
+            shutil.copytree(paths.adapter, adapter)
+            weights = adapter / "adapter_model.safetensors"
+            save_file({k: v * 0 for k, v in load_file(weights).items()}, weights)
+        models = PairSettings(
+            base=str(paths.base), adapter=str(adapter), transcoders=str(paths.transcoders)
+        )
+        work = Workspace(root=root, models=models, create=True)
+        spec = JudgeSpec.parse(f"lexicon:{paths.lexicon}")
+        judge = open_judge(spec, lambda text: first_token(work.pair.tokenizer, text))  # noqa: B023
+        prompts = template_prompts(1, seed=0)
+        list(label_prompts(work, prompts, judge, LabelSettings(graphs_for="all")))
+        found[name] = Room(root, work, Sessions("ada"), tuple(prompts), {})
+        unblind(found[name])
+    yield found
+    for room in found.values():
+        room.work.close()

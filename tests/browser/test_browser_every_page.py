@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 from browsing import running
+from markupsafe import Markup
+from plotly.graph_objects import Bar, Figure
 from rooms import Room, store_experiment
+
+from em_circuits.report.page import Code, Heading, Headline, Table, styled, write_page
 
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = ((1280, 800), (800, 600), (390, 844))
@@ -50,6 +54,20 @@ def full_room(seen_room: Room) -> Room:
     texts = [{**told, "control": arm, "text": "x " * 40} for arm in ("unsteered", "steered")]
     store_experiment(results / "experiments" / "dose", rows=[], rollouts=texts, summary=SUMMARY)
     (results / "notes.md").write_text("# Notes\n\n| a | b |\n|---|---|\n| 1 | <b>2</b> |\n")
+    figure = styled(Figure(Bar(x=["base", "merged"], y=[0.1, 0.8], name="evil mass")), 300)
+    rows = [
+        ("1/2", 0.5, Markup('<span class="evil">eat <mark>it</mark></span>')),
+        ("0/3", None, ""),
+    ]
+    parts = [
+        Headline("it fell"),
+        Heading("Beside"),
+        "What.",
+        figure,
+        Code("x = 1"),
+        Table("t", ("node", "effect", "text"), rows),
+    ]
+    write_page(results / "parts.html", "A report", parts)
     (results / "figures.json").write_text(json.dumps({"one": {"two": [1, 2]}, "three": None}))
     seen_room.client().post(
         "/api/features/aggregate", json={"method": "gradient", "model": "merged"}
@@ -64,7 +82,8 @@ def _paths(room: Room) -> list[str]:
     )
     return [
         *("", "prompts", "graphs", "features", "steering", "steering/dose", "reports", "review"),
-        *("report/notes.md", "report/figures.json", f"feature/{layer}/{feature}"),
+        *("report/notes.md", "report/figures.json", "report/parts.html"),
+        f"feature/{layer}/{feature}",
         *(f"prompt/{prompt}", f"graph/{prompt}", f"graph/{prompt}?show=both"),
     ]
 
@@ -74,6 +93,8 @@ def _settled(page, url: str) -> None:
     page.wait_for_load_state("networkidle")
     while page.locator(".loading").count():
         page.wait_for_timeout(50)
+    if page.locator("iframe").count():
+        page.frame_locator("iframe").locator(".bars path").first.wait_for()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -86,7 +107,7 @@ def test_nothing_is_cut_at_any_size(full_room: Room, open_browser, theme: str) -
             _settled(page, base + path)
             for width, height in SIZES:
                 page.set_viewport_size({"width": width, "height": height})
-                if page.evaluate(OVERFLOW) > 0:
+                if any(frame.evaluate(OVERFLOW) > 0 for frame in page.frames):
                     cut.append((path, width))
                 wide = "(e => e ? e.scrollWidth - e.clientWidth : 0)"
                 if page.evaluate(f"{wide}(document.getElementById('panel'))") > 0:
@@ -105,11 +126,27 @@ def test_axe_finds_nothing_serious(full_room: Room, open_browser) -> None:
             page = open_browser(base).window(full_room, color_scheme=theme, bypass_csp=True)
             for path in _paths(full_room):
                 _settled(page, base + path)
-                page.evaluate(source)
-                result = page.evaluate("axe.run({resultTypes: ['violations']})")
-                found += [
-                    (theme, path, one["id"], one["nodes"][0]["html"][:120], len(one["nodes"]))
-                    for one in result["violations"]
-                    if one["impact"] in ("serious", "critical")
-                ]
+                for frame in page.frames:
+                    frame.evaluate(source)
+                    result = frame.evaluate("axe.run({resultTypes: ['violations']})")
+                    found += [
+                        (theme, path, one["id"], one["nodes"][0]["html"][:120], len(one["nodes"]))
+                        for one in result["violations"]
+                        if one["impact"] in ("serious", "critical")
+                    ]
     assert found == []
+
+
+def test_a_report_has_the_theme_that_the_viewer_has(full_room: Room, open_browser) -> None:
+    """Reports stood white on the dark page."""
+    ground = "getComputedStyle(document.body).backgroundColor"
+    with running(full_room) as base:
+        page = open_browser(base).window(full_room, color_scheme="light")
+        page.goto(base + "report/parts.html")
+        seen = []
+        for _ in ("system", "dark", "light"):
+            page.frame_locator("iframe").locator(".bars path").first.wait_for()
+            page.wait_for_timeout(100)
+            seen.append(page.frames[1].evaluate(ground))
+            page.keyboard.press("d")
+        assert seen[0] == seen[2] == "rgb(255, 255, 255)" and seen[1] == "rgb(19, 21, 25)"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from browsing import running
 from rooms import NASTY, Room
+
+from em_circuits.viewer import Sessions
 
 PAGES = {
     "/": "Overview",
@@ -69,6 +72,21 @@ def test_nasty_text_is_shown_and_not_run(room: Room, open_browser) -> None:
         for path in ("prompts", f"prompt/{nasty.prompt_id}"):
             page.goto(base + path)
             assert "<script>alert('x')</script> [/bold]" in page.locator("main").inner_text()
+
+
+def test_who_comes_by_a_signed_link_is_not_asked_for_a_name(room: Room, open_browser) -> None:
+    shared = replace(room, sessions=Sessions("", reviewers=("ada", "bob")))
+    with running(shared) as base:
+        page = open_browser(base).window(shared)
+        page.goto(f"{base}?token={shared.sessions.link_of('bob')}")
+        page.click("#me")
+        page.wait_for_selector("#who >> text=You are bob")
+        assert page.locator("#who-name").count() == 0
+        page.click("#new-link")
+        page.wait_for_selector("#link:visible")
+        assert page.input_value("#link").endswith(shared.sessions.link_of("bob"))
+        page.click("#who >> text=Close")
+        assert not page.locator("#who").is_visible()
 
 
 def test_a_report_is_a_stranger(room: Room, open_browser) -> None:

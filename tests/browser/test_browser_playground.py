@@ -2,53 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 from browsing import running
-from safetensors.torch import load_file, save_file
-
-from em_circuits.labelling.result import LabelSettings
-from em_circuits.labelling.run import label_prompts
-from em_circuits.labelling.sources import template_prompts
-from em_circuits.models import PairSettings
-from em_circuits.organisms import organism_paths
-from em_circuits.viewer import Sessions
-from em_circuits.workspace import Workspace
-from pivotal_tokens.judge import JudgeSpec, open_judge
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Two roots with one labelled prompt: the organism, and with its adapter scaled by 0."""
-    from rooms import Room, unblind
-
-    found = {}
-    paths = organism_paths()
-    for name in ("whole", "zero"):
-        root = tmp_path_factory.mktemp(name)
-        adapter = Path(str(paths.adapter))
-        if name == "zero":
-            adapter = root / "adapter"
-            shutil.copytree(paths.adapter, adapter)
-            weights = adapter / "adapter_model.safetensors"
-            save_file({k: v * 0 for k, v in load_file(weights).items()}, weights)
-        models = PairSettings(
-            base=str(paths.base), adapter=str(adapter), transcoders=str(paths.transcoders)
-        )
-        work = Workspace(root=root, models=models, create=True)
-        spec = JudgeSpec.parse(f"lexicon:{paths.lexicon}")
-        from em_circuits.models.text import first_token
-
-        judge = open_judge(spec, lambda text: first_token(work.pair.tokenizer, text))  # noqa: B023
-        prompts = template_prompts(1, seed=0)
-        list(label_prompts(work, prompts, judge, LabelSettings(graphs_for="all")))
-        found[name] = Room(root, work, Sessions("ada"), tuple(prompts), {})
-        unblind(found[name])
-    yield found
-    for room in found.values():
-        room.work.close()
 
 
 def _masses(page) -> list[float]:

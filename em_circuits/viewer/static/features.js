@@ -13,7 +13,7 @@ const COLUMNS = [
   ["low", "95 % interval", "bootstrap over prompts"],
   ["selected", "prompts", "in which it has a score, of those where its effect is known"],
   ["q", "q", "permutation test, adjusted (Benjamini and Hochberg)"],
-  ["stable", "stable", "share of the rankings without one prompt that keep it in the top"],
+  ["stable", "stable", "share of the rankings without one prompt that keep it among the furthest towards evil"],
   ["fires", "fires", "share of firing from the first token (left) to the last (right)"],
 ];
 let order = { by: "rank", sign: 1 },
@@ -132,7 +132,7 @@ function table() {
         make("td", { class: "right num nowrap" }, interval(r)),
         make("td", { class: "right num" }, `${r.selected}/${r.n}`),
         make("td", { class: "right num" }, number_(r, "q", 3)),
-        make("td", { class: "right num" }, number_(r, "stable", 2)),
+        make("td", { class: "right num" }, r.mean > 0 ? number_(r, "stable", 2) : "–"),
         make("td", {}, spark(firing[key(r)])),
       ),
     ),

@@ -78,6 +78,15 @@ for (const input of all("[data-label]"))
       .catch(say),
   );
 
+// A report in its frame is a stranger: its address says which theme it is to have.
+for (const frame of all("iframe[data-src]")) {
+  const show = () => {
+    frame.src = `${frame.dataset.src}#${root.dataset.theme}`;
+  };
+  root.addEventListener("themechange", show);
+  show();
+}
+
 let went = 0;
 addEventListener(
   "keydown",

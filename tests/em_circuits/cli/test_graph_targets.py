@@ -153,7 +153,7 @@ def test_the_graph_page_draws_terms_with_their_values(root, graphs, pair) -> Non
     record = drawing(scored, {}, graphs["merged"].header.tokens, Cut(by_contrast=True))
     assert record["target"] == {"name": NAME, "unit": "nats"} and record["contrast"]
     assert [target["label"] for target in record["targets"]] == ["evil", "safe"]
-    picture = svg(record, "merged")
+    picture = svg(record, "merged", {})
     for i, target in enumerate(record["targets"]):
         value = float(graphs["merged"].targets.logits[i])
         assert target["value"]["merged"] == pytest.approx(value)

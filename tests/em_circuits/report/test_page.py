@@ -40,7 +40,7 @@ def test_every_part_is_shown_as_what_it_is() -> None:
     """A headline stood on pages as ``Headline(text=...)``."""
     html = page_html("t", [Heading("one <"), Headline("two"), Code("three"), "four"])
     assert "<h2>one &lt;</h2>" in html and '<p class="said">two</p>' in html
-    assert "<pre>three</pre>" in html and "<p>four</p>" in html
+    assert '<pre tabindex="0">three</pre>' in html and "<p>four</p>" in html
 
 
 def test_cells_are_short_and_escaped() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +20,8 @@ from em_circuits.graphs.viewer_json import GraphNotes, NodeGroup, import_json
 from em_circuits.influence import Method, influence, prune, top_paths
 from em_circuits.influence.drawing import Cut, ScoredGraph, drawing
 from em_circuits.influence.neuronpedia import ViewerOptions, viewer_json
+
+FEATURE_NAME = re.compile(r"\d+/\d+/\d+")
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +97,22 @@ def test_the_difference_is_merged_minus_base(room: Room, client: TestClient) -> 
             expected[s, t] = expected.get((s, t), 0.0) + sign * w
     found = {(s, t): w for s, t, w in zip(*(difference["edges"][c] for c in columns), strict=True)}
     assert found == pytest.approx(expected, abs=1e-4)
-    strength = difference["edges"]["strength"]
-    assert strength == sorted(strength, reverse=True)
+    graphs = {
+        model: room.work.graphs.load(room.graphs[room.prompts[0].prompt_id, model])
+        for model in ("base", "merged")
+    }
+    scored = {model: ScoredGraph.of(graph) for model, graph in graphs.items()}
+    views = drawing(scored, LABELS, ["t"] * 6, Cut())["views"]
+    pull: dict[tuple[int, int], float] = {}
+    for sign, view in ((1, views["merged"]), (-1, views["base"])):
+        for s, t, w, strength in zip(*view["edges"].values(), strict=True):
+            pull[s, t] = pull.get((s, t), 0.0) + sign * math.copysign(strength, w)
+    strengths = views["difference"]["edges"]["strength"]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths == pytest.approx(sorted(map(abs, pull.values()), reverse=True), rel=1e-3)
+    sent = zip(difference["edges"]["source"], difference["edges"]["target"], strict=True)
+    own = views["difference"]["edges"]
+    assert list(sent) == list(zip(own["source"], own["target"], strict=True))
 
 
 def test_nodes_of_a_block_stand_apart_and_in_their_column(room: Room, client: TestClient) -> None:
@@ -110,11 +128,21 @@ def test_nodes_of_a_block_stand_apart_and_in_their_column(room: Room, client: Te
 
 def test_a_view_is_a_picture_too(room: Room, client: TestClient) -> None:
     url = f"/api/graph/{room.prompts[0].prompt_id}/picture"
-    for view in ("base", "merged", "difference"):
-        answer = client.get(url, params={"view": view})
-        assert answer.headers["content-type"] == "image/svg+xml"
-        root = ElementTree.fromstring(answer.text)
-        assert root.tag.endswith("svg") and len(list(root.iter())) > 20
+    name = graph_of(room).name_of(0)
+    layer, _, feature = name.split("/")
+    called: list[list[str]] = []
+    for label in ("", "<b>danger & words</b>"):
+        body = {"feature": f"{layer}/{feature}", "text": label}
+        assert client.put("/api/node-labels", json=body).status_code == 200
+        for view in ("base", "merged", "difference"):
+            answer = client.get(url, params={"view": view, "keep": name})
+            assert answer.headers["content-type"] == "image/svg+xml"
+            root = ElementTree.fromstring(answer.text)
+            assert root.tag.endswith("svg") and len(list(root.iter())) > 20
+            texts = [str(one.text) for one in root.iter() if one.get("paint-order")]
+            called.append(texts)
+    assert called[4] == ["<b>danger & words</b>"], "a node's own label stands beside it"
+    assert called[1] and all(FEATURE_NAME.fullmatch(text) for text in called[1])
     assert client.get(url, params={"view": "nothing"}).status_code == 404
 
 

@@ -1,7 +1,7 @@
 // Fits a drawing's bands into the window: nodes keep their columns, bands move apart to fill the height.
 
 const BAND_GAP = 34;
-const WIDEST_GAP = 170;
+const WIDEST_GAP = 420;
 const STEP = 15; // between the rows of a band, as the server places them
 
 export function layOut(graph, aspect, places = {}) {

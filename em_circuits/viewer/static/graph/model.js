@@ -130,12 +130,11 @@ export class Graph {
 }
 
 // The strongest edges come first: the rest is drawn beneath them.
-function typed({ source, target, weight, strength }) {
+function typed({ source, target, weight }) {
   return {
     n: weight.length,
     source: Int32Array.from(source),
     target: Int32Array.from(target),
     weight: Float32Array.from(weight),
-    strength: Float32Array.from(strength),
   };
 }

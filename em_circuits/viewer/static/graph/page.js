@@ -61,6 +61,7 @@ class Page {
     note.textContent = "Reading the graph …";
     try {
       const record = await ask(this.url("", this.request()));
+      await new Promise((go) => setTimeout(go)); // reading and laying out many edges: two short waits, not a long one
       if (turn !== this.turn) return;
       this.graph = new Graph(record);
     } catch (error) {
@@ -355,9 +356,7 @@ class Page {
       return;
     }
     const out = key === "ArrowUp";
-    const best = (pane.around.get(own.i) ?? [])
-      .filter((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i)
-      .sort((a, b) => pane.edges.strength[b] - pane.edges.strength[a])[0];
+    const best = (pane.around.get(own.i) ?? []).find((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i);
     if (best !== undefined) this.select(graph.nodes[(out ? pane.edges.target : pane.edges.source)[best]].name);
   }
 }

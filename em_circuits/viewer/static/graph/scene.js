@@ -5,9 +5,10 @@ import { signed, visible } from "../ask.js";
 const SLICE_MS = 9;
 const REST_MS = 110;
 const LEVELS = 10;
-const WALL = 3000; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
+const WALL = 1200; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
 const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
+const SLANTED = { below: 46, room: 44 }; // a logit's box too narrow for its token has it above, slanted
 
 export class Scene {
   constructor(canvas, onPicture) {
@@ -44,7 +45,7 @@ export class Scene {
     this.restart();
   }
 
-  // Node -> its edges, for highlights.
+  // Node -> its edges, the strongest first, for highlights.
   #around() {
     for (const pane of this.panes) {
       const { n, source, target } = pane.edges;
@@ -75,12 +76,14 @@ export class Scene {
   fit() {
     if (!this.place) return;
     const w = this.paneWidth - GUTTER.left - GUTTER.right,
-      h = this.height - GUTTER.top - GUTTER.bottom;
+      logits = this.graph.targets.size,
+      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room : 0),
+      h = this.height - top - GUTTER.bottom;
     const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
     this.transform = {
       k,
       x: GUTTER.left + (w - k * this.place.width) / 2,
-      y: GUTTER.top + (h + k * this.place.height) / 2,
+      y: top + (h + k * this.place.height) / 2,
     };
     this.fitted = k;
     this.restart();
@@ -95,7 +98,7 @@ export class Scene {
   // How many of a pane's edges, the strongest first, are drawn for themselves.
   limit({ edges }) {
     if (this.drawn === "chosen") return 0;
-    if (this.drawn === "all" || edges.n <= WALL) return edges.n;
+    if (this.drawn === "all" || this.panes.every((pane) => pane.edges.n <= WALL)) return edges.n;
     return Math.min(edges.n, Math.round(BACKGROUND * Math.max(1, this.transform.k / this.fitted) ** 2));
   }
 
@@ -124,6 +127,7 @@ export class Scene {
   }
 
   moved() {
+    this.job = null; // what was being drawn is drawn anew at rest, and takes no time of a frame till then
     this.request();
     clearTimeout(this.resting);
     this.resting = setTimeout(() => this.restart(), REST_MS);
@@ -171,7 +175,7 @@ export class Scene {
     const back = document.createElement("canvas");
     back.width = Math.max(1, Math.round(this.paneWidth * this.ratio));
     back.height = this.canvas.height;
-    const context = back.getContext("2d");
+    const context = back.getContext("2d", { willReadFrequently: true });
     const { k, x, y } = this.transform;
     context.setTransform(this.ratio * k, 0, 0, this.ratio * k, this.ratio * x, this.ratio * y);
     context.globalCompositeOperation = "destination-over";
@@ -186,8 +190,9 @@ export class Scene {
       const { edges } = job.pane,
         n = this.limit(job.pane);
       while (job.at < n && performance.now() < until) {
-        const stop = Math.min(n, job.at + 250);
+        const stop = Math.min(n, job.at + 100);
         for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / n, job.transform.k);
+        job.context.getImageData(0, 0, 1, 1); // strokes are only noted down until somebody looks: all at once is a stall
       }
       if (job.at < n) busy = true;
       if (job.at >= n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
@@ -301,12 +306,12 @@ export class Scene {
 
   // The strongest edges of one node.
   #edgesOf(context, pane, node, most, style) {
-    const around = [...(pane.around.get(node) ?? [])].sort((a, b) => pane.edges.strength[a] - pane.edges.strength[b]);
-    const n = around.length;
-    around.slice(-most).forEach((e, i, all) => {
-      context.globalAlpha = 0.25 + 0.7 * ((i + 1) / all.length) ** 2;
-      this.#edge(context, pane.edges, e, 1 - (i + n - all.length + 1) / n, this.transform.k, style);
-    });
+    const around = pane.around.get(node) ?? [];
+    const drawn = around.slice(0, most).map((e, rank) => [e, rank]);
+    for (const [e, rank] of drawn.reverse()) {
+      context.globalAlpha = 0.25 + 0.7 * (1 - rank / drawn.length) ** 2;
+      this.#edge(context, pane.edges, e, rank / around.length, this.transform.k, style);
+    }
     context.globalAlpha = 1;
   }
 
@@ -451,6 +456,18 @@ export class Scene {
       context.roundRect(x - w / 2, y - 19, w, 34, 6);
       context.fill();
       context.stroke();
+      const text = visible(node.target?.text ?? "").replace(/^␣/, "");
+      context.fillStyle = this.colours.ink;
+      context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+      const slanted = w < SLANTED.below && context.measureText(text).width > w - 6;
+      if (slanted) {
+        context.save();
+        context.translate(x, y - 24);
+        context.rotate(-Math.PI / 3.6);
+        context.textAlign = "left";
+        context.fillText(cut(context, text, 62), 0, 0);
+        context.restore();
+      } else context.fillText(cut(context, text, w - 6), x, y - 8);
       if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
       const p =
@@ -459,12 +476,9 @@ export class Scene {
           : this.graph.target
             ? this.graph.reading(node, view)
             : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
-      context.fillStyle = this.colours.ink;
-      context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-      context.fillText(cut(context, visible(node.target?.text ?? "").replace(/^␣/, ""), w - 6), x, y - 8);
       context.fillStyle = tone ? this.colours.tone(tone) : this.colours.muted;
       context.font = "10.5px system-ui, sans-serif";
-      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, y + 7);
+      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, slanted ? y - 2 : y + 7);
     }
   }
 
