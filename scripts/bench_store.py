@@ -19,10 +19,14 @@ from typing import Any
 
 from bench_queue import fill
 from measure import Row, benchmark
+from rooms import Room
 from sqlalchemy import insert, select
 
 from em_circuits.cli.app import run
 from em_circuits.cli.options import Options
+from em_circuits.models.settings import PairSettings
+from em_circuits.viewer import Sessions
+from em_circuits.workspace import Workspace
 from pivotal_tokens.schema import LabelEvent
 from pivotal_tokens.store import Store, tables
 
@@ -35,6 +39,7 @@ COMMANDS = (
     ("labels agreement", 20_000),
 )
 """Each command with the most milliseconds that it may take."""
+PAGES = ("/", "/fragments/quality", "/prompts", "/prompts?verdict=injection", "/review", "/graphs")
 
 
 class Plan(Options):
@@ -101,13 +106,34 @@ def measure(plan: Plan) -> list[Row]:
             events = connection.execute(select(tables.label_events.c.seq)).fetchall()
         rows = [Row("label events", None, len(events), "")]
         for command, most in COMMANDS:
-            start = time.perf_counter()
+            start = time.process_time()
             with contextlib.redirect_stdout(io.StringIO()):
                 status = run(["--store", url, *command.split(), "--json"])
             if status:
                 raise SystemExit(f"{command}: exit status {status}")
-            rows.append(Row(command, None, 1e3 * (time.perf_counter() - start), "ms", at_most=most))
-        return rows
+            rows.append(_row_of(command, start, most))
+        return [*rows, *pages(url)]
+
+
+def pages(url: str) -> list[Row]:
+    """The viewer's pages on a store, asked for a second time: templates are compiled then."""
+    with tempfile.TemporaryDirectory() as root:
+        models = PairSettings(base="b", adapter="a", transcoders="t")
+        with Workspace(root=Path(root), models=models, store_url=url) as work:
+            first = work.store.prompts.ids()[0]
+            client = Room(Path(root), work, Sessions("ada"), (), {}).client()
+            rows = []
+            for page in (*PAGES, f"/prompt/{first}"):
+                assert client.get(page).status_code == 200, page
+                start = time.process_time()
+                assert client.get(page).status_code == 200
+                rows.append(_row_of(page.replace(first, "ID"), start, 2000))
+            return rows
+
+
+def _row_of(what: str, start: float, most: int) -> Row:
+    milliseconds = 1e3 * (time.process_time() - start)
+    return Row(what, None, milliseconds, "ms of a CPU", at_most=most)
 
 
 if __name__ == "__main__":

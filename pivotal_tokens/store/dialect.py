@@ -103,7 +103,9 @@ def postgresql_engine(url: URL) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
             "options": options,
-            "application_name": f"em-circuits, process {os.getpid()} on {socket.gethostname()}"[:63],
+            "application_name": f"em-circuits, process {os.getpid()} on {socket.gethostname()}"[
+                :63
+            ],
         },
     )
 
@@ -116,7 +118,8 @@ def lock_sessions(engine: Engine) -> list[str]:
     """
     query = text(
         "SELECT pid, usename, application_name AS program FROM pg_stat_activity "
-        "WHERE datname = current_database() AND xact_start < now() - make_interval(secs => :waited) "
+        "WHERE datname = current_database() "
+        "AND xact_start < now() - make_interval(secs => :waited) "
         "AND application_name <> current_setting('application_name') ORDER BY xact_start"
     )
     with engine.connect() as connection:

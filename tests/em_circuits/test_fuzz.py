@@ -7,8 +7,11 @@ and by nothing else. ``EM_CIRCUITS_FUZZ_SECONDS`` says for how long; by default 
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +56,30 @@ ODD = [
     *(b"''", b'"', b"\n", b"\r", b",", b"&a [*a, *a]", b"*a", b"!!python/object:os.system", b"? "),
     *(b"{{", b"0x", b"~", b"(a+)+$", b"[[:alpha:]]", b"\xe2\x80\xae"),
 ]
+SIBLINGS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda sound: b"",
+    "zeros": lambda sound: bytes(len(sound)),
+    "byte order mark": lambda sound: codecs.BOM_UTF8 + sound,
+    "UTF-16": lambda sound: sound.decode("latin-1").encode("utf-16"),
+    "names not UTF-8": lambda sound: re.sub(rb"[a-z]{3}(?=_id|gory|tion)", b"\xff\xed\xfe", sound),
+    "twice": lambda sound: sound + sound,
+    "backwards": lambda sound: sound[::-1],
+    "half with its own end": lambda sound: sound[: len(sound) // 2] + sound[-200:],
+    "NaN": lambda sound: re.sub(rb"\d+(\.\d+)?", b"NaN", sound),
+    "infinite": lambda sound: re.sub(rb"\d+(\.\d+)?", b"1e999", sound),
+    "huge integers": lambda sound: re.sub(rb"\d+", b"9" * 5000, sound),
+    "beyond 64 bits": lambda sound: re.sub(rb"\d+", b"18446744073709551616", sound),
+    "negative": lambda sound: re.sub(rb"\d+", rb"-\g<0>", sound),
+    "truth for numbers": lambda sound: re.sub(rb"\d+", b"true", sound),
+    "nothing for texts": lambda sound: re.sub(rb'(?<=[:,] )"[^"]*"', b"null", sound),
+    "lists for texts": lambda sound: re.sub(rb'(?<=[:,] )("[^"]*")', rb"[[\1]]", sound),
+    "each key twice": lambda sound: re.sub(rb'("\w+"):', rb"\1: 0, \1:", sound),
+    "half a character": lambda sound: re.sub(rb': ?"', rb"\g<0>\\ud800", sound),
+    "nested deeply": lambda sound: re.sub(rb"(?<=: )", b"[" * 3000, sound, count=1),
+    "a key of many parts": lambda sound: b"a" + b".a" * 60_000 + b" = 1\n" + sound,
+    "one line": lambda sound: sound.replace(b"\n", b""),
+}
+"""What else becomes of files, by editors, other programs and other computers."""
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["cut", "insert", "overwrite", "remove", "repeat"]),
@@ -218,6 +245,40 @@ def test_a_file_from_outside_is_read_or_refused_in_one_line(
             break
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_such_file_is_named(
+    readers: dict[str, Reader], name: str, tmp_path: Path
+) -> None:
+    """The command line says the name and reason of an `OSError`, too (`app.run`)."""
+    reader, path = readers[name], tmp_path / f"file{readers[name].suffix}"
+    for sibling, change in SIBLINGS.items():
+        path.write_bytes(change(reader.sound))
+        _read_in_time(reader, path, sibling)
+    path.unlink(missing_ok=True)
+    makers: tuple[Callable[[], object], ...] = (
+        path.mkdir,
+        lambda: path.symlink_to(path),
+        lambda: path.symlink_to("nowhere"),
+        lambda: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+    )
+    for make in makers:
+        make()
+        with pytest.raises((EmCircuitsError, OSError)):
+            reader.read(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _read_in_time(reader: Reader, path: Path, what: object) -> None:
+    """Read a file, or have it refused in a line or a few."""
+    began = time.process_time()
+    try:
+        reader.read(path)
+    except EmCircuitsError as error:
+        assert 0 < len(str(error).strip()) < 5000, what
+    seconds = time.process_time() - began  # of a CPU: machines are busy
+    assert seconds < MOST_SECONDS, what
+
+
 def _some(reader: Reader, path: Path, number: int) -> None:
     """Some examples, which a number chooses."""
 
@@ -232,12 +293,7 @@ def _some(reader: Reader, path: Path, number: int) -> None:
     @given(CHANGES)
     def fuzz(changes: list[tuple[str, float, int | bytes, int]]) -> None:
         path.write_bytes(changed(reader.sound, changes))
-        began = time.process_time()
-        try:
-            reader.read(path)
-        except EmCircuitsError as error:
-            assert str(error).strip()
-        assert time.process_time() - began < MOST_SECONDS  # of a CPU: machines are busy
+        _read_in_time(reader, path, changes)
 
     with Peak() as peak:
         fuzz()
