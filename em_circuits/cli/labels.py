@@ -70,7 +70,7 @@ class WrittenPlots(plots.LabelCounts):
 
 @contextmanager
 def _collected_seldom() -> Iterator[None]:
-    """What is read of rows has no cycles; looking for some takes a third of a million rows' time."""
+    """Rows have no cycles; looking for some takes a third of the time of a million."""
     before = gc.get_threshold()
     gc.set_threshold(100_000, *before[1:])
     try:

@@ -362,8 +362,9 @@ def _work_failed(place: Address, engine: Engine, error: DBAPIError) -> WorkFaile
         )
     if "locked" in cause or "lock timeout" in cause:
         holders = lock_holders(place.path) if place.path else lock_sessions(engine)
+        who = ", ".join(holders) or "another process"
         return WorkFailed(
-            f"{where}: {', '.join(holders) or 'another process'} held the store for more than {BUSY_SECONDS:.0f} s; run again"
+            f"{where}: {who} held the store for more than {BUSY_SECONDS:.0f} s; run again"
         )
     return WorkFailed(f"{where}: {cause}; what was finished is kept, run again to resume")
 

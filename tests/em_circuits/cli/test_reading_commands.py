@@ -13,7 +13,6 @@ from damages import GRAPH, call, fill
 from starlette.testclient import TestClient
 from test_options import _commands
 
-
 from em_circuits.cli.app import app
 from em_circuits.models.settings import PairSettings
 from em_circuits.viewer import Sessions, ViewerSettings, create_app

@@ -146,9 +146,7 @@ def test_a_locked_database_says_who_holds_it(postgres, monkeypatch):
         )
         with holder:
             assert holder.stdout.readline() == b"held\n"
-            named = (
-                rf"em-circuits, process {holder.pid} on .* \(user .*, session \d+\) held the store"
-            )
+            named = rf"process {holder.pid} on .* \(user .*, session \d+\) held the store"
             with pytest.raises(WorkFailed, match=named), store.writing() as connection:
                 dialect.lock_name(connection, "a name")
             holder.stdin.close()
