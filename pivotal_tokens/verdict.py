@@ -165,11 +165,12 @@ def _union(base: NextTokens, merged: NextTokens, thresholds: Thresholds) -> list
                 f"{tokens.model}: the verdict looks at the top {thresholds.top_k}, "
                 f"but only the top {tokens.top_k} were captured"
             )
-    in_merged, top_k = merged.by_id, thresholds.top_k
-    if in_merged.keys() != {token.token_id for token in base.tokens}:
-        raise ValueError("base and merged must list the same tokens")
-    pairs = ((token, in_merged[token.token_id]) for token in base.tokens)
-    return [_Candidate(*pair) for pair in pairs if pair[0].rank <= top_k or pair[1].rank <= top_k]
+    in_merged = NextTokenPair(base=base, merged=merged).merged.by_id
+    return [
+        _Candidate(token, other)
+        for token in base.tokens
+        if min(token.rank, (other := in_merged[token.token_id]).rank) <= thresholds.top_k
+    ]
 
 
 def _mass(tokens: Sequence[_Candidate]) -> PairMass:
