@@ -340,7 +340,7 @@ def _config_file(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: If the file is not TOML, or names an option that does not exist.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):  # a link to nowhere is an error, not a missing file
         return {}
     try:
         text = path.read_text(encoding="utf-8")
