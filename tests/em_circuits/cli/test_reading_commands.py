@@ -31,7 +31,6 @@ READING = {
     "graphs list": "--json",
     "graphs show": "GRAPH --json",
     "graphs verify": "--json",
-    "graphs paths": "GRAPH --from FEATURE --to evil-safe --json",
     "graphs prune": "GRAPH --json",
     "graphs scores": "GRAPH --json",
     "verify": "--json",
@@ -45,7 +44,7 @@ OTHERS = {
     *("labels import", "labels plots", "export", "import"),
     *("judge panel", "judge report", "judge reset"),
     *("graphs archive", "graphs build", "graphs circuit", "graphs edge", "graphs export"),
-    *("graphs import", "graphs measure", "graphs prune-store"),
+    *("graphs import", "graphs measure", "graphs paths", "graphs prune-store"),
     *("features aggregate", "features diff", "features explain", "features mediate"),
     *("features rank", "lora geometry", "transcoders check", "transcoders convert"),
     *("steer rejudge", "steer run", "steer scan", "steer sweep", "steer transfer"),
@@ -94,7 +93,6 @@ def test_reading_commands_write_nothing(
     with Store.open(default_url(root)) as store:
         prompt = store.prompts.ids()[0]
     given = {"GRAPH": GRAPH.header.key, "PROMPT": prompt, "ADAPTER": f"{root}/lifelike-adapter"}
-    given["FEATURE"] = "/".join(map(str, GRAPH.selected_features[0].tolist()))
     lines = [f"{name} {rest}" for name, rest in READING.items()]
     for word, value in given.items():
         lines = [line.replace(word, value) for line in lines]
