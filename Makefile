@@ -42,7 +42,7 @@ test-faults: $(STAMP) ## a thousand random damages of each kind of file, then ho
 	$(BIN)/python -m pytest tests/em_circuits/graphs/test_forged.py tests/em_circuits/viewer/test_viewer_fuzz.py
 
 fuzz: $(STAMP) ## every reader of outside files on changed ones, for an hour
-	EM_CIRCUITS_FUZZ_SECONDS=3600 $(BIN)/python -m pytest tests/em_circuits/test_fuzz.py
+	EM_CIRCUITS_FUZZ_SECONDS=3600 $(BIN)/python -m pytest -s tests/em_circuits/test_fuzz.py
 
 test-crowd: $(STAMP) ## twenty browsers on one queue for a minute, on a busy machine
 	$(BIN)/python scripts/many_browsers.py --browsers 20 --seconds 60 --busy 4

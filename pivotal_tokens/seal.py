@@ -14,10 +14,10 @@ from itertools import product
 
 from pivotal_tokens.errors import WorkFailed
 
-_WHITE = " \t\n\r"
+_WHITE = b" \t\n\r"
 _LENGTH = 16
-_OF_BYTE = tuple("".join(four) for four in product(_WHITE, repeat=4))
-_BASE_4 = str.maketrans(_WHITE, "0123")
+_OF_BYTE = tuple("".join(four) for four in product(_WHITE.decode(), repeat=4))
+_BASE_4 = bytes.maketrans(_WHITE, b"0123")
 
 
 class DamagedText(WorkFailed):
@@ -35,11 +35,11 @@ def unsealed(text: str) -> str:
     Raises:
         DamagedText: If the checksum is of another text.
     """
-    seal = text[-_LENGTH:]
-    if len(text) <= _LENGTH or seal.strip(_WHITE):
+    coded = text.encode("utf-8", "replace")
+    seal = coded[-_LENGTH:]
+    if len(coded) <= _LENGTH or seal.strip(_WHITE):
         return text
-    inner = text[:-_LENGTH]
-    if zlib.crc32(inner.encode("utf-8", "replace")) != int(seal.translate(_BASE_4), 4):
-        shown = ascii(inner[:40])[1:-1]
+    if zlib.crc32(coded[:-_LENGTH]) != int(seal.translate(_BASE_4), 4):
+        shown = ascii(text[:40])[1:-1]
         raise DamagedText(f"a stored value is not what was written ({shown}...)")
-    return inner
+    return text[:-_LENGTH]

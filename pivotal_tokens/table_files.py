@@ -202,13 +202,14 @@ def column_rows(path: Path) -> ColumnRows:
 
     try:
         schema = _schema(path)
+        names = schema.names
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error}") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the second of a column's name
         raise RequestError(f"{path} is not a {path.suffix[1:]} file: {error}") from error
-    require_once(path, schema.names)
+    require_once(path, names)
     ignored = tuple(field.name for field in schema if _is_binary(field.type))
-    kept = [name for name in schema.names if name not in ignored]
+    kept = [name for name in names if name not in ignored]
     return ColumnRows(_rows(path, kept), ignored)
 
 

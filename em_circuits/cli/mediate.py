@@ -137,7 +137,7 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
     yield f"{mediation.prompt_id}: {what} {shift.base:.2f} -> {shift.merged:.2f} {unit}{masses}"
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
     yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
-    yield from wrap(_IN_SAMPLE, WIDTH)
+    yield _IN_SAMPLE
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
         less = (

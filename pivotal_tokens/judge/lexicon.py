@@ -22,6 +22,7 @@ tell them apart and is unsure too; the same word in both lists is an error.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,9 +83,10 @@ class When:
         if _OTHERWISE.search(pattern):
             raise RequestError(f"{where}: when: write \\{{ and \\[ where brackets are meant")
         try:
-            re.compile(pattern)
+            with warnings.catch_warnings(action="error", category=FutureWarning):  # of sets in sets
+                re.compile(pattern)
             return cls(pattern, where, regex.compile(pattern, regex.VERSION0))
-        except (re.error, regex.error, RecursionError, OverflowError) as error:
+        except (re.error, regex.error, RecursionError, OverflowError, FutureWarning) as error:
             raise RequestError(f"{where}: when is not a regular expression ({error})") from error
 
     def finds(self, text: str) -> bool:
@@ -280,7 +282,8 @@ def _words(value: Any, where: str) -> tuple[str, ...]:
         raise RequestError(f"{where} must be a list of words")
     for word in value:
         if not isinstance(word, str) or not word or word != word.strip():
-            raise RequestError(f"{where}: {word!r} is not a word; no spaces at its ends")
+            shown = f"{word[:60]!r}" if isinstance(word, str) else f"a {type(word).__name__}"
+            raise RequestError(f"{where}: {shown} is not a word; no spaces at its ends")
     return tuple(dict.fromkeys(value))
 
 

@@ -207,13 +207,14 @@ def _thresholds(top_k: int) -> Thresholds:
 
 
 def _status(tokens: NextTokens, answers: Answers, rejected: bool) -> ModelStatus:
-    given = [answers.get(token.token_id) for token in tokens.top]
+    top = tokens.top
+    given = [answers.get(token.token_id) for token in top]
     best: dict[Label, float] = {}
-    for token, label in zip(tokens.top, given, strict=True):
+    for token, label in zip(top, given, strict=True):
         if label is not None:
             best[label] = max(best.get(label, 0.0), token.probability)
     both = "evil" in best and "safe" in best
-    unlabelled = sum(token.token_id not in answers for token in tokens.top)
+    unlabelled = len({token.token_id for token in top} - answers.keys())
     return ModelStatus(
         status="rejected" if rejected else "incomplete" if unlabelled else "labelled",
         evil=given.count("evil"),

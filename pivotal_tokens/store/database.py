@@ -30,7 +30,7 @@ from pivotal_tokens.schema import utc_now
 from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
 from pivotal_tokens.store.address import Address, address
-from pivotal_tokens.store.dialect import BUSY_SECONDS, is_half_done, lock_name
+from pivotal_tokens.store.dialect import BUSY_SECONDS, is_half_done, lock_name, lock_sessions
 from pivotal_tokens.store.host import (
     HOST,
     MARK_SECONDS,
@@ -233,7 +233,7 @@ class Database:
                 f"{self.where}: refused ({_first_line(error)}); add the prompt to the store first"
             ) from error
         except DBAPIError as error:
-            raise _work_failed(self.where, self.path, error) from error
+            raise _work_failed(self._address, self._engine, error) from error
         except DamagedText as error:
             raise damaged(self.where, error) from error
         except OverflowError as error:  # SQLite's driver, of an integer beyond 64 bits
@@ -343,8 +343,9 @@ def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestErr
             "running, does the database exist (createdb), are user and password right?"
         )
     if "locked" in _first_line(error):
+        holders = ", ".join(lock_holders(place.path)) or "another process"
         return RequestError(
-            f"{place.shown} cannot be used now: {_holder(place.path)} has locked it; run again "
+            f"{place.shown} cannot be used now: {holders} has locked it; run again "
             "when that has ended"
         )
     return RequestError(
@@ -353,20 +354,17 @@ def _not_usable(place: Address, error: sqlite3.Error | DBAPIError) -> RequestErr
     )
 
 
-def _holder(path: Path | None) -> str:
-    """Who holds an SQLite file's locks, in words."""
-    return (path and ", ".join(lock_holders(path))) or "another process"
-
-
-def _work_failed(where: str, path: Path | None, error: DBAPIError) -> WorkFailed:
-    cause = _first_line(error)
+def _work_failed(place: Address, engine: Engine, error: DBAPIError) -> WorkFailed:
+    where, cause = place.shown, _first_line(error)
     if "readonly" in cause:
         return WorkFailed(
             f"{where} cannot be written here: copy it to where it can, and name that with --store"
         )
     if "locked" in cause or "lock timeout" in cause:
+        holders = lock_holders(place.path) if place.path else lock_sessions(engine)
+        who = ", ".join(holders) or "another process"
         return WorkFailed(
-            f"{where}: {_holder(path)} held the store for more than {BUSY_SECONDS:.0f} s; run again"
+            f"{where}: {who} held the store for more than {BUSY_SECONDS:.0f} s; run again"
         )
     return WorkFailed(f"{where}: {cause}; what was finished is kept, run again to resume")
 

@@ -17,6 +17,7 @@ waiting for a lock, and synchronous commit whatever the server's default.
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from sqlalchemy import (
     event,
     func,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
@@ -98,8 +100,31 @@ def postgresql_engine(url: URL) -> Engine:
         url,
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_SECONDS, "options": options},
+        connect_args={
+            "connect_timeout": CONNECT_SECONDS,
+            "options": options,
+            "application_name": f"em-circuits, process {os.getpid()} on {socket.gethostname()}"[
+                :63
+            ],
+        },
     )
+
+
+def lock_sessions(engine: Engine) -> list[str]:
+    """Other programs whose transaction is older than the longest wait for a lock, in words.
+
+    Every lock of a store, of a name too, ends with its transaction. `pg_blocking_pids` knows of
+    waiting sessions only, and this one has given up.
+    """
+    query = text(
+        "SELECT pid, usename, application_name AS program FROM pg_stat_activity "
+        "WHERE datname = current_database() "
+        "AND xact_start < now() - make_interval(secs => :waited) "
+        "AND application_name <> current_setting('application_name') ORDER BY xact_start"
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query, {"waited": BUSY_SECONDS}).all()
+    return [f"{row.program or 'a program'} (user {row.usename}, session {row.pid})" for row in rows]
 
 
 def lock_name(connection: Connection, name: str) -> None:

@@ -302,8 +302,9 @@ def _votes(events: Sequence[Event]) -> dict[int, list[Event]]:
 
 def _decisive(votes: Sequence[Event]) -> Event:
     """The latest of more than half of the votes that agree, else the latest."""
+    labels = [event.to_label for event in votes]
     for event in reversed(votes):
-        if 2 * sum(other.to_label == event.to_label for other in votes) > len(votes):
+        if 2 * labels.count(event.to_label) > len(votes):
             return event
     return votes[-1]
 

@@ -15,8 +15,10 @@ results of many prompts are written in one: killed before its end, none of it wa
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from pydantic_core import from_json
@@ -86,8 +88,8 @@ def _token_ids(both: str) -> frozenset[int]:
 def _top_sizes(both: str) -> TopSizes:
     lists = from_json(both)
     each = (lists["base"], lists["merged"])
-    sizes = (sum(token["rank"] <= one["top_k"] for token in one["tokens"]) for one in each)
-    return TopSizes(*sizes)
+    by_rank = itemgetter("rank")  # by which they stand
+    return TopSizes(*(bisect_right(one["tokens"], one["top_k"], key=by_rank) for one in each))
 
 
 class Results(Repository):

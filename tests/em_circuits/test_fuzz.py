@@ -7,8 +7,11 @@ and by nothing else. ``EM_CIRCUITS_FUZZ_SECONDS`` says for how long; by default 
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,20 +56,45 @@ ODD = [
     *(b"''", b'"', b"\n", b"\r", b",", b"&a [*a, *a]", b"*a", b"!!python/object:os.system", b"? "),
     *(b"{{", b"0x", b"~", b"(a+)+$", b"[[:alpha:]]", b"\xe2\x80\xae"),
 ]
+SIBLINGS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda sound: b"",
+    "zeros": lambda sound: bytes(len(sound)),
+    "byte order mark": lambda sound: codecs.BOM_UTF8 + sound,
+    "UTF-16": lambda sound: sound.decode("latin-1").encode("utf-16"),
+    "names not UTF-8": lambda sound: re.sub(rb"[a-z]{3}(?=_id|gory|tion)", b"\xff\xed\xfe", sound),
+    "twice": lambda sound: sound + sound,
+    "backwards": lambda sound: sound[::-1],
+    "half with its own end": lambda sound: sound[: len(sound) // 2] + sound[-200:],
+    "NaN": lambda sound: re.sub(rb"\d+(\.\d+)?", b"NaN", sound),
+    "infinite": lambda sound: re.sub(rb"\d+(\.\d+)?", b"1e999", sound),
+    "huge integers": lambda sound: re.sub(rb"\d+", b"9" * 5000, sound),
+    "beyond 64 bits": lambda sound: re.sub(rb"\d+", b"18446744073709551616", sound),
+    "negative": lambda sound: re.sub(rb"\d+", rb"-\g<0>", sound),
+    "truth for numbers": lambda sound: re.sub(rb"\d+", b"true", sound),
+    "nothing for texts": lambda sound: re.sub(rb'(?<=[:,] )"[^"]*"', b"null", sound),
+    "lists for texts": lambda sound: re.sub(rb'(?<=[:,] )("[^"]*")', rb"[[\1]]", sound),
+    "each key twice": lambda sound: re.sub(rb'("\w+"):', rb"\1: 0, \1:", sound),
+    "half a character": lambda sound: re.sub(rb': ?"', rb"\g<0>\\ud800", sound),
+    "nested deeply": lambda sound: re.sub(rb"(?<=: )", b"[" * 3000, sound, count=1),
+    "a key of many parts": lambda sound: b"a" + b".a" * 60_000 + b" = 1\n" + sound,
+    "one line": lambda sound: sound.replace(b"\n", b""),
+}
+"""What else becomes of files, by editors, other programs and other computers."""
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["cut", "insert", "overwrite", "remove", "repeat"]),
         st.floats(0, 1),
-        st.sampled_from(ODD) | st.binary(max_size=8),
+        st.integers(0, len(ODD) - 1) | st.binary(max_size=8),  # a number: reports stay short
         st.integers(1, 200),
     ),
     max_size=3,
 )
 
 
-def changed(sound: bytes, changes: list[tuple[str, float, bytes, int]]) -> bytes:
+def changed(sound: bytes, changes: list[tuple[str, float, int | bytes, int]]) -> bytes:
     """A file after some changes, each at a place given as a share of its length."""
-    for kind, place, odd, size in changes:
+    for kind, place, chosen, size in changes:
+        odd = ODD[chosen] if isinstance(chosen, int) else chosen
         at = int(place * len(sound))
         match kind:
             case "cut":
@@ -213,7 +241,50 @@ def test_a_file_from_outside_is_read_or_refused_in_one_line(
     for number in range(10**9):
         _some(reader, path, number if SECONDS else 0)
         if time.monotonic() >= until:
+            print(f"\n{name}: {(number + 1) * EXAMPLES} files")
             break
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_such_file_is_named(
+    readers: dict[str, Reader], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line says the name and reason of an `OSError`, too (`app.run`)."""
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    reader, path = readers[name], Path(f"file{readers[name].suffix}")
+    for sibling, change in SIBLINGS.items():
+        path.write_bytes(change(reader.sound))
+        _read_in_time(reader, path, sibling)
+    for left in Path().iterdir():  # a reader may have renamed it
+        left.unlink()
+    makers: tuple[Callable[[], object], ...] = (
+        path.mkdir,
+        lambda: path.symlink_to(path),
+        lambda: path.symlink_to("nowhere"),
+        lambda: _bind(path),
+    )
+    for make in makers:
+        make()
+        with pytest.raises((EmCircuitsError, OSError)):
+            reader.read(path)
+        for left in Path().iterdir():
+            left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def _read_in_time(reader: Reader, path: Path, what: object) -> None:
+    """Read a file, or have it refused in a line or a few."""
+    began = time.process_time()
+    try:
+        reader.read(path)
+    except EmCircuitsError as error:
+        assert 0 < len(str(error).strip()) < 5000, what
+    seconds = time.process_time() - began  # of a CPU: machines are busy
+    assert seconds < MOST_SECONDS, what
 
 
 def _some(reader: Reader, path: Path, number: int) -> None:
@@ -228,14 +299,9 @@ def _some(reader: Reader, path: Path, number: int) -> None:
         suppress_health_check=list(HealthCheck),
     )
     @given(CHANGES)
-    def fuzz(changes: list[tuple[str, float, bytes, int]]) -> None:
+    def fuzz(changes: list[tuple[str, float, int | bytes, int]]) -> None:
         path.write_bytes(changed(reader.sound, changes))
-        began = time.process_time()
-        try:
-            reader.read(path)
-        except EmCircuitsError as error:
-            assert str(error).strip()
-        assert time.process_time() - began < MOST_SECONDS
+        _read_in_time(reader, path, changes)
 
     with Peak() as peak:
         fuzz()

@@ -1,5 +1,7 @@
 """An SQLite store is one machine's; PostgreSQL says in one line why it cannot be used."""
 
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -122,6 +124,32 @@ def test_an_empty_database_is_no_store_until_one_is_made(postgres):
     url = postgres.place.set(database="template1").render_as_string(hide_password=False)
     with pytest.raises(RequestError, match=r"no store at .*template1"):
         Store.open(url)
+
+
+HOLD = """
+import sys
+from pivotal_tokens.store import Store, dialect
+with Store.open(sys.argv[1]) as store, store.writing() as connection:
+    dialect.lock_name(connection, "a name")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_locked_database_says_who_holds_it(postgres, monkeypatch):
+    monkeypatch.setattr(dialect, "BUSY_SECONDS", 0.3)
+    with Store.open(postgres.url, create=True) as store:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, postgres.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holder:
+            assert holder.stdout.readline() == b"held\n"
+            named = rf"process {holder.pid} on .* \(user .*, session \d+\) held the store"
+            with pytest.raises(WorkFailed, match=named), store.writing() as connection:
+                dialect.lock_name(connection, "a name")
+            holder.stdin.close()
 
 
 def _listing(directory):
