@@ -164,7 +164,7 @@ def card_checks(
         ),
         _check(
             "specificity",
-            side and side.ratio,
+            None if side is None else side.ratio,
             at_most=asked.specificity,
             says="not asked"
             if side is None
@@ -173,7 +173,7 @@ def card_checks(
         _stability_check(stability, asked),
         _check(
             "error share",
-            errors and errors.share,
+            None if errors is None else errors.share,
             at_most=asked.error_share,
             says="known between base and merged alone"
             if errors is None

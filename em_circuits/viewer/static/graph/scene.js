@@ -192,7 +192,8 @@ export class Scene {
       while (job.at < n && performance.now() < until) {
         const stop = Math.min(n, job.at + 100);
         for (; job.at < stop; job.at++) this.#edge(job.context, edges, job.at, job.at / n, job.transform.k);
-        job.context.getImageData(0, 0, 1, 1); // strokes are only noted down until somebody looks: all at once is a stall
+        // Strokes are only noted down until somebody looks; all at once they are a stall.
+        job.context.getImageData(0, 0, 1, 1);
       }
       if (job.at < n) busy = true;
       if (job.at >= n || job.first) job.pane.layer = { picture: job.back, transform: job.transform };
