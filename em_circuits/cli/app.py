@@ -192,8 +192,7 @@ class LazyGroup(click.Group):
     type=click.Path(file_okay=False),
     default=".",
     show_default=True,
-    metavar="DIR|s3://BUCKET/PREFIX",
-    help="Holds results/ and graph_storage/.",
+    help="Holds results/ and graph_storage/; or s3://BUCKET/PREFIX.",
 )
 @click.option(
     "--seed",

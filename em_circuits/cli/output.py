@@ -9,6 +9,7 @@ at most 80 columns, without colours.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,9 +102,11 @@ def say(text: str, *, err: bool = False) -> None:
     """Print a line or several for a person, above bars that stand on the terminal; nothing of it,
     whoever wrote it, commands the terminal.
 
-    Standard output is folded at spaces to `WIDTH` columns; a message on standard error is one line.
+    Standard output is folded at spaces to `WIDTH` columns where a person reads it: on a terminal,
+    or with `COLUMNS` set. Other programs get whole lines; a message on standard error is one line.
     """
-    _print(text if err else "\n".join(map(_filled, text.split("\n"))), err=err)
+    folds = not err and (sys.stdout.isatty() or "COLUMNS" in os.environ)
+    _print("\n".join(map(_filled, text.split("\n"))) if folds else text, err=err)
 
 
 def _filled(line: str) -> str:

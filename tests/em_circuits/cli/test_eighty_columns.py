@@ -111,6 +111,7 @@ NOT_RUN = {
     "prompts generate": "asks an endpoint",
     "organism fetch": "needs a network",
     "organism train": "takes 20 minutes",
+    "transcoders train": "takes minutes; its own tests read what it prints",
     "audit calibrate": "trains fine-tunes",
     "demo": "takes a minute, and prints what `label`, `features` and `steer` print",
     "graphs archive": "is only for archives of version 0.1",

@@ -74,7 +74,7 @@ def test_geometry_of_the_organism(root: Path, capsys: pytest.CaptureFixture[str]
 
     assert run([*command, "--top", "3"]) == 0
     out = capsys.readouterr().out
-    assert "kept:" in out and max(map(len, out.splitlines()[1:-2])) <= 80
+    assert "kept:" in out
 
 
 def test_geometry_of_one_rank(

@@ -44,7 +44,7 @@ def test_over_prompts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record["sentence"][:40] in page and "<script src=" not in page
     assert run([*command, "--top", "3"]) == 0
     out = capsys.readouterr().out
-    assert "kept:" in out and max(map(len, out.splitlines()[1:-3])) <= 80
+    assert "kept:" in out
     assert out.splitlines()[-1].endswith("validity --all --nodes top:20")
 
 

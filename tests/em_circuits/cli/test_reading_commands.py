@@ -40,6 +40,7 @@ READING = {
 }
 """Each command that reads what is under a root, with its arguments."""
 OTHERS = {
+    "transcoders train",
     *("demo", "doctor", "label", "review", "serve", "shell"),
     *("prompts add", "prompts find", "prompts generate", "prompts import", "prompts preview"),
     *("labels import", "labels plots", "export", "import"),

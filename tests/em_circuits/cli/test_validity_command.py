@@ -26,7 +26,7 @@ def card(root: Path) -> dict[str, Any]:
     capture = pytest.MonkeyPatch()
     lines: list[str] = []
     with capture.context() as patched:
-        patched.setattr("em_circuits.cli.output.say", lambda text, **_: lines.append(text))
+        patched.setattr("em_circuits.cli.output._print", lambda text, **_: lines.append(text))
         assert run(["--root", str(root), "validity", "--all", "--nodes", "top:8", *QUICK]) == 0
     found: dict[str, Any] = json.loads(lines[-1])
     return found
@@ -57,8 +57,12 @@ def test_every_curve_ends_where_all_nodes_are_kept(card: dict[str, Any]) -> None
 
 
 def test_it_is_kept_with_a_page(
-    root: Path, card: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    root: Path,
+    card: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     page = Path(card["files"]["html"]).read_text(encoding="utf-8")
     assert card["sentence"][:40] in page and "<script src=" not in page
     before = Path(card["files"]["json"]).stat().st_mtime_ns

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from em_circuits.organisms.optimise import OptimiserConfig
 
 from em_circuits.audit.suite import load_suite
 from em_circuits.cli.app import run
@@ -23,6 +22,7 @@ from em_circuits.engine.events import WorkersState, latest_events
 from em_circuits.engine.pool import Worker, WorkerLost
 from em_circuits.engine.station import Task, Unit
 from em_circuits.organisms import candidates
+from em_circuits.training.optimise import OptimiserConfig
 from pivotal_tokens.store import Store, default_url
 
 PLAN = {
