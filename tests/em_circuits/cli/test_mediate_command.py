@@ -91,7 +91,10 @@ def check_heads(heads: dict[str, Any]) -> None:
     assert point["random"]["high"] < point["low"]
 
 
-def test_one_prompt(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_prompt(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     capsys.readouterr()
     assert run(["--root", str(root), "prompts", "list", "--json"]) == 0
     prompt = json.loads(capsys.readouterr().out.splitlines()[0])["prompt_id"]
