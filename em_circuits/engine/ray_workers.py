@@ -131,6 +131,7 @@ def _connected(settings: EngineSettings) -> Any:
     try:
         if not address:
             ray.init(
+                address="local",  # never one that somebody else started here
                 num_cpus=max(settings.workers, os.cpu_count() or 1),
                 include_dashboard=False,
                 **about,

@@ -21,8 +21,8 @@ class EngineSettings(Frozen):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     engine: str = "local"
-    """local: on this machine; ray: on the Ray cluster of this machine, which is started where there
-    is none; ray://HOST:PORT or ray:HOST:PORT: on a running one."""
+    """local: on this machine; ray: on a Ray cluster of this machine, which is started for the
+    command; ray://HOST:PORT or ray:HOST:PORT: on a running one."""
     workers: int = Field(default=1, ge=1, le=10_000)
     """Processes that load the models and share the work; a single one is this process itself."""
     gpus_per_worker: float = Field(default=0, ge=0, le=64)

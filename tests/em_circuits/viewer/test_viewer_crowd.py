@@ -15,7 +15,7 @@ def test_twenty_browsers_review_one_queue(tmp_path: Path) -> None:
     found = crowd(tmp_path, browsers=20, seconds=4.0)
     assert set(found.statuses) <= {200, 409}, found.statuses
     assert found.slowest < 5
-    assert found.finished > 20
+    assert found.finished >= 20  # each one at least once, however slow the machine
     with Store.open(default_url(tmp_path)) as store:
         assert not store.chains.check().problems
         settled = store.queue.items("done")
