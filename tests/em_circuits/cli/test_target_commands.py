@@ -101,7 +101,8 @@ def test_people_are_told_the_target(root, capsys) -> None:
         ("steer", "run", prompt, *BOTH, "--features", "top:1", "--method", "gradient"),
     ):
         assert run(["--root", str(root), *command]) == 0
-        assert "log p(' eat it all') - log p(' avoid it')" in capsys.readouterr().out
+        said = " ".join(capsys.readouterr().out.split())
+        assert "log p(' eat it all') - log p(' avoid it')" in said
 
 
 def test_judged_rollouts_are_the_stored_ones(root, capsys, pair) -> None:
