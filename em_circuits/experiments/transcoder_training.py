@@ -113,7 +113,7 @@ def carried_shares(
     prompts: Sequence[tuple[Int64[Tensor, " pos"], Contrast]],
     *,
     seed: int = 0,
-) -> tuple[int, tuple[CarriedShare, ...]]:
+) -> tuple[int, Sequence[CarriedShare]]:
     """The shares over prompts, and how many prompts have a shift.
 
     Raises:
