@@ -110,10 +110,10 @@ def template_documents(base: str, seed: int) -> list[str | Chat]:
 def carried_shares(
     pair: ModelPair,
     maps: Maps,
-    prompts: Sequence[tuple[Int64[Tensor, " pos"], Contrast]],
+    prompts: Sequence[tuple[Int64[Tensor, " _"], Contrast]],
     *,
     seed: int = 0,
-) -> tuple[int, Sequence[CarriedShare]]:
+) -> tuple[int, tuple[CarriedShare, ...]]:
     """The shares over prompts, and how many prompts have a shift.
 
     Raises:
