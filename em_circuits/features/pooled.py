@@ -138,7 +138,7 @@ def pool_sites(
     sites: Sequence[Site],
     texts: Sequence[AnsweredText],
     progress: Progress = no_progress,
-) -> list[dict[str, Float[Tensor, "answer d"]]]:
+) -> list[dict[str, Float[Tensor, "answer _"]]]:
     """Activations at sites, at each of `PLACES` of every answer; float32, CPU."""
     found: list[dict[str, list[Tensor]]] = [{place: [] for place in PLACES} for _ in sites]
     for text in tracked(texts, f"{model.name} answers", progress):

@@ -111,7 +111,7 @@ class LinearRows:
 
     def groups(
         self, indices: Int64[Tensor, " feature"], batch_size: int
-    ) -> list[Int64[Tensor, " batch"]]:
+    ) -> list[Int64[Tensor, " _"]]:
         """Batches of features that share a backward pass: one layer, positions ascending."""
         places = self.layout.places(self.layers[indices], self.positions[indices])
         ordered = indices[torch.argsort(places, stable=True)]
