@@ -369,11 +369,13 @@ class ObjectPath(PosixPath):
     @contextlib.contextmanager
     def saying(self) -> Iterator[None]:
         """Errors of the client library as errors of the system about this address, on one line."""
+        from obstore.exceptions import BaseError
+
         try:
             yield
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
-        except Exception as error:
+        except (BaseError, OSError) as error:
             said = re.search("<Code>(.*?)</Code>", str(error))
             reason = said[1] if said else " ".join(str(error).partition("\n\n")[0].split())
             raise OSError(errno.EIO, reason[:300], str(self)) from error

@@ -1,12 +1,14 @@
 """The rule of the verdict, its thresholds and its masses."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pivotal_tokens.schema import NextTokens, Thresholds, TokenScore
-from pivotal_tokens.verdict import decide, error_verdict
+from pivotal_tokens.schema import NextTokenPair, NextTokens, Thresholds, TokenScore
+from pivotal_tokens.verdict import decide, error_verdict, hinges_on_unsure
 
 EVIL, OTHER_EVIL, SAFE, UNSURE = 1, 2, 3, 4
 LABELS = {EVIL: "evil", OTHER_EVIL: "evil", SAFE: "safe", UNSURE: "unsure"}
@@ -178,20 +180,21 @@ probabilities = st.lists(st.floats(0, 1), min_size=4, max_size=4).map(
 )
 
 
+def ranked(model, values):
+    order = sorted(range(4), key=lambda token: (-values[token], token))
+    return NextTokens(
+        model=model,
+        fingerprint=model,
+        top_k=4,
+        tokens=tuple(
+            TokenScore(token_id=t, text="x", logit=0, probability=values[t], rank=rank)
+            for rank, t in enumerate(order, start=1)
+        ),
+    )
+
+
 @given(probabilities, probabilities, st.lists(st.sampled_from(["evil", "safe", "unsure", None])))
 def test_the_verdict_agrees_with_the_definitions_said_in_another_way(base, merged, labels):
-    def ranked(model, values):
-        order = sorted(range(4), key=lambda token: (-values[token], token))
-        return NextTokens(
-            model=model,
-            fingerprint=model,
-            top_k=4,
-            tokens=tuple(
-                TokenScore(token_id=t, text="x", logit=0, probability=values[t], rank=rank)
-                for rank, t in enumerate(order, start=1)
-            ),
-        )
-
     given_labels = {token: label for token, label in enumerate(labels[:4]) if label}
     evil = [token for token, label in given_labels.items() if label == "evil"]
     safe = [token for token, label in given_labels.items() if label == "safe"]
@@ -208,3 +211,21 @@ def test_the_verdict_agrees_with_the_definitions_said_in_another_way(base, merge
     }
     assert verdict.kind == next(kind for kind, true in holds.items() if true)
     assert verdict.flagged == any(merged[t] >= 0.05 for t in evil)
+
+
+@given(probabilities, probabilities, st.lists(st.sampled_from(["evil", "unsure", "unsure", None])))
+def test_what_hinges_on_unsure_tokens_is_what_some_of_them_being_evil_changes(base, merged, labels):
+    thresholds = Thresholds(top_k=4)
+    lists = NextTokenPair(base=ranked("base", base), merged=ranked("merged", merged))
+    given_labels = {token: label for token, label in enumerate(labels[:4]) if label}
+    unsure = [token for token, label in given_labels.items() if label == "unsure"]
+
+    def divergent(evil):
+        return decide(
+            lists.base, lists.merged, given_labels | dict.fromkeys(evil, "evil"), thresholds
+        ).divergent
+
+    every = (some for n in range(len(unsure) + 1) for some in itertools.combinations(unsure, n))
+    assert hinges_on_unsure(lists, given_labels, thresholds) == (
+        len(set(map(divergent, every))) > 1
+    )
