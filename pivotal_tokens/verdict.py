@@ -165,7 +165,10 @@ def _union(base: NextTokens, merged: NextTokens, thresholds: Thresholds) -> list
                 f"{tokens.model}: the verdict looks at the top {thresholds.top_k}, "
                 f"but only the top {tokens.top_k} were captured"
             )
-    in_merged = NextTokenPair(base=base, merged=merged).merged.by_id
+    in_merged = merged.by_id
+    alike = in_merged.keys() == {token.token_id for token in base.tokens}
+    if not alike or (base.model, merged.model) != ("base", "merged"):
+        NextTokenPair(base=base, merged=merged)  # says what is wrong
     return [
         _Candidate(token, other)
         for token in base.tokens

@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from em_circuits.cli.app import app
 
@@ -45,7 +46,7 @@ def generated() -> Iterator[str]:
     """A line per command, then a table per model."""
     printed = dict(sorted(commands(app, ())))
     yield "| command | prints |\n|---|---|\n"
-    found: dict[str, type[BaseModel]] = {}
+    found: dict[str, type[Any]] = {}
     for words, (model, lines) in printed.items():
         models = [m for m in (get_args(model) or (model,)) if m is not NoneType]
         for one in models:
@@ -58,10 +59,10 @@ def generated() -> Iterator[str]:
         said = meanings(one)
         rows = [
             (about.serialization_alias or field, about.annotation, said.get(field, ""))
-            for field, about in one.model_fields.items()
+            for field, about in one.__pydantic_fields__.items()
             if about.exclude is not True
         ]
-        for field, computed in one.model_computed_fields.items():
+        for field, computed in getattr(one, "model_computed_fields", {}).items():
             rows.append((field, computed.return_type, first_line(computed.description)))
         for name, annotation, meaning in rows:
             yield f"| `{name}` | {kind(annotation)} | {meaning} |\n"
@@ -72,14 +73,14 @@ def first_line(text: str | None) -> str:
     return " ".join((text or "").partition("\n\n")[0].split())
 
 
-def meanings(model: type[BaseModel]) -> dict[str, str]:
+def meanings(model: type[Any]) -> dict[str, str]:
     """What is written about each field: the docstring below it, or the comment beside it."""
     said: dict[str, str] = {}
     for owner in model.__mro__[::-1]:
-        if not issubclass(owner, BaseModel) or owner is BaseModel:
+        if not is_model(owner) or owner is BaseModel:
             continue
-        if owner.__pydantic_generic_metadata__["origin"] is not None:  # the generic one follows
-            continue
+        if issubclass(owner, BaseModel) and owner.__pydantic_generic_metadata__["origin"]:
+            continue  # the generic one follows
         source = textwrap.dedent(inspect.getsource(owner))
         (definition,) = ast.parse(source).body
         assert isinstance(definition, ast.ClassDef)
@@ -113,20 +114,26 @@ def commands(
         yield " ".join(words), (model, lines)
 
 
-def collect(annotation: Any, found: dict[str, type[BaseModel]]) -> None:
+def collect(annotation: Any, found: dict[str, type[Any]]) -> None:
     """Every model that an annotation speaks of, with those of its fields."""
     for part in get_args(annotation):
         collect(part, found)
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    if not is_model(annotation):
         return
     if (known := found.get(annotation.__name__)) is not None:
         if known is not annotation:
             raise ValueError(f"two models are called {annotation.__name__}")
         return
     found[annotation.__name__] = annotation
-    for field in annotation.model_fields.values():
+    for field in annotation.__pydantic_fields__.values():
         if field.exclude is not True:
             collect(field.annotation, found)
+
+
+def is_model(annotation: Any) -> bool:
+    """Whether a type is one of pydantic's: a model, or a dataclass that it checks."""
+    is_class = isinstance(annotation, type) and not get_origin(annotation)
+    return is_class and (issubclass(annotation, BaseModel) or is_pydantic_dataclass(annotation))
 
 
 def kind(annotation: Any) -> str:
@@ -141,7 +148,7 @@ def kind(annotation: Any) -> str:
         return f"list of {' and '.join(items)}"
     if origin is dict:
         return f"object of {kind(parts[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if is_model(annotation):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     plain = {NoneType: "null", bool: "boolean", int: "integer", float: "number", Any: "anything"}
     return plain.get(annotation, "text")

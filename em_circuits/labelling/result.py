@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.sampling import Sampling
@@ -88,6 +90,7 @@ class LabelSettings(Frozen):
         return self.rollouts is not None and verdict.flagged
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledToken(TokenScore):
     """A candidate next token of one model with its label; None where it has none."""
 
@@ -203,6 +206,5 @@ def token_rollouts(
 
 def _rows(tokens: NextTokens, labels: Mapping[int, Label]) -> tuple[LabelledToken, ...]:
     return tuple(
-        LabelledToken.model_construct(**dict(token), label=labels.get(token.token_id))
-        for token in tokens.tokens
+        LabelledToken(**asdict(token), label=labels.get(token.token_id)) for token in tokens.tokens
     )

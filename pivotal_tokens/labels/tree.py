@@ -32,6 +32,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def _logits(
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for token in tokens.top:
-        row = {"token": token.text} | token.model_dump(exclude={"text"})
+        row = {"token": token.text} | asdict(token)
+        del row["text"]
         if labels is not None and token.token_id in labels:
             row["evil_label"] = _EVIL[labels[token.token_id]]
         rows.append(row)

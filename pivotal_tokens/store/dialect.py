@@ -144,6 +144,17 @@ def upsert(connection: Connection, table: Table, row: Mapping[str, Any]) -> None
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
 
 
+def put_payload(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
+    """As `upsert`, unless the row that stands there has this payload; True if anything changed."""
+    keys = _keys(table)
+    statement = _insert(connection, table).values(**row)
+    rest = {name: statement.excluded[name] for name in row if name not in keys}
+    changed = statement.on_conflict_do_update(
+        index_elements=keys, set_=rest, where=table.c.payload != statement.excluded.payload
+    )
+    return connection.execute(changed.returning(table.c[keys[0]])).first() is not None
+
+
 def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless one with the same keys stands there; True if it was inserted."""
     keys = _keys(table)

@@ -44,14 +44,13 @@ from pivotal_tokens.store import tables
 from pivotal_tokens.store.assignments import draw_control, enqueue
 from pivotal_tokens.store.chain import hash_of_lists
 from pivotal_tokens.store.database import Repository
-from pivotal_tokens.store.dialect import upsert
+from pivotal_tokens.store.dialect import put_payload, upsert
 from pivotal_tokens.store.labels import add_judgement_events
 from pivotal_tokens.store.order import reorder
 from pivotal_tokens.store.prompts import insert_prompt, put_token_ids
 from pivotal_tokens.store.queue import drop_human_verdict
 from pivotal_tokens.store.rows import (
     Parsed,
-    Row,
     chunks,
     narrowed,
     row_of,
@@ -393,7 +392,7 @@ def _put_next_tokens(
 ) -> bool:
     row = row_of(tables.next_tokens, both, prompt_id=prompt_id, pair=pair)
     row["sha256"] = hash_of_lists(prompt_id, pair, row["payload"])
-    return _put(connection, tables.next_tokens, row)
+    return put_payload(connection, tables.next_tokens, row)
 
 
 def _put_judgement(connection: Connection, pair: str, judgement: Judgement) -> bool:
@@ -411,20 +410,10 @@ def _put_verdict(
 ) -> bool:
     table = tables.verdicts
     row = row_of(table, verdict, prompt_id=prompt_id, pair=pair, judge=judge)
-    new = _put(connection, table, row)
+    new = put_payload(connection, table, row)
     if new and judge != HUMAN:
         reorder(connection, prompt_id, pair)
     return new
-
-
-def _put(connection: Connection, table: Table, row: Row) -> bool:
-    """Put a row; False if it was there with this payload."""
-    keys = {name: row[name] for name in ("prompt_id", "pair", "judge") if name in row}
-    there = connection.execute(narrowed(select(table.c.payload), table, **keys)).scalar()
-    if there == row["payload"]:
-        return False
-    upsert(connection, table, row)
-    return True
 
 
 def _add_answers(

@@ -17,6 +17,7 @@ import signal
 import tempfile
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from em_circuits.cli.app import run
@@ -29,8 +30,10 @@ KILLS = 3
 def label(root: Path, n: int, *engine: str) -> float:
     """Label organism prompts; the seconds it took."""
     started = time.monotonic()
+    root.mkdir()
     command = ["label", "--n", str(n), "--all-graphs", "--nodes", "24", "--json", *engine]
-    status = run(["--root", str(root), "--store", default_url(root), *command])
+    with (root / "printed.jsonl").open("w") as printed, redirect_stdout(printed):
+        status = run(["--root", str(root), "--store", default_url(root), *command])
     assert status == 0, f"label ended with {status}"
     return time.monotonic() - started
 

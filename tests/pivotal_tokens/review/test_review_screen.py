@@ -5,6 +5,7 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -162,12 +163,11 @@ def test_a_long_prompt_shows_its_end_and_says_what_is_above():
 
 def test_tokens_under_p_001_can_be_hidden_and_the_heading_says_so():
     question = item({i: f"w{i}" for i in range(1, 4)})
-    low = question.lists.merged.tokens[2].model_copy(update={"probability": 0.0001})
+    low = replace(question.lists.merged.tokens[2], probability=0.0001)
     merged = question.lists.merged.model_copy(
         update={"tokens": (*question.lists.merged.tokens[:2], low)}
     )
     lists = question.lists.model_copy(update={"merged": merged})
-    from dataclasses import replace
 
     view = View(replace(question, lists=lists), Place("merged", 1), show_low=False)
     shown = "\n".join(plain(item_lines(view, 80, 20)))
@@ -185,7 +185,6 @@ def test_what_the_judge_said_is_shown_only_in_the_reveal():
         judge_labels={1: "safe", 2: "safe"},
         differences=(Difference(1, "[/red]", "evil", "safe"),),
     )
-    from dataclasses import replace
 
     answered = replace(question, labels=labels)
     before = plain(item_lines(View(answered, Place("merged", 1)), 80, 20))
