@@ -35,6 +35,7 @@ from em_circuits.graphs.store import GraphStore
 from em_circuits.models import ModelPair, PairSettings
 from em_circuits.models.next_tokens import screen
 from pivotal_tokens.artefacts import provenance_path
+from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import (
     JudgedPrompt,
     Judgement,
@@ -222,12 +223,15 @@ def loading(root: Path) -> list[tuple[int, str, str]]:
         status, _, err = call(Path(fresh), f"{options} --dtype float32 doctor --json")
     if status:
         return [(status, "", err)]
-    with ModelPair.load(PairSettings(**given, dtype="float32")) as pair:
-        prompt = pair.prompt(PROMPT)
-        ids = pair.input_ids(prompt)
-        active = pair.merged.replacement.setup_attribution(ids).activation_matrix.coalesce()
-        figures = f"{screen(pair, ids)} {active.indices().tolist()} {active.values().tolist()}"
-        return [(0, figures, f"the key is {pair.key}, token ids {prompt.token_ids}")]
+    try:
+        with ModelPair.load(PairSettings(**given, dtype="float32")) as pair:
+            prompt = pair.prompt(PROMPT)
+            ids = pair.input_ids(prompt)
+            active = pair.merged.replacement.setup_attribution(ids).activation_matrix.coalesce()
+            figures = f"{screen(pair, ids)} {active.indices().tolist()} {active.values().tolist()}"
+            return [(0, figures, f"the key is {pair.key}, token ids {prompt.token_ids}")]
+    except RequestError as error:  # of the replacement model, which `doctor` does not build
+        return [(2, "", str(error))]
 
 
 def watch(root: Path, target: Path, commands: Commands, *, times: int, seed: int) -> Tally:
