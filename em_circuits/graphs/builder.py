@@ -286,11 +286,11 @@ class EdgesBuilder:
             self._on[number] = (device, self._stripes[number].columns.to(device))
         return self._on[number][1]
 
-    def _segments(self, piece: _Piece) -> Iterator[_Segment]:
-        """A piece's segments with their values, which are not there for longer than it takes."""
-        for one in piece.segments:
-            waits = isinstance(one.values, Slot)
-            yield one._replace(values=self._scratch.mapped(one.values)) if waits else one
+    def _segments(self, piece: _Piece) -> Iterator[tuple[int, int, Tensor]]:
+        """Start, first row and values of a piece's segments; what waits is there for its turn."""
+        for start, first, values in piece.segments:
+            here = self._scratch.mapped(values) if isinstance(values, Slot) else values
+            yield start, first, here
 
     def _chosen(self, piece: _Piece, kept: Int64[Tensor, " kept"]) -> Float[Tensor, "row inside"]:
         """A piece's values in some of its stripe's columns, ascending; on the CPU."""

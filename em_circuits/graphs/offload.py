@@ -96,8 +96,8 @@ class Scratch:
         return torch.frombuffer(lies, dtype=slot.dtype).view(slot.shape).to(slot.device)
 
     def clear(self) -> None:
-        """Let go of all tensors; those that follow are written over them, which takes a fifth of
-        the time that a new file's pages take."""
+        """Let go of all tensors; those that follow are written over them, which takes a fraction
+        of the time that a new file's pages take."""
         self._end = 0
 
     def _open(self) -> int:
