@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SILENCE_S = 30
 _LONG_S = 5
-_LARGE_MB = 1000
+_LARGE_MB = 100
 
 Item = TypeVar("Item")
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LOADING = "loading models (MB)"
 _DENSITIES = "densities.json"
 _SAME_DENSITY = 0.1
 """Shares of active features that differ by no more count as one."""
@@ -136,11 +137,24 @@ class Workspace:
                 model.stored_activations = partial(self._stored_activations, model)
         return pair
 
-    def _load(self) -> ModelPair:
-        files = [path for one in self.locate().values() for path in one.files.values()]
-        size = sum(path.stat().st_size for path in files) // 1_000_000
-        self.progress("loading (MB)", 0, size)  # before what is imported, which takes seconds
+    def announce(self) -> None:
+        """Look where the models are, and say that they are about to be loaded; for commands to
+        call before they import what takes seconds.
 
+        Raises:
+            RequestError: See `locate`.
+        """
+        size = self._megabytes()
+        if self.sitting is None or self.sitting.loaded is None:
+            self.progress(_LOADING, 0, size)
+
+    def _megabytes(self) -> int:
+        files = [path for one in self.locate().values() for path in one.files.values()]
+        return sum(path.stat().st_size for path in files) // 1_000_000
+
+    def _load(self) -> ModelPair:
+        size = self._megabytes()
+        self.progress(_LOADING, 0, size)
         from em_circuits.graphs.memory import require_fit
         from em_circuits.models.pair import ModelPair
 
@@ -148,7 +162,7 @@ class Workspace:
         logger.info("memory plan: %s", plan.describe())
         require_fit(plan)
         pair = ModelPair.load(self.models, self._file_hashes, self.progress)
-        self.progress("loading (MB)", size, size)
+        self.progress(_LOADING, size, size)
         return pair
 
     def _stored_activations(self, model: Model, ids: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -38,7 +38,7 @@ def demo(session: Session, n: int, nodes: int, judge: str | None, as_json: bool)
     """
     attribution = AttributionSettings(nodes=nodes)
     with session.workspace(create=True, attribution=attribution) as work:
-        work.locate()
+        work.announce()
         opened = open_offline_judge(session, work, judge)
         report = experiments.demo.run_demo(work, opened, n_prompts=n)
         data = experiments.demo.report_path(work)

@@ -67,7 +67,7 @@ def doctor(session: Session, prompt: str, deep: bool, as_json: bool, **others: A
     profile: tuple[SiteSize, ...] = ()
     interrupted = False
     with session.workspace(attribution=attribution_settings(others)) as work:
-        work.locate()
+        work.announce()
         try:
             for check in chain(machine_checks(), _model_checks(work, Prompt.of(prompt), deep)):
                 _found(checks, check, as_json)
@@ -90,7 +90,8 @@ def doctor(session: Session, prompt: str, deep: bool, as_json: bool, **others: A
         if not result.ok:
             path = work.results / "doctor.json"
             write_json(path, result.model_dump(mode="json"))
-            say(f"em-circuits: {len(checks)} checks are written to {path}", err=True)
+            ended = "interrupted; the " if interrupted else ""
+            say(f"em-circuits: {ended}{len(checks)} checks are written to {path}", err=True)
     if interrupted:
         raise click.exceptions.Exit(130)
     if failed:

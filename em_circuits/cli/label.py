@@ -34,7 +34,6 @@ from em_circuits.cli.session import (
     engine_options,
     pass_session,
 )
-from em_circuits.models.source import locate_all
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.prompts import PromptFile, read_prompts
 from pivotal_tokens.schema import Prompt, PromptKind, Thresholds
@@ -151,7 +150,7 @@ def label(
         )
     check_judge(session, others)
     files = _read(session, options)
-    locate_all(session.models())
+    session.workspace().announce()
 
     from em_circuits.engine.events import EventLog
     from em_circuits.labelling.label import require_space

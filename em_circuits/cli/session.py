@@ -198,7 +198,7 @@ class Session:
             found = [stored.get(prompt) for prompt in prompts]
             work.steers = True
             work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
-            work.locate()
+            work.announce()
             yield work
 
     def bars(self) -> Bars:

@@ -433,6 +433,7 @@ def _carry_out(
     engine: EngineSettings,
 ) -> Experiment[SteeringSummary]:
     with session.workspace(create=judges["rollout_judge"] != "labels") as work:
+        work.announce()
         _cases(session, work, judges)  # what is refused is, before anything is loaded
         _rollout_judge(work, judges)
         return in_pieces(work, engine, partial(_carried_out, session, kind, plan, judges))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from em_circuits.graphs.builder import EdgesBuilder
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.linear_rows import LinearRows
+from em_circuits.graphs.offload import Scratch
 from em_circuits.graphs.settings import AttributionSettings
 from em_circuits.graphs.unpickle import circuit_tracer_record
 from em_circuits.progress import Progress, no_progress
@@ -53,7 +53,7 @@ def attribute_prompt(
     targets: Any,
     settings: AttributionSettings,
     *,
-    scratch: Path | None = None,
+    scratch: Scratch | None = None,
     progress: Progress = no_progress,
 ) -> Attributed:
     """Attribute a prompt by batched rows where they fit, else by circuit-tracer's own loop.
@@ -65,7 +65,8 @@ def attribute_prompt(
         targets: circuit-tracer's `AttributionTargets`: logit directions, and their weights in the
             choice of features.
         settings: How many features, in what steps.
-        scratch: Folder for rows that are too many for memory; the system's if None.
+        scratch: File for rows that are too many for memory, which is cleared when they are packed;
+            one in the system's temporary folder if None.
         progress: Called after every batch of feature rows.
     """
     from circuit_tracer.graph import Graph
@@ -96,7 +97,7 @@ def select(
     targets: Any,
     settings: AttributionSettings,
     *,
-    scratch: Path | None = None,
+    scratch: Scratch | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Int64[Tensor, " feature"], Edges]:
     """Attribute targets, then features by their influence so far.

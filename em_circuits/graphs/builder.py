@@ -3,9 +3,15 @@
 Attribution makes rows in its own order, over every *active* feature, and only then knows which were
 selected. The builder stores of each row what the mask allows, so that no (node x node) matrix is
 ever needed, and at the end drops the columns of the others, whose mass it records. Rows stay on the
-device that made them, a piece of up to `PIECE_ROWS` of neighbouring positions a tensor (column x
-row); beyond the room there they are offloaded to a file, and go from there straight into their
-packed place.
+device that made them, those of one stripe and batch in one piece, cut where fewer rows go on::
+
+    piece: rows by position      |#######|#####|       |
+                                 |#######|#####|#######|
+                                 |#######|#####|#######|##
+    segments (column x row)       rows 0..  0..   1..    2..
+
+A segment is what a core's cache holds. Beyond the room on the device segments are offloaded to a
+file, and used where they lie there.
 
     builder = EdgesBuilder(layers, positions, n_layers=4, n_pos=9, n_logits=10)
     builder.add_logits(torch.arange(10), logit_rows)
@@ -15,28 +21,43 @@ packed place.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from em_circuits.graphs.edges import Edges, Packer, exact_float32
 from em_circuits.graphs.layout import NodeLayout
 from em_circuits.graphs.memory import ROW_BYTES
 from em_circuits.graphs.offload import Scratch, Slot
-from em_circuits.graphs.structure import Block, Structure
+from em_circuits.graphs.structure import CHUNK, Block, Structure
 from em_circuits.models.memory import available_bytes
 from pivotal_tokens.errors import RequestError
 
-PIECE_ROWS = 16
-_CHUNK = 1 << 14
-"""Columns whose magnitudes are made at a time: a piece's fit a core's cache."""
+_DEVICE_CHUNK = 1 << 24
+"""Values of a segment on a GPU: a few products for a whole batch."""
 _ROUNDING = 1e-12
 """Of two float64 sums over the same values."""
 _LEAST_MASS = 1e-8
 """A row's mass counts as this at least (`circuit_tracer.graph.compute_partial_influences`)."""
+
+
+class _Segment(NamedTuple):
+    """Neighbouring columns of those rows of a piece that reach them.
+
+    Attributes:
+        start: The first column, among the stripe's.
+        first: The first row, among the piece's.
+        values: (column, row), or where they wait.
+    """
+
+    start: int
+    first: int
+    values: Float[Tensor, "column row"] | Slot
 
 
 @dataclass(eq=False)
@@ -45,13 +66,13 @@ class _Piece:
 
     Attributes:
         indices: Active features.
-        values: (column of the widest row's block, row), or where they wait.
-        masses: Sum of the magnitudes of each.
+        segments: By column.
+        masses: Sum of the magnitudes of each row.
         live: Which rows have not been replaced.
     """
 
     indices: Int64[Tensor, " row"]
-    values: Float[Tensor, "column row"] | Slot
+    segments: list[_Segment]
     masses: Float64[Tensor, " row"]
     live: Bool[Tensor, " row"]
 
@@ -67,15 +88,16 @@ class EdgesBuilder:
         n_layers: int,
         n_pos: int,
         n_logits: int,
-        scratch: Path | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
-        """Start without rows; `scratch` is the folder for rows that are too many for memory, the
-        system's if not given."""
+        """Start without rows; `scratch` is the file for rows that are too many for memory, which
+        nobody else writes to meanwhile: in the system's temporary folder if not given."""
         layout = NodeLayout(len(active_layers), n_layers, n_pos, n_logits)
         self._structure = Structure(layout, active_layers, active_positions)
-        self._scratch, self._room = Scratch(scratch), ROW_BYTES
+        self._scratch, self._room = scratch or Scratch(), ROW_BYTES
         self._device: torch.device | None = None
         self._spare = torch.empty(0, dtype=torch.uint8)
+        self._wide = torch.empty(0, dtype=torch.float64)
         self._stripes = list(self._structure.stripes())
         self._on: dict[int, tuple[torch.device, Tensor]] = {}
         self._pieces: list[list[_Piece]] = [[] for _ in self._stripes]
@@ -120,51 +142,52 @@ class EdgesBuilder:
         last = {index: row for row, index in enumerate(indices.tolist())}  # the last row given
         distinct = torch.tensor(sorted(last), dtype=torch.int64)
         for number in self._stripe_of[distinct].unique().tolist():
-            for mine in distinct[self._stripe_of[distinct] == number].split(PIECE_ROWS):
-                picked = torch.tensor([last[index] for index in mine.tolist()])
-                first = int(picked[0])
-                in_order = bool((picked.diff() == 1).all())
-                chosen = slice(first, first + len(picked)) if in_order else picked.to(across.device)
-                self._add(number, mine, across[:, chosen], causal=causal)
+            mine = distinct[self._stripe_of[distinct] == number]
+            picked = torch.tensor([last[index] for index in mine.tolist()])
+            first = int(picked[0])
+            in_order = bool((picked.diff() == 1).all())
+            chosen = slice(first, first + len(picked)) if in_order else picked.to(across.device)
+            self._add(number, mine, across[:, chosen], causal=causal)
 
     def _add(self, number: int, indices: Tensor, across: Tensor, *, causal: bool) -> None:
-        """Take up to `PIECE_ROWS` rows of one stripe, over (source, row)."""
-        columns, widths = self._columns(number, across.device), self._width[indices]
-        columns_here, n_rows = columns[: int(widths.max())], across.shape[1]
-        size = len(columns_here) * n_rows * across.element_size()
-        keep = size <= self._room_on(across.device)
-        out = None
-        if not keep and across.device.type == "cpu":
-            out = self._bytes(size).view(across.dtype).view(-1, n_rows)
-        values = torch.index_select(across, 0, columns_here, out=out)
+        """Take rows of one stripe, over (source, row)."""
+        columns, widths = self._columns(number, across.device), self._width[indices].tolist()
         for index in indices.tolist():
             self._extra.pop(index, None)
         if not causal:
-            self._keep_outside(columns, indices, across, values)
+            across = self._inside(columns, indices, across)
         for piece, row in self._where[indices].tolist():
             if piece >= 0:
                 self._pieces[number][piece].live[row] = False
-        masses = _magnitudes(values).cpu()
-        self._room -= values.nbytes if keep else 0
-        stored = values if keep else self._scratch.put(values)
+        cuts = list(_cuts(widths, CHUNK if across.device.type == "cpu" else _DEVICE_CHUNK))
+        sizes = [(stop - start) * (len(widths) - first) for start, stop, first in cuts]
+        keep = sum(sizes) * across.element_size() <= self._room_on(across.device)
+        masses = across.new_zeros(len(widths), dtype=torch.float64)
+        segments = []
+        for (start, stop, first), size in zip(cuts, sizes, strict=True):
+            out = None if keep else self._reused(size, across).view(stop - start, -1)
+            values = torch.index_select(across[:, first:], 0, columns[start:stop], out=out)
+            masses[first:] += self._magnitudes(values).sum(0)
+            self._room -= values.nbytes if keep else 0
+            segments.append(_Segment(start, first, values if keep else self._scratch.put(values)))
         live = torch.ones(len(indices), dtype=torch.bool)
         self._where[indices, 0] = len(self._pieces[number])
         self._where[indices, 1] = torch.arange(len(indices))
-        self._pieces[number].append(_Piece(indices, stored, masses, live))
+        self._pieces[number].append(_Piece(indices, segments, masses.cpu(), live))
 
-    def _keep_outside(
-        self, columns: Tensor, indices: Tensor, across: Tensor, values: Tensor
-    ) -> None:
-        """Keep entries outside the mask apart, and take them out of `values`."""
-        widths = self._width[indices]
-        for row, (index, width) in enumerate(zip(indices.tolist(), widths.tolist(), strict=True)):
-            values[width:, row] = 0  # of wider rows' blocks
-            if across[:, row].count_nonzero() == values[:, row].count_nonzero():
+    def _inside(self, columns: Tensor, indices: Tensor, across: Tensor) -> Tensor:
+        """The rows without their entries outside the mask, which are kept apart."""
+        for row, width in enumerate(self._width[indices].tolist()):
+            allowed, values = columns[:width], across[:, row]
+            if values.count_nonzero() == values[allowed].count_nonzero():
                 continue
-            rest = across[:, row].clone()
-            rest[columns[:width]] = 0
+            rest = values.clone()
+            rest[allowed] = 0
             where = rest.nonzero()[:, 0]
-            self._extra[index] = (where.cpu(), exact_float32(rest[where]).cpu())
+            self._extra[int(indices[row])] = (where.cpu(), exact_float32(rest[where]).cpu())
+            across = across.clone()
+            across[where, row] = 0
+        return across
 
     def add_logits(
         self, indices: Int64[Tensor, " batch"], rows: Float[Tensor, "batch column"]
@@ -195,15 +218,16 @@ class EdgesBuilder:
                     [0.0 if one is None else float(one[1].double().abs().sum()) for one in outside]
                 )
                 shares = total[piece.indices] * piece.live / masses.clamp(min=_LEAST_MASS)
-                values = self._values(piece)
-                if ahead is None:
-                    ahead = values.new_zeros(len(stripe.columns), dtype=torch.float64)
-                _add_magnitudes(ahead, values, shares.to(values.device))
+                for start, first, values in self._segments(piece):
+                    if ahead is None:
+                        ahead = values.new_zeros(len(stripe.columns), dtype=torch.float64)
+                    into = ahead[start : start + len(values)]
+                    into.addmv_(self._magnitudes(values), shares[first:].to(values.device))
                 for share, one in zip(shares.tolist(), outside, strict=True):
                     if one is not None:
                         total.index_add_(0, one[0], one[1].double().abs(), alpha=share)
             if ahead is not None:
-                total[stripe.columns] += ahead.cpu()
+                total.index_add_(0, stripe.columns, ahead.cpu())
         return total
 
     def build(self, selected: Int64[Tensor, " feature"]) -> Edges:
@@ -231,16 +255,14 @@ class EdgesBuilder:
             kept = (new_index[stripe.columns] >= 0).nonzero()[:, 0]
             for piece in pieces:
                 wanted = piece.live & (new_row[piece.indices] >= 0)
-                values = self._values(piece)
-                width = int(torch.searchsorted(kept, len(values)))
-                inside = values[kept[:width].to(values.device)].cpu()
-                left = piece.masses - inside.double().abs().sum(0)
+                inside = self._chosen(piece, kept)
+                left = piece.masses - inside.double().abs().sum(1)
                 # The two sums run over the same values; below their rounding there is nothing.
                 left = torch.where(left > _ROUNDING * piece.masses, left, 0.0)
                 for row in wanted.nonzero()[:, 0].tolist():
                     into = int(new_row[piece.indices[row]])
                     block = blocks[into]
-                    packer.add_row(block, into, inside[: block.n_columns, row])
+                    packer.add_row(block, into, inside[row, : block.n_columns])
                     outside[into] = left[row]
             pieces.clear()
         for row, index in enumerate(selected.tolist()):
@@ -255,6 +277,7 @@ class EdgesBuilder:
             packer.add_logits(logits[:, remaining])
         self._logits.clear()
         self._where.fill_(-1)
+        self._scratch.clear()
         return packer.finish(outside)
 
     def _columns(self, number: int, device: torch.device) -> Int64[Tensor, " column"]:
@@ -263,18 +286,34 @@ class EdgesBuilder:
             self._on[number] = (device, self._stripes[number].columns.to(device))
         return self._on[number][1]
 
-    def _values(self, piece: _Piece) -> Float[Tensor, "column row"]:
-        values = piece.values
-        if isinstance(values, Slot):
-            return self._scratch.get(values, self._bytes(values.nbytes))
-        return values
+    def _segments(self, piece: _Piece) -> Iterator[tuple[int, int, Tensor]]:
+        """Start, first row and values of a piece's segments; what waits is there for its turn."""
+        for start, first, values in piece.segments:
+            here = self._scratch.mapped(values) if isinstance(values, Slot) else values
+            yield start, first, here
 
-    def _bytes(self, n: int) -> Shaped[Tensor, " byte"]:
-        """Memory for one piece that is in the file or on its way there, the same every time: the
-        system takes longer to give fresh pages than their values to be written."""
-        if len(self._spare) < n:
-            self._spare = torch.empty(n, dtype=torch.uint8)
-        return self._spare[:n]
+    def _chosen(self, piece: _Piece, kept: Int64[Tensor, " kept"]) -> Float[Tensor, "row inside"]:
+        """A piece's values in some of its stripe's columns, ascending; on the CPU."""
+        parts = []
+        for start, first, values in self._segments(piece):
+            ends = torch.searchsorted(kept, torch.tensor([start, start + len(values)])).tolist()
+            inside = values[(kept[slice(*ends)] - start).to(values.device)].cpu()
+            parts.append(torch.nn.functional.pad(inside, (first, 0)))
+        return torch.cat(parts).T.contiguous() if parts else torch.zeros(len(piece.indices), 0)
+
+    def _magnitudes(self, values: Float[Tensor, "column row"]) -> Float64[Tensor, "column row"]:
+        """Of every value, in float64; overwritten at the next call."""
+        if self._wide.device != values.device or self._wide.numel() < values.numel():
+            self._wide = values.new_empty(values.numel(), dtype=torch.float64)
+        return self._wide[: values.numel()].view(values.shape).copy_(values).abs_()
+
+    def _reused(self, size: int, like: Tensor) -> Float[Tensor, " value"]:
+        """Memory for one segment on its way to the file, the same every time: the system takes
+        longer to give fresh pages than their values to be written."""
+        n = size * like.element_size()
+        if self._spare.device != like.device or len(self._spare) < n:
+            self._spare = torch.empty(n, dtype=torch.uint8, device=like.device)
+        return self._spare[:n].view(like.dtype)
 
     def _room_on(self, device: torch.device) -> int:
         """Bytes of rows that may still stay where they were made."""
@@ -301,23 +340,19 @@ class EdgesBuilder:
         return rows.detach()[:, sources].T
 
 
-def _magnitudes(values: Float[Tensor, "column row"]) -> Float64[Tensor, " row"]:
-    """Sum of the magnitudes of each row; a part of the columns at a time."""
-    total = values.new_zeros(values.shape[1], dtype=torch.float64)
-    for part in values.split(_CHUNK):
-        total += part.double().abs_().T @ total.new_ones(len(part))
-    return total
+def _cuts(widths: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
+    """First column, the one behind the last, and first row of a piece's segments.
 
-
-def _add_magnitudes(
-    total: Float64[Tensor, " column"],
-    values: Float[Tensor, "prefix row"],
-    shares: Float64[Tensor, " row"],
-) -> None:
-    """``total[:prefix] += |values| @ shares``; magnitudes of a part of the columns at a time."""
-    ahead = total[: len(values)]
-    for into, part in zip(ahead.split(_CHUNK), values.split(_CHUNK), strict=True):
-        into.addmv_(part.double().abs_(), shares)
+    Args:
+        widths: Columns of each row, ascending.
+        most: Values of a segment, unless one column has more.
+    """
+    start = 0
+    while start < widths[-1]:
+        first = bisect_right(widths, start)
+        stop = min(widths[-1], start + max(1, most // (len(widths) - first)))
+        yield start, stop, first
+        start = stop
 
 
 def _block_of_row(structure: Structure) -> list[Block]:

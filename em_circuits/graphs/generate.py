@@ -179,11 +179,11 @@ def _frozen_pair(
     base, merged = (_last_logits(offloaded.context) for offloaded in waiting)
     next_tokens = compare(pair, base, merged, top_k=settings.top_k)
     targets = union_of_top(base, merged, settings.top_k)
-    graphs = []
+    graphs, rows = [], Scratch(scratch)  # one file for both models' rows, one after the other
     for model in pair.models:
         request = _pair_request(pair, model, prompt, input_ids, targets, settings, labels)
         context = waiting.pop(0).restore()
-        graphs.append(_attribute(model, context, request, scratch=scratch, progress=progress))
+        graphs.append(_attribute(model, context, request, scratch=rows, progress=progress))
         del context
         release_freed()
     return PairGraphs(next_tokens, *graphs)
@@ -476,7 +476,7 @@ def _attribute(
     context: Any,
     request: _Request,
     *,
-    scratch: Path | None,
+    scratch: Scratch | None,
     progress: Progress,
 ) -> AttributionGraph:
     from circuit_tracer.attribution.targets import AttributionTargets

@@ -14,6 +14,7 @@ part, are offloaded and come back bit for bit: `offload(context, scratch).restor
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
 import weakref
@@ -73,25 +74,31 @@ class Scratch:
                 ) from error
             self._end += written
             data = data[written:]
+        self._end = -(-self._end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         return slot
 
-    def get(self, slot: Slot, into: Shaped[Tensor, " byte"] | None = None) -> Shaped[Tensor, ...]:
-        """A tensor that was put here.
-
-        Args:
-            slot: Where it is.
-            into: Bytes on the CPU that it is read into, as many as it has.
-        """
-        if into is None:
-            into = torch.empty(slot.nbytes, dtype=torch.uint8)
-        tensor = into.view(slot.dtype)
-        data, offset = tensor.view(torch.uint8).numpy().data, slot.offset
+    def get(self, slot: Slot) -> Shaped[Tensor, ...]:
+        """A tensor that was put here."""
+        tensor = torch.empty(slot.shape, dtype=slot.dtype)
+        data, offset = tensor.view(-1).view(torch.uint8).numpy().data, slot.offset
         while len(data):
             read = os.preadv(self._open(), [data], offset)
             if not read:
                 raise WorkFailed("a temporary file of attribution rows was cut short")
             data, offset = data[read:], offset + read
-        return tensor.view(slot.shape).to(slot.device)
+        return tensor.to(slot.device)
+
+    def mapped(self, slot: Slot) -> Shaped[Tensor, ...]:
+        """The same without a copy, where it was on the CPU; what is written into it is lost."""
+        if not slot.nbytes:
+            return torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
+        lies = mmap.mmap(self._open(), slot.nbytes, access=mmap.ACCESS_COPY, offset=slot.offset)
+        return torch.frombuffer(lies, dtype=slot.dtype).view(slot.shape).to(slot.device)
+
+    def clear(self) -> None:
+        """Let go of all tensors; those that follow are written over them, which takes a fraction
+        of the time that a new file's pages take."""
+        self._end = 0
 
     def _open(self) -> int:
         if self._file is None:

@@ -198,13 +198,15 @@ class Structure:
         parts = self.layout.source_parts(self.feature_parts)
         positions = self.layout.source_positions(self.feature_positions)
         by_position = torch.argsort(positions, stable=True)
+        parts, positions = parts[by_position], positions[by_position]
         stripes: list[Stripe] = []
         start = offset = 0
         for part in self.feature_parts.unique_consecutive().tolist():
-            columns = by_position[parts[by_position] < part]
+            below = parts < part
+            columns = by_position[below]
             stop = int(torch.searchsorted(self.feature_parts, part, right=True))
             here, counts = self.feature_positions[start:stop].unique_consecutive(return_counts=True)
-            widths = torch.searchsorted(positions[columns], here, right=True)
+            widths = torch.searchsorted(positions[below], here, right=True)
             blocks, row = [], start
             for count, width in zip(counts.tolist(), widths.tolist(), strict=True):
                 blocks.append(Block(slice(row, row + count), width, offset))

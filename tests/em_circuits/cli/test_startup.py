@@ -133,3 +133,21 @@ def test_an_option_of_every_command_may_stand_behind_it(tmp_path: Path) -> None:
     assert status == 2 and str(tmp_path / "none") in text
     status, text = start("graphs", "list", f"--root={tmp_path}", "--nonsense")
     assert status == 2 and "--nonsense" in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="CPU time is read from /proc")
+@pytest.mark.parametrize("command", [["doctor"], ["label", "--prompt", " knee", "--no-graphs"]])
+def test_the_first_line_comes_before_the_imports(command: list[str], tmp_path: Path) -> None:
+    """It came after ten seconds of CPU time, and was a warning of a library."""
+    program = "from em_circuits import progress; progress._LARGE_MB = 1; "
+    program += "from em_circuits.cli.app import main; main()"
+    words = ["--root", str(tmp_path), *command]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        process.kill()
+    assert line.startswith("loading models (MB): 0 of ")
+    assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 4

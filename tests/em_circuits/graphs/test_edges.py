@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Size, dense_matrix, graph_at, synthetic_graph
 
+from em_circuits.graphs import builder
 from em_circuits.graphs.builder import EdgesBuilder
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.layout import NodeLayout
@@ -179,6 +180,25 @@ def test_the_builder_keeps_entries_outside_the_mask():
     builder.add_features(torch.arange(12), matrix[layout.features])
     builder.add_logits(torch.arange(3), matrix[layout.logits])
     assert torch.equal(builder.build(torch.arange(12)).to_dense(), matrix)
+
+
+@pytest.mark.parametrize("room", [0, builder.ROW_BYTES])
+def test_rows_cut_into_many_segments_are_the_same_rows(monkeypatch, room):
+    graph = synthetic_graph(Size(n_features=40))
+    layout, matrix = graph.layout, graph.edges.to_dense()
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    found = []
+    for most in (1, 3, builder.CHUNK):
+        monkeypatch.setattr(builder, "CHUNK", most)
+        monkeypatch.setattr(builder, "ROW_BYTES", room)
+        made = EdgesBuilder(*columns(graph.active), n_layers=4, n_pos=6, n_logits=3)
+        made.add_features(torch.arange(40), matrix[layout.features], causal=True)
+        made.add_logits(torch.arange(3), matrix[layout.logits])
+        found.append(made.influence(weights))
+        assert torch.equal(made.build(torch.arange(40)).to_dense(), matrix)
+    assert torch.allclose(found[0], found[2], rtol=1e-12, atol=0)
+    assert torch.allclose(found[1], found[2], rtol=1e-12, atol=0)
+    assert list(builder._cuts([2, 2, 5], 4)) == [(0, 1, 0), (1, 2, 0), (2, 5, 2)]
 
 
 def test_the_builder_names_what_is_missing():

@@ -90,8 +90,10 @@ def test_scratch_keeps_every_type_and_shape() -> None:
     ]
     slots = [scratch.put(tensor) for tensor in tensors]
     for tensor, slot in reversed(list(zip(tensors, slots, strict=True))):
-        back = scratch.get(slot)
-        assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+        for back in (scratch.get(slot), scratch.mapped(slot)):
+            assert back.dtype == tensor.dtype and torch.equal(back, tensor)
+    scratch.clear()
+    assert torch.equal(scratch.get(scratch.put(tensors[0])), tensors[0])
 
 
 def test_rows_pass_through_skip_connections(
