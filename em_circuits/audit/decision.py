@@ -89,8 +89,8 @@ class Calibration(Frozen):
     def _whole(self) -> Calibration:
         held_out = () if self.held_out is None else self.held_out.candidates
         for name, of_method in (
-            ("methods", self.methods),
-            *((f"scores of {one.name}", one.scores) for one in (*self.candidates, *held_out)),
+            ("methods", set(self.methods)),
+            *((f"scores of {one.name}", set(one.scores)) for one in (*self.candidates, *held_out)),
         ):
             if self.method not in of_method:
                 raise ValueError(f"{name}: no {self.method}, by which it decides")
