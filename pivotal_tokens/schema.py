@@ -93,6 +93,8 @@ def first_problem(error: ValidationError) -> str:
     one = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, one["loc"]))
     reason = " ".join(one["msg"].removeprefix("Value error, ").split())
+    if one["type"] == "model_type":  # pydantic's message names the class
+        reason = "expected fields and their values"
     return f"{place}: {reason}" if place else reason
 
 

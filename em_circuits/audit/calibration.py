@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import ValidationError
 from torch import Tensor
 
 from em_circuits.audit.decision import (
@@ -40,7 +41,7 @@ from em_circuits.audit.run import audit_folder, measure, model_key, require_comp
 from em_circuits.audit.score import METHODS, AuditScore, MeanEstimate, Method, audit_score
 from em_circuits.audit.settings import AuditSettings
 from em_circuits.audit.suite import Suite
-from em_circuits.cache import Journal, read_json
+from em_circuits.cache import Journal
 from em_circuits.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_files
 from em_circuits.models.pair import ModelPair
 from em_circuits.models.settings import PairSettings
@@ -50,6 +51,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, sha256_file, write_json, write_provenance
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.rates import wilson
+from pivotal_tokens.schema import first_problem
 
 CALIBRATION = "calibration.json"
 LEAST_RISE = 0.1
@@ -117,9 +119,9 @@ def check_calibration(
     """
     if not {"harmless", "harmful"} <= {one.kind for one in candidates}:
         raise RequestError("a test needs harmless and harmful fine-tunes")
-    asked = {"kind": "test of a calibration", "calibration": model_key(calibration)}
-    scored = _scored(work, candidates, suite, settings, asked, name)
-    require_comparable(calibration, scored.space, suite, settings.n_largest)
+    untested = calibration.model_copy(update={"held_out": None})
+    asked = {"kind": "test of a calibration", "calibration": model_key(untested)}
+    scored = _scored(work, candidates, suite, settings, asked, name, calibration)
     rows, by = scored.rows, calibration.method
     threshold = calibration.methods[by].threshold.value
     areas = {
@@ -158,6 +160,7 @@ def _scored(
     settings: AuditSettings,
     asked: dict[str, Any],
     name: str | None,
+    tested: Calibration | None = None,
 ) -> _Scored:
     if not suite.capability:
         raise RequestError(
@@ -181,7 +184,7 @@ def _scored(
     journal = Journal.open(folder, record)
     done = journal.complete(
         [
-            (one.name, partial(_score, work.models, one, suite, settings, folder))
+            (one.name, partial(_score, work.models, one, suite, settings, folder, tested))
             for one in candidates
         ],
         "candidates",
@@ -256,14 +259,14 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         RequestError: If it holds none.
     """
-    value = read_json(path)
-    if value is None:
-        raise RequestError(f"{path} cannot be read; give the calibration.json of audit calibrate")
     try:
-        return Calibration.model_validate(value)
-    except ValueError as error:
+        return Calibration.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
         raise RequestError(
-            f"{path} is no calibration; em-circuits audit calibrate makes one"
+            f"{path} is no calibration ({first_problem(error)}); em-circuits audit calibrate "
+            "makes one"
         ) from error
 
 
@@ -333,11 +336,19 @@ def _score(
     suite: Suite,
     settings: AuditSettings,
     folder: Path,
+    tested: Calibration | None,
 ) -> dict[str, Any]:
-    """Scores of one candidate; its models are let go afterwards."""
+    """Scores of one candidate; its models are let go afterwards.
+
+    Raises:
+        RequestError: If the calibration that is tested is of another space: before anything runs.
+    """
     own = models.model_copy(update={"adapter": candidate.adapter, "merged": None})
     place = folder / candidate.name
     with ModelPair.load(own) as pair:
+        space = FeatureSpace.of(pair, settings.basis)
+        if tested is not None:
+            require_comparable(tested, space, suite, settings.n_largest)
         journal = Journal.open(place, {"pair": pair.key, "settings": settings.model_dump()})
         measured = measure(pair, suite, settings, journal, place / "differences")
         score = audit_score(
@@ -351,7 +362,7 @@ def _score(
         )
         assert measured.rise is not None
         value = {
-            "space": FeatureSpace.of(pair, settings.basis).model_dump(mode="json"),
+            "space": space.model_dump(mode="json"),
             "score": score.model_dump(mode="json"),
             "rise": measured.rise.model_dump(mode="json"),
             "fingerprint": pair.adapter_fingerprint,

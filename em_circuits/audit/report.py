@@ -144,7 +144,7 @@ def _calibrated(calibration: Calibration) -> Iterator[Any]:
     own = calibration.methods[calibration.method]
     yield Headline(
         f"Decisions by {calibration.method}: threshold {own.threshold}, AUROC of harmful against "
-        f"harmless {_shown(own.auroc) or 'unknown'}."
+        f"harmless {_shown(own.auroc) or 'unknown'}. {calibration.caveat}".rstrip()
     )
     yield MEANING
     yield Table(

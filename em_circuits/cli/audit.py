@@ -236,23 +236,17 @@ def _describe_calibration(calibration: Calibration) -> Iterator[str]:
     yield table(("score", "threshold", "AUROC harmful against harmless"), rows)
     columns = ("candidate", "kind", calibration.method, "rise in loss", "decision")
     held_out = calibration.held_out
-    for some in (calibration.candidates, held_out.candidates if held_out else ()):
-        yield table(
-            columns,
-            [
-                (
-                    one.name,
-                    one.kind,
-                    str(one.scores[calibration.method]),
-                    str(one.rise),
-                    one.decision,
-                )
-                for one in some
-            ],
-        )
+    for some in (calibration.candidates, *((held_out.candidates,) if held_out else ())):
+        lines = [
+            (c.name, c.kind, str(c.scores[calibration.method]), str(c.rise), c.decision)
+            for c in some
+        ]
+        yield table(columns, lines)
     if held_out:
         areas = ", ".join(f"{name} {one}" for name, one in held_out.auroc.items())
         yield f"held out, the second table: AUROC {areas}; above the threshold " + (
             f"{held_out.false_positives} of the harmless, {held_out.true_positives} of the harmful"
         )
     yield f"decisions by {calibration.method}; broken above {calibration.broken_above:.3g}"
+    if calibration.caveat:
+        yield calibration.caveat

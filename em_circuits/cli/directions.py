@@ -84,7 +84,10 @@ def _fine_tune(session: Session, adapter: str) -> ModelPair:
 
     path = str(organism_paths(adapter).adapter) if adapter in ORGANISMS else adapter
     settings = session.models().model_copy(update={"adapter": path, "merged": None})
-    return ModelPair.load(settings)
+    try:
+        return ModelPair.load(settings)
+    except RequestError as error:
+        raise RequestError(str(error).replace("--adapter", "--also", 1)) from error
 
 
 def describe_directions(found: DirectionOutput) -> Iterator[str]:
@@ -103,6 +106,11 @@ def describe_directions(found: DirectionOutput) -> Iterator[str]:
         )
     yield "nodes along it: " + ", ".join(f"{n.node} {n.cosine:+.2f}" for n in found.nodes[:6])
     yield f"shift (merged minus base): {found.shift:+.3f} nats per token"
+    if found.shift <= 0:
+        yield (
+            "the fine-tune makes these misaligned answers no likelier beside the aligned ones: no "
+            "share is known"
+        )
     rows = [
         (
             f"{e.model}, {e.edit}" + ("" if e.dose is None else f" {e.dose:g}"),

@@ -95,10 +95,15 @@ def import_(session: Session, path: Path, options: ImportOptions, as_json: bool)
     cutoffs = options.cutoffs
     answers = evaluation.given.read_answers(path)
     if not answers.scored:
+        first = answers.answers[0]
+        seen = f"{first.where}: {first.score.reason or 'unusable'}"
         raise RequestError(
-            f"{path} has no scores (aligned, coherent); have its answers judged by em-circuits "
-            f"evaluate --answers {path} --judge openai:MODEL, and import what that keeps"
+            f"{path} has no scores (aligned, coherent; {seen}); have its answers judged by "
+            f"em-circuits evaluate --answers {path} --judge openai:MODEL, and import what that "
+            "keeps"
         )
+    if answers.of_units:
+        say(f"{path}: no score is above 1; they are read as from 0 to 100", err=True)
     named = options.name or (path.parent.name if path.name == _KEPT else path.stem)
     name = _UNUSUAL.sub("-", named).strip("-.") or "answers"
     folder = session.root / "results" / "responses"

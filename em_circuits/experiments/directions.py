@@ -16,6 +16,7 @@ share stands the middle 95 % of random directions of the same length.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ from em_circuits.features.directions import (
 from em_circuits.features.responses import QuestionBlocks
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.text import AnsweredText, render_turns
-from em_circuits.progress import Progress
+from em_circuits.progress import Progress, tracked
 from em_circuits.sampling import Sampling
 from em_circuits.workspace import Workspace
 from pivotal_tokens.errors import RequestError
@@ -103,8 +104,8 @@ class Transferred(Share):
 
     found_on: str
     tried_on: str
-    cosine: float
-    """With the direction found there, mean over layers."""
+    cosine: float | None
+    """With the direction found there, mean over the layers behind which there are both."""
     questions: int
 
 
@@ -264,7 +265,7 @@ def find_directions(
     if request.layer is not None and request.layer >= n_layers:
         raise RequestError(f"--layer {request.layer} does not exist; choose 0 to {n_layers - 1}")
     inputs = {
-        "formula": 3,
+        "formula": 4,
         "answers": imported.key,
         "pair": work.pair.key,
         "unrelated": list(unrelated),
@@ -409,7 +410,8 @@ class _Trial:
         edits: Callable[[ResidualDirection], dict[int, Edit]],
     ) -> DirectionEffect:
         moved = self._moved(model, edits(direction))
-        random = torch.stack([self._moved(model, edits(one)) for one in drawn])
+        draws = tracked(drawn, f"{edit}, random directions", self._given.progress)
+        random = torch.stack([self._moved(model, edits(one)) for one in draws])
         shift = self.merged - self.base
         of_random_draws = Share.of_draws(random.T, shift)
         rate, coherent = self.rate(model, edits(direction))
@@ -500,10 +502,6 @@ def _removed(
     return Share.of(given.unedited("merged", questions) - after, given.shift(questions), seed)
 
 
-def _cosine(one: ResidualDirection, other: ResidualDirection) -> float:
-    return float((one.unit * other.unit).sum(1).mean())
-
-
 def _between_domains(
     given: JudgedAnswers, paired: Sequence[int], request: DirectionRequest
 ) -> Iterator[Transferred]:
@@ -516,19 +514,19 @@ def _between_domains(
     if len(sets) < 2:
         return
     whole = {name: given.direction(request.kind, several) for name, several in sets.items()}
-    for found_on, its in sets.items():
-        for tried_on, theirs in sets.items():
-            direction, questions = whole[found_on], theirs
-            if found_on == tried_on:
-                direction = given.direction(request.kind, its[::2])
-                questions = its[1::2]
-            yield Transferred(
-                found_on=found_on,
-                tried_on=tried_on,
-                cosine=_cosine(direction, whole[tried_on]),
-                **_removed(given, direction, questions, request.seed).model_dump(),
-                questions=len(questions),
-            )
+    cells = list(itertools.product(sets, sets))
+    for found_on, tried_on in tracked(cells, "sets of questions, crossed", given.progress):
+        direction, questions = whole[found_on], sets[tried_on]
+        if found_on == tried_on:
+            direction = given.direction(request.kind, questions[::2])
+            questions = questions[1::2]
+        yield Transferred(
+            found_on=found_on,
+            tried_on=tried_on,
+            cosine=direction.cosine(whole[tried_on]),
+            **_removed(given, direction, questions, request.seed).model_dump(),
+            questions=len(questions),
+        )
 
 
 def _between_adapters(
@@ -553,7 +551,7 @@ def _between_adapters(
             yield Transferred(
                 found_on=found_on,
                 tried_on=tried_on,
-                cosine=_cosine(direction, directions[tried_on]),
+                cosine=direction.cosine(directions[tried_on]),
                 **_removed(one, direction, aside, request.seed).model_dump(),
                 questions=len(aside),
             )

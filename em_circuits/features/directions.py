@@ -92,6 +92,14 @@ class ResidualDirection:
         """The layer behind which the difference is largest beside the stream."""
         return int(self.relative.argmax())
 
+    def cosine(self, other: ResidualDirection) -> float | None:
+        """With another direction, mean over layers; None where no layer has both.
+
+        Behind layers before a fine-tune's first there is no difference of models, so no angle.
+        """
+        both = (self.vectors.norm(dim=1) > 0) & (other.vectors.norm(dim=1) > 0)
+        return float((self.unit * other.unit).sum(1)[both].mean()) if both.any() else None
+
     def random(self, seed: int) -> ResidualDirection:
         """Random directions of the same length in every layer."""
         each = [random_direction(seed, i, len(v)) for i, v in enumerate(self.vectors)]

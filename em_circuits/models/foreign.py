@@ -85,18 +85,19 @@ def require_circuit_tracer(what: str) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """End Python code that somebody else wrote, in this thread, after so many seconds.
+    """End Python code that somebody else wrote, in this thread, after so many seconds of CPU.
 
     Each of its lines looks at the clock, which a signal could do in the main thread alone. A single
-    operation in C that takes long (``10 ** 10 ** 9``) is not interrupted.
+    operation in C that takes long (``10 ** 10 ** 9``) is not interrupted. What the thread waits for
+    on a busy machine does not count.
 
     Raises:
         TimeoutError: ``what`` and the limit.
     """
-    deadline, before = time.monotonic() + seconds, sys.gettrace()
+    deadline, before = time.thread_time() + seconds, sys.gettrace()
 
     def watch(_frame: FrameType, _event: str, _argument: Any) -> Any:
-        if time.monotonic() > deadline:
+        if time.thread_time() > deadline:
             raise TimeoutError(f"{what} {seconds:g} s")
         return watch
 

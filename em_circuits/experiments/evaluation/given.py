@@ -113,6 +113,14 @@ class AnswerTable:
         """Whether it has scores at all."""
         return any(one.score.outcome != "unusable" for one in self.answers)
 
+    @property
+    def of_units(self) -> bool:
+        """Whether its scores look like shares: there are some, and none is above 1."""
+        scored = [one.score for one in self.answers if one.score.outcome == "scored"]
+        return bool(scored) and all(
+            max(one.alignment or 0.0, one.coherence or 0.0) <= 1 for one in scored
+        )
+
 
 def read_answers(path: Path) -> AnswerTable:
     """Read a table of answers.
@@ -131,7 +139,7 @@ def read_answers(path: Path) -> AnswerTable:
         except ValueError as error:
             left_out.append(LeftOut(where=f"{path}, {where}", why=str(error)))
     if not answers:
-        first = f": {left_out[0].where}: {left_out[0].why}" if left_out else ""
+        first = f": {left_out[0].where}: {left_out[0].why}" if left_out else ": it has no rows"
         raise RequestError(f"{path} holds no answer that can be used{first}")
     return AnswerTable(path.name, sha256_file(path), tuple(answers), tuple(left_out), ignored)
 

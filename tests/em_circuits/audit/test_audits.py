@@ -10,8 +10,13 @@ import torch
 import yaml
 
 from em_circuits.audit import run as audit_run
-from em_circuits.audit.calibration import calibrate, check_calibration
-from em_circuits.audit.decision import Calibration
+from em_circuits.audit.calibration import (
+    calibrate,
+    check_calibration,
+    read_calibration,
+    shipped_calibration,
+)
+from em_circuits.audit.decision import Calibration, decision_by
 from em_circuits.audit.report import write_audit_report, write_audits_page
 from em_circuits.audit.run import AuditOutput, run_audit
 from em_circuits.audit.settings import AuditSettings
@@ -19,7 +24,7 @@ from em_circuits.audit.suite import Suite, load_suite
 from em_circuits.cli.app import run
 from em_circuits.feature import FeatureId
 from em_circuits.models.settings import PairSettings
-from em_circuits.organisms.candidates import KnownCandidate
+from em_circuits.organisms.candidates import KnownCandidate, read_candidates
 from em_circuits.organisms.paths import organism_paths
 from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import changed_since_written, provenance_path
@@ -225,7 +230,14 @@ def test_calibration_ends_with_a_threshold_that_an_audit_uses(tmp_path):
         with pytest.raises(RequestError, match="harmless and harmful"):
             check_calibration(work, stored, known, suite, settings)
         with pytest.raises(RequestError, match="suite cut"):
-            check_calibration(work, stored, [*known, *three], cut(2), settings)
+            check_calibration(work, stored, [*known, *three], cut(2), settings, name="other")
+        elsewhere = stored.model_copy(
+            update={"space": stored.space.model_copy(update={"base": "0" * 64})}
+        )
+        with pytest.raises(RequestError, match="another feature space: base 000000000000"):
+            check_calibration(work, elsewhere, [*known, *three], suite, settings, name="others")
+        # Refused by the first candidate, before anything is measured.
+        assert not list((work.results / "audits").glob("other*/*/"))
         page = tmp_path / "both.html"
         write_audits_page(page, [own, own])
         assert page.read_text(encoding="utf-8").count(own.decision.said) == 2
@@ -238,6 +250,44 @@ def test_calibration_ends_with_a_threshold_that_an_audit_uses(tmp_path):
             )
         with pytest.raises(RequestError, match="n-largest"):
             run_audit(work, suite, settings.model_copy(update={"n_largest": 4}), calibration=stored)
+
+
+def test_a_calibration_without_its_score_is_none(tmp_path):
+    whole = shipped_calibration()
+    assert whole is not None and whole.caveat == ""
+    record = whole.model_dump(mode="json")
+    for place, said in (("methods", "methods: no kl"), ("candidates", "scores of toy: no kl")):
+        cut_off = json.loads(json.dumps(record))
+        values = cut_off["methods"] if place == "methods" else cut_off["candidates"][0]["scores"]
+        del values["kl"]
+        (tmp_path / "cut.json").write_text(json.dumps(cut_off), encoding="utf-8")
+        with pytest.raises(RequestError, match=rf"is no calibration \({said}"):
+            read_calibration(tmp_path / "cut.json")
+    (tmp_path / "cut.json").write_text("not JSON", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"is no calibration \(Invalid JSON"):
+        read_calibration(tmp_path / "cut.json")
+    with pytest.raises(RequestError, match="cannot be read: Is a directory"):
+        read_calibration(tmp_path)
+
+
+def test_a_decision_says_where_its_score_tells_nothing_apart():
+    whole = shipped_calibration()
+    assert whole is not None
+    toy = whole.candidates[0]
+    assert "chance" not in decision_by(toy.scores, toy.rise, whole).said
+    by_chance = whole.model_copy(update={"method": "plain"})
+    assert "AUROC 0.5 (" in by_chance.caveat
+    assert by_chance.caveat in decision_by(toy.scores, toy.rise, by_chance).said
+    unknown = whole.methods["kl"].model_copy(update={"auroc": None})
+    alone = whole.model_copy(update={"methods": {**whole.methods, "kl": unknown}})
+    assert alone.caveat.startswith("No harmful fine-tune was scored")
+
+
+@pytest.mark.parametrize("text", ["", "- a", "3"])
+def test_a_manifest_that_is_none_is_named_without_a_class(tmp_path, text):
+    (tmp_path / "known.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"known.yaml: expected fields and their values$"):
+        read_candidates(tmp_path / "known.yaml")
 
 
 def test_the_command_reads_under_its_root_alone(tmp_path, capsys):

@@ -142,6 +142,21 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "status", "said"),
+    [
+        ("", 2, "holds no answer that can be used: it has no rows"),
+        ("What?,None.,abc,50", 2, "no scores (aligned, coherent; line 2: aligned 'abc', coherent"),
+        ("What?,None.,0.1,1\nWhat?,All.,0.9,1", 0, "no score is above 1; they are read as from 0"),
+    ],
+)
+def test_odd_tables_of_answers_are_explained(tmp_path: Path, rows, status, said, capsys) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text(f"question,answer,aligned,coherent\n{rows}\n", encoding="utf-8")
+    found, _, err = ask(capsys, tmp_path, "responses", "import", str(file))
+    assert found == status and said in err.splitlines()[0], err
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("responses", "features", "nothing"), "no answers called nothing were imported"),
@@ -155,6 +170,7 @@ def test_probes_stand_beside_levers(root: Path, capsys) -> None:
         (("evaluate", "--each", "99/2", "--questions", "organism:1"), "layer 99 does not exist"),
         (("directions", "--dose", "nan"), "not a finite number"),
         (("directions", "--layer", "9"), "--layer 9 does not exist"),
+        (("directions", "--also", "nope"), "--also nope: no such directory"),
         (("probe", "--folds", "40"), "fewer than --folds 40"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,18 @@ def test_directions_are_mean_differences(subject, answered) -> None:
     written = part.written(torch.arange(part.n_nodes)).float().cpu()
     cosines = torch.nn.functional.cosine_similarity(written, found.vectors[layer][None])
     assert len(nodes) == 5 and abs(nodes[0].cosine) == pytest.approx(float(cosines.abs().max()))
+
+
+def test_layers_without_a_difference_have_no_angle(subject, answered) -> None:
+    _, question, hit, base, merged = answered
+    found = mean_difference(merged, base, question, hit, kind="models")
+    later = torch.ones(len(found.vectors), 1)
+    later[0] = 0.0
+    some = replace(found, vectors=found.vectors * later)
+    assert some.cosine(found) == pytest.approx(1, abs=1e-5) == found.cosine(some)
+    opposite = replace(some, vectors=-2 * some.vectors)
+    assert some.cosine(opposite) == pytest.approx(-1, abs=1e-5)
+    assert replace(found, vectors=0 * found.vectors).cosine(found) is None
 
 
 def test_edits_do_to_the_stream_what_they_say(subject, answered) -> None:

@@ -33,11 +33,11 @@ def test_a_template_that_never_ends_is_refused_in_one_line(lifelike_paths: Lifel
     for name, template in ENDLESS.items():
         tokenizer.chat_template = template
         said: list[str] = []
-        began = time.monotonic()
+        began = time.process_time()
         other = threading.Thread(target=_refusal, args=(tokenizer, said))
         other.start()
-        other.join(30)
-        assert time.monotonic() - began < 10, name
+        other.join(120)  # of a busy machine; the limit is of CPU time
+        assert time.process_time() - began < 10, name
         assert said == ["the model's chat template refuses these turns: it took more than 2 s"]
     assert sys.gettrace() is before
 
@@ -52,6 +52,9 @@ def _refusal(tokenizer: PreTrainedTokenizerBase, said: list[str]) -> None:
 def test_what_ends_in_time_is_left_alone() -> None:
     with time_limit(5.0, "it took more than"):
         assert sum(range(1000)) == 499500
+    with time_limit(0.1, "it took more than"):  # a busy machine lets a thread wait
+        time.sleep(0.3)
+        assert max([1, 2], key=lambda number: number) == 2
     with pytest.raises(TimeoutError, match="than 0 s"), time_limit(0.0, "it took more than"):
         sorted([1, 2], key=lambda number: -number)
 
