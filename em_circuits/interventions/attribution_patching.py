@@ -19,7 +19,7 @@ effect and are left out of `differs`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -128,9 +128,36 @@ class SitePatch:
         return (self.change.norm(dim=-1) * self._slopes.norm(dim=-1)).cpu()
 
     @torch.no_grad()
+    def direct(self) -> Float[Tensor, "layer unit"]:
+        """Contrast that each unit writes straight to the logits, at the last position, in logits.
+
+        Logit attribution (Wang et al. 2022, arXiv:2211.00593): the final norm's scale is held.
+
+        Raises:
+            RequestError: If layers do not add their outputs to the stream as they are.
+        """
+        decoder, hf = self.model.decoder, self.model.hf
+        norm = decoder.final_norm
+        scale = norm.scale(read_sites(self.model, [Site(norm.module, "input")], self.input_ids)[0])
+
+        def logits(x: Tensor) -> Tensor:
+            return hf.get_output_embeddings()(norm.apply(x, scale[-1])).float().cpu()  # type: ignore[misc]
+
+        if any(layer.behind_attention or layer.behind_mlp for layer in decoder.layers):
+            raise RequestError("a norm stands behind what layers write: no write is a logit's part")
+        found = []
+        for layer, own in zip(decoder.layers, self.own[:, -1], strict=True):
+            written = own
+            if self.kind == "head":  # each head's slice alone
+                slices = torch.block_diag(*own)
+                written = layer.output(slices) - layer.output(torch.zeros_like(slices[:1]))
+            found.append((logits(written) - logits(torch.zeros_like(written))) @ self.weights)
+        return torch.stack(found)
+
+    @torch.no_grad()
     def measured(self, chosen: Bool[Tensor, "row layer pos unit"]) -> Float64[Tensor, " row"]:
         """Effect of each row's sites together, really patched."""
-        any_at = chosen.any(3).any(1).int()
+        any_at = (chosen & self.differs).any(3).any(1).int()
         first = torch.where(any_at.any(1), any_at.argmax(1), self.shape[1] - 1)
         order = first.argsort(descending=True, stable=True)  # a batch starts at its first change
         effects = torch.empty(len(chosen), dtype=torch.float64)
@@ -210,10 +237,11 @@ class SitePatch:
         logits = self.model.next_logits(self.input_ids)
         return float(logits.double().cpu() @ self.weights.double())
 
-    def _run(
-        self, chosen: Bool[Tensor, "row layer pos unit"], first: int
-    ) -> Float64[Tensor, " row"]:
-        start = first if first >= WORTH_IT else 0
+    @contextlib.contextmanager
+    def installed(
+        self, chosen: Bool[Tensor, "row layer pos unit"], *, start: int = 0
+    ) -> Iterator[None]:
+        """Patch each row's sites in every forward pass of the block, which begins at `start`."""
         chosen = chosen[:, :, start:].to(self.model.device)
 
         def put(layer: int, x: Tensor) -> Tensor:
@@ -221,13 +249,19 @@ class SitePatch:
             held = x.unflatten(-1, self.own.shape[2:])
             return torch.where(here, self.other[layer, start:], held).flatten(-2)
 
-        cached = {}
-        if start:
-            cached = {self.model.decoder.cache_name: self._prefix.cache(start, len(chosen))}
         with contextlib.ExitStack() as stack:
             for layer, site in enumerate(self.sites):
                 stack.enter_context(on_site(site, partial(put, layer)))
-            ids = self.input_ids[start:].to(self.model.device).expand(len(chosen), -1)
+            yield
+
+    def _run(
+        self, chosen: Bool[Tensor, "row layer pos unit"], first: int
+    ) -> Float64[Tensor, " row"]:
+        start, cached = (first if first >= WORTH_IT else 0), {}
+        if start:
+            cached = {self.model.decoder.cache_name: self._prefix.cache(start, len(chosen))}
+        ids = self.input_ids[start:].to(self.model.device).expand(len(chosen), -1)
+        with self.installed(chosen, start=start):
             output = self.model.hf(
                 input_ids=ids, use_cache=bool(cached), logits_to_keep=1, **cached
             )

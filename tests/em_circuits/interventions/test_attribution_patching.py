@@ -6,6 +6,7 @@ import pytest
 import torch
 from subjects import Subject
 
+from em_circuits.activation_cache import ActivationCache
 from em_circuits.graphs.held import full_edges, gradient_effects
 from em_circuits.interventions.attribution_patching import SiteKind, SitePatch
 from pivotal_tokens.errors import RequestError
@@ -135,6 +136,25 @@ def test_over_full_edges_total_effect_is_the_gradient(subject: Subject, patch: S
     live = gradient_effects(patch.model, nodes, patch.input_ids, weights)[0]
     assert torch.allclose(live, first[chosen], atol=1e-4 * scale)
     assert float(edges.values[edges.layout.features].abs().max()) > 0, "sites act on sites"
+
+
+def test_direct_writes_and_the_token_s_own_sum_to_the_contrast(subject: Subject) -> None:
+    heads, mlps = (
+        SitePatch.between(
+            subject.model, subject.input_ids, other_ids(subject), subject.groups, kind=kind
+        )
+        for kind in KINDS[::-1]
+    )
+    hf = subject.model.hf
+    token = hf.get_input_embeddings()(subject.input_ids[-1])
+    norm = subject.model.decoder.final_norm
+    stream = ActivationCache.capture(subject.model, subject.input_ids)
+    scale = stream.norm_scales[-1]
+    assert scale is not None
+    own = hf.get_output_embeddings()(norm.apply(token, scale[-1])) @ heads.weights
+    total = float(heads.direct().sum() + mlps.direct().sum() + own)
+    value = subject.groups.value(subject.model.next_logits(subject.input_ids)[None])
+    assert total == pytest.approx(float(value), abs=1e-3)
 
 
 def test_prompts_of_two_lengths_are_refused(subject: Subject) -> None:
