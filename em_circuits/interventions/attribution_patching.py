@@ -22,7 +22,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -136,12 +136,13 @@ class SitePatch:
         Raises:
             RequestError: If layers do not add their outputs to the stream as they are.
         """
-        decoder, hf = self.model.decoder, self.model.hf
+        hf: Any = self.model.hf
+        decoder, unembed = self.model.decoder, hf.get_output_embeddings()
         norm = decoder.final_norm
         scale = norm.scale(read_sites(self.model, [Site(norm.module, "input")], self.input_ids)[0])
 
         def logits(x: Tensor) -> Tensor:
-            return hf.get_output_embeddings()(norm.apply(x, scale[-1])).float().cpu()  # type: ignore[misc]
+            return unembed(norm.apply(x, scale[-1])).float().cpu()
 
         if any(layer.behind_attention or layer.behind_mlp for layer in decoder.layers):
             raise RequestError("a norm stands behind what layers write: no write is a logit's part")
