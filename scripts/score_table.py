@@ -1,7 +1,7 @@
 """Scores against exact interventions on a real small model, on four tasks: neurons, MLPs, heads.
 
 em-circuits organism fetch smollm2
-python scripts/score_table.py [--prompts 2] [--nodes 40]
+python scripts/score_table.py [--prompts 2] [--skip 0] [--nodes 40]
 
 *Neurons*: of each prompt those of the largest first-order effect are really ablated one by one, and
 every score of the same neurons is compared with that. *MLP sites* (an MLP's output at a position)
@@ -159,6 +159,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=2, help="of each task")
+    parser.add_argument("--skip", type=int, default=0, help="prompts of each task before these")
     parser.add_argument("--nodes", type=int, default=40)
     parser.add_argument("--organism", default="smollm2")
     given = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> None:
     with load_pair(organism=given.organism, transcoders="none") as pair:
         model = pair.base
         for task, prompts in TASKS.items():
-            for text, right, wrong, other in prompts[: given.prompts]:
+            for text, right, wrong, other in prompts[given.skip :][: given.prompts]:
                 ids = [first_token(pair.tokenizer, word)[0] for word in (right, wrong)]
                 words = Contrast((ids[0],), (ids[1],))
                 asked, opposite = (pair.input_ids(pair.prompt(one)) for one in (text, other))

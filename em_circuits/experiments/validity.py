@@ -129,7 +129,11 @@ def validity_card(
     ]
     if not mine:
         raise WorkFailed("no prompt has a shift of half a logit: nothing is there to be carried")
-    reworded = _reworded(work.pair, every, request)
+    reworded, without = _reworded(work.pair, every, request)
+    left_out += [
+        UnusedPrompt(prompt_id=prompt_id, reason="a paraphrase's shift is too small")
+        for prompt_id in without
+    ]
     card = _Card(work.pair, mine, list(subjects.values()), choice, request, reworded, work.progress)
     made = card.made(key, asked, content_key(asked.model_dump()), tuple(left_out))
     write_json(path, made.model_dump(mode="json"))
@@ -210,13 +214,14 @@ def _runs_of(
 
 def _reworded(
     pair: ModelPair, every: Mapping[str, ChosenPrompt], request: ValidityRequest
-) -> dict[str, list[CardPrompt]]:
-    """Prompt id -> its paraphrases that have a shift, in the order of the file.
+) -> tuple[dict[str, list[CardPrompt]], list[str]]:
+    """Prompt id -> its paraphrases in the order of the file; ids of those without a shift.
 
     Raises:
         RequestError: If a paraphrase is of none of the prompts, or there is nothing to choose.
     """
     found: dict[str, list[CardPrompt]] = {}
+    without = []
     if request.paraphrases and request.choice.by != "top":
         raise RequestError("--paraphrases: nothing is chosen again where nodes are named")
     for one in request.paraphrases:
@@ -229,7 +234,9 @@ def _reworded(
         subject = _runs_of(pair, pair.input_ids(pair.prompt(one.text)), of, request)
         if subject.runs.measurable:
             found.setdefault(ids[0], []).append(subject)
-    return found
+        else:
+            without.append(ids[0])
+    return found, without
 
 
 def ranked_keys(prompts: Sequence[CardPrompt], by: str) -> list[Key]:
