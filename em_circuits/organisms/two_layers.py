@@ -28,7 +28,8 @@ _WIDTH = 64
 _BATCH = 64
 _MOST_STEPS = 1500
 _LEAST_LOSS = 0.02
-_DRAWN = 4000
+_LENGTHS = (4, 5, 6, 7, 8, 9)
+_DRAWN = 6000
 """Sentences that training draws from; those of an example come from other seeds."""
 
 
@@ -43,7 +44,14 @@ def two_layer_pair(task: ClassicTask, directory: Path, *, seed: int = 0) -> Mode
     Raises:
         WorkFailed: If the task was not learnt.
     """
-    drawn = (repeated_words if task == "induction" else indirect_objects)(_DRAWN, seed=seed + 1)
+    if task == "indirect":
+        drawn = indirect_objects(_DRAWN, seed=seed + 1)
+    else:  # of several lengths, or a head that looks a fixed way back would do
+        each = [
+            repeated_words(_DRAWN // len(_LENGTHS), length=length, seed=seed + length)
+            for length in _LENGTHS
+        ]
+        drawn = [one for draws in each for one in draws]
     sentences = [one.text + one.right for one in drawn]
     tokenizer = word_tokenizer(sentences)
     model = _trained(tokenizer, sentences, seed)

@@ -33,7 +33,10 @@ def test_the_subject_is_the_name_said_twice() -> None:
 @pytest.mark.parametrize("task", ["induction", "indirect"])
 def test_two_layers_learn_a_task_in_seconds(task: str, tmp_path: Path) -> None:
     """On draws that training did not see; the other prompt leaves the model without an answer."""
-    prompts = (repeated_words if task == "induction" else indirect_objects)(20, seed=999)
+    if task == "induction":
+        prompts = [*repeated_words(10, length=6, seed=999), *repeated_words(10, seed=998)]
+    else:
+        prompts = indirect_objects(20, seed=999)
     right = lost = 0
     with two_layer_pair(task, tmp_path) as pair:  # type: ignore[arg-type]
         for one in prompts:
