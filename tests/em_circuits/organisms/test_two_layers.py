@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from em_circuits.organisms.classic_tasks import NAMES, indirect_objects, repeated_words
-from em_circuits.organisms.two_layers import two_layer_pair
+from em_circuits.organisms.two_layers import LENGTH, two_layer_pair
 
 
 def test_the_other_prompt_does_not_say_the_answer() -> None:
@@ -34,7 +34,7 @@ def test_the_subject_is_the_name_said_twice() -> None:
 def test_two_layers_learn_a_task_in_seconds(task: str, tmp_path: Path) -> None:
     """On draws that training did not see; the other prompt leaves the model without an answer."""
     if task == "induction":
-        prompts = [*repeated_words(10, length=6, seed=999), *repeated_words(10, seed=998)]
+        prompts = repeated_words(20, length=LENGTH, seed=999)
     else:
         prompts = indirect_objects(20, seed=999)
     right = lost = 0
