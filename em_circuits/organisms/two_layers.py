@@ -30,7 +30,7 @@ _MOST_STEPS = 1500
 _LEAST_LOSS = 0.02
 LENGTH = 6
 """Words that are said twice, always as many: a head that looks a fixed way back will do. Of four to
-nine in turn a matching head would be needed, and six times the steps."""
+nine in turn a matching head would be needed, and more than five times the steps."""
 _DRAWN = 4000
 """Sentences that training draws from; those of an example come from other seeds."""
 
