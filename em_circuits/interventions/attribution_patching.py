@@ -137,12 +137,13 @@ class SitePatch:
             RequestError: If layers do not add their outputs to the stream as they are.
         """
         hf: Any = self.model.hf
-        decoder, unembed = self.model.decoder, hf.get_output_embeddings()
+        decoder, unembedding = self.model.decoder, hf.get_output_embeddings().weight
+        direction = self.weights.to(unembedding) @ unembedding
         norm = decoder.final_norm
         scale = norm.scale(read_sites(self.model, [Site(norm.module, "input")], self.input_ids)[0])
 
-        def logits(x: Tensor) -> Tensor:
-            return unembed(norm.apply(x, scale[-1])).float().cpu()
+        def contrast(x: Float[Tensor, "unit d_model"]) -> Float[Tensor, " unit"]:
+            return (norm.apply(x, scale[-1]) @ direction).float().cpu()
 
         if any(layer.behind_attention or layer.behind_mlp for layer in decoder.layers):
             raise RequestError("a norm stands behind what layers write: no write is a logit's part")
@@ -152,7 +153,7 @@ class SitePatch:
             if self.kind == "head":  # each head's slice alone
                 slices = torch.block_diag(*own)
                 written = layer.output(slices) - layer.output(torch.zeros_like(slices[:1]))
-            found.append((logits(written) - logits(torch.zeros_like(written))) @ self.weights)
+            found.append(contrast(written) - contrast(torch.zeros_like(written)))
         return torch.stack(found)
 
     @torch.no_grad()

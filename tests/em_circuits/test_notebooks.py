@@ -15,7 +15,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
     "first_look",
     "answers_to_levers",
-    "indirect_objects",
     "induction_heads",
     "known_circuits",
     "labels_and_judge",
