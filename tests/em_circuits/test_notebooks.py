@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
     "first_look",
     "answers_to_levers",
+    "indirect_objects",
     "induction_heads",
     "known_circuits",
     "labels_and_judge",
