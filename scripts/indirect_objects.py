@@ -26,29 +26,8 @@ from em_circuits.experiments.validity import CardPrompt, ranked_keys
 from em_circuits.interventions.circuits import CircuitRuns
 from em_circuits.models import ModelPair
 from em_circuits.models.text import first_token
+from em_circuits.organisms.classic_tasks import NAMES, TEMPLATES
 
-NAMES = [
-    "Mary",
-    "John",
-    "Tom",
-    "Anna",
-    "Paul",
-    "Sarah",
-    "Kate",
-    "James",
-    "Laura",
-    "David",
-    "Emma",
-    "Mark",
-]
-TEMPLATES = (
-    "When {} and {} went to the store, {} gave a drink to",
-    "After {} and {} had lunch, {} handed the book to",
-    "While {} and {} were working, {} passed a note to",
-    "When {} and {} left the office, {} sent a letter to",
-    "Then {} and {} went to the garden, and {} gave a flower to",
-    "Yesterday {} and {} met at the station, and {} offered a seat to",
-)
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 OTHERS = {"a third name": "{0} {1} {4}", "three other names": "{2} {3} {4}"}
 

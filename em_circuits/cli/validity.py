@@ -13,7 +13,12 @@ from em_circuits.cli.graph_arguments import graph_store
 from em_circuits.cli.options import Flag, OptionSet
 from em_circuits.cli.output import emit, prints, table
 from em_circuits.cli.session import Session, pass_session
-from em_circuits.experiments.validity_settings import THRESHOLDS, CardThresholds, ValidityRequest
+from em_circuits.experiments.validity_settings import (
+    THRESHOLDS,
+    CardThresholds,
+    ValidityRequest,
+    read_paraphrases,
+)
 from pivotal_tokens.artefacts import write_provenance
 from pivotal_tokens.errors import RequestError
 
@@ -24,7 +29,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 _MARKS = {True: "passed", False: "FAILED", None: "not asked"}
 _request = OptionSet(
     ValidityRequest,
-    omit=("seed",),
+    omit=("seed", "paraphrases"),
     nodes=Flag(metavar="top:N|L/ID,..."),
     chosen_by=Flag("--by", "chosen_by"),
     unrelated=Flag(metavar="TEXT", show_default=False),
@@ -42,6 +47,11 @@ _request = OptionSet(
     default=THRESHOLDS,
     help="YAML of what is asked of a circuit.  [default: the package's]",
 )
+@click.option(
+    "--paraphrases",
+    type=_PATH,
+    help="JSON lines of prompt_id and text: prompts in other words, top:N chosen again on them.",
+)
 @click.option("--html", type=_PATH, help="The page.  [default: under ROOT/results/validity]")
 @prints("em_circuits.experiments.validity_verdict:ValidityOutput")
 @pass_session
@@ -50,6 +60,7 @@ def validity(
     prompts: tuple[str, ...],
     everything: bool,
     thresholds: Path,
+    paraphrases: Path | None,
     html: Path | None,
     as_json: bool,
     **options: Any,
@@ -63,7 +74,8 @@ def validity(
     """
     if everything == bool(prompts):
         raise RequestError("give PROMPT, several PROMPTs, or --all")
-    request = _request.read(options, seed=session.seed)
+    reworded = () if paraphrases is None else read_paraphrases(paraphrases)
+    request = _request.read(options, seed=session.seed, paraphrases=reworded)
     CardThresholds.read(thresholds)
     named = [_prompt(session, reference) for reference in prompts]
     with session.on_prompts(*named) as work:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.cache import read_model
@@ -60,7 +60,7 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.artefacts import content_key, write_json, write_provenance
 from pivotal_tokens.errors import RequestError, WorkFailed
 
-FORMULA = 1
+FORMULA = 2
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Sizes of the curves, as shares of all nodes: those of MIB's circuit track."""
 BASELINES = ("magnitude", "gradient", "integrated")
@@ -129,7 +129,12 @@ def validity_card(
     ]
     if not mine:
         raise WorkFailed("no prompt has a shift of half a logit: nothing is there to be carried")
-    card = _Card(work.pair, mine, list(subjects.values()), choice, request, work.progress)
+    reworded, without = _reworded(work.pair, every, request)
+    left_out += [
+        UnusedPrompt(prompt_id=prompt_id, reason="a paraphrase's shift is too small")
+        for prompt_id in without
+    ]
+    card = _Card(work.pair, mine, list(subjects.values()), choice, request, reworded, work.progress)
     made = card.made(key, asked, content_key(asked.model_dump()), tuple(left_out))
     write_json(path, made.model_dump(mode="json"))
     write_provenance(path, inputs=inputs, config=request.model_dump(mode="json"), key=key)
@@ -186,15 +191,52 @@ class CardPrompt:
 def _subject(
     pair: ModelPair, one: ChosenPrompt, request: ValidityRequest, by_position: bool
 ) -> CardPrompt | None:
-    ids = pair.input_ids(one.shown)
+    found = _runs_of(pair, pair.input_ids(one.shown), one, request, by_position=by_position)
+    return found if found.runs.measurable else None
+
+
+def _runs_of(
+    pair: ModelPair,
+    ids: Int[Tensor, " pos"],
+    one: ChosenPrompt,
+    request: ValidityRequest,
+    *,
+    by_position: bool = False,
+) -> CardPrompt:
+    """A prompt, or other words for it, under its labels."""
     if request.reference == "base":
         runs = CircuitRuns.between(pair, ids, one.contrast.require())
     else:
         runs = CircuitRuns.alone(pair.model(request.model), ids, one.contrast.require())
-    if not runs.measurable:
-        return None
     prompt = one.prompt
     return CardPrompt.of_runs(prompt.prompt_id, prompt.category, runs, by_position=by_position)
+
+
+def _reworded(
+    pair: ModelPair, every: Mapping[str, ChosenPrompt], request: ValidityRequest
+) -> tuple[dict[str, list[CardPrompt]], list[str]]:
+    """Prompt id -> its paraphrases in the order of the file; ids of those without a shift.
+
+    Raises:
+        RequestError: If a paraphrase is of none of the prompts, or there is nothing to choose.
+    """
+    found: dict[str, list[CardPrompt]] = {}
+    without = []
+    if request.paraphrases and request.choice.by != "top":
+        raise RequestError("--paraphrases: nothing is chosen again where nodes are named")
+    for one in request.paraphrases:
+        ids = [prompt_id for prompt_id in every if prompt_id.startswith(one.prompt_id)]
+        if len(ids) != 1:
+            raise RequestError(
+                f"--paraphrases: {one.prompt_id} begins the id of {len(ids)} prompts of the card"
+            )
+        of = every[ids[0]]
+        subject = _runs_of(pair, pair.input_ids(pair.prompt(one.text)), of, request)
+        if subject.runs.measurable:
+            found.setdefault(ids[0], []).append(subject)
+        else:
+            without.append(ids[0])
+    return found, without
 
 
 def ranked_keys(prompts: Sequence[CardPrompt], by: str) -> list[Key]:
@@ -275,9 +317,11 @@ class _Card:
         pool: list[CardPrompt],
         choice: FeatureChoice,
         request: ValidityRequest,
+        reworded: Mapping[str, list[CardPrompt]],
         progress: Progress = no_progress,
     ) -> None:
         self.pair, self.request, self.progress = pair, request, progress
+        self.reworded = reworded
         self.choice, self.judged = choice, judged
         self.folds, self.chosen_on, self.in_sample = _folds(judged, pool, choice)
         self.circuits = [self._circuit(fold) for fold in self.folds]
@@ -495,22 +539,49 @@ class _Card:
     def _stability(self) -> ChoiceStability | None:
         if self.choice.by != "top":
             return None
-        n = self.choice.count
+        n, by = self.choice.count, self.request.chosen_by
         generator = np.random.default_rng(self.request.seed)
-        pool = self.folds[0].chosen_on
+        fold, circuit = self.folds[0], self.circuits[0]
+        pool = fold.chosen_on
         resampled = []
         for _ in tracked(range(self.request.resamples), "resamples", self.progress):
             drawn = sorted(set(generator.integers(len(pool), size=len(pool)).tolist()))
-            resampled.append(chosen_keys([pool[i] for i in drawn], self.request.chosen_by, n))
-        pairs = [_jaccard(one, other) for i, one in enumerate(resampled) for other in resampled[:i]]
+            resampled.append(chosen_keys([pool[i] for i in drawn], by, n))
+        seeded = []
+        for _ in tracked(range(self.request.seeds), "seeds", self.progress):
+            # A search measures every so many prompts of a list: in another order, others.
+            order = generator.permutation(len(pool)).tolist()
+            seeded.append(_jaccard(chosen_keys([pool[i] for i in order], by, n), circuit))
+        rounds = list(tracked(self._rounds(pool), "paraphrases", self.progress))
+        reworded = [
+            _jaccard(
+                chosen_keys(other, by, n),
+                circuit if len(own) == len(pool) else chosen_keys(own, by, n),
+            )
+            for own, other in rounds
+        ]
         every = len({key for one in self.judged for key in one.keys})
         shared = n * n / every
         return ChoiceStability(
-            resampled=float(np.mean(pairs)) if pairs else None,
+            resampled=_mean(_of_pairs(resampled)),
             halves=_jaccard(*self.circuits) if len(self.circuits) == 2 else None,
+            seeds=_mean(seeded),
+            paraphrases=_mean(reworded),
             chance=shared / (2 * n - shared),
+            noise_floor=float(np.quantile(_of_pairs(self._random(fold, circuit)), 0.975)),
             circuits=len(resampled),
+            paraphrased=len(rounds),
         )
+
+    def _rounds(self, pool: Sequence[CardPrompt]) -> list[tuple[list[CardPrompt], ...]]:
+        """Prompts as they were, and each by its first paraphrase; by its second, and so on."""
+        longest = max((len(each) for each in self.reworded.values()), default=0)
+        found: list[tuple[list[CardPrompt], ...]] = []
+        for number in range(longest):
+            own = [p for p in pool if len(self.reworded.get(p.prompt_id, ())) > number]
+            if own:
+                found.append((own, [self.reworded[p.prompt_id][number] for p in own]))
+        return found
 
     def _components(self) -> dict[str, Share]:
         """What else carries the shift; only known between two models."""
@@ -577,6 +648,15 @@ def _moved(one: CardPrompt, sets: Sequence[Sequence[Key]]) -> list[float]:
 
 def _jaccard(one: Sequence[Key], other: Sequence[Key]) -> float:
     return len(set(one) & set(other)) / len(set(one) | set(other))
+
+
+def _of_pairs(circuits: Sequence[Sequence[Key]]) -> list[float]:
+    """Jaccard index of every two circuits."""
+    return [_jaccard(one, other) for i, one in enumerate(circuits) for other in circuits[:i]]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _named(key: Key) -> str:

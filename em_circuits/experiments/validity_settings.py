@@ -61,6 +61,34 @@ class CardThresholds(Frozen):
             raise RequestError(f"--thresholds {path}: {reason}; copy {THRESHOLDS}") from error
 
 
+class Paraphrase(Frozen):
+    """The same prompt in other words; its labels are those of the prompt."""
+
+    prompt_id: str
+    text: str = Field(min_length=1)
+
+
+def read_paraphrases(path: Path) -> tuple[Paraphrase, ...]:
+    """Paraphrases of a file with a JSON object a line: ``prompt_id`` (or how it begins), ``text``.
+
+    Raises:
+        RequestError: If it is not such a file, or says the same twice.
+    """
+    found: list[Paraphrase] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                found.append(Paraphrase.model_validate_json(line))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        said = '{"prompt_id": ..., "text": ...} a line'
+        raise RequestError(f"--paraphrases {path}: {reason}; give {said}") from error
+    if len(set(found)) < len(found) or not found:
+        what = "nothing" if not found else "the same paraphrase twice"
+        raise RequestError(f"--paraphrases {path} says {what}")
+    return tuple(found)
+
+
 class ValidityRequest(Frozen):
     """What is claimed, and against what."""
 
@@ -81,6 +109,10 @@ class ValidityRequest(Frozen):
     """Matched random circuits, and nodes added at random."""
     resamples: int = Field(default=4, ge=0)
     """Bootstrap resamples of the prompts on which top:N is chosen again."""
+    seeds: int = Field(default=0, ge=0)
+    """Times that top:N is searched again on another draw of the prompts that a search measures."""
+    paraphrases: tuple[Paraphrase, ...] = ()
+    """Prompts in other words, on which top:N is chosen again."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -68,9 +68,21 @@ class ChoiceStability(Frozen):
     """Mean over pairs of bootstrap resamples of the prompts."""
     halves: float | None
     """Of the two halves of the categories."""
+    seeds: float | None
+    """Mean over the circuits of other draws of the prompts that a search measures; null where none
+    were asked for."""
+    paraphrases: float | None
+    """Mean over rounds of paraphrases, each beside the circuit of the same prompts as they were;
+    null where none were given."""
     chance: float
     """Of two random circuits of this size."""
+    noise_floor: float
+    """Least figure that is above 97.5 % of pairs of *matched* random circuits: what alike layers,
+    activations and writes bring by themselves."""
     circuits: int
+    """Resamples."""
+    paraphrased: int
+    """Rounds of paraphrases."""
 
 
 class CircuitTest(Frozen):
@@ -235,9 +247,20 @@ def _baseline_check(claims: Sequence[ClaimShare], margin: float) -> CardCheck:
 def _stability_check(stability: ChoiceStability | None, asked: CardThresholds) -> CardCheck:
     if stability is None:
         return _check("stability", None, at_least=asked.stability, says="nothing was chosen")
-    least = max(asked.stability, asked.stability_over_chance * stability.chance)
-    says = f"Jaccard over resampled prompts; by chance {stability.chance:.3f}"
-    return _check("stability", stability.resampled, at_least=least, says=says)
+    asked_of = {
+        "resampled prompts": stability.resampled,
+        "other draws of the search": stability.seeds,
+        "paraphrases": stability.paraphrases,
+    }
+    known = {name: value for name, value in asked_of.items() if value is not None}
+    least = max(
+        asked.stability, asked.stability_over_chance * stability.chance, stability.noise_floor
+    )
+    says = ", ".join(f"{value:.2f} over {name}" for name, value in known.items())
+    says = f"Jaccard {says or 'not asked'}; by chance {stability.chance:.3f}, "
+    says += f"noise floor {stability.noise_floor:.3f}"
+    value = min(known.values()) if known else None
+    return _check("stability", value, at_least=least, says=says)
 
 
 def tier_of(checks: Sequence[CardCheck]) -> Tier:

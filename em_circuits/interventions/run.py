@@ -307,7 +307,7 @@ class Batches:
 
     def _prefix_of(self, state: ActivationCache) -> Prefix:
         if self._prefix is None or self._prefix[0] is not state:
-            self._prefix = state, Prefix(self.model, state)
+            self._prefix = state, Prefix(self.model, state.input_ids)
         return self._prefix[1]
 
     def _frozen_mlps(self, stacked: BatchedCache) -> dict[int, FrozenMLP]:
@@ -381,8 +381,8 @@ WORTH_IT = 2
 class Prefix:
     """Keys and values of one undisturbed prompt, every position's in every layer."""
 
-    def __init__(self, model: Model, state: ActivationCache) -> None:
-        self._model, self._state = model, state
+    def __init__(self, model: Model, input_ids: Int64[Tensor, " pos"]) -> None:
+        self._model, self._input_ids = model, input_ids
 
     def length(self, edits: EditBatch, at_most: int | None = None) -> int:
         """Positions that all rows of a edits share; 0 where it is not worth it."""
@@ -407,11 +407,11 @@ class Prefix:
         whole = DynamicCache()
         with torch.no_grad():
             self._model.hf(
-                input_ids=self._state.input_ids[None],
+                input_ids=self._input_ids[None],
                 use_cache=True,
                 logits_to_keep=1,
                 **{self._model.decoder.cache_name: whole},
             )
         found: list[Any] = [(layer.keys, layer.values) for layer in whole.layers]
-        assert all(keys.shape[2] == self._state.n_pos for keys, _ in found)
+        assert all(keys.shape[2] == len(self._input_ids) for keys, _ in found)
         return found

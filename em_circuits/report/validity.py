@@ -72,7 +72,10 @@ def _more(card: ValidityCard) -> list[Any]:
         rows += [
             ("Jaccard of circuits chosen on resampled prompts", stability.resampled),
             ("Jaccard of the circuits of both halves of the categories", stability.halves),
+            ("Jaccard of the circuit and those of other draws of the search", stability.seeds),
+            ("Jaccard of circuits chosen on prompts and on paraphrases", stability.paraphrases),
             ("Jaccard of two random circuits", stability.chance),
+            ("noise floor: 97.5 % of matched random circuits agree less", stability.noise_floor),
         ]
     rows += [(f"share of the shift: {name}", str(x)) for name, x in card.components.items()]
     return [Table("", ("", "found"), rows)]

@@ -15,6 +15,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
     "first_look",
     "answers_to_levers",
+    "indirect_objects",
+    "induction_heads",
     "known_circuits",
     "labels_and_judge",
     "steering_with_controls",
@@ -31,6 +33,7 @@ def test_these_are_the_notebooks() -> None:
 def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(EXAMPLES / f"{name}.ipynb", tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES.parent), *_python_path()]))
+    monkeypatch.setenv("EM_CIRCUITS_EXAMPLE_MODEL", "two-layers")  # SmolLM2 would be a download
     notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()

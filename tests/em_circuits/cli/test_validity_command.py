@@ -108,6 +108,102 @@ def quiet_nodes(root: Path, prompts: list[str]) -> list[str]:
     return [f"{layer}/{feature}" for layer, feature in quiet]
 
 
+def reworded(root: Path, changes: dict[str, str]) -> list[dict[str, str]]:
+    """Every labelled prompt, some words of it replaced."""
+    from pivotal_tokens.store import Store, default_url
+
+    with Store.open(default_url(root)) as store:
+        lines = []
+        for prompt in store.prompts.all():
+            text = prompt.text
+            for old, new in changes.items():
+                text = text.replace(old, new)
+            lines.append({"prompt_id": prompt.prompt_id[:8], "text": text})
+        return lines
+
+
+def test_the_choice_is_made_again_on_paraphrases_and_other_draws(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The very same words choose the same circuit. A second round, in which four of eight nodes are
+    made others, shares 4 of 12 with it: the mean of both is two thirds."""
+    from em_circuits.experiments import validity
+
+    found, lengths = [], {}
+    really = validity.chosen_keys
+
+    def chosen(prompts: list[validity.CardPrompt], by: Any, n: int) -> list[validity.Key]:
+        keys = really(prompts, by, n)
+        for one in prompts:
+            length = len(one.runs.caches[0].input_ids)
+            if length != lengths.setdefault(one.prompt_id, length):
+                return [*keys[:4], *validity.ranked_keys(prompts, by)[-4:]]
+        return keys
+
+    monkeypatch.setattr(validity, "chosen_keys", chosen)
+    for name, rounds in (("same", [{}]), ("other", [{}, {"User: ": "User: Hello. "}])):
+        path = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps(line) for changes in rounds for line in reworded(root, changes)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        command = ["--root", str(root), "validity", "--all", "--nodes", "top:8", *QUICK]
+        capsys.readouterr()
+        again = ["--by", "integrated", "--seeds", "2", "--paraphrases", str(path)]
+        assert run([*command, *again]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    same, other = (one["stability"] for one in found)
+    assert same["paraphrases"] == 1.0 and same["paraphrased"] == 1
+    assert same["seeds"] == 1.0, "a score over all prompts knows no order"
+    assert other["paraphrased"] == 2
+    assert other["paraphrases"] == pytest.approx((1 + 4 / 12) / 2)
+    assert 0 <= same["noise_floor"] == other["noise_floor"] < 0.5
+    check = next(one for one in found[1]["checks"] if one["name"] == "stability")
+    least = min(other[name] for name in ("resampled", "seeds", "paraphrases"))
+    assert check["value"] == least and "over paraphrases" in check["says"]
+    assert check["threshold"] == max(0.25, 3 * other["chance"], other["noise_floor"])
+    assert found[0]["key"] != found[1]["key"]
+
+
+def test_pairs_of_circuits_share_what_both_have() -> None:
+    from em_circuits.experiments.validity import _of_pairs
+
+    circuits = [[(0, 1), (0, 2)], [(0, 2), (0, 1)], [(0, 2), (0, 3)], [(1, 1), (1, 2)]]
+    assert _of_pairs(circuits) == [1, 1 / 3, 1 / 3, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "says"),
+    [
+        ("", ["--nodes", "top:3"], "says nothing"),
+        ("not json", ["--nodes", "top:3"], '"text": ...} a line'),
+        ('{"prompt_id": "zzzz", "text": "x"}', ["--nodes", "top:3"], "of 0 prompts of the card"),
+        ('{"prompt_id": "", "text": "x"}', ["--nodes", "top:3"], "of 4 prompts of the card"),
+        (
+            '{"prompt_id": "a", "text": "x"}\n' * 2,
+            ["--nodes", "top:3"],
+            "the same paraphrase twice",
+        ),
+        ('{"prompt_id": "a", "text": "x"}', ["--nodes", "0/1"], "nothing is chosen again"),
+    ],
+)
+def test_paraphrases_that_will_not_do_are_refused(
+    content: str,
+    words: list[str],
+    says: str,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "paraphrases.jsonl"
+    path.write_text(content, encoding="utf-8")
+    capsys.readouterr()
+    command = ["--root", str(root), "validity", "--all", "--paraphrases", str(path), *words]
+    assert run(command) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
