@@ -384,7 +384,7 @@ export class Scene {
     return legend.offsetWidth > 0.9 * this.width ? legend.offsetHeight : 0;
   }
 
-  // What a node is called, where there is room for it: right of it, left, above or below.
+  // What a node is called, where there is room for it: right of it, left, or lines above and below.
   #labels(context, view, size) {
     const k = this.transform.k,
       high = 14 / k,
@@ -406,15 +406,15 @@ export class Scene {
       const text = this.labelOf(node),
         label = visible(text.length > 28 ? `${text.slice(0, 27)}…` : text, false),
         w = context.measureText(label).width;
-      const free = [
+      const beside = [
         [node.x + off, node.y],
         [node.x - off - w, node.y],
-        [node.x - w / 2, node.y - off - high / 2],
-        [node.x - w / 2, node.y + off + high / 2],
-        [node.x - w, node.y - off - 1.5 * high],
-        [node.x - w, node.y + off + 1.5 * high],
-        [node.x, node.y - off - 1.5 * high],
-      ].find(
+      ];
+      const lines = [-1, 1, -2, 2, -3, 3].flatMap((line) => {
+        const y = node.y + Math.sign(line) * (off + (Math.abs(line) - 0.5) * high);
+        return [node.x - w / 2, node.x, node.x - w].map((x) => [x, y]);
+      });
+      const free = [...beside, ...lines].find(
         ([x, y]) =>
           x > left && x + w < right && !taken.some((b) => x < b.x + b.w && b.x < x + w && Math.abs(y - b.y) < high),
       );
