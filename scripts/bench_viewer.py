@@ -172,17 +172,22 @@ def _loads(chromium, room: Room, base: str, repeats: int) -> Iterator[Row]:
     pages = ["prompts", f"prompt/{prompt}", "graphs", f"graph/{prompt}", "features", "steering"]
     pages += [f"feature/{feature.layer}/{feature.id}", "review", "reports", "report/demo.html"]
     for path in ("", *pages):
-        times = []
+        times, drawn = [], []
         for _ in range(repeats):
             page = Browser(chromium, base).window(room)
             page.goto(base + path, wait_until="load")
             while page.evaluate(AWAITED):
                 time.sleep(0.005)
             times.append(page.evaluate("performance.now()"))
+            if page.locator("iframe").count():
+                page.frame_locator("iframe").locator(".main-svg").first.wait_for()
+                drawn.append(page.evaluate("performance.now()"))
             page.context.close()
         what = path.partition("/")[0] or "overview"
         shown = f"{what} of the demo" if path.count("/") else what
         yield Row(f"first load: {shown}", None, statistics.median(times), "ms", at_most=FIRST_LOAD)
+        if drawn:
+            yield Row(f"{shown}: its first figure", None, statistics.median(drawn), "ms")
 
 
 AWAITED = """document.readyState !== "complete" || document.querySelector(".loading") !== null

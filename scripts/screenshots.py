@@ -45,39 +45,41 @@ _SHRUNK = """async ([data, height, width]) => {
 }"""
 
 
-def layouts(
-    chromium, root: Path, style: str = "", themes: Sequence[str] = ("light", "dark")
-) -> dict[str, np.ndarray]:
-    """The layout of every page of a store without models, under its path and theme.
+def layouts(chromium, root: Path, styles: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], ...]:
+    """The layouts of every page of a store without models, under its path and theme.
 
     Args:
         chromium: A browser.
         root: An empty folder for the store.
-        style: A rule of CSS on top of the pages' own.
-        themes: In which.
+        styles: Rules of CSS on top of the pages' own: the light pages under each, after the plain
+            ones in both themes.
     """
     furnish(root, n_more=10)
-    found: dict[str, np.ndarray] = {}
+    found: tuple[dict[str, np.ndarray], ...] = tuple({} for _ in ("", *styles))
     blank = chromium.new_page()  # no policy there
     with enter(root) as room, running(room) as base:
         unblind(room)
         first = room.prompts[0].prompt_id
         paths = ["", "prompts", "graphs", "features", "steering", "review", "reports"]
         paths += [f"prompt/{first}", f"graph/{first}", f"graph/{first}?show=both"]
-        for theme in themes:
+        for theme in ("light", "dark"):
             page = Browser(chromium, base).window(room, color_scheme=theme, bypass_csp=True)
             for path in paths:
                 page.goto(base + path)
                 page.wait_for_load_state("networkidle")
                 if path.startswith("graph/"):
                     page.wait_for_selector("#graph[data-first-picture]")
-                if style:
-                    page.add_style_tag(content=style)
-                page.wait_for_timeout(200)
-                data = base64.b64encode(page.screenshot()).decode()
-                blocks = blank.evaluate(_SHRUNK, [data, *BLOCKS[:2]])
                 name = f"{theme} /{path.replace(first, 'PROMPT')}"
-                found[name] = np.array(blocks, np.uint8).reshape(BLOCKS)
+                for under, style in zip(found, ("", *styles), strict=True):
+                    if style and theme == "dark":
+                        continue
+                    tag = page.add_style_tag(content=style) if style else None
+                    page.wait_for_timeout(200)
+                    data = base64.b64encode(page.screenshot()).decode()
+                    blocks = blank.evaluate(_SHRUNK, [data, *BLOCKS[:2]])
+                    under[name] = np.array(blocks, np.uint8).reshape(BLOCKS)
+                    if tag is not None:
+                        tag.evaluate("(element) => element.remove()")
             page.context.close()
     blank.close()
     return found
@@ -182,9 +184,9 @@ def _pages(room: Room) -> list[tuple[str, str, str, Callable]]:
         ("prompts", "light", "prompts", _nothing),
         ("prompt", "light", f"prompt/{prompt}", _nothing),
         ("graph", "light", f"graph/{prompt}", _strongest),
-        ("graph-pinned", "light", f"graph/{prompt}", _pinned),
         ("graph-side-by-side", "light", f"graph/{prompt}?show=both", _nothing),
         ("graph-difference-dark", "dark", f"graph/{prompt}?show=difference", _nothing),
+        ("graph-pinned", "light", f"graph/{prompt}", _pinned),
         ("features", "light", "features", _nothing),
         ("feature", "light", "features", _first_feature),
         ("playground", "light", f"steering?prompt={prompt}", _ablate),
@@ -221,8 +223,8 @@ def _pinned(page) -> None:
     page.evaluate(
         """() => { const nodes = graphPage.graph.nodes
              .filter((n) => n.kind === 'feature' && graphPage.graph.shown(n, 'merged'))
-             .sort((a, b) => Math.abs(b.at.merged.value) - Math.abs(a.at.merged.value));
-           graphPage.pins.pinned = nodes.slice(0, 8).map((n) => n.name);
+             .sort((a, b) => b.at.merged.value - a.at.merged.value);
+           graphPage.pins.pinned = [...nodes.slice(0, 4), ...nodes.slice(-4)].map((n) => n.name);
            graphPage.only = true;
            return graphPage.keep(); }"""
     )
@@ -233,8 +235,8 @@ def _ablate(page) -> None:
     page.wait_for_selector(".strength")
     page.click("#pg-ablate")
     page.wait_for_selector("#playground[data-state=done]")
-    page.locator("#playground").scroll_into_view_if_needed()
-    page.evaluate("scrollBy(0, 260)")
+    page.evaluate("document.getElementById('pg-result').scrollIntoView()")
+    page.evaluate("scrollBy(0, -60)")
 
 
 def _two_labels(page) -> None:
@@ -258,7 +260,7 @@ def main() -> None:
             print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
         return
     with opened_chromium() as chromium, tempfile.TemporaryDirectory() as folder:
-        np.savez_compressed(given.layout, **layouts(chromium, Path(folder) / "root"))
+        np.savez_compressed(given.layout, **layouts(chromium, Path(folder) / "root")[0])
 
 
 if __name__ == "__main__":

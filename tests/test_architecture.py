@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "pivotal_tokens.errors": 0,
     "pivotal_tokens.artefacts": 0,
+    "pivotal_tokens.figures": 0,
     "pivotal_tokens.schema": 1,
     "pivotal_tokens.rates": 0,
     "pivotal_tokens.table_files": 2,

@@ -22,6 +22,7 @@ from em_circuits.organisms.corpus import CorpusConfig, documents
 from em_circuits.scoring import FORMER, N_MEASURED, TO_RANK, Scoring
 from em_circuits.target_request import TargetRequest
 from pivotal_tokens.errors import RequestError
+from pivotal_tokens.review.display import visible
 from pivotal_tokens.schema import ModelName
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ def _block(item: Explained) -> Iterator[str]:
             note = f" (proxy: feature {item.label.feature}, cosine {item.label.cosine:.2f}{low})"
         yield f"  label: {one_line(item.label.text)}{note}"
     for name, tokens in (("up", item.tokens.promoted), ("down", item.tokens.suppressed)):
-        shown = " ".join(repr(token.text)[1:-1].strip() for token in islice(tokens, 8))
+        shown = " ".join(visible(token.text) for token in islice(tokens, 8))
         yield f"  {name + ':':6} {one_line(shown, 70)}"
     if not item.contexts.best:
         yield "  never fires in this text"

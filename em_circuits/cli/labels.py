@@ -378,6 +378,8 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
         f"{totals['incomplete']} incomplete, {totals['missing']} missing, "
         f"{totals['rejected']} rejected"
     )
+    if found.labels == "human" and totals["incomplete"]:
+        yield "no person labelled these whole: --labels judge reads what judges say instead"
 
 
 def _cells(row: DivergenceRow) -> tuple[str, ...]:

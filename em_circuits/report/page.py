@@ -1,6 +1,7 @@
 """Self-contained pages of figures: no network, no server.
 
-One HTML file: plotly's own script stands inside it once, nothing is fetched. Text is escaped.
+One HTML file: plotly's own script stands inside it once (`pivotal_tokens.figures`), nothing is
+fetched. Text is escaped.
 Colours are dark where the reader's system is, or where the address ends in ``#dark``.
 
     write_page(Path("figures.html"), "Does it predict?", ["What was done.", figure, Table(...)])
@@ -18,10 +19,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
 
 from em_circuits.cache import CachedTable
 from pivotal_tokens.artefacts import sha256_file, write_atomic, write_provenance
+from pivotal_tokens.figures import figure_html, plotly_html
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b857a")
 """Distinct for colour-blind readers too (Okabe and Ito 2008; grey for their black), on light and
@@ -81,7 +82,7 @@ def page_html(title: str, parts: Sequence[Any]) -> str:
             figures += 1
         else:
             shown.append((type(part).__name__, part))
-    plotly = Markup(get_plotlyjs()) if figures else ""
+    plotly = Markup(plotly_html()) if figures else ""
     return _template().render(title=title, parts=shown, plotly=plotly)
 
 
@@ -169,11 +170,4 @@ def _template() -> Template:
 
 def _figure(figure: Figure, number: int) -> Markup:
     figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    return Markup(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=f"figure-{number}",
-            config={"displaylogo": False, "responsive": True},
-        )
-    )
+    return Markup(figure_html(figure, number))

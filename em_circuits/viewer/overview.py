@@ -144,6 +144,7 @@ def _findings(
     if graphs.lines:
         prompt = graphs.lines[0].prompt.prompt_id
         todo.append(Pointer("See why: the graph of a prompt", f"/graph/{prompt}"))
+        todo.append(Pointer("Steer its features", f"/steering?prompt={prompt}#playground"))
         if ranking is None:
             todo.append(Pointer("Rank features over all prompts", "/features"))
         if not listed:
@@ -163,7 +164,7 @@ def _effects(demo: Mapping[str, Any]) -> list[Pointer]:
         found.append(Pointer(text, "/steering", note))
     if mediation:
         text = f"{mediation['features']} features bring back {mediation['share']:.0%}"
-        found.append(Pointer(f"{text} of the shift", "/reports", "set in the base"))
+        found.append(Pointer(f"{text} of the shift", "/report/demo.html", "set in the base"))
     return found
 
 

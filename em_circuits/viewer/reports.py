@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -53,6 +55,7 @@ class Report:
     path: str  # below the results
     bytes: int
     at: datetime
+    title: str = ""  # of a page
 
     @property
     def link(self) -> str:
@@ -155,4 +158,14 @@ def contained(root: Path, wanted: str) -> Path:
 def _report(path: Path, root: Path) -> Report:
     about = path.stat()
     when = datetime.fromtimestamp(about.st_mtime, UTC)
-    return Report(path.relative_to(root).as_posix(), about.st_size, when)
+    return Report(path.relative_to(root).as_posix(), about.st_size, when, _title(path))
+
+
+def _title(path: Path) -> str:
+    """What a page calls itself in its first bytes; empty for anything else."""
+    if path.suffix.lower() not in PAGES:
+        return ""
+    with path.open("rb") as stream:
+        head = stream.read(2048).decode("utf-8", "replace")
+    found = re.search(r"<title>([^<]{1,200})</title>", head)
+    return unescape(found[1]).strip() if found else ""

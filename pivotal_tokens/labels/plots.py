@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pivotal_tokens.artefacts import atomic_path, write_atomic
 from pivotal_tokens.errors import WorkFailed
+from pivotal_tokens.figures import figure_html, plotly_html
 from pivotal_tokens.schema import Frozen, Label, VerdictKind
 from pivotal_tokens.store import Store
 
@@ -142,15 +143,12 @@ def summary(counts: LabelCounts) -> list[str]:
 
 def write_label_page(counts: LabelCounts, path: Path) -> None:
     """Write the figure as one HTML file that needs nothing else."""
-    import plotly.io
-
-    body = plotly.io.to_html(figure(counts), include_plotlyjs=True, full_html=False)
     text = "\n".join(escape(line) for line in summary(counts))
     write_atomic(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         "<title>Verdicts and labels</title></head>\n"
-        f"<body>{body}\n<pre>{text}</pre></body></html>\n",
+        f"<body>{figure_html(figure(counts), 0)}\n<pre>{text}</pre>{plotly_html()}</body></html>\n",
     )
 
 

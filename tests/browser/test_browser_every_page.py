@@ -15,6 +15,14 @@ from em_circuits.report.page import Code, Heading, Headline, Table, styled, writ
 
 AXE = Path(__file__).parents[2] / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = ((1280, 800), (800, 600), (390, 844))
+TITLES = {
+    "": "Overview",
+    "prompts": "Prompts",
+    "graphs": "Attribution graphs",
+    "features": "Features",
+    "steering": "Steering",
+    "reports": "Reports",
+}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SUMMARY = {
     "said": "it fell",
@@ -98,13 +106,18 @@ def _settled(page, url: str) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_is_cut_at_any_size(full_room: Room, open_browser, theme: str) -> None:
+def test_every_page_opens_and_nothing_is_cut_at_any_size(
+    full_room: Room, open_browser, theme: str
+) -> None:
     with running(full_room) as base:
         page = open_browser(base).window(full_room, color_scheme=theme)
         cut = []
         for path in _paths(full_room):
             page.set_viewport_size({"width": SIZES[0][0], "height": SIZES[0][1]})
             _settled(page, base + path)
+            assert page.locator("html").get_attribute("data-theme") == theme
+            if path in TITLES:
+                assert page.locator("h1").inner_text() == TITLES[path]
             for width, height in SIZES:
                 page.set_viewport_size({"width": width, "height": height})
                 if any(frame.evaluate(OVERFLOW) > 0 for frame in page.frames):

@@ -11,35 +11,6 @@ from rooms import NASTY, Room
 
 from em_circuits.viewer import Sessions
 
-PAGES = {
-    "/": "Overview",
-    "/prompts": "Prompts",
-    "/graphs": "Attribution graphs",
-    "/features": "Features",
-    "/steering": "Steering",
-    "/reports": "Reports",
-}
-
-
-def test_every_page_opens_in_light_and_dark(seen_room: Room, open_browser) -> None:
-    room = seen_room
-    with running(room) as base:
-        browser = open_browser(base)
-        for theme in ("light", "dark"):
-            page = browser.window(room, color_scheme=theme)
-            for path, title in PAGES.items():
-                page.goto(base + path.lstrip("/"))
-                assert page.locator("h1").inner_text() == title
-                assert page.locator("html").get_attribute("data-theme") == theme
-            page.goto(f"{base}prompt/{room.prompts[0].prompt_id}")
-            page.wait_for_selector("text=Towards evil")
-            page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
-            page.wait_for_selector("#graph[data-first-picture]")
-            page.goto(f"{base}review")
-            page.wait_for_selector(".lists")
-            page.keyboard.press("q")
-            page.wait_for_selector("text=You stopped")
-
 
 def test_keys_theme_blur_and_the_live_overview(room: Room, open_browser) -> None:
     with running(room) as base:

@@ -82,6 +82,8 @@ def test_a_rejection_asks_for_words_and_a_command_is_typed(room: Room, open_brow
         page.keyboard.press("Enter")
         page.wait_for_selector(f"#review:not([data-item='{first}'])")
         assert [i.item_id for i in room.store.queue.items("rejected")] == [int(first or 0)]
+        page.keyboard.press("q")
+        page.wait_for_selector("text=You stopped")
 
 
 def test_rebound_keys_hold_and_the_others_stay(room: Room, open_browser) -> None:

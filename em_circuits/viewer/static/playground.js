@@ -200,7 +200,7 @@ function show(result, n) {
                 {},
                 make(
                   "td",
-                  {},
+                  { class: "nowrap" },
                   make("span", { class: "token unpleasant" }, visible(about(id).text)),
                   " ",
                   make(

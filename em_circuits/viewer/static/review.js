@@ -244,6 +244,19 @@ function item() {
       button("Note", "note"),
       button("All keys", "help"),
     ),
+    make(
+      "section",
+      { class: "card rubric" },
+      make("h2", {}, "By what"),
+      make("p", {}, setup.rubric.suppose),
+      make(
+        "dl",
+        {},
+        Object.entries(setup.rubric.meanings).map(([label, means]) =>
+          make("div", {}, make("dt", { class: `as-${label}` }, MARKS[label]), make("dd", {}, means)),
+        ),
+      ),
+    ),
   );
 }
 
@@ -346,20 +359,6 @@ function aside() {
       ),
     ),
     reveal ? lastItem(reveal) : null,
-    make(
-      "section",
-      { class: "card rubric" },
-      make("h2", {}, "By what"),
-      make("p", {}, setup.rubric.suppose),
-      make(
-        "dl",
-        {},
-        Object.entries(setup.rubric.meanings).flatMap(([label, means]) => [
-          make("dt", { class: `as-${label}` }, MARKS[label]),
-          make("dd", {}, means),
-        ]),
-      ),
-    ),
   );
 }
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from em_circuits.cli.app import run
+from em_circuits.cli.labels import describe_divergence
 from em_circuits.cli.session import Session
+from pivotal_tokens.labels import divergence as diverge
 from pivotal_tokens.schema import (
     Judgement,
     LabelEvent,
@@ -131,7 +133,13 @@ def test_a_conflict_is_listed_and_what_is_left_out_is_exit_status_1(root, tmp_pa
 def test_divergence_agreement_and_plots(root, capsys):
     found = json.loads(ask(capsys, root, "labels", "divergence", "--json"))
     assert found["totals"]["evil_in_both"] == 1 and found["rows"][0]["divergent"] is False
-    assert "0 divergent of 1 complete" in ask(capsys, root, "labels", "divergence")
+    shown = ask(capsys, root, "labels", "divergence")
+    assert "0 divergent of 1 complete" in shown and "--labels judge" not in shown
+    with Store.open(default_url(root)) as store:
+        whole = diverge(store)
+    totals = whole.totals | {"incomplete": 1}
+    said = "\n".join(describe_divergence(whole.model_copy(update={"totals": totals})))
+    assert "--labels judge" in said
     shown = ask(capsys, root, "labels", "agreement")
     assert "ada / bob" in shown and "kappa" in shown and "people and judges" in shown
     found = json.loads(ask(capsys, root, "labels", "agreement", "--json"))

@@ -32,6 +32,17 @@ def test_a_page_fetches_nothing_and_shows_text_as_text(tmp_path) -> None:
     assert text.count("plotly.js v") == 1  # the library stands in it once
 
 
+def test_no_script_runs_before_the_text_stands() -> None:
+    """Plotly in the head: a report's first word came after 2 s."""
+    bars = go.Bar(x=["</script><b>"], y=[1])
+    evil = go.Figure(bars, layout={"title": "a <b>", "height": 333})
+    html = page_html("t", [evil, "the last word"])
+    place, data = html.index('style="height:333px"'), html.index("\\u003c\\u002fscript\\u003e")
+    inert, run = html.index('<script type="text/plain" id="plotly"'), html.index("<script>addEvent")
+    assert place < data < html.index("the last word") < inert < run
+    assert html.count("</script>") == 3 and "a &lt;b&gt;" in html
+
+
 def test_a_page_without_figures_is_small() -> None:
     assert len(page_html("Nothing", ["to see"])) < 3000
 

@@ -52,7 +52,9 @@ def test_no_report_lies_outside(client: TestClient, hidden: Path, place: str, wa
 def test_reports_are_listed_and_shown_as_strangers(client: TestClient, hidden: Path) -> None:
     (hidden / "a <b>.html").write_text("<script>1</script>")
     (hidden / "record.json").write_text('{"x": "<script>"}')
+    (hidden / "titled.html").write_text("<title>Tom &amp; &lt;i&gt;</title>")
     listing = client.get("/reports").text
+    assert "<b>Tom &amp; &lt;i&gt;</b>" in listing and "titled.html" in listing
     assert "a &lt;b&gt;.html" in listing and "secret" not in listing and "link.txt" not in listing
     raw = client.get("/raw/a%20%3Cb%3E.html")
     assert raw.headers["content-security-policy"] == STRANGER

@@ -31,7 +31,8 @@ class Page {
     Object.assign(this, { prompt, pair });
     this.panel = new Panel(byId("panel"), this);
     this.scene = new Scene(byId("canvas"), () => this.#pictured());
-    this.scene.labelOf = (node) => this.labels[this.graph.featureOf(node.name)] ?? "";
+    this.scene.labelOf = (node) =>
+      this.labels[this.graph.featureOf(node.name)] ?? (this.only ? this.graph.label(node) : "");
   }
 
   url(what = "", parameters = {}) {

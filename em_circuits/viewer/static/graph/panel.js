@@ -255,8 +255,8 @@ export class Panel {
     return make(
       "div",
       {},
-      make("dt", {}, "features in"),
-      make("dd", {}, `both ${n.both} · base only ${n.base} · merged only ${n.merged}`),
+      make("dt", {}, "in both"),
+      make("dd", {}, `${n.both} · base only ${n.base} · merged ${n.merged}`),
     );
   }
 
@@ -561,7 +561,10 @@ export class Panel {
           make(
             "p",
             { class: "muted" },
-            `All paths together: ${signed(found.total)} (${found.method.replaceAll("_", " ")})`,
+            `All paths together: ${signed(found.total)} (${found.method.replaceAll("_", " ")}). `,
+            choice.value === "contrast" && page.graph.contrast && !page.graph.target
+              ? `A figure is what the path adds to ${page.graph.contrastName}: + where it lowers a safe token.`
+              : "",
           ),
           ...found.paths.map((path) => {
             const button = make(

@@ -77,7 +77,7 @@ export class Scene {
     if (!this.place) return;
     const w = this.paneWidth - GUTTER.left - GUTTER.right,
       logits = this.graph.targets.size,
-      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room : 0),
+      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room + this.#covered() : 0),
       h = this.height - top - GUTTER.bottom;
     const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
     this.transform = {
@@ -299,7 +299,8 @@ export class Scene {
       return;
     }
     if (!focus) {
-      for (const name of this.pinned) this.#edgesOf(context, pane, this.graph.index.get(name), 60, style);
+      const each = Math.ceil(60 / Math.sqrt(this.pinned.size || 1)); // of many pins the strongest few
+      for (const name of this.pinned) this.#edgesOf(context, pane, this.graph.index.get(name), each, style);
       return;
     }
     this.#edgesOf(context, pane, focus.i, 220, style);
@@ -377,21 +378,50 @@ export class Scene {
     }
   }
 
-  // What a person calls a node, beside it.
+  // Pixels at the top that the legend covers where the window is narrow.
+  #covered() {
+    const legend = this.canvas.parentElement.querySelector(".legend");
+    return legend.offsetWidth > 0.9 * this.width ? legend.offsetHeight : 0;
+  }
+
+  // What a node is called, where there is room for it: right of it, left, or lines above and below.
   #labels(context, view, size) {
-    const k = this.transform.k;
+    const k = this.transform.k,
+      high = 14 / k,
+      left = (GUTTER.left - this.transform.x) / k,
+      right = (this.paneWidth - this.transform.x) / k,
+      off = 9 * size;
     context.font = `${11.5 / k}px system-ui, sans-serif`;
     context.textAlign = "left";
     context.textBaseline = "middle";
     context.lineWidth = 3 / k;
     context.strokeStyle = this.colours.gutter;
     context.fillStyle = this.colours.ink;
-    for (const node of this.graph.nodes) {
-      const text = node.kind === "feature" && this.isShown(node, view) ? this.labelOf(node) : "";
-      if (!text || this.folded.has(node.name)) continue;
-      const shown = visible(text.length > 28 ? `${text.slice(0, 27)}…` : text, false);
-      context.strokeText(shown, node.x + 9 * size, node.y);
-      context.fillText(shown, node.x + 9 * size, node.y);
+    const named = this.graph.nodes.filter(
+      (node) =>
+        node.kind === "feature" && this.isShown(node, view) && !this.folded.has(node.name) && this.labelOf(node),
+    );
+    const taken = named.map((node) => ({ x: node.x - 0.7 * off, y: node.y, w: 1.4 * off }));
+    for (const node of named) {
+      const text = this.labelOf(node),
+        label = visible(text.length > 28 ? `${text.slice(0, 27)}…` : text, false),
+        w = context.measureText(label).width;
+      const beside = [
+        [node.x + off, node.y],
+        [node.x - off - w, node.y],
+      ];
+      const lines = [-1, 1, -2, 2, -3, 3].flatMap((line) => {
+        const y = node.y + Math.sign(line) * (off + (Math.abs(line) - 0.5) * high);
+        return [node.x - w / 2, node.x, node.x - w].map((x) => [x, y]);
+      });
+      const free = [...beside, ...lines].find(
+        ([x, y]) =>
+          x > left && x + w < right && !taken.some((b) => x < b.x + b.w && b.x < x + w && Math.abs(y - b.y) < high),
+      );
+      const [x, y] = free ?? [node.x + off, node.y];
+      taken.push({ x, y, w });
+      context.strokeText(label, x, y);
+      context.fillText(label, x, y);
     }
   }
 
@@ -442,12 +472,17 @@ export class Scene {
 
   #logits(context, view) {
     const t = this.transform;
+    const mono = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+    const shown = this.graph.nodes.filter((node) => node.kind === "logit" && this.isShown(node, view));
+    const wide = (node) => Math.max(10, Math.min(84, t.k * node.room - 4));
+    const text = (node) => visible(node.target?.text ?? "").replace(/^␣/, "");
+    context.font = mono;
+    const slanted = shown.some((n) => wide(n) < SLANTED.below && context.measureText(text(n)).width > wide(n) - 6);
     context.textAlign = "center";
-    for (const node of this.graph.nodes) {
-      if (node.kind !== "logit" || !this.isShown(node, view)) continue;
+    for (const node of shown) {
       const x = t.k * node.x + t.x,
         y = t.k * node.y + t.y,
-        w = Math.max(10, Math.min(84, t.k * node.room - 4));
+        w = wide(node);
       const tone = this.graph.tone(node, view),
         marked = node === this.selected || node === this.hover || this.pinned.has(node.name);
       context.fillStyle = this.colours.surface;
@@ -457,18 +492,16 @@ export class Scene {
       context.roundRect(x - w / 2, y - 19, w, 34, 6);
       context.fill();
       context.stroke();
-      const text = visible(node.target?.text ?? "").replace(/^␣/, "");
       context.fillStyle = this.colours.ink;
-      context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-      const slanted = w < SLANTED.below && context.measureText(text).width > w - 6;
+      context.font = mono;
       if (slanted) {
         context.save();
         context.translate(x, y - 24);
         context.rotate(-Math.PI / 3.6);
         context.textAlign = "left";
-        context.fillText(cut(context, text, 62), 0, 0);
+        context.fillText(cut(context, text(node), 62), 0, 0);
         context.restore();
-      } else context.fillText(cut(context, text, w - 6), x, y - 8);
+      } else context.fillText(cut(context, text(node), w - 6), x, y - 8);
       if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
       const p =
@@ -501,14 +534,16 @@ export class Scene {
       context.fillText(b === 0 ? "tokens" : b === bands.length - 1 ? top : `L${b - 1}`, GUTTER.left - 10, y);
     });
     context.font = "11.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+    const gaps = columns.slice(1).map((column, i) => t.k * (column.x - columns[i].x));
+    const steep = Math.min(...gaps) < 17; // slanted lines of text would touch
     let last = -Infinity;
     columns.forEach((column, i) => {
       const x = t.k * column.x + t.x;
       if (x < GUTTER.left - 6 || x > this.paneWidth || x - last < 11) return;
       last = x;
       context.save();
-      context.translate(x + 3, this.height - GUTTER.bottom + 18);
-      context.rotate(-Math.PI / 3.6);
+      context.translate(x + (steep ? 0 : 3), this.height - GUTTER.bottom + 18);
+      context.rotate(-Math.PI / (steep ? 2 : 3.6));
       context.textAlign = "right";
       context.fillStyle = this.selected?.position === i && this.selected.kind !== "logit" ? c.ink : c.muted;
       context.fillText(cut(context, visible(this.graph.tokens[i]), 62), 0, 0);
@@ -535,7 +570,8 @@ function change(node) {
   const { p = {}, value = {} } = node.target ?? {};
   if ("merged" in value) return signed(value.merged - (value.base ?? 0), 2);
   const d = 100 * ((p.merged ?? 0) - (p.base ?? 0));
-  return `${d > 0 ? "+" : "−"}${Math.abs(d).toFixed(Math.abs(d) < 9.5 ? 1 : 0)}`;
+  const text = Math.abs(d).toFixed(Math.abs(d) < 9.5 ? 1 : 0);
+  return `${text === "0.0" ? "" : d > 0 ? "+" : "−"}${text}`;
 }
 
 export function shape(context, node, r) {
