@@ -386,8 +386,10 @@ def _places(
     if not len(coordinates) or not len(wanted):
         return torch.zeros(0, dtype=torch.int64)
     radix = torch.cat([coordinates, wanted]).amax(0) + 1
-    codes = [(c[:, 0] * radix[1] + c[:, 1]) * radix[2] + c[:, 2] for c in (coordinates, wanted)]
-    return torch.isin(*codes).nonzero()[:, 0]
+    here, there = (
+        (c[:, 0] * radix[1] + c[:, 1]) * radix[2] + c[:, 2] for c in (coordinates, wanted)
+    )
+    return torch.isin(here, there).nonzero()[:, 0]
 
 
 def _pool(patch: ActivationPatch, of: Int64[Tensor, " changed"], n_ids: int) -> Pool:
