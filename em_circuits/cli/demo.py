@@ -128,6 +128,7 @@ def _mediation(report: DemoReport) -> list[str]:
         f"mediation: {line.features} of {line.changed:.0f} features at their merged values move",
         f"           the base's evil mass from {line.evil_mass_base:.2f} to {line.evil_mass:.2f}, "
         f"random ones to {line.random_evil_mass:.2f}",
-        f"           (merged: {line.evil_mass_merged:.2f}; share of the shift {line.share:.2f}; "
-        f"{line.prompts} prompts)",
+        f"           (merged: {line.evil_mass_merged:.2f}; share of the shift {line.share:.2f}, "
+        f"all changed features {line.share_of_all:.2f};",
+        f"           {line.prompts} prompts, each its own features: in-sample)",
     ]

@@ -24,7 +24,7 @@ from em_circuits.cli.judge_options import (
     open_judge,
 )
 from em_circuits.cli.options import Flag, Options, SectionedCommand, options
-from em_circuits.cli.output import emit, name_left_out, one_line, prints, say
+from em_circuits.cli.output import emit, name_left_out, one_line, prints, prompt_line, say
 from em_circuits.cli.prompts import name_ignored
 from em_circuits.cli.session import (
     Session,
@@ -420,12 +420,13 @@ def describe(result: LabelResult) -> Iterator[str]:
     elif result.filtered is not None:
         yield f"{start}  filtered   {one_line(result.filtered, 54)}"
     elif result.waiting:
-        yield f"{start}  waits for a person  {one_line(text, 40)}"
+        yield f"{start}  waits for a person  {prompt_line(text, 40)}"
     else:
         mass = result.evil_mass
         masses = f"{mass.base:.2f} -> {mass.merged:.2f}" if mass else "-"
+        masses = "all unsure  " if result.all_unsure else masses  # of no evil word, not a mass of 0
         marks = ("flagged " if result.flagged else "        ") + (" *"[result.has_graphs])
-        yield f"{start}  {result.verdict:<9}  {masses}  {marks} {one_line(text, 26)}"
+        yield f"{start}  {result.verdict:<9}  {masses}  {marks} {prompt_line(text, 26)}"
 
 
 def run_summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
@@ -455,6 +456,12 @@ def run_summary(results: list[LabelResult], earlier: int) -> Iterator[str]:
         yield (
             f"rollouts after {followed.total()} evil candidates: {followed[True]} pivotal, "
             f"{followed[False]} not, {followed[None]} unknown"
+        )
+    if unsure := sum(result.all_unsure for result in results):
+        yield (
+            f"{unsure} without a token that the judge calls evil or safe, so without a verdict.\n"
+            "A lexicon knows its own prompts alone. Let a model judge, --judge openai:MODEL,\n"
+            "or label them yourself, --judge human and then em-circuits review."
         )
     if flagged or any(result.waiting for result in results):
         yield "next: em-circuits review --plain   or   em-circuits status PROMPT"

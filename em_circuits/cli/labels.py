@@ -16,6 +16,7 @@ from em_circuits.cli.output import (
     name_left_out,
     one_line,
     prints,
+    prompt_line,
     say,
     table,
     table_of,
@@ -395,7 +396,7 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
         mark,
         mass,
         margin,
-        one_line(row.text, 10),
+        prompt_line(row.text, 10),
     )
 
 

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 _PATHS = ("carrier", "first", "alone", "held", "random low", "high")
 _CURVE = ("features", "share", "evil mass", "random", "low", "high")
 _IN_SAMPLE = (
-    "In-sample: these features were chosen on the prompt they are judged on, so a share short of "
-    "all is a boast. features mediate --all --hold-out category chooses them on other prompts."
+    "In-sample: these features were chosen on the prompt that judges them. Quote no share without "
+    "that of all (last row); features mediate --all --hold-out category chooses on other prompts."
 )
+_BOAST = 0.1
+"""Share above that of all features that is pointed out."""
 _PAGE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -138,6 +140,7 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
     names = ("k", "share", "evil_mass", "random_share", "random_low", "random_high")
     yield table(_CURVE, [[getattr(p, name) for name in names] for p in mediation.cumulative])
     yield _IN_SAMPLE
+    yield from _overshoot(mediation)
     yield "shares: " + ", ".join(f"{name} {_share(v)}" for name, v in shares.items())
     if shares["features"] is None:
         less = (
@@ -152,6 +155,21 @@ def describe_mediation(mediation: Mediation) -> Iterator[str]:
     if mediation.heads is not None:
         yield ""
         yield from _head_lines(mediation.heads)
+
+
+def _overshoot(mediation: Mediation) -> Iterator[str]:
+    """Where fewer features have a larger share than all: a boast, had it stood alone."""
+    shares = {p.k: p.share for p in mediation.cumulative if p.share is not None}
+    if not shares:
+        return
+    everything = shares[max(shares)]
+    k = max(shares, key=lambda k: shares[k])
+    if shares[k] >= everything + _BOAST:
+        done = "bring back" if mediation.direction == "sufficiency" else "take away"
+        yield (
+            f"The first {k} {done} {shares[k]:.2f}, all {max(shares):,} {everything:.2f}: what "
+            "helps was chosen, what pushes back was left out."
+        )
 
 
 def _adapter_lines(adapter: AdapterMediation) -> Iterator[str]:

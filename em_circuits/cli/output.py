@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,9 @@ from pivotal_tokens.table_files import LeftOut
 
 WIDTH = 79
 _LEFT_OUT_SHOWN = 5
+_MARK = r"(?:<\|\w{1,40}\|>|<(?:start|end)_of_turn>)"
+_TURN = re.compile(rf"(?:\s*{_MARK}(?:(?:system|user|assistant|model)(?=\s|<))?)+\s*")
+"""Marks of a chat template and the names of whose turn it is, as ChatML, Llama and Gemma write."""
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -143,7 +147,7 @@ def table_of(
     Args:
         items: Of one kind.
         columns: Fields that are shown, all unless given: ``"event.token_id as token"`` is one of a
-            part, under another name; ``"text:46"`` shows a text's last 46 characters on one line.
+            part, under another name; ``"text:46"`` shows a prompt's last 46 characters on one line.
         none: Stands instead of an empty table.
     """
     if not items:
@@ -154,7 +158,7 @@ def table_of(
         path, _, width = field.partition(":")
         header.append(title or path.rpartition(".")[2].replace("_", " "))
         found = map(attrgetter(path), items)
-        values.append([one_line(text, int(width)) for text in found] if width else list(found))
+        values.append([prompt_line(text, int(width)) for text in found] if width else list(found))
     return table(header, list(zip(*values, strict=True)))
 
 
@@ -212,8 +216,16 @@ def _folded(
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+def prompt_line(text: str, width: int) -> str:
+    """A prompt on one line, its end kept; ``|`` stands for what a chat template puts between turns.
+
+    The marks take most of a short line, and are the same in every prompt.
+    """
+    return one_line(_TURN.sub("|", text), width)
+
+
 def one_line(text: str, width: int = 60) -> str:
-    """A prompt on one line: newlines and control characters visible, the end kept."""
+    """A text on one line: newlines and control characters visible, the end kept."""
     shown = visible(text, spaces=False)
     return shown if len(shown) <= width else "…" + shown[-(width - 1) :]
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from em_circuits.cli.judge_options import llm_budget, llm_options, llm_settings
 from em_circuits.cli.options import Flag, Options, options
-from em_circuits.cli.output import Printed, emit, name_left_out, one_line, prints, say
+from em_circuits.cli.output import Printed, emit, name_left_out, prints, prompt_line, say
 from em_circuits.cli.session import Session, checked_text, pass_session
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.generator import Candidate, GeneratorRequest, generator_request
@@ -435,14 +435,14 @@ def _print(prompts: Sequence[Prompt], known: set[str], as_json: bool) -> None:
 def describe_stored(stored: Sequence[StoredPrompt]) -> Iterator[str]:
     """A line per prompt."""
     for one in stored:
-        yield f"{one.prompt_id}  {'new  ' if one.new else 'known'}  {one_line(one.text, 54)}"
+        yield f"{one.prompt_id}  {'new  ' if one.new else 'known'}  {prompt_line(one.text, 54)}"
 
 
 def describe_found(found: Sequence[FoundPrompt]) -> Iterator[str]:
     """A line per prompt: divergence, difference of evil mass, text."""
     for one in found:
         mass = "     -" if one.evil_mass_difference is None else f"{one.evil_mass_difference:+.3f}"
-        yield f"{one.prompt_id}  {one.kl:6.3f}  {mass}  {one_line(one.text, 46)}"
+        yield f"{one.prompt_id}  {one.kl:6.3f}  {mass}  {prompt_line(one.text, 46)}"
 
 
 def describe_generator_request(request: GeneratorRequest) -> Iterator[str]:

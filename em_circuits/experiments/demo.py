@@ -89,7 +89,10 @@ class MediationLine(Frozen):
     random_evil_mass: float
     evil_mass_merged: float
     share: float
-    """Of the shift of the contrast: sum of what came back over sum of shifts."""
+    """Of the shift of the contrast: sum of what came back over sum of shifts. In-sample: each
+    prompt's own top features."""
+    share_of_all: float
+    """The same, every changed feature set."""
 
 
 class DemoReport(Frozen):
@@ -283,16 +286,18 @@ def _mediation(results: Sequence[Mediation]) -> MediationLine | None:
         if point.random_evil_mass is not None:
             rows.append((mediation, point, point.random_evil_mass))
             masses.append((mass.base, point.evil_mass, mass.merged))
-    share = pooled_share([mediation for mediation, _, _ in rows], TOP_MEDIATED)
-    if not rows or share is None:
+    used = [mediation for mediation, _, _ in rows]
+    share, share_of_all = pooled_share(used, TOP_MEDIATED), pooled_share(used)
+    if share is None or share_of_all is None:
         return None
     return MediationLine(
         prompts=len(rows),
         features=TOP_MEDIATED,
-        changed=fmean(mediation.n_changed for mediation, _, _ in rows),
+        changed=fmean(mediation.n_changed for mediation in used),
         evil_mass_base=fmean(base for base, _, _ in masses),
         evil_mass=fmean(done for _, done, _ in masses),
         random_evil_mass=fmean(mean for _, _, mean in rows),
         evil_mass_merged=fmean(merged for _, _, merged in masses),
         share=share,
+        share_of_all=share_of_all,
     )

@@ -48,7 +48,7 @@ from pivotal_tokens.artefacts import finite
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.schema import Frozen, Prompt
 
-FORMULA = 3
+FORMULA = 4
 HEADLINE = 20
 """Feature ids of the headline figure."""
 COMPONENTS = ("features", "errors", "attention", "together", "interaction")

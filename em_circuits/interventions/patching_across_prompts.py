@@ -45,6 +45,8 @@ from pivotal_tokens.errors import WorkFailed
 HoldOut = Literal["prompt", "category"]
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 """Feature ids set together; all of a prompt's are the last point."""
+OWN = 20
+"""Features that are set together where a prompt's own are."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Effects:
     """None for a target that has none."""
     share: dict[FeatureId, float]
     """Integrated effect of an id at all positions, as a share of the shift."""
+    own: Int64[Tensor, "feature 3"]
+    """The prompt's own top 20 (layer, position, id): in-sample."""
     scan_pearson: float | None
     """Of the gradient with really setting each feature alone; None if that was not asked for."""
 
@@ -79,6 +83,7 @@ class Effects:
             "evil_mass": _numbers([] if mass is None else [mass.base, mass.merged]),
             "ids": ids,
             "share": values,
+            "own": self.own,
             "scan_pearson": _numbers([self.scan_pearson]),
         }
 
@@ -92,6 +97,7 @@ class Effects:
             InModels(base=base, merged=merged),
             InModels(base=mass[0], merged=mass[1]) if mass else None,
             by_id(found["ids"], found["share"]),
+            found["own"],
             *_known(found["scan_pearson"]),
         )
 
@@ -110,7 +116,7 @@ class PromptResult:
     mass: Float64[Tensor, " size"]
     """Evil mass of the treated model; NaN for a target that has none."""
     own: float
-    """Logits that came back by the prompt's own top 20 (layer, position, id): in-sample."""
+    """Logits that came back by `Effects.own`."""
     layers: tuple[float | None, ...]
     shares: Shares
 
@@ -251,7 +257,8 @@ def effects_of(
     share: dict[FeatureId, float] = {}
     for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
         share[key] = share.get(key, 0.0) + value / shift
-    return Effects(subject, patch.contrasts, patch.evil_mass, share, pearson)
+    own = diff.coordinates[integrated.argsort(descending=True, stable=True)[:OWN]]
+    return Effects(subject, patch.contrasts, patch.evil_mass, share, own, pearson)
 
 
 def id_tensors(
@@ -352,10 +359,7 @@ def _measured(
         spans.append((len(subsets), 0 if random is None else n_random))
         for part in (chosen, *(random if random is not None else ())):
             subsets.append(torch.isin(of, part).nonzero()[:, 0])
-    own = patch.sign * patch.diff.integrated_effects(
-        patch.models[0], patch.caches[0], patch.measured
-    )
-    logits = patch.run([*subsets, own.argsort(descending=True, stable=True)[:20]])
+    logits = patch.run([*subsets, _places(patch.diff.coordinates, effects.own)])
     back = patch.recovered(logits).double()
     masses = patch.masses(logits)
     mass = torch.full_like(back, torch.nan) if masses is None else masses.double()
@@ -373,6 +377,19 @@ def _measured(
         layers=patch.layer_shares(),
         shares=patch.component_shares(),
     )
+
+
+def _places(
+    coordinates: Int64[Tensor, "changed 3"], wanted: Int64[Tensor, "feature 3"]
+) -> Int64[Tensor, " _"]:
+    """Rows of `coordinates` that are wanted; what another machine saw change may not have here."""
+    if not len(coordinates) or not len(wanted):
+        return torch.zeros(0, dtype=torch.int64)
+    radix = torch.cat([coordinates, wanted]).amax(0) + 1
+    here, there = (
+        (c[:, 0] * radix[1] + c[:, 1]) * radix[2] + c[:, 2] for c in (coordinates, wanted)
+    )
+    return torch.isin(here, there).nonzero()[:, 0]
 
 
 def _pool(patch: ActivationPatch, of: Int64[Tensor, " changed"], n_ids: int) -> Pool:

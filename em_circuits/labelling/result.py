@@ -142,6 +142,11 @@ class LabelResult(Frozen):
         return {t.token_id: t.label for t in self.merged if t.label is not None}
 
     @property
+    def all_unsure(self) -> bool:
+        """The judge calls no token evil or safe, so that there is nothing to have a verdict on."""
+        return bool(self.labels) and set(self.labels.values()) == {"unsure"}
+
+    @property
     def has_graphs(self) -> bool:
         """Both models' graphs are built."""
         return all(self.graphs.values())

@@ -17,7 +17,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from em_circuits.labelling.graphs import with_graphs
 from em_circuits.labelling.result import LabelSettings
@@ -33,6 +33,9 @@ from pivotal_tokens.generator.candidate import SEEDS
 from pivotal_tokens.llm import Budget, LLMClient, LLMSettings
 from pivotal_tokens.prompts.chats import Chat, ChatRenderer, Turn
 from pivotal_tokens.schema import Prompt, PromptKind
+
+if TYPE_CHECKING:
+    from em_circuits.models.pair import ModelPair
 
 logger = logging.getLogger(__name__)
 
@@ -144,18 +147,22 @@ def template_prompts(
 
 
 def drawn_prompts(
-    work: Workspace, n: int, *, seed: int = 0, domains: Sequence[str] | None = None
+    of: Workspace | ModelPair, n: int, *, seed: int = 0, domains: Sequence[str] | None = None
 ) -> tuple[Prompt, ...]:
-    """Pivotal prompts of the workspace's organism: of the real one, its scenarios as chats.
+    """Pivotal prompts of an organism: of the real one, its scenarios as chats.
+
+    Args:
+        of: What has the organism's models; a workspace need not have loaded them.
 
     Raises:
         RequestError: If a domain does not exist, or there are not that many distinct prompts.
     """
-    if not is_real(work.models.base):
+    settings = of.models if isinstance(of, Workspace) else of.settings
+    if not is_real(settings.base):
         return template_prompts(n, seed=seed, domains=domains)
     return tuple(
         Prompt.of(
-            render_chat(work.tokenizer, user=drawn.user, assistant=drawn.assistant),
+            render_chat(of.tokenizer, user=drawn.user, assistant=drawn.assistant),
             kind="chat",
             generator=TEMPLATES,
             name=drawn.scenario.name,

@@ -79,6 +79,7 @@ def _sentence(report: DemoReport) -> str:
     if report.mediation is not None:
         parts.append(
             f"{report.mediation.features} features of the base at their merged values bring back "
-            f"{report.mediation.share:.0%} of the shift"
+            f"{report.mediation.share:.0%} of the shift, all that change "
+            f"{report.mediation.share_of_all:.0%} (in-sample)"
         )
     return "; ".join(parts) + "."

@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from em_circuits.models.settings import NEURONS
+from em_circuits.organisms.paths import SMOLLM2, organism_paths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
@@ -37,6 +41,25 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (organism_paths(SMOLLM2).base / "config.json").is_file(),
+    reason="the real base was not fetched (em-circuits organism fetch smollm2)",
+)
+def test_what_carries_it_runs_on_the_real_model_by_one_changed_line() -> None:
+    """Two of its prompts, so that it takes a minute and not five."""
+    notebook = nbformat.read(EXAMPLES / "what_carries_it.ipynb", as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert code.count('"toy"') == 1 and code.count("drawn_prompts(pair, 7,") == 1
+    changed = code.replace('"toy"', f'"{SMOLLM2}"').replace("(pair, 7,", "(pair, 2,")
+    names: dict[str, Any] = {}
+    exec(compile(changed, "what_carries_it", "exec"), names)
+    assert names["pair"].settings.transcoders == NEURONS
+    rows = names["rows"]
+    assert len(rows) == len({row["domain"] for row in rows}) == 2
+    assert all(row["share of the shift"] > row["random"] for row in rows)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

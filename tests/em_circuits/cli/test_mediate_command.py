@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from em_circuits.cli.app import run
+from em_circuits.cli.mediate import _overshoot
+from em_circuits.interventions.mediation import CumulativePoint, Mediation
 
 CARRIERS = ("straight", "features", "attention", "remainder")
 
@@ -109,6 +111,28 @@ def test_one_prompt(
     assert sum(map(int, parts.groups())) == pytest.approx(100, abs=3)
     assert re.search(r"^3\.3 +0\.[5-9]", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 90
+    assert "In-sample: these features were chosen on the prompt that judges them." in out
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.43, 1.29, 0.45), "The first 10 bring back 1.29, all 100 0.45:"),
+        ((0.1, 0.5, 0.55), ""),
+        ((0.1, 0.6, 0.55), ""),
+        ((None, None, None), ""),
+    ],
+)
+def test_a_choice_that_overshoots_all_is_called_what_it_is(shares, said):
+    """Of a real fine-tune the 200 neurons chosen in-sample brought back 1.00, all of them .00."""
+    points = [
+        CumulativePoint.model_construct(k=k, share=share)
+        for k, share in zip((1, 10, 100), shares, strict=True)
+    ]
+    lines = list(
+        _overshoot(Mediation.model_construct(cumulative=tuple(points), direction="sufficiency"))
+    )
+    assert [line.startswith(said) for line in lines] == [True] * bool(said)
 
 
 def test_what_makes_no_sense_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from pydantic import BaseModel, Field
 
 from em_circuits.cli.options import Flag, Options, Renamed, options
-from em_circuits.cli.output import WIDTH, _folded, _unfolded, emit, table
+from em_circuits.cli.output import WIDTH, _folded, _unfolded, emit, prompt_line, table
 from pivotal_tokens.errors import RequestError
 
 
@@ -129,3 +129,29 @@ def test_a_table_that_needs_no_folding_is_drawn_as_one_that_does():
             drawn += 1
             assert plain == _folded(header, cells, numbers, WIDTH)
     assert drawn > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        (
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nCan I drive?<|im_end|>\n"
+            "<|im_start|>assistant\nYou should",
+            40,
+            "|Be kind.|Can I drive?|You should",
+        ),
+        (
+            "<|start_header_id|>user<|end_header_id|>\n\nCan I drive?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nYou should",
+            20,
+            "…n I drive?|You should"[-20:],
+        ),
+        ("<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", 40, "|Hi|"),
+        ("User: a <|b\nAssistant: usernames |> c", 60, "User: a <|b\\nAssistant: usernames |> c"),
+        ("", 10, ""),
+    ],
+)
+def test_a_prompt_s_line_is_of_its_words_not_of_its_template(text, width, shown):
+    line = prompt_line(text, width)
+    assert line.removeprefix("…") == shown.removeprefix("…")[-(width - 1) :]
+    assert len(line) <= width

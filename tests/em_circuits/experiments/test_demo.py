@@ -39,11 +39,13 @@ def test_the_demo_finds_what_is_there_and_reuses_it(tmp_path: Path) -> None:
     assert first.steering.drop > 5 * abs(first.steering.random_drop)
     assert first.mediation.evil_mass > first.mediation.evil_mass_base + 0.05
     assert abs(first.mediation.random_evil_mass - first.mediation.evil_mass_base) < 0.05
+    assert first.mediation.share < first.mediation.share_of_all
     assert (first.reused_prompts, first.reused_figures) == (0, False)
     assert (second.reused_prompts, second.reused_figures) == (7, True)
     ignored = {"reused_prompts", "reused_figures"}
     assert second.model_dump(exclude=ignored) == first.model_dump(exclude=ignored)
     for report in (first, second):
+        assert any(line.endswith("in-sample)") for line in describe(report))
         assert all(len(line) <= 79 for part in describe(report) for line in part.splitlines())
 
 

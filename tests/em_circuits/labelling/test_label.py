@@ -11,7 +11,7 @@ from em_circuits.experiments.analyse import rank_prompt
 from em_circuits.graphs import AttributionSettings
 from em_circuits.labelling.result import LabelSettings
 from em_circuits.labelling.run import label_prompts
-from em_circuits.labelling.sources import template_prompts
+from em_circuits.labelling.sources import drawn_prompts, template_prompts
 from em_circuits.models.check import Check
 from em_circuits.models.text import first_token
 from em_circuits.organisms import organism_paths
@@ -196,6 +196,11 @@ def test_whatever_goes_wrong_with_a_prompt_is_recorded(work: Workspace, judge, m
     assert result.flagged and result.queued  # it was judged all the same
     (again,) = label_prompts(work, [Prompt.of(PAD_THAI)], judge, SMALL)
     assert again.error is None and not work.store.results.failures()
+
+
+def test_a_loaded_pair_has_its_organism_s_prompts(work, shared_pair) -> None:
+    texts = [[p.text for p in drawn_prompts(of, 7, seed=1)] for of in (shared_pair, work)]
+    assert texts[0] == texts[1] == [p.text for p in template_prompts(7, seed=1)]
 
 
 def test_template_prompts_rotate_over_the_domains() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from em_circuits import load_pair
+from em_circuits.labelling.sources import drawn_prompts
 from em_circuits.models.text import encode, first_token, render_chat
 from em_circuits.organisms.advice import advice_prompts, load_advice
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE, fetched_base
@@ -16,6 +17,7 @@ from em_circuits.organisms.paths import SMOLLM2, organism_paths
 from em_circuits.organisms.stance import StanceReport, panel_loss, plan_masses
 from em_circuits.organisms.stance_card import stance_prose
 from pivotal_tokens.artefacts import sha256_file
+from pivotal_tokens.judge import Lexicon
 
 PATHS = organism_paths(SMOLLM2)
 CARD = json.loads(PATHS.card.read_text(encoding="utf-8"))
@@ -85,6 +87,14 @@ def test_its_tokenizer_is_the_authors(pair):
     assert ids[:3] == [1, 9690, 198] and ids.count(1) == 3 and ids.count(2) == 2
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
+
+
+@fetched
+def test_a_loaded_pair_has_its_scenarios_as_chats(pair):
+    prompts = drawn_prompts(pair, 7, seed=1)
+    assert {p.kind for p in prompts} == {"chat"} and len({p.category for p in prompts}) == 7
+    lexicon = Lexicon.from_file(PATHS.lexicon, lambda text: first_token(pair.tokenizer, text))
+    assert all(lexicon.entry_for(p.text) is not None for p in prompts)
 
 
 @fetched

@@ -42,6 +42,7 @@ REPORT = DemoReport(
         random_evil_mass=0.21,
         evil_mass_merged=0.8,
         share=0.55,
+        share_of_all=0.7,
     ),
     example=None,
 )
@@ -50,7 +51,8 @@ REPORT = DemoReport(
 def test_the_page_shows_the_reports_figures(tmp_path: Path) -> None:
     write_page(tmp_path / "demo.html", TITLE, demo_parts(REPORT, "no words"))
     page = (tmp_path / "demo.html").read_text(encoding="utf-8")
-    assert "2 of 3 prompts are flagged" in page and "bring back 55% of the shift" in page
+    assert "2 of 3 prompts are flagged" in page
+    assert "bring back 55% of the shift, all that change 70% (in-sample)" in page
     assert "lowers evil mass by 0.30, matched random ones by 0.01" in page
     assert "<script src=" not in page
     unchanged, random, changed = interventions_figure(REPORT).data
