@@ -137,15 +137,18 @@ class Workspace:
                 model.stored_activations = partial(self._stored_activations, model)
         return pair
 
-    def announce(self) -> None:
+    def announce(self, *, by_workers: bool = False) -> None:
         """Look where the models are, and say that they are about to be loaded; for commands to
         call before they import what takes seconds.
+
+        Args:
+            by_workers: Workers load them, not this process: nothing is said here.
 
         Raises:
             RequestError: See `locate`.
         """
         size = self._megabytes()
-        if self.sitting is None or self.sitting.loaded is None:
+        if not by_workers and (self.sitting is None or self.sitting.loaded is None):
             self.progress(_LOADING, 0, size)
 
     def _megabytes(self) -> int:

@@ -180,7 +180,7 @@ def evaluate(
     if given is not ParameterSource.DEFAULT:  # it goes before what a list of questions asks for
         sets = tuple(one.model_copy(update={"samples": None}) for one in sets)
     with session.workspace(create=spec.kind == "openai") as work:
-        work.announce()
+        work.announce(by_workers=engine.spreads)
         answer_judge(session, work, spec, options.judge, options.judge_prompt, llm)
         found = in_pieces(work, engine, partial(_evaluated, session, spec, options, sets, llm))
         _print(found, as_json, work)

@@ -112,8 +112,8 @@ def build(
         chosen = [store.prompts.get(p) for p in prompts] or [
             p for p in store.prompts.all() if store.labels.of(p.prompt_id).labels
         ]
-        if chosen and not engine.spreads:
-            work.announce()
+        if chosen:
+            work.announce(by_workers=engine.spreads)
         if only_divergent:
             divergent = store.queries.divergent(work.pair.key)
             chosen = [prompt for prompt in chosen if prompt.prompt_id in divergent]

@@ -150,7 +150,7 @@ def label(
         )
     check_judge(session, others)
     files = _read(session, options)
-    session.workspace().announce()
+    session.workspace().announce(by_workers=engine.spreads)
 
     from em_circuits.engine.events import EventLog
     from em_circuits.labelling.label import require_space

@@ -225,7 +225,7 @@ def _several(
 ) -> None:
     if options.order != "integrated":
         raise RequestError("--order is for one PROMPT: over prompts features go by integrated")
-    with session.on_prompts(*prompts) as work:
+    with session.on_prompts(*prompts, by_workers=engine.spreads) as work:
         request = checked(
             experiments.mediation.MediationRequest,
             {

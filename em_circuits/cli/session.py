@@ -186,8 +186,11 @@ class Session:
         )
 
     @contextmanager
-    def on_prompts(self, *prompts: str) -> Iterator[Workspace]:
+    def on_prompts(self, *prompts: str, by_workers: bool = False) -> Iterator[Workspace]:
         """The workspace of a command about stored prompts.
+
+        Args:
+            by_workers: Workers load the models, not this process.
 
         Raises:
             RequestError: If the store, a prompt or a model's directory is missing; before anything
@@ -198,7 +201,7 @@ class Session:
             found = [stored.get(prompt) for prompt in prompts]
             work.steers = True
             work.n_pos = max((len(one.token_ids or ()) for one in found), default=0) or None
-            work.announce()
+            work.announce(by_workers=by_workers)
             yield work
 
     def bars(self) -> Bars:

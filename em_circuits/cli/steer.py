@@ -237,7 +237,7 @@ def scan(
     An effect is that of the feature's presence, in logits: positive raises the token, or the
     contrast of evil and safe tokens.
     """
-    with session.on_prompts(*prompt) as work:
+    with session.on_prompts(*prompt, by_workers=engine.spreads) as work:
         found = in_pieces(work, engine, partial(_scanned, prompt, options))
     for scanned in found:
         if as_json:
@@ -433,7 +433,7 @@ def _carry_out(
     engine: EngineSettings,
 ) -> Experiment[SteeringSummary]:
     with session.workspace(create=judges["rollout_judge"] != "labels") as work:
-        work.announce()
+        work.announce(by_workers=engine.spreads)
         _cases(session, work, judges)  # what is refused is, before anything is loaded
         _rollout_judge(work, judges)
         return in_pieces(work, engine, partial(_carried_out, session, kind, plan, judges))
