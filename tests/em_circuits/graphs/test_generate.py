@@ -189,7 +189,8 @@ def test_edges_that_overflow_name_the_models_precision(
 ) -> None:
     def broken(self: EdgesBuilder, selected: torch.Tensor) -> None:
         for piece in (one for pieces in self._pieces for one in pieces):
-            piece.values.fill_(torch.inf)
+            for segment in piece.segments:
+                segment.values.fill_(torch.inf)
         real(self, selected)
 
     real = EdgesBuilder.build
