@@ -35,7 +35,8 @@ test-kills: $(STAMP) ## reviewers and writers killed 1,000 times on SQLite, 200 
 
 test-cluster: $(STAMP) ## 200 prompts on a Ray cluster, a node and three workers killed; a job under Slurm's commands
 	OMP_NUM_THREADS=1 $(BIN)/python tests/em_circuits/engine/cluster.py --prompts 200
-	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/em_circuits/engine/test_slurm.py
+	TEST_CLUSTER=1 $(BIN)/python -m pytest tests/em_circuits/engine/test_slurm.py \
+	  "tests/em_circuits/engine/test_engines.py::test_pieces_go_through_processes_and_actors_that_nobody_else_can_reach[ray]"
 
 test-faults: $(STAMP) ## a thousand random damages of each kind of file, then hostile requests (a few minutes)
 	PYTHONPATH=scripts $(BIN)/python tests/em_circuits/damages.py --times 1000

@@ -144,7 +144,7 @@ def test_a_budget_without_a_price_is_refused_before_a_model_is_loaded(
     def loads(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("em_circuits.cli.label.locate_all", loads)
+    monkeypatch.setattr("em_circuits.workspace.Workspace.announce", loads)
     with FakeEndpoint() as endpoint:
         assert label(tmp_path, endpoint, EIGHT, "--max-usd", "1") == 2
     assert "--price-in and --price-out" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from pivotal_tokens.schema import PairMass
 
 def result(*labels: str) -> LabelResult:
     tokens = tuple(
-        LabelledToken.model_construct(token_id=i, text=f" {i}", label=label)
-        for i, label in enumerate(labels)
+        LabelledToken(token_id=i, text=f" {i}", logit=-i, probability=0.5**i, rank=i, label=label)
+        for i, label in enumerate(labels, start=1)
     )
     evil = 0.25 * labels.count("evil")
     return LabelResult(

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an extra")
 
+at_length = pytest.mark.skipif("TEST_CLUSTER" not in os.environ, reason="part of make test-cluster")
+
 
 def children(process: int) -> list[int]:
     """Processes that a process has started and that run Python's spawned workers."""
@@ -126,7 +128,7 @@ def listening(process: int) -> set[str]:
     return found - {""}
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=with_ray)])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=[with_ray, at_length])])
 def test_pieces_go_through_processes_and_actors_that_nobody_else_can_reach(
     engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,7 +100,8 @@ def test_an_intervention_writes_into_every_later_layer(made) -> None:
             expected = model.next_logits(subject.input_ids).float()
         row = [Intervention(layer=layer, feature=feature, position=position, mode=Mode.ABLATE)]
         found = run_rows(model, state, [row])[0]
-        assert (found - expected).abs().max() < 1e-5
+        # Float32: some roundings of the largest logit, as many as the processor's sums have.
+        assert (found - expected).abs().max() < 4e-6 * expected.abs().max()
         assert (expected - state.logits).abs().max() > 1e-4
 
 

@@ -22,10 +22,13 @@ def test_the_model_computes_its_program_in_both_bases(name: str, tmp_path: Path)
             for prompt in program.prompts:
                 truth = program.truth(prompt)
                 state = ActivationCache.capture(pair.base, pair.input_ids(pair.prompt(prompt)))
-                places = map(tuple, state.active.tolist())
+                places = [tuple(place) for place in state.active.tolist()]
                 found = dict(zip(places, state.activations.tolist(), strict=True))
-                assert set(found) == set(truth.activations)
-                assert found == pytest.approx(truth.activations, abs=3e-3)
+                # Rounding makes some that are 0 by the program a millionth, on some processors.
+                wanted = dict.fromkeys(places, 0.0) | truth.activations
+                assert found | dict.fromkeys(wanted.keys() - found, 0.0) == pytest.approx(
+                    wanted, abs=3e-3
+                )
                 value = words.value(state.logits[None])
                 assert value is not None
                 assert float(value[0]) == pytest.approx(truth.contrast, abs=0.02)
