@@ -16,7 +16,7 @@ area under it and CMD the area between it and 1, both by the trapezoid rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,8 +114,9 @@ def validity_card(
     stored = read_model(path, ValidityCard, key)
     if stored is not None:
         return stored, path
-    work.require_healthy(judged[0].prompt)
     every = {one.prompt.prompt_id: one for one in (*judged, *pool)}
+    of_prompts = _paraphrased(request, every)  # what is refused is, before anything runs
+    work.require_healthy(judged[0].prompt)
     subjects = {
         prompt_id: subject
         for prompt_id, one in tracked(list(every.items()), "captures", work.progress)
@@ -129,7 +130,7 @@ def validity_card(
     ]
     if not mine:
         raise WorkFailed("no prompt has a shift of half a logit: nothing is there to be carried")
-    reworded, without = _reworded(work.pair, every, request)
+    reworded, without = _reworded(work.pair, every, request, of_prompts)
     left_out += [
         UnusedPrompt(prompt_id=prompt_id, reason="a paraphrase's shift is too small")
         for prompt_id in without
@@ -212,30 +213,39 @@ def _runs_of(
     return CardPrompt.of_runs(prompt.prompt_id, prompt.category, runs, by_position=by_position)
 
 
-def _reworded(
-    pair: ModelPair, every: Mapping[str, ChosenPrompt], request: ValidityRequest
-) -> tuple[dict[str, list[CardPrompt]], list[str]]:
-    """Prompt id -> its paraphrases in the order of the file; ids of those without a shift.
+def _paraphrased(request: ValidityRequest, every: Iterable[str]) -> list[str]:
+    """The prompt of each paraphrase.
 
     Raises:
-        RequestError: If a paraphrase is of none of the prompts, or there is nothing to choose.
+        RequestError: If one is of none of the prompts, or of several.
     """
-    found: dict[str, list[CardPrompt]] = {}
-    without = []
-    if request.paraphrases and request.choice.by != "top":
-        raise RequestError("--paraphrases: nothing is chosen again where nodes are named")
+    found = []
     for one in request.paraphrases:
         ids = [prompt_id for prompt_id in every if prompt_id.startswith(one.prompt_id)]
         if len(ids) != 1:
             raise RequestError(
                 f"--paraphrases: {one.prompt_id} begins the id of {len(ids)} prompts of the card"
             )
-        of = every[ids[0]]
-        subject = _runs_of(pair, pair.input_ids(pair.prompt(one.text)), of, request)
+        found += ids
+    return found
+
+
+def _reworded(
+    pair: ModelPair,
+    every: Mapping[str, ChosenPrompt],
+    request: ValidityRequest,
+    of_prompts: Sequence[str],
+) -> tuple[dict[str, list[CardPrompt]], list[str]]:
+    """Prompt id -> its paraphrases in the order of the file; ids of those without a shift."""
+    found: dict[str, list[CardPrompt]] = {}
+    without = []
+    for one, prompt_id in zip(request.paraphrases, of_prompts, strict=True):
+        ids = pair.input_ids(pair.prompt(one.text))
+        subject = _runs_of(pair, ids, every[prompt_id], request)
         if subject.runs.measurable:
-            found.setdefault(ids[0], []).append(subject)
+            found.setdefault(prompt_id, []).append(subject)
         else:
-            without.append(ids[0])
+            without.append(prompt_id)
     return found, without
 
 

@@ -124,6 +124,8 @@ class ValidityRequest(Frozen):
             raise RequestError(f"--nodes {self.nodes}: a node is named twice")
         if self.by_position and not all(isinstance(one, Feature) for one in choice.named):
             raise RequestError("--nodes: name all nodes as LAYER/ID, or all as LAYER/POSITION/ID")
+        if self.paraphrases and choice.by == "name":
+            raise RequestError("--paraphrases: nothing is chosen again where nodes are named")
         return self
 
     @property

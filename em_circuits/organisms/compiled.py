@@ -28,9 +28,8 @@ import yaml
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from jaxtyping import Float
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from em_circuits.contrast import Contrast
 from em_circuits.models import ModelPair, PairSettings
@@ -45,6 +44,7 @@ from em_circuits.organisms.known import (
     Program,
     Signal,
 )
+from em_circuits.organisms.two_layers import word_tokenizer
 
 SCALE = 256.0
 """The constant direction's length: larger, and float32 rounds more; smaller, and norms leak."""
@@ -77,7 +77,7 @@ def write_known(
     network = _Network(program)
     base = directory / "base"
     network.model().save_pretrained(base)
-    _tokenizer(program).save_pretrained(base)
+    word_tokenizer(program.tokens, unknown=NO).save_pretrained(base)
     if not program.exact_transcoders:
         return KnownPaths(base, None)
     folder = directory / (cross_layer or "transcoders")
@@ -269,16 +269,3 @@ class _Network:
                 clt.b_enc[layer, number] = bias[number]
                 clt.W_dec[layer][number, 0] = self.axis[neuron.name].float()
         return clt
-
-
-def _tokenizer(program: Program) -> PreTrainedTokenizerFast:
-    """One token a word; words are separated by blanks."""
-    vocabulary = {word: number for number, word in enumerate(program.tokens)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=NO))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, unk_token=NO, model_max_length=64
-    )

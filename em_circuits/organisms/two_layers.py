@@ -8,6 +8,7 @@ words that were said before, so that nothing but looking back helps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +52,8 @@ def two_layer_pair(task: ClassicTask, directory: Path, *, seed: int = 0) -> Mode
     else:
         drawn = indirect_objects(_DRAWN, seed=seed + 1)
     sentences = [one.text + one.right for one in drawn]
-    tokenizer = word_tokenizer(sentences)
+    words = (word for text in sentences for word in text.split())
+    tokenizer = word_tokenizer(dict.fromkeys([BOS, UNKNOWN, *words]))
     model = _trained(tokenizer, sentences, seed)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -66,17 +68,21 @@ def two_layer_pair(task: ClassicTask, directory: Path, *, seed: int = 0) -> Mode
     )
 
 
-def word_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word; words are separated by blanks."""
-    words = dict.fromkeys([BOS, UNKNOWN, *(w for text in sentences for w in text.split())])
+def word_tokenizer(words: Iterable[str], unknown: str = UNKNOWN) -> PreTrainedTokenizerFast:
+    """One token a word; words are separated by blanks.
+
+    Args:
+        words: In the order of their ids; `BOS` and `unknown` are among them.
+        unknown: Stands for any other word.
+    """
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, unk_token=UNKNOWN, model_max_length=64
+        tokenizer_object=tokenizer, bos_token=BOS, unk_token=unknown, model_max_length=64
     )
 
 

@@ -138,21 +138,24 @@ def lock_name(connection: Connection, name: str) -> None:
 
 def upsert(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
     """Insert a row, or replace the rest of the row that has the same keys."""
-    keys = _keys(table)
-    statement = _insert(connection, table).values(**row)
-    rest = {name: statement.excluded[name] for name in row if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
+    connection.execute(_replacing(connection, table, row))
 
 
 def put_payload(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """As `upsert`, unless the row that stands there has this payload; True if anything changed."""
+    changed = _replacing(connection, table, row, unless_same="payload")
+    return connection.execute(changed.returning(table.c[_keys(table)[0]])).first() is not None
+
+
+def _replacing(
+    connection: Connection, table: Table, row: Mapping[str, Any], *, unless_same: str | None = None
+) -> sqlite.Insert | postgresql.Insert:
     keys = _keys(table)
     statement = _insert(connection, table).values(**row)
-    rest = {name: statement.excluded[name] for name in row if name not in keys}
-    changed = statement.on_conflict_do_update(
-        index_elements=keys, set_=rest, where=table.c.payload != statement.excluded.payload
-    )
-    return connection.execute(changed.returning(table.c[keys[0]])).first() is not None
+    there = statement.excluded
+    differs = None if unless_same is None else table.c[unless_same] != there[unless_same]
+    rest = {name: there[name] for name in row if name not in keys}
+    return statement.on_conflict_do_update(index_elements=keys, set_=rest, where=differs)
 
 
 def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
