@@ -392,6 +392,11 @@ class Branch:
                 starts.append(term.reads(n_prompt).start)
         return min(starts)
 
+    @property
+    def first_layer(self) -> int | None:
+        """First layer whose output a term reads; None where all read logits."""
+        return min((t.layer for t in self.terms if t.layer is not None), default=None)
+
     def n_read(self, n_prompt: int) -> int:
         """Positions whose logits are kept."""
         return len(self._kept(n_prompt))

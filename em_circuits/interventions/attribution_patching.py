@@ -34,9 +34,9 @@ from em_circuits.contrast import Contrast
 from em_circuits.graphs.gradient import gradients_at
 from em_circuits.graphs.held import Nodes, read_sites
 from em_circuits.interventions.adapter_writes import Readers
-from em_circuits.interventions.run import WORTH_IT, Prefix
+from em_circuits.interventions.run import WORTH_IT, SharedRun
 from em_circuits.models import Model
-from em_circuits.models.sites import Site, on_site
+from em_circuits.models.sites import Site, on_site, started_at
 from pivotal_tokens.errors import RequestError
 
 SiteKind = Literal["mlp", "head"]
@@ -159,9 +159,11 @@ class SitePatch:
     @torch.no_grad()
     def measured(self, chosen: Bool[Tensor, "row layer pos unit"]) -> Float64[Tensor, " row"]:
         """Effect of each row's sites together, really patched."""
-        any_at = (chosen & self.differs).any(3).any(1).int()
-        first = torch.where(any_at.any(1), any_at.argmax(1), self.shape[1] - 1)
-        order = first.argsort(descending=True, stable=True)  # a batch starts at its first change
+        changed = (chosen & self.differs).any(3)
+        at, layer = changed.any(1).int(), changed.any(2).int().argmax(1)
+        first = torch.where(at.any(1), at.argmax(1), self.shape[1] - 1)
+        # A batch starts at its first changed position, in its first changed layer.
+        order = (first * self.shape[0] + layer).argsort(descending=True, stable=True)
         effects = torch.empty(len(chosen), dtype=torch.float64)
         for rows in order.split(_ROWS):
             effects[rows] = self._undisturbed - self._run(chosen[rows], int(first[rows].min()))
@@ -231,8 +233,8 @@ class SitePatch:
         return Nodes.of(parts, torch.cat(coordinates), torch.cat(activation))
 
     @cached_property
-    def _prefix(self) -> Prefix:
-        return Prefix(self.model, self.input_ids.to(self.model.device))
+    def _shared(self) -> SharedRun:
+        return SharedRun(self.model, self.input_ids.to(self.model.device))
 
     @cached_property
     def _undisturbed(self) -> float:
@@ -261,9 +263,11 @@ class SitePatch:
     ) -> Float64[Tensor, " row"]:
         start, cached = (first if first >= WORTH_IT else 0), {}
         if start:
-            cached = {self.model.decoder.cache_name: self._prefix.cache(start, len(chosen))}
+            cached = {self.model.decoder.cache_name: self._shared.cache(start, len(chosen))}
         ids = self.input_ids[start:].to(self.model.device).expand(len(chosen), -1)
-        with self.installed(chosen, start=start):
+        layer = int((chosen & self.differs).any(3).any(2).any(0).int().argmax())
+        below = self._shared.below(layer, len(chosen), start) if layer else None
+        with self.installed(chosen, start=start), started_at(self.model.decoder, below):
             output = self.model.hf(
                 input_ids=ids, use_cache=bool(cached), logits_to_keep=1, **cached
             )

@@ -26,7 +26,7 @@ from enum import StrEnum
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import model_validator
 from torch import Tensor
 
@@ -269,6 +269,34 @@ class EditBatch:
         columns = [column[part] for column in self._columns()]
         controls = self.controls[start:stop]
         return EditBatch(stop - start, self.row[part] - start, *columns, controls)  # type: ignore[call-arg,arg-type]
+
+    def key(self) -> bytes:
+        """What tells its lines from others, whatever their row; empty if there are none."""
+        return b"".join(column.numpy().tobytes() for column in self._columns())
+
+    def lines(self, which: Bool[Tensor, " op"]) -> EditBatch:
+        """Some of the lines; the rows stay."""
+        columns = [column[which] for column in self._columns()]
+        return EditBatch(self.n_rows, self.row[which], *columns, self.controls)  # type: ignore[call-arg,arg-type]
+
+    def in_every_row(self) -> Bool[Tensor, " op"]:
+        """Lines that stand alike in all of several rows; none where rows have controls."""
+        none = torch.zeros(len(self.row), dtype=torch.bool)
+        if self.n_rows < 2 or self.controls:
+            return none
+        counts = self.row.bincount(minlength=self.n_rows)
+        if not counts.min():
+            return none
+        n_pos, width = int(self.position.max()) + 1, int(self.feature.max()) + 1
+        place = (self.layer * n_pos + self.position) * width + self.feature
+        shortest = (self.row == counts.argmin()).nonzero()[:, 0]
+        shortest = shortest[place[shortest].argsort()]
+        at = torch.searchsorted(place[shortest], place).clamp(max=len(shortest) - 1)
+        alike = place[shortest][at] == place
+        for column in (self.gain, self.offset, self.cap):
+            alike &= column[shortest][at] == column
+        times = at[alike].bincount(minlength=len(shortest))
+        return alike & (times == self.n_rows)[at]
 
     def layer_ops(self, layer: int) -> EditBatch:
         """The lines of one layer, in their order."""

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from em_circuits.models import Model
 from em_circuits.models.dictionaries import CHUNK, Dictionary, Encoder, one_layer_only
 
-_DENSE = 1 / 8
-"""Share of all pairs of a place and a node above which all of them are computed at once."""
+_CROWDED = 1 / 8
+"""Share of the nodes at a place above which all of them are computed there at once."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,22 @@ class FeatureRows:
         which: Int64[Tensor, " op"],
     ) -> Float[Tensor, " op"]:
         """Activation of node ``which[i]`` on ``inputs[place[i]]`` for every i."""
-        if self.is_dense(len(which), len(inputs)):
-            return self.encoder.encode(inputs)[place, which]
-        return self.encoder.activations(inputs[place], which)
+        crowded = self._crowded(place, len(inputs))
+        many = crowded[place]
+        if not many.any():
+            return self.encoder.activations(inputs[place], which)
+        row = (crowded.cumsum(0) - 1)[place[many]]
+        together = self.encoder.encode(inputs[crowded])[row, which[many]]
+        if many.all():
+            return together
+        found = together.new_empty(len(which))
+        found[many] = together
+        found[~many] = self.encoder.activations(inputs[place[~many]], which[~many])
+        return found
 
-    def is_dense(self, n_ops: int, n_places: int) -> bool:
-        """Whether one product over all nodes and places costs less than one a pair."""
-        return n_ops > _DENSE * n_places * len(self.ids)
+    def _crowded(self, place: Int64[Tensor, " op"], n_places: int) -> Bool[Tensor, " place"]:
+        """Where one product over all nodes costs less than one a pair."""
+        return place.bincount(minlength=n_places) > _CROWDED * len(self.ids)
 
     def written(
         self,
@@ -76,12 +85,15 @@ class FeatureRows:
     ) -> Float[Tensor, "place d_model"]:
         """Sum of ``amounts[i] * decoders[write][which[i]]`` at ``place[i]``, in float32."""
         decoder = self.decoders[write]
-        if self.is_dense(len(which), n_places):
-            whole = amounts.new_zeros(n_places, len(self.ids), dtype=torch.float32)
-            return (
-                whole.index_put((place, which), amounts.float(), accumulate=True) @ decoder.float()
-            )
         total = torch.zeros((n_places, decoder.shape[1]), device=decoder.device)
+        crowded = self._crowded(place, n_places)
+        many = crowded[place]
+        if many.any():
+            row = (crowded.cumsum(0) - 1)[place[many]]
+            whole = amounts.new_zeros(int(crowded.sum()), len(self.ids), dtype=torch.float32)
+            whole.index_put_((row, which[many]), amounts[many].float(), accumulate=True)
+            total[crowded] = whole @ decoder.float()
+            amounts, which, place = amounts[~many], which[~many], place[~many]
         for i in range(0, len(which), CHUNK):
             part = slice(i, i + CHUNK)
             vectors = amounts[part, None] * decoder[which[part]]

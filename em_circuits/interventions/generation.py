@@ -182,7 +182,9 @@ class _Run:
 
     def _prompt(self, source: SourceModel | None) -> tuple[Float[Tensor, "row vocab"], Any]:
         stacked = BatchedCache.of(self._states)
-        batch = self._batches.batch(stacked, self._edits, replaces=source is not None)
+        batch = self._batches.batch(
+            stacked, self._edits, replaces=source is not None, every_layer=True
+        )
         if source is not None:
             batch.hooks.patched = source.run(input_ids=batch.input_ids, use_cache=True)
         return batch.run(use_cache=True)

@@ -44,7 +44,7 @@ def select_greedily(
     """Grow a set one by one, each time by the candidate that makes its value largest.
 
     Args:
-        measure: Values of some sets of candidates, all of one size.
+        measure: Values of some sets of candidates, which differ in their last member alone.
         n_candidates: Candidates are 0 to this number minus one.
         k: Members wanted.
 
@@ -93,15 +93,20 @@ def greedy_scores(
     places = state.active.cpu()[best]
     columns: Columns = contrast.terms if isinstance(contrast, Target) else targets
 
-    def effects(sets: list[list[int]]) -> Float[Tensor, "set target"]:
-        return set_effects(model, state, places[torch.tensor(sets)], targets=columns)
+    added: dict[int, Float[Tensor, " target"]] = {}
 
-    order = select_greedily(lambda sets: effects(sets) @ weights, n_candidates=len(best), k=k)
-    before = torch.zeros(len(columns))
-    for size, candidate in enumerate(order, start=1):
-        after = effects([order[:size]])[0]
-        scores[:, best[candidate]] = after - before
-        before = after
+    def effects(sets: list[list[int]]) -> Float[Tensor, " set"]:
+        """What each last member adds; of a chosen one what it did when it joined remains."""
+        every = torch.tensor(sets)
+        found = set_effects(
+            model, state, places[every[:, -1:]], targets=columns, beside=places[every[0, :-1]]
+        )
+        added.update(zip(every[:, -1].tolist(), found, strict=True))
+        return found @ weights
+
+    order = select_greedily(effects, n_candidates=len(best), k=k)
+    for candidate in order:
+        scores[:, best[candidate]] = added[candidate]
     return scores, best[torch.tensor(order, dtype=torch.int64)]
 
 

@@ -172,9 +172,11 @@ def _branch_gradients(
 ) -> Float[Tensor, "target layer pos d_model"]:
     n_rows, n_prompt = len(points), len(input_ids)
     shape = (n_rows, n_prompt + len(branch.forced), model.dictionaries[0].d_model)
+    # Below the first layer that moves nothing is asked for, and nothing is differentiated.
+    first = min(moves, default=0)
     nudges = [
         torch.zeros(shape, dtype=model.dtype, device=model.device, requires_grad=True)
-        for _ in range(model.sites.n_layers)
+        for _ in range(first, model.sites.n_layers)
     ]
     seen: dict[int, Tensor] = {}
     shifts: dict[int, Callable[[int], Tensor]] = {}
@@ -190,7 +192,7 @@ def _branch_gradients(
         for below, shift in shifts.items():
             if layer - below < model.dictionaries[below].n_writes:
                 output = output + shift(layer - below)
-        return output + nudges[layer]
+        return output + nudges[layer - first] if layer >= first else output
 
     with (
         torch.enable_grad(),
@@ -198,7 +200,8 @@ def _branch_gradients(
         branch.reading(model.hf, input_ids.to(model.device)) as reading,
     ):
         found = gradients_of(reading.run(model.hf, n_rows).sum(0), nudges)
-    return torch.stack([g[:, :, :n_prompt].sum(1) for g in found], dim=1).float()
+    known = torch.stack([g[:, :, :n_prompt].sum(1) for g in found], dim=1).float()
+    return torch.cat([known.new_zeros(len(known), first, *known.shape[2:]), known], dim=1)
 
 
 def _shift(move: _LayerMove, inputs: Tensor, points: Tensor) -> Callable[[int], Tensor]:

@@ -53,6 +53,8 @@ Direction = Literal["sufficiency", "necessity"]
 
 MIN_SHIFT = 0.5
 """Logits, or nats; a smaller shift, or one away from evil, has no shares."""
+_LAYERS = 4
+"""Whose features are set in one run."""
 MIN_PART = 0.01
 """The same along a direction, whose length is anybody's: part of the larger of the two values."""
 
@@ -294,10 +296,16 @@ class ActivationPatch:
 
     def layer_shares(self) -> tuple[float | None, ...]:
         """Share of each layer's changed features, set together; None where there are no shares."""
-        layers = range(self.models[0].sites.n_layers)
-        of = self.diff.coordinates[:, 0]
-        shares = self.shares(self.run([(of == layer).nonzero()[:, 0] for layer in layers]))
-        return tuple(None for _ in layers) if shares is None else tuple(shares.tolist())
+        n_layers = self.models[0].sites.n_layers
+        if self.shift is None:
+            return (None,) * n_layers
+        found, of = torch.zeros(n_layers), self.diff.coordinates[:, 0]
+        # A few at a time: those of high layers have little to run.
+        for layers in of.unique().split(_LAYERS):
+            shares = self.shares(self.run([(of == layer).nonzero()[:, 0] for layer in layers]))
+            assert shares is not None
+            found[layers] = shares.float()
+        return tuple(found.tolist())
 
     def component_shares(self) -> Shares:
         """Shares of features, errors, attention, and all at once."""

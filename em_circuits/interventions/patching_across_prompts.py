@@ -254,9 +254,9 @@ def effects_of(
             diff.scanned_effects(model, cache, subject.contrast),
         )
         pearson = float(torch.corrcoef(torch.stack(both))[0, 1])
-    share: dict[FeatureId, float] = {}
-    for key, value in zip(_keys(patch), integrated.tolist(), strict=True):
-        share[key] = share.get(key, 0.0) + value / shift
+    ids, of = _ids(diff.coordinates)
+    values = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, of, integrated.double())
+    share = dict(zip(ids, (values / shift).tolist(), strict=True))
     own = diff.coordinates[integrated.argsort(descending=True, stable=True)[:OWN]]
     return Effects(subject, patch.contrasts, patch.evil_mass, share, own, pearson)
 
@@ -310,8 +310,14 @@ def pooled(
     return float(back.sum() / shift.sum()), ratio_interval(back, shift, seed=seed)
 
 
-def _keys(patch: ActivationPatch) -> list[FeatureId]:
-    return [FeatureId(layer, feature) for layer, _, feature in patch.diff.coordinates.tolist()]
+def _ids(
+    coordinates: Int64[Tensor, "changed 3"],
+) -> tuple[list[FeatureId], Int64[Tensor, " changed"]]:
+    """The ids that change at any position, sorted, and the number of each changed feature's."""
+    layer, _, feature = coordinates.unbind(1)
+    radix = int(feature.max()) + 1 if len(feature) else 1
+    keys, of = (layer * radix + feature).unique(return_inverse=True)
+    return [FeatureId(key // radix, key % radix) for key in keys.tolist()], of
 
 
 def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[FeatureId]:
@@ -337,11 +343,9 @@ def _measured(
     seed: int,
 ) -> PromptResult:
     """Every size and draw of one prompt, in one run."""
-    keys = _keys(patch)
-    ids = sorted(set(keys))
+    ids, of = _ids(patch.diff.coordinates)
     number = {key: i for i, key in enumerate(ids)}
-    # of[c]: number of the id that changed feature c has; rank[i]: place of id i among the ranked.
-    of = torch.tensor([number[key] for key in keys])
+    # Place of each id among the ranked.
     rank = torch.full((len(ids),), len(ranked))
     for place, key in enumerate(ranked):
         if key in number:
@@ -358,7 +362,9 @@ def _measured(
             random = matched_draws(pool, chosen, n_draws=n_random, seed=seed + k)
         spans.append((len(subsets), 0 if random is None else n_random))
         for part in (chosen, *(random if random is not None else ())):
-            subsets.append(torch.isin(of, part).nonzero()[:, 0])
+            inside = torch.zeros(len(ids), dtype=torch.bool)
+            inside[part] = True
+            subsets.append(inside[of].nonzero()[:, 0])
     logits = patch.run([*subsets, _places(patch.diff.coordinates, effects.own)])
     back = patch.recovered(logits).double()
     masses = patch.masses(logits)

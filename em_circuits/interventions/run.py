@@ -11,18 +11,22 @@ Rows may be of one prompt or each of its own.
 forces are run after the prompt, and are to an intervention what generated tokens are.
 
 What is added where stands in `em_circuits.interventions.hooks`. Attention is causal, so positions
-before the first one that any row hooks are the same in all of them: they are run once, their keys
-and values are copied to every row, and the batch runs only what comes after.
+before the first one at which rows differ are the same in all of them: they are run once, their keys
+and values are copied to every row, and the batch runs only what comes after. The same holds of the
+layers below the first one in which rows differ: the batch starts with what they give. Features that
+all rows change alike, as in a search that has chosen them, count as no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from itertools import repeat
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -42,6 +46,7 @@ from em_circuits.interventions.regimes import FrozenMLP, frozen
 from em_circuits.interventions.source_model import source_model_for
 from em_circuits.models import Model
 from em_circuits.models.memory import BatchSize
+from em_circuits.models.sites import LayerOutput, started_at
 from em_circuits.target import Branch, Columns
 from pivotal_tokens.errors import RequestError
 
@@ -155,9 +160,12 @@ def iter_values(
     targets: Columns,
     regime: Regime = Regime.FREE,
     *,
-    batch_size: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "row target"]]]:
-    """Like `run_values`, batch by batch: (number of the first row, its values)."""
+    """Like `run_values`, batch by batch: (number of the first row, its values).
+
+    `batch_size` may give the rows of each pass, too.
+    """
     n_rows = rows.n_rows if isinstance(rows, EditBatch) else len(rows)
     given: Sequence[Row] = []
     if not isinstance(rows, EditBatch):
@@ -175,22 +183,26 @@ def iter_values(
         runs.append((branch, longer, edits, Batches(model, [edits], regime)))
     if not runs:
         return
-    size = batch_size or default_batch(model, state, regime, targets=targets)
 
     def values(start: int, stop: int) -> Tensor:
         total = torch.zeros(stop - start, len(targets))
         for branch, longer, edits, batches in runs:
             part = edits.rows(start, stop)
-            first = branch.first_read(state.n_pos)
-            batch = batches.batch(BatchedCache.of([longer]), part, at_most=first)
+            batch = batches.batch(BatchedCache.of([longer]), part, branch, state.n_pos)
             total += batch.values(branch, state.input_ids).cpu()
         return total
 
     if batch_size is None:
-        yield from BatchSize(size).over(n_rows, values)
-    else:  # whoever gives a size may rely on it
-        for start in range(0, n_rows, size):
-            yield start, values(start, min(start + size, n_rows))
+        yield from BatchSize(default_batch(model, state, regime, targets=targets)).over(
+            n_rows, values
+        )
+        return
+    start = 0  # whoever gives sizes may rely on them
+    for size in repeat(batch_size) if isinstance(batch_size, int) else batch_size:
+        yield start, values(start, min(start + size, n_rows))
+        start += size
+        if start >= n_rows:
+            return
 
 
 def with_forced(model: Model, state: ActivationCache, branch: Branch) -> ActivationCache:
@@ -269,31 +281,44 @@ def default_batch(
 
 
 class Batches:
-    """Makes the batches of one run; what they have in common is fetched once."""
+    """Makes the batches of one run; what they have in common is fetched or run once."""
 
     def __init__(
         self, model: Model, every: Sequence[EditBatch], regime: Regime, *, share_prefix: bool = True
     ) -> None:
         self.model, self.regime = model, regime
         self.rows = read_rows(model, every)
-        self._share_prefix = share_prefix and not regime.freezes_norms
-        self._prefix: tuple[ActivationCache, Prefix] | None = None
+        self._shares = share_prefix and not regime.freezes_norms
+        self._known: tuple[ActivationCache, dict[bytes, SharedRun]] | None = None
         self._mlps: tuple[ActivationCache, dict[int, FrozenMLP]] | None = None
 
     def batch(
         self,
         stacked: BatchedCache,
         edits: EditBatch,
+        branch: Branch | None = None,
+        n_prompt: int = 0,
         *,
         replaces: bool = False,
-        at_most: int | None = None,
+        every_layer: bool = False,
     ) -> Batch:
-        """A batch of prompts, ready to run; from position `at_most` on at the latest."""
-        start, cache = 0, None
-        if self._share_prefix and stacked.shared and not replaces:
-            prefix = self._prefix_of(stacked.states[0])
-            start = prefix.length(edits, at_most)
-            cache = prefix.cache(start, edits.n_rows) if start else None
+        """A batch of prompts, ready to run.
+
+        Args:
+            stacked: Of each row.
+            edits: Of each row.
+            branch: What is read of it; None for the next token's logits.
+            n_prompt: Length of the prompt that the branch goes on.
+            replaces: Whether rows also take tensors of another model.
+            every_layer: Whether the rows' keys and values are wanted.
+        """
+        start, cache, below = 0, None, None
+        if self._shares and stacked.shared and not replaces:
+            start, layer, edits, shared = self._start(
+                stacked, edits, branch, n_prompt, every_layer=every_layer
+            )
+            cache = shared.cache(start, edits.n_rows) if shared and start else None
+            below = shared.below(layer, edits.n_rows, start) if shared and layer else None
         hooks = Hooks(
             self.model,
             edits,
@@ -303,12 +328,60 @@ class Batches:
             stacked,
             self._frozen_mlps(stacked) if self.regime.freezes_norms else {},
         )
-        return Batch(stacked, hooks, cache)
+        return Batch(stacked, hooks, cache, below)
 
-    def _prefix_of(self, state: ActivationCache) -> Prefix:
-        if self._prefix is None or self._prefix[0] is not state:
-            self._prefix = state, Prefix(self.model, state.input_ids)
-        return self._prefix[1]
+    def _start(
+        self,
+        stacked: BatchedCache,
+        edits: EditBatch,
+        branch: Branch | None,
+        n_prompt: int,
+        *,
+        every_layer: bool,
+    ) -> tuple[int, int, EditBatch, SharedRun | None]:
+        """First position and layer at which rows differ, what is left to be edited from there on,
+        and the run that they share until then: of three ways the one with least to compute."""
+        model, n_pos, n_layers = self.model, stacked.n_pos, self.model.sites.n_layers
+        common = edits.in_every_row()
+        found: list[tuple[int, int, int, EditBatch, SharedRun | None]]
+        found = [(edits.n_rows * n_pos * n_layers, 0, 0, edits, None)]
+        for alike in [torch.zeros_like(common), common] if common.any() else [common]:
+            own = edits.lines(~alike)
+            start = _least(own.position, branch.first_read(n_prompt) if branch else None)
+            start = start if start >= WORTH_IT else 0
+            # What a cross-layer feature writes further up is added where its own layer is run.
+            written = own if model.dictionaries[0].n_writes == 1 else edits
+            layer = _least(written.layer, branch.first_layer if branch else None)
+            layer = 0 if every_layer else layer
+            shared = self._shared(stacked, edits.rows(0, 1), alike[edits.row == 0])
+            cost = edits.n_rows * (n_pos - start) * (n_layers - layer)
+            cost += 0 if shared.is_run else n_pos * n_layers
+            left = edits.lines(~alike | (edits.position >= start))
+            found.append((cost, start, layer, left, shared))
+        return min(found, key=lambda option: option[0])[1:]
+
+    def _shared(
+        self, stacked: BatchedCache, row: EditBatch, alike: Bool[Tensor, " op"]
+    ) -> SharedRun:
+        """The run of some lines of a row."""
+        state = stacked.states[0]
+        if self._known is None or self._known[0] is not state:
+            self._known = state, {}
+        known, lines = self._known[1], row.lines(alike)
+        key = lines.key()
+        if key not in known:
+            self._known = state, {k: run for k, run in known.items() if not k}  # a search goes on
+            known = self._known[1]
+            known[key] = SharedRun(
+                self.model, state.input_ids, partial(self._edited, stacked, lines)
+            )
+        return known[key]
+
+    @contextlib.contextmanager
+    def _edited(self, stacked: BatchedCache, lines: EditBatch) -> Iterator[None]:
+        hooks = Hooks(self.model, lines, self.rows, self.regime, stacked=stacked)
+        with frozen(self.model, stacked, self.regime), hooks.installed():
+            yield
 
     def _frozen_mlps(self, stacked: BatchedCache) -> dict[int, FrozenMLP]:
         layers = range(self.model.sites.n_layers)
@@ -324,8 +397,16 @@ class Batches:
 class Batch:
     """One forward pass over the prompts of some rows."""
 
-    def __init__(self, stacked: BatchedCache, hooks: Hooks, cache: Any) -> None:
-        self.stacked, self.hooks, self._cache = stacked, hooks, cache
+    def __init__(
+        self,
+        stacked: BatchedCache,
+        hooks: Hooks,
+        cache: Any,
+        below: tuple[int, LayerOutput] | None = None,
+    ) -> None:
+        """`cache` holds the positions before the first that is run, `below` what the layers below
+        the first that is run (its number) give; None where all are run."""
+        self.stacked, self.hooks, self._cache, self._below = stacked, hooks, cache, below
         ids = stacked.input_ids.expand(hooks.edits.n_rows, -1)
         self.input_ids: Int64[Tensor, "row pos"] = ids[:, hooks.start :]
 
@@ -341,6 +422,7 @@ class Batch:
         with (
             frozen(model, self.stacked, hooks.regime, start=hooks.start),
             hooks.installed(),
+            started_at(model.decoder, self._below),
         ):
             output = model.hf(
                 input_ids=self.input_ids,
@@ -364,6 +446,7 @@ class Batch:
             branch.reading(model.hf, prompt, start=hooks.start) as reading,
             frozen(model, self.stacked, hooks.regime, start=hooks.start),
             hooks.installed(),
+            started_at(model.decoder, self._below),
         ):
             output = model.hf(
                 input_ids=self.input_ids,
@@ -374,23 +457,33 @@ class Batch:
         return reading.values(output.logits)
 
 
+def _least(values: Int64[Tensor, " op"], at_most: int | None) -> int:
+    """The least of what rows change and of what is read; 0 where nothing is changed."""
+    if not len(values):
+        return 0
+    least = int(values.min())
+    return least if at_most is None else min(least, at_most)
+
+
 WORTH_IT = 2
 """Positions below which a prefix saves nothing."""
 
 
-class Prefix:
-    """Keys and values of one undisturbed prompt, every position's in every layer."""
+class SharedRun:
+    """One prompt with what all rows change alike: what every layer gives, keys and values."""
 
-    def __init__(self, model: Model, input_ids: Int64[Tensor, " pos"]) -> None:
-        self._model, self._input_ids = model, input_ids
+    def __init__(
+        self,
+        model: Model,
+        input_ids: Int64[Tensor, " pos"],
+        edited: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._model, self._input_ids, self._edited = model, input_ids, edited
 
-    def length(self, edits: EditBatch, at_most: int | None = None) -> int:
-        """Positions that all rows of a edits share; 0 where it is not worth it."""
-        if not len(edits.position):
-            return 0
-        first = int(edits.position.min())
-        first = first if at_most is None else min(first, at_most)
-        return first if first >= WORTH_IT else 0
+    @property
+    def is_run(self) -> bool:
+        """Whether it costs nothing any more."""
+        return "_pass" in self.__dict__
 
     def cache(self, length: int, n_rows: int) -> DynamicCache:
         """A cache of the first positions for every row."""
@@ -400,18 +493,44 @@ class Prefix:
             cache.update(own[0], own[1], layer)
         return cache
 
-    @cached_property
+    def below(self, first: int, n_rows: int, start: int) -> tuple[int, LayerOutput]:
+        """What stands for the layers below layer `first` (1 or more), from a position on, with that
+        layer's number."""
+        output = self._outputs[first - 1]
+        stream = output.stream[:, start:].expand(n_rows, -1, -1)
+        return first, LayerOutput(stream, output.in_tuple)
+
+    @property
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return self._pass[0]
+
+    @property
+    def _outputs(self) -> list[LayerOutput]:
+        return self._pass[1]
+
+    @cached_property
+    def _pass(self) -> tuple[list[tuple[Tensor, Tensor]], list[LayerOutput]]:
         # A cache of no particular model: its own would drop what lies before a layer's window,
         # and a position that is cut off in the middle still attends to that.
         whole = DynamicCache()
-        with torch.no_grad():
-            self._model.hf(
-                input_ids=self._input_ids[None],
-                use_cache=True,
-                logits_to_keep=1,
-                **{self._model.decoder.cache_name: whole},
-            )
+        outputs: list[LayerOutput] = []
+        layers = [one.module for one in self._model.decoder.layers]
+        handles = [
+            module.register_forward_hook(lambda _m, _a, out: outputs.append(LayerOutput.of(out)))
+            for module in layers
+        ]
+        try:
+            with torch.no_grad(), self._edited():
+                self._model.hf(
+                    input_ids=self._input_ids[None],
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **{self._model.decoder.cache_name: whole},
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
         found: list[Any] = [(layer.keys, layer.values) for layer in whole.layers]
         assert all(keys.shape[2] == len(self._input_ids) for keys, _ in found)
-        return found
+        assert len(outputs) == len(layers)
+        return found, outputs

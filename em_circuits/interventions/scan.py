@@ -21,6 +21,7 @@ of the other's work, or one undoes what the other does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,9 @@ from em_circuits.interventions.run import default_batch, iter_values
 from em_circuits.models import Model
 from em_circuits.target import Columns, Target, WordContrast, terms_of
 from pivotal_tokens.errors import RequestError
+
+_LONGER, _ALSO = 1.5, 8
+"""Positions that a row of a batch may run: so many times those it must, and so many more."""
 
 
 def ablation_effects(
@@ -74,6 +78,7 @@ def set_effects(
     sets: Int[Tensor, "set member 3"],
     *,
     targets: Columns | Contrast | Target,
+    beside: Int[Tensor, "feature 3"] | None = None,
     regime: Regime = Regime.FREE,
     batch_size: int | None = None,
 ) -> Float[Tensor, "set target"]:
@@ -84,6 +89,7 @@ def set_effects(
         state: The prompt, captured on it.
         sets: (layer, position, feature id) of each set's members, all different.
         targets: As for `ablation_effects`, which this is for sets of one.
+        beside: Other features, ablated all the while: what the sets add to that.
         regime: What is frozen meanwhile.
         batch_size: Sets per forward pass; None fits them into memory.
 
@@ -103,10 +109,15 @@ def set_effects(
     effects, done = torch.empty((len(members), n_targets)), 0
     if not len(members):
         return effects
-    # Late positions first: a batch runs nothing before the first position that it changes.
-    order = members[:, :, 1].amin(1).argsort(descending=True, stable=True)
-    edits = _with_undisturbed(members[order], size)
-    for _, values in iter_values(model, state, edits, columns, regime, batch_size=size):
+    held = members.new_zeros(0, 3) if beside is None else beside.cpu().long()
+    # Late positions first, of those high layers: a batch runs nothing before what it changes.
+    first = members[:, :, 1].amin(1) * model.sites.n_layers + members[:, :, 0].amin(1)
+    order = first.argsort(descending=True, stable=True)
+    lengths = (state.n_pos - members[order, :, 1].amin(1)).tolist()
+    sizes = _batches(lengths, size - 1)
+    edits = _with_reference(members[order], held, sizes)
+    rows = [1 + n for n in sizes]
+    for _, values in iter_values(model, state, edits, columns, regime, batch_size=rows):
         found = values[:1] - values[1:]
         found = found if weights is None else (found @ weights)[:, None]
         effects[order[done : done + len(found)]] = found
@@ -114,16 +125,35 @@ def set_effects(
     return effects
 
 
-def _with_undisturbed(sets: Int[Tensor, "set member 3"], size: int) -> EditBatch:
-    """One row per set, its members ablated, and an empty row at the head of every `size` rows.
+def _batches(lengths: Sequence[int], most: int) -> list[int]:
+    """How many rows go together: none is run much longer than it need be, at ascending lengths."""
+    sizes, shortest = [0], lengths[0]
+    for length in lengths:
+        if sizes[-1] == most or length > _LONGER * shortest + _ALSO:
+            sizes.append(0)
+            shortest = length
+        sizes[-1] += 1
+    return sizes
+
+
+def _with_reference(
+    sets: Int[Tensor, "set member 3"], beside: Int[Tensor, "feature 3"], sizes: Sequence[int]
+) -> EditBatch:
+    """One row per set, its members ablated, and a row without at the head of each batch of so many
+    sets; in all of them `beside`.
 
     Effects are differences within a batch: in bfloat16 two batch shapes differ by more than many
     an effect.
     """
-    number = torch.arange(len(sets))
-    row = number + 1 + number // (size - 1)
+    number = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    row = torch.arange(len(sets)) + number + 1
+    n_rows = len(sets) + len(sizes)
     each = row.repeat_interleave(sets.shape[1])
-    return EditBatch.setting(int(row[-1]) + 1, each, sets.reshape(-1, 3), torch.zeros(len(each)))
+    every = torch.arange(n_rows).repeat_interleave(len(beside))
+    order = torch.cat([each, every]).argsort(stable=True)
+    places = torch.cat([sets.reshape(-1, 3), beside.repeat(n_rows, 1)])[order]
+    row = torch.cat([each, every])[order]
+    return EditBatch.setting(n_rows, row, places, torch.zeros(len(row)))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class NeuronDictionary(Dictionary):
         return linear(activations, matrix(self.down), self.down.bias)
 
     def decoder(self, ids: Int64[Tensor, " op"], write: int = 0) -> Float[Tensor, "op d_model"]:
-        return matrix(self.down).detach()[:, ids.to(self.down.weight.device)].T
+        # Row by row in memory, since rows of a transposed matrix are slow to gather.
+        return matrix(self.down).detach().T[ids.to(self.down.weight.device)].contiguous()
 
     def encoder(self, ids: Int64[Tensor, " op"]) -> NeuronEncoder:
         def rows(module: nn.Linear | Conv1D) -> tuple[Tensor, Tensor]:

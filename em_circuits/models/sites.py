@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -116,6 +117,58 @@ class FeatureSites:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a decoder layer gave, to start later passes behind it."""
+
+    stream: Float[torch.Tensor, "row pos d_model"]
+    in_tuple: bool
+    """Whether the layer gave a tuple with the stream in front, as older families' do."""
+
+    @classmethod
+    def of(cls, output: Any) -> LayerOutput:
+        if isinstance(output, tuple):
+            return cls(output[0], in_tuple=True)
+        return cls(output, in_tuple=False)
+
+    def as_given(self, stream: torch.Tensor) -> Any:
+        """A stream in the same form."""
+        return (stream,) if self.in_tuple else stream
+
+
+@contextlib.contextmanager
+def started_at(decoder: Decoder, below: tuple[int, LayerOutput] | None) -> Iterator[None]:
+    """Forward passes of the block run from a layer (1 or more) on, behind what the one below gave.
+
+    The layers below do nothing: no hook inside them runs, and a cache gets nothing from them. None
+    changes nothing.
+    """
+    if below is None:
+        yield
+        return
+    layer, given = below
+
+    def first(*_args: Any, **_options: Any) -> Any:
+        return given.as_given(given.stream)
+
+    def passed(stream: torch.Tensor, *_args: Any, **_options: Any) -> Any:
+        return given.as_given(stream)
+
+    # In front of the class's method, or of what somebody (a dispatcher over devices) put there.
+    skipped = [one.module.__dict__ for one in decoder.layers[:layer]]
+    before = [own.get("forward") for own in skipped]
+    try:
+        for i, own in enumerate(skipped):
+            own["forward"] = passed if i else first
+        yield
+    finally:
+        for own, forward in zip(skipped, before, strict=True):
+            if forward is None:
+                own.pop("forward", None)
+            else:
+                own["forward"] = forward
 
 
 @contextlib.contextmanager

@@ -53,9 +53,9 @@ def test_a_prefix_is_shared_although_windows_are_shorter(windowed, monkeypatch) 
 
     model, ids = windowed
     state, seen = ActivationCache.capture(model, ids), []
-    made = run.Prefix.cache
+    made = run.SharedRun.cache
     monkeypatch.setattr(
-        run.Prefix, "cache", lambda self, n, rows: seen.append(n) or made(self, n, rows)
+        run.SharedRun, "cache", lambda self, n, rows: seen.append(n) or made(self, n, rows)
     )
     run_rows(model, state, [[], ablations(state, len(ids) - 1)])
     assert seen == [len(ids) - 1]
