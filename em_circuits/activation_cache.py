@@ -132,9 +132,18 @@ class ActivationCache:
     def dense_activations(self, layer: int) -> Float[Tensor, "pos feature"]:
         """Activations of every feature of a layer, zeros included."""
         dense = self.activations.new_zeros((self.n_pos, self.width))
-        mask = self.active[:, 0] == layer
-        dense[self.active[mask, 1], self.active[mask, 2]] = self.activations[mask]
+        here = self.of_layer(layer)
+        dense[self.active[here, 1], self.active[here, 2]] = self.activations[here]
         return dense
+
+    def of_layer(self, layer: int) -> slice:
+        """Which of the active features are a layer's."""
+        bounds = torch.searchsorted(self._layers, self._layers.new_tensor([layer, layer + 1]))
+        return slice(*bounds.tolist())
+
+    @cached_property
+    def _layers(self) -> Int64[Tensor, " active"]:
+        return self.active[:, 0].contiguous()
 
     def errors(self, model: Model) -> Float[Tensor, "layer pos d_model"]:
         """Errors: MLP output minus what a model's dictionaries make of these activations.
@@ -278,7 +287,7 @@ class BatchedCache:
         """(row, position, feature id) of every active feature of a layer."""
         parts = []
         for row, state in enumerate(self.states):
-            here = state.active[state.active[:, 0] == layer, 1:]
+            here = state.active[state.of_layer(layer), 1:]
             parts.append(torch.cat([torch.full_like(here[:, :1], row), here], dim=1))
         row, position, feature = torch.cat(parts).T.contiguous()
         return row, position, feature

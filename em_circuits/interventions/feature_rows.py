@@ -193,9 +193,10 @@ def written_scores(
         for length in lengths.tolist():
             part = slice(begin, begin + length)
             mine, position = index[begin - start : begin - start + length], coordinates[begin, 1]
+            every = len(mine) == len(ids)  # as of neurons: no rows need be gathered
             pushes = [
-                (gradients[:, layer + k, int(position)] @ decoder[mine].T).cpu()
-                for k, decoder in enumerate(decoders)
+                (gradients[:, layer + k, int(position)] @ (rows if every else rows[mine]).T).cpu()
+                for k, rows in enumerate(decoders)
             ]
             scores[:, part] = sum(pushes[1:], start=pushes[0]) * amounts[part]
             begin += length
