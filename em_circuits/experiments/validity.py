@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_circuits.cache import read_model
+from em_circuits.coordinates import unique_rows
 from em_circuits.experiments.aggregate import ChosenPrompt, choose_shown
 from em_circuits.experiments.cases import UnusedPrompt
 from em_circuits.experiments.circuit_tests import equivalence_p, independence_p, minimality_p
@@ -159,7 +160,7 @@ class CardPrompt:
         cls, prompt_id: str, category: str | None, runs: CircuitRuns, *, by_position: bool = False
     ) -> CardPrompt:
         columns = runs.coordinates if by_position else runs.coordinates[:, ::2]
-        distinct, of = columns.unique(dim=0, return_inverse=True)
+        distinct, of = unique_rows(columns)
         return cls(prompt_id, category, runs, tuple(map(tuple, distinct.tolist())), of)
 
     @cached_property

@@ -41,6 +41,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from em_circuits.bases import NeuronPart, Part, own_parts
+from em_circuits.coordinates import unique_rows
 from em_circuits.interventions.adapter_writes import AdapterWrites, Readers, WrittenPrompt
 from em_circuits.models import ModelPair
 from em_circuits.models.memory import BatchSize
@@ -90,7 +91,7 @@ class PathSplit:
 
     def __add__(self, other: PathSplit) -> PathSplit:
         both = torch.cat([self.coordinates, other.coordinates])
-        coordinates, place = both.unique(dim=0, return_inverse=True)
+        coordinates, place = unique_rows(both)
         features = torch.zeros(len(coordinates), dtype=torch.float64)
         features.index_add_(0, place, torch.cat([self.features, other.features]))
         return PathSplit(
@@ -306,7 +307,7 @@ class _Line(WrittenPrompt):
             back = self._pulled_back(part, primals[first + layer], x, back, added)
             pulled[layer] = pulled[layer] + back
             weighted = values.double() * by_row[place[:, 0]]
-            where, which = place[:, 1:].unique(dim=0, return_inverse=True)
+            where, which = unique_rows(place[:, 1:])
             where[:, 1] = part.ids(where[:, 1])
             total = torch.zeros(len(where), dtype=torch.float64, device=where.device)
             total.index_add_(0, which, weighted)

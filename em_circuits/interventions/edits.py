@@ -31,6 +31,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
+from em_circuits.coordinates import row_keys
 from em_circuits.intervention import FIRST_POSITION, Intervention, Mode, Regime, Unit, Where
 from em_circuits.models import Model
 from pivotal_tokens.errors import RequestError
@@ -287,8 +288,7 @@ class EditBatch:
         counts = self.row.bincount(minlength=self.n_rows)
         if not counts.min():
             return none
-        n_pos, width = int(self.position.max()) + 1, int(self.feature.max()) + 1
-        place = (self.layer * n_pos + self.position) * width + self.feature
+        (place,) = row_keys(torch.stack([self.layer, self.position, self.feature], dim=1))
         shortest = (self.row == counts.argmin()).nonzero()[:, 0]
         shortest = shortest[place[shortest].argsort()]
         at = torch.searchsorted(place[shortest], place).clamp(max=len(shortest) - 1)

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from em_circuits.activation_cache import ActivationCache
+from em_circuits.coordinates import unique_rows
 from em_circuits.intervention import MIN_DRAWS, Intervention, Where
 from em_circuits.interventions.feature_rows import decoder_norms
 from em_circuits.models import Model
@@ -101,14 +102,32 @@ def matched_draws(
 
 
 def _neighbours(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor, "chosen known"]:
-    """Per chosen feature the most similar candidates, most similar first."""
-    places, found = pool.places(), []
-    for part in chosen.split(max(1, _DISTANCES // len(candidates))):
-        distance = torch.cdist(places[part], places[candidates], p=1)
-        distance += _OTHER_LAYER * (pool.layer[part, None] != pool.layer[candidates])
-        known = min(_KNOWN, len(candidates))
-        found.append(distance.topk(known, largest=False).indices)
-    return torch.cat(found)
+    """Per chosen feature the most similar candidates, most similar first, those of its own layer
+    before any others."""
+    from scipy.spatial import KDTree
+
+    places, known = pool.places(), min(_KNOWN, len(candidates))
+    found = torch.empty((len(chosen), known), dtype=torch.int64)
+    layers, of = pool.layer[candidates], pool.layer[chosen]
+    for layer in of.unique():
+        mine, own = (of == layer).nonzero()[:, 0], (layers == layer).nonzero()[:, 0]
+        if len(own) < known:
+            for part in mine.split(max(1, _DISTANCES // len(candidates))):
+                found[part] = _by_distance(pool, chosen[part], candidates)[:, :known]
+            continue
+        # Of a million neurons only those nearby are looked at.
+        tree = KDTree(places[candidates[own]].numpy(), compact_nodes=False, balanced_tree=False)
+        _, nearest = tree.query(places[chosen[mine]].numpy(), k=range(1, known + 1), p=1)
+        found[mine] = own[torch.from_numpy(nearest)]
+    return found
+
+
+def _by_distance(pool: Pool, chosen: Tensor, candidates: Tensor) -> Int64[Tensor, "chosen every"]:
+    """Per chosen feature all candidates, by distance."""
+    places = pool.places()
+    distance = torch.cdist(places[chosen], places[candidates], p=1)
+    distance += _OTHER_LAYER * (pool.layer[chosen, None] != pool.layer[candidates])
+    return distance.argsort(dim=1, stable=True)
 
 
 def _draw(
@@ -225,7 +244,7 @@ def _candidates(state: ActivationCache, *, everywhere: bool) -> tuple[Tensor, Te
     active, amounts = state.active.cpu(), state.activations.float().cpu()
     if not everywhere:
         return active, amounts
-    ids, inverse = active[:, ::2].unique(dim=0, return_inverse=True)
+    ids, inverse = unique_rows(active[:, ::2])
     largest = torch.zeros(len(ids)).scatter_reduce(0, inverse, amounts.abs(), "amax")
     positions = torch.full_like(ids[:, 0], _EVERYWHERE)
     return torch.stack([ids[:, 0], positions, ids[:, 1]], dim=1), largest

@@ -22,6 +22,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from em_circuits.contrast import Contrast
+from em_circuits.coordinates import row_keys, unique_rows
 from em_circuits.feature import FeatureId
 from em_circuits.interventions.matched_controls import (
     MIN_DRAWS,
@@ -314,10 +315,8 @@ def _ids(
     coordinates: Int64[Tensor, "changed 3"],
 ) -> tuple[list[FeatureId], Int64[Tensor, " changed"]]:
     """The ids that change at any position, sorted, and the number of each changed feature's."""
-    layer, _, feature = coordinates.unbind(1)
-    radix = int(feature.max()) + 1 if len(feature) else 1
-    keys, of = (layer * radix + feature).unique(return_inverse=True)
-    return [FeatureId(key // radix, key % radix) for key in keys.tolist()], of
+    distinct, of = unique_rows(coordinates[:, ::2])
+    return [FeatureId(*one) for one in distinct.tolist()], of
 
 
 def _ranked(item: Effects, known: Sequence[Effects], hold_out: HoldOut) -> list[FeatureId]:
@@ -389,12 +388,7 @@ def _places(
     coordinates: Int64[Tensor, "changed 3"], wanted: Int64[Tensor, "feature 3"]
 ) -> Int64[Tensor, " _"]:
     """Rows of `coordinates` that are wanted; what another machine saw change may not have here."""
-    if not len(coordinates) or not len(wanted):
-        return torch.zeros(0, dtype=torch.int64)
-    radix = torch.cat([coordinates, wanted]).amax(0) + 1
-    here, there = (
-        (c[:, 0] * radix[1] + c[:, 1]) * radix[2] + c[:, 2] for c in (coordinates, wanted)
-    )
+    here, there = row_keys(coordinates, wanted)
     return torch.isin(here, there).nonzero()[:, 0]
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from em_circuits.activation_cache import ActivationCache
+from em_circuits.coordinates import unique_rows
 from em_circuits.experiments.evaluation.answers import EachSetup
 from em_circuits.experiments.evaluation.rates import (
     ConditionRates,
@@ -134,7 +135,7 @@ def each_setup(
     check_interventions(model, items, caches[0].n_pos)
     own = torch.tensor([[f.layer, f.feature] for f in ids])
     active = torch.cat([cache.active[:, ::2].cpu() for cache in caches])
-    pool = torch.cat([own, active]).unique(dim=0)
+    pool, _ = unique_rows(torch.cat([own, active]))
     chosen = torch.stack([(pool == one).all(1).nonzero()[0, 0] for one in own])
     norms = decoder_norms(model, pool[:, 0], pool[:, 1])
     found: list[tuple[int, int]] = []

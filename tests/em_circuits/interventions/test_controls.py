@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Subject
 
-from em_circuits.interventions import Mode, on_each
+from em_circuits.interventions import Mode, matched_controls, on_each
 from em_circuits.interventions.feature_rows import decoder_norms
 from em_circuits.interventions.matched_controls import (
     Pool,
@@ -107,3 +107,20 @@ def test_too_few_other_features_are_an_error_that_says_so(subject: Subject) -> N
     items = on_each([tuple(p) for p in state.active.tolist()], Mode.ABLATE)
     with pytest.raises(RequestError, match="no random control"):
         random_places(subject.model, state, items, n_draws=20, seed=0)
+
+
+@pytest.mark.parametrize(("n", "layers", "known"), [(3000, 4, 256), (900, 6, 256), (200, 6, 180)])
+def test_neighbours_are_the_nearest_by_distance(n: int, layers: int, known: int) -> None:
+    """Searched in a tree where a layer has enough of them, else by all distances."""
+    drawn = torch.Generator().manual_seed(n)
+    layer = torch.randint(layers, (n,), generator=drawn).sort().values
+    pool = Pool(layer, torch.randn(n, generator=drawn), torch.rand(n, generator=drawn))
+    chosen = torch.randperm(n, generator=drawn)[:20]
+    candidates = torch.ones(n, dtype=torch.bool).index_fill_(0, chosen, False).nonzero()[:, 0]
+    found = matched_controls._neighbours(pool, chosen, candidates)
+    assert found.shape == (20, known)
+    places = torch.stack([pool.amount.abs(), pool.norm], 1).double().add(1e-6).log()
+    for one, nearest in zip(chosen.tolist(), candidates[found], strict=True):
+        distance = (places[candidates] - places[one]).abs().sum(1)
+        distance[layer[candidates] != layer[one]] += 1e6
+        assert nearest.tolist() == candidates[distance.argsort()[:known]].tolist()
