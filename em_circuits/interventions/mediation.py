@@ -116,7 +116,7 @@ class Mediation(BaseModel, frozen=True):
     unit: str = "logits"
     """Of the contrast: ``logits``, ``nats``, or ``activation`` along a direction."""
     features: tuple[MediatedFeature, ...]
-    """In the order in which the curve takes them."""
+    """In the order in which the curve takes them, up to its last step before all (10,000)."""
     direction: Direction
     effects_by: Literal["gradient", "scan"]
     ordered_by: Order
@@ -214,6 +214,7 @@ def mediate(
     rank_by = integrated if order == "integrated" else effects
     # What lowers the merged model's contrast counts as much as what raises the base's.
     ranks = torch.argsort(rank_by * patch.sign, descending=True, stable=True)
+    listed = ranks[: STEPS[-1]]  # of neurons there are a million
     adapter, absent = _adapter(pair, patch, n_random=n_random, seed=seed)
     by_head = None
     if heads:
@@ -222,9 +223,9 @@ def mediate(
             pair, input_ids, contrast, direction=direction, n_random=n_random, seed=seed
         )
     rows = zip(
-        diff.coordinates[ranks].tolist(),
-        effects[ranks].tolist(),
-        integrated[ranks].tolist(),
+        diff.coordinates[listed].tolist(),
+        effects[listed].tolist(),
+        integrated[listed].tolist(),
         strict=True,
     )
     return Mediation(

@@ -274,11 +274,9 @@ def by_id(
     coordinates: Int64[Tensor, "feature _"], values: Float64[Tensor, " feature"]
 ) -> dict[FeatureId, float]:
     """Sums over positions of features (layer, ..., feature id)."""
-    found: dict[FeatureId, float] = {}
-    for (layer, *_, feature), value in zip(coordinates.tolist(), values.tolist(), strict=True):
-        key = FeatureId(layer, feature)
-        found[key] = found.get(key, 0.0) + value
-    return found
+    ids, of = _ids(coordinates)
+    sums = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, of, values.double())
+    return dict(zip(ids, sums.tolist(), strict=True))
 
 
 def _numbers(values: Sequence[float | None]) -> Float64[Tensor, " _"]:
@@ -312,10 +310,10 @@ def pooled(
 
 
 def _ids(
-    coordinates: Int64[Tensor, "changed 3"],
-) -> tuple[list[FeatureId], Int64[Tensor, " changed"]]:
-    """The ids that change at any position, sorted, and the number of each changed feature's."""
-    distinct, of = unique_rows(coordinates[:, ::2])
+    coordinates: Int64[Tensor, "feature _"],
+) -> tuple[list[FeatureId], Int64[Tensor, " feature"]]:
+    """The ids of features (layer, ..., feature id), sorted, and the number of each one's."""
+    distinct, of = unique_rows(coordinates[:, [0, -1]])
     return [FeatureId(*one) for one in distinct.tolist()], of
 
 
