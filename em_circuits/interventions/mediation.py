@@ -279,9 +279,8 @@ def _cumulative(
         random = matched_draws(pool, order[:k], n_draws=n_random, seed=seed + k)
         subsets += [order[:k], *(random if random is not None else ())]
         spans.append(slice(len(subsets) - (0 if random is None else n_random), len(subsets)))
-    logits = patch.run(subsets)
-    contrasts, mass = patch.values(logits), patch.masses(logits)
-    shares = patch.shares(logits)
+    contrasts, mass = patch.figures(subsets)
+    shares = None if patch.shift is None else patch.back(contrasts) / patch.shift
 
     def spread(values: Tensor | None, draws: slice) -> Spread | None:
         return None if values is None or draws.start == draws.stop else Spread.of(values[draws])

@@ -42,7 +42,14 @@ from em_circuits.interventions.edits import EditBatch
 from em_circuits.interventions.feature_rows import decoder_norms, written_scores
 from em_circuits.interventions.integrated import integrated_effects
 from em_circuits.interventions.regimes import replaced_attention
-from em_circuits.interventions.run import run_branch, run_rows, run_values, with_forced
+from em_circuits.interventions.run import (
+    iter_rows,
+    iter_values,
+    run_branch,
+    run_rows,
+    run_values,
+    with_forced,
+)
 from em_circuits.models import Model, ModelPair
 from em_circuits.models.dictionaries import Dictionary, reconstruction
 from em_circuits.target import Branch, Columns, Target
@@ -274,6 +281,22 @@ class ActivationPatch:
         """What is read of the treated model, each subset of `diff` at the other model's values."""
         return _read(self.models[0], self.caches[0], self.diff.edits(subsets), self.contrast)
 
+    def figures(
+        self, subsets: Sequence[Tensor]
+    ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"] | None]:
+        """`values` and `masses` of what `run` gives, which is never all in memory: a curve has
+        hundreds of rows, and the logits of one are half a megabyte."""
+        model, cache, edits = self.models[0], self.caches[0], self.diff.edits(subsets)
+        batches = (
+            iter_values(model, cache, edits, self.contrast.terms)
+            if isinstance(self.contrast, Target)
+            else iter_rows(model, cache, edits)
+        )
+        found = [(self.values(read), self.masses(read)) for _, read in batches]
+        masses = [mass for _, mass in found if mass is not None]
+        values = torch.cat([torch.zeros(0), *(value for value, _ in found)])
+        return values, torch.cat(masses) if len(masses) == len(found) and masses else None
+
     def values(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"]:
         """Evil minus safe, in logits, or the target."""
         values = self.contrast.value(read)
@@ -287,7 +310,11 @@ class ActivationPatch:
 
     def recovered(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"]:
         """How far the contrast went from the treated model's towards the other's, in logits."""
-        return self.sign * (self.values(read) - self.values(self.undisturbed[0]))
+        return self.back(self.values(read))
+
+    def back(self, values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """The same of `values`."""
+        return self.sign * (values - self.values(self.undisturbed[0]))
 
     def shares(self, read: Float[Tensor, "row read"]) -> Float[Tensor, " row"] | None:
         """`recovered` as a share of the shift; None if the shift is too small to have one."""

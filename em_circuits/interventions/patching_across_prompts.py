@@ -362,9 +362,8 @@ def _measured(
             inside = torch.zeros(len(ids), dtype=torch.bool)
             inside[part] = True
             subsets.append(inside[of].nonzero()[:, 0])
-    logits = patch.run([*subsets, _places(patch.diff.coordinates, effects.own)])
-    back = patch.recovered(logits).double()
-    masses = patch.masses(logits)
+    values, masses = patch.figures([*subsets, _places(patch.diff.coordinates, effects.own)])
+    back = patch.back(values).double()
     mass = torch.full_like(back, torch.nan) if masses is None else masses.double()
     random_back = torch.full((len(spans), n_random), torch.nan, dtype=torch.float64)
     for i, (start, count) in enumerate(spans):
