@@ -254,7 +254,7 @@ class _Line(WrittenPrompt):
                 stack.enter_context(on_site(Site(module, "output"), partial(_moving, written)))
             for number, norm in enumerate(self.readers.all):
                 stack.enter_context(on_site(Site(norm, "input"), partial(read, number)))
-            self.run(len(added[0]))
+            self.run_layers(len(added[0]))
         numbers = range(len(self.readers.all))
         return [primals[i] for i in numbers], [tangents[i] for i in numbers]
 
@@ -284,7 +284,7 @@ class _Line(WrittenPrompt):
                 stack.enter_context(on_site(part.read, partial(keep, reads, number)))
             for number, output in enumerate(self.readers.outputs):
                 stack.enter_context(on_site(Site(output, "input"), partial(keep, outputs, number)))
-            self.run(len(added[0]))
+            self.run_layers(len(added[0]))
         heads = {i: self.readers.by_head(tangent) for i, (_, tangent) in outputs.items()}
         return [heads[i] for i in sorted(heads)], [reads[i] for i in sorted(reads)]
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from em_circuits.bases import Part, Stage
@@ -176,5 +176,13 @@ class WrittenPrompt:
 
     def run(self, n_rows: int) -> Float[Tensor, "row vocab"]:
         """Logits after the last position, the prompt in each row, whatever hooks are there."""
-        ids = self.ids.to(self.model.device).expand(n_rows, -1)
+        ids = self._rows(n_rows)
         return self.model.hf(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+
+    def run_layers(self, n_rows: int) -> None:
+        """The same up to the final norm, for hooks alone: in forward mode the unembedding would be
+        held a second time, a gigabyte of a small model."""
+        self.model.decoder.model(input_ids=self._rows(n_rows), use_cache=False)
+
+    def _rows(self, n_rows: int) -> Int64[Tensor, "row pos"]:
+        return self.ids.to(self.model.device).expand(n_rows, -1)
