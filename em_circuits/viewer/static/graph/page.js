@@ -30,7 +30,11 @@ class Page {
     this.readOnly = Boolean(readOnly);
     Object.assign(this, { prompt, pair });
     this.panel = new Panel(byId("panel"), this);
-    this.scene = new Scene(byId("canvas"), () => this.#pictured());
+    this.scene = new Scene(
+      byId("canvas"),
+      () => this.#pictured(),
+      () => this.#resized(),
+    );
     this.scene.labelOf = (node) =>
       this.labels[this.graph.featureOf(node.name)] ?? (this.only ? this.graph.label(node) : "");
   }
@@ -90,6 +94,15 @@ class Page {
     this.place = layOut(this.graph, aspect, this.only ? this.pins.places : {});
   }
 
+  // A window of another shape: bands move closer or apart.
+  #resized() {
+    if (!this.place) return;
+    this.#layOut();
+    this.#groups();
+    this.scene.place = this.place;
+    this.scene.fit();
+  }
+
   #show() {
     for (const button of all("[data-show][role=radio]")) button.ariaChecked = String(button.dataset.show === this.view);
     this.scene.show(this.graph, this.place, this.view === "both" ? this.graph.present : [this.view]);
@@ -101,11 +114,14 @@ class Page {
     const view = this.pictured(),
       choice = byId("colour");
     choice.replaceChildren(...this.graph.scores(view).map((by) => new Option(this.graph.scoreName(by, view), by)));
-    choice.value = this.graph.views[view].by;
     choice.disabled = !choice.options.length;
+    if (choice.disabled) choice.add(new Option(this.graph.hidden ? "hidden" : "nothing", ""));
+    choice.value = this.graph.views[view].by ?? "";
     byId("legend-by").textContent = this.graph.contrast
       ? `${this.graph.scoreName(this.graph.views[view].by, view)}, ${this.graph.unit}`
-      : "no contrast";
+      : this.graph.hidden
+        ? "hidden until you answer"
+        : "no contrast";
     byId("only").setAttribute("aria-pressed", String(this.only));
     if (!byId("table-twin").hidden) this.panel.table(byId("table-twin"));
   }

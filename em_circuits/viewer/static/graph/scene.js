@@ -8,10 +8,10 @@ const LEVELS = 10;
 const WALL = 1200; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
 const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
-const SLANTED = { below: 46, room: 44 }; // a logit's box too narrow for its token has it above, slanted
+const SLANTED = { below: 46, room: 44, right: 34 }; // a logit's box too narrow for its token has it above, slanted
 
 export class Scene {
-  constructor(canvas, onPicture) {
+  constructor(canvas, onPicture, onResize) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.onPicture = onPicture;
@@ -29,7 +29,10 @@ export class Scene {
     this.fitted = 1;
     /** @type {(node: any) => string} */
     this.labelOf = () => "";
-    new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
+    new ResizeObserver(() => {
+      this.resize();
+      onResize();
+    }).observe(canvas.parentElement);
     document.documentElement.addEventListener("themechange", () => {
       this.colours = palette();
       this.restart();
@@ -66,7 +69,6 @@ export class Scene {
     this.height = box.height;
     this.canvas.width = Math.round(box.width * this.ratio);
     this.canvas.height = Math.round(box.height * this.ratio);
-    if (this.graph) this.fit();
   }
 
   get paneWidth() {
@@ -75,18 +77,19 @@ export class Scene {
 
   fit() {
     if (!this.place) return;
-    const w = this.paneWidth - GUTTER.left - GUTTER.right,
-      logits = this.graph.targets.size,
-      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room + this.#covered() : 0),
-      h = this.height - top - GUTTER.bottom;
-    const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
-    this.transform = {
-      k,
-      x: GUTTER.left + (w - k * this.place.width) / 2,
-      y: top + (h + k * this.place.height) / 2,
-    };
-    this.fitted = k;
+    const plain = this.#fitted(GUTTER.top, GUTTER.right),
+      slanted = plain.k * this.graph.place.room - 4 < SLANTED.below;
+    this.transform = slanted ? this.#fitted(GUTTER.top + SLANTED.room + this.#covered(), SLANTED.right) : plain;
+    this.fitted = this.transform.k;
     this.restart();
+  }
+
+  // The transform that fits the drawing into what margins at the top and on the right leave.
+  #fitted(top, right) {
+    const w = this.paneWidth - GUTTER.left - right,
+      h = this.height - top - GUTTER.bottom,
+      k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
+    return { k, x: GUTTER.left + (w - k * this.place.width) / 2, y: top + (h + k * this.place.height) / 2 };
   }
 
   // A place of the window in the drawing's units.
@@ -502,7 +505,6 @@ export class Scene {
         context.fillText(cut(context, text(node), 62), 0, 0);
         context.restore();
       } else context.fillText(cut(context, text(node), w - 6), x, y - 8);
-      if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
       const p =
         view === "difference"
@@ -512,7 +514,11 @@ export class Scene {
             : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
       context.fillStyle = tone ? this.colours.tone(tone) : this.colours.muted;
       context.font = "10.5px system-ui, sans-serif";
-      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, slanted ? y - 2 : y + 7);
+      context.save();
+      context.translate(x, slanted ? y - 2 : y + 7);
+      if (w < 28) context.rotate(-Math.PI / 2); // upright it would be wider than its box
+      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, 0, 0);
+      context.restore();
     }
   }
 
@@ -553,7 +559,7 @@ export class Scene {
       context.font = "600 13px system-ui, sans-serif";
       context.textAlign = "left";
       context.fillStyle = c.ink;
-      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, 50);
+      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, Math.max(50, this.#covered() + 20));
       if (pane) {
         context.fillStyle = c.line;
         context.fillRect(0, 0, 1, this.height);
