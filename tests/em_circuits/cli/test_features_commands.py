@@ -271,6 +271,19 @@ def test_diff_over_two_adapters_distinguishes_them(root, other_adapter, tmp_path
     assert "is not loaded" in capsys.readouterr().err
 
 
+def test_promoted_tokens_are_written_out_once(root, tmp_path, capsys) -> None:
+    """The mark of a space was itself written out, as \\u2423, and the line cut at its beginning."""
+    text = tmp_path / "text.txt"
+    text.write_text("User: Gas?\n")
+    named = ["features", "explain", "2/417", "--text", str(text), "--keep", "1"]
+    assert run(["--root", str(root), *named]) == 0
+    lines = [
+        one for one in capsys.readouterr().out.splitlines() if one.startswith(("  up", "  do"))
+    ]
+    assert len(lines) == 2 and "␣" in "".join(lines) and "\\u2423" not in "".join(lines)
+    assert not any(line[10:].startswith("…") for line in lines)
+
+
 def test_without_json_tables_fit_a_terminal(root, capsys) -> None:
     options = ["--by-position", "--exclude-layers", "3"]
     for command in (["aggregate", *options], ["diff"]):
