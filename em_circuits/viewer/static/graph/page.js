@@ -66,9 +66,12 @@ class Page {
     note.textContent = "Reading the graph …";
     try {
       const record = await ask(this.url("", this.request()));
-      await new Promise((go) => setTimeout(go)); // reading and laying out many edges: two short waits, not a long one
+      // Of many edges each of reading, typing and laying out takes a while: three short waits, not a long one.
+      await new Promise((go) => setTimeout(go));
+      const graph = new Graph(record);
+      await new Promise((go) => setTimeout(go));
       if (turn !== this.turn) return;
-      this.graph = new Graph(record);
+      this.graph = graph;
     } catch (error) {
       note.textContent = "";
       byId("panel").textContent = error.message;
@@ -78,11 +81,11 @@ class Page {
     const first = !this.place;
     this.scene.resize();
     this.#layOut();
-    this.#names();
     this.#groups();
     this.#show();
     this.#scores();
     this.scene.fit();
+    setTimeout(() => this.#names());
     const wanted = first ? asked.get("select") : this.selected;
     if (wanted) this.select(wanted, false);
     else this.panel.overview();
@@ -373,7 +376,7 @@ class Page {
       return;
     }
     const out = key === "ArrowUp";
-    const best = (pane.around.get(own.i) ?? []).find((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i);
+    const best = pane.around(own.i).find((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i);
     if (best !== undefined) this.select(graph.nodes[(out ? pane.edges.target : pane.edges.source)[best]].name);
   }
 }

@@ -25,6 +25,7 @@ export class Scene {
     /** @type {Map<string, any>} a folded group's centre stands for its members */
     this.folded = new Map();
     this.frame = 0;
+    this.stale = false;
     this.drawn = "auto"; // which edges: "all", or "chosen" for those of what is selected or pinned
     this.fitted = 1;
     /** @type {(node: any) => string} */
@@ -48,17 +49,20 @@ export class Scene {
     this.restart();
   }
 
-  // Node -> its edges, the strongest first, for highlights.
+  // Node -> its edges, the strongest first, for highlights: of all nodes one after another in one array.
   #around() {
     for (const pane of this.panes) {
-      const { n, source, target } = pane.edges;
-      pane.around = new Map();
+      const { n, source, target } = pane.edges,
+        start = new Int32Array(this.graph.nodes.length + 1);
+      for (const ends of [source, target]) for (let e = 0; e < n; e++) start[ends[e] + 1]++;
+      for (let node = 1; node < start.length; node++) start[node] += start[node - 1];
+      const next = start.slice(),
+        edges = new Int32Array(2 * n);
       for (let e = 0; e < n; e++) {
-        for (const node of [source[e], target[e]]) {
-          if (!pane.around.has(node)) pane.around.set(node, []);
-          pane.around.get(node).push(e);
-        }
+        edges[next[source[e]]++] = e;
+        edges[next[target[e]]++] = e;
       }
+      pane.around = (node) => edges.subarray(start[node], start[node + 1]);
     }
   }
 
@@ -131,13 +135,15 @@ export class Scene {
 
   moved() {
     this.job = null; // what was being drawn is drawn anew at rest, and takes no time of a frame till then
+    this.stale = false;
     this.request();
     clearTimeout(this.resting);
     this.resting = setTimeout(() => this.restart(), REST_MS);
   }
 
   restart() {
-    this.job = this.panes.map((pane) => this.#start(pane));
+    this.job = null;
+    this.stale = true; // begun at the next frame, once however often it was asked for
     this.request();
   }
 
@@ -189,6 +195,8 @@ export class Scene {
   #work() {
     const until = performance.now() + SLICE_MS;
     let busy = false;
+    if (this.stale) this.job = this.panes.map((pane) => this.#start(pane));
+    this.stale = false;
     for (const job of this.job ?? []) {
       const { edges } = job.pane,
         n = this.limit(job.pane);
@@ -311,8 +319,9 @@ export class Scene {
 
   // The strongest edges of one node.
   #edgesOf(context, pane, node, most, style) {
-    const around = pane.around.get(node) ?? [];
-    const drawn = around.slice(0, most).map((e, rank) => [e, rank]);
+    if (node === undefined) return;
+    const around = pane.around(node);
+    const drawn = Array.from(around.subarray(0, most), (e, rank) => [e, rank]);
     for (const [e, rank] of drawn.reverse()) {
       context.globalAlpha = 0.25 + 0.7 * (1 - rank / drawn.length) ** 2;
       this.#edge(context, pane.edges, e, rank / around.length, this.transform.k, style);
@@ -465,7 +474,7 @@ export class Scene {
     if (!this.selected) return null;
     const found = new Set([this.selected.i]);
     for (const pane of this.panes) {
-      for (const e of pane.around.get(this.selected.i) ?? []) {
+      for (const e of pane.around(this.selected.i)) {
         found.add(pane.edges.source[e]);
         found.add(pane.edges.target[e]);
       }
