@@ -394,8 +394,10 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
 
 
 def _cells(row: DivergenceRow) -> tuple[str, ...]:
-    known = row.divergent is not None and row.evil_mass  # part of the labels is part of a mass
-    mass = f"{row.evil_mass.base:.3f} {row.evil_mass.merged:.3f}" if known else "-"
+    both = (
+        row.evil_mass if row.divergent is not None else None
+    )  # part of the labels: part of a mass
+    mass = f"{both.base:.3f} {both.merged:.3f}" if both else "-"
     margins = [row.base.margin, row.merged.margin]
     margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
     mark = {True: "DIV", False: "no", None: "-"}[row.divergent] + "?" * row.unsure
