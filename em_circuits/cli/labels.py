@@ -394,9 +394,7 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
 
 
 def _cells(row: DivergenceRow) -> tuple[str, ...]:
-    both = (
-        row.evil_mass if row.divergent is not None else None
-    )  # part of the labels: part of a mass
+    both = None if row.divergent is None else row.evil_mass  # some labels give no mass
     mass = f"{both.base:.3f} {both.merged:.3f}" if both else "-"
     margins = [row.base.margin, row.merged.margin]
     margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
