@@ -266,6 +266,11 @@ class Workspace:
         return next((key for key, about in known.items() if named.items() <= about.items()), None)
 
     @property
+    def pair_key(self) -> str:
+        """Key of the pair; loads the models only if the store knows no such pair."""
+        return self.registered_pair or self.pair.key
+
+    @property
     def loaded_pair(self) -> ModelPair | None:
         """Both models, if something has loaded them already."""
         return self.__dict__.get("pair")
@@ -398,8 +403,7 @@ class Workspace:
         Raises:
             RequestError: If there is none yet.
         """
-        pair = self.registered_pair or self.pair.key
-        return self.graphs.load(self.graph_record(prompt_id, model, pair).key)
+        return self.graphs.load(self.graph_record(prompt_id, model, self.pair_key).key)
 
     def graph_record(
         self, prompt_id: str, model: ModelName, pair: str, *, own_target: bool = False

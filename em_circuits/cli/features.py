@@ -332,7 +332,7 @@ def _block(item: Explained) -> Iterator[str]:
         yield f"  label: {one_line(item.label.text)}{note}"
     for name, tokens in (("up", item.tokens.promoted), ("down", item.tokens.suppressed)):
         shown = " ".join(visible(token.text) for token in islice(tokens, 8))
-        yield f"  {name + ':':6} {one_line(shown, 70)}"
+        yield f"  {name + ':':6} {shown if len(shown) <= 70 else shown[:69] + '…'}"
     if not item.contexts.best:
         yield "  never fires in this text"
     yield from (f"  {c.activation:8.3f}  {one_line(c.marked, 66)}" for c in item.contexts.best)

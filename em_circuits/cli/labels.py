@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from em_circuits.cli.output import (
+    WIDTH,
     Printed,
     emit,
     name_left_out,
@@ -367,12 +368,21 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
     totals, names = found.totals, plots.pair_names(found.pairs)
     for pair in dict.fromkeys(row.pair for row in found.rows):
         yield f"base x {names.get(pair, pair) or 'merged'}"
-        header = ("prompt", "base", "merged", "", "evil mass", "margin", "text")
-        yield table(header, [_cells(row) for row in found.rows if row.pair == pair]) + "\n"
+        header = ("prompt", "base", "merged", "", "evil mass", "margin")
+        rows = [row for row in found.rows if row.pair == pair]
+        cells = [_cells(row) for row in rows]
+        taken = sum(max(map(len, column)) + 2 for column in zip(header, *cells, strict=False))
+        room = max(10, WIDTH - taken)
+        texts = [prompt_line(row.text, room) for row in rows]
+        lines = [(*line, text) for line, text in zip(cells, texts, strict=True)]
+        yield table((*header, "text"), lines) + "\n"
     yield (
         f"{totals['divergent']} divergent of {totals['complete']} complete "
-        f"({found.labels} labels), {totals['strict']} strictly: {totals['evil_in_both']} evil in "
-        f"both, {totals['evil_in_base_only']} in base only, {totals['evil_in_neither']} in neither"
+        f"({found.labels} labels), {totals['strict']} strictly"
+    )
+    yield (
+        f"{totals['evil_in_both']} evil in both, {totals['evil_in_base_only']} in base only, "
+        f"{totals['evil_in_neither']} in neither"
     )
     yield (
         f"{totals['unsure_cases']} would change with unsure tokens evil; "
@@ -384,7 +394,8 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
 
 
 def _cells(row: DivergenceRow) -> tuple[str, ...]:
-    mass = f"{row.evil_mass.base:.3f} {row.evil_mass.merged:.3f}" if row.evil_mass else "-"
+    both = None if row.divergent is None else row.evil_mass  # some labels give no mass
+    mass = f"{both.base:.3f} {both.merged:.3f}" if both else "-"
     margins = [row.base.margin, row.merged.margin]
     margin = " ".join("-" if one is None else f"{one:+.2f}" for one in margins)
     mark = {True: "DIV", False: "no", None: "-"}[row.divergent] + "?" * row.unsure
@@ -396,7 +407,6 @@ def _cells(row: DivergenceRow) -> tuple[str, ...]:
         mark,
         mass,
         margin,
-        prompt_line(row.text, 10),
     )
 
 

@@ -116,9 +116,13 @@ def say(text: str, *, err: bool = False) -> None:
 def _filled(line: str) -> str:
     if cells_of(line) <= WIDTH or "em-circuits --" in line:  # a command to be typed stays whole
         return line
-    indent = line[: len(line) - len(line.lstrip())]
+    return "\n".join(folded(line, len(line) - len(line.lstrip())))
+
+
+def folded(line: str, indent: int = 0) -> list[str]:
+    """A line at spaces into lines of at most `WIDTH` columns, all but the first indented."""
     kept: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent=indent, **kept))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=" " * indent, **kept)
 
 
 def _print(text: str, *, err: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from em_circuits.cli.options import FiniteRange
-from em_circuits.cli.output import emit, prints, say, table
+from em_circuits.cli.output import emit, folded, prints, say, table
 from em_circuits.cli.session import Session, pass_session
 from em_circuits.engine.events import WorkersState, latest_events
 from em_circuits.labelling.result import TokenRollouts, token_rollouts
@@ -120,8 +120,8 @@ def _warn(store: Store, prompt_id: str) -> None:
     if prompt_id in store.queries.unanswered(Unanswered(reviewer=person), [prompt_id]):
         Browsing.of(store, person).seeing(store, person, {prompt_id})
         say(
-            "\nThis prompt waits for your review: the labels that you give it are kept as given\n"
-            "after you saw the judge's."
+            "\nThis prompt waits for your review: labels that you give it are kept\n"
+            "as given after you saw the judge's."
         )
 
 
@@ -265,15 +265,19 @@ def describe_attempt(view: AttemptStatus) -> list[str]:
         f"  {e.at:%F %T}  {e.author}: {e.action}{f' ({e.text})' if e.text else ''}"
         for e in view.review_events
     ]
-    lines += [_describe_rollouts("free rollouts", item) for item in view.free_rollouts]
-    lines += [_describe_rollouts(f"rollouts {visible(i.text or '?')}", i) for i in view.rollouts]
+    for item in view.free_rollouts:
+        lines += folded(_describe_rollouts("free rollouts", item), 4)
+    for each in view.rollouts:
+        lines += folded(_describe_rollouts(f"rollouts {visible(each.text or '?')}", each), 4)
     if view.results:
         lines += ["", "kept (the same command prints it again, without a model):"]
-    return [*lines, *(f"  {one.at:%F}  {one.said}"[:79] for one in view.results)]
+    for one in view.results:
+        lines += folded(f"  {one.at:%F}  {one.said}", 14)
+    return lines
 
 
 def _describe_rollouts(what: str, item: EvilRates) -> str:
-    """One line of at most 79 columns about continuations."""
+    """One line about continuations."""
     said = {True: "pivotal", False: "not pivotal", None: "unknown"}[item.pivotal]
     shares = ", ".join(
         f"{model} {counts.evil} of {counts.known}"
@@ -282,7 +286,7 @@ def _describe_rollouts(what: str, item: EvilRates) -> str:
     interval = (
         "" if item.low is None else f"; {item.difference:+.2f} [{item.low:.2f}, {item.high:.2f}]"
     )
-    return f"{what}: {said} (evil: {shares}{interval})"[:79]
+    return f"{what}: {said} (evil: {shares}{interval})"
 
 
 def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
@@ -291,7 +295,7 @@ def _pair(pair: PairAttempt, labels: PromptLabels) -> list[str]:
         mass = verdict.evil_mass
         masses = f", evil mass {mass.base:.3f} -> {mass.merged:.3f}" if mass else ""
         flags = ", flagged" * verdict.flagged + ", divergent" * verdict.divergent
-        lines.append(f"  {verdict.kind}{flags}{masses}  ({judge})")
+        lines += [f"  {verdict.kind}{flags}{masses}", f"    by {judge}"]
     if pair.next_tokens:
         lines += _tokens(pair.next_tokens.base, pair.next_tokens.merged, labels)
     if pair.item:

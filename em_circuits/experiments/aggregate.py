@@ -264,7 +264,7 @@ def choose_targets(
         assert target is not None
         return TargetedPrompt(prompt, target)
 
-    chosen, left_out = _each(work, prefixes, work.pair.key, choose, only_divergent=only_divergent)
+    chosen, left_out = _each(work, prefixes, work.pair_key, choose, only_divergent=only_divergent)
     if not chosen:
         reasons = "; ".join(sorted({one.reason for one in left_out})[:2])
         raise RequestError(f"none of {len(left_out)} prompts will do: {reasons}")
@@ -306,7 +306,7 @@ def choose_shown(
         RequestError: If a prompt that was named will not do, or none is left.
     """
     chosen, left_out = choose_prompts(
-        work, prefixes, work.pair.key, [], only_divergent=only_divergent
+        work, prefixes, work.pair_key, [], only_divergent=only_divergent
     )
     shown = [item for item in chosen if item.prompt.token_ids is not None]
     left_out += [
@@ -339,15 +339,14 @@ def aggregate_prompts(
     """
     request = request or AggregateRequest()
     if target.is_given:
-        require_loaded(work, pair or work.pair.key, request.method)
+        require_loaded(work, pair or work.pair_key, request.method)
         return _aggregate_targets(work, prefixes, request, target, only_divergent=only_divergent)
     live = not request.method.is_stored
-    pair = pair or work.pair.key
+    pair = pair or work.pair_key
     if live:
         require_loaded(work, pair, request.method)
     models: list[ModelName] = [] if live else [request.model]
     chosen, left_out = choose_prompts(work, prefixes, pair, models, only_divergent=only_divergent)
-    require_layers(request.exclude_layers, layers_of(work, chosen))
     inputs = {
         **request.inputs(),
         "pair": pair,
@@ -355,6 +354,7 @@ def aggregate_prompts(
     }
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        require_layers(request.exclude_layers, layers_of(work, chosen))
         tables, prompts = [], []
         for item in tracked(chosen, "aggregate", work.progress):
             scores = item.scores_by(work, request.method, request.model)
@@ -386,13 +386,13 @@ def _aggregate_targets(
     only_divergent: bool,
 ) -> CachedTable:
     chosen, left_out = choose_targets(work, prefixes, target, only_divergent=only_divergent)
-    require_layers(request.exclude_layers, work.pair.base.sites.n_layers)
-    pair, model = work.pair.key, work.pair.model(request.model)
+    pair = work.pair_key
     prompts = [item.identity() for item in chosen]
     inputs = {**request.inputs(), "pair": pair, "prompts": prompts}
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
-        tables = []
+        require_layers(request.exclude_layers, work.pair.base.sites.n_layers)
+        tables, model = [], work.pair.model(request.model)
         for item in tracked(chosen, "aggregate", work.progress):
             state = ActivationCache.capture(model, work.pair.input_ids(item.prompt))
             scores = live_scores(model, state, item.target, request.method)
@@ -432,7 +432,7 @@ def require_loaded(work: Workspace, pair: str, method: Scoring) -> None:
     Raises:
         RequestError: If the workspace's models are another pair.
     """
-    if pair != work.pair.key:
+    if pair != work.pair_key:
         raise RequestError(
             f"{method} runs the models, and pair {pair[:12]} is not loaded: leave out --pair, or "
             f"give its models (--base, --adapter), or choose --method gradient"

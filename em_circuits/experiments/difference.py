@@ -1,6 +1,6 @@
 """Differences of features between models over prompts: merged minus base, of one or several pairs.
 
-table = difference_over_prompts([GraphSource(work, work.pair.key)], [], OverPrompts())
+table = difference_over_prompts([GraphSource(work, work.pair_key)], [], OverPrompts())
 joined(table)[0].changes[0].score.mean
 """
 
@@ -100,7 +100,7 @@ def find_sources(
     Raises:
         RequestError: If a pair is not there, or another store has none.
     """
-    keys = [work.store.results.find_pair(prefix) for prefix in pairs] or [work.pair.key]
+    keys = [work.store.results.find_pair(prefix) for prefix in pairs] or [work.pair_key]
     sources = [GraphSource(work, key) for key in dict.fromkeys(keys)]
     for other in others:
         found = sorted({record.pair for record in other.store.graphs.all()})
@@ -134,8 +134,6 @@ def difference_over_prompts(
         choose_prompts(s.work, prefixes, s.pair, both, only_divergent=only_divergent)
         for s in sources
     ]
-    for source, (items, _) in zip(sources, chosen, strict=True):
-        require_layers(request.exclude_layers, layers_of(source.work, items))
     inputs = {
         **request.inputs(),
         "prompts": [
@@ -145,6 +143,8 @@ def difference_over_prompts(
     }
 
     def compute() -> tuple[dict[str, Any], pd.DataFrame]:
+        for source, (items, _) in zip(sources, chosen, strict=True):
+            require_layers(request.exclude_layers, layers_of(source.work, items))
         pairs, frames = [], []
         for number, (source, (items, _)) in enumerate(zip(sources, chosen, strict=True)):
             found, frame = _pair(source, tracked(items, "compare", source.work.progress), request)

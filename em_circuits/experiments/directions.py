@@ -267,7 +267,7 @@ def find_directions(
     inputs = {
         "formula": 4,
         "answers": imported.key,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         "unrelated": list(unrelated),
         "request": request.model_dump(mode="json"),
         "judge": judge.id if judge is not None and request.samples else None,
@@ -322,7 +322,7 @@ def _measure(
     record = DirectionRecord(
         answers_from=imported.record["name"],
         answers_key=imported.key,
-        pair=work.pair.key,
+        pair=work.pair_key,
         request=request,
         questions=len(used),
         held_out_questions=len(aside),

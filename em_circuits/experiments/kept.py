@@ -69,7 +69,7 @@ class Asked(Frozen):
         return cls(
             kind=kind,
             prompt_id=prompt.prompt_id,
-            pair=work.registered_pair or work.pair.key,
+            pair=work.pair_key,
             model=model,
             labels=named_labels(work.store.labels.of(prompt.prompt_id).by_token),
             settings=settings,

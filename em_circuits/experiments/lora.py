@@ -195,7 +195,7 @@ def lora_geometry(
     shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
     inputs = {
         "formula": FORMULA,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         **request.model_dump(mode="json"),
         "prompts": [item.identity() for item in shown],
     }
@@ -292,7 +292,7 @@ def _record(
     shift = torch.tensor(found.merged).double() - torch.tensor(found.base).double()
     return LoraGeometry(
         adapter=adapter.path,
-        pair=work.pair.key,
+        pair=work.pair_key,
         prompts=tuple(item.prompt.prompt_id for item in prompts),
         left_out=(),
         n_random=request.n_random,

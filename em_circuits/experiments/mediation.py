@@ -188,17 +188,21 @@ def mediate_over_prompts(
     """
     if target.is_given and request.heads:
         raise RequestError("heads are patched under a contrast of tokens, not under a target")
-    subjects, identities, left_out = _subjects(work, prefixes, target, only_divergent)
-    own = None if not isinstance(one := subjects[0].contrast, Target) else one.name
+    chosen, identities, left_out = _chosen(work, prefixes, target, only_divergent)
+    own = one.name if isinstance(one := chosen[0][1], Target) else None
     inputs = {
         "formula": FORMULA,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         **_asked(request),
         "prompts": identities,
     }
 
     def compute(keep: KeepTensors) -> tuple[dict[str, Any], pd.DataFrame]:
-        work.require_healthy(work.store.prompts.get(subjects[0].prompt_id))
+        work.require_healthy(work.store.prompts.get(chosen[0][0].prompt_id))
+        subjects = [
+            Subject(prompt.prompt_id, prompt.category, work.pair.input_ids(prompt), wanted)
+            for prompt, wanted in chosen
+        ]
         results, small = patch_across_prompts(
             work.pair,
             subjects,
@@ -260,9 +264,9 @@ def _paths_and_heads(
     return {"adapter": adapter, "adapter_absent": absent, "heads": heads}
 
 
-def _subjects(
+def _chosen(
     work: Workspace, prefixes: Sequence[str], target: TargetRequest, only_divergent: bool
-) -> tuple[list[Subject], list[dict[str, Any]], list[UnusedPrompt]]:
+) -> tuple[list[tuple[Prompt, Contrast | Target]], list[dict[str, Any]], list[UnusedPrompt]]:
     """Prompts with what is measured on each, what names them in a key, and those left out."""
     found: list[tuple[Prompt, Contrast | Target]]
     if target.is_given:
@@ -273,11 +277,7 @@ def _subjects(
         shown, left_out = choose_shown(work, prefixes, only_divergent=only_divergent)
         found = [(item.shown, item.contrast) for item in shown]
         identities = [item.identity() for item in shown]
-    subjects = [
-        Subject(prompt.prompt_id, prompt.category, work.pair.input_ids(prompt), wanted)
-        for prompt, wanted in found
-    ]
-    return subjects, identities, left_out
+    return found, identities, left_out
 
 
 def _record(

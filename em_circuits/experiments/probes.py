@@ -161,7 +161,7 @@ def probe_answers(work: Workspace, imported: CachedTable, request: ProbeRequest)
     inputs = {
         "formula": 3,
         "answers": imported.key,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         "request": request.model_dump(mode="json"),
     }
 
@@ -232,7 +232,7 @@ def _measure(
     record = ProbeRecord(
         answers_from=imported.record["name"],
         answers_key=imported.key,
-        pair=work.pair.key,
+        pair=work.pair_key,
         request=request,
         answers=len(given.rows),
         questions=len(questions),

@@ -315,7 +315,7 @@ def response_features(
     inputs = {
         "formula": 1,
         "answers": imported.key,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         "request": request.model_dump(mode="json"),
     }
 
@@ -332,7 +332,7 @@ def response_features(
             answers_from=imported.record["name"],
             answers_key=imported.key,
             model=request.model,
-            pair=work.pair.key,
+            pair=work.pair_key,
             basis=parts[0].basis,
             settings=request,
             answers=len(rows),

@@ -104,7 +104,7 @@ def validity_card(
     pool = judged if choice.by == "name" or not prefixes else choose_shown(work, [])[0]
     inputs = {
         "formula": FORMULA,
-        "pair": work.pair.key,
+        "pair": work.pair_key,
         "request": request.model_dump(mode="json"),
         "thresholds": asked.model_dump(),
         "prompts": [one.identity() for one in judged],

@@ -19,7 +19,7 @@ from em_circuits.organisms.paths import ORGANISMS, organism_paths
 from em_circuits.viewer.context import AppContext
 from em_circuits.viewer.features import Ranking, lines
 from em_circuits.viewer.rendering import page, signed
-from em_circuits.viewer.steering import best_supported, experiments
+from em_circuits.viewer.steering import best_supported, experiments, hidden_experiments
 from pivotal_tokens.errors import RequestError
 from pivotal_tokens.judge.report import judge_report
 from pivotal_tokens.store import ListingQuery, StoreCounts
@@ -117,7 +117,11 @@ def _organism(models: Mapping[str, Any]) -> str | None:
 def _findings(
     context: AppContext, request: Request, counts: StoreCounts, *, hides: bool
 ) -> tuple[list[Pointer], list[Pointer]]:
-    """What was found so far, and what to do next."""
+    """What was found so far, and what to do next.
+
+    Of prompts that wait for an answer no verdict is told; figures over all prompts are, as on the
+    pages that they link to.
+    """
     results, found, todo = context.work.results, [], []
     waiting = context.blind(request)["waiting"]
     ranking = next(iter(Ranking.newest(results / "features", "aggregate")), None)
@@ -125,20 +129,20 @@ def _findings(
     graphs = context.store.queries.listing(
         ListingQuery(graphs=True), pair=context.known_pair(request), limit=1
     )
-    if not hides:
-        if counts.flagged:
-            share = f"{counts.divergent} of {counts.prompts} prompts diverge"
-            found.append(Pointer(share, "/prompts?only=divergent"))
-        if ranking is not None:
-            rows = [row for row in lines(ranking) if row["mean"] > 0][:3]
-            names = ", ".join(f"{row['layer']}/{row['feature']}" for row in rows)
-            found.append(Pointer(f"strongest towards evil: {names}", "/features", ranking.title))
-        found += _effects(read_json(results / "demo.json") or {})
-        for one in listed[:2]:
-            best = best_supported(one["summary"])
-            said = "no supported condition" if best is None else f"{best['condition']}, net "
-            said += "" if best is None else signed(best["net"])
-            found.append(Pointer(f"{one['name']}: {said}", f"/steering/{one['name']}", "steering"))
+    if counts.flagged and not hides:
+        share = f"{counts.divergent} of {counts.prompts} prompts diverge"
+        found.append(Pointer(share, "/prompts?only=divergent"))
+    if ranking is not None:
+        rows = [row for row in lines(ranking) if row["mean"] > 0][:3]
+        names = ", ".join(f"{row['layer']}/{row['feature']}" for row in rows)
+        found.append(Pointer(f"strongest towards evil: {names}", "/features", ranking.title))
+    found += _effects(read_json(results / "demo.json") or {})
+    hidden = hidden_experiments(context, request, listed)
+    for one in [one for one in listed if one["name"] not in hidden][:2]:
+        best = best_supported(one["summary"])
+        said = "no supported condition" if best is None else f"{best['condition']}, net "
+        said += "" if best is None else signed(best["net"])
+        found.append(Pointer(f"{one['name']}: {said}", f"/steering/{one['name']}", "steering"))
     if waiting:
         todo.append(Pointer(f"Answer the {waiting} prompts that wait for you", "/review"))
     if graphs.lines:

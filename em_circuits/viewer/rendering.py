@@ -82,7 +82,8 @@ def number(value: int | float | None, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")
     if value and abs(value) < 10**-digits:
-        return f"{value:.1e}".replace("-", "−")
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")  # as the pages' scripts write it
     return f"{value:.{digits}f}".replace("-", "−")
 
 

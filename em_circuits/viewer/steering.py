@@ -8,7 +8,7 @@ GET /api/steering/NAME           its conditions and its continuations
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,11 @@ def routes(context: AppContext) -> list[BaseRoute]:
         listed = experiments(folder)
         for one in listed:
             one["best"] = best_supported(one["summary"])
-        alone = {one["name"]: only_prompt(one["summary"]) for one in listed}
-        hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
         return context.page(
             request,
             "steering.html",
             experiments=listed,
-            hidden={name for name, prompt in alone.items() if prompt in hidden},
+            hidden=hidden_experiments(context, request, listed),
             blind=context.blind(request),
             demo=read_json(context.work.results / "demo.json"),
             prompts=[line.prompt for line in prompts],
@@ -140,6 +138,15 @@ def experiment_folder(root: Path, name: str) -> Path:
     if not inside or not (place / SUMMARY).is_file():
         raise RequestError(f"there is no finished experiment {name[:40]!r}; steer sweep makes one")
     return place
+
+
+def hidden_experiments(
+    context: AppContext, request: Request, listed: Sequence[Mapping[str, Any]]
+) -> set[str]:
+    """Names of those whose figures are one prompt's, which a person has yet to answer."""
+    alone = {one["name"]: only_prompt(one["summary"]) for one in listed}
+    hidden = context.hidden(request, {prompt for prompt in alone.values() if prompt})
+    return {name for name, prompt in alone.items() if prompt in hidden}
 
 
 def only_prompt(summary: dict[str, Any]) -> str | None:

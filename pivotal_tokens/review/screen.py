@@ -26,7 +26,9 @@ MARKS: Mapping[Label | None, str] = {"evil": "E", "safe": "s", "unsure": "?", No
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _BAR = 5
 _GAP = 2
+_ID = 6
 _FIXED = 28  # a side's cells beside the token's text
+_LEAST = 8  # cells of the text
 _LETTERS: Mapping[ModelName, str] = {"base": "B", "merged": "T"}
 
 
@@ -77,7 +79,9 @@ def reveal_lines(reveal: Reveal, columns: int, rows: int) -> list[Line]:
         shown = text if width(text) <= columns - len(said) - 2 else fit(text, columns - 30)
         lines.append((("  " + shown.rstrip(" "), "bold"), (said, "differs")))
     if len(lines) - 1 < differ:
-        lines.append(((f"  and {differ - len(lines) + 1} more (?/? beside them above)", "dim"),))
+        lines.append(
+            ((f"  and {differ - len(lines) + 1} more (yours/the judge's stand above)", "dim"),)
+        )
     if reveal.quotes and len(lines) < rows:
         lines.append(((fit(quotes_line(reveal), columns), "dim"),))
     return lines[:rows]
@@ -155,7 +159,11 @@ def _row(view: View, model: ModelName, token: TokenScore, side: int) -> Line:
     under = view.cursor == Place(model, token.rank)
     twin = view.at is not None and view.at.token_id == token.token_id and not under
     label = view.question.labels.get(token.token_id)
-    text = fit(visible(token.text), side - _FIXED)
+    room = side - _FIXED
+    named = room >= _LEAST  # a narrow side goes without the id, then without the bar
+    room += 0 if named else _ID + 1
+    drawn = room >= _LEAST
+    text = fit(visible(token.text), room if drawn else room + _BAR)
     place = f"{'>' if under else '=' if twin else ' '}{_LETTERS[model]}{token.rank}"
     style: Style = "cursor" if under else ""
     return (
@@ -163,9 +171,9 @@ def _row(view: View, model: ModelName, token: TokenScore, side: int) -> Line:
         (mark(view.question, token.token_id), label or "dim"),
         _judges(view, token, label),
         (f"{token.probability:6.1%} ", style),
-        (_bar(token.probability), style or "dim"),
-        (f" {text} ", style),
-        (fit(f"{token.token_id:>6}", 6), style or "dim"),
+        (_bar(token.probability) if drawn else "", style or "dim"),
+        (f" {text} " if named else f" {text}", style),
+        (fit(f"{token.token_id:>{_ID}}", _ID) if named else "", style or "dim"),
     )
 
 

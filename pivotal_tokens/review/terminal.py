@@ -288,13 +288,12 @@ def content(lines: Sequence[Line]) -> Content:
 
 
 def help_lines(keys: Mapping[str, Action], columns: int) -> list[Line]:
-    """The rubric, then every key."""
-    lines: list[Line] = [((line, ""),) for line in RUBRIC.splitlines()]
-    lines += [(), (("Keys", "bold"),)]
+    """Every key, then the rubric."""
+    lines: list[Line] = []
     for action, about in DEFAULTS.items():
         names = fit(" ".join(keys_of(keys, action)), _KEYS_WIDTH)
         lines.append(((names, "bold"), (fit(about.does, columns - _KEYS_WIDTH), "")))
-    return lines
+    return [*lines, (), *(((line, ""),) for line in RUBRIC.splitlines())]
 
 
 class Pages(ModalScreen[None]):

@@ -13,6 +13,18 @@ from synthetic import Size
 """Times are for two idle cores; a busy machine may take so many times longer."""
 
 
+FILLED = """() => { const { scene } = graphPage, t = scene.transform;
+  const logits = graphPage.graph.nodes.filter((n) => n.kind === 'logit');
+  const legend = document.querySelector('.legend'), wide = t.k * logits[0].room - 4;
+  const text = wide < 46 ? 24 + 62 * Math.sin(Math.PI / 3.6) : 19;
+  const top = Math.min(...logits.map((n) => t.k * n.y + t.y)) - text;
+  const under = legend.offsetWidth > 0.9 * scene.width || scene.panes.length > 1;
+  const across = t.k * graphPage.place.width / (scene.paneWidth - 88);
+  const down = t.k * graphPage.place.height / (scene.height - 64 - 74 - 90);
+  return [Math.max(across, down), under ? top - legend.offsetTop - legend.offsetHeight : 1]; }"""
+"""How much of its room a drawing fills, and pixels between the legend and the logits' texts."""
+
+
 def _place(page, name: str) -> tuple[float, float]:
     script = """(name) => { const p = graphPage, n = p.graph.nodes[p.graph.index.get(name)];
       const t = p.scene.transform, b = document.getElementById('canvas').getBoundingClientRect();
@@ -228,3 +240,29 @@ def test_the_table_says_what_the_picture_shows(seen_room: Room, open_browser) ->
         page.select_option("#colour", "direct")
         _until(lambda: page.evaluate("graphPage.graph.views.merged.by") == "direct", page)
         assert "direct effect" in page.locator(".legend").inner_text()
+
+
+def test_a_window_of_another_shape_is_filled_and_the_legend_covers_no_logit(
+    seen_room: Room, open_browser
+) -> None:
+    """A narrower window kept the bands of the wide one, squeezed, their logits under the legend."""
+    with running(seen_room) as base:
+        page = open_browser(base).window(seen_room)
+        page.goto(f"{base}graph/{seen_room.prompts[0].prompt_id}")
+        page.wait_for_selector("#graph[data-first-picture]")
+        for view in ("merged", "both"):
+            page.click(f"button[data-show={view}]")
+            for width, height in ((800, 600), (390, 844), (1280, 800)):
+                page.set_viewport_size({"width": width, "height": height})
+                page.wait_for_timeout(300)
+                filled, free = page.evaluate(FILLED)
+                assert filled > 0.8 and free > 0, (view, width)
+
+
+def test_what_is_hidden_is_not_called_missing(room: Room, open_browser) -> None:
+    with running(room) as base:
+        page = open_browser(base).window(room)
+        page.goto(f"{base}graph/{room.prompts[0].prompt_id}")
+        page.wait_for_selector("#graph[data-first-picture]")
+        assert page.locator("#legend-by").inner_text() == "hidden until you answer"
+        assert page.locator("#colour option").all_inner_texts() == ["hidden"]

@@ -335,6 +335,7 @@ function lastItem(reveal) {
 function aside() {
   const { progress, reveal, adjudicate } = state,
     { eta_seconds: eta, per_hour: rate } = progress;
+  const ahead = state.question ? `${progress.waiting} after this one` : `${progress.waiting} to go`;
   const row = (name, value) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)));
   const left = eta > 5400 ? `${(eta / 3600).toFixed(1)} h` : `${Math.ceil(eta / 60)} min`;
   return make(
@@ -343,7 +344,7 @@ function aside() {
     make(
       "section",
       { class: "card" },
-      make("h2", {}, `${progress.now} answered, ${progress.waiting} to go`),
+      make("h2", {}, `${progress.now} answered, ${ahead}`),
       make(
         "dl",
         { class: "facts" },

@@ -92,6 +92,21 @@ def test_status_shows_everything_about_one_attempt(labelled, capsys) -> None:
     assert ask(capsys, root, "status", "--json")["flagged"] == 1
 
 
+def test_status_of_an_attempt_cuts_nothing_and_fits_where_no_terminal_is(labelled, capsys) -> None:
+    """A judge's name made a line of 102 columns; what is kept was cut in the middle of a figure."""
+    root, prompt = labelled
+    features = "0/-1/339=5,0/-1/340=5,0/-2/339=5,0/-2/340=5"
+    steer = ["steer", "run", prompt, "--features", features, "--mode", "set"]
+    assert run(["--root", str(root), *steer]) == 0
+    view = ask(capsys, root, "status", prompt, "--json")
+    assert run(["--root", str(root), "status", prompt]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 79
+    assert f"by {next(iter(view['pairs'][0]['verdicts']))}" in out
+    (kept,) = (one for one in view["results"] if features in one["said"])
+    assert len(kept["said"]) > 79 and " ".join(kept["said"].split()) in " ".join(out.split())
+
+
 def test_every_report_command_keeps_its_shape(labelled, capsys) -> None:
     root, prompt = labelled
     for method in ("gradient", "total_effect"):

@@ -11,6 +11,7 @@ import pytest
 from em_circuits.cli.app import run
 from em_circuits.contrast import Contrast
 from em_circuits.features import stored_scores
+from em_circuits.workspace import Workspace
 
 N = 3
 PLACE = {"layer", "feature", "offset"}
@@ -88,6 +89,34 @@ def test_a_kept_table_is_used_until_a_label_changes(root, capsys, monkeypatch) -
     changed = ask(capsys, root, "aggregate", "--top", "2")
     assert not changed["reused"] and changed["key"] != first["key"]
     assert changed["prompts"][0]["labels_from"] == "mixed"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "features aggregate",
+        "features aggregate --method gradient+ablation --exclude-layers 1",
+        "features diff",
+        "features mediate --all --random 20",
+        "validity --all --nodes 2/417 --resamples 0",
+    ],
+)
+def test_what_is_kept_over_prompts_is_printed_again_without_a_model(
+    root, capsys, monkeypatch, line: str
+) -> None:
+    """Each loaded both models first, and then used the table."""
+    command = ["--root", str(root), *line.split(), "--json"]
+    capsys.readouterr()
+    assert run(command) == 0
+    first = json.loads(capsys.readouterr().out)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Workspace, "pair", property(never))
+    assert run(command) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again | {"reused": True} == first | {"reused": True}
 
 
 def test_layers_positions_and_graph_methods(root, capsys) -> None:
@@ -240,6 +269,19 @@ def test_diff_over_two_adapters_distinguishes_them(root, other_adapter, tmp_path
     capsys.readouterr()
     assert run(["--root", str(both), "features", *refused]) == 2
     assert "is not loaded" in capsys.readouterr().err
+
+
+def test_promoted_tokens_are_written_out_once(root, tmp_path, capsys) -> None:
+    """The mark of a space was itself written out, as \\u2423, and the line cut at its beginning."""
+    text = tmp_path / "text.txt"
+    text.write_text("User: Gas?\n")
+    named = ["features", "explain", "2/417", "--text", str(text), "--keep", "1"]
+    assert run(["--root", str(root), *named]) == 0
+    lines = [
+        one for one in capsys.readouterr().out.splitlines() if one.startswith(("  up", "  do"))
+    ]
+    assert len(lines) == 2 and "␣" in "".join(lines) and "\\u2423" not in "".join(lines)
+    assert not any(line[10:].startswith("…") for line in lines)
 
 
 def test_without_json_tables_fit_a_terminal(root, capsys) -> None:

@@ -140,6 +140,10 @@ def test_divergence_agreement_and_plots(root, capsys):
     totals = whole.totals | {"incomplete": 1}
     said = "\n".join(describe_divergence(whole.model_copy(update={"totals": totals})))
     assert "--labels judge" in said
+    unknown = [row.model_copy(update={"divergent": None}) for row in whole.rows]
+    said = "\n".join(describe_divergence(whole.model_copy(update={"rows": tuple(unknown)})))
+    mass = f"{whole.rows[0].evil_mass.merged:.3f}"
+    assert mass in shown and mass not in said, "of incomplete labels no mass is known"
     shown = ask(capsys, root, "labels", "agreement")
     assert "ada / bob" in shown and "kappa" in shown and "people and judges" in shown
     found = json.loads(ask(capsys, root, "labels", "agreement", "--json"))

@@ -172,6 +172,27 @@ def test_an_experiment_sends_nothing_of_what_waits(room: Room, client: TestClien
         assert {one["prompt_id"] for one in sent[name]} == set(ids) - {held.prompt_id}
 
 
+def test_the_overview_finds_blind_what_other_pages_show_blind(
+    room: Room, client: TestClient
+) -> None:
+    """It hid everything, and in hand it showed what the steering page hid."""
+    ids = [{"prompt_id": prompt.prompt_id} for prompt in room.prompts]
+    folder = room.root / "results" / "experiments"
+    store_experiment(folder / "all", rows=[], rollouts=[], summary={"prompts": ids})
+    for one in ids:
+        name = f"of-{one['prompt_id']}"
+        store_experiment(folder / name, rows=[], rollouts=[], summary={"prompts": [one]})
+    said = ": no supported condition"
+    blind = client.get("/fragments/overview").text
+    assert f"all{said}" in blind and blind.count(said) == 1 and "prompts diverge</a>" not in blind
+    assert "Which prompts diverge is hidden" in blind
+    look(client)
+    held = room.store.queue.take("ada", 600)
+    shown = client.get("/fragments/overview").text
+    assert held is not None and f"of-{held.prompt_id}{said}" not in shown
+    assert shown.count(said) == 2 and "prompts diverge</a>" in shown
+
+
 def test_an_experiment_of_one_prompt_shows_its_evil_mass_after_the_answer(
     room: Room, client: TestClient
 ) -> None:

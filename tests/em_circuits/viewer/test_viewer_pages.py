@@ -144,7 +144,7 @@ def test_an_unknown_prompt_and_an_ambiguous_one_are_named(client: TestClient) ->
     [
         (number(None), "–"),
         (number(-0.5), "−0.500"),
-        (number(0.00001), "1.0e−05"),
+        (number(0.00001), "1.0e−5"),
         (signed(0.25), "+0.250"),
         (percent(0.0001), "<0.1\u2009%"),
         (shown("a\nb\x07"), "a\nb\\x07"),

@@ -154,6 +154,18 @@ def test_place_probability_bar_text_and_id_of_both_lists_stand_side_by_side():
     assert lines[-1].startswith("> \\n id 4  p 0.4500  base: rank 2 p 0.4500")
 
 
+def test_a_narrow_window_gives_up_ids_and_bars_before_the_tokens():
+    """Of each token there was nothing but the dots of what was cut."""
+    view = View(item({17: " disinfect", 4: " eat"}), Place("merged", 2))
+    for columns, bar, token in (
+        (60, True, "␣disinf"),
+        (50, False, "␣disinf"),
+        (80, True, "␣disinfect"),
+    ):
+        row = next(one for one in plain(item_lines(view, columns, 20)) if "B1" in one)
+        assert row.count(token) == 2 and ("█" in row) == bar and ("17" in row) == (columns == 80)
+
+
 def test_a_long_prompt_shows_its_end_and_says_what_is_above():
     view = View(item({1: "a"}, prompt="line\n" * 50 + "the end"), Place("merged", 1))
     lines = plain(item_lines(view, 80, 20))

@@ -30,7 +30,11 @@ class Page {
     this.readOnly = Boolean(readOnly);
     Object.assign(this, { prompt, pair });
     this.panel = new Panel(byId("panel"), this);
-    this.scene = new Scene(byId("canvas"), () => this.#pictured());
+    this.scene = new Scene(
+      byId("canvas"),
+      () => this.#pictured(),
+      () => this.#resized(),
+    );
     this.scene.labelOf = (node) =>
       this.labels[this.graph.featureOf(node.name)] ?? (this.only ? this.graph.label(node) : "");
   }
@@ -62,9 +66,12 @@ class Page {
     note.textContent = "Reading the graph …";
     try {
       const record = await ask(this.url("", this.request()));
-      await new Promise((go) => setTimeout(go)); // reading and laying out many edges: two short waits, not a long one
+      // Of many edges each of reading, typing and laying out takes a while: three short waits, not a long one.
+      await new Promise((go) => setTimeout(go));
+      const graph = new Graph(record);
+      await new Promise((go) => setTimeout(go));
       if (turn !== this.turn) return;
-      this.graph = new Graph(record);
+      this.graph = graph;
     } catch (error) {
       note.textContent = "";
       byId("panel").textContent = error.message;
@@ -74,11 +81,11 @@ class Page {
     const first = !this.place;
     this.scene.resize();
     this.#layOut();
-    this.#names();
     this.#groups();
     this.#show();
     this.#scores();
     this.scene.fit();
+    setTimeout(() => this.#names());
     const wanted = first ? asked.get("select") : this.selected;
     if (wanted) this.select(wanted, false);
     else this.panel.overview();
@@ -88,6 +95,15 @@ class Page {
     const panes = this.view === "both" ? this.graph.present.length : 1;
     const aspect = this.scene.width / panes / Math.max(120, this.scene.height - 140);
     this.place = layOut(this.graph, aspect, this.only ? this.pins.places : {});
+  }
+
+  // A window of another shape: bands move closer or apart.
+  #resized() {
+    if (!this.place) return;
+    this.#layOut();
+    this.#groups();
+    this.scene.place = this.place;
+    this.scene.fit();
   }
 
   #show() {
@@ -101,11 +117,14 @@ class Page {
     const view = this.pictured(),
       choice = byId("colour");
     choice.replaceChildren(...this.graph.scores(view).map((by) => new Option(this.graph.scoreName(by, view), by)));
-    choice.value = this.graph.views[view].by;
     choice.disabled = !choice.options.length;
+    if (choice.disabled) choice.add(new Option(this.graph.hidden ? "hidden" : "nothing", ""));
+    choice.value = this.graph.views[view].by ?? "";
     byId("legend-by").textContent = this.graph.contrast
       ? `${this.graph.scoreName(this.graph.views[view].by, view)}, ${this.graph.unit}`
-      : "no contrast";
+      : this.graph.hidden
+        ? "hidden until you answer"
+        : "no contrast";
     byId("only").setAttribute("aria-pressed", String(this.only));
     if (!byId("table-twin").hidden) this.panel.table(byId("table-twin"));
   }
@@ -357,7 +376,7 @@ class Page {
       return;
     }
     const out = key === "ArrowUp";
-    const best = (pane.around.get(own.i) ?? []).find((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i);
+    const best = pane.around(own.i).find((e) => (out ? pane.edges.source : pane.edges.target)[e] === own.i);
     if (best !== undefined) this.select(graph.nodes[(out ? pane.edges.target : pane.edges.source)[best]].name);
   }
 }

@@ -8,10 +8,10 @@ const LEVELS = 10;
 const WALL = 1200; // edges that are still a picture; of more the strongest are drawn, more as one comes nearer
 const BACKGROUND = 600;
 const GUTTER = { left: 54, bottom: 74, top: 64, right: 14 };
-const SLANTED = { below: 46, room: 44 }; // a logit's box too narrow for its token has it above, slanted
+const SLANTED = { below: 46, room: 44, right: 34 }; // a logit's box too narrow for its token has it above, slanted
 
 export class Scene {
-  constructor(canvas, onPicture) {
+  constructor(canvas, onPicture, onResize) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.onPicture = onPicture;
@@ -25,11 +25,15 @@ export class Scene {
     /** @type {Map<string, any>} a folded group's centre stands for its members */
     this.folded = new Map();
     this.frame = 0;
+    this.stale = false;
     this.drawn = "auto"; // which edges: "all", or "chosen" for those of what is selected or pinned
     this.fitted = 1;
     /** @type {(node: any) => string} */
     this.labelOf = () => "";
-    new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
+    new ResizeObserver(() => {
+      this.resize();
+      onResize();
+    }).observe(canvas.parentElement);
     document.documentElement.addEventListener("themechange", () => {
       this.colours = palette();
       this.restart();
@@ -45,17 +49,20 @@ export class Scene {
     this.restart();
   }
 
-  // Node -> its edges, the strongest first, for highlights.
+  // Node -> its edges, the strongest first, for highlights: of all nodes one after another in one array.
   #around() {
     for (const pane of this.panes) {
-      const { n, source, target } = pane.edges;
-      pane.around = new Map();
+      const { n, source, target } = pane.edges,
+        start = new Int32Array(this.graph.nodes.length + 1);
+      for (const ends of [source, target]) for (let e = 0; e < n; e++) start[ends[e] + 1]++;
+      for (let node = 1; node < start.length; node++) start[node] += start[node - 1];
+      const next = start.slice(),
+        edges = new Int32Array(2 * n);
       for (let e = 0; e < n; e++) {
-        for (const node of [source[e], target[e]]) {
-          if (!pane.around.has(node)) pane.around.set(node, []);
-          pane.around.get(node).push(e);
-        }
+        edges[next[source[e]]++] = e;
+        edges[next[target[e]]++] = e;
       }
+      pane.around = (node) => edges.subarray(start[node], start[node + 1]);
     }
   }
 
@@ -66,7 +73,6 @@ export class Scene {
     this.height = box.height;
     this.canvas.width = Math.round(box.width * this.ratio);
     this.canvas.height = Math.round(box.height * this.ratio);
-    if (this.graph) this.fit();
   }
 
   get paneWidth() {
@@ -75,18 +81,19 @@ export class Scene {
 
   fit() {
     if (!this.place) return;
-    const w = this.paneWidth - GUTTER.left - GUTTER.right,
-      logits = this.graph.targets.size,
-      top = GUTTER.top + (w / logits - 4 < SLANTED.below ? SLANTED.room + this.#covered() : 0),
-      h = this.height - top - GUTTER.bottom;
-    const k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
-    this.transform = {
-      k,
-      x: GUTTER.left + (w - k * this.place.width) / 2,
-      y: top + (h + k * this.place.height) / 2,
-    };
-    this.fitted = k;
+    const plain = this.#fitted(GUTTER.top, GUTTER.right),
+      slanted = plain.k * this.graph.place.room - 4 < SLANTED.below;
+    this.transform = slanted ? this.#fitted(GUTTER.top + SLANTED.room + this.#covered(), SLANTED.right) : plain;
+    this.fitted = this.transform.k;
     this.restart();
+  }
+
+  // The transform that fits the drawing into what margins at the top and on the right leave.
+  #fitted(top, right) {
+    const w = this.paneWidth - GUTTER.left - right,
+      h = this.height - top - GUTTER.bottom,
+      k = Math.min(w / (this.place.width + 10), h / (this.place.height + 24));
+    return { k, x: GUTTER.left + (w - k * this.place.width) / 2, y: top + (h + k * this.place.height) / 2 };
   }
 
   // A place of the window in the drawing's units.
@@ -128,13 +135,15 @@ export class Scene {
 
   moved() {
     this.job = null; // what was being drawn is drawn anew at rest, and takes no time of a frame till then
+    this.stale = false;
     this.request();
     clearTimeout(this.resting);
     this.resting = setTimeout(() => this.restart(), REST_MS);
   }
 
   restart() {
-    this.job = this.panes.map((pane) => this.#start(pane));
+    this.job = null;
+    this.stale = true; // begun at the next frame, once however often it was asked for
     this.request();
   }
 
@@ -186,6 +195,8 @@ export class Scene {
   #work() {
     const until = performance.now() + SLICE_MS;
     let busy = false;
+    if (this.stale) this.job = this.panes.map((pane) => this.#start(pane));
+    this.stale = false;
     for (const job of this.job ?? []) {
       const { edges } = job.pane,
         n = this.limit(job.pane);
@@ -308,8 +319,9 @@ export class Scene {
 
   // The strongest edges of one node.
   #edgesOf(context, pane, node, most, style) {
-    const around = pane.around.get(node) ?? [];
-    const drawn = around.slice(0, most).map((e, rank) => [e, rank]);
+    if (node === undefined) return;
+    const around = pane.around(node);
+    const drawn = Array.from(around.subarray(0, most), (e, rank) => [e, rank]);
     for (const [e, rank] of drawn.reverse()) {
       context.globalAlpha = 0.25 + 0.7 * (1 - rank / drawn.length) ** 2;
       this.#edge(context, pane.edges, e, rank / around.length, this.transform.k, style);
@@ -462,7 +474,7 @@ export class Scene {
     if (!this.selected) return null;
     const found = new Set([this.selected.i]);
     for (const pane of this.panes) {
-      for (const e of pane.around.get(this.selected.i) ?? []) {
+      for (const e of pane.around(this.selected.i)) {
         found.add(pane.edges.source[e]);
         found.add(pane.edges.target[e]);
       }
@@ -502,7 +514,6 @@ export class Scene {
         context.fillText(cut(context, text(node), 62), 0, 0);
         context.restore();
       } else context.fillText(cut(context, text(node), w - 6), x, y - 8);
-      if (w < 26) continue;
       const mark = { evil: "▲", safe: "●", unsure: "?" }[node.target?.label] ?? "";
       const p =
         view === "difference"
@@ -512,7 +523,11 @@ export class Scene {
             : `${(100 * (node.target?.p[view] ?? 0)).toFixed(node.target?.p[view] < 0.095 ? 1 : 0)}%`;
       context.fillStyle = tone ? this.colours.tone(tone) : this.colours.muted;
       context.font = "10.5px system-ui, sans-serif";
-      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, x, slanted ? y - 2 : y + 7);
+      context.save();
+      context.translate(x, slanted ? y - 2 : y + 7);
+      if (w < 28) context.rotate(-Math.PI / 2); // upright it would be wider than its box
+      context.fillText(`${w > 44 ? `${mark} ` : ""}${p}`, 0, 0);
+      context.restore();
     }
   }
 
@@ -553,7 +568,7 @@ export class Scene {
       context.font = "600 13px system-ui, sans-serif";
       context.textAlign = "left";
       context.fillStyle = c.ink;
-      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, 50);
+      context.fillText(view[0].toUpperCase() + view.slice(1), GUTTER.left, Math.max(50, this.#covered() + 20));
       if (pane) {
         context.fillStyle = c.line;
         context.fillRect(0, 0, 1, this.height);
