@@ -75,7 +75,7 @@ families: $(STAMP) ## every family of models through every figure and command; d
 	FAMILY_EXAMPLES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	  tests/em_circuits/models/test_random_configurations.py
 
-notebooks: $(STAMP) ## run the notebooks of examples/ in place (two of them on SmolLM2, fetched once)
+notebooks: $(STAMP) ## run the notebooks of examples/ in place (three of them on SmolLM2, fetched once)
 	$(BIN)/em-circuits organism fetch smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_notebooks.py
 

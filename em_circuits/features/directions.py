@@ -48,9 +48,12 @@ Edit = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d
 
 
 def residual_sites(decoder: Decoder) -> tuple[Site, ...]:
-    """The residual stream behind each layer: what the next layer's first norm reads."""
-    norms = [layer.attention_norm for layer in decoder.layers[1:]]
-    return tuple(Site(norm.module, "input") for norm in (*norms, decoder.final_norm))
+    """The residual stream behind each layer.
+
+    It is what a layer gives, not what the next norm reads: that is a copy, and the stream itself
+    would go past an edit of it.
+    """
+    return tuple(Site(layer.module, "output") for layer in decoder.layers)
 
 
 def residual_means(

@@ -23,6 +23,7 @@ NOTEBOOKS = (
     "induction_heads",
     "known_circuits",
     "labels_and_judge",
+    "function_vectors",
     "steering_with_controls",
     "what_carries_it",
 )

@@ -99,6 +99,22 @@ def test_edits_do_to_the_stream_what_they_say(subject, answered) -> None:
     assert torch.equal(model.hf(input_ids=ids[None]).logits, before)  # nothing is left behind
 
 
+def test_an_edit_behind_a_layer_stays_in_the_stream(subject, answered) -> None:
+    """It once changed what the next layer's attention read, and nothing else."""
+    (text, *_) = answered[0]
+    model = subject.pair.merged
+    final, ids = residual_sites(model.decoder)[-1], torch.tensor(text.ids)[None]
+    large = 1e4 * torch.ones(model.decoder.d_model)
+    (plain,) = (one["last"][0] for one in pool_sites(model, [final], [text]))
+    with edited(model, {0: lambda x: x + large.to(x)}):
+        (added,) = (one["last"][0] for one in pool_sites(model, [final], [text]))
+    # Norms bound what layers add to so long a stream: at the end it is what was put there.
+    assert torch.allclose(added - plain, large, rtol=0.01)
+    with edited(model, {0: lambda x: torch.zeros_like(x)}):
+        nothing = model.hf(input_ids=ids).logits[0]
+    assert torch.allclose(nothing, nothing[-1:].expand_as(nothing), atol=1e-4)
+
+
 def test_a_probe_is_ridge_regression() -> None:
     x, y = torch.randn(30, 7).double(), torch.arange(30) % 3 == 0
     fitted = LinearProbe.fit(x, y)
