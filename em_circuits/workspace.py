@@ -30,7 +30,7 @@ from em_circuits.organisms.paths import TOY, organism_paths, require_base
 from em_circuits.pieces import EVERYTHING, Portion
 from em_circuits.progress import Progress, no_progress
 from pivotal_tokens.artefacts import content_key, library_versions, write_json
-from pivotal_tokens.errors import RequestError
+from pivotal_tokens.errors import NoStore, RequestError
 from pivotal_tokens.schema import GraphRecord, ModelName, Prompt
 from pivotal_tokens.store import Store, default_url
 from pivotal_tokens.store.database import DEFAULT_NAME
@@ -267,8 +267,11 @@ class Workspace:
 
     @property
     def pair_key(self) -> str:
-        """Key of the pair; loads the models only if the store knows no such pair."""
-        return self.registered_pair or self.pair.key
+        """Key of the pair; loads the models only if no store knows such a pair."""
+        with contextlib.suppress(NoStore):  # answers and directions need none
+            if self.registered_pair is not None:
+                return self.registered_pair
+        return self.pair.key
 
     @property
     def loaded_pair(self) -> ModelPair | None:

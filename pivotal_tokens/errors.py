@@ -13,6 +13,15 @@ class RequestError(EmCircuitsError):
     """The request cannot be carried out as given; nothing was written."""
 
 
+class NoStore(RequestError):
+    """There is no store where one was meant."""
+
+    def __init__(self, where: object) -> None:
+        super().__init__(
+            f"no store at {where}: run `em-circuits label` first, or name one with --store"
+        )
+
+
 class WorkFailed(EmCircuitsError):
     """The request was in order, the work was not: what is finished stays, the rest resumes."""
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from pivotal_tokens.errors import RequestError, WorkFailed
+from pivotal_tokens.errors import NoStore, RequestError, WorkFailed
 from pivotal_tokens.schema import utc_now
 from pivotal_tokens.seal import DamagedText
 from pivotal_tokens.store import tables
@@ -248,10 +248,7 @@ class Database:
                 _check_pages(connection, self.path, "quick_check")
             empty = not has_tables(connection)
             if empty and not create:
-                raise RequestError(
-                    f"no store at {self.where}: run `em-circuits label` first, "
-                    "or name one with --store"
-                )
+                raise NoStore(self.where)
             ready = not empty and not needs_change(connection, self.where)
             # Reading never writes: this host is recorded with the first write.
             if ready and not (self._is_new_host(connection) and self._address.take):
@@ -324,9 +321,7 @@ def _check_pages(connection: Connection, path: Path, how: str) -> None:
 
 def _require_file(path: Path, *, create: bool) -> None:
     if not create and not (path.exists() and path.stat().st_size):
-        raise RequestError(
-            f"no store at {path}: run `em-circuits label` first, or name one with --store"
-        )
+        raise NoStore(path)
     if create:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -177,3 +177,14 @@ def test_stored_work_that_no_longer_fits_says_what_changed(
             work.graph_record(prompt.prompt_id, "merged", work.pair.key)
     said = [record.getMessage() for record in caplog.records if "same names" in record.message]
     assert len(said) == 1 and f"{changed} was " in said[0]
+
+
+def test_a_key_needs_no_store_and_with_one_no_models(lifelike: Lifelike, tmp_path: Path) -> None:
+    chosen = settings(lifelike)
+    with Workspace(root=tmp_path, models=chosen) as work:  # as of imported answers
+        key = work.pair_key
+        assert work.loaded_pair is not None and key == work.pair.key
+    with Workspace(root=tmp_path, models=chosen, create=True) as work:
+        work.register_pair()
+    with Workspace(root=tmp_path, models=chosen) as work:
+        assert work.pair_key == key and work.loaded_pair is None
