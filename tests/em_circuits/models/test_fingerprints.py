@@ -179,8 +179,10 @@ def test_stored_work_that_no_longer_fits_says_what_changed(
     assert len(said) == 1 and f"{changed} was " in said[0]
 
 
-def test_a_key_needs_no_store_and_with_one_no_models(lifelike: Lifelike, tmp_path: Path) -> None:
-    chosen = settings(lifelike)
+def test_a_key_needs_no_store_and_with_one_no_models(
+    lifelike_paths: Lifelike, tmp_path: Path
+) -> None:
+    chosen = settings(lifelike_paths)
     with Workspace(root=tmp_path, models=chosen) as work:  # as of imported answers
         key = work.pair_key
         assert work.loaded_pair is not None and key == work.pair.key
