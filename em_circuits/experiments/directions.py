@@ -265,7 +265,7 @@ def find_directions(
     if request.layer is not None and request.layer >= n_layers:
         raise RequestError(f"--layer {request.layer} does not exist; choose 0 to {n_layers - 1}")
     inputs = {
-        "formula": 4,
+        "formula": 5,
         "answers": imported.key,
         "pair": work.pair_key,
         "unrelated": list(unrelated),

@@ -159,7 +159,7 @@ def probe_answers(work: Workspace, imported: CachedTable, request: ProbeRequest)
         RequestError: If there are fewer questions with answers of both sides than folds.
     """
     inputs = {
-        "formula": 3,
+        "formula": 4,
         "answers": imported.key,
         "pair": work.pair_key,
         "request": request.model_dump(mode="json"),
