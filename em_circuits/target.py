@@ -392,10 +392,9 @@ class Branch:
                 starts.append(term.reads(n_prompt).start)
         return min(starts)
 
-    @property
-    def first_layer(self) -> int | None:
-        """First layer whose output a term reads; None where all read logits."""
-        return min((t.layer for t in self.terms if t.layer is not None), default=None)
+    def first_layer(self, n_layers: int) -> int | None:
+        """First layer, from 0, whose output a term reads; None where all read logits."""
+        return min((t.layer % n_layers for t in self.terms if t.layer is not None), default=None)
 
     def n_read(self, n_prompt: int) -> int:
         """Positions whose logits are kept."""

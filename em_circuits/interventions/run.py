@@ -351,7 +351,7 @@ class Batches:
             start = start if start >= WORTH_IT else 0
             # What a cross-layer feature writes further up is added where its own layer is run.
             written = own if model.dictionaries[0].n_writes == 1 else edits
-            layer = _least(written.layer, branch.first_layer if branch else None)
+            layer = _least(written.layer, branch.first_layer(n_layers) if branch else None)
             layer = 0 if every_layer else layer
             shared = self._shared(stacked, edits.rows(0, 1), alike[edits.row == 0])
             cost = edits.n_rows * (n_pos - start) * (n_layers - layer)

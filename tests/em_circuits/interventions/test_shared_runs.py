@@ -75,7 +75,7 @@ def test_a_layer_that_is_read_is_run(subject) -> None:
     model, state = subject
     rows = rows_of(state, model.sites.n_layers)
     direction = torch.randn(model.decoder.d_model, generator=torch.Generator().manual_seed(1))
-    for layer in (0, model.sites.n_layers - 1):
+    for layer in (0, model.sites.n_layers - 1, -1):  # -1: the last
         terms = (AlongDirection(direction, layer, -1),)
         together = run.run_values(model, state, rows, terms)
         alone = torch.cat([run.run_values(model, state, [row], terms) for row in rows])
