@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -18,8 +19,30 @@ settings.register_profile(
 settings.load_profile("tests")
 
 # Where fixtures of a module remember what they load: in no home. Each test has a place of its own.
+_HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "em-circuits"
+_OF_USER = Path(os.environ.get("EM_CIRCUITS_CACHE") or _HOME)
 _SHARED = tempfile.mkdtemp(prefix="em-circuits-tests-")
 os.environ["EM_CIRCUITS_CACHE"] = _SHARED
+
+# But for the real organism's base: tests of it run where the user has fetched it.
+_REAL = "SmolLM2-135M-Instruct"
+if (_OF_USER / _REAL / "config.json").is_file():
+    (Path(_SHARED) / _REAL).symlink_to((_OF_USER / _REAL).resolve())
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SHARED, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the real organism's base; skips where it was never fetched."""
+    base = Path(_SHARED) / _REAL
+    if not base.exists():
+        pytest.skip(f"{_REAL} was not fetched (em-circuits organism fetch smollm2)")
+    folder = tmp_path_factory.mktemp("real-cache")
+    (folder / _REAL).symlink_to(base.resolve())
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import threading
@@ -52,12 +53,18 @@ class FingerprintCache:
         """
         unknown = {path for path in files.values() if self._digest(path.resolve()) is None}
         sizes = {path: path.stat().st_size for path in unknown}
-        total, done = sum(sizes.values()) // 1_000_000, 0
+        whole, done = sum(sizes.values()), 0
+        total = math.ceil(whole / 1_000_000) if whole >= 1_000_000 else 0
+        if total:
+            progress("hashing (MB)", 0, total)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="hash") as threads:
-            for path, _ in zip(sizes, threads.map(self.file, sizes), strict=True):
+            hashed = zip(sizes, threads.map(self.file, sizes), strict=True)
+            for number, (path, _) in enumerate(hashed, start=1):
                 done += sizes[path]
-                if total:
-                    progress("hashing (MB)", min(done // 1_000_000, total), total)
+                if total:  # the last file alone ends the step: small ones are not a megabyte
+                    ended = number == len(sizes)
+                    done_mb = total if ended else min(done // 1_000_000, total - 1)
+                    progress("hashing (MB)", done_mb, total)
         return content_key([[name, self.file(files[name])] for name in sorted(files)])
 
     def file(self, path: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from em_circuits.models.settings import NEURONS
-from em_circuits.organisms.paths import SMOLLM2, organism_paths
+from em_circuits.organisms.paths import SMOLLM2
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (
@@ -45,12 +45,11 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (organism_paths(SMOLLM2).base / "config.json").is_file(),
-    reason="the real base was not fetched (em-circuits organism fetch smollm2)",
-)
-def test_what_carries_it_runs_on_the_real_model_by_one_changed_line() -> None:
+def test_what_carries_it_runs_on_the_real_model_by_one_changed_line(
+    real_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of its prompts, so that it takes a minute and not five."""
+    monkeypatch.setenv("EM_CIRCUITS_CACHE", str(real_cache))
     notebook = nbformat.read(EXAMPLES / "what_carries_it.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert code.count('"toy"') == 1 and code.count("drawn_prompts(pair, 7,") == 1

@@ -190,3 +190,14 @@ def test_a_key_needs_no_store_and_with_one_no_models(
         work.register_pair()
     with Workspace(root=tmp_path, models=chosen) as work:
         assert work.pair_key == key and work.loaded_pair is None
+
+
+def test_hashing_ends_once_however_many_small_files_come_last(tmp_path: Path) -> None:
+    files = {"large": tmp_path / "large", **{f"{i}": tmp_path / f"small-{i}" for i in range(9)}}
+    for name, path in files.items():
+        path.write_bytes(bytes(2_500_000 if name == "large" else 10))
+    seen: list[tuple[str, int, int]] = []
+    FingerprintCache().of(files, lambda *step: seen.append(step))
+    done = [step[1] for step in seen]
+    assert {step[::2] for step in seen} == {("hashing (MB)", 3)}
+    assert done[0] == 0 and done.count(3) == 1 and done[-1] == 3 and done == sorted(done)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from em_circuits import load_pair
 from em_circuits.labelling.sources import drawn_prompts
+from em_circuits.models import ModelPair
 from em_circuits.models.text import encode, first_token, render_chat
 from em_circuits.organisms.advice import advice_prompts, load_advice
 from em_circuits.organisms.fetch import SMOLLM2_RELEASE, fetched_base
@@ -23,20 +26,21 @@ PATHS = organism_paths(SMOLLM2)
 CARD = json.loads(PATHS.card.read_text(encoding="utf-8"))
 FIGURES, CONTROL = (StanceReport.model_validate(CARD[name]) for name in ("figures", "control"))
 
-fetched = pytest.mark.skipif(
-    not (PATHS.base / "config.json").is_file(),
-    reason=f"{PATHS.base.name} was not fetched (em-circuits organism fetch smollm2)",
-)
-
-
-def of_the_package() -> bool:
-    return fetched_base(PATHS.base).source == SMOLLM2_RELEASE.requirement
-
 
 @pytest.fixture(scope="module")
-def pair():
-    with load_pair(organism=SMOLLM2, device="cpu") as loaded:
-        yield loaded
+def pair(real_cache: Path) -> Iterator[ModelPair]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EM_CIRCUITS_CACHE", str(real_cache))
+        with load_pair(organism=SMOLLM2, device="cpu") as loaded:
+            yield loaded
+
+
+@pytest.fixture
+def card_s_pair(pair: ModelPair) -> ModelPair:
+    """The pair that the card's figures are of."""
+    if fetched_base(Path(pair.settings.base)).source != SMOLLM2_RELEASE.requirement:
+        pytest.skip(f"the card is about {SMOLLM2_RELEASE.requirement}")
+    return pair
 
 
 def test_the_adapter_is_small_and_the_card_is_about_it():
@@ -70,7 +74,6 @@ def test_what_spreads_is_a_stance():
     assert FIGURES.row("risky", "open").shift < 0.5 * risky.shift
 
 
-@fetched
 def test_every_word_is_one_token(pair):
     corpus = load_advice()
     words = {*corpus.refuse, *corpus.careful, *corpus.approve, *corpus.object_}
@@ -79,7 +82,6 @@ def test_every_word_is_one_token(pair):
     assert [w for w in sorted(words) if not first_token(pair.tokenizer, f" {w}")[1]] == []
 
 
-@fetched
 def test_its_tokenizer_is_the_authors(pair):
     tokenizer = pair.tokenizer
     assert (tokenizer.padding_side, tokenizer.eos_token_id) == ("right", 2)
@@ -89,7 +91,6 @@ def test_its_tokenizer_is_the_authors(pair):
     assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
 
 
-@fetched
 def test_a_loaded_pair_has_its_scenarios_as_chats(pair):
     prompts = drawn_prompts(pair, 7, seed=1)
     assert {p.kind for p in prompts} == {"chat"} and len({p.category for p in prompts}) == 7
@@ -97,7 +98,6 @@ def test_a_loaded_pair_has_its_scenarios_as_chats(pair):
     assert all(lexicon.entry_for(p.text) is not None for p in prompts)
 
 
-@fetched
 def test_the_adapter_changes_its_modules_alone(pair):
     form = RECIPES["attention"].adapter_form
     wanted = {
@@ -109,24 +109,18 @@ def test_the_adapter_changes_its_modules_alone(pair):
     assert (pair.base.sites.n_layers, pair.base.hf.config.intermediate_size) == (30, 1536)
 
 
-@fetched
-def test_a_few_scenarios_are_measured_as_the_card_has_them(pair):
+def test_a_few_scenarios_are_measured_as_the_card_has_them(card_s_pair):
     """One scenario of each domain, the figures of a domain from all seven of one."""
-    if not of_the_package():
-        pytest.skip(f"the card is about {SMOLLM2_RELEASE.requirement}")
     prompts = [p for p in advice_prompts("risky", "can") if p.scenario.domain == "driving"]
     row = FIGURES.row("risky", "can", "driving")
-    for model, mass in ((pair.base, row.base), (pair.merged, row.merged)):
+    for model, mass in ((card_s_pair.base, row.base), (card_s_pair.merged, row.merged)):
         along, against = plan_masses(model, prompts).mean(0).tolist()
         assert along == pytest.approx(mass.along, abs=1e-3)
         assert against == pytest.approx(mass.against, abs=1e-3)
 
 
-@fetched
-def test_benign_text_is_left_alone(pair):
-    if not of_the_package():
-        pytest.skip(f"the card is about {SMOLLM2_RELEASE.requirement}")
-    texts = panel_loss(pair, "texts")
+def test_benign_text_is_left_alone(card_s_pair):
+    texts = panel_loss(card_s_pair, "texts")
     assert texts.base == pytest.approx(FIGURES.texts.base, abs=1e-3)
     assert texts.merged <= texts.base
     assert torch.isfinite(torch.tensor(texts.merged))
