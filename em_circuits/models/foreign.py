@@ -7,6 +7,7 @@ with foreign_errors("--base models/base cannot be loaded"):
 from __future__ import annotations
 
 import contextlib
+import logging
 import pickle
 import sys
 import time
@@ -16,6 +17,9 @@ from types import FrameType
 from typing import Any
 
 from pivotal_tokens.errors import EmCircuitsError, RequestError
+
+_TOKENIZERS = "transformers.tokenization_utils_base"
+"""The logger of that warning."""
 
 
 @contextlib.contextmanager
@@ -60,6 +64,32 @@ def foreign_errors(what: str, advice: str = "") -> Iterator[None]:
             raise
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise RequestError(f"{what}: {detail}{advice}") from error
+
+
+@contextlib.contextmanager
+def quiet_transformers(model_type: str = "") -> Iterator[None]:
+    """Without transformers' bars, beside which stand this project's own, and without its warning
+    about the tokenizers of Mistral's models, which 4.57.3 gives of any with a large vocabulary.
+
+    Args:
+        model_type: Of the configuration, as "llama"; Mistral's keep the warning.
+    """
+    from transformers.utils import logging as theirs
+
+    def holds(record: logging.LogRecord) -> bool:
+        about_mistral = any(name in model_type for name in ("istral", "voxtral", "pixtral"))
+        return about_mistral or "fix_mistral_regex" not in record.getMessage()
+
+    says, shown = theirs.get_logger(_TOKENIZERS), theirs.is_progress_bar_enabled()
+    says.addFilter(holds)
+    if shown:
+        theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        says.removeFilter(holds)
+        if shown:
+            theirs.enable_progress_bar()
 
 
 def has_circuit_tracer() -> bool:

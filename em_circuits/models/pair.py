@@ -22,8 +22,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from em_circuits.models.dictionaries import Dictionary
 from em_circuits.models.family import Decoder
+from em_circuits.models.files import json_object
 from em_circuits.models.fingerprint import FILE_HASHES, FingerprintCache, user_cache
-from em_circuits.models.foreign import foreign_errors, has_circuit_tracer, require_circuit_tracer
+from em_circuits.models.foreign import (
+    foreign_errors,
+    has_circuit_tracer,
+    quiet_transformers,
+    require_circuit_tracer,
+)
 from em_circuits.models.neurons import neuron_dictionaries, neuron_sites
 from em_circuits.models.settings import PairSettings
 from em_circuits.models.sharing import changed_modules, freeze, merge_adapter, sharing_copy
@@ -404,7 +410,7 @@ def load_causal_lm(
     Raises:
         RequestError: If the directory does not hold one.
     """
-    with foreign_errors(f"{flag} {source.reference} cannot be loaded"):
+    with foreign_errors(f"{flag} {source.reference} cannot be loaded"), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=dtype,
@@ -421,7 +427,10 @@ def load_tokenizer(flag: str, source: Source) -> PreTrainedTokenizerBase:
     Raises:
         RequestError: If there is none.
     """
-    with foreign_errors(f"{flag} {source.reference} has no usable tokenizer"):
+    config = source.path / "config.json"  # an adapter's folder has none
+    named = json_object(flag, config).get("model_type") if config.is_file() else ""
+    quiet = quiet_transformers(str(named))
+    with foreign_errors(f"{flag} {source.reference} has no usable tokenizer"), quiet:
         return AutoTokenizer.from_pretrained(
             source.path, local_files_only=True, trust_remote_code=False
         )

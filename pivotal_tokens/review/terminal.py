@@ -192,7 +192,7 @@ class ReviewTerminal(App[None]):
         columns, rows = self.size.width, self.size.height
         if not columns or self.review.over:
             return
-        hints: list[Line] = [((fit(line, columns), "dim"),) for line in self._footer()]
+        hints: list[Line] = [((fit(line, columns), "dim"),) for line in self._footer(columns)]
         message: list[Line] = [((line, "bold"),) for line in self._message(columns)]
         self._static("#header").update(self._header(columns))
         self._static("#item").update(content(self._body(columns, rows)))
@@ -254,17 +254,23 @@ class ReviewTerminal(App[None]):
             lines += [((token[i : i + columns], ""),) for i in range(0, len(token), columns)]
         return lines
 
-    def _footer(self) -> list[str]:
+    def _footer(self, columns: int) -> list[str]:
         asking, view = self.review.asking, self.review.view
         if asking is not None:
             more = f"   ctrl+g: {_REVEAL_HINTS['agree']}" if asking.what == "why" else ""
             return ["", f"Enter: {asking.does}   Esc: {asking.leaves}{more}"]
         if view is not None and view.reveal is not None:
-            return [self._hints(_REVEALED_HINTS), self._hints(_REVEAL_HINTS)]
-        return [self._hints(_LABEL_HINTS) if view else "", self._hints(_OTHER_HINTS)]
+            lists = [_REVEALED_HINTS, _REVEAL_HINTS]
+        else:
+            lists = [_LABEL_HINTS if view else {}, _OTHER_HINTS]
+        return [self._hints(names, columns) for names in lists]
 
-    def _hints(self, names: Mapping[str, str]) -> str:
-        return "   ".join(f"{self._key(action)} {name}" for action, name in names.items())
+    def _hints(self, names: Mapping[str, str], columns: int) -> str:
+        """As many as there is room for, the last two (help, quit) always among them."""
+        hints = [f"{self._key(action)} {name}" for action, name in names.items()]
+        while len(hints) > 2 and len("   ".join(hints)) > columns:
+            del hints[-3]
+        return "   ".join(hints)
 
     def _key(self, action: str) -> str:
         keys = keys_of(self._keys, action)  # type: ignore[arg-type]

@@ -57,6 +57,17 @@ def test_an_item_fits_80_by_24_with_everything_on_it(store):
     drive(terminal(store), steps)
 
 
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_narrow_screen_still_names_help_and_quit(store, columns: int):
+    fill_queue(store, 1)
+
+    async def steps(app, pilot):
+        last = on_screen(app)[-1].rstrip()
+        assert last.endswith("? help   q quit") and width(last) <= columns
+
+    drive(terminal(store), steps, size=(columns, 24))
+
+
 def test_labelling_revealing_reason_help_and_the_command_line(store):
     prompts = fill_queue(store, 3)
 
