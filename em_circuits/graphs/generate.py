@@ -10,8 +10,9 @@ edges (`em_circuits.graphs.full`) are the default; frozen ones are circuit-trace
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ from pivotal_tokens.artefacts import content_key
 from pivotal_tokens.errors import RequestError, WorkFailed
 from pivotal_tokens.schema import Label, NextTokenPair, Prompt
 
+_CHOOSING = "choosing nodes"
+
 
 @dataclass(frozen=True)
 class PairGraphs:
@@ -88,7 +91,8 @@ def build_pair_graphs(
         labels: Token id -> label; needed for ``select_by="contrast"`` only.
         target: Its terms are the rows of both graphs, in place of next tokens, and nodes are chosen
             by their effect on it.
-        progress: Called with the feature rows done of a graph; base first.
+        progress: Called with the models read, then those whose nodes are weighed; with the rows
+            done of a graph, base first.
         scratch: Folder for what is too large for memory meanwhile; the system's if not given.
 
     Raises:
@@ -101,9 +105,7 @@ def build_pair_graphs(
     if settings.edges == "frozen":
         return _frozen_pair(pair, prompt, settings, labels, progress=progress, scratch=scratch)
     input_ids = pair.input_ids(prompt)
-    observed = [
-        Observed.of(model, parts_of(model, settings.basis), input_ids) for model in pair.models
-    ]
+    observed = _observe(pair, input_ids, settings, progress)
     base, merged = (one.logits for one in observed)
     targets = union_of_top(base, merged, settings.top_k)
     requests = [
@@ -112,8 +114,8 @@ def build_pair_graphs(
     ]
     rows = demeaned_targets(targets, len(base))
     p = torch.stack([torch.softmax(one, -1)[targets] for one in (base, merged)]).mean(0)
-    towards = [one.towards(rows) for one in observed]
-    sizes = [_sizes(one, requests[0].weights, p, settings) for one in towards]
+    sized = partial(_sizes, weights=requests[0].weights, probabilities=p, settings=settings)
+    towards, sizes = _sensitivities(observed, rows, sized, progress)
     chosen = choose(observed, sizes, settings)
     found = [_reduced(*one) for one in zip(towards, sizes, chosen, strict=True)]
     del observed, towards, sizes, chosen
@@ -123,6 +125,37 @@ def build_pair_graphs(
         graphs.append(_full_graph(request, one, progress=progress, scratch=scratch))
         release_freed()
     return PairGraphs(compare(pair, base, merged, top_k=settings.top_k), *graphs)
+
+
+def _observe(
+    pair: ModelPair,
+    input_ids: Int64[Tensor, " pos"],
+    settings: AttributionSettings,
+    progress: Progress,
+) -> list[Observed]:
+    """The prompt on both models; the first half of what choosing nodes takes."""
+    progress(_CHOOSING, 0, 2 * len(pair.models))
+    found: list[Observed] = []
+    for model in pair.models:
+        found.append(Observed.of(model, parts_of(model, settings.basis), input_ids))
+        progress(_CHOOSING, len(found), 2 * len(pair.models))
+    return found
+
+
+def _sensitivities(
+    observed: Sequence[Observed],
+    rows: Columns,
+    sized: Callable[[Sensitivity], Tensor],
+    progress: Progress,
+) -> tuple[list[Sensitivity], list[Tensor]]:
+    """Of each model, gradients of the targets where nodes write, and the nodes' sizes."""
+    towards: list[Sensitivity] = []
+    sizes: list[Tensor] = []
+    for done, one in enumerate(observed, start=len(observed) + 1):
+        towards.append(one.towards(rows))
+        sizes.append(sized(towards[-1]))
+        progress(_CHOOSING, done, 2 * len(observed))
+    return towards, sizes
 
 
 def _target_pair(
@@ -138,12 +171,10 @@ def _target_pair(
     _check_target(target, settings)
     input_ids = pair.input_ids(prompt)
     target.check_length(len(input_ids), pair.max_tokens)
-    observed = [
-        Observed.of(model, parts_of(model, settings.basis), input_ids) for model in pair.models
-    ]
+    observed = _observe(pair, input_ids, settings, progress)
     base, merged = (one.logits for one in observed)
-    towards = [one.towards(target.terms) for one in observed]
-    sizes = [_target_sizes(one, target, settings) for one in towards]
+    sized = partial(_target_sizes, target=target, settings=settings)
+    towards, sizes = _sensitivities(observed, target.terms, sized, progress)
     chosen = choose(observed, sizes, settings)
     parameters = _parameters(pair, settings, None, target)
     requests = []
