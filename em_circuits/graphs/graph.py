@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -24,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from em_circuits.coordinates import row_keys
 from em_circuits.feature import AdapterRank, Feature
 from em_circuits.graphs.edges import Edges
 from em_circuits.graphs.header import GraphHeader
@@ -193,12 +195,26 @@ class AttributionGraph:
 
     def active_index(self, place: NodeName) -> int | None:
         """Row of `active`; None if nothing is active there."""
-        part = self._parts_at.get((place.module, place.layer))
-        if part is None:
-            return None
-        wanted = torch.tensor([part, place.position, place.id])
-        found = (self.active == wanted).all(1).nonzero()
-        return int(found[0, 0]) if len(found) else None
+        row = int(self.active_indices([place])[0])
+        return None if row < 0 else row
+
+    def active_indices(self, places: Sequence[NodeName]) -> Int64[Tensor, " place"]:
+        """Row of `active` of each place, all different; -1 where nothing is active.
+
+        One pass over a million active neurons, whatever the number of places.
+        """
+        rows = torch.full((len(places),), -1)
+        parts = [self._parts_at.get((place.module, place.layer)) for place in places]
+        known = [i for i, part in enumerate(parts) if part is not None]
+        if not known or not len(self.active):
+            return rows
+        wanted = [[parts[i], places[i].position, places[i].id] for i in known]
+        active, named = row_keys(self.active, torch.tensor(wanted))
+        ordered, of = named.sort()
+        at = torch.searchsorted(ordered, active).clamp(max=len(ordered) - 1)
+        found = (ordered[at] == active).nonzero()[:, 0]
+        rows[torch.tensor(known)[of[at[found]]]] = found
+        return rows
 
     def firing(self, layer: int, feature: int) -> Int64[Tensor, " active"]:
         """Rows of `active` of one feature of a layer, by position."""

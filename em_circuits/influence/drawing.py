@@ -316,6 +316,7 @@ class _Union:
     def __init__(self, parts: Mapping[str, _Part], n_tokens: int) -> None:
         self.n_tokens = n_tokens
         self.n_layers = max(part.graph.header.n_layers for part in parts.values())
+        self._rows: dict[_Part, np.ndarray] = {}
         self.index: dict[str, int] = {}
         self.kind: list[NodeKind] = []
         self.layer: list[int] = []
@@ -375,27 +376,33 @@ class _Union:
 
     def activations(self, part: _Part) -> np.ndarray:
         """Activation of every feature in one graph, shown there or not; NaN for other kinds."""
-        graph = part.graph
-        active = {place: i for i, place in enumerate(graph.names(graph.active))}
+        features, rows = self._active_rows(part)
+        own = np.zeros(len(features))
+        own[rows >= 0] = part.graph.activations.numpy()[rows[rows >= 0]]
         found = np.full(len(self), math.nan)
-        for i in self.of_kind(NodeKind.FEATURE):
-            at = active.get(self._place(i))
-            found[i] = 0.0 if at is None else float(graph.activations[at])
+        found[features] = own
         return found
 
     def indices(self, part: _Part) -> tuple[np.ndarray, np.ndarray]:
         """Of every node, its index among a graph's nodes and among its active ones; -1: none."""
         graph = part.graph
         at, active = (np.full(len(self), -1) for _ in range(2))
+        features, active_rows = self._active_rows(part)
+        active[features] = active_rows
         at[self.index_of(part.names)] = part.nodes.numpy()
         nodes = {place: i for i, place in enumerate(graph.names(graph.selected_features))}
-        firing = {place: i for i, place in enumerate(graph.names(graph.active))}
-        for i in self.of_kind(NodeKind.FEATURE):
-            place = self._place(i)
-            active[i] = firing.get(place, -1)
+        for i in features:
             if at[i] < 0:
-                at[i] = nodes.get(place, -1)
+                at[i] = nodes.get(self._place(i), -1)
         return at, active
+
+    def _active_rows(self, part: _Part) -> tuple[list[int], np.ndarray]:
+        """The features of the drawing, and the row of each among a graph's active ones, or -1."""
+        features = self.of_kind(NodeKind.FEATURE)
+        if part not in self._rows:
+            places = [self._place(i) for i in features]
+            self._rows[part] = part.graph.active_indices(places).numpy()
+        return features, self._rows[part]
 
     def _place(self, i: int) -> NodeName:
         feature = self.feature[i]

@@ -132,3 +132,18 @@ def test_every_node_is_found_by_the_name_it_prints():
     assert GRAPH.node_named(f"{layer}/{position - 6}/{feature}") == 7  # from the end
     with pytest.raises(RequestError, match="no target"):
         GRAPH.node_named("logit:999")
+
+
+def test_active_rows_are_found_by_place_in_any_order():
+    """Beside a dictionary of all of them; a place that is not active has none."""
+    of = {place: row for row, place in enumerate(GRAPH.names(GRAPH.active))}
+    there = list(of)[::-3]
+    elsewhere = [
+        there[0]._replace(id=99_999),
+        there[1]._replace(layer=77),
+        there[2]._replace(module="q_proj"),
+    ]
+    places = [*there[:2], *elsewhere, *there[2:]]
+    assert GRAPH.active_indices(places).tolist() == [of.get(place, -1) for place in places]
+    assert GRAPH.active_indices([]).tolist() == []
+    assert [GRAPH.active_index(place) for place in places[:3]] == [of[there[0]], of[there[1]], None]
