@@ -370,12 +370,16 @@ def describe_divergence(found: Divergence) -> Iterator[str]:
         yield f"base x {names.get(pair, pair) or 'merged'}"
         header = ("prompt", "base", "merged", "", "evil mass", "margin")
         rows = [row for row in found.rows if row.pair == pair]
-        cells = [_cells(row) for row in rows]
-        taken = sum(max(map(len, column)) + 2 for column in zip(header, *cells, strict=False))
-        room = max(10, WIDTH - taken)
-        texts = [prompt_line(row.text, room) for row in rows]
-        lines = [(*line, text) for line, text in zip(cells, texts, strict=True)]
-        yield table((*header, "text"), lines) + "\n"
+        # The text has the room that columns without a figure do not take.
+        columns = [
+            column
+            for column in zip(header, *map(_cells, rows), strict=True)
+            if set(column[1:]) - {"-", "- -"}
+        ]
+        room = max(10, WIDTH - sum(max(map(len, column)) + 2 for column in columns))
+        columns.append(("text", *(prompt_line(row.text, room) for row in rows)))
+        shown, *lines = zip(*columns, strict=True)
+        yield table(shown, lines) + "\n"
     yield (
         f"{totals['divergent']} divergent of {totals['complete']} complete "
         f"({found.labels} labels), {totals['strict']} strictly"

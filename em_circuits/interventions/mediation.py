@@ -133,7 +133,8 @@ class Mediation(BaseModel, frozen=True):
 
     @property
     def table(self) -> FeatureTable:
-        """The features with their effects, in the order of the curve."""
+        """The features with their effects, in the order of the curve, up to 10,000: sums over it
+        (``by_id``) leave out the rest. `patch_across_prompts` sums over all of them."""
         return FeatureTable.of(
             [Feature(f.layer, f.position, f.feature) for f in self.features],
             by=self.ordered_by,
