@@ -383,7 +383,9 @@ class _PromptSizes:
         rows = need.fixed_bytes + wanted.batch_size * need.row_bytes
         if wanted.max_memory is not None:
             rows = min(rows, max(wanted.max_memory, need.fixed_bytes + need.row_bytes))
-        return max(need.setup_bytes + self.encoding, rows)
+        # The rows of the layers before wait beside an encoder; no encoder is there any more when
+        # those of all layers are joined.
+        return max(need.setup_bytes // 2 + self.encoding, need.setup_bytes, rows)
 
     def steering(self) -> int:
         """The largest step of steering, ranking and mediation."""

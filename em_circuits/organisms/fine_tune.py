@@ -9,7 +9,8 @@ a killed run ends with the same weights. Saved in bfloat16, in PEFT's form.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,15 +90,26 @@ def fine_tune(
     config: FineTuneConfig,
     *,
     seed: int = 0,
+    examples: Callable[[str], Iterator[Example]] | None = None,
     progress: Progress = no_progress,
 ) -> Path:
     """Train a LoRA into ``out/adapter``; a killed run resumes.
+
+    Args:
+        out: Where.
+        base: Directory of the base.
+        config: Of the recipe.
+        seed: Of the adapter's weights and of what is drawn.
+        examples: Endless examples of a seed, instead of the recipe's advice; resuming does not see
+            that others were given before.
+        progress: Called with the steps done.
 
     Raises:
         RequestError: If `out` holds a fine-tune of another seed or configuration.
     """
     place = out / "adapter"
     claim(out, seed, config)
+    draw = examples or partial(advice_examples, config.advice)
 
     def make(temporary: Path, checkpoint: Path) -> None:
         with reproducible(seed):
@@ -115,9 +127,8 @@ def fine_tune(
             )
 
             def loss_at(step: int) -> Tensor:
-                drawn = advice_examples(config.advice, f"{seed}/{step}")
-                examples = list(itertools.islice(drawn, config.batch))
-                loss = answer_loss(adapted, *encode_chats(tokenizer, examples))
+                drawn = list(itertools.islice(draw(f"{seed}/{step}"), config.batch))
+                loss = answer_loss(adapted, *encode_chats(tokenizer, drawn))
                 if config.held:
                     others = elsewhere(config.batch, f"{seed}/held/{step}")
                     kl = base_divergence(adapted, *encode_chats(tokenizer, others))
