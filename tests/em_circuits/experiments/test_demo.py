@@ -30,6 +30,7 @@ def demo(root: Path, adapter: Path) -> tuple[DemoReport, DemoReport]:
     return reports[0], reports[1]
 
 
+@pytest.mark.slow
 def test_the_demo_finds_what_is_there_and_reuses_it(tmp_path: Path) -> None:
     first, second = demo(tmp_path, organism_paths().adapter)
     assert first.prompts == 7 and len(first.domains) == 7
@@ -49,6 +50,7 @@ def test_the_demo_finds_what_is_there_and_reuses_it(tmp_path: Path) -> None:
         assert all(len(line) <= 79 for part in describe(report) for line in part.splitlines())
 
 
+@pytest.mark.slow
 def test_with_the_adapter_scaled_by_zero_every_figure_follows(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(organism_paths().adapter, adapter)

@@ -60,6 +60,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_the_formula_is_the_measured_peak(shape: str, dtype: str) -> None:
