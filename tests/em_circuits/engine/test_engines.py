@@ -163,9 +163,10 @@ def test_pieces_go_through_processes_and_actors_that_nobody_else_can_reach(
 
 @pytest.mark.slow
 @with_ray
-def test_two_nodes_label_though_one_and_three_workers_are_killed() -> None:
+def test_two_nodes_label_though_one_and_a_worker_are_killed() -> None:
+    """In short: `make test-cluster` labels 200 prompts, and kills three workers."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "cluster.py"), "--prompts", "12"],
+        [sys.executable, str(HERE / "cluster.py"), "--prompts", "8", "--kills", "1"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -173,4 +174,4 @@ def test_two_nodes_label_though_one_and_three_workers_are_killed() -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "12 verdicts and 24 graphs, each once and as the local engine's" in done.stdout
+    assert "8 verdicts and 16 graphs, each once and as the local engine's" in done.stdout
