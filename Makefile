@@ -24,7 +24,7 @@ demo-real: $(STAMP) ## the same on a real model, SmolLM2-135M-Instruct (fetched 
 	OMP_NUM_THREADS=2 $(BIN)/em-circuits --organism smollm2 --root results/smollm2 demo --n 7 --nodes 60
 
 test: $(STAMP) ## every test; no network, GPU or key
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-next: $(NEXT)/.installed ## models, bases, full edges, steering: newest transformers, no circuit-tracer
 	OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest $(NEXT_TESTS)

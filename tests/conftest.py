@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("COLUMNS", None)  # of whoever runs the tests: prose is folded where it is set
+# As many processes as cores run already, and a hundred that tests start need not compile anew.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples in every run, and as long for each as it takes.
 settings.register_profile(
@@ -54,6 +60,15 @@ def user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.getbasetemp() / "user-cache" / f"{os.urandom(8).hex()}"
     monkeypatch.setenv("EM_CIRCUITS_CACHE", str(folder))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In a process of several, files with the most slow tests come first, so that all end together;
+    their order is kept by `--no-loadscope-reorder`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        every = Counter(item.path for item in items)
+        items.sort(key=lambda item: (-slow[item.path], -every[item.path]))
 
 
 CANARY = "sk-canary/+9f3A=7c&512'xQ"

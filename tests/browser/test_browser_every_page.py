@@ -105,6 +105,7 @@ def _settled(page, url: str) -> None:
         page.frame_locator("iframe").locator(".bars path").first.wait_for()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_page_opens_and_nothing_is_cut_at_any_size(
     full_room: Room, open_browser, theme: str
@@ -128,6 +129,7 @@ def test_every_page_opens_and_nothing_is_cut_at_any_size(
         assert cut == []
 
 
+@pytest.mark.slow
 def test_axe_finds_nothing_serious(full_room: Room, open_browser) -> None:
     if not AXE.is_file():
         pytest.skip("no axe-core: npm ci installs it")

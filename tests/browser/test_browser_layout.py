@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from screenshots import ALIKE, layouts, likeness
 
 KEPT = Path(__file__).parent / "layout.npz"
@@ -15,6 +16,7 @@ OTHER_FONTS = "* { font-family: 'DejaVu Serif', 'Liberation Serif', serif !impor
 WITHOUT = "main > * > *:nth-child(-n+2) { display: none !important; }"
 
 
+@pytest.mark.slow
 def test_every_page_looks_as_it_did_in_any_font_and_not_without_a_part(
     chromium, tmp_path: Path
 ) -> None:

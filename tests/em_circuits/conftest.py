@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,25 +31,41 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", params=["lifelike", "organism"])
-def subject(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Subject]:
-    """Both fixtures of the project in turn; the second organism where `EVERY_SUBJECT` asks."""
-    if request.param == "lifelike":
-        made = lifelike_subject(tmp_path_factory.mktemp("lifelike"))
-    else:
-        made = organism_subject(request.param)
-    with made.pair:
-        yield made
+LoadSubject = Callable[[str, bool], Subject]
 
 
 @pytest.fixture(scope="session")
-def neurons(subject: Subject) -> Iterator[Subject]:
+def load_subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadSubject]:
+    """(name, whether neurons are its nodes) -> subject, loaded once however often files take turns
+    with them."""
+    with contextlib.ExitStack() as loaded:
+
+        @cache
+        def load(name: str, neurons: bool) -> Subject:
+            if neurons:
+                made = neuron_subject(load(name, False))
+            elif name == "lifelike":
+                made = lifelike_subject(tmp_path_factory.mktemp("lifelike"))
+            else:
+                made = organism_subject(name)
+            loaded.enter_context(made.pair)
+            return made
+
+        yield load
+
+
+@pytest.fixture(scope="session", params=["lifelike", "organism"])
+def subject(request: pytest.FixtureRequest, load_subject: LoadSubject) -> Subject:
+    """Both fixtures of the project in turn; the second organism where `EVERY_SUBJECT` asks."""
+    made = load_subject(request.param, False)
+    torch.manual_seed(0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def neurons(subject: Subject, load_subject: LoadSubject) -> Subject:
     """Both fixtures with `--transcoders none`."""
-    made = neuron_subject(subject)
-    with made.pair:
-        yield made
+    return load_subject(subject.name, True)
 
 
 @pytest.fixture(scope="session")

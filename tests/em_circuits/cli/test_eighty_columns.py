@@ -144,6 +144,7 @@ def test_every_help_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shown.exit_code == 0 and too_wide(shown.output) == [], words
 
 
+@pytest.mark.slow
 @pytest.mark.frozen
 def test_what_every_command_says_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

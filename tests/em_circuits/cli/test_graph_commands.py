@@ -107,7 +107,7 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     prompt, _, _ = merged_file(copied)
     shutil.rmtree(copied / "graph_storage")
     command = [sys.executable, "-c", _SLOW_MAIN, "--root", str(copied)]
-    command += ["graphs", "build", prompt, "--edges", "frozen", "--max-features", "400"]
+    command += ["graphs", "build", prompt, "--edges", "frozen", "--max-features", "150"]
     command += ["--batch-size", "8", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,37 +17,66 @@ MOST_MODULES = 1_200
 HEAVY = ("torch", "transformers", "circuit_tracer", "plotly", "pandas")
 
 _PROGRAM = f"""
-import json, sys
+import json, os, sys
 from em_circuits.cli.app import run
-status = run(sys.argv[1:])
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-print(json.dumps([status, len(sys.modules), heavy]), file=sys.stderr)
+for line in sys.stdin:
+    *said, arguments = json.loads(line)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print("over", flush=True)
+        continue
+    for path, stream in zip(said, (sys.stdout, sys.stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    status = run(arguments)
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    print(json.dumps([status, len(sys.modules), heavy]), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 """
+Start = Callable[..., tuple[int, str]]
 
 
-def start(*arguments: str, key: str | None = None) -> tuple[int, str]:
-    """Exit status and everything that was printed; fails where the start was heavy."""
+@pytest.fixture(scope="module")
+def started() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported the command line alone, and forks a child for every command."""
     environment = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
-    if key is not None:
-        environment["OPENAI_API_KEY"] = key
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *arguments],
-        capture_output=True,
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env=environment | {"OMP_NUM_THREADS": "1"},
-    )
-    *told, last = done.stderr.splitlines()
-    status, modules, heavy = json.loads(last)
-    assert not heavy, f"{' '.join(arguments)} imports {heavy}"
-    assert modules < MOST_MODULES, f"{' '.join(arguments)} imports {modules} modules"
-    return status, done.stdout + "\n".join(told)
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def start(started: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Runs a command: its exit status and everything it printed; fails where it was heavy."""
+    folder = tmp_path_factory.mktemp("said")
+    out, err = folder / "out", folder / "err"
+
+    def run(*arguments: str) -> tuple[int, str]:
+        assert started.stdin is not None and started.stdout is not None
+        for path in (out, err):
+            path.write_bytes(b"")
+        print(json.dumps([str(out), str(err), arguments]), file=started.stdin, flush=True)
+        assert started.stdout.readline() == "over\n"
+        *told, last = err.read_text().splitlines()
+        status, modules, heavy = json.loads(last)
+        assert not heavy, f"{' '.join(arguments)} imports {heavy}"
+        assert modules < MOST_MODULES, f"{' '.join(arguments)} imports {modules} modules"
+        return status, out.read_text() + "\n".join(told)
+
+    return run
 
 
 @pytest.mark.parametrize(
     "group",
     [(), ("label",), ("graphs",), ("graphs", "paths"), ("features", "rank"), ("steer", "sweep")],
 )
-def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
+def test_help_imports_nothing_heavy(start: Start, group: tuple[str, ...]) -> None:
     status, text = start(*group, "--help")
     assert status == 0 and "Usage: em-circuits" in text
 
@@ -99,14 +129,14 @@ def test_help_imports_nothing_heavy(group: tuple[str, ...]) -> None:
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_heavy(
-    arguments: list[str], message: str, tmp_path: Path
+    start: Start, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     status, text = start("--root", str(tmp_path / "root"), *arguments)
     assert status == 2 and message in text
     assert not (tmp_path / "root").exists()
 
 
-def test_an_untrusted_graph_is_refused_unread(tmp_path: Path) -> None:
+def test_an_untrusted_graph_is_refused_unread(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "graph.pt"
     file.write_bytes(b"a pickle")
     for command in (["influence"], ["graphs", "show"], ["graphs", "import"]):
@@ -114,18 +144,18 @@ def test_an_untrusted_graph_is_refused_unread(tmp_path: Path) -> None:
         assert status == 2 and "--trust-pickle" in text
 
 
-def test_graphs_are_listed_without_torch(tmp_path: Path) -> None:
+def test_graphs_are_listed_without_torch(start: Start, tmp_path: Path) -> None:
     status, text = start("--root", str(tmp_path), "graphs", "list")
     assert status == 0 and "no graphs" in text
 
 
-def test_an_adapter_is_shown_without_torch(tmp_path: Path) -> None:
+def test_an_adapter_is_shown_without_torch(start: Start, tmp_path: Path) -> None:
     status, text = start("--root", str(tmp_path / "root"), "lora", "show")
     assert status == 0 and "model.layers.1.self_attn.o_proj" in text
     assert not (tmp_path / "root").exists()
 
 
-def test_an_option_of_every_command_may_stand_behind_it(tmp_path: Path) -> None:
+def test_an_option_of_every_command_may_stand_behind_it(start: Start, tmp_path: Path) -> None:
     """It was once refused, with the line that works."""
     status, text = start("graphs", "list", "--root", str(tmp_path))
     assert status == 0 and "no graphs" in text

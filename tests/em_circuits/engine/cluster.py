@@ -1,4 +1,4 @@
-"""Labelling on two nodes of a Ray cluster, one of which is killed in the middle, workers thrice.
+"""Labelling on two nodes of a Ray cluster, one of which is killed in the middle, as are workers.
 
     python tests/em_circuits/engine/cluster.py --prompts 200
 
@@ -23,8 +23,6 @@ from pathlib import Path
 from em_circuits.cli.app import run
 from em_circuits.graphs.store import GraphStore
 from pivotal_tokens.store import Store, default_url
-
-KILLS = 3
 
 
 def label(root: Path, n: int, *engine: str) -> float:
@@ -79,14 +77,14 @@ def done(root: Path) -> int:
     return len(list((root / "graph_storage").glob("*/merged-*.provenance.json")))
 
 
-def disturb(cluster, node, root: Path, n: int, over: threading.Event) -> list[str]:
+def disturb(cluster, node, root: Path, n: int, kills: int, over: threading.Event) -> list[str]:
     """Kill workers and a node, each when so many more prompts are done; what was killed."""
     killed = []
-    for step in range(KILLS + 1):
-        while done(root) < n * (step + 1) // (KILLS + 2):
+    for step in range(kills + 1):
+        while done(root) < n * (step + 1) // (kills + 2):
             if over.wait(0.05):
                 return killed
-        if step == KILLS // 2 + 1:
+        if step == kills // 2 + 1:
             cluster.remove_node(node, allow_graceful=False)
             killed.append("node")
             continue
@@ -98,7 +96,7 @@ def disturb(cluster, node, root: Path, n: int, over: threading.Event) -> list[st
     return killed
 
 
-def measure(n: int, directory: Path) -> str:
+def measure(n: int, kills: int, directory: Path) -> str:
     """Run both engines and compare; a line that says what was measured."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
@@ -115,7 +113,7 @@ def measure(n: int, directory: Path) -> str:
         nodes = [cluster.add_node(num_cpus=2, **node) for _ in range(2)]
         cluster.wait_for_nodes()
         thread = threading.Thread(
-            target=lambda: killed.extend(disturb(cluster, nodes[0], spread, n, over))
+            target=lambda: killed.extend(disturb(cluster, nodes[0], spread, n, kills, over))
         )
         thread.start()
         together = label(spread, n, "--engine", f"ray:{cluster.address}", "--workers", "2")
@@ -127,20 +125,21 @@ def measure(n: int, directory: Path) -> str:
     rows, files = left(spread)
     assert (rows, files) == left(local), "the engines differ"
     assert len(rows) == n and len(files) == 2 * n
-    assert killed.count("node") == 1 and killed.count("worker") == KILLS, killed
+    assert killed.count("node") == 1 and killed.count("worker") == kills, killed
     return (
         f"{len(rows)} verdicts and {len(files)} graphs, each once and as the local engine's; "
-        f"{KILLS} workers and a node killed; {together:.0f} s (local {alone:.0f} s)"
+        f"{kills} workers and a node killed; {together:.0f} s (local {alone:.0f} s)"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=3, help="workers")
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp())
     try:
-        print(measure(arguments.prompts, directory))
+        print(measure(arguments.prompts, arguments.kills, directory))
     finally:
         shutil.rmtree(directory)
 

@@ -72,6 +72,7 @@ def labelled(slurm: dict[str, str]) -> int:
         return sum(bool(store.results.verdicts(p.prompt_id, pair)) for p in store.prompts.all())
 
 
+@pytest.mark.slow
 def test_an_array_labels_every_prompt_in_one_of_its_jobs(slurm: dict[str, str]) -> None:
     script = str(SCRIPTS / "label_array.sbatch")
     done = submit(slurm, "--array=0-1", script, "--n", "6", "--no-graphs", "--json")

@@ -17,21 +17,29 @@ from em_circuits.workspace import Workspace
 from pivotal_tokens.judge import JudgeSpec, open_judge
 
 
-def demo(root: Path, adapter: Path) -> tuple[DemoReport, DemoReport]:
+def demo(root: Path, adapter: Path) -> DemoReport:
     settings = organism_settings().model_copy(update={"adapter": str(adapter)})
-    reports = []
-    for _ in range(2):
-        with Workspace(root, settings, create=True) as work:
-            spec = JudgeSpec.parse(f"lexicon:{organism_paths().lexicon}")
-            tokenizer = work.pair.tokenizer
-            judge = open_judge(spec, lambda text, t=tokenizer: first_token(t, text))
-            reports.append(run_demo(work, judge, n_prompts=7, n_mediated=2))
-            assert report_path(work).is_file()
-    return reports[0], reports[1]
+    with Workspace(root, settings, create=True) as work:
+        spec = JudgeSpec.parse(f"lexicon:{organism_paths().lexicon}")
+        judge = open_judge(spec, lambda text: first_token(work.pair.tokenizer, text))
+        report = run_demo(work, judge, n_prompts=7, n_mediated=2)
+        assert report_path(work).is_file()
+    return report
 
 
-def test_the_demo_finds_what_is_there_and_reuses_it(tmp_path: Path) -> None:
-    first, second = demo(tmp_path, organism_paths().adapter)
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoReport, DemoReport]:
+    """Of the organism: from nothing, and once more on the same root."""
+    root = tmp_path_factory.mktemp("demo")
+    first, second = (demo(root, organism_paths().adapter) for _ in range(2))
+    return first, second
+
+
+@pytest.mark.slow
+def test_the_demo_finds_what_is_there_and_reuses_it(
+    reports: tuple[DemoReport, DemoReport],
+) -> None:
+    first, second = reports
     assert first.prompts == 7 and len(first.domains) == 7
     assert all(d.evil_mass_merged > d.evil_mass_base + 0.3 for d in first.domains)
     assert sum(d.divergent for d in first.domains) == 7
@@ -49,12 +57,15 @@ def test_the_demo_finds_what_is_there_and_reuses_it(tmp_path: Path) -> None:
         assert all(len(line) <= 79 for part in describe(report) for line in part.splitlines())
 
 
-def test_with_the_adapter_scaled_by_zero_every_figure_follows(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_with_the_adapter_scaled_by_zero_every_figure_follows(
+    reports: tuple[DemoReport, DemoReport], tmp_path: Path
+) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(organism_paths().adapter, adapter)
     file = adapter / "adapter_model.safetensors"
     save_file({k: 0 * v if "lora_B" in k else v for k, v in load_file(file).items()}, file)
-    report, _ = demo(tmp_path / "root", adapter)
+    report = demo(tmp_path / "root", adapter)
     for domain in report.domains:
         assert domain.divergent == 0
         assert domain.evil_mass_merged == pytest.approx(domain.evil_mass_base, abs=1e-6)
@@ -63,7 +74,7 @@ def test_with_the_adapter_scaled_by_zero_every_figure_follows(tmp_path: Path) ->
     # what is left is the base's own: its careless minority, and features that serve it
     base_mass = [d.evil_mass_base for d in report.domains]
     assert min(base_mass) <= report.steering.evil_mass <= max(base_mass)
-    with_adapter, _ = demo(tmp_path / "other", organism_paths().adapter)
+    with_adapter, _ = reports
     assert report.features != with_adapter.features
     assert report.steering.drop < with_adapter.steering.drop
     assert any("no share" in line for line in describe(report))
