@@ -548,8 +548,7 @@ def _write_page(
     page = page or work.results / "validation" / f"{name}-{config['model']}-{key[:12]}.html"
     data = page.with_suffix(".json")
     result = shown(files={"html": str(page), "json": str(data)})
-    report.page.write_page(page, *content)
-    write_provenance(page, inputs=inputs, config=config, key=key)
+    report.page.write_page(page, *content, inputs=inputs, config=config, key=key)
     write_json(data, result.model_dump(mode="json"))
     write_provenance(data, inputs={**inputs, "page": sha256_file(page)}, config=config, key=key)
     return result
